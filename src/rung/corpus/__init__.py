@@ -1,0 +1,234 @@
+"""Text in, documents out: every source as train, validation and test splits of whole documents.
+
+Where a source has no splits of its own they are cut by a hash of each document, so that adding text
+never moves a document from one split to another. Documents are written once to an Arrow file and
+memory-mapped from there (`datasets`), so memory does not grow with the corpus.
+"""
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rung.corpus import files, hub, python
+from rung.corpus.files import DocumentKind
+from rung.errors import CorpusError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "cache_folder", "load_corpus"]
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+HELD_OUT = 0.05  # of the documents, for validation and again for test
+HELD_OUT_PACKAGES = 0.1  # of the packages: there are few of them, and most are small
+
+CORPORA = {
+    "python-docs": "the running Python's language reference and docstrings, 2 MB (the default)",
+    "python-source": "the running Python's standard library source, 11 MB",
+    "wikitext-2": "WikiText-2, raw, by article, from the Hub, 13 MB",
+    "wikitext-103": "WikiText-103, raw, by article, from the Hub, 540 MB",
+    "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
+    "PATH": "a file, a folder or a glob: .txt .md .rst .py .jsonl .json .csv .parquet, also .gz .zst",
+}
+WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Three splits of documents (column `text`), memory-mapped, and a fingerprint of their content."""
+
+    name: str
+    train: "Dataset"
+    validation: "Dataset"
+    test: "Dataset"
+    fingerprint: str
+
+    def split(self, name: str) -> "Dataset":
+        """One split by name."""
+        if name not in SPLITS:
+            raise CorpusError(f"no split {name!r}: choose from {', '.join(SPLITS)}")
+        return getattr(self, name)
+
+
+def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragraphs", *, whole: bool = False) -> Corpus:
+    """The corpus that `source` names (see `CORPORA`); `documents` says what a document is in plain text.
+
+    `whole` keeps a source that has no splits of its own in one piece, as every split: for scoring.
+    Raises `CorpusError` when it cannot be read or is too small to split.
+    """
+    name = _name(source)
+    named = _read_named_splits(source, documents)
+    if named:
+        splits = {split: _store(read, key) for split, (read, key) in named.items()}
+        only = splits.get("test") or splits.get("validation")
+        if only is not None:
+            splits = {"validation": only, "test": only} | splits
+        else:
+            splits = _cut(splits["train"], source, HELD_OUT)
+    else:
+        everything = _store(*_read_unsplit(source, documents))
+        held_out = HELD_OUT_PACKAGES if source.startswith("python-") else HELD_OUT
+        splits = dict.fromkeys(SPLITS, everything) if whole else _cut(everything, source, held_out)
+    for split in SPLITS:
+        if len(splits[split]) == 0:
+            raise CorpusError(f"{source} has no text in its {split} split")
+    splits = {split: rows.select_columns(["text"]) for split, rows in splits.items()}
+    return Corpus(name=name, fingerprint=_fingerprint(splits), **splits)
+
+
+def cache_folder() -> Path:
+    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
+    if folder := os.environ.get("RUNG_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    )
+    return Path(base).expanduser() / "rung"
+
+
+Reader = Callable[[], Iterator[tuple[str, str]]]  # (text, the group that must stay on one side)
+
+
+def _is_path(source: str) -> bool:
+    return source not in CORPORA and not source.startswith("hf:")
+
+
+def _name(source: str) -> str:
+    if not _is_path(source):
+        return source
+    path = Path(source).expanduser().resolve()
+    return path.parent.name if _split_name(path) == "train" and _find_split_files(path) else path.name
+
+
+def _read_unsplit(source: str, documents: DocumentKind) -> tuple[Reader, str]:
+    """A reader of (text, group), and the key under which its result is kept."""
+    if source == "python-docs":
+        return python.read_docs, f"{source} {sys.version} {sys.prefix}"
+    if source == "python-source":
+        return python.read_source, f"{source} {sys.version} {sys.prefix}"
+    found = files.find_files(source)
+    return _file_reader(found, documents), _file_key(found, documents)
+
+
+def _read_named_splits(source: str, documents: DocumentKind) -> dict[str, tuple[Reader, str]]:
+    """The splits that the source itself names; none when it names none."""
+    if source in WIKITEXT_CONFIGS:
+        rows = hub.load_splits(hub.WIKITEXT, WIKITEXT_CONFIGS[source])
+        return {name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()}
+    if source.startswith("hf:"):
+        path, config = hub.parse(source)
+        rows = hub.load_splits(path, config)
+        return {name: (_row_reader(r, source), f"rows {r._fingerprint}") for name, r in rows.items()}
+    if not _is_path(source):
+        return {}
+    return {
+        name: (_file_reader(found, documents), _file_key(found, documents))
+        for name, found in _find_split_files(Path(source).expanduser()).items()
+    }
+
+
+def _find_split_files(path: Path) -> dict[str, list[Path]]:
+    """Split names to files, where a folder's entries (or a path and its neighbours) are called so."""
+    if _split_name(path) == "train":
+        path = path.parent
+    if not path.is_dir():
+        return {}
+    found: dict[str, list[Path]] = {}
+    for entry in sorted(path.iterdir()):
+        if (name := _split_name(entry)) and (entry.is_dir() or files.kind_suffix(entry)):
+            found.setdefault(name, []).extend(files.find_files(str(entry)))
+    if found and "train" not in found:
+        raise CorpusError(f"{path} has {' and '.join(found)} but no train split: add one, or name a single file")
+    return found if len(found) > 1 else {}
+
+
+def _split_name(path: Path) -> str | None:
+    return hub.SPLIT_NAMES.get(path.name.split(".")[0].lower())
+
+
+def _file_reader(found: list[Path], documents: DocumentKind) -> Reader:
+    return lambda: ((text, "") for text in files.read_documents(found, documents))
+
+
+def _article_reader(rows: "Dataset") -> Reader:
+    return lambda: ((text, "") for text in hub.join_articles(row["text"] for row in rows))
+
+
+def _row_reader(rows: "Dataset", where: str) -> Reader:
+    return lambda: ((text, "") for text in hub.read_texts(rows, where))
+
+
+def _file_key(found: list[Path], documents: DocumentKind) -> str:
+    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+    return json.dumps([documents, facts])
+
+
+def _store(read: Reader, key: str) -> "Dataset":
+    """The reader's documents as a memory-mapped data set with columns `text` and `place`, written once.
+
+    `place`, in [0, 1), is where the document (or its group) falls when splits are cut.
+    """
+    import datasets
+    from datasets.arrow_writer import ArrowWriter
+
+    from rung import __version__
+
+    digest = hashlib.sha256(f"{__version__} {key}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "corpora"
+    path = folder / f"{digest}.arrow"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f".{digest}.{os.getpid()}"
+        features = datasets.Features({"text": datasets.Value("large_string"), "place": datasets.Value("float64")})
+        try:
+            with ArrowWriter(features=features, path=str(beside)) as writer:
+                for text, group in read():
+                    writer.write({"text": text, "place": files.hash_unit(group or text)})
+                writer.finalize()
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    return datasets.Dataset.from_file(str(path))
+
+
+def _cut(everything: "Dataset", source: str, held_out: float) -> dict[str, "Dataset"]:
+    """Train, validation and test by `place`; the documents nearest the border fill a split left empty."""
+    import numpy
+
+    place = everything.with_format("numpy")["place"][:]
+    order = numpy.argsort(place, kind="stable")
+    documents = len(numpy.unique(place))
+    size = sum(len(text.encode("utf-8")) for text in itertools.islice(everything["text"], 100))
+    if documents < 3:
+        raise CorpusError(
+            f"{source} is too little text to split into train, validation and test: {documents} "
+            f"{'document' if documents == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
+            "or try --documents lines"
+        )
+    counts = numpy.array([(place < held_out).sum(), (place < 2 * held_out).sum()])
+    distinct = numpy.searchsorted(place[order], numpy.unique(place))  # where each run of equal places begins
+    test_end = max(counts[0], distinct[1])
+    validation_end = max(counts[1], distinct[distinct > test_end][0])
+    if validation_end == len(place):
+        validation_end = distinct[-1]
+    bounds = {"test": (0, test_end), "validation": (test_end, validation_end), "train": (validation_end, len(place))}
+    return {name: everything.select(numpy.sort(order[low:high])) for name, (low, high) in bounds.items()}
+
+
+def _fingerprint(splits: dict[str, "Dataset"]) -> str:
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        digest.update(name.encode())
+        for batch in splits[name].iter(batch_size=1000):
+            for text in batch["text"]:
+                digest.update(hashlib.sha256(text.encode("utf-8")).digest())
+    return digest.hexdigest()[:16]

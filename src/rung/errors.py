@@ -1,0 +1,38 @@
+"""The mistakes a user can make, each raised once and printed as one clear line.
+
+    RungError
+    ├── CorpusError      text that is missing, unreadable, binary, or too little
+    ├── TokenizerError   a tokenizer that cannot be built, found or used
+    ├── RecipeError      an unknown rung, key or value
+    └── RunError         a run folder that is missing, damaged or in the way
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class RungError(Exception):
+    """A user's mistake: says what is wrong, the value, and the remedy."""
+
+
+class CorpusError(RungError):
+    """The text cannot be read, or there is too little of it."""
+
+
+class TokenizerError(RungError):
+    """The tokenizer cannot be built, found or used."""
+
+
+class RecipeError(RungError):
+    """A recipe names a rung, a key or a value that does not exist."""
+
+
+class RunError(RungError):
+    """A run folder is missing, damaged, or in the way."""
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The end of an error message: the nearest choice, or all of them when none is near."""
+    choices = list(choices)
+    near = difflib.get_close_matches(name, choices, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"

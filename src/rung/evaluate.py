@@ -1,0 +1,244 @@
+"""The ruler: one number for every rung, charged for every byte of the same held-out documents.
+
+Definitions (those of lm-evaluation-harness, with the end of a document scored too):
+
+    bits_per_byte     total negative log2-likelihood / UTF-8 bytes
+    word_perplexity   exp(total negative log-likelihood / white-space separated words)
+    token_perplexity  exp(total negative log-likelihood / tokens)
+
+A document starts from BOS, which is not scored; its end-of-text token is. A model that looks at a limited
+number of tokens reads long documents through a sliding window, each token scored once, with at least
+`window - stride` tokens before it. An unknown word costs its `<unk>` and the spelling of it, each byte and
+an end at log(257): the score is the length of a code, and a tokenizer cannot flatter it by not knowing words.
+"""
+
+import bz2
+import itertools
+import lzma
+import math
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy
+import torch
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
+
+from rung.models import CausalModel
+from rung.tokenizer import encode_plainly, losses
+
+RESAMPLES = 1000  # of the bootstrap
+LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
+DOCUMENTS_AT_ONCE = 64
+CARRIED = 1024  # tokens a model with a carried state reads at a time
+SPELLING = math.log(257)  # nats a byte of an unknown word, and its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, None for one document."""
+
+    bits_per_byte: float
+    low: float | None
+    high: float | None
+    word_perplexity: float
+    token_perplexity: float
+    nats: float
+    documents: int
+    bytes: int
+    words: int
+    tokens: int
+    unknown_words: int
+    unknown_nats: float  # the part of `nats` that spells unknown words
+    window: int | None  # tokens; None where the model carries its state through the document
+    stride: int | None
+    lost: list[str]  # what the tokenizer does not keep, and the score does not charge for
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a run's record and for `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScore:
+    """A piece of text and its surprisal in bits."""
+
+    text: str
+    bits: float
+
+
+@dataclass(frozen=True)
+class _Document:
+    """Token ids from BOS to EOS, and the text's own counts."""
+
+    ids: list[int]
+    bytes: int
+    words: int
+    unknown: list[int]  # the spelled length in bytes of each unknown word
+
+
+def score_documents(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    on_document: Callable[[int], None] | None = None,
+) -> Score:
+    """Score whole documents; `on_document` is called with the number done so far.
+
+    Memory holds one batch of documents at a time.
+    """
+    rows: list[tuple[float, float, int, int, int, int]] = []
+    for batch in _batched(_prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
+        for document, costs in zip(batch, _token_nats(model, [d.ids for d in batch]), strict=True):
+            spelling = sum((size + 1) * SPELLING for size in document.unknown)
+            nats = costs.double().sum().item() + spelling
+            rows.append((nats, spelling, document.bytes, document.words, len(costs), len(document.unknown)))
+        if on_document:
+            on_document(len(rows))
+    nats, spelling, sizes, words, tokens, unknown = (numpy.array(column) for column in zip(*rows, strict=True))
+    low, high = bootstrap_interval(nats / math.log(2), sizes)
+    window = model.context_length
+    return Score(
+        bits_per_byte=float(nats.sum() / math.log(2) / sizes.sum()),
+        low=low,
+        high=high,
+        word_perplexity=_perplexity(nats.sum(), words.sum()),
+        token_perplexity=_perplexity(nats.sum(), tokens.sum()),
+        nats=float(nats.sum()),
+        documents=len(rows),
+        bytes=int(sizes.sum()),
+        words=int(words.sum()),
+        tokens=int(tokens.sum()),
+        unknown_words=int(unknown.sum()),
+        unknown_nats=float(spelling.sum()),
+        window=window,
+        stride=None if window is None else stride_of(window),
+        lost=list(losses(tokenizer)),
+    )
+
+
+def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenScore]:
+    """The surprisal of each token of `text` as a document, its end last (with the text '')."""
+    encoding = encode_plainly(tokenizer, [text])[0]
+    ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
+    nats = _token_nats(model, [ids])[0].tolist()
+    pieces, end = [], 0
+    for start, stop in encoding.offsets:
+        pieces.append(text[max(start, end) : stop])  # the bytes of one character may be several tokens
+        end = max(end, stop)
+    return [TokenScore(text=t, bits=n / math.log(2)) for t, n in zip([*pieces, ""], nats, strict=True)]
+
+
+def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float | None, float | None]:
+    """A 95% interval of sum(bits) / sum(sizes), documents drawn with replacement (Efron & Tibshirani 1993, ch. 13)."""
+    count = len(bits)
+    if count < 2:
+        return None, None
+    generator = numpy.random.default_rng(0)
+    ratios = numpy.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        drawn = generator.integers(0, count, count)
+        ratios[i] = bits[drawn].sum() / sizes[drawn].sum()
+    low, high = numpy.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def compressor_marks(test: Iterable[str], train: Iterable[str]) -> dict[str, float]:
+    """Bits per byte of zlib, bz2 and lzma on the test text, and of lzma that has read the train text first."""
+    text = "".join(test).encode()
+    before = "".join(train).encode()
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, min(len(before) + len(text), 2**30))}]
+
+    def squeeze(data: bytes) -> int:
+        return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
+
+    sizes = {
+        "zlib": len(zlib.compress(text, 9)),
+        "bz2": len(bz2.compress(text, 9)),
+        "lzma": squeeze(text),
+        "lzma after train": squeeze(before + text) - squeeze(before),
+    }
+    return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def stride_of(window: int) -> int:
+    """How far the window moves: half of it, so that a token has at least half a window before it."""
+    return max(1, window // 2)
+
+
+def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+    unknown_id = tokenizer.unk_token_id if "unknown words" in losses(tokenizer) else None
+    for text in texts:
+        encoding = encode_plainly(tokenizer, [text])[0]
+        unknown = [
+            len(text[start:stop].encode())
+            for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token == unknown_id
+        ]
+        ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
+        yield _Document(ids, len(text.encode()), len(text.split()), unknown)
+
+
+@torch.no_grad()
+def _token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
+    """The cost in nats of every token but the first of each document, in float32."""
+    costs = [torch.empty(len(ids) - 1) for ids in documents]
+    read = _read_carried if model.context_length is None else _read_windows
+    order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
+    read(model, [documents[d] for d in order], [costs[d] for d in order])
+    return costs
+
+
+def _read_carried(model: CausalModel, documents: list[list[int]], costs: list[torch.Tensor]) -> None:
+    """Documents side by side from their beginnings, the state carried from one stretch to the next."""
+    length = max(1, min(CARRIED, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size))
+    rows = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size))
+    for at in range(0, len(documents), rows):
+        state = None
+        for start in range(0, len(documents[min(at + rows, len(documents)) - 1]) - 1, length):
+            pieces = [ids[start : start + length + 1] for ids in documents[at : at + rows]]
+            nats, state = _forward(model, pieces, state)
+            for cost, row, piece in zip(costs[at : at + rows], nats, pieces, strict=True):
+                cost[start : start + length] = row[: max(0, len(piece) - 1)]
+
+
+def _read_windows(model: CausalModel, documents: list[list[int]], costs: list[torch.Tensor]) -> None:
+    """Windows of every document, batched by length; the first is scored whole, the others their last stride."""
+    window = model.context_length or 0
+    jobs = []  # document, first and last input, first prediction that is new
+    for document, ids in enumerate(documents):
+        done = 0
+        while done < len(ids) - 1:
+            end = min(len(ids) - 1, window if done == 0 else done + stride_of(window))
+            jobs.append((document, max(0, end - window), end, done))
+            done = end
+    jobs.sort(key=lambda job: job[2] - job[1])
+    rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
+    for at in range(0, len(jobs), rows):
+        batch = jobs[at : at + rows]
+        nats, _ = _forward(model, [documents[d][first : end + 1] for d, first, end, _ in batch], None)
+        for (document, first, end, done), row in zip(batch, nats, strict=True):
+            costs[document][done:end] = row[done - first : end - first]
+
+
+def _forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
+    """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it."""
+    width = max(2, max(map(len, pieces)))
+    rows = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=model.device)
+    output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
+    nats = F.cross_entropy(output.logits.float().transpose(1, 2), rows[:, 1:], reduction="none")
+    return nats.cpu(), output.past_key_values
+
+
+def _batched(items: Iterable[_Document], size: int) -> Iterator[list[_Document]]:
+    """Lists of `size` items, the last one shorter (`itertools.batched` is Python 3.12's)."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _perplexity(nats: float, count: int) -> float:
+    return math.exp(min(nats / max(count, 1), 700.0))

@@ -1,0 +1,209 @@
+"""The ladder: six rungs, each a Hugging Face model, each with one idea more than the one below it.
+
+Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four rungs that transformers does
+not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from rung.errors import RecipeError, RunError, did_you_mean
+from rung.models.bigram import BigramConfig, BigramForCausalLM
+from rung.models.causal import CausalModel
+from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.llama3 import LlamaForCausalLM
+from rung.models.ngram import NgramConfig, NgramForCausalLM
+from rung.models.rnn import RNNConfig, RNNForCausalLM
+from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
+from rung.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One rung: its idea, its Hugging Face classes, and the shape it has when nobody asks for another."""
+
+    idea: str
+    config: type[PreTrainedConfig]
+    model: type[CausalModel]
+    shape: dict[str, Any]
+
+    @property
+    def counts(self) -> bool:
+        """Whether it is fitted by counting, in one pass, and not trained by gradients."""
+        return hasattr(self.model, "fit")
+
+
+LADDER: dict[str, Rung] = {
+    "bigram": Rung(idea="count pairs", config=BigramConfig, model=BigramForCausalLM, shape={}),
+    "ngram": Rung(
+        idea="count longer, back off well", config=NgramConfig, model=NgramForCausalLM, shape={"order": 5}
+    ),
+    "rnn": Rung(idea="remember", config=RNNConfig, model=RNNForCausalLM, shape={"num_hidden_layers": 1}),
+    "rnn-attention": Rung(
+        idea="look back", config=RNNAttentionConfig, model=RNNAttentionForCausalLM, shape={"num_hidden_layers": 1}
+    ),
+    "gpt2": Rung(
+        idea="drop recurrence",
+        config=GPT2Config,
+        model=GPT2LMHeadModel,
+        shape={"num_hidden_layers": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    ),
+    "llama3": Rung(
+        idea="modernise",
+        config=LlamaConfig,
+        model=LlamaForCausalLM,
+        shape={"num_hidden_layers": 4, "tie_word_embeddings": True},
+    ),
+}
+HEAD_SIZE = 64
+COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+
+for _rung in LADDER.values():
+    if _rung.config.model_type.startswith("rung-"):
+        AutoConfig.register(_rung.config.model_type, _rung.config, exist_ok=True)
+        AutoModelForCausalLM.register(_rung.config, _rung.model, exist_ok=True)
+
+
+def find_rung(name: str) -> Rung:
+    """The rung of that name.
+
+    Raises `RecipeError` when there is none.
+    """
+    if name not in LADDER:
+        raise RecipeError(f"unknown rung {name!r}: {did_you_mean(name, LADDER)}")
+    return LADDER[name]
+
+
+def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
+    """The configuration of rung `name` for this tokenizer; `settings` are fields of its config class.
+
+    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for an unknown field
+    or a value that the config class refuses.
+    """
+    rung = find_rung(name)
+    known = config_fields(name)
+    for key in settings:
+        if key not in known:
+            raise RecipeError(f"model.{key}: {name} has no such field; {did_you_mean(key, known)}")
+    ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
+    wanted = {"vocab_size": len(tokenizer), **ids, **rung.shape, **settings}
+    if "num_attention_heads" in known and "hidden_size" in wanted and name in ("gpt2", "llama3"):
+        wanted = _transformer_shape(name, wanted)
+    try:
+        return rung.config(**wanted)
+    except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
+        raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
+
+
+def config_fields(name: str) -> list[str]:
+    """The names that `model` settings of this rung may use."""
+    config = find_rung(name).config
+    inherited = {f.name for f in fields(PreTrainedConfig)}
+    own = [f.name for f in fields(config) if f.name not in inherited or f.name == "tie_word_embeddings"]
+    return own + [key for key in config.attribute_map if key not in own]
+
+
+def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
+    """A new model with random weights.
+
+    Raises `RecipeError` for a configuration that the rung cannot have.
+    """
+    try:
+        return find_rung(name).model(config)
+    except (ValueError, RuntimeError) as error:
+        raise RecipeError(f"model: {name} cannot be built so: {error}") from error
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Numbers the model stores: weights, or for a counting rung the n-grams it knows."""
+    if isinstance(model, BigramForCausalLM):
+        return len(model.pairs)
+    if isinstance(model, NgramForCausalLM):
+        return sum(model.config.num_ngrams)
+    return sum(p.numel() for p in model.parameters())
+
+
+def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]) -> int:
+    """The hidden size at which rung `name` has nearest to `target` parameters."""
+    step = 32
+    best, previous = step, None
+    for width in range(step, 8192, step):
+        with torch.device("meta"):
+            size = count_parameters(build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width})))
+        if previous is not None and abs(size - target) >= previous:
+            break
+        best, previous = width, abs(size - target)
+    return best
+
+
+def load(path: str | Path) -> tuple[CausalModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our own code.
+
+    Raises `RunError` when it is none of these or its files are damaged.
+    """
+    where = str(path)
+    if not Path(where).is_dir() and (Path(where).exists() or where.count("/") != 1 or where.startswith((".", "/"))):
+        raise RunError(f"no run at {where}: `rung runs` lists what there is")
+    if Path(where).is_dir() and not (Path(where) / "config.json").exists():
+        raise RunError(f"{where} is not a run: it has no config.json")
+    try:
+        config = AutoConfig.from_pretrained(where)
+    except Exception as error:  # no network, no such repository, damaged JSON
+        raise RunError(f"{where} could not be read: {_first_line(error)}") from error
+    rung = next((r for r in LADDER.values() if r.config.model_type == config.model_type), None)
+    if rung is None:
+        kinds = ", ".join(r.config.model_type for r in LADDER.values())
+        raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
+    try:
+        with _quietly():
+            model, report = rung.model.from_pretrained(where, output_loading_info=True)
+    except Exception as error:  # safetensors, missing or mismatched weights
+        raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
+    if report["missing_keys"] or report["mismatched_keys"]:
+        lost = sorted({*report["missing_keys"], *(str(k[0]) for k in report["mismatched_keys"])})
+        raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
+    return model.eval(), load_tokenizer(where)
+
+
+def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Heads of 64 channels, one key-value head for two query heads, SwiGLU as large as a GELU layer of 4 D."""
+    width = wanted["hidden_size"]
+    if "num_attention_heads" not in wanted:
+        heads = max(1, width // HEAD_SIZE)
+        wanted["num_attention_heads"] = next(h for h in range(heads, 0, -1) if width % (2 * h) == 0)
+    if name == "llama3":
+        heads = wanted["num_attention_heads"]
+        wanted.setdefault("num_key_value_heads", heads // 2 if heads % 2 == 0 else heads)
+        wanted.setdefault("intermediate_size", max(32, round(8 * width / 3 / 32) * 32))
+    return wanted
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Silence the loading table that transformers prints; `load` reports what matters itself."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,96 @@
+"""Rung 1: count pairs.
+
+Below:   nothing; every token equally likely costs ln V nats.
+New:     how often each token followed each other one, with one added to every count.
+Missing: sees one token back, and gives every unseen pair the same chance (ngram.py does better).
+"""
+
+from typing import Any
+
+import numpy
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.models.causal import State, StatefulModel, keep_logits
+
+
+class BigramConfig(PreTrainedConfig):
+    """`num_bigrams` distinct pairs were seen in training."""
+
+    model_type = "rung-bigram"
+
+    vocab_size: int = 0
+    num_bigrams: int = 0
+    num_hidden_layers: int = 1
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+
+class BigramForCausalLM(StatefulModel):
+    """P(w | h) = (C(hw) + 1) / (C(h) + V), add-one smoothing (Jurafsky & Martin, section 3.6).
+
+    C(h) counts h where something follows it. The table is sparse: only pairs that occur are stored.
+    """
+
+    config_class = BigramConfig
+
+    def __init__(self, config: BigramConfig) -> None:
+        super().__init__(config)
+        size, vocabulary = config.num_bigrams, config.vocab_size
+        self.register_buffer("pairs", torch.zeros(size, dtype=torch.int64))  # h * V + w, sorted
+        self.counts = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.contexts = nn.Parameter(torch.zeros(vocabulary), requires_grad=False)  # C(h)
+        self.post_init()
+
+    @classmethod
+    def fit(cls, config: BigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "BigramForCausalLM":
+        """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two documents."""
+        ids = torch.from_numpy(tokens.astype(numpy.int64))
+        within = torch.ones(len(ids) - 1, dtype=torch.bool)
+        within[torch.from_numpy(starts[1:]) - 1] = False
+        keys = (ids[:-1] * config.vocab_size + ids[1:])[within]
+        pairs, counts = torch.unique(keys, return_counts=True)
+        config.num_bigrams = len(pairs)
+        model = cls(config)
+        model.pairs.copy_(pairs)
+        model.counts.copy_(counts)
+        model.contexts.copy_(torch.bincount(ids[:-1][within], minlength=config.vocab_size))
+        return model
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: State | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        history = keep_logits(input_ids, logits_to_keep)
+        vocabulary = self.config.vocab_size
+        total = self.contexts[history].flatten()[:, None] + vocabulary  # BT 1
+        probabilities = (1 / total).expand(-1, vocabulary).contiguous()  # BT V
+        rows, found = find_continuations(self.pairs, history.flatten(), vocabulary)
+        values = (self.counts[found] + 1) / total[rows, 0]
+        probabilities[rows, self.pairs[found] % vocabulary] = values
+        logits = probabilities.log().view(*history.shape, vocabulary)
+        length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
+        return self.make_output(logits, labels, State((), length), options)
+
+
+def find_continuations(keys: Tensor, contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Every stored continuation of every context, as (row in `contexts`, index in `keys`) pairs.
+
+    `keys` holds context * V + word, sorted; a negative context has none.
+    """
+    first = torch.searchsorted(keys, contexts * vocab_size)
+    last = torch.searchsorted(keys, (contexts + 1) * vocab_size)
+    lengths = (last - first).masked_fill(contexts < 0, 0)
+    rows = torch.repeat_interleave(torch.arange(len(contexts), device=keys.device), lengths)
+    before = lengths.cumsum(0) - lengths
+    found = torch.arange(len(rows), device=keys.device) - before[rows] + first[rows]
+    return rows, found

@@ -1,0 +1,82 @@
+"""What every rung owes Hugging Face: a loss, a state that `generate` can carry, logits kept or not.
+
+Axes, here and in every rung: B batch, T time (tokens), S keys seen, D hidden, H heads, K head size,
+V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+
+class CausalModel(PreTrainedModel, GenerationMixin):
+    """A Hugging Face causal language model; the base of every rung, never a rung itself."""
+
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+
+    @property
+    def context_length(self) -> int | None:
+        """How many tokens the model may look at; None when its state carries on for ever."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    def make_output(
+        self, logits: Tensor, labels: Tensor | None, state: Any, options: dict[str, Any]
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) with the loss that Hugging Face defines for them.
+
+        `options` may hold `shift_labels` (labels already moved by one) and `num_items_in_batch`.
+        """
+        loss = None
+        if labels is not None:
+            known = {k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")}
+            loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1], **known)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+
+
+class StatefulModel(CausalModel):
+    """A rung whose past is a `State` of its own, not a key-value cache."""
+
+    @property
+    def context_length(self) -> int | None:
+        """None: the state carries on for ever."""
+        return None
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False
+
+
+@dataclass
+class State:
+    """What a rung remembers of the tokens so far: tensors with the batch first, and how many tokens."""
+
+    tensors: tuple[Tensor, ...]
+    length: int
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, as Hugging Face asks a cache."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams that survived."""
+        self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
+
+
+def keep_logits(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The last positions of (B, T, ...) that logits are wanted for; 0 keeps all."""
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]
+
+
+def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Which of the (B, T) tokens are text and not padding; a mask that covers the past is cut to T."""
+    if attention_mask is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    return attention_mask[:, -input_ids.shape[1] :].bool()

@@ -1,0 +1,166 @@
+"""Rung 5: drop recurrence.
+
+Below:   rnn_attention.py steps through time before it may look back.
+New:     only attention, in layers; every position at once; a learned vector says which position it is.
+Missing: what eight more years found out: rotary positions, RMSNorm, SwiGLU, grouped queries (llama3.py).
+
+Radford et al. 2019, over `transformers.GPT2Config` and with the reference's parameter names: what this
+saves opens in stock transformers, and published checkpoints open here.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, GPT2Config
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.pytorch_utils import Conv1D
+
+from rung.errors import RecipeError
+from rung.models.causal import CausalModel, keep_logits
+from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
+
+
+class GPT2Attention(nn.Module):
+    """Multi-head causal attention."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads = config.n_head
+        self.dropout = config.attn_pdrop
+        self.scale = 1.0 if config.scale_attn_weights else math.sqrt(config.n_embd // config.n_head)
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
+        self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        q, k, v = (split_heads(t, self.heads) for t in self.c_attn(x).chunk(3, dim=-1))  # B H T K
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        x = attend(q * self.scale, k, v, mask, self.dropout if self.training else 0.0)
+        return self.resid_dropout(self.c_proj(join_heads(x)))
+
+
+class GPT2MLP(nn.Module):
+    """Two layers with GELU between."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Conv1D(inner, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, inner)
+        self.act = ACT2FN[config.activation_function]
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.c_proj(self.act(self.c_fc(x))))
+
+
+class GPT2Block(GradientCheckpointingLayer):
+    """Attention, then MLP, each on a normalised copy and added back."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = GPT2Attention(config, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = GPT2MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.attn(self.ln_1(x), mask, cache)
+        return x + self.mlp(self.ln_2(x))
+
+
+class GPT2Model(nn.Module):
+    """Embeddings, blocks, last norm: (B, T) ids to (B, T, D)."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList(GPT2Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = self.drop(self.wte(input_ids) + self.wpe(positions))
+        for block in self.h:
+            x = block(x, mask, cache)
+        return self.ln_f(x)
+
+
+class GPT2LMHeadModel(CausalModel):
+    """GPT-2 with its head; the class is named as in transformers because `config.json` carries the name."""
+
+    config_class = GPT2Config
+    base_model_prefix = "transformer"
+    supports_gradient_checkpointing = True
+    _tied_weights_keys = {"lm_head.weight": "transformer.wte.weight"}
+    _no_split_modules = ["GPT2Block"]
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__(config)
+        if config.add_cross_attention:
+            raise RecipeError("gpt2: add_cross_attention is set, but there is no encoder here to attend to")
+        self.transformer = GPT2Model(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table that ids are looked up in."""
+        return self.transformer.wte
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another table in its place."""
+        self.transformer.wte = value
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights; those that write to the residual stream smaller, by its depth (section 2.3)."""
+        super()._init_weights(module)
+        if isinstance(module, Conv1D):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            nn.init.zeros_(module.bias)
+        if isinstance(module, GPT2Attention | GPT2MLP):
+            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+            nn.init.normal_(module.c_proj.weight, std=std)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = DynamicCache(config=self.config)
+        past = cache.get_seq_length() if cache is not None else 0
+        positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
+        if input_ids.shape[1] + past > self.config.n_positions and int(positions.max()) >= self.config.n_positions:
+            raise ValueError(
+                f"{past + input_ids.shape[1]} tokens, but this GPT-2 learned {self.config.n_positions} positions: "
+                "shorten the text, or train with a larger n_positions"
+            )
+        mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
+        hidden = self.transformer(input_ids, positions, mask, cache)
+        logits = self.lm_head(keep_logits(hidden, logits_to_keep))
+        return self.make_output(logits, labels, cache, options)
+
+
+def find_positions(input_ids: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+    """The position of each token among the real ones: padding on the left does not count."""
+    steps = input_ids.shape[1]
+    if attention_mask is None:
+        return torch.arange(past, past + steps, device=input_ids.device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -steps:]

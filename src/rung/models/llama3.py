@@ -1,0 +1,193 @@
+"""Rung 6: modernise.
+
+Below:   gpt2.py learns a vector for each position, normalises with mean and bias, and repeats every key.
+New:     RMSNorm, rotary positions, grouped queries, SwiGLU, and no biases.
+Missing: what comes next is yours.
+
+Llama team 2024, section 3.2, over `transformers.LlamaConfig` and with the reference's parameter names: what
+this saves opens in stock transformers, and published checkpoints open here.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, LlamaConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.errors import RecipeError
+from rung.models.causal import CausalModel, keep_logits
+from rung.models.gpt2 import find_positions
+from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
+
+Rotation = tuple[Tensor, Tensor]  # cosines and sines, each B 1 T K
+
+
+class LlamaRMSNorm(nn.Module):
+    """Divide by the root mean square, in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class LlamaAttention(nn.Module):
+    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023)."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.dropout = config.attention_dropout
+        width, bias = config.hidden_size, config.attention_bias
+        self.q_proj = nn.Linear(width, self.heads * config.head_dim, bias=bias)
+        self.k_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
+        self.v_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * config.head_dim, width, bias=bias)
+
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        q = rotate(split_heads(self.q_proj(x), self.heads), rotation)  # B H T K
+        k = rotate(split_heads(self.k_proj(x), self.kv_heads), rotation)
+        v = split_heads(self.v_proj(x), self.kv_heads)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        x = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.o_proj(join_heads(x))
+
+
+class LlamaMLP(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.act = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class LlamaDecoderLayer(GradientCheckpointingLayer):
+    """Attention, then MLP, each on a normalised copy and added back."""
+
+    def __init__(self, config: LlamaConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = LlamaAttention(config, layer)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class LlamaModel(nn.Module):
+    """Embeddings, layers, last norm: (B, T) ids to (B, T, D)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        x = self.embed_tokens(input_ids)
+        rotation = find_rotation(positions, self.config, x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
+        return self.norm(x)
+
+
+class LlamaForCausalLM(CausalModel):
+    """Llama 3 with its head; the class is named as in transformers because `config.json` carries the name."""
+
+    config_class = LlamaConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _no_split_modules = ["LlamaDecoderLayer"]
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__(config)
+        check_rope(config)
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table that ids are looked up in."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another table in its place."""
+        self.model.embed_tokens = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        cache = past_key_values
+        if cache is None and use_cache:
+            cache = DynamicCache(config=self.config)
+        past = cache.get_seq_length() if cache is not None else 0
+        positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
+        mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
+        hidden = self.model(input_ids, positions, mask, cache)
+        logits = self.lm_head(keep_logits(hidden, logits_to_keep))
+        return self.make_output(logits, labels, cache, options)
+
+
+def check_rope(config: LlamaConfig) -> None:
+    """Refuse a kind of rotary scaling that this file does not compute."""
+    kind = config.rope_parameters["rope_type"]
+    if kind not in ("default", "llama3"):
+        raise RecipeError(f"llama3: rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
+
+
+def find_rotation(positions: Tensor, config: LlamaConfig, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines of the angle of each position and channel, (B, 1, T, K) (Su et al. 2021)."""
+    angles = positions[..., None].float() * rotary_frequencies(config, positions.device)  # B T K/2
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
+    """Radians a token for each pair of channels, (K/2,); Llama 3.1 slows the slow ones to reach further."""
+    rope = config.rope_parameters
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(device=device, dtype=torch.float)
+    frequencies = 1.0 / rope["rope_theta"] ** (channels / config.head_dim)
+    if rope["rope_type"] == "default":
+        return frequencies
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the first training's length
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed in full, 1: as it was
+    return frequencies * (keep + (1 - keep) / rope["factor"])
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """Turn each pair of channels (i, i + K/2) of x (B, H, T, K) by its angle."""
+    cos, sin = rotation
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -1,0 +1,149 @@
+"""Rung 3: remember.
+
+Below:   ngram.py tells histories apart but learns nothing from their likeness.
+New:     tokens become vectors, and one vector carries what was read so far.
+Missing: the whole past must fit that vector (rnn_attention.py looks back instead).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.errors import RecipeError, did_you_mean
+from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
+
+CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+
+
+class RNNConfig(PreTrainedConfig):
+    """`cell` is elman, gru or lstm; embeddings are as wide as the state, so that the head can be tied."""
+
+    model_type = "rung-rnn"
+
+    vocab_size: int = 0
+    hidden_size: int = 256
+    num_hidden_layers: int = 1
+    cell: str = "lstm"
+    dropout: float = 0.0
+    initializer_range: float = 0.02
+    max_position_embeddings: int = 256  # tokens it is trained on at a time; it can read on
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+
+
+class RNNForCausalLM(StatefulModel):
+    """Embedding, recurrent cell, head (Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014)."""
+
+    config_class = RNNConfig
+    _tied_weights_keys = {"head.weight": "embedding.weight"}
+
+    def __init__(self, config: RNNConfig) -> None:
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.recurrence = Recurrence(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table that ids are looked up in."""
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The layer that makes logits."""
+        return self.head
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_recurrence(module)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: State | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
+        embedded = self.dropout(self.embedding(input_ids))  # B T D
+        past = past_key_values.tensors if past_key_values else None
+        hidden, memory = self.recurrence(embedded, real, past)
+        logits = self.head(keep_logits(self.dropout(hidden), logits_to_keep))
+        length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
+        return self.make_output(logits, labels, State(memory, length), options)
+
+
+class Recurrence(nn.Module):
+    """The recurrent layers, with a state that can be carried and padding on the left passed over."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if config.cell not in CELLS:
+            raise RecipeError(f"unknown cell {config.cell!r}: {did_you_mean(config.cell, CELLS)}")
+        self.cell = CELLS[config.cell](
+            config.hidden_size,
+            config.hidden_size,
+            config.num_hidden_layers,
+            batch_first=True,
+            dropout=config.dropout if config.num_hidden_layers > 1 else 0.0,
+        )
+
+    def forward(
+        self, embedded: Tensor, real: Tensor | None, past: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """States (B, T, D) and the memory after the last token, each part (B, layers, D).
+
+        `real` (B, T) is false on padding, which must be on the left; None where there is none.
+        """
+        memory = tuple(t.transpose(0, 1).contiguous() for t in past) if past else None
+        if real is None or bool(real.all()):
+            hidden, memory = self._run(embedded, memory)
+        else:
+            hidden, memory = self._run_padded(embedded, real, memory)
+        return hidden, tuple(t.transpose(0, 1) for t in memory)
+
+    def _run(self, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
+        is_lstm = isinstance(self.cell, nn.LSTM)
+        start = memory if is_lstm or memory is None else memory[0]
+        hidden, last = self.cell(sequence, start)
+        return hidden, last if is_lstm else (last,)
+
+    def _run_padded(
+        self, embedded: Tensor, real: Tensor, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        steps = real.shape[1]
+        lengths = real.sum(dim=1)
+        ahead = steps - lengths  # padding before the first token
+        index = (torch.arange(steps, device=real.device) + ahead[:, None]) % steps
+        moved = embedded.gather(1, index[..., None].expand_as(embedded))  # padding now on the right
+        packed = pack_padded_sequence(moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        hidden, memory = self._run(packed, memory)
+        hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=steps)
+        back = (torch.arange(steps, device=real.device) - ahead[:, None]) % steps
+        return hidden.gather(1, back[..., None].expand_as(hidden)), memory
+
+
+def init_recurrence(module: nn.Module) -> None:
+    """Orthogonal recurrent weights, Xavier input weights, and gates that start by remembering.
+
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2).
+    """
+    if not isinstance(module, nn.RNNBase):
+        return
+    for name, parameter in module.named_parameters():
+        if "weight_hh" in name:
+            for gate in parameter.data.chunk(parameter.shape[0] // module.hidden_size):
+                nn.init.orthogonal_(gate)
+        elif "weight_ih" in name:
+            nn.init.xavier_uniform_(parameter)
+        else:
+            nn.init.zeros_(parameter)
+            if isinstance(module, nn.LSTM) and "bias_ih" in name:
+                nn.init.ones_(parameter.data[module.hidden_size : 2 * module.hidden_size])

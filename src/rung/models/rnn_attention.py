@@ -1,0 +1,138 @@
+"""Rung 4: look back.
+
+Below:   rnn.py squeezes the whole past into one vector.
+New:     look back at every earlier state, weighted by how well it matches.
+Missing: still steps through time, one token after another (gpt2.py does not).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
+from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
+
+
+class RNNAttentionConfig(RNNConfig):
+    """An RNN's configuration, and over how many heads its states are compared."""
+
+    model_type = "rung-rnn-attention"
+
+    num_attention_heads: int = 1
+
+
+class RNNAttentionForCausalLM(StatefulModel):
+    """Recurrent states, then scaled dot-product attention of each over itself and all earlier ones, then the head.
+
+    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1.
+    """
+
+    config_class = RNNAttentionConfig
+    _tied_weights_keys = {"head.weight": "embedding.weight"}
+
+    def __init__(self, config: RNNAttentionConfig) -> None:
+        super().__init__(config)
+        width = config.hidden_size
+        self.embedding = nn.Embedding(config.vocab_size, width)
+        self.recurrence = Recurrence(config)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+        self.mix = nn.Linear(width, width, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.post_init()
+
+    @property
+    def context_length(self) -> int:
+        """It looks back as far as it was trained to."""
+        return self.config.max_position_embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The table that ids are looked up in."""
+        return self.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The layer that makes logits."""
+        return self.head
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        init_recurrence(module)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: State | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
+        embedded = self.dropout(self.embedding(input_ids))  # B T D
+        past = past_key_values.tensors if past_key_values else ()
+        hidden, memory = self.recurrence(embedded, real, past[2:] or None)
+        q, k, v = (split_heads(t, self.config.num_attention_heads) for t in self.query_key_value(hidden).chunk(3, -1))
+        if past:
+            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # B H S K
+        seen = attend(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]))
+        hidden = hidden + self.mix(self.dropout(join_heads(seen)))
+        logits = self.head(keep_logits(hidden, logits_to_keep))
+        return self.make_output(logits, labels, State((k, v, *memory), k.shape[2]), options)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T, HK) to (B, H, T, K)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, H, T, K) to (B, T, HK)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def causal_mask(attention_mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
+    """Which keys each query may look at, (B, 1, T, S); None where plain causality says it all.
+
+    The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty.
+    """
+    if attention_mask is None or bool(attention_mask.all()):
+        if queries in (1, keys):
+            return None
+        return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
+    device = attention_mask.device
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    itself = torch.eye(keys, dtype=torch.bool, device=device)[-queries:]
+    return ((causal & attention_mask[:, None, :].bool()) | itself)[:, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
+    """softmax(q kᵀ / √K) v for q (B, H, T, K) over k, v (B, H', S, K); H' divides H (grouped queries)."""
+    if mask is None and dropout == 0 and _is_short_training_on_cpu(q, k):
+        return _attend_plainly(q, k, v)
+    return F.scaled_dot_product_attention(
+        q,
+        k,
+        v,
+        attn_mask=mask.to(q.device) if mask is not None else None,
+        dropout_p=dropout,
+        is_causal=mask is None and q.shape[2] > 1,
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
+
+
+def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
+    """Where two bfloat16 products beat the fused kernel: by 2.6 to 5 times at 64 to 512 tokens (benchmarks/attention.py)."""
+    return q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.shape[2] == k.shape[2] <= 512
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    batch, heads, steps, size = q.shape
+    groups = heads // k.shape[1]
+    k, v = (t.repeat_interleave(groups, dim=1) if groups > 1 else t for t in (k, v))
+    later = torch.full((steps, steps), float("-inf"), dtype=torch.bfloat16).triu(1)
+    scores = torch.baddbmm(later.expand(batch * heads, -1, -1), q.flatten(0, 1), k.flatten(0, 1).mT, alpha=size**-0.5)
+    return (scores.softmax(-1, dtype=scores.dtype) @ v.flatten(0, 1)).unflatten(0, (batch, heads))

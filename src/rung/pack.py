@@ -1,0 +1,122 @@
+"""Documents to one long row of token ids on disk, and that row in blocks for training.
+
+The row is memory-mapped, 16 or 32 bits an id, and kept under the fingerprints of corpus and tokenizer.
+Every token but the first is predicted exactly once an epoch: blocks follow one another with nothing
+dropped and nothing repeated.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from rung.tokenizer import encode_plainly, fingerprint
+
+IGNORED = -100  # the label that no loss counts
+BATCH = 256  # documents encoded at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts` (documents,)."""
+
+    tokens: numpy.ndarray
+    starts: numpy.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """BOS, the text's tokens, EOS, for every text."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == BATCH:
+            yield from _encode(batch, tokenizer)
+            batch = []
+    yield from _encode(batch, tokenizer)
+
+
+def pack(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, name: str, folder: Path
+) -> Packed:
+    """The texts as one row of ids, read from `folder` when it was made before under the same `name`.
+
+    `name` must change whenever the texts do: a corpus fingerprint and a split.
+    """
+    key = hashlib.sha256(f"{name} {fingerprint(tokenizer)}".encode()).hexdigest()[:16]
+    facts_path = folder / f"{key}.json"
+    if not facts_path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(encode_documents(texts, tokenizer), len(tokenizer), folder / key)
+    facts = json.loads(facts_path.read_text(encoding="utf-8"))
+    tokens = numpy.memmap(folder / f"{key}.bin", dtype=facts["dtype"], mode="r", shape=(facts["tokens"],))
+    return Packed(tokens=tokens, starts=numpy.load(folder / f"{key}.npy"))
+
+
+class Blocks(Dataset[dict[str, torch.Tensor]]):
+    """A packed row cut into blocks of `length` tokens, each with its targets; fetched a batch at a time.
+
+    The targets are the row one token on (`shift_labels`); the last block is padded, its padding ignored.
+    """
+
+    def __init__(self, packed: Packed, length: int, pad: int) -> None:
+        self.tokens = packed.tokens
+        self.length = length
+        self.pad = pad
+
+    def __len__(self) -> int:
+        return max(1, -(-(len(self.tokens) - 1) // self.length))
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """A batch: `input_ids` and `shift_labels`, each (B, T)."""
+        rows = numpy.full((len(indices), self.length + 1), IGNORED, dtype=numpy.int64)
+        for row, index in zip(rows, indices, strict=True):
+            window = self.tokens[index * self.length : (index + 1) * self.length + 1]
+            row[: len(window)] = window
+        inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORED, self.pad, rows[:, :-1]))
+        targets = torch.from_numpy(rows[:, 1:].copy())
+        return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
+
+
+def keep_batch(batch: Any) -> Any:
+    """The collator for `Blocks`: its batches come whole."""
+    return batch
+
+
+def _encode(batch: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for encoding in encode_plainly(tokenizer, batch) if batch else ():
+        yield [bos, *encoding.ids, eos]
+
+
+def _write(documents: Iterable[list[int]], vocab_size: int, path: Path) -> None:
+    """Write `path`.bin, .npy and, last, .json: the first two count only once the third is there."""
+    dtype = numpy.dtype(numpy.uint16 if vocab_size <= 2**16 else numpy.uint32)
+    beside = [path.with_name(f".{path.name}.{os.getpid()}{suffix}") for suffix in (".bin", ".npy", ".json")]
+    starts, count = [], 0
+    try:
+        with beside[0].open("wb") as file:
+            for document in documents:
+                starts.append(count)
+                count += len(document)
+                file.write(numpy.array(document, dtype=dtype).tobytes())
+        numpy.save(beside[1], numpy.array(starts, dtype=numpy.int64))
+        beside[2].write_text(json.dumps({"tokens": count, "dtype": dtype.name}), encoding="utf-8")
+        for source in beside:
+            source.replace(path.with_suffix(source.suffix))
+    finally:
+        for source in beside:
+            source.unlink(missing_ok=True)

@@ -1,0 +1,392 @@
+"""Training by gradients: the Hugging Face Trainer, wired for small models on whole corpora.
+
+Everything in `TrainingArguments` can be set. What is rung's own: blocks that repeat nothing, Muon as the
+default optimizer, a number of steps that fits the minutes given, a ruler that reads bits per byte as the
+model learns, and an interrupt that saves before it stops.
+"""
+
+import copy
+import json
+import logging
+import math
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from rung import runs
+from rung.device import choose_device, has_fast_bfloat16
+from rung.errors import RecipeError, RunError, did_you_mean
+from rung.models import CausalModel
+from rung.pack import Blocks, Packed, keep_batch
+from rung.train.muon import Muon, group_parameters
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS = 5  # and as many checkpoints, in a run
+MEASURED_SECONDS = 3.0  # real steps taken to find out how long one is
+BLOCK_LENGTH = 256  # tokens, where the model does not say
+
+DEFAULT_ARGUMENTS: dict[str, Any] = {
+    "optim": "muon",
+    "learning_rate": 6e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 8,
+    "save_total_limit": 2,
+}
+# Set by rung itself; a recipe that sets them would break what it promises.
+RESERVED_ARGUMENTS = ("output_dir", "max_steps", "remove_unused_columns", "seed", "data_seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How long (`steps`, else `minutes`, else the epochs that `arguments` name) and with which arguments."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training is: for whoever draws a bar."""
+
+    step: int
+    steps: int
+    loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training run took; `interrupted` when it was stopped before its end and saved."""
+
+    steps: int
+    tokens: int
+    seconds: float
+    interrupted: bool
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the whole of training, evaluations included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What training calls without knowing what it is."""
+
+    evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
+    sample: Callable[[CausalModel], str]
+    progress: Callable[[Progress], None]
+
+
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a key that is no field of `TrainingArguments`, or one that is rung's to set."""
+    known = [f.name for f in fields(TrainingArguments)]
+    for key in arguments:
+        if key not in known:
+            raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
+        if key in RESERVED_ARGUMENTS:
+            raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
+
+
+def train(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    folder: Path,
+    settings: TrainSettings,
+    hooks: Hooks,
+) -> Trained:
+    """Train `model` in place on `packed`, from the last checkpoint in `folder` if there is one.
+
+    Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
+    """
+    started = time.perf_counter()
+    blocks = Blocks(packed, model.context_length or _trained_length(model), tokenizer.pad_token_id)
+    resumed = last_checkpoint(folder)
+    steps = _read_steps(resumed) if resumed else _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+    arguments = _make_arguments(settings, folder, steps)
+    recorder = _Recorder(folder, hooks, steps, arguments.train_batch_size * blocks.length)
+    trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
+    with _interrupt_politely(recorder):
+        if resumed:
+            runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
+        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    done = trainer.state.global_step
+    tokens = done * arguments.train_batch_size * arguments.gradient_accumulation_steps * blocks.length
+    seconds = time.perf_counter() - started
+    return Trained(steps=done, tokens=tokens, seconds=seconds, interrupted=recorder.interrupted)
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end."""
+    found = [p for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").exists()]
+    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+
+
+class _Trainer(Trainer):
+    """The Trainer with rung's optimizer, and its ruler in the place of an evaluation loss."""
+
+    def __init__(
+        self,
+        model: CausalModel,
+        arguments: TrainingArguments,
+        blocks: Blocks,
+        tokenizer: PreTrainedTokenizerBase,
+        hooks: Hooks | None,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.hooks = hooks
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=blocks,
+            eval_dataset=blocks if hooks else None,  # asked for, never read: `evaluate` has its own text
+            data_collator=keep_batch,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+        for callback in ("PrinterCallback", "ProgressCallback"):
+            for present in [c for c in self.callback_handler.callbacks if type(c).__name__ == callback]:
+                self.remove_callback(present)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Muon unless another was asked for."""
+        if self.optimizer is None and not self.args.optim_args:
+            return super().create_optimizer(model)
+        if self.optimizer is None:
+            groups = group_parameters(self.model, weight_decay=self.args.weight_decay)
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
+        return self.optimizer
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Bits per byte on held-out text."""
+        assert self.hooks is not None
+        model = self.accelerator.unwrap_model(self.model).eval()
+        metrics = {"eval_bits_per_byte": self.hooks.evaluate(model)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        model.train()
+        return metrics
+
+
+class _Recorder(TrainerCallback):
+    """Writes metrics and samples, moves the bar, and stops when asked to."""
+
+    def __init__(self, folder: Path, hooks: Hooks, steps: int, tokens_a_step: int) -> None:
+        self.folder = folder
+        self.hooks = hooks
+        self.steps = steps
+        self.tokens_a_step = tokens_a_step
+        self.loss: float | None = None
+        self.bits_per_byte: float | None = None
+        self.interrupted = False
+        self.began = (0, time.perf_counter())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Start the clock; a resumed run starts it where it is."""
+        self.began = (state.global_step, time.perf_counter())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar; after an interrupt, save and stop."""
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        step, clock = self.began
+        rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
+        self.hooks.progress(
+            Progress(
+                step=state.global_step,
+                steps=self.steps,
+                loss=self.loss,
+                bits_per_byte=self.bits_per_byte,
+                tokens_per_second=rate,
+            )
+        )
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write what was logged; a loss that is no number ends the run."""
+        names = {"eval_bits_per_byte": "bits_per_byte"}
+        kept = ("loss", "learning_rate", "grad_norm", "eval_bits_per_byte")
+        line = {names.get(key, key): value for key, value in (logs or {}).items() if key in kept}
+        if not line:
+            return
+        self.loss = line.get("loss", self.loss)
+        self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
+        if not math.isfinite(line.get("loss", 0.0)):
+            raise RunError(
+                f"the loss is {line['loss']} at step {state.global_step} (learning rate {line['learning_rate']:.2g}): "
+                f"try --set train.learning_rate={args.learning_rate / 3:.1g}; the last checkpoint is kept"
+            )
+        tokens = state.global_step * self.tokens_a_step
+        runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep what the model writes by now."""
+        text = self.hooks.sample(kwargs["model"]).strip()
+        with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{_quote(text)}\n\n")
+
+
+def _quote(text: str) -> str:
+    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+
+
+def _choose_steps(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Blocks,
+    folder: Path,
+    settings: TrainSettings,
+    hooks: Hooks,
+) -> int:
+    """`steps` if given; else as many as `minutes` allow, evaluations included, by real steps on this machine."""
+    if settings.steps is not None:
+        return settings.steps
+    arguments = _make_arguments(settings, folder, 1)
+    per_epoch = math.ceil(len(blocks) / (arguments.train_batch_size * arguments.gradient_accumulation_steps))
+    if settings.minutes is None:
+        return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
+    started = time.perf_counter()
+    hooks.evaluate(model.eval())
+    hooks.sample(model)
+    evaluation = time.perf_counter() - started
+    a_step = _measure_step(model, tokenizer, blocks, folder, settings)
+    left = settings.minutes * 60 - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
+    steps = max(1, int(left / a_step))
+    logger.info("a step takes %.0f ms, an evaluation %.1f s: %d steps", 1000 * a_step, evaluation, steps)
+    return steps
+
+
+def _measure_step(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, blocks: Blocks, folder: Path, settings: TrainSettings
+) -> float:
+    """Seconds of one training step, by taking some on a copy of the model."""
+    watch = _Stopwatch()
+    arguments = _make_arguments(settings, folder, 10_000)
+    arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
+    _Trainer(copy.deepcopy(model), arguments, blocks, tokenizer, None, [watch]).train()
+    return watch.seconds_per_step()
+
+
+class _Stopwatch(TrainerCallback):
+    """Times steps, the first ones left out, until enough time has passed."""
+
+    WARM_UP = 2
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time, and stop when it is enough."""
+        self.times.append(time.perf_counter())
+        long_enough = self.times[-1] - self.times[0] > MEASURED_SECONDS
+        control.should_training_stop = long_enough and len(self.times) > self.WARM_UP + 2
+
+    def seconds_per_step(self) -> float:
+        """The mean between the median and the mean: a stray pause counts, but not in full."""
+        warm = self.times[self.WARM_UP :]
+        durations = [b - a for a, b in zip(warm, warm[1:], strict=False)]
+        return (statistics.median(durations) + statistics.fmean(durations)) / 2
+
+
+def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
+    device = choose_device()
+    every = max(1, math.ceil(steps / EVALUATIONS))
+    chosen = {
+        "bf16": has_fast_bfloat16(device),
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+        "logging_steps": max(1, steps // 100),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": every,
+        "report_to": "none",
+        "disable_tqdm": True,
+        **DEFAULT_ARGUMENTS,
+        **settings.arguments,
+    }
+    if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
+        chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon"}
+    check_arguments(settings.arguments)
+    try:
+        return TrainingArguments(
+            output_dir=str(folder / runs.CHECKPOINTS),
+            max_steps=steps,
+            remove_unused_columns=False,
+            seed=settings.seed,
+            data_seed=settings.seed,
+            **chosen,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def _interrupt_politely(recorder: _Recorder) -> Iterator[None]:
+    """Ctrl-C finishes the step, saves and stops; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(signum: int, frame: Any) -> None:
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        recorder.interrupted = True
+
+    before = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _trained_length(model: CausalModel) -> int:
+    return getattr(model.config, "max_position_embeddings", BLOCK_LENGTH)
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{checkpoint} is damaged ({error}): delete it to resume from the one before") from error
+
+
+def _read_steps(checkpoint: Path) -> int:
+    return _read_state(checkpoint)["max_steps"]

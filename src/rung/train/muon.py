@@ -1,0 +1,134 @@
+"""Muon for the matrices, AdamW for everything else, as one optimizer.
+
+Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its momentum. It
+learns in far fewer steps than AdamW, and short runs are short of steps. `torch.optim.Muon` takes the matrices
+one by one; here equal shapes go through one batched product, which small models on a CPU need.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+# Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+# An orthogonal step scaled so has the root mean square of AdamW's: one learning rate serves both
+# (Liu et al. 2025, section 2.2).
+RMS_OF_ADAMW = 0.2
+
+
+class Muon(torch.optim.Optimizer):
+    """Groups with `muon: True` hold matrices; the others are AdamW's.
+
+    One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value or the
+    gates of an LSTM, is stepped as the several that it is.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One step of both."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            if group["muon"]:
+                self._step_matrices(group)
+            else:
+                self._step_others(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        momentum = group["betas"][1]
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+            update = parameter.grad.lerp(state["momentum_buffer"], momentum)  # Nesterov
+            for weight, direction in zip(split_matrix(parameter), split_matrix(update), strict=True):
+                alike[weight.shape].append((weight, direction))
+        for shape, pairs in alike.items():
+            steps = orthogonalize(torch.stack([direction for _, direction in pairs]))
+            size = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
+            torch._foreach_mul_([w for w, _ in pairs], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_([w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size)
+
+    def _step_others(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if parameters:
+            adamw(
+                parameters,
+                [p.grad for p in parameters],
+                [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states],
+                [],
+                [s["step"] for s in states],
+                foreach=False,
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest semi-orthogonal matrix, roughly, to each of (N, rows, columns), in bfloat16.
+
+    Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
+    """
+    a, b, c = COEFFICIENTS
+    x = matrices.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+def split_matrix(matrix: Tensor) -> list[Tensor]:
+    """The square-most matrices that a fused one holds: (D, 3D) is three, (4D, D) of gates is four."""
+    rows, columns = matrix.shape
+    if rows > columns and rows % columns == 0:
+        return list(matrix.split(columns, dim=0))
+    if columns > rows and columns % rows == 0:
+        return list(matrix.split(rows, dim=1))
+    return [matrix]
+
+
+def group_parameters(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never decay."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings()
+    tables |= {id(head.weight)} if head is not None else set()
+    matrices, wide, vectors = [], [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_table = id(parameter) in tables
+            (vectors if parameter.ndim < 2 else wide if is_table else matrices).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": weight_decay, "muon": True},
+        {"params": wide, "weight_decay": weight_decay, "muon": False},
+        {"params": vectors, "weight_decay": 0.0, "muon": False},
+    ]
