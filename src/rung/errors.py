@@ -1,10 +1,10 @@
 """The mistakes a user can make, each raised once and printed as one clear line.
 
-    RungError
-    ├── CorpusError      text that is missing, unreadable, binary, or too little
-    ├── TokenizerError   a tokenizer that cannot be built, found or used
-    ├── RecipeError      an unknown rung, key or value
-    └── RunError         a run folder that is missing, damaged or in the way
+RungError
+├── CorpusError      text that is missing, unreadable, binary, or too little
+├── TokenizerError   a tokenizer that cannot be built, found or used
+├── RecipeError      an unknown rung, key or value
+└── RunError         a run folder that is missing, damaged or in the way
 """
 
 import difflib

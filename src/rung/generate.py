@@ -36,9 +36,7 @@ class Sampling:
         }
         for name, holds in bounds.items():
             if not holds:
-                wanted = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in (0, 1]"}.get(
-                    name, "1 or more"
-                )
+                wanted = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in (0, 1]"}.get(name, "1 or more")
                 raise RecipeError(f"{name} is {getattr(self, name)}: it must be {wanted}")
 
 

@@ -8,7 +8,7 @@ dropped and nothing repeated.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,8 @@ from typing import Any
 import numpy
 import torch
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
-
-from rung.tokenizer import encode_plainly, fingerprint
 
 IGNORED = -100  # the label that no loss counts
-BATCH = 256  # documents encoded at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,32 +31,19 @@ class Packed:
         return len(self.tokens)
 
 
-def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """BOS, the text's tokens, EOS, for every text."""
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == BATCH:
-            yield from _encode(batch, tokenizer)
-            batch = []
-    yield from _encode(batch, tokenizer)
+def pack(documents: Iterable[list[int]], *, key: str, vocab_size: int, folder: Path) -> Packed:
+    """The documents' ids as one row, read from `folder` when it was made before under the same `key`.
 
-
-def pack(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, name: str, folder: Path
-) -> Packed:
-    """The texts as one row of ids, read from `folder` when it was made before under the same `name`.
-
-    `name` must change whenever the texts do: a corpus fingerprint and a split.
+    The key must change whenever the ids do: fingerprints of corpus and tokenizer, and a split.
     """
-    key = hashlib.sha256(f"{name} {fingerprint(tokenizer)}".encode()).hexdigest()[:16]
-    facts_path = folder / f"{key}.json"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    facts_path = folder / f"{digest}.json"
     if not facts_path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _write(encode_documents(texts, tokenizer), len(tokenizer), folder / key)
+        _write(documents, vocab_size, folder / digest)
     facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    tokens = numpy.memmap(folder / f"{key}.bin", dtype=facts["dtype"], mode="r", shape=(facts["tokens"],))
-    return Packed(tokens=tokens, starts=numpy.load(folder / f"{key}.npy"))
+    tokens = numpy.memmap(folder / f"{digest}.bin", dtype=facts["dtype"], mode="r", shape=(facts["tokens"],))
+    return Packed(tokens=tokens, starts=numpy.load(folder / f"{digest}.npy"))
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
@@ -94,12 +77,6 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 def keep_batch(batch: Any) -> Any:
     """The collator for `Blocks`: its batches come whole."""
     return batch
-
-
-def _encode(batch: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    for encoding in encode_plainly(tokenizer, batch) if batch else ():
-        yield [bos, *encoding.ids, eos]
 
 
 def _write(documents: Iterable[list[int]], vocab_size: int, path: Path) -> None:

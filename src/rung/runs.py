@@ -1,10 +1,10 @@
 """A run is a folder: a Hugging Face model plus what rung knows about how it was made.
 
-    config.json, model.safetensors, generation_config.json, tokenizer files   the model
-    rung.json       recipe, corpus, tokenizer, versions, seed, hardware, scores
-    metrics.jsonl   one line per logged step
-    samples.md      what the model wrote as it learned
-    checkpoints/    what training resumes from
+config.json, model.safetensors, generation_config.json, tokenizer files   the model
+rung.json       recipe, corpus, tokenizer, versions, seed, hardware, scores
+metrics.jsonl   one line per logged step
+samples.md      what the model wrote as it learned
+checkpoints/    what training resumes from
 """
 
 import json

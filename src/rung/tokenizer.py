@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -18,6 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
+
+ENCODED_AT_ONCE = 256  # documents
 
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<unk>"
 
@@ -121,6 +123,23 @@ def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
         return backend.encode_batch(texts, add_special_tokens=False)
     finally:
         backend.encode_special_tokens = before
+
+
+def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """BOS, the text's tokens, EOS, for every text."""
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == ENCODED_AT_ONCE:
+            yield from _encode(batch, tokenizer)
+            batch = []
+    yield from _encode(batch, tokenizer)
+
+
+def _encode(batch: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    for encoding in encode_plainly(tokenizer, batch) if batch else ():
+        yield [bos, *encoding.ids, eos]
 
 
 Builder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]

@@ -89,9 +89,7 @@ def cache_folder() -> Path:
     """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
     if folder := os.environ.get("RUNG_CACHE"):
         return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or (
-        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    )
+    base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
     return Path(base).expanduser() / "rung"
 
 

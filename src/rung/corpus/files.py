@@ -45,7 +45,8 @@ def find_files(source: str) -> list[Path]:
     elif path.is_file():
         found = [path]
     elif glob.has_magic(source):
-        found = [Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file()]
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+        found = [Path(p) for p in matches if Path(p).is_file()]
         if not found:
             raise CorpusError(f"no file matches {source}: check the pattern, and quote it in the shell")
     else:

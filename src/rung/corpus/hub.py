@@ -34,15 +34,13 @@ def load_splits(path: str, config: str | None) -> dict[str, Any]:
 
     local = _find_local(path)
     try:
-        if local:
-            found = _load_folder(local, config)
-        else:
-            found = datasets.load_dataset(path, config)
+        found = _load_folder(local, config) if local else datasets.load_dataset(path, config)
     except CorpusError:
         raise
     except Exception as error:  # the Hub client raises many kinds; all mean that it is not to be had
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CorpusError(
-            f"the data set {path!r} could not be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]}); "
+            f"the data set {path!r} could not be loaded ({why}); "
             f"without a network use `python-docs`, a file of your own, or a copy under ${MIRROR}/{path}"
         ) from error
     splits = {SPLIT_NAMES[name]: rows for name, rows in found.items() if name in SPLIT_NAMES}

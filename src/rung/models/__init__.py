@@ -49,9 +49,7 @@ class Rung:
 
 LADDER: dict[str, Rung] = {
     "bigram": Rung(idea="count pairs", config=BigramConfig, model=BigramForCausalLM, shape={}),
-    "ngram": Rung(
-        idea="count longer, back off well", config=NgramConfig, model=NgramForCausalLM, shape={"order": 5}
-    ),
+    "ngram": Rung(idea="count longer, back off well", config=NgramConfig, model=NgramForCausalLM, shape={"order": 5}),
     "rnn": Rung(idea="remember", config=RNNConfig, model=RNNForCausalLM, shape={"num_hidden_layers": 1}),
     "rnn-attention": Rung(
         idea="look back", config=RNNAttentionConfig, model=RNNAttentionForCausalLM, shape={"num_hidden_layers": 1}

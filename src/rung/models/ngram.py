@@ -165,9 +165,7 @@ def _count(ids: numpy.ndarray, starts: numpy.ndarray, order: int, vocab_size: in
         if len(at) == 0:
             return
         packed = number[at] * vocab_size + ids[at + size - 1]
-        keys, first, inverse, counts = numpy.unique(
-            packed, return_index=True, return_inverse=True, return_counts=True
-        )
+        keys, first, inverse, counts = numpy.unique(packed, return_index=True, return_inverse=True, return_counts=True)
         level = _Level(keys, counts, keys // vocab_size)
         level.suffixes = number[at[first] + 1]
         level.begins_document = is_start[at[first]]

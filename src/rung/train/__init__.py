@@ -6,6 +6,7 @@ model learns, and an interrupt that saves before it stops.
 """
 
 import copy
+import itertools
 import json
 import logging
 import math
@@ -207,9 +208,7 @@ class _Recorder(TrainerCallback):
         self.interrupted = False
         self.began = (0, time.perf_counter())
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock; a resumed run starts it where it is."""
         self.began = (state.global_step, time.perf_counter())
 
@@ -253,9 +252,7 @@ class _Recorder(TrainerCallback):
         tokens = state.global_step * self.tokens_a_step
         runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
 
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""
         text = self.hooks.sample(kwargs["model"]).strip()
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
@@ -320,7 +317,7 @@ class _Stopwatch(TrainerCallback):
     def seconds_per_step(self) -> float:
         """The mean between the median and the mean: a stray pause counts, but not in full."""
         warm = self.times[self.WARM_UP :]
-        durations = [b - a for a, b in zip(warm, warm[1:], strict=False)]
+        durations = [b - a for a, b in itertools.pairwise(warm)]
         return (statistics.median(durations) + statistics.fmean(durations)) / 2
 
 
@@ -343,7 +340,7 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         **settings.arguments,
     }
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
-        chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon"}
+        chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)
     try:
         return TrainingArguments(

@@ -1,24 +1,13 @@
-"""A recipe is a page that says how to make a run; executing it makes the run.
-
-    rung: llama3                 # which rung
-    corpus: python-docs          # a name, a path, hf:ORG/NAME
-    documents: paragraphs        # what a document is in plain text
-    tokenizer: {kind: bpe, vocab_size: 1024}
-    model: {hidden_size: 192}    # fields of the rung's config
-    minutes: 5                   # or steps: 2000
-    train: {learning_rate: 3e-3} # fields of TrainingArguments
-    seed: 0
-
-Every key may be left out but `rung`.
-"""
+"""Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
 import hashlib
+import logging
 import math
 import platform
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,32 +19,27 @@ import yaml
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import __version__, runs
-from rung.corpus import Corpus, DocumentKind, cache_folder, load_corpus
+from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
 from rung.device import choose_device, describe
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
-from rung.models import (
-    CausalModel,
-    build_model,
-    config_fields,
-    count_parameters,
-    find_rung,
-    load,
-    make_config,
-    match_parameters,
-)
+from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
 from rung.pack import Packed, pack
+from rung.recipe import Recipe, make_recipe
 from rung.tokenizer import (
     PUBLISHED,
     TOKENIZERS,
     build_tokenizer,
+    encode_documents,
     fingerprint,
     load_tokenizer,
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, check_arguments, last_checkpoint, train
+from rung.train import Hooks, Progress, Trained, TrainSettings, train
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 5.0
 CONTEXT = 256  # tokens a model is trained on at a time
@@ -63,36 +47,6 @@ WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in tr
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
 SAMPLE_TOKENS = 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`."""
-
-    rung: str
-    corpus: str = "python-docs"
-    documents: DocumentKind = "paragraphs"
-    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
-    model: dict[str, Any] = field(default_factory=dict)
-    train: dict[str, Any] = field(default_factory=dict)
-    steps: int | None = None
-    minutes: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        find_rung(self.rung)
-        check_arguments(self.train)
-        for key in self.tokenizer:
-            if key not in ("kind", "path", "vocab_size"):
-                raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
-        known = config_fields(self.rung)
-        for key in self.model:
-            if key not in known:
-                raise RecipeError(f"model.{key}: {self.rung} has no such field; {did_you_mean(key, known)}")
-        _check_positive("minutes", self.minutes, float)
-        _check_positive("steps", self.steps, int)
-        if self.minutes is not None and self.steps is not None:
-            raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,44 +62,6 @@ class Stage:
 Tell = Callable[[Stage], None]
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The page as it stands, not yet checked.
-
-    Raises `RecipeError` when it cannot be read or is no mapping.
-    """
-    try:
-        page = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise RecipeError(f"no recipe at {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(page, dict):
-        raise RecipeError(f"{path} is not a recipe: it must be a mapping with the key 'rung'")
-    return page
-
-
-def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """The checked recipe that `page` and then the overrides `key=value` make.
-
-    An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name of a
-    field of the model or of TrainingArguments, where only one of them has it. Raises `RecipeError`.
-    """
-    page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
-    if "rung" not in page:
-        raise RecipeError("the recipe names no rung: add 'rung: llama3'")
-    find_rung(page["rung"])
-    for override in overrides:
-        _apply(page, override)
-    known = [f.name for f in fields(Recipe)]
-    for key in page:
-        if key not in known:
-            raise RecipeError(f"unknown key {key!r} in the recipe: {did_you_mean(key, known)}")
-    for key in ("tokenizer", "model", "train"):
-        if key in page and not isinstance(page[key], dict):
-            raise RecipeError(f"{key} is {page[key]!r}: it must be a mapping")
-    return Recipe(**page)
-
-
 def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, parameters: int | None = None) -> bool:
     """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is one.
 
@@ -155,12 +71,15 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, pa
     runs.make_folder(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
-    recipe = _complete(recipe, corpus, parameters)
+    recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     recipe = _choose_width(recipe, tokenizer, parameters)
     tell(Stage(name="tokenizing"))
     packed = pack(
-        corpus.train["text"], tokenizer, name=f"{corpus.fingerprint} train", folder=cache_folder() / "packed"
+        encode_documents(corpus.train["text"], tokenizer),
+        key=f"{corpus.fingerprint} train {fingerprint(tokenizer)}",
+        vocab_size=len(tokenizer),
+        folder=cache_folder() / "packed",
     )
     set_seed(recipe.seed)
     config = make_config(recipe.rung, tokenizer, recipe.model)
@@ -175,6 +94,52 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, pa
     record |= _judge(model.eval(), tokenizer, corpus, tell)
     runs.write_record(folder, record)
     return True
+
+
+def read_begun(folder: Path) -> Recipe:
+    """The recipe of the run that was begun in `folder`.
+
+    Raises `RunError` when there is nothing to resume.
+    """
+    recipe = runs.read_record(folder).get("recipe")
+    if runs.is_finished(folder) or recipe is None:
+        raise RunError(f"{folder} is finished: there is nothing to resume")
+    return make_recipe(recipe)
+
+
+def check_unused(folder: Path) -> None:
+    """Raise `RunError` when something in `folder` would be lost."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
+
+
+def evaluate_run(run: str, corpus: str, split: str, documents: str, tell: Tell = lambda stage: None) -> dict[str, Any]:
+    """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
+
+    Raises `RunError` when the corpus is left open and the run does not know one.
+    """
+    model, tokenizer = load(run)
+    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
+    recipe = record.get("recipe", {})
+    if not (corpus or recipe):
+        raise RunError(
+            f"{run} was not made by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
+        )
+    documents = documents or recipe.get("documents", "paragraphs")
+    tell(Stage(name="reading"))
+    text = load_corpus(corpus or recipe["corpus"], documents, whole=bool(corpus))  # type: ignore[arg-type]
+    if not corpus and text.fingerprint != record["corpus"]["fingerprint"]:
+        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
+    texts = text.split(split)["text"]
+    total = len(texts)
+    score = score_documents(
+        model.to(choose_device()),
+        tokenizer,
+        texts,
+        lambda done: tell(Stage(name="scoring", done=done, total=total)),
+    )
+    name = record.get("rung", model.config.model_type)
+    return {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -196,23 +161,24 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 def suggest_parameters(minutes: float) -> int:
     """How many weights to train in so many minutes on a laptop (measured: benchmarks/sizes.py).
 
-    The best size grows with the root of the time: 1.8 million at 75 seconds.
+    The best size grows with the root of the time: 0.9 million at 75 seconds.
     """
-    return round(1.8e6 * math.sqrt(minutes / 1.25))
+    return round(0.9e6 * math.sqrt(minutes / 1.25))
 
 
-def _complete(recipe: Recipe, corpus: Corpus, parameters: int | None) -> Recipe:
+def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
         spec["vocab_size"] = suggest_vocab_size(split_bytes(corpus)["train"])
-    minutes = recipe.minutes
-    if minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
-        minutes = DEFAULT_MINUTES
-    model = dict(recipe.model)
-    if not find_rung(recipe.rung).counts and not {"max_position_embeddings", "n_positions"} & set(model):
-        model["max_position_embeddings"] = CONTEXT
-    return replace(recipe, tokenizer=spec, minutes=minutes, model=model)
+    recipe = replace(recipe, tokenizer=spec)
+    if find_rung(recipe.rung).counts:
+        return recipe
+    if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
+        recipe = replace(recipe, minutes=DEFAULT_MINUTES)
+    if not {"max_position_embeddings", "n_positions"} & set(recipe.model):
+        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": CONTEXT})
+    return recipe
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, parameters: int | None) -> Recipe:
@@ -227,7 +193,7 @@ def split_bytes(corpus: Corpus) -> dict[str, int]:
     """UTF-8 bytes of each split."""
     return {
         name: sum(len(text.encode()) for batch in corpus.split(name).iter(1000) for text in batch["text"])
-        for name in ("train", "validation", "test")
+        for name in SPLITS
     }
 
 
@@ -249,9 +215,7 @@ def _make_model(
         seconds = time.perf_counter() - started
         return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
     model = build_model(recipe.rung, config).to(choose_device())
-    settings = TrainSettings(
-        steps=recipe.steps, minutes=recipe.minutes, arguments=recipe.train, seed=recipe.seed
-    )
+    settings = TrainSettings(steps=recipe.steps, minutes=recipe.minutes, arguments=recipe.train, seed=recipe.seed)
     trained = train(model, tokenizer, packed, folder, settings, _hooks(recipe, tokenizer, corpus, tell))
     return model, trained
 
@@ -281,9 +245,7 @@ def _judge(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpu
     texts = corpus.test["text"]
     total = len(texts)
     started = time.perf_counter()
-    score = score_documents(
-        model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
-    )
+    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
     score = replace(score, seconds=time.perf_counter() - started)
     prompt, passage = _prompt(corpus), _passage(corpus)
     tell(Stage(name="comparing"))
@@ -338,7 +300,7 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
         "corpus": {
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
-            "documents": {name: len(corpus.split(name)) for name in ("train", "validation", "test")},
+            "documents": {name: len(corpus.split(name)) for name in SPLITS},
             "bytes": split_bytes(corpus),
         },
         "tokenizer": {
@@ -367,55 +329,3 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
     }
-
-
-def _check_positive(name: str, value: Any, kind: type) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0 or not math.isfinite(value):
-        raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
-
-
-def _apply(page: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise RecipeError(f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
-    section, dot, name = key.partition(".")
-    if not dot:
-        section, name = _find_section(page["rung"], key)
-    if not name:
-        page[section] = value
-    elif section in ("model", "train", "tokenizer"):
-        page[section] = {**(page.get(section) or {}), name: value}
-    else:
-        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use model, train or tokenizer")
-
-
-def _find_section(rung: str, key: str) -> tuple[str, str]:
-    """Where a bare key belongs: (key, "") for one of the recipe's own, else (section, key)."""
-    own = [f.name for f in fields(Recipe)]
-    if key in own:
-        return key, ""
-    model = config_fields(rung)
-    arguments = [f.name for f in fields(transformers.TrainingArguments)]
-    homes = [section for section, names in (("model", model), ("train", arguments)) if key in names]
-    if len(homes) == 2:
-        raise RecipeError(f"--set {key}: both model and train have it; write model.{key} or train.{key}")
-    if not homes:
-        raise RecipeError(f"--set {key}: {rung} has no such setting; {did_you_mean(key, [*own, *model, *arguments])}")
-    return homes[0], key
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `3e-3` is one."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)

@@ -1,0 +1,204 @@
+"""What the terminal shows: progress with rates and time left, and tables read at a glance."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from rung import runs
+
+if TYPE_CHECKING:
+    from rung.evaluate import TokenScore
+    from rung.recipe.making import Stage
+    from rung.report import Row
+
+SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
+
+
+def make_quiet() -> None:
+    """Silence what the libraries below say about themselves; rung says what matters."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore")
+    logging.basicConfig(level=logging.WARNING, format="rung: %(message)s")
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+class Display:
+    """One line for each rung on standard error, its bar moving through the stages."""
+
+    def __init__(self) -> None:
+        self.progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/]"),
+            TextColumn("{task.fields[rung]:<14}"),
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.current = ""
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self.current:
+            self._finish(self.current)
+        self.progress.stop()
+
+    def tell(self, rung: str, stage: "Stage") -> None:
+        """Show that `rung` is in this stage."""
+        if rung not in self.tasks:
+            if self.current:
+                self._finish(self.current)
+            self.tasks[rung] = self.progress.add_task(stage.name, total=None, rung=rung, note="")
+            self.current = rung
+        task = self.tasks[rung]
+        if self.progress.tasks[self.progress.task_ids.index(task)].description != stage.name:
+            self.progress.reset(task, description=stage.name, total=stage.total, rung=rung, note="")
+        changes = {"note": stage.note} if stage.note else {}
+        self.progress.update(task, completed=stage.done, total=stage.total, **changes)
+
+    def _finish(self, rung: str) -> None:
+        self.progress.update(self.tasks[rung], description="done", completed=1, total=1)
+
+
+def show(table: Table) -> None:
+    """Print on standard output, as wide as the table is where that is no terminal."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    console.print(table)
+
+
+def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> Table:
+    """The ladder: one row for each rung, and the compressors' marks below."""
+    records = [runs.read_record(folder) for folder in folders if (folder / runs.RECORD).exists()]
+    table = Table(box=box.SIMPLE_HEAD, title=_title(records), title_justify="left", title_style="bold")
+    table.add_column("rung", no_wrap=True)
+    for name in ("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("a sample", overflow="ellipsis", no_wrap=True, max_width=48)
+    best = min((row.bits_per_byte for row in rows if row.bits_per_byte is not None), default=None)
+    for row in rows:
+        if row.failed:
+            table.add_row(row.rung, Text(f"failed: {row.failed}", style="red"))
+            continue
+        style = "bold green" if row.bits_per_byte == best else ""
+        table.add_row(
+            row.rung,
+            _whole(row.parameters),
+            _decimal(row.seconds, 1),
+            _whole(row.tokens_per_second),
+            _decimal(row.token_perplexity, 1),
+            _whole(row.word_perplexity),
+            Text(_interval(row.bits_per_byte, row.low, row.high), style=style),
+            " ".join((row.sample or "").split()),
+        )
+    marks = next((r["marks"] for r in records if "marks" in r), {})
+    if marks:
+        table.add_section()
+    for name, bits in marks.items():
+        table.add_row(Text(name, style="dim"), "", "", "", "", "", Text(f"{bits:.3f}             ", style="dim"), "")
+    return table
+
+
+def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) -> Table:
+    """One score, a line for each figure."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{rung} on {corpus}, {split} split", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("")
+    interval = "" if score["low"] is None else f"95% interval {score['low']:.3f} to {score['high']:.3f}"
+    table.add_row("bits per byte", f"{score['bits_per_byte']:.4f}", interval)
+    table.add_row("word perplexity", f"{score['word_perplexity']:,.1f}", f"{score['words']:,} words")
+    table.add_row("token perplexity", f"{score['token_perplexity']:,.2f}", f"{score['tokens']:,} tokens")
+    how = "state carried through each document"
+    if score["window"] is not None:
+        how = f"window {score['window']}, stride {score['stride']}"
+    table.add_row("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
+    if score["unknown_words"]:
+        bits = score["unknown_nats"] / score["nats"]
+        table.add_row("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
+    if score["lost"]:
+        table.add_row("lost", ", ".join(score["lost"]), "the tokenizer does not keep these")
+    return table
+
+
+def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
+    """Each token with its surprisal and probability, and the whole."""
+    bits = sum(piece.bits for piece in pieces)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
+    table.add_column("token", "the whole text")
+    table.add_column("bits", f"{bits:.3f}", justify="right")
+    table.add_column("probability", f"{2.0**-bits:.4g}", justify="right")
+    for piece in pieces:
+        color = next(color for limit, color in SHADES if piece.bits <= limit)
+        shown = repr(piece.text)[1:-1] if piece.text else "(end)"
+        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}")
+    return table
+
+
+def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
+    """A line for each run."""
+    table = Table("run", "rung", "corpus", box=box.SIMPLE_HEAD)
+    table.add_column("bits per byte", justify="right")
+    for folder, record in found:
+        score = record.get("scores", {}).get("test")
+        state = f"{score['bits_per_byte']:.3f}" if score else record.get("failed", "not finished")
+        table.add_row(str(folder), record["rung"], record.get("corpus", {}).get("name", ""), state)
+    return table
+
+
+def names_table(kind: str, names: Mapping[str, str]) -> Table:
+    """Names and what they stand for."""
+    table = Table(kind, "what it is", box=box.SIMPLE_HEAD)
+    for name, description in names.items():
+        table.add_row(Text(name, style="bold"), description)
+    return table
+
+
+def _title(records: Sequence[Mapping[str, Any]]) -> str:
+    record = next((r for r in records if "scores" in r), None)
+    if record is None:
+        return "no rung was finished"
+    score, tokenizer = record["scores"]["test"], record["tokenizer"]
+    return (
+        f"{record['corpus']['name']}: {score['bytes']:,} bytes of test text in {score['documents']:,} documents, "
+        f"{tokenizer['kind']} tokenizer of {tokenizer['vocab_size']:,}"
+    )
+
+
+def _interval(bits: float | None, low: float | None, high: float | None) -> str:
+    if bits is None:
+        return ""
+    return f"{bits:.3f}" if low is None or high is None else f"{bits:.3f} ({low:.2f}-{high:.2f})"
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def _decimal(value: float | None, places: int) -> str:
+    return "" if value is None else f"{value:,.{places}f}"

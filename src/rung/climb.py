@@ -1,0 +1,128 @@
+"""The climb: every rung on the same text, with the same tokenizer and an even share of the time.
+
+The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of its own
+below one folder; one that fails does not take the others with it, and a climb that was stopped is taken up
+where it stopped.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rung import runs
+from rung.corpus import DocumentKind
+from rung.errors import RunError, RungError
+from rung.models import LADDER, find_rung
+from rung.recipe import Recipe
+from rung.recipe.making import DEFAULT_MINUTES, Stage, execute, suggest_parameters
+from rung.report import write_report
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """What to climb, on what, for how long in all, and where the runs go."""
+
+    corpus: str = "python-docs"
+    documents: DocumentKind = "paragraphs"
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    rungs: tuple[str, ...] = tuple(LADDER)
+    minutes: float = DEFAULT_MINUTES
+    seed: int = 0
+    folder: Path = Path("runs/climb")
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+        for name in self.rungs:
+            find_rung(name)
+        wanted = [name for name in LADDER if name in self.rungs]
+        trained = [name for name in wanted if not LADDER[name].counts]
+        return [
+            Recipe(
+                rung=name,
+                corpus=self.corpus,
+                documents=self.documents,
+                tokenizer=self.tokenizer,
+                minutes=self.minutes / len(trained) if name in trained else None,
+                seed=self.seed,
+            )
+            for name in wanted
+        ]
+
+
+def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: None) -> list[Path]:
+    """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is in.
+
+    Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and saved.
+    """
+    recipes = plan.recipes()
+    runs.make_folder(plan.folder)
+    folders = [plan.folder / recipe.rung for recipe in recipes]
+    for recipe, folder in zip(recipes, folders, strict=True):
+        _check_same(recipe, folder)
+    failures: list[RungError] = []
+    for recipe, folder in zip(recipes, folders, strict=True):
+        if runs.is_finished(folder):
+            continue
+        try:
+            finished = _make(recipe, folder, tell)
+        except RungError as error:
+            failures.append(error)
+            continue
+        if not finished:
+            raise KeyboardInterrupt
+        write_report([f for f in folders if (f / runs.RECORD).exists()], plan.folder / REPORT)
+    if len(failures) == len(recipes):
+        raise failures[0]
+    write_report([f for f in folders if (f / runs.RECORD).exists()], plan.folder / REPORT)
+    return folders
+
+
+def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
+    """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`."""
+    size = suggest_parameters(recipe.minutes) if recipe.minutes else None
+    try:
+        return execute(recipe, folder, lambda stage: tell(recipe.rung, stage), parameters=size)
+    except RungError as error:
+        _record_failure(recipe, folder, str(error))
+        raise
+    except Exception as error:  # whatever it is, the rungs above it must still be climbed
+        logger.exception("%s failed", recipe.rung)
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        _record_failure(recipe, folder, message)
+        raise RunError(message) from error
+
+
+def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
+    record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {"rung": recipe.rung}
+    try:
+        runs.write_record(folder, record | {"failed": message})
+    except OSError as error:
+        logger.warning("the failure of %s could not be recorded: %s", recipe.rung, error)
+
+
+def _check_same(recipe: Recipe, folder: Path) -> None:
+    """Raise `RunError` when the folder holds a run made in another way."""
+    if not (folder / runs.RECORD).exists():
+        return
+    before = runs.read_record(folder).get("recipe")
+    if before is None:
+        return
+    asked: dict[str, Any] = {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "seed")}
+    for key, value in asked.items():
+        if before.get(key) != value:
+            raise RunError(
+                f"{folder} was made with {key} {before.get(key)!r}, not {value!r}: "
+                f"choose another folder with --out, or delete {folder.parent} to climb again"
+            )
+    for key, value in recipe.tokenizer.items():
+        if before.get("tokenizer", {}).get(key) != value:
+            raise RunError(
+                f"{folder} was made with another tokenizer: choose another folder with --out, "
+                f"or delete {folder.parent} to climb again"
+            )

@@ -1,0 +1,150 @@
+"""A recipe is a page that says how to make a run.
+
+    rung: llama3                 # which rung
+    corpus: python-docs          # a name, a path, hf:ORG/NAME
+    documents: paragraphs        # what a document is in plain text
+    tokenizer: {kind: bpe, vocab_size: 1024}
+    model: {hidden_size: 192}    # fields of the rung's config
+    minutes: 5                   # or steps: 2000
+    train: {learning_rate: 3e-3} # fields of TrainingArguments
+    seed: 0
+
+Every key may be left out but `rung`. `making.py` makes the run.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from rung.corpus import DocumentKind
+from rung.errors import RecipeError, did_you_mean
+from rung.models import config_fields, find_rung
+from rung.train import check_arguments
+
+__all__ = ["Recipe", "make_recipe", "read_recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`."""
+
+    rung: str
+    corpus: str = "python-docs"
+    documents: DocumentKind = "paragraphs"
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_rung(self.rung)
+        check_arguments(self.train)
+        for key in self.tokenizer:
+            if key not in ("kind", "path", "vocab_size"):
+                raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
+        known = config_fields(self.rung)
+        for key in self.model:
+            if key not in known:
+                raise RecipeError(f"model.{key}: {self.rung} has no such field; {did_you_mean(key, known)}")
+        _check_positive("minutes", self.minutes, float)
+        _check_positive("steps", self.steps, int)
+        if self.minutes is not None and self.steps is not None:
+            raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The page as it stands, not yet checked.
+
+    Raises `RecipeError` when it cannot be read or is no mapping.
+    """
+    try:
+        page = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"no recipe at {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(page, dict):
+        raise RecipeError(f"{path} is not a recipe: it must be a mapping with the key 'rung'")
+    return page
+
+
+def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """The checked recipe that `page` and then the overrides `key=value` make.
+
+    An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name of a
+    field of the model or of TrainingArguments, where only one of them has it. Raises `RecipeError`.
+    """
+    page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
+    if "rung" not in page:
+        raise RecipeError("the recipe names no rung: add 'rung: llama3'")
+    find_rung(page["rung"])
+    for override in overrides:
+        _apply(page, override)
+    known = [f.name for f in fields(Recipe)]
+    for key in page:
+        if key not in known:
+            raise RecipeError(f"unknown key {key!r} in the recipe: {did_you_mean(key, known)}")
+    for key in ("tokenizer", "model", "train"):
+        if key in page and not isinstance(page[key], dict):
+            raise RecipeError(f"{key} is {page[key]!r}: it must be a mapping")
+    return Recipe(**page)
+
+
+def _check_positive(name: str, value: Any, kind: type) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0 or not math.isfinite(value):
+        raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
+
+
+def _apply(page: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+    section, dot, name = key.partition(".")
+    if not dot:
+        section, name = _find_section(page["rung"], key)
+    if not name:
+        page[section] = value
+    elif section in ("model", "train", "tokenizer"):
+        page[section] = {**(page.get(section) or {}), name: value}
+    else:
+        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use model, train or tokenizer")
+
+
+def _find_section(rung: str, key: str) -> tuple[str, str]:
+    """Where a bare key belongs: (key, "") for one of the recipe's own, else (section, key)."""
+    own = [f.name for f in fields(Recipe)]
+    if key in own:
+        return key, ""
+    model = config_fields(rung)
+    arguments = [f.name for f in fields(TrainingArguments)]
+    homes = [section for section, names in (("model", model), ("train", arguments)) if key in names]
+    if len(homes) == 2:
+        raise RecipeError(f"--set {key}: both model and train have it; write model.{key} or train.{key}")
+    if not homes:
+        raise RecipeError(f"--set {key}: {rung} has no such setting; {did_you_mean(key, [*own, *model, *arguments])}")
+    return homes[0], key
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `3e-3` is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)

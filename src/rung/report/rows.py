@@ -1,0 +1,175 @@
+"""Run folders as the report sees them: read, put in the order of the ladder, grouped by the text of their scores."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rung import runs
+
+# The ladder, and what each rung adds to the one below; importing the models would import torch with them.
+IDEAS = {
+    "bigram": "count pairs",
+    "ngram": "count longer, back off well",
+    "rnn": "remember",
+    "rnn-attention": "look back",
+    "gpt2": "drop recurrence",
+    "llama3": "modernise",
+}
+COUNTING = ("bigram", "ngram")
+UNFINISHED = "not finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run as the table shows it; `failed` says why a run has no scores, and is None where it has."""
+
+    name: str  # of the folder
+    rung: str
+    idea: str
+    parameters: int | None
+    seconds: float | None
+    tokens_per_second: float | None
+    token_perplexity: float | None
+    word_perplexity: float | None
+    bits_per_byte: float | None
+    low: float | None
+    high: float | None
+    sample: str | None
+    failed: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run in full: its row, its record, and what it cost on validation text as it learned."""
+
+    folder: Path
+    label: str  # what the page calls it: its rung where that is enough
+    row: Row
+    record: dict[str, Any]
+    curve: list[tuple[float, float]]  # training tokens, bits per byte
+
+    @property
+    def score(self) -> dict[str, Any]:
+        """The score on the test split; empty where there is none."""
+        return _section(_section(self.record, "scores"), "test")
+
+    @property
+    def corpus(self) -> dict[str, Any]:
+        """The corpus's name, fingerprint and sizes; empty where the run failed before it was read."""
+        return _section(self.record, "corpus")
+
+    @property
+    def tokenizer(self) -> dict[str, Any]:
+        """The tokenizer's kind, fingerprint, size and losses; empty where it is not known."""
+        return _section(self.record, "tokenizer")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs scored on the same text, with those meant for it that have no score, in the order of the ladder."""
+
+    runs: list[Run]
+
+    @property
+    def scored(self) -> list[Run]:
+        """The runs whose bits per byte can be drawn and compared."""
+        return [run for run in self.runs if math.isfinite(run.row.bits_per_byte or math.nan)]
+
+    @property
+    def marks(self) -> dict[str, float]:
+        """Bits per byte of the compressors, from the first run that has them."""
+        found = (_section(run.record, "marks") for run in self.runs)
+        return next((marks for marks in found if marks), {})
+
+    @property
+    def same_tokens(self) -> bool:
+        """Whether all cut the text into the same tokens, so that token perplexities compare."""
+        return len({run.tokenizer.get("fingerprint") for run in self.scored}) <= 1
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """The runs in these folders, in the order of the ladder.
+
+    Raises `RunError` for a folder that is no run, or a damaged one.
+    """
+    return sorted(map(_read_run, folders), key=lambda run: _place(run.row.rung))
+
+
+def group_runs(found: list[Run]) -> list[Group]:
+    """Groups whose figures may stand side by side: the same corpus, the same number of test bytes.
+
+    A run without a score goes with the runs on its corpus; one that failed before it had read a corpus goes
+    with the others where there is only one group.
+    """
+    groups: dict[tuple[str | None, int | None], list[Run]] = {}
+    for run in found:
+        if run.score:
+            groups.setdefault((run.corpus.get("fingerprint"), run.score.get("bytes")), []).append(run)
+    for run in found:
+        if not run.score:
+            groups.setdefault(_home(run, list(groups)), []).append(run)
+    return [Group(_label(sorted(members, key=found.index))) for members in groups.values()]
+
+
+def _read_run(folder: Path) -> Run:
+    record = runs.read_record(folder)
+    curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in runs.read_metrics(folder)]
+    row = _make_row(folder.resolve().name, record)
+    return Run(
+        folder=folder,
+        label=row.rung,
+        row=row,
+        record=record,
+        curve=[(x, y) for x, y in curve if x is not None and y is not None and math.isfinite(y)],
+    )
+
+
+def _make_row(name: str, record: dict[str, Any]) -> Row:
+    score = _section(_section(record, "scores"), "test")
+    training = _section(record, "training")
+    return Row(
+        name=name,
+        rung=str(record["rung"]),
+        idea=IDEAS.get(record["rung"], ""),
+        parameters=record.get("parameters"),
+        seconds=training.get("seconds"),
+        tokens_per_second=training.get("tokens_per_second"),
+        token_perplexity=score.get("token_perplexity"),
+        word_perplexity=score.get("word_perplexity"),
+        bits_per_byte=score.get("bits_per_byte"),
+        low=score.get("low"),
+        high=score.get("high"),
+        sample=record.get("sample"),
+        failed=None if score else str(record.get("failed") or UNFINISHED),
+    )
+
+
+def _section(record: dict[str, Any], key: str) -> dict[str, Any]:
+    return record.get(key) or {}
+
+
+def _place(rung: str) -> int:
+    ladder = list(IDEAS)
+    return ladder.index(rung) if rung in ladder else len(ladder)
+
+
+def _home(run: Run, keys: list[tuple[str | None, int | None]]) -> tuple[str | None, int | None]:
+    """The key of the group that a run without a score belongs to."""
+    fingerprint = run.corpus.get("fingerprint")
+    if fingerprint is None and len(keys) == 1:
+        return keys[0]
+    return next((key for key in keys if key[0] == fingerprint), (fingerprint, None))
+
+
+def _label(members: list[Run]) -> list[Run]:
+    """The runs with the shortest names that tell them apart: rung, folder, or the folder's path."""
+    for labels in (
+        [run.row.rung for run in members],
+        [run.row.name for run in members],
+        ["/".join(run.folder.resolve().parts[-2:]) for run in members],
+    ):
+        if len(set(labels)) == len(labels):
+            return [replace(run, label=label) for run, label in zip(members, labels, strict=True)]
+    return [replace(run, label=str(run.folder)) for run in members]

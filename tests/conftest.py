@@ -1,0 +1,91 @@
+"""Shared ground for the tests: a cache of their own, a small corpus, tiny models of every rung."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+SENTENCES = (
+    "the cat sat on the mat",
+    "the dog sat on the log",
+    "a cat and a dog sat on a mat",
+    "the mat is on the log",
+    "a dog is not a cat",
+)
+TINY = {
+    "bigram": {},
+    "ngram": {"order": 3},
+    "rnn": {"hidden_size": 32},
+    "rnn-attention": {"hidden_size": 32, "max_position_embeddings": 64},
+    "gpt2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
+    "llama3": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+    },
+}
+NEURAL = [name for name in TINY if name not in ("bigram", "ngram")]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Every test keeps what it makes out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = {name: os.environ.get(name) for name in ("RUNG_CACHE", "HF_HOME")}
+    os.environ["RUNG_CACHE"] = str(folder)
+    yield folder
+    for name, value in before.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-pair tokenizer that knows the sentences well."""
+    from rung.tokenizer import build_tokenizer
+
+    return build_tokenizer("bpe", SENTENCES * 20, 300)
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tokenizer):
+    """A function that makes a tiny model of a rung: random weights, or counts of the sentences."""
+    import numpy
+    import torch
+
+    from rung.models import LADDER, build_model, make_config
+    from rung.tokenizer import encode_documents
+
+    def make(name, **settings):
+        config = make_config(name, tokenizer, {**TINY[name], **settings})
+        if not LADDER[name].counts:
+            torch.manual_seed(0)
+            return build_model(name, config).eval()
+        documents = list(encode_documents(SENTENCES, tokenizer))
+        starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+        return LADDER[name].model.fit(config, numpy.concatenate(documents), starts).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def prose():
+    """A file's worth of text that differs from paragraph to paragraph: 20 kB."""
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000]
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of texts and golden figures that stands beside the repository here; a user has none."""
+    if not SHARED.is_dir():
+        pytest.skip("needs the texts and golden figures that are kept beside the repository, not in it")
+    return SHARED

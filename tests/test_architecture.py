@@ -1,0 +1,95 @@
+"""The house: imports point strictly down, rooms stay small, functions fit on a screen."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "rung"
+FLOORS = (
+    ("errors",),
+    ("runs", "device"),
+    ("corpus", "tokenizer", "pack"),
+    ("models",),
+    ("train", "evaluate", "generate"),
+    ("chat",),
+    ("recipe", "serve", "export", "report"),
+    ("climb",),
+    ("cli",),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FILES = sorted(SOURCE.rglob("*.py"))
+LADDER = ("causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "__init__")
+
+
+def room_of(path):
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """The modules of rung that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "rung" else [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        yield from (name.split(".") for name in names if name.split(".")[0] == "rung" and "." in name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_imports_point_strictly_down(path):
+    here = room_of(path)
+    if here == "__init__":
+        assert not list(imports_of(path))
+        return
+    for parts in imports_of(path):
+        there = parts[1]
+        if there in ("__version__", here):
+            continue
+        assert there in FLOOR, f"{path.name} imports {'.'.join(parts)}, which is no room"
+        assert FLOOR[there] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR[there]})"
+
+
+def test_a_rung_imports_only_rungs_below_it():
+    for path in (SOURCE / "models").glob("*.py"):
+        here = LADDER.index(path.stem)
+        for parts in imports_of(path):
+            if parts[1] == "models" and len(parts) > 2:
+                assert LADDER.index(parts[2]) < here, f"{path.stem} imports {parts[2]}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_functions_fit_on_a_screen(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 50, f"{path.name}: {node.name} is too long"
+
+
+def test_rooms_are_small():
+    for path in FILES:
+        limit = 250 if room_of(path) == "models" else 400
+        assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
+
+
+def test_there_are_fewer_than_thirty_files():
+    assert len(FILES) < 30
+
+
+def test_every_module_says_what_it_is():
+    for path in FILES:
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no docstring"
+
+
+def test_no_model_is_a_subclass_of_another_rung():
+    for path in (SOURCE / "models").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef) and node.name.endswith(("ForCausalLM", "HeadModel")):
+                assert {ast.unparse(base) for base in node.bases} <= {"CausalModel", "StatefulModel"}
+
+
+def test_every_room_has_its_tests():
+    rooms = {room_of(path) for path in FILES} - {"__init__", "__main__"}
+    missing = [room for room in sorted(rooms) if not (Path(__file__).parent / f"test_{room}.py").exists()]
+    assert not missing

@@ -1,0 +1,371 @@
+"""What every rung promises, whatever it is made of; and what each promises by itself."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+
+import numpy
+import pytest
+import torch
+import transformers
+from conftest import NEURAL, SENTENCES, TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rung.errors import RecipeError, RunError
+from rung.models import LADDER, build_model, count_parameters, load, make_config, match_parameters
+from rung.models.ngram import NgramConfig, NgramForCausalLM, estimate_discounts
+from rung.models.rnn import CELLS
+from rung.models.rnn_attention import _attend_plainly, attend, causal_mask
+
+RUNGS = list(TINY)
+TRANSFORMERS = ["gpt2", "llama3"]
+
+
+def random_ids(tokenizer, batch, steps):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, len(tokenizer), (batch, steps), generator=generator)
+
+
+def sentence_ids(tokenizer):
+    return torch.tensor([tokenizer(SENTENCES[0]).input_ids])
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_the_future_does_not_change_the_past(name, make_tiny, tokenizer):
+    model = make_tiny(name)
+    ids = random_ids(tokenizer, 2, 12)
+    other = ids.clone()
+    other[:, 7:] = random_ids(tokenizer, 2, 20)[:, :5]
+    torch.testing.assert_close(model(ids).logits[:, :7], model(other).logits[:, :7])
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_no_gradient_flows_back_from_the_future(name, make_tiny, tokenizer):
+    model = make_tiny(name).train()
+    seen = []
+    model.get_input_embeddings().register_forward_hook(lambda module, args, output: (output.retain_grad(), seen.append(output))[1])
+    model(random_ids(tokenizer, 1, 10)).logits[0, 4].sum().backward()
+    gradient = seen[0].grad[0].abs().sum(-1)
+    assert torch.all(gradient[:5] > 0)
+    assert torch.all(gradient[5:] == 0)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("first", [1, 5, 11])
+def test_cached_logits_equal_full_logits(name, first, make_tiny, tokenizer):
+    model = make_tiny(name)
+    ids = random_ids(tokenizer, 2, 12)
+    with torch.no_grad():
+        full = model(ids, use_cache=False).logits
+        output = model(ids[:, :first], use_cache=True)
+        pieces = [output.logits]
+        for at in range(first, 12):
+            output = model(ids[:, at : at + 1], past_key_values=output.past_key_values, use_cache=True)
+            pieces.append(output.logits)
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_left_padding_changes_nothing_cached_or_not(name, make_tiny, tokenizer):
+    model = make_tiny(name)
+    ids = random_ids(tokenizer, 1, 8)
+    padded = torch.cat([torch.full((1, 3), tokenizer.pad_token_id), ids], dim=1)
+    mask = torch.tensor([[0] * 3 + [1] * 8])
+    with torch.no_grad():
+        alone = model(ids).logits
+        together = model(torch.cat([padded, random_ids(tokenizer, 1, 11)]), attention_mask=torch.cat([mask, mask | 1])).logits
+        torch.testing.assert_close(together[:1, 3:], alone, rtol=1e-4, atol=1e-5)
+        output = model(padded[:, :6], attention_mask=mask[:, :6], use_cache=True)
+        last = model(padded[:, 6:], attention_mask=mask, past_key_values=output.past_key_values, use_cache=True).logits
+    torch.testing.assert_close(last, alone[:, 3:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_save_and_reload(name, make_tiny, tokenizer, tmp_path):
+    model = make_tiny(name)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    again, its_tokenizer = load(tmp_path)
+    ids = random_ids(tokenizer, 2, 9)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=0, atol=0)
+    assert its_tokenizer(SENTENCES[0]).input_ids == tokenizer(SENTENCES[0]).input_ids
+    automatic = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(automatic(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_starts_at_ln_v_and_overfits_one_batch(name, make_tiny, tokenizer):
+    model = make_tiny(name).train()
+    ids = random_ids(tokenizer, 2, 16)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(300):
+        loss = model(ids, labels=ids).loss
+        losses.append(loss.item())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.05)
+    assert losses[-1] < 0.1
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_loss_is_right_under_gradient_accumulation(name, make_tiny, tokenizer):
+    model = make_tiny(name)
+    ids = sentence_ids(tokenizer)
+    whole = model(ids, labels=ids).loss
+    halves = model(ids, labels=ids, num_items_in_batch=2 * (ids.shape[1] - 1)).loss
+    torch.testing.assert_close(2 * halves, whole)
+    moved = torch.cat([ids[:, 1:], torch.tensor([[-100]])], dim=1)
+    torch.testing.assert_close(model(ids, labels=moved, shift_labels=moved).loss, whole)
+
+
+@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("how", ["greedy", "sampled", "beams", "pipeline"])
+def test_generates_without_a_warning(name, how, make_tiny, tokenizer, caplog):
+    model = make_tiny(name)
+    options = {"greedy": {}, "sampled": {"do_sample": True}, "beams": {"num_beams": 3}}.get(how, {})
+    with warnings.catch_warnings(), caplog.at_level("WARNING"):
+        warnings.simplefilter("error")
+        if how == "pipeline":
+            pipe = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
+            assert pipe("the cat", max_new_tokens=5, do_sample=False)[0]["generated_text"].startswith("the cat")
+        else:
+            batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
+            output = model.generate(**batch, max_new_tokens=6, do_sample=options.pop("do_sample", False), **options)
+            assert output.shape[0] == 2
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("transformers")]
+    assert not said
+
+
+@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_padded_batch_generates_what_its_rows_do_alone(name, beams, make_tiny, tokenizer):
+    model = make_tiny(name)
+    prompts = ["the cat", "a dog sat on the", "a"]
+    options = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
+    batch = model.generate(**tokenizer(prompts, padding=True, return_tensors="pt"), **options)
+    for prompt, row in zip(prompts, batch, strict=True):
+        alone = model.generate(**tokenizer([prompt], return_tensors="pt"), **options)[0]
+        texts = [tokenizer.decode(ids, skip_special_tokens=True) for ids in (row, alone)]
+        assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["bigram", "ngram"])
+def test_counted_probabilities_sum_to_one(name, make_tiny, tokenizer):
+    for order in (1, 2, 3, 5) if name == "ngram" else (2,):
+        model = make_tiny(name, **({"order": order} if name == "ngram" else {}))
+        ids = torch.cat([sentence_ids(tokenizer), random_ids(tokenizer, 1, 30)], dim=1)
+        sums = model(ids).logits.double().exp().sum(-1)
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    documents=st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6), order=st.integers(1, 6)
+)
+def test_kneser_ney_is_a_distribution_on_any_text(documents, order):
+    """Also for one word, one repeated word, empty documents and orders longer than every document."""
+    rows = [[0, *words, 1] for words in documents]
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    config = NgramConfig(vocab_size=8, order=order, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
+    probabilities = model(torch.tensor([[0, 3, 4, 5, 6, 7, 3, 3, 3, 1]])).logits.double().exp()
+    assert torch.all(probabilities >= 0)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5)
+    assert torch.all(probabilities[..., [0, 2]] == 0)  # nothing is followed by BOS or PAD
+    assert torch.all(probabilities[..., 3:] > 0)
+
+
+def test_kneser_ney_by_hand():
+    """Order 2 on `a b a b a c`: the fallback discounts 0.5, 1, 1.5 throughout, so every step can be checked on paper."""
+    a, b, c, end = 3, 4, 5, 1
+    tokens = numpy.array([0, a, b, a, b, a, c, end], dtype=numpy.uint16)
+    config = NgramConfig(vocab_size=6, order=2, bos_token_id=0, eos_token_id=end, pad_token_id=2)
+    model = NgramForCausalLM.fit(config, tokens, numpy.array([0]))
+    # Continuation counts: a follows BOS and b: 2; b, c and end follow one token each: 1. Their sum is 5.
+    # Discounts take 1 from a and 0.5 from the others, 2.5 in all: half of the mass is spread over 4 tokens.
+    spread = 2.5 / 5 / 4
+    unigram = {a: (2 - 1) / 5 + spread, b: 0.5 / 5 + spread, c: 0.5 / 5 + spread, end: 0.5 / 5 + spread}
+    # After a: b twice, c once; 1 and 0.5 of 3 are given up.
+    expected = {w: 1.5 / 3 * unigram[w] for w in unigram}
+    expected[b] += (2 - 1) / 3
+    expected[c] += (1 - 0.5) / 3
+    found = model(torch.tensor([[0, a]])).logits[0, -1].exp()
+    for word, probability in expected.items():
+        assert found[word].item() == pytest.approx(probability, rel=1e-6)
+
+
+def test_discounts_fall_back_and_say_so(caplog):
+    with caplog.at_level("INFO", logger="rung"):
+        assert estimate_discounts(numpy.array([1, 1, 1]), 2) == [0.5, 1.0, 1.5]
+    assert "leave a discount undefined" in caplog.text
+
+
+def test_golden_kneser_ney_discounts(shared):
+    """The discounts KenLM prints for these texts; every figure of its is a later test's."""
+    figures = json.loads((shared / "golden/kenlm/figures.json").read_text())["orders"]["5"]["levels"]
+    ids = {word: number for number, word in enumerate(["<s>", "</s>", "<unk>"])}
+    rows = []
+    for line in (shared / "golden/kenlm/train.txt").read_text().splitlines():
+        rows.append([0, *(ids.setdefault(word, len(ids)) for word in line.split()), 1])
+    config = NgramConfig(vocab_size=len(ids), order=5, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint32), starts)
+    for order, level in figures.items():
+        assert model.config.num_ngrams[int(order) - 1] == level["ngrams"]
+        assert model.config.discounts[int(order) - 1] == pytest.approx([level["D1"], level["D2"], level["D3+"]], rel=1e-5)
+
+
+def test_bigram_is_the_formula(tokenizer, make_tiny):
+    model = make_tiny("bigram")
+    ids = [tokenizer(s).input_ids + [tokenizer.eos_token_id] for s in SENTENCES]
+    pairs = [pair for row in ids for pair in zip(row, row[1:], strict=False)]
+    history, word = pairs[3]
+    count = pairs.count((history, word))
+    total = sum(1 for h, _ in pairs if h == history)
+    found = model(torch.tensor([[history]])).logits[0, 0, word].exp().item()
+    assert found == pytest.approx((count + 1) / (total + len(tokenizer)), rel=1e-6)
+
+
+@pytest.mark.parametrize("cell", list(CELLS))
+@pytest.mark.parametrize("layers", [1, 2])
+def test_every_cell_carries_its_state(cell, layers, make_tiny, tokenizer):
+    model = make_tiny("rnn", cell=cell, num_hidden_layers=layers)
+    ids = random_ids(tokenizer, 3, 9)
+    with torch.no_grad():
+        output = model(ids[:, :4])
+        rest = model(ids[:, 4:], past_key_values=output.past_key_values).logits
+        torch.testing.assert_close(rest, model(ids).logits[:, 4:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_agrees_with_transformers_on_logits_and_gradients(name, tied, make_tiny, tokenizer):
+    ours = make_tiny(name, tie_word_embeddings=tied)
+    reference = getattr(transformers, type(ours).__name__)(ours.config).eval()
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    ids = random_ids(tokenizer, 2, 13)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    for options in ({}, {"attention_mask": mask, "position_ids": positions}):
+        labels = ids.masked_fill(positions == 0, -100)  # a row's first token is predicted from padding
+        outputs = [model(ids, labels=labels, **options) for model in (ours, reference)]
+        real = mask.bool() if options else torch.ones_like(ids, dtype=torch.bool)
+        torch.testing.assert_close(outputs[0].logits[real], outputs[1].logits[real], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(outputs[0].loss, outputs[1].loss, rtol=1e-5, atol=1e-5)
+        for output in outputs:
+            output.loss.backward()
+        wanted = dict(reference.named_parameters())
+        for key, parameter in ours.named_parameters():
+            torch.testing.assert_close(parameter.grad, wanted[key].grad, rtol=1e-4, atol=1e-6, msg=key)
+        ours.zero_grad()
+        reference.zero_grad()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_generates_what_transformers_does(name, make_tiny, tokenizer):
+    ours = make_tiny(name)
+    reference = getattr(transformers, type(ours).__name__)(ours.config).eval()
+    ours.load_state_dict(reference.state_dict())
+    batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
+    options = {"max_new_tokens": 10, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    mine, theirs = (model.generate(**batch, **options) for model in (ours, reference))
+    torch.testing.assert_close(torch.stack(mine.logits), torch.stack(theirs.logits), rtol=1e-4, atol=1e-5)
+
+
+def test_llama_rope_scaling_agrees_with_transformers(make_tiny, tokenizer):
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    }
+    ours = make_tiny("llama3", rope_parameters=scaling, head_dim=16)
+    reference = transformers.LlamaForCausalLM(ours.config).eval()
+    ours.load_state_dict(reference.state_dict())
+    ids = random_ids(tokenizer, 1, 50)
+    torch.testing.assert_close(ours(ids).logits, reference(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_an_unknown_rope_is_refused(make_tiny):
+    with pytest.raises(RecipeError, match="yarn"):
+        make_tiny("llama3", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0})
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_opens_in_a_process_that_has_no_rung(name, make_tiny, tokenizer, tmp_path):
+    model = make_tiny(name)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    ids = random_ids(tokenizer, 1, 7)
+    program = (
+        "import sys; sys.modules['rung'] = None\n"
+        "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}).eval()\n"
+        f"AutoTokenizer.from_pretrained({str(tmp_path)!r})\n"
+        f"torch.save(model(torch.tensor({ids.tolist()})).logits, {str(tmp_path / 'logits.pt')!r})\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
+    torch.testing.assert_close(theirs, model(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_gpt2_says_when_the_text_is_longer_than_its_positions(make_tiny, tokenizer):
+    with pytest.raises(ValueError, match="65 tokens, but this GPT-2 learned 64 positions"):
+        make_tiny("gpt2")(random_ids(tokenizer, 1, 65))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_plain_attention_is_attention(groups):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4 // groups, 9, 8), torch.randn(2, 4 // groups, 9, 8)
+    exact = attend(q, k, v, None)
+    plain = _attend_plainly(*(t.bfloat16() for t in (q, k, v)))
+    torch.testing.assert_close(plain.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_causal_mask_lets_padding_see_itself():
+    mask = causal_mask(torch.tensor([[0, 1, 1]]), 3, 3)
+    assert mask[0, 0].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_match_parameters_comes_near(name, tokenizer):
+    width = match_parameters(name, tokenizer, 1_000_000, {})
+    size = count_parameters(build_model(name, make_config(name, tokenizer, {"hidden_size": width})))
+    assert abs(size - 1_000_000) < 250_000
+
+
+def test_config_refuses_what_it_does_not_know(tokenizer):
+    with pytest.raises(RecipeError, match="did you mean 'hidden_size'"):
+        make_config("llama3", tokenizer, {"hiden_size": 8})
+    with pytest.raises(RecipeError, match="unknown rung 'lama3': did you mean 'llama3'"):
+        make_config("lama3", tokenizer, {})
+    with pytest.raises(RecipeError, match="unknown cell 'gur': did you mean 'gru'"):
+        build_model("rnn", make_config("rnn", tokenizer, {"cell": "gur"}))
+
+
+def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
+    with pytest.raises(RunError, match="no run at"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(RunError, match="has no config.json"):
+        load(tmp_path)
+    make_tiny("gpt2").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match="weights could not be read"):
+        load(tmp_path)
+
+
+def test_every_rung_has_its_idea():
+    assert list(LADDER) == RUNGS
+    assert [name for name, rung in LADDER.items() if rung.counts] == ["bigram", "ngram"]
