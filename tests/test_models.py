@@ -1,5 +1,6 @@
 """What every rung promises, whatever it is made of; and what each promises by itself."""
 
+import itertools
 import json
 import math
 import subprocess
@@ -46,7 +47,9 @@ def test_the_future_does_not_change_the_past(name, make_tiny, tokenizer):
 def test_no_gradient_flows_back_from_the_future(name, make_tiny, tokenizer):
     model = make_tiny(name).train()
     seen = []
-    model.get_input_embeddings().register_forward_hook(lambda module, args, output: (output.retain_grad(), seen.append(output))[1])
+    model.get_input_embeddings().register_forward_hook(
+        lambda module, args, output: (output.retain_grad(), seen.append(output))[1]
+    )
     model(random_ids(tokenizer, 1, 10)).logits[0, 4].sum().backward()
     gradient = seen[0].grad[0].abs().sum(-1)
     assert torch.all(gradient[:5] > 0)
@@ -76,7 +79,9 @@ def test_left_padding_changes_nothing_cached_or_not(name, make_tiny, tokenizer):
     mask = torch.tensor([[0] * 3 + [1] * 8])
     with torch.no_grad():
         alone = model(ids).logits
-        together = model(torch.cat([padded, random_ids(tokenizer, 1, 11)]), attention_mask=torch.cat([mask, mask | 1])).logits
+        together = model(
+            torch.cat([padded, random_ids(tokenizer, 1, 11)]), attention_mask=torch.cat([mask, mask | 1])
+        ).logits
         torch.testing.assert_close(together[:1, 3:], alone, rtol=1e-4, atol=1e-5)
         output = model(padded[:, :6], attention_mask=mask[:, :6], use_cache=True)
         last = model(padded[:, 6:], attention_mask=mask, past_key_values=output.past_key_values, use_cache=True).logits
@@ -165,9 +170,7 @@ def test_counted_probabilities_sum_to_one(name, make_tiny, tokenizer):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    documents=st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6), order=st.integers(1, 6)
-)
+@given(documents=st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6), order=st.integers(1, 6))
 def test_kneser_ney_is_a_distribution_on_any_text(documents, order):
     """Also for one word, one repeated word, empty documents and orders longer than every document."""
     rows = [[0, *words, 1] for words in documents]
@@ -182,7 +185,7 @@ def test_kneser_ney_is_a_distribution_on_any_text(documents, order):
 
 
 def test_kneser_ney_by_hand():
-    """Order 2 on `a b a b a c`: the fallback discounts 0.5, 1, 1.5 throughout, so every step can be checked on paper."""
+    """Order 2 on `a b a b a c`, with the fallback discounts 0.5, 1, 1.5: every step can be checked on paper."""
     a, b, c, end = 3, 4, 5, 1
     tokens = numpy.array([0, a, b, a, b, a, c, end], dtype=numpy.uint16)
     config = NgramConfig(vocab_size=6, order=2, bos_token_id=0, eos_token_id=end, pad_token_id=2)
@@ -218,13 +221,15 @@ def test_golden_kneser_ney_discounts(shared):
     model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint32), starts)
     for order, level in figures.items():
         assert model.config.num_ngrams[int(order) - 1] == level["ngrams"]
-        assert model.config.discounts[int(order) - 1] == pytest.approx([level["D1"], level["D2"], level["D3+"]], rel=1e-5)
+        assert model.config.discounts[int(order) - 1] == pytest.approx(
+            [level["D1"], level["D2"], level["D3+"]], rel=1e-5
+        )
 
 
 def test_bigram_is_the_formula(tokenizer, make_tiny):
     model = make_tiny("bigram")
-    ids = [tokenizer(s).input_ids + [tokenizer.eos_token_id] for s in SENTENCES]
-    pairs = [pair for row in ids for pair in zip(row, row[1:], strict=False)]
+    ids = [[*tokenizer(s).input_ids, tokenizer.eos_token_id] for s in SENTENCES]
+    pairs = [pair for row in ids for pair in itertools.pairwise(row)]
     history, word = pairs[3]
     count = pairs.count((history, word))
     total = sum(1 for h, _ in pairs if h == history)

@@ -98,22 +98,23 @@ def score_documents(
             rows.append((nats, spelling, document.bytes, document.words, len(costs), len(document.unknown)))
         if on_document:
             on_document(len(rows))
-    nats, spelling, sizes, words, tokens, unknown = (numpy.array(column) for column in zip(*rows, strict=True))
-    low, high = bootstrap_interval(nats / math.log(2), sizes)
+    columns = [numpy.array(column) for column in zip(*rows, strict=True)]
+    low, high = bootstrap_interval(columns[0] / math.log(2), columns[2])
+    nats, spelling, sizes, words, tokens, unknown = (column.sum().item() for column in columns)
     window = model.context_length
     return Score(
-        bits_per_byte=float(nats.sum() / math.log(2) / sizes.sum()),
+        bits_per_byte=nats / math.log(2) / sizes,
         low=low,
         high=high,
-        word_perplexity=_perplexity(nats.sum(), words.sum()),
-        token_perplexity=_perplexity(nats.sum(), tokens.sum()),
-        nats=float(nats.sum()),
+        word_perplexity=_perplexity(nats, words),
+        token_perplexity=_perplexity(nats, tokens),
+        nats=nats,
         documents=len(rows),
-        bytes=int(sizes.sum()),
-        words=int(words.sum()),
-        tokens=int(tokens.sum()),
-        unknown_words=int(unknown.sum()),
-        unknown_nats=float(spelling.sum()),
+        bytes=sizes,
+        words=words,
+        tokens=tokens,
+        unknown_words=unknown,
+        unknown_nats=spelling,
         window=window,
         stride=None if window is None else stride_of(window),
         lost=list(losses(tokenizer)),

@@ -7,6 +7,7 @@ the prompt that leaves room, and stops where its window ends.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase, TextStreamer
@@ -67,7 +68,7 @@ def generate(
     if window := model.context_length:
         room = min(room, max(1, window // 2))
         ids = ids[-(window - room) :]
-    options = {"do_sample": False, "num_beams": sampling.num_beams}
+    options: dict[str, Any] = {"do_sample": False, "num_beams": sampling.num_beams}
     if sampling.temperature > 0:
         options |= {"do_sample": True, "temperature": sampling.temperature}
         options |= {"top_k": sampling.top_k, "top_p": sampling.top_p}

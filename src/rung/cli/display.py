@@ -77,8 +77,9 @@ class Display:
         task = self.tasks[rung]
         if self.progress.tasks[self.progress.task_ids.index(task)].description != stage.name:
             self.progress.reset(task, description=stage.name, total=stage.total, rung=rung, note="")
-        changes = {"note": stage.note} if stage.note else {}
-        self.progress.update(task, completed=stage.done, total=stage.total, **changes)
+        self.progress.update(task, completed=stage.done, total=stage.total)
+        if stage.note:
+            self.progress.update(task, note=stage.note)
 
     def _finish(self, rung: str) -> None:
         self.progress.update(self.tasks[rung], description="done", completed=1, total=1)
@@ -116,7 +117,7 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> Table:
             Text(_interval(row.bits_per_byte, row.low, row.high), style=style),
             " ".join((row.sample or "").split()),
         )
-    marks = next((r["marks"] for r in records if "marks" in r), {})
+    marks: dict[str, float] = next((r["marks"] for r in records if "marks" in r), {})
     if marks:
         table.add_section()
     for name, bits in marks.items():

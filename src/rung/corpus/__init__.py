@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rung.corpus import files, hub, python
+from rung.corpus import files, named
 from rung.corpus.files import DocumentKind
 from rung.errors import CorpusError
 
@@ -66,9 +66,9 @@ def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragrap
     Raises `CorpusError` when it cannot be read or is too small to split.
     """
     name = _name(source)
-    named = _read_named_splits(source, documents)
-    if named:
-        splits = {split: _store(read, key) for split, (read, key) in named.items()}
+    own = _read_named_splits(source, documents)
+    if own:
+        splits = {split: _store(read, key) for split, (read, key) in own.items()}
         only = splits.get("test") or splits.get("validation")
         if only is not None:
             splits = {"validation": only, "test": only} | splits
@@ -110,9 +110,9 @@ def _name(source: str) -> str:
 def _read_unsplit(source: str, documents: DocumentKind) -> tuple[Reader, str]:
     """A reader of (text, group), and the key under which its result is kept."""
     if source == "python-docs":
-        return python.read_docs, f"{source} {sys.version} {sys.prefix}"
+        return named.read_docs, f"{source} {sys.version} {sys.prefix}"
     if source == "python-source":
-        return python.read_source, f"{source} {sys.version} {sys.prefix}"
+        return named.read_source, f"{source} {sys.version} {sys.prefix}"
     found = files.find_files(source)
     return _file_reader(found, documents), _file_key(found, documents)
 
@@ -120,11 +120,11 @@ def _read_unsplit(source: str, documents: DocumentKind) -> tuple[Reader, str]:
 def _read_named_splits(source: str, documents: DocumentKind) -> dict[str, tuple[Reader, str]]:
     """The splits that the source itself names; none when it names none."""
     if source in WIKITEXT_CONFIGS:
-        rows = hub.load_splits(hub.WIKITEXT, WIKITEXT_CONFIGS[source])
+        rows = named.load_splits(named.WIKITEXT, WIKITEXT_CONFIGS[source])
         return {name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()}
     if source.startswith("hf:"):
-        path, config = hub.parse(source)
-        rows = hub.load_splits(path, config)
+        path, config = named.parse_hub_name(source)
+        rows = named.load_splits(path, config)
         return {name: (_row_reader(r, source), f"rows {r._fingerprint}") for name, r in rows.items()}
     if not _is_path(source):
         return {}
@@ -150,7 +150,7 @@ def _find_split_files(path: Path) -> dict[str, list[Path]]:
 
 
 def _split_name(path: Path) -> str | None:
-    return hub.SPLIT_NAMES.get(path.name.split(".")[0].lower())
+    return named.SPLIT_NAMES.get(path.name.split(".")[0].lower())
 
 
 def _file_reader(found: list[Path], documents: DocumentKind) -> Reader:
@@ -158,11 +158,11 @@ def _file_reader(found: list[Path], documents: DocumentKind) -> Reader:
 
 
 def _article_reader(rows: "Dataset") -> Reader:
-    return lambda: ((text, "") for text in hub.join_articles(row["text"] for row in rows))
+    return lambda: ((text, "") for text in named.join_articles(row["text"] for row in rows))
 
 
 def _row_reader(rows: "Dataset", where: str) -> Reader:
-    return lambda: ((text, "") for text in hub.read_texts(rows, where))
+    return lambda: ((text, "") for text in named.read_texts(rows, where))
 
 
 def _file_key(found: list[Path], documents: DocumentKind) -> str:

@@ -116,7 +116,7 @@ class GPT2LMHeadModel(CausalModel):
         """The table that ids are looked up in."""
         return self.transformer.wte
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put another table in its place."""
         self.transformer.wte = value
 

@@ -132,7 +132,7 @@ class LlamaForCausalLM(CausalModel):
         """The table that ids are looked up in."""
         return self.model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put another table in its place."""
         self.model.embed_tokens = value
 

@@ -101,7 +101,8 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
 def _check_positive(name: str, value: Any, kind: type) -> None:
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | kind) or not value > 0 or not math.isfinite(value):
+    good = isinstance(value, int | float) if kind is float else isinstance(value, int)
+    if isinstance(value, bool) or not good or not 0 < value < math.inf:
         raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
 
 

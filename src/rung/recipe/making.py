@@ -284,7 +284,8 @@ def _prompt(corpus: Corpus) -> str:
 
 
 def _first_texts(texts: Iterable[str], limit: int) -> list[str]:
-    kept, size = [], 0
+    kept: list[str] = []
+    size = 0
     for text in texts:
         if kept and size + len(text) > limit:
             break

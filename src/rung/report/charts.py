@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-WIDE, NARROW = 880, 360  # CSS pixels
+WIDTHS = WIDE, NARROW = 880, 360  # CSS pixels
 SHADES = 6  # steps from the lowest rung to the highest, in the style sheet
 TEXT = 12  # CSS pixels, the size of most labels
 LINE = 17  # from one label to the next below it
@@ -116,7 +116,8 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     """One row for each rung, a dot at its bits per byte, and the compressors' marks as lines across all rows."""
     wide = width >= WIDE
     row_height = 42 if wide else 46
-    left, right = (178.0, width - 136.0) if wide else (10.0, width - 10.0)
+    names = max(max(text_width(_shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
+    left, right = (names + 20, width - 136.0) if wide else (10.0, width - 10.0)
     flags = [(f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)]
     widths = [text_width(text, TEXT) + 12 for text, _ in flags]
     room = width - 2 - left  # a flag may fly over the column of values
@@ -207,7 +208,7 @@ def _bar(bar: Bar, scale: Scale, frame: Frame, top: float, best: bool) -> str:
     parts.append(f'<circle cx="{scale(bar.value):.1f}" cy="{y:.1f}" r="{6 if best else 5}"/>')
     if wide:
         parts.append(_text(0, y - 2 if bar.note else y + 4, _shorten(bar.label, 22), strong))
-        parts.append(_text(0, y + 13, _shorten(bar.note, 28), "note"))
+        parts.append(_text(0, y + 13, bar.note, "note"))
         parts.append(_text(frame.width - 86, y + 4, f"{bar.value:.2f}", f"{strong} end"))
         parts.append(_text(frame.width, y + 4, interval, "note end"))
     else:
@@ -303,4 +304,5 @@ def _count(number: float) -> str:
 
 
 def _shorten(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    """Without its middle where it is too long: runs of one family differ at the end of their names."""
+    return text if len(text) <= length else f"{text[: length // 2]}…{text[1 + length // 2 - length :]}"

@@ -1,20 +1,15 @@
 """The report's sections as HTML; whatever comes from a run is escaped."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from html import escape
 from importlib import resources
 from string import Template
 from typing import Any
 
 from rung.report import charts
-from rung.report.rows import COUNTING, IDEAS, UNFINISHED, Group, Row, Run
-
-DARKEST = 12.0  # bits: tokens above are shaded like it
-NONE = '<span class="none">–</span>'
-MARKS = {
-    "lzma after train": "compressor that has read the training text",
-}
+from rung.report.rows import COUNTING, Group, Run
+from rung.report.table import build_table, names, whole
+from rung.report.texts import build_samples, build_surprisal
 
 
 def build_page(groups: list[Group]) -> str:
@@ -29,7 +24,7 @@ def build_page(groups: list[Group]) -> str:
 
 def _contents(groups: list[Group]) -> str:
     links = "".join(
-        f'<li><a href="#text-{i}">{escape(_title(group))}</a> {_names(run.label for run in group.runs)}</li>'
+        f'<li><a href="#text-{i}">{escape(_title(group))}</a> {names(run.label for run in group.runs)}</li>'
         for i, group in enumerate(groups, 1)
     )
     return (
@@ -39,35 +34,35 @@ def _contents(groups: list[Group]) -> str:
 
 
 def _article(group: Group, anchor: str) -> str:
-    sections = [_header(group), _ladder(group), _table(group), _curves(group), _samples(group), _surprisal(group)]
-    return f'<article id="{anchor}">{"".join(sections)}</article>'
+    build = (_header, _ladder, build_table, _curves, build_samples, build_surprisal)
+    return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
 
 
 def _title(group: Group) -> str:
     named = (run.corpus.get("name") for run in group.runs)
-    return str(next((name for name in named if name), "Runs without a score"))
+    unnamed = "A text without a name" if group.scored else "Runs without a score"
+    return str(next((name for name in named if name), unnamed))
 
 
 def _header(group: Group) -> str:
     facts = "".join(f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact)
     return (
-        f'<header><p class="eyebrow">rung <span>the ladder of language models, on one ruler</span></p>'
-        f"<h1>{escape(_title(group))}</h1>"
-        f'<p class="summary">{_summary(group)}</p><dl class="facts">{facts}</dl></header>'
+        f'<header><h1>{escape(_title(group))}</h1><p class="summary">{_summary(group)}</p>'
+        f'<dl class="facts">{facts}</dl></header>'
     )
 
 
 def _summary(group: Group) -> str:
     """The result in one sentence: the best rung, the best of the other kind, and lzma."""
-    if not group.scored:
+    best = group.best
+    if best is None:
         return "No rung has a score yet."
-    best = min(group.scored, key=_cost)
-    parts = [f"{_strong(best.label)} needs {_bits(_cost(best))} bits for each byte of text it has never seen"]
+    parts = [f"{_strong(best.label)} needs {_bits(best.cost)} bits for each byte of text it has never seen"]
     others = [run for run in group.scored if (run.row.rung in COUNTING) != (best.row.rung in COUNTING)]
     if others:
-        other = min(others, key=_cost)
+        other = min(others, key=lambda run: run.cost)
         kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
-        parts.append(f"{kind} ({escape(other.label)}) needs {_bits(_cost(other))}")
+        parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}")
     alone, after = group.marks.get("lzma"), group.marks.get("lzma after train")
     if alone is not None:
         parts.append(f"lzma needs {_bits(alone)}")
@@ -102,7 +97,7 @@ def _ladder(group: Group) -> str:
         charts.Bar(
             label=run.label,
             note=run.row.idea,
-            value=_cost(run),
+            value=run.cost,
             low=run.row.low,
             high=run.row.high,
             shade=shades[run.label],
@@ -114,7 +109,7 @@ def _ladder(group: Group) -> str:
         "is the 95% interval"
         + (", and the upright lines are what compressors pay for the same bytes." if group.marks else ".")
     )
-    return _figure("The ladder", caption, [charts.draw_ladder(bars, group.marks, w) for w in _widths()])
+    return _figure("The ladder", caption, [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS])
 
 
 def _curves(group: Group) -> str:
@@ -136,149 +131,11 @@ def _curves(group: Group) -> str:
             " A dashed line is a rung that has no such steps, at its score on the test text: "
             "other documents, so a rough guide only."
         )
-    return _figure("Learning", caption, [charts.draw_curves(curves, w) for w in _widths()])
+    return _figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
 
 
 def _figure(title: str, caption: str, drawings: list[str]) -> str:
     return f"<section><h2>{title}</h2><figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure></section>"
-
-
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "parameters": lambda row: whole(row.parameters),
-    "training<br>seconds": lambda row: _decimal(row.seconds),
-    "tokens / s": lambda row: whole(row.tokens_per_second),
-    "token<br>perplexity": lambda row: perplexity(row.token_perplexity),
-    "word<br>perplexity": lambda row: perplexity(row.word_perplexity),
-    "bits<br>per byte": lambda row: _precise(row.bits_per_byte),
-    "95% interval": lambda row: f"{row.low:.3f}–{row.high:.3f}" if row.low and row.high else NONE,
-}
-
-
-def _table(group: Group) -> str:
-    star = "" if group.same_tokens else "<sup>†</sup>"
-    heads = "".join(f"<th scope=col>{name}{star if 'token<br>' in name else ''}</th>" for name in COLUMNS)
-    best = min(group.scored, key=_cost, default=None)
-    rows = "".join(_table_row(run, run is best, group.same_tokens) for run in group.runs)
-    feet = "".join(
-        f"<tr><th scope=row>{escape(name)}</th><td>{MARKS.get(name, 'compressor, on the test text alone')}</td>"
-        f"<td colspan=5></td><td class=key>{_precise(value)}</td><td></td></tr>"
-        for name, value in group.marks.items()
-    )
-    foot = f"<tfoot>{feet}</tfoot>" if feet else ""
-    caption = "A row is a run, all on the same text; of perplexities and bits per byte, less is better."
-    notes = "".join(f"<li>{note}</li>" for note in _notes(group))
-    return (
-        f'<section><h2>The figures</h2><p class="caption">{caption}</p><div class="scroll"><table><thead><tr>'
-        f"<th scope=col>rung</th><th scope=col>idea</th>{heads}</tr></thead><tbody>{rows}</tbody>{foot}</table></div>"
-        f'<ul class="notes">{notes}</ul></section>'
-    )
-
-
-def _table_row(run: Run, best: bool, same_tokens: bool) -> str:
-    row = run.row
-    idea = row.idea if run.label == row.rung else f"{row.rung}: {row.idea}".removesuffix(": ")
-    start = f"<th scope=row>{escape(run.label)}</th><td>{escape(idea)}</td>"
-    if row.failed:
-        why = row.failed if row.failed == UNFINISHED else f"failed: {row.failed}"
-        return f'<tr class="failed">{start}<td colspan={len(COLUMNS)}>{escape(why)}</td></tr>'
-    cells = ""
-    for name, show in COLUMNS.items():
-        kind = "key" if name.startswith("bits") else "aside" if name.startswith("token<") and not same_tokens else ""
-        cells += f"<td class={kind}>{show(row)}</td>" if kind else f"<td>{show(row)}</td>"
-    return f'<tr{" class=best" if best else ""}>{start}{cells}</tr>'
-
-
-def _notes(group: Group) -> Iterable[str]:
-    """What a reader has to know before comparing two figures of the table."""
-    if not group.same_tokens:
-        kinds = "; ".join(
-            f"{_names(labels)}: {escape(kind)}"
-            for kind, labels in _labels_by(group.scored, lambda run: _tokenizer_name(run)).items()
-        )
-        yield f"† Token perplexities compare only between runs with the same tokenizer ({kinds})."
-    for (window, stride), labels in _labels_by(group.scored, _window).items():
-        if window is None:
-            yield f"{_names(labels)}: the state is carried through the whole of a document."
-        else:
-            yield (
-                f"{_names(labels)}: a long document is read through a window of {whole(window)} tokens "
-                f"that moves by {whole(stride)}; each token is scored once."
-            )
-    for what, labels in _labels_by(group.scored, _losses).items():
-        if what:
-            yield f"{_names(labels)}: the tokenizer loses {escape(what)}, and the score does not charge for it."
-    for run in group.scored:
-        if unknown := run.score.get("unknown_words"):
-            spelled = run.score.get("unknown_nats", 0) / math.log(2)
-            yield f"{_names([run.label])}: {whole(unknown)} unknown words were spelled out, for {whole(spelled)} bits."
-
-
-def _samples(group: Group) -> str:
-    told = [run for run in group.runs if run.row.sample is not None]
-    cards = "".join(f'<div class="card"><h3>{escape(run.label)}</h3><p>{_sample(run)}</p></div>' for run in told)
-    return _gallery(
-        "The same prompt, continued",
-        "Every rung goes on from the words in bold: look at how long it keeps to a word, a sentence, a subject.",
-        cards,
-    )
-
-
-def _sample(run: Run) -> str:
-    prompt, sample = str(run.record.get("prompt") or ""), run.row.sample or ""
-    glue = " " if prompt and _loses_space(run) and not sample[:1].isspace() else ""
-    return f"<b>{escape(prompt)}</b>{glue}{escape(sample)}"
-
-
-def _surprisal(group: Group) -> str:
-    told = [run for run in group.runs if run.record.get("passage")]
-    cards = "".join(
-        f'<div class="card"><h3>{escape(run.label)} <span>{whole(sum(b for _, b in run.record["passage"]))} bits '
-        f"in all</span></h3><p>{_passage(run)}</p></div>"
-        for run in told
-    )
-    scale = "".join(f'<span class="t" style="--b:{bits}"></span>' for bits in range(int(DARKEST) + 1))
-    return _gallery(
-        "Where each rung is surprised",
-        "The same unseen passage for every rung: the darker a token, the more bits it cost "
-        "(point at one to read how many); ⏎ is a token of line breaks, the square is the end of the text.",
-        cards,
-        f'<p class="scale"><span>0 bits</span><span class="steps">{scale}</span><span>12 or more</span></p>',
-    )
-
-
-def _gallery(title: str, caption: str, cards: str, legend: str = "") -> str:
-    if not cards:
-        return ""
-    return (
-        f'<section><h2>{title}</h2><p class="caption">{caption}</p>{legend}<div class="cards">{cards}</div></section>'
-    )
-
-
-def _passage(run: Run) -> str:
-    """The passage with each token on its shade."""
-    tokens = list(_whole_characters(run.record["passage"]))
-    glue = " " if _loses_space(run) else ""
-    return glue.join(_token(text, bits) for text, bits in tokens)
-
-
-def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:
-    """The tokens, with the later bytes of a character (pieces without text) added to its first; the end stays."""
-    text, bits = "", 0.0
-    for i, (piece, cost) in enumerate(passage):
-        is_end = i == len(passage) - 1 and not piece
-        if (piece or is_end) and i:
-            yield text, bits
-            bits = 0.0
-        text, bits = piece or ("" if is_end else text), bits + cost
-    yield text, bits
-
-
-def _token(text: str, bits: float) -> str:
-    shade = f'style="--b:{min(max(bits, 0), DARKEST):.1f}" title="{bits:.1f} bits'
-    if not text:
-        return f'<span class="t end" {shade}, end of text" role="img" aria-label="end of text"></span>'
-    breaks = " breaks" if "\n" in text and text.isspace() else ""
-    return f'<span class="t{breaks}" {shade}">{escape(text)}</span>'
 
 
 def _method(groups: list[Group]) -> str:
@@ -299,8 +156,9 @@ def _method(groups: list[Group]) -> str:
 
 def _recipe(run: Run) -> str:
     lines = "\n".join(f"{key}: {_plain(value)}" for key, value in _flatten(run.record.get("recipe") or {}))
-    name = f"{escape(run.label)} <span>{escape(run.row.name)}</span>" if run.label != run.row.name else run.label
-    return f"<details><summary>{name}</summary><pre>{escape(lines) or 'no recipe was recorded'}</pre></details>"
+    folder = f" <span>{escape(run.row.name)}</span>" if run.label != run.row.name else ""
+    page = escape(lines) or "no recipe was recorded"
+    return f"<details><summary>{escape(run.label)}{folder}</summary><pre>{page}</pre></details>"
 
 
 DEFINITIONS = {
@@ -334,33 +192,6 @@ def _plain(value: Any) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
-def whole(number: float | None) -> str:
-    """A count, with separators."""
-    return NONE if number is None else f"{number:,.0f}"
-
-
-def perplexity(number: float | None) -> str:
-    """One decimal, and powers of ten where it is beyond imagining."""
-    if number is None:
-        return NONE
-    if not math.isfinite(number) or number < 1e7:
-        return f"{number:,.1f}"
-    digits, power = f"{number:.1e}".split("e")
-    return f"{digits}&#8239;×&#8239;10<sup>{int(power)}</sup>"
-
-
-def _decimal(number: float | None) -> str:
-    return NONE if number is None else f"{number:,.1f}"
-
-
-def _precise(number: float | None) -> str:
-    return NONE if number is None else f"{number:.3f}"
-
-
-def _cost(run: Run) -> float:
-    return run.row.bits_per_byte if run.row.bits_per_byte is not None else math.inf
-
-
 def _bits(number: float) -> str:
     return _strong(f"{number:.2f}")
 
@@ -369,47 +200,17 @@ def _strong(text: str) -> str:
     return f"<b>{escape(text)}</b>"
 
 
-def _names(labels: Iterable[str]) -> str:
-    return f'<span class="names">{escape(", ".join(labels))}</span>'
-
-
 def _extent(documents: int | None, size: int | None) -> str:
-    return f"{whole(documents)} documents, {whole(size)} bytes" if documents and size else ""
+    if not documents or not size:
+        return ""
+    return f"{whole(documents)} document{'s' if documents > 1 else ''}, {whole(size)} bytes"
 
 
 def _distinct(values: Iterable[Any]) -> str:
     return escape("; ".join(dict.fromkeys(str(value) for value in values if value is not None)))
 
 
-def _labels_by(found: list[Run], key: Callable[[Run], Any]) -> dict[Any, list[str]]:
-    groups: dict[Any, list[str]] = {}
-    for run in found:
-        groups.setdefault(key(run), []).append(run.label)
-    return groups
-
-
-def _window(run: Run) -> tuple[int | None, int | None]:
-    return run.score.get("window"), run.score.get("stride")
-
-
-def _losses(run: Run) -> str:
-    """What goes uncharged: unknown words are spelled out, so they are not in it."""
-    return ", ".join(what for what in run.score.get("lost") or () if what != "unknown words")
-
-
-def _loses_space(run: Run) -> bool:
-    return "white space" in (run.tokenizer.get("lost") or ())
-
-
-def _tokenizer_name(run: Run) -> str:
-    return f"{run.tokenizer.get('kind')} {run.tokenizer.get('vocab_size')} ({run.tokenizer.get('fingerprint')})"
-
-
 def _shades(group: Group) -> dict[str, int]:
     """The depth of colour of each run, from the lowest rung to the highest."""
     last = max(len(group.runs) - 1, 1)
     return {run.label: round(i * (charts.SHADES - 1) / last) for i, run in enumerate(group.runs)}
-
-
-def _widths() -> tuple[int, int]:
-    return charts.WIDE, charts.NARROW

@@ -56,6 +56,11 @@ class Run:
         return _section(_section(self.record, "scores"), "test")
 
     @property
+    def cost(self) -> float:
+        """Bits per byte of the test split; infinite where there is no score."""
+        return math.inf if self.row.bits_per_byte is None else self.row.bits_per_byte
+
+    @property
     def corpus(self) -> dict[str, Any]:
         """The corpus's name, fingerprint and sizes; empty where the run failed before it was read."""
         return _section(self.record, "corpus")
@@ -75,7 +80,12 @@ class Group:
     @property
     def scored(self) -> list[Run]:
         """The runs whose bits per byte can be drawn and compared."""
-        return [run for run in self.runs if math.isfinite(run.row.bits_per_byte or math.nan)]
+        return [run for run in self.runs if math.isfinite(run.cost)]
+
+    @property
+    def best(self) -> Run | None:
+        """The run that needs the fewest bits."""
+        return min(self.scored, key=lambda run: run.cost, default=None)
 
     @property
     def marks(self) -> dict[str, float]:
@@ -94,7 +104,8 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
     Raises `RunError` for a folder that is no run, or a damaged one.
     """
-    return sorted(map(_read_run, folders), key=lambda run: _place(run.row.rung))
+    once = {folder.resolve(): folder for folder in folders}
+    return sorted(map(_read_run, once.values()), key=lambda run: _place(run.row.rung))
 
 
 def group_runs(found: list[Run]) -> list[Group]:
@@ -106,7 +117,8 @@ def group_runs(found: list[Run]) -> list[Group]:
     groups: dict[tuple[str | None, int | None], list[Run]] = {}
     for run in found:
         if run.score:
-            groups.setdefault((run.corpus.get("fingerprint"), run.score.get("bytes")), []).append(run)
+            text = run.corpus.get("fingerprint") or str(run.folder)  # unknown text is like no other
+            groups.setdefault((text, run.score.get("bytes")), []).append(run)
     for run in found:
         if not run.score:
             groups.setdefault(_home(run, list(groups)), []).append(run)

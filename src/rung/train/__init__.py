@@ -161,6 +161,8 @@ class _Trainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
+        self.optimizer: torch.optim.Optimizer | None
+        self.control: TrainerControl
         super().__init__(
             model=model,
             args=arguments,

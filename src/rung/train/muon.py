@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both."""
         loss = closure() if closure else None
         for group in self.param_groups:
@@ -117,12 +117,14 @@ def split_matrix(matrix: Tensor) -> list[Tensor]:
     return [matrix]
 
 
-def group_parameters(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never decay."""
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()
     tables |= {id(head.weight)} if head is not None else set()
-    matrices, wide, vectors = [], [], []
+    matrices: list[Tensor] = []
+    wide: list[Tensor] = []
+    vectors: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             is_table = id(parameter) in tables

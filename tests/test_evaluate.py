@@ -1,0 +1,145 @@
+"""The ruler: each token once, each byte charged, and nothing a tokenizer can hide."""
+
+import math
+
+import numpy
+import pytest
+import torch
+from conftest import SENTENCES, TINY
+
+from rung import evaluate
+from rung.evaluate import bootstrap_interval, compressor_marks, score_documents, score_text
+from rung.tokenizer import build_tokenizer
+
+LONG = " ".join(SENTENCES * 8)
+
+
+def cost_by_hand(model, tokenizer, text):
+    """Nats of a document, one prediction at a time, from all that came before it."""
+    ids = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0]
+    return -sum(logits[i].log_softmax(-1)[ids[i + 1]].item() for i in range(len(ids) - 1))
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_scores_are_the_definitions(name, make_tiny, tokenizer):
+    model = make_tiny(name)
+    score = score_documents(model, tokenizer, SENTENCES)
+    nats = sum(cost_by_hand(model, tokenizer, text) for text in SENTENCES)
+    sizes, words = sum(len(t.encode()) for t in SENTENCES), sum(len(t.split()) for t in SENTENCES)
+    tokens = sum(len(tokenizer(t).input_ids) for t in SENTENCES)  # BOS is not scored, the end of text is
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert score.bits_per_byte == pytest.approx(nats / math.log(2) / sizes, rel=1e-5)
+    assert score.word_perplexity == pytest.approx(math.exp(nats / words), rel=1e-4)
+    assert score.token_perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert (score.documents, score.bytes, score.words, score.tokens) == (5, sizes, words, tokens)
+    assert score.low < score.bits_per_byte < score.high
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_the_batch_does_not_change_the_score(name, make_tiny, tokenizer, monkeypatch):
+    model = make_tiny(name)
+    texts = [*SENTENCES, LONG, "", "a"]
+    whole = score_documents(model, tokenizer, texts)
+    monkeypatch.setattr(evaluate, "DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(evaluate, "CARRIED", 7)
+    alone = score_documents(model, tokenizer, texts)
+    assert alone.nats == pytest.approx(whole.nats, rel=1e-5)
+    assert alone.tokens == whole.tokens
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "rnn-attention"])
+def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny, tokenizer):
+    model = make_tiny(name, max_position_embeddings=16)
+    ids = [*tokenizer(LONG).input_ids, tokenizer.eos_token_id]
+    assert len(ids) > 100
+    costs = evaluate._token_nats(model, [ids])[0]
+    assert len(costs) == len(ids) - 1
+    for at in range(len(costs)):  # prediction `at` is of token at + 1
+        end = 16 if at < 16 else 16 + (at - 16) // 8 * 8 + 8
+        end = min(end, len(costs))
+        window = torch.tensor([ids[max(0, end - 16) : at + 1]])
+        with torch.no_grad():
+            wanted = -model(window).logits[0, -1].log_softmax(-1)[ids[at + 1]].item()
+        assert costs[at].item() == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bigram", "ngram", "rnn"])
+def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(evaluate, "CARRIED", 10)
+    model = make_tiny(name)
+    score = score_documents(model, tokenizer, [LONG])
+    assert score.nats == pytest.approx(cost_by_hand(model, tokenizer, LONG), rel=1e-5)
+    assert score.window is None
+    assert score.low is None
+
+
+def test_an_unknown_word_costs_its_spelling(make_tiny):
+    from rung.models import LADDER, make_config
+    from rung.tokenizer import encode_documents
+
+    words = build_tokenizer("word-split", SENTENCES)
+    documents = list(encode_documents(SENTENCES, words))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    fit = LADDER["bigram"].model.fit
+    model = fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+    known = score_documents(model, words, ["the cat"])
+    unknown = score_documents(model, words, ["the zèbra"])
+    assert (known.unknown_words, known.unknown_nats) == (0, 0.0)
+    assert unknown.unknown_words == 1
+    assert unknown.unknown_nats == pytest.approx((len("zèbra".encode()) + 1) * math.log(257))
+    assert unknown.nats > unknown.unknown_nats
+    assert unknown.lost == ["case", "white space", "unknown words"]
+
+
+def test_a_lossless_tokenizer_has_nothing_unknown(make_tiny, tokenizer):
+    score = score_documents(make_tiny("bigram"), tokenizer, ["日本 ∑ <|end_of_text|> <unk>"])
+    assert score.unknown_words == 0
+    assert score.lost == []
+
+
+def test_score_text_spells_the_text_and_adds_up(make_tiny, tokenizer):
+    model = make_tiny("ngram")
+    text = "the cat ∑ sat"
+    pieces = score_text(model, tokenizer, text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert pieces[-1].text == ""
+    assert sum(p.bits for p in pieces) * math.log(2) == pytest.approx(cost_by_hand(model, tokenizer, text), rel=1e-5)
+
+
+def test_the_bigram_of_the_cat_is_the_formula_by_hand():
+    """Five lines, words split at white space; each factor is (C(hw) + 1) / (C(h) + V), worked out on paper."""
+    from rung.models import LADDER, make_config
+    from rung.tokenizer import encode_documents
+
+    words = build_tokenizer("word-split", SENTENCES)
+    documents = list(encode_documents(SENTENCES, words))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+    vocabulary = 4 + len(set(" ".join(SENTENCES).split()))
+    assert len(words) == vocabulary == 15
+    # (C(hw), C(h)): begin the, the cat, cat sat, sat on, on the, the mat, mat end
+    counts = [(3, 5), (1, 6), (1, 3), (3, 3), (3, 4), (2, 6), (2, 3)]
+    wanted = math.prod((pair + 1) / (history + vocabulary) for pair, history in counts)
+    pieces = score_text(model, words, "the cat sat on the mat")
+    assert math.prod(2**-piece.bits for piece in pieces) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_interval_covers_and_is_the_same_twice():
+    generator = numpy.random.default_rng(0)
+    sizes = generator.integers(50, 500, 200)
+    bits = sizes * generator.normal(2.0, 0.2, 200)
+    low, high = bootstrap_interval(bits, sizes)
+    assert low < bits.sum() / sizes.sum() < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(200), rel=0.35)
+    assert (low, high) == bootstrap_interval(bits, sizes)
+
+
+def test_compressors_mark_repetition():
+    marks = compressor_marks(["abc " * 500], ["abc " * 500])
+    assert list(marks) == ["zlib", "bz2", "lzma", "lzma after train"]
+    assert all(0 < bits < 1 for bits in marks.values())
+    fresh = compressor_marks([LONG], [LONG])
+    assert fresh["lzma after train"] < fresh["lzma"] / 2

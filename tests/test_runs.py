@@ -1,0 +1,78 @@
+"""The run folder: nothing half-written is ever read as whole."""
+
+import json
+
+import pytest
+
+from rung import runs
+from rung.errors import RunError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "rung.json"
+    runs.write_record(tmp_path, {"rung": "bigram", "n": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        runs.write_record(tmp_path, {"rung": "bigram", "n": 2})
+    assert json.loads(path.read_text())["n"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["rung.json"]
+
+
+def test_a_failed_save_leaves_the_old_model(tmp_path):
+    class Part:
+        def __init__(self, fails):
+            self.fails = fails
+
+        def save_pretrained(self, folder):
+            folder.mkdir(exist_ok=True)
+            (folder / "model.safetensors").write_text("new" if not self.fails else "half")
+            if self.fails:
+                raise OSError(28, "No space left on device")
+
+    runs.save_model(tmp_path, Part(fails=False))
+    with pytest.raises(OSError, match="No space left"):
+        runs.save_model(tmp_path, Part(fails=True))
+    assert (tmp_path / "model.safetensors").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is not a run"), ("{", "is damaged"), ("[]", "is not a run's record"), ('{"a": 1}', "no key 'rung'")],
+)
+def test_what_is_no_run_is_said(content, message, tmp_path):
+    if content is not None:
+        (tmp_path / runs.RECORD).write_text(content)
+    with pytest.raises(RunError, match=message):
+        runs.read_record(tmp_path)
+    with pytest.raises(RunError, match="no run at"):
+        runs.read_record(tmp_path / "nowhere")
+
+
+def test_metrics_survive_a_cut_line_and_are_rewound(tmp_path):
+    for step in (1, 2, 3):
+        runs.append_metrics(tmp_path, {"step": step, "loss": 1.0})
+    with (tmp_path / runs.METRICS).open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2, 3]
+    runs.keep_metrics_before(tmp_path, 2)
+    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2]
+    assert runs.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_runs_are_found_but_not_their_checkpoints(tmp_path):
+    for name in ("b", "a/deep", "a/checkpoints/x"):
+        (tmp_path / name).mkdir(parents=True)
+        runs.write_record(tmp_path / name, {"rung": "bigram"})
+    assert [str(p.relative_to(tmp_path)) for p in runs.find_runs(tmp_path)] == ["a/deep", "b"]
+    assert not runs.is_finished(tmp_path / "b")
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be made"):
+        runs.make_folder(tmp_path / "file" / "run")

@@ -1,0 +1,202 @@
+"""Training: it learns, it stops on time, it resumes, and what it is told wrongly it says."""
+
+import json
+import math
+import os
+import signal
+import time
+
+import numpy
+import pytest
+import torch
+from conftest import NEURAL, SENTENCES
+from torch import nn
+
+from rung import runs
+from rung.errors import RecipeError, RunError
+from rung.pack import Packed
+from rung.tokenizer import encode_documents
+from rung.train import Hooks, TrainSettings, check_arguments, last_checkpoint, train
+from rung.train.muon import Muon, group_parameters, orthogonalize, split_matrix
+
+FAST = {"per_device_train_batch_size": 4, "bf16": False}
+
+
+@pytest.fixture
+def packed(tokenizer):
+    documents = list(encode_documents(SENTENCES * 40, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+
+
+class Listener:
+    """Hooks that remember, and may act at a step."""
+
+    def __init__(self, at=None, act=None):
+        self.steps = []
+        self.at, self.act = at, act
+
+    def hooks(self):
+        return Hooks(evaluate=lambda model: 1.5, sample=lambda model: "a sample\n## not a heading", progress=self.progress)
+
+    def progress(self, progress):
+        self.steps.append(progress.step)
+        if progress.step == self.at:
+            self.act()
+
+
+def settings_of(**changes):
+    arguments = {**FAST, **changes.pop("arguments", {})}
+    return TrainSettings(arguments=arguments, **{"steps": 20, **changes})
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny(name)
+    trained = train(model, tokenizer, packed, tmp_path, settings_of(steps=40), Listener().hooks())
+    losses = [line["loss"] for line in runs.read_metrics(tmp_path) if "loss" in line]
+    assert trained.steps == 40
+    assert not trained.interrupted
+    assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.3)
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path):
+    listener = Listener()
+    train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    lines = runs.read_metrics(tmp_path)
+    assert listener.steps == list(range(1, 21))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
+    assert [line["step"] for line in lines if "bits_per_byte" in line] == [4, 8, 12, 16, 20]
+    assert all(line["tokens"] == line["step"] * 4 * 64 for line in lines)
+    samples = (tmp_path / runs.SAMPLES).read_text()
+    assert samples.count("## Step") == 5
+    assert "> ## not a heading" in samples
+
+
+def losses_of(folder):
+    return {line["step"]: line["loss"] for line in runs.read_metrics(folder) if "loss" in line}
+
+
+def test_resume_gives_the_same_losses(make_tiny, tokenizer, packed, tmp_path):
+    for folder in ("whole", "stopped"):
+        (tmp_path / folder).mkdir()
+    train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "whole", settings_of(), Listener().hooks())
+
+    def stop():
+        raise RuntimeError("the machine went away")
+
+    listener = Listener(at=10, act=stop)
+    with pytest.raises(RuntimeError, match="went away"):
+        train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), listener.hooks())
+    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-8"
+    trained = train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), Listener().hooks())
+    assert trained.steps == 20
+    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
+
+
+def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
+    listener = Listener(at=3, act=lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    assert trained.interrupted
+    assert trained.steps == 4
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_minutes_set_the_steps(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.5)
+    started = time.perf_counter()
+    settings = settings_of(steps=None, minutes=5 / 60)
+    trained = train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    assert trained.steps > 5
+    assert 2 < time.perf_counter() - started < 12
+
+
+def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8})
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    blocks = math.ceil((len(packed) - 1) / 256)
+    assert trained.steps == 2 * math.ceil(blocks / 8)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny("gpt2")
+    nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(RunError, match="the loss is nan at step 1 .*train.learning_rate=0.002"):
+        train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
+
+
+def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
+    for step, is_whole in ((5, True), (10, False)):
+        folder = tmp_path / runs.CHECKPOINTS / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        if is_whole:
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    assert last_checkpoint(tmp_path).name == "checkpoint-5"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
+        ({"output_dir": "x"}, "train.output_dir cannot be set"),
+        ({"optim": "sgdd"}, "train: .*sgdd"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(arguments=arguments), Listener().hooks())
+
+
+def test_any_optimizer_of_the_trainer_can_be_had(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(steps=2, arguments={"optim": "adafactor", "learning_rate": 1e-2})
+    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 2
+
+
+def test_check_arguments_knows_the_trainers_own():
+    check_arguments({"learning_rate": 1e-3, "report_to": "tensorboard", "optim": "muon"})
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
+def test_orthogonalize_brings_singular_values_near_one(shape):
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float())
+    assert values.min() > 0.4
+    assert values.max() < 1.4
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)]
+)
+def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
+    pieces = split_matrix(torch.zeros(shape))
+    assert len(pieces) == parts
+    assert sum(piece.numel() for piece in pieces) == shape[0] * shape[1]
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(make_tiny):
+    model = make_tiny("llama3")
+    matrices, tables, vectors = group_parameters(model, weight_decay=0.1)
+    assert [p.shape for p in tables["params"]] == [model.lm_head.weight.shape]
+    assert all(p.ndim == 2 for p in matrices["params"])
+    assert all(p.ndim == 1 for p in vectors["params"])
+    assert vectors["weight_decay"] == 0
+    counted = sum(len(group["params"]) for group in (matrices, tables, vectors))
+    assert counted == len(list(model.parameters()))
+
+
+def test_adamw_inside_muon_is_torchs():
+    torch.manual_seed(0)
+    start = torch.randn(5)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    reference = torch.optim.AdamW([theirs], **options)
+    group = {"params": [ours], "weight_decay": options.pop("weight_decay")}
+    optimizer = Muon([group], **options)
+    for _ in range(5):
+        gradient = torch.randn(5)
+        for parameter, stepper in ((ours, optimizer), (theirs, reference)):
+            parameter.grad = gradient.clone()
+            stepper.step()
+    torch.testing.assert_close(ours, theirs)
