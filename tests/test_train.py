@@ -37,7 +37,9 @@ class Listener:
         self.at, self.act = at, act
 
     def hooks(self):
-        return Hooks(evaluate=lambda model: 1.5, sample=lambda model: "a sample\n## not a heading", progress=self.progress)
+        return Hooks(
+            evaluate=lambda model: 1.5, sample=lambda model: "a sample\n## not a heading", progress=self.progress
+        )
 
     def progress(self, progress):
         self.steps.append(progress.step)
@@ -166,9 +168,7 @@ def test_orthogonalize_brings_singular_values_near_one(shape):
     assert values.max() < 1.4
 
 
-@pytest.mark.parametrize(
-    ("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)]
-)
+@pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])
 def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
     pieces = split_matrix(torch.zeros(shape))
     assert len(pieces) == parts

@@ -68,6 +68,11 @@ LADDER: dict[str, Rung] = {
     ),
 }
 HEAD_SIZE = 64
+# Sizes that are computed with before the config class can look at them.
+WHOLE_NUMBERS = {
+    *("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "order"),
+    *("max_position_embeddings", "n_positions", "num_key_value_heads", "intermediate_size", "vocab_size"),
+}
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 for _rung in LADDER.values():
@@ -94,9 +99,11 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
     """
     rung = find_rung(name)
     known = config_fields(name)
-    for key in settings:
+    for key, value in settings.items():
         if key not in known:
             raise RecipeError(f"model.{key}: {name} has no such field; {did_you_mean(key, known)}")
+        if key in WHOLE_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise RecipeError(f"model.{key} is {value!r}: it must be a whole number, 1 or more")
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     wanted = {"vocab_size": len(tokenizer), **ids, **rung.shape, **settings}
     if "num_attention_heads" in known and "hidden_size" in wanted and name in ("gpt2", "llama3"):

@@ -108,6 +108,8 @@ class GPT2LMHeadModel(CausalModel):
         super().__init__(config)
         if config.add_cross_attention:
             raise RecipeError("gpt2: add_cross_attention is set, but there is no encoder here to attend to")
+        if config.n_embd % config.n_head:
+            raise RecipeError(f"gpt2: hidden_size {config.n_embd} cannot be divided by {config.n_head} attention heads")
         self.transformer = GPT2Model(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rung.errors import RecipeError
 from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
@@ -36,6 +37,8 @@ class RNNAttentionForCausalLM(StatefulModel):
     def __init__(self, config: RNNAttentionConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
+        if width % config.num_attention_heads:
+            raise RecipeError(f"hidden_size {width} cannot be divided by {config.num_attention_heads} attention heads")
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.recurrence = Recurrence(config)
         self.query_key_value = nn.Linear(width, 3 * width, bias=False)

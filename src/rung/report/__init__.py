@@ -1,20 +1,38 @@
 """The report: one page, offline and self-contained, made from run folders and nothing else.
 
-rows.py     run folders, read and grouped by the text they were scored on
-charts.py   the figures, as inline SVG
-page.py     the sections, as HTML
-page.html   the page around them: its style sheet, no script
+For each text its result in words, its figures and what the rungs wrote; then how it was measured. Whatever
+comes from a run is escaped. `page.html` is the frame with its style sheet; no script runs in it.
 """
 
 from collections.abc import Iterable
+from html import escape
+from importlib import resources
 from pathlib import Path
+from string import Template
+from typing import Any
 
 from rung import runs
 from rung.errors import RunError
-from rung.report.page import build_page
-from rung.report.rows import Row, group_runs, read_runs
+from rung.report import charts
+from rung.report.rows import COUNTING, Group, Row, Run, build_table, group_runs, names, read_runs, whole
 
 __all__ = ["Row", "read_rows", "write_report"]
+
+DARKEST = 12.0  # bits: a token above is shaded like it
+DEFINITIONS = {
+    "Bits per byte": "The bits that the model needs to tell the text, −Σ log₂ p over all its tokens, for each of the "
+    "text’s UTF-8 bytes. It does not depend on how the text is cut into tokens: it compares any rung with any other, "
+    "and with a compressor.",
+    "Word perplexity": "e to the power of the mean negative log-likelihood of a white-space separated word: the model "
+    "hesitates as if between so many equally likely words. It compares across tokenizers, on the same text.",
+    "Token perplexity": "The same of a token. It compares only where the tokenizer is the same.",
+    "95% interval": "A bootstrap over documents: the test documents are drawn again, with replacement, 1,000 times. "
+    "It says how far bits per byte would move on other documents of this kind. All rungs read the same documents "
+    "and move together, so a difference can be real where two intervals overlap.",
+    "What is scored": "Every held-out document, each token of it once, from a begin-of-text token that is not "
+    "scored to its end-of-text token, which is. A word that the tokenizer does not know is charged for its spelling, "
+    "byte by byte.",
+}
 
 
 def read_rows(folders: Iterable[Path]) -> list[Row]:
@@ -34,4 +52,271 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
     if not found:
         raise RunError("no runs to report on: name at least one run folder (`rung runs` lists them)")
     runs.make_folder(out.parent)
-    runs.write_atomically(out, build_page(group_runs(found)))
+    runs.write_atomically(out, _page(group_runs(found)))
+
+
+def _page(groups: list[Group]) -> str:
+    """The whole page: an article for each text, then how it was measured."""
+    template = resources.files("rung.report").joinpath("page.html").read_text(encoding="utf-8")
+    titles = dict.fromkeys(_title(group) for group in groups)
+    body = [_contents(groups)] if len(groups) > 1 else []
+    body += [_article(group, f"text-{i}") for i, group in enumerate(groups, 1)]
+    body.append(_method(groups))
+    return Template(template).substitute(title=escape(f"rung: {', '.join(titles)}"), body="\n".join(body))
+
+
+def _contents(groups: list[Group]) -> str:
+    links = "".join(
+        f'<li><a href="#text-{i}">{escape(_title(group))}</a> {names(run.label for run in group.runs)}</li>'
+        for i, group in enumerate(groups, 1)
+    )
+    return (
+        "<nav><p>These runs were scored on different text. Their figures do not compare, "
+        f"so each text has a section of its own:</p><ol>{links}</ol></nav>"
+    )
+
+
+def _article(group: Group, anchor: str) -> str:
+    build = (_header, _ladder, build_table, _curves, _samples, _surprisal)
+    return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
+
+
+def _title(group: Group) -> str:
+    named = (run.corpus.get("name") for run in group.runs)
+    unnamed = "A text without a name" if group.scored else "Runs without a score"
+    return str(next((name for name in named if name), unnamed))
+
+
+def _header(group: Group) -> str:
+    facts = "".join(f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact)
+    return (
+        f'<header><h1>{escape(_title(group))}</h1><p class="summary">{_summary(group)}</p>'
+        f'<dl class="facts">{facts}</dl></header>'
+    )
+
+
+def _summary(group: Group) -> str:
+    """The result in one sentence: the best rung, the best of the other kind, and lzma."""
+    best = group.best
+    if best is None:
+        return "No rung has a score yet."
+    parts = [f"{_strong(best.label)} needs {_bits(best.cost)} bits for each byte of text it has never seen"]
+    others = [run for run in group.scored if (run.row.rung in COUNTING) != (best.row.rung in COUNTING)]
+    if others:
+        other = min(others, key=lambda run: run.cost)
+        kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
+        parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}")
+    alone, after = group.marks.get("lzma"), group.marks.get("lzma after train")
+    if alone is not None:
+        parts.append(f"lzma needs {_bits(alone)}")
+    if alone is not None and after is not None:
+        parts[-1] += f", or {_bits(after)} once it has read the training text"
+    return "; ".join(parts) + "."
+
+
+def _facts(group: Group) -> list[tuple[str, str]]:
+    some = (group.scored or group.runs)[0]
+    score, documents, size = some.score, some.corpus.get("documents", {}), some.corpus.get("bytes", {})
+    kinds = (
+        f"{run.tokenizer.get('kind')}, {whole(run.tokenizer.get('vocab_size'))} tokens"
+        for run in group.runs
+        if run.tokenizer
+    )
+    return [
+        ("Test text", _extent(score.get("documents"), score.get("bytes"))),
+        ("Training text", _extent(documents.get("train"), size.get("train"))),
+        ("Tokenizer", _distinct(kinds)),
+        ("Hardware", _distinct(run.record.get("hardware") for run in group.runs)),
+        ("Seed", _distinct(run.record.get("seed") for run in group.runs)),
+        ("Corpus fingerprint", _distinct([some.corpus.get("fingerprint")])),
+    ]
+
+
+def _ladder(group: Group) -> str:
+    if not group.scored:
+        return ""
+    shades = _shades(group)
+    bars = [
+        charts.Bar(
+            label=run.label,
+            note=run.row.idea,
+            value=run.cost,
+            low=run.row.low,
+            high=run.row.high,
+            shade=shades[run.label],
+        )
+        for run in group.scored
+    ]
+    caption = (
+        "A dot is what one byte of unseen text costs that rung, and further left is better; the bar through it "
+        "is the 95% interval"
+        + (", and the upright lines are what compressors pay for the same bytes." if group.marks else ".")
+    )
+    return _figure("The ladder", caption, [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS])
+
+
+def _curves(group: Group) -> str:
+    shades = _shades(group)
+    learners = [run for run in group.runs if run.curve]
+    if not learners:
+        return ""
+    curves = [
+        charts.Curve(label=run.label, points=run.curve, level=run.row.bits_per_byte, shade=shades[run.label])
+        for run in group.runs
+        if run.curve or run in group.scored
+    ]
+    caption = (
+        "Bits per byte of validation text after so many training tokens: lower is better, and a line that still "
+        "falls at its end would gain from more time."
+    )
+    if len(curves) > len(learners):
+        caption += (
+            " A dashed line is a rung that has no such steps, at its score on the test text: "
+            "other documents, so a rough guide only."
+        )
+    return _figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
+
+
+def _figure(title: str, caption: str, drawings: list[str]) -> str:
+    return f"<section><h2>{title}</h2><figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure></section>"
+
+
+def _samples(group: Group) -> str:
+    """A card for each run that wrote something."""
+    told = [run for run in group.runs if run.row.sample is not None]
+    cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
+    return _gallery(
+        "The same prompt, continued",
+        "Every rung goes on from the words in bold: look at how long it keeps to a word, a sentence, a subject.",
+        cards,
+    )
+
+
+def _sample(run: Run) -> str:
+    prompt, sample = str(run.record.get("prompt") or ""), run.row.sample or ""
+    glue = " " if prompt and _loses_space(run) and not sample[:1].isspace() else ""
+    return f"<b>{escape(prompt)}</b>{glue}{escape(sample)}"
+
+
+def _surprisal(group: Group) -> str:
+    """A card for each run that read the passage, every token on a shade of its bits."""
+    told = [run for run in group.runs if run.record.get("passage")]
+    cards = "".join(_card(_heading(run), _passage(run)) for run in told)
+    scale = "".join(f'<span class="t" style="--b:{bits}"></span>' for bits in range(int(DARKEST) + 1))
+    return _gallery(
+        "Where each rung is surprised",
+        "The same unseen passage for every rung: the stronger a token’s shade, the more bits it "
+        "cost (point at one to read how many); ⏎ is a token of line breaks, the square is the end-of-text token.",
+        cards,
+        f'<p class="scale"><span>0 bits</span><span class="steps">{scale}</span><span>12 or more</span></p>',
+    )
+
+
+def _gallery(title: str, caption: str, cards: str, legend: str = "") -> str:
+    if not cards:
+        return ""
+    return (
+        f'<section><h2>{title}</h2><p class="caption">{caption}</p>{legend}<div class="cards">{cards}</div></section>'
+    )
+
+
+def _card(heading: str, text: str) -> str:
+    return f'<div class="card"><h3>{heading}</h3><p dir="auto">{text}</p></div>'
+
+
+def _heading(run: Run) -> str:
+    bits = sum(bits for _, bits in run.record["passage"])
+    return f"{escape(run.label)} <span>{whole(bits)} bits in all</span>"
+
+
+def _passage(run: Run) -> str:
+    """The passage with each token on its shade."""
+    tokens = list(_whole_characters(run.record["passage"]))
+    glue = " " if _loses_space(run) else ""
+    return glue.join(_token(text, bits) for text, bits in tokens)
+
+
+def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:
+    """The tokens, with the later bytes of a character (pieces without text) added to its first; the end stays."""
+    text, bits = "", 0.0
+    for i, (piece, cost) in enumerate(passage):
+        is_end = i == len(passage) - 1 and not piece
+        if (piece or is_end) and i:
+            yield text, bits
+            bits = 0.0
+        text, bits = piece or ("" if is_end else text), bits + cost
+    yield text, bits
+
+
+def _token(text: str, bits: float) -> str:
+    shade = f'style="--b:{min(max(bits, 0), DARKEST):.1f}" title="{bits:.1f} bits'
+    if not text:
+        return f'<span class="t end" {shade}, end of text" role="img" aria-label="end of text"></span>'
+    breaks = " breaks" if "\n" in text and text.isspace() else ""
+    return f'<span class="t{breaks}" {shade}">{escape(text)}</span>'
+
+
+def _loses_space(run: Run) -> bool:
+    return "white space" in (run.tokenizer.get("lost") or ())
+
+
+def _method(groups: list[Group]) -> str:
+    found = [run for group in groups for run in group.runs]
+    terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in DEFINITIONS.items())
+    versions: dict[str, list[str]] = {}
+    for run in found:
+        for name, version in (run.record.get("versions") or {}).items():
+            versions.setdefault(name, []).append(version)
+    listed = " · ".join(f"{escape(name)} {_distinct(numbers)}" for name, numbers in versions.items())
+    software = f"<dt>Versions</dt><dd>{listed}</dd>" if listed else ""
+    recipes = "".join(map(_recipe, found))
+    return (
+        f'<section class="method"><h2>How it was measured</h2><dl>{terms}{software}</dl>'
+        f'<h3>Recipes</h3><div class="recipes">{recipes}</div></section>'
+    )
+
+
+def _recipe(run: Run) -> str:
+    lines = "\n".join(f"{key}: {_plain(value)}" for key, value in _flatten(run.record.get("recipe") or {}))
+    folder = f" <span>{escape(run.row.name)}</span>" if run.label != run.row.name else ""
+    page = escape(lines) or "no recipe was recorded"
+    return f"<details><summary>{escape(run.label)}{folder}</summary><pre>{page}</pre></details>"
+
+
+def _flatten(value: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _flatten(inner, f"{before}{key}.")
+        elif inner != {}:
+            yield f"{before}{key}", inner
+
+
+def _plain(value: Any) -> str:
+    """As YAML writes it."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_plain, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def _bits(number: float) -> str:
+    return _strong(f"{number:.2f}")
+
+
+def _strong(text: str) -> str:
+    return f"<b>{escape(text)}</b>"
+
+
+def _extent(documents: int | None, size: int | None) -> str:
+    if not documents or not size:
+        return ""
+    return f"{whole(documents)} document{'s' if documents > 1 else ''}, {whole(size)} bytes"
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    return escape("; ".join(dict.fromkeys(str(value) for value in values if value is not None)))
+
+
+def _shades(group: Group) -> dict[str, int]:
+    """The depth of colour of each run, from the lowest rung to the highest."""
+    last = max(len(group.runs) - 1, 1)
+    return {run.label: round(i * (charts.SHADES - 1) / last) for i, run in enumerate(group.runs)}

@@ -136,6 +136,7 @@ def train(
         if resumed:
             runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
     tokens = done * arguments.train_batch_size * arguments.gradient_accumulation_steps * blocks.length
     seconds = time.perf_counter() - started

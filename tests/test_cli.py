@@ -1,0 +1,236 @@
+"""The command, as a person runs it: in a process of its own, on real text."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+VERBS = ("climb", "train", "eval", "score", "generate", "report", "runs", "corpora", "tokenizers")
+RUNG = Path(sys.executable).with_name("rung")
+
+
+def rung(*args, cwd=None, timeout=300):
+    return subprocess.run(
+        [str(RUNG), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A folder with 20 kB of text, and a bigram and a tiny Llama trained on it."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("ground")
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000]
+    (folder / "my.txt").write_text(text)
+    assert rung("train", "bigram", "my.txt", "--out", "b", cwd=folder).returncode == 0
+    made = rung(
+        "train", "llama3", "my.txt", "--out", "l", "--steps", 3, "--set", "hidden_size=32", "--set",
+        "per_device_train_batch_size=2", cwd=folder,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return folder
+
+
+def test_help_answers_at_once():
+    best = min(_timed(lambda: rung("--help")) for _ in range(3))
+    assert best < 0.5
+    shown = rung("--help").stdout
+    assert all(verb in shown for verb in VERBS)
+
+
+def _timed(call):
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def test_help_does_not_import_torch():
+    program = "import sys, rung.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_an_example(verb):
+    shown = rung(verb, "--help")
+    assert shown.returncode == 0
+    assert f"Example: rung {verb}" in shown.stdout
+
+
+def test_train_prints_a_score_and_the_next_command(ground):
+    made = rung("train", "ngram", "my.txt", "--out", "n", "--set", "order=3", cwd=ground)
+    assert made.returncode == 0
+    assert "bits per byte" in made.stdout
+    assert "rung generate n" in made.stderr
+
+
+@pytest.mark.parametrize("run", ["b", "l"])
+def test_json_is_one_object_and_nothing_else(run, ground):
+    for args in (
+        ("eval", run), ("score", run, "Return the"), ("generate", run, "Return", "--max-new-tokens", 3), ("runs", "."),
+    ):  # fmt: skip
+        shown = rung(*args, "--json", cwd=ground)
+        assert shown.returncode == 0, shown.stderr
+        assert isinstance(json.loads(shown.stdout), dict)
+
+
+def test_score_prints_the_probability_of_the_sentence(ground):
+    (ground / "five.txt").write_text(
+        "the cat sat on the mat\nthe dog sat on the log\na cat and a dog sat on a mat\n"
+        "the mat is on the log\na dog is not a cat\n"
+    )
+    (ground / "splits").mkdir()
+    for split in ("train", "test"):
+        (ground / "splits" / f"{split}.txt").write_text((ground / "five.txt").read_text())
+    made = rung(
+        "train", "bigram", "splits", "--documents", "lines", "--tokenizer", "word-split", "--out", "five", cwd=ground
+    )
+    assert made.returncode == 0, made.stderr
+    # (C(hw) + 1) / (C(h) + 15): begin the, the cat, cat sat, sat on, on the, the mat, mat end
+    wanted = (4 / 20) * (2 / 21) * (2 / 18) * (4 / 18) * (4 / 19) * (3 / 21) * (3 / 18)
+    facts = json.loads(rung("score", "five", "the cat sat on the mat", "--json", cwd=ground).stdout)
+    assert facts["probability"] == pytest.approx(wanted, rel=1e-5)
+    assert f"{wanted:.4g}" in rung("score", "five", "the cat sat on the mat", cwd=ground).stdout
+
+
+def test_climb_prints_a_table_and_writes_the_report(ground):
+    made = rung("climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    assert all(word in made.stdout for word in ("bigram", "gpt2", "bits per byte", "lzma"))
+    assert (ground / "c" / "report.html").stat().st_size > 10_000
+    assert "Report: c/report.html" in made.stderr
+    again = rung("climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground)
+    assert again.stdout == made.stdout
+
+
+def test_report_of_chosen_runs(ground):
+    assert rung("report", "b", "l", "--out", "r.html", cwd=ground).returncode == 0
+    assert "llama3" in (ground / "r.html").read_text()
+
+
+def bad_ground(ground):
+    """Everything that a user can get wrong, in one folder."""
+    (ground / "empty.txt").write_text("")
+    (ground / "blank.txt").write_text("\n\n \n")
+    (ground / "word.txt").write_text("word")
+    (ground / "small.txt").write_text("A line of text. " * 12)
+    (ground / "binary.txt").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00")
+    (ground / "latin.txt").write_bytes("naïve café\n".encode("latin-1") * 500)
+    (ground / "columns.csv").write_text("a,b\n1,2\n")
+    (ground / "folder").mkdir(exist_ok=True)
+    broken = ground / "broken"
+    if not broken.exists():
+        import shutil
+
+        shutil.copytree(ground / "l", broken)
+        weights = broken / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:500])
+
+
+MISTAKES = {
+    "missing": (["train", "bigram", "nowhere.txt"], "no such file or folder: nowhere.txt"),
+    "empty": (["train", "bigram", "empty.txt"], "empty.txt is empty"),
+    "blank": (["train", "bigram", "blank.txt"], "too little text"),
+    "one word": (["train", "bigram", "word.txt"], "too little text to split into train, validation and test: 1 document"),
+    "200 bytes": (["climb", "small.txt"], "give at least 4,000 bytes, or try --documents lines"),
+    "binary": (["train", "bigram", "binary.txt"], "binary.txt is binary"),
+    "not UTF-8": (["train", "bigram", "latin.txt"], "latin.txt is not UTF-8: byte 2 is 0xef"),
+    "no text column": (["train", "bigram", "columns.csv"], "no text column: it has a, b"),
+    "folder without text": (["train", "bigram", "folder"], "no file that can be read"),
+    "glob": (["train", "bigram", "*.xyz"], "no file matches *.xyz"),
+    "documents": (["train", "bigram", "my.txt", "--documents", "pages"], "choose from lines, paragraphs, file"),
+    "no network": (["train", "bigram", "hf:some/where"], "python-docs"),
+    "rungs": (["climb", "my.txt", "--rungs", "nonsense"], "unknown rung 'nonsense'"),
+    "rung": (["train", "lama3", "my.txt"], "did you mean 'llama3'"),
+    "no rung": (["train"], "names no rung"),
+    "minutes": (["climb", "my.txt", "--minutes", "-1"], "it must be a positive number"),
+    "no minutes": (["train", "gpt2", "my.txt", "--minutes", "0"], "minutes is 0.0: it must be a positive number"),
+    "steps": (["train", "gpt2", "my.txt", "--steps", "-5"], "steps is -5"),
+    "set": (["train", "gpt2", "my.txt", "--set", "learning_rat=1"], "did you mean 'learning_rate'"),
+    "set value": (["train", "gpt2", "my.txt", "--set", "hidden_size=abc"], "hidden_size"),
+    "heads": (["train", "gpt2", "my.txt", "--set", "hidden_size=30", "--set", "num_attention_heads=4"], "gpt2"),
+    "tokenizer": (["train", "gpt2", "my.txt", "--tokenizer", "bpee"], "did you mean 'bpe'"),
+    "vocabulary": (["train", "gpt2", "my.txt", "--set", "tokenizer.vocab_size=5"], "needs at least 259"),
+    "not a run": (["eval", "folder"], "folder is not a run"),
+    "no run": (["score", "nowhere", "text"], "no run at nowhere"),
+    "corrupt weights": (["generate", "broken", "text"], "weights could not be read"),
+    "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
+    "resume": (["train", "--out", "b", "--resume"], "b is finished"),
+    "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, test"),
+    "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
+    "report": (["report", "folder"], "folder is not a run"),
+    "recipe": (["train", "--recipe", "nowhere.yaml"], "no recipe at nowhere.yaml"),
+    "out": (["train", "bigram", "my.txt", "--out", "my.txt/run"], "cannot be made"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line_and_exit_code_2(mistake, ground, monkeypatch):
+    """In this process, to be quick: what `main` would do, less the start of an interpreter."""
+    from typer.testing import CliRunner
+
+    from rung.cli import app
+
+    bad_ground(ground)
+    monkeypatch.chdir(ground)
+    args, message = MISTAKES[mistake]
+    if "--out" not in args and args[0] in ("climb", "train"):
+        args = [*args, "--out", f"out-{mistake.replace(' ', '-')}"]
+    result = CliRunner().invoke(app, args)
+    lines = result.stderr.strip().splitlines()
+    said = [line for line in lines if line.startswith("rung: ")]
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert len(said) == 1
+    assert message in said[0]
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "args", [["train", "bigram", "empty.txt", "--out", "o1"], ["eval", "folder"], ["climb", "--minutes", "x"]]
+)
+def test_a_mistake_in_a_real_process(args, ground):
+    bad_ground(ground)
+    shown = rung(*args, cwd=ground)
+    assert shown.returncode == 2
+    assert shown.stdout == ""
+    assert "Traceback" not in shown.stderr
+
+
+def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
+    process = subprocess.Popen(
+        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000", "--set", "hidden_size=32"],
+        cwd=ground, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    metrics = ground / "i" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not metrics.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert "Go on with: rung train --out i --resume" in said
+    assert list((ground / "i" / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_kill_is_survived(ground):
+    """SIGKILL in the middle, then --resume to the end."""
+    settings = ["--steps", "60", "--set", "hidden_size=32", "--set", "save_steps=5", "--set", "logging_steps=1"]
+    process = subprocess.Popen(
+        [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings], cwd=ground, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((ground / "k").glob("checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    made = rung("train", "--out", "k", "--resume", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    steps = [json.loads(line)["step"] for line in (ground / "k" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
+    assert max(steps) == 60

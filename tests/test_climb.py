@@ -1,0 +1,105 @@
+"""The climb: every rung, one report, and nothing lost when one of them falls."""
+
+import json
+
+import pytest
+
+from rung import runs
+from rung.climb import REPORT, Climb, climb
+from rung.errors import RecipeError, RunError
+
+FEW = ("bigram", "ngram", "llama3")
+
+
+@pytest.fixture
+def plan(tmp_path, prose, monkeypatch):
+    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.2)
+    (tmp_path / "text.txt").write_text(prose)
+    return Climb(corpus=str(tmp_path / "text.txt"), rungs=FEW, minutes=0.03, folder=tmp_path / "out")
+
+
+def test_every_rung_is_a_run_and_the_report_stands(plan):
+    told = set()
+    folders = climb(plan, lambda rung, stage: told.add((rung, stage.name)))
+    assert [folder.name for folder in folders] == list(FEW)
+    records = [runs.read_record(folder) for folder in folders]
+    assert len({record["corpus"]["fingerprint"] for record in records}) == 1
+    assert len({record["tokenizer"]["fingerprint"] for record in records}) == 1
+    assert len({record["scores"]["test"]["bytes"] for record in records}) == 1
+    assert ("llama3", "training") in told
+    page = (plan.folder / REPORT).read_text()
+    assert all(f"{record['scores']['test']['bits_per_byte']:.3f}" in page for record in records)
+
+
+def test_the_time_is_shared_evenly_and_sizes_match():
+    recipes = Climb(minutes=8).recipes()
+    assert [recipe.rung for recipe in recipes] == ["bigram", "ngram", "rnn", "rnn-attention", "gpt2", "llama3"]
+    assert [recipe.minutes for recipe in recipes] == [None, None, 2, 2, 2, 2]
+
+
+def test_rungs_come_in_the_order_of_the_ladder():
+    assert [recipe.rung for recipe in Climb(rungs=("llama3", "bigram")).recipes()] == ["bigram", "llama3"]
+
+
+def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):
+    from rung.models import NgramForCausalLM
+
+    def fall(*_, **__):
+        raise MemoryError("no room for the counts")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NgramForCausalLM, "fit", fall)
+        folders = climb(plan)
+    assert [runs.is_finished(folder) for folder in folders] == [True, False, True]
+    assert runs.read_record(folders[1])["failed"] == "MemoryError: no room for the counts"
+    assert "no room for the counts" in (plan.folder / REPORT).read_text()
+    climb(plan)  # taken up again: only what is missing is made
+    assert all(runs.is_finished(folder) for folder in folders)
+    assert "failed" not in runs.read_record(folders[1])
+
+
+def test_a_climb_is_taken_up_where_it_stopped(plan, monkeypatch):
+    import rung.climb
+
+    folders = climb(plan)
+    before = [(folder / runs.RECORD).stat().st_mtime_ns for folder in folders]
+    monkeypatch.setattr(rung.climb, "execute", lambda *_, **__: pytest.fail("made again"))
+    climb(plan)
+    assert [(folder / runs.RECORD).stat().st_mtime_ns for folder in folders] == before
+
+
+def test_an_interrupted_rung_stops_the_climb(plan, monkeypatch):
+    import rung.climb
+
+    monkeypatch.setattr(rung.climb, "execute", lambda *_, **__: False)
+    with pytest.raises(KeyboardInterrupt):
+        climb(plan)
+
+
+def test_another_climb_in_the_same_folder_is_refused(plan):
+    from dataclasses import replace
+
+    climb(replace(plan, rungs=("bigram",)))
+    with pytest.raises(RunError, match=r"was made with seed 0, not 1: choose another folder with --out"):
+        climb(replace(plan, rungs=("bigram",), seed=1))
+    with pytest.raises(RunError, match="another tokenizer"):
+        climb(replace(plan, rungs=("bigram",), tokenizer={"kind": "char"}))
+
+
+def test_when_all_fall_the_reason_is_said(tmp_path):
+    (tmp_path / "tiny.txt").write_text("too little")
+    with pytest.raises(Exception, match="too little text to split"):
+        climb(Climb(corpus=str(tmp_path / "tiny.txt"), rungs=FEW, minutes=1, folder=tmp_path / "out"))
+
+
+def test_unknown_rungs_and_minutes_are_refused():
+    with pytest.raises(RecipeError, match="unknown rung 'nonsense'"):
+        Climb(rungs=("nonsense",)).recipes()
+    with pytest.raises(RecipeError, match="minutes is -0.25"):
+        Climb(minutes=-1).recipes()
+
+
+def test_the_record_is_plain_json(plan):
+    folders = climb(plan)
+    for folder in folders:
+        json.loads((folder / runs.RECORD).read_text(), parse_constant=lambda name: pytest.fail(name))

@@ -1,0 +1,166 @@
+"""Recipes: every key checked, defaults filled, the whole page kept in the run."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rung import runs
+from rung.errors import RecipeError, RunError
+from rung.recipe import Recipe, make_recipe, read_recipe
+from rung.recipe.making import check_unused, evaluate_run, execute, read_begun, suggest_parameters
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
+QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
+
+
+@pytest.fixture
+def text(tmp_path, prose):
+    path = tmp_path / "text.txt"
+    path.write_text(prose)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_recipe_that_ships_is_one(path):
+    recipe = make_recipe(read_recipe(path))
+    assert recipe.rung.replace("-", "_") in path.stem.replace("-", "_")
+
+
+def test_there_is_a_recipe_for_every_rung():
+    from rung.models import LADDER
+
+    assert {path.stem for path in RECIPES if path.parent.name == "recipes"} == set(LADDER)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("order=3", "model", "order", 3),
+        ("train.learning_rate=3e-3", "train", "learning_rate", 0.003),
+        ("learning_rate=1e-4", "train", "learning_rate", 0.0001),
+        ("tokenizer.vocab_size=500", "tokenizer", "vocab_size", 500),
+        ("bf16=false", "train", "bf16", False),
+    ],
+)
+def test_an_override_reaches_its_section(override, section, key, value):
+    recipe = make_recipe({"rung": "ngram"}, [override])
+    assert getattr(recipe, section)[key] == value
+
+
+def test_an_override_reaches_the_recipe_itself():
+    assert make_recipe({"rung": "ngram"}, ["seed=7", "corpus=python-source"]).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("page", "overrides", "message"),
+    [
+        ({}, [], "names no rung"),
+        ({"rung": "lama3"}, [], "unknown rung 'lama3': did you mean 'llama3'"),
+        ({"rung": "gpt2", "modle": {}}, [], "unknown key 'modle' in the recipe: did you mean 'model'"),
+        (
+            {"rung": "gpt2", "model": {"n_layers": 2}},
+            [],
+            "model.n_layers: gpt2 has no such field; did you mean 'n_layer'",
+        ),
+        ({"rung": "gpt2", "train": {"lr": 2}}, [], "train.lr: TrainingArguments has no such field"),
+        ({"rung": "gpt2", "tokenizer": {"size": 2}}, [], "tokenizer.size"),
+        ({"rung": "gpt2", "model": 5}, [], "model is 5: it must be a mapping"),
+        ({"rung": "gpt2", "minutes": -1}, [], "minutes is -1: it must be a positive number"),
+        ({"rung": "gpt2", "minutes": "soon"}, [], "minutes is 'soon'"),
+        ({"rung": "gpt2", "steps": 1.5}, [], "steps is 1.5: it must be a positive whole number"),
+        ({"rung": "gpt2", "steps": 5, "minutes": 1}, [], "both given"),
+        ({"rung": "gpt2"}, ["learning_rate"], "write key=value"),
+        ({"rung": "gpt2"}, ["learning_rat=1"], "gpt2 has no such setting; did you mean 'learning_rate'"),
+        ({"rung": "gpt2"}, ["corpus.x=1"], "'corpus' has no keys"),
+        ({"rung": "gpt2"}, ["seed=[1"], "not YAML"),
+    ],
+)
+def test_what_is_wrong_is_said(page, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(page, overrides)
+
+
+def test_a_page_that_is_none_is_said(tmp_path):
+    for content, message in (("[1, 2]", "must be a mapping"), ("a: [", "is not YAML")):
+        (tmp_path / "page.yaml").write_text(content)
+        with pytest.raises(RecipeError, match=message):
+            read_recipe(tmp_path / "page.yaml")
+    with pytest.raises(RecipeError, match="no recipe at"):
+        read_recipe(tmp_path / "nowhere.yaml")
+
+
+def test_yaml_reads_the_numbers_people_write(tmp_path):
+    (tmp_path / "page.yaml").write_text("a: 3e-3\nb: 1e4\nc: .5\nd: 5\ne: 1.0e-3\nf: '3e-3'\ng: 1e\n")
+    page = read_recipe(tmp_path / "page.yaml")
+    assert page == {"a": 0.003, "b": 10000.0, "c": 0.5, "d": 5, "e": 0.001, "f": "3e-3", "g": "1e"}
+    assert isinstance(page["d"], int)
+
+
+@pytest.mark.parametrize("rung", ["bigram", "rnn-attention", "llama3"])
+def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
+    folder = tmp_path / "run"
+    stages = []
+    settings = {} if rung == "bigram" else QUICK
+    recipe = make_recipe({"rung": rung, "corpus": text, "seed": 3, **settings})
+    assert execute(recipe, folder, lambda stage: stages.append(stage.name))
+    record = runs.read_record(folder)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
+        p.name for p in folder.iterdir()
+    }
+    assert record["corpus"]["name"] == "text.txt"
+    assert record["recipe"]["tokenizer"]["vocab_size"] >= 259  # the default, filled in
+    assert record["seed"] == 3
+    assert record["scores"]["test"]["bytes"] == record["corpus"]["bytes"]["test"]
+    assert record["marks"].keys() == {"zlib", "bz2", "lzma", "lzma after train"}
+    assert "".join(piece for piece, _ in record["passage"]).startswith(record["prompt"])
+    assert record["parameters"] > 0
+    assert {"rung", "torch", "transformers"} <= record["versions"].keys()
+    assert stages[0] == "reading"
+    assert stages[-1] == "comparing"
+    assert Recipe(**record["recipe"]).rung == rung
+    found = evaluate_run(str(folder), "", "test", "")
+    assert found["bits_per_byte"] == pytest.approx(record["scores"]["test"]["bits_per_byte"], rel=1e-6)
+
+
+def test_the_same_recipe_gives_the_same_run(text, tmp_path):
+    recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
+    scores = []
+    for name in ("a", "b"):
+        execute(recipe, tmp_path / name)
+        scores.append(runs.read_record(tmp_path / name)["scores"]["test"]["nats"])
+    assert scores[0] == scores[1]
+
+
+def test_other_text_is_scored_whole(text, tmp_path):
+    folder = tmp_path / "run"
+    execute(make_recipe({"rung": "bigram", "corpus": text}), folder)
+    (tmp_path / "other.txt").write_text("one line\nand another\n\n")
+    found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", "lines")
+    assert (found["documents"], found["bytes"]) == (2, len("one lineand another"))
+
+
+def test_a_folder_in_use_is_not_overwritten(text, tmp_path):
+    (tmp_path / "run").mkdir()
+    check_unused(tmp_path / "run")
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    with pytest.raises(RunError, match="is not empty"):
+        check_unused(tmp_path / "run")
+    with pytest.raises(RunError, match="is not a run"):
+        read_begun(tmp_path / "run")
+
+
+def test_what_is_finished_is_not_resumed(text, tmp_path):
+    execute(make_recipe({"rung": "bigram", "corpus": text}), tmp_path / "run")
+    with pytest.raises(RunError, match="is finished"):
+        read_begun(tmp_path / "run")
+
+
+def test_all_recipes_are_tidy_yaml():
+    for path in RECIPES:
+        assert yaml.safe_load(path.read_text())["rung"]
+
+
+def test_more_time_means_a_larger_model():
+    sizes = [suggest_parameters(minutes) for minutes in (0.1, 1, 5, 60)]
+    assert sizes == sorted(sizes)
