@@ -92,6 +92,9 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
     assert unknown.unknown_nats == pytest.approx((len("zèbra".encode()) + 1) * math.log(257))
     assert unknown.nats > unknown.unknown_nats
     assert unknown.lost == ["case", "white space", "unknown words"]
+    pieces = score_text(model, words, "the  zèbra ")
+    assert [piece.text for piece in pieces] == ["the", "  zèbra", ""]
+    assert sum(piece.bits for piece in pieces) == pytest.approx(unknown.nats / math.log(2), rel=1e-5)
 
 
 def test_a_lossless_tokenizer_has_nothing_unknown(make_tiny, tokenizer):
@@ -106,6 +109,7 @@ def test_score_text_spells_the_text_and_adds_up(make_tiny, tokenizer):
     pieces = score_text(model, tokenizer, text)
     assert "".join(piece.text for piece in pieces) == text
     assert pieces[-1].text == ""
+    assert score_documents(model, tokenizer, [text]).nats == pytest.approx(sum(p.bits for p in pieces) * math.log(2))
     assert sum(p.bits for p in pieces) * math.log(2) == pytest.approx(cost_by_hand(model, tokenizer, text), rel=1e-5)
 
 

@@ -33,7 +33,6 @@ RESAMPLES = 1000  # of the bootstrap
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
 CARRIED = 1024  # tokens a model with a carried state reads at a time
-SPELLING = math.log(257)  # nats a byte of an unknown word, and its end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +76,7 @@ class _Document:
     ids: list[int]
     bytes: int
     words: int
-    unknown: list[int]  # the spelled length in bytes of each unknown word
+    unknown: list[str]
 
 
 def score_documents(
@@ -93,7 +92,7 @@ def score_documents(
     rows: list[tuple[float, float, int, int, int, int]] = []
     for batch in _batched(_prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, _token_nats(model, [d.ids for d in batch]), strict=True):
-            spelling = sum((size + 1) * SPELLING for size in document.unknown)
+            spelling = sum(map(spelling_nats, document.unknown))
             nats = costs.double().sum().item() + spelling
             rows.append((nats, spelling, document.bytes, document.words, len(costs), len(document.unknown)))
         if on_document:
@@ -122,15 +121,31 @@ def score_documents(
 
 
 def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenScore]:
-    """The surprisal of each token of `text` as a document, its end last (with the text '')."""
+    """The surprisal of each token of `text` as a document, its end last (with the text '').
+
+    The pieces join to the text: white space that the tokenizer drops begins the next piece (at the end of the
+    text it is left out), and the later bytes of a character are empty. An unknown word has its spelling in its bits.
+    """
     encoding = encode_plainly(tokenizer, [text])[0]
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
     nats = _token_nats(model, [ids])[0].tolist()
-    pieces, end = [], 0
-    for start, stop in encoding.offsets:
-        pieces.append(text[max(start, end) : stop])  # the bytes of one character may be several tokens
+    unknown = unknown_id(tokenizer)
+    scores, end = [], 0
+    for token, (start, stop), cost in zip(encoding.ids, encoding.offsets, nats, strict=False):
+        spelling = spelling_nats(text[start:stop]) if token == unknown else 0.0
+        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2)))
         end = max(end, stop)
-    return [TokenScore(text=t, bits=n / math.log(2)) for t, n in zip([*pieces, ""], nats, strict=True)]
+    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2))]
+
+
+def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that stands for words it does not know; None where it knows every word."""
+    return tokenizer.unk_token_id if "unknown words" in losses(tokenizer) else None
+
+
+def spelling_nats(word: str) -> float:
+    """What spelling an unknown word costs: each byte, and its end, among 257 symbols."""
+    return (len(word.encode()) + 1) * math.log(257)
 
 
 def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float | None, float | None]:
@@ -171,13 +186,13 @@ def stride_of(window: int) -> int:
 
 
 def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
-    unknown_id = tokenizer.unk_token_id if "unknown words" in losses(tokenizer) else None
+    unknown_token = unknown_id(tokenizer)
     for text in texts:
         encoding = encode_plainly(tokenizer, [text])[0]
         unknown = [
-            len(text[start:stop].encode())
+            text[start:stop]
             for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-            if token == unknown_id
+            if token == unknown_token
         ]
         ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
         yield _Document(ids, len(text.encode()), len(text.split()), unknown)

@@ -81,11 +81,13 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, pa
         vocab_size=len(tokenizer),
         folder=cache_folder() / "packed",
     )
-    set_seed(recipe.seed)
-    config = make_config(recipe.rung, tokenizer, recipe.model)
     record = _describe(recipe, corpus, tokenizer)
     runs.write_record(folder, record)
-    model, trained = _make_model(recipe, config, tokenizer, packed, corpus, folder, tell)
+    set_seed(recipe.seed)
+    counts = find_rung(recipe.rung).counts
+    tell(Stage(name="counting" if counts else "measuring"))
+    hooks = _hooks(recipe, tokenizer, corpus, tell)
+    model, trained = (_count if counts else _learn)(recipe, tokenizer, packed, folder, hooks)
     runs.save_model(folder, model, tokenizer)
     record |= {"parameters": count_parameters(model), "training": _training_facts(trained)}
     if trained.interrupted:
@@ -197,27 +199,27 @@ def split_bytes(corpus: Corpus) -> dict[str, int]:
     }
 
 
-def _make_model(
-    recipe: Recipe,
-    config: transformers.PreTrainedConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
-    corpus: Corpus,
-    folder: Path,
-    tell: Tell,
+def _count(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, hooks: Hooks
 ) -> tuple[CausalModel, Trained]:
-    """Fit or train it."""
-    rung = find_rung(recipe.rung)
-    if rung.counts:
-        tell(Stage(name="counting"))
-        started = time.perf_counter()
-        model = rung.model.fit(config, packed.tokens, packed.starts)
-        seconds = time.perf_counter() - started
-        return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
+    """Fit a counting rung: one pass over the text."""
+    config = make_config(recipe.rung, tokenizer, recipe.model)
+    started = time.perf_counter()
+    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts)
+    seconds = time.perf_counter() - started
+    line = {"step": 0, "tokens": len(packed), "bits_per_byte": hooks.evaluate(model.eval())}
+    runs.append_metrics(folder, line)
+    return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
+
+
+def _learn(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, hooks: Hooks
+) -> tuple[CausalModel, Trained]:
+    """Train a rung by gradients."""
+    config = make_config(recipe.rung, tokenizer, recipe.model)
     model = build_model(recipe.rung, config).to(choose_device())
     settings = TrainSettings(steps=recipe.steps, minutes=recipe.minutes, arguments=recipe.train, seed=recipe.seed)
-    trained = train(model, tokenizer, packed, folder, settings, _hooks(recipe, tokenizer, corpus, tell))
-    return model, trained
+    return model, train(model, tokenizer, packed, folder, settings, hooks)
 
 
 def _hooks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> Hooks:

@@ -157,23 +157,25 @@ def _ladder(group: Group) -> str:
 
 def _curves(group: Group) -> str:
     shades = _shades(group)
-    learners = [run for run in group.runs if run.curve]
+    learners = [run for run in group.runs if run.curve and run.row.rung not in COUNTING]
     if not learners:
         return ""
     curves = [
-        charts.Curve(label=run.label, points=run.curve, level=run.row.bits_per_byte, shade=shades[run.label])
+        charts.Curve(
+            label=run.label,
+            points=run.curve if run in learners else [],
+            level=run.curve[-1][1],
+            shade=shades[run.label],
+        )
         for run in group.runs
-        if run.curve or run in group.scored
+        if run.curve
     ]
     caption = (
         "Bits per byte of validation text after so many training tokens: lower is better, and a line that still "
         "falls at its end would gain from more time."
     )
     if len(curves) > len(learners):
-        caption += (
-            " A dashed line is a rung that has no such steps, at its score on the test text: "
-            "other documents, so a rough guide only."
-        )
+        caption += " A dashed line is a rung that counts: it reads the training text once."
     return _figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
 
 
@@ -231,9 +233,7 @@ def _heading(run: Run) -> str:
 
 def _passage(run: Run) -> str:
     """The passage with each token on its shade."""
-    tokens = list(_whole_characters(run.record["passage"]))
-    glue = " " if _loses_space(run) else ""
-    return glue.join(_token(text, bits) for text, bits in tokens)
+    return "".join(_token(text, bits) for text, bits in _whole_characters(run.record["passage"]))
 
 
 def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:
