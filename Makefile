@@ -27,7 +27,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(READY)
-	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
+
+docs: $(READY)
+	$(BIN)/python docs/update.py
 
 clean:
 	rm -rf $(VENV)

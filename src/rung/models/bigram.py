@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -62,10 +63,10 @@ class BigramForCausalLM(StatefulModel):
     @torch.no_grad()
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
         past_key_values: State | None = None,
-        labels: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
@@ -82,7 +83,9 @@ class BigramForCausalLM(StatefulModel):
         return self.make_output(logits, labels, State((), length), options)
 
 
-def find_continuations(keys: Tensor, contexts: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def find_continuations(
+    keys: Int[Tensor, " known"], contexts: Int[Tensor, " BT"], vocab_size: int
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
     """Every stored continuation of every context, as (row in `contexts`, index in `keys`) pairs.
 
     `keys` holds context * V + word, sorted; a negative context has none.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
@@ -68,15 +69,15 @@ class State:
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
 
 
-def keep_logits(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The last positions of (B, T, ...) that logits are wanted for; 0 keeps all."""
+def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor) -> Shaped[Tensor, "B kept *rest"]:
+    """The last positions that logits are wanted for; 0 keeps all."""
     if isinstance(logits_to_keep, int):
         return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
     return hidden[:, logits_to_keep]
 
 
-def real_tokens(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """Which of the (B, T) tokens are text and not padding; a mask that covers the past is cut to T."""
+def real_tokens(input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> Bool[Tensor, "B T"]:
+    """Which of the tokens are text and not padding; a mask that covers the past is cut to T."""
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
     return attention_mask[:, -input_ids.shape[1] :].bool()

@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GPT2Config
 from transformers.activations import ACT2FN
@@ -134,11 +135,11 @@ class GPT2LMHeadModel(CausalModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
-        labels: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
@@ -160,7 +161,9 @@ class GPT2LMHeadModel(CausalModel):
         return self.make_output(logits, labels, cache, options)
 
 
-def find_positions(input_ids: Tensor, attention_mask: Tensor | None, past: int) -> Tensor:
+def find_positions(
+    input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None, past: int
+) -> Int[Tensor, "#B T"]:
     """The position of each token among the real ones: padding on the left does not count."""
     steps = input_ids.shape[1]
     if attention_mask is None:

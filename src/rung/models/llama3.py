@@ -12,6 +12,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, LlamaConfig
 from transformers.activations import ACT2FN
@@ -23,7 +24,7 @@ from rung.models.causal import CausalModel, keep_logits
 from rung.models.gpt2 import find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
-Rotation = tuple[Tensor, Tensor]  # cosines and sines, each B 1 T K
+Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines and sines
 
 
 class LlamaRMSNorm(nn.Module):
@@ -138,11 +139,11 @@ class LlamaForCausalLM(CausalModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
-        labels: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
@@ -166,15 +167,15 @@ def check_rope(config: LlamaConfig) -> None:
         raise RecipeError(f"llama3: rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
 
 
-def find_rotation(positions: Tensor, config: LlamaConfig, dtype: torch.dtype) -> Rotation:
-    """Cosines and sines of the angle of each position and channel, (B, 1, T, K) (Su et al. 2021)."""
+def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype) -> Rotation:
+    """Cosines and sines of the angle of each position and channel (Su et al. 2021)."""
     angles = positions[..., None].float() * rotary_frequencies(config, positions.device)  # B T K/2
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
-    """Radians a token for each pair of channels, (K/2,); Llama 3.1 slows the slow ones to reach further."""
+def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tensor, " half_K"]:
+    """Radians a token for each pair of channels; Llama 3.1 slows the slow ones to reach further."""
     rope = config.rope_parameters
     channels = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(device=device, dtype=torch.float)
     frequencies = 1.0 / rope["rope_theta"] ** (channels / config.head_dim)
@@ -186,8 +187,8 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
     return frequencies * (keep + (1 - keep) / rope["factor"])
 
 
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn each pair of channels (i, i + K/2) of x (B, H, T, K) by its angle."""
+def rotate(x: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
+    """Turn each pair of channels (i, i + K/2) by its angle."""
     cos, sin = rotation
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy
 import torch
+from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -91,10 +92,10 @@ class NgramForCausalLM(StatefulModel):
     @torch.no_grad()
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
         past_key_values: State | None = None,
-        labels: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:

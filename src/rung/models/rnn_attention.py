@@ -8,6 +8,7 @@ Missing: still steps through time, one token after another (gpt2.py does not).
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -66,10 +67,10 @@ class RNNAttentionForCausalLM(StatefulModel):
 
     def forward(
         self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
         past_key_values: State | None = None,
-        labels: Tensor | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
@@ -87,18 +88,20 @@ class RNNAttentionForCausalLM(StatefulModel):
         return self.make_output(logits, labels, State((k, v, *memory), k.shape[2]), options)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(B, T, HK) to (B, H, T, K)."""
+def split_heads(x: Float[Tensor, "B T HK"], heads: int) -> Float[Tensor, "B H T K"]:
+    """Each head's channels on an axis of their own."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
-def join_heads(x: Tensor) -> Tensor:
-    """(B, H, T, K) to (B, T, HK)."""
+def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
+    """The heads' channels side by side again."""
     return x.transpose(1, 2).flatten(2)
 
 
-def causal_mask(attention_mask: Tensor | None, queries: int, keys: int) -> Tensor | None:
-    """Which keys each query may look at, (B, 1, T, S); None where plain causality says it all.
+def causal_mask(
+    attention_mask: Shaped[Tensor, "B S"] | None, queries: int, keys: int
+) -> Bool[Tensor, "#B 1 T S"] | None:
+    """Which keys each query may look at; None where plain causality says it all.
 
     The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty.
     """
@@ -112,8 +115,14 @@ def causal_mask(attention_mask: Tensor | None, queries: int, keys: int) -> Tenso
     return ((causal & attention_mask[:, None, :].bool()) | itself)[:, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
-    """softmax(q kᵀ / √K) v for q (B, H, T, K) over k, v (B, H', S, K); H' divides H (grouped queries)."""
+def attend(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "#B 1 T S"] | None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """softmax(q kᵀ / √K) v; the G key heads may be fewer than the H query heads, and divide them."""
     if mask is None and dropout == 0 and _is_short_training_on_cpu(q, k):
         return _attend_plainly(q, k, v)
     return F.scaled_dot_product_attention(

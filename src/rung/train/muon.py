@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
@@ -90,8 +91,8 @@ class Muon(torch.optim.Optimizer):
             )
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest semi-orthogonal matrix, roughly, to each of (N, rows, columns), in bfloat16.
+def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N rows columns"]:
+    """The nearest semi-orthogonal matrix, roughly, to each, in bfloat16.
 
     Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
     """
