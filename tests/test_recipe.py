@@ -132,6 +132,19 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
     assert scores[0] == scores[1]
 
 
+def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
+    import rung.recipe.making as making
+
+    recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
+    with monkeypatch.context() as patched:
+        patched.setattr(making, "_judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            execute(recipe, tmp_path / "run")
+    Path(text).write_text(Path(text).read_text() + "\n\nOne more paragraph.\n")
+    with pytest.raises(RunError, match="the text has changed"):
+        execute(recipe, tmp_path / "run")
+
+
 def test_other_text_is_scored_whole(text, tmp_path):
     folder = tmp_path / "run"
     execute(make_recipe({"rung": "bigram", "corpus": text}), folder)

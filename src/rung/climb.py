@@ -16,7 +16,7 @@ from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import LADDER, find_rung
 from rung.recipe import Recipe
-from rung.recipe.making import DEFAULT_MINUTES, Stage, execute, suggest_parameters
+from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
 from rung.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -85,9 +85,8 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
 
 def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`."""
-    size = suggest_parameters(recipe.minutes) if recipe.minutes else None
     try:
-        return execute(recipe, folder, lambda stage: tell(recipe.rung, stage), parameters=size)
+        return execute(recipe, folder, lambda stage: tell(recipe.rung, stage))
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise

@@ -144,7 +144,7 @@ def count_parameters(model: PreTrainedModel) -> int:
 
 def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
-    step = 32
+    step = 32 if name in ("gpt2", "llama3") else 8  # heads want round widths
     best, previous = step, None
     for width in range(step, 8192, step):
         with torch.device("meta"):

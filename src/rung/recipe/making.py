@@ -37,7 +37,7 @@ from rung.tokenizer import (
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, train
+from rung.train import Hooks, Progress, Trained, TrainSettings, last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
@@ -62,18 +62,18 @@ class Stage:
 Tell = Callable[[Stage], None]
 
 
-def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, parameters: int | None = None) -> bool:
+def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bool:
     """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is one.
 
-    `parameters` is the size a trained rung aims at where the recipe does not give its width. Returns
-    whether it was finished: False when it was interrupted, the work so far saved.
+    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`
+    for what the user can mend.
     """
     runs.make_folder(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    recipe = _choose_width(recipe, tokenizer, parameters)
+    recipe = _choose_width(recipe, tokenizer)
     tell(Stage(name="tokenizing"))
     packed = pack(
         encode_documents(corpus.train["text"], tokenizer),
@@ -82,7 +82,7 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, *, pa
         folder=cache_folder() / "packed",
     )
     record = _describe(recipe, corpus, tokenizer)
-    runs.write_record(folder, record)
+    _begin(folder, record)
     set_seed(recipe.seed)
     counts = find_rung(recipe.rung).counts
     tell(Stage(name="counting" if counts else "measuring"))
@@ -183,10 +183,22 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     return recipe
 
 
-def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, parameters: int | None) -> Recipe:
+def _begin(folder: Path, record: dict[str, Any]) -> None:
+    """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not."""
+    if last_checkpoint(folder) is None:
+        for name in (runs.METRICS, runs.SAMPLES):
+            (folder / name).unlink(missing_ok=True)
+    else:
+        before = runs.read_record(folder)
+        if any(before[key]["fingerprint"] != record[key]["fingerprint"] for key in ("corpus", "tokenizer")):
+            raise RunError(f"the text has changed since {folder} was begun: choose another folder with --out")
+    runs.write_record(folder, record)
+
+
+def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     if find_rung(recipe.rung).counts or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
-    target = parameters or suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
+    target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
 

@@ -41,12 +41,13 @@ logger = logging.getLogger(__name__)
 
 EVALUATIONS = 5  # and as many checkpoints, in a run
 MEASURED_SECONDS = 3.0  # real steps taken to find out how long one is
+DECAYED = 0.5  # of the steps: the learning rate is level, then falls to zero in a straight line
 BLOCK_LENGTH = 256  # tokens, where the model does not say
 
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
     "learning_rate": 6e-3,
-    "lr_scheduler_type": "cosine",
+    "lr_scheduler_type": "warmup_stable_decay",
     "warmup_steps": 0.05,
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
@@ -342,6 +343,8 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         **DEFAULT_ARGUMENTS,
         **settings.arguments,
     }
+    if chosen["lr_scheduler_type"] == "warmup_stable_decay" and "lr_scheduler_kwargs" not in chosen:
+        chosen["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, round(steps * DECAYED)), "decay_type": "linear"}
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)
