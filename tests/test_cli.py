@@ -137,7 +137,7 @@ MISTAKES = {
     "empty": (["train", "bigram", "empty.txt"], "empty.txt is empty"),
     "blank": (["train", "bigram", "blank.txt"], "too little text"),
     "one word": (["train", "bigram", "word.txt"], "too little text to split into train, validation and test: 1 doc"),
-    "200 bytes": (["climb", "small.txt"], "give at least 4,000 bytes, or try --documents lines"),
+    "200 bytes": (["climb", "small.txt"], "give at least 4,000 bytes"),
     "binary": (["train", "bigram", "binary.txt"], "binary.txt is binary"),
     "not UTF-8": (["train", "bigram", "latin.txt"], "latin.txt is not UTF-8: byte 2 is 0xef"),
     "no text column": (["train", "bigram", "columns.csv"], "no text column: it has a, b"),

@@ -17,7 +17,7 @@ import itertools
 import lzma
 import math
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from rung.tokenizer import encode_plainly, losses
 RESAMPLES = 1000  # of the bootstrap
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
+PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
 CARRIED = 1024  # tokens a model with a carried state reads at a time
 
 
@@ -162,11 +163,15 @@ def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float
     return float(low), float(high)
 
 
-def compressor_marks(test: Iterable[str], train: Iterable[str]) -> dict[str, float]:
-    """Bits per byte of zlib, bz2 and lzma on the test text, and of lzma that has read the train text first."""
+def compressor_marks(test: Sequence[str], train: Sequence[str]) -> dict[str, float]:
+    """Bits per byte of zlib, bz2 and lzma on the test text, and of lzma that has read the train text first.
+
+    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that.
+    """
     text = "".join(test).encode()
-    before = "".join(train).encode()
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": max(4096, min(len(before) + len(text), 2**30))}]
+    before = _end_of(train, PRIMED_BYTES)
+    window = max(4096, min(len(before) + len(text), 2 * PRIMED_BYTES))
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
 
     def squeeze(data: bytes) -> int:
         return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
@@ -178,6 +183,17 @@ def compressor_marks(test: Iterable[str], train: Iterable[str]) -> dict[str, flo
         "lzma after train": squeeze(before + text) - squeeze(before),
     }
     return {name: 8 * size / len(text) for name, size in sizes.items()}
+
+
+def _end_of(texts: Sequence[str], limit: int) -> bytes:
+    kept: list[bytes] = []
+    size = 0
+    for i in reversed(range(len(texts))):
+        if size >= limit:
+            break
+        kept.append(texts[i].encode())
+        size += len(kept[-1])
+    return b"".join(reversed(kept))
 
 
 def stride_of(window: int) -> int:

@@ -36,14 +36,14 @@ def pack(documents: Iterable[list[int]], *, key: str, vocab_size: int, folder: P
 
     The key must change whenever the ids do: fingerprints of corpus and tokenizer, and a split.
     """
-    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
-    facts_path = folder / f"{digest}.json"
-    if not facts_path.exists():
+    path = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    packed = _read(path)
+    if packed is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(documents, vocab_size, folder / digest)
-    facts = json.loads(facts_path.read_text(encoding="utf-8"))
-    tokens = numpy.memmap(folder / f"{digest}.bin", dtype=facts["dtype"], mode="r", shape=(facts["tokens"],))
-    return Packed(tokens=tokens, starts=numpy.load(folder / f"{digest}.npy"))
+        _write(documents, vocab_size, path)
+        packed = _read(path)
+    assert packed is not None
+    return packed
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
@@ -65,6 +65,8 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """A batch: `input_ids` and `shift_labels`, each (B, T)."""
+        if beyond := [index for index in indices if not 0 <= index < len(self)]:
+            raise IndexError(f"no block {beyond[0]}: there are {len(self)}")
         rows = numpy.full((len(indices), self.length + 1), IGNORED, dtype=numpy.int64)
         for row, index in zip(rows, indices, strict=True):
             window = self.tokens[index * self.length : (index + 1) * self.length + 1]
@@ -77,6 +79,20 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 def keep_batch(batch: Any) -> Any:
     """The collator for `Blocks`: its batches come whole."""
     return batch
+
+
+def _read(path: Path) -> Packed | None:
+    """What `_write` wrote; None where it is not there, or not whole."""
+    try:
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        size, dtype = facts["tokens"], numpy.dtype(facts["dtype"])
+        if path.with_suffix(".bin").stat().st_size != size * dtype.itemsize:
+            return None
+        starts = numpy.load(path.with_suffix(".npy"))
+    except (OSError, ValueError, EOFError):  # a file is missing, or was cut short when the machine went down
+        return None
+    tokens = numpy.memmap(path.with_suffix(".bin"), dtype=dtype, mode="r") if size else numpy.empty(0, dtype)
+    return Packed(tokens=tokens, starts=starts)
 
 
 def _write(documents: Iterable[list[int]], vocab_size: int, path: Path) -> None:

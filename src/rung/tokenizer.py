@@ -1,14 +1,16 @@
 """Text to token ids and back: every tokenizer is a `tokenizers` object in a `PreTrainedTokenizerFast`.
 
 A tokenizer knows what it loses (`losses`): nothing when it is lossless, else the things that decoding
-cannot bring back. All have a begin and an end-of-text token; `tokenizer(text)` puts the first in front
-and leaves the second to whoever ends a document.
+cannot bring back. All have a begin and an end-of-text token; `tokenizer(text)` of one that is trained here
+puts the first in front and leaves the second to whoever ends a document.
 """
 
 import hashlib
 import json
 import logging
 import math
+import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rung.errors import TokenizerError, did_you_mean
 logger = logging.getLogger(__name__)
 
 ENCODED_AT_ONCE = 256  # documents
+HUB_PATIENCE = 10.0  # seconds
 
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<unk>"
 
@@ -32,6 +35,7 @@ TOKENIZERS = {
     "gpt2": "GPT-2's own, from the Hub or a local folder",
     "llama3": "Llama 3's own, from the Hub or a local folder",
 }
+SMALLEST = {"bpe": 256 + 3}  # every byte, and the special tokens; five for the others: four of those, and a word
 PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
 
 
@@ -42,6 +46,9 @@ def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     """
     if kind not in _BUILDERS:
         raise TokenizerError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}")
+    smallest = SMALLEST.get(kind, 5)
+    if vocab_size is not None and vocab_size < smallest:
+        raise TokenizerError(f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}")
     tokenizer, trainer = _BUILDERS[kind](vocab_size)
     tokenizer.train_from_iterator(texts, trainer)
     bos = tokenizer.token_to_id(BOS)
@@ -67,22 +74,35 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises `TokenizerError` when it cannot be had or has no end-of-text token.
     """
     where = PUBLISHED.get(name, name)
-    if not (Path(where).exists() or name in PUBLISHED or "/" in where):
-        raise TokenizerError(f"unknown tokenizer {name!r}: {did_you_mean(name, TOKENIZERS)} or give a folder")
+    local = Path(where).exists()
+    if name in _BUILDERS and not local:
+        raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
+    if not (local or _ON_HUB.fullmatch(where)):
+        missing = f"no such folder: {name!r}" if "/" in name else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
+        raise TokenizerError(f"unknown tokenizer {name!r}: {missing}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(
+            where,
+            local_files_only=not local and not _answers(where),
+            padding_side="left",
+            clean_up_tokenization_spaces=False,  # decoding gives back what was encoded, no tidier
+        )
     except Exception as error:  # missing files, no network, gated repository: the remedy is the same
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(
-            f"the tokenizer {where!r} could not be loaded ({str(error).strip().splitlines()[0]}); "
+            f"the tokenizer {where!r} could not be loaded ({why}); "
             "give a folder that holds tokenizer.json, or train one: --tokenizer bpe"
         ) from error
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` library runs"
+        )
     if tokenizer.eos_token_id is None:
         raise TokenizerError(f"the tokenizer {where!r} has no end-of-text token: a document could not end")
     if tokenizer.bos_token_id is None:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.padding_side = "left"
     return tokenizer
 
 
@@ -98,31 +118,44 @@ def suggest_vocab_size(train_bytes: int) -> int:
 
 def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """What this tokenizer loses: `()` when every text comes back exactly."""
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    parts = {part["type"] for part in _components(spec["normalizer"])}
-    lost = [what for what, marks in _LOSSY_NORMALIZERS.items() if parts & marks]
-    pre = _components(spec["pre_tokenizer"])
-    if any(part["type"] in ("Whitespace", "WhitespaceSplit") for part in pre):
+    spec = _specify(tokenizer)
+    parts = _components(spec["normalizer"]) + _components(spec["pre_tokenizer"])
+    types = {part["type"] for part in parts}
+    lost = [what for what, marks in _LOSSY.items() if types & marks]
+    if any(part.get("behavior") == "Removed" for part in parts):
+        lost.append("separators")
+    if any(part.get("add_prefix_space") for part in parts) and "white space" not in lost:
         lost.append("white space")
-    if spec["model"].get("unk_token") and not spec["model"].get("byte_fallback"):
+    if not _spells_everything(spec["model"], byte_level="ByteLevel" in types):
         lost.append("unknown words")
     return tuple(lost)
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for tokenizers that give equal ids."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+    """Equal for tokenizers that give documents equal ids."""
+    spec = [_specify(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
+    return hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:16]
 
 
 def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
-    """Token ids and character offsets of each text: no special token is added, and none is read out of the text."""
+    """Token ids and character offsets of each text: no special token is added, and none is read out of the text.
+
+    Nothing is cut off or filled up either, whatever `tokenizer(..., truncation=True)` left switched on.
+    """
     backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        return backend.encode_batch(texts, add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = before
+    with _switched:
+        before = backend.encode_special_tokens, backend.truncation, backend.padding
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            return backend.encode_batch(texts, add_special_tokens=False)
+        finally:
+            backend.encode_special_tokens = before[0]
+            if before[1]:
+                backend.enable_truncation(**before[1])
+            if before[2]:
+                backend.enable_padding(**before[2])
 
 
 def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -146,15 +179,11 @@ Builder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]
 
 
 def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    smallest = 256 + 3
-    vocab_size = vocab_size or suggest_vocab_size(2_000_000)
-    if vocab_size < smallest:
-        raise TokenizerError(f"tokenizer.vocab_size is {vocab_size}: byte-pair encoding needs at least {smallest}")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size or suggest_vocab_size(2_000_000),
         special_tokens=[BOS, EOS, PAD],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -178,6 +207,20 @@ def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     return tokenizer, trainer
 
 
+def _answers(where: str) -> bool:
+    """Whether the Hub says anything about the repository, be it no: else asking for files takes most of a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().model_info(where, timeout=HUB_PATIENCE)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # no network, no name service, a firewall, offline mode: each client has its own kinds
+        return False
+    return True
+
+
 def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _white_space_words(vocab_size)
     tokenizer.normalizer = normalizers.Lowercase()
@@ -186,7 +229,10 @@ def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Train
 
 def _white_space_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _word_level(vocab_size or 2**31)
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    literal = "|".join(re.escape(special.removeprefix("<")) for special in (BOS, EOS, PAD))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated")]
+    )  # a special token's name that stands in the text is two words, neither of them special
     return tokenizer, trainer
 
 
@@ -204,11 +250,33 @@ _BUILDERS: dict[str, Builder] = {
     "whitespace": _white_space_words,
     "char": _characters,
 }
-_LOSSY_NORMALIZERS = {
+_LOSSY = {
     "case": {"Lowercase", "BertNormalizer"},
     "accents": {"StripAccents", "BertNormalizer"},
-    "Unicode form": {"NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt"},
+    "Unicode form": {"NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "BertNormalizer"},
+    "white space": {
+        *("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"),
+        *("Metaspace", "Strip", "Prepend", "Replace"),  # as SentencePiece marks spaces: a mark in the text is one too
+    },
 }
+_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_switched = threading.Lock()  # whoever holds it may switch a tokenizer's settings for a moment
+
+
+def _specify(tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What decides a text's ids: the backend without the settings that calls leave behind."""
+    spec = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: part for name, part in spec.items() if name not in ("truncation", "padding")}
+
+
+def _spells_everything(model: dict, byte_level: bool) -> bool:
+    """Whether each of the 256 bytes has a token, so that no text is unknown."""
+    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+    if model["type"] in ("WordLevel", "WordPiece"):
+        return False
+    if model.get("byte_fallback"):
+        return all(f"<0x{byte:02X}>" in pieces for byte in range(256))
+    return byte_level and all(byte in pieces for byte in pre_tokenizers.ByteLevel.alphabet())
 
 
 def _components(spec: dict | None) -> list[dict]:

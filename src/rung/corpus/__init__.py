@@ -6,10 +6,10 @@ memory-mapped from there (`datasets`), so memory does not grow with the corpus.
 """
 
 import hashlib
-import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from rung.corpus.files import DocumentKind
 from rung.errors import CorpusError
 
 if TYPE_CHECKING:
+    import numpy
     from datasets import Dataset
 
 __all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "cache_folder", "load_corpus"]
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, for validation and again for test
 HELD_OUT_PACKAGES = 0.1  # of the packages: there are few of them, and most are small
+LAYOUT = 2  # one more whenever the same source is read differently: what was stored before is left
 
 CORPORA = {
     "python-docs": "the running Python's language reference and docstrings, 2 MB (the default)",
@@ -39,6 +41,7 @@ CORPORA = {
     "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
     "PATH": "a file, a folder or a glob: .txt .md .rst .py .jsonl .json .csv .parquet, also .gz .zst",
 }
+PYTHON = {"python-docs": named.read_docs, "python-source": named.read_source}
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
 
 
@@ -62,9 +65,10 @@ class Corpus:
 def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragraphs", *, whole: bool = False) -> Corpus:
     """The corpus that `source` names (see `CORPORA`); `documents` says what a document is in plain text.
 
-    `whole` keeps a source that has no splits of its own in one piece, as every split: for scoring.
+    `whole` keeps files that have no splits of their own in one piece, as every split: for scoring.
     Raises `CorpusError` when it cannot be read or is too small to split.
     """
+    files.check_document_kind(documents)
     name = _name(source)
     own = _read_named_splits(source, documents)
     if own:
@@ -75,9 +79,7 @@ def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragrap
         else:
             splits = _cut(splits["train"], source, HELD_OUT)
     else:
-        everything = _store(*_read_unsplit(source, documents))
-        held_out = HELD_OUT_PACKAGES if source.startswith("python-") else HELD_OUT
-        splits = dict.fromkeys(SPLITS, everything) if whole else _cut(everything, source, held_out)
+        splits = _read_and_cut(source, documents, whole and _is_path(source))
     for split in SPLITS:
         if len(splits[split]) == 0:
             raise CorpusError(f"{source} has no text in its {split} split")
@@ -107,14 +109,14 @@ def _name(source: str) -> str:
     return path.parent.name if _split_name(path) == "train" and _find_split_files(path) else path.name
 
 
-def _read_unsplit(source: str, documents: DocumentKind) -> tuple[Reader, str]:
-    """A reader of (text, group), and the key under which its result is kept."""
-    if source == "python-docs":
-        return named.read_docs, f"{source} {sys.version} {sys.prefix}"
-    if source == "python-source":
-        return named.read_source, f"{source} {sys.version} {sys.prefix}"
+def _read_and_cut(source: str, documents: DocumentKind, whole: bool) -> dict[str, "Dataset"]:
+    if source in PYTHON:
+        return _cut(_store(PYTHON[source], f"{source} {sys.version} {sys.prefix}"), source, HELD_OUT_PACKAGES)
     found = files.find_files(source)
-    return _file_reader(found, documents), _file_key(found, documents)
+    everything = _store(_file_reader(found, documents), _file_key(found, documents))
+    if documents == "paragraphs" and not whole and _count_distinct(everything) < len(SPLITS):
+        everything = _store(_file_reader(found, documents, files.FINE), _file_key(found, "fine paragraphs"))
+    return dict.fromkeys(SPLITS, everything) if whole else _cut(everything, source, HELD_OUT)
 
 
 def _read_named_splits(source: str, documents: DocumentKind) -> dict[str, tuple[Reader, str]]:
@@ -141,20 +143,26 @@ def _find_split_files(path: Path) -> dict[str, list[Path]]:
     if not path.is_dir():
         return {}
     found: dict[str, list[Path]] = {}
+    others = False
     for entry in sorted(path.iterdir()):
-        if (name := _split_name(entry)) and (entry.is_dir() or files.kind_suffix(entry)):
-            found.setdefault(name, []).extend(files.find_files(str(entry)))
-    if found and "train" not in found:
+        if name := _split_name(entry):
+            found.setdefault(name, []).extend(files.list_files(entry) if entry.is_dir() else [entry])
+        others = others or (name is None and (entry.is_dir() or files.is_readable_kind(entry)))
+    found = {name: entries for name, entries in found.items() if entries}
+    if found and "train" not in found and not others:
         raise CorpusError(f"{path} has {' and '.join(found)} but no train split: add one, or name a single file")
-    return found if len(found) > 1 else {}
+    return found if "train" in found and len(found) > 1 else {}
 
 
 def _split_name(path: Path) -> str | None:
-    return named.SPLIT_NAMES.get(path.name.split(".")[0].lower())
+    """The split that a file or folder is called after; `train.py` and `test.py` are a program."""
+    named_so = re.fullmatch(r"([a-z]+)(-\d+(-of-\d+)?)?", path.name.split(".")[0].lower())
+    is_split = named_so and files.kind_suffix(path) != ".py" and (path.is_dir() or files.is_readable_kind(path))
+    return named.SPLIT_NAMES.get(named_so[1]) if named_so and is_split else None
 
 
-def _file_reader(found: list[Path], documents: DocumentKind) -> Reader:
-    return lambda: ((text, "") for text in files.read_documents(found, documents))
+def _file_reader(found: list[Path], documents: DocumentKind, grain: files.Grain = files.COARSE) -> Reader:
+    return lambda: ((text, "") for text in files.read_documents(found, documents, grain))
 
 
 def _article_reader(rows: "Dataset") -> Reader:
@@ -162,11 +170,12 @@ def _article_reader(rows: "Dataset") -> Reader:
 
 
 def _row_reader(rows: "Dataset", where: str) -> Reader:
-    return lambda: ((text, "") for text in named.read_texts(rows, where))
+    return lambda: ((text, "") for text in files.read_texts(rows, where))
 
 
-def _file_key(found: list[Path], documents: DocumentKind) -> str:
-    facts = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in found]
+def _file_key(found: list[Path], documents: str) -> str:
+    """Changes when a file does, even where its old size and time were put back."""
+    facts = [(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)]
     return json.dumps([documents, facts])
 
 
@@ -180,7 +189,7 @@ def _store(read: Reader, key: str) -> "Dataset":
 
     from rung import __version__
 
-    digest = hashlib.sha256(f"{__version__} {key}".encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{__version__} {LAYOUT} {key}".encode()).hexdigest()[:16]
     folder = cache_folder() / "corpora"
     path = folder / f"{digest}.arrow"
     if not path.exists():
@@ -199,27 +208,37 @@ def _store(read: Reader, key: str) -> "Dataset":
 
 
 def _cut(everything: "Dataset", source: str, held_out: float) -> dict[str, "Dataset"]:
-    """Train, validation and test by `place`; the documents nearest the border fill a split left empty."""
+    """Train, validation and test by `place`; the documents nearest the border fill a split left empty.
+
+    Documents of one place (copies, or a group) stay on one side.
+    """
     import numpy
 
-    place = everything.with_format("numpy")["place"][:]
-    order = numpy.argsort(place, kind="stable")
-    documents = len(numpy.unique(place))
-    size = sum(len(text.encode("utf-8")) for text in itertools.islice(everything["text"], 100))
-    if documents < 3:
+    if _count_distinct(everything) < len(SPLITS):
+        size = sum(len(text.encode("utf-8")) for text in everything["text"])
         raise CorpusError(
-            f"{source} is too little text to split into train, validation and test: {documents} "
-            f"{'document' if documents == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
-            "or try --documents lines"
+            f"{source} is too little text to split into train, validation and test: {len(everything)} "
+            f"{'document' if len(everything) == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
+            "with blank lines between the paragraphs, or try --documents lines"
         )
-    counts = numpy.array([(place < held_out).sum(), (place < 2 * held_out).sum()])
-    distinct = numpy.searchsorted(place[order], numpy.unique(place))  # where each run of equal places begins
-    test_end = max(counts[0], distinct[1])
-    validation_end = max(counts[1], distinct[distinct > test_end][0])
-    if validation_end == len(place):
-        validation_end = distinct[-1]
-    bounds = {"test": (0, test_end), "validation": (test_end, validation_end), "train": (validation_end, len(place))}
+    place = _places(everything)
+    order = numpy.argsort(place, kind="stable")
+    places, starts = numpy.unique(place[order], return_index=True)
+    test = max(1, min((places < held_out).sum(), len(places) - 2))
+    validation = max(test + 1, min((places < 2 * held_out).sum(), len(places) - 1))
+    bounds = {"test": (0, starts[test]), "validation": (starts[test], starts[validation])}
+    bounds["train"] = (starts[validation], len(place))
     return {name: everything.select(numpy.sort(order[low:high])) for name, (low, high) in bounds.items()}
+
+
+def _places(everything: "Dataset") -> "numpy.ndarray":
+    return everything.with_format("numpy")["place"][:]
+
+
+def _count_distinct(everything: "Dataset") -> int:
+    import numpy
+
+    return len(numpy.unique(_places(everything)))
 
 
 def _fingerprint(splits: dict[str, "Dataset"]) -> str:

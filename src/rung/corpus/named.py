@@ -5,6 +5,7 @@ docstring is often repeated, word for word, in another module of its own package
 """
 
 import ast
+import glob
 import os
 import re
 import sysconfig
@@ -12,15 +13,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rung.corpus.files import find_text_column
+from rung.corpus.files import first_line, quiet_datasets
 from rung.errors import CorpusError
 
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "pydoc_data"}
 WIKITEXT = "Salesforce/wikitext"
 # The level-one heading ` = Title = ` opens an article; ` = = Section = = ` does not.
-ARTICLE = re.compile(r"^ = [^=].*[^=] = $")
+ARTICLE = re.compile(r"^ = [^=](?:.*[^=])? = $")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
 MIRROR = "RUNG_HUB_MIRROR"
+HUB_PATIENCE = 10.0  # seconds
 
 
 def read_docs() -> Iterator[tuple[str, str]]:
@@ -29,7 +31,10 @@ def read_docs() -> Iterator[tuple[str, str]]:
 
     seen: set[str] = set()
     for name in sorted(topics):
-        yield topics[name].strip() + "\n", "topics"
+        page = topics[name].strip() + "\n"
+        if page not in seen:  # one topic may stand under two names
+            seen.add(page)
+            yield page, "topics"
     for path, package, source in _read_modules():
         page = _page_of_docstrings(source, path, seen)
         if page:
@@ -59,8 +64,8 @@ def _read_modules() -> Iterator[tuple[str, str, str]]:
 
 
 def _package(top: str) -> str:
-    """`_pydecimal` and `decimal`, `_pyio` and `io` tell the same story: they are one package."""
-    return top.lstrip("_").removeprefix("py") if top.startswith("_") else top
+    """`_pydecimal` and `decimal`, `_py_abc` and `abc` tell the same story: they are one package."""
+    return top.lstrip("_").removeprefix("py").lstrip("_") if top.startswith("_") else top
 
 
 def _page_of_docstrings(source: str, module: str, seen: set[str]) -> str:
@@ -101,31 +106,18 @@ def load_splits(path: str, config: str | None) -> dict[str, Any]:
     A folder of the same layout may stand for the Hub: `path` itself, or `$RUNG_HUB_MIRROR/ORG/NAME`.
     Raises `CorpusError` when it cannot be had.
     """
-    import datasets
-
     local = _find_local(path)
     try:
-        found = _load_folder(local, config) if local else datasets.load_dataset(path, config)
+        with quiet_datasets():
+            found = _load_folder(local, config) if local else _load_from_hub(path, config)
     except CorpusError:
         raise
-    except Exception as error:  # the Hub client raises many kinds; all mean that it is not to be had
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise CorpusError(
-            f"the data set {path!r} could not be loaded ({why}); "
-            f"without a network use `python-docs`, a file of your own, or a copy under ${MIRROR}/{path}"
-        ) from error
+    except Exception as error:  # the Hub client and the readers raise many kinds; all mean that it is not to be had
+        raise CorpusError(f"the data set {path!r} could not be loaded: {first_line(error)}") from error
     splits = {SPLIT_NAMES[name]: rows for name, rows in found.items() if name in SPLIT_NAMES}
     if "train" not in splits:
         raise CorpusError(f"the data set {path!r} has no train split: it has {', '.join(found)}")
     return splits
-
-
-def read_texts(rows: Any, where: str) -> Iterator[str]:
-    """The text column of each row, empty ones left out."""
-    column = find_text_column(list(rows.column_names), where)
-    for row in rows.select_columns([column]):
-        if row[column] and row[column].strip():
-            yield row[column]
 
 
 def join_articles(lines: Iterable[str]) -> Iterator[str]:
@@ -149,14 +141,52 @@ def _find_local(path: str) -> Path | None:
 
 
 def _load_folder(folder: Path, config: str | None) -> dict[str, Any]:
+    """Parquet files named by split, in a sub-folder for each configuration as on the Hub; else as `datasets` reads it.
+
+    Raises `CorpusError` when there are several configurations and none of them is named.
+    """
     import datasets
 
-    if config and (folder / config).is_dir():
-        folder = folder / config
-    files: dict[str, list[str]] = {}
-    for name in SPLIT_NAMES:
-        if shards := sorted(str(p) for p in folder.rglob(f"{name}-*.parquet")):
-            files[name] = shards
-    if files:
-        return dict(datasets.load_dataset("parquet", data_files=files))
+    shards = {name: sorted(folder.rglob(f"{name}-*.parquet")) for name in SPLIT_NAMES}
+    configs = sorted({p.relative_to(folder).parts[0] for found in shards.values() for p in found if p.parent != folder})
+    if configs and config not in configs and (config or len(configs) > 1):
+        problem = f"no configuration {config!r}" if config else "several configurations"
+        names = ", ".join(configs)
+        raise CorpusError(f"{folder} has {problem}: choose from {names}, as in hf:{folder}:{configs[0]}")
+    inside = folder / (config or configs[0]) if configs else folder
+    files = {name: [glob.escape(str(p)) for p in found if inside in p.parents] for name, found in shards.items()}
+    if any(files.values()):
+        return dict(
+            datasets.load_dataset("parquet", data_files={name: found for name, found in files.items() if found})
+        )
     return dict(datasets.load_dataset(str(folder), config))
+
+
+def _load_from_hub(path: str, config: str | None) -> dict[str, Any]:
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or not _answers(path)  # else it would try again for half a minute
+    try:
+        return dict(datasets.load_dataset(path, config))
+    except ConnectionError as error:
+        raise CorpusError(
+            f"the data set {path!r} could not be loaded: {'HF_HUB_OFFLINE is set' if before else 'no network'}; "
+            f"use `python-docs`, a file of your own, or a copy under ${MIRROR}/{path}"
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _answers(path: str) -> bool:
+    """Whether the Hub says anything about the data set, be it no."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        HfApi().dataset_info(path, timeout=HUB_PATIENCE)
+    except HfHubHTTPError:
+        return True
+    except Exception:  # no network, no name service, a firewall, offline mode: each client has its own kinds
+        return False
+    return True

@@ -136,7 +136,7 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
 def draw_curves(curves: list[Curve], width: int) -> str:
     """Bits per byte against training tokens, each line labelled at its end."""
     wide = width >= WIDE
-    labels = [(_shorten(c.label, 24 if wide else 14), f"{c.end:.2f}", "" if c.points else " test") for c in curves]
+    labels = [(_shorten(c.label, 24 if wide else 14), f"{c.end:.2f}") for c in curves]
     margin = max(text_width(" ".join(label), TEXT) for label in labels) + (30 if wide else 18)
     bottom = 26 + max(300.0 if wide else 250.0, LINE * len(curves) + 8)
     frame = Frame(width, 40.0, width - margin, 26.0, bottom)
@@ -151,7 +151,7 @@ def draw_curves(curves: list[Curve], width: int) -> str:
     places = spread(wanted, LINE, frame.top, frame.bottom)
     for curve, label, place in zip(curves, labels, places, strict=True):
         parts.append(_end_label(curve, label, place, x_scale, y_scale, frame))
-    words = "; ".join(f"{c.label} {'ends at' if c.points else 'on test text'} {c.end:.2f}" for c in curves)
+    words = "; ".join(f"{c.label} {'ends at' if c.points else 'stands at'} {c.end:.2f}" for c in curves)
     return _svg(width, frame.bottom + 48, f"Bits per byte as the rungs learn: {words}", parts)
 
 
@@ -254,10 +254,8 @@ def _line(curve: Curve, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
     return f'<g class="shade-{curve.shade}"><path d="M{path}" class="curve"/>{dots}</g>'
 
 
-def _end_label(
-    curve: Curve, label: tuple[str, str, str], place: float, x_scale: Scale, y_scale: Scale, frame: Frame
-) -> str:
-    name, figure, remark = label
+def _end_label(curve: Curve, label: tuple[str, str], place: float, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
+    name, figure = label
     y, gap = y_scale(curve.end), 22 if frame.width >= WIDE else 12
     start = x_scale(curve.points[-1][0]) + 5 if curve.points else frame.right
     leader = (
@@ -265,7 +263,7 @@ def _end_label(
     )
     return leader + (
         f'<text x="{frame.right + gap:.1f}" y="{place + 4:.1f}" class="label">{escape(name)} '
-        f'<tspan class="figure">{figure}</tspan><tspan class="note">{remark}</tspan></text>'
+        f'<tspan class="figure">{figure}</tspan></text>'
     )
 
 

@@ -1,0 +1,345 @@
+"""Text in, splits out: honest ones, the same every time, and no text that is not there."""
+
+import gzip
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rung.corpus import SPLITS, cache_folder, files, load_corpus, named
+from rung.errors import CorpusError
+
+ROWS = [f"row {i} says “{i * i}”" for i in range(60)]
+WORDS = ("the", "of", "and", "to", "in", "is", "was", "he", "for", "with", "as", "his", "on", "be", "by", "had", "not")
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def make_text(paragraphs, seed=0, between="\n\n", words=60):
+    dice = random.Random(seed)
+    return between.join(" ".join(dice.choices(WORDS, k=dice.randint(1, 2 * words))) for _ in range(paragraphs)) + "\n"
+
+
+def make_table(suffix, rows):
+    import pandas
+
+    frame = pandas.DataFrame({"id": range(len(rows)), "text": rows})
+    if suffix == ".parquet":
+        return frame.to_parquet()
+    if suffix == ".csv":
+        return frame.to_csv(index=False).encode()
+    return frame.to_json(orient="records", lines=suffix == ".jsonl", force_ascii=False).encode()
+
+
+def texts(corpus):
+    return [text for split in SPLITS for text in corpus.split(split)["text"]]
+
+
+def test_a_folder_is_read_with_its_folders_and_without_hidden_files(tmp_path):
+    write(tmp_path / "a.txt", "a")
+    write(tmp_path / "b/c/d.md.gz", gzip.compress(b"d"))
+    write(tmp_path / "b/e.jsonl", make_table(".jsonl", ["e"]))
+    for left_out in ("photo.png", ".hidden.txt", ".git/x.txt", "b/.y/z/x.txt", "none"):
+        write(tmp_path / left_out, "x")
+    corpus = load_corpus(str(tmp_path), "lines")
+    assert sorted(texts(corpus)) == ["a", "d", "e"]
+    assert corpus.name == tmp_path.name
+    assert list(load_corpus(str(tmp_path / "**/*.*l"), whole=True).train["text"]) == ["e"]
+
+
+def test_an_empty_file_among_others_is_passed_over(tmp_path):
+    for name in ("__init__.py", "blank.txt", "rows.csv"):
+        write(tmp_path / name, {"__init__.py": "", "blank.txt": "\n \n", "rows.csv": "text\n"}[name])
+    write(tmp_path / "full.py", "1\n2\n3\n")
+    assert sorted(texts(load_corpus(str(tmp_path), "lines"))) == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("validation", ["valid", "validation", "dev"])
+@pytest.mark.parametrize("entry", ["{}.txt", "{}.jsonl.gz", "{}/deep/a.md", "{}-00000-of-00001.parquet"])
+def test_entries_called_after_splits_are_splits(tmp_path, entry, validation):
+    for name in ("train", validation, "test"):
+        path = tmp_path / entry.format(name)
+        suffix = files.kind_suffix(path)
+        data = make_table(suffix, [name]) if suffix in files.TABLE_READERS else name.encode()
+        write(path, gzip.compress(data) if path.suffix == ".gz" else data)
+    write(tmp_path / "README.md", "About the data.")
+    corpus = load_corpus(str(tmp_path))
+    assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["train"], [validation], ["test"]]
+    train = next(path for path in tmp_path.iterdir() if path.name.startswith("train"))
+    same = load_corpus(str(train))
+    assert (same.name, same.fingerprint) == (corpus.name, corpus.fingerprint)
+
+
+def test_validation_stands_in_for_test(tmp_path):
+    write(tmp_path / "train.txt", "a")
+    write(tmp_path / "valid.txt", "b")
+    assert list(load_corpus(str(tmp_path)).test["text"]) == ["b"]
+
+
+def test_a_split_without_training_text_is_refused(tmp_path):
+    write(tmp_path / "test.txt", "a")
+    with pytest.raises(CorpusError, match="has test but no train split"):
+        load_corpus(str(tmp_path))
+
+
+def test_a_program_is_not_a_corpus_with_splits(tmp_path):
+    for name in ("train.py", "test.py", "model.py", "dev/tool.py"):
+        write(tmp_path / name, f"# {name}\n")
+    (tmp_path / "test").mkdir()
+    assert len(set(texts(load_corpus(str(tmp_path), "lines")))) == 4
+
+
+@pytest.mark.parametrize("between", ["\n\n", "\n"])
+def test_an_insertion_moves_nothing_else(tmp_path, between):
+    text = make_text(1500, between=between)
+    path = write(tmp_path / "a.txt", text)
+    before = {t: split for split in SPLITS for t in load_corpus(str(path)).split(split)["text"]}
+    paragraphs = text.split(between)
+    for at in (0, 700, len(paragraphs) - 1):
+        changed = between.join([*paragraphs[:at], "Here is something new.", *paragraphs[at:]])
+        corpus = load_corpus(str(write(path, changed)))
+        after = {t: split for split in SPLITS for t in corpus.split(split)["text"]}
+        kept = before.keys() & after.keys()
+        assert len(kept) >= len(before) - 4
+        assert all(before[t] == after[t] for t in kept)
+
+
+@settings(max_examples=25, deadline=None)
+@given(lines=st.lists(st.text("abc", min_size=1, max_size=3), min_size=3, max_size=40))
+def test_splits_are_disjoint_and_cover_everything(lines):
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "a.txt", "\n".join(lines))
+        if len(set(lines)) < 3:
+            with pytest.raises(CorpusError, match="too little text"):
+                load_corpus(str(path), "lines")
+            return
+        corpus = load_corpus(str(path), "lines")
+    assert sorted(texts(corpus)) == sorted(lines)
+    parts = [set(corpus.split(split)["text"]) for split in SPLITS]
+    assert all(parts)
+    assert sum(map(len, parts)) == len(set(lines))
+
+
+@pytest.mark.parametrize("places", [[0.01, 0.02, 0.5], [0.01, 0.02, 0.03], [0.9, 0.8, 0.7], [0.07, 0.08, 0.09, 0.06]])
+def test_a_split_left_empty_takes_its_neighbour(tmp_path, monkeypatch, places):
+    monkeypatch.setattr(files, "hash_unit", lambda text: places[int(text)])
+    path = write(tmp_path / "a.txt", "\n".join(str(i) for i in range(len(places))))
+    corpus = load_corpus(str(path), "lines")
+    placed = [[places[int(t)] for t in corpus.split(split)["text"]] for split in ("test", "validation", "train")]
+    assert all(placed)
+    assert [p for part in placed for p in sorted(part)] == sorted(places)
+
+
+def test_the_usual_cut_is_by_place_alone(tmp_path):
+    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(2000))))), "lines")
+    bounds = {"test": (0, 0.05), "validation": (0.05, 0.1), "train": (0.1, 1)}
+    for split, (low, high) in bounds.items():
+        assert all(low <= files.hash_unit(text) < high for text in corpus.split(split)["text"])
+
+
+def test_whole_files_are_every_split(tmp_path):
+    corpus = load_corpus(str(write(tmp_path / "a.txt", "one line")), whole=True)
+    assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["one line"]] * 3
+    with pytest.raises(CorpusError, match="no split 'trian'"):
+        corpus.split("trian")
+
+
+def test_the_second_time_nothing_is_read(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.txt", make_text(100))
+    first = load_corpus(str(path))
+    monkeypatch.setattr(files, "read_documents", lambda *_: pytest.fail("read again"))
+    assert load_corpus(str(path)).fingerprint == first.fingerprint
+    with pytest.raises(pytest.fail.Exception):
+        load_corpus(str(path), "lines")
+
+
+def test_a_changed_file_is_another_corpus(tmp_path):
+    path = write(tmp_path / "a.txt", make_text(100))
+    status = path.stat()
+    first = load_corpus(str(path))
+    write(path, path.read_bytes().replace(b"the", b"THE", 1))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+    second = load_corpus(str(path))
+    assert first.fingerprint != second.fingerprint
+    assert "THE" in "".join(texts(second))
+
+
+def test_the_fingerprint_knows_content_and_split(tmp_path):
+    for folder in ("a", "b"):
+        for name in ("train", "valid", "test"):
+            write(tmp_path / folder / f"{name}.txt", name)
+    assert load_corpus(str(tmp_path / "a")).fingerprint == load_corpus(str(tmp_path / "b")).fingerprint
+    write(tmp_path / "b/test.txt", "valid")
+    write(tmp_path / "b/valid.txt", "test")
+    assert load_corpus(str(tmp_path / "a")).fingerprint != load_corpus(str(tmp_path / "b")).fingerprint
+
+
+def test_a_failure_leaves_nothing_in_the_cache(tmp_path):
+    before = {path.name for path in (cache_folder() / "corpora").glob("*")}
+    with pytest.raises(CorpusError, match="not UTF-8"):
+        load_corpus(str(write(tmp_path / "a.txt", b"a\n" * 3000 + b"\xff")), "lines")
+    assert {path.name for path in (cache_folder() / "corpora").glob("*")} == before
+
+
+def test_memory_stays_flat(tmp_path):
+    megabytes = 60
+    paragraph = make_text(1, words=60)
+    with (tmp_path / "a.txt").open("w") as file:
+        for i in range(megabytes * 10**6 // (len(paragraph) + 8)):
+            file.write(f"{i:06} {paragraph}\n")
+    code = (
+        "import resource, sys, datasets\n"
+        "from rung.corpus import load_corpus\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024\n"
+        "before = peak(); load_corpus(sys.argv[1]); print(peak() - before)"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.txt"], capture_output=True, text=True, check=True
+    )
+    assert int(output.stdout) < megabytes + 40  # the mapped file counts while its pages are in memory
+
+
+def test_python_docs():
+    corpus = load_corpus("python-docs")
+    packages = {}
+    for text, package in named.read_docs():
+        assert text not in packages, "a duplicate"
+        packages[text] = package
+    assert set(texts(corpus)) == set(packages)
+    assert 1.5e6 < sum(len(text.encode()) for text in packages) < 4e6
+    check_packages(corpus, packages)
+
+
+def test_python_source():
+    corpus = load_corpus("python-source")
+    packages = dict(named.read_source())
+    assert sorted(texts(corpus)) == sorted(packages)
+    check_packages(corpus, packages)
+    assert load_corpus("python-source").fingerprint == corpus.fingerprint != load_corpus("python-docs").fingerprint
+
+
+def check_packages(corpus, packages):
+    sides = [{packages[text] for text in corpus.split(split)["text"]} for split in SPLITS]
+    assert all(sides)
+    assert sum(map(len, sides)) == len(set.union(*sides))
+
+
+def test_twins_are_one_package():
+    twins = {"_pydecimal": "decimal", "_pyio": "io", "_py_abc": "abc", "_strptime": "strptime", "pydoc": "pydoc"}
+    assert {top: named._package(top) for top in twins} == twins
+
+
+WIKI = ["", " = {0} = \n", "", " One body = {0} <unk> @-@ 1 . \n", " = = Section = = \n", "", " Two . \n", ""]
+SIZES = {"train": 5, "validation": 2, "test": 1}
+
+
+def write_hub(folder, rows, column="text"):
+    """Parquet files as the Hub keeps them: `rows` copies the lines for each of so many articles."""
+    import datasets
+
+    folder.mkdir(parents=True)
+    for split, count in SIZES.items():
+        lines = [line.format(f"{split} {i}") for i in range(count) for line in rows]
+        datasets.Dataset.from_dict({"id": range(len(lines)), column: lines}).to_parquet(
+            folder / f"{split}-00000-of-00001.parquet"
+        )
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for the Hub."""
+    monkeypatch.setenv("RUNG_HUB_MIRROR", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "prepared")
+    return tmp_path / "hub"
+
+
+def test_wikitext_is_joined_into_articles(hub):
+    write_hub(hub / "Salesforce/wikitext/wikitext-2-raw-v1", WIKI)
+    corpus = load_corpus("wikitext-2")
+    assert {split: len(corpus.split(split)) for split in SPLITS} == SIZES
+    lines = [line.format("train 3").strip("\n") or " " for line in WIKI]
+    assert corpus.train["text"][3] == "\n".join([*lines[1:], " "]) + "\n"  # the blank line before the next heading
+    assert "".join(corpus.test["text"]) == "".join(f"{line.format('test 0').strip(chr(10)) or ' '}\n" for line in WIKI)
+    assert (corpus.name, corpus.fingerprint) == ("wikitext-2", load_corpus("wikitext-2").fingerprint)
+    with pytest.raises(CorpusError, match="no configuration 'wikitext-103-raw-v1': choose from wikitext-2-raw-v1"):
+        load_corpus("wikitext-103")
+
+
+@pytest.mark.parametrize("title", ["E", "Valkyria Chronicles III", "1 = 2 ?"])
+def test_only_a_heading_of_level_one_opens_an_article(title):
+    assert named.ARTICLE.match(f" = {title} = ")
+    assert not named.ARTICLE.match(f" = = {title} = = ")
+    assert not named.ARTICLE.match(f"{title} = ")
+
+
+def test_a_folder_laid_out_like_the_hub(hub):
+    write_hub(hub / "one", ROWS[:3])
+    corpus = load_corpus(f"hf:{hub}/one")
+    assert list(corpus.test["text"]) == ROWS[:3]
+    assert load_corpus("hf:one").fingerprint == corpus.fingerprint
+    write_hub(hub / "two/small", ROWS[:1])
+    assert list(load_corpus(f"hf:{hub}/two").test["text"]) == ROWS[:1]
+    write_hub(hub / "two/bodies", ROWS[:1], column="body")
+    assert list(load_corpus(f"hf:{hub}/two:small").test["text"]) == ROWS[:1]
+    write(hub / "three/train.jsonl", make_table(".jsonl", ROWS))
+    assert sorted(texts(load_corpus("hf:three"))) == sorted(ROWS)  # only a train split: it is cut
+    write(hub / "four/test.jsonl", make_table(".jsonl", ROWS))
+    (hub / "five").mkdir()
+    for source, message in {
+        "two": "has several configurations: choose from bodies, small, as in hf:",
+        "two:smal": "has no configuration 'smal': choose from bodies, small",
+        "two:bodies": "has no text column: it has id, body; rename one of them to 'text'",
+        "four": "has no train split: it has test",
+        "five": "could not be loaded: ",
+        "": "names no data set",
+    }.items():
+        with pytest.raises(CorpusError, match=message):
+            load_corpus(f"hf:{source}")
+
+
+@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+def test_without_a_network_one_clear_line_comes_soon(tmp_path, environment):
+    code = "from rung.corpus import load_corpus\ntry: load_corpus('wikitext-2')\nexcept Exception as e: print(repr(e))"
+    kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    started = time.monotonic()
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, "HF_HOME": str(tmp_path), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert time.monotonic() - started < 20
+    why = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in environment else "no network"
+    assert output.stdout.startswith("CorpusError(") and output.stdout.count("\n") == 1
+    assert f"'Salesforce/wikitext' could not be loaded: {why}; use `python-docs`" in output.stdout
+    assert output.stderr == ""
+
+
+def test_a_source_that_is_not_there(tmp_path):
+    write(tmp_path / "photo.png", "x")
+    for source, message in {
+        "nowhere.txt": "no such file or folder: ",
+        "": "has no file that can be read: it should hold .txt .md .rst .py .jsonl .json .csv .parquet",
+        "*.txt": "no file matches .*: check the pattern, and quote it in the shell",
+    }.items():
+        with pytest.raises(CorpusError, match=message):
+            load_corpus(str(tmp_path / source))
+    for source in ("python-docs", str(tmp_path)):
+        with pytest.raises(CorpusError, match="--documents 'words': choose from lines, paragraphs, file"):
+            load_corpus(source, "words")
+    write(tmp_path / "hollow/a.txt", "")
+    write(tmp_path / "hollow/b.txt", "\n")
+    with pytest.raises(CorpusError, match="none of 2 files holds any text"):
+        load_corpus(str(tmp_path / "hollow"))

@@ -1,0 +1,357 @@
+"""Text to ids and back: what is lossless comes back, what is lost is named, no text is taken for a mark."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+from conftest import SENTENCES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from rung.errors import TokenizerError
+from rung.tokenizer import (
+    BOS,
+    EOS,
+    PAD,
+    PUBLISHED,
+    TOKENIZERS,
+    UNKNOWN,
+    build_tokenizer,
+    encode_documents,
+    encode_plainly,
+    fingerprint,
+    load_tokenizer,
+    losses,
+    suggest_vocab_size,
+)
+
+KINDS = [kind for kind in TOKENIZERS if kind not in PUBLISHED]
+GPT2_END = "<|endoftext|>"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+HARD = "\n\tThe  café, e\u0301 and 𝔘ñí😀 don't 1234\r\n at  <unk>. "
+# Any text, the names of special tokens among it.
+TEXTS = st.lists(st.text(max_size=9) | st.sampled_from([BOS, EOS, PAD, UNKNOWN, GPT2_END, " ", HARD])).map("".join)
+
+
+def train_bytes(normalizer=None, pre_tokenizer=None, special=(GPT2_END,), alphabet=True):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet() if alphabet else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special), initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def save_gpt2(folder):
+    """GPT-2's files: a vocabulary, merges, and one special token that begins and ends."""
+    train_bytes().model.save(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+
+
+def save_llama3(folder):
+    """Llama 3's tokenizer.json: its own pattern, BOS put in front, no padding token."""
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = train_bytes(pre_tokenizer=pre_tokenizers.Sequence([split, level]), special=(BOS, EOS))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=True
+    )
+    whole.save_pretrained(folder)
+
+
+def wrap(backend, **special):
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": GPT2_END} | special))
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *PUBLISHED])
+def any_tokenizer(request, tmp_path_factory):
+    if request.param in KINDS:
+        return build_tokenizer(request.param, [*SENTENCES, HARD])
+    folder = tmp_path_factory.mktemp(request.param)
+    {"gpt2": save_gpt2, "llama3": save_llama3}[request.param](folder)
+    return load_tokenizer(str(folder))
+
+
+def ids_of(tokenizer, text):
+    return encode_plainly(tokenizer, [text])[0].ids
+
+
+def special_ids(tokenizer):
+    return {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+
+
+def test_saved_and_loaded_it_is_the_same(any_tokenizer, tmp_path):
+    any_tokenizer.save_pretrained(tmp_path)
+    for loaded in (load_tokenizer(str(tmp_path)), AutoTokenizer.from_pretrained(tmp_path)):
+        for text in (*SENTENCES, HARD, ""):
+            assert loaded(text).input_ids == any_tokenizer(text).input_ids
+            assert ids_of(loaded, text) == ids_of(any_tokenizer, text)
+        assert fingerprint(loaded) == fingerprint(any_tokenizer)
+        assert losses(loaded) == losses(any_tokenizer)
+        assert len(loaded) == len(any_tokenizer)
+        for name in ("bos_token", "eos_token", "pad_token", "unk_token", "padding_side"):
+            assert getattr(loaded, name) == getattr(any_tokenizer, name)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=TEXTS)
+def test_what_is_lossless_comes_back(any_tokenizer, text):
+    encoding = encode_plainly(any_tokenizer, [text])[0]
+    assert not special_ids(any_tokenizer) & set(encoding.ids)
+    if not losses(any_tokenizer):
+        assert any_tokenizer.decode(encoding.ids) == text
+    end = 0
+    for start, stop in encoding.offsets:  # they index the text as it was given
+        assert 0 <= start <= stop <= len(text)
+        assert start <= end or not text[end:start].strip() or "accents" in losses(any_tokenizer)
+        end = max(end, stop)
+
+
+@settings(max_examples=30, deadline=None)
+@given(documents=st.lists(TEXTS, max_size=5))
+def test_a_document_begins_and_ends_and_holds_no_mark(any_tokenizer, documents):
+    encoded = list(encode_documents(documents, any_tokenizer))
+    assert len(encoded) == len(documents)
+    for ids, text in zip(encoded, documents, strict=True):
+        assert ids == [any_tokenizer.bos_token_id, *ids_of(any_tokenizer, text), any_tokenizer.eos_token_id]
+        assert not special_ids(any_tokenizer) & set(ids[1:-1])
+
+
+def test_documents_beyond_one_batch_stay_in_order(tokenizer):
+    documents = [str(i) for i in range(600)]
+    decoded = [tokenizer.decode(ids[1:-1]) for ids in encode_documents(documents, tokenizer)]
+    assert decoded == documents
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    {
+        "bpe": (),
+        "word": ("case", "accents", "Unicode form", "white space", "unknown words"),
+        "word-split": ("case", "white space", "unknown words"),
+        "whitespace": ("white space", "unknown words"),
+        "char": ("unknown words",),
+    }.items(),
+)
+def test_losses_are_named(kind, lost):
+    assert losses(build_tokenizer(kind, SENTENCES)) == lost
+
+
+@pytest.mark.parametrize(
+    ("settings", "lost"),
+    [
+        ({}, ()),
+        ({"normalizer": normalizers.NFC()}, ("Unicode form",)),
+        ({"normalizer": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])}, ("case", "Unicode form")),
+        ({"normalizer": normalizers.Replace(" ", "▁")}, ("white space",)),
+        ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, ("white space",)),
+        ({"alphabet": False}, ("unknown words",)),
+        ({"pre_tokenizer": pre_tokenizers.Digits()}, ("unknown words",)),
+        (
+            {
+                "pre_tokenizer": pre_tokenizers.Sequence(
+                    [pre_tokenizers.Split(",", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+                )
+            },
+            ("separators",),
+        ),
+    ],
+)
+def test_losses_of_a_foreign_tokenizer(settings, lost):
+    tokenizer = wrap(train_bytes(**settings))
+    assert losses(tokenizer) == lost
+    if not lost:
+        assert tokenizer.decode(ids_of(tokenizer, HARD)) == HARD
+
+
+def test_losses_of_other_models():
+    pieces = [("<unk>", 0.0), *((chr(c), -1.0) for c in range(97, 123))]
+    assert "unknown words" in losses(wrap(Tokenizer(models.Unigram(pieces, unk_id=0)), eos_token="a"))
+    spelt = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -1.0) for byte in range(256))]
+    model = models.Unigram(spelt, unk_id=0, byte_fallback=True)
+    assert losses(wrap(Tokenizer(model), eos_token="<0x00>")) == ()
+    assert "unknown words" in losses(wrap(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))))
+
+
+def test_bos_in_front_and_nothing_behind(any_tokenizer):
+    if any_tokenizer.bos_token == GPT2_END:
+        pytest.skip("GPT-2 puts nothing in front")
+    assert any_tokenizer("the cat").input_ids == [any_tokenizer.bos_token_id, *ids_of(any_tokenizer, "the cat")]
+    assert any_tokenizer("").input_ids == [any_tokenizer.bos_token_id]
+    batch = any_tokenizer(["a cat", "a"], padding=True)
+    assert batch.input_ids[1][0] == any_tokenizer.pad_token_id  # generation goes on at the right
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+def test_the_book_s_words():
+    tokenizer = build_tokenizer("word", ["the café sat , 12 mats", "cafe the 345!"])
+    pieces = encode_plainly(tokenizer, ["The CAFÉ: cafe\u0301 12a\n345 mats!?"])[0].tokens
+    assert pieces == ["the", "cafe", UNKNOWN, "cafe", "12", UNKNOWN, "345", "mats", UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pieces"), [("word-split", ["a", "cat,", "é", "."]), ("whitespace", ["A", "Cat,", "É", "."])]
+)
+def test_words_between_white_space(kind, pieces):
+    tokenizer = build_tokenizer(kind, ["A Cat,\u3000É\n."])
+    assert encode_plainly(tokenizer, [" A\tCat,  É\r\n."])[0].tokens == pieces
+
+
+def test_a_character_is_a_token():
+    text = "a\n\re\u0301é\t😀 𝔘\u200d"
+    tokenizer = build_tokenizer("char", [text])
+    encoding = encode_plainly(tokenizer, [text])[0]
+    assert encoding.tokens == list(text)
+    assert tokenizer.decode(encoding.ids) == text
+    assert len(tokenizer) == len(set(text)) + 4
+    assert encode_plainly(tokenizer, ["ab"])[0].tokens == ["a", UNKNOWN]
+
+
+def test_the_vocabulary_is_of_the_size_asked_for(prose):
+    assert len(build_tokenizer("bpe", [prose], 400)) == 400
+    for kind in KINDS[1:]:
+        assert len(build_tokenizer(kind, [prose], 30)) == 30
+    everything = build_tokenizer("whitespace", [prose])
+    assert len(everything) == len(set(prose.split())) + 4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_vocabulary_that_is_too_small(kind):
+    smallest = 259 if kind == "bpe" else 5
+    for size in (-1, 0, smallest - 1):
+        with pytest.raises(TokenizerError, match=f"tokenizer.vocab_size is {size}: {kind} needs at least {smallest}"):
+            build_tokenizer(kind, SENTENCES, size)
+    assert len(build_tokenizer(kind, SENTENCES, smallest)) == smallest
+
+
+def test_byte_pairs_come_from_the_given_text_alone():
+    tokenizer = build_tokenizer("bpe", ["zqzq" * 50], 262)
+    learned = [tokenizer.decode([i]) for i in range(259, len(tokenizer))]
+    assert learned[0] == "zq"
+    assert set("".join(learned)) == {"z", "q"}
+    again = build_tokenizer("bpe", ["zqzq" * 50], 262)
+    assert fingerprint(again) == fingerprint(tokenizer) != fingerprint(build_tokenizer("bpe", ["qzqz" * 50], 262))
+
+
+def test_what_a_call_leaves_switched_on_does_not_count(tokenizer):
+    texts = [SENTENCES[0], "a", f"a {EOS}"]
+    before = [encoding.ids for encoding in encode_plainly(tokenizer, texts)]
+    name = fingerprint(tokenizer)
+    tokenizer(texts, padding=True, truncation=True, max_length=2)
+    left_on = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
+    assert all(left_on)
+    assert [encoding.ids for encoding in encode_plainly(tokenizer, texts)] == before
+    assert fingerprint(tokenizer) == name
+    assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == left_on
+    tokenizer(texts)  # switches them off again
+
+
+def test_the_fingerprint_knows_which_tokens_begin_and_end():
+    backend = train_bytes(special=(GPT2_END, BOS))
+    assert fingerprint(wrap(backend)) != fingerprint(wrap(backend, eos_token=BOS))
+
+
+def test_threads_share_a_tokenizer():
+    tokenizer = build_tokenizer("bpe", SENTENCES, 300)
+    text = f"the {EOS} cat" * 20
+    expected, wrong = ids_of(tokenizer, text), []
+
+    def work():
+        wrong.extend(1 for _ in range(100) if ids_of(tokenizer, text) != expected)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert EOS in tokenizer.convert_ids_to_tokens(tokenizer(EOS).input_ids)  # switched back
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_tokenizes(tokenizer):
+    expected = ids_of(tokenizer, SENTENCES[0])
+    code = (
+        "import os, sys\n"
+        "from rung.tokenizer import build_tokenizer, encode_plainly\n"
+        "tokenizer = build_tokenizer('bpe', sys.argv[2:] * 20, 300)\n"
+        "encode_plainly(tokenizer, sys.argv[2:])\n"
+        "child = os.fork()\n"
+        "if child == 0: os._exit(str(encode_plainly(tokenizer, [sys.argv[2]])[0].ids) != sys.argv[1])\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
+    subprocess.run([sys.executable, "-c", code, str(expected), *SENTENCES], env=environment, check=True, timeout=60)
+
+
+def test_published_tokenizers_get_the_marks_they_lack(tmp_path):
+    for name, save, marks in (("gpt2", save_gpt2, [GPT2_END] * 3), ("llama3", save_llama3, [BOS, EOS, EOS])):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name)
+        tokenizer = load_tokenizer(str(tmp_path / name))
+        assert [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token] == marks
+        assert tokenizer.padding_side == "left"
+        assert len(tokenizer) <= 300
+        assert losses(tokenizer) == ()
+        text = "do n't ! <|end_of_text|> ? <|endoftext|>"
+        assert tokenizer.decode(ids_of(tokenizer, text)) == text
+
+
+def test_a_tokenizer_that_cannot_be_used(tmp_path):
+    wrap(train_bytes(), eos_token=None).save_pretrained(tmp_path / "endless")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged/tokenizer.json").write_text("{")
+    (tmp_path / "file.json").write_text("{}")
+    for name, message in {
+        str(tmp_path / "endless"): "has no end-of-text token",
+        str(tmp_path / "empty"): "could not be loaded .*; give a folder that holds tokenizer.json",
+        str(tmp_path / "damaged"): "could not be loaded",
+        str(tmp_path / "file.json"): "could not be loaded",
+        str(tmp_path / "missing"): "no such folder: ",
+        "../missing/too": "no such folder: ",
+        "gtp2": "unknown tokenizer 'gtp2': did you mean 'gpt2'?",
+        "sentencepiece": "unknown tokenizer 'sentencepiece': choose from bpe, .* or give a folder",
+        "bpe": "'bpe' is a kind of tokenizer to train, not one to load",
+        "org/missing": "the tokenizer 'org/missing' could not be loaded .* train one: --tokenizer bpe",
+        "llama3": f"the tokenizer '{PUBLISHED['llama3']}' could not be loaded",
+    }.items():
+        with pytest.raises(TokenizerError, match=message) as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(TokenizerError, match="unknown tokenizer 'wrod': did you mean 'word'?"):
+        build_tokenizer("wrod", SENTENCES)
+
+
+def test_without_a_network_one_clear_line_comes_soon(tmp_path):
+    code = (
+        "import sys, time\nfrom rung.tokenizer import load_tokenizer\nstarted = time.monotonic()\n"
+        "try: load_tokenizer('gpt2')\nexcept Exception as error: print(repr(error))\n"
+        "sys.exit(time.monotonic() - started > 10)"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert output.stdout.startswith("TokenizerError(\"the tokenizer 'openai-community/gpt2' could not be loaded")
+    assert output.stdout.count("\n") == 1
+
+
+def test_the_vocabulary_grows_with_the_root_of_the_text():
+    assert suggest_vocab_size(2_000_000) == 1024
+    assert suggest_vocab_size(8_000_000) == 2048
+    assert suggest_vocab_size(0) == suggest_vocab_size(20_000) == 320
+    assert suggest_vocab_size(10**12) == 16_384
