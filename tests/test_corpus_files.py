@@ -17,9 +17,8 @@ from rung.errors import CorpusError
 ZIP = {".gz": gzip.compress, ".zst": zstandard.compress}
 KINDS = [s + z for s in (*files.TEXT_SUFFIXES, *files.TABLE_READERS) for z in ("", *ZIP) if s != ".parquet" or not z]
 # Newlines of three kinds, bytes of every length, and what only looks like a line end or a byte-order mark.
-TEXTS = st.text(
-    st.sampled_from("ab \n\n\r\té€😀\u2028\x0b\x85\x0c\ufeff") | st.characters(codec="utf-8", exclude_characters="\0")
-)
+PIECES = ["a", "some words", "é€😀", " ", "\n", "\n\n", "\n\t\n\n", "\r", "\u2028", "\x0b\x85\x0c", "\ufeff"]
+TEXTS = st.lists(st.sampled_from(PIECES)).map("".join) | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
 
 
 def read(path, documents="paragraphs"):
@@ -69,7 +68,9 @@ def test_documents_give_back_the_file(text, chunk, mark, newline):
                 read(path)
             return
         for grain in (small, files.COARSE):
-            assert "".join(files.read_documents([path], "paragraphs", grain)) == expected
+            documents = list(files.read_documents([path], "paragraphs", grain))
+            assert "".join(documents) == expected
+            assert all(document.strip() for document in documents)
         assert read(path, "file") == [expected]
         assert read(path, "lines") == [line for line in expected.split("\n") if line.strip()]
 
@@ -87,7 +88,13 @@ def test_paragraphs_are_joined_and_stay_whole(tmp_path):
     assert all(document.endswith("\n\n") for document in documents[:-1])
     assert min(sizes[:-1]) >= files.COARSE.shortest
     assert max(sizes) < files.LONGEST_DOCUMENT + 1_000
-    assert len(documents) > 10
+    assert 1_500 < len(text) / len(documents) < 4_000
+
+
+def test_a_document_ends_where_no_paragraph_says_so(tmp_path):
+    paragraph = next(f"{i} is not the end.\n\n" for i in range(9) if files.hash_unit(f"{i} is not the end.\n\n") > 0.5)
+    sizes = [len(document) for document in read(write(tmp_path / "a.txt", paragraph * 2000))]
+    assert max(sizes) < files.LONGEST_DOCUMENT + len(paragraph)
 
 
 SHORT = "A few words.\n\nAnd some more of them.\n\n" * 5

@@ -40,7 +40,7 @@ def never():
 def test_blocks_predict_every_token_but_the_first_once(tokens, length):
     blocks = Blocks(row(tokens), length, PAD)
     inputs, targets = [], []
-    for block in blocks:
+    for block in itertools.islice(blocks, len(tokens)):
         assert block["input_ids"].shape == block["shift_labels"].shape == (length,)
         counted = block["shift_labels"] != IGNORED
         inputs += block["input_ids"][counted].tolist()
@@ -51,7 +51,7 @@ def test_blocks_predict_every_token_but_the_first_once(tokens, length):
 
 
 def test_only_the_end_of_the_last_block_is_padded():
-    first, last = Blocks(row([3, 4, 5, 6, 7]), 3, PAD)
+    first, last = itertools.islice(Blocks(row([3, 4, 5, 6, 7]), 3, PAD), 9)
     assert first["input_ids"].tolist() == [3, 4, 5]
     assert first["shift_labels"].tolist() == [4, 5, 6]
     assert last["input_ids"].tolist() == [6, 7, PAD]
@@ -71,7 +71,7 @@ def test_a_batch_is_its_blocks(indices):
 
 def test_blocks_end():
     blocks = Blocks(row(range(7)), 3, PAD)
-    assert len(list(blocks)) == len(blocks) == 2
+    assert len(list(itertools.islice(blocks, 9))) == len(blocks) == 2
     for index in (-1, 2):
         with pytest.raises(IndexError, match=f"no block {index}: there are 2"):
             blocks[index]
@@ -79,7 +79,7 @@ def test_blocks_end():
 
 @pytest.mark.parametrize("tokens", [[], [4]])
 def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
-    (block,) = Blocks(row(tokens), 4, PAD)
+    (block,) = itertools.islice(Blocks(row(tokens), 4, PAD), 9)
     assert (block["shift_labels"] == IGNORED).all()
     assert block["input_ids"].tolist() == [*tokens, *[PAD] * (4 - len(tokens))]
 

@@ -12,12 +12,13 @@ import torch
 from conftest import NEURAL, SENTENCES
 from torch import nn
 
+import rung.train
 from rung import runs
 from rung.errors import RecipeError, RunError
 from rung.pack import Packed
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, check_arguments, last_checkpoint, train
-from rung.train.muon import Muon, group_parameters, orthogonalize, split_matrix
+from rung.train.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
 
 FAST = {"per_device_train_batch_size": 4, "bf16": False}
 
@@ -114,6 +115,33 @@ def test_minutes_set_the_steps(make_tiny, tokenizer, packed, tmp_path, monkeypat
     trained = train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings, Listener().hooks())
     assert trained.steps > 5
     assert 2 < time.perf_counter() - started < 12
+
+
+@pytest.mark.parametrize("factor", [0.2, 5.0])
+def test_a_machine_that_changes_its_speed_still_ends_in_time(
+    factor, make_tiny, tokenizer, packed, tmp_path, monkeypatch
+):
+    """The plan is wrong by a factor: at half time the end is moved, and the learning rate still falls to zero."""
+    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
+    real = rung.train._measure_step
+    monkeypatch.setattr("rung.train._measure_step", lambda *args: real(*args) * factor)
+    trained = train(
+        make_tiny("gpt2"), tokenizer, packed, tmp_path, settings_of(steps=None, minutes=6 / 60), Listener().hooks()
+    )
+    assert 4 < trained.seconds < 9
+    rates = [line["learning_rate"] for line in runs.read_metrics(tmp_path) if "learning_rate" in line]
+    assert rates[-1] < max(rates) / 2
+
+
+def test_the_pace_rises_stays_and_falls():
+    pace = Pace(100)
+    rates = [pace(step) for step in range(101)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[5:50] == [1.0] * 45
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[100] == 0
+    pace.turn_now(40, 20)
+    assert (pace(39), pace(50), pace(60)) == (1.0, 0.5, 0.0)
 
 
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):

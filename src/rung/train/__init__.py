@@ -6,19 +6,17 @@ model learns, and an interrupt that saves before it stops.
 """
 
 import copy
-import itertools
 import json
 import logging
 import math
 import signal
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -35,20 +33,19 @@ from rung.device import choose_device, has_fast_bfloat16
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, keep_batch
-from rung.train.muon import Muon, group_parameters
+from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 
 logger = logging.getLogger(__name__)
 
 EVALUATIONS = 5  # and as many checkpoints, in a run
+ROOM = 4  # times as many steps as planned, if the machine turns out to be faster
 MEASURED_SECONDS = 3.0  # real steps taken to find out how long one is
-DECAYED = 0.5  # of the steps: the learning rate is level, then falls to zero in a straight line
 BLOCK_LENGTH = 256  # tokens, where the model does not say
 
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
     "learning_rate": 6e-3,
-    "lr_scheduler_type": "warmup_stable_decay",
-    "warmup_steps": 0.05,
+    "lr_scheduler_type": "warmup_stable_decay",  # `Pace`, unless it is given arguments of its own
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
@@ -129,13 +126,19 @@ def train(
     started = time.perf_counter()
     blocks = Blocks(packed, model.context_length or _trained_length(model), tokenizer.pad_token_id)
     resumed = last_checkpoint(folder)
-    steps = _read_steps(resumed) if resumed else _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+    if resumed:
+        steps, deadline = _read_state(resumed)["max_steps"], None
+        runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
+    else:
+        steps = _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+        timed = settings.minutes if settings.steps is None else None
+        deadline = started + timed * 60 if timed else None
     arguments = _make_arguments(settings, folder, steps)
-    recorder = _Recorder(folder, hooks, steps, arguments.train_batch_size * blocks.length)
+    arguments.max_steps = steps * (ROOM if deadline else 1)
+    recorder = _Recorder(folder, hooks, arguments.train_batch_size * blocks.length, deadline)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
+    trainer.pace = recorder.pace = Pace(steps)
     with _interrupt_politely(recorder):
-        if resumed:
-            runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
@@ -163,6 +166,7 @@ class _Trainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
+        self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
         self.control: TrainerControl
         super().__init__(
@@ -188,6 +192,14 @@ class _Trainer(Trainer):
             self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
         return self.optimizer
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Level, then a line to zero, unless another was asked for."""
+        if self.args.lr_scheduler_type != "warmup_stable_decay" or self.args.lr_scheduler_kwargs:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.pace = self.pace or Pace(num_training_steps)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
+        return self.lr_scheduler
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
         assert self.hooks is not None
@@ -200,13 +212,15 @@ class _Trainer(Trainer):
 
 
 class _Recorder(TrainerCallback):
-    """Writes metrics and samples, moves the bar, and stops when asked to."""
+    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to."""
 
-    def __init__(self, folder: Path, hooks: Hooks, steps: int, tokens_a_step: int) -> None:
+    pace: Pace
+
+    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, deadline: float | None) -> None:
         self.folder = folder
         self.hooks = hooks
-        self.steps = steps
         self.tokens_a_step = tokens_a_step
+        self.deadline = deadline
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
@@ -215,22 +229,37 @@ class _Recorder(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock; a resumed run starts it where it is."""
         self.began = (state.global_step, time.perf_counter())
+        state.max_steps = self.pace.end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar; after an interrupt, save and stop."""
         if self.interrupted:
             control.should_save = control.should_training_stop = True
+        if self.deadline is not None:
+            self._keep_to_the_deadline(state)
         step, clock = self.began
         rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
         self.hooks.progress(
             Progress(
                 step=state.global_step,
-                steps=self.steps,
+                steps=state.max_steps,
                 loss=self.loss,
                 bits_per_byte=self.bits_per_byte,
                 tokens_per_second=rate,
             )
         )
+
+    def _keep_to_the_deadline(self, state: TrainerState) -> None:
+        """At half time, or half way, set the end by the pace so far: evaluations and samples are in it."""
+        now, (_, began) = time.perf_counter(), self.began
+        assert self.deadline is not None
+        done = state.global_step
+        if done < self.pace.turn and now - began < (self.deadline - began) / 2:
+            return
+        remaining = max(1, int((self.deadline - now) * done / (now - began)))
+        self.pace.turn_now(done, min(remaining, self.pace.end * ROOM - done))
+        state.max_steps = self.pace.end
+        self.deadline = None
 
     def on_log(
         self,
@@ -282,13 +311,15 @@ def _choose_steps(
     per_epoch = math.ceil(len(blocks) / (arguments.train_batch_size * arguments.gradient_accumulation_steps))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
-    started = time.perf_counter()
-    hooks.evaluate(model.eval())
-    hooks.sample(model)
-    evaluation = time.perf_counter() - started
+    budget, started = settings.minutes * 60, time.perf_counter()
+    for _ in range(2):  # the first one is slow
+        before = time.perf_counter()
+        hooks.evaluate(model.eval())
+        hooks.sample(model)
+        evaluation = time.perf_counter() - before
     a_step = _measure_step(model, tokenizer, blocks, folder, settings)
-    left = settings.minutes * 60 - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
-    steps = max(1, int(left / a_step))
+    left = budget - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
+    steps = max(1, int(max(left, budget / 4) / a_step))
     logger.info("a step takes %.0f ms, an evaluation %.1f s: %d steps", 1000 * a_step, evaluation, steps)
     return steps
 
@@ -297,32 +328,11 @@ def _measure_step(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, blocks: Blocks, folder: Path, settings: TrainSettings
 ) -> float:
     """Seconds of one training step, by taking some on a copy of the model."""
-    watch = _Stopwatch()
+    watch = Stopwatch(MEASURED_SECONDS)
     arguments = _make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
     _Trainer(copy.deepcopy(model), arguments, blocks, tokenizer, None, [watch]).train()
     return watch.seconds_per_step()
-
-
-class _Stopwatch(TrainerCallback):
-    """Times steps, the first ones left out, until enough time has passed."""
-
-    WARM_UP = 2
-
-    def __init__(self) -> None:
-        self.times = [time.perf_counter()]
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note the time, and stop when it is enough."""
-        self.times.append(time.perf_counter())
-        long_enough = self.times[-1] - self.times[0] > MEASURED_SECONDS
-        control.should_training_stop = long_enough and len(self.times) > self.WARM_UP + 2
-
-    def seconds_per_step(self) -> float:
-        """The mean between the median and the mean: a stray pause counts, but not in full."""
-        warm = self.times[self.WARM_UP :]
-        durations = [b - a for a, b in itertools.pairwise(warm)]
-        return (statistics.median(durations) + statistics.fmean(durations)) / 2
 
 
 def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
@@ -343,8 +353,6 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         **DEFAULT_ARGUMENTS,
         **settings.arguments,
     }
-    if chosen["lr_scheduler_type"] == "warmup_stable_decay" and "lr_scheduler_kwargs" not in chosen:
-        chosen["lr_scheduler_kwargs"] = {"num_decay_steps": max(1, round(steps * DECAYED)), "decay_type": "linear"}
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)

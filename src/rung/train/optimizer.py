@@ -1,11 +1,14 @@
-"""Muon for the matrices, AdamW for everything else, as one optimizer.
+"""Muon for the matrices, AdamW for everything else, as one optimizer; and the pace of the learning rate.
 
 Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its momentum. It
 learns in far fewer steps than AdamW, and short runs are short of steps. `torch.optim.Muon` takes the matrices
 one by one; here equal shapes go through one batched product, which small models on a CPU need.
 """
 
+import itertools
 import math
+import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -21,6 +25,55 @@ ITERATIONS = 5
 # An orthogonal step scaled so has the root mean square of AdamW's: one learning rate serves both
 # (Liu et al. 2025, section 2.2).
 RMS_OF_ADAMW = 0.2
+
+
+WARM_UP = 0.05  # of the steps
+DECAY = 0.5  # of the steps
+
+
+class Pace:
+    """The learning rate's factor at each step: up in a line, level, and in the second half down in a line to 0.
+
+    While it is level the end may still be moved, so a run that must end in time can wait and see how fast the
+    machine is (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like this in its state.
+    """
+
+    def __init__(self, end: int) -> None:
+        self.warm_up = max(1, round(end * WARM_UP))
+        self.turn = end - round(end * DECAY)
+        self.end = end
+
+    def __call__(self, step: int) -> float:
+        """The factor for the step after `step` steps."""
+        if step < self.warm_up:
+            return (step + 1) / (self.warm_up + 1)
+        return 1.0 if step < self.turn else max(0.0, (self.end - step) / (self.end - self.turn))
+
+    def turn_now(self, step: int, remaining: int) -> None:
+        """Begin to fall after `step`, and be at 0 when `remaining` more are done."""
+        self.turn, self.end = step, step + remaining
+
+
+class Stopwatch(TrainerCallback):
+    """Times steps, the first ones left out, until enough time has passed."""
+
+    WARM_UP = 2
+
+    def __init__(self, enough: float) -> None:
+        self.enough = enough  # seconds
+        self.times = [time.perf_counter()]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time, and stop when it is enough."""
+        self.times.append(time.perf_counter())
+        long_enough = self.times[-1] - self.times[0] > self.enough
+        control.should_training_stop = long_enough and len(self.times) > self.WARM_UP + 2
+
+    def seconds_per_step(self) -> float:
+        """The mean between the median and the mean: a stray pause counts, but not in full."""
+        warm = self.times[self.WARM_UP :]
+        durations = [b - a for a, b in itertools.pairwise(warm)]
+        return (statistics.median(durations) + statistics.fmean(durations)) / 2
 
 
 class Muon(torch.optim.Optimizer):
