@@ -288,12 +288,9 @@ class _Recorder(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""
         text = self.hooks.sample(kwargs["model"]).strip()
+        quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{_quote(text)}\n\n")
-
-
-def _quote(text: str) -> str:
-    return "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
 
 
 def _choose_steps(
