@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -48,7 +58,7 @@ class Display:
             TextColumn("{task.fields[rung]:<14}"),
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=20),
-            TimeElapsedColumn(),
+            _Elapsed(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
@@ -72,17 +82,33 @@ class Display:
         if rung not in self.tasks:
             if self.current:
                 self._finish(self.current)
-            self.tasks[rung] = self.progress.add_task(stage.name, total=None, rung=rung, note="")
+            began = time.monotonic()
+            self.tasks[rung] = self.progress.add_task(
+                stage.name, total=None, rung=rung, note="", began=began, took=None
+            )
             self.current = rung
         task = self.tasks[rung]
-        if self.progress.tasks[self.progress.task_ids.index(task)].description != stage.name:
-            self.progress.reset(task, description=stage.name, total=stage.total, rung=rung, note="")
+        shown = self.progress.tasks[self.progress.task_ids.index(task)]
+        if shown.description != stage.name:
+            self.progress.reset(task, description=stage.name, total=stage.total, **{**shown.fields, "note": ""})
         self.progress.update(task, completed=stage.done, total=stage.total)
         if stage.note:
             self.progress.update(task, note=stage.note)
 
     def _finish(self, rung: str) -> None:
-        self.progress.update(self.tasks[rung], description="done", completed=1, total=1)
+        task = self.progress.tasks[self.progress.task_ids.index(self.tasks[rung])]
+        took = time.monotonic() - task.fields["began"]
+        self.progress.update(task.id, description="done", completed=1, total=1, took=took)
+
+
+class _Elapsed(ProgressColumn):
+    """The time a rung has taken through all its stages; a bar starts again with each."""
+
+    def render(self, task: Task) -> Text:
+        """Minutes and seconds."""
+        took = task.fields["took"]
+        seconds = time.monotonic() - task.fields["began"] if took is None else took
+        return Text(f"{int(seconds) // 60}:{int(seconds) % 60:02d}", style="progress.elapsed")
 
 
 def show(table: Table) -> None:

@@ -278,7 +278,7 @@ def find_marks(corpus: Corpus) -> dict[str, float]:
     if not path.exists():
         marks = compressor_marks(corpus.test["text"], corpus.train["text"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_atomically(path, yaml.safe_dump(marks))
+        runs.write_atomically(path, yaml.safe_dump(marks, sort_keys=False))
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
