@@ -161,7 +161,7 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 
 
 def suggest_parameters(minutes: float) -> int:
-    """How many weights to train in so many minutes on a laptop (measured: benchmarks/sizes.py).
+    """How many weights to train in so many minutes on a laptop (benchmarks/sizes.py compares some).
 
     The best size grows with the root of the time: 0.9 million at 75 seconds.
     """

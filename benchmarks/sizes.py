@@ -1,0 +1,35 @@
+"""Which size learns most in a given time: one rung at several widths, the same minutes each.
+
+    python benchmarks/sizes.py [MINUTES] [RUNG] [WIDTH ...] > benchmarks/sizes.txt
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+from rung import runs
+from rung.recipe import make_recipe
+from rung.recipe.making import execute
+
+
+def main():
+    minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.25
+    rung = sys.argv[2] if len(sys.argv) > 2 else "llama3"
+    widths = [int(width) for width in sys.argv[3:]] or [96, 128, 160, 192, 256]
+    print(f"{rung} on python-docs, {minutes} minutes each")
+    for width in widths:
+        with tempfile.TemporaryDirectory() as folder:
+            page = {"rung": rung, "minutes": minutes, "model": {"hidden_size": width}}
+            execute(make_recipe(page), Path(folder) / "run")
+            record = runs.read_record(Path(folder) / "run")
+        score, training = record["scores"]["test"], record["training"]
+        print(
+            f"width {width:4}  {record['parameters']:>9,} parameters  {training['steps']:>6,} steps  "
+            f"{training['tokens_per_second']:>8,.0f} tokens/s  {score['bits_per_byte']:.3f} bits per byte"
+            f" ({score['low']:.2f}-{score['high']:.2f})  {record['hardware']}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
