@@ -221,7 +221,7 @@ def test_memory_stays_flat(tmp_path):
             file.write(f"{i:06} {paragraph}\n")
     command = [sys.executable, "-c", FLAT, tmp_path / "a.txt"]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(float(megabytes) < 45 for megabytes in output.split()), output
+    assert all(float(megabytes) < 60 for megabytes in output.split()), output
 
 
 def test_python_docs():
