@@ -75,8 +75,8 @@ class NgramForCausalLM(StatefulModel):
         for order, level in enumerate(levels, start=1):
             is_highest = order == len(levels)
             counts = level.counts if is_highest else _adjust(level, levels[order], bos)
-            if order == 1:
-                counts[bos] = 0 if not _bos_is_predicted(config, bos) else counts[bos]
+            if order == 1 and bos in _never_predicted(config, bos):
+                counts[bos] = 0
             discounts = estimate_discounts(counts, order)
             config.discounts.append(discounts)
             probability, backoff = _interpolate(level, counts, discounts, lower)
@@ -222,10 +222,6 @@ def _interpolate(
 def _never_predicted(config: NgramConfig, bos: int) -> set[int]:
     """The tokens that never follow anything: BOS and PAD, unless one of them also ends documents."""
     return {t for t in (bos, config.pad_token_id) if t is not None and t != config.eos_token_id}
-
-
-def _bos_is_predicted(config: NgramConfig, bos: int) -> bool:
-    return bos not in _never_predicted(config, bos)
 
 
 def _predictable(config: NgramConfig, bos: int) -> int:
