@@ -1,10 +1,14 @@
 """What this machine computes with: device, bfloat16, and its name in words."""
 
+import ctypes
 import os
 import platform
+import sys
 from pathlib import Path
 
 import torch
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def choose_device() -> torch.device:
@@ -24,6 +28,20 @@ def has_fast_bfloat16(device: torch.device) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
     return False
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a training step frees for the next one, where it is glibc.
+
+    Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small model's step
+    (benchmarks/memory.py). The process keeps the memory of its largest step until it ends.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for threshold in (2**30, 2**25):  # some versions refuse the first
+            if mallopt(M_MMAP_THRESHOLD, threshold):
+                break
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def describe(device: torch.device) -> str:

@@ -69,6 +69,11 @@ class State:
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
 
 
+def is_loaded(parameter: Tensor) -> bool:
+    """Whether its values came from a checkpoint, so that no initialisation may touch them."""
+    return getattr(parameter, "_is_hf_initialized", False)
+
+
 def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor) -> Shaped[Tensor, "B kept *rest"]:
     """The last positions that logits are wanted for; 0 keeps all."""
     if isinstance(logits_to_keep, int):

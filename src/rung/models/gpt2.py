@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, GPT2Config
 from transformers.activations import ACT2FN
@@ -21,8 +21,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, keep_logits
+from rung.models.causal import CausalModel, is_loaded, keep_logits
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
+
+POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
 
 
 class GPT2Attention(nn.Module):
@@ -124,8 +126,13 @@ class GPT2LMHeadModel(CausalModel):
         self.transformer.wte = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; those that write to the residual stream smaller, by its depth (section 2.3)."""
+        """Normal weights; those that write to the residual stream smaller, by its depth (section 2.3).
+
+        Positions begin as sinusoids, so that neighbours are alike and one shift serves them all.
+        """
         super()._init_weights(module)
+        if isinstance(module, GPT2Model) and not is_loaded(module.wpe.weight):
+            module.wpe.weight.data.copy_(POSITION_SIZE * sinusoids(*module.wpe.weight.shape))
         if isinstance(module, Conv1D):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
@@ -159,6 +166,13 @@ class GPT2LMHeadModel(CausalModel):
         hidden = self.transformer(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))
         return self.make_output(logits, labels, cache, options)
+
+
+def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channels"]:
+    """Sines and cosines of mean square 1, from one radian a position to one in 10,000 (Vaswani 2017, section 3.5)."""
+    frequencies = 10_000.0 ** -(torch.arange(0, channels, 2) / channels)
+    angles = torch.arange(positions)[:, None] * frequencies
+    return math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
 
 
 def find_positions(

@@ -20,10 +20,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, keep_logits
+from rung.models.causal import CausalModel, is_loaded, keep_logits
 from rung.models.gpt2 import find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
+COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
 Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines and sines
 
 
@@ -136,6 +137,16 @@ class LlamaForCausalLM(CausalModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Put another table in its place."""
         self.model.embed_tokens = value
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal weights; and all tokens begin from one common vector.
+
+        Without biases, queries and keys then hold a part that no token changes, which rotation turns: attention by
+        position alone, to the token before, is there from the first step. A tied head does not feel the vector.
+        """
+        super()._init_weights(module)
+        if isinstance(module, nn.Embedding) and not is_loaded(module.weight):
+            module.weight.data += COMMON_SIZE * torch.randn(module.embedding_dim).to(module.weight)
 
     def forward(
         self,

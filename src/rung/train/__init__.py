@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from rung import runs
-from rung.device import choose_device, has_fast_bfloat16
+from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, keep_batch
@@ -124,6 +124,7 @@ def train(
     Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
     """
     started = time.perf_counter()
+    keep_freed_memory()
     blocks = Blocks(packed, model.context_length or _trained_length(model), tokenizer.pad_token_id)
     resumed = last_checkpoint(folder)
     if resumed:
@@ -394,7 +395,3 @@ def _read_state(checkpoint: Path) -> dict[str, Any]:
         return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise RunError(f"{checkpoint} is damaged ({error}): delete it to resume from the one before") from error
-
-
-def _read_steps(checkpoint: Path) -> int:
-    return _read_state(checkpoint)["max_steps"]
