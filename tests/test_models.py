@@ -172,6 +172,16 @@ def test_a_padded_batch_generates_what_its_rows_do_alone(name, beams, make_tiny,
         assert texts[0] == texts[1]
 
 
+def test_transformers_begin_with_positions_they_can_use(make_tiny):
+    """Neighbouring positions of GPT-2 are alike; the tokens of Llama have a vector in common."""
+    positions = make_tiny("gpt2").transformer.wpe.weight
+    assert positions.square().mean().sqrt().item() == pytest.approx(0.12, rel=0.1)
+    assert torch.cosine_similarity(positions[:-1], positions[1:]).min() > 0.5
+    tokens = make_tiny("llama3").get_input_embeddings().weight
+    assert tokens.mean(0).std().item() == pytest.approx(0.1, rel=0.5)
+    assert (tokens - tokens.mean(0)).std().item() == pytest.approx(0.02, rel=0.1)
+
+
 @pytest.mark.parametrize("name", ["bigram", "ngram"])
 def test_counted_probabilities_sum_to_one(name, make_tiny, tokenizer):
     for order in (1, 2, 3, 5) if name == "ngram" else (2,):

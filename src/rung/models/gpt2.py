@@ -131,8 +131,8 @@ class GPT2LMHeadModel(CausalModel):
         Positions begin as sinusoids, so that neighbours are alike and one shift serves them all.
         """
         super()._init_weights(module)
-        if isinstance(module, GPT2Model) and not is_loaded(module.wpe.weight):
-            module.wpe.weight.data.copy_(POSITION_SIZE * sinusoids(*module.wpe.weight.shape))
+        if module is self.transformer.wpe and not is_loaded(module.weight):
+            module.weight.data.copy_(POSITION_SIZE * sinusoids(*module.weight.shape))
         if isinstance(module, Conv1D):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
