@@ -53,11 +53,11 @@ def test_imports_point_strictly_down(path):
 
 
 def test_a_rung_imports_only_rungs_below_it():
-    for path in (SOURCE / "models").glob("*.py"):
-        here = LADDER.index(path.stem)
+    for path in (SOURCE / "models").rglob("*.py"):
+        here = path.relative_to(SOURCE / "models").parts[0].removesuffix(".py")
         for parts in imports_of(path):
-            if parts[1] == "models" and len(parts) > 2:
-                assert LADDER.index(parts[2]) < here, f"{path.stem} imports {parts[2]}"
+            if parts[1] == "models" and len(parts) > 2 and parts[2] != here:
+                assert LADDER.index(parts[2]) < LADDER.index(here), f"{here} imports {parts[2]}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -73,8 +73,9 @@ def test_rooms_are_small():
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
-def test_there_are_fewer_than_thirty_files():
-    assert len(FILES) < 30
+def test_there_are_fewer_than_forty_files():
+    """The first climb fitted in 29; the n-gram room has opened since."""
+    assert len(FILES) < 40
 
 
 def test_every_module_says_what_it_is():
@@ -83,7 +84,7 @@ def test_every_module_says_what_it_is():
 
 
 def test_no_model_is_a_subclass_of_another_rung():
-    for path in (SOURCE / "models").glob("*.py"):
+    for path in (SOURCE / "models").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name.endswith(("ForCausalLM", "HeadModel")):
                 assert {ast.unparse(base) for base in node.bases} <= {"CausalModel", "StatefulModel"}

@@ -69,6 +69,17 @@ def test_train_prints_a_score_and_the_next_command(ground):
     assert "rung generate n" in made.stderr
 
 
+def test_an_arpa_file_goes_out_and_comes_in(ground):
+    made = rung("train", "ngram", "my.txt", "--tokenizer", "whitespace", "--out", "w", "--set", "order=3", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    assert rung("export", "w", "w.arpa.gz", "--to", "arpa", cwd=ground).returncode == 0
+    assert rung("train", "ngram", "--from", "w.arpa.gz", "--out", "again", cwd=ground).returncode == 0
+    first, second = (json.loads(rung("eval", run, "my.txt", "--json", cwd=ground).stdout) for run in ("w", "again"))
+    assert second["kenlm"] == first["kenlm"]
+    found = json.loads(rung("score", "again", "Return the", "--json", cwd=ground).stdout)
+    assert all(1 <= token["order"] <= 3 for token in found["tokens"])
+
+
 @pytest.mark.parametrize("run", ["b", "l"])
 def test_json_is_one_object_and_nothing_else(run, ground):
     for args in (
@@ -161,6 +172,13 @@ MISTAKES = {
     "corrupt weights": (["generate", "broken", "text"], "weights could not be read"),
     "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
     "resume": (["train", "--out", "b", "--resume"], "b is finished"),
+    "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing 'laplace'"),
+    "prune": (["train", "ngram", "my.txt", "--set", "prune=[1]"], "its first entry must be 0"),
+    "not ARPA": (["train", "ngram", "--from", "my.txt"], "not a whole ARPA file"),
+    "no ARPA": (["train", "ngram", "--from", "no.arpa"], "could not be read as an ARPA file"),
+    "ARPA rung": (["train", "rnn", "--from", "my.txt"], "the rung must be ngram"),
+    "format": (["export", "b", "b.bin", "--to", "bin"], "unknown format 'bin'"),
+    "not n-grams": (["export", "b", "b.arpa"], "ARPA holds n-grams"),
     "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, test"),
     "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
     "report": (["report", "folder"], "folder is not a run"),

@@ -1,23 +1,18 @@
 """What every rung promises, whatever it is made of; and what each promises by itself."""
 
 import itertools
-import json
 import math
 import subprocess
 import sys
 import warnings
 
-import numpy
 import pytest
 import torch
 import transformers
 from conftest import NEURAL, SENTENCES, TINY
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from rung.errors import RecipeError, RunError
 from rung.models import LADDER, build_model, count_parameters, load, make_config, match_parameters
-from rung.models.ngram import NgramConfig, NgramForCausalLM, estimate_discounts
 from rung.models.rnn import CELLS
 from rung.models.rnn_attention import _attend_plainly, attend, causal_mask
 
@@ -189,63 +184,6 @@ def test_counted_probabilities_sum_to_one(name, make_tiny, tokenizer):
         ids = torch.cat([sentence_ids(tokenizer), random_ids(tokenizer, 1, 30)], dim=1)
         sums = model(ids).logits.double().exp().sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
-
-
-@settings(max_examples=60, deadline=None)
-@given(documents=st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6), order=st.integers(1, 6))
-def test_kneser_ney_is_a_distribution_on_any_text(documents, order):
-    """Also for one word, one repeated word, empty documents and orders longer than every document."""
-    rows = [[0, *words, 1] for words in documents]
-    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
-    config = NgramConfig(vocab_size=8, order=order, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
-    probabilities = model(torch.tensor([[0, 3, 4, 5, 6, 7, 3, 3, 3, 1]])).logits.double().exp()
-    assert torch.all(probabilities >= 0)
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5)
-    assert torch.all(probabilities[..., [0, 2]] == 0)  # nothing is followed by BOS or PAD
-    assert torch.all(probabilities[..., 3:] > 0)
-
-
-def test_kneser_ney_by_hand():
-    """Order 2 on `a b a b a c`, with the fallback discounts 0.5, 1, 1.5: every step can be checked on paper."""
-    a, b, c, end = 3, 4, 5, 1
-    tokens = numpy.array([0, a, b, a, b, a, c, end], dtype=numpy.uint16)
-    config = NgramConfig(vocab_size=6, order=2, bos_token_id=0, eos_token_id=end, pad_token_id=2)
-    model = NgramForCausalLM.fit(config, tokens, numpy.array([0]))
-    # Continuation counts: a follows BOS and b: 2; b, c and end follow one token each: 1. Their sum is 5.
-    # Discounts take 1 from a and 0.5 from the others, 2.5 in all: half of the mass is spread over 4 tokens.
-    spread = 2.5 / 5 / 4
-    unigram = {a: (2 - 1) / 5 + spread, b: 0.5 / 5 + spread, c: 0.5 / 5 + spread, end: 0.5 / 5 + spread}
-    # After a: b twice, c once; 1 and 0.5 of 3 are given up.
-    expected = {w: 1.5 / 3 * unigram[w] for w in unigram}
-    expected[b] += (2 - 1) / 3
-    expected[c] += (1 - 0.5) / 3
-    found = model(torch.tensor([[0, a]])).logits[0, -1].exp()
-    for word, probability in expected.items():
-        assert found[word].item() == pytest.approx(probability, rel=1e-6)
-
-
-def test_discounts_fall_back_and_say_so(caplog):
-    with caplog.at_level("INFO", logger="rung"):
-        assert estimate_discounts(numpy.array([1, 1, 1]), 2) == [0.5, 1.0, 1.5]
-    assert "leave a discount undefined" in caplog.text
-
-
-def test_golden_kneser_ney_discounts(shared):
-    """The discounts KenLM prints for these texts; every figure of its is a later test's."""
-    figures = json.loads((shared / "golden/kenlm/figures.json").read_text())["orders"]["5"]["levels"]
-    ids = {word: number for number, word in enumerate(["<s>", "</s>", "<unk>"])}
-    rows = []
-    for line in (shared / "golden/kenlm/train.txt").read_text().splitlines():
-        rows.append([0, *(ids.setdefault(word, len(ids)) for word in line.split()), 1])
-    config = NgramConfig(vocab_size=len(ids), order=5, bos_token_id=0, eos_token_id=1, pad_token_id=None)
-    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
-    model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint32), starts)
-    for order, level in figures.items():
-        assert model.config.num_ngrams[int(order) - 1] == level["ngrams"]
-        assert model.config.discounts[int(order) - 1] == pytest.approx(
-            [level["D1"], level["D2"], level["D3+"]], rel=1e-5
-        )
 
 
 def test_bigram_is_the_formula(tokenizer, make_tiny):

@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from rung.models import CausalModel
+from rung.models.ngram import NgramForCausalLM
 from rung.tokenizer import encode_plainly, losses
 
 RESAMPLES = 1000  # of the bootstrap
@@ -55,6 +56,7 @@ class Score:
     window: int | None  # tokens; None where the model carries its state through the document
     stride: int | None
     lost: list[str]  # what the tokenizer does not keep, and the score does not charge for
+    kenlm: dict[str, float] | None = None  # of an n-gram: the figures that KenLM's `query` prints
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
@@ -64,10 +66,11 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScore:
-    """A piece of text and its surprisal in bits."""
+    """A piece of text and its surprisal in bits; of an n-gram, the order it was found at."""
 
     text: str
     bits: float
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,21 @@ def score_documents(
 
     Memory holds one batch of documents at a time.
     """
-    rows: list[tuple[float, float, int, int, int, int]] = []
+    rows: list[tuple[float, ...]] = []
+    unknown_token = unknown_id(tokenizer)
     for batch in _batched(_prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, _token_nats(model, [d.ids for d in batch]), strict=True):
             spelling = sum(map(spelling_nats, document.unknown))
             nats = costs.double().sum().item() + spelling
-            rows.append((nats, spelling, document.bytes, document.words, len(costs), len(document.unknown)))
+            of_unknown = costs[torch.tensor(document.ids[1:]) == unknown_token].double().sum().item()
+            counts = (document.bytes, document.words, len(costs), len(document.unknown))
+            rows.append((nats, spelling, of_unknown, *counts))
         if on_document:
             on_document(len(rows))
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
-    low, high = bootstrap_interval(columns[0] / math.log(2), columns[2])
-    nats, spelling, sizes, words, tokens, unknown = (column.sum().item() for column in columns)
+    low, high = bootstrap_interval(columns[0] / math.log(2), columns[3])
+    nats, spelling, of_unknown = (column.sum().item() for column in columns[:3])
+    sizes, words, tokens, unknown = (int(column.sum()) for column in columns[3:])
     window = model.context_length
     return Score(
         bits_per_byte=nats / math.log(2) / sizes,
@@ -118,6 +125,7 @@ def score_documents(
         window=window,
         stride=None if window is None else stride_of(window),
         lost=list(losses(tokenizer)),
+        kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown) if _is_looked_up(model) else None,
     )
 
 
@@ -130,13 +138,15 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
     encoding = encode_plainly(tokenizer, [text])[0]
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
     nats = _token_nats(model, [ids])[0].tolist()
+    orders = model.score_tokens(torch.tensor(ids))[1][1:].tolist() if isinstance(model, NgramForCausalLM) else []
+    orders = orders or [None] * len(nats)
     unknown = unknown_id(tokenizer)
     scores, end = [], 0
-    for token, (start, stop), cost in zip(encoding.ids, encoding.offsets, nats, strict=False):
+    for token, (start, stop), cost, order in zip(encoding.ids, encoding.offsets, nats, orders, strict=False):
         spelling = spelling_nats(text[start:stop]) if token == unknown else 0.0
-        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2)))
+        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2), order=order))
         end = max(end, stop)
-    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2))]
+    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2), order=orders[-1])]
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -217,11 +227,36 @@ def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
 @torch.no_grad()
 def _token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
     """The cost in nats of every token but the first of each document, in float32."""
+    if _is_looked_up(model):
+        return _look_up(cast(NgramForCausalLM, model), documents)
     costs = [torch.empty(len(ids) - 1) for ids in documents]
     read = _read_carried if model.context_length is None else _read_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
     read(model, [documents[d] for d in order], [costs[d] for d in order])
     return costs
+
+
+def _is_looked_up(model: CausalModel) -> bool:
+    """Whether a token's cost can be had without the whole distribution."""
+    return isinstance(model, NgramForCausalLM) and model.is_normalized
+
+
+def _look_up(model: NgramForCausalLM, documents: list[list[int]]) -> list[torch.Tensor]:
+    """All documents in one row."""
+    sizes = [len(ids) for ids in documents]
+    row = torch.tensor(list(itertools.chain.from_iterable(documents)), device=model.device)
+    log10, _ = model.score_tokens(row)
+    return [costs[1:] for costs in (-math.log(10) * log10.cpu()).split(sizes)]
+
+
+def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) -> dict[str, float]:
+    """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling."""
+    return {
+        "perplexity_including_oov": _perplexity(nats, tokens),
+        "perplexity_excluding_oov": _perplexity(nats - of_unknown, tokens - unknown),
+        "oov": unknown,
+        "tokens": tokens,
+    }
 
 
 def _read_carried(model: CausalModel, documents: list[list[int]], costs: list[torch.Tensor]) -> None:

@@ -123,11 +123,15 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
+    from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
     from rung.cli.display import Display, make_quiet, score_table, show
 
     make_quiet()
+    if from_:
+        _import_arpa(rung, from_, out)
+        return
     from rung import runs
     from rung.recipe import make_recipe, read_recipe
     from rung.recipe.making import check_unused, execute, read_begun
@@ -190,7 +194,11 @@ def score(run: Run, text: Annotated[str, typer.Argument(help="A sentence.")], as
     pieces = score_text(model, tokenizer, text)
     bits = sum(piece.bits for piece in pieces)
     if as_json:
-        tokens = [{"text": piece.text, "bits": piece.bits, "probability": 2**-piece.bits} for piece in pieces]
+        tokens = [
+            {"text": piece.text, "bits": piece.bits, "probability": 2**-piece.bits}
+            | ({"order": piece.order} if piece.order else {})
+            for piece in pieces
+        ]
         _print_json({"run": run, "text": text, "bits": bits, "probability": 2.0**-bits, "tokens": tokens})
     else:
         show(surprisal_table(pieces))
@@ -234,6 +242,22 @@ def generate(
     made = continue_text(model, tokenizer, prompt, sampling, lambda piece: print(piece, end="", flush=True))
     print(made.text if num_beams > 1 else "")
     print(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second", file=sys.stderr)
+
+
+@verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(help="The format: arpa.")] = "arpa",
+) -> None:
+    """Write a run in another tool's format."""
+    from rung.cli.display import make_quiet
+
+    make_quiet()
+    from rung.export import export as write
+
+    write(run, to, out)
+    print(f"Wrote {out}", file=sys.stderr)
 
 
 @verb("rung report runs/python-docs --out report.html")
@@ -284,6 +308,23 @@ def tokenizers(as_json: Json = False) -> None:
     from rung.tokenizer import TOKENIZERS
 
     _print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))
+
+
+def _import_arpa(rung: str, path: Path, out: Path | None) -> None:
+    """Make a run of an ARPA file; it has no text of its own."""
+    from rung import runs
+    from rung.errors import RecipeError
+    from rung.models.ngram.arpa import read_arpa
+    from rung.recipe.making import check_unused
+
+    if rung != "ngram":
+        raise RecipeError(f"--from reads n-grams from an ARPA file: the rung must be ngram, not {rung!r}")
+    folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
+    check_unused(folder)
+    model, tokenizer = read_arpa(path)
+    runs.save_model(runs.make_folder(folder), model, tokenizer)
+    print(f"{sum(model.config.num_ngrams):,} n-grams of order 1 to {model.config.order}", file=sys.stderr)
+    print(f"Next:   rung eval {folder} my.txt --documents lines", file=sys.stderr)
 
 
 def _fail(message: str, code: int) -> None:

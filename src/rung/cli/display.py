@@ -174,16 +174,20 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
 
 
 def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
-    """Each token with its surprisal and probability, and the whole."""
+    """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found."""
     bits = sum(piece.bits for piece in pieces)
+    has_orders = any(piece.order for piece in pieces)
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("token", "the whole text")
     table.add_column("bits", f"{bits:.3f}", justify="right")
     table.add_column("probability", f"{2.0**-bits:.4g}", justify="right")
+    if has_orders:
+        table.add_column("order", justify="right")
     for piece in pieces:
         color = next(color for limit, color in SHADES if piece.bits <= limit)
         shown = repr(piece.text)[1:-1] if piece.text else "(end)"
-        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}")
+        order = [str(piece.order)] if has_orders else []
+        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}", *order)
     return table
 
 

@@ -136,7 +136,7 @@ def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
 def count_parameters(model: PreTrainedModel) -> int:
     """Numbers the model stores: weights, or for a counting rung the n-grams it knows."""
     if isinstance(model, BigramForCausalLM):
-        return len(model.pairs)
+        return len(model.tokens)
     if isinstance(model, NgramForCausalLM):
         return sum(model.config.num_ngrams)
     return sum(p.numel() for p in model.parameters())

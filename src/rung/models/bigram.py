@@ -40,7 +40,8 @@ class BigramForCausalLM(StatefulModel):
     def __init__(self, config: BigramConfig) -> None:
         super().__init__(config)
         size, vocabulary = config.num_bigrams, config.vocab_size
-        self.register_buffer("pairs", torch.zeros(size, dtype=torch.int64))  # h * V + w, sorted
+        self.register_buffer("first", torch.zeros(vocabulary + 1, dtype=torch.int32))  # of the pairs of each h
+        self.register_buffer("tokens", torch.zeros(size, dtype=torch.int32))  # w, sorted for each h
         self.counts = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.contexts = nn.Parameter(torch.zeros(vocabulary), requires_grad=False)  # C(h)
         self.post_init()
@@ -55,7 +56,8 @@ class BigramForCausalLM(StatefulModel):
         pairs, counts = torch.unique(keys, return_counts=True)
         config.num_bigrams = len(pairs)
         model = cls(config)
-        model.pairs.copy_(pairs)
+        model.first[1:] = torch.bincount(pairs // config.vocab_size, minlength=config.vocab_size).cumsum(0)
+        model.tokens.copy_(pairs % config.vocab_size)
         model.counts.copy_(counts)
         model.contexts.copy_(torch.bincount(ids[:-1][within], minlength=config.vocab_size))
         return model
@@ -75,25 +77,23 @@ class BigramForCausalLM(StatefulModel):
         vocabulary = self.config.vocab_size
         total = self.contexts[history].flatten()[:, None] + vocabulary  # BT 1
         probabilities = (1 / total).expand(-1, vocabulary).contiguous()  # BT V
-        rows, found = find_continuations(self.pairs, history.flatten(), vocabulary)
+        rows, found = find_continuations(self.first, history.flatten())
         values = (self.counts[found] + 1) / total[rows, 0]
-        probabilities[rows, self.pairs[found] % vocabulary] = values
+        probabilities[rows, self.tokens[found].long()] = values
         logits = probabilities.log().view(*history.shape, vocabulary)
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
         return self.make_output(logits, labels, State((), length), options)
 
 
 def find_continuations(
-    keys: Int[Tensor, " known"], contexts: Int[Tensor, " BT"], vocab_size: int
+    first: Int[Tensor, " rows"], contexts: Int[Tensor, " N"]
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
-    """Every stored continuation of every context, as (row in `contexts`, index in `keys`) pairs.
+    """Every stored continuation of every context, as (place in `contexts`, row of the continuation) pairs.
 
-    `keys` holds context * V + word, sorted; a negative context has none.
+    Those of context h are the rows `first[h]` to `first[h + 1]`; a negative context has none.
     """
-    first = torch.searchsorted(keys, contexts * vocab_size)
-    last = torch.searchsorted(keys, (contexts + 1) * vocab_size)
-    lengths = (last - first).masked_fill(contexts < 0, 0)
-    rows = torch.repeat_interleave(torch.arange(len(contexts), device=keys.device), lengths)
+    known = contexts.clamp(min=0)
+    lengths = (first[known + 1] - first[known]).long().masked_fill(contexts < 0, 0)
+    places = torch.repeat_interleave(torch.arange(len(contexts), device=first.device), lengths)
     before = lengths.cumsum(0) - lengths
-    found = torch.arange(len(rows), device=keys.device) - before[rows] + first[rows]
-    return rows, found
+    return places, torch.arange(len(places), device=first.device) + (first[known] - before)[places]

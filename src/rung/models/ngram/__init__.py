@@ -1,0 +1,205 @@
+"""Rung 2: count longer histories, and back off well.
+
+Below:   bigram.py sees one token back and treats all unseen pairs alike.
+New:     histories of any length; a count is discounted, and what it gives up goes to the shorter history.
+Missing: two histories are the same or they are not; nothing is learned from likeness (rnn.py does).
+
+Interpolated modified Kneser-Ney (Chen & Goodman 1998, section 3; Heafield et al. 2013, section 2), kept as
+KenLM and ARPA files do: for every n-gram log10 of its probability, for every history of its back-off weight.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.models.bigram import find_continuations
+from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
+from rung.models.ngram.counting import count_ngrams
+from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
+
+__all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
+
+LN10 = math.log(10)
+
+
+class NgramConfig(PreTrainedConfig):
+    """`order` counts the predicted token too: 5 looks four tokens back."""
+
+    model_type = "rung-ngram"
+
+    vocab_size: int = 0
+    order: int = 5
+    smoothing: str = "kneser-ney"
+    k: float = 1.0  # of add-k
+    prune: list[int] | None = None  # drop n-grams of order 1, 2, ... seen so often or less; the last serves the rest
+    num_ngrams: list[int] | None = None  # of order 1 (= vocab_size), 2, ..., order
+    discounts: list[list[float]] | None = None  # D1, D2, D3+ by order
+    num_hidden_layers: int = 1
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+
+class NgramForCausalLM(StatefulModel):
+    """Counts smoothed, of any order.
+
+    The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to `first_k[r+1]` of order
+    k+1, sorted by their last token. A row costs 16 bytes, one of the highest order 8.
+    """
+
+    config_class = NgramConfig
+
+    def __init__(self, config: NgramConfig) -> None:
+        super().__init__(config)
+        sizes = config.num_ngrams or [config.vocab_size] + [0] * (config.order - 1)
+        for order, size in enumerate(sizes, start=1):
+            self.register_parameter(f"log10_probability_{order}", _table(size))
+            if order > 1:
+                self.register_buffer(f"tokens_{order}", torch.zeros(size, dtype=torch.int32))
+            if order < len(sizes):
+                self.register_parameter(f"log10_backoff_{order}", _table(size))
+                self.register_buffer(f"first_{order}", torch.zeros(size + 1, dtype=torch.int32))
+        self.post_init()
+
+    @classmethod
+    def fit(cls, config: NgramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "NgramForCausalLM":
+        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS token."""
+        never = _never_predicted(config, int(tokens[0]))
+        settings = Settings(smoothing=config.smoothing, k=config.k, prune=tuple(config.prune or ()), never=never)
+        levels = list(count_ngrams(tokens, starts, config.order, config.vocab_size))
+        tables, config.discounts = estimate(levels, settings)
+        return cls.from_tables(config, tables)
+
+    @classmethod
+    def from_tables(cls, config: NgramConfig, tables: list[Table]) -> "NgramForCausalLM":
+        """The model that these tables are; orders that hold no n-gram are left out."""
+        tables = [table for table in tables if len(table.tokens)]
+        config.order = len(tables)
+        config.num_ngrams = [len(table.tokens) for table in tables]
+        model = cls(config)
+        for order, table in enumerate(tables, start=1):
+            model.get_parameter(f"log10_probability_{order}").copy_(torch.from_numpy(table.log10_probability))
+            if order > 1:
+                model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
+                children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
+                model.get_buffer(f"first_{order - 1}")[1:] = torch.from_numpy(numpy.cumsum(children))
+            if order < len(tables):
+                model.get_parameter(f"log10_backoff_{order}").copy_(torch.from_numpy(table.log10_backoff))
+        return model
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether its numbers are probabilities; stupid back-off's are scores."""
+        return self.config.smoothing != "stupid-backoff"
+
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        past_key_values: State | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
+        before = past_key_values.tensors[0] if past_key_values else None
+        rows = self.find_rows(input_ids, real, before)[..., : max(self.config.order - 1, 1)]  # B T order-1
+        state = State((rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0))
+        histories = keep_logits(rows, logits_to_keep)
+        logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
+        return self.make_output(logits, labels, state, options)
+
+    def find_rows(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        real: Shaped[Tensor, "B T"] | None = None,
+        before: Shaped[Tensor, "B histories"] | None = None,
+    ) -> Int[Tensor, "B T order"]:
+        """The n-gram that the last 1, 2, ..., order tokens are, at every position; -1 where it was never seen.
+
+        `before` are the rows found at the position before the first.
+        """
+        shorter = input_ids if real is None else input_ids.masked_fill(~real, -1)
+        found = [shorter]
+        for order in range(2, self.config.order + 1):
+            opening = before[:, order - 2, None] if before is not None else shorter.new_full((len(input_ids), 1), -1)
+            parents = torch.cat([opening, shorter[:, :-1]], dim=1)
+            shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(input_ids)
+            found.append(shorter if real is None else shorter.masked_fill(~real, -1))
+        return torch.stack(found, dim=-1)
+
+    @torch.no_grad()
+    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+        """log10 P of each token given those before it, and the order it was found at; the first has no history.
+
+        Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
+        """
+        rows = self.find_rows(input_ids[None])[0]  # N order
+        cost = self.log10_probability_1[input_ids]
+        order_found = torch.ones_like(input_ids)
+        for order in range(2, self.config.order + 1):
+            here, context = rows[1:, order - 1], rows[:-1, order - 2]
+            backoff = self.get_parameter(f"log10_backoff_{order - 1}")[context.clamp(min=0)]
+            lower = cost[1:] + backoff.masked_fill_(context < 0, 0.0)
+            cost[1:] = torch.where(
+                here >= 0, self.get_parameter(f"log10_probability_{order}")[here.clamp(min=0)], lower
+            )
+            order_found[1:][here >= 0] = order
+        return cost, order_found
+
+    def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it."""
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], device=self.device)
+        return self.score_tokens(ids)[0][1:].double().sum().item()
+
+    def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
+        """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""
+        table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
+        result = torch.full_like(parents, -1)
+        if len(table) == 0:
+            return result
+        at = torch.nonzero(parents >= 0)[:, 0]
+        parent, last = parents.index_select(0, at), len(table) - 1
+        low, end = first.index_select(0, parent), first.index_select(0, parent + 1)
+        wanted, size = tokens.index_select(0, at).int(), end - low
+        for _ in range(int(size.max()).bit_length() if len(size) else 0):  # `size` rows from `low` on are in question
+            half = size >> 1
+            middle = low + half
+            is_before = (table.index_select(0, middle.clamp(max=last)) < wanted) & (size > 0)
+            low = torch.where(is_before, middle + 1, low)
+            size = torch.where(is_before, size - half - 1, half)
+        hit = (low < end) & (table.index_select(0, low.clamp(max=last)) == wanted)
+        result[at[hit]] = low[hit].long()
+        return result
+
+    def _distributions(self, histories: Int[Tensor, "N histories"]) -> Float[Tensor, "N V"]:
+        """log P(next token) for each row of histories."""
+        result = self.log10_probability_1.expand(len(histories), -1).clone()  # N V
+        for order in range(2, self.config.order + 1):
+            contexts = histories[:, order - 2]
+            backoff = self.get_parameter(f"log10_backoff_{order - 1}")[contexts.clamp(min=0)]
+            result += backoff.masked_fill_(contexts < 0, 0.0)[:, None]
+            rows, found = find_continuations(self.get_buffer(f"first_{order - 1}"), contexts)
+            result[rows, self.get_buffer(f"tokens_{order}")[found].long()] = self.get_parameter(
+                f"log10_probability_{order}"
+            )[found]
+        return result.mul_(LN10)
+
+
+def _table(size: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(size), requires_grad=False)
+
+
+def _never_predicted(config: NgramConfig, bos: int) -> tuple[int, ...]:
+    """The tokens that never follow anything: BOS and PAD, unless one of them also ends documents."""
+    tokens: Iterable[int | None] = (bos, config.pad_token_id)
+    return tuple(sorted({t for t in tokens if t is not None and t != config.eos_token_id}))

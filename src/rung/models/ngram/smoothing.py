@@ -1,0 +1,198 @@
+"""From counts to probabilities: five ways to divide what was seen from what was not.
+
+Each turns the counts of one order into every n-gram's own share of its history, and the weight with which the
+history hands the rest down; the share plus the weight times the next lower order's probability is the estimate.
+What differs is what they take away from a count, and what they divide by:
+
+    name             share of hw                     weight of h                 counts below the highest order
+    kneser-ney       (c - D(c)) / c(h)               sum of D(c) / c(h)          of different tokens before
+    absolute         (c - D) / c(h)                  D n(h) / c(h)               occurrences
+    witten-bell      c / (c(h) + n(h))               n(h) / (c(h) + n(h))        occurrences
+    add-k            c / (c(h) + k V)                k V / (c(h) + k V)          none: lower orders are uniform
+    stupid-backoff   c / c(h), nothing added         0.4 where hw was not seen   occurrences; no distribution
+
+c(h) sums the counts after h and n(h) says how many different tokens came. Sources: Chen & Goodman 1998, sections
+2.1, 2.5-2.7 and 3; Heafield et al. 2013, section 2; Ney et al. 1994; Witten & Bell 1991; Brants et al. 2007.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy
+from numpy.typing import NDArray
+
+from rung.errors import RecipeError
+from rung.models.ngram.counting import Level
+
+logger = logging.getLogger(__name__)
+
+SMOOTHINGS = {
+    "kneser-ney": "interpolated, modified: the one to beat",
+    "absolute": "one discount for every count",
+    "witten-bell": "as much for the unseen as there are different continuations",
+    "add-k": "k more of everything, seen or not",
+    "stupid-backoff": "relative frequency, else 0.4 times the shorter history's; sums to no fixed total",
+}
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # what lmplz --discount_fallback uses
+STUPID_WEIGHT = 0.4
+
+Reals = NDArray[numpy.float64]
+Counts = NDArray[numpy.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to smooth: `smoothing` by name, `k` for add-k, the tokens that never follow anything.
+
+    `prune[i]` drops n-grams of order i+1 seen so often or less; the last entry serves all higher orders.
+    """
+
+    smoothing: str = "kneser-ney"
+    k: float = 1.0
+    prune: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.smoothing not in SMOOTHINGS:
+            raise RecipeError(f"unknown smoothing {self.smoothing!r}: choose from {', '.join(SMOOTHINGS)}")
+        if not self.k > 0:
+            raise RecipeError(f"k is {self.k}: it must be more than 0")
+        if any(not isinstance(t, int) or t < 0 for t in self.prune) or list(self.prune) != sorted(self.prune):
+            raise RecipeError(f"prune is {list(self.prune)}: it must hold whole numbers that do not fall, as in [0, 1]")
+        if self.prune[:1] > (0,):
+            raise RecipeError(f"prune is {list(self.prune)}: its first entry must be 0, single tokens are always kept")
+
+    def threshold(self, order: int) -> int:
+        """N-grams of this order seen so often or less are dropped."""
+        return self.prune[min(order, len(self.prune)) - 1] if self.prune else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One order of the model: its n-grams that were kept, and what they cost, in log10."""
+
+    tokens: NDArray[numpy.integer]
+    parents: NDArray[numpy.integer]
+    log10_probability: NDArray[numpy.float32]
+    log10_backoff: NDArray[numpy.float32]  # of each row as a history
+
+
+def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list[list[float]]]:
+    """The tables of all orders, and the discounts of each (none where the smoothing has none)."""
+    lower = numpy.full(1, 1.0 / (len(levels[0]) - len(settings.never)))
+    tables: list[Table] = []
+    discounts: list[list[float]] = []
+    kept_before = numpy.ones(1, dtype=bool)
+    for order, level in enumerate(levels, start=1):
+        counts = _effective_counts(levels, order, settings)
+        discounts.append(_discounts(counts, order, settings))
+        kept = level.counts > settings.threshold(order) if order > 1 else numpy.ones(len(level), dtype=bool)
+        taken = _taken(counts, discounts[-1])
+        if settings.smoothing == "add-k" and order < len(levels):
+            share, weight = numpy.zeros(len(level)), numpy.ones(len(lower))
+        else:
+            extra = _extra(level, counts, settings, len(lower), vocabulary=len(levels[0]) - len(settings.never))
+            share, weight = _divide(level.parents, counts, taken, kept, extra)
+        if settings.smoothing == "stupid-backoff":
+            weight = numpy.full(len(lower), STUPID_WEIGHT)
+            probability = numpy.where(counts > 0, share, STUPID_WEIGHT * lower[level.suffixes])
+        else:
+            probability = share + weight[level.parents] * lower[level.suffixes]
+        if order == 1:
+            probability[list(settings.never)] = 0
+        else:
+            tables[-1] = replace(tables[-1], log10_backoff=_log10(weight[kept_before]))
+        tables.append(_keep(level, probability, kept, kept_before))
+        lower, kept_before = probability, kept
+    return tables, discounts
+
+
+def _keep(level: Level, probability: Reals, kept: NDArray[numpy.bool_], kept_before: NDArray[numpy.bool_]) -> Table:
+    renumbered = numpy.cumsum(kept_before) - 1
+    return Table(
+        tokens=level.tokens[kept],
+        parents=renumbered[level.parents[kept]],
+        log10_probability=_log10(probability[kept]),
+        log10_backoff=numpy.zeros(int(kept.sum()), dtype=numpy.float32),
+    )
+
+
+def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Counts:
+    """The counts that this order is estimated from.
+
+    Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams that open a
+    document have none before them and keep their own count (Heafield et al. 2013, section 3.3).
+    """
+    level = levels[order - 1]
+    counts = level.counts
+    if settings.smoothing == "kneser-ney" and order < len(levels):
+        extensions = numpy.bincount(levels[order].suffixes, minlength=len(level))
+        counts = numpy.where(level.opens, level.counts, extensions)
+    if order == 1 and settings.never:
+        counts = counts.copy()
+        counts[list(settings.never)] = 0
+    return counts
+
+
+def _discounts(counts: Counts, order: int, settings: Settings) -> list[float]:
+    if settings.smoothing == "kneser-ney":
+        return estimate_discounts(counts, order)
+    if settings.smoothing == "absolute":
+        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+        return [once / (once + 2 * twice) if once else FALLBACK_DISCOUNTS[0]]
+    return []
+
+
+def _taken(counts: Counts, discounts: list[float]) -> Reals:
+    """What is taken away from each count; the last discount serves all higher counts."""
+    by_count = numpy.array([0.0, *discounts, *(discounts[-1:] or [0.0]) * 3])
+    return by_count[numpy.minimum(counts, 3)]
+
+
+def _extra(level: Level, counts: Counts, settings: Settings, histories: int, *, vocabulary: int) -> Reals:
+    """What each history's whole has beside its counts, for the unseen."""
+    if settings.smoothing == "witten-bell":
+        return numpy.bincount(level.parents, weights=counts > 0, minlength=histories).astype(numpy.float64)
+    return numpy.full(histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0)
+
+
+def _divide(
+    parents: NDArray[numpy.integer], counts: Counts, taken: Reals, kept: NDArray[numpy.bool_], extra: Reals
+) -> tuple[Reals, Reals]:
+    """Each n-gram's own share, and each history's weight: 1 where nothing follows it.
+
+    What was pruned is handed down with what was taken away.
+    """
+    histories = len(extra)
+    total = numpy.bincount(parents, weights=counts, minlength=histories)
+    handed = extra + numpy.bincount(parents, weights=numpy.where(kept, taken, counts), minlength=histories)
+    seen = total > 0
+    weight = numpy.ones(histories)
+    numpy.divide(handed, total + extra, out=weight, where=seen)
+    share = numpy.zeros(len(counts))
+    numpy.divide(counts - taken, (total + extra)[parents], out=share, where=seen[parents])
+    return share, weight
+
+
+def estimate_discounts(counts: Counts, order: int) -> list[float]:
+    """D1, D2, D3+ from the counts of counts (Chen & Goodman 1998, equation 26).
+
+    Where these are undefined or out of range, which small or odd texts make them, the fixed discounts
+    0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would leave nothing for
+    what was not seen.
+    """
+    t1, t2, t3, t4 = (int((counts == j).sum()) for j in (1, 2, 3, 4))
+    if min(t1, t2, t3) > 0:
+        y = t1 / (t1 + 2 * t2)
+        found = [1 - 2 * y * t2 / t1, 2 - 3 * y * t3 / t2, 3 - 4 * y * t4 / t3]
+        if all(0 < d <= j for j, d in enumerate(found, start=1)):
+            return found
+    logger.info(
+        "order %d: counts of counts %d, %d, %d, %d leave a discount undefined; using 0.5, 1, 1.5", order, t1, t2, t3, t4
+    )
+    return list(FALLBACK_DISCOUNTS)
+
+
+def _log10(values: Reals) -> NDArray[numpy.float32]:
+    with numpy.errstate(divide="ignore"):
+        return numpy.log10(values).astype(numpy.float32)

@@ -1,0 +1,250 @@
+"""The n-gram room: counts, smoothing, look-up and ARPA files; KenLM's figures to the digit."""
+
+import gzip
+import json
+import math
+
+import numpy
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rung.errors import RecipeError, RunError
+from rung.evaluate import score_documents
+from rung.models.ngram import SMOOTHINGS, NgramConfig, NgramForCausalLM
+from rung.models.ngram.arpa import read_arpa, write_arpa
+from rung.models.ngram.counting import count_ngrams
+from rung.models.ngram.smoothing import estimate_discounts
+from rung.tokenizer import build_tokenizer, encode_documents
+
+WORDS = ["the", "cat", '"sat"', "on", "a,", "mát"]
+TEXTS = st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6)
+
+
+def fit(documents, vocab_size=8, **settings):
+    """A model of documents of ids 3 to `vocab_size`; 0 opens, 1 ends, 2 pads."""
+    rows = [[0, *words, 1] for words in documents]
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    config = NgramConfig(vocab_size=vocab_size, bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings)
+    return NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
+
+
+def fit_texts(texts, **settings):
+    """A model of white-space words, and its tokenizer."""
+    tokenizer = build_tokenizer("whitespace", texts)
+    ids = list(encode_documents(texts, tokenizer))
+    starts = numpy.cumsum([0] + [len(row) for row in ids[:-1]])
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = NgramConfig(vocab_size=len(tokenizer), **special, **settings)
+    return NgramForCausalLM.fit(config, numpy.concatenate(ids).astype(numpy.uint32), starts), tokenizer
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents=TEXTS, order=st.integers(1, 7))
+def test_counts_are_those_of_a_dictionary(documents, order):
+    rows = [[0, *words, 1] for words in documents]
+    expected = {}
+    for row in rows:
+        for size in range(1, order + 1):
+            for at in range(len(row) - size + 1):
+                ngram = tuple(row[at : at + size])
+                expected[ngram] = expected.get(ngram, 0) + 1
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    levels = list(count_ngrams(numpy.concatenate(rows).astype(numpy.uint16), starts, order, 8))
+    spelled = [[(token,) for token in levels[0].tokens.tolist()]]
+    for level in levels[1:]:
+        spelled.append([spelled[-1][p] + (t,) for p, t in zip(level.parents, level.tokens.tolist(), strict=True)])
+        assert spelled[-1] == sorted(spelled[-1])
+        assert [spelled[-2][s] for s in level.suffixes] == [ngram[1:] for ngram in spelled[-1]]
+        assert level.opens.tolist() == [ngram[0] == 0 for ngram in spelled[-1]]
+    found = {
+        n: c for level, ngrams in zip(levels, spelled, strict=True) for n, c in zip(ngrams, level.counts, strict=True)
+    }
+    assert {n: c for n, c in found.items() if c} == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    documents=TEXTS,
+    order=st.integers(1, 10),
+    smoothing=st.sampled_from([name for name in SMOOTHINGS if name != "stupid-backoff"]),
+    prune=st.sampled_from([None, [0, 1], [0, 0, 2]]),
+)
+@example(
+    documents=[[3, 3, 6, 6, 6, 7, 6, 6, 7, 7, 3], [7, 6, 6, 6, 6, 7, 6, 6, 7, 7, 4]],
+    order=3,
+    smoothing="kneser-ney",
+    prune=None,
+)  # a discount of 0
+def test_every_smoothing_is_a_distribution_on_any_text(documents, order, smoothing, prune):
+    """Also for one word, one repeated word, empty documents and orders longer than every document."""
+    model = fit(documents, order=order, smoothing=smoothing, prune=prune)
+    probabilities = model(torch.tensor([[0, 3, 4, 5, 6, 7, 3, 3, 3, 1]])).logits.double().exp()
+    assert torch.all(probabilities >= 0)
+    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5)
+    assert torch.all(probabilities[..., [0, 2]] == 0)  # nothing is followed by BOS or PAD
+    assert torch.all(probabilities[..., 3:] > 0)
+
+
+def test_kneser_ney_by_hand():
+    """Order 2 on `a b a b a c`, with the fallback discounts 0.5, 1, 1.5: every step can be checked on paper."""
+    a, b, c, end = 3, 4, 5, 1
+    tokens = numpy.array([0, a, b, a, b, a, c, end], dtype=numpy.uint16)
+    config = NgramConfig(vocab_size=6, order=2, bos_token_id=0, eos_token_id=end, pad_token_id=2)
+    model = NgramForCausalLM.fit(config, tokens, numpy.array([0]))
+    # Continuation counts: a follows BOS and b: 2; b, c and end follow one token each: 1. Their sum is 5.
+    # Discounts take 1 from a and 0.5 from the others, 2.5 in all: half of the mass is spread over 4 tokens.
+    spread = 2.5 / 5 / 4
+    unigram = {a: (2 - 1) / 5 + spread, b: 0.5 / 5 + spread, c: 0.5 / 5 + spread, end: 0.5 / 5 + spread}
+    # After a: b twice, c once; 1 and 0.5 of 3 are given up.
+    expected = {w: 1.5 / 3 * unigram[w] for w in unigram}
+    expected[b] += (2 - 1) / 3
+    expected[c] += (1 - 0.5) / 3
+    found = model(torch.tensor([[0, a]])).logits[0, -1].exp()
+    for word, probability in expected.items():
+        assert found[word].item() == pytest.approx(probability, rel=1e-6)
+
+
+def test_discounts_fall_back_and_say_so(caplog):
+    with caplog.at_level("INFO", logger="rung"):
+        assert estimate_discounts(numpy.array([1, 1, 1]), 2) == [0.5, 1.0, 1.5]
+    assert "leave a discount undefined" in caplog.text
+
+
+def test_golden_discounts(shared):
+    """The counts and discounts that KenLM prints for these texts."""
+    figures = json.loads((shared / "golden/kenlm/figures.json").read_text())["orders"]["5"]["levels"]
+    ids = {word: number for number, word in enumerate(["<s>", "</s>", "<unk>"])}
+    rows = []
+    for line in (shared / "golden/kenlm/train.txt").read_text().splitlines():
+        rows.append([0, *(ids.setdefault(word, len(ids)) for word in line.split()), 1])
+    config = NgramConfig(vocab_size=len(ids), order=5, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint32), starts)
+    for order, level in figures.items():
+        assert model.config.num_ngrams[int(order) - 1] == level["ngrams"]
+        assert model.config.discounts[int(order) - 1] == pytest.approx(
+            [level["D1"], level["D2"], level["D3+"]], rel=1e-5
+        )
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+def test_golden_sentences(shared, order):
+    """KenLM's perplexities, and its log10 of each of 300 sentences, to five digits."""
+    folder = shared / "golden/kenlm"
+    figures = json.loads((folder / "figures.json").read_text())["orders"][str(order)]
+    model, tokenizer = fit_texts((folder / "train.txt").read_text().splitlines(), order=order)
+    sentences = (folder / "valid.txt").read_text().splitlines()
+    found = score_documents(model, tokenizer, sentences).kenlm
+    for name in ("perplexity_including_oov", "perplexity_excluding_oov", "oov", "tokens"):
+        assert found[name] == pytest.approx(figures[name], rel=5e-6), name
+    expected = figures["sentence_log10"]
+    assert len(expected) == 300
+    scores = [model.score(sentence, tokenizer) for sentence in sentences[:300]]
+    assert scores == pytest.approx(expected, rel=5e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    documents=TEXTS,
+    order=st.integers(1, 5),
+    row=st.lists(st.integers(3, 7), min_size=1, max_size=9),
+    prune=st.sampled_from([None, [0, 1]]),
+)
+def test_a_looked_up_cost_is_that_of_the_whole_distribution(documents, order, row, prune):
+    model = fit(documents, order=order, prune=prune)
+    ids = torch.tensor([0, *row, 1, 0, *row, 1])  # two documents, one after the other
+    found, orders = model.score_tokens(ids)
+    logits = torch.cat([model(ids[None, : len(row) + 2]).logits[0], model(ids[None, len(row) + 2 :]).logits[0]])
+    expected = logits[torch.arange(len(ids) - 1), ids[1:]] / math.log(10)
+    torch.testing.assert_close(found[1:], expected, rtol=1e-5, atol=1e-5)
+    assert orders.min() >= 1
+    assert orders.max() <= model.config.order
+
+
+def test_each_smoothing_by_hand():
+    """Order 2 on `a b a b a c`: after a came b twice and c once, 4 tokens can come."""
+    a, b, c, end = 3, 4, 5, 1
+    document = [[a, b, a, b, a, c]]
+
+    def after_a(**settings):
+        return fit(document, vocab_size=6, order=2, **settings)(torch.tensor([[0, a]])).logits[0, -1].exp()
+
+    add_k = after_a(smoothing="add-k", k=0.5)
+    assert add_k[b].item() == pytest.approx(2.5 / (3 + 0.5 * 4))
+    assert add_k[end].item() == pytest.approx(0.5 / (3 + 0.5 * 4))
+    counts = {a: 3, b: 2, c: 1, end: 1}
+    witten_bell = after_a(smoothing="witten-bell")
+    unigram = {w: (n + 4 / 4) / (7 + 4) for w, n in counts.items()}
+    for word, seen in {a: 0, b: 2, c: 1, end: 0}.items():
+        assert witten_bell[word].item() == pytest.approx((seen + 2 * unigram[word]) / (3 + 2)), word
+    absolute = after_a(smoothing="absolute")
+    low, high = 2 / (2 + 2 * 1), 3 / (3 + 2 * 2)  # n1 / (n1 + 2 n2): of single tokens; of pairs
+    unigram = {w: (n - low) / 7 + 4 * low / 7 / 4 for w, n in counts.items()}
+    assert absolute[b].item() == pytest.approx((2 - high) / 3 + 2 * high / 3 * unigram[b])
+    stupid = after_a(smoothing="stupid-backoff")
+    assert stupid[b].item() == pytest.approx(2 / 3)
+    assert stupid[end].item() == pytest.approx(0.4 * 1 / 7)
+
+
+def test_pruning_drops_what_was_seen_so_often_or_less():
+    documents = [[3, 4, 5], [3, 4, 5], [3, 4, 6]]
+    whole, pruned = fit(documents, order=3), fit(documents, order=3, prune=[0, 0, 1])
+    assert whole.config.num_ngrams[:2] == pruned.config.num_ngrams[:2]
+    assert pruned.config.num_ngrams[2] < whole.config.num_ngrams[2]
+
+
+@pytest.mark.parametrize("bad", [{"smoothing": "laplace"}, {"prune": [1]}, {"prune": [0, 2, 1]}, {"k": 0.0}])
+def test_bad_settings_are_refused(bad):
+    with pytest.raises(RecipeError, match=f"{next(iter(bad.values()))}".replace("[", r"\[").replace("]", r"\]")):
+        fit([[3, 4]], order=2, **bad)
+
+
+@settings(max_examples=60, deadline=None)
+@given(documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=6))
+@pytest.mark.parametrize("suffix", [".arpa", ".arpa.gz"])
+def test_arpa_comes_back_to_the_last_bit(documents, suffix, tmp_path_factory):
+    model, tokenizer = fit_texts([" ".join(words) for words in documents], order=3)
+    path = tmp_path_factory.mktemp("arpa") / f"model{suffix}"
+    write_arpa(model, tokenizer, path)
+    again, words = read_arpa(path)
+    path_again = path.with_name(f"again{suffix}")
+    write_arpa(again, words, path_again)
+    read = gzip.open if suffix == ".arpa.gz" else open
+    with read(path, "rb") as first, read(path_again, "rb") as second:
+        assert sorted(first) == sorted(second)
+    for text in [" ".join(words) for words in documents] + ["the mát unheard"]:
+        assert again.score(text, words) == model.score(text, tokenizer)
+
+
+def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
+    kenlm = pytest.importorskip("kenlm", reason="the package kenlm is not installed")
+    folder = shared / "golden/kenlm"
+    model, tokenizer = fit_texts((folder / "train.txt").read_text().splitlines(), order=5)
+    write_arpa(model, tokenizer, tmp_path / "ours.arpa")
+    theirs = kenlm.Model(str(tmp_path / "ours.arpa"))
+    for sentence in (folder / "valid.txt").read_text().splitlines()[:300]:
+        words = (log10 for log10, _, _ in theirs.full_scores(sentence))  # `score` adds them up in float32
+        assert model.score(sentence, tokenizer) == pytest.approx(math.fsum(words), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "not a whole ARPA file"),
+        ("\\data\\\nngram 1=1\n\n\\1-grams:\n-1\ta\t0\n", "not a whole ARPA file"),
+        ("\\data\\\nngram 1=1\n\n\\1-grams:\nx\ta\t0\n\n\\end\\\n", "cannot be read"),
+        ("\\data\\\n\n\\1-grams:\n-1\ta\n\n\\2-grams:\n-1\ta b\n\n\\end\\\n", "not among the 1-grams"),
+    ],
+)
+def test_a_bad_arpa_file_is_refused(text, message, tmp_path):
+    (tmp_path / "bad.arpa").write_text(text)
+    with pytest.raises(RunError, match=message):
+        read_arpa(tmp_path / "bad.arpa")
+
+
+def test_tokens_with_white_space_are_refused(tmp_path, make_tiny):
+    tokenizer = build_tokenizer("char", ["a b"])
+    with pytest.raises(RunError, match="holds white space"):
+        write_arpa(make_tiny("ngram"), tokenizer, tmp_path / "x.arpa")
