@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors import SafetensorError
 
 from rung import runs
 from rung.errors import RunError
@@ -76,3 +77,17 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be made"):
         runs.make_folder(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/7"),
+    ],
+)
+def test_a_full_disk_is_one_clear_line(error, tmp_path):
+    with pytest.raises(RunError, match="make room there"), runs.explain_failed_writes(tmp_path):
+        raise error
+    with pytest.raises(RuntimeError, match="shape"), runs.explain_failed_writes(tmp_path):
+        raise RuntimeError("shape mismatch")

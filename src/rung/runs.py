@@ -11,8 +11,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from rung.errors import RunError
 
@@ -97,12 +100,27 @@ def find_runs(root: Path) -> Iterator[Path]:
             yield record.parent
 
 
+@contextmanager
+def explain_failed_writes(folder: Path) -> Iterator[None]:
+    """Raise `RunError` where safetensors or torch cannot write; their errors are no `OSError` as a full disk's is."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        message = str(error).strip() or type(error).__name__
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in message:
+            raise
+        raise RunError(
+            f"{folder} could not be written to ({message.splitlines()[0]}): make room there; what was saved is kept"
+        ) from error
+
+
 def save_model(folder: Path, *parts: Any) -> None:
     """Save what has `save_pretrained` (a model, a tokenizer), each file written beside and renamed."""
     beside = folder / f".saving.{os.getpid()}"
     try:
-        for part in parts:
-            part.save_pretrained(beside)
+        with explain_failed_writes(folder):
+            for part in parts:
+                part.save_pretrained(beside)
         for file in sorted(beside.iterdir()):
             file.replace(folder / file.name)
     finally:

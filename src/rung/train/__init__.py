@@ -139,7 +139,7 @@ def train(
     recorder = _Recorder(folder, hooks, arguments.train_batch_size * blocks.length, deadline)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
     trainer.pace = recorder.pace = Pace(steps)
-    with _interrupt_politely(recorder):
+    with _interrupt_politely(recorder), runs.explain_failed_writes(folder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
