@@ -23,6 +23,7 @@ RECORD = "rung.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
+TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container")  # how torch.save says that a disk is full
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -107,7 +108,7 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError) as error:
         message = str(error).strip() or type(error).__name__
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in message:
+        if isinstance(error, RuntimeError) and not any(sign in message for sign in TORCH_CANNOT_WRITE):
             raise
         raise RunError(
             f"{folder} could not be written to ({message.splitlines()[0]}): make room there; what was saved is kept"
