@@ -98,11 +98,11 @@ def climb(
         seed=seed,
         folder=folder,
     )
-    with Display() as display:
-        try:
+    try:
+        with Display() as display:
             folders = climb_ladder(plan, display.tell)
-        except KeyboardInterrupt:
-            _fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
+    except KeyboardInterrupt:
+        _fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
     show(climb_table(read_rows(folders), folders))
     best = min((r for r in read_rows(folders) if r.bits_per_byte), key=lambda r: r.bits_per_byte or 0.0)
     print(f"\nReport: {folder / REPORT}", file=sys.stderr)
