@@ -23,6 +23,7 @@ from rung.models.bigram import find_continuations
 from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
 from rung.models.ngram.counting import count_ngrams
 from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
+from rung.tokenizer import encode_plainly
 
 __all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
 
@@ -111,7 +112,7 @@ class NgramForCausalLM(StatefulModel):
         """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
         before = past_key_values.tensors[0] if past_key_values else None
-        rows = self.find_rows(input_ids, real, before)[..., : max(self.config.order - 1, 1)]  # B T order-1
+        rows = self.find_rows(input_ids, max(self.config.order - 1, 1), real, before)  # B T order-1
         state = State((rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0))
         histories = keep_logits(rows, logits_to_keep)
         logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
@@ -120,16 +121,17 @@ class NgramForCausalLM(StatefulModel):
     def find_rows(
         self,
         input_ids: Int[Tensor, "B T"],
+        highest: int,
         real: Shaped[Tensor, "B T"] | None = None,
         before: Shaped[Tensor, "B histories"] | None = None,
-    ) -> Int[Tensor, "B T order"]:
-        """The n-gram that the last 1, 2, ..., order tokens are, at every position; -1 where it was never seen.
+    ) -> Int[Tensor, "B T highest"]:
+        """The n-gram that the last 1, 2, ..., `highest` tokens are, at every position; -1 where it was never seen.
 
         `before` are the rows found at the position before the first.
         """
         shorter = input_ids if real is None else input_ids.masked_fill(~real, -1)
         found = [shorter]
-        for order in range(2, self.config.order + 1):
+        for order in range(2, highest + 1):
             opening = before[:, order - 2, None] if before is not None else shorter.new_full((len(input_ids), 1), -1)
             parents = torch.cat([opening, shorter[:, :-1]], dim=1)
             shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(input_ids)
@@ -142,7 +144,7 @@ class NgramForCausalLM(StatefulModel):
 
         Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
         """
-        rows = self.find_rows(input_ids[None])[0]  # N order
+        rows = self.find_rows(input_ids[None], self.config.order)[0]  # N order
         cost = self.log10_probability_1[input_ids]
         order_found = torch.ones_like(input_ids)
         for order in range(2, self.config.order + 1):
@@ -157,8 +159,8 @@ class NgramForCausalLM(StatefulModel):
 
     def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
         """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it."""
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], device=self.device)
+        words = encode_plainly(tokenizer, [text])[0].ids
+        ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
         return self.score_tokens(ids)[0][1:].double().sum().item()
 
     def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:

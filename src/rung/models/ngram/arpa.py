@@ -16,7 +16,7 @@ import numpy
 import pyarrow
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RunError
@@ -72,7 +72,7 @@ def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
     number = numpy.array([ids[renamed.get(word, word)] for word in vocabulary], dtype=numpy.int64)
     tables = _build_tables(sections, number, len(ids), tokenizer, path)
     special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = NgramConfig(vocab_size=len(ids), order=len(tables), smoothing="kneser-ney", **special)
+    config = NgramConfig(vocab_size=len(ids), **special)
     return NgramForCausalLM.from_tables(config, tables), tokenizer
 
 
@@ -154,13 +154,11 @@ def _parse(text: str, order: int, path: Path) -> tuple[NDArray[numpy.float32], p
 def _make_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerBase:
     """White space apart, these words known; the kind that `--tokenizer whitespace` trains."""
     tokenizer = build_tokenizer("whitespace", [])
-    spec = tokenizer.backend_tokenizer.to_str()
-    backend = Tokenizer.from_str(spec)
-    known = dict(backend.get_vocab(with_added_tokens=True))
+    known = tokenizer.get_vocab()
     for word in vocabulary:
         if word not in (BEGIN, END, ARPA_UNKNOWN):
             known.setdefault(word, len(known))
-    tokenizer.backend_tokenizer.model = type(backend.model)(vocab=known, unk_token=UNKNOWN)
+    tokenizer.backend_tokenizer.model = models.WordLevel(vocab=known, unk_token=UNKNOWN)
     return tokenizer
 
 
