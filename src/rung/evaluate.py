@@ -99,7 +99,8 @@ def score_documents(
         for document, costs in zip(batch, _token_nats(model, [d.ids for d in batch]), strict=True):
             spelling = sum(map(spelling_nats, document.unknown))
             nats = costs.double().sum().item() + spelling
-            of_unknown = costs[torch.tensor(document.ids[1:]) == unknown_token].double().sum().item()
+            is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
+            of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
             counts = (document.bytes, document.words, len(costs), len(document.unknown))
             rows.append((nats, spelling, of_unknown, *counts))
         if on_document:
@@ -138,8 +139,9 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
     encoding = encode_plainly(tokenizer, [text])[0]
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
     nats = _token_nats(model, [ids])[0].tolist()
-    orders = model.score_tokens(torch.tensor(ids))[1][1:].tolist() if isinstance(model, NgramForCausalLM) else []
-    orders = orders or [None] * len(nats)
+    orders: list[int | None] = [None] * len(nats)
+    if isinstance(model, NgramForCausalLM):
+        orders = model.score_tokens(torch.tensor(ids, device=model.device))[1][1:].tolist()
     unknown = unknown_id(tokenizer)
     scores, end = [], 0
     for token, (start, stop), cost, order in zip(encoding.ids, encoding.offsets, nats, orders, strict=False):

@@ -125,7 +125,8 @@ def train(
     """
     started = time.perf_counter()
     keep_freed_memory()
-    blocks = Blocks(packed, model.context_length or _trained_length(model), tokenizer.pad_token_id)
+    length: int = model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
+    blocks = Blocks(packed, length, tokenizer.pad_token_id)
     resumed = last_checkpoint(folder)
     if resumed:
         steps, deadline = _read_state(resumed)["max_steps"], None
@@ -139,7 +140,7 @@ def train(
     recorder = _Recorder(folder, hooks, arguments.train_batch_size * blocks.length, deadline)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
     trainer.pace = recorder.pace = Pace(steps)
-    with _interrupt_politely(recorder), runs.explain_failed_writes(folder):
+    with _interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
@@ -200,6 +201,10 @@ class _Trainer(Trainer):
         self.pace = self.pace or Pace(num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
         return self.lr_scheduler
+
+    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+        with runs.explain_failed_writes(Path(cast(str, self.args.output_dir))):
+            super()._save_checkpoint(*args, **options)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
@@ -384,10 +389,6 @@ def _interrupt_politely(recorder: _Recorder) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _trained_length(model: CausalModel) -> int:
-    return getattr(model.config, "max_position_embeddings", BLOCK_LENGTH)
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:
