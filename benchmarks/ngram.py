@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from rung.device import choose_device, describe
+from rung.device import choose_device, describe, keep_freed_memory
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.arpa import write_arpa
 from rung.tokenizer import build_tokenizer, encode_documents
@@ -110,6 +110,7 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("valid", type=Path, nargs="?")
     chosen = parser.parse_args()
+    keep_freed_memory()
     print(f"Kneser-Ney of order {ORDER}: {describe(choose_device())}\n")
     print("    tokens      n-grams  fit (s)  sorts (s)   ratio  bytes each  peak (GB)")
     for megabytes in MEGABYTES:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import __version__, runs
 from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
-from rung.device import choose_device, describe
+from rung.device import choose_device, describe, keep_freed_memory
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
@@ -216,6 +216,7 @@ def _count(
 ) -> tuple[CausalModel, Trained]:
     """Fit a counting rung: one pass over the text."""
     config = make_config(recipe.rung, tokenizer, recipe.model)
+    keep_freed_memory()
     started = time.perf_counter()
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts)
     seconds = time.perf_counter() - started

@@ -112,7 +112,8 @@ class NgramForCausalLM(StatefulModel):
         """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
         before = past_key_values.tensors[0] if past_key_values else None
-        rows = self.find_rows(input_ids, max(self.config.order - 1, 1), real, before)  # B T order-1
+        found = self.find_rows(input_ids, max(self.config.order - 1, 1), real, before)
+        rows = torch.stack(found, dim=-1)  # B T order-1
         state = State((rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0))
         histories = keep_logits(rows, logits_to_keep)
         logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
@@ -124,7 +125,7 @@ class NgramForCausalLM(StatefulModel):
         highest: int,
         real: Shaped[Tensor, "B T"] | None = None,
         before: Shaped[Tensor, "B histories"] | None = None,
-    ) -> Int[Tensor, "B T highest"]:
+    ) -> list[Int[Tensor, "B T"]]:
         """The n-gram that the last 1, 2, ..., `highest` tokens are, at every position; -1 where it was never seen.
 
         `before` are the rows found at the position before the first.
@@ -136,7 +137,7 @@ class NgramForCausalLM(StatefulModel):
             parents = torch.cat([opening, shorter[:, :-1]], dim=1)
             shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(input_ids)
             found.append(shorter if real is None else shorter.masked_fill(~real, -1))
-        return torch.stack(found, dim=-1)
+        return found
 
     @torch.no_grad()
     def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
@@ -144,17 +145,17 @@ class NgramForCausalLM(StatefulModel):
 
         Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
         """
-        rows = self.find_rows(input_ids[None], self.config.order)[0]  # N order
+        rows = self.find_rows(input_ids[None], self.config.order)
         cost = self.log10_probability_1[input_ids]
         order_found = torch.ones_like(input_ids)
         for order in range(2, self.config.order + 1):
-            here, context = rows[1:, order - 1], rows[:-1, order - 2]
-            backoff = self.get_parameter(f"log10_backoff_{order - 1}")[context.clamp(min=0)]
-            lower = cost[1:] + backoff.masked_fill_(context < 0, 0.0)
-            cost[1:] = torch.where(
-                here >= 0, self.get_parameter(f"log10_probability_{order}")[here.clamp(min=0)], lower
-            )
-            order_found[1:][here >= 0] = order
+            context = torch.nonzero(rows[order - 2][0, :-1] >= 0)[:, 0]
+            backoff = self.get_parameter(f"log10_backoff_{order - 1}")
+            cost.index_add_(0, context + 1, backoff.index_select(0, rows[order - 2][0, context]))
+            here = torch.nonzero(rows[order - 1][0] >= 0)[:, 0]
+            probability = self.get_parameter(f"log10_probability_{order}")
+            cost[here] = probability.index_select(0, rows[order - 1][0, here])
+            order_found[here] = order
         return cost, order_found
 
     def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -167,19 +168,18 @@ class NgramForCausalLM(StatefulModel):
         """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
-        if len(table) == 0:
-            return result
         at = torch.nonzero(parents >= 0)[:, 0]
-        parent, last = parents.index_select(0, at), len(table) - 1
+        parent = parents.index_select(0, at)
         low, end = first.index_select(0, parent), first.index_select(0, parent + 1)
-        wanted, size = tokens.index_select(0, at).int(), end - low
-        for _ in range(int(size.max()).bit_length() if len(size) else 0):  # `size` rows from `low` on are in question
-            half = size >> 1
-            middle = low + half
-            is_before = (table.index_select(0, middle.clamp(max=last)) < wanted) & (size > 0)
-            low = torch.where(is_before, middle + 1, low)
-            size = torch.where(is_before, size - half - 1, half)
-        hit = (low < end) & (table.index_select(0, low.clamp(max=last)) == wanted)
+        at = at[has_children := end > low]
+        if len(at) == 0:
+            return result
+        low, last, wanted = low[has_children], end[has_children] - 1, tokens.index_select(0, at).int()
+        for bit in reversed(range(int((last - low).max() + 1).bit_length())):  # the row is less than 2 << bit ahead
+            probe = torch.minimum(low + ((1 << bit) - 1), last)
+            low = torch.where(table.index_select(0, probe) < wanted, probe + 1, low)
+        low = torch.minimum(low, last)
+        hit = table.index_select(0, low) == wanted
         result[at[hit]] = low[hit].long()
         return result
 

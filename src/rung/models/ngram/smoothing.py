@@ -16,7 +16,9 @@ c(h) sums the counts after h and n(h) says how many different tokens came. Sourc
 """
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy
 from numpy.typing import NDArray
@@ -35,9 +37,10 @@ SMOOTHINGS = {
 }
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # what lmplz --discount_fallback uses
 STUPID_WEIGHT = 0.4
+ROWS_AT_ONCE = 2**17
 
 Reals = NDArray[numpy.float64]
-Counts = NDArray[numpy.int64]
+Counts = NDArray[numpy.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,42 +82,94 @@ class Table:
 
 def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list[list[float]]]:
     """The tables of all orders, and the discounts of each (none where the smoothing has none)."""
-    lower = numpy.full(1, 1.0 / (len(levels[0]) - len(settings.never)))
+    vocabulary = len(levels[0]) - len(settings.never)
+    lower = numpy.full(1, 1.0 / vocabulary)
     tables: list[Table] = []
     discounts: list[list[float]] = []
-    kept_before = numpy.ones(1, dtype=bool)
+    kept_before: NDArray[numpy.bool_] | None = None
     for order, level in enumerate(levels, start=1):
         counts = _effective_counts(levels, order, settings)
         discounts.append(_discounts(counts, order, settings))
-        kept = level.counts > settings.threshold(order) if order > 1 else numpy.ones(len(level), dtype=bool)
-        taken = _taken(counts, discounts[-1])
-        if settings.smoothing == "add-k" and order < len(levels):
-            share, weight = numpy.zeros(len(level)), numpy.ones(len(lower))
-        else:
-            extra = _extra(level, counts, settings, len(lower), vocabulary=len(levels[0]) - len(settings.never))
-            share, weight = _divide(level.parents, counts, taken, kept, extra)
-        if settings.smoothing == "stupid-backoff":
-            weight = numpy.full(len(lower), STUPID_WEIGHT)
-            probability = numpy.where(counts > 0, share, STUPID_WEIGHT * lower[level.suffixes])
-        else:
-            probability = share + weight[level.parents] * lower[level.suffixes]
+        threshold = settings.threshold(order) if order > 1 else 0
+        kept = level.counts > threshold if threshold else None
+        is_spread = settings.smoothing == "add-k" and order < len(levels)
+        probability = numpy.empty(len(level))
+        weight = numpy.empty(len(lower))
+        for rows, histories in _families(level.parents, len(lower)):
+            family = _Family(
+                parents=level.parents[rows] - histories.start,
+                counts=counts[rows],
+                taken=_taken(counts[rows], discounts[-1]),
+                kept=None if kept is None else kept[rows],
+                lower=lower[level.suffixes[rows]],
+                histories=histories.stop - histories.start,
+            )
+            probability[rows], weight[histories] = _smooth(family, settings, vocabulary, is_spread=is_spread)
         if order == 1:
             probability[list(settings.never)] = 0
         else:
-            tables[-1] = replace(tables[-1], log10_backoff=_log10(weight[kept_before]))
+            tables[-1] = replace(tables[-1], log10_backoff=_log10(_where(weight, kept_before)))
         tables.append(_keep(level, probability, kept, kept_before))
         lower, kept_before = probability, kept
     return tables, discounts
 
 
-def _keep(level: Level, probability: Reals, kept: NDArray[numpy.bool_], kept_before: NDArray[numpy.bool_]) -> Table:
-    renumbered = numpy.cumsum(kept_before) - 1
+@dataclass(frozen=True, kw_only=True)
+class _Family:
+    """N-grams of one order with all that share their histories, which are numbered from 0."""
+
+    parents: NDArray[numpy.integer]
+    counts: NDArray[numpy.integer]
+    taken: Reals  # from each count
+    kept: NDArray[numpy.bool_] | None  # None: all of them
+    lower: Reals  # the next lower order's probability
+    histories: int
+
+
+def _families(parents: NDArray[numpy.integer], histories: int) -> Iterator[tuple[slice, slice]]:
+    """Rows, many at a time but none apart from its siblings, and the histories that they follow.
+
+    What is computed of them stays in the processor's cache, and memory holds it only for so many.
+    """
+    row = history = 0
+    while history < histories:
+        ahead = row + ROWS_AT_ONCE
+        next_history = int(parents[ahead]) if ahead < len(parents) else histories
+        if next_history == history:  # one history with more children than that
+            next_history += 1
+        next_row = int(numpy.searchsorted(parents, next_history))
+        yield slice(row, next_row), slice(history, next_history)
+        row, history = next_row, next_history
+
+
+def _smooth(family: _Family, settings: Settings, vocabulary: int, *, is_spread: bool) -> tuple[Reals, Reals]:
+    """The probability of each n-gram and the weight of each history; `is_spread`: as if nothing had been seen."""
+    if is_spread:
+        return family.lower, numpy.ones(family.histories)
+    extra = _extra(family, settings, vocabulary)
+    share, weight = _divide(family, extra)
+    if settings.smoothing == "stupid-backoff":
+        scores = numpy.where(family.counts > 0, share, STUPID_WEIGHT * family.lower)
+        return scores, numpy.full(family.histories, STUPID_WEIGHT)
+    share += weight[family.parents] * family.lower
+    return share, weight
+
+
+def _keep(
+    level: Level, probability: Reals, kept: NDArray[numpy.bool_] | None, kept_before: NDArray[numpy.bool_] | None
+) -> Table:
+    parents = _where(level.parents, kept)
+    tokens = _where(level.tokens, kept)
     return Table(
-        tokens=level.tokens[kept],
-        parents=renumbered[level.parents[kept]],
-        log10_probability=_log10(probability[kept]),
-        log10_backoff=numpy.zeros(int(kept.sum()), dtype=numpy.float32),
+        tokens=tokens,
+        parents=parents if kept_before is None else (numpy.cumsum(kept_before) - 1)[parents],
+        log10_probability=_log10(_where(probability, kept)),
+        log10_backoff=numpy.zeros(len(tokens), dtype=numpy.float32),
     )
+
+
+def _where(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[Any]:
+    return values if kept is None else values[kept]
 
 
 def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Counts:
@@ -128,9 +183,8 @@ def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Co
     if settings.smoothing == "kneser-ney" and order < len(levels):
         extensions = numpy.bincount(levels[order].suffixes, minlength=len(level))
         counts = numpy.where(level.opens, level.counts, extensions)
-    if order == 1 and settings.never:
-        counts = counts.copy()
-        counts[list(settings.never)] = 0
+    if order == 1:
+        counts = numpy.where(numpy.isin(level.tokens, settings.never), 0, counts)
     return counts
 
 
@@ -138,7 +192,7 @@ def _discounts(counts: Counts, order: int, settings: Settings) -> list[float]:
     if settings.smoothing == "kneser-ney":
         return estimate_discounts(counts, order)
     if settings.smoothing == "absolute":
-        once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+        once, twice = numpy.bincount(numpy.clip(counts, 0, 3), minlength=4)[1:3].tolist()
         return [once / (once + 2 * twice) if once else FALLBACK_DISCOUNTS[0]]
     return []
 
@@ -149,25 +203,24 @@ def _taken(counts: Counts, discounts: list[float]) -> Reals:
     return by_count[numpy.minimum(counts, 3)]
 
 
-def _extra(level: Level, counts: Counts, settings: Settings, histories: int, *, vocabulary: int) -> Reals:
+def _extra(family: _Family, settings: Settings, vocabulary: int) -> Reals:
     """What each history's whole has beside its counts, for the unseen."""
     if settings.smoothing == "witten-bell":
-        return numpy.bincount(level.parents, weights=counts > 0, minlength=histories).astype(numpy.float64)
-    return numpy.full(histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0)
+        return numpy.bincount(family.parents, weights=family.counts > 0, minlength=family.histories).astype(float)
+    return numpy.full(family.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0)
 
 
-def _divide(
-    parents: NDArray[numpy.integer], counts: Counts, taken: Reals, kept: NDArray[numpy.bool_], extra: Reals
-) -> tuple[Reals, Reals]:
+def _divide(family: _Family, extra: Reals) -> tuple[Reals, Reals]:
     """Each n-gram's own share, and each history's weight: 1 where nothing follows it.
 
     What was pruned is handed down with what was taken away.
     """
-    histories = len(extra)
-    total = numpy.bincount(parents, weights=counts, minlength=histories)
-    handed = extra + numpy.bincount(parents, weights=numpy.where(kept, taken, counts), minlength=histories)
+    parents, counts, taken = family.parents, family.counts, family.taken
+    total = numpy.bincount(parents, weights=counts, minlength=family.histories)
+    given = taken if family.kept is None else numpy.where(family.kept, taken, counts)
+    handed = extra + numpy.bincount(parents, weights=given, minlength=family.histories)
     seen = total > 0
-    weight = numpy.ones(histories)
+    weight = numpy.ones(family.histories)
     numpy.divide(handed, total + extra, out=weight, where=seen)
     share = numpy.zeros(len(counts))
     numpy.divide(counts - taken, (total + extra)[parents], out=share, where=seen[parents])
@@ -181,7 +234,7 @@ def estimate_discounts(counts: Counts, order: int) -> list[float]:
     0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would leave nothing for
     what was not seen.
     """
-    t1, t2, t3, t4 = (int((counts == j).sum()) for j in (1, 2, 3, 4))
+    t1, t2, t3, t4 = numpy.bincount(numpy.clip(counts, 0, 5), minlength=6)[1:5].tolist()
     if min(t1, t2, t3) > 0:
         y = t1 / (t1 + 2 * t2)
         found = [1 - 2 * y * t2 / t1, 2 - 3 * y * t3 / t2, 3 - 4 * y * t4 / t3]
