@@ -4,16 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PEERS := $(VENV)/.peers
 
 .PHONY: climb test test-all check format bench docs clean
 
 climb: $(READY)
 	$(BIN)/rung climb $(ARGS)
 
-test: $(READY)
+test: $(PEERS)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: $(READY)
+test-all: $(PEERS)
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(READY)
@@ -40,3 +41,8 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(READY)
+
+# What only tests and benchmarks need: the engines, and the tools that rung is compared with.
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,peers]'
+	touch $(PEERS)

@@ -26,6 +26,7 @@ SENTENCES = (
 TINY = {
     "bigram": {},
     "ngram": {"order": 3},
+    "infini-gram": {},
     "rnn": {"hidden_size": 32},
     "rnn-attention": {"hidden_size": 32, "max_position_embeddings": 64},
     "gpt2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
@@ -37,7 +38,7 @@ TINY = {
         "max_position_embeddings": 64,
     },
 }
-NEURAL = [name for name in TINY if name not in ("bigram", "ngram")]
+NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,17 +68,17 @@ def make_tiny(tokenizer):
     import numpy
     import torch
 
-    from rung.models import LADDER, build_model, make_config
+    from rung.models import build_model, find_rung, make_config
     from rung.tokenizer import encode_documents
 
     def make(name, **settings):
         config = make_config(name, tokenizer, {**TINY[name], **settings})
-        if not LADDER[name].counts:
+        if not find_rung(name).counts:
             torch.manual_seed(0)
             return build_model(name, config).eval()
         documents = list(encode_documents(SENTENCES, tokenizer))
         starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-        return LADDER[name].model.fit(config, numpy.concatenate(documents), starts).eval()
+        return find_rung(name).model.fit(config, numpy.concatenate(documents), starts).eval()
 
     return make
 

@@ -76,6 +76,10 @@ def test_an_arpa_file_goes_out_and_comes_in(ground):
     assert rung("train", "ngram", "--from", "w.arpa.gz", "--out", "again", cwd=ground).returncode == 0
     first, second = (json.loads(rung("eval", run, "my.txt", "--json", cwd=ground).stdout) for run in ("w", "again"))
     assert second["kenlm"] == first["kenlm"]
+    assert {"rung": "ngram", "imported": "w.arpa.gz"}.items() <= json.loads(
+        (ground / "again/rung.json").read_text()
+    ).items()
+    assert "imported" in rung("runs", ".", cwd=ground).stdout
     found = json.loads(rung("score", "again", "Return the", "--json", cwd=ground).stdout)
     assert all(1 <= token["order"] <= 3 for token in found["tokens"])
 
@@ -177,6 +181,10 @@ MISTAKES = {
     "not ARPA": (["train", "ngram", "--from", "my.txt"], "not a whole ARPA file"),
     "no ARPA": (["train", "ngram", "--from", "no.arpa"], "could not be read as an ARPA file"),
     "ARPA rung": (["train", "rnn", "--from", "my.txt"], "the rung must be ngram"),
+    "ARPA and steps": (["train", "ngram", "--from", "my.txt", "--steps", "3"], "leave out steps"),
+    "unknown engine": (["train", "ngram", "my.txt", "--engine", "duck"], "unknown engine 'duck'"),
+    "engine of a network": (["train", "rnn", "my.txt", "--engine", "spark"], "only ngram counts with an engine"),
+    "no memory": (["train", "ngram", "my.txt", "--memory", "much"], "memory is 'much'"),
     "format": (["export", "b", "b.bin", "--to", "bin"], "unknown format 'bin'"),
     "not n-grams": (["export", "b", "b.arpa"], "ARPA holds n-grams"),
     "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, test"),
@@ -252,3 +260,12 @@ def test_a_kill_is_survived(ground):
     steps = [json.loads(line)["step"] for line in (ground / "k" / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)
     assert max(steps) == 60
+
+
+def test_counting_on_disk_changes_nothing(ground):
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    for out, more in (("in-memory", ()), ("on-disk", ("--memory", "300MB"))):
+        assert rung("train", "ngram", "my.txt", "--out", out, *more, cwd=ground).returncode == 0
+    first, second = (json.loads((ground / out / "rung.json").read_text()) for out in ("in-memory", "on-disk"))
+    assert second["recipe"]["counting"] == {"memory": "300MB"}
+    assert second["scores"]["test"]["nats"] == first["scores"]["test"]["nats"]

@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy
 import torch
@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
 from rung.models import CausalModel
+from rung.models.causal import CountingModel
 from rung.models.ngram import NgramForCausalLM
 from rung.tokenizer import encode_plainly, losses
 
@@ -126,7 +127,9 @@ def score_documents(
         window=window,
         stride=None if window is None else stride_of(window),
         lost=list(losses(tokenizer)),
-        kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown) if _is_looked_up(model) else None,
+        kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown)
+        if isinstance(model, NgramForCausalLM) and model.is_normalized
+        else None,
     )
 
 
@@ -140,7 +143,7 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
     nats = _token_nats(model, [ids])[0].tolist()
     orders: list[int | None] = [None] * len(nats)
-    if isinstance(model, NgramForCausalLM):
+    if isinstance(model, CountingModel):
         orders = model.score_tokens(torch.tensor(ids, device=model.device))[1][1:].tolist()
     unknown = unknown_id(tokenizer)
     scores, end = [], 0
@@ -229,8 +232,8 @@ def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
 @torch.no_grad()
 def _token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
     """The cost in nats of every token but the first of each document, in float32."""
-    if _is_looked_up(model):
-        return _look_up(cast(NgramForCausalLM, model), documents)
+    if isinstance(model, CountingModel) and model.is_normalized:
+        return _look_up(model, documents)
     costs = [torch.empty(len(ids) - 1) for ids in documents]
     read = _read_carried if model.context_length is None else _read_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
@@ -238,12 +241,7 @@ def _token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Te
     return costs
 
 
-def _is_looked_up(model: CausalModel) -> bool:
-    """Whether a token's cost can be had without the whole distribution."""
-    return isinstance(model, NgramForCausalLM) and model.is_normalized
-
-
-def _look_up(model: NgramForCausalLM, documents: list[list[int]]) -> list[torch.Tensor]:
+def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:
     """All documents in one row."""
     sizes = [len(ids) for ids in documents]
     row = torch.tensor(list(itertools.chain.from_iterable(documents)), device=model.device)

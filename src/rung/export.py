@@ -1,11 +1,12 @@
-"""A run in another tool's format: ARPA, which every n-gram toolkit reads."""
+"""Runs to and from other tools' formats: ARPA, which every n-gram toolkit reads."""
 
 from pathlib import Path
 
+from rung import __version__, runs
 from rung.errors import RunError
-from rung.models import load
-from rung.models.ngram import NgramForCausalLM
-from rung.models.ngram.arpa import write_arpa
+from rung.models import count_parameters, load
+from rung.models.ngram import NgramConfig, NgramForCausalLM
+from rung.models.ngram.arpa import read_arpa, write_arpa
 
 FORMATS = {"arpa": "n-grams as text: KenLM, SRILM and what builds on them; .gz compresses it"}
 
@@ -25,3 +26,15 @@ def export(run: str, format: str, out: Path) -> None:
     if not out.parent.is_dir():
         raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
     write_arpa(model, tokenizer, out)
+
+
+def import_arpa(path: Path, folder: Path) -> NgramConfig:
+    """Make `folder` a run of the model in an ARPA file; it has no text of its own.
+
+    Raises `RunError` where the file is no ARPA file, or the folder cannot be written to.
+    """
+    model, tokenizer = read_arpa(path)
+    runs.save_model(runs.make_folder(folder), model, tokenizer)
+    facts = {"imported": str(path), "parameters": count_parameters(model), "versions": {"rung": __version__}}
+    runs.write_record(folder, {"rung": "ngram", **facts})
+    return model.config

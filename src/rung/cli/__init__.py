@@ -123,40 +123,38 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
+    engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
+    memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
     from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
-    from rung.cli.display import Display, make_quiet, score_table, show
+    from rung.cli.display import make_quiet
 
     make_quiet()
-    if from_:
-        _import_arpa(rung, from_, out)
-        return
-    from rung import runs
-    from rung.recipe import make_recipe, read_recipe
-    from rung.recipe.making import check_unused, execute, read_begun
+    from rung.recipe import make_recipe
+    from rung.recipe.making import check_unused, read_begun
 
+    given: dict[str, Any] = {
+        "rung": rung,
+        "corpus": corpus,
+        "documents": documents,
+        "steps": steps,
+        "minutes": minutes,
+        "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
+        "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
+    }
+    given = {key: value for key, value in given.items() if value not in ("", None, {})}
+    if from_:
+        _import_arpa(from_, given | ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {}), out)
+        return
     if resume:
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = read_begun(folder)
     else:
-        page: dict[str, Any] = read_recipe(recipe) if recipe else {}
-        given = {"rung": rung, "corpus": corpus, "documents": documents, "steps": steps, "minutes": minutes}
-        page |= {key: value for key, value in given.items() if value not in ("", None)}
-        if tokenizer:
-            page["tokenizer"] = _tokenizer_spec(tokenizer)
-        if (steps is None) != (minutes is None):  # the one that was asked for replaces the recipe's other
-            page.pop("minutes" if minutes is None else "steps", None)
-        made = make_recipe(page, set_ or ())
+        made = make_recipe(_fill_page(recipe, given), set_ or ())
         folder = out or Path("runs") / f"{_slug(made.corpus)}-{made.rung}"
         check_unused(folder)
-    with Display() as display:
-        finished = execute(made, folder, lambda stage: display.tell(made.rung, stage))
-    if not finished:
-        _fail(f"stopped; the work so far is saved. Go on with: rung train --out {folder} --resume", 130)
-    record = runs.read_record(folder)
-    show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
-    print(f'\nNext:   rung generate {folder} "Once upon a time"', file=sys.stderr)
+    _make_run(made, folder)
 
 
 @verb("rung eval runs/python-docs/llama3 other.txt")
@@ -310,20 +308,48 @@ def tokenizers(as_json: Json = False) -> None:
     _print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))
 
 
-def _import_arpa(rung: str, path: Path, out: Path | None) -> None:
-    """Make a run of an ARPA file; it has no text of its own."""
+def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's page with what was given on the command line in its place."""
+    from rung.recipe import read_recipe
+
+    page = read_recipe(recipe) if recipe else {}
+    for one, other in (("steps", "minutes"), ("minutes", "steps")):
+        if one in given and other not in given:  # the one that was asked for replaces the recipe's other
+            page.pop(other, None)
+    return page | given
+
+
+def _make_run(recipe: Any, folder: Path) -> None:
+    """Make it with bars, and show what it scored."""
     from rung import runs
+    from rung.cli.display import Display, score_table, show
+    from rung.recipe.making import execute
+
+    with Display() as display:
+        finished = execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage))
+    if not finished:
+        _fail(f"stopped; the work so far is saved. Go on with: rung train --out {folder} --resume", 130)
+    record = runs.read_record(folder)
+    show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+    print(f'\nNext:   rung generate {folder} "Once upon a time"', file=sys.stderr)
+
+
+def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
+    """Make a run of an ARPA file."""
     from rung.errors import RecipeError
-    from rung.models.ngram.arpa import read_arpa
+    from rung.export import import_arpa
     from rung.recipe.making import check_unused
 
-    if rung != "ngram":
-        raise RecipeError(f"--from reads n-grams from an ARPA file: the rung must be ngram, not {rung!r}")
+    if given.pop("rung", "") != "ngram":
+        raise RecipeError(
+            "--from reads n-grams from an ARPA file: the rung must be ngram, as in `rung train ngram --from`"
+        )
+    if given:
+        raise RecipeError(f"--from takes a model that is made already: leave out {', '.join(given)}")
     folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
     check_unused(folder)
-    model, tokenizer = read_arpa(path)
-    runs.save_model(runs.make_folder(folder), model, tokenizer)
-    print(f"{sum(model.config.num_ngrams):,} n-grams of order 1 to {model.config.order}", file=sys.stderr)
+    config = import_arpa(path, folder)
+    print(f"{sum(config.num_ngrams or []):,} n-grams of order 1 to {config.order}", file=sys.stderr)
     print(f"Next:   rung eval {folder} my.txt --documents lines", file=sys.stderr)
 
 

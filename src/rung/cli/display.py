@@ -197,7 +197,8 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
     table.add_column("bits per byte", justify="right")
     for folder, record in found:
         score = record.get("scores", {}).get("test")
-        state = f"{score['bits_per_byte']:.3f}" if score else record.get("failed", "not finished")
+        unscored = "imported" if "imported" in record else record.get("failed", "not finished")
+        state = f"{score['bits_per_byte']:.3f}" if score else unscored
         table.add_row(str(folder), record["rung"], record.get("corpus", {}).get("name", ""), state)
     return table
 

@@ -27,6 +27,7 @@ from rung.models.causal import CausalModel
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
+from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
 from rung.tokenizer import load_tokenizer
@@ -67,6 +68,9 @@ LADDER: dict[str, Rung] = {
         shape={"num_hidden_layers": 4, "tie_word_embeddings": True},
     ),
 }
+BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
+    "infini-gram": Rung(idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}),
+}
 HEAD_SIZE = 64
 # Sizes that are computed with before the config class can look at them.
 WHOLE_NUMBERS = {
@@ -75,7 +79,7 @@ WHOLE_NUMBERS = {
 }
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
-for _rung in LADDER.values():
+for _rung in (*LADDER.values(), *BESIDE.values()):
     if _rung.config.model_type.startswith("rung-"):
         AutoConfig.register(_rung.config.model_type, _rung.config, exist_ok=True)
         AutoModelForCausalLM.register(_rung.config, _rung.model, exist_ok=True)
@@ -86,9 +90,10 @@ def find_rung(name: str) -> Rung:
 
     Raises `RecipeError` when there is none.
     """
-    if name not in LADDER:
-        raise RecipeError(f"unknown rung {name!r}: {did_you_mean(name, LADDER)}")
-    return LADDER[name]
+    known = LADDER | BESIDE
+    if name not in known:
+        raise RecipeError(f"unknown rung {name!r}: {did_you_mean(name, known)}")
+    return known[name]
 
 
 def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
@@ -134,11 +139,13 @@ def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Numbers the model stores: weights, or for a counting rung the n-grams it knows."""
+    """Numbers the model stores: weights, or for a counting rung the n-grams or the tokens that it knows."""
     if isinstance(model, BigramForCausalLM):
         return len(model.tokens)
     if isinstance(model, NgramForCausalLM):
         return sum(model.config.num_ngrams)
+    if isinstance(model, InfinigramForCausalLM):
+        return model.config.num_tokens
     return sum(p.numel() for p in model.parameters())
 
 
@@ -169,9 +176,10 @@ def load(path: str | Path) -> tuple[CausalModel, PreTrainedTokenizerBase]:
         config = AutoConfig.from_pretrained(where)
     except Exception as error:  # no network, no such repository, damaged JSON
         raise RunError(f"{where} could not be read: {_first_line(error)}") from error
-    rung = next((r for r in LADDER.values() if r.config.model_type == config.model_type), None)
+    known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
+    rung = known.get(config.model_type)
     if rung is None:
-        kinds = ", ".join(r.config.model_type for r in LADDER.values())
+        kinds = ", ".join(known)
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
         with _quietly():

@@ -77,7 +77,8 @@ class BigramForCausalLM(StatefulModel):
         vocabulary = self.config.vocab_size
         total = self.contexts[history].flatten()[:, None] + vocabulary  # BT 1
         probabilities = (1 / total).expand(-1, vocabulary).contiguous()  # BT V
-        rows, found = find_continuations(self.first, history.flatten())
+        contexts = history.flatten()
+        rows, found = list_rows(self.first[contexts], self.first[contexts + 1])
         values = (self.counts[found] + 1) / total[rows, 0]
         probabilities[rows, self.tokens[found].long()] = values
         logits = probabilities.log().view(*history.shape, vocabulary)
@@ -85,15 +86,9 @@ class BigramForCausalLM(StatefulModel):
         return self.make_output(logits, labels, State((), length), options)
 
 
-def find_continuations(
-    first: Int[Tensor, " rows"], contexts: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
-    """Every stored continuation of every context, as (place in `contexts`, row of the continuation) pairs.
-
-    Those of context h are the rows `first[h]` to `first[h + 1]`; a negative context has none.
-    """
-    known = contexts.clamp(min=0)
-    lengths = (first[known + 1] - first[known]).long().masked_fill(contexts < 0, 0)
-    places = torch.repeat_interleave(torch.arange(len(contexts), device=first.device), lengths)
+def list_rows(begin: Int[Tensor, " N"], end: Int[Tensor, " N"]) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+    """Every row from begin[i] to end[i], for all i, as (i, row) pairs."""
+    lengths = (end - begin).long()
+    places = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), lengths)
     before = lengths.cumsum(0) - lengths
-    return places, torch.arange(len(places), device=first.device) + (first[known] - before)[places]
+    return places, torch.arange(len(places), device=begin.device) + (begin - before)[places]

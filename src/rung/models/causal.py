@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.tokenizer import encode_plainly
 
 
 class CausalModel(PreTrainedModel, GenerationMixin):
@@ -51,6 +53,28 @@ class StatefulModel(CausalModel):
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+
+class CountingModel(StatefulModel):
+    """A rung that looks a token's cost up, without the whole distribution."""
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether its numbers are probabilities."""
+        return True
+
+    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+        """log10 P of each token given those before it, and the order it was found at; the first has no history.
+
+        Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
+        """
+        raise NotImplementedError
+
+    def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
+        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it."""
+        words = encode_plainly(tokenizer, [text])[0].ids
+        ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
+        return self.score_tokens(ids)[0][1:].double().sum().item()
 
 
 @dataclass

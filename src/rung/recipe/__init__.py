@@ -7,6 +7,7 @@
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
+    counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     seed: 0
 
 Every key may be left out but `rung`. `making.py` makes the run.
@@ -25,9 +26,12 @@ from transformers import TrainingArguments
 from rung.corpus import DocumentKind
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
+from rung.models.ngram.engines import Counting
 from rung.train import check_arguments
 
 __all__ = ["Recipe", "make_recipe", "read_recipe"]
+
+SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +44,7 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    counting: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -54,6 +59,8 @@ class Recipe:
         for key in self.model:
             if key not in known:
                 raise RecipeError(f"model.{key}: {self.rung} has no such field; {did_you_mean(key, known)}")
+        if self.counting:
+            _check_counting(self.rung, self.counting)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
         if self.minutes is not None and self.steps is not None:
@@ -92,10 +99,23 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     for key in page:
         if key not in known:
             raise RecipeError(f"unknown key {key!r} in the recipe: {did_you_mean(key, known)}")
-    for key in ("tokenizer", "model", "train"):
+    for key in SECTIONS:
         if key in page and not isinstance(page[key], dict):
             raise RecipeError(f"{key} is {page[key]!r}: it must be a mapping")
+    if page["rung"] == "ngram" and page.get("model", {}).get("order") in ("inf", math.inf):
+        page["rung"] = "infini-gram"  # what an n-gram of any length is called
+        del page["model"]["order"]
     return Recipe(**page)
+
+
+def _check_counting(rung: str, counting: dict[str, Any]) -> None:
+    if rung != "ngram":
+        raise RecipeError(f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}")
+    known = [f.name for f in fields(Counting)]
+    for key in counting:
+        if key not in known:
+            raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
+    Counting(**counting)
 
 
 def _check_positive(name: str, value: Any, kind: type) -> None:
@@ -119,10 +139,10 @@ def _apply(page: dict[str, Any], override: str) -> None:
         section, name = _find_section(page["rung"], key)
     if not name:
         page[section] = value
-    elif section in ("model", "train", "tokenizer"):
+    elif section in SECTIONS:
         page[section] = {**(page.get(section) or {}), name: value}
     else:
-        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use model, train or tokenizer")
+        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use {', '.join(SECTIONS)}")
 
 
 def _find_section(rung: str, key: str) -> tuple[str, str]:

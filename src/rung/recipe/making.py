@@ -1,5 +1,6 @@
 """Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
+import functools
 import hashlib
 import logging
 import math
@@ -25,6 +26,7 @@ from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
+from rung.models.ngram.engines import Counting, count_with_engine
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.tokenizer import (
@@ -125,7 +127,7 @@ def evaluate_run(run: str, corpus: str, split: str, documents: str, tell: Tell =
     recipe = record.get("recipe", {})
     if not (corpus or recipe):
         raise RunError(
-            f"{run} was not made by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
+            f"{run} was not trained by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
         )
     documents = documents or recipe.get("documents", "paragraphs")
     tell(Stage(name="reading"))
@@ -218,7 +220,11 @@ def _count(
     config = make_config(recipe.rung, tokenizer, recipe.model)
     keep_freed_memory()
     started = time.perf_counter()
-    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts)
+    options = {}
+    if recipe.counting:
+        folder = cache_folder() / "counting"
+        options = {"count": functools.partial(count_with_engine, Counting(**recipe.counting), folder)}
+    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started
     line = {"step": 0, "tokens": len(packed), "bits_per_byte": hooks.evaluate(model.eval())}
     runs.append_metrics(folder, line)

@@ -9,25 +9,26 @@ KenLM and ARPA files do: for every n-gram log10 of its probability, for every hi
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.bigram import find_continuations
-from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
-from rung.models.ngram.counting import count_ngrams
+from rung.errors import RecipeError
+from rung.models.bigram import list_rows
+from rung.models.causal import CountingModel, State, keep_logits, real_tokens
+from rung.models.ngram.counting import Level, count_ngrams
 from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
-from rung.tokenizer import encode_plainly
 
 __all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
 
 LN10 = math.log(10)
+Counter = Callable[[numpy.ndarray, numpy.ndarray, int, int], Iterator[Level]]
 
 
 class NgramConfig(PreTrainedConfig):
@@ -47,7 +48,7 @@ class NgramConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
 
-class NgramForCausalLM(StatefulModel):
+class NgramForCausalLM(CountingModel):
     """Counts smoothed, of any order.
 
     The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to `first_k[r+1]` of order
@@ -69,11 +70,16 @@ class NgramForCausalLM(StatefulModel):
         self.post_init()
 
     @classmethod
-    def fit(cls, config: NgramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "NgramForCausalLM":
-        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS token."""
+    def fit(
+        cls, config: NgramConfig, tokens: numpy.ndarray, starts: numpy.ndarray, count: Counter = count_ngrams
+    ) -> "NgramForCausalLM":
+        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS token.
+
+        `count` does what `count_ngrams` does, in its own way (`engines.py`).
+        """
         never = _never_predicted(config, int(tokens[0]))
         settings = Settings(smoothing=config.smoothing, k=config.k, prune=tuple(config.prune or ()), never=never)
-        levels = list(count_ngrams(tokens, starts, config.order, config.vocab_size))
+        levels = list(count(tokens, starts, config.order, config.vocab_size))
         tables, config.discounts = estimate(levels, settings)
         return cls.from_tables(config, tables)
 
@@ -83,15 +89,20 @@ class NgramForCausalLM(StatefulModel):
         tables = [table for table in tables if len(table.tokens)]
         config.order = len(tables)
         config.num_ngrams = [len(table.tokens) for table in tables]
+        if max(config.num_ngrams) >= 2**31:
+            raise RecipeError(
+                f"{max(config.num_ngrams):,} n-grams of one order: a model holds less than 2,147,483,648; "
+                "drop rare ones, as in --set prune=[0,0,1]"
+            )
         model = cls(config)
         for order, table in enumerate(tables, start=1):
-            model.get_parameter(f"log10_probability_{order}").copy_(torch.from_numpy(table.log10_probability))
+            model.get_parameter(f"log10_probability_{order}").data = torch.from_numpy(table.log10_probability)
             if order > 1:
                 model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
                 children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
                 model.get_buffer(f"first_{order - 1}")[1:] = torch.from_numpy(numpy.cumsum(children))
             if order < len(tables):
-                model.get_parameter(f"log10_backoff_{order}").copy_(torch.from_numpy(table.log10_backoff))
+                model.get_parameter(f"log10_backoff_{order}").data = torch.from_numpy(table.log10_backoff)
         return model
 
     @property
@@ -141,10 +152,6 @@ class NgramForCausalLM(StatefulModel):
 
     @torch.no_grad()
     def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-        """log10 P of each token given those before it, and the order it was found at; the first has no history.
-
-        Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
-        """
         rows = self.find_rows(input_ids[None], self.config.order)
         cost = self.log10_probability_1[input_ids]
         order_found = torch.ones_like(input_ids)
@@ -158,29 +165,16 @@ class NgramForCausalLM(StatefulModel):
             order_found[here] = order
         return cost, order_found
 
-    def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
-        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it."""
-        words = encode_plainly(tokenizer, [text])[0].ids
-        ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
-        return self.score_tokens(ids)[0][1:].double().sum().item()
-
     def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
         """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
         at = torch.nonzero(parents >= 0)[:, 0]
-        parent = parents.index_select(0, at)
-        low, end = first.index_select(0, parent), first.index_select(0, parent + 1)
-        at = at[has_children := end > low]
-        if len(at) == 0:
-            return result
-        low, last, wanted = low[has_children], end[has_children] - 1, tokens.index_select(0, at).int()
-        for bit in reversed(range(int((last - low).max() + 1).bit_length())):  # the row is less than 2 << bit ahead
-            probe = torch.minimum(low + ((1 << bit) - 1), last)
-            low = torch.where(table.index_select(0, probe) < wanted, probe + 1, low)
-        low = torch.minimum(low, last)
-        hit = table.index_select(0, low) == wanted
-        result[at[hit]] = low[hit].long()
+        parent, wanted = parents.index_select(0, at), tokens.index_select(0, at).int()
+        begin, end = first.index_select(0, parent), first.index_select(0, parent + 1)
+        row = lower_bound(lambda rows: table.index_select(0, rows), begin, end, wanted)
+        hit = (row < end) & (table.index_select(0, row.clamp(max=len(table) - 1)) == wanted)
+        result[at[hit]] = row[hit].long()
         return result
 
     def _distributions(self, histories: Int[Tensor, "N histories"]) -> Float[Tensor, "N V"]:
@@ -190,11 +184,26 @@ class NgramForCausalLM(StatefulModel):
             contexts = histories[:, order - 2]
             backoff = self.get_parameter(f"log10_backoff_{order - 1}")[contexts.clamp(min=0)]
             result += backoff.masked_fill_(contexts < 0, 0.0)[:, None]
-            rows, found = find_continuations(self.get_buffer(f"first_{order - 1}"), contexts)
+            first, known = self.get_buffer(f"first_{order - 1}"), contexts.clamp(min=0)
+            rows, found = list_rows(first[known], torch.where(contexts < 0, first[known], first[known + 1]))
             result[rows, self.get_buffer(f"tokens_{order}")[found].long()] = self.get_parameter(
                 f"log10_probability_{order}"
             )[found]
         return result.mul_(LN10)
+
+
+def lower_bound(
+    read: Callable[[Tensor], Tensor], begin: Int[Tensor, " N"], end: Int[Tensor, " N"], wanted: Int[Tensor, " N"]
+) -> Int[Tensor, " N"]:
+    """The first row of each `begin` to `end` whose value is not below `wanted`, else `end`: many binary searches at
+    once. `read` gives the values of rows, which must rise from `begin` to `end`.
+    """
+    low = begin
+    longest = int((end - begin).max()) if len(begin) else 0
+    for bit in reversed(range(longest.bit_length())):  # the row is less than 2 << bit ahead
+        probe = torch.minimum(low + ((1 << bit) - 1), end - 1).clamp_(min=0)
+        low = torch.where(read(probe) < wanted, probe + 1, low)
+    return torch.minimum(low, end)
 
 
 def _table(size: int) -> nn.Parameter:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy
 from numpy.typing import NDArray
 
+from rung.errors import RecipeError
+
 Ids = NDArray[numpy.integer]
 
 
@@ -35,11 +37,16 @@ class Level:
 def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Iterator[Level]:
     """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram spans two.
 
-    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary.
+    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary. Raises
+    `RecipeError` for a text whose positions do not fit into 32 bits.
     """
+    if len(tokens) >= 2**31:
+        raise RecipeError(
+            f"{len(tokens):,} tokens are too many to count in memory: add --memory 8GB, and they go to disk"
+        )
     ids = tokens.astype(numpy.int32)
     ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)
-    level = unigrams(numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]))
+    level = unigrams(numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts))
     yield level
     at = numpy.arange(len(ids), dtype=numpy.int32)  # where an n-gram of this order begins
     end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))  # where the document of each ends
@@ -67,13 +74,15 @@ def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_si
         rows[placed] = numpy.subtract(number, 1, out=number)
 
 
-def unigrams(counts: Ids, opening: int) -> Level:
-    """Level 1: a row for every token, seen or not; `opening` opens documents."""
+def unigrams(counts: Ids, opening: int, documents: int) -> Level:
+    """Level 1: a row for every token, seen or not. Where `opening` opens a document it is not counted: nothing
+    predicts it there.
+    """
     everything = numpy.arange(len(counts), dtype=numpy.int32)
     return Level(
         tokens=everything,
         parents=numpy.zeros(len(counts), dtype=numpy.int32),
-        counts=counts,
+        counts=counts - documents * (everything == opening),
         suffixes=numpy.zeros(len(counts), dtype=numpy.int32),
         opens=everything == opening,
     )

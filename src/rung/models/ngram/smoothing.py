@@ -15,7 +15,6 @@ c(h) sums the counts after h and n(h) says how many different tokens came. Sourc
 2.1, 2.5-2.7 and 3; Heafield et al. 2013, section 2; Ney et al. 1994; Witten & Bell 1991; Brants et al. 2007.
 """
 
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,8 +24,7 @@ from numpy.typing import NDArray
 
 from rung.errors import RecipeError
 from rung.models.ngram.counting import Level
-
-logger = logging.getLogger(__name__)
+from rung.models.ngram.discounts import PIECE, find_discounts
 
 SMOOTHINGS = {
     "kneser-ney": "interpolated, modified: the one to beat",
@@ -35,7 +33,6 @@ SMOOTHINGS = {
     "add-k": "k more of everything, seen or not",
     "stupid-backoff": "relative frequency, else 0.4 times the shorter history's; sums to no fixed total",
 }
-FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # what lmplz --discount_fallback uses
 STUPID_WEIGHT = 0.4
 ROWS_AT_ONCE = 2**17
 
@@ -89,11 +86,12 @@ def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list
     kept_before: NDArray[numpy.bool_] | None = None
     for order, level in enumerate(levels, start=1):
         counts = _effective_counts(levels, order, settings)
-        discounts.append(_discounts(counts, order, settings))
+        discounts.append(find_discounts(counts, order, settings.smoothing))
         threshold = settings.threshold(order) if order > 1 else 0
         kept = level.counts > threshold if threshold else None
-        is_spread = settings.smoothing == "add-k" and order < len(levels)
-        probability = numpy.empty(len(level))
+        is_highest = order == len(levels)
+        exact = numpy.empty(0 if is_highest else len(level))  # what the next order is built on
+        log10_probability = numpy.empty(len(level), dtype=numpy.float32)
         weight = numpy.empty(len(lower))
         for rows, histories in _families(level.parents, len(lower)):
             family = _Family(
@@ -104,13 +102,17 @@ def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list
                 lower=lower[level.suffixes[rows]],
                 histories=histories.stop - histories.start,
             )
-            probability[rows], weight[histories] = _smooth(family, settings, vocabulary, is_spread=is_spread)
-        if order == 1:
-            probability[list(settings.never)] = 0
-        else:
+            is_spread = settings.smoothing == "add-k" and not is_highest
+            probability, weight[histories] = _smooth(family, settings, vocabulary, is_spread=is_spread)
+            if order == 1:
+                probability[list(settings.never)] = 0
+            log10_probability[rows] = _log10(probability)
+            if not is_highest:
+                exact[rows] = probability
+        if order > 1:
             tables[-1] = replace(tables[-1], log10_backoff=_log10(_where(weight, kept_before)))
-        tables.append(_keep(level, probability, kept, kept_before))
-        lower, kept_before = probability, kept
+        tables.append(_keep(level, log10_probability, kept, kept_before))
+        lower, kept_before = exact, kept
     return tables, discounts
 
 
@@ -156,14 +158,17 @@ def _smooth(family: _Family, settings: Settings, vocabulary: int, *, is_spread: 
 
 
 def _keep(
-    level: Level, probability: Reals, kept: NDArray[numpy.bool_] | None, kept_before: NDArray[numpy.bool_] | None
+    level: Level,
+    log10_probability: NDArray[numpy.float32],
+    kept: NDArray[numpy.bool_] | None,
+    kept_before: NDArray[numpy.bool_] | None,
 ) -> Table:
     parents = _where(level.parents, kept)
     tokens = _where(level.tokens, kept)
     return Table(
         tokens=tokens,
         parents=parents if kept_before is None else (numpy.cumsum(kept_before) - 1)[parents],
-        log10_probability=_log10(_where(probability, kept)),
+        log10_probability=_where(log10_probability, kept),
         log10_backoff=numpy.zeros(len(tokens), dtype=numpy.float32),
     )
 
@@ -176,25 +181,25 @@ def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Co
     """The counts that this order is estimated from.
 
     Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams that open a
-    document have none before them and keep their own count (Heafield et al. 2013, section 3.3).
+    document have none before them and keep their own count (Heafield et al. 2013, section 3.3). A single token does
+    not: as the next one it always has one before it.
     """
     level = levels[order - 1]
     counts = level.counts
     if settings.smoothing == "kneser-ney" and order < len(levels):
-        extensions = numpy.bincount(levels[order].suffixes, minlength=len(level))
-        counts = numpy.where(level.opens, level.counts, extensions)
+        extensions = _tally(levels[order].suffixes, len(level))
+        counts = extensions if order == 1 else numpy.where(level.opens, level.counts, extensions)
     if order == 1:
         counts = numpy.where(numpy.isin(level.tokens, settings.never), 0, counts)
     return counts
 
 
-def _discounts(counts: Counts, order: int, settings: Settings) -> list[float]:
-    if settings.smoothing == "kneser-ney":
-        return estimate_discounts(counts, order)
-    if settings.smoothing == "absolute":
-        once, twice = numpy.bincount(numpy.clip(counts, 0, 3), minlength=4)[1:3].tolist()
-        return [once / (once + 2 * twice) if once else FALLBACK_DISCOUNTS[0]]
-    return []
+def _tally(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.int64]:
+    """How often each row occurs; numpy makes 64-bit copies of what it counts, so it gets pieces."""
+    total = numpy.zeros(size, dtype=numpy.int64)
+    for start in range(0, len(rows), PIECE):
+        total += numpy.bincount(rows[start : start + PIECE], minlength=size)
+    return total
 
 
 def _taken(counts: Counts, discounts: list[float]) -> Reals:
@@ -225,25 +230,6 @@ def _divide(family: _Family, extra: Reals) -> tuple[Reals, Reals]:
     share = numpy.zeros(len(counts))
     numpy.divide(counts - taken, (total + extra)[parents], out=share, where=seen[parents])
     return share, weight
-
-
-def estimate_discounts(counts: Counts, order: int) -> list[float]:
-    """D1, D2, D3+ from the counts of counts (Chen & Goodman 1998, equation 26).
-
-    Where these are undefined or out of range, which small or odd texts make them, the fixed discounts
-    0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would leave nothing for
-    what was not seen.
-    """
-    t1, t2, t3, t4 = numpy.bincount(numpy.clip(counts, 0, 5), minlength=6)[1:5].tolist()
-    if min(t1, t2, t3) > 0:
-        y = t1 / (t1 + 2 * t2)
-        found = [1 - 2 * y * t2 / t1, 2 - 3 * y * t3 / t2, 3 - 4 * y * t4 / t3]
-        if all(0 < d <= j for j, d in enumerate(found, start=1)):
-            return found
-    logger.info(
-        "order %d: counts of counts %d, %d, %d, %d leave a discount undefined; using 0.5, 1, 1.5", order, t1, t2, t3, t4
-    )
-    return list(FALLBACK_DISCOUNTS)
 
 
 def _log10(values: Reals) -> NDArray[numpy.float32]:

@@ -1,0 +1,212 @@
+"""Counting beyond memory or machine: the same levels from an engine that spills to disk, or runs on a cluster.
+
+The text becomes a table with a row for every position, the tokens from there on in columns; the n-grams of an
+order are one group-by of it, the same ibis expression over DuckDB and over Spark. What it finds comes back sorted
+and becomes levels piece by piece, in files mapped into memory, so that no step holds a whole order.
+"""
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pyarrow
+from numpy.typing import NDArray
+from pyarrow import parquet
+
+from rung.errors import RecipeError, RunError, did_you_mean
+from rung.models.ngram.counting import Ids, Level, join_keys, unigrams
+
+ENGINES = {
+    "numpy": "in memory, the fastest while the text fits",
+    "duckdb": "on this machine, on disk where memory ends",
+    "spark": "on a cluster, or on this machine where no cluster is set up",
+}
+PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
+DEFAULT_MEMORY = "2GB"
+ROWS_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting:
+    """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
+
+    Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is none.
+    """
+
+    engine: str = ""
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        from accelerate.utils import convert_file_size_to_int
+
+        name = self.engine or ("numpy" if self.memory is None else "duckdb")
+        object.__setattr__(self, "engine", name)
+        if name not in ENGINES:
+            raise RecipeError(f"unknown engine {name!r}: {did_you_mean(name, ENGINES)}")
+        if name == "numpy" and self.memory is not None:
+            raise RecipeError(
+                f"memory is {self.memory!r}, but numpy counts in whatever it needs: choose duckdb or spark"
+            )
+        if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
+            raise RecipeError(f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'")
+        try:
+            convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
+        except (ValueError, AttributeError) as error:
+            raise RecipeError(f"memory is {self.memory!r}: write an amount such as 512MB or 2GB") from error
+
+
+def count_with_engine(
+    counting: Counting, folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
+) -> Iterator[Level]:
+    """What `count_ngrams` yields, counted by `counting.engine`, whose files lie in `folder` meanwhile.
+
+    For Spark on a cluster `folder` must be one that every machine of it sees. Raises `RunError` where the engine
+    fails.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        windows = Path(scratch) / "windows"
+        counts = _write_windows(windows, tokens, starts, order, vocab_size)
+        level = unigrams(counts, int(tokens[starts[0]]), len(starts))
+        yield level
+        known = [join_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
+        with _connect(counting, Path(scratch)) as connection:
+            table = connection.read_parquet(windows if counting.engine == "spark" else windows / "*.parquet")
+            for size in range(2, order + 1):
+                found = Path(scratch) / f"order-{size}"
+                _run(connection, _count_expression(table, size), found, counting)
+                if _count_rows(found) == 0:
+                    return
+                level, keys = _read_level(found, level, known, vocab_size)
+                known.append(keys)
+                yield level
+
+
+def _count_expression(table: Any, size: int) -> Any:
+    """The n-grams of one order, sorted, with their counts: all that an engine is asked."""
+    columns = [f"token_{i}" for i in range(1, size + 1)]
+    complete = table.filter(table[columns[-1]] >= 0)
+    return complete.group_by(columns).agg(count=complete.count()).order_by(columns)
+
+
+def _write_windows(
+    folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
+) -> NDArray[numpy.int64]:
+    """A row for every position: its token and the `order` - 1 after it, -1 beyond its document. Counts tokens too."""
+    folder.mkdir()
+    counts = numpy.zeros(vocab_size, dtype=numpy.int64)
+    ends = numpy.append(starts[1:], len(tokens))
+    schema = pyarrow.schema([(f"token_{i}", pyarrow.int32()) for i in range(1, order + 1)])
+    for number, first in enumerate(range(0, len(tokens), ROWS_AT_ONCE)):
+        piece = tokens[first : first + ROWS_AT_ONCE + order - 1].astype(numpy.int32)
+        at = numpy.arange(first, min(first + ROWS_AT_ONCE, len(tokens)))
+        left = ends[numpy.searchsorted(starts, at, side="right") - 1] - at  # tokens until the document's end
+        piece = numpy.append(piece, numpy.zeros(order - 1, dtype=numpy.int32))
+        columns = [numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32) for i in range(order)]
+        counts += numpy.bincount(columns[0], minlength=vocab_size)
+        path = folder / f"{number:06}.parquet"
+        parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd")
+    return counts
+
+
+@contextmanager
+def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
+    """An ibis connection; a Spark session that was not there before is stopped again."""
+    from accelerate.utils import convert_file_size_to_int
+
+    size = convert_file_size_to_int(counting.memory or DEFAULT_MEMORY)
+    import ibis
+
+    if counting.engine == "duckdb":
+        settings = {"memory_limit": f"{size}B", "temp_directory": str(scratch / "spilled")}
+        yield ibis.duckdb.connect(**settings, preserve_insertion_order=False)
+        return
+    from pyspark.errors import PySparkException
+    from pyspark.sql import SparkSession
+
+    before = SparkSession.getActiveSession()
+    builder = SparkSession.builder.appName("rung").config("spark.driver.memory", f"{size >> 20}m")
+    try:
+        session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    except PySparkException as error:
+        raise RunError(f"Spark could not be started ({error}): it needs Java 17, and JAVA_HOME to say where") from error
+    if before is None:
+        session.sparkContext.setLogLevel("ERROR")
+    try:
+        yield ibis.pyspark.connect(session)
+    finally:
+        if before is None:
+            session.stop()
+
+
+def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> None:
+    """Write what the expression finds as Parquet files, in order by their names."""
+    try:
+        if counting.engine == "duckdb":
+            folder.mkdir()
+            connection.to_parquet(expression, folder / "all.parquet")
+        else:
+            connection.to_parquet_dir(expression, folder)
+    except Exception as error:  # each engine has its own kinds
+        line = str(error).strip().splitlines()[0]
+        raise RunError(f"{counting.engine} could not count ({line}): try more memory, as in --memory 8GB") from error
+
+
+def _files(folder: Path) -> list[parquet.ParquetFile]:
+    return [parquet.ParquetFile(path) for path in sorted(folder.glob("*.parquet"))]
+
+
+def _count_rows(folder: Path) -> int:
+    return sum(file.metadata.num_rows for file in _files(folder))
+
+
+def _read_level(
+    folder: Path, below: Level, known: list[NDArray[numpy.int64]], vocab_size: int
+) -> tuple[Level, NDArray[numpy.int64]]:
+    """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those of all below."""
+    rows, whole = _count_rows(folder), numpy.int32 if len(below) < 2**31 else numpy.int64
+    level = Level(
+        tokens=_map(folder, "tokens", rows, numpy.int32),
+        parents=_map(folder, "parents", rows, whole),
+        counts=_map(folder, "counts", rows, numpy.int64),
+        suffixes=_map(folder, "suffixes", rows, whole),
+        opens=_map(folder, "opens", rows, numpy.bool_),
+    )
+    keys = _map(folder, "keys", rows, numpy.int64)
+    at = 0
+    for file in _files(folder):
+        for batch in file.iter_batches(ROWS_AT_ONCE):
+            *history, last, counts = (column.to_numpy() for column in batch.columns)
+            piece = slice(at, at + len(counts))
+            parents = _find_rows(history, known, vocab_size)
+            level.tokens[piece], level.parents[piece], level.counts[piece] = last, parents, counts
+            level.opens[piece] = below.opens[parents]
+            level.suffixes[piece] = _find(known[-1], below.suffixes[parents], last, vocab_size)
+            keys[piece] = join_keys(parents, last, vocab_size)
+            at += len(counts)
+    return level, keys
+
+
+def _find_rows(columns: list[Ids], keys: list[NDArray[numpy.int64]], vocab_size: int) -> Ids:
+    """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up once."""
+    is_new = numpy.zeros(len(columns[0]), dtype=bool)
+    is_new[:1] = True
+    for column in columns:
+        is_new[1:] |= column[1:] != column[:-1]
+    rows: Ids = columns[0][is_new]
+    for column, known in zip(columns[1:], keys[1:], strict=False):
+        rows = _find(known, rows, column[is_new], vocab_size)
+    return rows[numpy.cumsum(is_new) - 1]
+
+
+def _find(keys: NDArray[numpy.int64], parents: Ids, tokens: Ids, vocab_size: int) -> Ids:
+    return numpy.searchsorted(keys, join_keys(parents, tokens, vocab_size))
+
+
+def _map(folder: Path, name: str, size: int, kind: type) -> NDArray[Any]:
+    return numpy.memmap(folder / f"{name}.bin", dtype=kind, mode="w+", shape=(size,))

@@ -1,0 +1,107 @@
+"""Counting beyond memory: every engine finds what sorting in memory finds."""
+
+import functools
+import shutil
+
+import numpy
+import pytest
+import torch
+
+from rung.errors import RecipeError, RunError
+from rung.models.ngram import NgramConfig, NgramForCausalLM, engines
+from rung.models.ngram.counting import count_ngrams
+from rung.models.ngram.engines import Counting, count_with_engine
+
+FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
+needs_spark = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, which is not installed")
+ENGINES = ["duckdb", pytest.param("spark", marks=needs_spark)]
+
+
+@pytest.fixture(autouse=True)
+def installed(request):
+    """Skip where the engine's package, an optional one, is missing."""
+    name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
+    if name in engines.PACKAGES:
+        module, extra = engines.PACKAGES[name]
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'rung[{extra}]'")
+        pytest.importorskip("ibis", reason=f"ibis is not installed: pip install 'rung[{extra}]'")
+
+
+def make_row(documents):
+    """Ids with 0 opening and 1 ending every document, and where each begins."""
+    rows = [[0, *words, 1] for words in documents]
+    return numpy.concatenate(rows).astype(numpy.uint16), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+
+
+def counter(engine, folder, memory="1GB"):
+    return functools.partial(count_with_engine, Counting(engine=engine, memory=memory), folder)
+
+
+def random_documents(seed, count=40):
+    generator = numpy.random.default_rng(seed)
+    return [generator.integers(3, 9, generator.integers(0, 12)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_finds_the_same_levels(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "ROWS_AT_ONCE", 32)  # pieces that cut documents and families
+    tokens, starts = make_row(random_documents(0))
+    expected = list(count_ngrams(tokens, starts, 5, 9))
+    found = list(counter(engine, tmp_path)(tokens, starts, 5, 9))
+    assert len(found) == len(expected)
+    for level, other in zip(found, expected, strict=True):
+        for name in FIELDS:
+            assert numpy.array_equal(getattr(level, name), getattr(other, name)), name
+    assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_gives_the_same_model(engine, tmp_path):
+    tokens, starts = make_row(random_documents(1, count=200))
+    settings = {"vocab_size": 9, "order": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    expected = NgramForCausalLM.fit(NgramConfig(**settings), tokens, starts).state_dict()
+    found = NgramForCausalLM.fit(NgramConfig(**settings), tokens, starts, counter(engine, tmp_path)).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_an_order_longer_than_every_document_ends_early(engine, tmp_path):
+    tokens, starts = make_row([[], [3], []])
+    assert len(list(counter(engine, tmp_path)(tokens, starts, 7, 9))) == 3
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path):
+    generator = numpy.random.default_rng(0)
+    tokens, starts = make_row([generator.integers(3, 5000, 300_000).tolist()])
+    with pytest.raises(RunError, match="duckdb could not count .* more memory"):
+        list(counter(engine, tmp_path, memory="2MB")(tokens, starts, 5, 5000))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"engine": "duckd"}, "unknown engine 'duckd': did you mean 'duckdb'"),
+        ({"engine": "numpy", "memory": "2GB"}, "numpy counts in whatever it needs"),
+        ({"memory": "lots"}, "memory is 'lots'"),
+        ({"memory": "-1GB"}, "memory is '-1GB'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    with pytest.raises(RecipeError, match=message):
+        Counting(**settings)
+
+
+def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=r"pip install 'rung\[spark\]'"):
+        Counting(engine="spark")
+
+
+def test_memory_alone_means_duckdb():
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    assert Counting(memory="300MB").engine == "duckdb"
+    assert Counting().engine == "numpy"
