@@ -94,6 +94,29 @@ def test_json_is_one_object_and_nothing_else(run, ground):
         assert isinstance(json.loads(shown.stdout), dict)
 
 
+def test_score_shows_how_each_word_was_counted(ground):
+    made = rung("train", "ngram", "my.txt", "--out", "counted", "--set", "order=3", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    shown = rung("score", "counted", "Return the", cwd=ground).stdout
+    assert all(column in shown.splitlines()[1] for column in ("order", "seen", "discount"))
+    tokens = json.loads(rung("score", "counted", "Return the", "--json", cwd=ground).stdout)["tokens"]
+    assert all(token["discount"] < token["count"] or token["count"] == 0 for token in tokens)
+
+
+def test_an_ngram_of_any_length(ground):
+    pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
+    made = rung("train", "ngram", "my.txt", "--out", "any", "--set", "order=inf", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    assert "bits per byte" in made.stdout
+    assert json.loads((ground / "any/rung.json").read_text())["rung"] == "infini-gram"
+    found = json.loads(rung("score", "any", "Return the", "--json", cwd=ground).stdout)
+    assert max(token["order"] for token in found["tokens"]) > 1
+    assert rung("generate", "any", "Return", "--max-new-tokens", "5", cwd=ground).returncode == 0
+    refused = rung("train", "ngram", "my.txt", "--out", "refused", "--set", "order=inf", "--set", "k=2", cwd=ground)
+    assert refused.returncode == 2
+    assert "infini-gram has no such field" in refused.stderr
+
+
 def test_score_prints_the_probability_of_the_sentence(ground):
     (ground / "five.txt").write_text(
         "the cat sat on the mat\nthe dog sat on the log\na cat and a dog sat on a mat\n"

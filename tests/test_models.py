@@ -12,7 +12,7 @@ import transformers
 from conftest import NEURAL, SENTENCES, TINY
 
 from rung.errors import RecipeError, RunError
-from rung.models import LADDER, build_model, count_parameters, load, make_config, match_parameters
+from rung.models import BESIDE, LADDER, build_model, count_parameters, load, make_config, match_parameters
 from rung.models.rnn import CELLS
 from rung.models.rnn_attention import _attend_plainly, attend, causal_mask
 
@@ -332,5 +332,5 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
 
 
 def test_every_rung_has_its_idea():
-    assert list(LADDER) == RUNGS
-    assert [name for name, rung in LADDER.items() if rung.counts] == ["bigram", "ngram"]
+    assert sorted(LADDER | BESIDE) == sorted(RUNGS)
+    assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == ["bigram", "ngram", "infini-gram"]

@@ -164,6 +164,20 @@ def test_a_looked_up_cost_is_that_of_the_whole_distribution(documents, order, ro
     assert orders.max() <= model.config.order
 
 
+def test_the_count_and_discount_of_each_word():
+    """Order 2 on `a b a b a c`: of pairs raw counts, of single tokens how many came before them."""
+    a, b, c, end = 3, 4, 5, 1
+    model = fit([[a, b, a, b, a, c]], vocab_size=7, order=2)
+    ids = torch.tensor([0, a, b, c, end, 6])
+    counts, discounts = model.find_counts(ids)
+    orders = model.score_tokens(ids)[1]
+    assert orders[1:].tolist() == [2, 2, 1, 2, 1]  # c never followed b, nor the unknown 6 the end
+    assert counts[1:].tolist() == [1, 2, 1, 1, 0]
+    assert discounts[1:].tolist() == [0.5, 1.0, 0.5, 0.5, 0.0]
+    many = fit([[a] * 400], vocab_size=7, order=2)
+    assert many.find_counts(torch.tensor([0, a, a]))[0].tolist()[1:] == [1, 255]
+
+
 def test_each_smoothing_by_hand():
     """Order 2 on `a b a b a c`: after a came b twice and c once, 4 tokens can come."""
     a, b, c, end = 3, 4, 5, 1

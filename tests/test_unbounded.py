@@ -1,11 +1,15 @@
 """N-grams of any length: counts against a list of them all, probabilities against n-grams of fixed order."""
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
 import pytest
 import torch
+from conftest import SENTENCES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,14 +26,31 @@ DOCUMENTS = st.lists(st.lists(st.integers(3, 6), max_size=14), min_size=1, max_s
 QUERY = st.lists(st.integers(3, 7), min_size=1, max_size=14)
 
 
+ASK_THEIRS = """
+import json, sys
+from infini_gram.engine import InfiniGramEngine
+
+engine = InfiniGramEngine(index_dir=sys.argv[1], eos_token_id=0, vocab_size=255, token_dtype="u8")
+found = []
+for line in json.loads(sys.argv[2]):
+    for query in (line[i:i + n] for n in (2, 3, 5, 9) for i in range(len(line) - n + 1)):
+        for asked in (query, "x" + query, query[:-1] + "t"):
+            ids = list(asked.encode())
+            answer = engine.infgram_prob(prompt_ids=ids[:-1], cont_id=ids[-1])
+            found.append([asked, engine.count(input_ids=ids)["count"], answer["prob"], answer["suffix_len"]])
+print(json.dumps(found))
+"""
+
+
 def make_row(documents, eos=EOS):
     rows = [[BOS, *words, eos] for words in documents]
-    return rows, numpy.concatenate(rows).astype(numpy.uint16), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    return rows, numpy.concatenate(rows).astype(numpy.uint32), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
 
 
-def fit(documents, eos=EOS, **settings):
+def fit(documents, eos=EOS, vocab_size=8, **settings):
     _, tokens, starts = make_row(documents, eos)
-    config = InfinigramConfig(vocab_size=8, bos_token_id=BOS, eos_token_id=eos, pad_token_id=PAD, **settings)
+    tokens.flags.writeable = False  # as a packed text is
+    config = InfinigramConfig(vocab_size=vocab_size, bos_token_id=BOS, eos_token_id=eos, pad_token_id=PAD, **settings)
     return InfinigramForCausalLM.fit(config, tokens, starts)
 
 
@@ -170,9 +191,30 @@ def _anonymous_memory():
 
 
 def test_counts_are_those_of_the_papers_own_package(tmp_path):
-    """The package `infini-gram` builds its own index of the same tokens."""
+    """The package `infini-gram` builds its own index of the same bytes and is asked the same."""
     pytest.importorskip("infini_gram", reason="the package infini-gram, which is only for Linux, is not installed")
-    pytest.skip("to be written")
+    import resource
+
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "all.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in SENTENCES))
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    folders = ["--data_dir", str(tmp_path / "text"), "--save_dir", str(tmp_path / "index")]
+    settings = ["--token_dtype", "u8", "--cpus", "1", "--mem", "1", "--ulimit", str(limit)]
+    subprocess.run([sys.executable, "-m", "infini_gram.indexing", *folders, *settings], check=True, capture_output=True)
+    theirs = subprocess.run(
+        [sys.executable, "-c", ASK_THEIRS, str(tmp_path / "index"), json.dumps(SENTENCES)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )  # in a process of its own: it ends the one that it fails in
+    model = fit([line.encode() for line in SENTENCES], vocab_size=256, smoothing="none")
+    for query, count, share, length in json.loads(theirs.stdout):
+        ids = torch.tensor(list(query.encode()))
+        assert model.count(ids) == count, query
+        found = model.find_continuations(ids[:-1])
+        after = dict(zip(found.tokens.tolist(), found.counts.tolist(), strict=True))
+        assert found.length == length, query
+        assert after.get(int(ids[-1]), 0) / sum(after.values()) == pytest.approx(share), query
 
 
 def test_bad_settings_are_refused():

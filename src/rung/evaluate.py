@@ -67,11 +67,15 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScore:
-    """A piece of text and its surprisal in bits; of an n-gram, the order it was found at."""
+    """A piece of text and its surprisal in bits; of an n-gram, the order it was found at, how often it was seen
+    there (255: or more), and what was taken from that count for the unseen.
+    """
 
     text: str
     bits: float
     order: int | None = None
+    count: int | None = None
+    discount: float | None = None
 
 
 @dataclass(frozen=True)
@@ -142,16 +146,25 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
     encoding = encode_plainly(tokenizer, [text])[0]
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
     nats = _token_nats(model, [ids])[0].tolist()
-    orders: list[int | None] = [None] * len(nats)
-    if isinstance(model, CountingModel):
-        orders = model.score_tokens(torch.tensor(ids, device=model.device))[1][1:].tolist()
+    found = _find_counts(model, torch.tensor(ids, device=model.device))
     unknown = unknown_id(tokenizer)
     scores, end = [], 0
-    for token, (start, stop), cost, order in zip(encoding.ids, encoding.offsets, nats, orders, strict=False):
+    for token, (start, stop), cost, facts in zip(encoding.ids, encoding.offsets, nats, found, strict=False):
         spelling = spelling_nats(text[start:stop]) if token == unknown else 0.0
-        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2), order=order))
+        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2), **facts))
         end = max(end, stop)
-    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2), order=orders[-1])]
+    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2), **found[-1])]
+
+
+def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
+    """Of every token but the first, what `TokenScore` says of n-grams."""
+    if not isinstance(model, CountingModel):
+        return [{}] * (len(ids) - 1)
+    facts = [{"order": order} for order in model.score_tokens(ids)[1][1:].tolist()]
+    if isinstance(model, NgramForCausalLM) and model.config.discounts is not None:  # an ARPA file holds no counts
+        counts, discounts = (column[1:].tolist() for column in model.find_counts(ids))
+        facts = [f | {"count": c, "discount": d} for f, c, d in zip(facts, counts, discounts, strict=True)]
+    return facts
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

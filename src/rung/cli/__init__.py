@@ -194,7 +194,11 @@ def score(run: Run, text: Annotated[str, typer.Argument(help="A sentence.")], as
     if as_json:
         tokens = [
             {"text": piece.text, "bits": piece.bits, "probability": 2**-piece.bits}
-            | ({"order": piece.order} if piece.order else {})
+            | {
+                name: value
+                for name, value in (("order", piece.order), ("count", piece.count), ("discount", piece.discount))
+                if value is not None
+            }
             for piece in pieces
         ]
         _print_json({"run": run, "text": text, "bits": bits, "probability": 2.0**-bits, "tokens": tokens})

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rung.recipe.making import Stage
     from rung.report import Row
 
+MOST_COUNTED = 255  # a count above it is kept as it
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
 
@@ -173,21 +174,31 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     return table
 
 
+COUNTED = {  # columns that only n-grams have
+    "order": lambda piece: f"{piece.order}",
+    "seen": lambda piece: f"{piece.count}" if piece.count < MOST_COUNTED else f"{piece.count}+",
+    "discount": lambda piece: f"{piece.discount:.3f}",
+}
+
+
 def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
-    """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found."""
+    """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found, how often
+    it was seen, and what was taken from that count.
+    """
     bits = sum(piece.bits for piece in pieces)
-    has_orders = any(piece.order for piece in pieces)
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("token", "the whole text")
     table.add_column("bits", f"{bits:.3f}", justify="right")
     table.add_column("probability", f"{2.0**-bits:.4g}", justify="right")
-    if has_orders:
-        table.add_column("order", justify="right")
+    known = {"order": pieces[0].order, "seen": pieces[0].count, "discount": pieces[0].discount}
+    columns = [name for name, value in known.items() if value is not None]
+    for name in columns:
+        table.add_column(name, justify="right")
     for piece in pieces:
         color = next(color for limit, color in SHADES if piece.bits <= limit)
         shown = repr(piece.text)[1:-1] if piece.text else "(end)"
-        order = [str(piece.order)] if has_orders else []
-        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}", *order)
+        counted = [COUNTED[name](piece) for name in columns]
+        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}", *counted)
     return table
 
 

@@ -52,7 +52,7 @@ class NgramForCausalLM(CountingModel):
     """Counts smoothed, of any order.
 
     The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to `first_k[r+1]` of order
-    k+1, sorted by their last token. A row costs 16 bytes, one of the highest order 8.
+    k+1, sorted by their last token. A row costs 17 bytes, one of the highest order 9.
     """
 
     config_class = NgramConfig
@@ -62,6 +62,7 @@ class NgramForCausalLM(CountingModel):
         sizes = config.num_ngrams or [config.vocab_size] + [0] * (config.order - 1)
         for order, size in enumerate(sizes, start=1):
             self.register_parameter(f"log10_probability_{order}", _table(size))
+            self.register_buffer(f"counts_{order}", torch.zeros(size, dtype=torch.uint8))
             if order > 1:
                 self.register_buffer(f"tokens_{order}", torch.zeros(size, dtype=torch.int32))
             if order < len(sizes):
@@ -97,6 +98,8 @@ class NgramForCausalLM(CountingModel):
         model = cls(config)
         for order, table in enumerate(tables, start=1):
             model.get_parameter(f"log10_probability_{order}").data = torch.from_numpy(table.log10_probability)
+            if table.counts is not None:
+                model.get_buffer(f"counts_{order}").copy_(torch.from_numpy(table.counts))
             if order > 1:
                 model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
                 children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
@@ -164,6 +167,21 @@ class NgramForCausalLM(CountingModel):
             cost[here] = probability.index_select(0, rows[order - 1][0, here])
             order_found[here] = order
         return cost, order_found
+
+    def find_counts(self, input_ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+        """The count that each token's n-gram had, 255 for all above, at the order where it was found, and what was
+        taken from it. Kneser-Ney's are of different tokens before the n-gram, below the highest order.
+        """
+        rows = self.find_rows(input_ids[None], self.config.order)
+        counts = torch.zeros_like(input_ids)
+        discounts = torch.zeros(len(input_ids), device=input_ids.device)
+        for order in range(1, self.config.order + 1):
+            here = torch.nonzero(rows[order - 1][0] >= 0)[:, 0]
+            counts[here] = self.get_buffer(f"counts_{order}")[rows[order - 1][0, here]].long()
+            taken = (self.config.discounts or [[]] * order)[order - 1]
+            by_count = torch.tensor([0.0, *taken, *(taken[-1:] or [0.0]) * 3], device=input_ids.device)
+            discounts[here] = by_count[counts[here].clamp(max=3)]
+        return counts, discounts
 
     def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
         """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""

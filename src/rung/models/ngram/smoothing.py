@@ -35,6 +35,7 @@ SMOOTHINGS = {
 }
 STUPID_WEIGHT = 0.4
 ROWS_AT_ONCE = 2**17
+MOST_COUNTED = 255
 
 Reals = NDArray[numpy.float64]
 Counts = NDArray[numpy.integer]
@@ -75,6 +76,7 @@ class Table:
     parents: NDArray[numpy.integer]
     log10_probability: NDArray[numpy.float32]
     log10_backoff: NDArray[numpy.float32]  # of each row as a history
+    counts: NDArray[numpy.uint8] | None = None  # what was smoothed, `MOST_COUNTED` or more as that; None: not known
 
 
 def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list[list[float]]]:
@@ -111,7 +113,7 @@ def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list
                 exact[rows] = probability
         if order > 1:
             tables[-1] = replace(tables[-1], log10_backoff=_log10(_where(weight, kept_before)))
-        tables.append(_keep(level, log10_probability, kept, kept_before))
+        tables.append(_keep(level, counts, log10_probability, kept, kept_before))
         lower, kept_before = exact, kept
     return tables, discounts
 
@@ -159,6 +161,7 @@ def _smooth(family: _Family, settings: Settings, vocabulary: int, *, is_spread: 
 
 def _keep(
     level: Level,
+    counts: Counts,
     log10_probability: NDArray[numpy.float32],
     kept: NDArray[numpy.bool_] | None,
     kept_before: NDArray[numpy.bool_] | None,
@@ -170,6 +173,7 @@ def _keep(
         parents=parents if kept_before is None else (numpy.cumsum(kept_before) - 1)[parents],
         log10_probability=_where(log10_probability, kept),
         log10_backoff=numpy.zeros(len(tokens), dtype=numpy.float32),
+        counts=numpy.minimum(_where(counts, kept), MOST_COUNTED).astype(numpy.uint8),
     )
 
 

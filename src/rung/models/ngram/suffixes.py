@@ -51,7 +51,7 @@ def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool)
         ) from error
     if len(tokens) >= 2**31:
         raise RecipeError(f"{len(tokens):,} tokens are too many: n-grams of any length take less than 2,147,483,648")
-    text = numpy.ascontiguousarray(tokens, dtype=numpy.uint32)
+    text = numpy.array(tokens, dtype=numpy.uint32)  # a copy: the sorter refuses what it may not write to
     places = pydivsufsort.divsufsort(text)
     shared = numpy.zeros(len(places), dtype=numpy.int32)
     shared[1:] = pydivsufsort.kasai(text, places)[:-1]

@@ -1,0 +1,77 @@
+"""Which order and which smoothing: bits per byte of n-grams of order 1 to 7 and of any length, in words and in BPE.
+
+    python benchmarks/orders.py CORPUS > docs/results/ngram-orders.txt
+
+CORPUS is what `rung train` takes; its test split is scored, with Kneser-Ney and then, at order 5, with every smoothing.
+"""
+
+import argparse
+import time
+from collections.abc import Iterable
+
+import numpy
+
+from rung.corpus import Corpus, load_corpus
+from rung.device import choose_device, describe, keep_freed_memory
+from rung.evaluate import Score, score_documents
+from rung.models import count_parameters, find_rung, make_config
+from rung.models.ngram import SMOOTHINGS
+from rung.tokenizer import build_tokenizer, encode_documents, suggest_vocab_size
+
+ORDERS = (1, 2, 3, 4, 5, 6, 7)
+COMPARED = 5  # the order at which smoothings are compared
+
+
+def prepare(kind: str, corpus: Corpus):
+    """A tokenizer and the train split in its tokens."""
+    size = suggest_vocab_size(sum(len(text.encode()) for text in corpus.train["text"])) if kind == "bpe" else None
+    tokenizer = build_tokenizer(kind, corpus.train["text"], size)
+    rows = [numpy.array(row, dtype=numpy.uint32) for row in encode_documents(corpus.train["text"], tokenizer)]
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    return tokenizer, numpy.concatenate(rows), starts
+
+
+def measure(name: str, settings: dict, prepared, texts: Iterable[str]) -> tuple[int, float, Score]:
+    """N-grams (of any length: tokens), seconds to fit, and what the texts cost."""
+    tokenizer, tokens, starts = prepared
+    config = make_config(name, tokenizer, settings)
+    before = time.perf_counter()
+    model = find_rung(name).model.fit(config, tokens, starts)
+    seconds = time.perf_counter() - before
+    return count_parameters(model), seconds, score_documents(model, tokenizer, texts)
+
+
+def print_row(label: str, size: int, seconds: float, score: Score) -> None:
+    print(
+        f"  {label:<16}{size:>12,}{seconds:>9.1f}{score.token_perplexity:>13,.1f}{score.word_perplexity:>14,.0f}"
+        f"{score.bits_per_byte:>10.3f} ({score.low:.2f}-{score.high:.2f})",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("corpus")
+    chosen = parser.parse_args()
+    keep_freed_memory()
+    corpus = load_corpus(chosen.corpus, "paragraphs")
+    texts = corpus.test["text"]
+    print(f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} bytes")
+    for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):
+        prepared = prepare(kind, corpus)
+        print(f"\n{len(prepared[1]):,} {words} of train text, {len(prepared[0]):,} different\n")
+        head = f"  {'order':<16}{'n-grams':>12}{'fit (s)':>9}{'token ppl':>13}{'word ppl':>14}{'bits per byte':>22}"
+        print(f"{head}\n {'-' * (len(head) + 2)}")
+        for order in ORDERS:
+            print_row(str(order), *measure("ngram", {"order": order}, prepared, texts))
+        print_row("inf", *measure("infini-gram", {}, prepared, texts))
+        print()
+        for smoothing in SMOOTHINGS:
+            if smoothing != "stupid-backoff":  # which is no distribution
+                settings = {"order": COMPARED, "smoothing": smoothing}
+                print_row(f"{COMPARED} {smoothing}", *measure("ngram", settings, prepared, texts))
+
+
+if __name__ == "__main__":
+    main()
