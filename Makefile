@@ -27,7 +27,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)
+bench: $(PEERS)
 	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
 
 docs: $(READY)

@@ -1,17 +1,21 @@
-"""Fitting and asking the n-gram rung: seconds, rates, memory, and the cost as the text grows.
+"""Fitting and asking the n-gram rung: seconds, rates, memory, the cost as the text grows, and what others take.
 
-    python benchmarks/ngram.py TEXT [VALID] > benchmarks/ngram.txt
+    python benchmarks/ngram.py TEXT VALID [--lmplz PATH] > benchmarks/ngram.txt      # draws benchmarks/ngram.svg
 
-TEXT is a file or a folder of .txt; words and punctuation are apart, a line is a document. Beside the fit stand
-numpy's sorts of the same keys, which any count by sorting must pay; beside the look-up, the package `kenlm` on the
-same model, where it is installed.
+TEXT and VALID are files or folders of .txt; words and punctuation are apart, a line is a document. Beside the fit
+stands KenLM's `lmplz` on the same text where it is built (it reads text and writes an ARPA file, or with
+--intermediate its own binary files), and numpy's sorts of the same keys; beside the look-up the package `kenlm` on
+the same model; nltk on the smallest text, for it takes long.
 """
 
 import argparse
 import re
 import resource
+import shutil
+import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy
@@ -55,31 +59,120 @@ def best_of(times: int, function, *arguments) -> tuple[float, object]:
     return min(seconds), result
 
 
-def measure(lines: list[str], valid: list[str] | None) -> None:
-    """One line of the table; for the last size also the look-up."""
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """What one size of text cost, in seconds, bytes and gigabytes; None where lmplz is not there."""
+
+    tokens: int
+    ngrams: int
+    fit: float
+    whole: float  # from text to a model folder
+    sorts: float
+    lmplz: float | None  # from text to an ARPA file
+    lmplz_binary: float | None
+    bytes_each: float
+    peak: float
+
+    def show(self) -> str:
+        ratios = (
+            "" if self.lmplz is None else f"{self.lmplz / self.fit:>8.1f}{(self.lmplz_binary or 0) / self.whole:>8.1f}"
+        )
+        theirs = "" if self.lmplz is None else f"{self.lmplz:>10.2f}{self.lmplz_binary:>10.2f}{ratios}"
+        return (
+            f"{self.tokens:>10,}{self.ngrams:>12,}{self.fit:>9.2f}{self.whole:>10.2f}{self.sorts:>9.2f}{theirs}"
+            f"{self.bytes_each:>9.1f}{self.peak:>9.1f}"
+        )
+
+
+def measure(lines: list[str], lmplz: str | None) -> tuple[Line, NgramForCausalLM, object]:
+    """One line of the table, the model and its tokenizer."""
+    before = time.perf_counter()
     tokenizer = build_tokenizer("whitespace", lines)
-    rows = list(encode_documents(lines, tokenizer))
-    tokens = numpy.concatenate(rows).astype(numpy.uint32)
-    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    rows = [numpy.array(row, dtype=numpy.uint32) for row in encode_documents(lines, tokenizer)]
+    tokens, starts = numpy.concatenate(rows), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    reading = time.perf_counter() - before
     special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
     def fit() -> NgramForCausalLM:
-        config = NgramConfig(vocab_size=len(tokenizer), order=ORDER, **special)
-        return NgramForCausalLM.fit(config, tokens, starts)
+        return NgramForCausalLM.fit(NgramConfig(vocab_size=len(tokenizer), order=ORDER, **special), tokens, starts)
 
     fitting, model = best_of(2, fit)
     assert isinstance(model, NgramForCausalLM)
-    sorting = sort_keys(tokens, len(tokenizer))
-    ngrams = sum(model.config.num_ngrams)
-    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{len(tokens):>10,} {ngrams:>12,} {fitting:>8.2f} {sorting:>10.2f} {sorting / fitting:>7.1f}"
-        f" {size / ngrams:>11.1f} {peak:>9.1f}",
-        flush=True,
+    with tempfile.TemporaryDirectory() as folder:
+        saving, _ = best_of(1, model.save_pretrained, folder)
+    arpa, binary = run_lmplz(lmplz, lines) if lmplz else (None, None)
+    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    line = Line(
+        tokens=len(tokens),
+        ngrams=sum(model.config.num_ngrams),
+        fit=fitting,
+        whole=reading + fitting + saving,
+        sorts=sort_keys(tokens, len(tokenizer)),
+        lmplz=arpa,
+        lmplz_binary=binary,
+        bytes_each=size / sum(model.config.num_ngrams),
+        peak=peak,
     )
-    if valid is not None:
-        look_up(model, tokenizer, valid)
+    return line, model, tokenizer
+
+
+def run_lmplz(lmplz: str, lines: list[str]) -> tuple[float, float]:
+    """Seconds from text to an ARPA file, and to binary files: the shorter of two tries each."""
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text"
+        text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        common = [lmplz, "-o", str(ORDER), "-S", "4G", "-T", folder, "--discount_fallback", "--text", str(text)]
+        outputs = (["--arpa", f"{folder}/model.arpa"], ["--intermediate", f"{folder}/model"])
+        seconds = [
+            best_of(2, lambda out=out: subprocess.run([*common, *out], check=True, capture_output=True))[0]
+            for out in outputs
+        ]
+    return seconds[0], seconds[1]
+
+
+def run_nltk(lines: list[str], words: int) -> str:
+    """How long nltk's Kneser-Ney takes to fit this, and a word of it to score."""
+    try:
+        from nltk.lm import KneserNeyInterpolated
+        from nltk.lm.preprocessing import padded_everygram_pipeline
+    except ImportError:
+        return "nltk is not installed: no figure of its"
+    sentences = [line.split() for line in lines]
+    before = time.perf_counter()
+    model = KneserNeyInterpolated(ORDER)
+    model.fit(*padded_everygram_pipeline(ORDER, sentences))
+    fitting = time.perf_counter() - before
+    row = [word for sentence in sentences for word in sentence]
+    before = time.perf_counter()
+    for at in range(ORDER, ORDER + words):
+        model.score(row[at], row[at - ORDER + 1 : at])
+    scoring = (time.perf_counter() - before) / words
+    return f"nltk on the smallest: fit {fitting:.1f} s, scoring {1 / scoring:,.1f} words a second ({words} tried)"
+
+
+def draw(lines: list[Line], path: Path) -> None:
+    """Seconds against tokens, both axes logarithmic."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 4))
+    tokens = [line.tokens for line in lines]
+    axes.loglog(tokens, [line.fit for line in lines], "o-", label="rung: fit")
+    axes.loglog(tokens, [line.whole for line in lines], "o--", label="rung: text to model folder")
+    if lines[0].lmplz is not None:
+        axes.loglog(tokens, [line.lmplz for line in lines], "s-", label="lmplz: text to ARPA")
+        axes.loglog(tokens, [line.lmplz_binary for line in lines], "s--", label="lmplz: text to binary")
+    axes.set(
+        xlabel="tokens of text", ylabel="seconds", title=f"Kneser-Ney of order {ORDER}, {describe(choose_device())}"
+    )
+    axes.set_xticks(tokens, [f"{size / 1e6:.2g} M" for size in tokens])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
 def look_up(model: NgramForCausalLM, tokenizer, valid: list[str]) -> None:
@@ -105,17 +198,30 @@ def look_up(model: NgramForCausalLM, tokenizer, valid: list[str]) -> None:
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table and the rates, and draw the growth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path)
-    parser.add_argument("valid", type=Path, nargs="?")
+    parser.add_argument("valid", type=Path)
+    parser.add_argument("--lmplz", default=shutil.which("lmplz"), help="KenLM's program; from the PATH by default")
     chosen = parser.parse_args()
     keep_freed_memory()
-    print(f"Kneser-Ney of order {ORDER}: {describe(choose_device())}\n")
-    print("    tokens      n-grams  fit (s)  sorts (s)   ratio  bytes each  peak (GB)")
+    print(f"Kneser-Ney of order {ORDER}: {describe(choose_device())}; seconds, ratios of lmplz's to ours\n")
+    theirs = "     lmplz    binary   ratio   ratio" if chosen.lmplz else ""
+    print(f"    tokens     n-grams      fit     whole    sorts{theirs}  bytes ea  peak GB")
+    lines = []
     for megabytes in MEGABYTES:
-        valid = read_lines(chosen.valid, 2**30) if chosen.valid and megabytes == MEGABYTES[-1] else None
-        measure(read_lines(chosen.text, megabytes * 10**6), valid)
+        line, model, tokenizer = measure(read_lines(chosen.text, megabytes * 10**6), chosen.lmplz)
+        lines.append(line)
+        print(line.show(), flush=True)
+    print(
+        "\nfit: from tokens in memory. whole: from text to a model folder. lmplz: from text to an ARPA file; binary: to"
+    )
+    print("its own files. The ratios: lmplz / fit, binary / whole. sorts: numpy's, of the same keys.")
+    if not chosen.lmplz:
+        print("lmplz is not on the PATH: no figures of its")
+    look_up(model, tokenizer, read_lines(chosen.valid, 2**30))
+    print(run_nltk(read_lines(chosen.text, MEGABYTES[0] * 10**6), words=20))
+    draw(lines, Path(__file__).with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Counting beyond memory: every engine finds what sorting in memory finds."""
 
-import functools
 import shutil
+from pathlib import Path
 
 import numpy
 import pytest
@@ -10,7 +10,7 @@ import torch
 from rung.errors import RecipeError, RunError
 from rung.models.ngram import NgramConfig, NgramForCausalLM, engines
 from rung.models.ngram.counting import count_ngrams
-from rung.models.ngram.engines import Counting, count_with_engine
+from rung.models.ngram.engines import Counting, choose_counter
 
 FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
 needs_spark = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, which is not installed")
@@ -34,7 +34,7 @@ def make_row(documents):
 
 
 def counter(engine, folder, memory="1GB"):
-    return functools.partial(count_with_engine, Counting(engine=engine, memory=memory), folder)
+    return choose_counter(Counting(engine=engine, memory=memory), folder)
 
 
 def random_documents(seed, count=40):
@@ -104,4 +104,4 @@ def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch):
 def test_memory_alone_means_duckdb():
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     assert Counting(memory="300MB").engine == "duckdb"
-    assert Counting().engine == "numpy"
+    assert choose_counter(Counting(engine="numpy"), Path()) is count_ngrams

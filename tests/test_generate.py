@@ -1,10 +1,13 @@
 """Generation: bounds, reproducibility, streaming."""
 
+import numpy
 import pytest
-from conftest import TINY
+from conftest import SENTENCES, TINY
 
 from rung.errors import RecipeError
 from rung.generate import Sampling, generate
+from rung.models import LADDER, make_config
+from rung.tokenizer import build_tokenizer, encode_documents
 
 
 @pytest.mark.parametrize("name", list(TINY))
@@ -26,6 +29,20 @@ def test_a_prompt_longer_than_the_window_leaves_room(make_tiny, tokenizer):
     model = make_tiny("gpt2", max_position_embeddings=16)
     made = generate(model, tokenizer, "the cat sat on the mat " * 10, Sampling(max_new_tokens=100, temperature=0))
     assert 1 <= made.tokens <= 8
+
+
+def test_words_do_not_run_together(make_tiny):
+    """A tokenizer of words keeps no white space: the first new word stands apart from the prompt."""
+    words = build_tokenizer("whitespace", SENTENCES)
+    documents = list(encode_documents(SENTENCES, words))
+    starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
+    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts).eval()
+    greedy = Sampling(temperature=0, max_new_tokens=3)
+    for prompt, begins in (("the cat sat", " on"), ("the cat sat ", "on")):
+        pieces = []
+        made = generate(model, words, prompt, greedy, pieces.append)
+        assert made.text.startswith(begins)
+        assert "".join(pieces) == made.text
 
 
 def test_an_empty_prompt_starts_a_document(make_tiny, tokenizer):

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, TextStreamer
 
 from rung.errors import RecipeError
 from rung.models import CausalModel
+from rung.tokenizer import losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,8 @@ def generate(
     if sampling.temperature > 0:
         options |= {"do_sample": True, "temperature": sampling.temperature}
         options |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
-    streamer = _Pieces(tokenizer, on_text) if on_text and sampling.num_beams == 1 else None
+    space = " " if "white space" in losses(tokenizer) and prompt and not prompt[-1].isspace() else ""
+    streamer = _Pieces(tokenizer, on_text, space) if on_text and sampling.num_beams == 1 else None
     inputs = torch.tensor([ids], device=model.device)
     started = time.perf_counter()
     with torch.random.fork_rng(), torch.no_grad():
@@ -88,16 +90,20 @@ def generate(
         )
     seconds = time.perf_counter() - started
     new = output[0, len(ids) :]
-    return Generation(text=tokenizer.decode(new, skip_special_tokens=True), tokens=len(new), seconds=seconds)
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    return Generation(text=space + text if text else "", tokens=len(new), seconds=seconds)
 
 
 class _Pieces(TextStreamer):
-    """Hands text to a function where transformers' own streamer prints it."""
+    """Hands text to a function where transformers' own streamer prints it; `space` goes before the first piece."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, on_text: Callable[[str], None], space: str) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
         self.on_text = on_text
+        self.space = space
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called by `generate` with each piece that can no longer change."""
-        self.on_text(text)
+        if text:
+            self.on_text(self.space + text)
+            self.space = ""

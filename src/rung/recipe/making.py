@@ -1,6 +1,5 @@
 """Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
-import functools
 import hashlib
 import logging
 import math
@@ -26,7 +25,7 @@ from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
-from rung.models.ngram.engines import Counting, count_with_engine
+from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.tokenizer import (
@@ -220,10 +219,8 @@ def _count(
     config = make_config(recipe.rung, tokenizer, recipe.model)
     keep_freed_memory()
     started = time.perf_counter()
-    options = {}
-    if recipe.counting:
-        folder = cache_folder() / "counting"
-        options = {"count": functools.partial(count_with_engine, Counting(**recipe.counting), folder)}
+    counting = Counting(**recipe.counting)
+    options = {"count": choose_counter(counting, cache_folder() / "counting")} if recipe.counting else {}
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started
     line = {"step": 0, "tokens": len(packed), "bits_per_byte": hooks.evaluate(model.eval())}

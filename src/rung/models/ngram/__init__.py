@@ -9,7 +9,7 @@ KenLM and ARPA files do: for every n-gram log10 of its probability, for every hi
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy
@@ -22,13 +22,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.errors import RecipeError
 from rung.models.bigram import list_rows
 from rung.models.causal import CountingModel, State, keep_logits, real_tokens
-from rung.models.ngram.counting import Level, count_ngrams
+from rung.models.ngram.counting import Counter, count_ngrams
 from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
 
 __all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
 
 LN10 = math.log(10)
-Counter = Callable[[numpy.ndarray, numpy.ndarray, int, int], Iterator[Level]]
 
 
 class NgramConfig(PreTrainedConfig):

@@ -5,7 +5,7 @@ rows are sorted by parent and last token, so that the children of one row stand 
 and it is what the model is queried by.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy
@@ -32,6 +32,9 @@ class Level:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+
+Counter = Callable[[Ids, NDArray[numpy.int64], int, int], Iterator[Level]]  # what does as `count_ngrams` does
 
 
 def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Iterator[Level]:

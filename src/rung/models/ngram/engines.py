@@ -5,7 +5,9 @@ order are one group-by of it, the same ibis expression over DuckDB and over Spar
 and becomes levels piece by piece, in files mapped into memory, so that no step holds a whole order.
 """
 
+import functools
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from rung.errors import RecipeError, RunError, did_you_mean
-from rung.models.ngram.counting import Ids, Level, join_keys, unigrams
+from rung.models.ngram.counting import Counter, Ids, Level, count_ngrams, join_keys, unigrams
 
 ENGINES = {
     "numpy": "in memory, the fastest while the text fits",
@@ -60,16 +62,21 @@ class Counting:
             raise RecipeError(f"memory is {self.memory!r}: write an amount such as 512MB or 2GB") from error
 
 
+def choose_counter(counting: Counting, folder: Path) -> Counter:
+    """What counts as `counting` says: for `NgramForCausalLM.fit`. An engine's files lie in `folder` meanwhile."""
+    return count_ngrams if counting.engine == "numpy" else functools.partial(count_with_engine, counting, folder)
+
+
 def count_with_engine(
     counting: Counting, folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
 ) -> Iterator[Level]:
-    """What `count_ngrams` yields, counted by `counting.engine`, whose files lie in `folder` meanwhile.
+    """What `count_ngrams` yields, counted by DuckDB or Spark.
 
     For Spark on a cluster `folder` must be one that every machine of it sees. Raises `RunError` where the engine
     fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
         windows = Path(scratch) / "windows"
         counts = _write_windows(windows, tokens, starts, order, vocab_size)
         level = unigrams(counts, int(tokens[starts[0]]), len(starts))
@@ -154,7 +161,10 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
             connection.to_parquet_dir(expression, folder)
     except Exception as error:  # each engine has its own kinds
         line = str(error).strip().splitlines()[0]
-        raise RunError(f"{counting.engine} could not count ({line}): try more memory, as in --memory 8GB") from error
+        raise RunError(
+            f"{counting.engine} could not count ({line}): give it more memory, as in --memory 8GB, or make room in "
+            f"{folder.parents[1]}"
+        ) from error
 
 
 def _files(folder: Path) -> list[parquet.ParquetFile]:
@@ -209,4 +219,9 @@ def _find(keys: NDArray[numpy.int64], parents: Ids, tokens: Ids, vocab_size: int
 
 
 def _map(folder: Path, name: str, size: int, kind: type) -> NDArray[Any]:
-    return numpy.memmap(folder / f"{name}.bin", dtype=kind, mode="w+", shape=(size,))
+    """An array in a file, whose room is taken at once: a disk found full later would end the process."""
+    path = folder / f"{name}.bin"
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size * numpy.dtype(kind).itemsize)
+    return numpy.memmap(path, dtype=kind, mode="r+", shape=(size,))
