@@ -51,7 +51,8 @@ def anonymous_memory() -> float:
 
 def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
     """Fit once, and print a line."""
-    keep_freed_memory()
+    if engine == "numpy":
+        keep_freed_memory()
     tokens = numpy.memmap(folder / "tokens.bin", dtype=numpy.uint32, mode="r")
     starts = numpy.load(folder / "starts.npy")
     peak = [anonymous_memory()]

@@ -131,6 +131,15 @@ def run_lmplz(lmplz: str, lines: list[str]) -> tuple[float, float]:
     return seconds[0], seconds[1]
 
 
+def measure_probing(lmplz: str, arpa: Path, ngrams: int) -> str:
+    """Bytes an n-gram in KenLM's `probing` format, where its `build_binary` stands beside `lmplz`."""
+    program, binary = Path(lmplz).with_name("build_binary"), arpa.with_suffix(".bin")
+    if not program.exists():
+        return "build_binary is not beside lmplz: no size of KenLM's probing format"
+    subprocess.run([program, "probing", arpa, binary], check=True, capture_output=True)
+    return f"KenLM's probing format: {binary.stat().st_size / ngrams:.1f} bytes an n-gram"
+
+
 def run_nltk(lines: list[str], words: int) -> str:
     """How long nltk's Kneser-Ney takes to fit this, and a word of it to score."""
     try:
@@ -175,7 +184,7 @@ def draw(lines: list[Line], path: Path) -> None:
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
 
 
-def look_up(model: NgramForCausalLM, tokenizer, valid: list[str]) -> None:
+def look_up(model: NgramForCausalLM, tokenizer, valid: list[str], lmplz: str | None) -> None:
     """Rates of scoring text, ours and KenLM's."""
     ids = torch.tensor([token for row in encode_documents(valid, tokenizer) for token in row])
     ours, _ = best_of(3, model.score_tokens, ids)
@@ -192,6 +201,8 @@ def look_up(model: NgramForCausalLM, tokenizer, valid: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         seconds, _ = best_of(1, write_arpa, model, tokenizer, Path(folder) / "model.arpa")
         print(f"writing ARPA: {sum(model.config.num_ngrams) / seconds:,.0f} n-grams a second")
+        if lmplz:
+            print(measure_probing(lmplz, Path(folder) / "model.arpa", sum(model.config.num_ngrams)))
         theirs = kenlm.Model(str(Path(folder) / "model.arpa"))
     kenlms, _ = best_of(3, lambda: [theirs.score(line) for line in valid])
     print(f"kenlm from Python, a sentence at a time: {len(ids) / kenlms:,.0f} a second; ratio {kenlms / ours:.1f}")
@@ -219,7 +230,7 @@ def main() -> None:
     print("its own files. The ratios: lmplz / fit, binary / whole. sorts: numpy's, of the same keys.")
     if not chosen.lmplz:
         print("lmplz is not on the PATH: no figures of its")
-    look_up(model, tokenizer, read_lines(chosen.valid, 2**30))
+    look_up(model, tokenizer, read_lines(chosen.valid, 2**30), chosen.lmplz)
     print(run_nltk(read_lines(chosen.text, MEGABYTES[0] * 10**6), words=20))
     draw(lines, Path(__file__).with_suffix(".svg"))
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rung.errors import RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models.ngram import SMOOTHINGS, NgramConfig, NgramForCausalLM
+from rung.models.ngram import smoothing as smoothing_module
 from rung.models.ngram.arpa import read_arpa, write_arpa
-from rung.models.ngram.counting import count_ngrams
+from rung.models.ngram.counting import count_ngrams, sort_places
 from rung.models.ngram.discounts import estimate_discounts
 from rung.tokenizer import build_tokenizer, encode_documents
 
@@ -86,6 +87,45 @@ def test_every_smoothing_is_a_distribution_on_any_text(documents, order, smoothi
     torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5)
     assert torch.all(probabilities[..., [0, 2]] == 0)  # nothing is followed by BOS or PAD
     assert torch.all(probabilities[..., 3:] > 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(documents=TEXTS, order=st.integers(1, 5), smoothing=st.sampled_from(list(SMOOTHINGS)))
+def test_smoothing_a_few_at_a_time_changes_nothing(documents, order, smoothing):
+    expected = fit(documents, order=order, smoothing=smoothing).state_dict()
+    before, smoothing_module.ROWS_AT_ONCE = smoothing_module.ROWS_AT_ONCE, 3
+    try:
+        found = fit(documents, order=order, smoothing=smoothing).state_dict()
+    finally:
+        smoothing_module.ROWS_AT_ONCE = before
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(documents=TEXTS, order=st.integers(1, 4), smoothing=st.sampled_from(["kneser-ney", "absolute", "witten-bell"]))
+def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoothing):
+    """GPT-2's tokenizer has one for both: nothing changes but its number."""
+    probabilities = []
+    for end, pad in ((1, None), (0, 1)):
+        rows = [[0, *words, end] for words in documents]
+        starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+        config = NgramConfig(
+            vocab_size=8, order=order, smoothing=smoothing, bos_token_id=0, eos_token_id=end, pad_token_id=pad
+        )
+        model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
+        probabilities.append(model(torch.tensor([[0, 3, 4, 5, 5, 3, 4]])).logits[0].exp())
+    apart, shared = probabilities
+    torch.testing.assert_close(shared[:, 2:], apart[:, 2:], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(shared[:, 0], apart[:, 1], rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(keys=st.lists(st.integers(0, 2**62 - 1) | st.integers(0, 5), min_size=1, max_size=20))
+def test_keys_are_sorted_with_their_places(keys):
+    """As one number where both fit into 63 bits, one after the other where not."""
+    expected = sorted(zip(keys, range(len(keys)), strict=True))
+    found, places = sort_places(numpy.array(keys), numpy.arange(len(keys), dtype=numpy.int32))
+    assert list(zip(found.tolist(), places.tolist(), strict=True)) == expected
 
 
 def test_kneser_ney_by_hand():
@@ -175,7 +215,9 @@ def test_the_count_and_discount_of_each_word():
     assert counts[1:].tolist() == [1, 2, 1, 1, 0]
     assert discounts[1:].tolist() == [0.5, 1.0, 0.5, 0.5, 0.0]
     many = fit([[a] * 400], vocab_size=7, order=2)
-    assert many.find_counts(torch.tensor([0, a, a]))[0].tolist()[1:] == [1, 255]
+    counts, discounts = many.find_counts(torch.tensor([0, a, a]))
+    assert counts[1:].tolist() == [1, 255]
+    assert discounts[1:].tolist() == [0.5, 1.5]
 
 
 def test_each_smoothing_by_hand():
@@ -242,6 +284,7 @@ def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
     for sentence in (folder / "valid.txt").read_text().splitlines()[:300]:
         words = (log10 for log10, _, _ in theirs.full_scores(sentence))  # `score` adds them up in float32
         assert model.score(sentence, tokenizer) == pytest.approx(math.fsum(words), abs=1e-4)
+        assert model.score(sentence, tokenizer) == pytest.approx(theirs.score(sentence), abs=1e-4, rel=1e-6)
 
 
 @pytest.mark.parametrize(

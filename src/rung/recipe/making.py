@@ -217,9 +217,10 @@ def _count(
 ) -> tuple[CausalModel, Trained]:
     """Fit a counting rung: one pass over the text."""
     config = make_config(recipe.rung, tokenizer, recipe.model)
-    keep_freed_memory()
-    started = time.perf_counter()
     counting = Counting(**recipe.counting)
+    if counting.engine == "numpy":
+        keep_freed_memory()
+    started = time.perf_counter()
     options = {"count": choose_counter(counting, cache_folder() / "counting")} if recipe.counting else {}
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started

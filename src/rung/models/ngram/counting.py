@@ -59,7 +59,7 @@ def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_si
         at, end = at[fits], end[fits]
         if len(at) == 0:
             return
-        keys, placed = _sort(join_keys(rows[at], ids[at + (size - 1)], vocab_size), at)
+        keys, placed = sort_places(join_keys(rows[at], ids[at + (size - 1)], vocab_size), at)
         is_new = numpy.empty(len(keys), dtype=bool)
         is_new[0] = True
         numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
@@ -105,7 +105,7 @@ def split_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[Ids, Ids]:
     return (keys >> bits).astype(numpy.int32), (keys & ((1 << bits) - 1)).astype(numpy.int32)
 
 
-def _sort(keys: NDArray[numpy.int64], places: Ids) -> tuple[NDArray[numpy.int64], Ids]:
+def sort_places(keys: NDArray[numpy.int64], places: Ids) -> tuple[NDArray[numpy.int64], Ids]:
     """Keys in order, and their places with them; overwrites `keys`.
 
     Where key and place fit into 63 bits they are sorted as one number: numpy sorts numbers ten times as fast
