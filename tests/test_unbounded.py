@@ -152,6 +152,13 @@ def test_a_looked_up_cost_is_that_of_the_whole_distribution(documents, query, re
     assert torch.all(orders[1:][kept] <= matches[:-1][kept] + 1)
 
 
+def test_after_the_end_of_the_last_document_comes_nothing_of_it():
+    model = fit([[3, 4]])
+    probabilities = model(torch.tensor([[BOS, 3, 4, EOS]])).logits[0, -1].exp()
+    torch.testing.assert_close(probabilities, model.unigrams.data)
+    assert model.find_continuations(torch.tensor([4, EOS])).tokens.tolist() == []
+
+
 @settings(max_examples=100, deadline=None)
 @given(documents=DOCUMENTS, query=QUERY)
 def test_without_smoothing_it_is_the_papers_definition(documents, query):

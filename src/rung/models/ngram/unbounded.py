@@ -102,6 +102,8 @@ class InfinigramForCausalLM(CountingModel):
         low, high = past_key_values.tensors if past_key_values else (none, none)
         kept = set(keep_logits(torch.arange(time)[None], logits_to_keep)[0].tolist())
         logits = []
+        goes_on = (input_ids != self.config.eos_token_id) | (input_ids == self.config.bos_token_id)
+        real = real & goes_on  # nothing follows the end of a document
         for t in range(time):
             low, high = self._step(low, high, input_ids[:, t], real[:, t])
             if t in kept:
@@ -158,7 +160,7 @@ class InfinigramForCausalLM(CountingModel):
         size = torch.tensor([length], device=input_ids.device)
         _, (low, high) = self.text.find(input_ids[len(input_ids) - length :], torch.zeros_like(size), size)
         _, tokens, counts = self._list_children(low, high, size)
-        return Continuations(length, tokens, counts)
+        return Continuations(length, tokens[tokens >= 0], counts[tokens >= 0])  # -1 is the end of the whole text
 
     @property
     def _discounts(self) -> list[float]:
