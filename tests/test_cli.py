@@ -94,6 +94,30 @@ def test_json_is_one_object_and_nothing_else(run, ground):
         assert isinstance(json.loads(shown.stdout), dict)
 
 
+def test_a_count_that_failed_can_be_tried_again(ground):
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    for settings, message in (
+        (("--memory", "1MB"), "more memory"),
+        (("--set", "smoothing=laplace"), "unknown smoothing"),
+    ):
+        made = rung("train", "ngram", "my.txt", "--out", "again-and-again", *settings, cwd=ground)
+        assert made.returncode == 2
+        assert message in made.stderr
+    assert rung("train", "ngram", "my.txt", "--out", "again-and-again", cwd=ground).returncode == 0
+
+
+def test_an_infinite_cost_is_said_to_be_one(ground):
+    pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
+    settings = ("--set", "order=inf", "--set", "smoothing=none")
+    made = rung("train", "ngram", "my.txt", "--out", "bare", *settings, cwd=ground)
+    assert made.returncode == 0, made.stderr
+    assert "infinite" in made.stdout
+    assert "infinite" in rung("runs", ".", cwd=ground).stdout
+    shown = rung("eval", "bare", "--json", cwd=ground).stdout
+    assert json.loads(shown, parse_constant=pytest.fail)["bits_per_byte"] is None
+    assert rung("report", "bare", "--out", "bare.html", cwd=ground).returncode == 0
+
+
 def test_score_shows_how_each_word_was_counted(ground):
     made = rung("train", "ngram", "my.txt", "--out", "counted", "--set", "order=3", cwd=ground)
     assert made.returncode == 0, made.stderr

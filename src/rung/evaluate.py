@@ -40,7 +40,10 @@ CARRIED = 1024  # tokens a model with a carried state reads at a time
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, None for one document."""
+    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, None for one document.
+
+    A model that gives a token probability 0 costs infinitely much.
+    """
 
     bits_per_byte: float
     low: float | None
@@ -180,7 +183,7 @@ def spelling_nats(word: str) -> float:
 def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float | None, float | None]:
     """A 95% interval of sum(bits) / sum(sizes), documents drawn with replacement (Efron & Tibshirani 1993, ch. 13)."""
     count = len(bits)
-    if count < 2:
+    if count < 2 or not numpy.isfinite(bits).all():
         return None, None
     generator = numpy.random.default_rng(0)
     ratios = numpy.empty(RESAMPLES)
@@ -321,4 +324,5 @@ def _batched(items: Iterable[_Document], size: int) -> Iterator[list[_Document]]
 
 
 def _perplexity(nats: float, count: int) -> float:
-    return math.exp(min(nats / max(count, 1), 700.0))
+    each = nats / max(count, 1)
+    return math.inf if math.isinf(each) else math.exp(min(each, 700.0))

@@ -8,6 +8,7 @@ checkpoints/    what training resumes from
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -39,9 +40,22 @@ def write_atomically(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
+def to_json(facts: Any, indent: int | None = None) -> str:
+    """The facts as JSON, which knows no infinity: what is no finite number becomes null."""
+
+    def mend(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: mend(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [mend(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(mend(facts), indent=indent, ensure_ascii=False)
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Replace the folder's `rung.json`."""
-    write_atomically(folder / RECORD, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / RECORD, to_json(record, indent=2) + "\n")
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -71,7 +85,7 @@ def is_finished(folder: Path) -> bool:
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     """Add one line to `metrics.jsonl`."""
     with (folder / METRICS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(to_json(line) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

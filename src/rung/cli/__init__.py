@@ -4,7 +4,6 @@ Nothing heavy is imported before a verb runs: `rung --help` must answer at once.
 """
 
 import functools
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -363,7 +362,9 @@ def _fail(message: str, code: int) -> None:
 
 
 def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts, ensure_ascii=False, indent=2))
+    from rung.runs import to_json
+
+    print(to_json(facts, indent=2))
 
 
 def _command_line() -> str:

@@ -1,6 +1,7 @@
 """What the terminal shows: progress with rates and time left, and tables read at a glance."""
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -159,19 +160,24 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_column("value", justify="right")
     table.add_column("")
     interval = "" if score["low"] is None else f"95% interval {score['low']:.3f} to {score['high']:.3f}"
-    table.add_row("bits per byte", f"{score['bits_per_byte']:.4f}", interval)
-    table.add_row("word perplexity", f"{score['word_perplexity']:,.1f}", f"{score['words']:,} words")
-    table.add_row("token perplexity", f"{score['token_perplexity']:,.2f}", f"{score['tokens']:,} tokens")
+    table.add_row("bits per byte", show_figure(score["bits_per_byte"], ".4f"), interval)
+    table.add_row("word perplexity", show_figure(score["word_perplexity"], ",.1f"), f"{score['words']:,} words")
+    table.add_row("token perplexity", show_figure(score["token_perplexity"], ",.2f"), f"{score['tokens']:,} tokens")
     how = "state carried through each document"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
     table.add_row("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
-    if score["unknown_words"]:
+    if score["unknown_words"] and score["nats"]:
         bits = score["unknown_nats"] / score["nats"]
         table.add_row("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
         table.add_row("lost", ", ".join(score["lost"]), "the tokenizer does not keep these")
     return table
+
+
+def show_figure(value: float | None, spec: str) -> str:
+    """A cost, which is infinite (in a record: null) where a token was given probability 0."""
+    return "infinite" if value is None or math.isinf(value) else format(value, spec)
 
 
 COUNTED = {  # columns that only n-grams have
@@ -209,7 +215,7 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
     for folder, record in found:
         score = record.get("scores", {}).get("test")
         unscored = "imported" if "imported" in record else record.get("failed", "not finished")
-        state = f"{score['bits_per_byte']:.3f}" if score else unscored
+        state = show_figure(score["bits_per_byte"], ".3f") if score else unscored
         table.add_row(str(folder), record["rung"], record.get("corpus", {}).get("name", ""), state)
     return table
 

@@ -115,6 +115,8 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
         wanted = _transformer_shape(name, wanted)
     try:
         return rung.config(**wanted)
+    except RecipeError:
+        raise
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
         raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
 

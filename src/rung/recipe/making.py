@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rung import __version__, runs
 from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.errors import RecipeError, RunError, did_you_mean
+from rung.errors import RecipeError, RunError, RungError, did_you_mean
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
@@ -75,6 +75,7 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     recipe = _choose_width(recipe, tokenizer)
+    make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     tell(Stage(name="tokenizing"))
     packed = pack(
         encode_documents(corpus.train["text"], tokenizer),
@@ -88,7 +89,12 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     counts = find_rung(recipe.rung).counts
     tell(Stage(name="counting" if counts else "measuring"))
     hooks = _hooks(recipe, tokenizer, corpus, tell)
-    model, trained = (_count if counts else _learn)(recipe, tokenizer, packed, folder, hooks)
+    try:
+        model, trained = (_count if counts else _learn)(recipe, tokenizer, packed, folder, hooks)
+    except RungError:
+        if counts:  # nothing is there to resume
+            (folder / runs.RECORD).unlink()
+        raise
     runs.save_model(folder, model, tokenizer)
     record |= {"parameters": count_parameters(model), "training": _training_facts(trained)}
     if trained.interrupted:

@@ -4,6 +4,7 @@ For each text its result in words, its figures and what the rungs wrote; then ho
 comes from a run is escaped. `page.html` is the frame with its style sheet; no script runs in it.
 """
 
+import math
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
@@ -227,13 +228,19 @@ def _card(heading: str, text: str) -> str:
 
 
 def _heading(run: Run) -> str:
-    bits = sum(bits for _, bits in run.record["passage"])
-    return f"{escape(run.label)} <span>{whole(bits)} bits in all</span>"
+    bits = sum(bits for _, bits in _costs(run))
+    shown = whole(bits) if math.isfinite(bits) else "infinitely many"
+    return f"{escape(run.label)} <span>{shown} bits in all</span>"
+
+
+def _costs(run: Run) -> list[tuple[str, float]]:
+    """The passage's tokens and their bits; JSON has null for a token that was given probability 0."""
+    return [(text, math.inf if bits is None else bits) for text, bits in run.record["passage"]]
 
 
 def _passage(run: Run) -> str:
     """The passage with each token on its shade."""
-    return "".join(_token(text, bits) for text, bits in _whole_characters(run.record["passage"]))
+    return "".join(_token(text, bits) for text, bits in _whole_characters(_costs(run)))
 
 
 def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:

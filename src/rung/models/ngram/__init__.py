@@ -46,6 +46,14 @@ class NgramConfig(PreTrainedConfig):
     use_cache: bool = True
     tie_word_embeddings: bool = False
 
+    def __post_init__(self, **options: Any) -> None:
+        self.make_settings()
+        super().__post_init__(**options)
+
+    def make_settings(self, never: tuple[int, ...] = ()) -> Settings:
+        """How to smooth; `never` are the tokens that nothing is followed by. Raises `RecipeError` for a bad field."""
+        return Settings(smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), never=never)
+
 
 class NgramForCausalLM(CountingModel):
     """Counts smoothed, of any order.
@@ -78,9 +86,8 @@ class NgramForCausalLM(CountingModel):
         `count` does what `count_ngrams` does, in its own way (`engines.py`).
         """
         never = _never_predicted(config, int(tokens[0]))
-        settings = Settings(smoothing=config.smoothing, k=config.k, prune=tuple(config.prune or ()), never=never)
         levels = list(count(tokens, starts, config.order, config.vocab_size))
-        tables, config.discounts = estimate(levels, settings)
+        tables, config.discounts = estimate(levels, config.make_settings(never))
         return cls.from_tables(config, tables)
 
     @classmethod

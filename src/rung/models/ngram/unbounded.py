@@ -35,6 +35,11 @@ class InfinigramConfig(PreTrainedConfig):
     use_cache: bool = True
     tie_word_embeddings: bool = False
 
+    def __post_init__(self, **options: Any) -> None:
+        if self.smoothing not in ("absolute", "none"):
+            raise RecipeError(f"smoothing is {self.smoothing!r}: n-grams of any length have absolute or none")
+        super().__post_init__(**options)
+
 
 class Continuations(NamedTuple):
     """What came after the longest end of a context that occurs: its length, the tokens, and how often each did."""
@@ -68,8 +73,6 @@ class InfinigramForCausalLM(CountingModel):
     @classmethod
     def fit(cls, config: InfinigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "InfinigramForCausalLM":
         """Sort the suffixes of `tokens` (N,), whose documents begin at `starts` and open with the BOS token."""
-        if config.smoothing not in ("absolute", "none"):
-            raise RecipeError(f"smoothing is {config.smoothing!r}: n-grams of any length have absolute or none")
         suffixes = sort_suffixes(tokens, starts, drop_ends=config.bos_token_id == config.eos_token_id)
         counts = numpy.bincount(tokens, minlength=config.vocab_size)
         counts[tokens[0]] -= len(starts)  # what opens a document is not predicted
