@@ -349,3 +349,13 @@ def test_nothing_overlaps_in_a_browser(width, ladder, make_page, tmp_path):
     command = [BROWSER, *quiet, "--allow-file-access-from-files", "--dump-dom", wrapper.as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "found: []" in html.unescape(seen)
+
+
+def test_the_page_knows_every_rung():
+    """Its list stands by itself, so that a report needs no model code; it is the same list."""
+    from rung.models import BESIDE, LADDER
+    from rung.report.rows import COUNTING, IDEAS
+
+    rungs = LADDER | BESIDE
+    assert {name: rung.idea for name, rung in rungs.items()} == IDEAS
+    assert {name for name, rung in rungs.items() if rung.counts} == set(COUNTING)

@@ -13,12 +13,13 @@ from rung import runs
 IDEAS = {
     "bigram": "count pairs",
     "ngram": "count longer, back off well",
+    "infini-gram": "count any length",
     "rnn": "remember",
     "rnn-attention": "look back",
     "gpt2": "drop recurrence",
     "llama3": "modernise",
 }
-COUNTING = ("bigram", "ngram")
+COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
 
 NONE = "–"
