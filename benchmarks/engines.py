@@ -64,7 +64,7 @@ def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     config = NgramConfig(vocab_size=vocab_size, order=ORDER, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    counter = choose_counter(Counting(engine=engine, memory=memory or None), folder)
+    counter = choose_counter(Counting(engine=engine, memory=memory or None), folder / "counting")
     before = time.perf_counter()
     model = NgramForCausalLM.fit(config, tokens, starts, counter)
     seconds = time.perf_counter() - before

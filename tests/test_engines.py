@@ -34,7 +34,7 @@ def make_row(documents):
 
 
 def counter(engine, folder, memory="1GB"):
-    return choose_counter(Counting(engine=engine, memory=memory), folder)
+    return choose_counter(Counting(engine=engine, memory=memory), folder / "counting")
 
 
 def random_documents(seed, count=40):
@@ -78,6 +78,36 @@ def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path):
     with pytest.raises(RunError, match="duckdb could not count .* more memory"):
         list(counter(engine, tmp_path, memory="2MB")(tokens, starts, 5, 5000))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_ctrl_c_in_an_engine_is_ctrl_c(engine, tmp_path, monkeypatch):
+    from ibis.backends.duckdb import Backend
+
+    def interrupt(*_, **__):
+        raise RuntimeError("Query interrupted")
+
+    monkeypatch.setattr(Backend, "to_parquet", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        list(counter(engine, tmp_path)(*make_row([[3, 4]]), 3, 9))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_a_full_disk_is_one_clear_line(engine, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engines.parquet, "write_table", refuse)
+    with pytest.raises(RunError, match="No space left on device.*make room there"):
+        list(counter(engine, tmp_path)(*make_row([[3, 4]]), 3, 9))
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_what_a_killed_try_left_is_cleared(engine, tmp_path):
+    (tmp_path / "counting" / "order-2").mkdir(parents=True)
+    (tmp_path / "counting" / "order-2" / "all.parquet").write_text("half")
+    assert len(list(counter(engine, tmp_path)(*make_row([[3, 4]]), 3, 9))) == 3
 
 
 @pytest.mark.parametrize(

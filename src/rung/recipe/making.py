@@ -227,7 +227,7 @@ def _count(
     if counting.engine == "numpy":
         keep_freed_memory()
     started = time.perf_counter()
-    options = {"count": choose_counter(counting, cache_folder() / "counting")} if recipe.counting else {}
+    options = {"count": choose_counter(counting, folder / ".counting")} if recipe.counting else {}
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started
     line = {"step": 0, "tokens": len(packed), "bits_per_byte": hooks.evaluate(model.eval())}

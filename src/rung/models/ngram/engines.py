@@ -8,7 +8,7 @@ and becomes levels piece by piece, in files mapped into memory, so that no step 
 import functools
 import importlib.util
 import os
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +63,9 @@ class Counting:
 
 
 def choose_counter(counting: Counting, folder: Path) -> Counter:
-    """What counts as `counting` says: for `NgramForCausalLM.fit`. An engine's files lie in `folder` meanwhile."""
+    """What counts as `counting` says: for `NgramForCausalLM.fit`. An engine's files lie in `folder` meanwhile, which
+    must be its own.
+    """
     return count_ngrams if counting.engine == "numpy" else functools.partial(count_with_engine, counting, folder)
 
 
@@ -75,23 +77,39 @@ def count_with_engine(
     For Spark on a cluster `folder` must be one that every machine of it sees. Raises `RunError` where the engine
     fails.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as scratch:
-        windows = Path(scratch) / "windows"
-        counts = _write_windows(windows, tokens, starts, order, vocab_size)
+    shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
+    try:
+        with _explained(folder):
+            folder.mkdir(parents=True)
+            counts = _write_windows(folder / "windows", tokens, starts, order, vocab_size)
         level = unigrams(counts, int(tokens[starts[0]]), len(starts))
         yield level
         known = [join_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
-        with _connect(counting, Path(scratch)) as connection:
+        with _connect(counting, folder) as connection:
+            windows = folder / "windows"
             table = connection.read_parquet(windows if counting.engine == "spark" else windows / "*.parquet")
             for size in range(2, order + 1):
-                found = Path(scratch) / f"order-{size}"
+                found = folder / f"order-{size}"
                 _run(connection, _count_expression(table, size), found, counting)
                 if _count_rows(found) == 0:
                     return
-                level, keys = _read_level(found, level, known, vocab_size)
+                with _explained(folder):
+                    level, keys = _read_level(found, level, known, vocab_size)
                 known.append(keys)
                 yield level
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Raise `RunError` where a file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{folder} could not be written to ({error}): make room there, or choose another --out"
+        ) from error
 
 
 def _count_expression(table: Any, size: int) -> Any:
@@ -160,10 +178,12 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
         else:
             connection.to_parquet_dir(expression, folder)
     except Exception as error:  # each engine has its own kinds
+        if "interrupted" in str(error).lower():  # DuckDB's word for Ctrl-C
+            raise KeyboardInterrupt from error
         line = str(error).strip().splitlines()[0]
         raise RunError(
             f"{counting.engine} could not count ({line}): give it more memory, as in --memory 8GB, or make room in "
-            f"{folder.parents[1]}"
+            f"{folder.parent}"
         ) from error
 
 
