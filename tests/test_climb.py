@@ -39,6 +39,7 @@ def test_the_time_is_shared_evenly_and_sizes_match():
 
 def test_rungs_come_in_the_order_of_the_ladder():
     assert [recipe.rung for recipe in Climb(rungs=("llama3", "bigram")).recipes()] == ["bigram", "llama3"]
+    assert [recipe.rung for recipe in Climb(rungs=("infini-gram", "ngram")).recipes()] == ["ngram", "infini-gram"]
 
 
 def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):

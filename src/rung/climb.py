@@ -14,7 +14,7 @@ from typing import Any
 from rung import runs
 from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
-from rung.models import LADDER, find_rung
+from rung.models import BESIDE, LADDER, find_rung
 from rung.recipe import Recipe
 from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
 from rung.report import write_report
@@ -40,8 +40,8 @@ class Climb:
         """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
         for name in self.rungs:
             find_rung(name)
-        wanted = [name for name in LADDER if name in self.rungs]
-        trained = [name for name in wanted if not LADDER[name].counts]
+        wanted = [name for name in (*LADDER, *BESIDE) if name in self.rungs]
+        trained = [name for name in wanted if not find_rung(name).counts]
         return [
             Recipe(
                 rung=name,
