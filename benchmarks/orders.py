@@ -57,9 +57,8 @@ def main() -> None:
     keep_freed_memory()
     corpus = load_corpus(chosen.corpus, "paragraphs")
     texts = corpus.test["text"]
-    print(
-        f"$ python benchmarks/orders.py {chosen.corpus}\n{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} bytes"
-    )
+    print(f"$ python benchmarks/orders.py {chosen.corpus}")
+    print(f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} bytes")
     for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):
         prepared = prepare(kind, corpus)
         print(f"\n{len(prepared[1]):,} {words} of train text, {len(prepared[0]):,} different\n")
