@@ -5,7 +5,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from rung.recipe.making import Stage
     from rung.report import Row
 
-MOST_COUNTED = 255  # a count above it is kept as it
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
 
@@ -180,17 +179,17 @@ def show_figure(value: float | None, spec: str) -> str:
     return "infinite" if value is None or math.isinf(value) else format(value, spec)
 
 
-COUNTED = {  # columns that only n-grams have
-    "order": lambda piece: f"{piece.order}",
-    "seen": lambda piece: f"{piece.count}" if piece.count < MOST_COUNTED else f"{piece.count}+",
-    "discount": lambda piece: f"{piece.discount:.3f}",
-}
-
-
 def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
     """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found, how often
     it was seen, and what was taken from that count.
     """
+    from rung.models.ngram.smoothing import MOST_COUNTED
+
+    counted: dict[str, Callable[[TokenScore], str]] = {
+        "order": lambda piece: f"{piece.order}",
+        "seen": lambda piece: f"{piece.count}{'+' if piece.count == MOST_COUNTED else ''}",
+        "discount": lambda piece: f"{piece.discount:.3f}",
+    }
     bits = sum(piece.bits for piece in pieces)
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
     table.add_column("token", "the whole text")
@@ -203,8 +202,12 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
     for piece in pieces:
         color = next(color for limit, color in SHADES if piece.bits <= limit)
         shown = repr(piece.text)[1:-1] if piece.text else "(end)"
-        counted = [COUNTED[name](piece) for name in columns]
-        table.add_row(Text(shown, style=color), f"{piece.bits:.3f}", f"{2.0**-piece.bits:.4g}", *counted)
+        table.add_row(
+            Text(shown, style=color),
+            f"{piece.bits:.3f}",
+            f"{2.0**-piece.bits:.4g}",
+            *(counted[c](piece) for c in columns),
+        )
     return table
 
 

@@ -85,7 +85,7 @@ class NgramForCausalLM(CountingModel):
 
         `count` does what `count_ngrams` does, in its own way (`engines.py`).
         """
-        never = _never_predicted(config, int(tokens[0]))
+        never = never_predicted(config, int(tokens[0]))
         levels = list(count(tokens, starts, config.order, config.vocab_size))
         tables, config.discounts = estimate(levels, config.make_settings(never))
         return cls.from_tables(config, tables)
@@ -234,7 +234,7 @@ def _table(size: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(size), requires_grad=False)
 
 
-def _never_predicted(config: NgramConfig, bos: int) -> tuple[int, ...]:
+def never_predicted(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
     """The tokens that never follow anything: BOS and PAD, unless one of them also ends documents."""
     tokens: Iterable[int | None] = (bos, config.pad_token_id)
     return tuple(sorted({t for t in tokens if t is not None and t != config.eos_token_id}))

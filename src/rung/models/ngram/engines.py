@@ -44,8 +44,6 @@ class Counting:
     memory: str | None = None
 
     def __post_init__(self) -> None:
-        from accelerate.utils import convert_file_size_to_int
-
         name = self.engine or ("numpy" if self.memory is None else "duckdb")
         object.__setattr__(self, "engine", name)
         if name not in ENGINES:
@@ -57,9 +55,16 @@ class Counting:
         if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
             raise RecipeError(f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'")
         try:
-            convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
+            _ = self.memory_bytes
         except (ValueError, AttributeError) as error:
             raise RecipeError(f"memory is {self.memory!r}: write an amount such as 512MB or 2GB") from error
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in bytes."""
+        from accelerate.utils import convert_file_size_to_int
+
+        return convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
 
 
 def choose_counter(counting: Counting, folder: Path) -> Counter:
@@ -107,9 +112,7 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(
-            f"{folder} could not be written to ({error}): make room there, or choose another --out"
-        ) from error
+        raise RunError(f"{folder} could not be written to ({error}): make room there or change --out") from error
 
 
 def _count_expression(table: Any, size: int) -> Any:
@@ -134,22 +137,22 @@ def _write_windows(
         piece = numpy.append(piece, numpy.zeros(order - 1, dtype=numpy.int32))
         columns = [numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32) for i in range(order)]
         counts += numpy.bincount(columns[0], minlength=vocab_size)
-        path = folder / f"{number:06}.parquet"
-        parquet.write_table(pyarrow.table(columns, schema=schema), path, compression="zstd")
+        table = pyarrow.table(columns, schema=schema)
+        parquet.write_table(table, folder / f"{number:06}.parquet", compression="zstd")
     return counts
 
 
 @contextmanager
 def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
     """An ibis connection; a Spark session that was not there before is stopped again."""
-    from accelerate.utils import convert_file_size_to_int
-
-    size = convert_file_size_to_int(counting.memory or DEFAULT_MEMORY)
     import ibis
 
+    size = counting.memory_bytes
     if counting.engine == "duckdb":
         settings = {"memory_limit": f"{size}B", "temp_directory": str(scratch / "spilled")}
-        yield ibis.duckdb.connect(**settings, preserve_insertion_order=False)
+        connection = ibis.duckdb.connect(**settings, preserve_insertion_order=False)
+        yield connection
+        connection.disconnect()  # its memory is wanted for what comes next
         return
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession

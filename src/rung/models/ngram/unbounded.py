@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.errors import RecipeError
 from rung.models.bigram import list_rows
 from rung.models.causal import CountingModel, State, keep_logits, real_tokens
+from rung.models.ngram import never_predicted
 from rung.models.ngram.suffixes import SuffixArray, find_discounts, sort_suffixes
 
 
@@ -81,7 +82,7 @@ class InfinigramForCausalLM(CountingModel):
         config.longest_repeat = int(suffixes.shared.max())
         model = cls(config)
         model.text.fill(tokens, suffixes)
-        never = {int(tokens[0]), config.pad_token_id} - {None, config.eos_token_id}
+        never = never_predicted(config, int(tokens[0]))
         spread = config.discounts[0] * (counts > 0).sum() / (config.vocab_size - len(never))
         probability = (numpy.maximum(counts - config.discounts[0], 0) + spread) / counts.sum()
         probability[list(never)] = 0
