@@ -73,9 +73,9 @@ def test_rooms_are_small():
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
-def test_there_are_fewer_than_forty_files():
-    """The first climb fitted in 29; the n-gram room has opened since."""
-    assert len(FILES) < 40
+def test_there_are_fewer_than_fifty_five_files():
+    """The first climb fitted in 29; counting, published formats and decoding have rooms of their own since."""
+    assert len(FILES) < 55
 
 
 def test_every_module_says_what_it_is():

@@ -1,0 +1,163 @@
+"""Verbs that make runs: climb, train."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, fail, verb
+
+
+@verb("rung climb my.txt --minutes 10")
+def climb(
+    corpus: CorpusArgument = "python-docs",
+    minutes: Annotated[float, typer.Option(help="Training time for all rungs together.")] = 5.0,
+    rungs: Annotated[str, typer.Option(help="Which rungs, comma-separated; all by default.")] = "",
+    tokenizer: TokenizerOption = "bpe",
+    documents: Documents = "paragraphs",
+    out: Annotated[Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Every rung on one text: one table, one report."""
+    from rung.cli.display import Display, climb_table, make_quiet, show
+
+    make_quiet()
+    from rung.climb import REPORT, Climb
+    from rung.climb import climb as climb_ladder
+    from rung.models import LADDER
+    from rung.report import read_rows
+
+    folder = out or Path("runs") / _slug(corpus)
+    plan = Climb(
+        corpus=corpus,
+        documents=documents,  # type: ignore[arg-type]  # checked where it is read
+        tokenizer=_tokenizer_spec(tokenizer),
+        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else tuple(LADDER),
+        minutes=minutes,
+        seed=seed,
+        folder=folder,
+    )
+    try:
+        with Display() as display:
+            folders = climb_ladder(plan, display.tell)
+    except KeyboardInterrupt:
+        fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
+    show(climb_table(read_rows(folders), folders))
+    best = min((r for r in read_rows(folders) if r.bits_per_byte), key=lambda r: r.bits_per_byte or 0.0)
+    print(f"\nReport: {folder / REPORT}", file=sys.stderr)
+    print(f'Next:   rung generate {folder / best.name} "Once upon a time"', file=sys.stderr)
+
+
+@verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256")
+def train(
+    rung: Annotated[
+        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2 or llama3; or use --recipe.")
+    ] = "",
+    corpus: Annotated[str, typer.Argument(help="As for `rung climb`; python-docs by default.")] = "",
+    recipe: Annotated[Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")] = None,
+    tokenizer: Annotated[str, typer.Option(help="A kind (see `rung tokenizers`) or a folder.")] = "",
+    documents: Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")] = "",
+    steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
+    engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
+    memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
+    from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
+) -> None:
+    """Train (or, for counts, fit) one rung, and score it."""
+    from rung.cli.display import make_quiet
+
+    make_quiet()
+    from rung.recipe import make_recipe
+    from rung.recipe.making import check_unused, read_begun
+
+    given: dict[str, Any] = {
+        "rung": rung,
+        "corpus": corpus,
+        "documents": documents,
+        "steps": steps,
+        "minutes": minutes,
+        "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
+        "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
+    }
+    given = {key: value for key, value in given.items() if value not in ("", None, {})}
+    if from_:
+        _import_arpa(from_, given | ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {}), out)
+        return
+    if resume:
+        folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
+        made = read_begun(folder)
+    else:
+        made = make_recipe(_fill_page(recipe, given), set_ or ())
+        folder = out or Path("runs") / f"{_slug(made.corpus)}-{made.rung}"
+        check_unused(folder)
+    _make_run(made, folder)
+
+
+def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's page with what was given on the command line in its place."""
+    from rung.recipe import read_recipe
+
+    page = read_recipe(recipe) if recipe else {}
+    for one, other in (("steps", "minutes"), ("minutes", "steps")):
+        if one in given and other not in given:  # the one that was asked for replaces the recipe's other
+            page.pop(other, None)
+    return page | given
+
+
+def _make_run(recipe: Any, folder: Path) -> None:
+    """Make it with bars, and show what it scored."""
+    from rung import runs
+    from rung.cli.display import Display, score_table, show
+    from rung.recipe.making import execute
+
+    with Display() as display:
+        finished = execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage))
+    if not finished:
+        fail(f"stopped; the work so far is saved. Go on with: rung train --out {folder} --resume", 130)
+    record = runs.read_record(folder)
+    show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+    print(f'\nNext:   rung generate {folder} "Once upon a time"', file=sys.stderr)
+
+
+def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
+    """Make a run of an ARPA file."""
+    from rung.errors import RecipeError
+    from rung.export import import_arpa
+    from rung.recipe.making import check_unused
+
+    if given.pop("rung", "") != "ngram":
+        raise RecipeError(
+            "--from reads n-grams from an ARPA file: the rung must be ngram, as in `rung train ngram --from`"
+        )
+    if given:
+        raise RecipeError(f"--from takes a model that is made already: leave out {', '.join(given)}")
+    folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
+    check_unused(folder)
+    config = import_arpa(path, folder)
+    print(f"{sum(config.num_ngrams or []):,} n-grams of order 1 to {config.order}", file=sys.stderr)
+    print(f"Next:   rung eval {folder} my.txt --documents lines", file=sys.stderr)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["rung", *sys.argv[1:]])
+
+
+def _tokenizer_spec(name: str) -> dict[str, Any]:
+    from rung.tokenizer import TOKENIZERS
+
+    return {"kind": name} if name in TOKENIZERS or not Path(name).exists() else {"path": name}
+
+
+def _slug(corpus: str) -> str:
+    path = Path(corpus).expanduser()
+    if path.exists():
+        path = path.resolve()
+        name = path.parent.name if path.name == "train" else path.name
+        return name.split(".")[0] or "text"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus.removeprefix("hf:")).strip("-") or "text"

@@ -1,0 +1,75 @@
+"""Verbs that show and ship runs: export, report, runs, corpora, tokenizers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rung.cli.command import Json, Run, print_json, verb
+
+
+@verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    to: Annotated[str, typer.Option(help="The format: arpa.")] = "arpa",
+) -> None:
+    """Write a run in another tool's format."""
+    from rung.cli.display import make_quiet
+
+    make_quiet()
+    from rung.export import export as write
+
+    write(run, to, out)
+    print(f"Wrote {out}", file=sys.stderr)
+
+
+@verb("rung report runs/python-docs --out report.html")
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """One page that compares runs; it opens offline."""
+    from rung import runs
+    from rung.report import write_report
+
+    folders = [folder for root in run for folder in runs.find_runs(root)]
+    for root in run:
+        if not any(folder.is_relative_to(root) for folder in folders):
+            runs.read_record(root)  # says what is wrong with it
+    write_report(folders, out)
+    print(f"Report: {out}", file=sys.stderr)
+
+
+@verb("rung runs")
+def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: Json = False) -> None:
+    """The runs there are, and their scores."""
+    from rung import runs
+    from rung.cli.display import runs_table, show
+
+    found = [(folder, runs.read_record(folder)) for folder in runs.find_runs(root)]
+    if as_json:
+        print_json({"runs": [{"folder": str(folder), **record} for folder, record in found]})
+    elif found:
+        show(runs_table(found))
+    else:
+        print(f"no runs below {root}. Make some: rung climb", file=sys.stderr)
+
+
+@verb("rung corpora")
+def corpora(as_json: Json = False) -> None:
+    """The corpora that can be named."""
+    from rung.cli.display import names_table, show
+    from rung.corpus import CORPORA
+
+    print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
+
+
+@verb("rung tokenizers")
+def tokenizers(as_json: Json = False) -> None:
+    """The tokenizers that can be named."""
+    from rung.cli.display import names_table, show
+    from rung.tokenizer import TOKENIZERS
+
+    print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))
