@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.tokenizer import encode_plainly
+
+# 1 for tokens, 0 for padding; or which keys each query may look at.
+Mask = Shaped[Tensor, "B S"] | Bool[Tensor, "#B 1 T S"]
 
 
 class CausalModel(PreTrainedModel, GenerationMixin):
@@ -91,6 +94,38 @@ class State:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams that survived."""
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
+
+
+class KeyValues(Cache):
+    """Keys and values of every layer, in memory that is taken once: no step of decoding takes more.
+
+    `tensors` are (layers, 2, B, G, S, K), S being the most tokens it can hold; `length` of them are there.
+    """
+
+    def __init__(self, tensors: Tensor) -> None:
+        super().__init__(layers=[])
+        self.tensors = tensors
+        self.rows = [tuple(layer.unbind()) for layer in tensors.unbind()]
+        self.length = 0
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Write (B, G, T, K) behind what is there; all of it comes back. The last layer moves the end."""
+        steps = key_states.shape[2]
+        keys, values = self.rows[layer_idx]
+        keys.narrow(2, self.length, steps).copy_(key_states)
+        values.narrow(2, self.length, steps).copy_(value_states)
+        end = self.length + steps
+        if layer_idx == len(self.rows) - 1:
+            self.length = end
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, as Hugging Face asks a cache."""
+        return self.length
+
+    def crop(self, max_length: int) -> None:
+        """Forget the tokens after the first `max_length`."""
+        self.length = min(self.length, max_length)
 
 
 def is_loaded(parameter: Tensor) -> bool:

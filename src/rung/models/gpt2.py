@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, is_loaded, keep_logits
+from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
@@ -143,7 +143,7 @@ class GPT2LMHeadModel(CausalModel):
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
-        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        attention_mask: Mask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
         labels: Int[Tensor, "B T"] | None = None,

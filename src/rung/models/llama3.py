@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, LlamaConfig
 from transformers.activations import ACT2FN
@@ -20,12 +20,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, is_loaded, keep_logits
+from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
 from rung.models.gpt2 import find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
-Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines and sines
+Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines; sines, the first half negative
 
 
 class LlamaRMSNorm(nn.Module):
@@ -151,7 +151,7 @@ class LlamaForCausalLM(CausalModel):
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
-        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        attention_mask: Mask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
         labels: Int[Tensor, "B T"] | None = None,
@@ -181,8 +181,8 @@ def check_rope(config: LlamaConfig) -> None:
 def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype) -> Rotation:
     """Cosines and sines of the angle of each position and channel (Su et al. 2021)."""
     angles = positions[..., None].float() * rotary_frequencies(config, positions.device)  # B T K/2
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    cos, sin = angles.cos()[:, None], angles.sin()[:, None]
+    return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tensor, " half_K"]:
@@ -201,5 +201,4 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tenso
 def rotate(x: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
     """Turn each pair of channels (i, i + K/2) by its angle."""
     cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

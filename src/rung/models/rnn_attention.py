@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
+from rung.models.causal import Mask, State, StatefulModel, keep_logits, real_tokens
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
 
@@ -98,21 +98,21 @@ def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def causal_mask(
-    attention_mask: Shaped[Tensor, "B S"] | None, queries: int, keys: int
-) -> Bool[Tensor, "#B 1 T S"] | None:
+def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Tensor, "#B 1 T S"] | None:
     """Which keys each query may look at; None where plain causality says it all.
 
-    The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty.
+    The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty. A mask that is
+    made already, one key for each query, is kept.
     """
+    if attention_mask is not None and attention_mask.ndim == 4:
+        return attention_mask
     if attention_mask is None or bool(attention_mask.all()):
         if queries in (1, keys):
             return None
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
-    device = attention_mask.device
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    itself = torch.eye(keys, dtype=torch.bool, device=device)[-queries:]
-    return ((causal & attention_mask[:, None, :].bool()) | itself)[:, None]
+    key = torch.arange(keys, device=attention_mask.device)
+    query = key[keys - queries :, None]
+    return (((key <= query) & attention_mask[:, None, :].bool()) | (key == query))[:, None]
 
 
 def attend(

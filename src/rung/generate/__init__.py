@@ -1,0 +1,125 @@
+"""Continue a prompt: decoding with nothing between the tokens but the model, the text handed out as it comes.
+
+Greedy or sampled from any rung by rung's own loop, by beams with `generate` of Hugging Face. A model that looks
+at a limited number of tokens gets the end of the prompt that leaves room, and stops where its window ends.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rung.errors import RecipeError
+from rung.generate.decoder import Decoder, write_tokens
+from rung.generate.pieces import Pieces
+from rung.generate.sampling import Sampling
+from rung.models import CausalModel
+from rung.tokenizer import losses
+
+__all__ = ["Decoder", "Generation", "Sampling", "generate", "generate_batch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """The continuation, how many tokens it has, and the seconds of decoding: reading the prompt is in them."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The rate of decoding, the prompt included."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+def generate(
+    model: CausalModel | Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> Generation:
+    """The continuation of `prompt`; `on_text` gets its pieces as they are decided (not with beams).
+
+    A `Decoder` is a model that was made ready before: many prompts in turn need it only once.
+    """
+    if sampling.num_beams > 1:
+        return _search_beams(model, tokenizer, prompt, sampling)
+    return generate_batch(model, tokenizer, [prompt], sampling, on_text)[0]
+
+
+def generate_batch(
+    model: CausalModel | Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None = None,
+) -> list[Generation]:
+    """A continuation of each prompt, side by side; `on_text` gets pieces of the first. Each has the same seconds."""
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    room, rows = _fit(decoder.model, tokenizer, prompts, sampling)
+    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts]
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for tokens in write_tokens(decoder, rows, replace(sampling, max_new_tokens=room), tokenizer.eos_token_id):
+            for row, (piece, token) in enumerate(zip(pieces, tokens, strict=True)):
+                if token is None or piece.stopped:
+                    continue
+                text = piece.add(token)
+                if text and on_text and row == 0:
+                    on_text(text)
+            if all(piece.stopped for piece in pieces):
+                break
+    seconds = time.perf_counter() - started
+    for row, piece in enumerate(pieces):
+        text = piece.finish()
+        if text and on_text and row == 0:
+            on_text(text)
+    return [Generation(text=piece.text, tokens=len(piece.ids), seconds=seconds) for piece in pieces]
+
+
+def _fit(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
+) -> tuple[int, list[list[int]]]:
+    """How many tokens may be written, and the ids of each prompt's end that leaves room for them."""
+    rows = [[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids] for prompt in prompts]
+    room = sampling.max_new_tokens
+    if window := model.context_length:
+        room = min(room, max(1, window // 2))
+        rows = [ids[-(window - room) :] for ids in rows]
+    return room, rows
+
+
+def _space(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """What stands between the prompt and the text where the tokenizer keeps no white space."""
+    return " " if "white space" in losses(tokenizer) and prompt and not prompt[-1].isspace() else ""
+
+
+def _search_beams(
+    model: CausalModel | Decoder, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+) -> Generation:
+    if isinstance(model, Decoder) or sampling.stop:
+        raise RecipeError(f"num_beams is {sampling.num_beams}: beams take a model as it is and no stop strings")
+    room, rows = _fit(model, tokenizer, [prompt], sampling)
+    options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {}
+    options |= {"top_k": sampling.top_k, "top_p": sampling.top_p} if options else {"do_sample": False}
+    inputs = torch.tensor(rows, device=model.device)
+    started = time.perf_counter()
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(sampling.seed)
+        output = model.generate(
+            inputs,
+            attention_mask=torch.ones_like(inputs),
+            max_new_tokens=room,
+            num_beams=sampling.num_beams,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **options,
+        )
+    new = output[0, inputs.shape[1] :]
+    text = tokenizer.decode(new, skip_special_tokens=True)
+    seconds = time.perf_counter() - started
+    return Generation(text=_space(tokenizer, prompt) + text if text else "", tokens=len(new), seconds=seconds)

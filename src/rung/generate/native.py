@@ -1,0 +1,247 @@
+"""Tokens at the speed that the weights are read: `step.c`, compiled once, over a transformer's own weights.
+
+Where there is no C compiler, or a model has parts that `step.c` does not know, the model's own forward pass takes
+its place; a test holds the two together.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rung.corpus import cache_folder
+from rung.models import CausalModel
+from rung.models.causal import KeyValues
+from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.llama3 import LlamaForCausalLM, find_rotation
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("step.c")
+COMPILERS = ("cc", "gcc", "clang")
+FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
+COMPILING_SECONDS = 60
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+LARGEST_INT8 = 127
+LANES = 16  # of step.c: rows of a batch that are multiplied together
+GELUS = ("gelu_new", "gelu_pytorch_tanh")
+
+
+class _Product(Structure):
+    _fields_ = [
+        *((name, c_void_p) for name in ("weight", "scale", "bias")),
+        *((name, c_int64) for name in ("rows", "columns", "type")),
+    ]
+
+
+class _Norm(Structure):
+    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
+
+
+class _Layer(Structure):
+    _fields_ = [
+        *((name, _Norm) for name in ("before_attention", "before_mlp")),
+        *((name, _Product) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *(("keys", c_void_p), ("values", c_void_p), ("scale", c_float)),
+    ]
+
+
+class _Model(Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")),
+        *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
+        *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores", "across")),
+    ]
+
+
+class NativeStep:
+    """Appends tokens to each text of a batch, for one model."""
+
+    def __init__(self, model: CausalModel, library: ctypes.CDLL, weights: torch.dtype) -> None:
+        self.model = model
+        self.library = library
+        self.weights = weights
+        self.kept: list[Tensor] = []  # what the structures point to
+        self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
+        self.last = self._norm(model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm)
+        self.head = self._product(model.lm_head.weight)
+
+    def begin(self, state: KeyValues, ahead: Int[Tensor, " B"]) -> None:
+        """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
+        self.state, self.ahead = state, ahead
+        for layer, (keys, values) in zip(self.layers, state.rows, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        self.turns = None
+        if isinstance(self.model, LlamaForCausalLM):
+            steps = torch.arange(state.tensors.shape[-2])[None]
+            rotation = find_rotation(steps, self.model.config, torch.float32)
+            self.turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
+        self.rooms: dict[tuple[int, int], _Room] = {}
+
+    def append(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+        """Logits of the token after each of `tokens`; the next call writes over them."""
+        texts, steps = tokens.shape
+        if (texts, steps) not in self.rooms:
+            self.rooms[texts, steps] = _Room(self, texts, steps)
+        room = self.rooms[texts, steps]
+        at = self.state.length
+        torch.add(room.steps, at, out=room.places[:, 2])
+        positions = room.places[:, 2] - room.places[:, 1]
+        if isinstance(self.model, GPT2LMHeadModel):
+            parts = self.model.transformer
+            room.x.copy_(parts.wte.weight[tokens.flatten()] + parts.wpe.weight[positions])
+        else:
+            room.x.copy_(self.model.model.embed_tokens.weight[tokens.flatten()])
+        turns = self.turns[positions] if self.turns is not None else None
+        pointer = turns.data_ptr() if turns is not None else None
+        self.library.step(byref(room.described), pointer, room.logits.data_ptr())
+        self.state.length = at + steps
+        return room.logits.view(texts, steps, -1)
+
+    def _llama(self) -> Iterator[_Layer]:
+        for block in self.model.model.layers:
+            attention, mlp = block.self_attn, block.mlp
+            names = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
+            names |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
+            yield _Layer(
+                before_attention=self._norm(block.input_layernorm),
+                before_mlp=self._norm(block.post_attention_layernorm),
+                scale=self.model.config.head_dim**-0.5,
+                **{name: self._product(linear.weight, linear.bias) for name, linear in names.items()},
+            )
+
+    def _gpt2(self) -> Iterator[_Layer]:
+        """Its projections are stored (in, out), and those of q, k and v side by side."""
+        size = self.model.config.n_embd // self.model.config.n_head
+        for block in self.model.transformer.h:
+            attention, mlp = block.attn, block.mlp
+            joint = zip("qkv", attention.c_attn.weight.T.chunk(3), attention.c_attn.bias.chunk(3), strict=True)
+            products = {name: self._product(weight, bias) for name, weight, bias in joint}
+            for name, layer in (("o", attention.c_proj), ("up", mlp.c_fc), ("down", mlp.c_proj)):
+                products[name] = self._product(layer.weight.T, layer.bias)
+            yield _Layer(
+                before_attention=self._norm(block.ln_1),
+                before_mlp=self._norm(block.ln_2),
+                scale=attention.scale * size**-0.5,
+                **products,
+            )
+
+    def _product(self, weight: Float[Tensor, "N D"], bias: Tensor | None = None) -> _Product:
+        scale = None
+        if self.weights == torch.int8:
+            weight, scale = round_to_int8(weight)
+        kept = self._keep(weight, self.weights)
+        return _Product(
+            *(kept, self._keep(scale, torch.float32), self._keep(bias, torch.float32)),
+            *(*weight.shape, KINDS[self.weights]),
+        )
+
+    def _norm(self, module: nn.Module) -> _Norm:
+        parameters = dict(module.named_parameters())
+        weight, bias = (self._keep(parameters.get(name), torch.float32) for name in ("weight", "bias"))
+        return _Norm(weight, bias, module.eps)
+
+    def _keep(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
+        """The address of the values as `dtype`, in one piece; a copy only where they are not."""
+        if tensor is None:
+            return None
+        self.kept.append(tensor.detach().to(dtype).contiguous())
+        return self.kept[-1].data_ptr()
+
+
+class _Room:
+    """What a step over `texts` times `steps` tokens writes to."""
+
+    def __init__(self, step: NativeStep, texts: int, steps: int) -> None:
+        config, rows = step.model.config, texts * steps
+        layers, _, _, groups, capacity, size = step.state.tensors.shape
+        heads, width, inner = config.num_attention_heads, config.hidden_size, step.layers[0].up.rows
+        inside = inner + max(inner, 2 * groups * size) + 2 * LANES
+        sizes = (width, width, heads * size, heads * size, inside, heads * (capacity + LANES))
+        self.buffers = [torch.zeros(rows, count) for count in sizes]
+        self.buffers.append(torch.zeros(-(-rows // LANES) * LANES, max(width, heads * size, inner)))
+        self.x = self.buffers[0]
+        self.logits = torch.empty(rows, step.head.rows)
+        self.steps = torch.arange(steps).repeat(texts)
+        text = torch.arange(texts).repeat_interleave(steps)
+        self.places = torch.stack([text, step.ahead.repeat_interleave(steps), self.steps], dim=1)  # the row's own last
+        self.described = _Model(
+            *(layers, rows, width, heads, groups, size, inner, capacity),
+            *(self.places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
+            *(buffer.data_ptr() for buffer in self.buffers),
+        )
+
+
+def native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:
+    """The step in C for this model, with its weights as `weights`; None where there can be none."""
+    if model.device.type != "cpu" or not isinstance(model, GPT2LMHeadModel | LlamaForCausalLM):
+        return None
+    config = model.config
+    gelu = isinstance(model, GPT2LMHeadModel)
+    if (config.activation_function not in GELUS) if gelu else config.hidden_act != "silu":
+        return None
+    library = _compile()
+    stored = model.dtype if model.dtype in KINDS else torch.float32
+    return NativeStep(model, library, weights or stored) if library else None
+
+
+def round_to_int8(weight: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Float[Tensor, " N"]]:
+    """The weights as whole numbers up to 127, and what one of them is worth in each row."""
+    scale = (weight.float().abs().amax(dim=1) / LARGEST_INT8).clamp(min=1e-12)
+    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    """The compiled `step.c`, kept for this source and this processor; None where nothing can compile it."""
+    facts = f"{SOURCE.read_text()} {FLAGS} {platform.machine()} {_processor()}"
+    path = cache_folder() / "native" / f"step-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            if not any(_run(compiler, beside) for compiler in COMPILERS):
+                return None
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        logger.info("%s could not be loaded: %s", path, error)
+        return None
+    library.step.argtypes = [c_void_p, c_void_p, c_void_p]
+    library.step.restype = None
+    return library
+
+
+def _run(compiler: str, out: Path) -> bool:
+    """Compile with threads, or without them where the compiler has none (Apple's)."""
+    for threads in (["-fopenmp"], []):
+        command = [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(out), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=COMPILING_SECONDS)
+        except (OSError, subprocess.SubprocessError) as error:
+            logger.info("%s: %s", " ".join(command), error)
+        else:
+            return True
+    return False
+
+
+def _processor() -> str:
+    """What the instructions are chosen by."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
