@@ -262,7 +262,7 @@ def _difference(row: Difference, scale: Scale, frame: Frame, top: float) -> str:
     y = top + (21 if wide else 32)
     interval = "" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
     parts = [_rule(frame.left, y, frame.right, y, "row")]
-    parts += [f'<circle cx="{scale(x):.1f}" cy="{y:.1f}" r="3" class="seed"/>' for x in row.points]
+    parts += [f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points]
     if row.low is not None and row.high is not None:
         parts.append(_whisker(scale(row.low), scale(row.high), y))
     parts.append(f'<circle cx="{scale(row.value):.1f}" cy="{y:.1f}" r="5"/>')
@@ -353,7 +353,7 @@ def _in_words(bars: list[Bar], marks: dict[str, float]) -> str:
 def _tick_texts(ticks: list[float]) -> list[str]:
     """As many decimals as the finest tick needs, the same for all."""
     decimals = next((d for d in range(4) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 4)
-    return [f"{tick:.{decimals}f}" for tick in ticks]
+    return [f"{tick:.{decimals}f}".replace("-", "−") for tick in ticks]
 
 
 def _count(number: float) -> str:

@@ -1,5 +1,6 @@
 """What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page with its chart."""
 
+import functools
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -91,12 +92,13 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
     body = (
         build_header(f"{corpus}: from {BASE} to {END}, one swap at a time", _summary(rows), group)
         + _chart(rows)
-        + _table(rows)
+        + _table(rows, group.runs[0].record["training"])
         + _method(found)
     )
     runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
 
 
+@functools.cache
 def student_t(freedom: int) -> float:
     """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and t.
 
@@ -170,20 +172,21 @@ def _chart(rows: list[SwapRow]) -> str:
     if not differences:
         return ""
     caption = (
-        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A pale dot is a seed, the dark "
-        "one their mean, the bar its 95% interval; a swap whose bar crosses the line may do nothing."
+        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A small dot is a seed, the "
+        "large one their mean, the bar its 95% interval; a swap whose bar crosses the line may do nothing."
     )
     drawings = [charts.draw_differences(differences, BASE, width) for width in charts.WIDTHS]
     return build_figure("What each swap buys", caption, drawings)
 
 
-def _table(rows: list[SwapRow]) -> str:
+def _table(rows: list[SwapRow], training: dict[str, int]) -> str:
     heads = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")
     cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
     body = "".join(_table_row(row) for row in rows)
+    steps, tokens = training["steps"], training["tokens"]
     return (
-        "<section><h2>The figures</h2>"
-        '<p class="caption">Means over the seeds; the difference is from the first row.</p>'
+        '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is from the first row. '
+        f"Every run took {whole(steps)} steps of {whole(tokens / steps)} tokens.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0"><table><thead><tr>'
         f'<th scope="col">model</th><th scope="col">swap</th>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
@@ -201,7 +204,7 @@ def _table_row(row: SwapRow) -> str:
         ("interval", " to ".join(map(charts.signed, interval)) if interval else ""),
     )
     cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in figures)
-    mark = " class=best" if row.is_clear else ""
+    mark = " class=best" if row.is_clear and difference and difference.mean < 0 else ""
     return f'<tr{mark}><th scope="row">{escape(row.name)}</th><td>{escape(row.idea)}</td>{cells}</tr>'
 
 
