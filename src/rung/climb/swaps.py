@@ -1,10 +1,12 @@
 """The climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, equal steps, several seeds."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rung import runs
 from rung.climb import REPORT, make_runs
 from rung.corpus import DocumentKind
 from rung.errors import RecipeError
@@ -56,7 +58,6 @@ class SwapClimb:
                 documents=self.documents,
                 tokenizer=self.tokenizer,
                 model={**SHAPE, "swaps": swaps},
-                train={"save_strategy": "no"},  # a run is short; what is stopped is saved all the same
                 steps=self.steps,
                 seed=seed,
             )
@@ -79,5 +80,10 @@ def climb_swaps(plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda see
         note = f"{places[run]} of {models}: {name} {stage.note}"
         tell(f"seed {seed}", replace(stage, note=note))
 
-    make_runs(recipes, tell_seed, lambda begun: write_swaps(begun, plan.folder / REPORT))
+    def report(begun: list[Path]) -> None:
+        for folder in filter(runs.is_finished, begun):  # so many runs, and nothing resumes from them
+            shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
+        write_swaps(begun, plan.folder / REPORT)
+
+    make_runs(recipes, tell_seed, report)
     return list(recipes)
