@@ -37,6 +37,14 @@ TINY = {
         "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     },
+    "swaps": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "swaps": ["rotary", "grouped"],
+    },
 }
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 

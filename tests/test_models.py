@@ -167,11 +167,14 @@ def test_a_padded_batch_generates_what_its_rows_do_alone(name, beams, make_tiny,
         assert texts[0] == texts[1]
 
 
-def test_transformers_begin_with_positions_they_can_use(make_tiny):
-    """Neighbouring positions of GPT-2 are alike; the tokens of Llama have a vector in common."""
+def test_transformers_begin_as_they_should(make_tiny):
+    """GPT-2: neighbouring positions are alike, residual writers small. Llama: the tokens have a vector in common."""
     positions = make_tiny("gpt2").transformer.wpe.weight
     assert positions.square().mean().sqrt().item() == pytest.approx(0.12, rel=0.1)
     assert torch.cosine_similarity(positions[:-1], positions[1:]).min() > 0.5
+    blocks = make_tiny("gpt2", hidden_size=64).transformer.h
+    for block, layer in itertools.product(blocks, ("attn", "mlp")):  # what they write is halved for two layers
+        assert getattr(block, layer).c_proj.weight.std().item() == pytest.approx(0.01, rel=0.1)
     tokens = make_tiny("llama3").get_input_embeddings().weight
     assert tokens.mean(0).std().item() == pytest.approx(0.1, rel=0.5)
     assert (tokens - tokens.mean(0)).std().item() == pytest.approx(0.02, rel=0.1)

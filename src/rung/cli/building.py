@@ -1,6 +1,8 @@
 """Verbs that make runs: climb, train."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,41 +14,84 @@ from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, f
 @verb("rung climb my.txt --minutes 10")
 def climb(
     corpus: CorpusArgument = "python-docs",
-    minutes: Annotated[float, typer.Option(help="Training time for all rungs together.")] = 5.0,
+    minutes: Annotated[float | None, typer.Option(help="Training time for all rungs together; 5 by default.")] = None,
     rungs: Annotated[str, typer.Option(help="Which rungs, comma-separated; all by default.")] = "",
     tokenizer: TokenizerOption = "bpe",
     documents: Documents = "paragraphs",
     out: Annotated[Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")] = None,
     seed: Seed = 0,
+    between: Annotated[
+        tuple[str, str] | None, typer.Option(help="gpt2 llama3: what each of the six swaps between them buys.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="With --between: steps of each run; 800 by default.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="With --between: runs of each model; 3 by default.")] = None,
 ) -> None:
     """Every rung on one text: one table, one report."""
-    from rung.cli.display import Display, climb_table, make_quiet, show
+    from rung.cli.display import make_quiet
 
     make_quiet()
+    text = {"corpus": corpus, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
+    _check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
+    _check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
+    if between:
+        folder = out or Path("runs") / "-".join((_slug(corpus), *between))
+        many = range(seed, seed + (3 if seeds is None else seeds))
+        _climb_swaps(text | {"between": between, "seeds": tuple(many), "folder": folder}, steps)
+    else:
+        folder = out or Path("runs") / _slug(corpus)
+        _climb_ladder(text | {"seed": seed, "folder": folder}, rungs, minutes)
+
+
+def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -> None:
+    """Climb with bars, and show the ladder."""
+    from rung.cli.display import Display, climb_table, show
     from rung.climb import REPORT, Climb
     from rung.climb import climb as climb_ladder
-    from rung.models import LADDER
     from rung.report import read_rows
 
-    folder = out or Path("runs") / _slug(corpus)
-    plan = Climb(
-        corpus=corpus,
-        documents=documents,  # type: ignore[arg-type]  # checked where it is read
-        tokenizer=_tokenizer_spec(tokenizer),
-        rungs=tuple(name.strip() for name in rungs.split(",")) if rungs else tuple(LADDER),
-        minutes=minutes,
-        seed=seed,
-        folder=folder,
-    )
-    try:
-        with Display() as display:
-            folders = climb_ladder(plan, display.tell)
-    except KeyboardInterrupt:
-        fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
+    if rungs:
+        settings["rungs"] = tuple(name.strip() for name in rungs.split(","))
+    if minutes is not None:
+        settings["minutes"] = minutes
+    plan = Climb(**settings)
+    folder = plan.folder
+    with _resumable(), Display() as display:
+        folders = climb_ladder(plan, display.tell)
     show(climb_table(read_rows(folders), folders))
     best = min((r for r in read_rows(folders) if r.bits_per_byte), key=lambda r: r.bits_per_byte or 0.0)
     print(f"\nReport: {folder / REPORT}", file=sys.stderr)
     print(f'Next:   rung generate {folder / best.name} "Once upon a time"', file=sys.stderr)
+
+
+def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
+    """Make every swap's runs with bars, and show what each buys."""
+    from rung.cli.display import Display, show, swaps_table
+    from rung.climb import REPORT
+    from rung.climb.swaps import SwapClimb, climb_swaps
+    from rung.report.swaps import read_swaps
+
+    plan = SwapClimb(**settings | ({} if steps is None else {"steps": steps}))
+    with _resumable(), Display() as display:
+        folders = climb_swaps(plan, display.tell)
+    show(swaps_table(read_swaps(folders), folders))
+    print(f"\nReport: {plan.folder / REPORT}", file=sys.stderr)
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """After Ctrl-C, print the line that goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
+
+
+def _check_given(what: str, options: dict[str, Any]) -> None:
+    from rung.errors import RecipeError
+
+    given = [name for name, value in options.items() if value not in (None, "")]
+    if given:
+        raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
 
 @verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256")

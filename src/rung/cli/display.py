@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from rung.evaluate import TokenScore
     from rung.recipe.making import Stage
     from rung.report import Row
+    from rung.report.swaps import Estimate, SwapRow
 
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
@@ -152,6 +153,32 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> Table:
     return table
 
 
+def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> Table:
+    """What each swap buys: a row for each model, its difference from the first, and whether they add up."""
+    from rung.report.swaps import sum_of_parts
+
+    records = [record for record in map(runs.read_record, folders) if "scores" in record]
+    steps, tokens = (records[0]["training"][key] for key in ("steps", "tokens"))
+    seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in records))
+    title = f"{_title(records)};\n{steps:,} steps of {tokens // steps:,} tokens; 95% intervals over the seeds {seeds}"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+    table.caption, table.caption_justify, table.caption_style = sum_of_parts(list(rows)), "left", ""
+    for name in ("model", "swap"):
+        table.add_column(name, no_wrap=True)
+    for name in ("parameters", "seconds", "bits per byte", "difference"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.idea,
+            _whole(row.parameters),
+            _decimal(row.seconds, 1),
+            _estimate(row.bits, ".3f"),
+            Text(_estimate(row.difference, "+.3f"), style="bold" if row.is_clear else ""),
+        )
+    return table
+
+
 def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) -> Table:
     """One score, a line for each figure."""
     table = Table(box=box.SIMPLE_HEAD, title=f"{rung} on {corpus}, {split} split", title_justify="left")
@@ -246,6 +273,13 @@ def _interval(bits: float | None, low: float | None, high: float | None) -> str:
     if bits is None:
         return ""
     return f"{bits:.3f}" if low is None or high is None else f"{bits:.3f} ({low:.2f}-{high:.2f})"
+
+
+def _estimate(estimate: "Estimate | None", spec: str) -> str:
+    if estimate is None:
+        return ""
+    interval = f" ({' to '.join(format(end, spec) for end in estimate.interval)})" if estimate.interval else ""
+    return format(estimate.mean, spec) + interval
 
 
 def _whole(value: float | None) -> str:

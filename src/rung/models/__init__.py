@@ -30,6 +30,7 @@ from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
+from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 from rung.tokenizer import load_tokenizer
 
 
@@ -70,7 +71,9 @@ LADDER: dict[str, Rung] = {
 }
 BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
     "infini-gram": Rung(idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}),
+    "swaps": Rung(idea="modernise by parts", config=SwapsConfig, model=SwapsForCausalLM, shape={}),
 }
+TRANSFORMERS = ("gpt2", "llama3", "swaps")
 HEAD_SIZE = 64
 # Sizes that are computed with before the config class can look at them.
 WHOLE_NUMBERS = {
@@ -111,7 +114,7 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
             raise RecipeError(f"model.{key} is {value!r}: it must be a whole number, 1 or more")
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     wanted = {"vocab_size": len(tokenizer), **ids, **rung.shape, **settings}
-    if "num_attention_heads" in known and "hidden_size" in wanted and name in ("gpt2", "llama3"):
+    if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
     try:
         return rung.config(**wanted)
@@ -153,7 +156,7 @@ def count_parameters(model: PreTrainedModel) -> int:
 
 def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
-    step = 32 if name in ("gpt2", "llama3") else 8  # heads want round widths
+    step = 32 if name in TRANSFORMERS else 8  # heads want round widths
     best, previous = step, None
     for width in range(step, 8192, step):
         with torch.device("meta"):
@@ -200,7 +203,7 @@ def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
     if "num_attention_heads" not in wanted:
         heads = max(1, width // HEAD_SIZE)
         wanted["num_attention_heads"] = next(h for h in range(heads, 0, -1) if width % (2 * h) == 0)
-    if name == "llama3":
+    if name != "gpt2":
         heads = wanted["num_attention_heads"]
         wanted.setdefault("num_key_value_heads", heads // 2 if heads % 2 == 0 else heads)
         wanted.setdefault("intermediate_size", max(32, round(8 * width / 3 / 32) * 32))

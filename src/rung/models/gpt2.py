@@ -9,7 +9,8 @@ saves opens in stock transformers, and published checkpoints open here.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -25,6 +26,7 @@ from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
+RESIDUAL = ("c_proj", "o_proj", "down_proj")  # names of what writes to the residual stream, here and in Llama
 
 
 class GPT2Attention(nn.Module):
@@ -51,13 +53,13 @@ class GPT2Attention(nn.Module):
 
 
 class GPT2MLP(nn.Module):
-    """Two layers with GELU between."""
+    """Two layers with GELU between; `project(outputs, inputs)` makes a layer."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, project: Callable[[int, int], nn.Module] = Conv1D) -> None:
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = Conv1D(inner, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, inner)
+        self.c_fc = project(inner, config.n_embd)
+        self.c_proj = project(config.n_embd, inner)
         self.act = ACT2FN[config.activation_function]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -126,19 +128,14 @@ class GPT2LMHeadModel(CausalModel):
         self.transformer.wte = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; those that write to the residual stream smaller, by its depth (section 2.3).
-
-        Positions begin as sinusoids, so that neighbours are alike and one shift serves them all.
-        """
+        """Normal weights; positions as sinusoids; what writes to the residual stream smaller."""
         super()._init_weights(module)
-        if module is self.transformer.wpe and not is_loaded(module.weight):
-            module.weight.data.copy_(POSITION_SIZE * sinusoids(*module.weight.shape))
+        if module is self.transformer.wpe:
+            init_positions(module)
         if isinstance(module, Conv1D):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
-        if isinstance(module, GPT2Attention | GPT2MLP):
-            std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
-            nn.init.normal_(module.c_proj.weight, std=std)
+        init_residual(self, module)
 
     def forward(
         self,
@@ -157,15 +154,37 @@ class GPT2LMHeadModel(CausalModel):
             cache = DynamicCache(config=self.config)
         past = cache.get_seq_length() if cache is not None else 0
         positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
-        if input_ids.shape[1] + past > self.config.n_positions and int(positions.max()) >= self.config.n_positions:
-            raise ValueError(
-                f"{past + input_ids.shape[1]} tokens, but this GPT-2 learned {self.config.n_positions} positions: "
-                "shorten the text, or train with a larger n_positions"
-            )
+        check_positions(positions, past + input_ids.shape[1], self.config.n_positions)
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.transformer(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))
         return self.make_output(logits, labels, cache, options)
+
+
+def init_positions(table: nn.Embedding) -> None:
+    """Positions begin as sinusoids, so that neighbours are alike and one shift serves them all."""
+    if not is_loaded(table.weight):
+        table.weight.data.copy_(POSITION_SIZE * sinusoids(*table.weight.shape))
+
+
+def init_residual(model: CausalModel, module: nn.Module) -> None:
+    """If it writes to the residual stream it begins smaller, by the depth (section 2.3).
+
+    Known by its name: transformers initialises modules with weights of their own, so no block is asked for its parts.
+    """
+    is_writer = any(part is module and name.endswith(RESIDUAL) for name, part in model.named_modules())
+    if is_writer:
+        std = model.config.initializer_range / math.sqrt(2 * model.config.num_hidden_layers)
+        nn.init.normal_(cast(Tensor, module.weight), std=std)
+
+
+def check_positions(positions: Int[Tensor, "#B T"], seen: int, learned: int) -> None:
+    """Raise `ValueError` for a position that was not learned; `seen` counts tokens, padding among them."""
+    if seen > learned and int(positions.max()) >= learned:
+        raise ValueError(
+            f"{seen} tokens, but this GPT-2 learned {learned} positions: "
+            "shorten the text, or train with a larger n_positions"
+        )
 
 
 def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channels"]:

@@ -43,7 +43,7 @@ class LlamaRMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023)."""
+    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023), rotated or not."""
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -56,10 +56,11 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * config.head_dim, width, bias=bias)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        q = rotate(split_heads(self.q_proj(x), self.heads), rotation)  # B H T K
-        k = rotate(split_heads(self.k_proj(x), self.kv_heads), rotation)
-        v = split_heads(self.v_proj(x), self.kv_heads)
+    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+        q = split_heads(self.q_proj(x), self.heads)  # B H T K
+        k, v = (split_heads(project(x), self.kv_heads) for project in (self.k_proj, self.v_proj))
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         x = attend(q, k, v, mask, self.dropout if self.training else 0.0)
@@ -91,7 +92,7 @@ class LlamaDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -139,14 +140,10 @@ class LlamaForCausalLM(CausalModel):
         self.model.embed_tokens = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; and all tokens begin from one common vector.
-
-        Without biases, queries and keys then hold a part that no token changes, which rotation turns: attention by
-        position alone, to the token before, is there from the first step. A tied head does not feel the vector.
-        """
+        """Normal weights; and all tokens begin from one common vector."""
         super()._init_weights(module)
-        if isinstance(module, nn.Embedding) and not is_loaded(module.weight):
-            module.weight.data += COMMON_SIZE * torch.randn(module.embedding_dim).to(module.weight)
+        if isinstance(module, nn.Embedding):
+            add_common_vector(module)
 
     def forward(
         self,
@@ -169,6 +166,16 @@ class LlamaForCausalLM(CausalModel):
         hidden = self.model(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))
         return self.make_output(logits, labels, cache, options)
+
+
+def add_common_vector(table: nn.Embedding) -> None:
+    """Let all tokens begin from one vector.
+
+    Without biases, queries and keys then hold a part that no token changes, which rotation turns: attention by
+    position alone, to the token before, is there from the first step. A tied head does not feel the vector.
+    """
+    if not is_loaded(table.weight):
+        table.weight.data += COMMON_SIZE * torch.randn(table.embedding_dim).to(table.weight)
 
 
 def check_rope(config: LlamaConfig) -> None:

@@ -56,14 +56,19 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
     runs.write_atomically(out, _page(group_runs(found)))
 
 
+def fill_page(title: str, body: str) -> str:
+    """The frame with its style sheet around `body`, which is HTML."""
+    template = resources.files("rung.report").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(template).substitute(title=escape(title), body=body)
+
+
 def _page(groups: list[Group]) -> str:
     """The whole page: an article for each text, then how it was measured."""
-    template = resources.files("rung.report").joinpath("page.html").read_text(encoding="utf-8")
     titles = dict.fromkeys(_title(group) for group in groups)
     body = [_contents(groups)] if len(groups) > 1 else []
     body += [_article(group, f"text-{i}") for i, group in enumerate(groups, 1)]
     body.append(_method(groups))
-    return Template(template).substitute(title=escape(f"rung: {', '.join(titles)}"), body="\n".join(body))
+    return fill_page(f"rung: {', '.join(titles)}", "\n".join(body))
 
 
 def _contents(groups: list[Group]) -> str:
@@ -89,11 +94,13 @@ def _title(group: Group) -> str:
 
 
 def _header(group: Group) -> str:
+    return build_header(_title(group), _summary(group), group)
+
+
+def build_header(title: str, summary: str, group: Group) -> str:
+    """The title, the result in words (which is HTML), and what was measured with what."""
     facts = "".join(f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact)
-    return (
-        f'<header><h1>{escape(_title(group))}</h1><p class="summary">{_summary(group)}</p>'
-        f'<dl class="facts">{facts}</dl></header>'
-    )
+    return f'<header><h1>{escape(title)}</h1><p class="summary">{summary}</p><dl class="facts">{facts}</dl></header>'
 
 
 def _summary(group: Group) -> str:
@@ -153,7 +160,9 @@ def _ladder(group: Group) -> str:
         "is the 95% interval"
         + (", and the upright lines are what compressors pay for the same bytes." if group.marks else ".")
     )
-    return _figure("The ladder", caption, [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS])
+    return build_figure(
+        "The ladder", caption, [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS]
+    )
 
 
 def _curves(group: Group) -> str:
@@ -177,10 +186,11 @@ def _curves(group: Group) -> str:
     )
     if len(curves) > len(learners):
         caption += " A dashed line is a rung that counts: it reads the training text once."
-    return _figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
+    return build_figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
 
 
-def _figure(title: str, caption: str, drawings: list[str]) -> str:
+def build_figure(title: str, caption: str, drawings: list[str]) -> str:
+    """A section with one figure, drawn for a screen and for a phone."""
     return f"<section><h2>{title}</h2><figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure></section>"
 
 

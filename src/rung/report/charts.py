@@ -28,6 +28,18 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Difference:
+    """A row of differences: one dot for each seed, their mean, and its interval where there are seeds enough."""
+
+    label: str
+    note: str
+    points: list[float]
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Curve:
     """A line of (x, y) points with its label at the end; without points, a dashed line at the height `level`."""
 
@@ -133,6 +145,27 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     return _svg(width, frame.bottom + 50, "Bits per byte of each rung: " + _in_words(bars, marks), parts)
 
 
+def draw_differences(rows: list[Difference], base: str, width: int) -> str:
+    """One row for each difference in bits per byte: a dot with whiskers, and a line where `base` stands."""
+    wide = width >= WIDE
+    row_height = 42 if wide else 46
+    names = max(text_width(row.note, TEXT) for row in rows)
+    left, right = (names + 20, width - 150.0) if wide else (10.0, width - 10.0)
+    values = [0.0, *(v for row in rows for v in (row.low, row.high, *row.points) if v is not None)]
+    low, high = min(values), max(values)
+    air = max((high - low) * 0.06, 0.002)
+    scale = Scale(low - air, high + air, left, right)
+    frame = Frame(width, left, right, 22.0, 22.0 + row_height * len(rows))
+    zero = scale(0)
+    parts = [_vertical_axis_lines(scale, frame), _rule(zero, frame.top - 4, zero, frame.bottom, "axis")]
+    parts.append(_text(zero, frame.top - 10, base, "tick middle"))
+    parts += [_difference(row, scale, frame, frame.top + row_height * i) for i, row in enumerate(rows)]
+    name = f"bits per byte more than {base} (← lower is better)"
+    parts.append(_text((left + right) / 2, frame.bottom + 40, name, "axis-name middle"))
+    words = ", ".join(f"{row.label} {signed(row.value)}" for row in rows)
+    return _svg(width, frame.bottom + 50, f"Difference from {base} in bits per byte: {words}", parts)
+
+
 def draw_curves(curves: list[Curve], width: int) -> str:
     """Bits per byte against training tokens, each line labelled at its end."""
     wide = width >= WIDE
@@ -153,6 +186,11 @@ def draw_curves(curves: list[Curve], width: int) -> str:
         parts.append(_end_label(curve, label, place, x_scale, y_scale, frame))
     words = "; ".join(f"{c.label} {'ends at' if c.points else 'stands at'} {c.end:.2f}" for c in curves)
     return _svg(width, frame.bottom + 48, f"Bits per byte as the rungs learn: {words}", parts)
+
+
+def signed(number: float) -> str:
+    """A difference, with its sign."""
+    return f"{number:+.3f}".replace("-", "−")
 
 
 def text_width(text: str, size: float) -> float:
@@ -217,6 +255,30 @@ def _bar(bar: Bar, scale: Scale, frame: Frame, top: float, best: bool) -> str:
         parts.append(_text(frame.right, y - 12, interval, "note end"))
     says = f"{bar.label}: {bar.value:.3f} bits per byte" + (f", 95% interval {interval}" if interval else "")
     return f'<g class="shade-{bar.shade}"><title>{escape(says)}</title>{"".join(parts)}</g>'
+
+
+def _difference(row: Difference, scale: Scale, frame: Frame, top: float) -> str:
+    wide = frame.width >= WIDE
+    y = top + (21 if wide else 32)
+    interval = "" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
+    parts = [_rule(frame.left, y, frame.right, y, "row")]
+    parts += [f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points]
+    if row.low is not None and row.high is not None:
+        parts.append(_whisker(scale(row.low), scale(row.high), y))
+    parts.append(f'<circle cx="{scale(row.value):.1f}" cy="{y:.1f}" r="5"/>')
+    if wide:
+        parts += [_text(0, y - 2, row.label, "name"), _text(0, y + 13, row.note, "note")]
+        parts += [
+            _text(frame.width, y - 2, signed(row.value), "name end"),
+            _text(frame.width, y + 13, interval, "note end"),
+        ]
+    else:
+        parts.append(_text(frame.left, y - 12, row.label, "name"))
+        parts.append(
+            _text(frame.right, y - 12, f"{signed(row.value)} {interval and f'({interval})'}".strip(), "note end")
+        )
+    says = f"{row.label}: {signed(row.value)} bits per byte" + (f", 95% interval {interval}" if interval else "")
+    return f'<g class="shade-4"><title>{escape(says)}</title>{"".join(parts)}</g>'
 
 
 def _whisker(start: float, end: float, y: float) -> str:
@@ -291,7 +353,7 @@ def _in_words(bars: list[Bar], marks: dict[str, float]) -> str:
 def _tick_texts(ticks: list[float]) -> list[str]:
     """As many decimals as the finest tick needs, the same for all."""
     decimals = next((d for d in range(4) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 4)
-    return [f"{tick:.{decimals}f}" for tick in ticks]
+    return [f"{tick:.{decimals}f}".replace("-", "−") for tick in ticks]
 
 
 def _count(number: float) -> str:

@@ -18,6 +18,7 @@ IDEAS = {
     "rnn-attention": "look back",
     "gpt2": "drop recurrence",
     "llama3": "modernise",
+    "swaps": "modernise by parts",
 }
 COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"

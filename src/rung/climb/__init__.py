@@ -60,13 +60,24 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
 
     Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and saved.
     """
-    recipes = plan.recipes()
-    runs.make_folder(plan.folder)
-    folders = [plan.folder / recipe.rung for recipe in recipes]
-    for recipe, folder in zip(recipes, folders, strict=True):
+    recipes = {plan.folder / recipe.rung: recipe for recipe in plan.recipes()}
+    make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT))
+    return list(recipes)
+
+
+def make_runs(
+    recipes: dict[Path, Recipe], tell: Callable[[str, Stage], None], report: Callable[[list[Path]], None]
+) -> None:
+    """Make each recipe's run in its folder, unless it is finished; `report` takes those begun, after each.
+
+    `tell` hears the folder's name and the stage. Raises `RungError` when a folder holds another run or when all
+    fail, `KeyboardInterrupt` when one was stopped and saved.
+    """
+    for folder, recipe in recipes.items():
+        runs.make_folder(folder.parent)
         _check_same(recipe, folder)
     failures: list[RungError] = []
-    for recipe, folder in zip(recipes, folders, strict=True):
+    for folder, recipe in recipes.items():
         if runs.is_finished(folder):
             continue
         try:
@@ -76,22 +87,21 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
             continue
         if not finished:
             raise KeyboardInterrupt
-        write_report([f for f in folders if (f / runs.RECORD).exists()], plan.folder / REPORT)
+        report([f for f in recipes if (f / runs.RECORD).exists()])
     if len(failures) == len(recipes):
         raise failures[0]
-    write_report([f for f in folders if (f / runs.RECORD).exists()], plan.folder / REPORT)
-    return folders
+    report([f for f in recipes if (f / runs.RECORD).exists()])
 
 
 def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`."""
     try:
-        return execute(recipe, folder, lambda stage: tell(recipe.rung, stage))
+        return execute(recipe, folder, lambda stage: tell(folder.name, stage))
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise
     except Exception as error:  # whatever it is, the rungs above it must still be climbed
-        logger.exception("%s failed", recipe.rung)
+        logger.exception("%s failed", folder.name)
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         _record_failure(recipe, folder, message)
         raise RunError(message) from error
@@ -102,7 +112,7 @@ def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
     try:
         runs.write_record(folder, record | {"failed": message})
     except OSError as error:
-        logger.warning("the failure of %s could not be recorded: %s", recipe.rung, error)
+        logger.warning("the failure of %s could not be recorded: %s", folder.name, error)
 
 
 def _check_same(recipe: Recipe, folder: Path) -> None:
@@ -112,7 +122,9 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     before = runs.read_record(folder).get("recipe")
     if before is None:
         return
-    asked: dict[str, Any] = {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "seed")}
+    asked: dict[str, Any] = {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "steps", "seed")}
+    asked |= {f"model.{key}": value for key, value in recipe.model.items()}
+    before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
     for key, value in asked.items():
         if before.get(key) != value:
             raise RunError(

@@ -1,0 +1,215 @@
+"""What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page with its chart."""
+
+import functools
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import numpy
+
+from rung import runs
+from rung.errors import RunError
+from rung.models.swaps import SWAPS
+from rung.report import build_figure, build_header, charts, fill_page
+from rung.report.rows import Group, Run, read_runs, whole
+
+BASE, END = "gpt2", "llama3"
+METHOD = {
+    "What is compared": "Every model but the first is GPT-2 with one part of Llama 3 in the place of its own, the last "
+    "with all six. Width, layers, heads, optimizer, learning rate, steps, batches and, for one seed, the order of the "
+    "text are the same for all, and so are the tokens read; seconds and parameters are not, so they stand beside. "
+    "GPT-2 as published ties its head to its embeddings; here it begins untied, and tying is one of the swaps.",
+    "What a part brings": "Each part begins with the weights that its own model gives it: learned positions as "
+    "sinusoids, rotary ones with a vector common to all tokens. What writes to the residual stream begins smaller by "
+    "the depth in all of them, as GPT-2 has it. SwiGLU is as large as the GELU layer, two thirds as wide and with "
+    "three matrices. Without biases, LayerNorm has none either.",
+    "95% interval": "Student’s t over the seeds, of the mean of the differences between two runs with the same seed. "
+    "It says how far the figure would move with other seeds, on this text, at this size; it is not widened for there "
+    "being several comparisons.",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and its 95% interval, which takes two seeds at least."""
+
+    values: list[float]
+
+    @property
+    def mean(self) -> float:
+        """The mean."""
+        return statistics.fmean(self.values)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Mean ± t · s / √n (Student 1908); None for a single seed."""
+        if len(self.values) < 2:
+            return None
+        half = student_t(len(self.values) - 1) * statistics.stdev(self.values) / len(self.values) ** 0.5
+        return self.mean - half, self.mean + half
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapRow:
+    """A model of the table: its runs, one a seed; `difference` is from the base, seed by seed, in bits per byte."""
+
+    name: str
+    idea: str
+    parameters: int
+    seconds: float  # of training, the mean
+    bits: Estimate
+    difference: Estimate | None  # None for the base, and where no seed has both
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the difference is on one side of zero."""
+        interval = self.difference.interval if self.difference else None
+        return interval is not None and (interval[0] > 0 or interval[1] < 0)
+
+
+def read_swaps(folders: Iterable[Path]) -> list[SwapRow]:
+    """A row for each model with a finished run: the base, each swap, all of them.
+
+    Raises `RunError` for a folder that is no run, or a damaged one.
+    """
+    return _make_rows([run for run in read_runs(folders) if run.row.bits_per_byte is not None])
+
+
+def write_swaps(folders: Iterable[Path], out: Path) -> None:
+    """Write the page about these runs to `out`.
+
+    Raises `RunError` where there is no run, or for a place that cannot be written to.
+    """
+    found = read_runs(folders)
+    group = Group([run for run in found if run.row.bits_per_byte is not None])
+    runs.make_folder(out.parent)
+    if not group.runs:
+        raise RunError(f"no run of {out.parent} is finished: there is nothing to compare")
+    rows = _make_rows(group.runs)
+    corpus = str(group.runs[0].corpus.get("name"))
+    body = (
+        build_header(f"{corpus}: from {BASE} to {END}, one swap at a time", _summary(rows), group)
+        + _chart(rows)
+        + _table(rows, group.runs[0].record["training"])
+        + _method(found)
+    )
+    runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
+
+
+@functools.cache
+def student_t(freedom: int) -> float:
+    """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and t.
+
+    With t = √freedom tan θ its density is that of θ, proportional to cos θ to the power of freedom - 1.
+    """
+    angles = numpy.linspace(0, numpy.pi / 2, 100_001)
+    heights = numpy.cos(angles) ** (freedom - 1)
+    areas = numpy.append(0, numpy.cumsum(heights[1:] + heights[:-1]))
+    return float(freedom**0.5 * numpy.tan(numpy.interp(0.95 * areas[-1], areas, angles)))
+
+
+def sum_of_parts(rows: list[SwapRow]) -> str:
+    """Whether the swaps add up, in words; empty where one is missing."""
+    alone = [row.difference.mean for row in rows if row.name in SWAPS and row.difference]
+    together = next((row.difference for row in rows if row.name == END), None)
+    if len(alone) < len(SWAPS) or together is None:
+        return ""
+    return f"The six alone add up to {sum(alone):+.3f} bits per byte; together they make {together.mean:+.3f}."
+
+
+def _make_rows(found: list[Run]) -> list[SwapRow]:
+    by_name: dict[str, dict[int, Run]] = {name: {} for name in (BASE, *SWAPS, END)}
+    for run in found:
+        by_name[_name(run)][run.record["seed"]] = run
+    base = by_name[BASE]
+    return [_make_row(name, seeds, base) for name, seeds in by_name.items() if seeds]
+
+
+def _name(run: Run) -> str:
+    swaps = run.record["recipe"]["model"]["swaps"]
+    return BASE if not swaps else END if len(swaps) == len(SWAPS) else swaps[0]
+
+
+def _make_row(name: str, seeds: dict[int, Run], base: dict[int, Run]) -> SwapRow:
+    both = [] if name == BASE else [seed for seed in seeds if seed in base]
+    ends = {BASE: "with an untied head", END: "all six"}
+    return SwapRow(
+        name=name,
+        idea=ends.get(name) or " → ".join(SWAPS[name]),
+        parameters=next(iter(seeds.values())).row.parameters or 0,
+        seconds=statistics.fmean(run.row.seconds or 0.0 for run in seeds.values()),
+        bits=Estimate([run.cost for run in seeds.values()]),
+        difference=Estimate([seeds[seed].cost - base[seed].cost for seed in both]) if both else None,
+    )
+
+
+def _summary(rows: list[SwapRow]) -> str:
+    compared = [(row.difference.mean, row) for row in rows if row.name in SWAPS and row.difference]
+    if not compared:
+        return "No model has been compared yet."
+    mean, best = min(compared, key=lambda pair: pair[0])
+    clear = [row.name for row in rows if row.name in SWAPS and row.is_clear]
+    says = f"The best swap is <b>{best.name}</b>, with <b>{charts.signed(mean)}</b> bits per byte. "
+    says += f"Clear of zero: {', '.join(clear)}. " if clear else "No swap alone is clear of zero. "
+    return says + sum_of_parts(rows).replace("-", "−")
+
+
+def _chart(rows: list[SwapRow]) -> str:
+    differences = [
+        charts.Difference(
+            label=row.name,
+            note=row.idea,
+            points=row.difference.values,
+            value=row.difference.mean,
+            low=row.difference.interval[0] if row.difference.interval else None,
+            high=row.difference.interval[1] if row.difference.interval else None,
+        )
+        for row in rows
+        if row.difference
+    ]
+    if not differences:
+        return ""
+    caption = (
+        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A small dot is a seed, the "
+        "large one their mean, the bar its 95% interval; a swap whose bar crosses the line may do nothing."
+    )
+    drawings = [charts.draw_differences(differences, BASE, width) for width in charts.WIDTHS]
+    return build_figure("What each swap buys", caption, drawings)
+
+
+def _table(rows: list[SwapRow], training: dict[str, int]) -> str:
+    heads = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")
+    cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    body = "".join(_table_row(row) for row in rows)
+    steps, tokens = training["steps"], training["tokens"]
+    return (
+        '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is from the first row. '
+        f"Every run took {whole(steps)} steps of {whole(tokens / steps)} tokens.</p>"
+        '<div class="scroll" role="region" aria-label="The figures" tabindex="0"><table><thead><tr>'
+        f'<th scope="col">model</th><th scope="col">swap</th>{cells}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def _table_row(row: SwapRow) -> str:
+    difference, interval = row.difference, row.difference and row.difference.interval
+    figures = (
+        ("figure", whole(row.parameters)),
+        ("figure", f"{row.seconds:.1f}"),
+        ("figure", str(len(row.bits.values))),
+        ("figure", f"{row.bits.mean:.3f}"),
+        ("key", charts.signed(difference.mean) if difference else ""),
+        ("interval", " to ".join(map(charts.signed, interval)) if interval else ""),
+    )
+    cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in figures)
+    mark = " class=best" if row.is_clear and difference and difference.mean < 0 else ""
+    return f'<tr{mark}><th scope="row">{escape(row.name)}</th><td>{escape(row.idea)}</td>{cells}</tr>'
+
+
+def _method(found: list[Run]) -> str:
+    terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in METHOD.items())
+    failed = [f"{run.row.name}: {run.row.failed}" for run in found if run.row.failed]
+    missing = f"<dt>Not in the figures</dt><dd>{escape('; '.join(failed))}</dd>" if failed else ""
+    return f'<section class="method"><h2>How it was measured</h2><dl>{terms}{missing}</dl></section>'
