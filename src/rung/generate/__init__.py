@@ -5,7 +5,7 @@ at a limited number of tokens gets the end of the prompt that leaves room, and s
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +15,20 @@ from rung.errors import RecipeError
 from rung.generate.decoder import Decoder, write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.sampling import Sampling
+from rung.generate.speculative import Draft, NgramDraft, PromptDraft, check_draft, write_guessed
 from rung.models import CausalModel
 from rung.tokenizer import losses
 
-__all__ = ["Decoder", "Generation", "Sampling", "generate", "generate_batch"]
+__all__ = [
+    "Decoder",
+    "Draft",
+    "Generation",
+    "NgramDraft",
+    "PromptDraft",
+    "Sampling",
+    "generate",
+    "generate_batch",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,43 +51,59 @@ def generate(
     prompt: str,
     sampling: Sampling,
     on_text: Callable[[str], None] | None = None,
+    draft: Draft | None = None,
 ) -> Generation:
     """The continuation of `prompt`; `on_text` gets its pieces as they are decided (not with beams).
 
-    A `Decoder` is a model that was made ready before: many prompts in turn need it only once.
+    A `Decoder` is a model that was made ready before: many prompts in turn need it only once. A `draft` guesses
+    ahead; it changes how fast the text comes, not how it is chosen.
     """
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling)
-    return generate_batch(model, tokenizer, [prompt], sampling, on_text)[0]
+    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    room, rows = _fit(decoder.model, tokenizer, [prompt], sampling)
+    sampling, end = replace(sampling, max_new_tokens=room), tokenizer.eos_token_id
+    if draft is None:
+        tokens = write_tokens(decoder, rows, sampling, end)
+    else:
+        check_draft(decoder)
+        tokens = write_guessed(decoder, rows[0], sampling, end, draft)
+    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt))]
+    return _gather(tokens, pieces, on_text)[0]
 
 
 def generate_batch(
-    model: CausalModel | Decoder,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    sampling: Sampling,
-    on_text: Callable[[str], None] | None = None,
+    model: CausalModel | Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
 ) -> list[Generation]:
-    """A continuation of each prompt, side by side; `on_text` gets pieces of the first. Each has the same seconds."""
+    """A continuation of each prompt, side by side: each has the seconds that all of them took."""
+    if sampling.num_beams > 1:
+        return [generate(model, tokenizer, prompt, sampling) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     room, rows = _fit(decoder.model, tokenizer, prompts, sampling)
-    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts]
+    tokens = write_tokens(decoder, rows, replace(sampling, max_new_tokens=room), tokenizer.eos_token_id)
+    return _gather(tokens, [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts])
+
+
+def _gather(
+    steps: Iterator[list[int | None]], pieces: list[Pieces], on_text: Callable[[str], None] | None = None
+) -> list[Generation]:
+    """What the steps make of each text; `on_text` hears the first."""
+
+    def hear(text: str, piece: Pieces) -> None:
+        if text and on_text and piece is pieces[0]:
+            on_text(text)
+
     started = time.perf_counter()
     with torch.inference_mode():
-        for tokens in write_tokens(decoder, rows, replace(sampling, max_new_tokens=room), tokenizer.eos_token_id):
-            for row, (piece, token) in enumerate(zip(pieces, tokens, strict=True)):
-                if token is None or piece.stopped:
-                    continue
-                text = piece.add(token)
-                if text and on_text and row == 0:
-                    on_text(text)
+        for tokens in steps:
+            for piece, token in zip(pieces, tokens, strict=True):
+                if token is not None and not piece.stopped:
+                    hear(piece.add(token), piece)
             if all(piece.stopped for piece in pieces):
                 break
     seconds = time.perf_counter() - started
-    for row, piece in enumerate(pieces):
-        text = piece.finish()
-        if text and on_text and row == 0:
-            on_text(text)
+    for piece in pieces:
+        hear(piece.finish(), piece)
     return [Generation(text=piece.text, tokens=len(piece.ids), seconds=seconds) for piece in pieces]
 
 

@@ -36,7 +36,7 @@ class Decoder:
         self.ahead = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)
         self.ragged = bool(self.ahead.any())
         self.real = torch.arange(width + room, device=self.device) >= self.ahead[:, None]  # B S
-        self.state = self._make_room(len(prompts), width + room)
+        self.state = None if isinstance(self.model, StatefulModel) else KeyValues(width + room)
         options = {"attention_mask": self.real[:, :width].long()} if self.ragged else {}
         output = self.model(ids, past_key_values=self.state, use_cache=True, logits_to_keep=1, **options)
         self.state = output.past_key_values
@@ -57,16 +57,6 @@ class Decoder:
     def forget(self, count: int) -> None:
         """Take back the last `count` tokens; only keys and values can be cut."""
         self.state.crop(self.state.get_seq_length() - count)
-
-    def _make_room(self, batch: int, length: int) -> KeyValues | None:
-        if isinstance(self.model, StatefulModel):
-            return None
-        config = self.model.config
-        groups = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, 2, batch, groups, length, size)
-        dtype = torch.float32 if self.native else self.model.dtype
-        return KeyValues(torch.zeros(shape, dtype=dtype, device=self.device))
 
 
 def write_tokens(

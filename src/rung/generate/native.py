@@ -83,7 +83,7 @@ class NativeStep:
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self.turns = None
         if isinstance(self.model, LlamaForCausalLM):
-            steps = torch.arange(state.tensors.shape[-2])[None]
+            steps = torch.arange(state.room)[None]
             rotation = find_rotation(steps, self.model.config, torch.float32)
             self.turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
         self.rooms: dict[tuple[int, int], _Room] = {}
@@ -94,7 +94,7 @@ class NativeStep:
         if (texts, steps) not in self.rooms:
             self.rooms[texts, steps] = _Room(self, texts, steps)
         room = self.rooms[texts, steps]
-        at = self.state.length
+        at = self.state.get_seq_length()
         torch.add(room.steps, at, out=room.places[:, 2])
         positions = room.places[:, 2] - room.places[:, 1]
         if isinstance(self.model, GPT2LMHeadModel):
@@ -105,7 +105,7 @@ class NativeStep:
         turns = self.turns[positions] if self.turns is not None else None
         pointer = turns.data_ptr() if turns is not None else None
         self.library.step(byref(room.described), pointer, room.logits.data_ptr())
-        self.state.length = at + steps
+        self.state.length, self.state.written = at, steps
         return room.logits.view(texts, steps, -1)
 
     def _llama(self) -> Iterator[_Layer]:
@@ -164,7 +164,7 @@ class _Room:
 
     def __init__(self, step: NativeStep, texts: int, steps: int) -> None:
         config, rows = step.model.config, texts * steps
-        layers, _, _, groups, capacity, size = step.state.tensors.shape
+        layers, (_, groups, capacity, size) = len(step.layers), step.state.rows[0][0].shape
         heads, width, inner = config.num_attention_heads, config.hidden_size, step.layers[0].up.rows
         inside = inner + max(inner, 2 * groups * size) + 2 * LANES
         sizes = (width, width, heads * size, heads * size, inside, heads * (capacity + LANES))

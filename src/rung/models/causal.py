@@ -97,35 +97,40 @@ class State:
 
 
 class KeyValues(Cache):
-    """Keys and values of every layer, in memory that is taken once: no step of decoding takes more.
+    """Keys and values of up to `room` tokens, in memory that each layer takes once, with the first of them.
 
-    `tensors` are (layers, 2, B, G, S, K), S being the most tokens it can hold; `length` of them are there.
+    `rows` holds keys and values (B, G, room, K) of every layer; `length` tokens of them are there.
     """
 
-    def __init__(self, tensors: Tensor) -> None:
+    def __init__(self, room: int) -> None:
         super().__init__(layers=[])
-        self.tensors = tensors
-        self.rows = [tuple(layer.unbind()) for layer in tensors.unbind()]
+        self.room = room
+        self.rows: list[tuple[Tensor, Tensor]] = []
         self.length = 0
+        self.written = 0  # tokens behind `length` that the layers so far have written
 
-    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Write (B, G, T, K) behind what is there; all of it comes back. The last layer moves the end."""
-        steps = key_states.shape[2]
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write (B, G, T, K) behind what is there; all of it comes back."""
+        if layer_idx == 0:
+            self.length, self.written = self.length + self.written, key_states.shape[2]
+        if layer_idx == len(self.rows):
+            shape = (*key_states.shape[:2], self.room, key_states.shape[3])
+            self.rows.append((key_states.new_zeros(shape), value_states.new_zeros(shape)))
         keys, values = self.rows[layer_idx]
-        keys.narrow(2, self.length, steps).copy_(key_states)
-        values.narrow(2, self.length, steps).copy_(value_states)
-        end = self.length + steps
-        if layer_idx == len(self.rows) - 1:
-            self.length = end
+        keys.narrow(2, self.length, self.written).copy_(key_states)
+        values.narrow(2, self.length, self.written).copy_(value_states)
+        end = self.length + self.written
         return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, as Hugging Face asks a cache."""
-        return self.length
+        return self.length + self.written
 
     def crop(self, max_length: int) -> None:
         """Forget the tokens after the first `max_length`."""
-        self.length = min(self.length, max_length)
+        self.length, self.written = min(self.get_seq_length(), max_length), 0
 
 
 def is_loaded(parameter: Tensor) -> bool:
