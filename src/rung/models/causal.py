@@ -45,6 +45,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 class StatefulModel(CausalModel):
     """A rung whose past is a `State` of its own, not a key-value cache."""
 
+    _is_stateful = True  # nothing of the past can be taken back, so `generate` refuses to draft tokens ahead
+
     @property
     def context_length(self) -> int | None:
         """None: the state carries on for ever."""
@@ -106,7 +108,12 @@ def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tenso
 
 
 def real_tokens(input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> Bool[Tensor, "B T"]:
-    """Which of the tokens are text and not padding; a mask that covers the past is cut to T."""
+    """Which of the tokens are text and not padding; a mask that covers the past is cut to T.
+
+    Raises `ValueError` for a mask that is too short.
+    """
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.shape[1] < input_ids.shape[1]:
+        raise ValueError(f"the attention mask covers {attention_mask.shape[1]} of {input_ids.shape[1]} tokens")
     return attention_mask[:, -input_ids.shape[1] :].bool()
