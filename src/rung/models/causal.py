@@ -22,6 +22,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     supports_gradient_checkpointing = False
     _supports_sdpa = True
+    can_carry_state = False  # whether training may begin a stretch of text with the state that the one before left
 
     @property
     def context_length(self) -> int | None:

@@ -41,6 +41,7 @@ class RNNForCausalLM(StatefulModel):
 
     config_class = RNNConfig
     _tied_weights_keys = {"head.weight": "embedding.weight"}
+    can_carry_state = True
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
