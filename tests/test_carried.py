@@ -10,13 +10,15 @@ from accelerate.data_loader import BatchSamplerShard
 from conftest import SENTENCES
 from torch.nn import functional as F
 from torch.utils.data import BatchSampler, SequentialSampler
+from typer.testing import CliRunner
 
 import rung.train
 from rung import runs
+from rung.cli import app
 from rung.errors import RecipeError, RunError
 from rung.pack import IGNORED, Packed, Streams
 from rung.recipe import make_recipe
-from rung.recipe.making import execute, read_begun
+from rung.recipe.making import read_begun
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, last_checkpoint, train
 
@@ -208,13 +210,16 @@ def test_what_would_mix_the_streams_up_is_refused(run, tmp_path):
         run("other", per_device_train_batch_size=2 * ROWS, save_steps=7)
 
 
-def test_a_recipe_trains_so_and_remembers_it(prose, tmp_path):
+def test_the_command_trains_so_and_the_run_remembers_it(prose, tmp_path):
     (tmp_path / "text.txt").write_text(prose)
-    page = {"rung": "rnn", "corpus": str(tmp_path / "text.txt"), "carry_state": True, "steps": 3}
-    page |= {"model": {"hidden_size": 16, "max_position_embeddings": 16}}
-    assert execute(make_recipe(page), tmp_path / "run")
+    text, settings = str(tmp_path / "text.txt"), ("--set", "hidden_size=16", "--set", "max_position_embeddings=16")
+    refused = CliRunner().invoke(app, ["train", "gpt2", text, "--carry-state", "--out", str(tmp_path / "gpt2")])
+    assert refused.exit_code == 2
+    assert "gpt2 cannot train so; of the rungs, rnn can" in refused.output
+    command = ["train", "rnn", text, "--carry-state", "--steps", "3", *settings, "--out", str(tmp_path / "run")]
+    assert CliRunner().invoke(app, command).exit_code == 0
     record = runs.read_record(tmp_path / "run")
     assert record["recipe"]["carry_state"] is True
-    record.pop("scores")
+    del record["scores"]
     runs.write_record(tmp_path / "run", record)
     assert read_begun(tmp_path / "run").carry_state

@@ -34,13 +34,15 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) with the loss that Hugging Face defines for them.
 
-        `options` may hold `shift_labels` (labels already moved by one) and `num_items_in_batch`.
+        `options` may hold `shift_labels` (labels already moved by one), `num_items_in_batch`, and `use_cache`: where
+        that is false no state is handed out, for `generate` would give it back beside the whole text.
         """
         loss = None
         if labels is not None:
             known = {k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")}
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1], **known)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+        kept = None if options.get("use_cache") is False else state
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
 
 
 class StatefulModel(CausalModel):
