@@ -167,6 +167,22 @@ def test_a_padded_batch_generates_what_its_rows_do_alone(name, beams, make_tiny,
         assert texts[0] == texts[1]
 
 
+@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("beams", [1, 4])
+def test_generating_with_a_cache_scores_what_it_does_without(name, beams, make_tiny, tokenizer):
+    model = make_tiny(name)
+    if name in NEURAL:  # new, it says nearly the same of any text
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.3)
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams}
+    options |= {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
+    batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
+    cached, whole = (model.generate(**batch, use_cache=kept, **options) for kept in (True, False))
+    assert cached.sequences.tolist() == whole.sequences.tolist()
+    for found, wanted in zip(cached.logits, whole.logits, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_transformers_begin_as_they_should(make_tiny):
     """GPT-2: neighbouring positions are alike, residual writers small. Llama: the tokens have a vector in common."""
     positions = make_tiny("gpt2").transformer.wpe.weight

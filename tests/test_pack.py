@@ -11,7 +11,7 @@ from conftest import SENTENCES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rung.pack import IGNORED, Blocks, Packed, keep_batch, pack
+from rung.pack import IGNORED, Blocks, Packed, Streams, keep_batch, pack
 from rung.tokenizer import encode_documents
 
 PAD = 9
@@ -82,6 +82,27 @@ def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
     (block,) = itertools.islice(Blocks(row(tokens), 4, PAD), 9)
     assert (block["shift_labels"] == IGNORED).all()
     assert block["input_ids"].tolist() == [*tokens, *[PAD] * (4 - len(tokens))]
+
+
+@settings(max_examples=200, deadline=None)
+@given(tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 9), count=st.integers(1, 8))
+@example(tokens=list(range(33)), length=4, count=4)  # every stretch is just full
+@example(tokens=list(range(34)), length=4, count=4)  # and one token over
+def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_were(tokens, length, count):
+    streams = Streams(row(tokens), length, PAD, count)
+    inputs, targets = ([[] for _ in range(count)] for _ in range(2))
+    for stretch in range(len(streams) // count):
+        batch = keep_batch(streams.__getitems__(list(range(stretch * count, (stretch + 1) * count))))
+        assert (batch["stretch"], batch["stream"]) == (stretch, 0)
+        counted = batch["shift_labels"] != IGNORED
+        for stream in range(count):
+            inputs[stream] += batch["input_ids"][stream][counted[stream]].tolist()
+            targets[stream] += batch["shift_labels"][stream][counted[stream]].tolist()
+    assert list(itertools.chain(*targets)) == tokens[1:]
+    assert list(itertools.chain(*inputs)) == tokens[:-1]
+    assert len({len(stream) for stream in targets if stream}) <= 2  # all alike but the last
+    with pytest.raises(IndexError, match=f"no stretch {len(streams)}"):
+        streams[len(streams)]
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,8 +1,8 @@
-"""Documents to one long row of token ids on disk, and that row in blocks for training.
+"""Documents to one long row of token ids on disk, and that row in blocks or in streams for training.
 
 The row is memory-mapped, 16 or 32 bits an id, and kept under the fingerprints of corpus and tokenizer.
-Every token but the first is predicted exactly once an epoch: blocks follow one another with nothing
-dropped and nothing repeated.
+Every token but the first is predicted exactly once an epoch: blocks, or the stretches of a stream, follow
+one another with nothing dropped and nothing repeated.
 """
 
 import hashlib
@@ -67,18 +67,58 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         """A batch: `input_ids` and `shift_labels`, each (B, T)."""
         if beyond := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"no block {beyond[0]}: there are {len(self)}")
-        rows = numpy.full((len(indices), self.length + 1), IGNORED, dtype=numpy.int64)
-        for row, index in zip(rows, indices, strict=True):
-            window = self.tokens[index * self.length : (index + 1) * self.length + 1]
-            row[: len(window)] = window
-        inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORED, self.pad, rows[:, :-1]))
-        targets = torch.from_numpy(rows[:, 1:].copy())
-        return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
+        spans = [(index * self.length, (index + 1) * self.length) for index in indices]
+        return _read_spans(self.tokens, spans, self.length, self.pad)
+
+
+class Streams(Dataset[dict[str, Any]]):
+    """A packed row cut into `count` streams side by side, read on together in stretches of `length` tokens.
+
+    Item `stretch * count + stream`, so that batches taken in order go on with the streams where they were left
+    (Mikolov et al. 2010; Zaremba et al. 2014, section 4.1). Each stream ends where the next one begins; its last
+    stretch is padded, the padding ignored.
+    """
+
+    def __init__(self, packed: Packed, length: int, pad: int, count: int) -> None:
+        self.tokens = packed.tokens
+        self.length = length
+        self.pad = pad
+        self.count = count
+        self.stream_length = max(1, -(-(len(self.tokens) - 1) // count))  # tokens that a stream predicts
+
+    def __len__(self) -> int:
+        return self.count * -(-self.stream_length // self.length)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {key: value[0] if torch.is_tensor(value) else value for key, value in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """A batch as `Blocks` gives it, and which `stretch` of which streams it is, the first `stream` named."""
+        if beyond := [index for index in indices if not 0 <= index < len(self)]:
+            raise IndexError(f"no stretch {beyond[0]}: there are {len(self)}")
+        spans = []
+        for stretch, stream in (divmod(index, self.count) for index in indices):
+            end = (stream + 1) * self.stream_length
+            start = stream * self.stream_length + stretch * self.length
+            spans.append((start, min(start + self.length, end)))
+        stretch, stream = divmod(indices[0], self.count)
+        return {**_read_spans(self.tokens, spans, self.length, self.pad), "stretch": stretch, "stream": stream}
 
 
 def keep_batch(batch: Any) -> Any:
-    """The collator for `Blocks`: its batches come whole."""
+    """The collator for `Blocks` and `Streams`: their batches come whole."""
     return batch
+
+
+def _read_spans(tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int, pad: int) -> dict[str, torch.Tensor]:
+    """Inputs (B, T) from the tokens of each span, and as targets the token after each."""
+    rows = numpy.full((len(spans), length + 1), IGNORED, dtype=numpy.int64)
+    for row, (start, end) in zip(rows, spans, strict=True):
+        window = tokens[start : end + 1]
+        row[: len(window)] = window
+    inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORED, pad, rows[:, :-1]))
+    targets = torch.from_numpy(rows[:, 1:].copy())
+    return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
 
 
 def _read(path: Path) -> Packed | None:

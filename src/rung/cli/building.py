@@ -108,6 +108,9 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
+    carry_state: Annotated[
+        bool, typer.Option("--carry-state", help="For rnn: begin each step with the state that the last one left.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
     memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
     from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
@@ -126,6 +129,7 @@ def train(
         "steps": steps,
         "minutes": minutes,
         "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
+        "carry_state": carry_state or None,
         "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
     }
     given = {key: value for key, value in given.items() if value not in ("", None, {})}

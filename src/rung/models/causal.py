@@ -25,6 +25,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     supports_gradient_checkpointing = False
     _supports_sdpa = True
+    can_carry_state = False  # whether training may begin a stretch of text with the state that the one before left
 
     @property
     def context_length(self) -> int | None:
@@ -36,17 +37,21 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) with the loss that Hugging Face defines for them.
 
-        `options` may hold `shift_labels` (labels already moved by one) and `num_items_in_batch`.
+        `options` may hold `shift_labels` (labels already moved by one), `num_items_in_batch`, and `use_cache`: where
+        that is false no state is handed out, for `generate` would give it back beside the whole text.
         """
         loss = None
         if labels is not None:
             known = {k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")}
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1], **known)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+        kept = None if options.get("use_cache") is False else state
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
 
 
 class StatefulModel(CausalModel):
     """A rung whose past is a `State` of its own, not a key-value cache."""
+
+    _is_stateful = True  # nothing of the past can be taken back, so `generate` refuses to draft tokens ahead
 
     @property
     def context_length(self) -> int | None:
@@ -146,7 +151,12 @@ def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tenso
 
 
 def real_tokens(input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> Bool[Tensor, "B T"]:
-    """Which of the tokens are text and not padding; a mask that covers the past is cut to T."""
+    """Which of the tokens are text and not padding; a mask that covers the past is cut to T.
+
+    Raises `ValueError` for a mask that is too short.
+    """
     if attention_mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
+    if attention_mask.shape[1] < input_ids.shape[1]:
+        raise ValueError(f"the attention mask covers {attention_mask.shape[1]} of {input_ids.shape[1]} tokens")
     return attention_mask[:, -input_ids.shape[1] :].bool()

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError, did_you_mean
-from rung.models.causal import State, StatefulModel, keep_logits, real_tokens
+from rung.models.causal import State, StatefulModel, is_loaded, keep_logits, real_tokens
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -29,7 +29,7 @@ class RNNConfig(PreTrainedConfig):
     hidden_size: int = 256
     num_hidden_layers: int = 1
     cell: str = "lstm"
-    dropout: float = 0.0
+    dropout: float = 0.0  # of embeddings, between layers, and before the head
     initializer_range: float = 0.02
     max_position_embeddings: int = 256  # tokens it is trained on at a time; it can read on
     use_cache: bool = True
@@ -41,6 +41,7 @@ class RNNForCausalLM(StatefulModel):
 
     config_class = RNNConfig
     _tied_weights_keys = {"head.weight": "embedding.weight"}
+    can_carry_state = True
 
     def __init__(self, config: RNNConfig) -> None:
         super().__init__(config)
@@ -82,7 +83,11 @@ class RNNForCausalLM(StatefulModel):
 
 
 class Recurrence(nn.Module):
-    """The recurrent layers, with a state that can be carried and padding on the left passed over."""
+    """The recurrent layers, with a state that can be carried and padding passed over, wherever it stands.
+
+    Dropout is on what goes up, between the layers here, and never on what goes on through time (Zaremba et al.
+    2014, section 3.2). The `elman` cell squashes with tanh.
+    """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -101,14 +106,15 @@ class Recurrence(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States (B, T, D) and the memory after the last token, each part (B, layers, D).
 
-        `real` (B, T) is false on padding, which must be on the left; None where there is none.
+        `real` (B, T) is false on padding; None where there is none. The memory has the type of `embedded`, also
+        under autocast, so that what one precision remembered another can go on with.
         """
-        memory = tuple(t.transpose(0, 1).contiguous() for t in past) if past else None
+        memory = tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
         if real is None or bool(real.all()):
             hidden, memory = self._run(embedded, memory)
         else:
             hidden, memory = self._run_padded(embedded, real, memory)
-        return hidden, tuple(t.transpose(0, 1) for t in memory)
+        return hidden, tuple(t.transpose(0, 1).to(embedded.dtype) for t in memory)
 
     def _run(self, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
         is_lstm = isinstance(self.cell, nn.LSTM)
@@ -117,28 +123,31 @@ class Recurrence(nn.Module):
         return hidden, last if is_lstm else (last,)
 
     def _run_padded(
-        self, embedded: Tensor, real: Tensor, memory: tuple[Tensor, ...] | None
+        self, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        steps = real.shape[1]
         lengths = real.sum(dim=1)
-        ahead = steps - lengths  # padding before the first token
-        index = (torch.arange(steps, device=real.device) + ahead[:, None]) % steps
-        moved = embedded.gather(1, index[..., None].expand_as(embedded))  # padding now on the right
+        order = real.int().argsort(dim=1, descending=True, stable=True)  # B T: text as it stands, then padding
+        moved = embedded.gather(1, order[..., None].expand_as(embedded))
         packed = pack_padded_sequence(moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        hidden, memory = self._run(packed, memory)
-        hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=steps)
-        back = (torch.arange(steps, device=real.device) - ahead[:, None]) % steps
-        return hidden.gather(1, back[..., None].expand_as(hidden)), memory
+        hidden, after = self._run(packed, before)
+        hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=real.shape[1])
+        hidden = hidden.gather(1, order.argsort(dim=1)[..., None].expand_as(hidden))
+        # No packed row may be empty, so one that is all padding read a token of it: it remembers what it did before.
+        before = before or tuple(map(torch.zeros_like, after))
+        is_read = (lengths > 0)[None, :, None]
+        return hidden, tuple(torch.where(is_read, a, b) for a, b in zip(after, before, strict=True))
 
 
 def init_recurrence(module: nn.Module) -> None:
-    """Orthogonal recurrent weights, Xavier input weights, and gates that start by remembering.
+    """Orthogonal recurrent weights, Xavier input weights, and an LSTM that starts by remembering.
 
-    The forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2).
+    Its forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2). What a checkpoint gave is left.
     """
     if not isinstance(module, nn.RNNBase):
         return
     for name, parameter in module.named_parameters():
+        if is_loaded(parameter):
+            continue
         if "weight_hh" in name:
             for gate in parameter.data.chunk(parameter.shape[0] // module.hidden_size):
                 nn.init.orthogonal_(gate)

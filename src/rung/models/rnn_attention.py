@@ -29,7 +29,7 @@ class RNNAttentionConfig(RNNConfig):
 class RNNAttentionForCausalLM(StatefulModel):
     """Recurrent states, then scaled dot-product attention of each over itself and all earlier ones, then the head.
 
-    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1.
+    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1. Dropout is where rnn.py has it.
     """
 
     config_class = RNNAttentionConfig
@@ -81,10 +81,10 @@ class RNNAttentionForCausalLM(StatefulModel):
         hidden, memory = self.recurrence(embedded, real, past[2:] or None)
         q, k, v = (split_heads(t, self.config.num_attention_heads) for t in self.query_key_value(hidden).chunk(3, -1))
         if past:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)  # B H S K
+            k, v = (torch.cat([old.to(new), new], dim=2) for old, new in zip(past[:2], (k, v), strict=True))  # B H S K
         seen = attend(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]))
-        hidden = hidden + self.mix(self.dropout(join_heads(seen)))
-        logits = self.head(keep_logits(hidden, logits_to_keep))
+        hidden = hidden + self.mix(join_heads(seen))
+        logits = self.head(keep_logits(self.dropout(hidden), logits_to_keep))
         return self.make_output(logits, labels, State((k, v, *memory), k.shape[2]), options)
 
 
@@ -110,6 +110,10 @@ def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Te
         if queries in (1, keys):
             return None
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
+    if attention_mask.shape[1] != keys:
+        raise ValueError(
+            f"the attention mask covers {attention_mask.shape[1]} of {keys} tokens: it must cover the past"
+        )
     key = torch.arange(keys, device=attention_mask.device)
     query = key[keys - queries :, None]
     return (((key <= query) & attention_mask[:, None, :].bool()) | (key == query))[:, None]

@@ -7,6 +7,7 @@
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
+    carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     seed: 0
 
@@ -27,7 +28,7 @@ from rung.corpus import DocumentKind
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.engines import Counting
-from rung.train import check_arguments
+from rung.train import check_arguments, check_carry_state
 
 __all__ = ["Recipe", "make_recipe", "read_recipe"]
 
@@ -44,6 +45,7 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
     minutes: float | None = None
@@ -61,6 +63,10 @@ class Recipe:
                 raise RecipeError(f"model.{key}: {self.rung} has no such field; {did_you_mean(key, known)}")
         if self.counting:
             _check_counting(self.rung, self.counting)
+        if not isinstance(self.carry_state, bool):
+            raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
+        if self.carry_state:
+            check_carry_state(find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
         if self.minutes is not None and self.steps is not None:

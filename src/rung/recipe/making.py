@@ -241,7 +241,13 @@ def _learn(
     """Train a rung by gradients."""
     config = make_config(recipe.rung, tokenizer, recipe.model)
     model = build_model(recipe.rung, config).to(choose_device())
-    settings = TrainSettings(steps=recipe.steps, minutes=recipe.minutes, arguments=recipe.train, seed=recipe.seed)
+    settings = TrainSettings(
+        steps=recipe.steps,
+        minutes=recipe.minutes,
+        arguments=recipe.train,
+        carry_state=recipe.carry_state,
+        seed=recipe.seed,
+    )
     return model, train(model, tokenizer, packed, folder, settings, hooks)
 
 

@@ -2,29 +2,25 @@
 
 Everything in `TrainingArguments` can be set. What is rung's own: blocks that repeat nothing, Muon as the
 default optimizer, a number of steps that fits the minutes given, a ruler that reads bits per byte as the
-model learns, and an interrupt that saves before it stops.
+model learns, an interrupt that saves before it stops, and streams whose state is carried from step to step.
 """
 
 import copy
 import json
 import logging
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
@@ -32,13 +28,25 @@ from rung import runs
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models import CausalModel
-from rung.pack import Blocks, Packed, keep_batch
+from rung.pack import Blocks, Packed, Streams, keep_batch
+from rung.train.carried import Carried, check_carry_state
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
+from rung.train.recording import ROOM, Hooks, Progress, Recorder, interrupt_politely
+
+__all__ = [
+    "Hooks",
+    "Progress",
+    "TrainSettings",
+    "Trained",
+    "check_arguments",
+    "check_carry_state",
+    "last_checkpoint",
+    "train",
+]
 
 logger = logging.getLogger(__name__)
 
 EVALUATIONS = 5  # and as many checkpoints, in a run
-ROOM = 4  # times as many steps as planned, if the machine turns out to be faster
 MEASURED_SECONDS = 3.0  # real steps taken to find out how long one is
 BLOCK_LENGTH = 256  # tokens, where the model does not say
 
@@ -63,18 +71,8 @@ class TrainSettings:
     steps: int | None = None
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
+    carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where training is: for whoever draws a bar."""
-
-    step: int
-    steps: int
-    loss: float | None
-    bits_per_byte: float | None
-    tokens_per_second: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,15 +88,6 @@ class Trained:
     def tokens_per_second(self) -> float:
         """Over the whole of training, evaluations included."""
         return self.tokens / self.seconds if self.seconds else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What training calls without knowing what it is."""
-
-    evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
-    sample: Callable[[CausalModel], str]
-    progress: Callable[[Progress], None]
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -125,8 +114,7 @@ def train(
     """
     started = time.perf_counter()
     keep_freed_memory()
-    length: int = model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
-    blocks = Blocks(packed, length, tokenizer.pad_token_id)
+    blocks = _cut(model, tokenizer, packed, folder, settings)
     resumed = last_checkpoint(folder)
     if resumed:
         steps, deadline = _read_state(resumed)["max_steps"], None
@@ -137,16 +125,18 @@ def train(
         deadline = started + timed * 60 if timed else None
     arguments = _make_arguments(settings, folder, steps)
     arguments.max_steps = steps * (ROOM if deadline else 1)
-    recorder = _Recorder(folder, hooks, arguments.train_batch_size * blocks.length, deadline)
+    tokens_a_step = _rows_a_step(arguments) * blocks.length
+    recorder = Recorder(folder, hooks, tokens_a_step, deadline)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
     trainer.pace = recorder.pace = Pace(steps)
-    with _interrupt_politely(recorder):
+    if resumed and trainer.carried:
+        trainer.carried.load(resumed)
+    with interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
-    tokens = done * arguments.train_batch_size * arguments.gradient_accumulation_steps * blocks.length
     seconds = time.perf_counter() - started
-    return Trained(steps=done, tokens=tokens, seconds=seconds, interrupted=recorder.interrupted)
+    return Trained(steps=done, tokens=done * tokens_a_step, seconds=seconds, interrupted=recorder.interrupted)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -162,12 +152,13 @@ class _Trainer(Trainer):
         self,
         model: CausalModel,
         arguments: TrainingArguments,
-        blocks: Blocks,
+        blocks: Blocks | Streams,
         tokenizer: PreTrainedTokenizerBase,
         hooks: Hooks | None,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
+        self.carried = Carried(blocks.count, arguments.process_index) if isinstance(blocks, Streams) else None
         self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
         self.control: TrainerControl
@@ -202,8 +193,23 @@ class _Trainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
         return self.lr_scheduler
 
+    def _get_train_sampler(self, *args: Any) -> Sampler[int] | None:
+        return SequentialSampler(self.train_dataset) if self.carried else super()._get_train_sampler(*args)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
+        """The Trainer's; streams go on from the state that they were left with."""
+        if self.carried is None:
+            return super().compute_loss(model, inputs, return_outputs, **options)
+        stream, inputs = self.carried.take_up(inputs)
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **options)
+        self.carried.leave(stream, outputs.past_key_values)
+        return (loss, outputs) if return_outputs else loss
+
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        with runs.explain_failed_writes(Path(cast(str, self.args.output_dir))):
+        folder = Path(cast(str, self.args.output_dir))
+        with runs.explain_failed_writes(folder):
+            if self.carried:  # before the rest: a checkpoint counts as whole once the Trainer's last file is there
+                self.carried.save(folder / f"checkpoint-{self.state.global_step}")
             super()._save_checkpoint(*args, **options)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -217,92 +223,29 @@ class _Trainer(Trainer):
         return metrics
 
 
-class _Recorder(TrainerCallback):
-    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to."""
+def _cut(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, settings: TrainSettings
+) -> Blocks | Streams:
+    """The row as it is trained on: blocks, or as many streams as a step has rows.
 
-    pace: Pace
+    accelerate deals whole batches in turn, to the processes and then to the batches that a step accumulates: each
+    has its own streams.
+    """
+    length: int = model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
+    if not settings.carry_state:
+        return Blocks(packed, length, tokenizer.pad_token_id)
+    check_carry_state(type(model), settings.arguments)
+    return Streams(packed, length, tokenizer.pad_token_id, _rows_a_step(_make_arguments(settings, folder, 1)))
 
-    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, deadline: float | None) -> None:
-        self.folder = folder
-        self.hooks = hooks
-        self.tokens_a_step = tokens_a_step
-        self.deadline = deadline
-        self.loss: float | None = None
-        self.bits_per_byte: float | None = None
-        self.interrupted = False
-        self.began = (0, time.perf_counter())
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock; a resumed run starts it where it is."""
-        self.began = (state.global_step, time.perf_counter())
-        state.max_steps = self.pace.end
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar; after an interrupt, save and stop."""
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-        if self.deadline is not None:
-            self._keep_to_the_deadline(state)
-        step, clock = self.began
-        rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
-        self.hooks.progress(
-            Progress(
-                step=state.global_step,
-                steps=state.max_steps,
-                loss=self.loss,
-                bits_per_byte=self.bits_per_byte,
-                tokens_per_second=rate,
-            )
-        )
-
-    def _keep_to_the_deadline(self, state: TrainerState) -> None:
-        """At half time, or half way, set the end by the pace so far: evaluations and samples are in it."""
-        now, (_, began) = time.perf_counter(), self.began
-        assert self.deadline is not None
-        done = state.global_step
-        if done < self.pace.turn and now - began < (self.deadline - began) / 2:
-            return
-        remaining = max(1, int((self.deadline - now) * done / (now - began)))
-        self.pace.turn_now(done, min(remaining, self.pace.end * ROOM - done))
-        state.max_steps = self.pace.end
-        self.deadline = None
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        """Write what was logged; a loss that is no number ends the run."""
-        names = {"eval_bits_per_byte": "bits_per_byte"}
-        kept = ("loss", "learning_rate", "grad_norm", "eval_bits_per_byte")
-        line = {names.get(key, key): value for key, value in (logs or {}).items() if key in kept}
-        if not line:
-            return
-        self.loss = line.get("loss", self.loss)
-        self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
-        if not math.isfinite(line.get("loss", 0.0)):
-            raise RunError(
-                f"the loss is {line['loss']} at step {state.global_step} (learning rate {line['learning_rate']:.2g}): "
-                f"try --set train.learning_rate={args.learning_rate / 3:.1g}; the last checkpoint is kept"
-            )
-        tokens = state.global_step * self.tokens_a_step
-        runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
-
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep what the model writes by now."""
-        text = self.hooks.sample(kwargs["model"]).strip()
-        quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
-        with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
+def _rows_a_step(arguments: TrainingArguments) -> int:
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def _choose_steps(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    blocks: Blocks,
+    blocks: Blocks | Streams,
     folder: Path,
     settings: TrainSettings,
     hooks: Hooks,
@@ -311,7 +254,7 @@ def _choose_steps(
     if settings.steps is not None:
         return settings.steps
     arguments = _make_arguments(settings, folder, 1)
-    per_epoch = math.ceil(len(blocks) / (arguments.train_batch_size * arguments.gradient_accumulation_steps))
+    per_epoch = math.ceil(len(blocks) / _rows_a_step(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
     budget, started = settings.minutes * 60, time.perf_counter()
@@ -328,7 +271,11 @@ def _choose_steps(
 
 
 def _measure_step(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, blocks: Blocks, folder: Path, settings: TrainSettings
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    blocks: Blocks | Streams,
+    folder: Path,
+    settings: TrainSettings,
 ) -> float:
     """Seconds of one training step, by taking some on a copy of the model."""
     watch = Stopwatch(MEASURED_SECONDS)
@@ -370,25 +317,6 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         )
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
-
-
-@contextmanager
-def _interrupt_politely(recorder: _Recorder) -> Iterator[None]:
-    """Ctrl-C finishes the step, saves and stops; a second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask_to_stop(signum: int, frame: Any) -> None:
-        if recorder.interrupted:
-            raise KeyboardInterrupt
-        recorder.interrupted = True
-
-    before = signal.signal(signal.SIGINT, ask_to_stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:

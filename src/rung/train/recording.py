@@ -1,0 +1,141 @@
+"""What training shows and writes as it goes, and how it is stopped: by the clock, by Ctrl-C, by a loss that is none."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rung import runs
+from rung.errors import RunError
+from rung.models import CausalModel
+from rung.train.optimizer import Pace
+
+ROOM = 4  # times as many steps as planned, if the machine turns out to be faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where training is: for whoever draws a bar."""
+
+    step: int
+    steps: int
+    loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What training calls without knowing what it is."""
+
+    evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
+    sample: Callable[[CausalModel], str]
+    progress: Callable[[Progress], None]
+
+
+class Recorder(TrainerCallback):
+    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to."""
+
+    pace: Pace
+
+    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, deadline: float | None) -> None:
+        self.folder = folder
+        self.hooks = hooks
+        self.tokens_a_step = tokens_a_step
+        self.deadline = deadline
+        self.loss: float | None = None
+        self.bits_per_byte: float | None = None
+        self.interrupted = False
+        self.began = (0, time.perf_counter())
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start the clock; a resumed run starts it where it is."""
+        self.began = (state.global_step, time.perf_counter())
+        state.max_steps = self.pace.end
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Move the bar; after an interrupt, save and stop."""
+        if self.interrupted:
+            control.should_save = control.should_training_stop = True
+        if self.deadline is not None:
+            self._keep_to_the_deadline(state)
+        step, clock = self.began
+        rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
+        self.hooks.progress(
+            Progress(
+                step=state.global_step,
+                steps=state.max_steps,
+                loss=self.loss,
+                bits_per_byte=self.bits_per_byte,
+                tokens_per_second=rate,
+            )
+        )
+
+    def _keep_to_the_deadline(self, state: TrainerState) -> None:
+        """At half time, or half way, set the end by the pace so far: evaluations and samples are in it."""
+        now, (_, began) = time.perf_counter(), self.began
+        assert self.deadline is not None
+        done = state.global_step
+        if done < self.pace.turn and now - began < (self.deadline - began) / 2:
+            return
+        remaining = max(1, int((self.deadline - now) * done / (now - began)))
+        self.pace.turn_now(done, min(remaining, self.pace.end * ROOM - done))
+        state.max_steps = self.pace.end
+        self.deadline = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Write what was logged; a loss that is no number ends the run."""
+        names = {"eval_bits_per_byte": "bits_per_byte"}
+        kept = ("loss", "learning_rate", "grad_norm", "eval_bits_per_byte")
+        line = {names.get(key, key): value for key, value in (logs or {}).items() if key in kept}
+        if not line:
+            return
+        self.loss = line.get("loss", self.loss)
+        self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
+        if not math.isfinite(line.get("loss", 0.0)):
+            raise RunError(
+                f"the loss is {line['loss']} at step {state.global_step} (learning rate {line['learning_rate']:.2g}): "
+                f"try --set train.learning_rate={args.learning_rate / 3:.1g}; the last checkpoint is kept"
+            )
+        tokens = state.global_step * self.tokens_a_step
+        runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Keep what the model writes by now."""
+        text = self.hooks.sample(kwargs["model"]).strip()
+        quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
+        with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
+
+
+@contextmanager
+def interrupt_politely(recorder: Recorder) -> Iterator[None]:
+    """Ctrl-C finishes the step, saves and stops; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(signum: int, frame: Any) -> None:
+        if recorder.interrupted:
+            raise KeyboardInterrupt
+        recorder.interrupted = True
+
+    before = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
