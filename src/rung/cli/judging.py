@@ -1,7 +1,8 @@
 """Verbs that ask a run: eval, score, generate."""
 
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -66,6 +67,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 for all.")] = 0,
     top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this probability.")] = 0.95,
     num_beams: Annotated[int, typer.Option(help="Beams to search with.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends it. Repeatable.")] = None,
+    draft: Annotated[str, typer.Option(help="Guess ahead: an ngram run of the same tokenizer, or prompt.")] = "",
+    weights: Annotated[str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")] = "",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -73,8 +77,9 @@ def generate(
     from rung.cli.display import make_quiet
 
     make_quiet()
-    from rung.generate import Sampling
+    from rung.generate import Decoder, Sampling, make_draft
     from rung.generate import generate as continue_text
+    from rung.generate.rounding import find_rounding
     from rung.models import load
 
     sampling = Sampling(
@@ -83,15 +88,34 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         num_beams=num_beams,
+        stop=tuple(stop or ()),
         seed=seed,
     )
+    rounded = find_rounding(weights)
     model, tokenizer = load(run)
+    decoder = Decoder(model, rounded)
+    guesses = make_draft(draft, tokenizer) if draft else None
     if as_json:
-        made = continue_text(model, tokenizer, prompt, sampling)
-        facts = {"tokens": made.tokens, "seconds": made.seconds, "tokens_per_second": made.tokens_per_second}
-        print_json({"run": run, "prompt": prompt, "text": made.text, **facts})
+        made = continue_text(decoder, tokenizer, prompt, sampling, draft=guesses)
+        facts: dict[str, Any] = {key: getattr(made, key) for key in ("text", "tokens", "seconds", "tokens_per_second")}
+        if rounded:
+            facts["rounding_bits_per_byte"] = _rounding_cost(run, model, tokenizer, prompt, rounded)
+        print_json({"run": run, "prompt": prompt, **facts})
         return
     print(prompt, end="", flush=True)
-    made = continue_text(model, tokenizer, prompt, sampling, lambda piece: print(piece, end="", flush=True))
+    made = continue_text(decoder, tokenizer, prompt, sampling, lambda text: print(text, end="", flush=True), guesses)
     print(made.text if num_beams > 1 else "")
     print(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second", file=sys.stderr)
+    if rounded:
+        cost = _rounding_cost(run, model, tokenizer, prompt, rounded)
+        print(f"{weights} weights cost {cost:+.4f} bits per byte", file=sys.stderr)
+
+
+def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:
+    """On the passage that the run was judged by, or on the prompt where there is none."""
+    from rung import runs
+    from rung.generate.rounding import rounding_cost
+
+    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
+    passage = "".join(text for text, _ in record.get("passage", []))
+    return rounding_cost(model, tokenizer, passage or prompt, weights)

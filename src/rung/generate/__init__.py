@@ -15,7 +15,7 @@ from rung.errors import RecipeError
 from rung.generate.decoder import Decoder, write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.sampling import Sampling
-from rung.generate.speculative import Draft, NgramDraft, PromptDraft, check_draft, write_guessed
+from rung.generate.speculative import Draft, check_draft, make_draft, write_guessed
 from rung.models import CausalModel
 from rung.tokenizer import losses
 
@@ -23,11 +23,10 @@ __all__ = [
     "Decoder",
     "Draft",
     "Generation",
-    "NgramDraft",
-    "PromptDraft",
     "Sampling",
     "generate",
     "generate_batch",
+    "make_draft",
 ]
 
 
@@ -59,7 +58,7 @@ def generate(
     ahead; it changes how fast the text comes, not how it is chosen.
     """
     if sampling.num_beams > 1:
-        return _search_beams(model, tokenizer, prompt, sampling)
+        return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     room, rows = _fit(decoder.model, tokenizer, [prompt], sampling)
     sampling, end = replace(sampling, max_new_tokens=room), tokenizer.eos_token_id
@@ -77,7 +76,7 @@ def generate_batch(
 ) -> list[Generation]:
     """A continuation of each prompt, side by side: each has the seconds that all of them took."""
     if sampling.num_beams > 1:
-        return [generate(model, tokenizer, prompt, sampling) for prompt in prompts]
+        return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     room, rows = _fit(decoder.model, tokenizer, prompts, sampling)
     tokens = write_tokens(decoder, rows, replace(sampling, max_new_tokens=room), tokenizer.eos_token_id)
@@ -125,10 +124,15 @@ def _space(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
 
 
 def _search_beams(
-    model: CausalModel | Decoder, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling
+    model: CausalModel | Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    sampling: Sampling,
+    draft: Draft | None,
 ) -> Generation:
-    if isinstance(model, Decoder) or sampling.stop:
-        raise RecipeError(f"num_beams is {sampling.num_beams}: beams take a model as it is and no stop strings")
+    model = model.model if isinstance(model, Decoder) else model
+    if sampling.stop or draft:
+        raise RecipeError(f"num_beams is {sampling.num_beams}: with beams there are no stop strings and no draft")
     room, rows = _fit(model, tokenizer, [prompt], sampling)
     options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {}
     options |= {"top_k": sampling.top_k, "top_p": sampling.top_p} if options else {"do_sample": False}

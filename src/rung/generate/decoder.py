@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from rung.errors import RunError
 from rung.generate.native import native_step
 from rung.generate.sampling import Sampling, choose
 from rung.models import CausalModel
@@ -20,13 +21,19 @@ from rung.models.causal import KeyValues, StatefulModel
 class Decoder:
     """Reads prompts and appends tokens. Made once for a model; every `read` begins anew.
 
-    `weights` rounds what tokens are appended with, to torch.bfloat16 or torch.int8, where there is a step in C.
+    `weights` rounds what tokens are appended with, to torch.bfloat16 or torch.int8. Raises `RunError` where there is
+    no step in C to do it.
     """
 
     def __init__(self, model: CausalModel, weights: torch.dtype | None = None) -> None:
         self.model = model
         self.device = model.device
         self.native = native_step(model, weights)
+        if weights is not None and self.native is None:
+            raise RunError(
+                f"weights can be rounded to {str(weights).removeprefix('torch.')} only for gpt2 and llama3 on a CPU, "
+                "where there is a C compiler: leave --weights out"
+            )
         self.state: Any = None
 
     def read(self, prompts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "B V"]:

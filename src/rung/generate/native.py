@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rung.corpus import cache_folder
+from rung.generate.rounding import round_to_int8
 from rung.models import CausalModel
 from rung.models.causal import KeyValues
 from rung.models.gpt2 import GPT2LMHeadModel
@@ -32,7 +33,6 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
 COMPILING_SECONDS = 60
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-LARGEST_INT8 = 127
 LANES = 16  # of step.c: rows of a batch that are multiplied together
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
 
@@ -193,12 +193,6 @@ def native_step(model: CausalModel, weights: torch.dtype | None = None) -> Nativ
     library = _compile()
     stored = model.dtype if model.dtype in KINDS else torch.float32
     return NativeStep(model, library, weights or stored) if library else None
-
-
-def round_to_int8(weight: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Float[Tensor, " N"]]:
-    """The weights as whole numbers up to 127, and what one of them is worth in each row."""
-    scale = (weight.float().abs().amax(dim=1) / LARGEST_INT8).clamp(min=1e-12)
-    return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
 @cache

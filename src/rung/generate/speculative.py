@@ -9,12 +9,15 @@ from typing import Protocol
 
 import numpy
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RunError
 from rung.generate.decoder import Decoder
 from rung.generate.sampling import Sampling, choose
+from rung.models import load
 from rung.models.causal import StatefulModel
 from rung.models.ngram import NgramForCausalLM
+from rung.tokenizer import fingerprint
 
 GUESSES = 3  # tokens ahead: with the one that is certain, as many as are checked at nearly the price of one
 LONGEST_MATCH = 3  # tokens that must have stood before for what followed them to be guessed
@@ -93,6 +96,21 @@ class NgramDraft:
             if row == end or tokens[row] != token:
                 return None
         return row
+
+
+def make_draft(name: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
+    """`prompt`, or the folder of an n-gram run with the same tokenizer.
+
+    Raises `RunError` for another rung or another tokenizer.
+    """
+    if name == "prompt":
+        return PromptDraft()
+    model, its_tokenizer = load(name)
+    if not isinstance(model, NgramForCausalLM):
+        raise RunError(f"{name} is a {model.config.model_type!r} model: a draft is an n-gram run, or the word prompt")
+    if fingerprint(its_tokenizer) != fingerprint(tokenizer):
+        raise RunError(f"{name} has another tokenizer: train it with --tokenizer RUN, the folder it is to guess for")
+    return NgramDraft(model)
 
 
 def check_draft(decoder: Decoder) -> None:
