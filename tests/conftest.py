@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
 # builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
-install_import_hook(["rung.models", "rung.train.optimizer"], "beartype.beartype")
+CHECKED = [f"rung.generate.{name}" for name in ("decoder", "native", "rounding", "speculative")]
+install_import_hook(["rung.models", *CHECKED, "rung.train.optimizer"], "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

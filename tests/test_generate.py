@@ -1,13 +1,292 @@
-"""Generation: bounds, reproducibility, streaming."""
+"""Generation: the tokens of Hugging Face's `generate`, the model's logits, bounds, streaming, drafts, rounding."""
+
+import copy
 
 import numpy
 import pytest
+import torch
 from conftest import SENTENCES, TINY
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rung.errors import RecipeError
-from rung.generate import Sampling, generate
+from rung import runs
+from rung.errors import RecipeError, RunError
+from rung.generate import Decoder, Sampling, generate, generate_batch, make_draft, native
+from rung.generate.decoder import write_tokens
+from rung.generate.pieces import Pieces
+from rung.generate.rounding import find_rounding, rounding_cost
+from rung.generate.sampling import choose
+from rung.generate.speculative import NgramDraft, PromptDraft
 from rung.models import LADDER, make_config
 from rung.tokenizer import build_tokenizer, encode_documents
+
+GREEDY = Sampling(temperature=0, max_new_tokens=12)
+PROMPTS = ["the cat", "a dog sat on the", "a"]
+SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tails of every loop
+    "llama": ("llama3", {}),
+    "wide and odd": (
+        "llama3",
+        {"hidden_size": 84, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 109},
+    ),
+    "biased": ("llama3", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}),
+    "scaled": (
+        "llama3",
+        {
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 100.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            }
+        },
+    ),
+    "untied": ("llama3", {"tie_word_embeddings": False, "head_dim": 24}),
+    "gpt2": ("gpt2", {}),
+    "odd gpt2": ("gpt2", {"hidden_size": 42, "num_attention_heads": 3, "n_inner": 51}),
+    "unscaled gpt2": ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
+}
+
+
+def shake(model):
+    """A new model says nearly the same of any text, and its biases and norms are plain: make them matter."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+def written(decoder, rows, sampling=GREEDY, end=None):
+    with torch.inference_mode():
+        return list(map(list, zip(*write_tokens(decoder, rows, sampling, end), strict=True)))
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
+    model = shake(make_tiny(name))
+    rows = [[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in PROMPTS]
+    together = written(Decoder(model), rows)
+    for row, found in zip(rows, together, strict=True):
+        ids = torch.tensor([row])
+        options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+        wanted = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(row) :].tolist()
+        assert written(Decoder(model), [row]) == [wanted]
+        assert found == wanted
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("texts", "steps"), [(1, 1), (1, 3), (3, 1), (7, 2), (18, 1)])
+def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_tiny, tokenizer):
+    name, settings = SHAPES[shape]
+    model = shake(make_tiny(name, **settings))
+    generator = torch.Generator().manual_seed(5)
+    rows = [
+        torch.randint(3, len(tokenizer), (4 + (i * 5) % 11 + 2 * steps,), generator=generator).tolist()
+        for i in range(texts)
+    ]
+    decoder = Decoder(model)
+    assert decoder.native is not None, "no C compiler"
+    with torch.inference_mode():
+        decoder.read([row[: -2 * steps] for row in rows], 2 * steps)
+        pieces = [
+            decoder.append(torch.tensor([row[-2 * steps :][half * steps : (half + 1) * steps] for row in rows])).clone()
+            for half in (0, 1)
+        ]
+        for i, row in enumerate(rows):
+            wanted = model(torch.tensor([row])).logits[0, -2 * steps :]
+            torch.testing.assert_close(torch.cat([p[i] for p in pieces]), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokenizer):
+    model = shake(make_tiny(name, hidden_size=40))
+    ids = torch.randint(3, len(tokenizer), (6, 9), generator=torch.Generator().manual_seed(2))
+    plain = copy.deepcopy(model.state_dict())
+    decoder = Decoder(model, find_rounding(weights))
+    with torch.inference_mode():
+        for rows in (ids[:1], ids):
+            decoder.read(rows[:, :-1].tolist(), 1)
+            rounded = decoder.append(rows[:, -1:])[:, 0]
+            exact = model(rows).logits[:, -1]
+            assert 1e-5 < (rounded - exact).abs().max() < 0.2 * exact.abs().max()
+    assert all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
+    cost = rounding_cost(model, tokenizer, SENTENCES[0], find_rounding(weights))
+    assert cost != 0 and abs(cost) < 1
+
+
+def test_a_bfloat16_model_is_written_with_its_own_weights(make_tiny, tokenizer):
+    model = shake(make_tiny("llama3")).to(torch.bfloat16)
+    ids = torch.randint(3, len(tokenizer), (2, 9))
+    decoder = Decoder(model)
+    with torch.inference_mode():
+        decoder.read(ids[:, :-1].tolist(), 1)
+        found = decoder.append(ids[:, -1:])[:, 0]
+        torch.testing.assert_close(found, model(ids).logits[:, -1].float(), rtol=0.1, atol=0.1)
+
+
+def test_without_a_compiler_the_model_itself_writes(make_tiny, tokenizer, monkeypatch):
+    model = shake(make_tiny("llama3"))
+    rows = [[1, 5, 6], [1, 7, 8, 9]]
+    wanted = written(Decoder(model), rows)
+    native._compile.cache_clear()
+    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.setattr(native, "FLAGS", ("-O0",))  # another place in the cache
+    try:
+        decoder = Decoder(model)
+        assert decoder.native is None
+        assert written(decoder, rows) == wanted
+        with pytest.raises(RunError, match="can be rounded to int8 only for"):
+            Decoder(model, torch.int8)
+    finally:
+        native._compile.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "top_p": 1.0},
+        {"temperature": 0.7, "top_p": 0.8},
+        {"top_k": 5, "top_p": 0.9},
+        {"top_p": 0.1},
+    ],
+)
+def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
+    sampling = Sampling(**{"temperature": 1.3, **settings})
+    logits = 3 * torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
+    warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
+    if sampling.top_k:
+        warpers.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+    wanted = warpers(None, logits).softmax(-1)
+    draws = 20_000
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 2)
+    for row in range(2):
+        shares = torch.bincount(drawn[:, row], minlength=40) / draws
+        assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(torch.nonzero(wanted[row])[:, 0].tolist())
+        assert (shares - wanted[row]).abs().max() < 4 * (0.25 / draws) ** 0.5
+
+
+@given(st.text(max_size=40))
+def test_pieces_join_to_the_text_and_break_no_character(pieced_tokenizer, text):
+    ids = pieced_tokenizer(text, add_special_tokens=False).input_ids
+    pieces = Pieces(pieced_tokenizer)
+    given_out = [pieces.add(token) for token in ids]
+    given_out.append(pieces.finish())
+    assert "".join(given_out) == pieces.text == pieced_tokenizer.decode(ids, skip_special_tokens=True)
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in given_out)
+
+
+@given(st.text("ab €", max_size=30), st.lists(st.text("ab €", min_size=1, max_size=4), min_size=1, max_size=3))
+def test_the_text_ends_before_the_first_stop_string(pieced_tokenizer, text, stop):
+    pieces = Pieces(pieced_tokenizer, stop)
+    given_out = ""
+    for token in pieced_tokenizer(text, add_special_tokens=False).input_ids:
+        given_out += pieces.add(token)
+        assert not any(s in given_out for s in stop)
+        if pieces.stopped:
+            break
+    given_out += pieces.finish()
+    assert given_out == pieces.text == text[: min(text.find(s) if s in text else len(text) for s in stop)]
+
+
+@pytest.fixture(scope="module")
+def pieced_tokenizer():
+    """One that knows few merges: most characters beyond ASCII are several tokens."""
+    return build_tokenizer("bpe", ["ab abba € ☃ a b"] * 3, 270)
+
+
+def test_a_stop_string_stops(make_tiny, tokenizer):
+    model = make_tiny("ngram")
+    whole = generate(model, tokenizer, "the cat", Sampling(temperature=0, max_new_tokens=20)).text
+    word = whole.split()[1]
+    pieces = []
+    made = generate(model, tokenizer, "the cat", Sampling(temperature=0, stop=(word, "zebra")), pieces.append)
+    assert made.text == "".join(pieces) == whole[: whole.index(word)]
+    with pytest.raises(RecipeError, match="stop is an empty text"):
+        Sampling(stop=("",))
+
+
+def test_a_batch_writes_what_its_prompts_do_alone(make_tiny, tokenizer):
+    model = shake(make_tiny("gpt2"))
+    together = generate_batch(model, tokenizer, PROMPTS, GREEDY)
+    assert [made.text for made in together] == [generate(model, tokenizer, p, GREEDY).text for p in PROMPTS]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "swaps"])
+def test_a_draft_changes_no_token(name, make_tiny, tokenizer):
+    model, ngram = shake(make_tiny(name)), make_tiny("ngram")
+    for prompt in (*PROMPTS, " ".join(SENTENCES)):
+        for length in (1, 2, 5, 30):
+            sampling = Sampling(temperature=0, max_new_tokens=length)
+            plain = generate(model, tokenizer, prompt, sampling)
+            for draft in (PromptDraft(), NgramDraft(ngram)):
+                guessed = generate(model, tokenizer, prompt, sampling, draft=draft)
+                assert (guessed.text, guessed.tokens) == (plain.text, plain.tokens)
+
+
+def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
+    """Of the second token, which is the first that a guess is checked against."""
+    model, row = shake(make_tiny("llama3")), [1, 5, 9]
+    temperature = 2.5
+    size = len(tokenizer)
+    with torch.inference_mode():
+        first = (model(torch.tensor([row])).logits[0, -1] / temperature).softmax(-1)
+        every = torch.cat([torch.tensor([row]).expand(size, -1), torch.arange(size)[:, None]], dim=1)
+        wanted = first @ (model(every).logits[:, -1] / temperature).softmax(-1)
+
+    class Likely:
+        def guess(self, ids, count):
+            return [int(wanted.argmax())] * count
+
+    from rung.generate.speculative import write_guessed
+
+    decoder, counts, draws = Decoder(model), torch.zeros(size), 1500
+    with torch.inference_mode():
+        for seed in range(draws):
+            sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=3, seed=seed)
+            counts[[t[0] for t in write_guessed(decoder, row, sampling, None, Likely())][1]] += 1
+    assert (counts / draws - wanted).abs().max() < 4 * (wanted.max() / draws) ** 0.5
+
+
+def test_an_ngram_draft_guesses_the_likeliest_token(make_tiny, tokenizer):
+    model = make_tiny("ngram")
+    draft = NgramDraft(model)
+    ids = [tokenizer.bos_token_id, *tokenizer(" ".join(SENTENCES), add_special_tokens=False).input_ids]
+    seen = sum(
+        draft.guess(ids[:end], 1) == [int(model(torch.tensor([ids[:end]])).logits[0, -1].argmax())]
+        for end in range(1, len(ids))
+    )
+    assert seen >= 0.9 * (len(ids) - 1)  # a token of a shorter context may be likelier still
+
+
+def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
+    with pytest.raises(RunError, match="takes no token back"):
+        generate(make_tiny("rnn"), tokenizer, "the", GREEDY, draft=PromptDraft())
+    runs.save_model(runs.make_folder(tmp_path / "rnn"), make_tiny("rnn"), tokenizer)
+    with pytest.raises(RunError, match="a draft is an n-gram run"):
+        make_draft(str(tmp_path / "rnn"), tokenizer)
+    runs.save_model(runs.make_folder(tmp_path / "ngram"), make_tiny("ngram"), tokenizer)
+    assert isinstance(make_draft(str(tmp_path / "ngram"), tokenizer), NgramDraft)
+    with pytest.raises(RunError, match="has another tokenizer"):
+        make_draft(str(tmp_path / "ngram"), build_tokenizer("bpe", ["other words entirely"] * 9, 280))
+    with pytest.raises(RecipeError, match="unknown weights 'int4'"):
+        find_rounding("int4")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_a_static_cache_of_hugging_face_is_filled_right(name, make_tiny, tokenizer):
+    model = shake(make_tiny(name))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    plain, static = (model.generate(ids, cache_implementation=kind, **options) for kind in (None, "static"))
+    assert plain.tolist() == static.tolist()
 
 
 @pytest.mark.parametrize("name", list(TINY))

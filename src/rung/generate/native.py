@@ -79,6 +79,7 @@ class NativeStep:
     def begin(self, state: KeyValues, ahead: Int[Tensor, " B"]) -> None:
         """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
         self.state, self.ahead = state, ahead
+        state.rows = [(keys.float(), values.float()) for keys, values in state.rows]
         for layer, (keys, values) in zip(self.layers, state.rows, strict=True):
             layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
         self.turns = None
@@ -95,6 +96,8 @@ class NativeStep:
             self.rooms[texts, steps] = _Room(self, texts, steps)
         room = self.rooms[texts, steps]
         at = self.state.get_seq_length()
+        if at + steps > self.state.room:
+            raise ValueError(f"{at + steps} tokens, but there is room for {self.state.room}")
         torch.add(room.steps, at, out=room.places[:, 2])
         positions = room.places[:, 2] - room.places[:, 1]
         if isinstance(self.model, GPT2LMHeadModel):

@@ -5,7 +5,7 @@ distribution, and greedily its very tokens. Guesses come from an n-gram model, o
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy
 import torch
@@ -23,6 +23,7 @@ GUESSES = 3  # tokens ahead: with the one that is certain, as many as are checke
 LONGEST_MATCH = 3  # tokens that must have stood before for what followed them to be guessed
 
 
+@runtime_checkable
 class Draft(Protocol):
     """Guesses what comes next."""
 
@@ -74,7 +75,7 @@ class NgramDraft:
             if context not in self.known:
                 self.known[context] = self._likeliest(context)
             text.append(self.known[context])
-        return text[-count:]
+        return text[len(text) - count :]
 
     def _likeliest(self, context: tuple[int, ...]) -> int:
         for start in range(len(context)):
