@@ -10,7 +10,9 @@ from transformers import PreTrainedConfig
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
 # builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
-install_import_hook(["rung.models", "rung.train.optimizer"], "beartype.beartype")
+install_import_hook(
+    ["rung.models", "rung.train.optimizer", "rung.evaluate.cache", "rung.evaluate.mixing"], "beartype.beartype"
+)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
