@@ -1,5 +1,6 @@
 """The command, as a person runs it: in a process of its own, on real text."""
 
+import io
 import json
 import os
 import signal
@@ -113,9 +114,9 @@ def test_the_switches_stand_beside_the_plain_score(ground):
     assert list(switches["mix"]["weights"]) == ["l", "b"]
     assert {"weight", "sharpness", "size"} <= switches["cache"].keys()
     assert {"learning_rate", "decay", "segment", "carried_over_documents"} <= switches["dynamic"].keys()
-    console = Console(width=120, record=True, quiet=True)
+    console = Console(width=120, file=io.StringIO())
     console.print(score_table("llama3", "my.txt", "test", found))
-    table = console.export_text()
+    table = console.file.getvalue()
     assert table.index("bits per byte") < table.index("--mix") < table.index("--cache") < table.index("--dynamic")
 
 

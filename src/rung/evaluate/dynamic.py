@@ -26,7 +26,7 @@ from rung.models.causal import State
 SEGMENT = 64  # tokens between steps
 MEASURED = 2**16  # characters of the training text that the gradients' size is measured on
 FITTED = 2**15  # characters of the validation text that the settings are chosen on, at the most
-LEARNING_RATES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (0.0, 1e-3, 3e-3, 1e-2)
 
 

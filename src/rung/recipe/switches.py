@@ -56,8 +56,8 @@ def prepare_switches(switches: Switches, judged: Judged, fitting: Corpus) -> dic
     validation, train = fitting.validation["text"], fitting.train["text"]
     if (switches.cache or switches.dynamic) and hasattr(model, "fit"):
         raise RunError(
-            f"{judged.run}: {judged.name} counts, so it has no hidden states for --cache to compare and no gradient for "
-            "--dynamic to follow: name a run that was trained by gradients"
+            f"{judged.run}: {judged.name} counts, so it has no hidden states for --cache to compare and no gradient "
+            "for --dynamic to follow: name a run that was trained by gradients"
         )
     scorers: dict[str, Scorer] = {}
     if switches.mix:
