@@ -135,7 +135,7 @@ def test_the_cache_is_the_formula_and_sums_to_one(theta, size, monkeypatch):
 
 @pytest.mark.parametrize("name", NEURAL)
 def test_the_cache_reads_the_states_that_the_head_reads(name, make_tiny, tokenizer):
-    from rung.evaluate.cache import _read_states
+    from rung.evaluate.cache import _cost_both, _read_states
 
     model = make_tiny(name, max_position_embeddings=16)
     texts = [LONG, "a cat", ""]
@@ -145,6 +145,9 @@ def test_the_cache_reads_the_states_that_the_head_reads(name, make_tiny, tokeniz
         logits = model.get_output_embeddings()(found[:, 1:])
         targets = torch.tensor(document.ids[1:])
         torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), nats)
+        assert torch.equal(
+            _cost_both(model, document, found, [0.0, 0.5])[:, 0], found[0, 0].expand(3)
+        )  # empty: nothing to add
 
 
 @pytest.mark.parametrize("name", ["rnn", "llama3"])
