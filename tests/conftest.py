@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 # builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
 CHECKED = [f"rung.generate.{name}" for name in ("decoder", "native", "rounding", "speculative")]
-install_import_hook(["rung.models", *CHECKED, "rung.train.optimizer"], "beartype.beartype")
+CHECKED += ["rung.models", "rung.evaluate.cache", "rung.evaluate.mixing", "rung.train.optimizer"]
+install_import_hook(CHECKED, "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,5 +1,6 @@
 """The command, as a person runs it: in a process of its own, on real text."""
 
+import io
 import json
 import os
 import signal
@@ -94,6 +95,31 @@ def test_json_is_one_object_and_nothing_else(run, ground):
         assert isinstance(json.loads(shown.stdout), dict)
 
 
+def test_the_switches_stand_beside_the_plain_score(ground):
+    from rich.console import Console
+
+    from rung.cli.display import score_table
+
+    plain = json.loads((ground / "l/rung.json").read_text())["scores"]["test"]
+    shown = rung("eval", "l", "--mix", "bigram=b", "--cache", "--dynamic", "--json", cwd=ground)
+    assert shown.returncode == 0, shown.stderr
+    found = json.loads(shown.stdout)
+    switches = {name: found[name] for name in ("mix", "cache", "dynamic")}
+    assert {key: found[key] for key in plain} == plain | {"seconds": 0.0}
+    for score in switches.values():
+        assert score["difference"] == pytest.approx(score["bits_per_byte"] - plain["bits_per_byte"], abs=1e-5)
+        assert score["low"] <= score["bits_per_byte"] <= score["high"]
+        assert score["difference_low"] <= score["difference"] <= score["difference_high"]
+        assert score["validation_bytes"] > 0
+    assert list(switches["mix"]["weights"]) == ["l", "b"]
+    assert {"weight", "sharpness", "size"} <= switches["cache"].keys()
+    assert {"learning_rate", "decay", "segment", "carried_over_documents"} <= switches["dynamic"].keys()
+    console = Console(width=120, file=io.StringIO())
+    console.print(score_table("llama3", "my.txt", "test", found))
+    table = console.file.getvalue()
+    assert table.index("bits per byte") < table.index("--mix") < table.index("--cache") < table.index("--dynamic")
+
+
 def test_a_count_that_failed_can_be_tried_again(ground):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     for settings, message in (
@@ -185,6 +211,9 @@ def bad_ground(ground):
     (ground / "latin.txt").write_bytes("naïve café\n".encode("latin-1") * 500)
     (ground / "columns.csv").write_text("a,b\n1,2\n")
     (ground / "folder").mkdir(exist_ok=True)
+    if not (ground / "words").exists():
+        made = rung("train", "bigram", "my.txt", "--tokenizer", "whitespace", "--out", "words", cwd=ground)
+        assert made.returncode == 0, made.stderr
     broken = ground / "broken"
     if not broken.exists():
         import shutil
@@ -235,6 +264,12 @@ MISTAKES = {
     "format": (["export", "b", "b.bin", "--to", "bin"], "unknown format 'bin'"),
     "not n-grams": (["export", "b", "b.arpa"], "ARPA holds n-grams"),
     "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, test"),
+    "mix": (["eval", "l", "--mix", "b"], "--mix is 'b': write it as RUNG=RUN"),
+    "mix rung": (["eval", "l", "--mix", "ngram=b"], "b is a 'rung-bigram' model and no ngram"),
+    "mix tokenizer": (["eval", "l", "--mix", "bigram=words"], "rung train bigram CORPUS --tokenizer l"),
+    "cache": (["eval", "b", "--cache"], "bigram counts, so it has no hidden states"),
+    "dynamic": (["eval", "b", "--dynamic"], "no gradient for --dynamic"),
+    "fitted where scored": (["eval", "l", "--split", "validation", "--cache"], "is the only validation text there is"),
     "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
     "report": (["report", "folder"], "folder is not a run"),
     "recipe": (["train", "--recipe", "nowhere.yaml"], "no recipe at nowhere.yaml"),

@@ -55,7 +55,7 @@ def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny
     model = make_tiny(name, max_position_embeddings=16)
     ids = [*tokenizer(LONG).input_ids, tokenizer.eos_token_id]
     assert len(ids) > 100
-    costs = evaluate._token_nats(model, [ids])[0]
+    costs = evaluate.token_nats(model, [ids])[0]
     assert len(costs) == len(ids) - 1
     for at in range(len(costs)):  # prediction `at` is of token at + 1
         end = 16 if at < 16 else 16 + (at - 16) // 8 * 8 + 8

@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from rung import runs
-from rung.errors import RecipeError, RunError
+from rung.corpus import load_corpus
+from rung.errors import CorpusError, RecipeError, RunError
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.recipe.making import check_unused, evaluate_run, execute, read_begun, suggest_parameters
+from rung.recipe.switches import choose_fitting
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
@@ -151,6 +153,17 @@ def test_other_text_is_scored_whole(text, tmp_path):
     (tmp_path / "other.txt").write_text("one line\nand another\n\n")
     found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", "lines")
     assert (found["documents"], found["bytes"]) == (2, len("one lineand another"))
+
+
+def test_what_is_fitted_is_never_fitted_on_the_text_it_scores(text, tmp_path):
+    own = load_corpus(text)
+    (tmp_path / "other.txt").write_text("one line\nand another\n\n")
+    other = load_corpus(str(tmp_path / "other.txt"), "lines", whole=True)
+    assert choose_fitting(own, "test", None) is own
+    assert choose_fitting(other, "test", lambda: own) is own
+    for corpus, split, read_own in ((other, "test", None), (own, "validation", lambda: own)):
+        with pytest.raises(CorpusError, match="would flatter the score"):
+            choose_fitting(corpus, split, read_own)
 
 
 def test_a_folder_in_use_is_not_overwritten(text, tmp_path):

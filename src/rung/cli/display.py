@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rung.report import Row
     from rung.report.swaps import Estimate, SwapRow
 
+FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
 
@@ -198,7 +199,23 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         table.add_row("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
         table.add_row("lost", ", ".join(score["lost"]), "the tokenizer does not keep these")
+    for switch in ("mix", "cache", "dynamic"):
+        if switch in score:
+            _add_variant(table, f"with --{switch}", score[switch])
     return table
+
+
+def _add_variant(table: Table, name: str, variant: Mapping[str, Any]) -> None:
+    """Bits per byte under a switch, how far that is from the plain score, and what was fitted."""
+    table.add_section()
+    low, high = variant["low"], variant["high"]
+    interval = "" if low is None else f"95% interval {low:.3f} to {high:.3f}"
+    table.add_row(name, show_figure(variant["bits_per_byte"], ".4f"), interval)
+    less, more = variant["difference_low"], variant["difference_high"]
+    interval = "" if less is None else f"95% interval {less:+.3f} to {more:+.3f}"
+    table.add_row("  from plain", show_figure(variant["difference"], "+.4f"), interval)
+    fitted = variant.get("weights") or {key: variant[key] for key in FITTED if key in variant}
+    table.add_row("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
 
 
 def show_figure(value: float | None, spec: str) -> str:

@@ -15,16 +15,29 @@ def eval_(
     corpus: Annotated[str, typer.Argument(help="Other text to score; the run's own corpus by default.")] = "",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     documents: Annotated[str, typer.Option(help="What a document is: lines, paragraphs or file.")] = "",
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUNG=RUN", help="Also: mixed with another run. May be given again.", show_default=False),
+    ] = None,
+    cache: Annotated[bool, typer.Option("--cache", help="Also: with a cache of the document's own words.")] = False,
+    dynamic: Annotated[
+        bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a run on held-out text: bits per byte, word and token perplexity."""
+    """Score a run on held-out text: bits per byte, word and token perplexity.
+
+    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation split.
+    """
     from rung.cli.display import Display, make_quiet, score_table, show
 
     make_quiet()
     from rung.recipe.making import evaluate_run
+    from rung.recipe.switches import Switches
 
+    switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(run, corpus, split, documents, lambda stage: display.tell("eval", stage))
+        found = evaluate_run(run, corpus, split, documents, lambda stage: display.tell("eval", stage), switches)
     if as_json:
         print_json(found)
     else:

@@ -1,12 +1,13 @@
 """Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
+import functools
 import hashlib
 import logging
 import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,13 @@ from rung import __version__, runs
 from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
 from rung.device import choose_device, describe, keep_freed_memory
 from rung.errors import RecipeError, RunError, RungError, did_you_mean
-from rung.evaluate import compressor_marks, score_documents, score_text
+from rung.evaluate import compressor_marks, first_texts, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
 from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
+from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
 from rung.tokenizer import (
     PUBLISHED,
     TOKENIZERS,
@@ -50,7 +52,7 @@ PROMPT_WORDS = 6
 SAMPLE_TOKENS = 100
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Stage:
     """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows."""
 
@@ -122,10 +124,18 @@ def check_unused(folder: Path) -> None:
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
 
-def evaluate_run(run: str, corpus: str, split: str, documents: str, tell: Tell = lambda stage: None) -> dict[str, Any]:
+def evaluate_run(
+    run: str,
+    corpus: str,
+    split: str,
+    documents: str,
+    tell: Tell = lambda stage: None,
+    switches: Switches = PLAIN,
+) -> dict[str, Any]:
     """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
 
-    Raises `RunError` when the corpus is left open and the run does not know one.
+    The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
+    left open and the run does not know one.
     """
     model, tokenizer = load(run)
     record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
@@ -134,21 +144,29 @@ def evaluate_run(run: str, corpus: str, split: str, documents: str, tell: Tell =
         raise RunError(
             f"{run} was not trained by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
         )
-    documents = documents or recipe.get("documents", "paragraphs")
+    kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
     tell(Stage(name="reading"))
-    text = load_corpus(corpus or recipe["corpus"], documents, whole=bool(corpus))  # type: ignore[arg-type]
-    if not corpus and text.fingerprint != record["corpus"]["fingerprint"]:
-        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
+    read_own = functools.partial(_read_own, run, record) if recipe else None
+    text = load_corpus(corpus, kind, whole=True) if corpus else _read_own(run, record, kind)
+    name = record.get("rung", model.config.model_type)
+    judged = Judged(run, name, model.to(choose_device()), tokenizer)
+    scorers = prepare_switches(switches, judged, choose_fitting(text, split, read_own)) if switches else {}
     texts = text.split(split)["text"]
     total = len(texts)
-    score = score_documents(
-        model.to(choose_device()),
-        tokenizer,
-        texts,
-        lambda done: tell(Stage(name="scoring", done=done, total=total)),
-    )
-    name = record.get("rung", model.config.model_type)
-    return {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
+    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
+    facts = {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
+    for switch, scorer in scorers.items():
+        facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
+    return facts
+
+
+def _read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
+    """The corpus that the run was trained on."""
+    recipe = record["recipe"]
+    text = load_corpus(recipe["corpus"], documents or recipe.get("documents", "paragraphs"))
+    if text.fingerprint != record["corpus"]["fingerprint"]:
+        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
+    return text
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -252,7 +270,7 @@ def _learn(
 
 
 def _hooks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> Hooks:
-    watched = _first_texts(corpus.validation["text"], WATCHED_BYTES)
+    watched = first_texts(corpus.validation["text"], WATCHED_BYTES)
     prompt = _prompt(corpus)
 
     def show(progress: Progress) -> None:
@@ -312,17 +330,6 @@ def _prompt(corpus: Corpus) -> str:
     """The first words of the passage."""
     words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _passage(corpus))
     return words.group() if words else ""
-
-
-def _first_texts(texts: Iterable[str], limit: int) -> list[str]:
-    kept: list[str] = []
-    size = 0
-    for text in texts:
-        if kept and size + len(text) > limit:
-            break
-        kept.append(text[:limit])
-        size += len(text)
-    return kept
 
 
 def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

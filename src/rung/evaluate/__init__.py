@@ -37,6 +37,9 @@ DOCUMENTS_AT_ONCE = 64
 PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
 CARRIED = 1024  # tokens a model with a carried state reads at a time
 
+# A model, pieces of documents and a state to what is said of each prediction (B, T, ...), and the state after.
+Forward = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -82,13 +85,18 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class _Document:
+class Document:
     """Token ids from BOS to EOS, and the text's own counts."""
 
     ids: list[int]
     bytes: int
     words: int
     unknown: list[str]
+
+    @property
+    def spelling(self) -> float:
+        """What its unknown words cost beyond their `<unk>`, in nats."""
+        return sum(map(spelling_nats, self.unknown))
 
 
 def score_documents(
@@ -103,14 +111,13 @@ def score_documents(
     """
     rows: list[tuple[float, ...]] = []
     unknown_token = unknown_id(tokenizer)
-    for batch in _batched(_prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
-        for document, costs in zip(batch, _token_nats(model, [d.ids for d in batch]), strict=True):
-            spelling = sum(map(spelling_nats, document.unknown))
-            nats = costs.double().sum().item() + spelling
+    for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
+        for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
+            nats = costs.double().sum().item() + document.spelling
             is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
             of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
             counts = (document.bytes, document.words, len(costs), len(document.unknown))
-            rows.append((nats, spelling, of_unknown, *counts))
+            rows.append((nats, document.spelling, of_unknown, *counts))
         if on_document:
             on_document(len(rows))
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
@@ -122,8 +129,8 @@ def score_documents(
         bits_per_byte=nats / math.log(2) / sizes,
         low=low,
         high=high,
-        word_perplexity=_perplexity(nats, words),
-        token_perplexity=_perplexity(nats, tokens),
+        word_perplexity=perplexity(nats, words),
+        token_perplexity=perplexity(nats, tokens),
         nats=nats,
         documents=len(rows),
         bytes=sizes,
@@ -148,7 +155,7 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
     """
     encoding = encode_plainly(tokenizer, [text])[0]
     ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
-    nats = _token_nats(model, [ids])[0].tolist()
+    nats = token_nats(model, [ids])[0].tolist()
     found = _find_counts(model, torch.tensor(ids, device=model.device))
     unknown = unknown_id(tokenizer)
     scores, end = [], 0
@@ -232,7 +239,20 @@ def stride_of(window: int) -> int:
     return max(1, window // 2)
 
 
-def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[_Document]:
+def first_texts(texts: Iterable[str], limit: int) -> list[str]:
+    """The first texts, up to `limit` characters of them; of the very first, its beginning."""
+    kept: list[str] = []
+    size = 0
+    for text in texts:
+        if kept and size + len(text) > limit:
+            break
+        kept.append(text[:limit])
+        size += len(text)
+    return kept
+
+
+def prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+    """Each text as a document of token ids."""
     unknown_token = unknown_id(tokenizer)
     for text in texts:
         encoding = encode_plainly(tokenizer, [text])[0]
@@ -242,19 +262,24 @@ def _prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterat
             if token == unknown_token
         ]
         ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
-        yield _Document(ids, len(text.encode()), len(text.split()), unknown)
+        yield Document(ids, len(text.encode()), len(text.split()), unknown)
 
 
 @torch.no_grad()
-def _token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
+def token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
     """The cost in nats of every token but the first of each document, in float32."""
     if isinstance(model, CountingModel) and model.is_normalized:
         return _look_up(model, documents)
     costs = [torch.empty(len(ids) - 1) for ids in documents]
-    read = _read_carried if model.context_length is None else _read_windows
-    order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
-    read(model, [documents[d] for d in order], [costs[d] for d in order])
+    read_documents(model, documents, costs, forward)
     return costs
+
+
+def read_documents(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
+    """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in it, batch by batch."""
+    read_all = _read_carried if model.context_length is None else _read_windows
+    order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
+    read_all(model, [documents[d] for d in order], [values[d] for d in order], read)
 
 
 def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:
@@ -268,14 +293,14 @@ def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Ten
 def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) -> dict[str, float]:
     """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling."""
     return {
-        "perplexity_including_oov": _perplexity(nats, tokens),
-        "perplexity_excluding_oov": _perplexity(nats - of_unknown, tokens - unknown),
+        "perplexity_including_oov": perplexity(nats, tokens),
+        "perplexity_excluding_oov": perplexity(nats - of_unknown, tokens - unknown),
         "oov": unknown,
         "tokens": tokens,
     }
 
 
-def _read_carried(model: CausalModel, documents: list[list[int]], costs: list[torch.Tensor]) -> None:
+def _read_carried(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
     """Documents side by side from their beginnings, the state carried from one stretch to the next."""
     length = max(1, min(CARRIED, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size))
     rows = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size))
@@ -283,31 +308,34 @@ def _read_carried(model: CausalModel, documents: list[list[int]], costs: list[to
         state = None
         for start in range(0, len(documents[min(at + rows, len(documents)) - 1]) - 1, length):
             pieces = [ids[start : start + length + 1] for ids in documents[at : at + rows]]
-            nats, state = _forward(model, pieces, state)
-            for cost, row, piece in zip(costs[at : at + rows], nats, pieces, strict=True):
-                cost[start : start + length] = row[: max(0, len(piece) - 1)]
+            found, state = read(model, pieces, state)
+            for value, row, piece in zip(values[at : at + rows], found, pieces, strict=True):
+                value[start : start + length] = row[: max(0, len(piece) - 1)]
 
 
-def _read_windows(model: CausalModel, documents: list[list[int]], costs: list[torch.Tensor]) -> None:
-    """Windows of every document, batched by length; the first is scored whole, the others their last stride."""
+def windows_of(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """First input, end, first new prediction of each window: the first is scored whole, others their last stride."""
+    done = 0
+    while done < predictions:
+        end = min(predictions, window if done == 0 else done + stride_of(window))
+        yield max(0, end - window), end, done
+        done = end
+
+
+def _read_windows(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
+    """Windows of every document, batched by length."""
     window = model.context_length or 0
-    jobs = []  # document, first and last input, first prediction that is new
-    for document, ids in enumerate(documents):
-        done = 0
-        while done < len(ids) - 1:
-            end = min(len(ids) - 1, window if done == 0 else done + stride_of(window))
-            jobs.append((document, max(0, end - window), end, done))
-            done = end
+    jobs = [(document, *job) for document, ids in enumerate(documents) for job in windows_of(len(ids) - 1, window)]
     jobs.sort(key=lambda job: job[2] - job[1])
     rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
     for at in range(0, len(jobs), rows):
         batch = jobs[at : at + rows]
-        nats, _ = _forward(model, [documents[d][first : end + 1] for d, first, end, _ in batch], None)
-        for (document, first, end, done), row in zip(batch, nats, strict=True):
-            costs[document][done:end] = row[done - first : end - first]
+        found, _ = read(model, [documents[d][first : end + 1] for d, first, end, _ in batch], None)
+        for (document, first, end, done), row in zip(batch, found, strict=True):
+            values[document][done:end] = row[done - first : end - first]
 
 
-def _forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
+def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
     """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it."""
     width = max(2, max(map(len, pieces)))
     rows = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=model.device)
@@ -316,13 +344,14 @@ def _forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[t
     return nats.cpu(), output.past_key_values
 
 
-def _batched(items: Iterable[_Document], size: int) -> Iterator[list[_Document]]:
+def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
     """Lists of `size` items, the last one shorter (`itertools.batched` is Python 3.12's)."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
-def _perplexity(nats: float, count: int) -> float:
+def perplexity(nats: float, count: int) -> float:
+    """exp(nats / count), infinite where the nats are."""
     each = nats / max(count, 1)
     return math.inf if math.isinf(each) else math.exp(min(each, 700.0))

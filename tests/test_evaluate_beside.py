@@ -1,0 +1,244 @@
+"""The switches on the ruler: mixing, the cache and dynamic evaluation give codes too, each beside the plain score."""
+
+import math
+
+import numpy
+import pytest
+import torch
+from conftest import NEURAL, SENTENCES
+
+from rung.evaluate import prepare, score_documents, token_nats
+from rung.evaluate.beside import Pace
+from rung.evaluate.cache import cached_nats, score_cached
+from rung.evaluate.dynamic import Adaptation, Learner, score_dynamically
+from rung.evaluate.mixing import fit_weights, mix_nats, score_mixture
+
+LONG = " ".join(SENTENCES * 8)
+CHANGES = (
+    "the cat sat on the mat and a dog is not a dog",
+    "the cat sat on the mat and a dog is not a log",
+)  # one token, the last but the end
+
+
+def quiet(*_):
+    """Tell nobody how far it is."""
+
+
+def pace():
+    return Pace(quiet, "", None)
+
+
+def documents_of(tokenizer, *texts):
+    return list(prepare(texts, tokenizer))
+
+
+def learn_sentences(model, tokenizer):
+    """A few steps: the gradients of random weights say little about those of a trained model."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(5):
+        for document in documents_of(tokenizer, *SENTENCES):
+            ids = torch.tensor([document.ids])
+            optimizer.zero_grad()
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+    optimizer.zero_grad()
+    return model
+
+
+def synthetic(share, count=4000):
+    """Costs of tokens drawn from `share` of one distribution and the rest of another, under each."""
+    generator = numpy.random.default_rng(0)
+    one, other = generator.dirichlet(numpy.ones(20), 2)
+    drawn = generator.choice(20, count, p=share * one + (1 - share) * other)
+    return -torch.from_numpy(numpy.log(numpy.stack([one[drawn], other[drawn]]))).float()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
+def test_the_fitted_weight_is_the_best_of_a_fine_grid(share):
+    nats = synthetic(share)
+    weights = fit_weights(nats)
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    costs = [mix_nats(nats, torch.stack([w, 1 - w])).mean().item() for w in grid]
+    assert weights.sum().item() == pytest.approx(1)
+    assert mix_nats(nats, weights).mean().item() <= min(costs) + 2e-6
+    assert weights[0].item() == pytest.approx(grid[numpy.argmin(costs)].item(), abs=0.02)
+
+
+def test_three_models_mix_no_worse_than_any_two():
+    generator = torch.Generator().manual_seed(0)
+    nats = torch.rand(3, 2000, generator=generator) * 4
+    best = mix_nats(nats, fit_weights(nats)).mean()
+    for pair in ([0, 1], [0, 2], [1, 2]):
+        assert best <= mix_nats(nats[pair], fit_weights(nats[pair])).mean() + 2e-6
+
+
+def test_a_token_that_no_model_allows_costs_infinitely_much_and_does_not_move_the_weights():
+    nats = synthetic(0.3)
+    with_one = torch.cat([nats, torch.full((2, 1), math.inf)], dim=1)
+    assert torch.equal(fit_weights(with_one), fit_weights(nats))
+    assert mix_nats(with_one, fit_weights(nats))[-1].item() == math.inf
+    one_allows = mix_nats(torch.tensor([[math.inf], [1.0]]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+    assert one_allows.item() == pytest.approx(1 + math.log(2))
+
+
+def test_mixed_with_itself_a_run_is_what_it_was(make_tiny, tokenizer):
+    model = make_tiny("ngram")
+    plain = score_documents(model, tokenizer, SENTENCES)
+    for models in ({"n": model}, {"n": model, "again": model}):
+        found = score_mixture(models, tokenizer, SENTENCES, SENTENCES, quiet)
+        assert found.nats == pytest.approx(plain.nats, rel=1e-6)
+        assert found.difference == pytest.approx(0, abs=1e-6)
+        assert sum(found.fitted["weights"].values()) == pytest.approx(1)
+
+
+def test_a_mixture_is_no_worse_than_its_best_part_on_the_text_it_is_fitted_on(make_tiny, tokenizer):
+    models = {name: make_tiny(name) for name in ("gpt2", "bigram", "ngram")}
+    mixed = score_mixture(models, tokenizer, SENTENCES, SENTENCES, quiet)
+    plain = {name: score_documents(model, tokenizer, SENTENCES) for name, model in models.items()}
+    assert mixed.nats <= min(score.nats for score in plain.values()) + 1e-4
+    assert mixed.difference == pytest.approx(mixed.bits_per_byte - plain["gpt2"].bits_per_byte, abs=1e-6)
+    assert mixed.difference_low <= mixed.difference <= mixed.difference_high
+    assert mixed.validation_bytes == sum(map(len, SENTENCES))
+
+
+def cache_by_hand(states, targets, theta, size):
+    """The whole distribution at each position but the first, one key at a time."""
+    rows = []
+    for at in range(1, len(targets)):
+        row = numpy.zeros(int(targets.max()) + 1)
+        for key in range(max(0, at - size), at):
+            row[targets[key]] += math.exp(theta * float(states[at] @ states[key]))
+        rows.append(row / row.sum())
+    return rows
+
+
+@pytest.mark.parametrize("size", [3, 7, 100])
+@pytest.mark.parametrize("theta", [0.0, 0.7])
+def test_the_cache_is_the_formula_and_sums_to_one(theta, size, monkeypatch):
+    from rung.evaluate import cache
+
+    monkeypatch.setattr(cache, "QUERIES_AT_ONCE", 5)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(23, 4, generator=generator)
+    targets = torch.randint(0, 6, (23,), generator=generator)
+    wanted = cache_by_hand(states, targets, theta, size)
+    found = cached_nats(states, targets, [theta], size)[0]
+    assert found[0] == math.inf
+    for at, row in enumerate(wanted, start=1):
+        each = [
+            cached_nats(states[: at + 1], torch.cat([targets[:at], torch.tensor([w])]), [theta], size) for w in range(6)
+        ]
+        assert torch.cat(each)[:, -1].neg().exp().numpy() == pytest.approx(row, abs=1e-5)
+        assert found[at].neg().exp().item() == pytest.approx(row[targets[at]], abs=1e-5)
+        assert row.sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_the_cache_reads_the_states_that_the_head_reads(name, make_tiny, tokenizer):
+    from rung.evaluate.cache import _cost_both, _read_states
+
+    model = make_tiny(name, max_position_embeddings=16)
+    texts = [LONG, "a cat", ""]
+    for document, found in _read_states(model, tokenizer, texts):
+        nats = token_nats(model, [document.ids])[0]
+        torch.testing.assert_close(found[:, 0], nats)
+        logits = model.get_output_embeddings()(found[:, 1:])
+        targets = torch.tensor(document.ids[1:])
+        torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), nats)
+        assert torch.equal(
+            _cost_both(model, document, found, [0.0, 0.5])[:, 0], found[0, 0].expand(3)
+        )  # empty: nothing to add
+
+
+@pytest.mark.parametrize("name", ["rnn", "llama3"])
+def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(name, make_tiny, tokenizer, monkeypatch):
+    from rung.evaluate import cache
+
+    model = make_tiny(name)
+    texts = [LONG, *SENTENCES]
+    plain = score_documents(model, tokenizer, texts)
+    helped = score_cached(model, tokenizer, texts, [LONG], quiet)
+    assert helped.bits_per_byte < 0.7 * plain.bits_per_byte
+    assert 0 < helped.fitted["weight"] < 1
+    assert helped.nats < plain.nats
+    assert helped.difference == pytest.approx(helped.bits_per_byte - plain.bits_per_byte, abs=1e-6)
+    monkeypatch.setattr(cache, "fit_weights", lambda nats: torch.tensor([1.0, 0.0], dtype=torch.float64))
+    assert score_cached(model, tokenizer, texts, [LONG], quiet).nats == pytest.approx(plain.nats, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_learning_at_rate_zero_is_the_plain_score(name, make_tiny, tokenizer):
+    model = make_tiny(name, max_position_embeddings=16)
+    with Learner(model) as learner:
+        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        still = Adaptation(learning_rate=0.0, decay=0.01)
+        for document, nats in learner.follow(documents_of(tokenizer, LONG, "a cat", ""), still, pace()):
+            torch.testing.assert_close(nats, token_nats(model, [document.ids])[0], rtol=1e-6, atol=1e-6)
+            assert all(torch.equal(w, t) for w, t in zip(learner.weights, learner.trained, strict=True))
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_dynamic_evaluation_learns_a_repetition_and_leaves_the_model_as_it_was(name, make_tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr("rung.evaluate.dynamic.SEGMENT", 16)
+    model = learn_sentences(make_tiny(name), tokenizer)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    texts = ["mats and logs and cats and dogs " * 10] * 2
+    plain = score_documents(model, tokenizer, texts)
+    found = score_dynamically(model, tokenizer, texts, texts, SENTENCES, quiet)
+    assert found.fitted["learning_rate"] > 0
+    assert found.bits_per_byte < 0.9 * plain.bits_per_byte
+    assert found.difference == pytest.approx(found.bits_per_byte - plain.bits_per_byte, abs=1e-6)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+def test_an_interrupted_learner_leaves_the_model_as_it_was(make_tiny, tokenizer):
+    model = make_tiny("gpt2")
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def stop(*_):
+        if not all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True)):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_dynamically(model, tokenizer, [LONG], [LONG], SENTENCES, stop)
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tokenizer):
+    with Learner(make_tiny("rnn")) as learner:
+        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        for weight in learner.weights:
+            weight.data += 1.0
+            weight.grad = None
+        learner._step(Adaptation(learning_rate=0.1, decay=1e9))
+        for weight, trained, rms in zip(learner.weights, learner.trained, learner.rms, strict=True):
+            torch.testing.assert_close(weight, trained + (rms == 0))
+
+
+def costs_of_all_kinds(make_tiny, tokenizer, text):
+    """Each switch's cost of every token of `text`, nothing fitted on it."""
+    from rung.evaluate.cache import _cost_both, _read_states
+
+    model = make_tiny("llama3", max_position_embeddings=8)
+    document = documents_of(tokenizer, text)[0]
+    pair = torch.stack([token_nats(m, [document.ids])[0] for m in (model, make_tiny("ngram"))])
+    _, states = next(_read_states(model, tokenizer, [text]))
+    cached = _cost_both(model, document, states, [0.5])
+    with Learner(model) as learner:
+        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        _, learned = next(learner.follow([document], Adaptation(learning_rate=1e-2, decay=1e-3), pace()))
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    return document.ids, {"mix": mix_nats(pair, half), "cache": mix_nats(cached, half), "dynamic": learned}
+
+
+def test_no_token_is_scored_with_what_follows_it(make_tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr("rung.evaluate.dynamic.SEGMENT", 3)
+    (ids, one), (others, other) = (costs_of_all_kinds(make_tiny, tokenizer, text) for text in CHANGES)
+    assert len(ids) == len(others)
+    same = next(i for i, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b)
+    assert same > 8
+    for switch, nats in one.items():
+        torch.testing.assert_close(nats[: same - 1], other[switch][: same - 1], rtol=0, atol=0, msg=switch)
+        assert not torch.equal(nats[same - 1 :], other[switch][same - 1 :])
