@@ -15,6 +15,7 @@ from rung import runs
 from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
+from rung.models.sizes import fill_size
 from rung.recipe import Recipe
 from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
 from rung.report import write_report
@@ -36,11 +37,16 @@ class Climb:
     seed: int = 0
     folder: Path = Path("runs/climb")
 
-    def recipes(self) -> list[Recipe]:
-        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+    def names(self) -> list[str]:
+        """The rungs, and sizes of them, in the order of the ladder."""
         for name in self.rungs:
             find_rung(name)
-        wanted = [name for name in (*LADDER, *BESIDE) if name in self.rungs]
+        order = [*LADDER, *BESIDE]
+        return sorted(dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0]))
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+        wanted = self.names()
         trained = [name for name in wanted if not find_rung(name).counts]
         return [
             Recipe(
@@ -62,7 +68,7 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
     """
     recipes = plan.recipes()
     runs.make_folder(plan.folder)
-    folders = [plan.folder / recipe.rung for recipe in recipes]
+    folders = [plan.folder / name for name in plan.names()]
     for recipe, folder in zip(recipes, folders, strict=True):
         _check_same(recipe, folder)
     failures: list[RungError] = []
@@ -86,7 +92,7 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
 def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`."""
     try:
-        return execute(recipe, folder, lambda stage: tell(recipe.rung, stage))
+        return execute(recipe, folder, lambda stage: tell(folder.name, stage))
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise

@@ -52,7 +52,7 @@ def climb(
 @verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256")
 def train(
     rung: Annotated[
-        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2 or llama3; or use --recipe.")
+        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or a size (`rung sizes`).")
     ] = "",
     corpus: Annotated[str, typer.Argument(help="As for `rung climb`; python-docs by default.")] = "",
     recipe: Annotated[Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")] = None,
@@ -71,6 +71,7 @@ def train(
     from rung.cli.display import make_quiet
 
     make_quiet()
+    from rung.models.sizes import SIZES
     from rung.recipe import make_recipe
     from rung.recipe.making import check_unused, read_begun
 
@@ -91,8 +92,9 @@ def train(
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = read_begun(folder)
     else:
-        made = make_recipe(_fill_page(recipe, given), set_ or ())
-        folder = out or Path("runs") / f"{_slug(made.corpus)}-{made.rung}"
+        page = _fill_page(recipe, given)
+        made = make_recipe(page, set_ or ())
+        folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
         check_unused(folder)
     _make_run(made, folder)
 

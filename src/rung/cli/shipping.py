@@ -1,4 +1,4 @@
-"""Verbs that show and ship runs: export, report, runs, corpora, tokenizers."""
+"""Verbs that show and ship runs: export, report, runs, sizes, corpora, tokenizers."""
 
 import sys
 from pathlib import Path
@@ -55,6 +55,18 @@ def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("ru
         show(runs_table(found))
     else:
         print(f"no runs below {root}. Make some: rung climb", file=sys.stderr)
+
+
+@verb("rung sizes")
+def sizes(as_json: Json = False) -> None:
+    """The sizes of GPT-2 and Llama 3 that can be named wherever a rung is."""
+    from rung.cli.display import show, sizes_table
+    from rung.models.sizes import SIZES
+
+    if as_json:
+        print_json({"sizes": [size.as_dict() | {"name": name} for name, size in SIZES.items()]})
+    else:
+        show(sizes_table(SIZES))
 
 
 @verb("rung corpora")

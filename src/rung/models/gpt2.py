@@ -157,7 +157,7 @@ class GPT2LMHeadModel(CausalModel):
             cache = DynamicCache(config=self.config)
         past = cache.get_seq_length() if cache is not None else 0
         positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
-        if input_ids.shape[1] + past > self.config.n_positions and int(positions.max()) >= self.config.n_positions:
+        if reaches_beyond(self.config.n_positions, input_ids.shape[1] + past, positions):
             raise ValueError(
                 f"{past + input_ids.shape[1]} tokens, but this GPT-2 learned {self.config.n_positions} positions: "
                 "shorten the text, or train with a larger n_positions"
@@ -183,3 +183,8 @@ def find_positions(
     if attention_mask is None:
         return torch.arange(past, past + steps, device=input_ids.device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -steps:]
+
+
+def reaches_beyond(limit: int, tokens: int, positions: Int[Tensor, "#B T"]) -> bool:
+    """Whether a position is not below `limit`; they are looked at only where the tokens, padding too, are more."""
+    return tokens > limit and int(positions.max()) >= limit

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.causal import CausalModel, is_loaded, keep_logits
-from rung.models.gpt2 import find_positions
+from rung.models.gpt2 import find_positions, reaches_beyond
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
@@ -159,12 +159,20 @@ class LlamaForCausalLM(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T).
+
+        Raises `ValueError` for text longer than the model was trained on, or than its rotary scaling reaches.
+        """
         cache = past_key_values
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
         past = cache.get_seq_length() if cache is not None else 0
         positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
+        if reaches_beyond(reach(self.config), input_ids.shape[1] + past, positions):
+            raise ValueError(
+                f"{past + input_ids.shape[1]} tokens, but this Llama reads {reach(self.config)}: shorten the text, "
+                "train with a larger max_position_embeddings, or set rope_parameters of rope_type 'llama3'"
+            )
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.model(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))
@@ -176,6 +184,14 @@ def check_rope(config: LlamaConfig) -> None:
     kind = config.rope_parameters["rope_type"]
     if kind not in ("default", "llama3"):
         raise RecipeError(f"llama3: rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
+
+
+def reach(config: LlamaConfig) -> int:
+    """Tokens it can read: as many as it was trained on, or `factor` times as many where rotations are slowed."""
+    rope, trained = config.rope_parameters, config.max_position_embeddings
+    if rope["rope_type"] == "default":
+        return trained
+    return max(trained, int(rope["factor"] * rope["original_max_position_embeddings"]))
 
 
 def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype) -> Rotation:
