@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.command import Json, Run, print_json, verb
+from rung.cli.command import Json, print_json, verb
 
 
 @verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
 def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
-    to: Annotated[str, typer.Option(help="The format: arpa.")] = "arpa",
+    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format.")],
+    out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
+    to: Annotated[str, typer.Option(help="The format: arpa, hf or meta.")] = "arpa",
 ) -> None:
     """Write a run in another tool's format."""
     from rung.cli.display import make_quiet
