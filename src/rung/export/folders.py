@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,13 +29,24 @@ TOKENIZER_FILES = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors by name: what each is like, on the meta device, and a way to its values when their turn comes.
+
+    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into memory neither.
+    """
+
+    like: dict[str, Tensor]
+    load: Callable[[str], Tensor]
+
+
 def copy_folder(run: str, out: Path) -> None:
     """Write the model and the tokenizer at `run` to the folder `out`, and nothing else of the run."""
     folder = find_folder(run)
-    tensors = read_weights(folder)
+    weights = read_weights(folder)
     with writing(out) as beside:
         copy_files(folder, beside, ("config.json", "generation_config.json", *TOKENIZER_FILES))
-        write_weights(beside, tensors, tensors.__getitem__)
+        write_weights(beside, weights)
 
 
 def find_folder(run: str) -> Path:
@@ -76,48 +88,55 @@ def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:
         shutil.copyfile(path, out / path.name)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors, in one file or several; each is on disk until it is looked at.
+def read_weights(folder: Path) -> Weights:
+    """The tensors of a folder's safetensors, in one file or several.
 
     Raises `RunError` where they are missing or damaged.
     """
     index = folder / INDEX
+    like: dict[str, Tensor] = {}
+    homes: dict[str, Path] = {}
     try:
         files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-        tensors: dict[str, Tensor] = {}
         for name in files:
             with safe_open(folder / name, framework="pt") as file:
-                tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
+                homes |= dict.fromkeys(file.keys(), folder / name)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise RunError(f"{folder}: its weights could not be read ({error}): safetensors are needed") from error
-    return tensors
+
+    def load(name: str) -> Tensor:
+        with safe_open(homes[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    return Weights(like=like, load=load)
 
 
-def write_weights(folder: Path, like: Mapping[str, Tensor], load: Callable[[str], Tensor]) -> None:
-    """Write safetensors, split as the Hub wants them: `like` has each one's shape and dtype, `load` the values."""
-    split = split_torch_state_dict_into_shards(dict(like), max_shard_size=SHARD_SIZE)
+def write_weights(folder: Path, weights: Weights) -> None:
+    """Write safetensors, split as the Hub wants them."""
+    split = split_torch_state_dict_into_shards(weights.like, max_shard_size=SHARD_SIZE)
     for filename, names in split.filename_to_tensors.items():
-        _write_file(folder / filename, {name: like[name] for name in names}, load)
+        _write_file(folder / filename, names, weights)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, like: dict[str, Tensor], load: Callable[[str], Tensor]) -> None:
+def _write_file(path: Path, names: list[str], weights: Weights) -> None:
     """One file: the length of a header, the header, the tensors. `safetensors` would want all of them at once."""
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    names = sorted(like, key=lambda name: (-like[name].itemsize, name))  # so that each is aligned
+    names = sorted(names, key=lambda name: (-weights.like[name].itemsize, name))  # so that each is aligned
     end = 0
     for name in names:
-        start, end = end, end + like[name].nbytes
-        dtype = _dtype_name(like[name].dtype)
-        header[name] = {"dtype": dtype, "shape": list(like[name].shape), "data_offsets": [start, end]}
+        tensor = weights.like[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:
         file.write(len(head).to_bytes(8, "little") + head)
         for name in names:
-            write_bytes(load(name), file.write)
+            write_bytes(weights.load(name), file.write)
 
 
 def write_bytes(tensor: Tensor, write: Callable[[memoryview], object]) -> None:

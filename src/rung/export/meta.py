@@ -9,7 +9,7 @@ factor other than the published, is written beside and ignored by its code.
 import json
 import logging
 import math
-import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,13 @@ from transformers import AutoConfig, GenerationConfig, LlamaConfig
 
 from rung import runs
 from rung.errors import RunError, TokenizerError
+from rung.export.consolidated import read_consolidated, write_consolidated
 from rung.export.folders import (
     TOKENIZER_FILES,
+    Weights,
     copy_files,
     find_folder,
     read_weights,
-    write_bytes,
     write_weights,
     writing,
 )
@@ -74,7 +75,8 @@ def import_meta(run: str, out: Path) -> None:
         _import_tokenizer(folder, beside, config)
         config.save_pretrained(beside)
         GenerationConfig.from_model_config(config).save_pretrained(beside)
-        write_weights(beside, like, lambda name: _gather(shards, name, like[name].shape, config))
+        load = partial(_gather, shards, config, like)
+        write_weights(beside, Weights(like=like, load=load))
 
 
 def export_meta(run: str, out: Path) -> None:
@@ -84,23 +86,22 @@ def export_meta(run: str, out: Path) -> None:
     """
     folder = find_folder(run)
     config = AutoConfig.from_pretrained(folder)
-    params = make_params(config)
-    tensors = read_weights(folder)
+    params, weights = make_params(config), read_weights(folder)
+    ours = {
+        meta_name(name): name for name in weights.like if not (config.tie_word_embeddings and name == "lm_head.weight")
+    }
+
+    def load(name: str) -> Tensor:
+        tensor, heads = weights.load(ours[name]), _rotated_heads(ours[name], config)
+        return interleave(tensor, heads) if heads else tensor
+
     with writing(out) as beside:
         runs.write_atomically(beside / PARAMS, json.dumps(params, indent=2) + "\n")
         _export_tokenizer(folder, beside)
-        scratch = beside / "scratch"  # what is made anew waits there, not in memory: `torch.save` wants all at once
-        scratch.mkdir()
-        weights = {}
-        for name, tensor in tensors.items():
-            heads = _rotated_heads(name, config)
-            weights[meta_name(name)] = _spool(interleave(tensor, heads), scratch / name) if heads else tensor
-        if config.tie_word_embeddings:
-            weights[HEAD] = weights[EMBEDDING]  # one storage: it is written once
-        torch.save(weights, beside / CONSOLIDATED.format(0))
-        for path in scratch.iterdir():
-            path.unlink()
-        scratch.rmdir()
+        turned = Weights(like={name: weights.like[other] for name, other in ours.items()}, load=load)
+        write_consolidated(
+            beside / CONSOLIDATED.format(0), turned, {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
+        )
 
 
 def meta_name(name: str) -> str:
@@ -229,38 +230,34 @@ def _read_params(folder: Path) -> dict[str, Any]:
     return params
 
 
-def _open_shards(folder: Path) -> list[dict[str, Tensor]]:
-    """Each file's tensors, on disk until they are looked at."""
+def _open_shards(folder: Path) -> list[Weights]:
     files = sorted(folder.glob("consolidated.*.pth"))
     if not files:
-        raise RunError(f"{folder} has no consolidated.00.pth: its weights are missing")
-    try:
-        return [torch.load(file, map_location="cpu", mmap=True, weights_only=True) for file in files]
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
-        raise RunError(f"{folder}: its weights could not be read ({str(error).splitlines()[0]})") from error
+        raise RunError(f"{folder} has no {CONSOLIDATED.format(0)}: its weights are missing")
+    return [read_consolidated(file) for file in files]
 
 
-def _is_tied(shards: list[dict[str, Tensor]]) -> bool:
+def _is_tied(shards: list[Weights]) -> bool:
     """Whether the head is the embedding again: left out, or written a second time."""
-    return all(HEAD not in shard or torch.equal(shard[HEAD], shard[EMBEDDING]) for shard in shards)
+    return all(HEAD not in shard.like or torch.equal(shard.load(HEAD), shard.load(EMBEDDING)) for shard in shards)
 
 
-def _expect(config: LlamaConfig, shards: list[dict[str, Tensor]], folder: Path) -> dict[str, Tensor]:
+def _expect(config: LlamaConfig, shards: list[Weights], folder: Path) -> dict[str, Tensor]:
     """The tensors that the model has, without values; their dtype is the shards'."""
     with torch.device("meta"):
         like = LlamaForCausalLM(config).state_dict()
     if config.tie_word_embeddings:
         del like["lm_head.weight"]
     for name, tensor in like.items():
-        if any(meta_name(name) not in shard for shard in shards):
+        if any(meta_name(name) not in shard.like for shard in shards):
             raise RunError(f"{folder}: its weights lack {meta_name(name)}; the file is damaged or of another model")
-        like[name] = tensor.to(shards[0][meta_name(name)].dtype)
+        like[name] = tensor.to(shards[0].like[meta_name(name)].dtype)
     return like
 
 
-def _gather(shards: list[dict[str, Tensor]], name: str, shape: torch.Size, config: LlamaConfig) -> Tensor:
+def _gather(shards: list[Weights], config: LlamaConfig, like: dict[str, Tensor], name: str) -> Tensor:
     """One tensor of ours, from the parts that the shards have of it; a norm's weights are whole in each."""
-    parts = [shard[meta_name(name)] for shard in shards]
+    parts, shape = [shard.load(meta_name(name)) for shard in shards], like[name].shape
     whole = parts[0]
     if whole.shape != shape:
         axis = next((axis for axis, size in enumerate(whole.shape) if size != shape[axis]), 0)
@@ -275,13 +272,6 @@ def _rotated_heads(name: str, config: LlamaConfig) -> int:
     """How many heads' rows of a tensor are turned by their position; 0 of most."""
     kinds = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     return next((heads for kind, heads in kinds.items() if name.endswith(kind)), 0)
-
-
-def _spool(tensor: Tensor, path: Path) -> Tensor:
-    """The same tensor on disk."""
-    with path.open("wb") as file:
-        write_bytes(tensor, file.write)
-    return torch.from_file(str(path), size=tensor.numel(), dtype=tensor.dtype).view(tensor.shape)
 
 
 def _import_tokenizer(folder: Path, out: Path, config: LlamaConfig) -> None:
