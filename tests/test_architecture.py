@@ -19,7 +19,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
-LADDER = ("causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "__init__")
+LADDER = ("sizes", "causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "__init__")
 
 
 def room_of(path):

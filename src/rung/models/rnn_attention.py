@@ -139,7 +139,7 @@ def attend(
 
 
 def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """One token's queries of a group read its keys together: 2 to 8 times as fast (benchmarks/attention.py)."""
+    """One token's queries of a group read its keys together: faster too (benchmarks/grouped.py)."""
     queries, groups = q.shape[2], q.shape[1] // k.shape[1]
     if queries > 1:
         mask = (
