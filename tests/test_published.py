@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from conftest import SENTENCES
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import rung.export.folders
 from rung import runs
@@ -101,6 +101,29 @@ def test_a_stock_folder_opens(tied, shard, dtype, make_folder):
     ours, _ = load(folder)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours.float()(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("shard", ["20KB", "5GB"])
+def test_a_stock_gpt2_opens(tied, shard, make_tiny, tokenizer, tmp_path):
+    model = transformers.GPT2LMHeadModel(make_tiny("gpt2", tie_word_embeddings=tied).config).eval()
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (len(list(tmp_path.glob("*.safetensors"))) == 1) == (shard == "5GB")
+    torch.testing.assert_close(load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_the_published_gpt2_has_names_and_masks_of_its_own(make_tiny, tokenizer, tmp_path):
+    """It was saved without its head and with the causal mask of each layer."""
+    model = transformers.GPT2LMHeadModel(make_tiny("gpt2").config).eval()
+    model.config.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = {
+        name.removeprefix("transformer."): t for name, t in model.state_dict().items() if name != "lm_head.weight"
+    }
+    weights |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(2)}
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.testing.assert_close(load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
