@@ -5,7 +5,6 @@ import json
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,18 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import rung.export.folders
 from rung import runs
-from rung.errors import RecipeError, RunError, TokenizerError
+from rung.errors import RunError, TokenizerError
 from rung.export import export
 from rung.export.meta import interleave, make_config, make_params, meta_name, separate
-from rung.export.tiktoken import LLAMA3, LLAMA31, name_specials, read_tiktoken, write_tiktoken
-from rung.models import build_model, count_parameters, find_rung, load
-from rung.models.sizes import SIZES, published_config
+from rung.export.tiktoken import read_tiktoken, write_tiktoken
+from rung.models import load
+from rung.models.sizes import published_config
 
-NASTY = (
-    "Hello, naïve café! WE'LL don't I'Ve\n\n\n\t tabs\u00a0and\u3000spaces   \r\n 1234567 ½²٣٤٥ x=y;//z\n"
-    "你好，世界。日本語のテキスト 한국어 مرحبا بالعالم עברית हिन्दी बिल्ली ไทย Ελληνικά Русский ქართული\n"
-    "🤖👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u202eright\u202c \ufeff\u0000 antidisestablishmentarianism aaaaaaaaaaaaaaaa      end "
-)
 SCALED = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_freq_factor": 1.0} | {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -219,57 +213,6 @@ def test_rows_are_turned_as_meta_turns_them():
     assert torch.equal(interleave(separate(weight, 2), 2), weight)
 
 
-COMMON_LLAMA = {"vocab_size": 128_256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False} | {
-    "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "pretraining_tp": 1, "use_cache": True,
-    "bos_token_id": 128_000, "eos_token_id": 128_001, "dtype": torch.bfloat16, "architectures": ["LlamaForCausalLM"],
-}  # fmt: skip
-FIRST = {"max_position_embeddings": 8192, "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
-LONGER = {"max_position_embeddings": 131_072, "rope_parameters": SCALED}
-LONGEST = {"max_position_embeddings": 131_072, "rope_parameters": SCALED | {"factor": 32.0}}
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "head_dim", "tie_word_embeddings")  # fmt: skip
-COMMON_GPT2 = {"vocab_size": 50_257, "n_positions": 1024, "activation_function": "gelu_new", "resid_pdrop": 0.1} | {
-    "embd_pdrop": 0.1, "attn_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "n_inner": None,
-    "bos_token_id": 50_256, "eos_token_id": 50_256, "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True,
-}  # fmt: skip
-PUBLISHED = {  # as in each one's config.json
-    "llama3-8b": COMMON_LLAMA | FIRST | dict(zip(FIELDS, (4096, 14_336, 32, 32, 8, 128, False), strict=True)),
-    "llama3-70b": COMMON_LLAMA | FIRST | dict(zip(FIELDS, (8192, 28_672, 80, 64, 8, 128, False), strict=True)),
-    "llama3.1-8b": COMMON_LLAMA | LONGER | dict(zip(FIELDS, (4096, 14_336, 32, 32, 8, 128, False), strict=True)),
-    "llama3.1-70b": COMMON_LLAMA | LONGER | dict(zip(FIELDS, (8192, 28_672, 80, 64, 8, 128, False), strict=True)),
-    "llama3.2-1b": COMMON_LLAMA | LONGEST | dict(zip(FIELDS, (2048, 8192, 16, 32, 8, 64, True), strict=True)),
-    "llama3.2-3b": COMMON_LLAMA | LONGEST | dict(zip(FIELDS, (3072, 8192, 28, 24, 8, 128, True), strict=True)),
-    "gpt2": COMMON_GPT2 | {"n_embd": 768, "n_layer": 12, "n_head": 12},
-    "gpt2-medium": COMMON_GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16},
-    "gpt2-large": COMMON_GPT2 | {"n_embd": 1280, "n_layer": 36, "n_head": 20},
-    "gpt2-xl": COMMON_GPT2 | {"n_embd": 1600, "n_layer": 48, "n_head": 25},
-}
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_published_configurations_are_the_published(name):
-    config = published_config(name)
-    assert {key: getattr(config, key) for key in PUBLISHED[name]} == PUBLISHED[name]
-
-
-@pytest.mark.parametrize("name", SIZES)
-def test_sizes_have_the_weights_they_say(name):
-    size = SIZES[name]
-    config = find_rung(name).config(**size.model, vocab_size=size.vocab_size, bos_token_id=0, eos_token_id=0)
-    with torch.device("meta"):
-        assert count_parameters(build_model(size.rung, config)) == size.parameters
-    published = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
-    published |= {"llama3-8b": 8_030_261_248, "llama3.2-1b": 1_235_814_400, "llama3.2-3b": 3_212_749_824}
-    assert size.parameters == published.get("gpt2" if name == "gpt2-small" else name, size.parameters)
-
-
-def test_a_name_that_nothing_was_published_by_is_refused():
-    with pytest.raises(RecipeError, match=r"no model 'llama3.1-9b' was published: did you mean 'llama3.1-8b'"):
-        published_config("llama3.1-9b")
-    with pytest.raises(RecipeError, match="no model 'llama3-nano'"):
-        published_config("llama3-nano")
-
-
 @pytest.mark.parametrize(("ours", "metas"), [("3_8b", "llama3-8b"), ("3_70b", "llama3-70b"), ("3_1_8b", "llama3.1-8b"),
     ("3_1_70b", "llama3.1-70b"), ("3_2_1b", "llama3.2-1b"), ("3_2_3b", "llama3.2-3b")])  # fmt: skip
 def test_published_params_are_metas(ours, metas, llama_models):
@@ -288,38 +231,6 @@ def test_published_params_are_metas(ours, metas, llama_models):
 def test_any_width_of_the_mlp_can_be_said(inner):
     config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=inner)
     assert make_config(make_params(config), tied=False).intermediate_size == inner
-
-
-def test_llama_3s_tokenizer_is_tiktokens(llama_models, tmp_path):
-    from llama_models.llama3.tokenizer import Tokenizer
-
-    path = Path(next(iter(llama_models.__path__))) / "llama3/tokenizer.model"
-    reference, ours = Tokenizer(path), read_tiktoken(path)
-    assert ours(NASTY).input_ids == reference.encode(NASTY, bos=True, eos=False)
-    common = [
-        token for token, number in reference.special_tokens.items() if ours.convert_tokens_to_ids(token) == number
-    ]
-    assert {"<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>"} < {*common}
-    marked = NASTY + "x".join(common[:9]) + NASTY
-    wanted = reference.encode(marked, bos=False, eos=False, allowed_special="all")
-    assert ours(marked, add_special_tokens=False).input_ids == wanted
-    assert ours.decode(wanted) == marked
-    ours.save_pretrained(tmp_path)
-    again = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert again(marked, add_special_tokens=False).input_ids == wanted
-    write_tiktoken(again, tmp_path / "tokenizer.model")
-    assert (tmp_path / "tokenizer.model").read_bytes() == path.read_bytes()
-
-
-def test_special_tokens_have_the_published_places():
-    first, second = (name_specials(names) for names in (LLAMA3, LLAMA31))
-    assert len(first) == len(set(first)) == len(second) == len(set(second)) == 256
-    assert first[4:11] == [
-        "<|reserved_special_token_2|>", "<|reserved_special_token_3|>", "<|start_header_id|>", "<|end_header_id|>",
-        "<|reserved_special_token_4|>", "<|eot_id|>", "<|reserved_special_token_5|>",
-    ]  # fmt: skip
-    assert (first[-1], second[-1]) == ("<|reserved_special_token_250|>", "<|reserved_special_token_247|>")
-    assert second[4:6] == ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>"]
 
 
 def test_another_tokenizer_travels_as_it_is(make_tiny, tokenizer, tmp_path):
