@@ -29,6 +29,7 @@ format: $(READY)
 
 bench: $(PEERS)
 	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
+	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
 
 docs: $(READY)
 	$(BIN)/python docs/update.py

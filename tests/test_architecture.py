@@ -19,7 +19,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
-LADDER = ("causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "swaps", "__init__")
+LADDER = ("sizes", "causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "swaps", "__init__")
 
 
 def room_of(path):
@@ -73,9 +73,9 @@ def test_rooms_are_small():
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
-def test_there_are_fewer_than_fifty_five_files():
-    """The first climb fitted in 29; counting, published formats and decoding have rooms of their own since."""
-    assert len(FILES) < 55
+def test_there_are_fewer_than_seventy_files():
+    """The first climb fitted in 29; counting, published formats, swaps and decoding have rooms of their own since."""
+    assert len(FILES) < 70
 
 
 def test_every_module_says_what_it_is():

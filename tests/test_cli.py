@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-VERBS = ("climb", "train", "eval", "score", "generate", "report", "runs", "corpora", "tokenizers")
+VERBS = ("climb", "train", "eval", "score", "generate", "export", "report", "runs", "sizes", "corpora", "tokenizers")
 RUNG = Path(sys.executable).with_name("rung")
 
 
@@ -83,6 +83,31 @@ def test_an_arpa_file_goes_out_and_comes_in(ground):
     assert "imported" in rung("runs", ".", cwd=ground).stdout
     found = json.loads(rung("score", "again", "Return the", "--json", cwd=ground).stdout)
     assert all(1 <= token["order"] <= 3 for token in found["tokens"])
+
+
+def test_a_size_is_trained_by_its_name_and_goes_to_meta_and_back(ground, monkeypatch):
+    from typer.testing import CliRunner
+
+    from rung.cli import app
+
+    def run(*args):
+        result = CliRunner().invoke(app, args)
+        return result.exit_code, result.stdout or result.stderr
+
+    monkeypatch.chdir(ground)
+    fewer = ("hidden_size=64", "max_position_embeddings=32", "num_hidden_layers=1")
+    assert run("train", "llama3-nano", "my.txt", "--steps", "3", *(f"--set={part}" for part in fewer))[0] == 0
+    config = json.loads(Path("runs/my-llama3-nano/config.json").read_text())
+    assert config.items() >= {"hidden_size": 64, "intermediate_size": 384, "vocab_size": 320}.items()
+    assert run("export", "runs/my-llama3-nano", "m", "--to", "meta")[0] == 0
+    assert run("export", "m", "again", "--to", "hf")[0] == 0
+    code, said = run("score", "m", "Return")
+    assert code == 2
+    assert "rung export m OUT --to hf" in said
+    bits = [json.loads(run("score", name, "Return", "--json")[1])["bits"] for name in ("runs/my-llama3-nano", "again")]
+    assert bits[0] == bits[1]
+    assert "1,235,814,400" in run("sizes")[1]
+    assert json.loads(run("sizes", "--json")[1])["sizes"][0]["name"] == "gpt2-nano"
 
 
 @pytest.mark.parametrize("run", ["b", "l"])

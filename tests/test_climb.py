@@ -40,6 +40,9 @@ def test_the_time_is_shared_evenly_and_sizes_match():
 def test_rungs_come_in_the_order_of_the_ladder():
     assert [recipe.rung for recipe in Climb(rungs=("llama3", "bigram")).recipes()] == ["bigram", "llama3"]
     assert [recipe.rung for recipe in Climb(rungs=("infini-gram", "ngram")).recipes()] == ["ngram", "infini-gram"]
+    sized = Climb(rungs=("llama3-nano", "llama3", "gpt2-nano"), minutes=3)
+    assert sized.names() == ["gpt2-nano", "llama3-nano", "llama3"]
+    assert [(recipe.rung, recipe.minutes) for recipe in sized.recipes()] == [("gpt2", 1), ("llama3", 1), ("llama3", 1)]
 
 
 def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 from conftest import NEURAL, SENTENCES, TINY
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rung.errors import RecipeError, RunError
 from rung.models import BESIDE, LADDER, build_model, count_parameters, load, make_config, match_parameters
 from rung.models.rnn import CELLS
-from rung.models.rnn_attention import _attend_plainly, attend, causal_mask
+from rung.models.rnn_attention import _attend_in_groups, _attend_plainly, attend, causal_mask
 
 RUNGS = list(TINY)
 TRANSFORMERS = ["gpt2", "llama3"]
@@ -227,10 +228,31 @@ def test_every_cell_carries_its_state(cell, layers, make_tiny, tokenizer):
         torch.testing.assert_close(rest, model(ids).logits[:, 4:], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
-@pytest.mark.parametrize("tied", [True, False])
-def test_agrees_with_transformers_on_logits_and_gradients(name, tied, make_tiny, tokenizer):
-    ours = make_tiny(name, tie_word_embeddings=tied)
+SLOWED = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+SHAPES = {
+    "gpt2 tied": ("gpt2", {"tie_word_embeddings": True}),
+    "gpt2 untied": ("gpt2", {"tie_word_embeddings": False}),
+    "gpt2 by depth": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 48}),
+    "llama3 tied": ("llama3", {"tie_word_embeddings": True}),
+    "llama3 untied": ("llama3", {"tie_word_embeddings": False}),
+    "llama3 slowed": ("llama3", {"rope_parameters": SLOWED, "head_dim": 16}),
+    "llama3 one key head": ("llama3", {"num_key_value_heads": 1}),
+    "llama3 no groups": ("llama3", {"num_key_value_heads": 4}),
+    "llama3 with biases": ("llama3", {"attention_bias": True, "mlp_bias": True}),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_agrees_with_transformers_on_logits_and_gradients(shape, make_tiny, tokenizer):
+    name, settings = SHAPES[shape]
+    ours = make_tiny(name, **settings)
     reference = getattr(transformers, type(ours).__name__)(ours.config).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
     ids = random_ids(tokenizer, 2, 13)
@@ -252,9 +274,10 @@ def test_agrees_with_transformers_on_logits_and_gradients(name, tied, make_tiny,
         reference.zero_grad()
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
-def test_generates_what_transformers_does(name, make_tiny, tokenizer):
-    ours = make_tiny(name)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_generates_what_transformers_does(shape, make_tiny, tokenizer):
+    name, settings = SHAPES[shape]
+    ours = make_tiny(name, **settings)
     reference = getattr(transformers, type(ours).__name__)(ours.config).eval()
     ours.load_state_dict(reference.state_dict())
     batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
@@ -264,15 +287,8 @@ def test_generates_what_transformers_does(name, make_tiny, tokenizer):
 
 
 def test_llama_rope_scaling_agrees_with_transformers(make_tiny, tokenizer):
-    scaling = {
-        "rope_type": "llama3",
-        "rope_theta": 500.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 16,
-    }
-    ours = make_tiny("llama3", rope_parameters=scaling, head_dim=16)
+    """On a text longer than three times what it was trained on before its rotation was slowed."""
+    ours = make_tiny("llama3", rope_parameters=SLOWED, head_dim=16)
     reference = transformers.LlamaForCausalLM(ours.config).eval()
     ours.load_state_dict(reference.state_dict())
     ids = random_ids(tokenizer, 1, 50)
@@ -303,8 +319,73 @@ def test_opens_in_a_process_that_has_no_rung(name, make_tiny, tokenizer, tmp_pat
 
 
 def test_gpt2_says_when_the_text_is_longer_than_its_positions(make_tiny, tokenizer):
-    with pytest.raises(ValueError, match="65 tokens, but this GPT-2 learned 64 positions"):
+    with pytest.raises(ValueError, match="65 tokens, but this model reads 64"):
         make_tiny("gpt2")(random_ids(tokenizer, 1, 65))
+
+
+def test_llama_says_when_the_text_is_longer_than_it_was_trained_on(make_tiny, tokenizer):
+    ids = random_ids(tokenizer, 1, 65)
+    model = make_tiny("llama3")
+    with pytest.raises(ValueError, match="65 tokens, but this model reads 64: shorten the text"):
+        model(ids)
+    state = model(ids[:, :64], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="65 tokens, but this model reads 64"):
+        model(ids[:, 64:], past_key_values=state, use_cache=True)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 60, dtype=torch.long)], dim=1)
+    model(ids, attention_mask=padded)  # padding is no text
+    slowed = make_tiny("llama3", rope_parameters=SLOWED)
+    slowed(random_ids(tokenizer, 1, 128))  # 8 times the 16 of its first training
+    with pytest.raises(ValueError, match="this model reads 128"):
+        slowed(random_ids(tokenizer, 1, 129))
+
+
+def test_a_step_looks_at_no_position_on_the_device(make_tiny, tokenizer, monkeypatch):
+    """Whether the text is too long is told by its shape; to look would wait for the device at every step."""
+    model, ids = make_tiny("llama3"), random_ids(tokenizer, 2, 9)
+    looked = []
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: looked.append(tensor))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: looked.append(tensor))
+    model(ids, use_cache=True)
+    assert not looked
+
+
+class Sizes(TorchDispatchMode):
+    """How large the results of all operations are."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("queries", "masked", "dropout"), [(1, False, 0.0), (1, True, 0.0), (3, True, 0.0), (3, False, 0.5)]
+)
+def test_no_key_is_repeated(queries, masked, dropout):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 8, queries, 16), torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16)
+    mask = torch.ones(queries, 64, dtype=torch.bool).tril(64 - queries)[None, None] if masked else None
+    with Sizes() as sizes:
+        grouped = attend(q, k, v, mask, dropout)
+    assert sizes.largest <= k.numel()
+    if not dropout:
+        repeated = (t.repeat_interleave(4, dim=1) for t in (k, v))
+        torch.testing.assert_close(grouped, attend(q, *repeated, mask))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_grouped_queries_with_dropout_are_attention(masked):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 5, 8, requires_grad=True) for heads in (4, 2, 2))
+    mask = causal_mask(torch.tensor([[0, 1, 1, 1, 1], [1] * 5]), 5, 5) if masked else None
+    grouped = _attend_in_groups(q, k, v, mask, 0.0)
+    torch.testing.assert_close(grouped, attend(q, k, v, mask))
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -99,6 +99,21 @@ def test_yaml_reads_the_numbers_people_write(tmp_path):
     assert isinstance(page["d"], int)
 
 
+def test_a_sizes_name_stands_for_a_rung():
+    recipe = make_recipe({"rung": "llama3.2-1b", "model": {"num_hidden_layers": 3}})
+    assert recipe.rung == "llama3"
+    assert recipe.model["num_hidden_layers"] == 3
+    assert recipe.model["hidden_size"] == 2048
+    assert recipe.model["rope_parameters"]["factor"] == 32.0
+    assert Recipe(rung=recipe.rung, model=recipe.model) == recipe
+    recipe = make_recipe({"rung": "gpt2-medium"}, ["hidden_size=64"])  # one name of two that GPT-2 has for it
+    assert recipe.rung == "gpt2"
+    assert {"hidden_size": 64, "n_head": 16}.items() <= recipe.model.items()
+    assert "n_embd" not in recipe.model
+    with pytest.raises(RecipeError, match="did you mean 'llama3.2-1b'"):
+        make_recipe({"rung": "llama3.2-1B"})
+
+
 @pytest.mark.parametrize("rung", ["bigram", "rnn-attention", "llama3"])
 def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
     folder = tmp_path / "run"

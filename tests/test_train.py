@@ -134,6 +134,7 @@ def test_a_machine_that_changes_its_speed_still_ends_in_time(
 
 
 def test_the_pace_rises_stays_and_falls():
+    assert Pace(1)(1) == 0  # a run of one step looks one ahead
     pace = Pace(100)
     rates = [pace(step) for step in range(101)]
     assert rates[:5] == sorted(rates[:5])

@@ -73,8 +73,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
     Raises `TokenizerError` when it cannot be had or has no end-of-text token.
     """
-    where = PUBLISHED.get(name, name)
-    local = Path(where).exists()
+    local = Path(name).exists()
+    where = name if local else PUBLISHED.get(name, name)
     if name in _BUILDERS and not local:
         raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
     if not (local or _ON_HUB.fullmatch(where)):

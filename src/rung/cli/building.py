@@ -97,7 +97,7 @@ def _check_given(what: str, options: dict[str, Any]) -> None:
 @verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256")
 def train(
     rung: Annotated[
-        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2 or llama3; or use --recipe.")
+        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or of `rung sizes`.")
     ] = "",
     corpus: Annotated[str, typer.Argument(help="As for `rung climb`; python-docs by default.")] = "",
     recipe: Annotated[Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")] = None,
@@ -108,9 +108,7 @@ def train(
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
-    carry_state: Annotated[
-        bool, typer.Option("--carry-state", help="For rnn: begin each step with the state that the last one left.")
-    ] = False,
+    carry_state: Annotated[bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")] = False,
     engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
     memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
     from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
@@ -119,6 +117,7 @@ def train(
     from rung.cli.display import make_quiet
 
     make_quiet()
+    from rung.models.sizes import SIZES
     from rung.recipe import make_recipe
     from rung.recipe.making import check_unused, read_begun
 
@@ -140,8 +139,9 @@ def train(
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = read_begun(folder)
     else:
-        made = make_recipe(_fill_page(recipe, given), set_ or ())
-        folder = out or Path("runs") / f"{_slug(made.corpus)}-{made.rung}"
+        page = _fill_page(recipe, given)
+        made = make_recipe(page, set_ or ())
+        folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
         check_unused(folder)
     _make_run(made, folder)
 

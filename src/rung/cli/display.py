@@ -29,6 +29,7 @@ from rung import runs
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
+    from rung.models.sizes import Size
     from rung.recipe.making import Stage
     from rung.report import Row
     from rung.report.swaps import Estimate, SwapRow
@@ -264,6 +265,19 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
         unscored = "imported" if "imported" in record else record.get("failed", "not finished")
         state = show_figure(score["bits_per_byte"], ".3f") if score else unscored
         table.add_row(str(folder), record["rung"], record.get("corpus", {}).get("name", ""), state)
+    return table
+
+
+def sizes_table(sizes: Mapping[str, "Size"]) -> Table:
+    """A line for each size; the weights' memory while they are trained, and in half of the precision."""
+    table = Table("size", box=box.SIMPLE_HEAD)
+    for name in ("parameters", "vocabulary", "context", "GB in float32", "GB in bfloat16"):
+        table.add_column(name, justify="right")
+    table.add_column("weights")
+    for name, size in sizes.items():
+        memory = [f"{size.parameters * width / 1e9:,.3f}" for width in (4, 2)]
+        shown = "published" if size.is_published else ""
+        table.add_row(name, f"{size.parameters:,}", f"{size.vocab_size:,}", f"{size.context:,}", *memory, shown)
     return table
 
 

@@ -1,4 +1,4 @@
-"""Verbs that show and ship runs: export, report, runs, corpora, tokenizers."""
+"""Verbs that show and ship runs: export, report, runs, sizes, corpora, tokenizers."""
 
 import sys
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.command import Json, Run, print_json, verb
+from rung.cli.command import Json, print_json, verb
 
 
 @verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
 def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="The file to write.")],
-    to: Annotated[str, typer.Option(help="The format: arpa.")] = "arpa",
+    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format.")],
+    out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
+    to: Annotated[str, typer.Option(help="The format: arpa, hf or meta.")] = "arpa",
 ) -> None:
     """Write a run in another tool's format."""
     from rung.cli.display import make_quiet
@@ -55,6 +55,18 @@ def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("ru
         show(runs_table(found))
     else:
         print(f"no runs below {root}. Make some: rung climb", file=sys.stderr)
+
+
+@verb("rung sizes")
+def sizes(as_json: Json = False) -> None:
+    """The sizes of GPT-2 and Llama 3 that can be named wherever a rung is."""
+    from rung.cli.display import show, sizes_table
+    from rung.models.sizes import SIZES
+
+    if as_json:
+        print_json({"sizes": [size.as_dict() | {"name": name} for name, size in SIZES.items()]})
+    else:
+        show(sizes_table(SIZES))
 
 
 @verb("rung corpora")

@@ -15,6 +15,7 @@ from rung import runs
 from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
+from rung.models.sizes import fill_size
 from rung.recipe import Recipe
 from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
 from rung.report import write_report
@@ -36,11 +37,16 @@ class Climb:
     seed: int = 0
     folder: Path = Path("runs/climb")
 
-    def recipes(self) -> list[Recipe]:
-        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+    def names(self) -> list[str]:
+        """The rungs, and sizes of them, in the order of the ladder."""
         for name in self.rungs:
             find_rung(name)
-        wanted = [name for name in (*LADDER, *BESIDE) if name in self.rungs]
+        order = [*LADDER, *BESIDE]
+        return sorted(dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0]))
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+        wanted = self.names()
         trained = [name for name in wanted if not find_rung(name).counts]
         return [
             Recipe(
@@ -60,7 +66,7 @@ def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: 
 
     Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and saved.
     """
-    recipes = {plan.folder / recipe.rung: recipe for recipe in plan.recipes()}
+    recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
     make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT))
     return list(recipes)
 

@@ -40,10 +40,9 @@ class Pieces:
 
     def _certain(self) -> int:
         """How many characters no later token can take back: a stop string cuts the text, its beginnings wait."""
-        for text in self.stop:
-            at = self.decoded.find(text, max(0, self.given - len(text)))
-            if at >= 0:
-                self.decoded, self.stopped = self.decoded[:at], True
+        found = (self.decoded.find(text, max(0, self.given - len(text))) for text in self.stop)
+        if places := [at for at in found if at >= 0]:
+            self.decoded, self.stopped = self.decoded[: min(places)], True
         if self.stopped:
             return len(self.decoded)
         waiting = (size for text in self.stop for size in range(1, len(text)) if self.decoded.endswith(text[:size]))

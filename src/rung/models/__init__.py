@@ -30,6 +30,7 @@ from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
+from rung.models.sizes import SIZES, fill_size
 from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 from rung.tokenizer import load_tokenizer
 
@@ -89,23 +90,25 @@ for _rung in (*LADDER.values(), *BESIDE.values()):
 
 
 def find_rung(name: str) -> Rung:
-    """The rung of that name.
+    """The rung of that name, or of that size's name.
 
     Raises `RecipeError` when there is none.
     """
     known = LADDER | BESIDE
-    if name not in known:
-        raise RecipeError(f"unknown rung {name!r}: {did_you_mean(name, known)}")
-    return known[name]
+    if name not in (*known, *SIZES):
+        near = did_you_mean(name, [*known, *SIZES])
+        raise RecipeError(f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, known)}")
+    return known[fill_size(name, {})[0]]
 
 
 def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of rung `name` for this tokenizer; `settings` are fields of its config class.
+    """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its config class.
 
     Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for an unknown field
     or a value that the config class refuses.
     """
     rung = find_rung(name)
+    name, settings = fill_size(name, settings)
     known = config_fields(name)
     for key, value in settings.items():
         if key not in known:
@@ -175,6 +178,8 @@ def load(path: str | Path) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     where = str(path)
     if not Path(where).is_dir() and (Path(where).exists() or where.count("/") != 1 or where.startswith((".", "/"))):
         raise RunError(f"no run at {where}: `rung runs` lists what there is")
+    if (Path(where) / "params.json").exists() and not (Path(where) / "config.json").exists():
+        raise RunError(f"{where} is in Meta's own format: write it in ours with `rung export {where} OUT --to hf`")
     if Path(where).is_dir() and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} is not a run: it has no config.json")
     try:

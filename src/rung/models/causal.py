@@ -32,6 +32,11 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """How many tokens the model may look at; None when its state carries on for ever."""
         return getattr(self.config, "max_position_embeddings", None)
 
+    @property
+    def reach(self) -> int | None:
+        """How many tokens it can read at once; more than it was trained on where its positions allow it."""
+        return self.context_length
+
     def make_output(
         self, logits: Tensor, labels: Tensor | None, state: Any, options: dict[str, Any]
     ) -> CausalLMOutputWithPast:

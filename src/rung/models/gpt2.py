@@ -152,9 +152,9 @@ class GPT2LMHeadModel(CausalModel):
         cache = past_key_values
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0
         positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
-        check_positions(positions, past + input_ids.shape[1], self.config.n_positions)
+        check_reach(self.reach, past + input_ids.shape[1], positions)
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.transformer(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))
@@ -178,12 +178,12 @@ def init_residual(model: CausalModel, module: nn.Module) -> None:
         nn.init.normal_(cast(Tensor, module.weight), std=std)
 
 
-def check_positions(positions: Int[Tensor, "#B T"], seen: int, learned: int) -> None:
-    """Raise `ValueError` for a position that was not learned; `seen` counts tokens, padding among them."""
-    if seen > learned and int(positions.max()) >= learned:
+def check_reach(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
+    """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding among them."""
+    if limit is not None and seen > limit and int(positions.max()) >= limit:
         raise ValueError(
-            f"{seen} tokens, but this GPT-2 learned {learned} positions: "
-            "shorten the text, or train with a larger n_positions"
+            f"{seen} tokens, but this model reads {limit}: shorten the text, train with a larger "
+            "max_position_embeddings, or in Llama set rope_parameters of rope_type 'llama3'"
         )
 
 

@@ -21,7 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
-from rung.models.gpt2 import find_positions
+from rung.models.gpt2 import check_reach, find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
@@ -131,6 +131,14 @@ class LlamaForCausalLM(CausalModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @property
+    def reach(self) -> int:
+        """As many tokens as it was trained on, or `factor` times as many where rotations are slowed."""
+        rope, trained = self.config.rope_parameters, self.config.max_position_embeddings
+        if rope["rope_type"] == "default":
+            return trained
+        return max(trained, int(rope["factor"] * rope["original_max_position_embeddings"]))
+
     def get_input_embeddings(self) -> nn.Module:
         """The table that ids are looked up in."""
         return self.model.embed_tokens
@@ -156,12 +164,16 @@ class LlamaForCausalLM(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T).
+
+        Raises `ValueError` for text longer than the model was trained on, or than its rotary scaling reaches.
+        """
         cache = past_key_values
         if cache is None and use_cache:
             cache = DynamicCache(config=self.config)
-        past = cache.get_seq_length() if cache is not None else 0
+        past = int(cache.get_seq_length()) if cache is not None else 0
         positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
+        check_reach(self.reach, past + input_ids.shape[1], positions)
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.model(input_ids, positions, mask, cache)
         logits = self.lm_head(keep_logits(hidden, logits_to_keep))

@@ -16,7 +16,7 @@ from transformers import Cache, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from rung.errors import RecipeError, did_you_mean
 from rung.models.causal import CausalModel
-from rung.models.gpt2 import GPT2MLP, check_positions, init_positions, init_residual
+from rung.models.gpt2 import GPT2MLP, init_positions, init_residual
 from rung.models.llama3 import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
@@ -106,8 +106,6 @@ class SwapsModel(nn.Module):
     def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         x, rotation = self.embed_tokens(input_ids), None
         if self.embed_positions is not None:
-            past = cache.get_seq_length() if cache is not None else 0
-            check_positions(positions, past + input_ids.shape[1], self.embed_positions.num_embeddings)
             x = x + self.embed_positions(positions)
         else:
             rotation = find_rotation(positions, self.llama3, x.dtype)

@@ -1,6 +1,6 @@
 """A recipe is a page that says how to make a run.
 
-    rung: llama3                 # which rung
+    rung: llama3                 # which rung, or which size of one: llama3-nano (`rung sizes`)
     corpus: python-docs          # a name, a path, hf:ORG/NAME
     documents: paragraphs        # what a document is in plain text
     tokenizer: {kind: bpe, vocab_size: 1024}
@@ -28,6 +28,7 @@ from rung.corpus import DocumentKind
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.engines import Counting
+from rung.models.sizes import fill_size
 from rung.train import check_arguments, check_carry_state
 
 __all__ = ["Recipe", "make_recipe", "read_recipe"]
@@ -37,7 +38,10 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`."""
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`.
+
+    A size's name as `rung` becomes the rung and the size's `model` fields.
+    """
 
     rung: str
     corpus: str = "python-docs"
@@ -53,6 +57,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         find_rung(self.rung)
+        rung, model = fill_size(self.rung, self.model)
+        object.__setattr__(self, "rung", rung)
+        object.__setattr__(self, "model", model)
         check_arguments(self.train)
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):

@@ -47,7 +47,7 @@ class Pace:
         """The factor for the step after `step` steps."""
         if step < self.warm_up:
             return (step + 1) / (self.warm_up + 1)
-        return 1.0 if step < self.turn else max(0.0, (self.end - step) / (self.end - self.turn))
+        return 1.0 if step < self.turn else max(0.0, (self.end - step) / max(1, self.end - self.turn))
 
     def turn_now(self, step: int, remaining: int) -> None:
         """Begin to fall after `step`, and be at 0 when `remaining` more are done."""

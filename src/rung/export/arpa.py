@@ -1,4 +1,4 @@
-"""Runs to and from other tools' formats: ARPA, which every n-gram toolkit reads."""
+"""N-grams to and from ARPA files."""
 
 from pathlib import Path
 
@@ -8,23 +8,17 @@ from rung.models import count_parameters, load
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.arpa import read_arpa, write_arpa
 
-FORMATS = {"arpa": "n-grams as text: KenLM, SRILM and what builds on them; .gz compresses it"}
 
+def export_arpa(run: str, out: Path) -> None:
+    """Write the n-grams of the run at `run` to the file `out`.
 
-def export(run: str, format: str, out: Path) -> None:
-    """Write the run at `run` to the file `out`.
-
-    Raises `RunError` for an unknown format, or a rung that the format cannot hold.
+    Raises `RunError` for another rung.
     """
-    if format not in FORMATS:
-        raise RunError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     model, tokenizer = load(run)
     if not isinstance(model, NgramForCausalLM):
         raise RunError(
             f"{run} is a {model.config.model_type!r} model: ARPA holds n-grams, `rung train ngram` makes them"
         )
-    if not out.parent.is_dir():
-        raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
     write_arpa(model, tokenizer, out)
 
 

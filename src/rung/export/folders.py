@@ -1,0 +1,149 @@
+"""Hugging Face folders, read and written one tensor at a time: no more memory than the largest of them needs."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rung import runs
+from rung.errors import RunError
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_SIZE = "5GB"  # a file, as the Hub has them
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors by name: what each is like, on the meta device, and a way to its values when their turn comes.
+
+    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into memory neither.
+    """
+
+    like: dict[str, Tensor]
+    load: Callable[[str], Tensor]
+
+
+def copy_folder(run: str, out: Path) -> None:
+    """Write the model and the tokenizer at `run` to the folder `out`, and nothing else of the run."""
+    folder = find_folder(run)
+    weights = read_weights(folder)
+    with writing(out) as beside:
+        copy_files(folder, beside, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+        write_weights(beside, weights)
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run or of a Hugging Face model.
+
+    Raises `RunError` where there is none.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise RunError(f"no run at {run}: `rung runs` lists what there is")
+    if not (folder / "config.json").exists():
+        raise RunError(f"{run} is not a run: it has no config.json")
+    return folder
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+
+    Raises `RunError` when something in `out` would be lost.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} is not empty: choose another place")
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        beside.mkdir()
+        with runs.explain_failed_writes(beside):
+            yield beside
+        if out.exists():
+            out.rmdir()
+        beside.replace(out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:
+    """Copy the files of `folder` whose names match."""
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
+        shutil.copyfile(path, out / path.name)
+
+
+def read_weights(folder: Path) -> Weights:
+    """The tensors of a folder's safetensors, in one file or several.
+
+    Raises `RunError` where they are missing or damaged.
+    """
+    index = folder / INDEX
+    like: dict[str, Tensor] = {}
+    homes: dict[str, Path] = {}
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
+        for name in files:
+            with safe_open(folder / name, framework="pt") as file:
+                like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
+                homes |= dict.fromkeys(file.keys(), folder / name)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"{folder}: its weights could not be read ({error}): safetensors are needed") from error
+
+    def load(name: str) -> Tensor:
+        with safe_open(homes[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    return Weights(like=like, load=load)
+
+
+def write_weights(folder: Path, weights: Weights) -> None:
+    """Write safetensors, split as the Hub wants them."""
+    split = split_torch_state_dict_into_shards(weights.like, max_shard_size=SHARD_SIZE)
+    for filename, names in split.filename_to_tensors.items():
+        _write_file(folder / filename, names, weights)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, names: list[str], weights: Weights) -> None:
+    """One file: the length of a header, the header, the tensors. `safetensors` would want all of them at once."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    names = sorted(names, key=lambda name: (-weights.like[name].itemsize, name))  # so that each is aligned
+    end = 0
+    for name in names:
+        tensor = weights.like[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            write_bytes(weights.load(name), file.write)
+
+
+def write_bytes(tensor: Tensor, write: Callable[[memoryview], object]) -> None:
+    """Hand over a tensor's bytes, without a copy of them where they lie together."""
+    write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    """What safetensors calls it."""
+    return json.loads(save({"": torch.empty(0, dtype=dtype)})[8:])[""]["dtype"]
