@@ -178,6 +178,24 @@ def test_score_shows_how_each_word_was_counted(ground):
     assert all(token["discount"] < token["count"] or token["count"] == 0 for token in tokens)
 
 
+def test_generating_with_drafts_stops_and_rounded_weights(ground):
+    assert rung("train", "ngram", "my.txt", "--out", "guess", cwd=ground).returncode == 0
+    asked = ("generate", "l", "The", "--temperature", 0, "--max-new-tokens", 20, "--json")
+    plain = json.loads(rung(*asked, cwd=ground).stdout)
+    assert {"text", "tokens", "seconds", "tokens_per_second"} <= set(plain)
+    assert plain["tokens_per_second"] == pytest.approx(plain["tokens"] / plain["seconds"])
+    for draft in ("prompt", "guess"):
+        assert json.loads(rung(*asked, "--draft", draft, cwd=ground).stdout)["text"] == plain["text"]
+    stop = plain["text"][3:6]
+    stopped = json.loads(rung(*asked, "--stop", stop, cwd=ground).stdout)
+    assert stopped["text"] == plain["text"][: plain["text"].index(stop)]
+    rounded = rung(*asked[:-1], "--weights", "int8", cwd=ground)
+    assert "int8 weights cost" in rounded.stderr and "bits per byte" in rounded.stderr
+    refused = rung("generate", "b", "The", "--draft", "prompt", cwd=ground)
+    assert refused.returncode == 2
+    assert "takes no token back" in refused.stderr
+
+
 def test_an_ngram_of_any_length(ground):
     pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
     made = rung("train", "ngram", "my.txt", "--out", "any", "--set", "order=inf", cwd=ground)

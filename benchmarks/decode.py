@@ -1,0 +1,187 @@
+"""Decoding: rung's own loop against `generate` of Hugging Face, llama.cpp, and the rate at which memory is read.
+
+One process, the sides in turn, the best of some runs each. Reading the prompt is in the time on both sides; of
+llama.cpp, which times its own decoding, it is not. llama.cpp is measured where `xllamacpp` and `gguf` are installed.
+
+python benchmarks/decode.py > benchmarks/decode.txt
+"""
+
+import contextlib
+import copy
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import GPT2Config, LlamaConfig
+
+from rung.device import describe
+from rung.generate import Decoder, Sampling
+from rung.generate.decoder import write_tokens
+from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.llama3 import LlamaForCausalLM
+
+REPEATS = 4
+NEW = 200  # tokens
+LLAMA = LlamaConfig(
+    vocab_size=8192,
+    hidden_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    intermediate_size=688,
+    max_position_embeddings=1024,
+    tie_word_embeddings=True,
+)
+WEIGHTS = {"float32": None, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def best(run, tokens):
+    """Tokens a second of the fastest of some runs, the first not counted."""
+    run()
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - started)
+    return tokens / min(seconds)
+
+
+def with_hugging_face(model, ids, new):
+    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    with torch.inference_mode():
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :]
+
+
+def with_rung(decoder, ids, new):
+    with torch.inference_mode():
+        steps = write_tokens(decoder, ids.tolist(), Sampling(temperature=0, max_new_tokens=new), None)
+        return torch.tensor(list(steps)).T
+
+
+def memory_limit(size):
+    """How often a second so many bytes can be read, by all threads, from a piece of memory of that size."""
+    piece = torch.ones(size // 4)
+    return best(lambda: [piece.sum() for _ in range(20)], 20)
+
+
+def compare(model, peer, batch, prompt, new):
+    ids = torch.randint(3, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        theirs = peer if name == "float32" else copy.deepcopy(peer).to(torch.bfloat16)
+        rates[f"HF {name}"] = best(lambda theirs=theirs: with_hugging_face(theirs, ids, new), batch * new)
+    for name, weights in WEIGHTS.items():
+        decoder = Decoder(model, weights)
+        rates[f"rung {name}"] = best(lambda decoder=decoder: with_rung(decoder, ids, new), batch * new)
+    same = (with_hugging_face(peer, ids, new) == with_rung(Decoder(model), ids, new)).float().mean()
+    ratios = (f"{rates['rung ' + n] / rates['HF ' + n]:>6.1f}x" for n in ("float32", "bfloat16"))
+    print(f"{batch:>5}{prompt:>8}" + "".join(f"{rate:>10,.0f}" for rate in rates.values()), *ratios, f"{same:>8.1%}")
+
+
+def show(title, model, peer, cases):
+    weights = sum(p.numel() for p in model.parameters())
+    limit = {name: memory_limit(weights * size) for name, size in (("float32", 4), ("bfloat16", 2), ("int8", 1))}
+    print(f"\n{title}: {weights / 1e6:.1f} M weights; memory allows a text", end=" ")
+    print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in limit.items()))
+    sides = ("HF", "HF bf16", "rung", "rung bf16", "rung int8", "ratio", "bf16", "same")
+    print(
+        f"{'batch':>5}{'prompt':>8}"
+        + "".join(f"{side:>10}" for side in sides[:5])
+        + "".join(f"{s:>8}" for s in sides[5:])
+    )
+    for batch, prompt, new in cases:
+        compare(model, peer, batch, prompt, new)
+
+
+def with_llama_cpp(model, folder):
+    """llama.cpp's own timing of decoding, float32 and float16, as many threads as here."""
+    import gguf
+    import xllamacpp
+
+    rates = {}
+    for name, dtype in (("float32", torch.float32), ("float16", torch.float16)):
+        path = folder / f"{name}.gguf"
+        write_gguf(gguf, model, dtype, path)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.warmup = 1024, 1, True
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = torch.get_num_threads()
+        server = xllamacpp.Server(params)
+        asked = {"prompt": list(range(3, 19)), "n_predict": NEW, "temperature": 0, "ignore_eos": True}
+        found = [server.handle_completions(asked)["timings"]["predicted_per_second"] for _ in range(REPEATS + 1)]
+        rates[name] = max(found)
+        del server
+    print(f"llama.cpp ({xllamacpp.__version__}), decoding alone: ", end="")
+    print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in rates.items()))
+
+
+def write_gguf(gguf, model, dtype, path):
+    """The weights in llama.cpp's format; queries and keys as they stand, which changes no timing."""
+    config = model.config
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("llama")
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += [f"t{number}" for number in range(config.vocab_size - len(tokens))]
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":  # tied
+            continue
+        kept = tensor.float() if tensor.ndim == 1 else tensor.to(dtype)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), kept.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@contextlib.contextmanager
+def quiet():
+    """llama.cpp writes to the standard error of the process."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def main():
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print(f"{describe(torch.device('cpu'))}, {versions}; tokens a second, the best of {REPEATS}, {NEW} new tokens")
+    model, peer = LlamaForCausalLM(LLAMA).eval(), transformers.LlamaForCausalLM(LLAMA).eval()
+    peer.load_state_dict(model.state_dict())
+    show("Llama", model, peer, [(b, p, NEW) for b in (1, 16) for p in (16, 512)])
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        try:
+            with_llama_cpp(model, Path(folder))
+        except ImportError as error:
+            print(f"llama.cpp was not measured: {error}")
+    small = GPT2Config()
+    model, peer = GPT2LMHeadModel(small).eval(), transformers.GPT2LMHeadModel(small).eval()
+    peer.load_state_dict(model.state_dict())
+    show("GPT-2 small", model, peer, [(1, 16, 50)])
+
+
+if __name__ == "__main__":
+    main()
