@@ -306,10 +306,24 @@ def test_the_seed_decides(make_tiny, tokenizer):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_a_prompt_longer_than_the_window_leaves_room(make_tiny, tokenizer):
-    model = make_tiny("gpt2", max_position_embeddings=16)
-    made = generate(model, tokenizer, "the cat sat on the mat " * 10, Sampling(max_new_tokens=100, temperature=0))
-    assert 1 <= made.tokens <= 8
+@pytest.mark.parametrize("name", ["rnn-attention", "gpt2", "llama3"])
+def test_writing_goes_on_where_the_window_is_full(name, make_tiny, tokenizer):
+    model = shake(make_tiny(name, max_position_embeddings=16))
+    text = list(tokenizer("the cat sat on the mat " * 5).input_ids)
+    long = Sampling(temperature=0, max_new_tokens=40)
+    assert [len(row) for row in written(Decoder(model), [text, text[:5]], long)] == [40, 40]
+    for start in (text, text[:5]):
+        (row,) = written(Decoder(model), [start], long)
+        ids, read = list(start), 0
+        for left, token in zip(range(40, 0, -1), row, strict=True):  # when the window is full, the last half of it
+            if read == 0 or read > 16:
+                read = min(len(ids), 16 - min(left, 8))
+            with torch.inference_mode():
+                assert token == int(model(torch.tensor([ids[-read:]])).logits[0, -1].argmax())
+            ids, read = [*ids, token], read + 1
+    for draft in (PromptDraft(), NgramDraft(make_tiny("ngram"))):
+        guessed = generate(model, tokenizer, "the cat sat", long, draft=draft) if name != "rnn-attention" else None
+        assert guessed is None or guessed.text == generate(model, tokenizer, "the cat sat", long).text
 
 
 def test_words_do_not_run_together(make_tiny):

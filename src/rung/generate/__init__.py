@@ -1,12 +1,11 @@
 """Continue a prompt: decoding with nothing between the tokens but the model, the text handed out as it comes.
 
-Greedy or sampled from any rung by rung's own loop, by beams with `generate` of Hugging Face. A model that looks
-at a limited number of tokens gets the end of the prompt that leaves room, and stops where its window ends.
+Greedy or sampled from any rung by rung's own loop, by beams with `generate` of Hugging Face.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -60,13 +59,12 @@ def generate(
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    room, rows = _fit(decoder.model, tokenizer, [prompt], sampling)
-    sampling, end = replace(sampling, max_new_tokens=room), tokenizer.eos_token_id
+    ids, end = _encode(tokenizer, prompt), tokenizer.eos_token_id
     if draft is None:
-        tokens = write_tokens(decoder, rows, sampling, end)
+        tokens = write_tokens(decoder, [ids], sampling, end)
     else:
         check_draft(decoder)
-        tokens = write_guessed(decoder, rows[0], sampling, end, draft)
+        tokens = write_guessed(decoder, ids, sampling, end, draft)
     pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt))]
     return _gather(tokens, pieces, on_text)[0]
 
@@ -78,8 +76,8 @@ def generate_batch(
     if sampling.num_beams > 1:
         return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    room, rows = _fit(decoder.model, tokenizer, prompts, sampling)
-    tokens = write_tokens(decoder, rows, replace(sampling, max_new_tokens=room), tokenizer.eos_token_id)
+    rows = [_encode(tokenizer, prompt) for prompt in prompts]
+    tokens = write_tokens(decoder, rows, sampling, tokenizer.eos_token_id)
     return _gather(tokens, [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts])
 
 
@@ -106,16 +104,8 @@ def _gather(
     return [Generation(text=piece.text, tokens=len(piece.ids), seconds=seconds) for piece in pieces]
 
 
-def _fit(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
-) -> tuple[int, list[list[int]]]:
-    """How many tokens may be written, and the ids of each prompt's end that leaves room for them."""
-    rows = [[tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids] for prompt in prompts]
-    room = sampling.max_new_tokens
-    if window := model.context_length:
-        room = min(room, max(1, window // 2))
-        rows = [ids[-(window - room) :] for ids in rows]
-    return room, rows
+def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids]
 
 
 def _space(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
@@ -133,10 +123,13 @@ def _search_beams(
     model = model.model if isinstance(model, Decoder) else model
     if sampling.stop or draft:
         raise RecipeError(f"num_beams is {sampling.num_beams}: with beams there are no stop strings and no draft")
-    room, rows = _fit(model, tokenizer, [prompt], sampling)
+    room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
+    if window := model.context_length:  # where it ends the writing stops
+        room = min(room, max(1, window // 2))
+        ids = ids[-(window - room) :]
     options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {}
     options |= {"top_k": sampling.top_k, "top_p": sampling.top_p} if options else {"do_sample": False}
-    inputs = torch.tensor(rows, device=model.device)
+    inputs = torch.tensor([ids], device=model.device)
     started = time.perf_counter()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(sampling.seed)

@@ -1,7 +1,8 @@
 """A model made ready to write: prompts are read by its forward pass, tokens appended one at a time.
 
 Prompts of unequal length stand side by side, padded on the left. Keys and values lie in memory that is taken once;
-on a CPU transformers append in C, at the speed that the weights are read (native.py).
+on a CPU transformers append in C, at the speed that the weights are read (native.py). Where a model looks at a
+limited number of tokens and its window is full, the last half of it is read again, and the writing goes on.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,14 +37,21 @@ class Decoder:
             )
         self.state: Any = None
 
-    def read(self, prompts: Sequence[Sequence[int]], room: int) -> Float[Tensor, "B V"]:
-        """Logits of the token after each prompt; `room` tokens may be appended to them."""
-        width = max(map(len, prompts))
+    def read(self, prompts: Sequence[Sequence[int]], wanted: int) -> Float[Tensor, "B V"]:
+        """Logits of the token after each prompt, of which the end is read that leaves room for some more.
+
+        `left` says how many may be appended: `wanted`, or what the window has room for, half of it at least.
+        """
+        if window := self.model.context_length:
+            kept = window - min(wanted, max(1, window // 2))
+            prompts = [prompt[-kept:] for prompt in prompts]
+            wanted = min(wanted, window - max(map(len, prompts)))
+        width, self.left = max(map(len, prompts)), wanted
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
         self.ahead = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)
         self.ragged = bool(self.ahead.any())
-        self.real = torch.arange(width + room, device=self.device) >= self.ahead[:, None]  # B S
-        self.state = None if isinstance(self.model, StatefulModel) else KeyValues(width + room)
+        self.real = torch.arange(width + wanted, device=self.device) >= self.ahead[:, None]  # B S
+        self.state = None if isinstance(self.model, StatefulModel) else KeyValues(width + wanted)
         options = {"attention_mask": self.real[:, :width].long()} if self.ragged else {}
         output = self.model(ids, past_key_values=self.state, use_cache=True, logits_to_keep=1, **options)
         self.state = output.past_key_values
@@ -53,6 +61,7 @@ class Decoder:
 
     def append(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the token after each of `tokens`, which follow what is there; the next call may overwrite them."""
+        self.left -= tokens.shape[1]
         if self.native:
             return self.native.append(tokens)
         end = self.state.get_seq_length() + tokens.shape[1]
@@ -64,6 +73,7 @@ class Decoder:
     def forget(self, count: int) -> None:
         """Take back the last `count` tokens; only keys and values can be cut."""
         self.state.crop(self.state.get_seq_length() - count)
+        self.left += count
 
 
 def write_tokens(
@@ -74,8 +84,8 @@ def write_tokens(
     Stops when all have ended or `max_new_tokens` are there.
     """
     generator = torch.Generator(decoder.device).manual_seed(sampling.seed)
-    ended = [False] * len(prompts)
-    logits = decoder.read(prompts, sampling.max_new_tokens)
+    texts, ended = [list(prompt) for prompt in prompts], [False] * len(prompts)
+    logits = decoder.read(texts, sampling.max_new_tokens)
     for left in range(sampling.max_new_tokens - 1, -1, -1):
         chosen = choose(logits, sampling, generator)
         tokens = chosen.tolist()
@@ -83,4 +93,6 @@ def write_tokens(
         ended = [over or token == end for over, token in zip(ended, tokens, strict=True)]
         if left == 0 or all(ended):
             return
-        logits = decoder.append(chosen[:, None])[:, -1]
+        for text, token in zip(texts, tokens, strict=True):
+            text.append(token)
+        logits = decoder.append(chosen[:, None])[:, -1] if decoder.left else decoder.read(texts, left)

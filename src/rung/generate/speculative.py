@@ -132,7 +132,12 @@ def write_guessed(
     yield [ids[-1]]
     left = sampling.max_new_tokens - 1
     while left and ids[-1] != end:
-        guesses = draft.guess(ids, min(GUESSES, left - 1))
+        if decoder.left == 0:
+            token = choose(decoder.read([ids], left), sampling, generator).tolist()[0]
+            ids, left = [*ids, token], left - 1
+            yield [token]
+            continue
+        guesses = draft.guess(ids, min(GUESSES, left - 1, decoder.left - 1))
         logits = decoder.append(torch.tensor([[ids[-1], *guesses]], device=decoder.device))[0]
         chosen = choose(logits, sampling, generator).tolist()
         right = next((i for i, (a, b) in enumerate(zip(chosen, guesses, strict=False)) if a != b), len(guesses))
