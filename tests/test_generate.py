@@ -128,13 +128,18 @@ def test_a_bfloat16_model_is_written_with_its_own_weights(make_tiny, tokenizer):
         torch.testing.assert_close(found, model(ids).logits[:, -1].float(), rtol=0.1, atol=0.1)
 
 
-def test_without_a_compiler_the_model_itself_writes(make_tiny, tokenizer, monkeypatch):
+@pytest.mark.parametrize("lacking", ["a compiler", "a place to keep it"])
+def test_without_a_compiler_the_model_itself_writes(lacking, make_tiny, tokenizer, monkeypatch, tmp_path):
     model = shake(make_tiny("llama3"))
     rows = [[1, 5, 6], [1, 7, 8, 9]]
     wanted = written(Decoder(model), rows)
     native._compile.cache_clear()
-    monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
     monkeypatch.setattr(native, "FLAGS", ("-O0",))  # another place in the cache
+    if lacking == "a compiler":
+        monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+    else:
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file"))
     try:
         decoder = Decoder(model)
         assert decoder.native is None

@@ -203,19 +203,16 @@ def _compile() -> ctypes.CDLL | None:
     """The compiled `step.c`, kept for this source and this processor; None where nothing can compile it."""
     facts = f"{SOURCE.read_text()} {FLAGS} {platform.machine()} {_processor()}"
     path = cache_folder() / "native" / f"step-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_name(f".{path.name}.{os.getpid()}")
             if not any(_run(compiler, beside) for compiler in COMPILERS):
                 return None
             beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    try:
         library = ctypes.CDLL(str(path))
-    except OSError as error:
-        logger.info("%s could not be loaded: %s", path, error)
+    except OSError as error:  # a cache that cannot be written to, a file that was damaged
+        logger.info("%s: %s", path, error)
         return None
     library.step.argtypes = [c_void_p, c_void_p, c_void_p]
     library.step.restype = None
