@@ -183,9 +183,17 @@ def test_pieces_join_to_the_text_and_break_no_character(pieced_tokenizer, text):
     pieces = Pieces(pieced_tokenizer)
     given_out = [pieces.add(token) for token in ids]
     given_out.append(pieces.finish())
-    assert "".join(given_out) == pieces.text == pieced_tokenizer.decode(ids, skip_special_tokens=True)
+    assert "".join(given_out) == pieces.text == text.rstrip("\ufffd")
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in given_out)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_character_that_is_not_finished_is_left_out(cut, pieced_tokenizer):
+    ids = pieced_tokenizer("ab🙂", add_special_tokens=False).input_ids
+    pieces = Pieces(pieced_tokenizer)
+    text = "".join(map(pieces.add, ids[: len(ids) - 4 + cut])) + pieces.finish()
+    assert text == pieces.text == ("ab🙂" if cut == 4 else "ab")
 
 
 @given(st.text("ab €", max_size=30), st.lists(st.text("ab €", min_size=1, max_size=4), min_size=1, max_size=3))
@@ -283,6 +291,13 @@ def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
     assert isinstance(make_draft(str(tmp_path / "ngram"), tokenizer), NgramDraft)
     with pytest.raises(RunError, match="has another tokenizer"):
         make_draft(str(tmp_path / "ngram"), build_tokenizer("bpe", ["other words entirely"] * 9, 280))
+    beams = Sampling(num_beams=2)
+    for decoder, options in (
+        (Decoder(make_tiny("gpt2"), torch.int8), {}),
+        (make_tiny("gpt2"), {"draft": PromptDraft()}),
+    ):
+        with pytest.raises(RecipeError, match="with beams there are no stop strings, no draft and no rounded weights"):
+            generate(decoder, tokenizer, "the", beams, **options)
     with pytest.raises(RecipeError, match="unknown weights 'int4'"):
         find_rounding("int4")
 

@@ -120,9 +120,11 @@ def _search_beams(
     sampling: Sampling,
     draft: Draft | None,
 ) -> Generation:
+    rounded = isinstance(model, Decoder) and model.weights is not None
     model = model.model if isinstance(model, Decoder) else model
-    if sampling.stop or draft:
-        raise RecipeError(f"num_beams is {sampling.num_beams}: with beams there are no stop strings and no draft")
+    if sampling.stop or draft or rounded:
+        beams = f"num_beams is {sampling.num_beams}"
+        raise RecipeError(f"{beams}: with beams there are no stop strings, no draft and no rounded weights")
     room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
     if window := model.context_length:  # where it ends the writing stops
         room = min(room, max(1, window // 2))

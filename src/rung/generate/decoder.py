@@ -28,6 +28,7 @@ class Decoder:
 
     def __init__(self, model: CausalModel, weights: torch.dtype | None = None) -> None:
         self.model = model
+        self.weights = weights
         self.device = model.device
         self.native = native_step(model, weights)
         if weights is not None and self.native is None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+UNFINISHED = "\ufffd"  # what bytes that are no character decode to
+
 
 class Pieces:
     """The text of one continuation; `space` goes before its first piece."""
@@ -26,10 +28,10 @@ class Pieces:
         return self._give(self._certain())
 
     def finish(self) -> str:
-        """The rest of the text."""
+        """The rest of the text; a character that its last token only begins is left out."""
         if not self.stopped:
             whole = self.tokenizer.decode(self.ids, skip_special_tokens=True)
-            self.decoded += whole[len(self.decoded) :]
+            self.decoded += whole[len(self.decoded) :].rstrip(UNFINISHED)
             self._certain()
         return self._give(len(self.decoded))
 
