@@ -30,6 +30,8 @@ format: $(READY)
 bench: $(PEERS)
 	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
 	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
 
 docs: $(READY)
 	$(BIN)/python docs/update.py

@@ -104,7 +104,9 @@ def test_a_size_is_trained_by_its_name_and_goes_to_meta_and_back(ground, monkeyp
     code, said = run("score", "m", "Return")
     assert code == 2
     assert "rung export m OUT --to hf" in said
-    bits = [json.loads(run("score", name, "Return", "--json")[1])["bits"] for name in ("runs/my-llama3-nano", "from-meta")]
+    bits = [
+        json.loads(run("score", name, "Return", "--json")[1])["bits"] for name in ("runs/my-llama3-nano", "from-meta")
+    ]
     assert bits[0] == bits[1]
     assert "1,235,814,400" in run("sizes")[1]
     assert json.loads(run("sizes", "--json")[1])["sizes"][0]["name"] == "gpt2-nano"
