@@ -161,7 +161,7 @@ def test_without_a_compiler_the_model_itself_writes(lacking, make_tiny, tokenize
 )
 def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
     sampling = Sampling(**{"temperature": 1.3, **settings})
-    logits = 3 * torch.randn(2, 40, generator=torch.Generator().manual_seed(1))
+    logits = 2 * torch.randn(8, 40, generator=torch.Generator().manual_seed(1))
     warpers = LogitsProcessorList([TemperatureLogitsWarper(sampling.temperature)])
     if sampling.top_k:
         warpers.append(TopKLogitsWarper(sampling.top_k))
@@ -170,8 +170,8 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
     wanted = warpers(None, logits).softmax(-1)
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 2)
-    for row in range(2):
+    drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
+    for row in range(8):
         shares = torch.bincount(drawn[:, row], minlength=40) / draws
         assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(torch.nonzero(wanted[row])[:, 0].tolist())
         assert (shares - wanted[row]).abs().max() < 4 * (0.25 / draws) ** 0.5
@@ -268,6 +268,14 @@ def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
             sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=3, seed=seed)
             counts[[t[0] for t in write_guessed(decoder, row, sampling, None, Likely())][1]] += 1
     assert (counts / draws - wanted).abs().max() < 4 * (wanted.max() / draws) ** 0.5
+
+
+def test_a_prompt_draft_guesses_what_followed_the_longest_match():
+    draft = PromptDraft()
+    assert draft.guess([1, 2, 3], 2) == []
+    assert draft.guess([1, 2, 3, 9, 2, 3], 2) == [9, 2]
+    assert draft.guess([1, 2, 3, 9, 2, 3, 5, 9, 2, 3], 4) == [5, 9, 2, 3]
+    assert draft.guess([1, 2, 3, 9, 2, 3, 5, 9, 2, 3, 7, 7], 3) == [7]
 
 
 def test_an_ngram_draft_guesses_the_likeliest_token(make_tiny, tokenizer):
