@@ -1,9 +1,10 @@
 """Guessing ahead: what a draft buys on text that repeats itself and on text that does not.
 
-Greedy, from a run and an n-gram run of the same tokenizer, as `rung climb` leaves them; the same tokens with each
-draft is checked here too.
+Greedy, from a run and an n-gram run of the same tokenizer; that no draft changes the text is checked here too.
 
-python benchmarks/drafts.py runs/python-docs/llama3 runs/python-docs/ngram > benchmarks/drafts.txt
+rung train ngram --out ngram
+rung train llama3-micro --tokenizer ngram --minutes 4 --out micro
+python benchmarks/drafts.py micro ngram > benchmarks/drafts.txt
 """
 
 import sys
@@ -14,8 +15,8 @@ from rung.device import describe
 from rung.generate import Decoder, Sampling, generate, make_draft
 from rung.models import count_parameters, load
 
-REPEATS = 5
-NEW = 100  # tokens
+REPEATS = 15
+NEW = 150  # tokens
 PROMPTS = {
     "repetitive": "Return the sine of x.\n\nReturn the cosine of x.\n\nReturn the tangent of x.\n\n" * 3,
     "ordinary": "The following methods are used to open a file and to read what is in it, one line after another.",
@@ -33,15 +34,19 @@ class Counting:
         return self.draft.guess(ids, count)
 
 
-def measure(decoder, tokenizer, prompt, draft):
-    """Tokens a second of the fastest run, tokens for each pass, and the text."""
-    seconds = []
+def measure(decoder, tokenizer, prompt, drafts):
+    """Of each draft: tokens a second of the fastest run, and tokens for each pass. The drafts take turns."""
+    sampling = Sampling(temperature=0, max_new_tokens=NEW)
+    seconds, passes, texts = {name: [] for name in drafts}, {}, set()
     for _ in range(REPEATS):
-        counting = Counting(make_draft(draft, tokenizer)) if draft else None
-        made = generate(decoder, tokenizer, prompt, Sampling(temperature=0, max_new_tokens=NEW), draft=counting)
-        seconds.append(made.seconds)
-    passes = counting.asked + 1 if counting else made.tokens
-    return made.tokens / min(seconds), made.tokens / passes, made.text
+        for name, draft in drafts.items():
+            counting = Counting(make_draft(draft, tokenizer)) if draft else None
+            made = generate(decoder, tokenizer, prompt, sampling, draft=counting)
+            seconds[name].append(made.seconds)
+            passes[name] = made.tokens / (counting.asked + 1 if counting else made.tokens)
+            texts.add(made.text)
+    assert len(texts) == 1, "a draft changed the text"
+    return {name: (made.tokens / min(seconds[name]), passes[name]) for name in drafts}
 
 
 def main():
@@ -51,13 +56,10 @@ def main():
     print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; greedy, {NEW} tokens, the best of {REPEATS}")
     print(f"{model.config.model_type}, {count_parameters(model):,} weights")
     print(f"{'text':<12}{'draft':<8}{'tokens/s':>10}{'ratio':>8}{'tokens a pass':>15}")
-    for name, prompt in PROMPTS.items():
-        plain, _, text = measure(decoder, tokenizer, prompt, None)
-        print(f"{name:<12}{'none':<8}{plain:>10,.0f}{1:>8.2f}{1:>15.2f}")
-        for label, draft in (("prompt", "prompt"), ("ngram", ngram)):
-            rate, a_pass, same = measure(decoder, tokenizer, prompt, draft)
-            assert same == text
-            print(f"{name:<12}{label:<8}{rate:>10,.0f}{rate / plain:>8.2f}{a_pass:>15.2f}")
+    for kind, prompt in PROMPTS.items():
+        rates = measure(decoder, tokenizer, prompt, {"none": None, "prompt": "prompt", "ngram": ngram})
+        for name, (rate, a_pass) in rates.items():
+            print(f"{kind:<12}{name:<8}{rate:>10,.0f}{rate / rates['none'][0]:>8.2f}{a_pass:>15.2f}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@
 #define LANES 16
 #define ROWS 8       /* of a matrix that are multiplied together */
 #define STRETCH 256  /* columns of them that are widened to float at a time */
-#define MANY 5       /* rows of a batch from which on each has a lane */
+#define FEW 4        /* rows of a batch up to which each weight is multiplied with them in turn; of more, each has a lane */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef float half_vec __attribute__((vector_size(2 * LANES)));
@@ -111,19 +111,32 @@ static inline vec exponential(vec x) {
     return (vec)((integers)p + (__builtin_convertvector(whole, integers) << 23));
 }
 
-/* Row `row` of the weights times x; inlined for each type, so that it is a constant. */
-static inline __attribute__((always_inline)) float
-dot(const void *weight, const int64_t type, int64_t columns, int64_t row, const float *x) {
+/* Row `row` of the weights times `count` rows of x; inlined for each type and count, so that both are constants. */
+static inline __attribute__((always_inline)) void
+dots(const void *weight, const int64_t type, int64_t columns, int64_t row, const float *x, const int count, float *out) {
     const int64_t start = row * columns;
-    vec even = {0}, odd = {0};
+    vec even[FEW] = {{0}}, odd[FEW] = {{0}};
     int64_t j = 0;
     for (; j + 2 * LANES <= columns; j += 2 * LANES) {
-        even += load(weight, type, start + j) * *(const vec *)(x + j);
-        odd += load(weight, type, start + j + LANES) * *(const vec *)(x + j + LANES);
+        const vec a = load(weight, type, start + j), b = load(weight, type, start + j + LANES);
+        for (int r = 0; r < count; r++) {
+            even[r] += a * *(const vec *)(x + r * columns + j);
+            odd[r] += b * *(const vec *)(x + r * columns + j + LANES);
+        }
     }
-    float total = sum(even + odd);
-    for (; j < columns; j++) total += load_one(weight, type, start + j) * x[j];
-    return total;
+    for (int r = 0; r < count; r++) out[r] = sum(even[r] + odd[r]);
+    for (; j < columns; j++)
+        for (int r = 0; r < count; r++) out[r] += load_one(weight, type, start + j) * x[r * columns + j];
+}
+
+static inline __attribute__((always_inline)) void
+dots_of(const product *p, const int64_t type, int64_t row, const float *x, int64_t count, float *out) {
+    switch (count) {
+        case 1: dots(p->weight, type, p->columns, row, x, 1, out); break;
+        case 2: dots(p->weight, type, p->columns, row, x, 2, out); break;
+        case 3: dots(p->weight, type, p->columns, row, x, 3, out); break;
+        default: dots(p->weight, type, p->columns, row, x, FEW, out);
+    }
 }
 
 static inline float finish(const product *p, int64_t row, float value) {
@@ -131,19 +144,19 @@ static inline float finish(const product *p, int64_t row, float value) {
     return p->bias ? value + p->bias[row] : value;
 }
 
-/* y = x W' + b, or y += it, row by row of the batch. */
-static void multiply_one(const product *p, int64_t batch, const float *x, float *y, int add) {
+/* y = x W' + b, or y += it, for a batch of FEW at the most. */
+static void multiply_few(const product *p, int64_t batch, const float *x, float *y, int add) {
 #pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < p->rows; row++)
+    for (int64_t row = 0; row < p->rows; row++) {
+        float out[FEW];
+        if (p->type == FLOAT) dots_of(p, FLOAT, row, x, batch, out);
+        else if (p->type == BFLOAT16) dots_of(p, BFLOAT16, row, x, batch, out);
+        else dots_of(p, INT8, row, x, batch, out);
         for (int64_t b = 0; b < batch; b++) {
-            const float *from = x + b * p->columns;
-            float value;
-            if (p->type == FLOAT) value = dot(p->weight, FLOAT, p->columns, row, from);
-            else if (p->type == BFLOAT16) value = dot(p->weight, BFLOAT16, p->columns, row, from);
-            else value = dot(p->weight, INT8, p->columns, row, from);
             float *to = y + b * p->rows + row;
-            *to = finish(p, row, value) + (add ? *to : 0);
+            *to = finish(p, row, out[b]) + (add ? *to : 0);
         }
+    }
 }
 
 /* Up to ROWS rows of the weights from column `from` on, as floats: where they stand, or widened into `wide`. */
@@ -183,13 +196,13 @@ static void multiply_many(const product *p, int64_t batch, const float *x, float
 }
 
 static void multiply(const product *p, int64_t batch, const float *x, float *y, int add) {
-    if (batch < MANY) multiply_one(p, batch, x, y, add);
+    if (batch <= FEW) multiply_few(p, batch, x, y, add);
     else multiply_many(p, batch, x, y, add);
 }
 
 /* x (batch x columns) as the products want it. */
 static const float *spread(const model *m, const float *x, int64_t columns) {
-    if (m->batch < MANY) return x;
+    if (m->batch <= FEW) return x;
 #pragma omp for schedule(static)
     for (int64_t j = 0; j < columns; j++)
         for (int64_t b = 0; b < m->batch; b++)
@@ -231,7 +244,8 @@ static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
     float *scores = m->scores + (b * m->heads + h) * (m->capacity + LANES), *out = m->attended + (b * m->heads + h) * size;
     float largest = -INFINITY, total = 0;
     for (int64_t s = first; s <= last; s++) {
-        scores[s] = dot(keys, FLOAT, size, s, q) * l->scale;
+        dots(keys, FLOAT, size, s, q, 1, scores + s);
+        scores[s] *= l->scale;
         if (scores[s] > largest) largest = scores[s];
     }
     for (int64_t s = first; s <= last; s += LANES) { /* behind the last one there is room, and it is not read */
