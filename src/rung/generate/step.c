@@ -17,14 +17,14 @@
 #define STRETCH 256  /* columns of them that are widened to float at a time */
 #define FEW 4        /* rows of a batch up to which each weight is multiplied with them in turn; of more, each has a lane */
 
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half_vec __attribute__((vector_size(2 * LANES)));
 typedef float quarter_vec __attribute__((vector_size(LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1)));
+typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 enum { FLOAT, BFLOAT16, INT8 };
 
