@@ -67,9 +67,9 @@ class _Model(Structure):
 class NativeStep:
     """Appends tokens to each text of a batch, for one model."""
 
-    def __init__(self, model: CausalModel, library: ctypes.CDLL, weights: torch.dtype) -> None:
+    def __init__(self, model: CausalModel, compiled: ctypes.CDLL, weights: torch.dtype) -> None:
         self.model = model
-        self.library = library
+        self.compiled = compiled
         self.weights = weights
         self.kept: list[Tensor] = []  # what the structures point to
         self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
@@ -107,7 +107,7 @@ class NativeStep:
             room.x.copy_(self.model.model.embed_tokens.weight[tokens.flatten()])
         turns = self.turns[positions] if self.turns is not None else None
         pointer = turns.data_ptr() if turns is not None else None
-        self.library.step(byref(room.described), pointer, room.logits.data_ptr())
+        self.compiled.step(byref(room.described), pointer, room.logits.data_ptr())
         self.state.length, self.state.written = at, steps
         return room.logits.view(texts, steps, -1)
 
