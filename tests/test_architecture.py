@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "rung"
 FLOORS = (
     ("errors",),
     ("runs", "device"),
-    ("corpus", "tokenizer", "pack"),
+    ("compiled", "corpus", "tokenizer", "pack"),
     ("models",),
     ("train", "evaluate", "generate"),
     ("chat",),
@@ -19,7 +19,7 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
-LADDER = ("sizes", "causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "swaps", "__init__")
+LADDER = ("sizes", "fused", "causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "swaps", "__init__")
 
 
 def room_of(path):

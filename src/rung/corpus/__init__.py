@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from rung.corpus import files, named
 from rung.corpus.files import DocumentKind
+from rung.device import cache_folder
 from rung.errors import CorpusError
 
 if TYPE_CHECKING:
@@ -85,14 +86,6 @@ def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragrap
             raise CorpusError(f"{source} has no text in its {split} split")
     splits = {split: rows.select_columns(["text"]) for split, rows in splits.items()}
     return Corpus(name=name, fingerprint=_fingerprint(splits), **splits)
-
-
-def cache_folder() -> Path:
-    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
-    if folder := os.environ.get("RUNG_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(base).expanduser() / "rung"
 
 
 Reader = Callable[[], Iterator[tuple[str, str]]]  # (text, the group that must stay on one side)

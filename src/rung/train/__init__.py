@@ -197,7 +197,8 @@ class _Trainer(Trainer):
         return SequentialSampler(self.train_dataset) if self.carried else super()._get_train_sampler(*args)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
-        """The Trainer's; streams go on from the state that they were left with."""
+        """The Trainer's, without logits; streams go on from the state that they were left with."""
+        inputs = {**inputs, "skip_logits": True}
         if self.carried is None:
             return super().compute_loss(model, inputs, return_outputs, **options)
         stream, inputs = self.carried.take_up(inputs)
