@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "rung"
 FLOORS = (
     ("errors",),
+    ("ranks",),
     ("runs", "device"),
     ("corpus", "tokenizer", "pack"),
     ("models",),
@@ -16,6 +17,7 @@ FLOORS = (
     ("recipe", "serve", "export", "report"),
     ("climb",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))

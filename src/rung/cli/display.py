@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rung import runs
+from rung import ranks, runs
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
@@ -43,7 +43,7 @@ def make_quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.WARNING, format="rung: %(message)s")
+    logging.basicConfig(level=logging.WARNING if ranks.is_main() else logging.ERROR, format="rung: %(message)s")
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -54,7 +54,7 @@ def make_quiet() -> None:
 
 
 class Display:
-    """One line for each rung on standard error, its bar moving through the stages."""
+    """One line for each rung on standard error, its bar moving through the stages; of several processes, the main's."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -66,6 +66,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
+            disable=not ranks.is_main(),
         )
         self.tasks: dict[str, TaskID] = {}
         self.current = ""

@@ -6,6 +6,7 @@ model learns, an interrupt that saves before it stops, and streams whose state i
 """
 
 import copy
+import functools
 import json
 import logging
 import math
@@ -24,14 +25,16 @@ from transformers import (
     TrainingArguments,
 )
 
-from rung import runs
+from rung import ranks, runs
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
+from rung.train.batches import ROWS, find_global_batch_size, share_batch
 from rung.train.carried import Carried, check_carry_state
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ROOM, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.sharded import gather_weights
 
 __all__ = [
     "Hooks",
@@ -40,6 +43,7 @@ __all__ = [
     "Trained",
     "check_arguments",
     "check_carry_state",
+    "find_global_batch_size",
     "last_checkpoint",
     "train",
 ]
@@ -57,7 +61,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": ROWS,
     "save_total_limit": 2,
 }
 # Set by rung itself; a recipe that sets them would break what it promises.
@@ -71,6 +75,7 @@ class TrainSettings:
     steps: int | None = None
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
+    global_batch_size: int | None = None  # rows a step, of all processes; else what `arguments` make it
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     seed: int = 0
 
@@ -110,17 +115,20 @@ def train(
 ) -> Trained:
     """Train `model` in place on `packed`, from the last checkpoint in `folder` if there is one.
 
-    Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
+    Of several processes all call this, and the main one's hooks are called; with FSDP only its model is trained in
+    place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
     """
     started = time.perf_counter()
     keep_freed_memory()
     blocks = _cut(model, tokenizer, packed, folder, settings)
-    resumed = last_checkpoint(folder)
+    resumed = ranks.from_main(lambda: last_checkpoint(folder))
     if resumed:
         steps, deadline = _read_state(resumed)["max_steps"], None
-        runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
+        if ranks.is_main():
+            runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
     else:
         steps = _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+        steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
         timed = settings.minutes if settings.steps is None else None
         deadline = started + timed * 60 if timed else None
     arguments = _make_arguments(settings, folder, steps)
@@ -130,9 +138,10 @@ def train(
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
     trainer.pace = recorder.pace = Pace(steps)
     if resumed and trainer.carried:
-        trainer.carried.load(resumed)
+        ranks.together(functools.partial(trainer.carried.load, resumed))
     with interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.find_whole()
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
     seconds = time.perf_counter() - started
@@ -158,6 +167,9 @@ class _Trainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
+        self.whole = model  # what the hooks are given
+        if arguments.fsdp:  # cuts the model up where it stands
+            model = copy.deepcopy(self.whole.cpu())
         self.carried = Carried(blocks.count, arguments.process_index) if isinstance(blocks, Streams) else None
         self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
@@ -174,6 +186,13 @@ class _Trainer(Trainer):
         for callback in ("PrinterCallback", "ProgressCallback"):
             for present in [c for c in self.callback_handler.callbacks if type(c).__name__ == callback]:
                 self.remove_callback(present)
+
+    def find_whole(self) -> CausalModel:
+        """The model with all its weights, on the main process, which all must call this for."""
+        if not self.is_fsdp_enabled:
+            return self.accelerator.unwrap_model(self.whole)
+        gather_weights(self.model, self.whole)
+        return self.whole.to(self.args.device) if ranks.is_main() else self.whole
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon unless another was asked for."""
@@ -214,12 +233,14 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        assert self.hooks is not None
-        model = self.accelerator.unwrap_model(self.model).eval()
-        metrics = {"eval_bits_per_byte": self.hooks.evaluate(model)}
+        model, hooks = self.find_whole().eval(), cast(Hooks, self.hooks)
+        metrics = {"eval_bits_per_byte": ranks.from_main(lambda: hooks.evaluate(model))}
         self.log(metrics)
+        self.callback_handler.model = model
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        model.train()
+        if self.is_fsdp_enabled:
+            self.whole.cpu()
+        self.model.train()
         return metrics
 
 
@@ -258,16 +279,22 @@ def _choose_steps(
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
     budget, started = settings.minutes * 60, time.perf_counter()
-    for _ in range(2):  # the first one is slow
-        before = time.perf_counter()
-        hooks.evaluate(model.eval())
-        hooks.sample(model)
-        evaluation = time.perf_counter() - before
+    evaluation = ranks.from_main(lambda: _time_evaluation(model, hooks))
     a_step = _measure_step(model, tokenizer, blocks, folder, settings)
     left = budget - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
     steps = max(1, int(max(left, budget / 4) / a_step))
     logger.info("a step takes %.0f ms, an evaluation %.1f s: %d steps", 1000 * a_step, evaluation, steps)
     return steps
+
+
+def _time_evaluation(model: CausalModel, hooks: Hooks) -> float:
+    """Seconds of one evaluation."""
+    for _ in range(2):  # the first one is slow
+        before = time.perf_counter()
+        hooks.evaluate(model.eval())
+        hooks.sample(model)
+        seconds = time.perf_counter() - before
+    return seconds
 
 
 def _measure_step(
@@ -303,11 +330,13 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         **DEFAULT_ARGUMENTS,
         **settings.arguments,
     }
+    if settings.global_batch_size is not None:
+        chosen |= share_batch(settings.global_batch_size, settings.arguments)
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder / runs.CHECKPOINTS),
             max_steps=steps,
             remove_unused_columns=False,
@@ -315,6 +344,8 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
             data_seed=settings.seed,
             **chosen,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
+        return arguments
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
 

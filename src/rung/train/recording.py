@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rung import runs
+from rung import ranks, runs
 from rung.errors import RunError
 from rung.models import CausalModel
 from rung.train.optimizer import Pace
@@ -61,11 +61,14 @@ class Recorder(TrainerCallback):
         state.max_steps = self.pace.end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar; after an interrupt, save and stop."""
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-        if self.deadline is not None:
-            self._keep_to_the_deadline(state)
+        """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at the same step."""
+        asked, remaining = ranks.agree(int(self.interrupted), self._find_remaining(state))
+        if asked:
+            self.interrupted = control.should_save = control.should_training_stop = True
+        if remaining:
+            self.pace.turn_now(state.global_step, remaining)
+            state.max_steps = self.pace.end
+            self.deadline = None
         step, clock = self.began
         rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
         self.hooks.progress(
@@ -78,17 +81,19 @@ class Recorder(TrainerCallback):
             )
         )
 
-    def _keep_to_the_deadline(self, state: TrainerState) -> None:
-        """At half time, or half way, set the end by the pace so far: evaluations and samples are in it."""
+    def _find_remaining(self, state: TrainerState) -> int:
+        """At half time, or half way, the steps to go by the pace so far: evaluations and samples are in it.
+
+        0 while nothing is to be changed; the main process looks at the clock for all.
+        """
+        if self.deadline is None or not ranks.is_main():
+            return 0
         now, (_, began) = time.perf_counter(), self.began
-        assert self.deadline is not None
         done = state.global_step
         if done < self.pace.turn and now - began < (self.deadline - began) / 2:
-            return
+            return 0
         remaining = max(1, int((self.deadline - now) * done / (now - began)))
-        self.pace.turn_now(done, min(remaining, self.pace.end * ROOM - done))
-        state.max_steps = self.pace.end
-        self.deadline = None
+        return min(remaining, self.pace.end * ROOM - done)
 
     def on_log(
         self,
@@ -112,10 +117,13 @@ class Recorder(TrainerCallback):
                 f"try --set train.learning_rate={args.learning_rate / 3:.1g}; the last checkpoint is kept"
             )
         tokens = state.global_step * self.tokens_a_step
-        runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
+        if ranks.is_main():
+            runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""
+        if not ranks.is_main():
+            return
         text = self.hooks.sample(kwargs["model"]).strip()
         quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
@@ -124,13 +132,17 @@ class Recorder(TrainerCallback):
 
 @contextmanager
 def interrupt_politely(recorder: Recorder) -> Iterator[None]:
-    """Ctrl-C finishes the step, saves and stops; a second one stops at once."""
+    """Ctrl-C finishes the step, saves and stops; a second one stops at once.
+
+    Not under `torchrun`: there it may come twice, from the terminal and from the launcher, which ends the
+    processes itself where they take too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask_to_stop(signum: int, frame: Any) -> None:
-        if recorder.interrupted:
+        if recorder.interrupted and ranks.count() == 1:
             raise KeyboardInterrupt
         recorder.interrupted = True
 
