@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import DistributedType, PartialState
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedTokenizerBase,
@@ -187,6 +188,13 @@ class _Trainer(Trainer):
             for present in [c for c in self.callback_handler.callbacks if type(c).__name__ == callback]:
                 self.remove_callback(present)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; accelerate cuts up models on accelerators alone, but for CPUs the same code will do."""
+        state = PartialState()
+        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
+            state.distributed_type = DistributedType.MULTI_GPU
+        super().create_accelerator_and_postprocess()
+
     def find_whole(self) -> CausalModel:
         """The model with all its weights, on the main process, which all must call this for."""
         if not self.is_fsdp_enabled:
@@ -326,6 +334,7 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         "save_strategy": "steps",
         "save_steps": every,
         "report_to": "none",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
         **DEFAULT_ARGUMENTS,
         **settings.arguments,
