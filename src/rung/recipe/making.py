@@ -40,7 +40,7 @@ from rung.tokenizer import (
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, last_checkpoint, train
+from rung.train import Hooks, Progress, Trained, TrainSettings, find_checkpoints, train
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     for what the user can mend.
     """
     runs.make_folder(folder)
+    runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
@@ -120,6 +121,8 @@ def read_begun(folder: Path) -> Recipe:
 
 def check_unused(folder: Path) -> None:
     """Raise `RunError` when something in `folder` would be lost."""
+    if folder.is_dir():
+        runs.remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
@@ -210,7 +213,7 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
     """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not."""
-    if last_checkpoint(folder) is None:
+    if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
     else:
