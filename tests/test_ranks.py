@@ -1,1 +1,147 @@
-"""Several processes as one."""
+"""Several processes as one: what two compute is what one computes, each reads its own part, and one speaks for both."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from ranks_together import ALONE, ROWS, STEPS, STOP, WAYS, Ground
+
+from rung import ranks
+from rung.errors import RecipeError
+from rung.train.batches import find_global_batch_size, share_batch
+
+TOGETHER = os.path.join(os.path.dirname(__file__), "ranks_together.py")
+
+
+def launch(*command, folder):
+    """What two processes print."""
+    made = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *command],
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return made
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return Ground(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def alone(ground):
+    """What one process computes; and its runs, stopped on the way, for two to go on with."""
+    found = {}
+    for way in sorted(set(ALONE.values())):
+        found[way] = ground.train(way, f"{way}-alone")
+        ground.train(way, f"{way}-stopped", stop=STOP)
+        for other in (other for other in WAYS if ALONE[other] == way):
+            shutil.copytree(ground.folder / f"{way}-stopped", ground.folder / f"{way}-to-two-{other}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(ground, alone):
+    """What each of two processes found."""
+    launch(TOGETHER, str(ground.folder), folder=ground.folder)
+    return [json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_compute_what_one_does(way, two, alone):
+    expected = alone[ALONE[way]]
+    assert len(expected["losses"]) == STEPS
+    assert expected["losses"][-1] < expected["losses"][0]
+    for key in ("losses", "bits", "weights"):
+        assert two[0]["whole"][way][key] == pytest.approx(expected[key], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_go_on_where_one_stopped(way, two, alone):
+    for key in ("losses", "weights"):
+        assert two[0]["went on"][way][key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
+    found = ground.train(way, f"{way}-to-one")
+    for key in ("losses", "weights"):
+        assert found[key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
+
+
+def test_each_process_reads_its_own_blocks(two, ground):
+    one, other = (found["read"] for found in two)
+    assert len(one) == len(other) == STEPS * ROWS // 2
+    blocks = -(-(len(ground.packed) - 1) // 16)
+    assert blocks < STEPS * ROWS  # the second epoch is begun
+    order = [[*one[at : at + ROWS // 2], *other[at : at + ROWS // 2]] for at in range(0, len(one), ROWS // 2)]
+    order = [block for step in order for block in step]
+    assert sorted(order[:blocks]) == list(range(blocks))
+    assert len(set(order[blocks:])) == len(order) - blocks
+
+
+def test_an_n_gram_is_fitted_once(two):
+    assert [found["fits"] for found in two] == [1, 0]
+
+
+def test_one_that_fails_takes_the_others_with_it(two):
+    for found in two:
+        assert found["heard"][0] == "RunError: the second has a cold"
+    assert two[0]["heard"][1] == "IndexError: list index out of range"
+    assert two[1]["heard"][1] == "RuntimeError: IndexError: list index out of range"
+
+
+def test_the_command_speaks_once(tmp_path, prose):
+    (tmp_path / "my.txt").write_text(prose)
+    made = launch("-m", "rung", "climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", folder=tmp_path)
+    assert made.stdout.count("bigram") == made.stdout.count("gpt2") == 1
+    assert made.stderr.count("Report:") == 1
+    record = json.loads((tmp_path / "runs" / "my" / "gpt2" / "rung.json").read_text())
+    assert record["recipe"]["global_batch_size"] == 16
+    assert record["training"]["steps"] > 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "arguments", "at_a_time", "parts"),
+    [
+        (8, 1, {}, 8, 1),
+        (8, 2, {}, 4, 1),
+        (8, 2, {"per_device_train_batch_size": 8}, 4, 1),
+        (64, 2, {"per_device_train_batch_size": 8}, 8, 4),
+        (24, 2, {"per_device_train_batch_size": 8}, 6, 2),
+        (16, 2, {"gradient_accumulation_steps": 4}, 2, 4),
+        (2, 2, {"gradient_accumulation_steps": 4}, 1, 1),
+    ],
+)
+def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: processes)
+    made = share_batch(rows, arguments)
+    assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
+    assert find_global_batch_size(made) == rows
+
+
+def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    with pytest.raises(RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"):
+        share_batch(8, {})
+
+
+def test_one_process_is_the_main_one():
+    assert (ranks.count(), ranks.number(), ranks.is_main()) == (1, 0, True)
+    assert ranks.from_main(lambda: 5) == ranks.together(lambda: 5) == 5
+    assert ranks.agree(3, 4) == [3, 4]
+    assert ranks.gather("a") == ["a"]
+    assert ranks.command() == "rung"
+
+
+def test_how_it_was_started_is_said(monkeypatch):
+    for key, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert ranks.command() == "torchrun --nproc-per-node 2 -m rung"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ranks.command() == "torchrun --nproc-per-node 2 ... -m rung"
+    assert not ranks.is_main()

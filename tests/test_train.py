@@ -1,6 +1,5 @@
 """Training: it learns, it stops on time, it resumes, and what it is told wrongly it says."""
 
-import json
 import math
 import os
 import signal
@@ -159,21 +158,13 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
         train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
 
 
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    for step, is_whole in ((5, True), (10, False)):
-        folder = tmp_path / runs.CHECKPOINTS / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if is_whole:
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_checkpoint(tmp_path).name == "checkpoint-5"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
         ({"output_dir": "x"}, "train.output_dir cannot be set"),
         ({"optim": "sgdd"}, "train: .*sgdd"),
+        ({"eval_strategy": "epoch"}, "train.eval_strategy is 'epoch': choose from steps, no"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):

@@ -83,6 +83,15 @@ def together(make: Callable[[], T]) -> T:
     return made  # type: ignore[return-value]
 
 
+def gather(value: T) -> list[T]:
+    """The values of all processes, in their order, on the main one; nothing on the others. They go there pickled."""
+    if count() == 1:
+        return [value]
+    values: list[Any] = [None] * count()
+    _distributed().gather_object(value, values if is_main() else None, dst=0, group=_group())
+    return values if is_main() else []
+
+
 def agree(*values: int) -> list[int]:
     """The largest of each value over all processes: a fraction of a millisecond on one machine."""
     if count() == 1:
@@ -137,4 +146,6 @@ def _portable(error: BaseException) -> BaseException:
     """The error as other processes can raise it."""
     if isinstance(error, RungError | KeyboardInterrupt):
         return type(error)(*error.args)
+    if isinstance(error, OSError):
+        return OSError(*error.args)
     return RuntimeError(f"{type(error).__name__}: {error}")

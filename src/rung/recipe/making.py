@@ -37,7 +37,7 @@ from rung.tokenizer import (
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, find_global_batch_size, last_checkpoint, train
+from rung.train import Hooks, Progress, Trained, TrainSettings, find_checkpoints, find_global_batch_size, train
 
 DEFAULT_MINUTES = 5.0
 CONTEXT = 256  # tokens a model is trained on at a time
@@ -106,6 +106,7 @@ def _not_here(folder: Path) -> Iterator[list[int]]:
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     """Read the text, choose what the recipe leaves open, pack the text, and begin the folder."""
     runs.make_folder(folder)
+    runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
@@ -150,6 +151,8 @@ def read_begun(folder: Path) -> Recipe:
 
 def check_unused(folder: Path) -> None:
     """Raise `RunError` when something in `folder` would be lost."""
+    if folder.is_dir():
+        runs.remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
@@ -195,7 +198,7 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
     """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not."""
-    if last_checkpoint(folder) is None:
+    if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
     else:

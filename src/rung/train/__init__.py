@@ -7,35 +7,31 @@ model learns, an interrupt that saves before it stops, and streams whose state i
 
 import copy
 import functools
-import json
 import logging
 import math
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from accelerate import DistributedType, PartialState
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainingArguments,
 )
 
 from rung import ranks, runs
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
-from rung.errors import RecipeError, RunError, did_you_mean
+from rung.errors import RecipeError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
 from rung.train.batches import ROWS, find_global_batch_size, share_batch
 from rung.train.carried import Carried, check_carry_state
+from rung.train.checkpoints import Checkpoints, Standing, describe_run, find_checkpoints, last_checkpoint, read_standing
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
-from rung.train.recording import ROOM, Hooks, Progress, Recorder, interrupt_politely
-from rung.train.sharded import gather_weights
+from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.resuming import Keeping, ResumableTrainer
 
 __all__ = [
     "Hooks",
@@ -44,6 +40,7 @@ __all__ = [
     "Trained",
     "check_arguments",
     "check_carry_state",
+    "find_checkpoints",
     "find_global_batch_size",
     "last_checkpoint",
     "train",
@@ -66,7 +63,22 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "save_total_limit": 2,
 }
 # Set by rung itself; a recipe that sets them would break what it promises.
-RESERVED_ARGUMENTS = ("output_dir", "max_steps", "remove_unused_columns", "seed", "data_seed")
+RESERVED_ARGUMENTS = (
+    "output_dir",
+    "max_steps",
+    "remove_unused_columns",
+    "seed",
+    "data_seed",
+    "save_only_model",
+    "ignore_data_skip",
+)
+# What the Trainer could do and rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
+POSSIBLE = {
+    "eval_strategy": ("steps", "no"),
+    "save_strategy": ("steps", "no"),
+    "logging_strategy": ("steps", "no"),
+    "train_sampling_strategy": ("random", "sequential"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +116,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
         if key in RESERVED_ARGUMENTS:
             raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
+        if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
+            raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
 
 
 def train(
@@ -117,45 +131,51 @@ def train(
     """Train `model` in place on `packed`, from the last checkpoint in `folder` if there is one.
 
     Of several processes all call this, and the main one's hooks are called; with FSDP only its model is trained in
-    place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
+    place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
+    is damaged or another run's.
     """
     started = time.perf_counter()
     keep_freed_memory()
     blocks = _cut(model, tokenizer, packed, folder, settings)
+    made = describe_run(model.config.to_dict(), asdict(settings))
     resumed = ranks.from_main(lambda: last_checkpoint(folder))
-    if resumed:
-        steps, deadline = _read_state(resumed)["max_steps"], None
-        if ranks.is_main():
-            runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
-    else:
-        steps = _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
-        steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
-        timed = settings.minutes if settings.steps is None else None
-        deadline = started + timed * 60 if timed else None
+    standing = read_standing(resumed, made) if resumed else None
+    steps = standing.planned if standing else _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+    steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = _make_arguments(settings, folder, steps)
-    arguments.max_steps = steps * (ROOM if deadline else 1)
-    tokens_a_step = _rows_a_step(arguments) * blocks.length
-    recorder = Recorder(folder, hooks, tokens_a_step, deadline)
+    timed = settings.minutes if settings.steps is None else None
+    arguments.max_steps = steps * (ROOM if timed else 1)
+    keeping = Keeping(
+        checkpoints=Checkpoints(folder, keep=arguments.save_total_limit, is_main=arguments.should_save),
+        clock=_set_clock(started, timed, standing),
+        pace=Pace(steps),
+        planned=steps,
+        made=made,
+        resumed=resumed,
+        standing=standing,
+    )
+    recorder = Recorder(folder, hooks, _rows_a_step(arguments) * blocks.length, keeping.clock)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
-    trainer.pace = recorder.pace = Pace(steps)
-    if resumed and trainer.carried:
-        ranks.together(functools.partial(trainer.carried.load, resumed))
+    trainer.keeping = keeping
+    trainer.pace = recorder.pace = keeping.pace
+    ranks.together(functools.partial(keeping.take_up, trainer.carried))
     with interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.find_whole()
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
-    seconds = time.perf_counter() - started
-    return Trained(steps=done, tokens=done * tokens_a_step, seconds=seconds, interrupted=recorder.interrupted)
+    tokens, seconds = done * recorder.tokens_a_step, keeping.clock.total()
+    return Trained(steps=done, tokens=tokens, seconds=seconds, interrupted=recorder.interrupted)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end."""
-    found = [p for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
+    """A clock that goes on where the run was left, with the minutes that it had left then."""
+    if standing is None:
+        return Clock(started, minutes)
+    return Clock(started - standing.seconds, minutes if standing.awaits_deadline else None, standing.training)
 
 
-class _Trainer(Trainer):
+class _Trainer(ResumableTrainer):
     """The Trainer with rung's optimizer, and its ruler in the place of an evaluation loss."""
 
     def __init__(
@@ -168,13 +188,9 @@ class _Trainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
-        self.whole = model  # what the hooks are given
-        if arguments.fsdp:  # cuts the model up where it stands
-            model = copy.deepcopy(self.whole.cpu())
-        self.carried = Carried(blocks.count, arguments.process_index) if isinstance(blocks, Streams) else None
+        self.carried = Carried(blocks.count) if isinstance(blocks, Streams) else None
         self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
-        self.control: TrainerControl
         super().__init__(
             model=model,
             args=arguments,
@@ -187,20 +203,6 @@ class _Trainer(Trainer):
         for callback in ("PrinterCallback", "ProgressCallback"):
             for present in [c for c in self.callback_handler.callbacks if type(c).__name__ == callback]:
                 self.remove_callback(present)
-
-    def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's; accelerate cuts up models on accelerators alone, but for CPUs the same code will do."""
-        state = PartialState()
-        if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
-            state.distributed_type = DistributedType.MULTI_GPU
-        super().create_accelerator_and_postprocess()
-
-    def find_whole(self) -> CausalModel:
-        """The model with all its weights, on the main process, which all must call this for."""
-        if not self.is_fsdp_enabled:
-            return self.accelerator.unwrap_model(self.whole)
-        gather_weights(self.model, self.whole)
-        return self.whole.to(self.args.device) if ranks.is_main() else self.whole
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon unless another was asked for."""
@@ -220,9 +222,6 @@ class _Trainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
         return self.lr_scheduler
 
-    def _get_train_sampler(self, *args: Any) -> Sampler[int] | None:
-        return SequentialSampler(self.train_dataset) if self.carried else super()._get_train_sampler(*args)
-
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
         """The Trainer's; streams go on from the state that they were left with."""
         if self.carried is None:
@@ -232,16 +231,9 @@ class _Trainer(Trainer):
         self.carried.leave(stream, outputs.past_key_values)
         return (loss, outputs) if return_outputs else loss
 
-    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        folder = Path(cast(str, self.args.output_dir))
-        with runs.explain_failed_writes(folder):
-            if self.carried:  # before the rest: a checkpoint counts as whole once the Trainer's last file is there
-                self.carried.save(folder / f"checkpoint-{self.state.global_step}")
-            super()._save_checkpoint(*args, **options)
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        model, hooks = self.find_whole().eval(), cast(Hooks, self.hooks)
+        model, hooks = self.find_whole().to(self.args.device).eval(), cast(Hooks, self.hooks)
         metrics = {"eval_bits_per_byte": ranks.from_main(lambda: hooks.evaluate(model))}
         self.log(metrics)
         self.callback_handler.model = model
@@ -333,6 +325,8 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
+        "metric_for_best_model": "bits_per_byte",
+        "greater_is_better": False,
         "report_to": "none",
         "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
@@ -351,16 +345,10 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
             remove_unused_columns=False,
             seed=settings.seed,
             data_seed=settings.seed,
+            ignore_data_skip=True,  # `Order` begins where it must
             **chosen,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
         return arguments
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
-
-
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{checkpoint} is damaged ({error}): delete it to resume from the one before") from error

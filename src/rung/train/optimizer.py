@@ -139,7 +139,7 @@ class Muon(torch.optim.Optimizer):
         joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
         weight = local(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(cut_like(joined, parameter).to(weight.dtype), alpha=-group["lr"] * size)
+        weight.add_(local(cut_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size)
 
     def _step_others(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
