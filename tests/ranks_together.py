@@ -54,8 +54,6 @@ class Ground:
     def train(self, way, name, stop=None):
         """The losses of a way to train in the folder `name`; after step `stop` the main process is interrupted."""
         rung, arguments = WAYS[way]
-        if ranks.count() == 1:
-            arguments = {key: value for key, value in arguments.items() if key != "fsdp"}
         config = make_config(rung, self.tokenizer, {**SHAPES[rung], "max_position_embeddings": 16})
         torch.manual_seed(0)
         model = build_model(rung, config)

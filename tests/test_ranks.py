@@ -39,8 +39,9 @@ def alone(ground):
 @pytest.fixture(scope="module")
 def two(ground, alone):
     """What each of two processes found, and what they print as they climb."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     made = subprocess.run(
-        [*(sys.executable, "-m", "torch.distributed.run"), "--standalone", "--nproc-per-node=2", TOGETHER, ground.folder],
+        [*torchrun, TOGETHER, ground.folder],
         capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert made.returncode == 0, made.stderr

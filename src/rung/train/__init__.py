@@ -159,6 +159,8 @@ def train(
     trainer.keeping = keeping
     trainer.pace = recorder.pace = keeping.pace
     ranks.together(functools.partial(keeping.take_up, trainer.carried))
+    if ranks.number():
+        torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
     with interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.find_whole()
@@ -233,13 +235,13 @@ class _Trainer(ResumableTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        model, hooks = self.find_whole().to(self.args.device).eval(), cast(Hooks, self.hooks)
-        metrics = {"eval_bits_per_byte": ranks.from_main(lambda: hooks.evaluate(model))}
+        model, hooks = self.find_whole(), cast(Hooks, self.hooks)
+        metrics = {"eval_bits_per_byte": ranks.from_main(lambda: hooks.evaluate(model.to(self.args.device).eval()))}
         self.log(metrics)
         self.callback_handler.model = model
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        if self.is_fsdp_enabled:
-            self.whole.cpu()
+        if self.is_fsdp_enabled and ranks.is_main():
+            model.cpu()
         self.model.train()
         return metrics
 
@@ -335,6 +337,8 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
     }
     if settings.global_batch_size is not None:
         chosen |= share_batch(settings.global_batch_size, settings.arguments)
+    if ranks.count() == 1:  # nothing to cut up: what was trained with FSDP2 goes on without
+        chosen["fsdp"] = None
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)

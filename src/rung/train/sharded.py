@@ -12,6 +12,7 @@ import torch
 from accelerate import DistributedType, PartialState
 from safetensors.torch import load_model
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import Trainer, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -65,13 +66,15 @@ def load_state(optimizer: torch.optim.Optimizer, packed: dict[str, Any]) -> None
 class ShardedTrainer(Trainer):
     """The Trainer, with FSDP2 on CPUs too, and with checkpoints that any number of processes can go on from.
 
-    `whole` is what is scored, sampled and saved: the model itself, or with FSDP2 another, filled on the main process.
+    `whole` is what is scored, sampled and saved: the model itself, or with FSDP2 another, on the main process alone.
     """
 
     def __init__(self, model: CausalModel, args: TrainingArguments, **options: Any) -> None:
         self.whole = model
         self.gathered: dict[str, Any] = {}  # the optimizer's state, between its gathering and its writing
-        super().__init__(model=copy.deepcopy(model.cpu()) if args.fsdp else model, args=args, **options)
+        if args.fsdp and ranks.is_main():  # what is trained is cut up where it stands
+            model = copy.deepcopy(model.cpu())
+        super().__init__(model=model, args=args, **options)
 
     def create_accelerator_and_postprocess(self) -> None:
         """The Trainer's; accelerate cuts up models on accelerators alone, but for CPUs the same code will do."""
@@ -79,6 +82,11 @@ class ShardedTrainer(Trainer):
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
+        if (
+            self.is_fsdp_enabled and self.args.bf16
+        ):  # accelerate's own would add gradients up, and round the loss, in it
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
     @torch.no_grad()
     def find_whole(self) -> CausalModel:
