@@ -14,7 +14,7 @@ FLOORS = (
     ("train", "evaluate", "generate"),
     ("chat",),
     ("recipe", "serve", "export", "report"),
-    ("climb",),
+    ("climb", "verify"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
