@@ -15,7 +15,7 @@ FLOORS = (
     ("train", "evaluate", "generate"),
     ("chat",),
     ("recipe", "serve", "export", "report"),
-    ("climb",),
+    ("climb", "verify"),
     ("cli",),
     ("__main__",),
 )

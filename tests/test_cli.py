@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-VERBS = ("climb", "train", "eval", "score", "generate", "export", "report", "runs", "sizes", "corpora", "tokenizers")
+VERBS = ("climb", "train", "eval", "score", "generate", "verify-resume", "export", "report", "runs", "sizes", "corpora")
+VERBS += ("tokenizers",)
 RUNG = Path(sys.executable).with_name("rung")
 
 

@@ -1,5 +1,6 @@
 """Several processes as one: what two compute is what one computes, each reads its own part, and one speaks for both."""
 
+import importlib
 import json
 import os
 import shutil
@@ -8,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from ranks_together import ALONE, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
+from transformers import LlamaConfig
 
 from rung import ranks
 from rung.errors import RecipeError
+from rung.models.llama3 import LlamaForCausalLM
+from rung.models.sizes import SIZES
 from rung.train.batches import find_global_batch_size, share_batch
 
 TOGETHER = Path(__file__).with_name("ranks_together.py")
@@ -143,3 +148,39 @@ def test_how_it_was_started_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert ranks.command() == "torchrun --nproc-per-node 2 ... -m rung"
     assert not ranks.is_main()
+
+
+def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
+    """docs/scaling.md's formula, against what a small Llama keeps for the backward pass."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    scaling = importlib.import_module("scaling")
+
+    def keep(layers):
+        shape = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = LlamaConfig(**shape, num_hidden_layers=layers, vocab_size=96, max_position_embeddings=64)
+        model = LlamaForCausalLM(config).bfloat16()
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        kept = {}
+
+        def note(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        ids = torch.zeros(2, 64, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(ids, labels=ids).loss
+        assert loss.requires_grad
+        return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own) / ids.numel()
+
+    model = scaling.Llama(N=0, L=3, D=64, F=160, H=4, G=2, V=96, tied=True)
+    assert keep(3) - keep(2) == pytest.approx(scaling.count_activations(model), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["llama3.2-1b", "llama3-8b"])
+def test_the_weights_of_a_size_add_up(name, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    scaling = importlib.import_module("scaling")
+    model = scaling.read_size(SIZES[name])
+    assert model.L * model.P + model.E + model.D == model.N
+    assert scaling.count_state(model, "adamw") == 16 * model.N
+    assert scaling.count_kept(model, 10, True) < scaling.count_kept(model, 10, False)

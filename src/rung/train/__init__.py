@@ -28,12 +28,21 @@ from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
 from rung.train.batches import ROWS, find_global_batch_size, share_batch
 from rung.train.carried import Carried, check_carry_state
-from rung.train.checkpoints import Checkpoints, Standing, describe_run, find_checkpoints, last_checkpoint, read_standing
+from rung.train.checkpoints import (
+    SAVING,
+    Checkpoints,
+    Standing,
+    describe_run,
+    find_checkpoints,
+    last_checkpoint,
+    read_standing,
+)
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
 
 __all__ = [
+    "SAVING",
     "Hooks",
     "Progress",
     "TrainSettings",

@@ -61,7 +61,7 @@ class ResumableTrainer(ShardedTrainer):
         return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        last = self.args.max_steps * self.rows_a_step
+        last = (self.args.max_steps + 1) * self.rows_a_step  # else the Trainer would not enter a run at its last step
         first = 0
         if self.keeping and self.keeping.standing:
             standing = self.keeping.standing
