@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md, and its tables: python docs/scaling.py prints them, docs/update.py fills them in."""
+"""The arithmetic of docs/scaling.md: `python docs/scaling.py` prints its tables, docs/update.py fills them in."""
 
 from dataclasses import dataclass
 

@@ -78,7 +78,9 @@ def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
 
 def test_each_process_reads_its_own_blocks(two, ground):
     one, other = (found["read"] for found in two[:2])
-    assert len(one) == len(other) == STEPS * ROWS // 2
+    mine = STEPS * ROWS // 2
+    assert mine <= len(one) == len(other) <= mine + ROWS // 2  # one batch is fetched ahead
+    one, other = one[:mine], other[:mine]
     blocks = -(-(len(ground.packed) - 1) // 16)
     assert blocks < STEPS * ROWS  # the second epoch is begun
     order = [[*one[at : at + ROWS // 2], *other[at : at + ROWS // 2]] for at in range(0, len(one), ROWS // 2)]
