@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks_together import ALONE, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from rung import ranks
@@ -74,6 +75,13 @@ def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
     found = ground.train(way, f"{way}-to-one")
     for key in ("losses", "final"):
         assert found[key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
+
+
+def test_the_states_of_all_streams_are_saved(two, ground):
+    name = Path("checkpoints") / f"checkpoint-{STOP + 1}" / f"carried-{ROWS}.safetensors"
+    ours, theirs = (load_file(ground.folder / run / name) for run in ("carried-to-one", "carried-stopped"))
+    assert {len(states) for states in ours.values()} == {ROWS}
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_each_process_reads_its_own_blocks(two, ground):
