@@ -89,7 +89,7 @@ def _resumable() -> Iterator[None]:
 def _check_given(what: str, options: dict[str, Any]) -> None:
     from rung.errors import RecipeError
 
-    given = [name for name, value in options.items() if value not in (None, "")]
+    given = [name for name, value in options.items() if value not in (None, "", [])]
     if given:
         raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
@@ -136,6 +136,9 @@ def train(
         _import_arpa(from_, given | ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {}), out)
         return
     if resume:
+        _check_given(
+            "--resume goes on with the run's own recipe", {**_beyond_place(given), "--recipe": recipe, "--set": set_}
+        )
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = read_begun(folder)
     else:
@@ -144,6 +147,11 @@ def train(
         folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
         check_unused(folder)
     _make_run(made, folder)
+
+
+def _beyond_place(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given beyond the rung and the corpus, which say where the run is."""
+    return {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
