@@ -95,7 +95,7 @@ def _resumable() -> Iterator[None]:
 def _check_given(what: str, options: dict[str, Any]) -> None:
     from rung.errors import RecipeError
 
-    given = [name for name, value in options.items() if value not in (None, "")]
+    given = [name for name, value in options.items() if value not in (None, "", [])]
     if given:
         raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
@@ -143,6 +143,9 @@ def train(
         ranks.from_main(lambda: _import_arpa(from_, given, out))
         return
     if resume:
+        _check_given(
+            "--resume goes on with the run's own recipe", {**_beyond_place(given), "--recipe": recipe, "--set": set_}
+        )
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = ranks.from_main(functools.partial(read_begun, folder))
     else:
@@ -151,6 +154,11 @@ def train(
         folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
         ranks.from_main(functools.partial(check_unused, folder))
     _make_run(made, folder)
+
+
+def _beyond_place(given: dict[str, Any]) -> dict[str, Any]:
+    """What was given beyond the rung and the corpus, which say where the run is."""
+    return {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
