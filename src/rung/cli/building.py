@@ -139,21 +139,18 @@ def train(
     }
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
     if from_:
-        given |= ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {})
-        ranks.from_main(lambda: _import_arpa(from_, given, out))
-        return
+        given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
+        return ranks.from_main(lambda: _import_arpa(from_, given, out))
     if resume:
-        _check_given(
-            "--resume goes on with the run's own recipe", {**_beyond_place(given), "--recipe": recipe, "--set": set_}
-        )
+        beyond = {**_beyond_place(given), "--recipe": recipe, "--set": set_}
+        _check_given("--resume goes on with the run's own recipe", beyond)
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
         made = ranks.from_main(functools.partial(read_begun, folder))
     else:
-        page = _fill_page(recipe, given)
-        made = make_recipe(page, set_ or ())
+        made = make_recipe(page := _fill_page(recipe, given), set_ or ())
         folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
         ranks.from_main(functools.partial(check_unused, folder))
-    _make_run(made, folder)
+    return _make_run(made, folder)
 
 
 def _beyond_place(given: dict[str, Any]) -> dict[str, Any]:
