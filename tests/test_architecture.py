@@ -8,14 +8,16 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "rung"
 FLOORS = (
     ("errors",),
+    ("ranks",),
     ("runs", "device"),
     ("compiled", "corpus", "tokenizer", "pack"),
     ("models",),
     ("train", "evaluate", "generate"),
     ("chat",),
     ("recipe", "serve", "export", "report"),
-    ("climb",),
+    ("climb", "verify"),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -73,9 +75,9 @@ def test_rooms_are_small():
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
-def test_there_are_fewer_than_seventy_files():
-    """The first climb fitted in 29; counting, published formats, swaps and decoding have rooms of their own since."""
-    assert len(FILES) < 70
+def test_there_are_fewer_than_eighty_files():
+    """The first climb fitted in 29; counting, formats, swaps, decoding and resuming have rooms of their own since."""
+    assert len(FILES) < 80
 
 
 def test_every_module_says_what_it_is():

@@ -9,7 +9,8 @@ from rung import runs
 from rung.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.recipe import Recipe, make_recipe, read_recipe
-from rung.recipe.making import check_unused, evaluate_run, execute, read_begun, suggest_parameters
+from rung.recipe.making import check_unused, execute, read_begun, suggest_parameters
+from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import choose_fitting
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))

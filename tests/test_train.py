@@ -1,6 +1,5 @@
 """Training: it learns, it stops on time, it resumes, and what it is told wrongly it says."""
 
-import json
 import math
 import os
 import signal
@@ -77,27 +76,6 @@ def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path)
     assert "> ## not a heading" in samples
 
 
-def losses_of(folder):
-    return {line["step"]: line["loss"] for line in runs.read_metrics(folder) if "loss" in line}
-
-
-def test_resume_gives_the_same_losses(make_tiny, tokenizer, packed, tmp_path):
-    for folder in ("whole", "stopped"):
-        (tmp_path / folder).mkdir()
-    train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "whole", settings_of(), Listener().hooks())
-
-    def stop():
-        raise RuntimeError("the machine went away")
-
-    listener = Listener(at=10, act=stop)
-    with pytest.raises(RuntimeError, match="went away"):
-        train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), listener.hooks())
-    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-8"
-    trained = train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), Listener().hooks())
-    assert trained.steps == 20
-    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
-
-
 def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
     listener = Listener(at=3, act=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
@@ -159,21 +137,13 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
         train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
 
 
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    for step, is_whole in ((5, True), (10, False)):
-        folder = tmp_path / runs.CHECKPOINTS / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if is_whole:
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_checkpoint(tmp_path).name == "checkpoint-5"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
         ({"output_dir": "x"}, "train.output_dir cannot be set"),
         ({"optim": "sgdd"}, "train: .*sgdd"),
+        ({"eval_strategy": "epoch"}, "train.eval_strategy is 'epoch': choose from steps, no"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):

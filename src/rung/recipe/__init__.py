@@ -7,6 +7,7 @@
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
+    global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
     carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     seed: 0
@@ -40,7 +41,9 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 class Recipe:
     """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`.
 
-    A size's name as `rung` becomes the rung and the size's `model` fields.
+    `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
+    there are. A run is resumed with the one that it began with. A size's name as `rung` becomes the rung and the
+    size's `model` fields.
     """
 
     rung: str
@@ -49,6 +52,7 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
     carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
@@ -76,6 +80,7 @@ class Recipe:
             check_carry_state(find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
+        _check_positive("global_batch_size", self.global_batch_size, int)
         if self.minutes is not None and self.steps is not None:
             raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
 

@@ -6,40 +6,51 @@ model learns, an interrupt that saves before it stops, and streams whose state i
 """
 
 import copy
-import json
+import functools
 import logging
 import math
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import Sampler, SequentialSampler
 from transformers import (
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
-    TrainerControl,
     TrainingArguments,
 )
 
-from rung import runs
+from rung import ranks, runs
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
-from rung.errors import RecipeError, RunError, did_you_mean
+from rung.errors import RecipeError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
+from rung.train.batches import ROWS, find_global_batch_size, share_batch
 from rung.train.carried import Carried, check_carry_state
+from rung.train.checkpoints import (
+    SAVING,
+    Checkpoints,
+    Standing,
+    describe_run,
+    find_checkpoints,
+    last_checkpoint,
+    read_standing,
+)
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
-from rung.train.recording import ROOM, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.resuming import Keeping, ResumableTrainer
 
 __all__ = [
+    "SAVING",
     "Hooks",
     "Progress",
     "TrainSettings",
     "Trained",
     "check_arguments",
     "check_carry_state",
+    "find_checkpoints",
+    "find_global_batch_size",
     "last_checkpoint",
     "train",
 ]
@@ -57,11 +68,26 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
-    "per_device_train_batch_size": 8,
+    "per_device_train_batch_size": ROWS,
     "save_total_limit": 2,
 }
 # Set by rung itself; a recipe that sets them would break what it promises.
-RESERVED_ARGUMENTS = ("output_dir", "max_steps", "remove_unused_columns", "seed", "data_seed")
+RESERVED_ARGUMENTS = (
+    "output_dir",
+    "max_steps",
+    "remove_unused_columns",
+    "seed",
+    "data_seed",
+    "save_only_model",
+    "ignore_data_skip",
+)
+# What the Trainer could do and rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
+POSSIBLE = {
+    "eval_strategy": ("steps", "no"),
+    "save_strategy": ("steps", "no"),
+    "logging_strategy": ("steps", "no"),
+    "train_sampling_strategy": ("random", "sequential"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +97,7 @@ class TrainSettings:
     steps: int | None = None
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
+    global_batch_size: int | None = None  # rows a step, of all processes; else what `arguments` make it
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     seed: int = 0
 
@@ -98,6 +125,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
         if key in RESERVED_ARGUMENTS:
             raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
+        if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
+            raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
 
 
 def train(
@@ -110,42 +139,54 @@ def train(
 ) -> Trained:
     """Train `model` in place on `packed`, from the last checkpoint in `folder` if there is one.
 
-    Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number.
+    Of several processes all call this, and the main one's hooks are called; with FSDP only its model is trained in
+    place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
+    is damaged or another run's.
     """
     started = time.perf_counter()
     keep_freed_memory()
     blocks = _cut(model, tokenizer, packed, folder, settings)
-    resumed = last_checkpoint(folder)
-    if resumed:
-        steps, deadline = _read_state(resumed)["max_steps"], None
-        runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
-    else:
-        steps = _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
-        timed = settings.minutes if settings.steps is None else None
-        deadline = started + timed * 60 if timed else None
+    made = describe_run(model.config.to_dict(), asdict(settings))
+    resumed = ranks.from_main(lambda: last_checkpoint(folder))
+    standing = read_standing(resumed, made) if resumed else None
+    steps = standing.planned if standing else _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+    steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = _make_arguments(settings, folder, steps)
-    arguments.max_steps = steps * (ROOM if deadline else 1)
-    tokens_a_step = _rows_a_step(arguments) * blocks.length
-    recorder = Recorder(folder, hooks, tokens_a_step, deadline)
+    timed = settings.minutes if settings.steps is None else None
+    arguments.max_steps = steps * (ROOM if timed else 1)
+    keeping = Keeping(
+        checkpoints=Checkpoints(folder, keep=arguments.save_total_limit, is_main=arguments.should_save),
+        clock=_set_clock(started, timed, standing),
+        pace=Pace(steps),
+        planned=steps,
+        made=made,
+        resumed=resumed,
+        standing=standing,
+    )
+    recorder = Recorder(folder, hooks, _rows_a_step(arguments) * blocks.length, keeping.clock)
     trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
-    trainer.pace = recorder.pace = Pace(steps)
-    if resumed and trainer.carried:
-        trainer.carried.load(resumed)
+    trainer.keeping = keeping
+    trainer.pace = recorder.pace = keeping.pace
+    ranks.together(functools.partial(keeping.take_up, trainer.carried))
+    if ranks.number():
+        torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
     with interrupt_politely(recorder):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+    trainer.find_whole()
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
     done = trainer.state.global_step
-    seconds = time.perf_counter() - started
-    return Trained(steps=done, tokens=done * tokens_a_step, seconds=seconds, interrupted=recorder.interrupted)
+    tokens, seconds = done * recorder.tokens_a_step, keeping.clock.total()
+    return Trained(steps=done, tokens=tokens, seconds=seconds, interrupted=recorder.interrupted)
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end."""
-    found = [p for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*") if (p / "trainer_state.json").exists()]
-    return max(found, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
+def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
+    """A clock that goes on where the run was left, with the minutes that it had left then."""
+    if standing is None:
+        return Clock(started, minutes)
+    return Clock(started - standing.seconds, minutes if standing.awaits_deadline else None, standing.training)
 
 
-class _Trainer(Trainer):
+class _Trainer(ResumableTrainer):
     """The Trainer with rung's optimizer, and its ruler in the place of an evaluation loss."""
 
     def __init__(
@@ -158,10 +199,9 @@ class _Trainer(Trainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.hooks = hooks
-        self.carried = Carried(blocks.count, arguments.process_index) if isinstance(blocks, Streams) else None
+        self.carried = Carried(blocks.count) if isinstance(blocks, Streams) else None
         self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
-        self.control: TrainerControl
         super().__init__(
             model=model,
             args=arguments,
@@ -193,9 +233,6 @@ class _Trainer(Trainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
         return self.lr_scheduler
 
-    def _get_train_sampler(self, *args: Any) -> Sampler[int] | None:
-        return SequentialSampler(self.train_dataset) if self.carried else super()._get_train_sampler(*args)
-
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
         """The Trainer's, without logits; streams go on from the state that they were left with."""
         inputs = {**inputs, "skip_logits": True}
@@ -206,21 +243,16 @@ class _Trainer(Trainer):
         self.carried.leave(stream, outputs.past_key_values)
         return (loss, outputs) if return_outputs else loss
 
-    def _save_checkpoint(self, *args: Any, **options: Any) -> None:
-        folder = Path(cast(str, self.args.output_dir))
-        with runs.explain_failed_writes(folder):
-            if self.carried:  # before the rest: a checkpoint counts as whole once the Trainer's last file is there
-                self.carried.save(folder / f"checkpoint-{self.state.global_step}")
-            super()._save_checkpoint(*args, **options)
-
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        assert self.hooks is not None
-        model = self.accelerator.unwrap_model(self.model).eval()
-        metrics = {"eval_bits_per_byte": self.hooks.evaluate(model)}
+        model, hooks = self.find_whole(), cast(Hooks, self.hooks)
+        metrics = {"eval_bits_per_byte": ranks.from_main(lambda: hooks.evaluate(model.to(self.args.device).eval()))}
         self.log(metrics)
+        self.callback_handler.model = model
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        model.train()
+        if self.is_fsdp_enabled and ranks.is_main():
+            model.cpu()
+        self.model.train()
         return metrics
 
 
@@ -259,16 +291,22 @@ def _choose_steps(
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
     budget, started = settings.minutes * 60, time.perf_counter()
-    for _ in range(2):  # the first one is slow
-        before = time.perf_counter()
-        hooks.evaluate(model.eval())
-        hooks.sample(model)
-        evaluation = time.perf_counter() - before
+    evaluation = ranks.from_main(lambda: _time_evaluation(model, hooks))
     a_step = _measure_step(model, tokenizer, blocks, folder, settings)
     left = budget - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
     steps = max(1, int(max(left, budget / 4) / a_step))
     logger.info("a step takes %.0f ms, an evaluation %.1f s: %d steps", 1000 * a_step, evaluation, steps)
     return steps
+
+
+def _time_evaluation(model: CausalModel, hooks: Hooks) -> float:
+    """Seconds of one evaluation."""
+    for _ in range(2):  # the first one is slow
+        before = time.perf_counter()
+        hooks.evaluate(model.eval())
+        hooks.sample(model)
+        seconds = time.perf_counter() - before
+    return seconds
 
 
 def _measure_step(
@@ -299,29 +337,32 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every,
+        "metric_for_best_model": "bits_per_byte",
+        "greater_is_better": False,
         "report_to": "none",
+        "ddp_find_unused_parameters": False,
         "disable_tqdm": True,
         **DEFAULT_ARGUMENTS,
         **settings.arguments,
     }
+    if settings.global_batch_size is not None:
+        chosen |= share_batch(settings.global_batch_size, settings.arguments)
+    if ranks.count() == 1:  # nothing to cut up: what was trained with FSDP2 goes on without
+        chosen["fsdp"] = None
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder / runs.CHECKPOINTS),
             max_steps=steps,
             remove_unused_columns=False,
             seed=settings.seed,
             data_seed=settings.seed,
+            ignore_data_skip=True,  # `Order` begins where it must
             **chosen,
         )
+        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
+        return arguments
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
-
-
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise RunError(f"{checkpoint} is damaged ({error}): delete it to resume from the one before") from error
