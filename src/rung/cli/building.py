@@ -119,7 +119,7 @@ def train(
     make_quiet()
     from rung.models.sizes import SIZES
     from rung.recipe import make_recipe
-    from rung.recipe.making import check_unused, read_begun
+    from rung.recipe.making import check_unused
 
     given: dict[str, Any] = {
         "rung": rung,
@@ -136,11 +136,8 @@ def train(
         _import_arpa(from_, given | ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {}), out)
         return
     if resume:
-        _check_given(
-            "--resume goes on with the run's own recipe", {**_beyond_place(given), "--recipe": recipe, "--set": set_}
-        )
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
-        made = read_begun(folder)
+        made = _read_begun(folder, given | {"recipe": recipe, "set": set_})
     else:
         page = _fill_page(recipe, given)
         made = make_recipe(page, set_ or ())
@@ -149,9 +146,13 @@ def train(
     _make_run(made, folder)
 
 
-def _beyond_place(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given beyond the rung and the corpus, which say where the run is."""
-    return {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
+    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused."""
+    from rung.recipe.making import read_begun
+
+    beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+    _check_given("--resume goes on with the run's own recipe:", beyond)
+    return read_begun(folder)
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
