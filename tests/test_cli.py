@@ -310,7 +310,7 @@ MISTAKES = {
     "corrupt weights": (["generate", "broken", "text"], "weights could not be read"),
     "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
     "resume": (["train", "--out", "b", "--resume"], "b is finished"),
-    "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"], "own recipe --set: leave it out"),
+    "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"], "own recipe: --set: leave it out"),
     "verify counts": (["verify-resume", "b"], "bigram counts in one pass: there is nothing to resume"),
     "verify nothing": (["verify-resume", "nowhere.yaml"], "no recipe at nowhere.yaml"),
     "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing 'laplace'"),

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import random
 import signal
-import statistics
 import sys
 import threading
 import time
@@ -208,7 +207,7 @@ class _Run:
             while self._hear(here):
                 saving = self._saving() not in (None, saved_before)
                 watch.see(self.phase, self.step, saving)
-                if until and self._is_time(until, saving, watch):
+                if until and self._is_time(until, saving):
                     time.sleep(until.late * getattr(self.pace, "step" if until.where == "training" else until.where))
                     break
         finally:
@@ -253,13 +252,12 @@ class _Run:
         self.finished, self.failure = kind == "finished", said[0]
         return False
 
-    def _is_time(self, until: _Moment, saving: bool, watch: "_Watch") -> bool:
-        if until.where == "starting" or self.phase == "ending":
-            return True
+    def _is_time(self, until: _Moment, saving: bool) -> bool:
+        if until.where in ("starting", self.phase):
+            return until.where != "training" or self.step >= until.step
         if until.where == "saving":
-            return saving and self.step >= until.step
-        is_last = self.step >= (self.recipe.steps or 0)
-        return self.phase == "training" and (is_last if until.where == "ending" else self.step >= until.step)
+            return saving and self.phase == "training" and self.step >= until.step
+        return until.where == "ending" and self.step >= (self.recipe.steps or 0)
 
     def _saving(self) -> tuple[int, int] | None:
         """Which checkpoint is being written, or was when the process ended."""
@@ -300,13 +298,13 @@ class _Watch:
             self.save_began = None
 
     def pace(self, steps: int) -> _Pace:
-        """Seconds of each phase, and of the median step."""
+        """Seconds of each phase, of a step, and of the shortest save."""
         now, training = time.perf_counter(), self.began.get("training", self.began["starting"])
         last = self.began.get(steps, now)
         return _Pace(
             starting=training - self.began["starting"],
             step=(last - training) / steps,
-            saving=statistics.median(self.saves) if self.saves else 0.0,
+            saving=min(self.saves, default=0.0),
             ending=now - last,
         )
 

@@ -125,7 +125,7 @@ def train(
     make_quiet()
     from rung.models.sizes import SIZES
     from rung.recipe import make_recipe
-    from rung.recipe.making import check_unused, read_begun
+    from rung.recipe.making import check_unused
 
     given: dict[str, Any] = {
         "rung": rung,
@@ -142,10 +142,9 @@ def train(
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
         return ranks.from_main(lambda: _import_arpa(from_, given, out))
     if resume:
-        beyond = {**_beyond_place(given), "--recipe": recipe, "--set": set_}
-        _check_given("--resume goes on with the run's own recipe", beyond)
         folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
-        made = ranks.from_main(functools.partial(read_begun, folder))
+        beyond = given | {"recipe": recipe, "set": set_}
+        made = ranks.from_main(functools.partial(_read_begun, folder, beyond))
     else:
         made = make_recipe(page := _fill_page(recipe, given), set_ or ())
         folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
@@ -153,9 +152,13 @@ def train(
     return _make_run(made, folder)
 
 
-def _beyond_place(given: dict[str, Any]) -> dict[str, Any]:
-    """What was given beyond the rung and the corpus, which say where the run is."""
-    return {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
+    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused."""
+    from rung.recipe.making import read_begun
+
+    beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+    _check_given("--resume goes on with the run's own recipe:", beyond)
+    return read_begun(folder)
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
