@@ -172,7 +172,7 @@ def test_evaluating_or_measuring_changes_nothing(run, make_tiny, tokenizer, pack
     blocks = rung.train._cut(model, tokenizer, packed, tmp_path, settings)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(rung.train, "MEASURED_SECONDS", 0.1)
-        assert rung.train._measure_step(model, tokenizer, blocks, tmp_path, settings) > 0
+        assert rung.train.measure_step(model, tokenizer, blocks, tmp_path, settings) > 0
     assert run("measured", model=model, eval_strategy="no") == alone
 
 

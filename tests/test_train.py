@@ -101,8 +101,8 @@ def test_a_machine_that_changes_its_speed_still_ends_in_time(
 ):
     """The plan is wrong by a factor: at half time the end is moved, and the learning rate still falls to zero."""
     monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
-    real = rung.train._measure_step
-    monkeypatch.setattr("rung.train._measure_step", lambda *args: real(*args) * factor)
+    real = rung.train.measure_step
+    monkeypatch.setattr("rung.train.measure_step", lambda *args: real(*args) * factor)
     trained = train(
         make_tiny("gpt2"), tokenizer, packed, tmp_path, settings_of(steps=None, minutes=6 / 60), Listener().hooks()
     )

@@ -94,6 +94,9 @@ class Display:
                 stage.name, total=None, rung=rung, note="", began=began, took=None
             )
             self.current = rung
+        if stage.name == "planned":
+            self.progress.console.print(f"[bold]{rung}[/]: {stage.note}", highlight=False)
+            return
         task = self.tasks[rung]
         shown = self.progress.tasks[self.progress.task_ids.index(task)]
         if shown.description != stage.name:

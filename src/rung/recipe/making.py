@@ -27,6 +27,7 @@ from rung.models import CausalModel, build_model, count_parameters, find_rung, m
 from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
+from rung.recipe.dial import Plan, suggest_parameters, turn_dial
 from rung.tokenizer import (
     PUBLISHED,
     TOKENIZERS,
@@ -40,7 +41,8 @@ from rung.tokenizer import (
 from rung.train import Hooks, Progress, Trained, TrainSettings, find_checkpoints, find_global_batch_size, train
 
 DEFAULT_MINUTES = 5.0
-CONTEXT = 256  # tokens a model is trained on at a time
+CONTEXT = 128  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
+LONGEST_CONTEXT = 1024
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
@@ -86,6 +88,7 @@ class _Ready:
     key: str  # that the packed text is kept under
     record: dict[str, Any]
     corpus: Corpus | None = field(repr=False)
+    plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "corpus": None}
@@ -111,19 +114,23 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    recipe = _choose_width(recipe, tokenizer)
     make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     tell(Stage(name="tokenizing"))
     key = f"{corpus.fingerprint} train {fingerprint(tokenizer)}"
-    pack(
+    packed = pack(
         encode_documents(corpus.train["text"], tokenizer),
         key=key,
         vocab_size=len(tokenizer),
         folder=cache_folder() / "packed",
     )
+    tell(Stage(name="measuring"))
+    recipe, plan = turn_dial(recipe, tokenizer, packed, folder, _judge_watched(corpus, tokenizer))
+    recipe = _choose_width(recipe, tokenizer)
+    if plan:
+        tell(Stage(name="planned", note=plan.describe()))
     record = _describe(recipe, corpus, tokenizer)
     _begin(folder, record)
-    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus)
+    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, plan=plan)
 
 
 def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
@@ -131,6 +138,9 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
     record = ready.record | {"parameters": count_parameters(model), "training": _training_facts(trained)}
+    if ready.plan:
+        reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
+        record["plan"] = ready.plan.compare(reached[-1]) if reached else asdict(ready.plan)
     if not trained.interrupted:
         assert ready.corpus is not None
         record |= _judge(model.eval(), ready.tokenizer, ready.corpus, tell)
@@ -173,14 +183,6 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     return load_tokenizer(str(folder))
 
 
-def suggest_parameters(minutes: float) -> int:
-    """How many weights to train in so many minutes on a laptop (benchmarks/sizes.py compares some).
-
-    The best size grows with the root of the time: 0.9 million at 75 seconds.
-    """
-    return round(0.9e6 * math.sqrt(minutes / 1.25))
-
-
 def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
@@ -192,8 +194,13 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
     if not {"max_position_embeddings", "n_positions"} & set(recipe.model):
-        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": CONTEXT})
+        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)})
     return replace(recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train))
+
+
+def _choose_context(recipe: Recipe) -> int:
+    times = max(1.0, (recipe.minutes or DEFAULT_MINUTES) / DEFAULT_MINUTES)
+    return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
 
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
@@ -209,6 +216,7 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
+    """The width for what is not timed, or has no law: as if it had the minutes that a run has by default."""
     if find_rung(recipe.rung).counts or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
@@ -257,6 +265,7 @@ def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
         global_batch_size=recipe.global_batch_size,
         carry_state=recipe.carry_state,
         seed=recipe.seed,
+        spent=ready.plan.seconds if ready.plan else 0.0,
     )
     return model, train(model, ready.tokenizer, packed, folder, settings, _hooks(ready, tell))
 
@@ -266,7 +275,6 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     if ready.corpus is None:
         return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
     tokenizer = ready.tokenizer
-    watched = first_texts(ready.corpus.validation["text"], WATCHED_BYTES)
     prompt = _prompt(ready.corpus)
 
     def show(progress: Progress) -> None:
@@ -279,10 +287,16 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
 
     sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed)
     return Hooks(
-        evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
+        evaluate=_judge_watched(ready.corpus, tokenizer),
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
         progress=show,
     )
+
+
+def _judge_watched(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable[[CausalModel], float]:
+    """Bits per byte of a model on the validation text that training watches."""
+    watched = first_texts(corpus.validation["text"], WATCHED_BYTES)
+    return lambda model: score_documents(model, tokenizer, watched).bits_per_byte
 
 
 def _not_asked(model: CausalModel) -> Any:

@@ -57,7 +57,7 @@ class Standing:
 def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint is of: by this another run is told apart."""
     model = {key: value for key, value in config.items() if key not in ABOUT_FILES}
-    recipe = {key: value for key, value in settings.items() if key != "arguments"}
+    recipe = {key: value for key, value in settings.items() if key not in ("arguments", "spent")}
     recipe |= {f"train.{key}": v for key, v in settings["arguments"].items() if not key.startswith(MAY_CHANGE)}
     return json.loads(json.dumps({"model": model, "recipe": recipe}, default=str))
 
