@@ -34,7 +34,7 @@ from rung.tokenizer import (
     PUBLISHED,
     TOKENIZERS,
     build_tokenizer,
-    encode_documents,
+    encode_batches,
     fingerprint,
     load_tokenizer,
     losses,
@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 5.0
 CONTEXT = 256  # tokens a model is trained on at a time
+SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
@@ -78,14 +79,11 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     tokenizer = prepare_tokenizer(recipe, corpus)
     recipe = _choose_width(recipe, tokenizer)
     make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
-    tell(Stage(name="tokenizing"))
-    packed = pack(
-        encode_documents(corpus.train["text"], tokenizer),
-        key=f"{corpus.fingerprint} train {fingerprint(tokenizer)}",
-        vocab_size=len(tokenizer),
-        folder=cache_folder() / "packed",
-    )
+    packed = pack_train(corpus, tokenizer, tell)
     record = _describe(recipe, corpus, tokenizer)
+    if corpus.stream:
+        record["corpus"]["documents"]["train"] = len(packed.starts)
+        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
     _begin(folder, record)
     set_seed(recipe.seed)
     counts = find_rung(recipe.rung).counts
@@ -177,12 +175,39 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     kind, vocab_size = spec.get("kind", "bpe"), spec.get("vocab_size")
     if kind not in TOKENIZERS:
         raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
-    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size}".encode()).hexdigest()[:16]
+    stride = _sample_stride(recipe, corpus)
+    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode()).hexdigest()[:16]
     folder = cache_folder() / "tokenizers" / key
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        runs.save_model(folder, build_tokenizer(kind, corpus.train["text"], vocab_size))
+        runs.save_model(folder, build_tokenizer(kind, corpus.sample_train(stride), vocab_size))
     return load_tokenizer(str(folder))
+
+
+def _sample_stride(recipe: Recipe, corpus: Corpus) -> int:
+    """One document in how many the tokenizer is trained on; of words and characters none may be missed."""
+    return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind", "bpe") == "bpe" else 1
+
+
+def pack_train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tell: Tell = lambda stage: None) -> Packed:
+    """The training text as token ids, made once and kept; what was made before a stop is gone on from."""
+    tell(Stage(name="tokenizing"))
+    started, before = time.perf_counter(), -1
+    total = None if corpus.stream else len(corpus.train)
+
+    def show(done: int, tokens: int) -> None:
+        nonlocal before
+        before = tokens if before < 0 else before
+        rate = (tokens - before) / max(1e-9, time.perf_counter() - started)
+        tell(Stage(name="tokenizing", done=done, total=total, note=f"{rate:,.0f} tokens/s"))
+
+    return pack(
+        lambda state: encode_batches(corpus.read_train(state), tokenizer),
+        key=f"{corpus.fingerprint} train {fingerprint(tokenizer)}",
+        vocab_size=len(tokenizer),
+        folder=cache_folder() / "packed",
+        tell=show,
+    )
 
 
 def suggest_parameters(minutes: float) -> int:
@@ -197,7 +222,7 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
-        spec["vocab_size"] = suggest_vocab_size(split_bytes(corpus)["train"])
+        spec["vocab_size"] = suggest_vocab_size(corpus.bytes["train"])
     recipe = replace(recipe, tokenizer=spec)
     if find_rung(recipe.rung).counts:
         return recipe
@@ -226,14 +251,6 @@ def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
-
-
-def split_bytes(corpus: Corpus) -> dict[str, int]:
-    """UTF-8 bytes of each split."""
-    return {
-        name: sum(len(text.encode()) for batch in corpus.split(name).iter(1000) for text in batch["text"])
-        for name in SPLITS
-    }
 
 
 def _count(
@@ -340,13 +357,14 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
             "documents": {name: len(corpus.split(name)) for name in SPLITS},
-            "bytes": split_bytes(corpus),
+            "bytes": dict(corpus.bytes),
         },
         "tokenizer": {
             "kind": recipe.tokenizer.get("kind") or recipe.tokenizer["path"],
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": len(tokenizer),
             "lost": list(losses(tokenizer)),
+            "one_document_in": _sample_stride(recipe, corpus),
         },
         "versions": {
             "rung": __version__,
