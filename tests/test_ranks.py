@@ -81,7 +81,7 @@ def test_the_states_of_all_streams_are_saved(two, ground):
     name = Path("checkpoints") / f"checkpoint-{STOP + 1}" / f"carried-{ROWS}.safetensors"
     ours, theirs = (load_file(ground.folder / run / name) for run in ("carried-to-one", "carried-stopped"))
     assert {len(states) for states in ours.values()} == {ROWS}
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # Muon rounds to bfloat16
 
 
 def test_each_process_reads_its_own_blocks(two, ground):
@@ -114,7 +114,7 @@ def test_the_command_speaks_once(two, ground):
     assert made.stdout.count("bigram") == made.stdout.count("gpt2") == 1
     assert made.stderr.count("Report:") == 1
     record = json.loads((ground.folder / "runs" / "text" / "gpt2" / "rung.json").read_text())
-    assert record["recipe"]["global_batch_size"] == 16
+    assert record["recipe"]["global_batch_size"] == 32
     assert record["training"]["steps"] > 1
 
 

@@ -26,7 +26,8 @@ from rung import runs
 from rung.errors import RecipeError, RunError, RungError
 from rung.models import find_rung
 from rung.recipe import Recipe, make_recipe, read_recipe
-from rung.recipe.making import Stage, execute
+from rung.recipe.making import execute
+from rung.recipe.stages import Stage
 from rung.train import SAVING
 
 STEPS = 60  # of a recipe that says minutes

@@ -30,7 +30,7 @@ from rung import ranks, runs
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
     from rung.models.sizes import Size
-    from rung.recipe.making import Stage
+    from rung.recipe.stages import Stage
     from rung.report import Row
     from rung.report.swaps import Estimate, SwapRow
     from rung.verify import Verdict

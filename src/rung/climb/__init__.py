@@ -18,7 +18,8 @@ from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
 from rung.recipe import Recipe
-from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
+from rung.recipe.making import DEFAULT_MINUTES, execute
+from rung.recipe.stages import Stage
 from rung.report import write_report
 
 logger = logging.getLogger(__name__)

@@ -1,14 +1,14 @@
 """Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
-import hashlib
+import functools
 import math
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import tokenizers
@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rung import __version__, ranks, runs
 from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.errors import RecipeError, RunError, RungError, did_you_mean
+from rung.errors import RunError, RungError
 from rung.evaluate import compressor_marks, first_texts, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
@@ -28,13 +28,10 @@ from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
+from rung.recipe.stages import Stage, Tell
+from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
 from rung.tokenizer import (
-    PUBLISHED,
-    TOKENIZERS,
-    build_tokenizer,
-    encode_documents,
     fingerprint,
-    load_tokenizer,
     losses,
     suggest_vocab_size,
 )
@@ -47,19 +44,6 @@ WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in tr
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
 SAMPLE_TOKENS = 100
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows."""
-
-    name: str
-    done: int = 0
-    total: int | None = None
-    note: str = ""
-
-
-Tell = Callable[[Stage], None]
 
 
 def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bool:
@@ -96,14 +80,13 @@ class _Ready:
     def open_packed(self) -> Packed:
         """The packed text, mapped into memory: a process reads what it trains on, and no more."""
         folder = cache_folder() / "packed"
-        return pack(_not_here(folder), key=self.key, vocab_size=len(self.tokenizer), folder=folder)
+        return pack(functools.partial(_not_here, folder), key=self.key, vocab_size=len(self.tokenizer), folder=folder)
 
 
-def _not_here(folder: Path) -> Iterator[list[int]]:
+def _not_here(folder: Path, state: Any) -> NoReturn:
     raise RunError(
         f"process {ranks.number()} finds no text in {folder}: RUNG_CACHE must be one folder for all machines"
     )
-    yield []
 
 
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
@@ -115,21 +98,18 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
-    tell(Stage(name="tokenizing"))
-    key = f"{corpus.fingerprint} train {fingerprint(tokenizer)}"
-    packed = pack(
-        encode_documents(corpus.train["text"], tokenizer),
-        key=key,
-        vocab_size=len(tokenizer),
-        folder=cache_folder() / "packed",
-    )
+    packed = pack_train(corpus, tokenizer, tell)
     tell(Stage(name="measuring"))
     recipe, plan = turn_dial(recipe, tokenizer, packed, folder, _judge_watched(corpus, tokenizer))
     recipe = _choose_width(recipe, tokenizer)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
     record = _describe(recipe, corpus, tokenizer)
+    if corpus.stream:
+        record["corpus"]["documents"]["train"] = len(packed.starts)
+        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
     _begin(folder, record)
+    key = packed_key(corpus, tokenizer)
     return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, plan=plan)
 
 
@@ -167,27 +147,11 @@ def check_unused(folder: Path) -> None:
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
 
-def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on this corpus."""
-    spec = recipe.tokenizer
-    if "path" in spec or spec.get("kind") in PUBLISHED:
-        return load_tokenizer(spec.get("path") or spec["kind"])
-    kind, vocab_size = spec.get("kind", "bpe"), spec.get("vocab_size")
-    if kind not in TOKENIZERS:
-        raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
-    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "tokenizers" / key
-    if not (folder / "tokenizer.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.save_model(folder, build_tokenizer(kind, corpus.train["text"], vocab_size))
-    return load_tokenizer(str(folder))
-
-
 def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
-        spec["vocab_size"] = suggest_vocab_size(split_bytes(corpus)["train"])
+        spec["vocab_size"] = suggest_vocab_size(corpus.bytes["train"])
     recipe = replace(recipe, tokenizer=spec)
     if find_rung(recipe.rung).counts:
         return recipe
@@ -222,14 +186,6 @@ def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
-
-
-def split_bytes(corpus: Corpus) -> dict[str, int]:
-    """UTF-8 bytes of each split."""
-    return {
-        name: sum(len(text.encode()) for batch in corpus.split(name).iter(1000) for text in batch["text"])
-        for name in SPLITS
-    }
 
 
 def _count(ready: _Ready, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
@@ -354,13 +310,14 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
             "documents": {name: len(corpus.split(name)) for name in SPLITS},
-            "bytes": split_bytes(corpus),
+            "bytes": dict(corpus.bytes),
         },
         "tokenizer": {
             "kind": recipe.tokenizer.get("kind") or recipe.tokenizer["path"],
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": len(tokenizer),
             "lost": list(losses(tokenizer)),
+            "one_document_in": sample_stride(recipe, corpus),
         },
         "versions": {
             "rung": __version__,

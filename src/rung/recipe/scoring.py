@@ -11,7 +11,7 @@ from rung.device import choose_device
 from rung.errors import RunError
 from rung.evaluate import score_documents
 from rung.models import load
-from rung.recipe.making import Stage, Tell
+from rung.recipe.stages import Stage, Tell
 from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
 
 logger = logging.getLogger(__name__)
