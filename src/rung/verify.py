@@ -130,7 +130,6 @@ def verify_resume(
     whole.start(until=None)
     if whole.failure:
         raise RunError(whole.failure)
-    dice = random.Random(seed)
     fallen: list[Kill] = []
     resumed: list[Made] = []
     failure = None
@@ -138,14 +137,18 @@ def verify_resume(
     def tell_kills(stage: Stage) -> None:
         tell("killed", _note(stage, fallen, kills))
 
-    while failure is None and (len(fallen) < kills or not resumed):
-        run = _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace)
-        moments = [*_plan(recipe.steps or 0, kills - len(fallen), dice), None]
-        while moments and not run.finished and run.failure is None:
-            kill = run.start(until=moments.pop(0))
-            fallen.extend([kill] if kill else [])
+    moments = _plan(recipe.steps or 0, kills, random.Random(seed))
+    while failure is None and (moments or not resumed):
+        run, before = _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace), len(fallen)
+        while not run.finished and run.failure is None:
+            kill = run.start(until=moments[0] if moments else None)
+            if kill:
+                fallen.append(kill)
+                moments.pop(0)
         failure = run.failure
         resumed.extend([run.read()] if run.finished else [])
+        if moments and len(fallen) == before:  # a save that does not come, or was over too soon
+            moments[0] = replace(moments[0], where="training")
     return Verdict(recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure)
 
 
