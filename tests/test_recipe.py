@@ -152,8 +152,6 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
 
 
 def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
-    import rung.recipe.making as making
-
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
         patched.setattr(making, "_judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -189,9 +187,7 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):
-    import rung.recipe.making as making
-
-    monkeypatch.setattr(making, "SAMPLE_BYTES", 4_000)
+    monkeypatch.setattr("rung.recipe.text.SAMPLE_BYTES", 4_000)
     for kind, stride in (("bpe", -(-load_corpus(text).bytes["train"] // 4_000)), ("word", 1)):
         recipe = make_recipe({"rung": "bigram", "corpus": text, "tokenizer": {"kind": kind}})
         execute(recipe, tmp_path / kind)

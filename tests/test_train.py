@@ -17,6 +17,7 @@ from rung.errors import RecipeError, RunError
 from rung.pack import Packed
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, check_arguments, last_checkpoint, train
+from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
 
 FAST = {"per_device_train_batch_size": 4, "bf16": False}
@@ -199,3 +200,20 @@ def test_adamw_inside_muon_is_torchs():
             parameter.grad = gradient.clone()
             stepper.step()
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama3", "swaps"])
+def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny(name)
+    ids = torch.randint(4, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    with dropping_out(model, 0.5):
+        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
+        torch.testing.assert_close(model.eval()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    torch.testing.assert_close(model.train()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    found = []
+    for dropout in (0.0, 0.3):
+        (tmp_path / str(dropout)).mkdir()
+        settings = settings_of(steps=3, dropout=dropout)
+        train(make_tiny(name), tokenizer, packed, tmp_path / str(dropout), settings, Listener().hooks())
+        found.append([line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line])
+    assert found[0] != found[1]

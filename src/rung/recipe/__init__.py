@@ -8,6 +8,7 @@
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
     global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
+    dropout: 0.1                 # while it trains, in the model's own places or where GPT-2 has them
     carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     seed: 0
@@ -53,6 +54,7 @@ class Recipe:
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
+    dropout: float = 0.0
     carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
     steps: int | None = None
@@ -80,6 +82,8 @@ class Recipe:
             check_carry_state(find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
         _check_positive("global_batch_size", self.global_batch_size, int)
         if self.minutes is not None and self.steps is not None:
             raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")

@@ -29,7 +29,6 @@ LAYERS = 4
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
 OVERFITTING = 4.0  # epochs from which dropout is worth its noise (Muennighoff et al. 2023: to four nothing is lost)
 DROPOUT = 0.1
-DROPOUTS = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,9 @@ def turn_dial(
     width, parameters = min(shapes, key=expect)
     tokens = seconds / pace(parameters)
     epochs = tokens / len(packed)
-    recipe, dropout = _resist_overfitting(_with_width(recipe, width), epochs)
+    recipe = _with_width(recipe, width)
+    if epochs > OVERFITTING and not recipe.dropout:
+        recipe = replace(recipe, dropout=DROPOUT)
     plan = Plan(
         parameters=parameters,
         hidden_size=width,
@@ -125,7 +126,7 @@ def turn_dial(
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
         epochs=epochs,
-        dropout=dropout,
+        dropout=recipe.dropout,
         bits_per_byte=expect((width, parameters)),
         ngram_bits_per_byte=counted,
         seconds=time.perf_counter() - began,
@@ -174,14 +175,6 @@ def _find_pace(
     (small, fast), (large, slow) = measured
     slope = max(0.0, (slow - fast) / (large - small)) if large > small else 0.0
     return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
-
-
-def _resist_overfitting(recipe: Recipe, epochs: float) -> tuple[Recipe, float]:
-    """With dropout, where the text will be read so often that it would be learned by heart, and the model has some."""
-    names = DROPOUTS.get(recipe.rung, ())
-    if epochs <= OVERFITTING or not names or set(names) & set(recipe.model):
-        return recipe, 0.0
-    return replace(recipe, model={**recipe.model, **dict.fromkeys(names, DROPOUT)}), DROPOUT
 
 
 def suggest_parameters(minutes: float) -> int:

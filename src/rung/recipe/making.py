@@ -38,6 +38,8 @@ from rung.tokenizer import (
 from rung.train import Hooks, Progress, Trained, TrainSettings, find_checkpoints, find_global_batch_size, train
 
 DEFAULT_MINUTES = 5.0
+# Fields of the rungs that have dropout of their own.
+OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
 CONTEXT = 128  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
 LONGEST_CONTEXT = 1024
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
@@ -212,13 +214,15 @@ def _count(ready: _Ready, folder: Path, tell: Tell) -> tuple[CausalModel, Traine
 def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
     """Train a rung by gradients."""
     recipe = ready.recipe
-    config = make_config(recipe.rung, ready.tokenizer, recipe.model)
+    own = dict.fromkeys(OWN_DROPOUT.get(recipe.rung, ()), recipe.dropout) if recipe.dropout else {}
+    config = make_config(recipe.rung, ready.tokenizer, {**own, **recipe.model})
     model = build_model(recipe.rung, config).to(choose_device())
     settings = TrainSettings(
         steps=recipe.steps,
         minutes=recipe.minutes,
         arguments=recipe.train,
         global_batch_size=recipe.global_batch_size,
+        dropout=0.0 if own else recipe.dropout,
         carry_state=recipe.carry_state,
         seed=recipe.seed,
         spent=ready.plan.seconds if ready.plan else 0.0,

@@ -37,6 +37,7 @@ from rung.train.checkpoints import (
     last_checkpoint,
     read_standing,
 )
+from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
@@ -99,6 +100,7 @@ class TrainSettings:
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
     global_batch_size: int | None = None  # rows a step, of all processes; else what `arguments` make it
+    dropout: float = 0.0  # for a model that has none of its own
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     seed: int = 0
     spent: float = 0.0  # seconds of the minutes that went into choosing what to train
@@ -172,7 +174,7 @@ def train(
     ranks.together(functools.partial(keeping.take_up, trainer.carried))
     if ranks.number():
         torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
-    with interrupt_politely(recorder):
+    with interrupt_politely(recorder), dropping_out(model, settings.dropout):
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
     trainer.find_whole()
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
