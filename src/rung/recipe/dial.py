@@ -27,7 +27,7 @@ WIDTHS = range(64, 2049, 32)
 WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
 LAYERS = 4
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
-OVERFITTING = 4.0  # epochs from which dropout is worth its noise (Muennighoff et al. 2023: to four nothing is lost)
+OVERFITTING = 5.0  # epochs from which dropout is worth its noise
 DROPOUT = 0.1
 
 
@@ -49,7 +49,7 @@ class Law:
     def __call__(self, parameters: float, tokens: float, text: float) -> float:
         """For `tokens` read of a text of `text` tokens."""
         again = max(0.0, tokens / text - 1)
-        worth = min(tokens, text) + text * self.patience * (1 - math.exp(-again / self.patience))
+        worth = min(tokens, text) + text * self.patience * (1 - math.e ** (-again / self.patience))
         return (
             self.floor
             + self.size * (parameters / 1e6) ** -self.size_power
@@ -57,7 +57,10 @@ class Law:
         )
 
 
-LAWS: dict[str, Law] = {}
+# By whether there is dropout.
+_PLAIN = Law(floor=0.722, size=0.1283, size_power=0.2075, data=0.1045, data_power=1.104, patience=3.2396)
+_NOISY = replace(_PLAIN, data=0.1223, patience=5.4735)
+LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,37 +107,37 @@ def turn_dial(
     if recipe.minutes is None or recipe.rung not in LAWS or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe, None
     began = time.perf_counter()
-    counted = _count(tokenizer, packed, judge)
+    counted = count_text(tokenizer, packed, judge)
     shapes = list(_shapes(recipe, tokenizer))
     pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
     seconds = recipe.minutes * 60 * (1 - HELD_BACK) - (time.perf_counter() - began)
-    law = LAWS[recipe.rung]
+
+    def find_dropout(parameters: int) -> float:
+        return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * len(packed) else 0.0)
 
     def expect(shape: tuple[int, int]) -> float:
+        law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
         return law(shape[1], seconds / pace(shape[1]), len(packed)) * counted
 
     width, parameters = min(shapes, key=expect)
     tokens = seconds / pace(parameters)
-    epochs = tokens / len(packed)
-    recipe = _with_width(recipe, width)
-    if epochs > OVERFITTING and not recipe.dropout:
-        recipe = replace(recipe, dropout=DROPOUT)
+    planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
     plan = Plan(
         parameters=parameters,
         hidden_size=width,
-        layers=recipe.model.get("num_hidden_layers"),
+        layers=planned.model.get("num_hidden_layers"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
-        epochs=epochs,
-        dropout=recipe.dropout,
+        epochs=tokens / len(packed),
+        dropout=planned.dropout,
         bits_per_byte=expect((width, parameters)),
         ngram_bits_per_byte=counted,
         seconds=time.perf_counter() - began,
     )
-    return recipe, plan
+    return planned, plan
 
 
-def _count(tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]) -> float:
+def count_text(tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]) -> float:
     """Bits per byte of the n-gram rung, fitted to the first tokens of the text: how hard it is."""
     end = int(numpy.searchsorted(packed.starts, COUNTED_TOKENS))
     tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
