@@ -26,6 +26,8 @@ COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
 WIDTHS = range(64, 2049, 32)
 WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
 LAYERS = 4
+NEAR = 8  # times as many weights, or as few, as are measured: further out nothing is known
+LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
 OVERFITTING = 5.0  # epochs from which dropout is worth its noise
 DROPOUT = 0.1
@@ -58,8 +60,8 @@ class Law:
 
 
 # By whether there is dropout.
-_PLAIN = Law(floor=0.722, size=0.1283, size_power=0.2075, data=0.1045, data_power=1.104, patience=3.2396)
-_NOISY = replace(_PLAIN, data=0.1223, patience=5.4735)
+_PLAIN = Law(floor=0.5316, size=0.0911, size_power=0.34, data=0.3503, data_power=0.28, patience=7.076)
+_NOISY = replace(_PLAIN, data=0.3578, patience=6.4797)
 LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
 
@@ -110,6 +112,8 @@ def turn_dial(
     counted = count_text(tokenizer, packed, judge)
     shapes = list(_shapes(recipe, tokenizer))
     pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
+    guess = suggest_parameters(recipe.minutes)
+    near = [shape for shape in shapes if guess / NEAR < shape[1] < guess * NEAR] or shapes[:1]
     seconds = recipe.minutes * 60 * (1 - HELD_BACK) - (time.perf_counter() - began)
 
     def find_dropout(parameters: int) -> float:
@@ -119,7 +123,7 @@ def turn_dial(
         law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
         return law(shape[1], seconds / pace(shape[1]), len(packed)) * counted
 
-    width, parameters = min(shapes, key=expect)
+    width, parameters = min(near, key=expect)
     tokens = seconds / pace(parameters)
     planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
     plan = Plan(
@@ -176,7 +180,7 @@ def _find_pace(
         model = _build(recipe, tokenizer, width).to(choose_device())
         measured.append((parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens))
     (small, fast), (large, slow) = measured
-    slope = max(0.0, (slow - fast) / (large - small)) if large > small else 0.0
+    slope = max((slow - fast) / (large - small), LEAST_SLOPE * fast / small)
     return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
 
 
