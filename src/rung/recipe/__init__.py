@@ -9,6 +9,8 @@
     train: {learning_rate: 3e-3} # fields of TrainingArguments
     carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
+    base: runs/python-docs/llama3 # the model to go on from: a run, a model folder, a Hub id; with its tokenizer
+    lora: 8                      # of that base, train only a change of this rank
     seed: 0
 
 Every key may be left out but `rung`. `making.py` makes the run.
@@ -29,7 +31,7 @@ from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
-from rung.train import check_arguments, check_carry_state
+from rung.train import check_activations, check_arguments, check_carry_state, check_lora
 
 __all__ = ["Recipe", "make_recipe", "read_recipe"]
 
@@ -38,7 +40,7 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`.
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
 
     A size's name as `rung` becomes the rung and the size's `model` fields.
     """
@@ -46,11 +48,13 @@ class Recipe:
     rung: str
     corpus: str = "python-docs"
     documents: DocumentKind = "paragraphs"
-    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    lora: int | None = None
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -61,6 +65,11 @@ class Recipe:
         object.__setattr__(self, "rung", rung)
         object.__setattr__(self, "model", model)
         check_arguments(self.train)
+        _check_base(self)
+        own = {"path": self.base} if self.base else {"kind": "bpe"}
+        object.__setattr__(self, "tokenizer", self.tokenizer or own)
+        if self.base and self.tokenizer != own:
+            raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
                 raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
@@ -74,6 +83,8 @@ class Recipe:
             raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
         if self.carry_state:
             check_carry_state(find_rung(self.rung).model, self.train)
+        if not find_rung(self.rung).counts:
+            check_activations(self.rung, find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
         if self.minutes is not None and self.steps is not None:
@@ -129,6 +140,20 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
         if key not in known:
             raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
     Counting(**counting)
+
+
+def _check_base(recipe: Recipe) -> None:
+    if recipe.lora is not None:
+        check_lora(recipe.lora, recipe.base)
+    if recipe.base is None:
+        return
+    if not isinstance(recipe.base, str) or not recipe.base:
+        raise RecipeError(f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id")
+    if find_rung(recipe.rung).counts:
+        raise RecipeError(
+            f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with nothing to go on from: "
+            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram --from FILE`"
+        )
 
 
 def _check_positive(name: str, value: Any, kind: type) -> None:

@@ -29,6 +29,7 @@ from rung.models import CausalModel, build_model, count_parameters, find_rung, l
 from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
+from rung.recipe.base import describe_base, load_base
 from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
 from rung.tokenizer import (
     PUBLISHED,
@@ -40,7 +41,7 @@ from rung.tokenizer import (
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, last_checkpoint, train
+from rung.train import Hooks, Progress, Trained, TrainSettings, check_trackers, last_checkpoint, train
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +72,16 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`
     for what the user can mend.
     """
+    check_trackers(recipe.train)
+    base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     recipe = _choose_width(recipe, tokenizer)
-    make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
+    if base is None:
+        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     tell(Stage(name="tokenizing"))
     packed = pack(
         encode_documents(corpus.train["text"], tokenizer),
@@ -85,14 +89,15 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
         vocab_size=len(tokenizer),
         folder=cache_folder() / "packed",
     )
-    record = _describe(recipe, corpus, tokenizer)
+    record = _describe(recipe, corpus, tokenizer) | (describe_base(recipe, base) if base else {})
     _begin(folder, record)
     set_seed(recipe.seed)
     counts = find_rung(recipe.rung).counts
     tell(Stage(name="counting" if counts else "measuring"))
     hooks = _hooks(recipe, tokenizer, corpus, tell)
     try:
-        model, trained = (_count if counts else _learn)(recipe, tokenizer, packed, folder, hooks)
+        make = _count if counts else functools.partial(_learn, base=base)
+        model, trained = make(recipe, tokenizer, packed, folder, hooks)
     except RungError:
         if counts:  # nothing is there to resume
             (folder / runs.RECORD).unlink()
@@ -203,7 +208,7 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
         return recipe
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
-    if not {"max_position_embeddings", "n_positions"} & set(recipe.model):
+    if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
         recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": CONTEXT})
     return recipe
 
@@ -215,13 +220,14 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
             (folder / name).unlink(missing_ok=True)
     else:
         before = runs.read_record(folder)
-        if any(before[key]["fingerprint"] != record[key]["fingerprint"] for key in ("corpus", "tokenizer")):
-            raise RunError(f"the text has changed since {folder} was begun: choose another folder with --out")
+        for key, what in (("corpus", "text"), ("tokenizer", "text"), ("base", "model that it goes on from")):
+            if before.get(key, {}).get("fingerprint") != record.get(key, {}).get("fingerprint"):
+                raise RunError(f"the {what} has changed since {folder} was begun: choose another folder with --out")
     runs.write_record(folder, record)
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
-    if find_rung(recipe.rung).counts or {"hidden_size", "n_embd"} & set(recipe.model):
+    if find_rung(recipe.rung).counts or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
@@ -254,16 +260,22 @@ def _count(
 
 
 def _learn(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, hooks: Hooks
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    folder: Path,
+    hooks: Hooks,
+    base: CausalModel | None = None,
 ) -> tuple[CausalModel, Trained]:
-    """Train a rung by gradients."""
-    config = make_config(recipe.rung, tokenizer, recipe.model)
-    model = build_model(recipe.rung, config).to(choose_device())
+    """Train a rung by gradients, from `base` or from random weights."""
+    model = base or build_model(recipe.rung, make_config(recipe.rung, tokenizer, recipe.model))
+    model = model.to(choose_device())
     settings = TrainSettings(
         steps=recipe.steps,
         minutes=recipe.minutes,
         arguments=recipe.train,
         carry_state=recipe.carry_state,
+        lora=recipe.lora,
         seed=recipe.seed,
     )
     return model, train(model, tokenizer, packed, folder, settings, hooks)
@@ -367,4 +379,5 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
         "steps": trained.steps,
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
+        "trainable_parameters": trained.trainable_parameters,
     }

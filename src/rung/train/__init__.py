@@ -29,17 +29,23 @@ from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
+from rung.train.activations import check_activations, rename_activations
+from rung.train.adapters import ADAPTER_ARGUMENTS, Adapter, check_lora
 from rung.train.carried import Carried, check_carry_state
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ROOM, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.trackers import PROJECT, check_trackers, list_trackers, report_below
 
 __all__ = [
     "Hooks",
     "Progress",
     "TrainSettings",
     "Trained",
+    "check_activations",
     "check_arguments",
     "check_carry_state",
+    "check_lora",
+    "check_trackers",
     "last_checkpoint",
     "train",
 ]
@@ -72,6 +78,7 @@ class TrainSettings:
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
+    lora: int | None = None  # the rank of the change that is trained, and not the model itself
     seed: int = 0
 
 
@@ -83,6 +90,7 @@ class Trained:
     tokens: int
     seconds: float
     interrupted: bool
+    trainable_parameters: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -98,6 +106,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
         if key in RESERVED_ARGUMENTS:
             raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
+    list_trackers(arguments)
 
 
 def train(
@@ -115,28 +124,39 @@ def train(
     started = time.perf_counter()
     keep_freed_memory()
     blocks = _cut(model, tokenizer, packed, folder, settings)
+    adapter = Adapter(model, settings.lora) if settings.lora else None
+    learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     resumed = last_checkpoint(folder)
     if resumed:
         steps, deadline = _read_state(resumed)["max_steps"], None
         runs.keep_metrics_before(folder, _read_state(resumed)["global_step"])
     else:
-        steps = _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+        steps = _choose_steps(learner, tokenizer, blocks, folder, settings, hooks)
         timed = settings.minutes if settings.steps is None else None
         deadline = started + timed * 60 if timed else None
     arguments = _make_arguments(settings, folder, steps)
     arguments.max_steps = steps * (ROOM if deadline else 1)
     tokens_a_step = _rows_a_step(arguments) * blocks.length
     recorder = Recorder(folder, hooks, tokens_a_step, deadline)
-    trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
-    trainer.pace = recorder.pace = Pace(steps)
-    if resumed and trainer.carried:
-        trainer.carried.load(resumed)
-    with interrupt_politely(recorder):
+    with report_below(folder, settings.arguments), interrupt_politely(recorder):
+        trainer = _Trainer(learner, arguments, blocks, tokenizer, hooks, [recorder])
+        trainer.pace = recorder.pace = Pace(steps)
+        if resumed and trainer.carried:
+            trainer.carried.load(resumed)
         trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
+    trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # scores are read without autocast
+    if adapter:
+        adapter.merge()
+        adapter.save(folder)
     done = trainer.state.global_step
     seconds = time.perf_counter() - started
-    return Trained(steps=done, tokens=done * tokens_a_step, seconds=seconds, interrupted=recorder.interrupted)
+    return Trained(
+        steps=done,
+        tokens=done * tokens_a_step,
+        seconds=seconds,
+        interrupted=recorder.interrupted,
+        trainable_parameters=sum(p.numel() for p in learner.parameters() if p.requires_grad),
+    )
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -281,6 +301,7 @@ def _measure_step(
     watch = Stopwatch(MEASURED_SECONDS)
     arguments = _make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
+    arguments.report_to = []
     _Trainer(copy.deepcopy(model), arguments, blocks, tokenizer, None, [watch]).train()
     return watch.seconds_per_step()
 
@@ -299,9 +320,12 @@ def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Traini
         "save_strategy": "steps",
         "save_steps": every,
         "report_to": "none",
+        "run_name": folder.name,
+        "project": PROJECT,
         "disable_tqdm": True,
         **DEFAULT_ARGUMENTS,
-        **settings.arguments,
+        **(ADAPTER_ARGUMENTS if settings.lora else {}),
+        **rename_activations(settings.arguments),
     }
     if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
         chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
