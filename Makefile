@@ -47,5 +47,5 @@ $(READY): pyproject.toml constraints.txt
 
 # What only tests and benchmarks need: the engines, and the tools that rung is compared with.
 $(PEERS): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,lora,peers]'
 	touch $(PEERS)

@@ -117,16 +117,15 @@ def train(
     carry_state: Annotated[bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")] = False,
     engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
     memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
-    from_: Annotated[Path | None, typer.Option("--from", help="For ngram: take the model of this ARPA file.")] = None,
+    from_: Annotated[
+        str, typer.Option("--from", help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.")
+    ] = "",
+    lora: Annotated[int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")] = None,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
     from rung.cli.display import make_quiet
 
     make_quiet()
-    from rung.models.sizes import SIZES
-    from rung.recipe import make_recipe
-    from rung.recipe.making import check_unused
-
     given: dict[str, Any] = {
         "rung": rung,
         "corpus": corpus,
@@ -135,21 +134,34 @@ def train(
         "minutes": minutes,
         "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
         "carry_state": carry_state or None,
+        "base": "" if rung == "ngram" else from_,
+        "lora": lora,
         "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
     }
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
-    if from_:
+    if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
-        return ranks.from_main(lambda: _import_arpa(from_, given, out))
+        return ranks.from_main(lambda: _import_arpa(Path(from_), given, out))
+    return _make_run(*_plan_run(recipe, given, set_ or [], out, resume))
+
+
+def _plan_run(
+    recipe: Path | None, given: dict[str, Any], overrides: list[str], out: Path | None, resume: bool
+) -> tuple[Any, Path]:
+    """The recipe, begun before or made now, and the run's folder."""
+    from rung.models.sizes import SIZES
+    from rung.recipe import make_recipe
+    from rung.recipe.making import check_unused
+
     if resume:
-        folder = out or Path("runs") / f"{_slug(corpus or 'python-docs')}-{rung}"
-        beyond = given | {"recipe": recipe, "set": set_}
-        made = ranks.from_main(functools.partial(_read_begun, folder, beyond))
-    else:
-        made = make_recipe(page := _fill_page(recipe, given), set_ or ())
-        folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
-        ranks.from_main(functools.partial(check_unused, folder))
-    return _make_run(made, folder)
+        folder = out or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
+        beyond = given | {"recipe": recipe, "set": overrides}
+        return ranks.from_main(functools.partial(_read_begun, folder, beyond)), folder
+    page = _fill_page(recipe, given)
+    made = make_recipe(page, overrides)
+    folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
+    ranks.from_main(functools.partial(check_unused, folder))
+    return made, folder
 
 
 def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
@@ -192,6 +204,9 @@ def _make_run(recipe: Any, folder: Path) -> None:
             f"({plan['error']:+.1%})",
             file=sys.stderr,
         )
+    if recipe.lora:
+        trained = record["training"]["trainable_parameters"]
+        print(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter", file=sys.stderr)
     print(f'\nNext:   rung generate {folder} "Once upon a time"', file=sys.stderr)
 
 
@@ -201,10 +216,7 @@ def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
     from rung.export import import_arpa
     from rung.recipe.making import check_unused
 
-    if given.pop("rung", "") != "ngram":
-        raise RecipeError(
-            "--from reads n-grams from an ARPA file: the rung must be ngram, as in `rung train ngram --from`"
-        )
+    given.pop("rung")
     if given:
         raise RecipeError(f"--from takes a model that is made already: leave out {', '.join(given)}")
     folder = out or Path("runs") / f"{_slug(str(path))}-ngram"

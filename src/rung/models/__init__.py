@@ -170,10 +170,11 @@ def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int,
     return best
 
 
-def load(path: str | Path) -> tuple[CausalModel, PreTrainedTokenizerBase]:
+def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our own code.
 
-    Raises `RunError` when it is none of these or its files are damaged.
+    `settings` are fields of its configuration that are to be other than they were saved. Raises `RunError` when it
+    is none of these or its files are damaged.
     """
     where = str(path)
     if not Path(where).is_dir() and (Path(where).exists() or where.count("/") != 1 or where.startswith((".", "/"))):
@@ -193,7 +194,7 @@ def load(path: str | Path) -> tuple[CausalModel, PreTrainedTokenizerBase]:
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
         with _quietly():
-            model, report = rung.model.from_pretrained(where, output_loading_info=True)
+            model, report = rung.model.from_pretrained(where, output_loading_info=True, **(settings or {}))
     except Exception as error:  # safetensors, missing or mismatched weights
         raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
     if report["missing_keys"] or report["mismatched_keys"]:

@@ -92,6 +92,7 @@ class Recurrence(nn.Module):
         super().__init__()
         if config.cell not in CELLS:
             raise RecipeError(f"unknown cell {config.cell!r}: {did_you_mean(config.cell, CELLS)}")
+        self.has_two_memories = config.cell == "lstm"  # the cell itself may be wrapped
         self.cell = CELLS[config.cell](
             config.hidden_size,
             config.hidden_size,
@@ -116,10 +117,9 @@ class Recurrence(nn.Module):
         return hidden, tuple(t.transpose(0, 1).to(embedded.dtype) for t in memory)
 
     def _run(self, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
-        is_lstm = isinstance(self.cell, nn.LSTM)
-        start = memory if is_lstm or memory is None else memory[0]
+        start = memory if self.has_two_memories or memory is None else memory[0]
         hidden, last = self.cell(sequence, start)
-        return hidden, last if is_lstm else (last,)
+        return hidden, last if self.has_two_memories else (last,)
 
     def _run_padded(
         self, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None

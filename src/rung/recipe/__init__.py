@@ -11,6 +11,8 @@
     dropout: 0.1                 # while it trains, in the model's own places or where GPT-2 has them
     carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
+    base: runs/python-docs/llama3 # the model to go on from: a run, a model folder, a Hub id; with its tokenizer
+    lora: 8                      # of that base, train only a change of this rank
     seed: 0
 
 Every key may be left out but `rung`. `making.py` makes the run.
@@ -31,7 +33,7 @@ from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
-from rung.train import check_arguments, check_carry_state
+from rung.train import check_activations, check_arguments, check_carry_state, check_lora
 
 __all__ = ["Recipe", "make_recipe", "read_recipe"]
 
@@ -40,7 +42,7 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`.
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
 
     `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
     there are. A run is resumed with the one that it began with. A size's name as `rung` becomes the rung and the
@@ -50,13 +52,15 @@ class Recipe:
     rung: str
     corpus: str = "python-docs"
     documents: DocumentKind = "paragraphs"
-    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     global_batch_size: int | None = None
     dropout: float = 0.0
     carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    lora: int | None = None
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
@@ -67,6 +71,11 @@ class Recipe:
         object.__setattr__(self, "rung", rung)
         object.__setattr__(self, "model", model)
         check_arguments(self.train)
+        _check_base(self)
+        own = {"path": self.base} if self.base else {"kind": "bpe"}
+        object.__setattr__(self, "tokenizer", self.tokenizer or own)
+        if self.base and self.tokenizer != own:
+            raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
                 raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
@@ -80,6 +89,8 @@ class Recipe:
             raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
         if self.carry_state:
             check_carry_state(find_rung(self.rung).model, self.train)
+        if not find_rung(self.rung).counts:
+            check_activations(self.rung, find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -138,6 +149,20 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
         if key not in known:
             raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
     Counting(**counting)
+
+
+def _check_base(recipe: Recipe) -> None:
+    if recipe.lora is not None:
+        check_lora(recipe.lora, recipe.base)
+    if recipe.base is None:
+        return
+    if not isinstance(recipe.base, str) or not recipe.base:
+        raise RecipeError(f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id")
+    if find_rung(recipe.rung).counts:
+        raise RecipeError(
+            f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with nothing to go on from: "
+            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram --from FILE`"
+        )
 
 
 def _check_positive(name: str, value: Any, kind: type) -> None:

@@ -27,6 +27,7 @@ from rung.models import CausalModel, build_model, count_parameters, find_rung, m
 from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
+from rung.recipe.base import describe_base, load_base
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
@@ -35,7 +36,16 @@ from rung.tokenizer import (
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, find_checkpoints, find_global_batch_size, train
+from rung.train import (
+    Hooks,
+    Progress,
+    Trained,
+    TrainSettings,
+    check_trackers,
+    find_checkpoints,
+    find_global_batch_size,
+    train,
+)
 
 DEFAULT_MINUTES = 5.0
 # Fields of the rungs that have dropout of their own.
@@ -93,20 +103,23 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
 
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     """Read the text, choose what the recipe leaves open, pack the text, and begin the folder."""
+    check_trackers(recipe.train)
+    base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
+    if base is None:
+        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     packed = pack_train(corpus, tokenizer, tell)
     tell(Stage(name="measuring"))
     recipe, plan = turn_dial(recipe, tokenizer, packed, folder, _judge_watched(corpus, tokenizer))
     recipe = _choose_width(recipe, tokenizer)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
-    record = _describe(recipe, corpus, tokenizer)
+    record = _describe(recipe, corpus, tokenizer) | (describe_base(recipe, base) if base else {})
     if corpus.stream:
         record["corpus"]["documents"]["train"] = len(packed.starts)
         record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
@@ -159,7 +172,7 @@ def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
         return recipe
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
-    if not {"max_position_embeddings", "n_positions"} & set(recipe.model):
+    if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
         recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)})
     return replace(recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train))
 
@@ -176,14 +189,15 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
             (folder / name).unlink(missing_ok=True)
     else:
         before = runs.read_record(folder)
-        if any(before[key]["fingerprint"] != record[key]["fingerprint"] for key in ("corpus", "tokenizer")):
-            raise RunError(f"the text has changed since {folder} was begun: choose another folder with --out")
+        for key, what in (("corpus", "text"), ("tokenizer", "text"), ("base", "model that it goes on from")):
+            if before.get(key, {}).get("fingerprint") != record.get(key, {}).get("fingerprint"):
+                raise RunError(f"the {what} has changed since {folder} was begun: choose another folder with --out")
     runs.write_record(folder, record)
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """The width for what is not timed, or has no law: as if it had the minutes that a run has by default."""
-    if find_rung(recipe.rung).counts or {"hidden_size", "n_embd"} & set(recipe.model):
+    if find_rung(recipe.rung).counts or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
@@ -212,11 +226,12 @@ def _count(ready: _Ready, folder: Path, tell: Tell) -> tuple[CausalModel, Traine
 
 
 def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
-    """Train a rung by gradients."""
+    """Train a rung by gradients, from another run's weights or from random ones."""
     recipe = ready.recipe
     own = dict.fromkeys(OWN_DROPOUT.get(recipe.rung, ()), recipe.dropout) if recipe.dropout else {}
-    config = make_config(recipe.rung, ready.tokenizer, {**own, **recipe.model})
-    model = build_model(recipe.rung, config).to(choose_device())
+    made = replace(recipe, model={**own, **recipe.model})
+    config = None if recipe.base else make_config(recipe.rung, ready.tokenizer, made.model)
+    model = (build_model(recipe.rung, config) if config else load_base(made)).to(choose_device())
     settings = TrainSettings(
         steps=recipe.steps,
         minutes=recipe.minutes,
@@ -224,6 +239,7 @@ def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
         global_batch_size=recipe.global_batch_size,
         dropout=0.0 if own else recipe.dropout,
         carry_state=recipe.carry_state,
+        lora=recipe.lora,
         seed=recipe.seed,
         spent=ready.plan.seconds if ready.plan else 0.0,
     )
@@ -342,4 +358,5 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
         "steps": trained.steps,
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
+        "trainable_parameters": trained.trainable_parameters,
     }

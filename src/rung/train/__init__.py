@@ -10,7 +10,8 @@ import functools
 import logging
 import math
 import time
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +22,13 @@ from transformers import (
     TrainingArguments,
 )
 
-from rung import ranks, runs
-from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
-from rung.errors import RecipeError, did_you_mean
+from rung import ranks
+from rung.device import keep_freed_memory
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
-from rung.train.batches import ROWS, find_global_batch_size, share_batch
+from rung.train.activations import check_activations
+from rung.train.adapters import Adapter, check_lora
+from rung.train.batches import find_global_batch_size
 from rung.train.carried import Carried, check_carry_state
 from rung.train.checkpoints import (
     SAVING,
@@ -41,6 +43,8 @@ from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
+from rung.train.settings import EVALUATIONS, TrainSettings, check_arguments, make_arguments
+from rung.train.trackers import check_trackers, report_below
 
 __all__ = [
     "SAVING",
@@ -48,8 +52,11 @@ __all__ = [
     "Progress",
     "TrainSettings",
     "Trained",
+    "check_activations",
     "check_arguments",
     "check_carry_state",
+    "check_lora",
+    "check_trackers",
     "find_checkpoints",
     "find_global_batch_size",
     "last_checkpoint",
@@ -59,51 +66,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS = 5  # and as many checkpoints, in a run
 MEASURED_SECONDS = 1.5  # real steps taken to find out how long one is
 BLOCK_LENGTH = 256  # tokens, where the model does not say
-
-DEFAULT_ARGUMENTS: dict[str, Any] = {
-    "optim": "muon",
-    "learning_rate": 6e-3,
-    "lr_scheduler_type": "warmup_stable_decay",  # `Pace`, unless it is given arguments of its own
-    "weight_decay": 0.1,
-    "adam_beta2": 0.95,
-    "max_grad_norm": 1.0,
-    "per_device_train_batch_size": ROWS,
-    "save_total_limit": 2,
-}
-# Set by rung itself; a recipe that sets them would break what it promises.
-RESERVED_ARGUMENTS = (
-    "output_dir",
-    "max_steps",
-    "remove_unused_columns",
-    "seed",
-    "data_seed",
-    "save_only_model",
-    "ignore_data_skip",
-)
-# What the Trainer could do and rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
-POSSIBLE = {
-    "eval_strategy": ("steps", "no"),
-    "save_strategy": ("steps", "no"),
-    "logging_strategy": ("steps", "no"),
-    "train_sampling_strategy": ("random", "sequential"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How long (`steps`, else `minutes`, else the epochs that `arguments` name) and with which arguments."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
-    global_batch_size: int | None = None  # rows a step, of all processes; else what `arguments` make it
-    dropout: float = 0.0  # for a model that has none of its own
-    carry_state: bool = False  # train on streams, in order, instead of blocks, at random
-    seed: int = 0
-    spent: float = 0.0  # seconds of the minutes that went into choosing what to train
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +78,12 @@ class Trained:
     tokens: int
     seconds: float
     interrupted: bool
+    trainable_parameters: int = 0
 
     @property
     def tokens_per_second(self) -> float:
         """Over the whole of training, evaluations included."""
         return self.tokens / self.seconds if self.seconds else 0.0
-
-
-def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a key that is no field of `TrainingArguments`, or one that is rung's to set."""
-    known = [f.name for f in fields(TrainingArguments)]
-    for key in arguments:
-        if key not in known:
-            raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
-        if key in RESERVED_ARGUMENTS:
-            raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
-        if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
-            raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
 
 
 def train(
@@ -150,12 +103,50 @@ def train(
     started = time.perf_counter() - settings.spent
     keep_freed_memory()
     blocks = _cut(model, tokenizer, packed, folder, settings)
+    adapter = Adapter(model, settings.lora) if settings.lora else None
+    learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
+    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, settings, hooks)
+    keeping, arguments = _keep(folder, settings, made, choose, started)
+    recorder = Recorder(folder, hooks, _rows_a_step(arguments) * blocks.length, keeping.clock)
+    with (
+        report_below(folder, settings.arguments),
+        interrupt_politely(recorder),
+        dropping_out(learner, settings.dropout),
+    ):
+        trainer = _Trainer(learner, arguments, blocks, tokenizer, hooks, [recorder])
+        trainer.keeping = keeping
+        trainer.pace = recorder.pace = keeping.pace
+        ranks.together(functools.partial(keeping.take_up, trainer.carried))
+        if ranks.number():
+            torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
+        trainer.train(resume_from_checkpoint=str(keeping.resumed) if keeping.resumed else None)
+    trainer.find_whole()
+    trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # scores are read without autocast
+    if adapter:
+        adapter.merge()
+        if ranks.is_main():
+            adapter.save(folder)
+    done = trainer.state.global_step
+    tokens, seconds = done * recorder.tokens_a_step, keeping.clock.total()
+    return Trained(
+        steps=done,
+        tokens=tokens,
+        seconds=seconds,
+        interrupted=recorder.interrupted,
+        trainable_parameters=sum(p.numel() for p in learner.parameters() if p.requires_grad),
+    )
+
+
+def _keep(
+    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[], int], started: float
+) -> tuple[Keeping, TrainingArguments]:
+    """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps a new one is."""
     resumed = ranks.from_main(lambda: last_checkpoint(folder))
     standing = read_standing(resumed, made) if resumed else None
-    steps = standing.planned if standing else _choose_steps(model, tokenizer, blocks, folder, settings, hooks)
+    steps = standing.planned if standing else choose()
     steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
-    arguments = _make_arguments(settings, folder, steps)
+    arguments = make_arguments(settings, folder, steps)
     timed = settings.minutes if settings.steps is None else None
     arguments.max_steps = steps * (ROOM if timed else 1)
     keeping = Keeping(
@@ -167,20 +158,7 @@ def train(
         resumed=resumed,
         standing=standing,
     )
-    recorder = Recorder(folder, hooks, _rows_a_step(arguments) * blocks.length, keeping.clock)
-    trainer = _Trainer(model, arguments, blocks, tokenizer, hooks, [recorder])
-    trainer.keeping = keeping
-    trainer.pace = recorder.pace = keeping.pace
-    ranks.together(functools.partial(keeping.take_up, trainer.carried))
-    if ranks.number():
-        torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
-    with interrupt_politely(recorder), dropping_out(model, settings.dropout):
-        trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
-    trainer.find_whole()
-    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # scores are read without autocast
-    done = trainer.state.global_step
-    tokens, seconds = done * recorder.tokens_a_step, keeping.clock.total()
-    return Trained(steps=done, tokens=tokens, seconds=seconds, interrupted=recorder.interrupted)
+    return keeping, arguments
 
 
 def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
@@ -272,7 +250,7 @@ def _cut(
     if not settings.carry_state:
         return Blocks(packed, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
-    return Streams(packed, length, tokenizer.pad_token_id, _rows_a_step(_make_arguments(settings, folder, 1)))
+    return Streams(packed, length, tokenizer.pad_token_id, _rows_a_step(make_arguments(settings, folder, 1)))
 
 
 def _rows_a_step(arguments: TrainingArguments) -> int:
@@ -290,7 +268,7 @@ def _choose_steps(
     """`steps` if given; else as many as `minutes` allow, evaluations included, by real steps on this machine."""
     if settings.steps is not None:
         return settings.steps
-    arguments = _make_arguments(settings, folder, 1)
+    arguments = make_arguments(settings, folder, 1)
     per_epoch = math.ceil(len(blocks) / _rows_a_step(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
@@ -323,51 +301,8 @@ def measure_step(
     """Seconds of one training step, by taking some on a copy of the model."""
     watch = Stopwatch(MEASURED_SECONDS)
     blocks = _cut(model, tokenizer, text, folder, settings) if isinstance(text, Packed) else text
-    arguments = _make_arguments(settings, folder, 10_000)
+    arguments = make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
+    arguments.report_to = []
     _Trainer(copy.deepcopy(model), arguments, blocks, tokenizer, None, [watch]).train()
     return watch.seconds_per_step()
-
-
-def _make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
-    device = choose_device()
-    every = max(1, math.ceil(steps / EVALUATIONS))
-    chosen = {
-        "bf16": has_fast_bfloat16(device),
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type == "cuda",
-        "logging_steps": max(1, steps // 100),
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "steps",
-        "eval_steps": every,
-        "save_strategy": "steps",
-        "save_steps": every,
-        "metric_for_best_model": "bits_per_byte",
-        "greater_is_better": False,
-        "report_to": "none",
-        "ddp_find_unused_parameters": False,
-        "disable_tqdm": True,
-        **DEFAULT_ARGUMENTS,
-        **settings.arguments,
-    }
-    if settings.global_batch_size is not None:
-        chosen |= share_batch(settings.global_batch_size, settings.arguments)
-    if ranks.count() == 1:  # nothing to cut up: what was trained with FSDP2 goes on without
-        chosen["fsdp"] = None
-    if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
-        chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
-    check_arguments(settings.arguments)
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(folder / runs.CHECKPOINTS),
-            max_steps=steps,
-            remove_unused_columns=False,
-            seed=settings.seed,
-            data_seed=settings.seed,
-            ignore_data_skip=True,  # `Order` begins where it must
-            **chosen,
-        )
-        arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
-        return arguments
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
