@@ -1,6 +1,7 @@
 """Write the generated parts of the documentation again; with --check, say what is out of date and exit with 1.
 
 README.md: the map from the modules' own first lines, the table from docs/results. docs/cli.md: from --help.
+docs/scaling.md: the tables from the arithmetic in docs/scaling.py.
 """
 
 import ast
@@ -8,6 +9,7 @@ import re
 import sys
 from pathlib import Path
 
+import scaling
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +53,13 @@ def write_cli() -> str:
     return "\n".join(parts)
 
 
+def fill_scaling(text: str) -> str:
+    """The page with its tables as they are computed now."""
+    for name, show in scaling.TABLES.items():
+        text = fill(text, name, show())
+    return text
+
+
 def fill(text: str, name: str, content: str) -> str:
     """`text` with the part between <!-- name --> and <!-- /name --> replaced."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
@@ -62,6 +71,8 @@ def main() -> int:
     readme = ROOT / "README.md"
     wanted = fill(readme.read_text(encoding="utf-8"), "map", draw_map())
     pages = {readme: fill(wanted, "climb", show_climb()), ROOT / "docs" / "cli.md": write_cli()}
+    page = ROOT / "docs" / "scaling.md"
+    pages[page] = fill_scaling(page.read_text(encoding="utf-8"))
     stale = [p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in sys.argv:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-VERBS = ("climb", "train", "eval", "score", "generate", "export", "report", "runs", "sizes", "corpora", "tokenizers")
+VERBS = ("climb", "train", "eval", "score", "generate", "verify-resume", "export", "report", "runs", "sizes", "corpora")
+VERBS += ("tokenizers",)
 RUNG = Path(sys.executable).with_name("rung")
 
 
@@ -309,6 +310,9 @@ MISTAKES = {
     "corrupt weights": (["generate", "broken", "text"], "weights could not be read"),
     "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
     "resume": (["train", "--out", "b", "--resume"], "b is finished"),
+    "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"], "own recipe: --set: leave it out"),
+    "verify counts": (["verify-resume", "b"], "bigram counts in one pass: there is nothing to resume"),
+    "verify nothing": (["verify-resume", "nowhere.yaml"], "no recipe at nowhere.yaml"),
     "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing 'laplace'"),
     "prune": (["train", "ngram", "my.txt", "--set", "prune=[1]"], "its first entry must be 0"),
     "not ARPA": (["train", "ngram", "--from", "my.txt"], "not a whole ARPA file"),
@@ -378,7 +382,7 @@ def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
     assert "Go on with: rung train --out i --resume" in said
-    assert list((ground / "i" / "checkpoints").glob("checkpoint-*"))
+    assert list((ground / "i" / "checkpoints").glob("checkpoint-*/manifest.json"))
 
 
 def test_a_kill_is_survived(ground):
@@ -388,7 +392,7 @@ def test_a_kill_is_survived(ground):
         [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings], cwd=ground, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list((ground / "k").glob("checkpoints/*/trainer_state.json")) and time.monotonic() < deadline:
+    while not list((ground / "k").glob("checkpoints/*/manifest.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -1,6 +1,7 @@
 """Text in, splits out: honest ones, the same every time, and no text that is not there."""
 
 import gzip
+import json
 import os
 import random
 import subprocess
@@ -10,11 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rung.corpus import SPLITS, cache_folder, files, load_corpus, named
+from rung.corpus import SPLITS, cache_folder, files, load_corpus, named, stored, stream
 from rung.errors import CorpusError
+from rung.recipe.text import pack_train
 
 ROWS = [f"row {i} says “{i * i}”" for i in range(60)]
 WORDS = ("the", "of", "and", "to", "in", "is", "was", "he", "for", "with", "as", "his", "on", "be", "by", "had", "not")
@@ -197,31 +199,41 @@ def test_a_failure_leaves_nothing_in_the_cache(tmp_path):
 
 
 FLAT = """
-import re, sys, tracemalloc, datasets
-from rung import corpus
+import re, sys, threading, time
+import numpy, torch
+from pathlib import Path
+from rung.corpus import load_corpus
+from rung.recipe.text import pack_train
+from rung.tokenizer import build_tokenizer
 
-def peak():  # not getrusage's, which a process inherits from the one that started it
-    return int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+def own():  # of the resident pages those that no file backs: mapped ones can be dropped
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
-before, find_fingerprint = peak(), corpus._fingerprint
-corpus._fingerprint = lambda splits: ""  # it touches the whole mapped file, whose pages would count
-text = corpus.load_corpus(sys.argv[1])
-reading = peak() - before
-tracemalloc.start()
-find_fingerprint({split: text.split(split) for split in corpus.SPLITS})
-print(reading, tracemalloc.get_traced_memory()[1] / 2**20)
+peak, done = 0.0, threading.Event()
+def watch():
+    global peak
+    while not done.wait(0.005):
+        peak = max(peak, own())
+
+tokenizer = build_tokenizer("whitespace", map(str, range(100)))
+before = own()
+threading.Thread(target=watch).start()
+text = load_corpus(sys.argv[1], "lines")
+packed = pack_train(text, tokenizer)
+done.set()
+print(len(packed.starts), peak - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured in /proc")
 def test_memory_stays_flat(tmp_path):
-    paragraph = make_text(1, words=60)
-    with (tmp_path / "a.txt").open("w") as file:
-        for i in range(60 * 10**6 // (len(paragraph) + 8)):
-            file.write(f"{i:06} {paragraph}\n")
-    command = [sys.executable, "-c", FLAT, tmp_path / "a.txt"]
-    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert all(float(megabytes) < 60 for megabytes in output.split()), output
+    """So many documents that eight bytes for each would show."""
+    path = tmp_path / "a.txt"
+    path.write_text("".join(f"{i} {i % 97}\n" for i in range(600_000)))
+    command = [sys.executable, "-c", FLAT, path]
+    documents, megabytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert int(documents) > 500_000
+    assert float(megabytes) < 40, megabytes
 
 
 def test_python_docs():
@@ -320,6 +332,171 @@ def test_a_folder_laid_out_like_the_hub(hub):
     }.items():
         with pytest.raises(CorpusError, match=message):
             load_corpus(f"hf:{source}")
+
+
+@pytest.fixture
+def small_reads(monkeypatch):
+    """Streams that store little, and say often where they are."""
+    monkeypatch.setattr(stream, "BEGINNING", 20_000)
+    monkeypatch.setattr(stream, "READ_AT_ONCE", 300)
+
+
+def write_shards(folder, rows, count=3, names=("train",)):
+    """The rows as parquet files for each split that is named, several of them for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        for shard in range(count):
+            path = folder / f"{name}-{shard:05}-of-{count:05}.parquet"
+            path.write_bytes(make_table(".parquet", [f"{name} {row}" for row in rows[shard::count]]))
+
+
+def read_stream(corpus, state=None):
+    return [text for batch, _ in corpus.read_train(state) for text in batch]
+
+
+@pytest.mark.parametrize("names", [("train",), ("train", "validation"), ("train", "validation", "test")])
+def test_a_stream_is_the_data_set(hub, small_reads, names):
+    write_shards(hub / "my/set", ROWS * 3, names=names)
+    stored, streamed = load_corpus("hf:my/set"), load_corpus("stream:my/set")
+    for split in SPLITS:
+        assert list(streamed.split(split)["text"]) == list(stored.split(split)["text"])
+    assert read_stream(streamed) == list(stored.train["text"]) == read_stream(stored)
+    assert streamed.bytes == stored.bytes
+    assert load_corpus("stream:my/set").fingerprint == streamed.fingerprint
+
+
+def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_trained_on(hub, small_reads):
+    rows = [f"{i} {make_text(1, seed=i)}" for i in range(600)]
+    write_shards(hub / "my/set", rows)
+    corpus = load_corpus("stream:my/set")
+    assert sum(corpus.bytes.values()) < 21_000
+    trained = read_stream(corpus)
+    beginning = list(corpus.train["text"])
+    assert trained[: len(beginning)] == beginning
+    assert len(trained) > 500
+    assert all(files.hash_unit(text) >= 0.1 for text in trained)
+    assert not set(trained) & {*corpus.validation["text"], *corpus.test["text"]}
+    assert trained == list(load_corpus("hf:my/set").train["text"])
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(places=st.lists(st.floats(0, 0.999), min_size=3, max_size=9, unique=True))
+def test_a_stream_of_few_documents_trains_on_what_is_not_held_out(hub, monkeypatch, places):
+    monkeypatch.setattr(files, "hash_unit", lambda text: float(text))
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / "train-00000-of-00001.parquet", make_table(".parquet", [repr(place) for place in places]))
+        corpus = load_corpus(f"stream:{folder}")
+        assert sorted(texts(corpus)) == sorted(map(repr, places))
+        assert read_stream(corpus) == list(corpus.train["text"])
+
+
+def test_a_stream_goes_on_from_any_of_its_states(hub, small_reads):
+    write_shards(hub / "my/set", ROWS * 4)
+    corpus = load_corpus("stream:my/set")
+    everything, before = read_stream(corpus), []
+    for batch, state in corpus.read_train():
+        before += batch
+        assert before + read_stream(corpus, json.loads(json.dumps(state))) == everything
+    assert state["bytes"] == sum(len(text.encode()) for text in everything)
+
+
+def test_a_stream_ends_where_it_is_told_to(hub, small_reads):
+    write_shards(hub / "my/set", ROWS * 10)
+    whole, part = load_corpus("stream:my/set"), load_corpus("stream:my/set@9KB")
+    assert read_stream(part) == read_stream(whole)[: len(read_stream(part))]
+    assert 9_000 <= sum(len(text.encode()) for text in read_stream(part)) < 9_100
+    assert part.fingerprint != whole.fingerprint
+    *_, (_, state) = part.read_train()
+    assert read_stream(part, state) == []
+
+
+def test_a_changed_data_set_is_another_stream(hub, small_reads):
+    write_shards(hub / "my/set", ROWS * 40)
+    before = load_corpus("stream:my/set")
+    write_shards(hub / "my/set", [*ROWS * 40, "one more, far behind what is stored"])
+    after = load_corpus("stream:my/set")
+    assert list(before.train["text"]) == list(after.train["text"])
+    assert before.fingerprint != after.fingerprint
+
+
+def test_a_broken_connection_keeps_what_was_read(hub, small_reads, tmp_path, tokenizer, monkeypatch):
+    write_shards(hub / "my/set", ROWS * 4)
+    corpus = load_corpus("stream:my/set")
+    whole = pack_train(corpus, tokenizer)
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    select, states = files.select_text, []
+
+    def break_off(rows, where):
+        rows, column = select(rows, where)
+        return BrokenRows(rows, 100, states), column
+
+    with monkeypatch.context() as patched, pytest.raises(CorpusError, match="broke off after .* bytes .*reset by peer"):
+        patched.setattr(files, "select_text", break_off)
+        pack_train(corpus, tokenizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "select_text", lambda *given: (BrokenRows(select(*given)[0], 999, states), "text"))
+        packed = pack_train(corpus, tokenizer)
+    assert len(states) == 1  # the second time did not begin at the beginning
+    assert packed.tokens.tolist() == whole.tokens.tolist()
+    assert packed.starts.tolist() == whole.starts.tolist()
+
+
+class BrokenRows:
+    """Rows of a stream whose connection breaks after some of them."""
+
+    def __init__(self, rows, after, states):
+        self.rows, self.after, self.states = rows, after, states
+
+    def __iter__(self):
+        for number, row in enumerate(self.rows):
+            if number == self.after:
+                raise ConnectionResetError("reset by peer")
+            yield row
+
+    def state_dict(self):
+        return self.rows.state_dict()
+
+    def load_state_dict(self, state):
+        self.states.append(state)
+        self.rows.load_state_dict(state)
+
+
+def test_a_stream_that_is_none_is_told(hub, small_reads):
+    write_shards(hub / "bodies", ROWS)
+    for path in (hub / "bodies").iterdir():
+        path.write_bytes(make_table(".parquet", ROWS).replace(b"text", b"body"))
+    for source, message in {"nobody/nothing": "cannot be streamed: ", "": "names no data set: write stream:"}.items():
+        with pytest.raises(CorpusError, match=message):
+            load_corpus(f"stream:{source}")
+
+
+def test_a_full_disk_names_the_stream(hub, monkeypatch):
+    write_shards(hub / "my/set", ROWS)
+    full = OSError("Not enough disk space. Needed: 9 TB (download: 1 TB)")
+    monkeypatch.setattr(named, "_load_folder", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(CorpusError, match="Needed: 9 TB .*; `stream:my/set` reads it without storing its text"):
+        load_corpus("hf:my/set")
+
+
+def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "READ_AT_ONCE", 1000)  # many reads, none of them a multiple of the stride
+    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines")
+    train = list(corpus.train["text"])
+    for stride in (1, 2, 7, 5000):
+        assert list(corpus.sample_train(stride)) == train[::stride]
+
+
+def test_documents_are_read_from_any_number(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 640)
+    monkeypatch.setattr(stored, "READ_AT_ONCE", 100)
+    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(f"number {i}" for i in range(300)))), "lines")
+    train = list(corpus.train["text"])
+    assert corpus.train.data.column("text").num_chunks > 3
+    for start in (0, 1, 64, 100, len(train) - 1, len(train)):
+        assert read_stream(corpus, start) == train[start:]
+    done = [state for _, state in corpus.read_train()]
+    assert done[-1] == len(train)
+    assert len(done) > 10
 
 
 @pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])

@@ -1,6 +1,9 @@
 """The ruler: each token once, each byte charged, and nothing a tokenizer can hide."""
 
+import bz2
+import lzma
 import math
+import zlib
 
 import numpy
 import pytest
@@ -147,3 +150,15 @@ def test_compressors_mark_repetition():
     assert all(0 < bits < 1 for bits in marks.values())
     fresh = compressor_marks([LONG], [LONG])
     assert fresh["lzma after train"] < fresh["lzma"] / 2
+
+
+def test_the_marks_of_documents_are_those_of_their_text():
+    documents = [f"{i} {LONG[i:]}" for i in range(0, 400, 7)]
+    text = "".join(documents).encode()
+    marks = compressor_marks(documents, documents[:5])
+    squeezed = {"zlib": zlib.compress(text, 9), "bz2": bz2.compress(text, 9)}
+    for name, found in squeezed.items():
+        assert marks[name] == 8 * len(found) / len(text)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**20}]
+    whole = lzma.compress(text, format=lzma.FORMAT_RAW, filters=filters)
+    assert marks["lzma"] == pytest.approx(8 * len(whole) / len(text), rel=1e-3)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from rung import runs
+from rung import compiled, runs
 from rung.errors import RecipeError, RunError
 from rung.generate import Decoder, Sampling, generate, generate_batch, make_draft, native
 from rung.generate.decoder import write_tokens
@@ -128,15 +128,20 @@ def test_a_bfloat16_model_is_written_with_its_own_weights(make_tiny, tokenizer):
         torch.testing.assert_close(found, model(ids).logits[:, -1].float(), rtol=0.1, atol=0.1)
 
 
+def forget_compiled():
+    native._compile.cache_clear()
+    compiled.compile_source.cache_clear()
+
+
 @pytest.mark.parametrize("lacking", ["a compiler", "a place to keep it"])
 def test_without_a_compiler_the_model_itself_writes(lacking, make_tiny, tokenizer, monkeypatch, tmp_path):
     model = shake(make_tiny("llama3"))
     rows = [[1, 5, 6], [1, 7, 8, 9]]
     wanted = written(Decoder(model), rows)
-    native._compile.cache_clear()
-    monkeypatch.setattr(native, "FLAGS", ("-O0",))  # another place in the cache
+    forget_compiled()
+    monkeypatch.setattr(compiled, "FLAGS", ("-O0",))  # another place in the cache
     if lacking == "a compiler":
-        monkeypatch.setattr(native, "COMPILERS", ("no-such-compiler",))
+        monkeypatch.setattr(compiled, "COMPILERS", ("no-such-compiler",))
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file"))
@@ -147,7 +152,7 @@ def test_without_a_compiler_the_model_itself_writes(lacking, make_tiny, tokenize
         with pytest.raises(RunError, match="can be rounded to int8 only for"):
             Decoder(model, torch.int8)
     finally:
-        native._compile.cache_clear()
+        forget_compiled()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,11 @@
 """Tokens on disk and in blocks: each predicted once, none twice, and no half-written row is ever read."""
 
 import itertools
+import subprocess
+import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy
@@ -11,6 +15,7 @@ from conftest import SENTENCES
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from rung.errors import RunError
 from rung.pack import IGNORED, Blocks, Packed, Streams, keep_batch, pack
 from rung.tokenizer import encode_documents
 
@@ -20,8 +25,25 @@ ROW = list(itertools.chain(*DOCUMENTS))
 IDS = st.integers(0, 2**16 - 1)
 
 
+def read_each(documents, started=None):
+    """A reader that gives one document at a time, its state how many there were; `started` hears where it begins."""
+
+    def read(state):
+        if started is not None:
+            started.append(state)
+        for number, document in enumerate(itertools.islice(documents, state, None), 1 + (state or 0)):
+            yield numpy.array(document, dtype=numpy.int64), numpy.array([len(document)]), number
+
+    return read
+
+
 def make(folder, documents=DOCUMENTS, key="a", vocab_size=100):
-    return pack(documents, key=key, vocab_size=vocab_size, folder=folder)
+    return pack(read_each(documents), key=key, vocab_size=vocab_size, folder=folder)
+
+
+def breaking(documents, after, error=KeyboardInterrupt):
+    yield from itertools.islice(documents, after)
+    raise error
 
 
 def row(tokens):
@@ -122,7 +144,7 @@ def test_an_id_is_not_cut_to_fit(tmp_path):
     assert make(tmp_path, [[2**20]], key="b", vocab_size=2**20 + 1).tokens.tolist() == [2**20]
     with pytest.raises(OverflowError):
         make(tmp_path, [[2**16]], key="c", vocab_size=2**16)
-    assert not list(tmp_path.glob(".*"))
+    assert make(tmp_path, [[7]], key="c", vocab_size=2**16).tokens.tolist() == [7]
 
 
 def test_the_tokens_are_mapped_not_read(tmp_path):
@@ -148,34 +170,125 @@ def test_what_was_packed_is_used_again(tmp_path):
     assert make(tmp_path, [[1, 2]], key="b").tokens.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("renamed", [0, 1, 2])
-def test_a_crash_leaves_no_half(tmp_path, monkeypatch, renamed):
-    replace, done = Path.replace, []
-
-    def crash(self, target):
-        if len(done) == renamed:
-            raise KeyboardInterrupt
-        done.append(replace(self, target))
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(Path, "replace", crash)
-        make(tmp_path, [[8, 8]])
-    assert not list(tmp_path.glob(".*"))
-    assert make(tmp_path).tokens.tolist() == ROW
-    assert make(tmp_path, never()).starts.tolist() == [0, 4, 6]
-
-
-def test_a_crash_while_documents_are_read_leaves_nothing(tmp_path):
-    def documents():
-        yield [1, 2]
-        raise RuntimeError("read error")
-
-    with pytest.raises(RuntimeError, match="read error"):
-        make(tmp_path, documents())
-    assert not list(tmp_path.iterdir())
+@settings(max_examples=60, deadline=None)
+@given(documents=st.lists(st.lists(IDS, max_size=5), max_size=9), stops=st.lists(st.integers(0, 9), max_size=4))
+def test_what_is_packed_before_a_stop_is_not_packed_again(documents, stops):
+    with tempfile.TemporaryDirectory() as folder:
+        reached, started = 0, []
+        for stop in stops:
+            if reached + stop >= len(documents):
+                break
+            reached += stop
+            with pytest.raises(KeyboardInterrupt):
+                pack(read_each(Breaking(documents, reached), started), key="a", vocab_size=9, folder=Path(folder))
+            assert not list(Path(folder).glob("*.json"))
+        packed = pack(read_each(documents, started), key="a", vocab_size=9, folder=Path(folder))
+        assert packed.tokens.tolist() == list(itertools.chain(*documents))
+        bounds = itertools.pairwise([*packed.starts, len(packed)])
+        assert [packed.tokens[start:end].tolist() for start, end in bounds] == documents
+        assert (started[-1] or 0) == reached
+        assert packed.state == (len(documents) or None)
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".npy", ".json"])
+class Breaking(list):
+    """The documents, but for a stop that comes after some of them."""
+
+    def __init__(self, documents, after):
+        super().__init__(documents)
+        self.after = after
+
+    def __iter__(self):
+        return breaking(super().__iter__(), self.after)
+
+
+KILLED = """
+import itertools, os, signal, sys
+import numpy
+from pathlib import Path
+from rung import pack
+
+pack.KEEP_SECONDS = 0.0
+folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+
+def read(state):
+    for number in range(state or 0, 200):
+        if number == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield numpy.arange(number, dtype=numpy.int64), numpy.array([number]), number + 1
+
+pack.pack(read, key="a", vocab_size=300, folder=folder)
+"""
+
+
+def test_a_kill_loses_nothing_that_was_made_sure_of(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), "120"], check=False)
+    (bin_path,) = tmp_path.glob("*.bin")
+    with bin_path.open("ab") as file:
+        file.write(b"torn")  # what was written after the last time, or half of it
+    started = []
+    documents = [list(range(number)) for number in range(200)]
+    packed = pack(read_each(documents, started), key="a", vocab_size=300, folder=tmp_path)
+    assert 100 < started[0] <= 120
+    assert packed.tokens.tolist() == list(itertools.chain(*documents))
+    assert packed.starts.tolist() == [n * (n - 1) // 2 for n in range(200)]
+
+
+@pytest.mark.parametrize("damage", ["short", "no JSON", "no file"])
+def test_progress_that_is_not_on_disk_is_not_believed(tmp_path, damage):
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, Breaking(DOCUMENTS, 2))
+    (bin_path,), (part,) = tmp_path.glob("*.bin"), tmp_path.glob("*.part")
+    if damage == "short":
+        bin_path.write_bytes(bin_path.read_bytes()[:-1])
+    elif damage == "no JSON":
+        part.write_text(part.read_text()[:9])
+    else:
+        bin_path.unlink()
+    packed = make(tmp_path)
+    assert packed.tokens.tolist() == ROW
+    assert packed.starts.tolist() == [0, 4, 6]
+
+
+def test_a_full_disk_is_told_and_costs_nothing_twice(tmp_path, monkeypatch):
+    import rung.pack
+
+    append, count = rung.pack._append, itertools.count()
+
+    def fill(*arguments):
+        if next(count) == 2:
+            raise OSError(28, "No space left on device")
+        append(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="No space left on device.: make room there"):
+        patched.setattr(rung.pack, "_append", fill)
+        make(tmp_path)
+    started = []
+    assert pack(read_each(DOCUMENTS, started), key="a", vocab_size=9, folder=tmp_path).tokens.tolist() == ROW
+    assert started == [2]
+
+
+def test_two_at_once_pack_once(tmp_path):
+    started = []
+    slow = [*DOCUMENTS, *DOCUMENTS]
+
+    def read(state):
+        for chunk in read_each(slow, started)(state):
+            time.sleep(0.02)
+            yield chunk
+
+    with ThreadPoolExecutor(2) as threads:
+        found = [threads.submit(pack, read, key="a", vocab_size=9, folder=tmp_path) for _ in range(2)]
+    assert [f.result().tokens.tolist() for f in found] == [ROW + ROW] * 2
+    assert started == [None]
+
+
+def test_the_key_knows_what_ids_depend_on(tmp_path):
+    make(tmp_path)
+    assert make(tmp_path, [[3]], key="b").tokens.tolist() == [3]
+    assert make(tmp_path, never()).tokens.tolist() == ROW
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".starts", ".json"])
 @pytest.mark.parametrize("kept", [None, 0, 3])
 def test_files_that_are_not_whole_are_written_again(tmp_path, suffix, kept):
     make(tmp_path)

@@ -9,7 +9,9 @@ from rung import runs
 from rung.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.recipe import Recipe, make_recipe, read_recipe
-from rung.recipe.making import check_unused, evaluate_run, execute, read_begun, suggest_parameters
+from rung.recipe.dial import suggest_parameters
+from rung.recipe.making import check_unused, execute, read_begun
+from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import choose_fitting
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -150,8 +152,6 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
 
 
 def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
-    import rung.recipe.making as making
-
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
         patched.setattr(making, "_judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -168,6 +168,30 @@ def test_other_text_is_scored_whole(text, tmp_path):
     (tmp_path / "other.txt").write_text("one line\nand another\n\n")
     found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", "lines")
     assert (found["documents"], found["bytes"]) == (2, len("one lineand another"))
+
+
+def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
+    import pandas
+
+    from rung.corpus import stream
+
+    (tmp_path / "set").mkdir()
+    rows = [paragraph for paragraph in Path(text).read_text().split("\n\n") if paragraph.strip()]
+    pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
+    monkeypatch.setattr(stream, "BEGINNING", 5_000)
+    execute(make_recipe({"rung": "bigram", "corpus": f"stream:{tmp_path}/set"}), tmp_path / "run")
+    corpus = runs.read_record(tmp_path / "run")["corpus"]
+    assert corpus["bytes"]["train stored"] < 6_000 < 15_000 < corpus["bytes"]["train"] < len(Path(text).read_bytes())
+    assert corpus["documents"]["train"] < len(rows)
+    assert evaluate_run(str(tmp_path / "run"), "", "test", "")["documents"] == corpus["documents"]["test"]
+
+
+def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("rung.recipe.text.SAMPLE_BYTES", 4_000)
+    for kind, stride in (("bpe", -(-load_corpus(text).bytes["train"] // 4_000)), ("word", 1)):
+        recipe = make_recipe({"rung": "bigram", "corpus": text, "tokenizer": {"kind": kind}})
+        execute(recipe, tmp_path / kind)
+        assert runs.read_record(tmp_path / kind)["tokenizer"]["one_document_in"] == stride
 
 
 def test_what_is_fitted_is_never_fitted_on_the_text_it_scores(text, tmp_path):

@@ -35,7 +35,7 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
                 raise OSError(28, "No space left on device")
 
     runs.save_model(tmp_path, Part(fails=False))
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match="No space left on device.*: make room there; what was saved is kept"):
         runs.save_model(tmp_path, Part(fails=True))
     assert (tmp_path / "model.safetensors").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
@@ -57,12 +57,28 @@ def test_what_is_no_run_is_said(content, message, tmp_path):
 def test_metrics_survive_a_cut_line_and_are_rewound(tmp_path):
     for step in (1, 2, 3):
         runs.append_metrics(tmp_path, {"step": step, "loss": 1.0})
+        runs.append_metrics(tmp_path, {"step": step, "bits_per_byte": 2.0})
     with (tmp_path / runs.METRICS).open("a") as file:
         file.write('{"step": 4, "lo')
-    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2, 3]
-    runs.keep_metrics_before(tmp_path, 2)
-    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 2]
+    samples = "".join(f"## Step {step}: 2.000 bits per byte\n\n> ## Step 9\n\n" for step in (1, 2, 3))
+    (tmp_path / runs.SAMPLES).write_text(samples + "## Step 4")
+    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 1, 2, 2, 3, 3]
+    runs.rewind(tmp_path, 2, evaluate=False)
+    assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 1, 2, 2]
+    assert (tmp_path / runs.SAMPLES).read_text() == samples[: len(samples) * 2 // 3]
+    runs.rewind(tmp_path, 2, evaluate=True)
+    assert runs.read_metrics(tmp_path)[2:] == [{"step": 2, "loss": 1.0}]
+    assert (tmp_path / runs.SAMPLES).read_text() == samples[: len(samples) // 3]
     assert runs.read_metrics(tmp_path / "nowhere") == []
+
+
+def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
+    (tmp_path / ".saving.123").mkdir()
+    (tmp_path / ".saving.123" / "model.safetensors").write_text("half")
+    for name in (".rung.json.7", ".metrics.jsonl.8", ".gitignore", ".notes.txt.1", "rung.json"):
+        (tmp_path / name).write_text("")
+    runs.remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".gitignore", ".notes.txt.1", "rung.json"]
 
 
 def test_runs_are_found_but_not_their_checkpoints(tmp_path):

@@ -1,5 +1,6 @@
 """Text to ids and back: what is lossless comes back, what is lost is named, no text is taken for a mark."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rung.errors import TokenizerError
+from rung.errors import CorpusError, TokenizerError
 from rung.tokenizer import (
     BOS,
     EOS,
@@ -22,6 +23,7 @@ from rung.tokenizer import (
     TOKENIZERS,
     UNKNOWN,
     build_tokenizer,
+    encode_batches,
     encode_documents,
     encode_plainly,
     fingerprint,
@@ -284,6 +286,52 @@ def test_threads_share_a_tokenizer():
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def encode_one_by_one(tokenizer, texts):
+    """The way it is said: BOS, the text's tokens, EOS."""
+    return [[tokenizer.bos_token_id, *ids_of(tokenizer, text), tokenizer.eos_token_id] for text in texts]
+
+
+@settings(max_examples=40, deadline=None)
+@given(batches=st.lists(st.lists(TEXTS, max_size=4), max_size=9))
+def test_batches_at_once_are_the_texts_one_by_one(any_tokenizer, batches):
+    found = list(encode_batches(zip(batches, itertools.count(), strict=False), any_tokenizer))
+    assert [state for _, _, state in found] == list(range(len(batches)))
+    for (ids, lengths, _), texts in zip(found, batches, strict=True):
+        expected = encode_one_by_one(any_tokenizer, texts)
+        assert lengths.tolist() == list(map(len, expected))
+        assert ids.tolist() == list(itertools.chain(*expected))
+
+
+def test_what_was_read_before_a_break_is_encoded_first(tokenizer):
+    def batches():
+        for number in range(5):
+            yield [SENTENCES[number]], number
+        raise CorpusError("broke off")
+
+    found = encode_batches(batches(), tokenizer)
+    assert [next(found)[2] for _ in range(5)] == list(range(5))
+    with pytest.raises(CorpusError, match="broke off"):
+        next(found)
+
+
+def test_few_batches_are_in_memory_at_once(tokenizer):
+    begun = []
+    batches = ((SENTENCES, begun.append(number)) for number in range(1000))
+    for number, _ in enumerate(encode_batches(batches, tokenizer), start=1):
+        assert len(begun) <= number + 2 * (os.cpu_count() or 1)
+
+
+def test_a_setting_left_on_changes_no_batch(tokenizer):
+    expected = encode_one_by_one(tokenizer, SENTENCES)
+    tokenizer.backend_tokenizer.enable_truncation(2)
+    tokenizer.backend_tokenizer.enable_padding(length=99)
+    try:
+        assert list(encode_documents(SENTENCES, tokenizer)) == expected
+    finally:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
 def test_a_forked_process_tokenizes(tokenizer):
     expected = ids_of(tokenizer, SENTENCES[0])
     code = (
@@ -351,8 +399,9 @@ def test_without_a_network_one_clear_line_comes_soon(tmp_path):
     assert output.stdout.count("\n") == 1
 
 
-def test_the_vocabulary_grows_with_the_root_of_the_text():
-    assert suggest_vocab_size(2_000_000) == 1024
-    assert suggest_vocab_size(8_000_000) == 2048
-    assert suggest_vocab_size(0) == suggest_vocab_size(20_000) == 320
+def test_the_vocabulary_grows_with_the_text():
+    assert suggest_vocab_size(2_000_000) == 4096
+    assert suggest_vocab_size(500_000) == 2048
+    assert suggest_vocab_size(25_000_000) == 8192
+    assert suggest_vocab_size(0) == 320
     assert suggest_vocab_size(10**12) == 16_384

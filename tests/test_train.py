@@ -1,6 +1,5 @@
 """Training: it learns, it stops on time, it resumes, and what it is told wrongly it says."""
 
-import json
 import math
 import os
 import signal
@@ -18,6 +17,7 @@ from rung.errors import RecipeError, RunError
 from rung.pack import Packed
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, check_arguments, last_checkpoint, train
+from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
 
 FAST = {"per_device_train_batch_size": 4, "bf16": False}
@@ -77,27 +77,6 @@ def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path)
     assert "> ## not a heading" in samples
 
 
-def losses_of(folder):
-    return {line["step"]: line["loss"] for line in runs.read_metrics(folder) if "loss" in line}
-
-
-def test_resume_gives_the_same_losses(make_tiny, tokenizer, packed, tmp_path):
-    for folder in ("whole", "stopped"):
-        (tmp_path / folder).mkdir()
-    train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "whole", settings_of(), Listener().hooks())
-
-    def stop():
-        raise RuntimeError("the machine went away")
-
-    listener = Listener(at=10, act=stop)
-    with pytest.raises(RuntimeError, match="went away"):
-        train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), listener.hooks())
-    assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-8"
-    trained = train(make_tiny("gpt2"), tokenizer, packed, tmp_path / "stopped", settings_of(), Listener().hooks())
-    assert trained.steps == 20
-    assert losses_of(tmp_path / "stopped") == losses_of(tmp_path / "whole")
-
-
 def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
     listener = Listener(at=3, act=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
@@ -123,8 +102,8 @@ def test_a_machine_that_changes_its_speed_still_ends_in_time(
 ):
     """The plan is wrong by a factor: at half time the end is moved, and the learning rate still falls to zero."""
     monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
-    real = rung.train._measure_step
-    monkeypatch.setattr("rung.train._measure_step", lambda *args: real(*args) * factor)
+    real = rung.train.measure_step
+    monkeypatch.setattr("rung.train.measure_step", lambda *args: real(*args) * factor)
     trained = train(
         make_tiny("gpt2"), tokenizer, packed, tmp_path, settings_of(steps=None, minutes=6 / 60), Listener().hooks()
     )
@@ -159,21 +138,13 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
         train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
 
 
-def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
-    for step, is_whole in ((5, True), (10, False)):
-        folder = tmp_path / runs.CHECKPOINTS / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if is_whole:
-            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_checkpoint(tmp_path).name == "checkpoint-5"
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
         ({"output_dir": "x"}, "train.output_dir cannot be set"),
         ({"optim": "sgdd"}, "train: .*sgdd"),
+        ({"eval_strategy": "epoch"}, "train.eval_strategy is 'epoch': choose from steps, no"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):
@@ -229,3 +200,20 @@ def test_adamw_inside_muon_is_torchs():
             parameter.grad = gradient.clone()
             stepper.step()
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama3", "swaps"])
+def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny(name)
+    ids = torch.randint(4, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    with dropping_out(model, 0.5):
+        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
+        torch.testing.assert_close(model.eval()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    torch.testing.assert_close(model.train()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    found = []
+    for dropout in (0.0, 0.3):
+        (tmp_path / str(dropout)).mkdir()
+        settings = settings_of(steps=3, dropout=dropout)
+        train(make_tiny(name), tokenizer, packed, tmp_path / str(dropout), settings, Listener().hooks())
+        found.append([line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line])
+    assert found[0] != found[1]

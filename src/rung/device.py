@@ -44,6 +44,14 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def cache_folder() -> Path:
+    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
+    if folder := os.environ.get("RUNG_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    return Path(base).expanduser() / "rung"
+
+
 def describe(device: torch.device) -> str:
     """The machine in words, as a run records it."""
     if device.type == "cuda":

@@ -1,6 +1,7 @@
 """Documents to one long row of token ids on disk, and that row in blocks or in streams for training.
 
 The row is memory-mapped, 16 or 32 bits an id, and kept under the fingerprints of corpus and tokenizer.
+It is written in the memory of a few documents; what stands when the writing stops is gone on from the next time.
 Every token but the first is predicted exactly once an epoch: blocks, or the stretches of a stream, follow
 one another with nothing dropped and nothing repeated.
 """
@@ -8,40 +9,72 @@ one another with nothing dropped and nothing repeated.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy
 import torch
+from filelock import FileLock
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from rung.errors import RunError
+from rung.runs import write_atomically
+
 IGNORED = -100  # the label that no loss counts
+KEEP_SECONDS = 10.0  # how often what is packed is made sure of
+LAYOUT = 2  # one more whenever the files are laid out differently: what was packed before is left
+STARTS = numpy.dtype(numpy.int64)
+
+# Ids of whole documents, how many each document has, and the state from which to read what comes after them
+# (anything that JSON can hold; None where there is none).
+Chunk = tuple[NDArray[numpy.integer], NDArray[numpy.integer], Any]
+Read = Callable[[Any], Iterable[Chunk]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts` (documents,)."""
+    """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts` (documents,).
+
+    `state` is what was read with the last of them.
+    """
 
     tokens: numpy.ndarray
     starts: numpy.ndarray
+    state: Any = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-def pack(documents: Iterable[list[int]], *, key: str, vocab_size: int, folder: Path) -> Packed:
+def pack(
+    read: Read, *, key: str, vocab_size: int, folder: Path, tell: Callable[[int, int], None] = lambda done, tokens: None
+) -> Packed:
     """The documents' ids as one row, read from `folder` when it was made before under the same `key`.
 
-    The key must change whenever the ids do: fingerprints of corpus and tokenizer, and a split.
+    `read(state)` gives what comes after `state`, everything for None. The key must change whenever the ids do:
+    fingerprints of corpus and tokenizer, and a split. `tell` hears the documents and tokens that stand. Raises
+    `RunError` when the disk is full.
     """
-    path = folder / hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = folder / hashlib.sha256(f"{LAYOUT} {key}".encode()).hexdigest()[:16]
     packed = _read(path)
     if packed is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _write(documents, vocab_size, path)
-        packed = _read(path)
+        with FileLock(path.with_suffix(".lock")):  # who comes second waits, and finds it made
+            packed = _read(path)
+            if packed is None:
+                try:
+                    _write(read, _choose_dtype(vocab_size), path, tell)
+                except OSError as error:
+                    raise RunError(
+                        f"{folder} could not be written to ({error.strerror or error}): make room there, and the same "
+                        "command goes on from what is packed"
+                    ) from error
+                packed = _read(path)
     assert packed is not None
     return packed
 
@@ -121,35 +154,102 @@ def _read_spans(tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int
     return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
 
 
+@dataclass
+class _Progress:
+    """How much of the row is on disk, and the state that goes on after it."""
+
+    tokens: int = 0
+    documents: int = 0
+    state: Any = None
+
+    def sizes(self, dtype: numpy.dtype) -> dict[str, int]:
+        """The files by suffix, and the bytes that they have at least."""
+        return {".bin": self.tokens * dtype.itemsize, ".starts": self.documents * STARTS.itemsize}
+
+
+def _choose_dtype(vocab_size: int) -> numpy.dtype:
+    return numpy.dtype(numpy.uint16 if vocab_size <= 2**16 else numpy.uint32)
+
+
 def _read(path: Path) -> Packed | None:
     """What `_write` wrote; None where it is not there, or not whole."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        size, dtype = facts["tokens"], numpy.dtype(facts["dtype"])
-        if path.with_suffix(".bin").stat().st_size != size * dtype.itemsize:
+        dtype, progress = numpy.dtype(facts.pop("dtype")), _Progress(**facts)
+        sizes = progress.sizes(dtype)
+        if any(path.with_suffix(suffix).stat().st_size != size for suffix, size in sizes.items()):
             return None
-        starts = numpy.load(path.with_suffix(".npy"))
-    except (OSError, ValueError, EOFError):  # a file is missing, or was cut short when the machine went down
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or cut short when the machine went down
         return None
-    tokens = numpy.memmap(path.with_suffix(".bin"), dtype=dtype, mode="r") if size else numpy.empty(0, dtype)
-    return Packed(tokens=tokens, starts=starts)
+    tokens = _map(path.with_suffix(".bin"), dtype, progress.tokens)
+    starts = _map(path.with_suffix(".starts"), STARTS, progress.documents)
+    return Packed(tokens=tokens, starts=starts, state=progress.state)
 
 
-def _write(documents: Iterable[list[int]], vocab_size: int, path: Path) -> None:
-    """Write `path`.bin, .npy and, last, .json: the first two count only once the third is there."""
-    dtype = numpy.dtype(numpy.uint16 if vocab_size <= 2**16 else numpy.uint32)
-    beside = [path.with_name(f".{path.name}.{os.getpid()}{suffix}") for suffix in (".bin", ".npy", ".json")]
-    starts, count = [], 0
+def _map(path: Path, dtype: numpy.dtype, size: int) -> numpy.ndarray:
+    return numpy.memmap(path, dtype=dtype, mode="r", shape=(size,)) if size else numpy.empty(0, dtype)
+
+
+def _write(read: Read, dtype: numpy.dtype, path: Path, tell: Callable[[int, int], None]) -> None:
+    """Write `path`.bin and .starts, which count only once .json is there; .part says how far they go meanwhile.
+
+    Goes on from what stands. On an error what was written is kept, where `read` gives states.
+    """
+    path.with_suffix(".json").unlink(missing_ok=True)
+    progress = _find_progress(path, dtype)
+    with ExitStack() as stack:
+        files = [stack.enter_context(_open_at(path.with_suffix(s), size)) for s, size in progress.sizes(dtype).items()]
+        kept = time.monotonic()
+        tell(progress.documents, progress.tokens)
+        try:
+            for ids, lengths, state in read(progress.state):
+                _append(files, ids, lengths, progress.tokens, dtype)
+                progress = _Progress(progress.tokens + len(ids), progress.documents + len(lengths), state)
+                tell(progress.documents, progress.tokens)
+                if state is not None and time.monotonic() - kept > KEEP_SECONDS:
+                    _keep(files, progress, dtype, path.with_suffix(".part"))
+                    kept = time.monotonic()
+        except BaseException:
+            if progress.state is not None:
+                _keep(files, progress, dtype, path.with_suffix(".part"))
+            raise
+        _keep(files, progress, dtype, path.with_suffix(".json"))
+    path.with_suffix(".part").unlink(missing_ok=True)
+
+
+def _append(
+    files: list[IO[bytes]], ids: NDArray[numpy.integer], lengths: NDArray[numpy.integer], at: int, dtype: numpy.dtype
+) -> None:
+    if len(ids) and ids.max() > numpy.iinfo(dtype).max:
+        raise OverflowError(f"token {ids.max()} does not fit in {dtype}")
+    files[0].write(ids.astype(dtype).tobytes())
+    files[1].write((at + numpy.cumsum(lengths, dtype=STARTS) - lengths).astype(STARTS).tobytes())
+
+
+def _find_progress(path: Path, dtype: numpy.dtype) -> _Progress:
+    """How far an earlier try came; the beginning, where less is on disk than it says."""
     try:
-        with beside[0].open("wb") as file:
-            for document in documents:
-                starts.append(count)
-                count += len(document)
-                file.write(numpy.array(document, dtype=dtype).tobytes())
-        numpy.save(beside[1], numpy.array(starts, dtype=numpy.int64))
-        beside[2].write_text(json.dumps({"tokens": count, "dtype": dtype.name}), encoding="utf-8")
-        for source in beside:
-            source.replace(path.with_suffix(source.suffix))
-    finally:
-        for source in beside:
-            source.unlink(missing_ok=True)
+        facts = json.loads(path.with_suffix(".part").read_text(encoding="utf-8"))
+        same, progress = facts.pop("dtype") == dtype.name, _Progress(**facts)
+        sizes = progress.sizes(dtype)
+        if same and all(path.with_suffix(suffix).stat().st_size >= size for suffix, size in sizes.items()):
+            return progress
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    path.with_suffix(".part").unlink(missing_ok=True)
+    return _Progress()
+
+
+def _open_at(path: Path, size: int) -> IO[bytes]:
+    """The file, cut to `size`, for writing on."""
+    file = path.open("ab")
+    file.truncate(size)
+    return file
+
+
+def _keep(files: list[IO[bytes]], progress: _Progress, dtype: numpy.dtype, path: Path) -> None:
+    """Have the disk hold what was written, and then `path` say so."""
+    for file in files:
+        file.flush()
+        os.fsync(file.fileno())
+    write_atomically(path, json.dumps({"dtype": dtype.name, **vars(progress)}))

@@ -7,9 +7,11 @@ samples.md      what the model wrote as it learned
 checkpoints/    what training resumes from
 """
 
+import errno
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ RECORD = "rung.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
-TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container")  # how torch.save says that a disk is full
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How torch.save and tokenizers, in Rust, say that a disk is full.
+CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", *(f"(os error {number})" for number in NO_ROOM))
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -38,6 +42,24 @@ def write_atomically(path: Path, text: str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's bytes, or a folder's names, on the disk before anything else is done."""
+    if path.is_dir() and os.name == "nt":
+        return  # there a folder cannot be opened
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync a folder with all that is in it."""
+    for path in (*sorted(folder.rglob("*")), folder):
+        sync(path)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
@@ -102,10 +124,22 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def keep_metrics_before(folder: Path, step: int) -> None:
-    """Drop the lines after `step`: a resumed run writes them again."""
-    kept = [line for line in read_metrics(folder) if line["step"] <= step]
-    write_atomically(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept))
+def rewind(folder: Path, step: int, *, evaluate: bool) -> None:
+    """Drop the metrics and samples after `step`, and with `evaluate` those of its evaluation: they are made again."""
+    kept = [
+        line for line in read_metrics(folder) if line["step"] < step + (not evaluate or "bits_per_byte" not in line)
+    ]
+    write_atomically(folder / METRICS, "".join(to_json(line) + "\n" for line in kept))
+    if (folder / SAMPLES).exists():
+        text = (folder / SAMPLES).read_text(encoding="utf-8", errors="ignore")
+        parts = re.split(r"^(?=## Step \d)", text, flags=re.MULTILINE)
+        kept_parts = [part for part in parts if _step_of_sample(part) < step + (not evaluate)]
+        write_atomically(folder / SAMPLES, "".join(kept_parts))
+
+
+def _step_of_sample(part: str) -> int:
+    found = re.match(r"## Step (\d+)", part)
+    return int(found[1]) if found else 0
 
 
 def find_runs(root: Path) -> Iterator[Path]:
@@ -117,29 +151,44 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def explain_failed_writes(folder: Path) -> Iterator[None]:
-    """Raise `RunError` where safetensors or torch cannot write; their errors are no `OSError` as a full disk's is."""
+    """Raise `RunError` where there is no room to write: what writes weights and tokenizers says so in many ways."""
     try:
         yield
-    except (SafetensorError, RuntimeError) as error:
-        message = str(error).strip() or type(error).__name__
-        if isinstance(error, RuntimeError) and not any(sign in message for sign in TORCH_CANNOT_WRITE):
+    except Exception as error:
+        if not _is_failed_write(error):
             raise
+        message = str(error).strip() or type(error).__name__
         raise RunError(
             f"{folder} could not be written to ({message.splitlines()[0]}): make room there; what was saved is kept"
         ) from error
 
 
+def _is_failed_write(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    return isinstance(error, SafetensorError) or any(sign in str(error) for sign in CANNOT_WRITE)
+
+
 def save_model(folder: Path, *parts: Any) -> None:
-    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside and renamed."""
+    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and renamed."""
     beside = folder / f".saving.{os.getpid()}"
     try:
         with explain_failed_writes(folder):
             for part in parts:
                 part.save_pretrained(beside)
+            sync_folder(beside)
         for file in sorted(beside.iterdir()):
             file.replace(folder / file.name)
+        sync(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed had written beside: hidden, and named after its number."""
+    for path in folder.glob(".*.*"):
+        if re.fullmatch(r"\.(saving|rung\.json|metrics\.jsonl|samples\.md)\.\d+", path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> Path:

@@ -6,22 +6,30 @@ puts the first in front and leaves the second to whoever ends a document.
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import math
+import os
 import re
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
+import numpy
+from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
+State = TypeVar("State")
 
-ENCODED_AT_ONCE = 256  # documents
+ENCODED_AT_ONCE = 32  # documents
 HUB_PATIENCE = 10.0  # seconds
 
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<unk>"
@@ -109,10 +117,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def suggest_vocab_size(train_bytes: int) -> int:
     """How many tokens a byte-pair vocabulary should have for this much text.
 
-    Rare tokens are learned badly and common ones cheaply: the vocabulary grows with the square root of
-    the text. The rule is 1,024 at 2 MB, between 320 and 16,384.
+    Rare tokens are learned badly and common ones cheaply: the vocabulary grows with the text, as its root up to 2 MB,
+    where it is 4,096, and more slowly beyond (docs/results/scaling.md). It is between 320 and 16,384.
     """
-    power = round(math.log2(1024 * math.sqrt(max(train_bytes, 1) / 2e6)))
+    size = max(train_bytes, 1) / 2e6
+    power = round(math.log2(4096 * size ** (0.5 if size < 1 else 0.3)))
     return max(320, min(2**power, 16_384))
 
 
@@ -160,19 +169,56 @@ def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
 
 def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
     """BOS, the text's tokens, EOS, for every text."""
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == ENCODED_AT_ONCE:
-            yield from _encode(batch, tokenizer)
-            batch = []
-    yield from _encode(batch, tokenizer)
+    source = iter(texts)
+    batches = iter(lambda: list(itertools.islice(source, ENCODED_AT_ONCE)), [])
+    for ids, lengths, _ in encode_batches(((batch, None) for batch in batches), tokenizer):
+        yield from (document.tolist() for document in numpy.split(ids, numpy.cumsum(lengths)[:-1]))
 
 
-def _encode(batch: list[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    for encoding in encode_plainly(tokenizer, batch) if batch else ():
-        yield [bos, *encoding.ids, eos]
+def encode_batches(
+    batches: Iterable[tuple[list[str], State]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[NDArray[numpy.integer], NDArray[numpy.integer], State]]:
+    """Of each batch of texts the ids in one row, BOS, the text's tokens, EOS for every text; the length of each
+    text's part of it; and what came with the batch.
+
+    Several batches at once, in threads: the library lets go of Python's lock. Two for each core are in memory at the
+    most. When `batches` breaks off, what was read before is given out first.
+    """
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # no one else switches this one's settings
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    pending: deque[tuple[Future, State]] = deque()
+    broken: Exception | None = None
+    source = iter(batches)
+    with ThreadPoolExecutor(cores) as threads:
+        while True:
+            while broken is None and len(pending) < 2 * cores:
+                try:
+                    texts, state = next(source)
+                except StopIteration:
+                    break
+                except Exception as error:  # whatever it is, it is raised below
+                    broken = error
+                    break
+                pending.append((threads.submit(_encode, backend, ends, texts), state))
+            if not pending:
+                break
+            future, state = pending.popleft()
+            yield *future.result(), state
+    if broken:
+        raise broken
+
+
+def _encode(
+    backend: Tokenizer, ends: tuple[int, int], texts: list[str]
+) -> tuple[NDArray[numpy.integer], NDArray[numpy.integer]]:
+    bos, eos = ends
+    found = [[bos, *encoding.ids, eos] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
+    return numpy.fromiter(itertools.chain.from_iterable(found), dtype=numpy.uint32, count=lengths.sum()), lengths
 
 
 Builder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]

@@ -1,5 +1,6 @@
 """Verbs that make runs: climb, train."""
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from rung import ranks
 from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, fail, verb
 
 
-@verb("rung climb my.txt --minutes 10")
+@verb("rung climb my.txt --minutes 10", spreads=True)
 def climb(
     corpus: CorpusArgument = "python-docs",
     minutes: Annotated[float | None, typer.Option(help="Training time for all rungs together; 5 by default.")] = None,
@@ -57,6 +59,8 @@ def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -
     folder = plan.folder
     with _resumable(), Display() as display:
         folders = climb_ladder(plan, display.tell)
+    if not ranks.is_main():
+        return
     show(climb_table(read_rows(folders), folders))
     best = min((r for r in read_rows(folders) if r.bits_per_byte), key=lambda r: r.bits_per_byte or 0.0)
     print(f"\nReport: {folder / REPORT}", file=sys.stderr)
@@ -73,6 +77,8 @@ def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
     plan = SwapClimb(**settings | ({} if steps is None else {"steps": steps}))
     with _resumable(), Display() as display:
         folders = climb_swaps(plan, display.tell)
+    if not ranks.is_main():
+        return
     show(swaps_table(read_swaps(folders), folders))
     print(f"\nReport: {plan.folder / REPORT}", file=sys.stderr)
 
@@ -89,12 +95,12 @@ def _resumable() -> Iterator[None]:
 def _check_given(what: str, options: dict[str, Any]) -> None:
     from rung.errors import RecipeError
 
-    given = [name for name, value in options.items() if value not in (None, "")]
+    given = [name for name, value in options.items() if value not in (None, "", [])]
     if given:
         raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
 
-@verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256")
+@verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256", spreads=True)
 def train(
     rung: Annotated[
         str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or of `rung sizes`.")
@@ -134,11 +140,9 @@ def train(
     }
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
     if from_ and rung == "ngram":
-        _import_arpa(
-            Path(from_), given | ({"--recipe": recipe} if recipe else {}) | ({"--set": set_} if set_ else {}), out
-        )
-        return
-    _make_run(*_plan_run(recipe, given, set_ or [], out, resume))
+        given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
+        return ranks.from_main(lambda: _import_arpa(Path(from_), given, out))
+    return _make_run(*_plan_run(recipe, given, set_ or [], out, resume))
 
 
 def _plan_run(
@@ -147,16 +151,26 @@ def _plan_run(
     """The recipe, begun before or made now, and the run's folder."""
     from rung.models.sizes import SIZES
     from rung.recipe import make_recipe
-    from rung.recipe.making import check_unused, read_begun
+    from rung.recipe.making import check_unused
 
     if resume:
         folder = out or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
-        return read_begun(folder), folder
+        beyond = given | {"recipe": recipe, "set": overrides}
+        return ranks.from_main(functools.partial(_read_begun, folder, beyond)), folder
     page = _fill_page(recipe, given)
     made = make_recipe(page, overrides)
     folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
-    check_unused(folder)
+    ranks.from_main(functools.partial(check_unused, folder))
     return made, folder
+
+
+def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
+    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused."""
+    from rung.recipe.making import read_begun
+
+    beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+    _check_given("--resume goes on with the run's own recipe:", beyond)
+    return read_begun(folder)
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
@@ -179,9 +193,17 @@ def _make_run(recipe: Any, folder: Path) -> None:
     with Display() as display:
         finished = execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage))
     if not finished:
-        fail(f"stopped; the work so far is saved. Go on with: rung train --out {folder} --resume", 130)
+        fail(f"stopped; the work so far is saved. Go on with: {ranks.command()} train --out {folder} --resume", 130)
+    if not ranks.is_main():
+        return
     record = runs.read_record(folder)
     show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+    if plan := record.get("plan"):
+        print(
+            f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "
+            f"({plan['error']:+.1%})",
+            file=sys.stderr,
+        )
     if recipe.lora:
         trained = record["training"]["trainable_parameters"]
         print(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter", file=sys.stderr)
@@ -207,7 +229,7 @@ def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
 def _command_line() -> str:
     import shlex
 
-    return shlex.join(["rung", *sys.argv[1:]])
+    return f"{ranks.command()} {shlex.join(sys.argv[1:])}"
 
 
 def _tokenizer_spec(name: str) -> dict[str, Any]:

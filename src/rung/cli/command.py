@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rung import ranks
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -28,14 +29,20 @@ Seed = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")]
 
 
-def verb(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code 130."""
+def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code 130.
+
+    Under `torchrun` all processes do what `spreads`; the rest is done by the main one alone.
+    """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> None:
+            if not (spreads or ranks.is_main()):
+                return
             try:
                 function(*args, **kwargs)
+                ranks.leave()
             except RungError as error:
                 fail(str(error), 2)
             except OSError as error:
@@ -43,6 +50,11 @@ def verb(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 fail(f"{error.strerror or error}{where}", 1)
             except KeyboardInterrupt:
                 fail("stopped", 130)
+            except typer.Exit:
+                raise
+            except Exception:
+                ranks.give_way()
+                raise
 
         name = function.__name__.rstrip("_").replace("_", "-")
         return app.command(name, epilog=f"Example: {example}")(guarded)
@@ -51,8 +63,11 @@ def verb(example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def fail(message: str, code: int) -> None:
-    """End the command with one line and an exit code."""
-    print(f"rung: {message}", file=sys.stderr)
+    """End the command with one line and an exit code; of several processes the main one says it."""
+    if code != 130:  # Ctrl-C reached them all
+        ranks.give_way()
+    if ranks.is_main() or code != 130:
+        print(f"rung: {message}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
 
 

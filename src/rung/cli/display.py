@@ -25,16 +25,18 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from rung import runs
+from rung import ranks, runs
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
     from rung.models.sizes import Size
-    from rung.recipe.making import Stage
+    from rung.recipe.stages import Stage
     from rung.report import Row
     from rung.report.swaps import Estimate, SwapRow
+    from rung.verify import Verdict
 
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
+SHOWN_LOSSES = 8
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
 
@@ -43,7 +45,7 @@ def make_quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.WARNING, format="rung: %(message)s")
+    logging.basicConfig(level=logging.WARNING if ranks.is_main() else logging.ERROR, format="rung: %(message)s")
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -54,7 +56,7 @@ def make_quiet() -> None:
 
 
 class Display:
-    """One line for each rung on standard error, its bar moving through the stages."""
+    """One line for each rung on standard error, its bar moving through the stages; of several processes, the main's."""
 
     def __init__(self) -> None:
         self.progress = Progress(
@@ -66,6 +68,7 @@ class Display:
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
             console=Console(stderr=True),
+            disable=not ranks.is_main(),
         )
         self.tasks: dict[str, TaskID] = {}
         self.current = ""
@@ -91,6 +94,9 @@ class Display:
                 stage.name, total=None, rung=rung, note="", began=began, took=None
             )
             self.current = rung
+        if stage.name == "planned":
+            self.progress.console.print(f"[bold]{rung}[/]: {stage.note}", highlight=False)
+            return
         task = self.tasks[rung]
         shown = self.progress.tasks[self.progress.task_ids.index(task)]
         if shown.description != stage.name:
@@ -178,6 +184,38 @@ def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> Table:
             _estimate(row.bits, ".3f"),
             Text(_estimate(row.difference, "+.3f"), style="bold" if row.is_clear else ""),
         )
+    return table
+
+
+def resume_table(verdict: "Verdict") -> Table:
+    """Where the kills fell, losses side by side, and what is the same to the last bit."""
+    found = verdict.as_dict()
+    fell = ", ".join(f"{count} while {phase}" for phase, count in found["fell"].items() if count)
+    title = f"{found['rung']} on {found['corpus']}, {found['steps']:,} steps\nkilled {found['kills']:,} times: {fell}"
+    table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", min_width=70)
+    for name in ("uninterrupted", "killed and resumed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    losses = verdict.losses()
+    shown = [row for row in losses if row[1] != row[2]][:SHOWN_LOSSES]
+    shown = shown or [losses[(len(losses) - 1) * n // (SHOWN_LOSSES - 1)] for n in range(SHOWN_LOSSES) if losses]
+    for step, left, right in dict.fromkeys(shown):
+        style, mark = ("", "=") if left == right else ("red", "≠")
+        table.add_row(
+            f"loss at step {step}", repr(left), Text("none" if right is None else repr(right), style=style), mark
+        )
+    table.add_section()
+    counts = {
+        "metrics": f"{len(verdict.whole.metrics)} lines",
+        "samples": "",
+        "scores": "",
+        "weights": verdict.whole.weights[:16],
+    }
+    for name, count in counts.items():
+        differs = name in verdict.differences or not verdict.resumed
+        table.add_row(name, count, Text("differ", style="red") if differs else Text("the same", style="green"), "")
+    if verdict.failure:
+        table.add_row("failed", "", Text(verdict.failure, style="red", overflow="fold"), "")
     return table
 
 

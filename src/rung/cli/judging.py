@@ -32,7 +32,7 @@ def eval_(
     from rung.cli.display import Display, make_quiet, score_table, show
 
     make_quiet()
-    from rung.recipe.making import evaluate_run
+    from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)

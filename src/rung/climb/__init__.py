@@ -5,19 +5,21 @@ below one folder; one that fails does not take the others with it, and a climb t
 where it stopped.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rung import runs
+from rung import ranks, runs
 from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
 from rung.recipe import Recipe
-from rung.recipe.making import DEFAULT_MINUTES, Stage, execute
+from rung.recipe.making import DEFAULT_MINUTES, execute
+from rung.recipe.stages import Stage
 from rung.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -79,12 +81,10 @@ def make_runs(
     `tell` hears the folder's name and the stage. Raises `RungError` when a folder holds another run or when all
     fail, `KeyboardInterrupt` when one was stopped and saved.
     """
-    for folder, recipe in recipes.items():
-        runs.make_folder(folder.parent)
-        _check_same(recipe, folder)
+    ranks.from_main(lambda: _check_folders(recipes))
     failures: list[RungError] = []
     for folder, recipe in recipes.items():
-        if runs.is_finished(folder):
+        if ranks.from_main(functools.partial(runs.is_finished, folder)):
             continue
         try:
             finished = _make(recipe, folder, tell)
@@ -93,10 +93,21 @@ def make_runs(
             continue
         if not finished:
             raise KeyboardInterrupt
-        report([f for f in recipes if (f / runs.RECORD).exists()])
+        ranks.from_main(lambda: report(_begun(recipes)))
     if len(failures) == len(recipes):
         raise failures[0]
-    report([f for f in recipes if (f / runs.RECORD).exists()])
+    ranks.from_main(lambda: report(_begun(recipes)))
+
+
+def _check_folders(recipes: dict[Path, Recipe]) -> None:
+    """Make the folder that the runs go to; raise `RunError` when one of them is there and is another."""
+    for folder, recipe in recipes.items():
+        runs.make_folder(folder.parent)
+        _check_same(recipe, folder)
+
+
+def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
+    return [folder for folder in recipes if (folder / runs.RECORD).exists()]
 
 
 def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
@@ -107,6 +118,8 @@ def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> b
         _record_failure(recipe, folder, str(error))
         raise
     except Exception as error:  # whatever it is, the rungs above it must still be climbed
+        if ranks.count() > 1:  # but not by some of the processes without the others
+            raise
         logger.exception("%s failed", folder.name)
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         _record_failure(recipe, folder, message)
@@ -114,6 +127,8 @@ def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> b
 
 
 def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
+    if not ranks.is_main():
+        return
     record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {"rung": recipe.rung}
     try:
         runs.write_record(folder, record | {"failed": message})

@@ -12,7 +12,7 @@ from rung.corpus import DocumentKind
 from rung.errors import RecipeError
 from rung.models.swaps import SWAPS
 from rung.recipe import Recipe
-from rung.recipe.making import Stage
+from rung.recipe.stages import Stage
 from rung.report.swaps import BASE, END, write_swaps
 
 # About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of GELU's.

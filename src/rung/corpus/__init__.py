@@ -2,36 +2,46 @@
 
 Where a source has no splits of its own they are cut by a hash of each document, so that adding text
 never moves a document from one split to another. Documents are written once to an Arrow file and
-memory-mapped from there (`datasets`), so memory does not grow with the corpus.
+memory-mapped from there (`datasets`), so memory does not grow with the corpus; of a stream from the Hub only
+the beginning is, and the rest is read as it arrives.
 """
 
-import hashlib
+import functools
 import json
 import logging
-import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rung.corpus import files, named
 from rung.corpus.files import DocumentKind
+from rung.corpus.stored import (
+    SPLITS,
+    Reader,
+    count_distinct,
+    cut,
+    find_border,
+    measure,
+    read_batches,
+    store,
+    store_splits,
+)
+from rung.corpus.stream import Stream, open_stream
+from rung.device import cache_folder
 from rung.errors import CorpusError
 
 if TYPE_CHECKING:
-    import numpy
     from datasets import Dataset
 
 __all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "cache_folder", "load_corpus"]
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "validation", "test")
 HELD_OUT = 0.05  # of the documents, for validation and again for test
 HELD_OUT_PACKAGES = 0.1  # of the packages: there are few of them, and most are small
-LAYOUT = 2  # one more whenever the same source is read differently: what was stored before is left
 
 CORPORA = {
     "python-docs": "the running Python's language reference and docstrings, 2 MB (the default)",
@@ -39,6 +49,7 @@ CORPORA = {
     "wikitext-2": "WikiText-2, raw, by article, from the Hub, 13 MB",
     "wikitext-103": "WikiText-103, raw, by article, from the Hub, 540 MB",
     "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
+    "stream:ORG/NAME[:CONFIG][@10GB]": "the same, tokenized as it arrives, its text never stored; its first 10 GB",
     "PATH": "a file, a folder or a glob: .txt .md .rst .py .jsonl .json .csv .parquet, also .gz .zst",
 }
 PYTHON = {"python-docs": named.read_docs, "python-source": named.read_source}
@@ -47,19 +58,41 @@ WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Three splits of documents (column `text`), memory-mapped, and a fingerprint of their content."""
+    """Three splits of documents (column `text`), memory-mapped, their UTF-8 bytes, and a fingerprint of their content.
+
+    Of a stream, `train` is the beginning, and the fingerprint is also that of the files it comes from.
+    """
 
     name: str
     train: "Dataset"
     validation: "Dataset"
     test: "Dataset"
+    bytes: dict[str, int]
     fingerprint: str
+    stream: Stream | None = None
 
     def split(self, name: str) -> "Dataset":
         """One split by name."""
         if name not in SPLITS:
             raise CorpusError(f"no split {name!r}: choose from {', '.join(SPLITS)}")
         return getattr(self, name)
+
+    def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
+        """The training documents after `state` (None: all), a few at a time, each time with the state after them."""
+        if self.stream:
+            yield from self.stream.read(state)
+            return
+        done = state or 0
+        for batch in read_batches(self.train, done):
+            done += len(batch)
+            yield batch, done
+
+    def sample_train(self, stride: int) -> Iterator[str]:
+        """One training document in `stride`, from all over the corpus; of a stream, from its beginning."""
+        number = 0
+        for batch in read_batches(self.train):
+            yield from batch[-number % stride :: stride]
+            number += len(batch)
 
 
 def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragraphs", *, whole: bool = False) -> Corpus:
@@ -69,37 +102,27 @@ def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragrap
     Raises `CorpusError` when it cannot be read or is too small to split.
     """
     files.check_document_kind(documents)
-    name = _name(source)
-    own = _read_named_splits(source, documents)
-    if own:
-        splits = {split: _store(read, key) for split, (read, key) in own.items()}
-        only = splits.get("test") or splits.get("validation")
-        if only is not None:
-            splits = {"validation": only, "test": only} | splits
-        else:
-            splits = _cut(splits["train"], source, HELD_OUT)
+    stream = None
+    if source.startswith("stream:"):
+        splits, key, stream = _read_stream(open_stream(source))
+    elif own := _read_named_splits(source, documents):
+        splits, key = _store_own(own, source)
     else:
-        splits = _read_and_cut(source, documents, whole and _is_path(source))
+        splits, key = _read_and_cut(source, documents, whole and _is_path(source))
     for split in SPLITS:
         if len(splits[split]) == 0:
             raise CorpusError(f"{source} has no text in its {split} split")
-    splits = {split: rows.select_columns(["text"]) for split, rows in splits.items()}
-    return Corpus(name=name, fingerprint=_fingerprint(splits), **splits)
+    splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
+    facts = measure(splits, _folder(), key, stream.key if stream else "")
+    return Corpus(name=_name(source), stream=stream, **splits, **facts)
 
 
-def cache_folder() -> Path:
-    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
-    if folder := os.environ.get("RUNG_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(base).expanduser() / "rung"
-
-
-Reader = Callable[[], Iterator[tuple[str, str]]]  # (text, the group that must stay on one side)
+def _folder() -> Path:
+    return cache_folder() / "corpora"
 
 
 def _is_path(source: str) -> bool:
-    return source not in CORPORA and not source.startswith("hf:")
+    return source not in CORPORA and not source.startswith(("hf:", "stream:"))
 
 
 def _name(source: str) -> str:
@@ -109,14 +132,51 @@ def _name(source: str) -> str:
     return path.parent.name if _split_name(path) == "train" and _find_split_files(path) else path.name
 
 
-def _read_and_cut(source: str, documents: DocumentKind, whole: bool) -> dict[str, "Dataset"]:
+def _read_stream(stream: Stream) -> tuple[dict[str, "Dataset"], str, Stream]:
+    """The beginning of the stream as splits, what names it, and the stream without what is held out."""
+    key = f"stream {stream.key}"
+    if not stream.held_out_rows:
+        splits, key = _cut(stream.read_beginning, stream.source, key, HELD_OUT)
+        return splits, key, replace(stream, train_from=find_border(splits, HELD_OUT))
+    own: dict[str, tuple[Reader, str]] = {"train": (stream.read_beginning, key)}
+    for name in stream.held_out_rows:
+        own[name] = (functools.partial(stream.read_held_out, name), f"{name} {key}")
+    return *_store_own(own, stream.source), stream
+
+
+def _store_own(own: dict[str, tuple[Reader, str]], source: str) -> tuple[dict[str, "Dataset"], str]:
+    """Splits that the source itself names; one that is held out may stand for the other."""
+    held_out = own.get("test") or own.get("validation")
+    if held_out is None:
+        return _cut(own["train"][0], source, own["train"][1], HELD_OUT)
+    own = {"validation": held_out, "test": held_out} | own
+    stored = {name: store(read, _folder(), key) for name, (read, key) in own.items()}
+    return stored, json.dumps({name: key for name, (_, key) in own.items()})
+
+
+def _read_and_cut(source: str, documents: DocumentKind, whole: bool) -> tuple[dict[str, "Dataset"], str]:
     if source in PYTHON:
-        return _cut(_store(PYTHON[source], f"{source} {sys.version} {sys.prefix}"), source, HELD_OUT_PACKAGES)
+        return _cut(PYTHON[source], source, f"{source} {sys.version} {sys.prefix}", HELD_OUT_PACKAGES)
     found = files.find_files(source)
-    everything = _store(_file_reader(found, documents), _file_key(found, documents))
-    if documents == "paragraphs" and not whole and _count_distinct(everything) < len(SPLITS):
-        everything = _store(_file_reader(found, documents, files.FINE), _file_key(found, "fine paragraphs"))
-    return dict.fromkeys(SPLITS, everything) if whole else _cut(everything, source, HELD_OUT)
+    read, key = _file_reader(found, documents), _file_key(found, documents)
+    fine = _file_reader(found, documents, files.FINE), _file_key(found, "fine paragraphs")
+    if not whole:
+        return _cut(read, source, key, HELD_OUT, fine if documents == "paragraphs" else None)
+    return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
+
+
+def _cut(
+    read: Reader, source: str, key: str, held_out: float, fine: tuple[Reader, str] | None = None
+) -> tuple[dict[str, "Dataset"], str]:
+    """The documents as splits by place, and what names them; `fine` gives more documents where they are too few."""
+    splits = store_splits(read, _folder(), key, held_out)
+    if all(len(rows) for rows in splits.values()):
+        return splits, f"cut {held_out} {key}"
+    everything = store(read, _folder(), key)
+    if fine and count_distinct(everything) < len(SPLITS):
+        everything = store(fine[0], _folder(), fine[1])
+        key = fine[1]
+    return cut(everything, source, held_out), f"cut {held_out} {key}"
 
 
 def _read_named_splits(source: str, documents: DocumentKind) -> dict[str, tuple[Reader, str]]:
@@ -174,78 +234,4 @@ def _row_reader(rows: "Dataset", where: str) -> Reader:
 
 
 def _file_key(found: list[Path], documents: str) -> str:
-    """Changes when a file does, even where its old size and time were put back."""
-    facts = [(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)]
-    return json.dumps([documents, facts])
-
-
-def _store(read: Reader, key: str) -> "Dataset":
-    """The reader's documents as a memory-mapped data set with columns `text` and `place`, written once.
-
-    `place`, in [0, 1), is where the document (or its group) falls when splits are cut.
-    """
-    import datasets
-    from datasets.arrow_writer import ArrowWriter
-
-    from rung import __version__
-
-    digest = hashlib.sha256(f"{__version__} {LAYOUT} {key}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "corpora"
-    path = folder / f"{digest}.arrow"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = folder / f".{digest}.{os.getpid()}"
-        features = datasets.Features({"text": datasets.Value("large_string"), "place": datasets.Value("float64")})
-        try:
-            with ArrowWriter(features=features, path=str(beside)) as writer:
-                for text, group in read():
-                    writer.write({"text": text, "place": files.hash_unit(group or text)})
-                writer.finalize()
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
-    return datasets.Dataset.from_file(str(path))
-
-
-def _cut(everything: "Dataset", source: str, held_out: float) -> dict[str, "Dataset"]:
-    """Train, validation and test by `place`; the documents nearest the border fill a split left empty.
-
-    Documents of one place (copies, or a group) stay on one side.
-    """
-    import numpy
-
-    if _count_distinct(everything) < len(SPLITS):
-        size = sum(len(text.encode("utf-8")) for text in everything["text"])
-        raise CorpusError(
-            f"{source} is too little text to split into train, validation and test: {len(everything)} "
-            f"{'document' if len(everything) == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
-            "with blank lines between the paragraphs, or try --documents lines"
-        )
-    place = _places(everything)
-    order = numpy.argsort(place, kind="stable")
-    places, starts = numpy.unique(place[order], return_index=True)
-    test = max(1, min((places < held_out).sum(), len(places) - 2))
-    validation = max(test + 1, min((places < 2 * held_out).sum(), len(places) - 1))
-    bounds = {"test": (0, starts[test]), "validation": (starts[test], starts[validation])}
-    bounds["train"] = (starts[validation], len(place))
-    return {name: everything.select(numpy.sort(order[low:high])) for name, (low, high) in bounds.items()}
-
-
-def _places(everything: "Dataset") -> "numpy.ndarray":
-    return everything.with_format("numpy")["place"][:]
-
-
-def _count_distinct(everything: "Dataset") -> int:
-    import numpy
-
-    return len(numpy.unique(_places(everything)))
-
-
-def _fingerprint(splits: dict[str, "Dataset"]) -> str:
-    digest = hashlib.sha256()
-    for name in SPLITS:
-        digest.update(name.encode())
-        for batch in splits[name].iter(batch_size=1000):
-            for text in batch["text"]:
-                digest.update(hashlib.sha256(text.encode("utf-8")).digest())
-    return digest.hexdigest()[:16]
+    return f"{documents} {files.file_facts(found)}"

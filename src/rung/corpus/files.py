@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import itertools
+import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator
@@ -83,6 +84,11 @@ def is_readable_kind(path: Path) -> bool:
     return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_READERS)
 
 
+def file_facts(found: list[Path]) -> str:
+    """Changes when a file does, even where its old size and time were put back."""
+    return json.dumps([(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)])
+
+
 def check_document_kind(documents: str) -> None:
     """Raise `CorpusError` when `documents` is not a `DocumentKind`."""
     if documents not in get_args(DocumentKind):
@@ -142,16 +148,35 @@ def read_texts(rows: Any, where: str) -> Iterator[str]:
 
     Raises `CorpusError` when there is no such column, or it holds something else.
     """
-    columns = list(rows.features or next(iter(rows), {}))  # a stream knows its columns from the first row
-    if not columns:
+    if not _columns(rows):
         return
-    column = find_text_column(columns, where)
-    for row in rows.select_columns([column]):
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise CorpusError(f"{where}: the column {column!r} holds {type(text).__name__}, not text: {text!r:.40}")
-        if text and text.strip():
+    rows, column = select_text(rows, where)
+    for row in rows:
+        if text := check_text(row[column], column, where):
             yield text
+
+
+def select_text(rows: Any, where: str) -> tuple[Any, str]:
+    """The rows with nothing but their text column, and its name.
+
+    Raises `CorpusError` when there is none.
+    """
+    column = find_text_column(_columns(rows), where)
+    return rows.select_columns([column]), column
+
+
+def check_text(text: Any, column: str, where: str) -> str:
+    """What a row has in its text column; "" where that is blank.
+
+    Raises `CorpusError` when it is no text.
+    """
+    if text is not None and not isinstance(text, str):
+        raise CorpusError(f"{where}: the column {column!r} holds {type(text).__name__}, not text: {text!r:.40}")
+    return text if text and text.strip() else ""
+
+
+def _columns(rows: Any) -> list[str]:
+    return list(rows.features or next(iter(rows), {}))  # a stream knows its columns from the first row
 
 
 @contextlib.contextmanager

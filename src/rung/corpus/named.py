@@ -5,15 +5,17 @@ docstring is often repeated, word for word, in another module of its own package
 """
 
 import ast
+import errno
 import glob
 import os
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.corpus.files import first_line, quiet_datasets
+from rung.corpus.files import file_facts, first_line, quiet_datasets
 from rung.errors import CorpusError
 
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "pydoc_data"}
@@ -92,15 +94,22 @@ def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Module | ast.Clas
             yield from _walk(child, name)
 
 
-def parse_hub_name(source: str) -> tuple[str, str | None]:
-    """`hf:ORG/NAME[:CONFIG]` as (path, config)."""
-    path, _, config = source.removeprefix("hf:").partition(":")
+@dataclass(frozen=True)
+class Streaming:
+    """Rows are to be read as they arrive, of one revision of the data set."""
+
+    revision: str
+
+
+def parse_hub_name(name: str, prefix: str = "hf:") -> tuple[str, str | None]:
+    """`ORG/NAME[:CONFIG]`, perhaps after `prefix`, as (path, config)."""
+    path, _, config = name.removeprefix(prefix).partition(":")
     if not path:
-        raise CorpusError(f"{source!r} names no data set: write hf:ORG/NAME or hf:ORG/NAME:CONFIG")
+        raise CorpusError(f"{prefix + name!r} names no data set: write {prefix}ORG/NAME or {prefix}ORG/NAME:CONFIG")
     return path, config or None
 
 
-def load_splits(path: str, config: str | None) -> dict[str, Any]:
+def load_splits(path: str, config: str | None, streaming: Streaming | None = None) -> dict[str, Any]:
     """The data set's splits under the names train, validation, test; each iterates over rows.
 
     A folder of the same layout may stand for the Hub: `path` itself, or `$RUNG_HUB_MIRROR/ORG/NAME`.
@@ -109,15 +118,35 @@ def load_splits(path: str, config: str | None) -> dict[str, Any]:
     local = _find_local(path)
     try:
         with quiet_datasets():
-            found = _load_folder(local, config) if local else _load_from_hub(path, config)
+            found = _load_folder(local, config, streaming) if local else _load_from_hub(path, config, streaming)
     except CorpusError:
         raise
     except Exception as error:  # the Hub client and the readers raise many kinds; all mean that it is not to be had
-        raise CorpusError(f"the data set {path!r} could not be loaded: {first_line(error)}") from error
+        full = isinstance(error, OSError) and (error.errno == errno.ENOSPC or "Not enough disk space" in str(error))
+        remedy = f"; `stream:{path}` reads it without storing its text" if full else ""
+        raise CorpusError(f"the data set {path!r} could not be loaded: {first_line(error)}{remedy}") from error
     splits = {SPLIT_NAMES[name]: rows for name, rows in found.items() if name in SPLIT_NAMES}
     if "train" not in splits:
         raise CorpusError(f"the data set {path!r} has no train split: it has {', '.join(found)}")
     return splits
+
+
+def find_revision(path: str) -> str:
+    """What changes when the data set does: the Hub's own name of its state, or the sizes and times of a folder's files.
+
+    Raises `CorpusError` when the Hub does not say.
+    """
+    if local := _find_local(path):
+        return file_facts(sorted(p for p in local.rglob("*") if p.is_file()))
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().dataset_info(path, timeout=HUB_PATIENCE).sha)
+    except Exception as error:  # no network, no such data set, a gate: each client has its own kinds
+        raise CorpusError(
+            f"the data set {path!r} cannot be streamed: {first_line(error)}; check the name and the network, or use a "
+            f"copy under ${MIRROR}/{path}"
+        ) from error
 
 
 def join_articles(lines: Iterable[str]) -> Iterator[str]:
@@ -140,7 +169,7 @@ def _find_local(path: str) -> Path | None:
     return next((c for c in candidates if c.is_dir()), None)
 
 
-def _load_folder(folder: Path, config: str | None) -> dict[str, Any]:
+def _load_folder(folder: Path, config: str | None, streaming: Streaming | None) -> dict[str, Any]:
     """Parquet files named by split, in a sub-folder for each configuration as on the Hub; else as `datasets` reads it.
 
     Raises `CorpusError` when there are several configurations and none of them is named.
@@ -155,16 +184,18 @@ def _load_folder(folder: Path, config: str | None) -> dict[str, Any]:
         raise CorpusError(f"{folder} has {problem}: choose from {names}, as in hf:{folder}:{configs[0]}")
     inside = folder / (config or configs[0]) if configs else folder
     files = {name: [glob.escape(str(p)) for p in found if inside in p.parents] for name, found in shards.items()}
+    as_stream = streaming is not None
     if any(files.values()):
-        return dict(
-            datasets.load_dataset("parquet", data_files={name: found for name, found in files.items() if found})
-        )
-    return dict(datasets.load_dataset(str(folder), config))
+        found = {name: paths for name, paths in files.items() if paths}
+        return dict(datasets.load_dataset("parquet", data_files=found, streaming=as_stream))
+    return dict(datasets.load_dataset(str(folder), config, streaming=as_stream))
 
 
-def _load_from_hub(path: str, config: str | None) -> dict[str, Any]:
+def _load_from_hub(path: str, config: str | None, streaming: Streaming | None) -> dict[str, Any]:
     import datasets
 
+    if streaming:
+        return dict(datasets.load_dataset(path, config, revision=streaming.revision, streaming=True))
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or not _answers(path)  # else it would try again for half a minute
     try:

@@ -204,23 +204,28 @@ def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float
 def compressor_marks(test: Sequence[str], train: Sequence[str]) -> dict[str, float]:
     """Bits per byte of zlib, bz2 and lzma on the test text, and of lzma that has read the train text first.
 
-    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that.
+    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that, of both texts.
     """
-    text = "".join(test).encode()
+    size = sum(len(text.encode()) for text in test)
     before = _end_of(train, PRIMED_BYTES)
-    window = max(4096, min(len(before) + len(text), 2 * PRIMED_BYTES))
+    window = max(4096, min(len(before) + size, 2 * PRIMED_BYTES))
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
 
-    def squeeze(data: bytes) -> int:
-        return len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=filters))
+    def squeeze(compressor: Any, texts: Iterable[bytes]) -> int:
+        return sum(len(compressor.compress(text)) for text in texts) + len(compressor.flush())
 
+    def squeeze_with_lzma(*first: bytes) -> int:
+        compressor = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
+        return squeeze(compressor, itertools.chain(first, (text.encode() for text in test)))
+
+    primed = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
     sizes = {
-        "zlib": len(zlib.compress(text, 9)),
-        "bz2": len(bz2.compress(text, 9)),
-        "lzma": squeeze(text),
-        "lzma after train": squeeze(before + text) - squeeze(before),
+        "zlib": squeeze(zlib.compressobj(9), (text.encode() for text in test)),
+        "bz2": squeeze(bz2.BZ2Compressor(9), (text.encode() for text in test)),
+        "lzma": squeeze_with_lzma(),
+        "lzma after train": squeeze_with_lzma(before) - squeeze(primed, [before]),
     }
-    return {name: 8 * size / len(text) for name, size in sizes.items()}
+    return {name: 8 * squeezed / size for name, squeezed in sizes.items()}
 
 
 def _end_of(texts: Sequence[str], limit: int) -> bytes:

@@ -5,11 +5,6 @@ its place; a test holds the two together.
 """
 
 import ctypes
-import hashlib
-import logging
-import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
 from functools import cache
@@ -19,19 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from rung.corpus import cache_folder
+from rung.compiled import compile_source
 from rung.generate.rounding import round_to_int8
 from rung.models import CausalModel
 from rung.models.causal import KeyValues
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM, find_rotation
 
-logger = logging.getLogger(__name__)
-
 SOURCE = Path(__file__).with_name("step.c")
-COMPILERS = ("cc", "gcc", "clang")
-FLAGS = ("-O3", "-march=native", "-shared", "-fPIC")
-COMPILING_SECONDS = 60
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 LANES = 16  # of step.c: rows of a batch that are multiplied together
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
@@ -200,42 +190,8 @@ def native_step(model: CausalModel, weights: torch.dtype | None = None) -> Nativ
 
 @cache
 def _compile() -> ctypes.CDLL | None:
-    """The compiled `step.c`, kept for this source and this processor; None where nothing can compile it."""
-    facts = f"{SOURCE.read_text()} {FLAGS} {platform.machine()} {_processor()}"
-    path = cache_folder() / "native" / f"step-{hashlib.sha256(facts.encode()).hexdigest()[:16]}.so"
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
-            if not any(_run(compiler, beside) for compiler in COMPILERS):
-                return None
-            beside.replace(path)
-        library = ctypes.CDLL(str(path))
-    except OSError as error:  # a cache that cannot be written to, a file that was damaged
-        logger.info("%s: %s", path, error)
-        return None
-    library.step.argtypes = [c_void_p, c_void_p, c_void_p]
-    library.step.restype = None
+    library = compile_source(SOURCE)
+    if library:
+        library.step.argtypes = [c_void_p, c_void_p, c_void_p]
+        library.step.restype = None
     return library
-
-
-def _run(compiler: str, out: Path) -> bool:
-    """Compile with threads, or without them where the compiler has none (Apple's)."""
-    for threads in (["-fopenmp"], []):
-        command = [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(out), "-lm"]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=COMPILING_SECONDS)
-        except (OSError, subprocess.SubprocessError) as error:
-            logger.info("%s: %s", " ".join(command), error)
-        else:
-            return True
-    return False
-
-
-def _processor() -> str:
-    """What the instructions are chosen by."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -51,7 +51,7 @@ class BigramForCausalLM(StatefulModel):
         """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two documents."""
         ids = torch.from_numpy(tokens.astype(numpy.int64))
         within = torch.ones(len(ids) - 1, dtype=torch.bool)
-        within[torch.from_numpy(starts[1:]) - 1] = False
+        within[torch.from_numpy(starts[1:] - 1)] = False
         keys = (ids[:-1] * config.vocab_size + ids[1:])[within]
         pairs, counts = torch.unique(keys, return_counts=True)
         config.num_bigrams = len(pairs)

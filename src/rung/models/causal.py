@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rung.models.fused import linear_cross_entropy
 from rung.tokenizer import encode_plainly
 
 # 1 for tokens, 0 for padding; or which keys each query may look at.
@@ -37,6 +39,29 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """How many tokens it can read at once; more than it was trained on where its positions allow it."""
         return self.context_length
 
+    def predict(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        labels: Tensor | None,
+        logits_to_keep: int | Tensor,
+        state: Any,
+        options: dict[str, Any],
+    ) -> CausalLMOutputWithPast:
+        """What the head makes of the last hidden states: `make_output` of its logits.
+
+        With `skip_logits` among the options the loss alone is made, and the logits never stand in memory.
+        """
+        head = self.get_output_embeddings()
+        plain = type(head) is nn.Linear and head.bias is None
+        if labels is None or not options.get("skip_logits") or not plain:
+            return self.make_output(head(keep_logits(hidden, logits_to_keep)), labels, state, options)
+        targets = options.get("shift_labels")
+        if targets is None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=-100)
+        items = options.get("num_items_in_batch")
+        loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten(), items)
+        return CausalLMOutputWithPast(loss=loss, past_key_values=self._kept(state, options))
+
     def make_output(
         self, logits: Tensor, labels: Tensor | None, state: Any, options: dict[str, Any]
     ) -> CausalLMOutputWithPast:
@@ -49,8 +74,10 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         if labels is not None:
             known = {k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")}
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1], **known)
-        kept = None if options.get("use_cache") is False else state
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=kept)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=self._kept(state, options))
+
+    def _kept(self, state: Any, options: dict[str, Any]) -> Any:
+        return None if options.get("use_cache") is False else state
 
 
 class StatefulModel(CausalModel):

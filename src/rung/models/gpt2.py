@@ -22,10 +22,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
+from rung.models.causal import CausalModel, Mask, is_loaded
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
 POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
+FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
 RESIDUAL = ("c_proj", "o_proj", "down_proj")  # names of what writes to the residual stream, here and in Llama
 
 
@@ -60,7 +61,7 @@ class GPT2MLP(nn.Module):
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = project(inner, config.n_embd)
         self.c_proj = project(config.n_embd, inner)
-        self.act = ACT2FN[config.activation_function]
+        self.act = ACT2FN[FUSED_GELUS.get(config.activation_function, config.activation_function)]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,8 +158,7 @@ class GPT2LMHeadModel(CausalModel):
         check_reach(self.reach, past + input_ids.shape[1], positions)
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.transformer(input_ids, positions, mask, cache)
-        logits = self.lm_head(keep_logits(hidden, logits_to_keep))
-        return self.make_output(logits, labels, cache, options)
+        return self.predict(hidden, labels, logits_to_keep, cache, options)
 
 
 def init_positions(table: nn.Embedding) -> None:

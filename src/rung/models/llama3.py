@@ -20,7 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.causal import CausalModel, Mask, is_loaded, keep_logits
+from rung.models.causal import CausalModel, Mask, is_loaded
+from rung.models.fused import rms_norm
 from rung.models.gpt2 import check_reach, find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
 
@@ -37,9 +38,7 @@ class LlamaRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LlamaAttention(nn.Module):
@@ -176,8 +175,7 @@ class LlamaForCausalLM(CausalModel):
         check_reach(self.reach, past + input_ids.shape[1], positions)
         mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
         hidden = self.model(input_ids, positions, mask, cache)
-        logits = self.lm_head(keep_logits(hidden, logits_to_keep))
-        return self.make_output(logits, labels, cache, options)
+        return self.predict(hidden, labels, logits_to_keep, cache, options)
 
 
 def add_common_vector(table: nn.Embedding) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError, did_you_mean
-from rung.models.causal import State, StatefulModel, is_loaded, keep_logits, real_tokens
+from rung.models.causal import State, StatefulModel, is_loaded, real_tokens
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -77,9 +77,8 @@ class RNNForCausalLM(StatefulModel):
         embedded = self.dropout(self.embedding(input_ids))  # B T D
         past = past_key_values.tensors if past_key_values else None
         hidden, memory = self.recurrence(embedded, real, past)
-        logits = self.head(keep_logits(self.dropout(hidden), logits_to_keep))
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
-        return self.make_output(logits, labels, State(memory, length), options)
+        return self.predict(self.dropout(hidden), labels, logits_to_keep, State(memory, length), options)
 
 
 class Recurrence(nn.Module):

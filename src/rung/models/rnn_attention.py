@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.causal import Mask, State, StatefulModel, keep_logits, real_tokens
+from rung.models.causal import Mask, State, StatefulModel, real_tokens
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
 
@@ -84,8 +84,7 @@ class RNNAttentionForCausalLM(StatefulModel):
             k, v = (torch.cat([old.to(new), new], dim=2) for old, new in zip(past[:2], (k, v), strict=True))  # B H S K
         seen = attend(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]))
         hidden = hidden + self.mix(join_heads(seen))
-        logits = self.head(keep_logits(self.dropout(hidden), logits_to_keep))
-        return self.make_output(logits, labels, State((k, v, *memory), k.shape[2]), options)
+        return self.predict(self.dropout(hidden), labels, logits_to_keep, State((k, v, *memory), k.shape[2]), options)
 
 
 def split_heads(x: Float[Tensor, "B T HK"], heads: int) -> Float[Tensor, "B H T K"]:

@@ -7,6 +7,8 @@
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
+    global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
+    dropout: 0.1                 # while it trains, in the model's own places or where GPT-2 has them
     carry_state: true            # for rnn: begin each stretch with the state that the one before left
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     base: runs/python-docs/llama3 # the model to go on from: a run, a model folder, a Hub id; with its tokenizer
@@ -42,7 +44,9 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 class Recipe:
     """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
 
-    A size's name as `rung` becomes the rung and the size's `model` fields.
+    `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
+    there are. A run is resumed with the one that it began with. A size's name as `rung` becomes the rung and the
+    size's `model` fields.
     """
 
     rung: str
@@ -51,6 +55,8 @@ class Recipe:
     tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
+    dropout: float = 0.0
     carry_state: bool = False
     counting: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
@@ -87,6 +93,9 @@ class Recipe:
             check_activations(self.rung, find_rung(self.rung).model, self.train)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
+        _check_positive("global_batch_size", self.global_batch_size, int)
         if self.minutes is not None and self.steps is not None:
             raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
 

@@ -1,16 +1,14 @@
 """Making what a recipe says: text, tokenizer, model, training, scores, all into one run folder."""
 
 import functools
-import hashlib
-import logging
 import math
 import platform
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import datasets
 import tokenizers
@@ -19,97 +17,130 @@ import transformers
 import yaml
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rung import __version__, runs
+from rung import __version__, ranks, runs
 from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.errors import RecipeError, RunError, RungError, did_you_mean
+from rung.errors import RunError, RungError
 from rung.evaluate import compressor_marks, first_texts, score_documents, score_text
 from rung.generate import Sampling, generate
-from rung.models import CausalModel, build_model, count_parameters, find_rung, load, make_config, match_parameters
+from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
 from rung.models.ngram.engines import Counting, choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import describe_base, load_base
-from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
+from rung.recipe.dial import Plan, suggest_parameters, turn_dial
+from rung.recipe.stages import Stage, Tell
+from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
 from rung.tokenizer import (
-    PUBLISHED,
-    TOKENIZERS,
-    build_tokenizer,
-    encode_documents,
     fingerprint,
-    load_tokenizer,
     losses,
     suggest_vocab_size,
 )
-from rung.train import Hooks, Progress, Trained, TrainSettings, check_trackers, last_checkpoint, train
-
-logger = logging.getLogger(__name__)
+from rung.train import (
+    Hooks,
+    Progress,
+    Trained,
+    TrainSettings,
+    check_trackers,
+    find_checkpoints,
+    find_global_batch_size,
+    train,
+)
 
 DEFAULT_MINUTES = 5.0
-CONTEXT = 256  # tokens a model is trained on at a time
+# Fields of the rungs that have dropout of their own.
+OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
+CONTEXT = 128  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
+LONGEST_CONTEXT = 1024
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
 SAMPLE_TOKENS = 100
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows."""
-
-    name: str
-    done: int = 0
-    total: int | None = None
-    note: str = ""
-
-
-Tell = Callable[[Stage], None]
-
-
 def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bool:
     """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is one.
 
-    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`
+    Returns whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
+    processes train together; reading, counting, scoring and writing is done once, by the main one. Raises `RungError`
     for what the user can mend.
     """
+    ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell))
+    if find_rung(recipe.rung).counts:
+        return ranks.from_main(lambda: _finish(ready, folder, _count(ready, folder, tell), tell))
+    packed = ranks.together(ready.open_packed)
+    set_seed(recipe.seed)
+    tell(Stage(name="measuring"))
+    made = _learn(ready, packed, folder, tell)
+    return ranks.from_main(lambda: _finish(ready, folder, made, tell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """All that is decided before a model is made. Other processes get it without the text."""
+
+    recipe: Recipe
+    tokenizer: PreTrainedTokenizerBase
+    key: str  # that the packed text is kept under
+    record: dict[str, Any]
+    corpus: Corpus | None = field(repr=False)
+    plan: Plan | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "corpus": None}
+
+    def open_packed(self) -> Packed:
+        """The packed text, mapped into memory: a process reads what it trains on, and no more."""
+        folder = cache_folder() / "packed"
+        return pack(functools.partial(_not_here, folder), key=self.key, vocab_size=len(self.tokenizer), folder=folder)
+
+
+def _not_here(folder: Path, state: Any) -> NoReturn:
+    raise RunError(
+        f"process {ranks.number()} finds no text in {folder}: RUNG_CACHE must be one folder for all machines"
+    )
+
+
+def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
+    """Read the text, choose what the recipe leaves open, pack the text, and begin the folder."""
     check_trackers(recipe.train)
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
+    runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    recipe = _choose_width(recipe, tokenizer)
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
-    tell(Stage(name="tokenizing"))
-    packed = pack(
-        encode_documents(corpus.train["text"], tokenizer),
-        key=f"{corpus.fingerprint} train {fingerprint(tokenizer)}",
-        vocab_size=len(tokenizer),
-        folder=cache_folder() / "packed",
-    )
+    packed = pack_train(corpus, tokenizer, tell)
+    tell(Stage(name="measuring"))
+    recipe, plan = turn_dial(recipe, tokenizer, packed, folder, _judge_watched(corpus, tokenizer))
+    recipe = _choose_width(recipe, tokenizer)
+    if plan:
+        tell(Stage(name="planned", note=plan.describe()))
     record = _describe(recipe, corpus, tokenizer) | (describe_base(recipe, base) if base else {})
+    if corpus.stream:
+        record["corpus"]["documents"]["train"] = len(packed.starts)
+        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
     _begin(folder, record)
-    set_seed(recipe.seed)
-    counts = find_rung(recipe.rung).counts
-    tell(Stage(name="counting" if counts else "measuring"))
-    hooks = _hooks(recipe, tokenizer, corpus, tell)
-    try:
-        make = _count if counts else functools.partial(_learn, base=base)
-        model, trained = make(recipe, tokenizer, packed, folder, hooks)
-    except RungError:
-        if counts:  # nothing is there to resume
-            (folder / runs.RECORD).unlink()
-        raise
-    runs.save_model(folder, model, tokenizer)
-    record |= {"parameters": count_parameters(model), "training": _training_facts(trained)}
-    if trained.interrupted:
-        runs.write_record(folder, record)
-        return False
-    record |= _judge(model.eval(), tokenizer, corpus, tell)
+    key = packed_key(corpus, tokenizer)
+    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, plan=plan)
+
+
+def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
+    """Save and score what was made; an interrupted run is saved, no more."""
+    model, trained = made
+    runs.save_model(folder, model, ready.tokenizer)
+    record = ready.record | {"parameters": count_parameters(model), "training": _training_facts(trained)}
+    if ready.plan:
+        reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
+        record["plan"] = ready.plan.compare(reached[-1]) if reached else asdict(ready.plan)
+    if not trained.interrupted:
+        assert ready.corpus is not None
+        record |= _judge(model.eval(), ready.tokenizer, ready.corpus, tell)
     runs.write_record(folder, record)
-    return True
+    return not trained.interrupted
 
 
 def read_begun(folder: Path) -> Recipe:
@@ -125,97 +156,35 @@ def read_begun(folder: Path) -> Recipe:
 
 def check_unused(folder: Path) -> None:
     """Raise `RunError` when something in `folder` would be lost."""
+    if folder.is_dir():
+        runs.remove_leftovers(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
-
-
-def evaluate_run(
-    run: str,
-    corpus: str,
-    split: str,
-    documents: str,
-    tell: Tell = lambda stage: None,
-    switches: Switches = PLAIN,
-) -> dict[str, Any]:
-    """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
-
-    The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
-    left open and the run does not know one.
-    """
-    model, tokenizer = load(run)
-    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
-    recipe = record.get("recipe", {})
-    if not (corpus or recipe):
-        raise RunError(
-            f"{run} was not trained by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
-        )
-    kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
-    tell(Stage(name="reading"))
-    read_own = functools.partial(_read_own, run, record) if recipe else None
-    text = load_corpus(corpus, kind, whole=True) if corpus else _read_own(run, record, kind)
-    name = record.get("rung", model.config.model_type)
-    judged = Judged(run, name, model.to(choose_device()), tokenizer)
-    scorers = prepare_switches(switches, judged, choose_fitting(text, split, read_own)) if switches else {}
-    texts = text.split(split)["text"]
-    total = len(texts)
-    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
-    facts = {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
-    for switch, scorer in scorers.items():
-        facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
-    return facts
-
-
-def _read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
-    """The corpus that the run was trained on."""
-    recipe = record["recipe"]
-    text = load_corpus(recipe["corpus"], documents or recipe.get("documents", "paragraphs"))
-    if text.fingerprint != record["corpus"]["fingerprint"]:
-        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
-    return text
-
-
-def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on this corpus."""
-    spec = recipe.tokenizer
-    if "path" in spec or spec.get("kind") in PUBLISHED:
-        return load_tokenizer(spec.get("path") or spec["kind"])
-    kind, vocab_size = spec.get("kind", "bpe"), spec.get("vocab_size")
-    if kind not in TOKENIZERS:
-        raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
-    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "tokenizers" / key
-    if not (folder / "tokenizer.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.save_model(folder, build_tokenizer(kind, corpus.train["text"], vocab_size))
-    return load_tokenizer(str(folder))
-
-
-def suggest_parameters(minutes: float) -> int:
-    """How many weights to train in so many minutes on a laptop (benchmarks/sizes.py compares some).
-
-    The best size grows with the root of the time: 0.9 million at 75 seconds.
-    """
-    return round(0.9e6 * math.sqrt(minutes / 1.25))
 
 
 def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
-        spec["vocab_size"] = suggest_vocab_size(split_bytes(corpus)["train"])
+        spec["vocab_size"] = suggest_vocab_size(corpus.bytes["train"])
     recipe = replace(recipe, tokenizer=spec)
     if find_rung(recipe.rung).counts:
         return recipe
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
     if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
-        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": CONTEXT})
-    return recipe
+        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)})
+    return replace(recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train))
+
+
+def _choose_context(recipe: Recipe) -> int:
+    times = max(1.0, (recipe.minutes or DEFAULT_MINUTES) / DEFAULT_MINUTES)
+    return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
 
 
 def _begin(folder: Path, record: dict[str, Any]) -> None:
     """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not."""
-    if last_checkpoint(folder) is None:
+    if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
     else:
@@ -227,6 +196,7 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
+    """The width for what is not timed, or has no law: as if it had the minutes that a run has by default."""
     if find_rung(recipe.rung).counts or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
@@ -234,56 +204,54 @@ def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     return replace(recipe, model={**recipe.model, "hidden_size": width})
 
 
-def split_bytes(corpus: Corpus) -> dict[str, int]:
-    """UTF-8 bytes of each split."""
-    return {
-        name: sum(len(text.encode()) for batch in corpus.split(name).iter(1000) for text in batch["text"])
-        for name in SPLITS
-    }
-
-
-def _count(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, hooks: Hooks
-) -> tuple[CausalModel, Trained]:
-    """Fit a counting rung: one pass over the text."""
-    config = make_config(recipe.rung, tokenizer, recipe.model)
+def _count(ready: _Ready, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
+    """Fit a counting rung: one pass over the text. One that fails leaves nothing to resume."""
+    recipe, packed = ready.recipe, ready.open_packed()
+    config = make_config(recipe.rung, ready.tokenizer, recipe.model)
     counting = Counting(**recipe.counting)
     if counting.engine == "numpy":
         keep_freed_memory()
+    tell(Stage(name="counting"))
     started = time.perf_counter()
     options = {"count": choose_counter(counting, folder / ".counting")} if recipe.counting else {}
-    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
-    seconds = time.perf_counter() - started
-    line = {"step": 0, "tokens": len(packed), "bits_per_byte": hooks.evaluate(model.eval())}
+    try:
+        model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
+        seconds = time.perf_counter() - started
+        line = {"step": 0, "tokens": len(packed), "bits_per_byte": _hooks(ready, tell).evaluate(model.eval())}
+    except RungError:
+        (folder / runs.RECORD).unlink()
+        raise
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 
 
-def _learn(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
-    folder: Path,
-    hooks: Hooks,
-    base: CausalModel | None = None,
-) -> tuple[CausalModel, Trained]:
-    """Train a rung by gradients, from `base` or from random weights."""
-    model = base or build_model(recipe.rung, make_config(recipe.rung, tokenizer, recipe.model))
-    model = model.to(choose_device())
+def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
+    """Train a rung by gradients, from another run's weights or from random ones."""
+    recipe = ready.recipe
+    own = dict.fromkeys(OWN_DROPOUT.get(recipe.rung, ()), recipe.dropout) if recipe.dropout else {}
+    made = replace(recipe, model={**own, **recipe.model})
+    config = None if recipe.base else make_config(recipe.rung, ready.tokenizer, made.model)
+    model = (build_model(recipe.rung, config) if config else load_base(made)).to(choose_device())
     settings = TrainSettings(
         steps=recipe.steps,
         minutes=recipe.minutes,
         arguments=recipe.train,
+        global_batch_size=recipe.global_batch_size,
+        dropout=0.0 if own else recipe.dropout,
         carry_state=recipe.carry_state,
         lora=recipe.lora,
         seed=recipe.seed,
+        spent=ready.plan.seconds if ready.plan else 0.0,
     )
-    return model, train(model, tokenizer, packed, folder, settings, hooks)
+    return model, train(model, ready.tokenizer, packed, folder, settings, _hooks(ready, tell))
 
 
-def _hooks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> Hooks:
-    watched = first_texts(corpus.validation["text"], WATCHED_BYTES)
-    prompt = _prompt(corpus)
+def _hooks(ready: _Ready, tell: Tell) -> Hooks:
+    """What training calls, on the main process: it has the text."""
+    if ready.corpus is None:
+        return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
+    tokenizer = ready.tokenizer
+    prompt = _prompt(ready.corpus)
 
     def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
@@ -293,12 +261,22 @@ def _hooks(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, t
             note += f", {progress.bits_per_byte:.3f} bits per byte"
         tell(Stage(name="training", done=progress.step, total=progress.steps, note=note))
 
-    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=recipe.seed)
+    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed)
     return Hooks(
-        evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
+        evaluate=_judge_watched(ready.corpus, tokenizer),
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
         progress=show,
     )
+
+
+def _judge_watched(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable[[CausalModel], float]:
+    """Bits per byte of a model on the validation text that training watches."""
+    watched = first_texts(corpus.validation["text"], WATCHED_BYTES)
+    return lambda model: score_documents(model, tokenizer, watched).bits_per_byte
+
+
+def _not_asked(model: CausalModel) -> Any:
+    raise AssertionError("only the main process has text to score and to go on from")
 
 
 def _judge(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, Any]:
@@ -352,13 +330,14 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "name": corpus.name,
             "fingerprint": corpus.fingerprint,
             "documents": {name: len(corpus.split(name)) for name in SPLITS},
-            "bytes": split_bytes(corpus),
+            "bytes": dict(corpus.bytes),
         },
         "tokenizer": {
             "kind": recipe.tokenizer.get("kind") or recipe.tokenizer["path"],
             "fingerprint": fingerprint(tokenizer),
             "vocab_size": len(tokenizer),
             "lost": list(losses(tokenizer)),
+            "one_document_in": sample_stride(recipe, corpus),
         },
         "versions": {
             "rung": __version__,

@@ -9,10 +9,12 @@ a stretch would break up the kernels that run over it. At an epoch's end all str
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rung import ranks
 from rung.errors import RecipeError, RunError
 from rung.models import BESIDE, LADDER, CausalModel
 from rung.models.causal import State
@@ -35,11 +37,12 @@ def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> No
 
 
 class Carried:
-    """What each batch of streams was left with, under the number of its first stream."""
+    """What each batch of streams was left with, under the number of its first stream; of `count` streams in all."""
 
-    def __init__(self, count: int, rank: int) -> None:
+    def __init__(self, count: int) -> None:
         self.memories: dict[int, tuple[Tensor, ...]] = {}
-        self.file = f"carried-{count}-{rank}.safetensors"  # each process has streams of its own
+        self.all: tuple[Tensor, ...] = ()  # of all processes, when they were gathered or loaded: (streams, ...) each
+        self.file = f"carried-{count}.safetensors"
 
     def take_up(self, batch: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         """The first stream of a batch of `Streams`, and the model's inputs with the state that it goes on from.
@@ -51,7 +54,7 @@ class Carried:
         if stretch == 0:
             return stream, inputs
         rows, length = inputs["input_ids"].shape
-        memory = self.memories.get(stream, ())
+        memory = self.memories.get(stream) or tuple(t[stream : stream + rows] for t in self.all)
         if not memory or len(memory[0]) != rows:
             raise RunError(f"no state of {rows} streams from number {stream} on: resume with the batch size of before")
         memory = tuple(t.to(inputs["input_ids"].device) for t in memory)
@@ -61,11 +64,17 @@ class Carried:
         """Keep the state, without the graph that made it."""
         self.memories[stream] = tuple(t.detach() for t in state.tensors)
 
+    def gather(self) -> None:
+        """Bring the states of all processes to the main one."""
+        found = ranks.gather({stream: tuple(t.cpu() for t in memory) for stream, memory in self.memories.items()})
+        memories = {stream: memory for each in found for stream, memory in each.items()}
+        parts = zip(*(memories[stream] for stream in sorted(memories)), strict=True)
+        self.all = tuple(torch.cat(part) for part in parts)
+
     def save(self, checkpoint: Path) -> None:
-        """Write the states into a checkpoint's folder."""
+        """Write what was gathered into a checkpoint's folder: any number of processes can share it out again."""
         checkpoint.mkdir(parents=True, exist_ok=True)
-        named = {f"{n}.{part}": t.contiguous() for n, memory in self.memories.items() for part, t in enumerate(memory)}
-        save_file(named, checkpoint / self.file)
+        save_file({str(part): states.contiguous() for part, states in enumerate(self.all)}, checkpoint / self.file)
 
     def load(self, checkpoint: Path) -> None:
         """Take up the states of a checkpoint.
@@ -79,6 +88,4 @@ class Carried:
                 f"{checkpoint} has no {self.file} that can be read ({error}): resume with the batch size of before, "
                 "or delete it to resume from the one before"
             ) from error
-        parts = 1 + max((int(name.split(".")[1]) for name in named), default=-1)
-        streams = {int(name.split(".")[0]) for name in named}
-        self.memories = {n: tuple(named[f"{n}.{part}"] for part in range(parts)) for n in streams}
+        self.memories, self.all = {}, tuple(named[str(part)] for part in range(len(named)))

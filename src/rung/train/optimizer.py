@@ -11,13 +11,17 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rung import ranks
+from rung.train.sharded import cut_like, local, whole
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -64,10 +68,10 @@ class Stopwatch(TrainerCallback):
         self.times = [time.perf_counter()]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Note the time, and stop when it is enough."""
+        """Note the time, and stop when it is enough, all processes at once."""
         self.times.append(time.perf_counter())
-        long_enough = self.times[-1] - self.times[0] > self.enough
-        control.should_training_stop = long_enough and len(self.times) > self.WARM_UP + 2
+        long_enough = self.times[-1] - self.times[0] > self.enough and len(self.times) > self.WARM_UP + 2
+        control.should_training_stop = any(ranks.agree(long_enough))
 
     def seconds_per_step(self) -> float:
         """The mean between the median and the mean: a stray pause counts, but not in full."""
@@ -106,8 +110,12 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-            state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-            update = parameter.grad.lerp(state["momentum_buffer"], momentum)  # Nesterov
+            gradient, buffer = local(parameter.grad), local(state["momentum_buffer"])
+            buffer.lerp_(gradient, 1 - momentum)
+            update = gradient.lerp(buffer, momentum)  # Nesterov
+            if isinstance(parameter, DTensor):  # cut up by FSDP2: one at a time is whole
+                self._step_sharded(parameter, update, group)
+                continue
             for weight, direction in zip(split_matrix(parameter), split_matrix(update), strict=True):
                 alike[weight.shape].append((weight, direction))
         for shape, pairs in alike.items():
@@ -115,6 +123,23 @@ class Muon(torch.optim.Optimizer):
             size = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
             torch._foreach_mul_([w for w, _ in pairs], 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_([w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size)
+
+    def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
+        """Step a matrix that is cut up: every process makes it whole, and steps the part that it holds."""
+        sharded = DTensor.from_local(
+            update.bfloat16(),
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+        directions = split_matrix(whole(sharded))
+        size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
+        steps = orthogonalize(torch.stack(directions))
+        joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
+        weight = local(parameter)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(local(cut_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size)
 
     def _step_others(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -126,10 +151,10 @@ class Muon(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         if parameters:
             adamw(
-                parameters,
-                [p.grad for p in parameters],
-                [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states],
+                [local(p) for p in parameters],
+                [local(cast(Tensor, p.grad)) for p in parameters],
+                [local(s["exp_avg"]) for s in states],
+                [local(s["exp_avg_sq"]) for s in states],
                 [],
                 [s["step"] for s in states],
                 foreach=False,
@@ -153,11 +178,11 @@ def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N
     x = matrices.bfloat16()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
-        x = x.mT
+        x = x.mT.contiguous()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 

@@ -1,6 +1,7 @@
 """What training shows and writes as it goes, and how it is stopped: by the clock, by Ctrl-C, by a loss that is none."""
 
 import math
+import random
 import signal
 import threading
 import time
@@ -10,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rung import runs
+from rung import ranks, runs
 from rung.errors import RunError
 from rung.models import CausalModel
 from rung.train.optimizer import Pace
@@ -40,34 +43,61 @@ class Hooks:
     progress: Callable[[Progress], None]
 
 
+class Clock:
+    """The seconds of a run over all its starts; those between them, and those whose steps were lost, left out.
+
+    `deadline` is None where there is none, and once the end is settled.
+    """
+
+    def __init__(self, began: float, minutes: float | None, training_before: float = 0.0) -> None:
+        self.began = began
+        self.deadline = began + minutes * 60 if minutes else None
+        self.training_before = training_before
+        self.training_began = began
+
+    def start_training(self) -> None:
+        """The loop begins here."""
+        self.training_began = time.perf_counter() - self.training_before
+
+    def total(self) -> float:
+        """Seconds since the run was begun."""
+        return time.perf_counter() - self.began
+
+    def training(self) -> float:
+        """Seconds in the training loop."""
+        return time.perf_counter() - self.training_began
+
+
 class Recorder(TrainerCallback):
     """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to."""
 
     pace: Pace
 
-    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, deadline: float | None) -> None:
+    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, clock: Clock) -> None:
         self.folder = folder
         self.hooks = hooks
         self.tokens_a_step = tokens_a_step
-        self.deadline = deadline
+        self.clock = clock
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
-        self.began = (0, time.perf_counter())
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Start the clock; a resumed run starts it where it is."""
-        self.began = (state.global_step, time.perf_counter())
+        """Start the clock; a run that was killed behind its last step has none left."""
+        self.clock.start_training()
         state.max_steps = self.pace.end
+        control.should_training_stop = state.global_step >= self.pace.end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar; after an interrupt, save and stop."""
-        if self.interrupted:
-            control.should_save = control.should_training_stop = True
-        if self.deadline is not None:
-            self._keep_to_the_deadline(state)
-        step, clock = self.began
-        rate = (state.global_step - step) * self.tokens_a_step / (time.perf_counter() - clock)
+        """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at the same step."""
+        asked, remaining = ranks.agree(int(self.interrupted), self._find_remaining(state))
+        if asked:
+            self.interrupted = control.should_save = control.should_training_stop = True
+        if remaining:
+            self.pace.turn_now(state.global_step, remaining)
+            state.max_steps = self.pace.end
+            self.clock.deadline = None
+        rate = state.global_step * self.tokens_a_step / self.clock.training()
         self.hooks.progress(
             Progress(
                 step=state.global_step,
@@ -78,17 +108,17 @@ class Recorder(TrainerCallback):
             )
         )
 
-    def _keep_to_the_deadline(self, state: TrainerState) -> None:
-        """At half time, or half way, set the end by the pace so far: evaluations and samples are in it."""
-        now, (_, began) = time.perf_counter(), self.began
-        assert self.deadline is not None
-        done = state.global_step
-        if done < self.pace.turn and now - began < (self.deadline - began) / 2:
-            return
-        remaining = max(1, int((self.deadline - now) * done / (now - began)))
-        self.pace.turn_now(done, min(remaining, self.pace.end * ROOM - done))
-        state.max_steps = self.pace.end
-        self.deadline = None
+    def _find_remaining(self, state: TrainerState) -> int:
+        """At half time, or half way, the steps to go by the pace so far: evaluations and samples are in it.
+
+        0 while nothing is to be changed; the main process looks at the clock for all.
+        """
+        if self.clock.deadline is None or not ranks.is_main():
+            return 0
+        done, took, left = state.global_step, self.clock.training(), self.clock.deadline - time.perf_counter()
+        if done < self.pace.turn and took < left:
+            return 0
+        return min(max(1, int(left * done / took)), self.pace.end * ROOM - done)
 
     def on_log(
         self,
@@ -107,30 +137,55 @@ class Recorder(TrainerCallback):
         self.loss = line.get("loss", self.loss)
         self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
         if not math.isfinite(line.get("loss", 0.0)):
-            raise RunError(
-                f"the loss is {line['loss']} at step {state.global_step} (learning rate {line['learning_rate']:.2g}): "
-                f"try --set train.learning_rate={args.learning_rate / 3:.1g}; the last checkpoint is kept"
-            )
+            raise diverged(f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args)
         tokens = state.global_step * self.tokens_a_step
-        runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
+        if ranks.is_main():
+            runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""
+        if not ranks.is_main():
+            return
         text = self.hooks.sample(kwargs["model"]).strip()
         quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
             file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
 
 
+def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
+    """What is wrong, where, and what to try."""
+    return RunError(
+        f"{what} at step {step} (learning rate {rate:.2g}): "
+        f"try --set train.learning_rate={arguments.learning_rate / 3:.1g}; the last checkpoint is kept"
+    )
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Whatever is drawn inside, training goes on with the random numbers that it would have had."""
+    python, array = random.getstate(), numpy.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(array)
+
+
 @contextmanager
 def interrupt_politely(recorder: Recorder) -> Iterator[None]:
-    """Ctrl-C finishes the step, saves and stops; a second one stops at once."""
+    """Ctrl-C finishes the step, saves and stops; a second one stops at once.
+
+    Not under `torchrun`: there it may come twice, from the terminal and from the launcher, which ends the
+    processes itself where they take too long.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def ask_to_stop(signum: int, frame: Any) -> None:
-        if recorder.interrupted:
+        if recorder.interrupted and ranks.count() == 1:
             raise KeyboardInterrupt
         recorder.interrupted = True
 

@@ -1,0 +1,193 @@
+"""Documents on disk: Arrow files, memory-mapped, written and cut into splits in the memory of a few documents.
+
+A document's place, a number in [0, 1), decides its split when splits are cut, so that each goes straight to the
+file of its own. What costs a pass over the text to know (its bytes, its fingerprint) is found once and kept.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rung.corpus import files
+from rung.errors import CorpusError
+from rung.runs import write_atomically
+
+if TYPE_CHECKING:
+    import numpy
+    from datasets import Dataset
+
+SPLITS = ("train", "validation", "test")
+LAYOUT = 3  # one more whenever the same source is read differently: what was stored before is left
+WRITTEN_AT_ONCE = 1 << 21  # characters of documents in memory before they are written
+READ_AT_ONCE = 1 << 16  # bytes of documents that are read together, about
+FEW = 16
+
+Reader = Callable[[], Iterator[tuple[str, str]]]  # (text, the group that must stay on one side)
+
+
+def store(read: Reader, folder: Path, key: str) -> "Dataset":
+    """The reader's documents as a memory-mapped data set with columns `text` and `place`, written once."""
+    return _store(read, folder, key, {"": (0.0, 1.0)})[""]
+
+
+def store_splits(read: Reader, folder: Path, key: str, held_out: float) -> dict[str, "Dataset"]:
+    """The same as train, validation and test by place; a split may be empty."""
+    bounds = {"train": (2 * held_out, 1.0), "validation": (held_out, 2 * held_out), "test": (0.0, held_out)}
+    return _store(read, folder, f"{key} {held_out}", bounds)
+
+
+def _store(read: Reader, folder: Path, key: str, bounds: dict[str, tuple[float, float]]) -> dict[str, "Dataset"]:
+    """A data set for each of `bounds`, of the documents whose place is between them."""
+    import datasets
+
+    digest = _digest(key)
+    paths = {name: folder / f"{digest}{name and '.'}{name}.arrow" for name in bounds}
+    if not all(path.exists() for path in paths.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = {name: path.with_name(f".{path.name}.{os.getpid()}") for name, path in paths.items()}
+        try:
+            with ExitStack() as stack:
+                writers = {name: stack.enter_context(ArrowFile(path)) for name, path in beside.items()}
+                for text, group in read():
+                    place = files.hash_unit(group or text)
+                    name = next(name for name, (low, high) in bounds.items() if low <= place < high)
+                    writers[name].write(text, place)
+            for name, path in paths.items():
+                beside[name].replace(path)
+        finally:
+            for path in beside.values():
+                path.unlink(missing_ok=True)
+    return {name: datasets.Dataset.from_file(str(path)) for name, path in paths.items()}
+
+
+class ArrowFile:
+    """Documents and their places as they come, written when there are a few megabytes of them."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow
+
+        self.schema = pyarrow.schema({"text": pyarrow.large_string(), "place": pyarrow.float64()})
+        self.file = pyarrow.ipc.new_stream(str(path), self.schema)
+        self.texts: list[str] = []
+        self.places: list[float] = []
+        self.size = 0
+
+    def __enter__(self) -> "ArrowFile":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self.file.close()
+
+    def write(self, text: str, place: float) -> None:
+        """Add one document."""
+        self.texts.append(text)
+        self.places.append(place)
+        self.size += len(text)
+        if self.size >= WRITTEN_AT_ONCE or len(self.texts) >= WRITTEN_AT_ONCE // 64:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow
+
+        if self.texts:
+            columns = [pyarrow.array(self.texts, pyarrow.large_string()), pyarrow.array(self.places)]
+            self.file.write_batch(pyarrow.record_batch(columns, schema=self.schema))
+        self.texts, self.places, self.size = [], [], 0
+
+
+def cut(everything: "Dataset", source: str, held_out: float) -> dict[str, "Dataset"]:
+    """Few documents as train, validation and test by place; those nearest the border fill a split left empty.
+
+    Documents of one place (copies, or a group) stay on one side. Memory holds a few numbers for each.
+    """
+    import numpy
+
+    if count_distinct(everything) < len(SPLITS):
+        size = count_bytes(everything)
+        raise CorpusError(
+            f"{source} is too little text to split into train, validation and test: {len(everything)} "
+            f"{'document' if len(everything) == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
+            "with blank lines between the paragraphs, or try --documents lines"
+        )
+    place = _places(everything)
+    order = numpy.argsort(place, kind="stable")
+    places, starts = numpy.unique(place[order], return_index=True)
+    test = max(1, min((places < held_out).sum(), len(places) - 2))
+    validation = max(test + 1, min((places < 2 * held_out).sum(), len(places) - 1))
+    bounds = {"test": (0, starts[test]), "validation": (starts[test], starts[validation])}
+    bounds["train"] = (starts[validation], len(place))
+    return {name: everything.select(numpy.sort(order[low:high])) for name, (low, high) in bounds.items()}
+
+
+def count_distinct(everything: "Dataset") -> int:
+    """How many places there are."""
+    import numpy
+
+    return len(numpy.unique(_places(everything)))
+
+
+def read_batches(rows: "Dataset", start: int = 0) -> Iterator[list[str]]:
+    """The documents from number `start` on, some at a time: by their bytes, for one may be as long as a thousand."""
+    if rows._indices is not None:  # cut from few
+        for at in range(start, len(rows), FEW):
+            yield list(rows[at : at + FEW]["text"])
+        return
+    for chunk in rows.data.column("text").chunks:
+        size = max(1, READ_AT_ONCE * len(chunk) // max(1, chunk.nbytes))
+        for at in range(start, len(chunk), size):
+            yield chunk.slice(at, size).to_pylist()
+        start = max(0, start - len(chunk))
+
+
+def count_bytes(rows: "Dataset") -> int:
+    """UTF-8 bytes of the documents."""
+    return sum(len(text.encode()) for batch in read_batches(rows) for text in batch)
+
+
+def measure(splits: dict[str, "Dataset"], folder: Path, key: str, beyond: str = "") -> dict[str, Any]:
+    """`fingerprint` of the content, of what lies `beyond` it too, and `bytes` of each split; found once for a key."""
+    path = folder / f"{_digest(key)}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        facts = {
+            "fingerprint": fingerprint(splits, beyond),
+            "bytes": {name: count_bytes(rows) for name, rows in splits.items()},
+        }
+        write_atomically(path, json.dumps(facts))
+        return facts
+
+
+def fingerprint(splits: dict[str, "Dataset"], beyond: str = "") -> str:
+    """Changes when a document does, or its split."""
+    digest = hashlib.sha256(beyond.encode())
+    for name in SPLITS:
+        digest.update(name.encode())
+        for batch in read_batches(splits[name]):
+            for text in batch:
+                digest.update(hashlib.sha256(text.encode("utf-8")).digest())
+    return digest.hexdigest()[:16]
+
+
+def find_border(splits: dict[str, "Dataset"], held_out: float) -> float:
+    """The place from which on documents are trained on, for those yet to come."""
+    kept = _places(splits["train"]).min()
+    held = max(_places(splits[name]).max() for name in ("validation", "test"))
+    return float(min(kept, max(2 * held_out, math.nextafter(held, 1.0))))
+
+
+def _digest(key: str) -> str:
+    from rung import __version__
+
+    return hashlib.sha256(f"{__version__} {LAYOUT} {key}".encode()).hexdigest()[:16]
+
+
+def _places(everything: "Dataset") -> "numpy.ndarray":
+    return everything.select_columns(["place"]).with_format("arrow")[:].column("place").to_numpy()

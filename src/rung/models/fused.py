@@ -1,0 +1,145 @@
+"""Two operations of training, each forward and back in one pass: RMSNorm, and the cross-entropy of a linear head.
+
+On a CPU they run in C (`fused.c`); elsewhere, and where nothing can compile it, in torch.
+"""
+
+import ctypes
+from ctypes import c_float, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from rung.compiled import compile_source
+
+SOURCE = Path(__file__).with_name("fused.c")
+LOGITS_AT_ONCE = 2**26  # rows times vocabulary: 128 MiB in bfloat16
+KINDS = (torch.float32, torch.bfloat16)  # of numbers that `fused.c` knows
+PARTS = 16  # that the gradient of a norm's weight is summed in
+
+
+def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
+    """x divided by its root mean square, in float32, times `weight` (Zhang & Sennrich 2019).
+
+    Under autocast it comes in autocast's precision, for the products that read it would make it so one by one.
+    """
+    dtype = _autocast_dtype(x)
+    library = _library(x, weight) if x.dtype == weight.dtype == torch.float32 and dtype in KINDS else None
+    if library is not None:
+        return _RMSNorm.apply(x, weight, eps, dtype, library)
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "N D"],
+    weight: Float[Tensor, "V D"],
+    targets: Int[Tensor, " N"],
+    items: int | Tensor | None = None,
+) -> Float[Tensor, ""]:
+    """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`, else by how many there are.
+
+    Negative targets are not counted. The logits are made and used up some rows at a time, their gradient with them
+    (Wijmans et al. 2024), so N x V numbers never stand in memory.
+    """
+    counted = (targets >= 0).sum() if items is None else items
+    return _LinearCrossEntropy.apply(hidden, weight, targets, counted)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, library: ctypes.CDLL) -> Tensor:
+        x, width = x.contiguous(), x.shape[-1]
+        out, inverse = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape[:-1])
+        half = dtype == torch.bfloat16
+        library.rms_norm(x.numel() // width, width, *_addresses(x, weight), eps, *_addresses(out, inverse), half)
+        ctx.save_for_backward(x, weight, inverse)
+        ctx.library, ctx.half = library, half
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, inverse = ctx.saved_tensors
+        to_x, to_weight = torch.empty_like(x), torch.empty(PARTS, len(weight))
+        read = _addresses(x, weight, inverse, grad.contiguous())
+        rows = x.numel() // len(weight)
+        ctx.library.rms_norm_back(rows, len(weight), *read, *_addresses(to_x, to_weight), PARTS, ctx.half)
+        return to_x, to_weight.sum(0), None, None, None
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, items: int | Tensor) -> Tensor:
+        dtype = _autocast_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            states, table = hidden.to(dtype), weight.to(dtype)
+            to_hidden, to_weight = torch.empty_like(states), None
+            nats = torch.empty(len(states), device=states.device)
+            step = max(1, LOGITS_AT_ONCE // len(table))
+            for rows in (slice(start, start + step) for start in range(0, len(states), step)):
+                grad = _costs(states[rows] @ table.T, targets[rows], nats[rows])
+                to_hidden[rows] = grad @ table
+                if ctx.needs_input_grad[1]:
+                    part = (grad.T @ (states[rows] / items)).to(weight.dtype)
+                    to_weight = part if to_weight is None else to_weight.add_(part)
+            ctx.save_for_backward((to_hidden / items).to(hidden.dtype), to_weight)
+            return nats.sum() / items
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_hidden, to_weight = ctx.saved_tensors
+        if grad.device.type != "cpu" or grad.item() != 1:
+            to_hidden, to_weight = to_hidden * grad, None if to_weight is None else to_weight * grad
+        return to_hidden, to_weight, None, None
+
+
+def _costs(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float[Tensor, " N"]) -> Tensor:
+    """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats into `nats`."""
+    library = _library(logits, nats) if logits.dtype in KINDS else None
+    if library is not None:
+        places = _addresses(logits, targets.contiguous(), nats)
+        library.cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16)
+        return logits
+    counted = targets >= 0
+    chosen = targets.clamp(min=0)[:, None]
+    log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
+    nats.copy_(-log_probabilities.gather(1, chosen)[:, 0] * counted)
+    grad = log_probabilities.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=torch.float32))
+    return grad.mul_(counted[:, None]).to(logits.dtype)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """What a product of `x` is computed in."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _library(*tensors: Tensor) -> ctypes.CDLL | None:
+    """`fused.c` for tensors on a CPU, unless torch compiles the whole model."""
+    plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
+    return _compile() if plain and not torch.compiler.is_compiling() else None
+
+
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    library = compile_source(SOURCE)
+    if library is not None:
+        sizes, place = [c_int64, c_int64], c_void_p
+        library.rms_norm.argtypes = [*sizes, place, place, c_float, place, place, c_int]
+        library.rms_norm_back.argtypes = [*sizes, *[place] * 6, c_int64, c_int]
+        library.cross_entropy.argtypes = [*sizes, place, place, place, c_int]
+        for function in (library.rms_norm, library.rms_norm_back, library.cross_entropy):
+            function.restype = None
+    return library

@@ -1,0 +1,189 @@
+"""The dial: minutes go in; a model, and the bits per byte to expect of it, come out.
+
+Real steps of two models say how fast this machine is, an n-gram model how hard the text is, and the laws below what a
+model of so many weights learns from so many tokens. They were fitted on small runs: docs/results/scaling.md, made by
+benchmarks/scaling.py.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from rung.device import choose_device
+from rung.models import TRANSFORMERS, CausalModel, build_model, count_parameters, find_rung, make_config
+from rung.pack import Packed
+from rung.recipe import Recipe
+from rung.train import TrainSettings, measure_step
+
+COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
+WIDTHS = range(64, 2049, 32)
+WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
+LAYERS = 4
+NEAR = 8  # times as many weights, or as few, as are measured: further out nothing is known
+LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
+HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
+OVERFITTING = 5.0  # epochs from which dropout is worth its noise
+DROPOUT = 0.1
+
+
+@dataclass(frozen=True)
+class Law:
+    """Bits per byte over those of the n-gram model: floor + size / (N / 1e6)^a + data / (D / 1e6)^b.
+
+    N are weights, D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less: `patience`
+    epochs of them are worth as many new ones, however many follow (Muennighoff et al. 2023, section 5).
+    """
+
+    floor: float
+    size: float
+    size_power: float
+    data: float
+    data_power: float
+    patience: float
+
+    def __call__(self, parameters: float, tokens: float, text: float) -> float:
+        """For `tokens` read of a text of `text` tokens."""
+        again = max(0.0, tokens / text - 1)
+        worth = min(tokens, text) + text * self.patience * (1 - math.e ** (-again / self.patience))
+        return (
+            self.floor
+            + self.size * (parameters / 1e6) ** -self.size_power
+            + self.data * (worth / 1e6) ** -self.data_power
+        )
+
+
+# By whether there is dropout.
+_PLAIN = Law(floor=0.5316, size=0.0911, size_power=0.34, data=0.3503, data_power=0.28, patience=7.076)
+_NOISY = replace(_PLAIN, data=0.3578, patience=6.4797)
+LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be trained, and what to expect of it on the validation text that training watches."""
+
+    parameters: int
+    hidden_size: int
+    layers: int | None
+    tokens: int  # to be read
+    tokens_per_second: float
+    epochs: float
+    dropout: float
+    bits_per_byte: float
+    ngram_bits_per_byte: float
+    seconds: float  # that it took to find out
+
+    def describe(self) -> str:
+        """In a line."""
+        shape = f"{self.hidden_size} wide" + (f", {self.layers} layers" if self.layers else "")
+        again = f", {self.epochs:.1f} epochs" if self.epochs > 1 else ""
+        watch = f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
+        return (
+            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:.1f} M tokens at "
+            f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} bits per byte"
+        )
+
+    def compare(self, reached: float) -> dict[str, Any]:
+        """The plan as a record keeps it, beside what was reached."""
+        return {**asdict(self), "reached": reached, "error": self.bits_per_byte / reached - 1}
+
+
+def turn_dial(
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    folder: Path,
+    judge: Callable[[CausalModel], float],
+) -> tuple[Recipe, Plan | None]:
+    """The recipe with the size that its minutes buy here, and the plan; None where there is nothing to choose.
+
+    `judge` gives the bits per byte of a model on the text that training watches.
+    """
+    if recipe.minutes is None or recipe.rung not in LAWS or {"hidden_size", "n_embd"} & set(recipe.model):
+        return recipe, None
+    began = time.perf_counter()
+    counted = count_text(tokenizer, packed, judge)
+    shapes = list(_shapes(recipe, tokenizer))
+    pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
+    guess = suggest_parameters(recipe.minutes)
+    near = [shape for shape in shapes if guess / NEAR < shape[1] < guess * NEAR] or shapes[:1]
+    seconds = recipe.minutes * 60 * (1 - HELD_BACK) - (time.perf_counter() - began)
+
+    def find_dropout(parameters: int) -> float:
+        return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * len(packed) else 0.0)
+
+    def expect(shape: tuple[int, int]) -> float:
+        law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
+        return law(shape[1], seconds / pace(shape[1]), len(packed)) * counted
+
+    width, parameters = min(near, key=expect)
+    tokens = seconds / pace(parameters)
+    planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
+    plan = Plan(
+        parameters=parameters,
+        hidden_size=width,
+        layers=planned.model.get("num_hidden_layers"),
+        tokens=round(tokens),
+        tokens_per_second=tokens / seconds,
+        epochs=tokens / len(packed),
+        dropout=planned.dropout,
+        bits_per_byte=expect((width, parameters)),
+        ngram_bits_per_byte=counted,
+        seconds=time.perf_counter() - began,
+    )
+    return planned, plan
+
+
+def count_text(tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]) -> float:
+    """Bits per byte of the n-gram rung, fitted to the first tokens of the text: how hard it is."""
+    end = int(numpy.searchsorted(packed.starts, COUNTED_TOKENS))
+    tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
+    rung = find_rung("ngram")
+    return judge(rung.model.fit(make_config("ngram", tokenizer, {}), tokens, packed.starts[:end]).eval())
+
+
+def _with_width(recipe: Recipe, width: int) -> Recipe:
+    model = {**recipe.model, "hidden_size": width}
+    if recipe.rung in TRANSFORMERS and not {"num_hidden_layers", "n_layer"} & set(model):
+        model["num_hidden_layers"] = max(LAYERS, width // WIDTH_OF_A_LAYER)
+    return replace(recipe, model=model)
+
+
+def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> CausalModel:
+    return build_model(recipe.rung, make_config(recipe.rung, tokenizer, _with_width(recipe, width).model))
+
+
+def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
+    """Widths, and how many weights a model as wide has."""
+    for width in WIDTHS:
+        with torch.device("meta"):
+            yield width, count_parameters(_build(recipe, tokenizer, width))
+
+
+def _find_pace(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, shapes: list[tuple[int, int]]
+) -> Callable[[int], float]:
+    """Seconds a token by the number of weights: a line through two that were measured."""
+    guess = suggest_parameters(recipe.minutes or 0)
+    settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed)
+    tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
+    measured = []
+    for target in (guess / 2, guess * 2):
+        width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
+        model = _build(recipe, tokenizer, width).to(choose_device())
+        measured.append((parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens))
+    (small, fast), (large, slow) = measured
+    slope = max((slow - fast) / (large - small), LEAST_SLOPE * fast / small)
+    return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
+
+
+def suggest_parameters(minutes: float) -> int:
+    """How many weights to train in so many minutes on a laptop, before anything is measured: 0.9 million in 75 s."""
+    return round(0.9e6 * math.sqrt(minutes / 1.25))

@@ -1,0 +1,62 @@
+"""Scoring a run that is made: on its own text or on other, with the ruler's switches or without."""
+
+import functools
+import logging
+from pathlib import Path
+from typing import Any
+
+from rung import runs
+from rung.corpus import Corpus, load_corpus
+from rung.device import choose_device
+from rung.errors import RunError
+from rung.evaluate import score_documents
+from rung.models import load
+from rung.recipe.stages import Stage, Tell
+from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_run(
+    run: str,
+    corpus: str,
+    split: str,
+    documents: str,
+    tell: Tell = lambda stage: None,
+    switches: Switches = PLAIN,
+) -> dict[str, Any]:
+    """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
+
+    The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
+    left open and the run does not know one.
+    """
+    model, tokenizer = load(run)
+    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
+    recipe = record.get("recipe", {})
+    if not (corpus or recipe):
+        raise RunError(
+            f"{run} was not trained by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
+        )
+    kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
+    tell(Stage(name="reading"))
+    read_own = functools.partial(_read_own, run, record) if recipe else None
+    text = load_corpus(corpus, kind, whole=True) if corpus else _read_own(run, record, kind)
+    name = record.get("rung", model.config.model_type)
+    judged = Judged(run, name, model.to(choose_device()), tokenizer)
+    scorers = prepare_switches(switches, judged, choose_fitting(text, split, read_own)) if switches else {}
+    texts = text.split(split)["text"]
+    total = len(texts)
+    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
+    facts = {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
+    for switch, scorer in scorers.items():
+        facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
+    return facts
+
+
+def _read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
+    """The corpus that the run was trained on."""
+    recipe = record["recipe"]
+    text = load_corpus(recipe["corpus"], documents or recipe.get("documents", "paragraphs"))
+    if text.fingerprint != record["corpus"]["fingerprint"]:
+        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
+    return text

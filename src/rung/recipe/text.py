@@ -1,0 +1,65 @@
+"""The text of a run: its tokenizer, trained or loaded, and its training split as token ids."""
+
+import hashlib
+import time
+
+from transformers import PreTrainedTokenizerBase
+
+from rung import __version__, runs
+from rung.corpus import Corpus
+from rung.device import cache_folder
+from rung.errors import RecipeError, did_you_mean
+from rung.pack import Packed, pack
+from rung.recipe import Recipe
+from rung.recipe.stages import Stage, Tell
+from rung.tokenizer import PUBLISHED, TOKENIZERS, build_tokenizer, encode_batches, fingerprint, load_tokenizer
+
+SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
+
+
+def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on this corpus."""
+    spec = recipe.tokenizer
+    if "path" in spec or spec.get("kind") in PUBLISHED:
+        return load_tokenizer(spec.get("path") or spec["kind"])
+    kind, vocab_size = spec.get("kind", "bpe"), spec.get("vocab_size")
+    if kind not in TOKENIZERS:
+        raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
+    stride = sample_stride(recipe, corpus)
+    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode()).hexdigest()[:16]
+    folder = cache_folder() / "tokenizers" / key
+    if not (folder / "tokenizer.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.save_model(folder, build_tokenizer(kind, corpus.sample_train(stride), vocab_size))
+    return load_tokenizer(str(folder))
+
+
+def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
+    """One document in how many the tokenizer is trained on; of words and characters none may be missed."""
+    return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind", "bpe") == "bpe" else 1
+
+
+def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the packed text of a corpus is kept under."""
+    return f"{corpus.fingerprint} train {fingerprint(tokenizer)}"
+
+
+def pack_train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tell: Tell = lambda stage: None) -> Packed:
+    """The training text as token ids, made once and kept; what was made before a stop is gone on from."""
+    tell(Stage(name="tokenizing"))
+    started, before = time.perf_counter(), -1
+    total = None if corpus.stream else len(corpus.train)
+
+    def show(done: int, tokens: int) -> None:
+        nonlocal before
+        before = tokens if before < 0 else before
+        rate = (tokens - before) / max(1e-9, time.perf_counter() - started)
+        tell(Stage(name="tokenizing", done=done, total=total, note=f"{rate:,.0f} tokens/s"))
+
+    return pack(
+        lambda state: encode_batches(corpus.read_train(state), tokenizer),
+        key=packed_key(corpus, tokenizer),
+        vocab_size=len(tokenizer),
+        folder=cache_folder() / "packed",
+        tell=show,
+    )

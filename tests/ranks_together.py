@@ -1,0 +1,147 @@
+"""What tests/test_ranks.py has done by one process or by two: torchrun ... tests/ranks_together.py FOLDER."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy
+import torch
+
+from rung import cli, ranks, runs
+from rung.models import build_model, make_config
+from rung.models.ngram import NgramForCausalLM
+from rung.pack import Blocks, Packed
+from rung.recipe import make_recipe
+from rung.recipe.making import execute
+from rung.tokenizer import build_tokenizer, encode_documents
+from rung.train import Hooks, TrainSettings, train
+
+# Not conftest's: it has every shape checked, which takes long to begin with.
+SENTENCES = ("the cat sat on the mat", "the dog sat on the log", "a cat and a dog sat on a mat", "a dog is not a cat")
+SHAPES = {
+    "rnn": {"hidden_size": 32},
+    "gpt2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    | {"resid_pdrop": 0.0},
+    "llama3": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+}
+STEPS, STOP = 10, 5
+ROWS = 8  # a step
+MUON = {"learning_rate": 2e-3}  # its products are rounded to bfloat16: what that adds grows with the rate
+# Of every way to train: the rung, and what is set.
+WAYS = {
+    "plain": ("llama3", MUON),
+    "accumulated": ("llama3", MUON | {"per_device_train_batch_size": 2}),
+    "sharded": ("llama3", MUON | {"fsdp": True}),
+    "adamw": ("gpt2", {"fsdp": True, "optim": "adamw_torch_fused", "learning_rate": 1e-3}),
+    "carried": ("rnn", {}),
+}
+RESUMED = ("plain", "sharded", "carried")
+ALONE = {"plain": "plain", "accumulated": "plain", "sharded": "plain", "adamw": "adamw", "carried": "carried"}
+
+
+class Ground:
+    """Text and models, the same wherever they are made."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.tokenizer = build_tokenizer("bpe", SENTENCES * 20, 300)
+        documents = list(encode_documents(SENTENCES * 17, self.tokenizer))
+        starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+        self.packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+
+    def train(self, way, name, stop=None):
+        """The losses of a way to train in the folder `name`; after step `stop` the main process is interrupted."""
+        rung, arguments = WAYS[way]
+        config = make_config(rung, self.tokenizer, {**SHAPES[rung], "max_position_embeddings": 16})
+        torch.manual_seed(0)
+        model = build_model(rung, config)
+        settings = TrainSettings(
+            steps=STEPS,
+            arguments={"bf16": False, "eval_steps": STOP, "save_steps": STOP, **arguments},
+            global_batch_size=ROWS,
+            carry_state=way == "carried",
+        )
+        folder = self.folder / name
+        folder.mkdir(exist_ok=True)
+
+        def interrupt(progress):
+            if progress.step == stop:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        hooks = Hooks(
+            evaluate=self.judge,
+            sample=lambda model: "",
+            progress=interrupt if ranks.is_main() else lambda progress: None,
+        )
+        trained = train(model, self.tokenizer, self.packed, folder, settings, hooks)
+        assert trained.interrupted == (stop is not None)
+        assert (trained.steps == STEPS) == (stop is None)
+        lines = runs.read_metrics(folder)
+        return {
+            "losses": [line["loss"] for line in lines if "loss" in line],
+            "judged": [line["bits_per_byte"] for line in lines if "bits_per_byte" in line],
+            "final": self.judge(model) if ranks.is_main() else None,
+        }
+
+    @torch.no_grad()
+    def judge(self, model):
+        """The loss of a model on the beginning of the text."""
+        ids = torch.from_numpy(self.packed.tokens[: 16 * ROWS].astype(numpy.int64)).view(ROWS, 16)
+        return model.eval()(ids, labels=ids).loss.item()
+
+
+def count_fits(folder):
+    """How often an n-gram was fitted here, when all processes were to make the same run."""
+    fitted, fit = [], NgramForCausalLM.fit.__func__
+    NgramForCausalLM.fit = classmethod(lambda *args, **options: fitted.append(1) or fit(*args, **options))
+    text = folder / "text.txt"
+    if ranks.is_main():
+        text.write_text("\n\n".join(f"{number}: {sentence}" for number in range(40) for sentence in SENTENCES))
+    assert execute(make_recipe({"rung": "ngram", "corpus": str(text)}), folder / "ngram")
+    return len(fitted)
+
+
+def watch_reading():
+    """The blocks that this process reads from now on."""
+    read, fetch = [], Blocks.__getitems__
+    Blocks.__getitems__ = lambda blocks, indices: read.extend(indices) or fetch(blocks, indices)
+    return read
+
+
+def fail_on_one():
+    """What each process hears when only the second fails, and when only the main one may."""
+    heard = []
+
+    def fail():
+        if ranks.number() == 1:
+            raise runs.RunError("the second has a cold")
+
+    for do in (lambda: ranks.together(fail), lambda: ranks.from_main(lambda: [][0])):
+        try:
+            do()
+        except Exception as error:
+            heard.append(f"{type(error).__name__}: {error}")
+    return heard
+
+
+def main():
+    ground = Ground(Path(sys.argv[1]))
+    read, found = watch_reading(), {"whole": {}, "went on": {}}
+    for way in WAYS:
+        found["whole"][way] = ground.train(way, f"{way}-whole")
+        found.setdefault("read", list(read))
+    for way in RESUMED:
+        ground.train(way, f"{way}-to-one", stop=STOP)
+        found["went on"][way] = ground.train(way, f"{ALONE[way]}-to-two-{way}")
+    found |= {"fits": count_fits(ground.folder), "heard": fail_on_one()}
+    path = ground.folder / f"found-{ranks.number()}.json"
+    path.write_text(json.dumps(found))
+    os.chdir(ground.folder)
+    sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2", "--minutes", "0.03"]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

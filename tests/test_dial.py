@@ -1,0 +1,106 @@
+"""The dial: what minutes buy, and what it says it expects."""
+
+import math
+
+import numpy
+import pytest
+from conftest import SENTENCES
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rung import runs
+from rung.pack import Packed
+from rung.recipe import make_recipe
+from rung.recipe.dial import LAWS, Law, turn_dial
+from rung.recipe.making import execute
+from rung.tokenizer import encode_documents
+
+LAW = Law(floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0)
+MILLIONS = st.floats(0.1, 1e4)
+
+
+@given(MILLIONS, MILLIONS, MILLIONS, st.floats(1.01, 10))
+def test_more_of_anything_never_hurts(parameters, tokens, text, times):
+    base = LAW(parameters * 1e6, tokens * 1e6, text * 1e6)
+    assert math.isfinite(base)
+    assert base >= LAW.floor
+    for grown in ((times, 1, 1), (1, times, 1), (1, 1, times)):
+        p, t, x = (value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True))
+        assert LAW(p, t, x) <= base * (1 + 1e-9)
+
+
+def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
+    assert LAW(1e6, 5e6, 5e6) == LAW(1e6, 5e6, 50e6)
+    assert LAW(1e6, 10e6, 5e6) > LAW(1e6, 10e6, 50e6)
+    assert LAW(1e6, 1e12, 5e6) == pytest.approx(LAW(1e6, 25e6, 25e6))  # patience and the first one
+
+
+@pytest.fixture(scope="module")
+def packed(tokenizer):
+    documents = list(encode_documents(SENTENCES * 40, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+
+
+class Bench:
+    """A machine whose step takes as long as it is told, by the weights."""
+
+    def __init__(self, monkeypatch, seconds_a_token):
+        monkeypatch.setattr(
+            "rung.recipe.dial.measure_step",
+            lambda model, *_: seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128,
+        )
+
+
+def turn(tokenizer, packed, tmp_path, **page):
+    recipe = make_recipe({"rung": "llama3", "model": {"max_position_embeddings": 128}, "global_batch_size": 16, **page})
+    return turn_dial(recipe, tokenizer, packed, tmp_path, lambda model: 2.0)
+
+
+def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tmp_path, monkeypatch):
+    plans = []
+    for minutes, speed in ((1, 1e-9), (30, 1e-9), (30, 1e-10)):
+        Bench(monkeypatch, speed)
+        plans.append(turn(tokenizer, packed, tmp_path, minutes=minutes)[1])
+    sizes = [plan.parameters for plan in plans]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    expected = [plan.bits_per_byte for plan in plans]
+    assert expected == sorted(expected, reverse=True)
+
+
+def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
+    Bench(monkeypatch, 1e-9)
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
+    assert plan.epochs > 5
+    assert recipe.dropout == plan.dropout > 0
+    assert "the text is small" in plan.describe()
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
+    assert recipe.dropout == 0.25
+
+
+def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, model={"hidden_size": 64})
+    assert plan is None
+    assert recipe.model["hidden_size"] == 64
+    assert turn(tokenizer, packed, tmp_path, steps=5)[1] is None
+
+
+def test_the_laws_know_what_they_were_fitted_on():
+    """A million weights after a few million tokens of a large text are ahead of the n-gram model."""
+    for laws in LAWS.values():
+        for law in laws.values():
+            assert 0.7 < law(1e6, 3e6, 1e9) < 1.0
+
+
+def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):
+    text = tmp_path / "my.txt"
+    text.write_text(prose)
+    told = []
+    recipe = make_recipe({"rung": "llama3", "corpus": str(text), "minutes": 0.1})
+    assert execute(recipe, tmp_path / "run", told.append)
+    plan = runs.read_record(tmp_path / "run")["plan"]
+    assert plan["error"] == pytest.approx(plan["bits_per_byte"] / plan["reached"] - 1)
+    lines = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path / "run") if "bits_per_byte" in line]
+    assert plan["reached"] == lines[-1]
+    assert next(stage.note for stage in told if stage.name == "planned").count("expecting") == 1

@@ -1,0 +1,196 @@
+"""Several processes as one: what two compute is what one computes, each reads its own part, and one speaks for both."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks_together import ALONE, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
+from safetensors.torch import load_file
+from transformers import LlamaConfig
+
+from rung import ranks
+from rung.errors import RecipeError
+from rung.models.llama3 import LlamaForCausalLM
+from rung.models.sizes import SIZES
+from rung.train.batches import find_global_batch_size, share_batch
+
+TOGETHER = Path(__file__).with_name("ranks_together.py")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return Ground(tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.fixture(scope="module")
+def alone(ground):
+    """What one process computes; and its runs, stopped on the way, for two to go on with."""
+    found = {}
+    for way in sorted(set(ALONE.values())):
+        found[way] = ground.train(way, f"{way}-alone")
+        others = [other for other in RESUMED if ALONE[other] == way]
+        if others:
+            ground.train(way, f"{way}-stopped", stop=STOP)
+        for other in others:
+            shutil.copytree(ground.folder / f"{way}-stopped", ground.folder / f"{way}-to-two-{other}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def two(ground, alone):
+    """What each of two processes found, and what they print as they climb."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    made = subprocess.run(
+        [*torchrun, TOGETHER, ground.folder],
+        capture_output=True, text=True, timeout=300, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    found = [json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)]
+    return [*found, made]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_compute_what_one_does(way, two, alone):
+    expected = alone[ALONE[way]]
+    assert len(expected["losses"]) == STEPS
+    assert expected["losses"][-1] < expected["losses"][0]
+    for key in ("losses", "judged", "final"):
+        assert two[0]["whole"][way][key] == pytest.approx(expected[key], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", RESUMED)
+def test_two_processes_go_on_where_one_stopped(way, two, alone):
+    for key in ("losses", "final"):
+        assert two[0]["went on"][way][key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
+
+
+@pytest.mark.parametrize("way", RESUMED)
+def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
+    found = ground.train(way, f"{way}-to-one")
+    for key in ("losses", "final"):
+        assert found[key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
+
+
+def test_the_states_of_all_streams_are_saved(two, ground):
+    name = Path("checkpoints") / f"checkpoint-{STOP + 1}" / f"carried-{ROWS}.safetensors"
+    ours, theirs = (load_file(ground.folder / run / name) for run in ("carried-to-one", "carried-stopped"))
+    assert {len(states) for states in ours.values()} == {ROWS}
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # Muon rounds to bfloat16
+
+
+def test_each_process_reads_its_own_blocks(two, ground):
+    one, other = (found["read"] for found in two[:2])
+    mine = STEPS * ROWS // 2
+    assert mine <= len(one) == len(other) <= mine + ROWS // 2  # one batch is fetched ahead
+    one, other = one[:mine], other[:mine]
+    blocks = -(-(len(ground.packed) - 1) // 16)
+    assert blocks < STEPS * ROWS  # the second epoch is begun
+    order = [[*one[at : at + ROWS // 2], *other[at : at + ROWS // 2]] for at in range(0, len(one), ROWS // 2)]
+    order = [block for step in order for block in step]
+    assert sorted(order[:blocks]) == list(range(blocks))
+    assert len(set(order[blocks : 2 * blocks])) == min(blocks, len(order) - blocks)  # and again, in another order
+    assert order[:10] != order[blocks : blocks + 10]
+
+
+def test_an_n_gram_is_fitted_once(two):
+    assert [found["fits"] for found in two[:2]] == [1, 0]
+
+
+def test_one_that_fails_takes_the_others_with_it(two):
+    for found in two[:2]:
+        assert found["heard"][0] == "RunError: the second has a cold"
+    assert two[0]["heard"][1] == "IndexError: list index out of range"
+    assert two[1]["heard"][1] == "RuntimeError: IndexError: list index out of range"
+
+
+def test_the_command_speaks_once(two, ground):
+    made = two[2]
+    assert made.stdout.count("bigram") == made.stdout.count("gpt2") == 1
+    assert made.stderr.count("Report:") == 1
+    record = json.loads((ground.folder / "runs" / "text" / "gpt2" / "rung.json").read_text())
+    assert record["recipe"]["global_batch_size"] == 32
+    assert record["training"]["steps"] > 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "arguments", "at_a_time", "parts"),
+    [
+        (8, 1, {}, 8, 1),
+        (8, 2, {}, 4, 1),
+        (8, 2, {"per_device_train_batch_size": 8}, 4, 1),
+        (64, 2, {"per_device_train_batch_size": 8}, 8, 4),
+        (24, 2, {"per_device_train_batch_size": 8}, 6, 2),
+        (16, 2, {"gradient_accumulation_steps": 4}, 2, 4),
+        (2, 2, {"gradient_accumulation_steps": 4}, 1, 1),
+    ],
+)
+def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: processes)
+    made = share_batch(rows, arguments)
+    assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
+    assert find_global_batch_size(made) == rows
+
+
+def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    with pytest.raises(RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"):
+        share_batch(8, {})
+
+
+def test_one_process_is_the_main_one():
+    assert (ranks.count(), ranks.number(), ranks.is_main()) == (1, 0, True)
+    assert ranks.from_main(lambda: 5) == ranks.together(lambda: 5) == 5
+    assert ranks.agree(3, 4) == [3, 4]
+    assert ranks.gather("a") == ["a"]
+    assert ranks.command() == "rung"
+
+
+def test_how_it_was_started_is_said(monkeypatch):
+    for key, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(key, value)
+    assert ranks.command() == "torchrun --nproc-per-node 2 -m rung"
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert ranks.command() == "torchrun --nproc-per-node 2 ... -m rung"
+    assert not ranks.is_main()
+
+
+def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
+    """docs/scaling.md's formula, against what a small Llama keeps for the backward pass."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    scaling = importlib.import_module("scaling")
+
+    def keep(layers):
+        shape = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config = LlamaConfig(**shape, num_hidden_layers=layers, vocab_size=96, max_position_embeddings=64)
+        model = LlamaForCausalLM(config).bfloat16()
+        own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        kept = {}
+
+        def note(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        ids = torch.zeros(2, 64, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = model(ids, labels=ids).loss
+        assert loss.requires_grad
+        return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own) / ids.numel()
+
+    model = scaling.Llama(N=0, L=3, D=64, F=160, H=4, G=2, V=96, tied=True)
+    assert keep(3) - keep(2) == pytest.approx(scaling.count_activations(model), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["llama3.2-1b", "llama3-8b"])
+def test_the_weights_of_a_size_add_up(name, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    scaling = importlib.import_module("scaling")
+    model = scaling.read_size(SIZES[name])
+    assert model.L * model.P + model.E + model.D == model.N
+    assert scaling.count_state(model, "adamw") == 16 * model.N
+    assert scaling.count_kept(model, 10, True) < scaling.count_kept(model, 10, False)
