@@ -49,21 +49,26 @@ def test_gradients_are_the_same_to_the_bit_with_activations_computed_again(name,
 
 @pytest.mark.parametrize("name", LAYERED)
 def test_fewer_activations_are_kept_for_the_way_back(name, make_tiny, tokenizer):
+    """Of eight layers, less than a third; the logits, which are kept either way, are left out."""
     ids = torch.randint(3, len(tokenizer), (4, 60), generator=torch.Generator().manual_seed(1))
     kept = []
     for again in (False, True):
         model = make_tiny(name, num_hidden_layers=8).train()
         if again:
             model.activation_checkpointing_enable()
+        weights = {p.data_ptr() for p in model.parameters()}
         sizes = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, sizes=sizes: (sizes.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}), t)[1],
-            lambda t: t,
-        ):
-            hidden = model.base_model(ids, torch.arange(60)[None], None, None)  # the logits are kept either way
-        kept.append(sum(sizes.values()) - sum(p.nbytes for p in model.parameters()))
+
+        def keep(tensor, sizes=sizes):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            hidden = model.base_model(ids, torch.arange(60)[None], None, None)
+        kept.append(sum(size for place, size in sizes.items() if place not in weights))
         del hidden
-    assert kept[1] < kept[0] / 4
+    assert 0 < kept[1] < kept[0] / 3
 
 
 def test_activations_are_computed_again_in_a_run(make_tiny, tokenizer, packed, tmp_path, recwarn):

@@ -68,7 +68,7 @@ def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
             raise RecipeError(
-                f"wandb: {str(error).splitlines()[0]}; `wandb login`, or keep it here with WANDB_MODE=offline"
+                f"wandb: {str(error).splitlines()[0].rstrip('.')}; or keep what it is told here: WANDB_MODE=offline"
             ) from error
         raise
     finally:
