@@ -180,7 +180,7 @@ def _find_pace(
         model = _build(recipe, tokenizer, width).to(choose_device())
         measured.append((parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens))
     (small, fast), (large, slow) = measured
-    slope = max((slow - fast) / (large - small), LEAST_SLOPE * fast / small)
+    slope = max((slow - fast) / max(1, large - small), LEAST_SLOPE * fast / small)
     return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
 
 
