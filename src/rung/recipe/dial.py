@@ -114,7 +114,8 @@ def turn_dial(
     pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
     guess = suggest_parameters(recipe.minutes)
     near = [shape for shape in shapes if guess / NEAR < shape[1] < guess * NEAR] or shapes[:1]
-    seconds = recipe.minutes * 60 * (1 - HELD_BACK) - (time.perf_counter() - began)
+    budget = recipe.minutes * 60 * (1 - HELD_BACK)
+    seconds = max(budget - (time.perf_counter() - began), budget / 4)
 
     def find_dropout(parameters: int) -> float:
         return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * len(packed) else 0.0)
