@@ -60,8 +60,8 @@ class Law:
 
 
 # By whether there is dropout.
-_PLAIN = Law(floor=0.5316, size=0.0911, size_power=0.34, data=0.3503, data_power=0.28, patience=7.076)
-_NOISY = replace(_PLAIN, data=0.3578, patience=6.4797)
+_PLAIN = Law(floor=0.5685, size=0.0978, size_power=0.34, data=0.3084, data_power=0.28, patience=7.8365)
+_NOISY = replace(_PLAIN, data=0.2666, patience=1.9738)
 LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
 
