@@ -4,10 +4,12 @@ Both are made in processes of their own, as `rung train` and `rung train --resum
 by SIGKILL: while it starts, between two instructions of a step, while it saves, while it is scored.
 """
 
+import contextlib
 import functools
 import hashlib
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 import sys
@@ -217,6 +219,8 @@ class _Run:
         finally:
             process.kill()
             process.join()
+        if not (self.finished or self.failure):
+            self._hear_out(here)
         if self.finished:
             self.pace = watch.pace(self.recipe.steps or 1)
         if self.finished or self.failure or until is None:
@@ -240,21 +244,29 @@ class _Run:
         if not connection.poll(POLL):
             return True
         try:
-            kind, *said = connection.recv()
+            return self._take(*connection.recv())
         except EOFError:
             log = self.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()
             self.failure = f"the process ended by itself: {(log.splitlines() or ['it said nothing'])[-1]}"
             return False
-        if kind == "stage":
-            stage = Stage(*said)
-            if stage.name == "training":
-                self.phase, self.step = "training", stage.done
-            elif self.phase == "training" or stage.name in ("scoring", "comparing"):
-                self.phase = "ending"
-            self.tell(stage)
-            return True
-        self.finished, self.failure = kind == "finished", said[0]
-        return False
+
+    def _take(self, kind: str, *said: Any) -> bool:
+        if kind != "stage":
+            self.finished, self.failure = kind == "finished", said[0]
+            return False
+        stage = Stage(*said)
+        if stage.name == "training":
+            self.phase, self.step = "training", stage.done
+        elif self.phase == "training" or stage.name in ("scoring", "comparing"):
+            self.phase = "ending"
+        self.tell(stage)
+        return True
+
+    def _hear_out(self, connection: Connection) -> None:
+        """Take what it had said before it was killed, its last word perhaps cut short."""
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            while connection.poll() and self._take(*connection.recv()):
+                pass
 
     def _is_time(self, until: _Moment, saving: bool) -> bool:
         if until.where in ("starting", self.phase):
