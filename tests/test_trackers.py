@@ -139,10 +139,10 @@ def read_leveldb_log(content, block=2**15):
             whole = b""
 
 
-@needs("trackio")
 def test_trackio_is_told_what_the_metrics_hold(run_in):
     import sqlite3
 
+    pytest.importorskip("trackio", "0.21", "needs it, and whole: pip install trackio", exc_type=ImportError)
     folder = run_in("trackio")
     with sqlite3.connect(folder / "trackio" / "rung.db") as store:
         rows = store.execute("select run_name, metrics from metrics").fetchall()
@@ -173,6 +173,14 @@ def test_a_tracker_that_nobody_knows_is_said(tmp_path):
         list_trackers({"report_to": "tensorbord"})
     assert list_trackers({}) == list_trackers({"report_to": "none"}) == list_trackers({"report_to": ["none"]}) == []
     check_trackers({"report_to": "none"})
+
+
+def test_a_tracker_that_cannot_be_imported_is_said(tmp_path):
+    message = r"is trackio, which does not work here \(No module named 'half'\): pip install --upgrade trackio"
+    with pytest.raises(RecipeError, match=message), report_below(tmp_path, {"report_to": "trackio"}):
+        raise ModuleNotFoundError("No module named 'half'")
+    with pytest.raises(ModuleNotFoundError), report_below(tmp_path, {}):
+        raise ModuleNotFoundError("No module named 'half'")
 
 
 def test_a_place_that_the_user_set_stands(tmp_path, monkeypatch):

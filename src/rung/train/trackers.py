@@ -55,7 +55,8 @@ def check_trackers(arguments: dict[str, Any]) -> None:
 def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     """While it lasts, trackers write into the run's folder, and a run of Weights & Biases ends when it does.
 
-    Raises `RecipeError` for what Weights & Biases refuses: most often that nobody has logged in.
+    Raises `RecipeError` for what Weights & Biases refuses, most often that nobody has logged in, and for a tracker that
+    is there but cannot be imported.
     """
     names = list_trackers(arguments)
     wanted = {place: str(folder / name) for name, place in PLACES.items() if name in names}
@@ -65,6 +66,13 @@ def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     os.environ.update(added)
     try:
         yield
+    except ImportError as error:
+        if not names:
+            raise
+        remedy = f"pip install --upgrade {' '.join(names)}"
+        raise RecipeError(
+            f"train.report_to is {', '.join(names)}, which does not work here ({error}): {remedy}"
+        ) from error
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
             raise RecipeError(
