@@ -7,6 +7,7 @@ import pytest
 from rung import runs
 from rung.climb import REPORT, Climb, climb
 from rung.errors import RecipeError, RunError
+from rung.recipe import making
 
 FEW = ("bigram", "ngram", "llama3")
 
@@ -46,13 +47,15 @@ def test_rungs_come_in_the_order_of_the_ladder():
 
 
 def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):
-    from rung.models import NgramForCausalLM
+    count = making._count
 
-    def fall(*_, **__):
-        raise MemoryError("no room for the counts")
+    def fall(ready, *rest):
+        if ready.recipe.rung == "ngram":
+            raise MemoryError("no room for the counts")
+        return count(ready, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(NgramForCausalLM, "fit", fall)
+        patched.setattr(making, "_count", fall)
         folders = climb(plan)
     assert [runs.is_finished(folder) for folder in folders] == [True, False, True]
     assert runs.read_record(folders[1])["failed"] == "MemoryError: no room for the counts"
