@@ -6,8 +6,8 @@ TEXT is a folder of .txt; its train/ is read. At its own size three ways take tu
 documents that are stored already to ids that are stored too: one batch after another, as rung did at first;
 `pack_train` as it is now; and `datasets.map` in two processes with the ids joined into one file, as nanoGPT's
 prepare.py for OpenWebText does it. The text a hundred times over goes through all of it: read, stored and cut,
-a tokenizer trained, packed. Memory is what no file stands behind, shared pages divided (Pss_Anon of Linux), of all
-processes together: pages of mapped files the system can take back at any time.
+a tokenizer trained, packed. Memory is what no file stands behind, of all processes together, shared pages divided
+(RssAnon of Linux, Pss_Anon where there are several): pages of mapped files the system can take back at any time.
 """
 
 import argparse
@@ -25,16 +25,21 @@ EVERY = 0.05  # seconds between two looks at memory
 WAYS = {"one by one": "before", "datasets.map": "peer", "rung": "now"}
 
 
-def own_memory(process: int) -> float:
-    """Megabytes of a process and those it started that no file stands behind."""
+def own_memory(process: int, alone: bool = True) -> float:
+    """Megabytes of a process and those it started that no file stands behind; what they share is divided."""
     try:
-        rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
-        size = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss_Anon")) / 1024
         tasks = list(Path(f"/proc/{process}/task").iterdir())
         children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        if alone and not children:
+            return read_size(f"/proc/{process}/status", "RssAnon")  # the same where none is shared, and found at once
+        return read_size(f"/proc/{process}/smaps_rollup", "Pss_Anon") + sum(own_memory(c, False) for c in children)
     except (OSError, StopIteration):  # it has ended
         return 0.0
-    return size + sum(map(own_memory, children))
+
+
+def read_size(path: str, name: str) -> float:
+    """Megabytes that a line of one of Linux's files names."""
+    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name)) / 1024
 
 
 def watch(*arguments: str, cache: Path) -> tuple[dict, list[tuple[float, float]]]:
@@ -138,7 +143,7 @@ def run_all(text: str) -> None:
 
     def mark(stage) -> None:
         if not marks or time.time() - began - marks[-1][0] > 1:
-            marks.append((time.time() - began, stage.done))
+            marks.append((time.time() - began, sum(os.times()[:4]), stage.done))
 
     packed = pack_train(corpus, tokenizer, mark)
     facts = {"began": began, "seconds": time.time() - began, "tokens": len(packed), "bytes": corpus.bytes["train"]}
@@ -217,17 +222,19 @@ def draw(runs: dict[str, tuple[dict, list[tuple[float, float]]]], path: Path) ->
         marks, tokens = facts["marks"], facts["tokens"] / facts["documents"]
         step = max(1, len(marks) // 60)
         ends = list(zip(marks[::step], marks[step::step], strict=False))
-        rates = [(end[1] - start[1]) * tokens / (end[0] - start[0]) / 1e6 for start, end in ends]
+        rates = [(end[2] - start[2]) * tokens / (end[1] - start[1]) / 1e6 for start, end in ends]
         rate.plot([end[0] for _, end in ends], rates, label=name, linewidth=1, marker="." if len(ends) < 9 else "")
-    for stage, start in list(runs.values())[-1][0]["stages"].items():
+    for number, (stage, start) in enumerate(list(runs.values())[-1][0]["stages"].items()):
         for axes in (memory, rate):
             axes.axvline(start, color="0.7", linewidth=0.8)
-        memory.annotate(stage, (start, 0), xytext=(3, 3), textcoords="offset points", fontsize=8, color="0.4")
+        memory.annotate(
+            stage, (start, 0), xytext=(3, 3 + 10 * number), textcoords="offset points", fontsize=8, color="0.4"
+        )
     memory.set(ylabel="MB that no file stands behind", ylim=(0, None))
-    rate.set(ylabel="million tokens a second", xlabel="seconds", ylim=(0, None))
+    rate.set(ylabel="million tokens a second\nof processor time", xlabel="seconds", ylim=(0, None))
     memory.legend(frameon=False, loc="lower right")
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def main() -> None:
