@@ -112,7 +112,8 @@ def pack_like_nanogpt(rows, tokenizer, path: Path) -> int:
 
 def run_one(way: str, text: str, tokenizer_folder: str) -> None:
     """Pack once, and print how long it took."""
-    from rung.corpus import cache_folder, load_corpus
+    from rung.corpus import load_corpus
+    from rung.device import cache_folder
     from rung.recipe.making import pack_train
     from rung.tokenizer import load_tokenizer
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rung.corpus import SPLITS, cache_folder, files, load_corpus, named, stored, stream
+from rung.corpus import SPLITS, files, load_corpus, named, stored, stream
+from rung.device import cache_folder
 from rung.errors import CorpusError
 from rung.recipe.text import pack_train
 

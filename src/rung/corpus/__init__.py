@@ -36,7 +36,7 @@ from rung.errors import CorpusError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "cache_folder", "load_corpus"]
+__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "load_corpus"]
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ PARTS = 16  # that the gradient of a norm's weight is summed in
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
     """x divided by its root mean square, in float32, times `weight` (Zhang & Sennrich 2019).
 
-    Under autocast it comes in autocast's precision, for the products that read it would make it so one by one.
+    In C it comes in autocast's precision, for under autocast the products that read it would make it so one by one.
     """
     dtype = _autocast_dtype(x)
     library = _library(x, weight) if x.dtype == weight.dtype == torch.float32 and dtype in KINDS else None
@@ -60,7 +60,7 @@ class _RMSNorm(torch.autograd.Function):
         half = dtype == torch.bfloat16
         library.rms_norm(x.numel() // width, width, *_addresses(x, weight), eps, *_addresses(out, inverse), half)
         ctx.save_for_backward(x, weight, inverse)
-        ctx.library, ctx.half = library, half
+        ctx.compiled, ctx.half = library, half
         return out
 
     @staticmethod
@@ -70,7 +70,7 @@ class _RMSNorm(torch.autograd.Function):
         to_x, to_weight = torch.empty_like(x), torch.empty(PARTS, len(weight))
         read = _addresses(x, weight, inverse, grad.contiguous())
         rows = x.numel() // len(weight)
-        ctx.library.rms_norm_back(rows, len(weight), *read, *_addresses(to_x, to_weight), PARTS, ctx.half)
+        ctx.compiled.rms_norm_back(rows, len(weight), *read, *_addresses(to_x, to_weight), PARTS, ctx.half)
         return to_x, to_weight.sum(0), None, None, None
 
 

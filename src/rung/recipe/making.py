@@ -18,8 +18,8 @@ import yaml
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import __version__, ranks, runs
-from rung.corpus import SPLITS, Corpus, cache_folder, load_corpus
-from rung.device import choose_device, describe, keep_freed_memory
+from rung.corpus import SPLITS, Corpus, load_corpus
+from rung.device import cache_folder, choose_device, describe, keep_freed_memory
 from rung.errors import RunError, RungError
 from rung.evaluate import compressor_marks, first_texts, score_documents, score_text
 from rung.generate import Sampling, generate
@@ -31,11 +31,7 @@ from rung.recipe.base import describe_base, load_base
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
-from rung.tokenizer import (
-    fingerprint,
-    losses,
-    suggest_vocab_size,
-)
+from rung.tokenizer import fingerprint, losses, suggest_vocab_size
 from rung.train import (
     Hooks,
     Progress,

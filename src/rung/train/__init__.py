@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import (
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from rung import ranks
 from rung.device import keep_freed_memory

@@ -19,7 +19,7 @@ from rung.train.checkpoints import Checkpoints, Standing
 from rung.train.optimizer import Pace
 from rung.train.order import Order
 from rung.train.recording import Clock, diverged, untouched_randomness
-from rung.train.sharded import ShardedTrainer
+from rung.train.sharded import ShardedTrainer, local
 
 
 @dataclass(kw_only=True)
@@ -149,9 +149,7 @@ class ResumableTrainer(ShardedTrainer):
 
     def _check_weights(self) -> None:
         """Raise `RunError` when a weight, on any process, is no number."""
-        weights = [getattr(p, "_local_tensor", p) for p in self.model.parameters()]  # of FSDP: this process's part
-        bad = (
-            sum((~torch.isfinite(weight).all()).long() for weight in weights) + (~torch.isfinite(self._tr_loss)).long()
-        )
+        parts = [self._tr_loss, *(local(parameter) for parameter in self.model.parameters())]
+        bad = sum((~torch.isfinite(part).all()).long() for part in parts)
         if self.accelerator.reduce(torch.as_tensor(bad, device=self.args.device)).item():
             raise diverged("the weights are no numbers", self.state.global_step, self._get_learning_rate(), self.args)
