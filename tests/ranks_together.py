@@ -139,7 +139,7 @@ def main():
     path = ground.folder / f"found-{ranks.number()}.json"
     path.write_text(json.dumps(found))
     os.chdir(ground.folder)
-    sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2", "--minutes", "0.03"]
+    sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2,llama3", "--minutes", "0.03"]
     cli.main()
 
 

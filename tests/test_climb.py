@@ -1,13 +1,14 @@
 """The climb: every rung, one report, and nothing lost when one of them falls."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rung import runs
 from rung.climb import REPORT, Climb, climb
 from rung.errors import RecipeError, RunError
-from rung.recipe import making
+from rung.train import find_checkpoints
 
 FEW = ("bigram", "ngram", "llama3")
 
@@ -47,15 +48,13 @@ def test_rungs_come_in_the_order_of_the_ladder():
 
 
 def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):
-    count = making._count
+    from rung.models import NgramForCausalLM
 
-    def fall(ready, *rest):
-        if ready.recipe.rung == "ngram":
-            raise MemoryError("no room for the counts")
-        return count(ready, *rest)
+    def fall(*_, **__):
+        raise MemoryError("no room for the counts")
 
     with monkeypatch.context() as patched:
-        patched.setattr(making, "_count", fall)
+        patched.setattr(NgramForCausalLM, "fit", fall)
         folders = climb(plan)
     assert [runs.is_finished(folder) for folder in folders] == [True, False, True]
     assert runs.read_record(folders[1])["failed"] == "MemoryError: no room for the counts"
@@ -73,6 +72,30 @@ def test_a_climb_is_taken_up_where_it_stopped(plan, monkeypatch):
     monkeypatch.setattr(rung.climb, "execute", lambda *_, **__: pytest.fail("made again"))
     climb(plan)
     assert [(folder / runs.RECORD).stat().st_mtime_ns for folder in folders] == before
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkeypatch):
+    """By the clock the dial would choose another one on a machine that is faster now."""
+    folder = plan.folder / "llama3"
+
+    def measure(seconds):
+        monkeypatch.setattr("rung.recipe.dial.measure_step", lambda model, *_: seconds * model.num_parameters())
+
+    def stop(name, stage):
+        if stage.name == "training" and find_checkpoints(folder):
+            raise RuntimeError("the machine went away")
+
+    plan = replace(plan, rungs=("llama3",), minutes=0.1)
+    measure(1e-6)
+    with pytest.raises(RunError, match="went away"):
+        climb(plan, stop)
+    before = runs.read_record(folder)
+    measure(1e-9)
+    climb(plan)
+    after = runs.read_record(folder)
+    assert after["recipe"] == before["recipe"]
+    assert after["plan"]["parameters"] == before["plan"]["parameters"] == after["parameters"]
+    assert after["plan"]["error"] == pytest.approx(after["plan"]["bits_per_byte"] / after["plan"]["reached"] - 1)
 
 
 def test_an_interrupted_rung_stops_the_climb(plan, monkeypatch):

@@ -198,7 +198,7 @@ def _make_run(recipe: Any, folder: Path) -> None:
         return
     record = runs.read_record(folder)
     show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
-    if plan := record.get("plan"):
+    if "reached" in (plan := record.get("plan", {})):
         print(
             f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "
             f"({plan['error']:+.1%})",

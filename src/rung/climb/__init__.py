@@ -18,9 +18,10 @@ from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
 from rung.recipe import Recipe
-from rung.recipe.making import DEFAULT_MINUTES, execute
+from rung.recipe.making import DEFAULT_MINUTES, execute, read_begun
 from rung.recipe.stages import Stage
 from rung.report import write_report
+from rung.train import find_checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -111,9 +112,13 @@ def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
 
 
 def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
-    """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`."""
+    """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`.
+
+    One that was stopped goes on with what it had chosen: by the clock it might choose another size now.
+    """
     try:
-        return execute(recipe, folder, lambda stage: tell(folder.name, stage))
+        begun = ranks.from_main(lambda: read_begun(folder) if find_checkpoints(folder) else recipe)
+        return execute(begun, folder, lambda stage: tell(folder.name, stage))
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise

@@ -5,22 +5,25 @@ model of so many weights learns from so many tokens. They were fitted on small r
 benchmarks/scaling.py.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rung import ranks
 from rung.device import choose_device
 from rung.models import TRANSFORMERS, CausalModel, build_model, count_parameters, find_rung, make_config
 from rung.pack import Packed
 from rung.recipe import Recipe
 from rung.train import TrainSettings, measure_step
+
+logger = logging.getLogger(__name__)
 
 COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
 WIDTHS = range(64, 2049, 32)
@@ -90,10 +93,6 @@ class Plan:
             f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} bits per byte"
         )
 
-    def compare(self, reached: float) -> dict[str, Any]:
-        """The plan as a record keeps it, beside what was reached."""
-        return {**asdict(self), "reached": reached, "error": self.bits_per_byte / reached - 1}
-
 
 def turn_dial(
     recipe: Recipe,
@@ -104,42 +103,64 @@ def turn_dial(
 ) -> tuple[Recipe, Plan | None]:
     """The recipe with the size that its minutes buy here, and the plan; None where there is nothing to choose.
 
-    `judge` gives the bits per byte of a model on the text that training watches.
+    `judge` gives the bits per byte of a model on the text that training watches. Of several processes all call this:
+    they measure together, the main one counts, judges and chooses.
     """
     if recipe.minutes is None or recipe.rung not in LAWS or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe, None
     began = time.perf_counter()
-    counted = count_text(tokenizer, packed, judge)
+    counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, judge))
+    if counted is None:
+        return recipe, None
     shapes = list(_shapes(recipe, tokenizer))
     pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
-    guess = suggest_parameters(recipe.minutes)
-    near = [shape for shape in shapes if guess / NEAR < shape[1] < guess * NEAR] or shapes[:1]
     budget = recipe.minutes * 60 * (1 - HELD_BACK)
     seconds = max(budget - (time.perf_counter() - began), budget / 4)
+    return ranks.from_main(lambda: _choose(recipe, shapes, pace, seconds, counted, len(packed)))
+
+
+def _choose(
+    recipe: Recipe,
+    shapes: list[tuple[int, int]],
+    pace: Callable[[int], float],
+    seconds: float,
+    counted: float,
+    text: int,
+) -> tuple[Recipe, Plan]:
+    """The shape from which the law expects most in so many seconds."""
 
     def find_dropout(parameters: int) -> float:
-        return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * len(packed) else 0.0)
+        return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0)
 
     def expect(shape: tuple[int, int]) -> float:
         law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
-        return law(shape[1], seconds / pace(shape[1]), len(packed)) * counted
+        return law(shape[1], seconds / pace(shape[1]), text) * counted
 
-    width, parameters = min(near, key=expect)
+    width, parameters = min(shapes, key=expect)
     tokens = seconds / pace(parameters)
     planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
-    plan = Plan(
+    return planned, Plan(
         parameters=parameters,
         hidden_size=width,
         layers=planned.model.get("num_hidden_layers"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
-        epochs=tokens / len(packed),
+        epochs=tokens / text,
         dropout=planned.dropout,
         bits_per_byte=expect((width, parameters)),
         ngram_bits_per_byte=counted,
-        seconds=time.perf_counter() - began,
+        seconds=60 * (recipe.minutes or 0) * (1 - HELD_BACK) - seconds,
     )
-    return planned, plan
+
+
+def _try_to_count(
+    tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]
+) -> float | None:
+    try:
+        return count_text(tokenizer, packed, judge)
+    except Exception as error:  # whatever it is, what to expect of a run must not cost the run
+        logger.warning("the text could not be counted (%s): the size follows from the minutes alone", error)
+        return None
 
 
 def count_text(tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]) -> float:
@@ -162,16 +183,21 @@ def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> Ca
 
 
 def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
-    """Widths, and how many weights a model as wide has."""
+    """Widths, and how many weights a model as wide has, not too far from those that are measured."""
+    guess = suggest_parameters(recipe.minutes or 0)
     for width in WIDTHS:
         with torch.device("meta"):
-            yield width, count_parameters(_build(recipe, tokenizer, width))
+            parameters = count_parameters(_build(recipe, tokenizer, width))
+        if parameters >= guess * NEAR and width > WIDTHS.start:
+            return
+        if parameters > guess / NEAR:
+            yield width, parameters
 
 
 def _find_pace(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, shapes: list[tuple[int, int]]
 ) -> Callable[[int], float]:
-    """Seconds a token by the number of weights: a line through two that were measured."""
+    """Seconds a token by the number of weights: a line through two that were measured, by all processes together."""
     guess = suggest_parameters(recipe.minutes or 0)
     settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed)
     tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step

@@ -62,18 +62,20 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
     for what the user can mend.
     """
     ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell))
-    if find_rung(recipe.rung).counts:
-        return ranks.from_main(lambda: _finish(ready, folder, _count(ready, folder, tell), tell))
     packed = ranks.together(ready.open_packed)
+    counts = find_rung(recipe.rung).counts
+    chosen = ready if counts else _choose_size(ready, packed, folder, tell)
+    begun = ranks.from_main(lambda: _begin(chosen, packed, folder))
+    if counts:
+        return ranks.from_main(lambda: _finish(begun, folder, _count(begun, packed, folder, tell), tell))
     set_seed(recipe.seed)
-    tell(Stage(name="measuring"))
-    made = _learn(ready, packed, folder, tell)
-    return ranks.from_main(lambda: _finish(ready, folder, made, tell))
+    made = _learn(begun, packed, folder, tell)
+    return ranks.from_main(lambda: _finish(begun, folder, made, tell))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """All that is decided before a model is made. Other processes get it without the text."""
+    """All that is decided before a model is made, and the record of it. Other processes get it without the text."""
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
@@ -98,7 +100,7 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
 
 
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
-    """Read the text, choose what the recipe leaves open, pack the text, and begin the folder."""
+    """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_trackers(recipe.train)
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
@@ -109,19 +111,20 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
-    packed = pack_train(corpus, tokenizer, tell)
+    pack_train(corpus, tokenizer, tell)
+    record = describe_base(recipe, base) if base else {}
+    key = packed_key(corpus, tokenizer)
+    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus)
+
+
+def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
+    """With the size that the recipe leaves open; all processes measure it together."""
     tell(Stage(name="measuring"))
-    recipe, plan = turn_dial(recipe, tokenizer, packed, folder, _judge_watched(corpus, tokenizer))
-    recipe = _choose_width(recipe, tokenizer)
+    judge = _judge_watched(ready.corpus, ready.tokenizer) if ready.corpus else _not_asked
+    recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, judge)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
-    record = _describe(recipe, corpus, tokenizer) | (describe_base(recipe, base) if base else {})
-    if corpus.stream:
-        record["corpus"]["documents"]["train"] = len(packed.starts)
-        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
-    _begin(folder, record)
-    key = packed_key(corpus, tokenizer)
-    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, plan=plan)
+    return replace(ready, recipe=_choose_width(recipe, ready.tokenizer), plan=plan)
 
 
 def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
@@ -129,9 +132,9 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
     record = ready.record | {"parameters": count_parameters(model), "training": _training_facts(trained)}
-    if ready.plan:
-        reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
-        record["plan"] = ready.plan.compare(reached[-1]) if reached else asdict(ready.plan)
+    reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
+    if reached and "plan" in record:
+        record["plan"] |= {"reached": reached[-1], "error": record["plan"]["bits_per_byte"] / reached[-1] - 1}
     if not trained.interrupted:
         assert ready.corpus is not None
         record |= _judge(model.eval(), ready.tokenizer, ready.corpus, tell)
@@ -178,8 +181,19 @@ def _choose_context(recipe: Recipe) -> int:
     return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
 
 
-def _begin(folder: Path, record: dict[str, Any]) -> None:
-    """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not."""
+def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
+    """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not.
+
+    What is gone on with keeps the plan that it was begun with.
+    """
+    corpus = ready.corpus
+    assert corpus is not None
+    record = _describe(ready.recipe, corpus, ready.tokenizer) | ready.record
+    if ready.plan:
+        record["plan"] = asdict(ready.plan)
+    if corpus.stream:
+        record["corpus"]["documents"]["train"] = len(packed.starts)
+        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
     if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
@@ -188,7 +202,9 @@ def _begin(folder: Path, record: dict[str, Any]) -> None:
         for key, what in (("corpus", "text"), ("tokenizer", "text"), ("base", "model that it goes on from")):
             if before.get(key, {}).get("fingerprint") != record.get(key, {}).get("fingerprint"):
                 raise RunError(f"the {what} has changed since {folder} was begun: choose another folder with --out")
+        record = {"plan": before["plan"]} | record if "plan" in before else record
     runs.write_record(folder, record)
+    return replace(ready, record=record)
 
 
 def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
@@ -200,9 +216,9 @@ def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     return replace(recipe, model={**recipe.model, "hidden_size": width})
 
 
-def _count(ready: _Ready, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
+def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
     """Fit a counting rung: one pass over the text. One that fails leaves nothing to resume."""
-    recipe, packed = ready.recipe, ready.open_packed()
+    recipe = ready.recipe
     config = make_config(recipe.rung, ready.tokenizer, recipe.model)
     counting = Counting(**recipe.counting)
     if counting.engine == "numpy":

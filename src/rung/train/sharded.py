@@ -82,9 +82,8 @@ class ShardedTrainer(Trainer):
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
         super().create_accelerator_and_postprocess()
-        if (
-            self.is_fsdp_enabled and self.args.bf16
-        ):  # accelerate's own would add gradients up, and round the loss, in it
+        if self.is_fsdp_enabled and self.args.bf16:
+            # accelerate's own would add gradients up, and round the loss, in it
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
