@@ -150,8 +150,10 @@ def write(runs):
     from rung.recipe.dial import LAWS
 
     print("# What a small model learns from how many tokens\n")
-    print("Made by `benchmarks/scaling.py`; the runs are in `scaling.jsonl`. Bits per byte on 100 kB of validation")
+    print("Written by `benchmarks/scaling.py`; the runs are in `scaling.jsonl`. Bits per byte on 100 kB of validation")
     print("text, blocks of 128 tokens, 16 a step, the default optimizer; `n-gram` is the n-gram rung on the same text.")
+    print("Runs with `made_by` are of `rung train llama3 --minutes 5`, on the 32 kB that training watches; the others")
+    print("were made with these settings in a loop without the Trainer. Dropout is 0.1 where the dial chooses it.")
     for name, laws in LAWS.items():
         for with_dropout, law in laws.items():
             mine = [run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout]
