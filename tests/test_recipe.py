@@ -229,3 +229,8 @@ def test_all_recipes_are_tidy_yaml():
 def test_more_time_means_a_larger_model():
     sizes = [suggest_parameters(minutes) for minutes in (0.1, 1, 5, 60)]
     assert sizes == sorted(sizes)
+
+
+def test_a_vocabulary_alone_is_of_the_default_kind():
+    recipe = make_recipe({"rung": "llama3"}, ["tokenizer.vocab_size=512"])
+    assert recipe.tokenizer == {"kind": "bpe", "vocab_size": 512}

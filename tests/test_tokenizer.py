@@ -400,8 +400,8 @@ def test_without_a_network_one_clear_line_comes_soon(tmp_path):
 
 
 def test_the_vocabulary_grows_with_the_text():
-    assert suggest_vocab_size(2_000_000) == 4096
-    assert suggest_vocab_size(500_000) == 2048
-    assert suggest_vocab_size(25_000_000) == 8192
+    assert suggest_vocab_size(2_000_000) == 1024
+    assert suggest_vocab_size(1_000_000) == 1024
+    assert suggest_vocab_size(30_000_000) == 4096
     assert suggest_vocab_size(0) == 320
     assert suggest_vocab_size(10**12) == 16_384

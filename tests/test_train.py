@@ -4,11 +4,13 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy
 import pytest
 import torch
 from conftest import NEURAL, SENTENCES
+from safetensors.torch import load_file
 from torch import nn
 
 import rung.train
@@ -75,6 +77,30 @@ def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path)
     samples = (tmp_path / runs.SAMPLES).read_text()
     assert samples.count("## Step") == 5
     assert "> ## not a heading" in samples
+
+
+def test_the_weights_of_the_best_evaluation_are_kept(make_tiny, tokenizer, packed, tmp_path):
+    """A model that gets worse after the second of five evaluations is the one of then; ties go to the later."""
+    told = iter([3.0, 2.0, 2.5, 2.0, 2.2])
+    listener = Listener()
+    hooks = replace(listener.hooks(), evaluate=lambda model: next(told))
+    model = make_tiny("llama3")
+    trained = train(model, tokenizer, packed, tmp_path, settings_of(), hooks)
+    assert (trained.steps, trained.kept_step) == (20, 16)
+    kept = load_file(tmp_path / runs.CHECKPOINTS / "checkpoint-16" / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in model.state_dict().items() if name in kept)
+
+
+def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed, tmp_path, caplog):
+    def worse(model):
+        for weights in (tmp_path / runs.CHECKPOINTS).glob("checkpoint-4/model.safetensors"):
+            weights.write_bytes(weights.read_bytes()[:-1])
+        return next(told)
+
+    told = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    hooks = replace(Listener().hooks(), evaluate=worse)
+    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), hooks).kept_step == 20
+    assert "the best checkpoint, step 4, is damaged" in caplog.text
 
 
 def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):

@@ -117,11 +117,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 def suggest_vocab_size(train_bytes: int) -> int:
     """How many tokens a byte-pair vocabulary should have for this much text.
 
-    Rare tokens are learned badly and common ones cheaply: the vocabulary grows with the text, as its root up to 2 MB,
-    where it is 4,096, and more slowly beyond (docs/results/scaling.md). It is between 320 and 16,384.
+    Rare tokens are learned badly, and a small model's weights are better spent elsewhere: the vocabulary grows more
+    slowly than the text's root, is 1,024 at 2 MB, and between 320 and 16,384.
     """
-    size = max(train_bytes, 1) / 2e6
-    power = round(math.log2(4096 * size ** (0.5 if size < 1 else 0.3)))
+    power = round(math.log2(1024 * (max(train_bytes, 1) / 2e6) ** 0.4))
     return max(320, min(2**power, 16_384))
 
 

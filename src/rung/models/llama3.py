@@ -9,7 +9,7 @@ this saves opens in stock transformers, and published checkpoints open here.
 """
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.causal import CausalModel, Mask, is_loaded
+from rung.models.copying import Head, begin_to_copy
 from rung.models.fused import rms_norm
 from rung.models.gpt2 import check_reach, find_positions
 from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
@@ -152,6 +153,15 @@ class LlamaForCausalLM(CausalModel):
         if isinstance(module, nn.Embedding):
             add_common_vector(module)
 
+    def initialize_weights(self) -> None:
+        """Those, and two heads that copy."""
+        super().initialize_weights()
+        table, layers = self.model.embed_tokens.weight, list(self.model.layers)
+        if len(layers) > 1 and not table.is_meta and not is_loaded(table):
+            turning = rotary_frequencies(self.config, table.device)
+            first, second = map(first_head, layers[:2])
+            begin_to_copy(first, second, table.float().mean(0), turning, self.config.max_position_embeddings)
+
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
@@ -186,6 +196,14 @@ def add_common_vector(table: nn.Embedding) -> None:
     """
     if not is_loaded(table.weight):
         table.weight.data += COMMON_SIZE * torch.randn(table.embedding_dim).to(table.weight)
+
+
+def first_head(layer: nn.Module) -> Head:
+    """The weights of a layer's first query head and of its keys and values."""
+    attention = cast(LlamaDecoderLayer, layer).self_attn
+    q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
+    size = q.shape[0] // attention.heads
+    return Head(q[:size], k[:size], v[:size], o[:, :size])
 
 
 def check_rope(config: LlamaConfig) -> None:

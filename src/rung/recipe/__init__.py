@@ -73,7 +73,8 @@ class Recipe:
         check_arguments(self.train)
         _check_base(self)
         own = {"path": self.base} if self.base else {"kind": "bpe"}
-        object.__setattr__(self, "tokenizer", self.tokenizer or own)
+        given = self.tokenizer if {"kind", "path"} & set(self.tokenizer) or self.base else {**own, **self.tokenizer}
+        object.__setattr__(self, "tokenizer", given or own)
         if self.base and self.tokenizer != own:
             raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
         for key in self.tokenizer:

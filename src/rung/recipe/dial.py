@@ -1,31 +1,30 @@
 """The dial: minutes go in; a model, and the bits per byte to expect of it, come out.
 
-Real steps of two models say how fast this machine is, an n-gram model how hard the text is, and the laws below what a
-model of so many weights learns from so many tokens. They were fitted on small runs: docs/results/scaling.md, made by
+Real steps of two models say how fast this machine is, counting how hard the text is, and the laws below what a model of
+so many weights learns from so many tokens. They were fitted on small runs: docs/results/scaling.md, made by
 benchmarks/scaling.py.
 """
 
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung import ranks
 from rung.device import choose_device
-from rung.models import TRANSFORMERS, CausalModel, build_model, count_parameters, find_rung, make_config
+from rung.models import TRANSFORMERS, CausalModel, build_model, count_parameters, make_config
 from rung.pack import Packed
 from rung.recipe import Recipe
+from rung.recipe.counted import Counted, count_text
 from rung.train import TrainSettings, measure_step
 
 logger = logging.getLogger(__name__)
 
-COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
 WIDTHS = range(64, 2049, 32)
 WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
 LAYERS = 4
@@ -38,10 +37,11 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Law:
-    """Bits per byte over those of the n-gram model: floor + size / (N / 1e6)^a + data / (D / 1e6)^b.
+    """Bits per byte over those that counting finds: floor + size / (N / 1e6)^a + data / (D / 1e6)^b.
 
     N are weights, D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less: `patience`
-    epochs of them are worth as many new ones, however many follow (Muennighoff et al. 2023, section 5).
+    epochs of them are worth as many new ones, however many follow (Muennighoff et al. 2023, section 5). Of what
+    copying gains over an n-gram model, a share of `copying` counts.
     """
 
     floor: float
@@ -50,6 +50,11 @@ class Law:
     data: float
     data_power: float
     patience: float
+    copying: float
+
+    def begin(self, counted: Counted) -> float:
+        """The bits per byte that the others are a multiple of."""
+        return counted.plain ** (1 - self.copying) * counted.copying**self.copying
 
     def __call__(self, parameters: float, tokens: float, text: float) -> float:
         """For `tokens` read of a text of `text` tokens."""
@@ -63,7 +68,7 @@ class Law:
 
 
 # By whether there is dropout.
-_PLAIN = Law(floor=0.5685, size=0.0978, size_power=0.34, data=0.3084, data_power=0.28, patience=7.8365)
+_PLAIN = Law(floor=0.5685, size=0.0978, size_power=0.34, data=0.3084, data_power=0.28, patience=7.8365, copying=0.6)
 _NOISY = replace(_PLAIN, data=0.2666, patience=1.9738)
 LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
@@ -81,6 +86,7 @@ class Plan:
     dropout: float
     bits_per_byte: float
     ngram_bits_per_byte: float
+    copying_bits_per_byte: float
     seconds: float  # that it took to find out
 
     def describe(self) -> str:
@@ -99,17 +105,18 @@ def turn_dial(
     tokenizer: PreTrainedTokenizerBase,
     packed: Packed,
     folder: Path,
-    judge: Callable[[CausalModel], float],
+    watched: Sequence[str],
 ) -> tuple[Recipe, Plan | None]:
     """The recipe with the size that its minutes buy here, and the plan; None where there is nothing to choose.
 
-    `judge` gives the bits per byte of a model on the text that training watches. Of several processes all call this:
-    they measure together, the main one counts, judges and chooses.
+    `watched` is the text that training watches. Of several processes all call this: they measure together; the main
+    one, which alone has that text, counts and chooses.
     """
     if recipe.minutes is None or recipe.rung not in LAWS or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe, None
     began = time.perf_counter()
-    counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, judge))
+    reach = recipe.model["max_position_embeddings"]
+    counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach))
     if counted is None:
         return recipe, None
     shapes = list(_shapes(recipe, tokenizer))
@@ -124,7 +131,7 @@ def _choose(
     shapes: list[tuple[int, int]],
     pace: Callable[[int], float],
     seconds: float,
-    counted: float,
+    counted: Counted,
     text: int,
 ) -> tuple[Recipe, Plan]:
     """The shape from which the law expects most in so many seconds."""
@@ -134,7 +141,7 @@ def _choose(
 
     def expect(shape: tuple[int, int]) -> float:
         law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
-        return law(shape[1], seconds / pace(shape[1]), text) * counted
+        return law(shape[1], seconds / pace(shape[1]), text) * law.begin(counted)
 
     width, parameters = min(shapes, key=expect)
     tokens = seconds / pace(parameters)
@@ -148,27 +155,20 @@ def _choose(
         epochs=tokens / text,
         dropout=planned.dropout,
         bits_per_byte=expect((width, parameters)),
-        ngram_bits_per_byte=counted,
+        ngram_bits_per_byte=counted.plain,
+        copying_bits_per_byte=counted.copying,
         seconds=60 * (recipe.minutes or 0) * (1 - HELD_BACK) - seconds,
     )
 
 
 def _try_to_count(
-    tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]
-) -> float | None:
+    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int
+) -> Counted | None:
     try:
-        return count_text(tokenizer, packed, judge)
+        return count_text(tokenizer, packed, texts, reach)
     except Exception as error:  # whatever it is, what to expect of a run must not cost the run
         logger.warning("the text could not be counted (%s): the size follows from the minutes alone", error)
         return None
-
-
-def count_text(tokenizer: PreTrainedTokenizerBase, packed: Packed, judge: Callable[[CausalModel], float]) -> float:
-    """Bits per byte of the n-gram rung, fitted to the first tokens of the text: how hard it is."""
-    end = int(numpy.searchsorted(packed.starts, COUNTED_TOKENS))
-    tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
-    rung = find_rung("ngram")
-    return judge(rung.model.fit(make_config("ngram", tokenizer, {}), tokens, packed.starts[:end]).eval())
 
 
 def _with_width(recipe: Recipe, width: int) -> Recipe:

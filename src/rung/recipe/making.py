@@ -5,7 +5,6 @@ import math
 import platform
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -46,7 +45,7 @@ from rung.train import (
 DEFAULT_MINUTES = 5.0
 # Fields of the rungs that have dropout of their own.
 OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
-CONTEXT = 128  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
+CONTEXT = 256  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
 LONGEST_CONTEXT = 1024
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 PASSAGE_CHARACTERS = 600
@@ -120,8 +119,8 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
 def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
     """With the size that the recipe leaves open; all processes measure it together."""
     tell(Stage(name="measuring"))
-    judge = _judge_watched(ready.corpus, ready.tokenizer) if ready.corpus else _not_asked
-    recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, judge)
+    watched = _watched(ready.corpus) if ready.corpus else ()
+    recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
     return replace(ready, recipe=_choose_width(recipe, ready.tokenizer), plan=plan)
@@ -132,9 +131,10 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
     record = ready.record | {"parameters": count_parameters(model), "training": _training_facts(trained)}
-    reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
+    read = {line["step"]: line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line}
+    reached = read.get(trained.kept_step)
     if reached and "plan" in record:
-        record["plan"] |= {"reached": reached[-1], "error": record["plan"]["bits_per_byte"] / reached[-1] - 1}
+        record["plan"] |= {"reached": reached, "error": record["plan"]["bits_per_byte"] / reached - 1}
     if not trained.interrupted:
         assert ready.corpus is not None
         record |= _judge(model.eval(), ready.tokenizer, ready.corpus, tell)
@@ -263,7 +263,7 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     if ready.corpus is None:
         return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
     tokenizer = ready.tokenizer
-    prompt = _prompt(ready.corpus)
+    prompt, watched = _prompt(ready.corpus), _watched(ready.corpus)
 
     def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
@@ -275,16 +275,15 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
 
     sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed)
     return Hooks(
-        evaluate=_judge_watched(ready.corpus, tokenizer),
+        evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
         progress=show,
     )
 
 
-def _judge_watched(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Callable[[CausalModel], float]:
-    """Bits per byte of a model on the validation text that training watches."""
-    watched = first_texts(corpus.validation["text"], WATCHED_BYTES)
-    return lambda model: score_documents(model, tokenizer, watched).bits_per_byte
+def _watched(corpus: Corpus) -> list[str]:
+    """The validation text that training watches."""
+    return first_texts(corpus.validation["text"], WATCHED_BYTES)
 
 
 def _not_asked(model: CausalModel) -> Any:
@@ -368,6 +367,7 @@ def _training_facts(trained: Trained) -> dict[str, Any]:
     return {
         "seconds": round(trained.seconds, 3),
         "steps": trained.steps,
+        "kept_step": trained.kept_step,
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
         "trainable_parameters": trained.trainable_parameters,

@@ -68,12 +68,16 @@ BLOCK_LENGTH = 256  # tokens, where the model does not say
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training run took; `interrupted` when it was stopped before its end and saved."""
+    """What a training run took; `interrupted` when it was stopped before its end and saved.
+
+    The weights are those of `kept_step`: of the best evaluation, unless the run was interrupted.
+    """
 
     steps: int
     tokens: int
     seconds: float
     interrupted: bool
+    kept_step: int = 0
     trainable_parameters: int = 0
 
     @property
@@ -118,6 +122,7 @@ def train(
             torch.manual_seed(settings.seed + ranks.number())  # other rows, other dropout
         trainer.train(resume_from_checkpoint=str(keeping.resumed) if keeping.resumed else None)
     trainer.find_whole()
+    kept = trainer.state.global_step if recorder.interrupted else trainer.keep_best()
     trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # scores are read without autocast
     if adapter:
         adapter.merge()
@@ -130,6 +135,7 @@ def train(
         tokens=tokens,
         seconds=seconds,
         interrupted=recorder.interrupted,
+        kept_step=kept,
         trainable_parameters=sum(p.numel() for p in learner.parameters() if p.requires_grad),
     )
 

@@ -5,7 +5,7 @@ from typing import Any
 from rung import ranks
 from rung.errors import RecipeError
 
-ROWS = 16  # of a process at a time, where nothing says how many
+ROWS = 8  # of a process at a time, where nothing says how many
 
 
 def find_global_batch_size(arguments: dict[str, Any]) -> int:

@@ -172,7 +172,7 @@ class Checkpoints:
     def mark_best(self, step: int, bits_per_byte: float) -> Path | None:
         """Hear how good the model is at `step`; the best checkpoint so far, if there is one."""
         is_saved = math.isfinite(bits_per_byte) and (self.folder / f"checkpoint-{step}").is_dir()
-        if is_saved and (self.best is None or bits_per_byte < self.best[1]):
+        if is_saved and (self.best is None or bits_per_byte <= self.best[1]):
             self.best = (step, bits_per_byte)
             if self.is_main:
                 runs.write_atomically(
@@ -180,6 +180,14 @@ class Checkpoints:
                 )
                 self._prune(step)
         return self.folder / f"checkpoint-{self.best[0]}" if self.best else None
+
+    def find_better(self, step: int) -> int | None:
+        """The step of the best checkpoint, if it is another than `step` and whole; all processes must call this."""
+        better = self.best[0] if self.best and self.best[0] != step else None
+        damage = ranks.from_main(lambda: better and find_damage(self.folder / f"checkpoint-{better}"))
+        if damage:
+            logger.warning("the best checkpoint, step %d, is damaged (%s): the last weights are kept", better, damage)
+        return None if damage else better
 
     def _commit(self, written: Path) -> None:
         for name in NEVER_READ:

@@ -107,6 +107,16 @@ class ResumableTrainer(ShardedTrainer):
             self.state.best_model_checkpoint = str(best) if best else None
         return metrics
 
+    def keep_best(self) -> int:
+        """Put back the weights that the best evaluation found, where a later one found worse; the step they are of."""
+        assert self.keeping is not None
+        checkpoints = self.keeping.checkpoints
+        step = checkpoints.find_better(self.state.global_step)
+        if step is None:
+            return self.state.global_step
+        ranks.together(lambda: self.put_back(checkpoints.folder / f"checkpoint-{step}"))
+        return step
+
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
         """The Trainer's, beside; weights that are no numbers never take the place of good ones."""
         assert self.keeping is not None

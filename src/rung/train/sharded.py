@@ -98,6 +98,13 @@ class ShardedTrainer(Trainer):
                 kept.copy_(full)
         return self.whole
 
+    def put_back(self, checkpoint: Path) -> None:
+        """Give the whole model a checkpoint's weights; parts that FSDP2 has cut are left as they are."""
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(str(checkpoint))
+        elif ranks.is_main():
+            load_model(self.whole, checkpoint / SAFE_WEIGHTS_NAME)
+
     def gather(self) -> None:
         """Bring to the main process what a checkpoint holds."""
         if self.is_fsdp_enabled:
