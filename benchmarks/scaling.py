@@ -1,40 +1,45 @@
 """Small runs of many sizes, and the laws fitted to them that the dial (recipe/dial.py) chooses by.
 
-Each run reads blocks of 128 tokens, 16 a step, and is scored on 100 kB of validation text. Runs made before are read
-from docs/results/scaling.jsonl and not made again; two processes of one thread each share two cores best.
+Every run is one of `rung train llama3`, and its figure the one that training watches: bits per byte of the first 32 kB
+of the validation text, of the weights that are kept. Runs made before are read from docs/results/scaling.jsonl and not
+made again; two processes of one thread each share two cores best.
 
 python benchmarks/scaling.py --run CORPUS=PATH ...      # make what is missing
+python benchmarks/scaling.py --read RUN ...             # add runs that were made otherwise, such as by `--minutes 5`
 python benchmarks/scaling.py > docs/results/scaling.md  # fit, and write it down
 """
 
 import argparse
 import functools
 import json
-import time
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 FOUND = Path(__file__).parents[1] / "docs" / "results" / "scaling.jsonl"
+COLUMNS = (
+    *("corpus", "weights", "tokens, M", "epochs", "dropout", "minutes"),
+    *("n-gram", "copying", "bits per byte", "law", "off"),
+)
 EXPONENTS = {"size_power": 0.34, "data_power": 0.28}
-LENGTH, ROWS, JUDGED_BYTES = 128, 16, 100_000
-WITHOUT = [(64, 0.6), (128, 0.6), (224, 0.6), (64, 2.4), (128, 2.4), (224, 2.4), (64, 5.0), (128, 5.0)]
-GRID = {  # rung, corpus, dropout: widths and millions of tokens
-    ("llama3", "python-docs", 0.0): WITHOUT,
-    ("llama3", "python-docs", 0.1): [(128, 5.0)],
-    ("llama3", "python-docs", 0.15): [(224, 2.4)],
-    ("llama3", "gutenberg", 0.0): [(128, 0.6), (64, 2.4), (128, 2.4)],
-    ("llama3", "shakespeare", 0.1): [(64, 2.4), (128, 5.0)],
-    ("rnn-attention", "python-docs", 0.0): [(192, 2.4)],
-    ("gpt2", "python-docs", 0.0): [(128, 1.2)],
+GRID = {  # corpus, dropout: widths and steps
+    ("python-docs", 0.0): [(64, 1200), (128, 2400), (192, 1200)],
+    ("python-docs", 0.1): [(128, 2400), (192, 2400)],
+    ("shakespeare", 0.0): [(64, 1200), (128, 1200)],
+    ("shakespeare", 0.1): [(128, 2700), (192, 1500)],
+    ("shakespeare", 0.2): [(128, 2700)],
+    ("gutenberg", 0.0): [(64, 1200), (128, 2000), (192, 1200)],
 }
 
 
 @functools.cache
-def read_text(name, source):
-    """Tokenizer, packed tokens, judged texts, and the bits per byte of the n-gram rung on them."""
+def read_text(source):
+    """How many tokens there are to train on, and what counting finds."""
     from rung.corpus import load_corpus
-    from rung.evaluate import first_texts, score_documents
     from rung.recipe import make_recipe
-    from rung.recipe.dial import count_text
+    from rung.recipe.counted import count_text
+    from rung.recipe.making import CONTEXT, read_watched
     from rung.recipe.text import pack_train, prepare_tokenizer
     from rung.tokenizer import suggest_vocab_size
 
@@ -42,46 +47,41 @@ def read_text(name, source):
     spec = {"kind": "bpe", "vocab_size": suggest_vocab_size(corpus.bytes["train"])}
     tokenizer = prepare_tokenizer(make_recipe({"rung": "llama3", "corpus": source, "tokenizer": spec}), corpus)
     packed = pack_train(corpus, tokenizer)
-    judged = first_texts(corpus.validation["text"], JUDGED_BYTES)
-    judge = lambda model: score_documents(model, tokenizer, judged).bits_per_byte  # noqa: E731
-    return tokenizer, packed, judge, count_text(tokenizer, packed, judge)
+    return len(packed), count_text(tokenizer, packed, read_watched(corpus), CONTEXT)
 
 
-def make_run(rung, corpus, source, dropout, width, millions):
-    """Train one model for so many million tokens, and score it."""
-    import tempfile
-
-    import torch
-
-    from rung.models import build_model, count_parameters, make_config
-    from rung.train import Hooks, TrainSettings, train
-
-    tokenizer, packed, judge, counted = read_text(corpus, source)
-    torch.manual_seed(0)
-    layers = {} if rung.startswith("rnn") else {"num_hidden_layers": 4}
-    config = make_config(rung, tokenizer, {"hidden_size": width, "max_position_embeddings": LENGTH, **layers})
-    model = build_model(rung, config)
-    steps = round(millions * 1e6 / (ROWS * LENGTH))
-    settings = TrainSettings(
-        steps=steps,
-        dropout=dropout,
-        arguments={"per_device_train_batch_size": ROWS, "eval_strategy": "no", "save_strategy": "no"},
-    )
-    hooks = Hooks(evaluate=judge, sample=lambda model: "", progress=lambda progress: None)
-    started = time.perf_counter()
+def make_run(corpus, source, dropout, width, steps):
+    """Train one model, and read what came of it."""
     with tempfile.TemporaryDirectory() as folder:
-        train(model, tokenizer, packed, Path(folder), settings, hooks)
+        settings = ["--set", f"hidden_size={width}", "--set", f"dropout={dropout}", "--out", f"{folder}/run"]
+        command = [sys.executable, "-m", "rung", "train", "llama3", source, "--steps", str(steps), *settings]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        return read_run(Path(folder) / "run", corpus)
+
+
+def read_run(folder, corpus=None):
+    """What the law is about, of a run."""
+    from rung import runs
+
+    record = runs.read_record(folder)
+    recipe, training = record["recipe"], record["training"]
+    text, counted = read_text(recipe["corpus"])
+    reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
     return {
-        "rung": rung,
-        "corpus": corpus,
-        "dropout": dropout,
-        "width": width,
-        "millions": millions,
-        "parameters": count_parameters(model),
-        "text": len(packed),
-        "ngram": round(counted, 4),
-        "bits_per_byte": round(judge(model.eval()), 4),
-        "seconds": round(time.perf_counter() - started, 1),
+        "rung": record["rung"],
+        "corpus": corpus or Path(recipe["corpus"]).stem,
+        "minutes": recipe["minutes"],
+        "dropout": recipe["dropout"],
+        "width": recipe["model"]["hidden_size"],
+        "steps": training["steps"],
+        "tokens": training["tokens"],
+        "parameters": record["parameters"],
+        "text": text,
+        "ngram": round(counted.plain, 4),
+        "copying": round(counted.copying, 4),
+        "bits_per_byte": round(min(reached), 4),
+        "test": round(record["scores"]["test"]["bits_per_byte"], 4),
+        "seconds": round(training["seconds"], 1),
     }
 
 
@@ -90,11 +90,11 @@ def read_runs():
 
 
 def key_of(run):
-    return run["rung"], run["corpus"], run["dropout"], run["width"], run["millions"]
+    return run["corpus"], run["dropout"], run["width"], run["steps"]
 
 
 def fit(runs, fixed=None):
-    """The law of the runs by least squares of the ratio to the n-gram model, from several beginnings.
+    """The law of the runs by least squares of the ratio to what was expected, from several beginnings.
 
     Small runs say little about exponents: those of Hoffmann et al. 2022 (section D.3) are taken. With dropout there
     are few runs: of the law without (`fixed`) only what data are worth is fitted anew.
@@ -104,7 +104,7 @@ def fit(runs, fixed=None):
 
     from rung.recipe.dial import Law
 
-    starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0}
+    starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0, "copying": 0.2}
     known = vars(fixed) if fixed else EXPONENTS
     free = ("data", "patience") if fixed else tuple(starts)
     start = torch.tensor([starts[name] for name in free])
@@ -119,8 +119,8 @@ def fit(runs, fixed=None):
 
         def error(raw=raw, search=search, make=make):
             search.zero_grad()
-            ratios = [(expect(make(), run) / run["ngram"] - run["bits_per_byte"] / run["ngram"]) ** 2 for run in runs]
-            loss = sum(ratios) / len(ratios) + 1e-6 * (raw - start).square().sum()
+            loss = sum((expect(make(), run) / run["bits_per_byte"] - 1) ** 2 for run in runs) / len(runs)
+            loss = loss + 1e-6 * (raw - start).square().sum()
             loss.backward()
             return loss
 
@@ -132,16 +132,15 @@ def fit(runs, fixed=None):
 
 
 def expect(law, run):
-    return law(run["parameters"], run["millions"] * 1e6, run["text"]) * run["ngram"]
+    from rung.recipe.counted import Counted
+
+    counted = Counted(run["ngram"], run["copying"])
+    return law(run["parameters"], run["tokens"], run["text"]) * law.begin(counted)
 
 
 def laws_of(runs):
-    """Of Llama: without dropout, from the runs that do not overfit, and with it."""
-    from rung.recipe.dial import OVERFITTING
-
-    runs = [run for run in runs if run["rung"] == "llama3"]
-    rested = [r for r in runs if not r["dropout"] and r["millions"] * 1e6 <= OVERFITTING * r["text"]]
-    plain = fit(rested)
+    """Without dropout and with it."""
+    plain = fit([run for run in runs if not run["dropout"]])
     return {False: plain, True: fit([run for run in runs if run["dropout"]], plain)}
 
 
@@ -150,40 +149,49 @@ def write(runs):
     from rung.recipe.dial import LAWS
 
     print("# What a small model learns from how many tokens\n")
-    print("Written by `benchmarks/scaling.py`; the runs are in `scaling.jsonl`. Bits per byte on 100 kB of validation")
-    print("text, blocks of 128 tokens, 16 a step, the default optimizer; `n-gram` is the n-gram rung on the same text.")
-    print("Runs with `made_by` are of `rung train llama3 --minutes 5`, on the 32 kB that training watches; the others")
-    print("were made with these settings in a loop without the Trainer. Dropout is 0.1 where the dial chooses it.")
+    print(
+        "Written by `benchmarks/scaling.py`; the runs are in `scaling.jsonl`, each one of `rung train llama3`: for so"
+    )
+    print("many minutes, chosen by the dial, or for so many steps. Bits per byte on the 32 kB of validation text that")
+    print("training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same text, `copying` the")
+    print("same where matches of what stood before are believed too (`recipe/counted.py`).")
     for name, laws in LAWS.items():
         for with_dropout, law in laws.items():
             mine = [run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout]
             print(f"\n## {name}, {'with' if with_dropout else 'without'} dropout\n\n`{law}`\n")
-            print("| corpus | weights | tokens, M | epochs | dropout | n-gram | bits per byte | law | off |")
-            print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+            print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
             for run in sorted(mine, key=key_of):
                 expected = expect(law, run)
                 off = expected / run["bits_per_byte"] - 1
                 print(
-                    f"| {run['corpus']} | {run['parameters']:,} | {run['millions']} "
-                    f"| {run['millions'] * 1e6 / run['text']:.1f} | {run['dropout']} | {run['ngram']:.3f} "
-                    f"| {run['bits_per_byte']:.3f} | {expected:.3f} | {off:+.1%} |"
+                    f"| {run['corpus']} | {run['parameters']:,} | {run['tokens'] / 1e6:.1f} "
+                    f"| {run['tokens'] / run['text']:.1f} | {run['dropout']} | {run['minutes'] or ''} "
+                    f"| {run['ngram']:.3f} | {run['copying']:.3f} | {run['bits_per_byte']:.3f} | {expected:.3f} "
+                    f"| {off:+.1%} |"
                 )
+
+
+def add(run):
+    with FOUND.open("a") as file:
+        file.write(json.dumps(run) + "\n")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", nargs="+", metavar="CORPUS=PATH", help="make the missing runs on these")
+    parser.add_argument("--read", nargs="+", metavar="RUN", type=Path, help="add these runs")
     parser.add_argument("--fit", action="store_true", help="print the laws, for recipe/dial.py")
     chosen = parser.parse_args()
     if chosen.run:
         sources = dict(pair.split("=") for pair in chosen.run)
         made = {key_of(run) for run in read_runs()}
-        for (rung, corpus, dropout), sizes in GRID.items():
-            for width, millions in sizes:
-                if corpus in sources and (rung, corpus, dropout, width, millions) not in made:
-                    run = make_run(rung, corpus, sources[corpus], dropout, width, millions)
-                    with FOUND.open("a") as file:
-                        file.write(json.dumps(run) + "\n")
+        for (corpus, dropout), sizes in GRID.items():
+            for width, steps in sizes:
+                if corpus in sources and (corpus, dropout, width, steps) not in made:
+                    add(make_run(corpus, sources[corpus], dropout, width, steps))
+    elif chosen.read:
+        for folder in chosen.read:
+            add(read_run(folder))
     elif chosen.fit:
         for with_dropout, law in laws_of(read_runs()).items():
             print(with_dropout, law)

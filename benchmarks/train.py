@@ -31,8 +31,8 @@ SIDES = {  # what it is called, whether bfloat16, and the optimizer where it is 
 }
 ADAMW = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "weight_decay": 0.1, "adam_beta2": 0.95}
 WARM_UP = 3  # steps not timed
-ROUNDS = 1
-CURVE = 60  # steps whose losses are compared
+ROUNDS = 3
+CURVE = 30  # steps whose losses are compared
 GOAL = 1.886  # nats a character
 SHAKESPEARE_STEPS = 320
 

@@ -21,7 +21,20 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(SOURCE.rglob("*.py"))
-LADDER = ("sizes", "fused", "causal", "bigram", "ngram", "rnn", "rnn_attention", "gpt2", "llama3", "swaps", "__init__")
+LADDER = (
+    "sizes",
+    "fused",
+    "causal",
+    "bigram",
+    "ngram",
+    "rnn",
+    "rnn_attention",
+    "gpt2",
+    "copying",
+    "llama3",
+    "swaps",
+    "__init__",
+)
 
 
 def room_of(path):

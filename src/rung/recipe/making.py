@@ -119,7 +119,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
 def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
     """With the size that the recipe leaves open; all processes measure it together."""
     tell(Stage(name="measuring"))
-    watched = _watched(ready.corpus) if ready.corpus else ()
+    watched = read_watched(ready.corpus) if ready.corpus else ()
     recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
@@ -263,7 +263,7 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     if ready.corpus is None:
         return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
     tokenizer = ready.tokenizer
-    prompt, watched = _prompt(ready.corpus), _watched(ready.corpus)
+    prompt, watched = _prompt(ready.corpus), read_watched(ready.corpus)
 
     def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
@@ -281,7 +281,7 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     )
 
 
-def _watched(corpus: Corpus) -> list[str]:
+def read_watched(corpus: Corpus) -> list[str]:
     """The validation text that training watches."""
     return first_texts(corpus.validation["text"], WATCHED_BYTES)
 

@@ -24,7 +24,7 @@ from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Streams, keep_batch
 from rung.train.activations import check_activations
 from rung.train.adapters import Adapter, check_lora
-from rung.train.batches import find_global_batch_size
+from rung.train.batches import count_rows, find_global_batch_size
 from rung.train.carried import Carried, check_carry_state
 from rung.train.checkpoints import (
     SAVING,
@@ -108,7 +108,7 @@ def train(
     made = describe_run(model.config.to_dict(), asdict(settings))
     choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, settings, hooks)
     keeping, arguments = _keep(folder, settings, made, choose, started)
-    recorder = Recorder(folder, hooks, _rows_a_step(arguments) * blocks.length, keeping.clock)
+    recorder = Recorder(folder, hooks, count_rows(arguments) * blocks.length, keeping.clock)
     with (
         report_below(folder, settings.arguments),
         interrupt_politely(recorder),
@@ -128,12 +128,10 @@ def train(
         adapter.merge()
         if ranks.is_main():
             adapter.save(folder)
-    done = trainer.state.global_step
-    tokens, seconds = done * recorder.tokens_a_step, keeping.clock.total()
     return Trained(
-        steps=done,
-        tokens=tokens,
-        seconds=seconds,
+        steps=trainer.state.global_step,
+        tokens=trainer.state.global_step * recorder.tokens_a_step,
+        seconds=keeping.clock.total(),
         interrupted=recorder.interrupted,
         kept_step=kept,
         trainable_parameters=sum(p.numel() for p in learner.parameters() if p.requires_grad),
@@ -252,11 +250,7 @@ def _cut(
     if not settings.carry_state:
         return Blocks(packed, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
-    return Streams(packed, length, tokenizer.pad_token_id, _rows_a_step(make_arguments(settings, folder, 1)))
-
-
-def _rows_a_step(arguments: TrainingArguments) -> int:
-    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return Streams(packed, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1)))
 
 
 def _choose_steps(
@@ -271,7 +265,7 @@ def _choose_steps(
     if settings.steps is not None:
         return settings.steps
     arguments = make_arguments(settings, folder, 1)
-    per_epoch = math.ceil(len(blocks) / _rows_a_step(arguments))
+    per_epoch = math.ceil(len(blocks) / count_rows(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
     budget, started = settings.minutes * 60, time.perf_counter() - settings.spent

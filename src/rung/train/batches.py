@@ -2,10 +2,17 @@
 
 from typing import Any
 
+from transformers import TrainingArguments
+
 from rung import ranks
 from rung.errors import RecipeError
 
 ROWS = 8  # of a process at a time, where nothing says how many
+
+
+def count_rows(arguments: TrainingArguments) -> int:
+    """Rows that all processes read in a step."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def find_global_batch_size(arguments: dict[str, Any]) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 from transformers import TrainerControl
 
 from rung import ranks, runs
+from rung.train.batches import count_rows
 from rung.train.carried import Carried
 from rung.train.checkpoints import Checkpoints, Standing
 from rung.train.optimizer import Pace
@@ -55,13 +56,10 @@ class ResumableTrainer(ShardedTrainer):
     control: TrainerControl
     evaluation_is_due = False
 
-    @property
-    def rows_a_step(self) -> int:
-        """Rows of the text that all processes read in a step."""
-        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        last = (self.args.max_steps + 1) * self.rows_a_step  # else the Trainer would not enter a run at its last step
+        last = (self.args.max_steps + 1) * count_rows(
+            self.args
+        )  # else the Trainer would not enter a run at its last step
         first = 0
         if self.keeping and self.keeping.standing:
             standing = self.keeping.standing
@@ -72,7 +70,7 @@ class ResumableTrainer(ShardedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's; its epoch is the whole row of them that it was given."""
-        self.state.epoch = self.state.global_step * self.rows_a_step / len(cast(Any, self.train_dataset))
+        self.state.epoch = self.state.global_step * count_rows(self.args) / len(cast(Any, self.train_dataset))
         super().log(logs, start_time)
 
     def get_batch_samples(self, *args: Any) -> Any:
@@ -148,7 +146,7 @@ class ResumableTrainer(ShardedTrainer):
             planned=keeping.planned,
             pace=dict(vars(keeping.pace)),
             awaits_deadline=keeping.clock.deadline is not None,
-            rows=self.state.global_step * self.rows_a_step,
+            rows=self.state.global_step * count_rows(self.args),
             seconds=keeping.clock.total(),
             training=keeping.clock.training(),
             evaluate=self.evaluation_is_due,
