@@ -1,4 +1,4 @@
-"""What the two heads that Llama begins with are worth (models/copying.py): the same runs with them and without.
+"""What the heads are worth that Llama begins to copy with (models/copying.py): the same runs with them and without.
 
 python benchmarks/copying.py python-docs TEXT ... > benchmarks/copying.txt
 """

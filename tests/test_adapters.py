@@ -171,12 +171,12 @@ def test_a_change_is_resumed_to_the_bit(name, changes, make_base, texts, tmp_pat
 
 @needs_peft
 def test_the_ruler_reads_the_change_as_it_is_by_then(make_base, texts, tmp_path):
-    """What was read at the last step is what the run's own model, that of the last step, gives."""
+    """What was read at the best step is what the run's own model, that of this step, gives."""
     train = TRAIN | {"learning_rate": 0.05}
     assert execute(make_recipe(page_of("gpt2", texts, make_base("gpt2"), lora=4, train=train)), tmp_path)
     watched = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
     text = first_texts(load_corpus(str(texts / "other.txt")).validation["text"], WATCHED_BYTES)
-    assert watched[-1] == pytest.approx(score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6)
+    assert min(watched) == pytest.approx(score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6)
     assert watched[-1] != pytest.approx(watched[-2], rel=1e-6)
 
 

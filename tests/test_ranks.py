@@ -114,7 +114,7 @@ def test_the_command_speaks_once(two, ground):
     assert made.stdout.count("bigram") == made.stdout.count("gpt2") == 1
     assert made.stderr.count("Report:") == 1
     record = json.loads((ground.folder / "runs" / "text" / "gpt2" / "rung.json").read_text())
-    assert record["recipe"]["global_batch_size"] == 32
+    assert record["recipe"]["global_batch_size"] == 16
     assert record["training"]["steps"] > 1
 
 

@@ -1,4 +1,4 @@
-"""Two heads that copy, from the first step: what a transformer else finds only after millions of tokens.
+"""Pairs of heads that copy, from the first step: what a transformer else finds only after millions of tokens.
 
 A head of the first layer brings each token the one before it. A head of the second looks for a token that came after
 one like the present, and brings it: what followed once may follow again. Olsson et al. 2022 found these induction

@@ -9,6 +9,7 @@ this saves opens in stock transformers, and published checkpoints open here.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -154,13 +155,14 @@ class LlamaForCausalLM(CausalModel):
             add_common_vector(module)
 
     def initialize_weights(self) -> None:
-        """Those, and two heads that copy."""
+        """Those, and heads that copy."""
         super().initialize_weights()
         table, layers = self.model.embed_tokens.weight, list(self.model.layers)
         if len(layers) > 1 and not table.is_meta and not is_loaded(table):
             turning = rotary_frequencies(self.config, table.device)
-            first, second = map(first_head, layers[:2])
-            begin_to_copy(first, second, table.float().mean(0), turning, self.config.max_position_embeddings)
+            common, length = table.float().mean(0), self.config.max_position_embeddings
+            for first, second in zip(*map(find_heads, layers[:2]), strict=True):
+                begin_to_copy(first, second, common, turning, length)
 
     def forward(
         self,
@@ -198,12 +200,14 @@ def add_common_vector(table: nn.Embedding) -> None:
         table.weight.data += COMMON_SIZE * torch.randn(table.embedding_dim).to(table.weight)
 
 
-def first_head(layer: nn.Module) -> Head:
-    """The weights of a layer's first query head and of its keys and values."""
+def find_heads(layer: nn.Module) -> Iterator[Head]:
+    """The weights of each head of keys and values, and of the first query head that shares it."""
     attention = cast(LlamaDecoderLayer, layer).self_attn
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
-    size = q.shape[0] // attention.heads
-    return Head(q[:size], k[:size], v[:size], o[:, :size])
+    size, shared = q.shape[0] // attention.heads, attention.heads // attention.kv_heads
+    for head in range(attention.kv_heads):
+        asks, answers = slice(head * shared * size, (head * shared + 1) * size), slice(head * size, (head + 1) * size)
+        yield Head(q[asks], k[answers], v[answers], o[:, asks])
 
 
 def check_rope(config: LlamaConfig) -> None:
