@@ -127,7 +127,10 @@ def fit(runs, fixed=None):
         search.step(error)
         found = error().item()
         if best is None or found < best[0]:
-            best = (found, Law(**{name: round(float(value), 4) for name, value in vars(make()).items()}))
+            best = (
+                found,
+                Law(**{name: round(float(torch.as_tensor(value).detach()), 4) for name, value in vars(make()).items()}),
+            )
     return best[1]
 
 

@@ -68,8 +68,8 @@ class Law:
 
 
 # By whether there is dropout.
-_PLAIN = Law(floor=0.5685, size=0.0978, size_power=0.34, data=0.3084, data_power=0.28, patience=7.8365, copying=0.6)
-_NOISY = replace(_PLAIN, data=0.2666, patience=1.9738)
+_PLAIN = Law(floor=0.703, size=0.0531, size_power=0.34, data=0.2077, data_power=0.28, patience=4.6644, copying=0.6296)
+_NOISY = replace(_PLAIN, data=0.2129, patience=5.0909)
 LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
 
