@@ -132,7 +132,10 @@ class SwapsForCausalLM(CausalModel):
     forward = LlamaForCausalLM.forward  # cache, positions, mask, model, head: the same for every swap
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each part as in its own file; what writes to the residual stream smaller in all, as in GPT-2."""
+        """Each part as in its own file; what writes to the residual stream smaller in all, as in GPT-2.
+
+        No heads copy from the start: without rotation none could.
+        """
         super()._init_weights(module)
         if module is self.model.embed_positions:
             init_positions(module)

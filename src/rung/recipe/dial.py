@@ -31,7 +31,7 @@ LAYERS = 4
 NEAR = 8  # times as many weights, or as few, as are measured: further out nothing is known
 LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
-OVERFITTING = 5.0  # epochs from which dropout is worth its noise
+OVERFITTING = 4.0  # epochs from which dropout is worth its noise
 DROPOUT = 0.1
 
 
