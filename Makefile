@@ -32,6 +32,7 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
+	$(BIN)/python benchmarks/train.py | tee benchmarks/train.txt
 
 docs: $(READY)
 	$(BIN)/python docs/update.py

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rung import runs
 from rung.pack import Packed
 from rung.recipe import make_recipe
-from rung.recipe.dial import LAWS, Law, turn_dial
+from rung.recipe.dial import LAWS, NEAR, WIDTHS, Law, suggest_parameters, turn_dial
 from rung.recipe.making import execute
 from rung.tokenizer import encode_documents
 
@@ -67,6 +67,15 @@ def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tm
     assert sizes[0] < sizes[-1]
     expected = [plan.bits_per_byte for plan in plans]
     assert expected == sorted(expected, reverse=True)
+
+
+def test_a_much_faster_machine_is_measured_again_further_out(tokenizer, packed, tmp_path, monkeypatch):
+    """Not bound to what a laptop would train; a text that is long enough is taken for granted."""
+    monkeypatch.setattr("rung.pack.Packed.__len__", lambda self: 10**12)
+    Bench(monkeypatch, 1e-14)
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
+    assert plan.parameters > NEAR * suggest_parameters(5)
+    assert recipe.model["hidden_size"] == plan.hidden_size < WIDTHS[-1]
 
 
 def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):

@@ -146,8 +146,10 @@ def test_the_pace_rises_stays_and_falls():
     assert rates[5:50] == [1.0] * 45
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert rates[100] == 0
-    pace.turn_now(40, 20)
+    pace.end_after(40, 20)
     assert (pace(39), pace(50), pace(60)) == (1.0, 0.5, 0.0)
+    pace.end_after(50, 30)  # half way down it goes on from there
+    assert (pace(50), pace(65), pace(80)) == (0.5, 0.25, 0.0)
 
 
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewe
 LAYERS = 4
 NEAR = 8  # times as many weights, or as few, as are measured: further out nothing is known
 LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
+MEASURED = 0.1  # of the time, at the most, goes into measuring
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
 OVERFITTING = 4.0  # epochs from which dropout is worth its noise
 DROPOUT = 0.1
@@ -119,11 +121,17 @@ def turn_dial(
     counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach))
     if counted is None:
         return recipe, None
-    shapes = list(_shapes(recipe, tokenizer))
-    pace = _find_pace(recipe, tokenizer, packed, folder, shapes)
     budget = recipe.minutes * 60 * (1 - HELD_BACK)
-    seconds = max(budget - (time.perf_counter() - began), budget / 4)
-    return ranks.from_main(lambda: _choose(recipe, shapes, pace, seconds, counted, len(packed)))
+    guess = suggest_parameters(recipe.minutes)
+    while True:
+        shapes = list(_shapes(recipe, tokenizer, guess))
+        pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
+        spent = ranks.from_main(lambda: time.perf_counter() - began)
+        seconds = max(budget - spent, budget / 4)
+        planned, plan = ranks.from_main(partial(_choose, recipe, shapes, pace, seconds, counted, len(packed)))
+        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > budget * MEASURED:
+            return planned, plan
+        guess = plan.parameters  # the largest of those near the guess: on so fast a machine, look further
 
 
 def _choose(
@@ -182,9 +190,8 @@ def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> Ca
     return build_model(recipe.rung, make_config(recipe.rung, tokenizer, _with_width(recipe, width).model))
 
 
-def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[int, int]]:
+def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int) -> Iterator[tuple[int, int]]:
     """Widths, and how many weights a model as wide has, not too far from those that are measured."""
-    guess = suggest_parameters(recipe.minutes or 0)
     for width in WIDTHS:
         with torch.device("meta"):
             parameters = count_parameters(_build(recipe, tokenizer, width))
@@ -195,10 +202,14 @@ def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[tupl
 
 
 def _find_pace(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, shapes: list[tuple[int, int]]
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    folder: Path,
+    shapes: list[tuple[int, int]],
+    guess: int,
 ) -> Callable[[int], float]:
     """Seconds a token by the number of weights: a line through two that were measured, by all processes together."""
-    guess = suggest_parameters(recipe.minutes or 0)
     settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed)
     tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
     measured = []

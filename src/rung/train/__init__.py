@@ -165,7 +165,7 @@ def _set_clock(started: float, minutes: float | None, standing: Standing | None)
     """A clock that goes on where the run was left, with the minutes that it had left then."""
     if standing is None:
         return Clock(started, minutes)
-    return Clock(started - standing.seconds, minutes if standing.awaits_deadline else None, standing.training)
+    return Clock(started - standing.seconds, minutes, standing.training, standing.looks)
 
 
 class _Trainer(ResumableTrainer):

@@ -44,7 +44,7 @@ class Standing:
     step: int
     planned: int  # steps, as they were planned at the start
     pace: dict[str, int]  # of the learning rate, moved by the deadline or not
-    awaits_deadline: bool  # the clock may still move the end
+    looks: int  # at the clock, still to come, that may move the end
     rows: int  # of the text read, by all processes
     seconds: float  # since the run was begun, all its starts together, what was lost left out
     training: float  # of these, those in the training loop

@@ -53,9 +53,11 @@ class Pace:
             return (step + 1) / (self.warm_up + 1)
         return 1.0 if step < self.turn else max(0.0, (self.end - step) / max(1, self.end - self.turn))
 
-    def turn_now(self, step: int, remaining: int) -> None:
-        """Begin to fall after `step`, and be at 0 when `remaining` more are done."""
-        self.turn, self.end = step, step + remaining
+    def end_after(self, step: int, remaining: int) -> None:
+        """From what it is after `step`, fall in a line to 0 when `remaining` more are done."""
+        height = self(step) if step >= self.warm_up else 1.0
+        self.end = step + remaining
+        self.turn = self.end - round(remaining / max(height, 1e-3))
 
 
 class Stopwatch(TrainerCallback):

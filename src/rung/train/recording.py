@@ -20,6 +20,7 @@ from rung.errors import RunError
 from rung.models import CausalModel
 from rung.train.optimizer import Pace
 
+LAST_LOOK = 0.9  # of the way, when the end is set by the clock for good
 ROOM = 4  # times as many steps as planned, if the machine turns out to be faster
 
 
@@ -46,12 +47,15 @@ class Hooks:
 class Clock:
     """The seconds of a run over all its starts; those between them, and those whose steps were lost, left out.
 
-    `deadline` is None where there is none, and once the end is settled.
+    Twice it is looked at to set the end by the `minutes`: half way, and shortly before. `looks` are still to come.
     """
 
-    def __init__(self, began: float, minutes: float | None, training_before: float = 0.0) -> None:
+    def __init__(
+        self, began: float, minutes: float | None, training_before: float = 0.0, looks: int | None = None
+    ) -> None:
         self.began = began
-        self.deadline = began + minutes * 60 if minutes else None
+        self.deadline = began + (minutes or 0) * 60
+        self.looks = looks if looks is not None else 2 if minutes else 0
         self.training_before = training_before
         self.training_began = began
 
@@ -90,13 +94,13 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at the same step."""
-        asked, remaining = ranks.agree(int(self.interrupted), self._find_remaining(state))
+        asked, remaining = ranks.agree(int(self.interrupted), self._find_remaining(state.global_step, args.max_steps))
         if asked:
             self.interrupted = control.should_save = control.should_training_stop = True
         if remaining:
-            self.pace.turn_now(state.global_step, remaining)
+            self.pace.end_after(state.global_step, remaining)
             state.max_steps = self.pace.end
-            self.clock.deadline = None
+            self.clock.looks -= 1
         rate = state.global_step * self.tokens_a_step / self.clock.training()
         self.hooks.progress(
             Progress(
@@ -108,17 +112,19 @@ class Recorder(TrainerCallback):
             )
         )
 
-    def _find_remaining(self, state: TrainerState) -> int:
-        """At half time, or half way, the steps to go by the pace so far: evaluations and samples are in it.
+    def _find_remaining(self, done: int, most: int) -> int:
+        """At half time or half way, and again near the end, the steps to go by the pace so far, evaluations and all.
 
         0 while nothing is to be changed; the main process looks at the clock for all.
         """
-        if self.clock.deadline is None or not ranks.is_main():
+        if not self.clock.looks or not ranks.is_main():
             return 0
-        done, took, left = state.global_step, self.clock.training(), self.clock.deadline - time.perf_counter()
-        if done < self.pace.turn and took < left:
-            return 0
-        return min(max(1, int(left * done / took)), self.pace.end * ROOM - done)
+        took, left = self.clock.training(), self.clock.deadline - time.perf_counter()
+        if self.clock.looks == 2:
+            soon = done >= self.pace.turn or took >= left
+        else:
+            soon = done >= LAST_LOOK * self.pace.end or (1 - LAST_LOOK) * took >= LAST_LOOK * left
+        return min(max(1, int(left * done / took)), most - done) if soon else 0
 
     def on_log(
         self,

@@ -145,7 +145,7 @@ class ResumableTrainer(ShardedTrainer):
             step=self.state.global_step,
             planned=keeping.planned,
             pace=dict(vars(keeping.pace)),
-            awaits_deadline=keeping.clock.deadline is not None,
+            looks=keeping.clock.looks,
             rows=self.state.global_step * count_rows(self.args),
             seconds=keeping.clock.total(),
             training=keeping.clock.training(),
