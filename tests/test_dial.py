@@ -93,6 +93,7 @@ def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
     assert plan is None
     assert recipe.model["hidden_size"] == 64
     assert turn(tokenizer, packed, tmp_path, steps=5)[1] is None
+    assert turn(tokenizer, packed, tmp_path, minutes=5, base="runs/x")[1] is None
 
 
 def test_the_laws_know_what_they_were_fitted_on():
