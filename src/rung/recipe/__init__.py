@@ -73,10 +73,10 @@ class Recipe:
         check_arguments(self.train)
         _check_base(self)
         own = {"path": self.base} if self.base else {"kind": "bpe"}
-        given = self.tokenizer if {"kind", "path"} & set(self.tokenizer) or self.base else {**own, **self.tokenizer}
-        object.__setattr__(self, "tokenizer", given or own)
-        if self.base and self.tokenizer != own:
+        if self.base and self.tokenizer not in ({}, own):
             raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
+        if not {"kind", "path"} & set(self.tokenizer):
+            object.__setattr__(self, "tokenizer", {**own, **self.tokenizer})
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
                 raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 WIDTHS = range(64, 2049, 32)
 WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
 LAYERS = 4
-NEAR = 8  # times as many weights, or as few, as are measured: further out nothing is known
+NEAR = 8  # times as many weights as are measured, or as few, may be chosen: further out the pace is not known
 LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
 MEASURED = 0.1  # of the time, at the most, goes into measuring
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
@@ -122,15 +122,13 @@ def turn_dial(
     counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach))
     if counted is None:
         return recipe, None
-    budget = recipe.minutes * 60 * (1 - HELD_BACK)
     guess = suggest_parameters(recipe.minutes)
     while True:
         shapes = list(_shapes(recipe, tokenizer, guess))
         pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
         spent = ranks.from_main(lambda: time.perf_counter() - began)
-        seconds = max(budget - spent, budget / 4)
-        planned, plan = ranks.from_main(partial(_choose, recipe, shapes, pace, seconds, counted, len(packed)))
-        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > budget * MEASURED:
+        planned, plan = ranks.from_main(partial(_choose, recipe, shapes, pace, spent, counted, len(packed)))
+        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > recipe.minutes * 60 * MEASURED:
             return planned, plan
         guess = plan.parameters  # the largest of those near the guess: on so fast a machine, look further
 
@@ -139,11 +137,13 @@ def _choose(
     recipe: Recipe,
     shapes: list[tuple[int, int]],
     pace: Callable[[int], float],
-    seconds: float,
+    spent: float,
     counted: Counted,
     text: int,
 ) -> tuple[Recipe, Plan]:
-    """The shape from which the law expects most in so many seconds."""
+    """The shape from which the law expects most in the time that is left."""
+    budget = 60 * (recipe.minutes or 0) * (1 - HELD_BACK)
+    seconds = max(budget - spent, budget / 4)
 
     def find_dropout(parameters: int) -> float:
         return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0)
@@ -166,7 +166,7 @@ def _choose(
         bits_per_byte=expect((width, parameters)),
         ngram_bits_per_byte=counted.plain,
         copying_bits_per_byte=counted.copying,
-        seconds=60 * (recipe.minutes or 0) * (1 - HELD_BACK) - seconds,
+        seconds=spent,
     )
 
 

@@ -22,7 +22,7 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     spec = recipe.tokenizer
     if "path" in spec or spec.get("kind") in PUBLISHED:
         return load_tokenizer(spec.get("path") or spec["kind"])
-    kind, vocab_size = spec.get("kind", "bpe"), spec.get("vocab_size")
+    kind, vocab_size = spec["kind"], spec.get("vocab_size")
     if kind not in TOKENIZERS:
         raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
     stride = sample_stride(recipe, corpus)
@@ -36,7 +36,7 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 
 def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
     """One document in how many the tokenizer is trained on; of words and characters none may be missed."""
-    return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind", "bpe") == "bpe" else 1
+    return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind") == "bpe" else 1
 
 
 def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> str:
