@@ -51,8 +51,11 @@ class Ground:
         starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
         self.packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
-    def train(self, way, name, stop=None):
-        """The losses of a way to train in the folder `name`; after step `stop` the main process is interrupted."""
+    def train(self, way, name, stop=None, sign=1):
+        """The losses of a way to train in the folder `name`; after step `stop` the main process is interrupted.
+
+        With `sign` -1 what is worst is called best.
+        """
         rung, arguments = WAYS[way]
         config = make_config(rung, self.tokenizer, {**SHAPES[rung], "max_position_embeddings": 16})
         torch.manual_seed(0)
@@ -71,7 +74,7 @@ class Ground:
                 os.kill(os.getpid(), signal.SIGINT)
 
         hooks = Hooks(
-            evaluate=self.judge,
+            evaluate=lambda model: sign * self.judge(model),
             sample=lambda model: "",
             progress=interrupt if ranks.is_main() else lambda progress: None,
         )
@@ -135,6 +138,7 @@ def main():
     for way in RESUMED:
         ground.train(way, f"{way}-to-one", stop=STOP)
         found["went on"][way] = ground.train(way, f"{ALONE[way]}-to-two-{way}")
+    found["kept"] = {way: ground.train(way, f"{way}-kept", sign=-1) for way in ("plain", "sharded")}
     found |= {"fits": count_fits(ground.folder), "heard": fail_on_one()}
     path = ground.folder / f"found-{ranks.number()}.json"
     path.write_text(json.dumps(found))

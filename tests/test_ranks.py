@@ -102,6 +102,14 @@ def test_an_n_gram_is_fitted_once(two):
     assert [found["fits"] for found in two[:2]] == [1, 0]
 
 
+@pytest.mark.parametrize("way", ["plain", "sharded"])
+def test_the_best_weights_are_kept(way, two):
+    """The losses fall and are judged the wrong way round: what is kept is of the first evaluation."""
+    kept = two[0]["kept"][way]
+    assert kept["final"] == pytest.approx(-kept["judged"][0], rel=1e-6)
+    assert kept["final"] > -kept["judged"][-1] + 1e-3
+
+
 def test_one_that_fails_takes_the_others_with_it(two):
     for found in two[:2]:
         assert found["heard"][0] == "RunError: the second has a cold"
