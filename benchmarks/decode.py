@@ -18,11 +18,16 @@ import torch
 import transformers
 from transformers import GPT2Config, LlamaConfig
 
+from rung import runs
+from rung.corpus import load_corpus
 from rung.device import describe
+from rung.errors import RungError
+from rung.export import export
 from rung.generate import Decoder, Sampling
 from rung.generate.decoder import write_tokens
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
+from rung.tokenizer import build_tokenizer
 
 REPEATS = 4
 NEW = 200  # tokens
@@ -58,7 +63,7 @@ def with_hugging_face(model, ids, new):
 
 def with_rung(decoder, ids, new):
     with torch.inference_mode():
-        steps = write_tokens(decoder, ids.tolist(), Sampling(temperature=0, max_new_tokens=new), None)
+        steps = write_tokens(decoder, ids.tolist(), Sampling(temperature=0, max_new_tokens=new), ())
         return torch.tensor(list(steps)).T
 
 
@@ -99,13 +104,14 @@ def show(title, model, peer, cases):
 
 def with_llama_cpp(model, folder):
     """llama.cpp's own timing of decoding, float32 and float16, with one thread or all, whichever is faster."""
-    import gguf
     import xllamacpp
 
+    tokenizer = build_tokenizer("bpe", load_corpus("python-docs").train["text"], model.config.vocab_size)
+    runs.save_model(runs.make_folder(folder / "run"), model, tokenizer)
     rates = {}
-    for name, dtype in (("float32", torch.float32), ("float16", torch.float16)):
+    for name, type in (("float32", "f32"), ("float16", "f16")):
         path = folder / f"{name}.gguf"
-        write_gguf(gguf, model, dtype, path)
+        export(str(folder / "run"), "gguf", path, type)
         rates[name] = max(time_llama_cpp(xllamacpp, path, threads) for threads in sorted({1, torch.get_num_threads()}))
     print(f"llama.cpp ({xllamacpp.__version__}), decoding alone: ", end="")
     print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in rates.items()))
@@ -120,37 +126,6 @@ def time_llama_cpp(xllamacpp, path, threads):
     server = xllamacpp.Server(params)
     asked = {"prompt": list(range(3, 19)), "n_predict": NEW, "temperature": 0, "ignore_eos": True}
     return max(server.handle_completions(asked)["timings"]["predicted_per_second"] for _ in range(REPEATS + 1))
-
-
-def write_gguf(gguf, model, dtype, path):
-    """The weights in llama.cpp's format; queries and keys as they stand, which changes no timing."""
-    config = model.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("llama")
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [f"t{number}" for number in range(config.vocab_size - len(tokens))]
-    writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))
-    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * (len(tokens) - 259)])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, tensor in model.state_dict().items():
-        if name == "lm_head.weight":  # tied
-            continue
-        kept = tensor.float() if tensor.ndim == 1 else tensor.to(dtype)
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), kept.numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @contextlib.contextmanager
@@ -178,7 +153,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, quiet():
         try:
             with_llama_cpp(model, Path(folder))
-        except ImportError as error:
+        except (ImportError, RungError) as error:
             print(f"llama.cpp was not measured: {error}")
     small = GPT2Config()
     model, peer = GPT2LMHeadModel(small).eval(), transformers.GPT2LMHeadModel(small).eval()

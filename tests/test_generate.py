@@ -16,7 +16,7 @@ from rung.generate import Decoder, Sampling, generate, generate_batch, make_draf
 from rung.generate.decoder import write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.rounding import find_rounding, rounding_cost
-from rung.generate.sampling import choose
+from rung.generate.sampling import choose, find_shares
 from rung.generate.speculative import NgramDraft, PromptDraft
 from rung.models import LADDER, make_config
 from rung.tokenizer import build_tokenizer, encode_documents
@@ -59,9 +59,9 @@ def shake(model):
     return model
 
 
-def written(decoder, rows, sampling=GREEDY, end=None):
+def written(decoder, rows, sampling=GREEDY, ends=()):
     with torch.inference_mode():
-        return list(map(list, zip(*write_tokens(decoder, rows, sampling, end), strict=True)))
+        return list(map(list, zip(*write_tokens(decoder, rows, sampling, ends), strict=True)))
 
 
 @pytest.mark.parametrize("name", list(TINY))
@@ -173,6 +173,7 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     wanted = warpers(None, logits).softmax(-1)
+    torch.testing.assert_close(find_shares(logits, sampling), wanted)
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
     drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
@@ -180,6 +181,15 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
         shares = torch.bincount(drawn[:, row], minlength=40) / draws
         assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(torch.nonzero(wanted[row])[:, 0].tolist())
         assert (shares - wanted[row]).abs().max() < 4 * (0.25 / draws) ** 0.5
+
+
+@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_p": 0.75, "top_k": 4}, {"temperature": 0}], ids=str)
+def test_the_shares_told_are_those_drawn_from_where_tokens_are_equally_likely(settings):
+    sampling = Sampling(**{"temperature": 1.0, **settings})
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, 0.0, 0.0, -torch.inf]])  # as an n-gram model's, backed off
+    told = find_shares(logits, sampling)[0]
+    drawn = choose(logits.repeat(20_000, 1), sampling, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.bincount(drawn, minlength=7) / 20_000, told, rtol=0, atol=0.015)
 
 
 @given(st.text(max_size=40))
@@ -271,7 +281,7 @@ def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
     with torch.inference_mode():
         for seed in range(draws):
             sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=3, seed=seed)
-            counts[[t[0] for t in write_guessed(decoder, row, sampling, None, Likely())][1]] += 1
+            counts[[t[0] for t in write_guessed(decoder, row, sampling, (), Likely())][1]] += 1
     assert (counts / draws - wanted).abs().max() < 4 * (wanted.max() / draws) ** 0.5
 
 

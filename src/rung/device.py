@@ -52,11 +52,16 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "rung"
 
 
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe(device: torch.device) -> str:
     """The machine in words, as a run records it."""
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = count_cores()
     bfloat16 = ", bfloat16" if has_fast_bfloat16(device) else ""
     return f"{cores} cores of {_processor_name()}{bfloat16}"
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy
 import torch
@@ -77,6 +77,18 @@ def pack(
                 packed = _read(path)
     assert packed is not None
     return packed
+
+
+class Rows(Protocol):
+    """What training reads: rows of up to `length` tokens with their targets, fetched a batch at a time."""
+
+    length: int
+
+    def __len__(self) -> int: ...
+
+    def __getitems__(self, indices: list[int]) -> dict[str, Any]:
+        """A batch: `input_ids` and `shift_labels`, each (B, T), and what else the model is given."""
+        ...
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):

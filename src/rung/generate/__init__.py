@@ -4,7 +4,7 @@ Greedy or sampled from any rung by rung's own loop, by beams with `generate` of 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ __all__ = [
     "Draft",
     "Generation",
     "Sampling",
+    "continue_tokens",
     "generate",
     "generate_batch",
     "make_draft",
@@ -59,12 +60,12 @@ def generate(
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    ids, end = _encode(tokenizer, prompt), tokenizer.eos_token_id
+    ids, ends = _encode(tokenizer, prompt), {tokenizer.eos_token_id}
     if draft is None:
-        tokens = write_tokens(decoder, [ids], sampling, end)
+        tokens = write_tokens(decoder, [ids], sampling, ends)
     else:
         check_draft(decoder)
-        tokens = write_guessed(decoder, ids, sampling, end, draft)
+        tokens = write_guessed(decoder, ids, sampling, ends, draft)
     pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt))]
     return _gather(tokens, pieces, on_text)[0]
 
@@ -77,8 +78,21 @@ def generate_batch(
         return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
-    tokens = write_tokens(decoder, rows, sampling, tokenizer.eos_token_id)
+    tokens = write_tokens(decoder, rows, sampling, {tokenizer.eos_token_id})
     return _gather(tokens, [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts])
+
+
+def continue_tokens(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    ends: Container[int],
+    on_text: Callable[[str], None] | None = None,
+) -> list[Generation]:
+    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the pieces of the first."""
+    tokens = write_tokens(decoder, prompts, sampling, ends)
+    return _gather(tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text)
 
 
 def _gather(

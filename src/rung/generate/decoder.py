@@ -5,7 +5,7 @@ on a CPU transformers append in C, at the speed that the weights are read (nativ
 limited number of tokens and its window is full, the last half of it is read again, and the writing goes on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,9 +78,9 @@ class Decoder:
 
 
 def write_tokens(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling, end: int | None
+    decoder: Decoder, prompts: Sequence[Sequence[int]], sampling: Sampling, ends: Container[int]
 ) -> Iterator[list[int | None]]:
-    """The tokens of each prompt's continuation, a step at a time; None after its `end`, which is given out too.
+    """The tokens of each prompt's continuation, a step at a time; None after one of `ends`, which is given out too.
 
     Stops when all have ended or `max_new_tokens` are there.
     """
@@ -91,7 +91,7 @@ def write_tokens(
         chosen = choose(logits, sampling, generator)
         tokens = chosen.tolist()
         yield [None if over else token for over, token in zip(ended, tokens, strict=True)]
-        ended = [over or token == end for over, token in zip(ended, tokens, strict=True)]
+        ended = [over or token in ends for over, token in zip(ended, tokens, strict=True)]
         if left == 0 or all(ended):
             return
         for text, token in zip(texts, tokens, strict=True):

@@ -23,7 +23,8 @@ from rung.models.llama3 import LlamaForCausalLM, find_rotation
 
 SOURCE = Path(__file__).with_name("step.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-LANES = 16  # of step.c: rows of a batch that are multiplied together
+LANES = 16  # of step.c: rows of a matrix that stand side by side
+MANY = 8  # rows, that are worth a core which others could use
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
 
 
@@ -49,8 +50,9 @@ class _Layer(Structure):
 class _Model(Structure):
     _fields_ = [
         *((name, c_int64) for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")),
+        ("threads", c_int64),
         *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
-        *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores", "across")),
+        *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores")),
     ]
 
 
@@ -61,6 +63,7 @@ class NativeStep:
         self.model = model
         self.compiled = compiled
         self.weights = weights
+        self.spare = 0  # cores beside torch's threads, that many rows may have too
         self.kept: list[Tensor] = []  # what the structures point to
         self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
         self.last = self._norm(model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm)
@@ -84,22 +87,37 @@ class NativeStep:
         texts, steps = tokens.shape
         if (texts, steps) not in self.rooms:
             self.rooms[texts, steps] = _Room(self, texts, steps)
+            self.rooms[texts, steps].places[:, 1] = self.ahead.repeat_interleave(steps)
         room = self.rooms[texts, steps]
         at = self.state.get_seq_length()
         if at + steps > self.state.room:
             raise ValueError(f"{at + steps} tokens, but there is room for {self.state.room}")
         torch.add(room.steps, at, out=room.places[:, 2])
-        positions = room.places[:, 2] - room.places[:, 1]
+        logits = self._run(room, tokens.flatten(), room.places[:, 2] - room.places[:, 1])
+        self.state.length, self.state.written = at, steps
+        return logits.view(texts, steps, -1)
+
+    def step(self, tokens: Int[Tensor, " R"], texts: Int[Tensor, " R"], at: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """Logits of the token after each of `tokens`, which is the next of one of the texts and stands `at` its own
+        place there, below the state's room; the next call writes over them.
+        """
+        rows = len(tokens)
+        if (rows, 0) not in self.rooms:
+            self.rooms[rows, 0] = _Room(self, rows, 1)
+        room = self.rooms[rows, 0]
+        room.places[:, 0], room.places[:, 2] = texts, at
+        return self._run(room, tokens, at)
+
+    def _run(self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         if isinstance(self.model, GPT2LMHeadModel):
             parts = self.model.transformer
-            room.x.copy_(parts.wte.weight[tokens.flatten()] + parts.wpe.weight[positions])
+            room.x.copy_(parts.wte.weight[tokens] + parts.wpe.weight[positions])
         else:
-            room.x.copy_(self.model.model.embed_tokens.weight[tokens.flatten()])
+            room.x.copy_(self.model.model.embed_tokens.weight[tokens])
         turns = self.turns[positions] if self.turns is not None else None
         pointer = turns.data_ptr() if turns is not None else None
         self.compiled.step(byref(room.described), pointer, room.logits.data_ptr())
-        self.state.length, self.state.written = at, steps
-        return room.logits.view(texts, steps, -1)
+        return room.logits
 
     def _llama(self) -> Iterator[_Layer]:
         for block in self.model.model.layers:
@@ -130,14 +148,20 @@ class NativeStep:
             )
 
     def _product(self, weight: Float[Tensor, "N D"], bias: Tensor | None = None) -> _Product:
-        scale = None
+        scale, rows = None, weight.shape[0]
         if self.weights == torch.int8:
             weight, scale = round_to_int8(weight)
-        kept = self._keep(weight, self.weights)
+        blocks = self._fill(weight).unflatten(0, (-1, LANES)).mT  # N/LANES D LANES
+        each = [None if t is None else self._keep(self._fill(t), torch.float32) for t in (scale, bias)]
         return _Product(
-            *(kept, self._keep(scale, torch.float32), self._keep(bias, torch.float32)),
-            *(*weight.shape, KINDS[self.weights]),
+            *(self._keep(blocks, self.weights), *each),
+            *(rows, weight.shape[1], KINDS[self.weights]),
         )
+
+    def _fill(self, rows: Tensor) -> Tensor:
+        """With zeros, to a multiple of `LANES` rows."""
+        missing = -len(rows) % LANES
+        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
     def _norm(self, module: nn.Module) -> _Norm:
         parameters = dict(module.named_parameters())
@@ -153,23 +177,23 @@ class NativeStep:
 
 
 class _Room:
-    """What a step over `texts` times `steps` tokens writes to."""
+    """What a step over `texts` times `steps` tokens writes to; `places` says whose they are."""
 
     def __init__(self, step: NativeStep, texts: int, steps: int) -> None:
         config, rows = step.model.config, texts * steps
+        threads = torch.get_num_threads() + (step.spare if rows >= MANY else 0)
         layers, (_, groups, capacity, size) = len(step.layers), step.state.rows[0][0].shape
         heads, width, inner = config.num_attention_heads, config.hidden_size, step.layers[0].up.rows
         inside = inner + max(inner, 2 * groups * size) + 2 * LANES
         sizes = (width, width, heads * size, heads * size, inside, heads * (capacity + LANES))
         self.buffers = [torch.zeros(rows, count) for count in sizes]
-        self.buffers.append(torch.zeros(-(-rows // LANES) * LANES, max(width, heads * size, inner)))
         self.x = self.buffers[0]
         self.logits = torch.empty(rows, step.head.rows)
         self.steps = torch.arange(steps).repeat(texts)
         text = torch.arange(texts).repeat_interleave(steps)
-        self.places = torch.stack([text, step.ahead.repeat_interleave(steps), self.steps], dim=1)  # the row's own last
+        self.places = torch.stack([text, torch.zeros_like(text), self.steps], dim=1)  # the text, its first, its own
         self.described = _Model(
-            *(layers, rows, width, heads, groups, size, inner, capacity),
+            *(layers, rows, width, heads, groups, size, inner, capacity, threads),
             *(self.places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
             *(buffer.data_ptr() for buffer in self.buffers),
         )

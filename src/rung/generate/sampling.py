@@ -3,13 +3,18 @@
 The same distribution as Hugging Face's: temperature first, then top-k, then top-p (Holtzman et al. 2020).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional as F
 
 from rung.errors import RecipeError
+
+NEARLY_GREEDY = 1e-3  # temperatures below it take the likeliest: their numbers would not hold
+PATIENCE = 32  # draws of one token from all before the likely ones are sorted out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +28,11 @@ class Sampling:
     num_beams: int = 1
     stop: tuple[str, ...] = ()  # texts that end it; they are left out
     seed: int = 0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is taken."""
+        return self.temperature < NEARLY_GREEDY
 
     def __post_init__(self) -> None:
         bounds = {
@@ -42,18 +52,48 @@ class Sampling:
 
 def choose(logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator) -> Int[Tensor, " B"]:
     """The next token of each row, chosen on the device that the logits are on."""
-    if sampling.temperature == 0:
+    if sampling.is_greedy:
         return logits.argmax(-1)
     shares = (logits.float() / sampling.temperature).softmax(-1)
-    size = shares.shape[-1]
-    kept = min(sampling.top_k or size, size)
-    if kept == size and (sampling.top_p == 1 or shares.device.type == "cpu"):
+    if _draws_from_all(shares, sampling):
         return _draw_within(shares, sampling.top_p, generator)
-    likely, tokens = shares.topk(kept)
+    likely, tokens = _find_likely(shares, sampling.top_k, sampling.top_p)
+    return tokens.gather(-1, _draw(likely, generator)[:, None])[:, 0]
+
+
+def find_shares(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
+    """The probabilities that `choose` draws from."""
+    if sampling.is_greedy:
+        return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
+    shares = (logits.float() / sampling.temperature).softmax(-1)
+    if not _draws_from_all(shares, sampling):
+        likely, tokens = _find_likely(shares, sampling.top_k, sampling.top_p)
+        shares = torch.zeros_like(shares).scatter(-1, tokens, likely)
+    elif sampling.top_p < 1:
+        shares = shares.where(_sum_above(shares) < sampling.top_p, 0.0)
+    return shares / shares.sum(-1, keepdim=True)
+
+
+def _draws_from_all(shares: Float[Tensor, "B V"], sampling: Sampling) -> bool:
+    return not 0 < sampling.top_k < shares.shape[-1] and (sampling.top_p == 1 or shares.device.type == "cpu")
+
+
+def _find_likely(
+    shares: Float[Tensor, "B V"], top_k: int, top_p: float | Float[Tensor, "B 1"]
+) -> tuple[Float[Tensor, "B k"], Int[Tensor, "B k"]]:
+    """The likeliest by top-k, at 0 where top-p leaves them out, and which tokens they are."""
+    likely, tokens = shares.topk(min(top_k or shares.shape[-1], shares.shape[-1]))
     likely = likely / likely.sum(-1, keepdim=True)
     before = likely.cumsum(-1) - likely  # the probability of all that are likelier
-    place = _draw(likely.masked_fill(before >= sampling.top_p, 0.0), generator)
-    return tokens.gather(-1, place[:, None])[:, 0]
+    return likely.masked_fill(before >= top_p, 0.0), tokens
+
+
+def _sum_above(shares: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
+    """Of each token the probability of all that are likelier: equals count neither for nor against each other."""
+    ascending = shares.sort(-1).values
+    sums = ascending.double().cumsum(-1)
+    place = torch.searchsorted(ascending, shares, right=True)  # how many are no likelier
+    return (sums[:, -1:] - sums.gather(-1, place - 1)).to(shares)
 
 
 def _draw_within(shares: Float[Tensor, "B V"], top_p: float, generator: torch.Generator) -> Int[Tensor, " B"]:
@@ -73,3 +113,90 @@ def _draw(shares: Float[Tensor, "B V"], generator: torch.Generator) -> Int[Tenso
     ends = shares.double().cumsum(-1)
     drawn = torch.rand(len(shares), 1, dtype=ends.dtype, device=ends.device, generator=generator) * ends[:, -1:]
     return torch.searchsorted(ends, drawn, right=True)[:, 0].clamp(max=shares.shape[-1] - 1)
+
+
+class Draws:
+    """A text's own random numbers, from 0 to 1: those that its seed gives one after another, made many at a time."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.ready: list[float] = []
+
+    def take(self) -> float:
+        """The next one."""
+        if not self.ready:
+            self.ready = torch.rand(64, dtype=torch.double, generator=self.generator).tolist()[::-1]
+        return self.ready.pop()
+
+
+def choose_each(logits: Float[Tensor, "B V"], settings: Sequence[Sampling], draws: Sequence[Draws]) -> list[int]:
+    """The next token of each row, by its own settings and random numbers: on a CPU those that `choose` gives it alone.
+
+    Rows that are sifted alike are chosen together, whatever their temperatures.
+    """
+    alike: dict[tuple[int, bool] | None, list[int]] = {}
+    for row, sampling in enumerate(settings):
+        kind = None if sampling.is_greedy else (sampling.top_k, sampling.top_p == 1)
+        alike.setdefault(kind, []).append(row)
+    tokens = [0] * len(settings)
+    for kind, rows in alike.items():
+        mine = logits if len(rows) == len(settings) else logits[rows]
+        if kind is None:
+            chosen = mine.argmax(-1).tolist()
+        else:
+            columns = [(settings[row].temperature, settings[row].top_p) for row in rows]
+            temperature, top_p = torch.tensor(columns, device=mine.device).split(1, dim=1)
+            shares = (mine.float() / temperature).softmax(-1)
+            chosen = _draw_each(shares, *kind, top_p, [draws[row] for row in rows])
+        for row, token in zip(rows, chosen, strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _draw_each(
+    shares: Float[Tensor, "B V"], top_k: int, is_whole: bool, top_p: Float[Tensor, "B 1"], draws: list[Draws]
+) -> list[int]:
+    """As `choose` does; but where much is too unlikely, drawing again is given up, and the likely ones sorted out."""
+    size = shares.shape[-1]
+    if 0 < top_k < size:
+        return _draw_likely(shares, top_k, top_p, draws)
+    ends = shares.double().cumsum(-1)
+    tokens = _find_places(ends, draws)
+    rows = [] if is_whole else list(range(len(draws)))
+    for _ in range(PATIENCE):
+        rows = _too_unlikely(shares, tokens, top_p, rows)
+        if not rows:
+            return tokens
+        for row, token in zip(rows, _find_places(ends[rows], [draws[row] for row in rows]), strict=True):
+            tokens[row] = token
+    for row in _too_unlikely(shares, tokens, top_p, rows):
+        tokens[row] = _draw_likely(shares[row, None], size, top_p[row, None], [draws[row]])[0]
+    return tokens
+
+
+def _too_unlikely(
+    shares: Float[Tensor, "B V"], tokens: list[int], top_p: Float[Tensor, "B 1"], rows: list[int]
+) -> list[int]:
+    """Which of `rows` have a token below those that make up `top_p`."""
+    picked = shares.gather(-1, torch.tensor([[token] for token in tokens], device=shares.device))
+    inside = (picked > 1 - top_p)[:, 0].tolist()  # all others together are less than that
+    rows = [row for row in rows if not inside[row]]
+    if not rows:
+        return []
+    mine, picked, top_p = (part if len(rows) == len(shares) else part[rows] for part in (shares, picked, top_p))
+    outside = torch.where(mine > picked, mine, 0.0).sum(-1, keepdim=True) >= top_p
+    return [row for row, (is_outside,) in zip(rows, outside.tolist(), strict=True) if is_outside]
+
+
+def _draw_likely(
+    shares: Float[Tensor, "B V"], top_k: int, top_p: Float[Tensor, "B 1"], draws: list[Draws]
+) -> list[int]:
+    likely, tokens = _find_likely(shares, top_k, top_p)
+    places = _find_places(likely.double().cumsum(-1), draws)
+    return tokens.gather(-1, torch.tensor(places, device=tokens.device)[:, None])[:, 0].tolist()
+
+
+def _find_places(ends: Float[Tensor, "B V"], draws: list[Draws]) -> list[int]:
+    """One place of each row, by what it adds to the sum."""
+    drawn = torch.tensor([[own.take()] for own in draws], dtype=ends.dtype, device=ends.device) * ends[:, -1:]
+    return torch.searchsorted(ends, drawn, right=True)[:, 0].clamp(max=ends.shape[-1] - 1).tolist()

@@ -5,7 +5,7 @@ distribution, and greedily its very tokens. Guesses come from an n-gram model, o
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -123,7 +123,7 @@ def check_draft(decoder: Decoder) -> None:
 
 
 def write_guessed(
-    decoder: Decoder, prompt: Sequence[int], sampling: Sampling, end: int | None, draft: Draft
+    decoder: Decoder, prompt: Sequence[int], sampling: Sampling, ends: Container[int], draft: Draft
 ) -> Iterator[list[int | None]]:
     """What `write_tokens` gives for one prompt, several tokens for each pass through the model."""
     generator = torch.Generator(decoder.device).manual_seed(sampling.seed)
@@ -131,7 +131,7 @@ def write_guessed(
     ids += choose(decoder.read([prompt], sampling.max_new_tokens), sampling, generator).tolist()
     yield [ids[-1]]
     left = sampling.max_new_tokens - 1
-    while left and ids[-1] != end:
+    while left and ids[-1] not in ends:
         if decoder.left == 0:
             token = choose(decoder.read([ids], left), sampling, generator).tolist()[0]
             ids, left = [*ids, token], left - 1
@@ -146,5 +146,5 @@ def write_guessed(
             ids.append(token)
             left -= 1
             yield [token]
-            if token == end:
+            if token in ends:
                 return

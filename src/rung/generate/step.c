@@ -3,7 +3,7 @@
  * A row of the batch is a token: the next one of each text, or several in turn of one. What a layer is made of is in
  * its description, not here: GPT-2 and Llama are two descriptions. Activations and sums are float; weights are float,
  * bfloat16, or int8 with a scale a row. All threads go through all of it together and share out the rows of each
- * product; between products they wait for one another.
+ * product; between products they wait for one another. What a row gets is the same to the last bit in any batch.
  */
 #include <math.h>
 #include <stdint.h>
@@ -13,9 +13,10 @@
 #endif
 
 #define LANES 16
-#define ROWS 8       /* of a matrix that are multiplied together */
-#define STRETCH 256  /* columns of them that are widened to float at a time */
-#define FEW 4        /* rows of a batch up to which each weight is multiplied with them in turn; of more, each has a lane */
+#define BLOCKS 4 /* of LANES rows of a matrix, that are multiplied together */
+#define AHEAD 64 /* columns that are fetched before their turn: of several blocks at once memory foresees none */
+#define WIDTH(type) ((type) == FLOAT ? 4 : (type) == BFLOAT16 ? 2 : 1)
+#define FEW 4    /* rows of a batch that they are multiplied with at a time */
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half_vec __attribute__((vector_size(2 * LANES)));
@@ -29,9 +30,9 @@ typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 enum { FLOAT, BFLOAT16, INT8 };
 
 typedef struct {
-    const void *weight; /* rows x columns */
+    const void *weight; /* blocks x columns x LANES: the rows in blocks, those of one side by side, the last filled up */
     const float *scale; /* of each row, for int8 */
-    const float *bias;  /* or null */
+    const float *bias;  /* or null; both as long as the blocks are */
     int64_t rows, columns, type;
 } product;
 
@@ -52,13 +53,12 @@ typedef struct {
 } place;
 
 typedef struct {
-    int64_t layers, batch, width, heads, groups, size, inner, capacity;
+    int64_t layers, batch, width, heads, groups, size, inner, capacity, threads;
     const place *places;
     const layer *layer;
     norm last;
     product head;
     float *x, *y, *q, *attended, *inside, *scores; /* batch rows of width, width, H K, H K, 2 inner, heads x capacity */
-    float *across;                                 /* the largest of them, batch in lanes */
 } model;
 
 static inline vec load(const void *weight, int64_t type, int64_t at) {
@@ -71,15 +71,6 @@ static inline vec load(const void *weight, int64_t type, int64_t at) {
     const shorts twice = __builtin_convertvector(*(const bytes *)((const int8_t *)weight + at), shorts);
     return __builtin_convertvector(__builtin_convertvector(twice, integers), vec);
 #endif
-}
-
-static inline float load_one(const void *weight, int64_t type, int64_t at) {
-    if (type == FLOAT) return ((const float *)weight)[at];
-    if (type == INT8) return ((const int8_t *)weight)[at];
-    uint32_t wide = (uint32_t)((const uint16_t *)weight)[at] << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
 }
 
 static inline float sum(vec v) {
@@ -111,116 +102,88 @@ static inline vec exponential(vec x) {
     return (vec)((integers)p + (__builtin_convertvector(whole, integers) << 23));
 }
 
-/* Row `row` of the weights times `count` rows of x; inlined for each type and count, so that both are constants. */
+/* y = x W' + b, or y += it, for BLOCKS blocks of rows or less and FEW rows of x or less; inlined for each number and
+ * type, so that all are constants. A sum goes from column to column, whatever is computed beside it: what a row of the
+ * batch gets does not depend on the others. */
 static inline __attribute__((always_inline)) void
-dots(const void *weight, const int64_t type, int64_t columns, int64_t row, const float *x, const int count, float *out) {
-    const int64_t start = row * columns;
-    vec even[FEW] = {{0}}, odd[FEW] = {{0}};
-    int64_t j = 0;
-    for (; j + 2 * LANES <= columns; j += 2 * LANES) {
-        const vec a = load(weight, type, start + j), b = load(weight, type, start + j + LANES);
+tile(const product *p, const int64_t type, const int blocks, const int count, int64_t block, const float *x, float *y, int add) {
+    const int64_t size = p->columns * LANES, start = block * size;
+    vec total[BLOCKS][FEW] = {{{0}}};
+    for (int64_t j = 0; j < p->columns; j++)
+        for (int k = 0; k < blocks; k++) {
+            const int64_t at = start + k * size + j * LANES;
+            __builtin_prefetch((const char *)p->weight + (at + AHEAD * LANES) * WIDTH(type));
+            const vec weight = load(p->weight, type, at);
+            for (int r = 0; r < count; r++) total[k][r] += weight * x[r * p->columns + j];
+        }
+    for (int k = 0; k < blocks; k++) {
+        const int64_t row = (block + k) * LANES, left = p->rows - row;
         for (int r = 0; r < count; r++) {
-            even[r] += a * *(const vec *)(x + r * columns + j);
-            odd[r] += b * *(const vec *)(x + r * columns + j + LANES);
+            float *to = y + r * p->rows + row;
+            vec value = total[k][r], before = {0};
+            if (p->scale) value *= *(const vec *)(p->scale + row);
+            if (p->bias) value += *(const vec *)(p->bias + row);
+            memcpy(&before, to, (left < LANES ? left : LANES) * sizeof(float));
+            if (add) value += before;
+            memcpy(to, &value, (left < LANES ? left : LANES) * sizeof(float));
         }
     }
-    for (int r = 0; r < count; r++) out[r] = sum(even[r] + odd[r]);
-    for (; j < columns; j++)
-        for (int r = 0; r < count; r++) out[r] += load_one(weight, type, start + j) * x[r * columns + j];
 }
 
 static inline __attribute__((always_inline)) void
-dots_of(const product *p, const int64_t type, int64_t row, const float *x, int64_t count, float *out) {
+tile_of(const product *p, const int64_t type, const int blocks, int count, int64_t block, const float *x, float *y, int add) {
     switch (count) {
-        case 1: dots(p->weight, type, p->columns, row, x, 1, out); break;
-        case 2: dots(p->weight, type, p->columns, row, x, 2, out); break;
-        case 3: dots(p->weight, type, p->columns, row, x, 3, out); break;
-        default: dots(p->weight, type, p->columns, row, x, FEW, out);
+        case 1: tile(p, type, blocks, 1, block, x, y, add); break;
+        case 2: tile(p, type, blocks, 2, block, x, y, add); break;
+        case 3: tile(p, type, blocks, 3, block, x, y, add); break;
+        default: tile(p, type, blocks, FEW, block, x, y, add);
     }
 }
 
-static inline float finish(const product *p, int64_t row, float value) {
-    if (p->scale) value *= p->scale[row];
-    return p->bias ? value + p->bias[row] : value;
+static inline __attribute__((always_inline)) void
+tiles(const product *p, const int64_t type, int64_t block, int64_t blocks, int count, const float *x, float *y, int add) {
+    if (blocks == BLOCKS) tile_of(p, type, BLOCKS, count, block, x, y, add);
+    else
+        for (int64_t k = 0; k < blocks; k++) tile_of(p, type, 1, count, block + k, x, y, add);
 }
 
-/* y = x W' + b, or y += it, for a batch of FEW at the most. */
-static void multiply_few(const product *p, int64_t batch, const float *x, float *y, int add) {
+/* All of it; the threads share out the blocks, a few at a time where there are enough for all. */
+static void multiply(const model *m, const product *p, int64_t batch, const float *x, float *y, int add) {
+    const int64_t blocks = (p->rows + LANES - 1) / LANES, together = blocks < m->threads * BLOCKS ? 1 : BLOCKS;
 #pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < p->rows; row++) {
-        float out[FEW];
-        if (p->type == FLOAT) dots_of(p, FLOAT, row, x, batch, out);
-        else if (p->type == BFLOAT16) dots_of(p, BFLOAT16, row, x, batch, out);
-        else dots_of(p, INT8, row, x, batch, out);
-        for (int64_t b = 0; b < batch; b++) {
-            float *to = y + b * p->rows + row;
-            *to = finish(p, row, out[b]) + (add ? *to : 0);
-        }
-    }
-}
-
-/* Up to ROWS rows of the weights from column `from` on, as floats: where they stand, or widened into `wide`. */
-static inline void widen(const product *p, int64_t row, int64_t from, int64_t size, float *wide, const float **rows) {
-    for (int r = 0; r < ROWS; r++) {
-        const int64_t start = (row + r < p->rows ? row + r : p->rows - 1) * p->columns + from;
-        rows[r] = p->type == FLOAT ? (const float *)p->weight + start : wide + r * STRETCH;
-        if (p->type == FLOAT) continue;
-        int64_t j = 0;
-        for (; j + LANES <= size; j += LANES) *(vec *)(wide + r * STRETCH + j) = load(p->weight, p->type, start + j);
-        for (; j < size; j++) wide[r * STRETCH + j] = load_one(p->weight, p->type, start + j);
-    }
-}
-
-/* The same with a row of the batch in every lane: `x` is blocks of columns x LANES. */
-static void multiply_many(const product *p, int64_t batch, const float *x, float *y, int add) {
-#pragma omp for schedule(static) nowait
-    for (int64_t row = 0; row < p->rows; row += ROWS)
-        for (int64_t first = 0; first < batch; first += LANES) {
-            vec total[ROWS] = {{0}};
-            for (int64_t from = 0; from < p->columns; from += STRETCH) {
-                const int64_t size = p->columns - from < STRETCH ? p->columns - from : STRETCH;
-                const float *block = x + first * p->columns + from * LANES, *rows[ROWS];
-                float wide[ROWS * STRETCH];
-                widen(p, row, from, size, wide, rows);
-                for (int64_t j = 0; j < size; j++) {
-                    const vec column = *(const vec *)(block + j * LANES);
-                    for (int r = 0; r < ROWS; r++) total[r] += rows[r][j] * column;
-                }
-            }
-            for (int r = 0; r < ROWS && row + r < p->rows; r++)
-                for (int64_t b = first; b < batch && b < first + LANES; b++) {
-                    float *to = y + b * p->rows + row + r;
-                    *to = finish(p, row + r, total[r][b - first]) + (add ? *to : 0);
-                }
+    for (int64_t block = 0; block < blocks; block += together)
+        for (int64_t b = 0; b < batch; b += FEW) {
+            const int64_t some = blocks - block < together ? blocks - block : together;
+            const int count = batch - b < FEW ? batch - b : FEW;
+            const float *from = x + b * p->columns;
+            float *to = y + b * p->rows;
+            if (p->type == FLOAT) tiles(p, FLOAT, block, some, count, from, to, add);
+            else if (p->type == BFLOAT16) tiles(p, BFLOAT16, block, some, count, from, to, add);
+            else tiles(p, INT8, block, some, count, from, to, add);
         }
 }
 
-static void multiply(const product *p, int64_t batch, const float *x, float *y, int add) {
-    if (batch <= FEW) multiply_few(p, batch, x, y, add);
-    else multiply_many(p, batch, x, y, add);
-}
-
-/* x (batch x columns) as the products want it. */
-static const float *spread(const model *m, const float *x, int64_t columns) {
-    if (m->batch <= FEW) return x;
-#pragma omp for schedule(static)
-    for (int64_t j = 0; j < columns; j++)
-        for (int64_t b = 0; b < m->batch; b++)
-            m->across[(b / LANES * columns + j) * LANES + b % LANES] = x[b * columns + j];
-    return m->across;
+/* The sum of x - mean, or of its squares. */
+static inline __attribute__((always_inline)) float add_up(const float *x, int64_t width, float mean, const int squares) {
+    vec all = {0};
+    int64_t i = 0;
+    for (; i + LANES <= width; i += LANES) {
+        const vec part = *(const vec *)(x + i) - mean;
+        if (squares) all += part * part;
+        else all += part;
+    }
+    float total = sum(all);
+    for (; i < width; i++) total += squares ? (x[i] - mean) * (x[i] - mean) : x[i] - mean;
+    return total;
 }
 
 static void normalize(const norm *n, int64_t batch, int64_t width, const float *x, float *y) {
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < batch; b++) {
         const float *from = x + b * width;
-        float *to = y + b * width, mean = 0, square = 0;
-        if (n->bias) {
-            for (int64_t i = 0; i < width; i++) mean += from[i];
-            mean /= width;
-        }
-        for (int64_t i = 0; i < width; i++) square += (from[i] - mean) * (from[i] - mean);
-        const float by = 1 / sqrtf(square / width + n->eps);
+        float *to = y + b * width;
+        const float mean = n->bias ? add_up(from, width, 0, 0) / width : 0;
+        const float by = 1 / sqrtf(add_up(from, width, mean, 1) / width + n->eps);
         for (int64_t i = 0; i < width; i++)
             to[i] = (from[i] - mean) * by * n->weight[i] + (n->bias ? n->bias[i] : 0);
     }
@@ -235,6 +198,18 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t s
     }
 }
 
+static inline float dot(const float *a, const float *b, int64_t size) {
+    vec even = {0}, odd = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= size; i += 2 * LANES) {
+        even += *(const vec *)(a + i) * *(const vec *)(b + i);
+        odd += *(const vec *)(a + i + LANES) * *(const vec *)(b + i + LANES);
+    }
+    float total = sum(even + odd);
+    for (; i < size; i++) total += a[i] * b[i];
+    return total;
+}
+
 /* softmax(q k') v for head `h` of row `b`, over the keys that it may see. */
 static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
     const int64_t size = m->size, group = h / (m->heads / m->groups);
@@ -242,17 +217,19 @@ static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
     const float *q = m->q + (b * m->heads + h) * size;
     const float *keys = l->keys + stored * m->capacity * size, *values = l->values + stored * m->capacity * size;
     float *scores = m->scores + (b * m->heads + h) * (m->capacity + LANES), *out = m->attended + (b * m->heads + h) * size;
-    float largest = -INFINITY, total = 0;
+    float largest = -INFINITY;
+    vec all = {0};
     for (int64_t s = first; s <= last; s++) {
-        dots(keys, FLOAT, size, s, q, 1, scores + s);
-        scores[s] *= l->scale;
+        scores[s] = dot(keys + s * size, q, size) * l->scale;
         if (scores[s] > largest) largest = scores[s];
     }
-    for (int64_t s = first; s <= last; s += LANES) { /* behind the last one there is room, and it is not read */
+    for (int64_t s = last + 1; s < last + LANES; s++) scores[s] = -INFINITY; /* behind the last one there is room */
+    for (int64_t s = first; s <= last; s += LANES) {
         const vec e = exponential(*(vec *)(scores + s) - largest);
         *(vec *)(scores + s) = e;
-        for (int64_t i = 0; i < LANES && s + i <= last; i++) total += e[i];
+        all += e;
     }
+    const float total = sum(all);
     int64_t i = 0;
     for (; i + LANES <= size; i += LANES) {
         vec even = {0}, odd = {0};
@@ -286,10 +263,10 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
     const int64_t batch = m->batch, size = m->size, kv = m->groups * size;
     float *gate = m->inside + (batch * m->inner + LANES - 1) / LANES * LANES, *k = gate, *v = gate + batch * kv; /* free while attention runs */
     normalize(&l->before_attention, batch, m->width, m->x, m->y);
-    const float *x = spread(m, m->y, m->width);
-    multiply(&l->q, batch, x, m->q, 0);
-    multiply(&l->k, batch, x, k, 0);
-    multiply(&l->v, batch, x, v, 0);
+    const float *x = m->y;
+    multiply(m, &l->q, batch, x, m->q, 0);
+    multiply(m, &l->k, batch, x, k, 0);
+    multiply(m, &l->v, batch, x, v, 0);
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < batch * m->groups; i++) {
@@ -305,24 +282,24 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
         if (turns) rotate(m->q + i * size, turns + 2 * b * size, turns + (2 * b + 1) * size, size);
         attend(m, l, b, i % m->heads);
     }
-    multiply(&l->o, batch, spread(m, m->attended, m->heads * size), m->x, 1);
+    multiply(m, &l->o, batch, m->attended, m->x, 1);
 #pragma omp barrier
     normalize(&l->before_mlp, batch, m->width, m->x, m->y);
-    x = spread(m, m->y, m->width);
-    if (l->gate.weight) multiply(&l->gate, batch, x, gate, 0);
-    multiply(&l->up, batch, x, m->inside, 0);
+    x = m->y;
+    if (l->gate.weight) multiply(m, &l->gate, batch, x, gate, 0);
+    multiply(m, &l->up, batch, x, m->inside, 0);
 #pragma omp barrier
     activate(batch * m->inner, m->inside, l->gate.weight ? gate : 0);
-    multiply(&l->down, batch, spread(m, m->inside, m->inner), m->x, 1);
+    multiply(m, &l->down, batch, m->inside, m->x, 1);
 #pragma omp barrier
 }
 
 /* m->x holds the embedded tokens, `turns` cosines and sines of each row, or null. Logits are batch x vocabulary. */
 void step(const model *m, const float *turns, float *logits) {
-#pragma omp parallel
+#pragma omp parallel num_threads(m->threads)
     {
         for (int64_t i = 0; i < m->layers; i++) pass_layer(m, m->layer + i, turns);
         normalize(&m->last, m->batch, m->width, m->x, m->y);
-        multiply(&m->head, m->batch, spread(m, m->y, m->width), logits, 0);
+        multiply(m, &m->head, m->batch, m->y, logits, 0);
     }
 }

@@ -1,0 +1,186 @@
+"""Texts that share a model's steps: what each gets is what it would get alone."""
+
+import pytest
+import torch
+from conftest import SENTENCES, TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rung.generate import Decoder, Sampling, native, slots
+from rung.generate.decoder import write_tokens
+from rung.generate.sampling import Draws, choose, choose_each
+from rung.generate.slots import Slots
+from rung.models.causal import KeyValues
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.8, "top_p": 0.95},
+    {"temperature": 1.3, "top_p": 1.0},
+    {"temperature": 0.9, "top_k": 5, "top_p": 0.9},
+    {"temperature": 2.0, "top_p": 0.3},
+]
+
+
+def shake(model):
+    """A new model says nearly the same of any text: make its text matter."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+def make_prompts(tokenizer, count):
+    """Of unequal lengths, some longer than a window of 64."""
+    whole = [token for text in SENTENCES * 3 for token in tokenizer(" " + text, add_special_tokens=False).input_ids]
+    return [[tokenizer.bos_token_id, *whole[7 * i : 7 * i + 3 + (i * 23) % 80]] for i in range(count)]
+
+
+def continue_texts(model, orders, count, late=0):
+    """The tokens of each order; `count` slots, and from the second text on each joins `late` turns after the last."""
+    with torch.inference_mode():
+        pool, waiting, running, found = Slots(model, count), list(enumerate(orders)), {}, {}
+        turn = 0
+        while waiting or running:
+            while waiting and pool.free and (not running or turn >= late * waiting[0][0]):
+                number, (ids, sampling) = waiting.pop(0)
+                slot = pool.begin(ids, sampling.max_new_tokens)
+                running[slot] = number, sampling, Draws(sampling.seed)
+                found[number] = []
+            turn += 1
+            ready, logits = pool.advance(list(running))
+            mine = [running[slot] for slot in ready]
+            tokens = choose_each(logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine])
+            for slot, (number, sampling, _), token in zip(ready, mine, tokens, strict=True):
+                found[number].append(token)
+                if len(found[number]) == sampling.max_new_tokens:
+                    del running[slot]
+                    pool.leave(slot)
+                else:
+                    pool.put(slot, token)
+        assert len(pool.free) == count and not pool.texts
+        return [found[number] for number in range(len(orders))]
+
+
+def make_orders(tokenizer, count):
+    return [
+        (ids, Sampling(max_new_tokens=5 + (i * 13) % 25, seed=i, **SETTINGS[i % len(SETTINGS)]))
+        for i, ids in enumerate(make_prompts(tokenizer, count))
+    ]
+
+
+@pytest.mark.parametrize(("name", "native"), [*((name, True) for name in TINY), ("gpt2", False), ("llama3", False)])
+def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenizer, monkeypatch):
+    """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
+    model = shake(make_tiny(name))
+    if not native:
+        monkeypatch.setattr(slots, "native_step", lambda model: None)
+    orders = make_orders(tokenizer, 6)
+    alone = [continue_texts(model, [order], 1)[0] for order in orders]
+    assert continue_texts(model, orders, 6) == alone
+    assert continue_texts(model, orders, 3, late=3) == alone
+    with torch.inference_mode():
+        steps = [write_tokens(Decoder(model), [ids], sampling, ()) for ids, sampling in orders]
+        assert [[token for (token,) in written] for written in steps] == alone
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+@pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8])
+def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny, tokenizer):
+    model = shake(make_tiny(name, hidden_size=44 if name == "gpt2" else 40))
+    step = native.native_step(model, weights)
+    pool = KeyValues(9)
+    pool.rows = [
+        tuple(
+            torch.zeros(12, layer.k.rows * heads_of(model) // layer.q.rows, 9, layer.q.rows // heads_of(model))
+            for _ in "kv"
+        )
+        for layer in step.layers
+    ]
+    tokens, at = torch.arange(12) * 7, torch.arange(12) % 9
+    with torch.inference_mode():
+        step.begin(pool, torch.zeros(12, dtype=torch.long))
+        for rows in pool.rows:
+            for part in rows:
+                part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
+        wanted = [step.step(tokens[i, None], torch.tensor([i]), at[i, None])[0].clone() for i in range(12)]
+        for size in (2, 3, 4, 5, 8, 12):
+            found = step.step(tokens[:size], torch.arange(size), at[:size])
+            assert torch.equal(found, torch.stack(wanted[:size]))
+
+
+def heads_of(model):
+    return model.config.num_attention_heads
+
+
+def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(slots, "READ_AT_ONCE", 8)
+    for name in ("rnn", "ngram", "llama3"):
+        model = shake(make_tiny(name))
+        short, long = make_prompts(tokenizer, 1)[0], (make_prompts(tokenizer, 4)[3] * 3)[:60]
+        wanted = [continue_texts(model, [(ids, Sampling(max_new_tokens=3))], 1)[0] for ids in (short, long)]
+        with torch.inference_mode():
+            pool = Slots(model, 2)
+            first = pool.begin(short, 20)
+            pool.advance([first])
+            pool.put(first, 5)
+            second = pool.begin(long, 3)
+            for _ in range(7):
+                ready, _ = pool.advance([first, second])
+                assert ready == [first]
+                pool.put(first, 5)
+            ready, logits = pool.advance([first, second])
+            assert ready == [first, second]
+            draws = Draws(0)
+            assert choose_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
+
+
+def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
+    model = shake(make_tiny("llama3")).to(torch.bfloat16)
+    orders = [(ids, Sampling(temperature=0, max_new_tokens=6)) for ids in make_prompts(tokenizer, 3)]
+    assert [len(tokens) for tokens in continue_texts(model, orders, 3)] == [6, 6, 6]
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=8), st.integers(0, 2**63 - 1))
+def test_each_row_is_chosen_as_if_it_were_alone(kinds, seed):
+    logits = 2 * torch.randn(len(kinds), 40, generator=torch.Generator().manual_seed(seed % 2**32))
+    rows = [Sampling(seed=seed - i if seed > 8 else seed + i, **SETTINGS[kind]) for i, kind in enumerate(kinds)]
+    draws = [Draws(sampling.seed) for sampling in rows]
+    generators = [torch.Generator().manual_seed(sampling.seed) for sampling in rows]
+    for _ in range(30):
+        wanted = [
+            int(choose(logits[i, None], sampling, generator))
+            for i, (sampling, generator) in enumerate(zip(rows, generators, strict=True))
+        ]
+        assert choose_each(logits, rows, draws) == wanted
+
+
+def test_a_token_that_is_hard_to_draw_is_sorted_out():
+    """Nearly alike, of which one makes up all of a tiny top_p: drawing again would take a thousand times."""
+    logits = torch.zeros(3, 1000)
+    logits[:, 17] = 0.001
+    rows = [Sampling(temperature=1.0, top_p=1e-6, seed=seed) for seed in range(3)]
+    draws = [Draws(seed) for seed in range(3)]
+    assert choose_each(logits, rows, draws) == [17, 17, 17]
+
+
+def test_reading_a_text_leaves_what_the_others_got(make_tiny):
+    """A short text is read by the same step in C, and here as many rows of it as the others are."""
+    model = shake(make_tiny("llama3"))
+
+    def advance(with_another):
+        with torch.inference_mode():
+            texts = slots.Slots(model, 4)
+            begun = [texts.begin([1, 5 + number], 20) for number in range(3)]
+            while any(text.unread for text in texts.texts.values()):
+                for slot in texts.advance(begun)[0]:
+                    texts.put(slot, 7 + slot)
+            if with_another:
+                begun.append(texts.begin([1, 9, 11], 20))
+            ready, logits = texts.advance(begun)
+            return dict(zip(ready, logits.clone(), strict=True))
+
+    alone, among = advance(False), advance(True)
+    assert len(among) == len(alone) + 1
+    assert all(torch.equal(alone[slot], among[slot]) for slot in alone)
