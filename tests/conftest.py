@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
 # builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
-CHECKED = [f"rung.generate.{name}" for name in ("decoder", "native", "rounding", "speculative")]
+CHECKED = [f"rung.generate.{name}" for name in ("decoder", "native", "rounding", "slots", "speculative")]
 CHECKED += ["rung.models", "rung.evaluate.cache", "rung.evaluate.mixing", "rung.train.optimizer"]
 install_import_hook(CHECKED, "beartype.beartype")
 

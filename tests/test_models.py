@@ -388,12 +388,16 @@ def test_grouped_queries_with_dropout_are_attention(masked):
     torch.testing.assert_close(grouped, attend(q, k, v, mask))
 
 
+@pytest.mark.parametrize("masks", ["none", "one for all", "one each"])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_plain_attention_is_attention(groups):
+def test_plain_attention_is_attention(groups, masks):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4 // groups, 9, 8), torch.randn(2, 4 // groups, 9, 8)
-    exact = attend(q, k, v, None)
-    plain = _attend_plainly(*(t.bfloat16() for t in (q, k, v)))
+    numbers = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 2, 2, 2, 2, 3, 3, 0]])
+    own = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril()
+    mask = {"none": None, "one for all": own[:1], "one each": own}[masks]
+    exact = attend(q, k, v, mask)
+    plain = _attend_plainly(*(t.bfloat16() for t in (q, k, v)), mask)
     torch.testing.assert_close(plain.float(), exact, rtol=0.05, atol=0.05)
 
 

@@ -154,7 +154,7 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
 def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
-        patched.setattr("rung.recipe.making._judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("rung.recipe.making.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             execute(recipe, tmp_path / "run")
     Path(text).write_text(Path(text).read_text() + "\n\nOne more paragraph.\n")

@@ -27,8 +27,11 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How torch.save and tokenizers, in Rust, say that a disk is full.
-CANNOT_WRITE = ("PytorchStreamWriter", "inline_container", *(f"(os error {number})" for number in NO_ROOM))
+# How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
+CANNOT_WRITE = (
+    *("PytorchStreamWriter", "inline_container", "requested and"),
+    *(f"(os error {number})" for number in NO_ROOM),
+)
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -99,6 +102,16 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def find_record(folder: Path) -> dict[str, Any]:
+    """The folder's `rung.json`; empty where it is no run's, as of a plain model folder or a Hub id."""
+    return read_record(folder) if (folder / RECORD).exists() else {}
+
+
+def read_passage(record: dict[str, Any]) -> str:
+    """The passage that a run was shown on; empty where there is none."""
+    return "".join(text for text, _ in record.get("passage") or [])
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a run that was trained and scored to its end."""
     return (folder / RECORD).exists() and "scores" in read_record(folder)
@@ -164,7 +177,7 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
 
 
 def _is_failed_write(error: Exception) -> bool:
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno in NO_ROOM
     return isinstance(error, SafetensorError) or any(sign in str(error) for sign in CANNOT_WRITE)
 

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import re
 import threading
 from collections import deque
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rung.device import count_cores
 from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def encode_batches(
     backend.no_truncation()
     backend.no_padding()
     ends = tokenizer.bos_token_id, tokenizer.eos_token_id
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = count_cores()
     pending: deque[tuple[Future, State]] = deque()
     broken: Exception | None = None
     source = iter(batches)

@@ -257,6 +257,25 @@ def _add_variant(table: Table, name: str, variant: Mapping[str, Any]) -> None:
     table.add_row("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
 
 
+def tasks_table(found: Mapping[str, Any]) -> Table:
+    """What lm-evaluation-harness found: a line for each metric of each task."""
+    of = "" if found["limit"] is None else f", at most {found['limit']:,} documents of each task"
+    title = f"{found['rung']} under {found['harness']}{of}"
+    table = Table("task", box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table.add_column("documents", justify="right")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("standard error", justify="right")
+    for task, figures in found["tasks"].items():
+        documents = _whole(figures["documents"])
+        for row in figures["metrics"]:
+            name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
+            value = row["value"] if isinstance(row["value"], str) else format(row["value"], ".4f")
+            error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
+            table.add_row(task, documents, name, value, error)
+    return table
+
+
 def show_figure(value: float | None, spec: str) -> str:
     """A cost, which is infinite (in a record: null) where a token was given probability 0."""
     return "infinite" if value is None or math.isinf(value) else format(value, spec)
@@ -306,6 +325,26 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
     return table
 
 
+def tuning_table(record: Mapping[str, Any]) -> Table:
+    """What tuning changed: answers to each set of held-out questions, and the text that the base was made of."""
+    tuned = record["tune"]
+    before, after, lookup = tuned["before"], tuned["after"], tuned.get("lookup", {})
+    table = Table("", box=box.SIMPLE_HEAD, title=f"{record['rung']}, tuned on {tuned['data']}", title_justify="left")
+    for name in ("before", "after", *(f"by {kind}" for kind in next(iter(lookup.values()), {}))):
+        table.add_column(name, justify="right")
+    for name, answers in after.get("answers", {}).items():
+        sides = [before["answers"][name], answers, *lookup[name].values()]
+        for key, what in (("f1", "token F1"), ("exact", "exact"), ("token_perplexity", "token perplexity")):
+            shown = [f"{side[key]:.3f}" if key in side else "" for side in sides]
+            table.add_row(f"{name}: {what} of {answers['questions']} answers", *shown)
+    others = {"preferred": f"chosen answer likelier, of {tuned.get('held_out')} pairs held out"}
+    others |= {"bits_per_byte": f"bits per byte on {record.get('corpus', {}).get('name')}"}
+    for key, what in others.items():
+        if key in after:
+            table.add_row(what, f"{before[key]:.3f}", f"{after[key]:.3f}")
+    return table
+
+
 def sizes_table(sizes: Mapping[str, "Size"]) -> Table:
     """A line for each size; the weights' memory while they are trained, and in half of the precision."""
     table = Table("size", box=box.SIMPLE_HEAD)
@@ -328,7 +367,7 @@ def names_table(kind: str, names: Mapping[str, str]) -> Table:
 
 
 def _title(records: Sequence[Mapping[str, Any]]) -> str:
-    record = next((r for r in records if "scores" in r), None)
+    record = next((r for r in records if r.get("scores")), None)
     if record is None:
         return "no rung was finished"
     score, tokenizer = record["scores"]["test"], record["tokenizer"]

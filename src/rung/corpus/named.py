@@ -37,7 +37,7 @@ def read_docs() -> Iterator[tuple[str, str]]:
         if page not in seen:  # one topic may stand under two names
             seen.add(page)
             yield page, "topics"
-    for path, package, source in _read_modules():
+    for path, package, source in read_modules():
         page = _page_of_docstrings(source, path, seen)
         if page:
             yield page, package
@@ -46,13 +46,14 @@ def read_docs() -> Iterator[tuple[str, str]]:
 def read_source() -> Iterator[tuple[str, str]]:
     """(document, package): the standard library's source, a file a document, tests left out."""
     seen: set[str] = set()
-    for _, package, source in _read_modules():
+    for _, package, source in read_modules():
         if source.strip() and source not in seen:
             seen.add(source)
             yield source, package
 
 
-def _read_modules() -> Iterator[tuple[str, str, str]]:
+def read_modules() -> Iterator[tuple[str, str, str]]:
+    """(name, package, source) of every module of the standard library that is written in Python, tests left out."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -76,7 +77,7 @@ def _page_of_docstrings(source: str, module: str, seen: set[str]) -> str:
     except SyntaxError:
         return ""
     sections = []
-    for name, node in _walk(tree, module):
+    for name, node in walk_definitions(tree, module):
         docstring = ast.get_docstring(node)
         if docstring and docstring not in seen:
             seen.add(docstring)
@@ -84,14 +85,15 @@ def _page_of_docstrings(source: str, module: str, seen: set[str]) -> str:
     return "\n".join(sections)
 
 
-def _walk(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]]:
+def walk_definitions(node: ast.AST, name: str) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]]:
+    """The module, class or function with its dotted name, and all that are defined in it."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield name, node  # type: ignore[misc]  # AsyncFunctionDef is documented alike
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _walk(child, f"{name}.{child.name}")
+            yield from walk_definitions(child, f"{name}.{child.name}")
         elif isinstance(child, ast.If | ast.Try):
-            yield from _walk(child, name)
+            yield from walk_definitions(child, name)
 
 
 @dataclass(frozen=True)

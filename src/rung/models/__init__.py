@@ -101,6 +101,11 @@ def find_rung(name: str) -> Rung:
     return known[fill_size(name, {})[0]]
 
 
+def name_rung(model: type[CausalModel]) -> str:
+    """What a rung's class is called; the class's own name for one that is none."""
+    return next((name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__)
+
+
 def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its config class.
 

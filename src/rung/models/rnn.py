@@ -55,9 +55,17 @@ class RNNForCausalLM(StatefulModel):
         """The table that ids are looked up in."""
         return self.embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another table in its place."""
+        self.embedding = value
+
     def get_output_embeddings(self) -> nn.Module:
         """The layer that makes logits."""
         return self.head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Put another head in its place."""
+        self.head = value
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

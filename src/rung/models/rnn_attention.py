@@ -57,9 +57,17 @@ class RNNAttentionForCausalLM(StatefulModel):
         """The table that ids are looked up in."""
         return self.embedding
 
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Put another table in its place."""
+        self.embedding = value
+
     def get_output_embeddings(self) -> nn.Module:
         """The layer that makes logits."""
         return self.head
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Put another head in its place."""
+        self.head = value
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -129,8 +137,8 @@ def attend(
 
     No key is ever repeated: where the kernel at hand would, a group's queries become rows of one key head.
     """
-    if mask is None and dropout == 0 and _is_short_training_on_cpu(q, k):
-        return _attend_plainly(q, k, v)
+    if dropout == 0 and _is_short_training_on_cpu(q, k):
+        return _attend_plainly(q, k, v, mask)
     mask = mask.to(q.device) if mask is not None else None
     grouped = k.shape[1] != q.shape[1]
     if grouped and (q.shape[2] == 1 or dropout or (mask is not None and q.device.type != "cpu")):
@@ -161,11 +169,15 @@ def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
     return q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.shape[2] == k.shape[2] <= 512
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """A group's queries stand one below another, over the keys that they share."""
     (batch, heads, steps, size), shared = q.shape, k.shape[1]
     groups = heads // shared
-    later = torch.full((steps, steps), float("-inf"), dtype=torch.bfloat16).triu(1).repeat(groups, 1)
+    hidden = torch.ones(1, 1, steps, steps, dtype=torch.bool).triu(1) if mask is None else ~mask
+    hidden = torch.zeros(hidden.shape, dtype=torch.bfloat16).masked_fill_(hidden, float("-inf"))
+    hidden = hidden.repeat(1, 1, groups, 1)
+    one = len(hidden) == 1  # for all rows of the batch
+    hidden = hidden[0].expand(batch * shared, -1, -1) if one else hidden.expand(-1, shared, -1, -1).flatten(0, 1)
     q, k, v = q.reshape(batch * shared, groups * steps, size), k.flatten(0, 1), v.flatten(0, 1)
-    scores = torch.baddbmm(later.expand(batch * shared, -1, -1), q, k.mT, alpha=size**-0.5)
+    scores = torch.baddbmm(hidden, q, k.mT, alpha=size**-0.5)
     return (scores.softmax(-1, dtype=scores.dtype) @ v).reshape(batch, heads, steps, size)

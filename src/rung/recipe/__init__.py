@@ -35,7 +35,7 @@ from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
 from rung.train import check_activations, check_arguments, check_carry_state, check_lora
 
-__all__ = ["Recipe", "make_recipe", "read_recipe"]
+__all__ = ["Recipe", "make_recipe", "read_override", "read_recipe"]
 
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 
@@ -174,14 +174,22 @@ def _check_positive(name: str, value: Any, kind: type) -> None:
         raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
 
 
-def _apply(page: dict[str, Any], override: str) -> None:
+def read_override(override: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`.
+
+    Raises `RecipeError` where it is not that, or the value is no YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        return key, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _apply(page: dict[str, Any], override: str) -> None:
+    key, value = read_override(override)
     section, dot, name = key.partition(".")
     if not dot:
         section, name = _find_section(page["rung"], key)

@@ -44,9 +44,9 @@ def load_base(recipe: Recipe) -> CausalModel:
     return model.float()
 
 
-def describe_base(recipe: Recipe, model: CausalModel) -> dict[str, Any]:
+def describe_base(path: str | None, model: CausalModel) -> dict[str, Any]:
     """What a run records of its base: where it was, and what it was."""
-    return {"base": {"path": recipe.base, "fingerprint": fingerprint_weights(model)}}
+    return {"base": {"path": path, "fingerprint": fingerprint_weights(model)}}
 
 
 def fingerprint_weights(model: CausalModel) -> str:

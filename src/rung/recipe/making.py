@@ -2,25 +2,18 @@
 
 import functools
 import math
-import platform
-import re
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import datasets
-import tokenizers
-import torch
-import transformers
-import yaml
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rung import __version__, ranks, runs
+from rung import ranks, runs
 from rung.corpus import SPLITS, Corpus, load_corpus
-from rung.device import cache_folder, choose_device, describe, keep_freed_memory
+from rung.device import cache_folder, choose_device, keep_freed_memory
 from rung.errors import RunError, RungError
-from rung.evaluate import compressor_marks, first_texts, score_documents, score_text
+from rung.evaluate import first_texts, score_documents
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
 from rung.models.ngram.engines import Counting, choose_counter
@@ -28,9 +21,17 @@ from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import describe_base, load_base
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
+from rung.recipe.record import (
+    SAMPLE_TOKENS,
+    describe_surroundings,
+    describe_tokenizer,
+    describe_training,
+    find_prompt,
+    judge,
+)
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
-from rung.tokenizer import fingerprint, losses, suggest_vocab_size
+from rung.tokenizer import suggest_vocab_size
 from rung.train import (
     Hooks,
     Progress,
@@ -48,9 +49,6 @@ OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-
 CONTEXT = 256  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
 LONGEST_CONTEXT = 1024
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
-PASSAGE_CHARACTERS = 600
-PROMPT_WORDS = 6
-SAMPLE_TOKENS = 100
 
 
 def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bool:
@@ -111,7 +109,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     pack_train(corpus, tokenizer, tell)
-    record = describe_base(recipe, base) if base else {}
+    record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer)
     return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus)
 
@@ -130,14 +128,14 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     """Save and score what was made; an interrupted run is saved, no more."""
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
-    record = ready.record | {"parameters": count_parameters(model), "training": _training_facts(trained)}
+    record = ready.record | {"parameters": count_parameters(model), "training": describe_training(trained)}
     read = {line["step"]: line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line}
     reached = read.get(trained.kept_step)
     if reached and "plan" in record:
         record["plan"] |= {"reached": reached, "error": record["plan"]["bits_per_byte"] / reached - 1}
     if not trained.interrupted:
         assert ready.corpus is not None
-        record |= _judge(model.eval(), ready.tokenizer, ready.corpus, tell)
+        record |= judge(model.eval(), ready.tokenizer, ready.corpus, tell)
     runs.write_record(folder, record)
     return not trained.interrupted
 
@@ -147,7 +145,10 @@ def read_begun(folder: Path) -> Recipe:
 
     Raises `RunError` when there is nothing to resume.
     """
-    recipe = runs.read_record(folder).get("recipe")
+    record = runs.read_record(folder)
+    recipe = record.get("recipe")
+    if "tune" in record and not runs.is_finished(folder):
+        raise RunError(f"{folder} is being tuned: go on with `rung tune --out {folder} --resume`")
     if runs.is_finished(folder) or recipe is None:
         raise RunError(f"{folder} is finished: there is nothing to resume")
     return make_recipe(recipe)
@@ -263,7 +264,7 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     if ready.corpus is None:
         return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
     tokenizer = ready.tokenizer
-    prompt, watched = _prompt(ready.corpus), read_watched(ready.corpus)
+    prompt, watched = find_prompt(ready.corpus), read_watched(ready.corpus)
 
     def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
@@ -290,49 +291,6 @@ def _not_asked(model: CausalModel) -> Any:
     raise AssertionError("only the main process has text to score and to go on from")
 
 
-def _judge(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, Any]:
-    """Scores on the test split, the compressors' marks, a sample, and a passage token by token."""
-    texts = corpus.test["text"]
-    total = len(texts)
-    started = time.perf_counter()
-    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
-    score = replace(score, seconds=time.perf_counter() - started)
-    prompt, passage = _prompt(corpus), _passage(corpus)
-    tell(Stage(name="comparing"))
-    return {
-        "scores": {"test": score.as_dict()},
-        "marks": find_marks(corpus),
-        "prompt": prompt,
-        "sample": generate(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS)).text,
-        "passage": [[t.text, round(t.bits, 3)] for t in score_text(model, tokenizer, passage)],
-    }
-
-
-def find_marks(corpus: Corpus) -> dict[str, float]:
-    """The compressors' marks on this corpus, computed once and kept."""
-    path = cache_folder() / "marks" / f"{corpus.fingerprint}.json"
-    if not path.exists():
-        marks = compressor_marks(corpus.test["text"], corpus.train["text"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        runs.write_atomically(path, yaml.safe_dump(marks, sort_keys=False))
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
-
-
-def _passage(corpus: Corpus) -> str:
-    """The opening of the first test document that is long enough, cut at white space."""
-    texts = corpus.test["text"]
-    text = next((t for t in texts if len(t) >= PASSAGE_CHARACTERS), max(texts, key=len))
-    if len(text) <= PASSAGE_CHARACTERS:
-        return text
-    return text[:PASSAGE_CHARACTERS].rsplit(maxsplit=1)[0]
-
-
-def _prompt(corpus: Corpus) -> str:
-    """The first words of the passage."""
-    words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _passage(corpus))
-    return words.group() if words else ""
-
-
 def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     return {
         "rung": recipe.rung,
@@ -344,31 +302,8 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "bytes": dict(corpus.bytes),
         },
         "tokenizer": {
-            "kind": recipe.tokenizer.get("kind") or recipe.tokenizer["path"],
-            "fingerprint": fingerprint(tokenizer),
-            "vocab_size": len(tokenizer),
-            "lost": list(losses(tokenizer)),
+            **describe_tokenizer(tokenizer, recipe.tokenizer.get("kind") or recipe.tokenizer["path"]),
             "one_document_in": sample_stride(recipe, corpus),
         },
-        "versions": {
-            "rung": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-            "datasets": datasets.__version__,
-        },
-        "seed": recipe.seed,
-        "hardware": describe(choose_device()),
-    }
-
-
-def _training_facts(trained: Trained) -> dict[str, Any]:
-    return {
-        "seconds": round(trained.seconds, 3),
-        "steps": trained.steps,
-        "kept_step": trained.kept_step,
-        "tokens": trained.tokens,
-        "tokens_per_second": round(trained.tokens_per_second, 1),
-        "trainable_parameters": trained.trainable_parameters,
+        **describe_surroundings(recipe.seed),
     }

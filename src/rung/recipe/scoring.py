@@ -1,14 +1,17 @@
-"""Scoring a run that is made: on its own text or on other, with the ruler's switches or without."""
+"""Scoring a run that is made: on its own text or on other, with the ruler's switches, or on standard tasks."""
 
 import functools
+import importlib.metadata
+import importlib.util
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rung import runs
 from rung.corpus import Corpus, load_corpus
 from rung.device import choose_device
-from rung.errors import RunError
+from rung.errors import RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models import load
 from rung.recipe.stages import Stage, Tell
@@ -31,7 +34,7 @@ def evaluate_run(
     left open and the run does not know one.
     """
     model, tokenizer = load(run)
-    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
+    record = runs.find_record(Path(run))
     recipe = record.get("recipe", {})
     if not (corpus or recipe):
         raise RunError(
@@ -39,11 +42,11 @@ def evaluate_run(
         )
     kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
     tell(Stage(name="reading"))
-    read_own = functools.partial(_read_own, run, record) if recipe else None
-    text = load_corpus(corpus, kind, whole=True) if corpus else _read_own(run, record, kind)
+    own = functools.partial(read_own, run, record) if recipe else None
+    text = load_corpus(corpus, kind, whole=True) if corpus else read_own(run, record, kind)
     name = record.get("rung", model.config.model_type)
     judged = Judged(run, name, model.to(choose_device()), tokenizer)
-    scorers = prepare_switches(switches, judged, choose_fitting(text, split, read_own)) if switches else {}
+    scorers = prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
     texts = text.split(split)["text"]
     total = len(texts)
     score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
@@ -53,8 +56,25 @@ def evaluate_run(
     return facts
 
 
-def _read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
-    """The corpus that the run was trained on."""
+def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
+    """The figures of lm-evaluation-harness for a run on `tasks`, on at most `limit` documents of each.
+
+    Raises `RecipeError` where the harness is not installed.
+    """
+    if importlib.util.find_spec("lm_eval") is None:
+        raise RecipeError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'rung[eval]'")
+    from rung.evaluate.harness import run_tasks
+
+    model, tokenizer = load(run)
+    record = runs.find_record(Path(run))
+    figures = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
+    harness = f"lm_eval {importlib.metadata.version('lm_eval')}"
+    name = record.get("rung", model.config.model_type)
+    return {"run": run, "rung": name, "harness": harness, "limit": limit, "tasks": figures}
+
+
+def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
+    """The corpus that the run was trained on, as it is now."""
     recipe = record["recipe"]
     text = load_corpus(recipe["corpus"], documents or recipe.get("documents", "paragraphs"))
     if text.fingerprint != record["corpus"]["fingerprint"]:

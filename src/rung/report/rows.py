@@ -134,7 +134,8 @@ def group_runs(found: list[Run]) -> list[Group]:
 
 def _read_run(folder: Path) -> Run:
     record = runs.read_record(folder)
-    curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in runs.read_metrics(folder)]
+    lines = [] if "tune" in record else runs.read_metrics(folder)  # of a tuned run they are about its answers
+    curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in lines]
     row = _make_row(folder.resolve().name, record)
     return Run(
         folder=folder,

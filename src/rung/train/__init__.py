@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from rung import ranks
 from rung.device import keep_freed_memory
 from rung.models import CausalModel
-from rung.pack import Blocks, Packed, Streams, keep_batch
+from rung.pack import Blocks, Packed, Rows, Streams, keep_batch
 from rung.train.activations import check_activations
 from rung.train.adapters import Adapter, check_lora
 from rung.train.batches import count_rows, find_global_batch_size
@@ -89,12 +89,12 @@ class Trained:
 def train(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    text: Packed | Rows,
     folder: Path,
     settings: TrainSettings,
     hooks: Hooks,
 ) -> Trained:
-    """Train `model` in place on `packed`, from the last checkpoint in `folder` if there is one.
+    """Train `model` in place on `text`, from the last checkpoint in `folder` if there is one.
 
     Of several processes all call this, and the main one's hooks are called; with FSDP only its model is trained in
     place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
@@ -102,7 +102,7 @@ def train(
     """
     started = time.perf_counter() - settings.spent
     keep_freed_memory()
-    blocks = _cut(model, tokenizer, packed, folder, settings)
+    blocks = _cut(model, tokenizer, text, folder, settings)
     adapter = Adapter(model, settings.lora) if settings.lora else None
     learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
@@ -175,7 +175,7 @@ class _Trainer(ResumableTrainer):
         self,
         model: CausalModel,
         arguments: TrainingArguments,
-        blocks: Blocks | Streams,
+        blocks: Rows,
         tokenizer: PreTrainedTokenizerBase,
         hooks: Hooks | None,
         callbacks: list[TrainerCallback],
@@ -239,24 +239,26 @@ class _Trainer(ResumableTrainer):
 
 
 def _cut(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, packed: Packed, folder: Path, settings: TrainSettings
-) -> Blocks | Streams:
-    """The row as it is trained on: blocks, or as many streams as a step has rows.
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: Packed | Rows, folder: Path, settings: TrainSettings
+) -> Rows:
+    """Packed text as it is trained on: blocks, or as many streams as a step has rows; rows are so already.
 
     accelerate deals whole batches in turn, to the processes and then to the batches that a step accumulates: each
     has its own streams.
     """
+    if not isinstance(text, Packed):
+        return text
     length: int = model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
     if not settings.carry_state:
-        return Blocks(packed, length, tokenizer.pad_token_id)
+        return Blocks(text, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
-    return Streams(packed, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1)))
+    return Streams(text, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1)))
 
 
 def _choose_steps(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    blocks: Blocks | Streams,
+    blocks: Rows,
     folder: Path,
     settings: TrainSettings,
     hooks: Hooks,
@@ -290,13 +292,13 @@ def _time_evaluation(model: CausalModel, hooks: Hooks) -> float:
 def measure_step(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: Packed | Blocks | Streams,
+    text: Packed | Rows,
     folder: Path,
     settings: TrainSettings,
 ) -> float:
     """Seconds of one training step, by taking some on a copy of the model."""
     watch = Stopwatch(MEASURED_SECONDS)
-    blocks = _cut(model, tokenizer, text, folder, settings) if isinstance(text, Packed) else text
+    blocks = _cut(model, tokenizer, text, folder, settings)
     arguments = make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"
     arguments.report_to = []

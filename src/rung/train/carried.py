@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rung import ranks
 from rung.errors import RecipeError, RunError
-from rung.models import BESIDE, LADDER, CausalModel
+from rung.models import LADDER, CausalModel, name_rung
 from rung.models.causal import State
 
 # Other batches, or another order, and a state would meet the text of another stream.
@@ -26,7 +26,7 @@ FIXED = ("auto_find_batch_size", "train_sampling_strategy")
 def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> None:
     """Raise `RecipeError` for a model that cannot carry its state, or an argument that would mix up the streams."""
     if not model.can_carry_state:
-        name = next((name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__)
+        name = name_rung(model)
         able = ", ".join(name for name, rung in LADDER.items() if rung.model.can_carry_state)
         raise RecipeError(f"--carry-state (carry_state): {name} cannot train so; of the rungs, {able} can")
     for key in FIXED:

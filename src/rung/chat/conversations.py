@@ -1,0 +1,128 @@
+"""Conversations to learn from: read from a file, from the Hub, or made of the interpreter's own documentation.
+
+A source without splits of its own is cut by a hash of each conversation, so that adding some moves none.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rung.chat.formats import Conversation
+from rung.chat.questions import ask_about_python
+from rung.corpus.files import hash_unit
+from rung.corpus.named import load_splits, parse_hub_name
+from rung.errors import CorpusError
+
+DEFAULT = "python-qa"
+SPEAKERS = {  # ShareGPT's names, and those of the Hub's data sets
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
+    "system": "system",
+}
+HELD_OUT = 0.05  # for validation, and again for test
+FEWEST = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversations:
+    """What is learned from, what is watched meanwhile, and what is asked in the end, each set under its name."""
+
+    name: str
+    train: list[Conversation]
+    validation: list[Conversation]
+    tests: dict[str, list[Conversation]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a conversation does."""
+        everything = json.dumps([self.train, self.validation, self.tests])
+        return hashlib.sha256(everything.encode()).hexdigest()[:16]
+
+
+def load_conversations(source: str = DEFAULT) -> Conversations:
+    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; of OpenAI's `messages` or ShareGPT's `conversations`.
+
+    Raises `CorpusError` where it cannot be read, is no conversation, or has too few of them.
+    """
+    if source == DEFAULT:
+        parts = ask_about_python()
+    elif source.startswith("hf:"):
+        splits = load_splits(*parse_hub_name(source))
+        parts = {name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()}
+    else:
+        parts = {"train": list(_read_rows(_read_lines(Path(source).expanduser()), source))}
+    parts = {name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()}
+    if len(parts["train"]) < FEWEST:
+        raise CorpusError(f"{source} has {len(parts['train'])} conversations: at least {FEWEST} are needed")
+    train, validation = parts.pop("train"), parts.pop("validation", [])
+    if not validation:
+        train, validation = _hold_out(train, 0)
+    if not parts:
+        train, parts["test"] = _hold_out(train, HELD_OUT)
+    name = source if source == DEFAULT or source.startswith("hf:") else Path(source).name
+    return Conversations(name=name, train=train, validation=validation, tests=parts)
+
+
+def _hold_out(conversations: list[Conversation], start: float) -> tuple[list[Conversation], list[Conversation]]:
+    """Those whose hash falls outside `start` to `start` + HELD_OUT, and those inside: one at least."""
+    places = [hash_unit(json.dumps(c)) for c in conversations]
+    inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT}
+    inside = inside or {min(range(len(places)), key=places.__getitem__)}
+    rest = [c for i, c in enumerate(conversations) if i not in inside]
+    return rest, [conversations[i] for i in sorted(inside)]
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    """A JSON value a line; or one list of them."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CorpusError(f"no conversations at {path}: {error.strerror}; name a file of JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 text: conversations are JSON lines") from error
+    if text.lstrip().startswith("["):
+        yield from _parse(text, str(path))
+        return
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield _parse(line, f"{path}, line {number}")
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise CorpusError(f"{where}: this is not JSON ({error.msg}): write one conversation a line") from error
+
+
+def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
+    for number, row in enumerate(rows, 1):
+        yield read_conversation(row, f"{source}, conversation {number}")
+
+
+def read_conversation(row: Any, where: str) -> Conversation:
+    """The messages of one row, under OpenAI's names.
+
+    Raises `CorpusError` where there is none, or nothing that the assistant says.
+    """
+    found = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
+    if not isinstance(found, list):
+        raise CorpusError(f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT)")
+    conversation = [_read_message(message, where) for message in found]
+    if not any(message["role"] == "assistant" for message in conversation):
+        raise CorpusError(f"{where}: the assistant says nothing in it, so there is nothing to learn")
+    return conversation
+
+
+def _read_message(message: Any, where: str) -> dict[str, str]:
+    fields = message if isinstance(message, dict) else {}
+    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    if role not in SPEAKERS or not isinstance(content, str):
+        raise CorpusError(
+            f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of {', '.join(SPEAKERS)}, and "
+            "a text as its `content`"
+        )
+    return {"role": SPEAKERS[role], "content": content.strip()}

@@ -1,0 +1,187 @@
+"""Verbs that talk: tune, chat."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rung import ranks
+from rung.cli.command import Run, Seed, fail, verb
+
+COMMANDS = """/reset          forget what was said
+/system TEXT    what stands before the conversation; alone, none
+/temperature T  0 always takes the likeliest token
+/save FILE      write the conversation down; `rung tune` can learn from it
+/load FILE      go on from there
+/quit           leave, as Ctrl-D does"""
+
+
+@verb("rung tune runs/python-docs/llama3 chats.jsonl --minutes 10")
+def tune(
+    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")] = "",
+    data: Annotated[
+        str, typer.Argument(help="JSON lines of `messages` or `conversations`, hf:ORG/NAME; python-qa by default.")
+    ] = "",
+    steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
+    preference: Annotated[
+        str, typer.Option(help="JSON lines of prompt, chosen, rejected: teach a tuned run which answer is better.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="The new run's folder; RUN-chat by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A field of TrainingArguments: key=value.")] = None,
+    seed: Seed = 0,
+) -> None:
+    """Make a chat model of a run, and say what that changed."""
+    from rung.cli.display import Display, make_quiet, show, tuning_table
+
+    make_quiet()
+    from rung import runs
+    from rung.errors import RecipeError
+    from rung.recipe import read_override
+    from rung.recipe.making import check_unused
+    from rung.recipe.tuning import Tuning, read_begun
+    from rung.recipe.tuning import tune as make
+
+    if not run and not (resume and out):
+        raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
+    folder = out or Path(run).with_name(f"{Path(run).name}-{'preferred' if preference else 'chat'}")
+    if resume:
+        plan = read_begun(folder)
+    else:
+        given: dict[str, Any] = {"steps": steps, "minutes": minutes}
+        given |= {"data": data or None, "preference": preference or None}
+        given = {key: value for key, value in given.items() if value is not None}
+        plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), seed=seed, **given)
+        check_unused(folder)
+    with Display() as display:
+        finished = make(plan, folder, lambda stage: display.tell(folder.name, stage))
+    if not finished:
+        fail(f"stopped; the work so far is saved. Go on with: {ranks.command()} tune --out {folder} --resume", 130)
+    record = runs.read_record(folder)
+    show(tuning_table(record))
+    for title in ("best", "worst"):
+        for answer in record["tune"].get(title, []):
+            given_text = answer["given"].strip() or "(nothing)"
+            print(f"\n{title:<6} {answer['question']}\n       {given_text}", file=sys.stderr)
+            print(f"       expected: {answer['expected']}", file=sys.stderr)
+    print(f"\nNext:   rung chat {folder}", file=sys.stderr)
+
+
+@verb("rung chat runs/python-docs/llama3-chat")
+def chat(
+    run: Run,
+    system: Annotated[str, typer.Option(help="What stands before the conversation.")] = "",
+    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this probability.")] = 0.95,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a tuned run; what is piped in is asked line by line."""
+    from rung.cli.display import make_quiet
+
+    make_quiet()
+    from rung.chat.talk import Talk
+    from rung.errors import RunError
+    from rung.generate import Decoder, Sampling
+    from rung.models import load
+
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    model, tokenizer = load(run)
+    if not tokenizer.chat_template:
+        raise RunError(f"{run} has no chat template: make a chat model of it with `rung tune {run}`")
+    _Terminal(Talk(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling).run()
+
+
+class _Terminal:
+    """The conversation on standard input and output: a prompt and streaming on a terminal, lines where it is piped."""
+
+    def __init__(self, talk: Any, sampling: Any) -> None:
+        self.talk = talk
+        self.sampling = sampling
+        self.is_terminal = sys.stdin.isatty()
+
+    def run(self) -> None:
+        """Until /quit or the end of what is typed."""
+        if self.is_terminal:
+            import readline  # noqa: F401  # gives `input` a history and keys to move with
+
+            print("Ask something. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
+        while (line := self._read()) is not None:
+            if line.startswith("/"):
+                if not self._obey(line):
+                    return
+            elif line.strip():
+                self._ask(line.strip())
+
+    def _read(self) -> str | None:
+        try:
+            return input("> " if self.is_terminal else "")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if not self.is_terminal:
+                raise
+            print(file=sys.stderr)
+            return ""
+
+    def _ask(self, question: str) -> None:
+        from rung.errors import RungError
+
+        try:
+            self.talk.answer(question, self.sampling, lambda text: print(text, end="", flush=True))
+            print(flush=True)
+        except KeyboardInterrupt:
+            print(flush=True)
+            if not self.is_terminal:
+                raise
+        except RungError as error:
+            print(f"rung: {error}", file=sys.stderr)
+            return
+        if self.talk.dropped:
+            turns = "oldest turn was" if self.talk.dropped == 1 else f"{self.talk.dropped} oldest turns were"
+            print(f"(the {turns} dropped: the window is full)", file=sys.stderr)
+
+    def _obey(self, line: str) -> bool:
+        """Do what a command says; False to leave."""
+        from rung.errors import RungError
+
+        name, _, rest = line[1:].strip().partition(" ")
+        known = {"reset": self._reset, "system": self._set_system, "temperature": self._set_temperature}
+        known |= {"save": self._save, "load": self._load, "help": lambda _: print(COMMANDS, file=sys.stderr)}
+        if name == "quit":
+            return False
+        if name not in known:
+            print(f"rung: unknown command /{name}: /help lists them", file=sys.stderr)
+            return True
+        try:
+            known[name](rest.strip())
+        except (RungError, OSError, ValueError) as error:
+            print(f"rung: /{name}: {error}", file=sys.stderr)
+        return True
+
+    def _reset(self, _: str) -> None:
+        self.talk.messages.clear()
+
+    def _set_system(self, text: str) -> None:
+        self.talk.system = text
+
+    def _set_temperature(self, text: str) -> None:
+        from dataclasses import replace
+
+        self.sampling = replace(self.sampling, temperature=float(text))
+
+    def _save(self, path: str) -> None:
+        self.talk.save(_name_file(path))
+        print(f"Saved {path}", file=sys.stderr)
+
+    def _load(self, path: str) -> None:
+        self.talk.load(_name_file(path))
+        print(f"{len(self.talk.messages)} messages", file=sys.stderr)
+
+
+def _name_file(path: str) -> Path:
+    if not path:
+        raise ValueError("name a file")
+    return Path(path).expanduser()

@@ -1,0 +1,327 @@
+"""Making a chat model of a run: conversations, training on what the assistant says, and what that changed, honestly."""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from rung import runs
+from rung.chat.answers import (
+    Answer,
+    Retrieval,
+    answer_questions,
+    count_bytes,
+    find_costs,
+    split_last,
+    spread,
+    summarize,
+    write_plainly,
+)
+from rung.chat.conversations import DEFAULT, Conversations, load_conversations
+from rung.chat.examples import Examples
+from rung.chat.formats import CHATML, LLAMA3, Conversation, Encoded, encode_conversations, teach_format
+from rung.chat.preference import (
+    PreferenceSettings,
+    hold_out,
+    learn_preferences,
+    read_preferences,
+    share_preferred,
+)
+from rung.corpus import Corpus
+from rung.device import choose_device
+from rung.errors import RecipeError, RunError
+from rung.evaluate import score_documents
+from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
+from rung.recipe.base import describe_base
+from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
+from rung.recipe.scoring import read_own
+from rung.recipe.stages import Stage, Tell
+from rung.tokenizer import encode_documents
+from rung.train import Hooks, Progress, Trained, TrainSettings, check_arguments, find_checkpoints, train
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MINUTES = 5.0
+ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}  # weights that have learned already
+REPLAYED = 0.25  # as many tokens of the base's own text as conversations have, times this
+BYTES_A_TOKEN = 3  # roughly
+WATCHED = 64  # conversations that training watches
+ASKED = 100  # questions of each set that are answered in the end
+SHOWN = 3  # answers of the best, and of the worst
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Which run is tuned, on which conversations, and for how long."""
+
+    base: str
+    data: str = DEFAULT
+    steps: int | None = None
+    minutes: float | None = None
+    train: dict[str, Any] = field(default_factory=dict)  # fields of TrainingArguments
+    seed: int = 0
+
+    preference: str = ""  # a file of pairs of answers, in the place of conversations
+
+    def __post_init__(self) -> None:
+        if self.preference and (self.minutes or self.steps or self.train or self.data != DEFAULT):
+            raise RecipeError("--preference goes once through its pairs: leave out DATA, --minutes, --steps and --set")
+        if self.minutes is not None and self.steps is not None:
+            raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
+        for name, value in (("minutes", self.minutes), ("steps", self.steps)):
+            if value is not None and not 0 < value < math.inf:
+                raise RecipeError(f"{name} is {value}: it must be positive")
+        check_arguments(self.train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Student:
+    """The model that is tuned, what it is tuned on, and the text that it was judged by before."""
+
+    model: CausalModel
+    tokenizer: PreTrainedTokenizerBase
+    data: Conversations
+    corpus: Corpus | None
+
+
+def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None) -> bool:
+    """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if there is one.
+
+    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`.
+    """
+    base = read_base(plan.base)
+    tell(Stage(name="reading"))
+    model, tokenizer = load(plan.base)
+    if plan.preference:
+        return _prefer(plan, base, (model.float().to(choose_device()), tokenizer), folder, tell)
+    student = _Student(
+        model=model.float().to(choose_device()),
+        tokenizer=tokenizer,
+        data=load_conversations(plan.data),
+        corpus=read_own(plan.base, base) if "recipe" in base else None,
+    )
+    runs.make_folder(folder)
+    runs.remove_leftovers(folder)
+    record = _describe(model, plan, base)
+    record["tune"] |= _describe_data(student.data)
+    record = _begin(student, plan, folder, record, tell)
+    set_seed(plan.seed)
+    teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
+    record["tokenizer"] = describe_tokenizer(tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
+    runs.write_record(folder, record)
+    trained = _learn(student, plan, folder, record, tell)
+    runs.save_model(folder, model.eval(), tokenizer)
+    if not trained.interrupted:
+        _judge_after(student, record, tell)
+    runs.write_record(folder, record)
+    return not trained.interrupted
+
+
+def read_base(run: str) -> dict[str, Any]:
+    """The record of the run that is tuned; empty for a plain model folder.
+
+    Raises `RunError` for one that counts, or is not finished.
+    """
+    record = runs.find_record(Path(run))
+    if record and find_rung(record["rung"]).counts:
+        raise RunError(f"{run} is a {record['rung']}, which counts: only what is trained by gradients can be tuned")
+    if record and not runs.is_finished(Path(run)):
+        raise RunError(f"{run} is not finished: go on with `rung train --out {run} --resume` first")
+    return record
+
+
+def read_begun(folder: Path) -> Tuning:
+    """The plan of the tuning that was begun in `folder`.
+
+    Raises `RunError` when there is nothing to resume.
+    """
+    record = runs.read_record(folder)
+    if "tune" not in record:
+        raise RunError(f"{folder} is no tuned run: go on with `rung train --out {folder} --resume`")
+    if runs.is_finished(folder):
+        raise RunError(f"{folder} is finished: there is nothing to resume")
+    return Tuning(**record["tune"]["plan"])
+
+
+def _prefer(
+    plan: Tuning, base: dict[str, Any], made: tuple[CausalModel, PreTrainedTokenizerBase], folder: Path, tell: Tell
+) -> bool:
+    """Teach a chat model which of two answers is the better one; there is nothing to resume."""
+    model, tokenizer = made
+    learned, held_out = hold_out(read_preferences(Path(plan.preference).expanduser()))
+    if not tokenizer.chat_template:
+        raise RunError(f"{plan.base} answers nothing yet: first `rung tune {plan.base}`, then --preference on that run")
+    runs.make_folder(folder)
+    corpus = read_own(plan.base, base) if "recipe" in base else None
+    record = _describe(model, plan, base)
+    record["tune"] |= {"data": Path(plan.preference).name, "preferences": len(learned), "held_out": len(held_out)}
+    sides: dict[str, Any] = {"before": {"preferred": share_preferred(model, tokenizer, held_out)}}
+    if corpus:
+        sides["before"] |= _score_text(model, tokenizer, corpus, tell)
+    set_seed(plan.seed)
+    settings = PreferenceSettings(seed=plan.seed)
+    learn_preferences(
+        model, tokenizer, learned, settings, lambda done, total: tell(Stage(name="preferring", done=done, total=total))
+    )
+    runs.save_model(folder, model.eval(), tokenizer)
+    sides["after"] = {"preferred": share_preferred(model, tokenizer, held_out)}
+    record["scores"] = {}
+    if corpus:
+        record |= judge(model, tokenizer, corpus, tell)
+        sides["after"]["bits_per_byte"] = record["scores"]["test"]["bits_per_byte"]
+    record["tune"] |= sides
+    runs.write_record(folder, record | {"parameters": count_parameters(model)})
+    return True
+
+
+def _describe(model: CausalModel, plan: Tuning, base: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rung": name_rung(type(model)),
+        **{key: base[key] for key in ("recipe", "corpus", "tokenizer") if key in base},
+        **describe_base(plan.base, model),
+        "tune": {"plan": asdict(plan)},
+        **describe_surroundings(plan.seed),
+    }
+
+
+def _describe_data(data: Conversations) -> dict[str, Any]:
+    sizes = {"train": data.train, "validation": data.validation, **data.tests}
+    return {
+        "data": data.name,
+        "fingerprint": data.fingerprint,
+        "conversations": {name: len(found) for name, found in sizes.items()},
+    }
+
+
+def _begin(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """The record, with how the base did; what is gone on with must be what was begun.
+
+    Raises `RunError` where it is not.
+    """
+    if not find_checkpoints(folder):
+        for name in (runs.METRICS, runs.SAMPLES):
+            (folder / name).unlink(missing_ok=True)
+        record["tune"]["before"] = _judge_before(student, tell)
+        return record
+    begun = runs.read_record(folder)
+    same_data = begun.get("tune", {}).get("fingerprint") == record["tune"]["fingerprint"]
+    for what, is_same in ((plan.base, begun.get("base") == record["base"]), (plan.data, same_data)):
+        if not is_same:
+            raise RunError(f"{what} has changed since {folder} was begun: choose another folder with --out")
+    record["tune"]["before"] = begun["tune"]["before"]
+    return record
+
+
+def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell) -> Trained:
+    """Train on what the assistant says."""
+    model, tokenizer = student.model, student.tokenizer
+    tell(Stage(name="tokenizing"))
+    length = model.context_length or model.config.max_position_embeddings
+    encoded = encode_conversations(tokenizer, student.data.train)
+    if student.corpus:
+        encoded += _replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
+    examples = Examples(encoded, length, tokenizer.pad_token_id, packed=record["rung"] in TRANSFORMERS)
+    if examples.cut:
+        logger.warning("%d conversations are longer than %d tokens, and are cut off there", examples.cut, length)
+    settings = TrainSettings(
+        steps=plan.steps,
+        minutes=None if plan.steps else plan.minutes or DEFAULT_MINUTES,
+        arguments={**ARGUMENTS, **plan.train},
+        seed=plan.seed,
+    )
+    trained = train(model, tokenizer, examples, folder, settings, _hooks(student, tell))
+    record["tune"] |= {"rows": len(examples), "cut": examples.cut}
+    record |= {"parameters": count_parameters(model), "training": describe_training(trained)}
+    return trained
+
+
+def _replay(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float) -> list[Encoded]:
+    """Rows of the base's own training text, about so many tokens from all over it: what is rehearsed is kept.
+
+    Robins 1995; of language models, Scialom et al. 2022.
+    """
+    stride = max(1, round(corpus.bytes["train"] / (BYTES_A_TOKEN * max(tokens, 1))))
+    documents = encode_documents(corpus.sample_train(stride), tokenizer)
+    rows = [ids[at : at + length + 1] for ids in documents for at in range(0, len(ids) - 1, length)]
+    return [Encoded(row, [False] + [True] * (len(row) - 1)) for row in rows]
+
+
+def _hooks(student: _Student, tell: Tell) -> Hooks:
+    """What training calls: it watches what held-out answers cost."""
+    tokenizer = student.tokenizer
+    watched = spread(student.data.validation, WATCHED)
+    encoded, size = encode_conversations(tokenizer, watched), count_bytes(watched)
+
+    def show(progress: Progress) -> None:
+        note = f"{progress.tokens_per_second:,.0f} tokens/s"
+        if progress.bits_per_byte is not None:
+            note += f", {progress.bits_per_byte:.3f} bits per byte of answers"
+        tell(Stage(name="tuning", done=progress.step, total=progress.steps, note=note))
+
+    def say(model: CausalModel) -> str:
+        answer = answer_questions(model, tokenizer, watched[:1])[0]
+        return f"{answer.question}\n\n{answer.given}"
+
+    return Hooks(
+        evaluate=lambda model: find_costs(model, encoded, size)["bits_per_byte"],
+        sample=say,
+        progress=show,
+    )
+
+
+def _judge_before(student: _Student, tell: Tell) -> dict[str, Any]:
+    """How the base does: on its text, and asked in plain text."""
+    text = _score_text(student.model, student.tokenizer, student.corpus, tell) if student.corpus else {}
+    return {
+        **text,
+        "answers": {name: _judge_answers(student, found, tell)[0] for name, found in student.data.tests.items()},
+    }
+
+
+def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
+    """The same of the tuned one, beside looking answers up; and some of its best and worst answers."""
+    found = {name: _judge_answers(student, asked, tell) for name, asked in student.data.tests.items()}
+    best = sorted((a for _, answers in found.values() for a in answers), key=lambda answer: -answer.f1)
+    record["tune"] |= {
+        "after": {"answers": {name: summary for name, (summary, _) in found.items()}},
+        "lookup": {name: _look_up(student.data, asked) for name, asked in student.data.tests.items()},
+        "best": [asdict(answer) for answer in best[:SHOWN]],
+        "worst": [asdict(answer) for answer in best[-SHOWN:]],
+    }
+    record["scores"] = {}
+    if student.corpus:
+        record |= judge(student.model, student.tokenizer, student.corpus, tell)
+        record["tune"]["after"]["bits_per_byte"] = record["scores"]["test"]["bits_per_byte"]
+
+
+def _score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, float]:
+    """Bits per byte of the base's own test text."""
+    tell(Stage(name="scoring"))
+    score = score_documents(model.eval(), tokenizer, corpus.test["text"])
+    return {"bits_per_byte": score.bits_per_byte}
+
+
+def _judge_answers(
+    student: _Student, asked: Sequence[Conversation], tell: Tell
+) -> tuple[dict[str, float], list[Answer]]:
+    """What answers are worth, and what the expected ones cost, on questions from all over a set."""
+    asked, model, tokenizer = spread(asked, ASKED), student.model.eval(), student.tokenizer
+    answers = answer_questions(
+        model, tokenizer, asked, lambda done: tell(Stage(name="answering", done=done, total=len(asked)))
+    )
+    write = encode_conversations if tokenizer.chat_template else write_plainly
+    return summarize(answers) | find_costs(model, write(tokenizer, asked), count_bytes(asked)), answers
+
+
+def _look_up(data: Conversations, asked: Sequence[Conversation]) -> dict[str, dict[str, float]]:
+    """What the answers of the most similar questions are worth."""
+    found = {}
+    for name, rare in (("n-grams", False), ("rare n-grams", True)):
+        retrieval = Retrieval(data.train, rare=rare)
+        pairs = [(before[-1]["content"], expected) for before, expected in map(split_last, spread(asked, ASKED))]
+        found[name] = summarize([Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs])
+    return found

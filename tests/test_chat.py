@@ -1,0 +1,343 @@
+"""Conversations written down, learned from, judged and held: the room `chat`, and `rung tune` and `rung chat`."""
+
+import json
+import math
+
+import pytest
+import torch
+from conftest import NEURAL, SENTENCES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from rung.chat import encode_prompt, find_ends, talk
+from rung.chat.answers import Answer, Retrieval, answer_questions, find_costs, spread, write_plainly
+from rung.chat.conversations import DEFAULT, load_conversations
+from rung.chat.examples import Examples, fill_rows
+from rung.chat.formats import CHATML, LLAMA3, encode_conversations, teach_format
+from rung.chat.questions import ASKED, ask_about_python
+from rung.chat.talk import Talk
+from rung.errors import CorpusError, RunError, TokenizerError
+from rung.generate import Decoder, Sampling
+
+FORMATS = {"llama3": LLAMA3, "chatml": CHATML}
+TALK = [
+    {"role": "system", "content": "be a cat"},
+    {"role": "user", "content": " the mat? "},
+    {"role": "assistant", "content": "the cat sat\n\non the mat"},
+    {"role": "user", "content": "a dog"},
+    {"role": "assistant", "content": "no"},
+]
+
+
+def ask(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def make_chat(make_tiny, tokenizer):
+    """A tiny model that was taught a format, and its tokenizer."""
+    import copy
+
+    def make(name, chat_format=None, **fields):
+        model, own = copy.deepcopy(make_tiny(name, **fields)), copy.deepcopy(tokenizer)
+        teach_format(model, own, chat_format or (LLAMA3 if name == "llama3" else CHATML))
+        return model, own
+
+    return make
+
+
+class TestFormats:
+    @pytest.mark.parametrize("chat_format", FORMATS.values(), ids=FORMATS)
+    def test_stock_apply_chat_template_gives_our_ids_and_mask(self, make_chat, chat_format):
+        _, tokenizer = make_chat("llama3", chat_format)
+        stock = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+        ours = encode_conversations(tokenizer, [TALK])[0]
+        assert ours.ids == stock["input_ids"]
+        assert [int(said) for said in ours.said] == stock["assistant_masks"]
+        said = tokenizer.decode([i for i, own in zip(ours.ids, ours.said, strict=True) if own])
+        assert said == f"the cat sat\n\non the mat{chat_format.end}no{chat_format.end}"
+
+    @pytest.mark.parametrize("chat_format", FORMATS.values(), ids=FORMATS)
+    def test_what_is_asked_begins_what_was_learned(self, make_chat, chat_format):
+        """An answer is asked for with the very tokens that it was trained to follow."""
+        _, tokenizer = make_chat("llama3", chat_format)
+        prompt = encode_prompt(tokenizer, TALK[:2])
+        assert prompt == tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True)["input_ids"]
+        assert encode_conversations(tokenizer, [TALK[:3]])[0].ids[: len(prompt)] == prompt
+
+    def test_llama3_is_written_as_meta_writes_it(self, make_chat):
+        formatter = pytest.importorskip("llama_models.llama3.chat_format", reason="llama-models is not installed")
+        from llama_models.datatypes import RawMessage
+        from llama_models.llama3.tokenizer import Tokenizer
+
+        theirs = Tokenizer.get_instance()
+        said = [RawMessage(role=m["role"], content=m["content"]) for m in TALK[1:]]
+        text = theirs.decode(formatter.ChatFormat(theirs).encode_dialog_prompt(said).tokens)
+        _, tokenizer = make_chat("llama3")
+        assert tokenizer.apply_chat_template(TALK[1:], tokenize=False, add_generation_prompt=True) == text
+
+    @given(st.lists(st.sampled_from(["<|eot_id|>", "<|im_end|>", "the cat", "\n\n", "<|begin_of_text|>", " é"])))
+    @settings(max_examples=50, deadline=None)
+    def test_nothing_in_a_message_becomes_a_special_token(self, tokenizer, make_tiny, parts):
+        import copy
+
+        model, own = copy.deepcopy(make_tiny("llama3")), copy.deepcopy(tokenizer)
+        teach_format(model, own, LLAMA3)
+        content = "".join(parts)
+        plain, ours = (encode_conversations(own, [ask("a", text)])[0] for text in ("x", content))
+        special = set(own.all_special_ids) | set(own.get_added_vocab().values())
+        assert [i for i in ours.ids if i in special] == [i for i in plain.ids if i in special]
+        said = [i for i, is_said in zip(ours.ids, ours.said, strict=True) if is_said]
+        assert own.decode(said[:-1]) == content
+
+    def test_a_tokenizer_without_a_template_says_what_makes_one(self, tokenizer):
+        with pytest.raises(TokenizerError, match="rung tune"):
+            encode_prompt(tokenizer, TALK[:2])
+
+    @pytest.mark.parametrize("name", NEURAL)
+    def test_a_taught_model_knew_the_old_tokens_before(self, make_chat, make_tiny, tokenizer, name):
+        model, own = make_chat(name)
+        ids = torch.tensor([tokenizer(SENTENCES[0]).input_ids])
+        old = make_tiny(name)(ids).logits
+        new = model(ids).logits
+        assert new.shape[-1] == len(own) == model.config.vocab_size > old.shape[-1]
+        assert torch.allclose(new[..., : old.shape[-1]], old, atol=1e-5)
+        assert set(find_ends(model, own)) == {own.eos_token_id, *own.convert_tokens_to_ids([own_end(name)])}
+
+
+def own_end(name):
+    return LLAMA3.end if name == "llama3" else CHATML.end
+
+
+class TestExamples:
+    @given(st.lists(st.integers(1, 32), max_size=60))
+    @settings(max_examples=100, deadline=None)
+    def test_rows_hold_every_piece_once_and_no_more_than_fits(self, sizes):
+        rows = fill_rows(sizes, 32)
+        assert sorted(piece for row in rows for piece in row) == list(range(len(sizes)))
+        assert all(sum(sizes[piece] for piece in row) <= 32 for row in rows)
+        fewest = math.ceil(sum(sizes) / 32)
+        assert len(rows) <= max(1, 2 * fewest) or not sizes  # no two rows are half empty
+
+    @pytest.mark.parametrize("name", NEURAL)
+    def test_nothing_leaks_between_conversations_that_share_a_row(self, make_chat, name):
+        model, tokenizer = make_chat(name)
+        talks = [ask(SENTENCES[i], SENTENCES[-i]) for i in range(len(SENTENCES))]
+        encoded = encode_conversations(tokenizer, talks)
+        examples = Examples(encoded, 64, tokenizer.pad_token_id, packed=name in ("gpt2", "llama3", "swaps"))
+        batch = examples.__getitems__(list(range(len(examples))))
+        logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "shift_labels")}).logits
+        targets = batch["shift_labels"]
+        nats = F.cross_entropy(logits[targets >= 0], targets[targets >= 0], reduction="sum")
+        alone = 0.0
+        for each in encoded:
+            row = torch.tensor([each.ids])
+            said = torch.tensor(each.said[1:])
+            alone += F.cross_entropy(model(row[:, :-1]).logits[0][said], row[0, 1:][said], reduction="sum").item()
+        assert int((targets >= 0).sum()) == sum(sum(e.said[1:]) for e in encoded)
+        assert nats.item() == pytest.approx(alone, rel=1e-5)
+
+    def test_what_is_longer_than_a_row_is_cut_off_and_counted(self, make_chat):
+        _, tokenizer = make_chat("llama3")
+        encoded = encode_conversations(tokenizer, [ask("a", "the cat " * 40), ask("b", "no"), ask("c " * 99, "no")])
+        examples = Examples(encoded, 32, tokenizer.pad_token_id, packed=True)
+        assert examples.cut == 2
+        assert len(examples.pieces) == 2  # of the third nothing would be learned
+        assert all(batch["input_ids"].shape == (32,) for batch in (examples[i] for i in range(len(examples))))
+
+
+class TestConversations:
+    def test_openai_and_sharegpt_are_read_alike(self, tmp_path):
+        rows = [ask(f"question {i}", f"answer {i}") for i in range(60)]
+        names = {"user": "human", "assistant": "gpt"}
+        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
+        shared = [[{"from": names[m["role"]], "value": m["content"]} for m in row] for row in rows]
+        (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"conversations": row}) for row in shared))
+        (tmp_path / "c.json").write_text(json.dumps([{"messages": row} for row in rows]))
+        a, b = (load_conversations(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl"))
+        assert (a.train, a.validation, a.tests) == (b.train, b.validation, b.tests)
+        assert len(a.train) + len(a.validation) + len(a.tests["test"]) == 60
+        more = load_conversations(str(tmp_path / "a.jsonl"))
+        assert more.fingerprint == a.fingerprint
+
+    @pytest.mark.parametrize(
+        ("line", "wrong"),
+        [
+            ("no json", "line 1: this is not JSON"),
+            ('{"text": "a"}', "no list `messages`"),
+            ('{"messages": [{"role": "bard of old", "content": "x"}]}', "no message"),
+            ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
+            ('{"messages": [{"role": "assistant", "content": 3}]}', "no message"),
+            (json.dumps({"messages": ask("a", "b")}), "has 1 conversations"),
+            ("", "has 0 conversations"),
+        ],
+    )
+    def test_what_is_no_conversation_is_named(self, tmp_path, line, wrong):
+        (tmp_path / "x.jsonl").write_text(line)
+        with pytest.raises(CorpusError, match=wrong):
+            load_conversations(str(tmp_path / "x.jsonl"))
+
+    def test_a_missing_or_binary_file_is_named(self, tmp_path):
+        with pytest.raises(CorpusError, match="no conversations at"):
+            load_conversations(str(tmp_path / "none.jsonl"))
+        (tmp_path / "x.bin").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(CorpusError, match="not UTF-8"):
+            load_conversations(str(tmp_path / "x.bin"))
+
+    def test_a_hub_data_set_keeps_its_splits(self, tmp_path, monkeypatch):
+        import pandas
+
+        folder = tmp_path / "ORG" / "chats" / "data"
+        folder.mkdir(parents=True)
+        for split, count in (("train", 9), ("test", 2)):
+            rows = [{"messages": ask(f"{split} {i}", "yes")} for i in range(count)]
+            pandas.DataFrame(rows).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+        monkeypatch.setenv("RUNG_HUB_MIRROR", str(tmp_path))
+        found = load_conversations("hf:ORG/chats")
+        assert [c[0]["content"] for c in found.tests["test"]] == ["test 0", "test 1"]
+        assert len(found.train) + len(found.validation) == 9
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return ask_about_python()
+
+
+class TestQuestions:
+    def test_held_out_objects_and_phrasings_were_never_learned(self, parts):
+        learned = {c[0]["content"] for c in parts["train"]}
+        named = {name_in(c) for c in parts["train"]}
+        for part in ("phrasings", "validation"):
+            assert not learned & {c[0]["content"] for c in parts[part]}
+            assert {name_in(c) for c in parts[part]} <= named
+        assert not named & {name_in(c) for c in parts["objects"]}
+        assert min(map(len, parts.values())) >= 50
+
+    def test_the_answer_is_the_interpreters_own(self, parts):
+        import os.path
+        import statistics
+
+        answers = {c[0]["content"]: c[1]["content"] for part in parts.values() for c in part}
+        first = statistics.geometric_mean.__doc__.split("\n\n")[0]
+        assert " ".join(first.split()) in {
+            answers.get(way.format(name="statistics.geometric_mean")) for way in ASKED["does"]
+        }
+        assert "join(a, *p)" in {answers.get(way.format(name="os.path.join")) for way in ASKED["takes"]}
+        assert os.path.join
+
+    def test_it_is_the_same_every_time(self, parts):
+        assert ask_about_python() == parts
+        assert load_conversations(DEFAULT).name == DEFAULT
+
+
+def name_in(conversation):
+    return conversation[0]["content"].split("`")[1]
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("expected", "given", "f1", "exact"),
+        [
+            ("Return the number of items.", "return number of items", 1.0, True),
+            ("the cat sat", "a cat ran", 0.5, False),
+            ("cat cat dog", "cat", 0.5, False),
+            ("join(x, *p)", "join(x, b)", 2 / 3, False),
+            ("the", "", 1.0, True),
+            ("cat", "", 0.0, False),
+        ],
+    )
+    def test_token_f1(self, expected, given, f1, exact):
+        answer = Answer(question="", expected=expected, given=given)
+        assert answer.f1 == pytest.approx(f1)
+        assert answer.is_exact == exact
+
+    def test_questions_are_taken_from_all_over(self):
+        assert spread(list(range(250)), 100)[::50] == [0, 100]
+        assert spread(list(range(399)), 100) == list(range(0, 300, 3))
+        assert spread([1, 2], 100) == [1, 2]
+
+    def test_retrieval_finds_the_question_that_is_most_alike(self):
+        known = [
+            ask("What does `len` do?", "length"),
+            ask("What does `max` do?", "largest"),
+            ask("Explain `len`.", "L"),
+        ]
+        assert Retrieval(known, rare=False).answer("What does `max` do, pray?") == "largest"
+        assert Retrieval(known, rare=False).answer("zebra") == ""
+        assert Retrieval(known, rare=True).answer("`max`") == "largest"
+
+    def test_a_model_without_chat_is_asked_in_plain_text(self, make_tiny, tokenizer):
+        model = make_tiny("llama3")
+        talks = [ask("the cat", "sat on the mat"), ask("a dog", "is not a cat")]
+        assert len(answer_questions(model, tokenizer, talks)) == 2
+        plain = write_plainly(tokenizer, talks)
+        text = [tokenizer.decode([i for i, own in zip(e.ids, e.said, strict=True) if own][:-1]) for e in plain]
+        assert text == ["sat on the mat", "is not a cat"]
+        costs = find_costs(model, plain, 26)
+        assert costs["token_perplexity"] == pytest.approx(model.config.vocab_size, rel=0.2)
+
+
+class TestTalk:
+    def make(self, make_chat, name="llama3", **fields):
+        model, tokenizer = make_chat(name, **fields)
+        return Talk(decoder=Decoder(model), tokenizer=tokenizer)
+
+    def test_the_oldest_turns_are_dropped_whole_and_the_system_never(self, make_chat):
+        talk = self.make(make_chat)
+        talk.system = "cat"
+        for number in range(9):
+            talk.answer(f"the mat {number}", Sampling(max_new_tokens=4, temperature=0))
+            assert [m["role"] for m in talk.messages] == ["user", "assistant"] * (len(talk.messages) // 2)
+        assert talk.dropped
+        assert len(talk.messages) < 18
+        assert len(talk.make_room(4)) + 4 <= 64
+        assert "cat" in talk.tokenizer.decode(talk.make_room(4))
+
+    def test_a_question_that_leaves_no_room_is_refused_and_forgotten(self, make_chat):
+        talk = self.make(make_chat)
+        with pytest.raises(RunError, match="fewer words"):
+            talk.answer("the cat " * 100, Sampling(max_new_tokens=4))
+        assert talk.messages == []
+
+    def test_a_long_conversation_is_written_down_a_few_times(self, make_chat, monkeypatch):
+        _, tokenizer = make_chat("llama3")
+        written = []
+        write = talk.encode_prompt
+        monkeypatch.setattr(talk, "encode_prompt", lambda *args: written.append(1) or write(*args))
+        said = [{"role": "system", "content": "cat"}] + ask("the mat", "on the log") * 300 + ask("a dog", "")[:1]
+        kept, dropped, ids = talk.drop_turns(tokenizer, said, 64, 16)
+        assert len(written) < 15
+        assert (kept[0], kept[-1], len(kept)) == (said[0], said[-1], len(said) - 2 * dropped)
+        assert len(ids) + 16 <= 64 < len(write(tokenizer, [said[0], *said[2 * dropped - 1 :]])) + 16
+
+    def test_a_recurrent_model_drops_nothing(self, make_chat):
+        talk = self.make(make_chat, "rnn")
+        talk.answer("the cat " * 100, Sampling(max_new_tokens=4, temperature=0))
+        assert len(talk.messages) == 2
+
+    def test_an_answer_stopped_in_the_middle_is_kept_so_far(self, make_chat):
+        talk = self.make(make_chat)
+        heard = []
+
+        def hear(text):
+            heard.append(text)
+            if len(heard) == 3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            talk.answer("the cat", Sampling(max_new_tokens=30, temperature=1.0, top_p=1.0), hear)
+        assert talk.messages[-1] == {"role": "assistant", "content": "".join(heard).strip()}
+
+    def test_what_is_saved_is_gone_on_from(self, make_chat, tmp_path):
+        talk = self.make(make_chat)
+        talk.system = "be a cat"
+        talk.answer("the mat", Sampling(max_new_tokens=4, temperature=0))
+        talk.save(tmp_path / "talk.jsonl")
+        other = self.make(make_chat)
+        other.load(tmp_path / "talk.jsonl")
+        assert (other.system, other.messages) == (talk.system, talk.messages)
+        (tmp_path / "bad.jsonl").write_text("{")
+        with pytest.raises(CorpusError, match="bad.jsonl"):
+            other.load(tmp_path / "bad.jsonl")
+        assert other.messages == talk.messages

@@ -1,0 +1,205 @@
+"""`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with, and talked to."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_cli import rung
+
+from rung import runs
+from rung.chat.preference import Preference, PreferenceSettings, learn_preferences, preference_loss, share_preferred
+from rung.chat.talk import Talk
+from rung.errors import CorpusError, RecipeError, RunError
+from rung.generate import Decoder, Sampling
+from rung.models import load
+from rung.recipe import make_recipe
+from rung.recipe.making import execute, read_begun
+from rung.recipe.tuning import Tuning, tune
+
+COLOURS = ("red", "blue", "green", "black", "white", "grey")
+THINGS = ("cat", "dog", "mat", "log", "sun", "sea", "tree", "hat", "box", "cup")
+RUNGS = ("rnn", "rnn-attention", "gpt2", "llama3")
+SMALL = {"hidden_size": 32, "max_position_embeddings": 64}
+
+
+def talk(number):
+    thing = THINGS[number % len(THINGS)]
+    way = ("Which colour has the {}?", "Tell me the colour of the {}.", "The {} is")[number // len(THINGS) % 3]
+    colour = COLOURS[number % len(THINGS) % len(COLOURS)]
+    return [{"role": "user", "content": way.format(thing)}, {"role": "assistant", "content": f"It is {colour}."}]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Text, conversations, preferences, a tiny run of every rung that can be tuned, and one of one that cannot."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("tuning")
+    (folder / "my.txt").write_text("\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000])
+    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk(i)}) for i in range(30)))
+    pairs = [{"prompt": f"The {thing} is", "chosen": "It is red.", "rejected": "It is blue."} for thing in THINGS]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    for name in RUNGS:
+        page = {"rung": name, "corpus": str(folder / "my.txt"), "steps": 2, "model": SMALL}
+        execute(make_recipe(page), folder / name)
+    execute(make_recipe({"rung": "bigram", "corpus": str(folder / "my.txt")}), folder / "bigram")
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_every_neural_rung_learns_to_answer(name, ground):
+    out = ground / f"{name}-chat"
+    plan = Tuning(base=str(ground / name), data=str(ground / "talks.jsonl"), steps=60)
+    assert tune(plan, out)
+    record = runs.read_record(out)
+    tuned = record["tune"]
+    before, after = (tuned[side]["answers"]["test"]["token_perplexity"] for side in ("before", "after"))
+    assert after < before / 4
+    assert tuned["after"]["bits_per_byte"] == record["scores"]["test"]["bits_per_byte"]
+    assert {"f1", "exact", "questions"} <= tuned["lookup"]["test"]["n-grams"].keys()
+    assert len(tuned["best"]) == len(tuned["worst"]) > 0
+    model, tokenizer = load(out)
+    assert tokenizer.chat_template
+    assert model.config.vocab_size == len(tokenizer) == record["tokenizer"]["vocab_size"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_a_tuned_run_opens_in_stock_transformers(name, ground):
+    program = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(ground / f"{name}-chat")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(ground / f"{name}-chat")!r})
+asked = tokenizer.apply_chat_template([{{"role": "user", "content": "The cat is"}}], add_generation_prompt=True,
+                                      return_tensors="pt")["input_ids"]
+out = model.generate(asked, max_new_tokens=20, do_sample=False)
+print(out[0, asked.shape[1]:].tolist())
+assert "rung" not in sys.modules
+"""
+    if not (ground / f"{name}-chat").exists():
+        pytest.skip("the run that the test before makes is not there")
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    from rung.chat import encode_prompt, find_ends
+    from rung.generate.decoder import write_tokens
+
+    model, tokenizer = load(ground / f"{name}-chat")
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "The cat is"}])
+    with torch.inference_mode():
+        sampling = Sampling(max_new_tokens=20, temperature=0)
+        ours = [step[0] for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))]
+    assert json.loads(made.stdout.splitlines()[-1]) == ours
+
+
+def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path):
+    plan = Tuning(base=str(ground / "llama3"), data=str(ground / "talks.jsonl"), steps=20, train={"logging_steps": 1})
+
+    def stop(stage):
+        if stage.name == "tuning" and stage.done == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert tune(plan, tmp_path / "whole")
+    assert not tune(plan, tmp_path / "stopped", stop)
+    with pytest.raises(RunError, match="rung tune --out"):
+        read_begun(tmp_path / "stopped")
+    made = rung("tune", "--out", tmp_path / "stopped", "--resume")
+    assert made.returncode == 0, made.stderr
+    assert runs.read_metrics(tmp_path / "stopped") == runs.read_metrics(tmp_path / "whole")
+    again = rung("tune", "--out", tmp_path / "stopped", "--resume")
+    assert again.returncode == 2
+    assert "finished" in again.stderr
+
+
+def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
+    talks = str(ground / "talks.jsonl")
+    with pytest.raises(RunError, match="counts"):
+        tune(Tuning(base=str(ground / "bigram"), data=talks), tmp_path / "a")
+    with pytest.raises(CorpusError, match="no conversations at"):
+        tune(Tuning(base=str(ground / "llama3"), data="nowhere.jsonl"), tmp_path / "b")
+    with pytest.raises(RecipeError, match="choose one"):
+        Tuning(base="x", steps=3, minutes=1.0)
+    with pytest.raises(RecipeError, match="learning_rate"):
+        Tuning(base="x", train={"learning_rat": 1})
+    with pytest.raises(RunError, match="answers nothing yet"):
+        tune(Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")), tmp_path / "c")
+    assert not any(path.exists() for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c"))
+    made = rung("tune", ground / "llama3", talks, "--out", ground / "gpt2")
+    assert made.returncode == 2
+    assert "not empty" in made.stderr
+
+
+def test_preferences_are_learned(ground):
+    if not (ground / "llama3-chat").exists():
+        pytest.skip("the run that a test before makes is not there")
+    made = rung("tune", ground / "llama3-chat", "--preference", ground / "pairs.jsonl", "--out", ground / "preferring")
+    assert made.returncode == 0, made.stderr
+    tuned = runs.read_record(ground / "preferring")["tune"]
+    assert tuned["preferences"] + tuned["held_out"] == len(THINGS)
+    assert "chosen answer likelier" in made.stdout
+    model, tokenizer = load(ground / "llama3-chat")
+    pairs = [
+        Preference(prompt=[{"role": "user", "content": f"The {t} is"}], chosen="It is blue.", rejected="It is red.")
+        for t in THINGS
+    ]
+    learn_preferences(model, tokenizer, pairs, PreferenceSettings(epochs=30, learning_rate=1e-3))
+    assert share_preferred(model, tokenizer, pairs) == 1.0
+    swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs]
+    assert share_preferred(model, tokenizer, swapped) == 0.0
+
+
+def test_the_loss_of_preferences_is_that_of_the_paper():
+    scores, reference = torch.tensor([[-3.0, -2.0], [-1.0, -4.0]]), torch.tensor([[-4.0, -2.5], [-1.0, -3.0]])
+    gained = [(-3 + 4) - (-2 + 2.5), (-1 + 1) - (-4 + 3)]
+    expected = -sum(torch.log(torch.sigmoid(torch.tensor(0.1 * g))) for g in gained) / 2
+    torch.testing.assert_close(preference_loss(scores, reference, 0.1), expected)
+    assert preference_loss(reference, reference, 0.1).item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_chat_works_piped(ground):
+    run = ground / "llama3-chat"
+    if not run.exists():
+        pytest.skip("the run that a test before makes is not there")
+    said = ["The cat is", "/temperature 0.5", "/system be kind", f"/save {ground / 'said.jsonl'}", "/nothing", "/reset"]
+    said += [
+        f"/load {ground / 'said.jsonl'}",
+        "/temperature hot",
+        "/load nowhere.jsonl",
+        "/help",
+        "The dog is",
+        "/quit",
+    ]
+    made = subprocess.run(
+        [sys.executable, "-m", "rung", "chat", str(run)],
+        input="\n".join([*said, "never asked"]),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.count("\n") >= 2
+    assert "never asked" not in made.stderr
+    model, tokenizer = load(run)
+    answer = Talk(decoder=Decoder(model), tokenizer=tokenizer).answer("The cat is", Sampling(temperature=0))
+    assert made.stdout.startswith(answer.text[:40])
+    for heard in (
+        "Saved",
+        "unknown command /nothing",
+        "2 messages",
+        "/temperature: could not",
+        "nowhere.jsonl",
+        "/quit",
+    ):
+        assert heard in made.stderr
+    saved = json.loads((ground / "said.jsonl").read_text())["messages"]
+    assert [m["role"] for m in saved] == ["system", "user", "assistant"]
+
+
+def test_chat_with_what_was_never_tuned_says_what_to_do(ground):
+    made = rung("chat", ground / "llama3")
+    assert made.returncode == 2
+    assert f"rung tune {ground / 'llama3'}" in made.stderr
