@@ -7,6 +7,16 @@ from typing import Annotated, Any
 import typer
 
 from rung.cli.command import Json, Run, Seed, print_json, verb
+from rung.errors import RecipeError
+
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAMES|FILE|FOLDER",
+        help="Instead: tasks of lm-evaluation-harness. May be given again.",
+        show_default=False,
+    ),
+]
 
 
 @verb("rung eval runs/python-docs/llama3 other.txt")
@@ -23,12 +33,22 @@ def eval_(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
     ] = False,
+    tasks: Tasks = None,
+    limit: Annotated[int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Score a run on held-out text: bits per byte, word and token perplexity.
 
-    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation split.
+    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation split. With --tasks
+    the harness asks its own text of the run instead: tasks by name, a YAML file of one, or a folder of them.
     """
+    if limit and not tasks:
+        raise RecipeError(f"--limit is {limit}, but it is of --tasks: name a task, or leave it out")
+    if tasks and (corpus or documents or mix or cache or dynamic):
+        raise RecipeError("--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, --dynamic")
+    if tasks:
+        _eval_tasks(run, tasks, limit, as_json)
+        return
     from rung.cli.display import Display, make_quiet, score_table, show
 
     make_quiet()
@@ -42,6 +62,16 @@ def eval_(
         print_json(found)
     else:
         show(score_table(found["rung"], found["corpus"], found["split"], found))
+
+
+def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
+    from rung.cli.display import make_quiet, show, tasks_table
+
+    make_quiet()
+    from rung.recipe.scoring import evaluate_tasks
+
+    found = evaluate_tasks(run, tasks, limit or None)
+    print_json(found) if as_json else show(tasks_table(found))
 
 
 @verb('rung score runs/python-docs/llama3 "Return the number of items."')
@@ -129,6 +159,5 @@ def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: A
     from rung import runs
     from rung.generate.rounding import rounding_cost
 
-    record = runs.read_record(Path(run)) if (Path(run) / runs.RECORD).exists() else {}
-    passage = "".join(text for text, _ in record.get("passage", []))
+    passage = runs.read_passage(runs.find_record(Path(run)))
     return rounding_cost(model, tokenizer, passage or prompt, weights)

@@ -13,7 +13,8 @@ from rung.cli.command import Json, print_json, verb
 def export(
     run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format.")],
     out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
-    to: Annotated[str, typer.Option(help="The format: arpa, hf or meta.")] = "arpa",
+    to: Annotated[str, typer.Option(help="The format: arpa, gguf, hf or meta.")] = "arpa",
+    type: Annotated[str, typer.Option(help="Of gguf: f32, f16 or q8_0.", show_default="f16")] = "",
 ) -> None:
     """Write a run in another tool's format."""
     from rung.cli.display import make_quiet
@@ -21,8 +22,8 @@ def export(
     make_quiet()
     from rung.export import export as write
 
-    write(run, to, out)
-    print(f"Wrote {out}", file=sys.stderr)
+    found = write(run, to, out, type)
+    print(f"Wrote {out}" + (f": {found}" if found else ""), file=sys.stderr)
 
 
 @verb("rung report runs/python-docs --out report.html")

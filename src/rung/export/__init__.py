@@ -1,34 +1,45 @@
-"""Runs to and from other tools' formats: ARPA, Hugging Face folders, and Meta's own of Llama 3."""
+"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama 3."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rung.errors import RunError
 from rung.export.arpa import export_arpa, import_arpa
 from rung.export.folders import copy_folder
+from rung.export.ggml import export_gguf
 from rung.export.meta import export_meta, import_meta, is_meta
 
 __all__ = ["FORMATS", "export", "import_arpa"]
 
 FORMATS = {
     "arpa": "n-grams as text: KenLM, SRILM and what builds on them; .gz compresses it",
-    "hf": "a Hugging Face folder, of a run or of a folder in Meta's format",
+    "gguf": "one file of a GPT-2 or Llama 3: llama.cpp, Ollama, LM Studio",
+    "hf": "a Hugging Face folder with its model card, of a run or of a folder in Meta's format",
     "meta": "Meta's own folder of a Llama 3: params.json, consolidated.00.pth, tokenizer.model",
 }
 
 
-def export(run: str, format: str, out: Path) -> None:
-    """Write the run at `run` to `out`: a file for ARPA, else a folder, which is there in whole or not at all.
+def export(run: str, format: str, out: Path, type: str = "") -> str | None:
+    """Write the run at `run` to `out`: a file for ARPA and GGUF, else a folder, there in whole or not at all.
 
-    Weights go from disk to disk one at a time. Raises `RunError` for an unknown format, a rung that the format
-    cannot hold, or a place where nothing can be written.
+    Weights go from disk to disk one at a time. `type` is how GGUF stores matrices: f32, f16 or q8_0. Returns what there
+    is to say of it, if anything. Raises `RunError` for an unknown format, a rung that the format cannot hold, or a
+    place where nothing can be written.
     """
     if format not in FORMATS:
         raise RunError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
+    if type and format != "gguf":
+        raise RunError(f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name --to gguf")
     if not out.parent.is_dir():
         raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
-    write: Callable[[str, Path], None] = {"arpa": export_arpa, "meta": export_meta, "hf": _export_hf}[format]
-    write(run, out)
+    writers: dict[str, Callable[[str, Path], str | None]] = {
+        "arpa": export_arpa,
+        "gguf": partial(export_gguf, type=type or "f16"),
+        "hf": _export_hf,
+        "meta": export_meta,
+    }
+    return writers[format](run, out)
 
 
 def _export_hf(run: str, out: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rung import runs
 from rung.errors import RunError
+from rung.export.card import CARD, make_card
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_SIZE = "5GB"  # a file, as the Hub has them
@@ -41,11 +42,15 @@ class Weights:
 
 
 def copy_folder(run: str, out: Path) -> None:
-    """Write the model and the tokenizer at `run` to the folder `out`, and nothing else of the run."""
+    """Write the model and the tokenizer at `run` to the folder `out` with a model card: the folder's own where it has
+    one.
+    """
     folder = find_folder(run)
     weights = read_weights(folder)
     with writing(out) as beside:
-        copy_files(folder, beside, ("config.json", "generation_config.json", *TOKENIZER_FILES))
+        copy_files(folder, beside, (CARD, "config.json", "generation_config.json", *TOKENIZER_FILES))
+        if not (folder / CARD).exists():
+            runs.write_atomically(beside / CARD, make_card(folder, out.resolve().name))
         write_weights(beside, weights)
 
 

@@ -1,0 +1,184 @@
+"""The model card of an exported folder: `README.md` as the Hub reads it, each fact in it from `rung.json`."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+from transformers import AutoConfig
+
+from rung import runs
+from rung.corpus import WIKITEXT_CONFIGS
+from rung.corpus.named import WIKITEXT
+from rung.models import BESIDE, LADDER
+
+Record = Mapping[str, Any]
+
+CARD = "README.md"
+STOCK = ("gpt2", "llama")  # model types that transformers itself loads
+METRICS = {metric: metric.replace("_", " ") for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")}
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def make_card(folder: Path, name: str) -> str:
+    """The card of the run or Hugging Face model in `folder`, published as `name`.
+
+    Without `rung.json` it says how the model is loaded, and nothing that is not known.
+    """
+    record = runs.find_record(folder)
+    model_type = AutoConfig.from_pretrained(folder).model_type
+    sections = [f"# {name}", *_describe(record, model_type)]
+    for title, lines in (
+        ("Use", _use(name, model_type)),
+        ("Scores", _scores(record)),
+        ("Data", _data(record)),
+        ("Training", _training(record)),
+        ("Limits", _limits(record)),
+        ("Made by", _recipe(record)),
+    ):
+        if text := "\n".join(lines):
+            sections.append(f"## {title}\n\n{text}")
+    return f"---\n{_front_matter(record, name).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+def _front_matter(record: Record, name: str) -> ModelCardData:
+    """What the Hub sorts and finds models by. A licence is not known, so none is named."""
+    corpus, base = record.get("corpus", {}).get("name", ""), record.get("base", {}).get("path", "")
+    dataset = find_dataset(corpus)
+    score = record.get("scores", {}).get("test", {})
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=dataset or corpus,
+            dataset_name=corpus,
+            dataset_split="test",
+            metric_type=metric,
+            metric_name=METRICS[metric],
+            metric_value=score[metric],
+        )
+        for metric in METRICS
+        if score.get(metric) is not None
+    ]
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["rung", record["rung"]] if record else None,
+        datasets=[dataset] if dataset else None,
+        base_model=base if HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+
+
+def find_dataset(corpus: str) -> str | None:
+    """The Hub's name of a corpus, where it has one."""
+    if corpus in WIKITEXT_CONFIGS:
+        return WIKITEXT
+    kind, _, rest = corpus.partition(":")
+    path = rest.partition("@")[0].partition(":")[0]
+    return path if kind in ("hf", "stream") and HUB_ID.fullmatch(path) and not Path(path).exists() else None
+
+
+def _describe(record: Record, model_type: str) -> Iterator[str]:
+    if not record:
+        yield f"A `{model_type}` model."
+        return
+    rung = record["rung"]
+    idea = (LADDER | BESIDE)[rung].idea if rung in LADDER | BESIDE else ""
+    size = f" of {record['parameters']:,} parameters" if "parameters" in record else ""
+    corpus = f", trained from scratch on `{record['corpus']['name']}`" if "corpus" in record else ""
+    if "base" in record:
+        corpus = f", a trained model that learned further on `{record['corpus']['name']}`"
+    told = f" The idea of this rung: {idea}." if idea else ""
+    yield f"A `{rung}` language model{size}{corpus}, made with rung.{told}"
+
+
+def _use(name: str, model_type: str) -> Iterator[str]:
+    yield "```python"
+    if model_type not in STOCK:
+        yield "import rung.models  # pip install rung: transformers does not ship this kind of model"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))'
+    yield 'inputs = tokenizer("Once", return_tensors="pt")'
+    yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
+    yield "```"
+
+
+def _scores(record: Record) -> Iterator[str]:
+    score = record.get("scores", {}).get("test")
+    if not score:
+        return
+    text = f"{score['bytes']:,} bytes in {score['documents']:,} documents that it was not trained on"
+    yield f"On the test split of `{record['corpus']['name']}`, {text}:"
+    yield ""
+    yield "| metric | value | 95% interval |"
+    yield "| --- | --- | --- |"
+    for metric, shown in METRICS.items():
+        value = score[metric]
+        bounded = metric == "bits_per_byte" and score["low"] is not None
+        interval = f"{score['low']:.3f} to {score['high']:.3f}" if bounded else ""
+        figure = "infinite" if value is None else format(value, ",.4f" if value < 1000 else ",.0f")
+        yield f"| {shown} | {figure} | {interval} |"
+    yield ""
+    yield "Bits per byte compares models across tokenizers: the negative log2-likelihood of the whole text, ends of"
+    yield "documents included, by its UTF-8 bytes. Less is better."
+
+
+def _data(record: Record) -> Iterator[str]:
+    corpus, tokenizer = record.get("corpus"), record.get("tokenizer", {})
+    if not corpus:
+        return
+    yield f"`{corpus['name']}`, fingerprint `{corpus['fingerprint']}`."
+    yield ""
+    yield "| split | documents | bytes |"
+    yield "| --- | --- | --- |"
+    yield from (f"| {split} | {count:,} | {corpus['bytes'][split]:,} |" for split, count in corpus["documents"].items())
+    if tokenizer:
+        kind, size = _shorten(tokenizer["kind"]), tokenizer["vocab_size"]
+        yield f"\nTokenizer: {kind}, {size:,} tokens, fingerprint `{tokenizer['fingerprint']}`."
+
+
+def _training(record: Record) -> Iterator[str]:
+    training = record.get("training")
+    if training:
+        steps = f"{training['steps']:,} steps, " if training["steps"] else "One pass of counting, "
+        yield f"{steps}{training['tokens']:,} tokens, {training['seconds']:,.0f} seconds on {record['hardware']}."
+    if "base" in record:
+        yield f"It began with the weights of `{_shorten(record['base']['path'])}` ({record['base']['fingerprint']})."
+    if "versions" in record:
+        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + "."
+    if "tune" in record:
+        yield from ("\nIt was then tuned:\n", "```yaml", _to_yaml(record["tune"]), "```")
+
+
+def _limits(record: Record) -> Iterator[str]:
+    if not record:
+        return
+    yield "Made for learning, teaching and comparing how language models work. It goes on from a text as its training"
+    yield "text would, mistakes, bias and all; what it says may be false, and may be the training text word for word."
+    if "tune" not in record:
+        yield "It was not trained to answer or to follow instructions."
+    if lost := record.get("tokenizer", {}).get("lost"):
+        yield f"Its tokenizer does not keep {', '.join(lost)}."
+
+
+def _recipe(record: Record) -> Iterator[str]:
+    if "recipe" in record:
+        kept = {key: value for key, value in record["recipe"].items() if value not in (None, {}) and value is not False}
+        yield from ("`rung train --recipe FILE`, with this in the file:\n", "```yaml", _to_yaml(kept), "```")
+
+
+def _to_yaml(facts: Any) -> str:
+    return yaml.safe_dump(_shorten(facts), sort_keys=False, allow_unicode=True).strip()
+
+
+def _shorten(facts: Any) -> Any:
+    """The facts without the folders of the machine: a card is published."""
+    if isinstance(facts, dict):
+        return {key: _shorten(value) for key, value in facts.items()}
+    if isinstance(facts, list):
+        return [_shorten(value) for value in facts]
+    return Path(facts).name if isinstance(facts, str) and facts.startswith(("/", "~")) else facts
