@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import building, judging, shipping, verifying  # noqa: F401  # each registers its verbs, in this order
+from rung.cli import building, judging, serving, shipping, talking, verifying  # noqa: F401  # each registers verbs
 from rung.cli.command import app
 
 __all__ = ["app", "main"]

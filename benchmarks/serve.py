@@ -1,0 +1,207 @@
+"""Serving: what texts that share a model's steps gain over one alone, and a server under load for a minute.
+
+Of runs that are named, or of models of the size and shape that five minutes of `rung climb` make on two cores, with
+random weights. One process; the numbers of texts in turn, the best of some rounds each. `engine`: through the engine
+and its queue, each text streamed to a reader, as pieces of text. `HTTP`: as server-sent events through uvicorn, with
+client and server on the same cores.
+
+python benchmarks/serve.py runs/python-docs/llama3 runs/python-docs/gpt2 > benchmarks/serve.txt
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import torch
+import transformers
+import uvicorn
+
+from rung.corpus import load_corpus
+from rung.device import describe
+from rung.generate import Sampling
+from rung.models import build_model, count_parameters, make_config
+from rung.serve import Limits, Served, build_app, load_served
+from rung.serve.engine import Engine, Order, Worker, leave_a_core
+from rung.serve.limits import Metrics
+from rung.tokenizer import build_tokenizer
+
+SHAPES = {  # as README's climb made them
+    "llama3": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 352},
+    "gpt2": {"hidden_size": 128, "num_attention_heads": 2},
+}
+ROUNDS = 5
+NEW = 200  # tokens
+TEXTS = (1, 2, 4, 8, 16)
+SOAK_STREAMS = 64
+
+
+def make_served(name, tokenizer):
+    torch.manual_seed(0)
+    settings = {**SHAPES[name], "num_hidden_layers": 4, "max_position_embeddings": 256}
+    model = build_model(name, make_config(name, tokenizer, settings)).eval()
+    return Served(name, model, tokenizer, {})
+
+
+def make_shapes():
+    tokenizer = build_tokenizer("bpe", load_corpus("python-docs").sample_train(1), 1024)
+    return {name: make_served(name, tokenizer) for name in SHAPES}
+
+
+async def read_all(text):
+    """As a reader of the stream does: whatever there is, whenever there is something."""
+    while True:
+        await text.news.wait()
+        text.news.clear()
+        piece = text.take()
+        if piece is not None and piece.is_last:
+            return
+
+
+async def time_engine(engine, count):
+    """Tokens a second of `count` texts."""
+    orders = [
+        Order(
+            ids=list(range(3, 19)),
+            sampling=Sampling(max_new_tokens=NEW, temperature=0.8, top_p=0.95, seed=seed),
+            ends=frozenset(),
+            streams=True,
+        )
+        for seed in range(count)
+    ]
+    started = time.perf_counter()
+    texts = [engine.submit([order], asyncio.Event())[0] for order in orders]
+    await asyncio.gather(*map(read_all, texts))
+    return count * NEW / (time.perf_counter() - started)
+
+
+async def through_engine(served):
+    engine = Engine(served, Limits(), Metrics())
+    worker = Worker([engine])
+    worker.start(asyncio.get_running_loop())
+    best = dict.fromkeys(TEXTS, 0.0)
+    for _ in range(ROUNDS + 1):
+        for count in TEXTS:
+            best[count] = max(best[count], await time_engine(engine, count))
+    await asyncio.to_thread(worker.stop)
+    return best
+
+
+class Listening:
+    """A server in a thread of this process."""
+
+    def __init__(self, served, **limits):
+        listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(build_app(served, Limits(**limits)), log_level="warning", access_log=False)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
+
+    def __enter__(self):
+        self.thread.start()
+        while not self.server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join()
+
+
+async def stream(client, model, new, prompt="Return the number of"):
+    """Tokens that a stream says it has written; it must end as streams do."""
+    body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0.8, "top_p": 0.95, "stream": True}
+    body["stream_options"] = {"include_usage": True}
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        response.raise_for_status()
+        lines = [line async for line in response.aiter_lines() if line]
+    assert lines[-1] == "data: [DONE]", lines[-1]
+    return json.loads(lines[-2].removeprefix("data: "))["usage"]["completion_tokens"]
+
+
+async def through_http(address, model):
+    best = dict.fromkeys(TEXTS, 0.0)
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
+        for _ in range(ROUNDS + 1):
+            for count in TEXTS:
+                started = time.perf_counter()
+                tokens = sum(await asyncio.gather(*(stream(client, model, NEW) for _ in range(count))))
+                best[count] = max(best[count], tokens / (time.perf_counter() - started))
+    return best
+
+
+def resident():
+    """Megabytes of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+async def soak(address, models, seconds):
+    """Streams without a pause, some of which go away before they end; none that stays may be lost."""
+    ended = lost = gone = tokens = 0
+    until = time.monotonic() + seconds
+    chance = random.Random(0)
+
+    async def keep_asking(client):
+        nonlocal ended, lost, gone, tokens
+        while time.monotonic() < until:
+            leaves = chance.random() < 0.1
+            asked = stream(client, chance.choice(models), chance.randint(1, 200))
+            try:
+                written = await asyncio.wait_for(asked, 0.05 if leaves else 300)
+                ended, tokens = ended + 1, tokens + written
+            except TimeoutError:
+                gone += leaves
+                lost += not leaves
+            except (httpx.HTTPError, AssertionError) as error:
+                lost += 1
+                print(f"lost: {error!r}", file=sys.stderr)
+
+    async def watch():
+        begun = time.monotonic()
+        while time.monotonic() < until:
+            print(f"{time.monotonic() - begun:>4.0f} s {ended:>7,} streams {resident():>7.1f} MB", flush=True)
+            await asyncio.sleep(seconds / 6)
+
+    limits = httpx.Limits(max_connections=SOAK_STREAMS)
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
+        await asyncio.gather(watch(), *(keep_asking(client) for _ in range(SOAK_STREAMS)))
+    print(f"{seconds:.0f} s {ended:>7,} streams ended, {gone:,} went away, {lost:,} lost; {tokens:,} tokens;", end=" ")
+    print(f"{resident():.1f} MB")
+
+
+def show(title, rates):
+    ratio = rates[TEXTS[-1]] / rates[1]
+    print(f"{title:<20}" + "".join(f"{rates[count]:>10,.0f}" for count in TEXTS) + f"{ratio:>8.1f}x", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", nargs="*", help="Run folders.")
+    parser.add_argument("--soak", type=float, default=60, help="Seconds under load; 0 for none.")
+    asked = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    leave_a_core()
+    served = load_served(asked.run) if asked.run else make_shapes()
+    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second of all texts together")
+    print(f"{'':<20}" + "".join(f"{f'{count} texts':>10}" for count in TEXTS) + f"{'16 to 1':>9}")
+    for name, run in served.items():
+        size = count_parameters(run.model) / 1e6
+        show(f"{name} {size:.1f} M, engine", asyncio.run(through_engine(run)))
+    with Listening(served, max_queue=SOAK_STREAMS) as server:
+        for name in served:
+            show(f"{name}, HTTP", asyncio.run(through_http(server.address, name)))
+        if asked.soak:
+            print(f"\n{SOAK_STREAMS} streams at a time over HTTP, each of 1 to 200 tokens, one in ten goes away:")
+            asyncio.run(soak(server.address, list(served), asked.soak))
+
+
+if __name__ == "__main__":
+    main()

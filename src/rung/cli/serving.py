@@ -1,0 +1,61 @@
+"""The verb that answers others: serve."""
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from rung.cli.command import verb
+
+
+@verb("rung serve runs/python-docs --port 8000")
+def serve(
+    run: Annotated[list[str], typer.Argument(help="Run folders, folders that hold runs, model folders or Hub ids.")],
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: for all that can reach it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+    api_key: Annotated[
+        str, typer.Option(envvar="RUNG_API_KEY", help="What clients must send as their key.", show_default=False)
+    ] = "",
+    max_batch: Annotated[int, typer.Option(help="Texts that a model continues together.")] = 16,
+    max_queue: Annotated[int, typer.Option(help="Texts that may wait for that; more are refused.")] = 64,
+    max_prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 4096,
+    timeout: Annotated[float, typer.Option(help="Seconds for an answer, waiting included.")] = 300,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Another server whose pages may ask, as https://example.org. Repeatable.")
+    ] = None,
+) -> None:
+    """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions, /v1/models."""
+    from rung.cli.display import make_quiet
+
+    make_quiet()
+    from rung.serve import Limits, find_hosts, leave_a_core, load_served, open_port, run_server
+
+    limits = Limits(
+        max_batch=max_batch,
+        max_queue=max_queue,
+        max_prompt_tokens=max_prompt_tokens,
+        max_tokens=max_tokens,
+        seconds=timeout,
+        api_key=api_key,
+        hosts=find_hosts(host),
+        origins=tuple(allow_origin or ()),
+    )
+    listener = open_port(host, port)
+    leave_a_core()
+    served = load_served(run)
+    show_address(list(served), f"http://{host}:{listener.getsockname()[1]}", bool(api_key))
+    run_server(served, limits, listener)
+
+
+def show_address(names: list[str], address: str, locked: bool) -> None:
+    """What is served, where, and a first question."""
+    body = json.dumps({"model": names[0], "prompt": "Return the", "max_tokens": 40, "stream": True})
+    key = ' -H "Authorization: Bearer $RUNG_API_KEY"' if locked else ""
+    print(f"Serving {', '.join(names)}", file=sys.stderr)
+    print(f"Open    {address}", file=sys.stderr)
+    print(
+        f"Or      curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", file=sys.stderr
+    )
+    print("Stop    Ctrl-C", file=sys.stderr, flush=True)

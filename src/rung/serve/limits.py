@@ -1,0 +1,164 @@
+"""What a server takes on and what it refuses, before anything is done for a request; and what it counts."""
+
+import asyncio
+import hmac
+import json
+import time
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from fastapi import HTTPException
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from rung.errors import RecipeError
+
+LOCKED = ("/v1/", "/api/", "/metrics")  # what an API key opens; the page itself, and /health, are for all
+HARMLESS = ("GET", "HEAD", "OPTIONS")
+FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a server takes on at most; and whom it answers."""
+
+    max_batch: int = 16  # texts that a model continues together
+    max_queue: int = 64  # texts that wait for that
+    max_body_bytes: int = 1_000_000
+    max_prompt_tokens: int = 8192
+    max_tokens: int = 4096  # of an answer
+    max_choices: int = 8  # answers to one prompt
+    seconds: float = 300.0  # for an answer, waiting included
+    body_seconds: float = 30.0  # for a request to arrive
+    api_key: str = ""  # none is asked for
+    hosts: tuple[str, ...] = ()  # the names that it answers to: any
+    origins: tuple[str, ...] = ()  # pages of other servers that may ask, as https://example.org
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "max_body_bytes", "max_prompt_tokens", "max_tokens", "max_choices", "seconds"):
+            if not getattr(self, name) > 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}: it must be more than 0")
+        if self.max_queue < 0:
+            raise RecipeError(f"max_queue is {self.max_queue}: it must be 0 or more")
+
+
+class ApiError(HTTPException):
+    """A refusal, in the form that OpenAI's clients read."""
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(status)
+        super().__init__(status, message, headers)
+        self.param, self.code = param, code
+
+    def as_dict(self) -> dict[str, dict[str, str | None]]:
+        """The body of the answer."""
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+            self.status_code, "invalid_request_error" if self.status_code < 500 else "server_error"
+        )
+        return {"error": {"message": self.detail, "type": kind, "param": self.param, "code": self.code}}
+
+    def as_response(self) -> Response:
+        """The answer."""
+        return Response(json.dumps(self.as_dict()), self.status_code, self.headers, media_type="application/json")
+
+
+class Metrics:
+    """What /metrics shows of one app."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self.requests = Counter("rung_requests", "Requests answered.", ["endpoint", "status"], registry=registry)
+        self.tokens = Counter("rung_tokens", "Tokens read and written.", ["model", "kind"], registry=registry)
+        self.waiting = Gauge("rung_waiting_texts", "Texts that wait for a slot.", ["model"], registry=registry)
+        self.running = Gauge("rung_running_texts", "Texts that are being continued.", ["model"], registry=registry)
+        self.first_token = Histogram(
+            "rung_first_token_seconds",
+            "From a request's arrival to the first token of its answer.",
+            ["model"],
+            buckets=FIRST_TOKEN_SECONDS,
+            registry=registry,
+        )
+
+
+class Guard:
+    """Stands before the app: counts requests, and refuses those of other hosts, other pages, without the key, or of
+    a body that is too large or too slow. No more of a body is held than the limit.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
+        self.app, self.limits, self.metrics = app, limits, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 500
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            check_sender(scope, self.limits)
+            await self.app(scope, bound_body(receive, self.limits), note)
+        except ApiError as error:
+            await error.as_response()(scope, receive, note)
+        finally:
+            endpoint = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.labels(endpoint, str(status)).inc()
+
+
+def check_sender(scope: Scope, limits: Limits) -> None:
+    """Raise `ApiError` for a request that this server is not to answer."""
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
+    if limits.hosts and host_of(f"//{host}") not in limits.hosts:
+        raise ApiError(403, "this server does not answer to that host name; see --host", code="foreign_host")
+    origin = headers.get("origin")
+    if origin and scope["method"] not in HARMLESS and origin not in limits.origins and origin.split("://")[-1] != host:
+        raise ApiError(403, "a page of another server may not ask this one; see --allow-origin", code="foreign_origin")
+    if limits.api_key and scope["path"].startswith(LOCKED):
+        given = headers.get("authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode("latin-1"), limits.api_key.encode()):
+            raise ApiError(401, "the API key is missing or wrong: Authorization: Bearer KEY", code="invalid_api_key")
+    size = headers.get("content-length", "0")
+    if not size.isdecimal() or int(size[:20]) > limits.max_body_bytes:
+        raise too_large(limits)
+
+
+def host_of(address: str) -> str | None:
+    """The host's name without its port; None where there is none to be read."""
+    try:
+        return urlsplit(address).hostname
+    except ValueError:
+        return None
+
+
+def too_large(limits: Limits) -> ApiError:
+    """The refusal of a body."""
+    return ApiError(413, f"the request is larger than {limits.max_body_bytes:,} bytes", code="request_too_large")
+
+
+def bound_body(receive: Receive, limits: Limits) -> Receive:
+    """`receive`, until the body is larger than it may be or takes too long; afterwards it waits for the client."""
+    size, whole, latest = 0, False, time.monotonic() + limits.body_seconds
+
+    async def read() -> Message:
+        nonlocal size, whole
+        if whole:
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), max(0.0, latest - time.monotonic()))
+        except TimeoutError:
+            raise ApiError(408, f"the request did not arrive in {limits.body_seconds:g} seconds") from None
+        size += len(message.get("body", b""))
+        whole = not message.get("more_body", False)
+        if size > limits.max_body_bytes:
+            raise too_large(limits)
+        return message
+
+    return read

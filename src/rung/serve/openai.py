@@ -1,0 +1,193 @@
+"""`/v1`: models, completions and chats as OpenAI's clients ask for them, whole or streamed."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from secrets import randbits
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+
+from rung.chat import drop_turns, find_ends
+from rung.errors import RunError
+from rung.generate import Sampling
+from rung.serve.engine import Choice, Engine, Order, Prompt, score_prompt
+from rung.serve.limits import ApiError, Limits
+from rung.serve.replies import ChatReply, CompletionReply
+from rung.serve.schemas import Asked, ChatCompletion, ChatRequest, Completion, CompletionRequest, Model, Models, Refusal
+from rung.tokenizer import losses
+
+DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
+REFUSALS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal}, "5XX": {"model": Refusal}}
+STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
+    """`/v1/models`, `/v1/completions`, `/v1/chat/completions`."""
+    router = APIRouter(prefix="/v1", responses=REFUSALS)
+    begun = int(time.time())
+
+    def find(name: str) -> Engine:
+        if name not in engines:
+            raise ApiError(404, f"there is no model {name[:100]!r}: see /v1/models", "model", "model_not_found")
+        return engines[name]
+
+    @router.get("/models")
+    async def models() -> Models:
+        """The runs that are served."""
+        return Models(data=[Model(id=name, created=begun) for name in engines])
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> Model:
+        """One of them."""
+        return Model(id=find(name).served.name, created=begun)
+
+    @router.post("/completions", responses={200: {"model": Completion, "content": STREAM}})
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        """Go on from a prompt."""
+        engine = find(body.model)
+        body.refuse_unknown()
+        prompts = await run_in_threadpool(read_prompts, engine, body, limits)
+        orders = order_completions(engine, body, prompts, limits)
+        news = asyncio.Event()
+        return await CompletionReply(engine, body, prompts, engine.submit(orders, news), news).answer(request)
+
+    @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}})
+    async def chat(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        engine = find(body.model)
+        body.refuse_unknown()
+        prompt = await run_in_threadpool(read_messages, engine, body, limits)
+        orders = order_answers(engine, body, prompt, limits)
+        news = asyncio.Event()
+        return await ChatReply(engine, body, [prompt], engine.submit(orders, news), news).answer(request)
+
+    return router
+
+
+def order_completions(
+    engine: Engine, body: CompletionRequest, prompts: Sequence[Prompt], limits: Limits
+) -> list[Order]:
+    """`n` of each prompt; none where only the prompts themselves are asked for."""
+    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    if not wanted and body.echo:
+        return []
+    ends = frozenset({engine.tokenizer.eos_token_id})
+    return make_orders(body, prompts, wanted, ends, limits)
+
+
+def order_answers(engine: Engine, body: ChatRequest, prompt: Prompt, limits: Limits) -> list[Order]:
+    """`n` of them."""
+    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    wanted = limits.max_tokens if asked is None else asked
+    ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
+    return make_orders(body, [prompt], wanted, ends, limits)
+
+
+def make_orders(
+    body: Asked, prompts: Sequence[Prompt], wanted: int, ends: frozenset[int], limits: Limits
+) -> list[Order]:
+    """Of each prompt `n`, each with a seed of its own."""
+    count, most = body.n or 1, limits.max_batch + limits.max_queue
+    if not 1 <= wanted <= limits.max_tokens:
+        raise ApiError(400, f"max_tokens is {wanted}: it must be 1 to {limits.max_tokens}", "max_tokens")
+    if count > limits.max_choices or count * len(prompts) > most:
+        raise ApiError(
+            400, f"n is {count}, of {len(prompts)} prompts: {limits.max_choices} of one, and {most} in all", "n"
+        )
+    seed = randbits(62) if body.seed is None else body.seed
+    return [
+        Order(
+            ids=prompt.ids,
+            sampling=Sampling(
+                max_new_tokens=wanted,
+                temperature=1.0 if body.temperature is None else body.temperature,
+                top_k=max(0, body.top_k or 0),
+                top_p=1.0 if body.top_p is None else body.top_p,
+                stop=body.stops,
+                seed=(seed + number + 2**63) % 2**64 - 2**63,
+            ),
+            ends=ends,
+            space=prompt.space,
+            likeliest=body.likeliest,
+            streams=bool(body.stream),
+        )
+        for prompt in prompts
+        for number in range(count)
+    ]
+
+
+def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> list[Prompt]:
+    """The prompts as tokens: a text begins a document, ids stand for themselves."""
+    given: Any = body.prompt
+    if isinstance(given, str) or (given and isinstance(given[0], int)):
+        given = [given]
+    if len(given) > limits.max_batch + limits.max_queue:
+        most = limits.max_batch + limits.max_queue
+        raise ApiError(400, f"{len(given)} prompts: {most} are taken at once", "prompt")
+    prompts = [read_text(engine, p) if isinstance(p, str) else read_ids(engine, p) for p in given]
+    if not prompts:
+        raise ApiError(400, "prompt is an empty list: give a text, which may be empty, or token ids", "prompt")
+    for prompt in prompts:
+        check_length(prompt.ids, "prompt", limits)
+    return [weigh_prompt(engine, body, prompt) for prompt in prompts] if body.echo else prompts
+
+
+def weigh_prompt(engine: Engine, body: CompletionRequest, prompt: Prompt) -> Prompt:
+    """With what its tokens cost, where that is asked for; of given ids the first follows nothing."""
+    if body.logprobs is None:
+        return prompt
+    choices = score_prompt(engine.served.model, prompt.ids, body.logprobs)
+    first = [] if prompt.is_text else [Choice(prompt.ids[0], None, [])]
+    return replace(prompt, choices=[*first, *choices])
+
+
+def read_text(engine: Engine, text: str) -> Prompt:
+    """A text, with what begins a document in front."""
+    with engine.reading:
+        ids = engine.reader(text, add_special_tokens=False).input_ids
+    is_lost = "white space" in losses(engine.tokenizer) and text and not text[-1].isspace()
+    return Prompt(ids=[engine.tokenizer.bos_token_id, *ids], text=text, is_text=True, space=" " if is_lost else "")
+
+
+def read_ids(engine: Engine, ids: list[int]) -> Prompt:
+    """Token ids, all of which must be known."""
+    size = engine.served.model.config.vocab_size
+    if not ids or max(ids) >= size:
+        wrong = f"{max(ids)} is no token" if ids else "no token is given"
+        raise ApiError(400, f"{wrong}: give some, each from 0 to {size - 1}", "prompt")
+    return Prompt(ids=ids, text=engine.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
+    """The conversation as tokens, up to where the answer begins."""
+    if not engine.tokenizer.chat_template:
+        name = engine.served.name
+        raise ApiError(400, f"{name} has no chat template: `rung tune RUN` makes a model that chats of it", "model")
+    try:
+        with engine.reading:
+            said = [message.as_dict() for message in body.messages]
+            wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
+            _, _, ids = drop_turns(engine.reader, said, engine.served.model.context_length, wanted)
+    except RunError as error:
+        raise ApiError(400, str(error), "messages", "context_length_exceeded") from error
+    except Exception as error:  # what a template refuses it says in its own way
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ApiError(400, f"the chat template refuses these messages: {why}", "messages") from error
+    check_length(ids, "messages", limits)
+    return Prompt(ids=ids, text="")
+
+
+def check_length(ids: Sequence[int], param: str, limits: Limits) -> None:
+    """Raise `ApiError` for more tokens than the server reads."""
+    if len(ids) > limits.max_prompt_tokens:
+        raise ApiError(
+            400,
+            f"{len(ids):,} tokens are more than {limits.max_prompt_tokens:,}, which this server reads: shorten them, "
+            "or start it with --max-prompt-tokens",
+            param,
+            "context_length_exceeded",
+        )

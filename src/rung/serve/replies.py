@@ -1,0 +1,225 @@
+"""Answers on their way to a client: gathered and sent whole, or streamed as server-sent events."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from rung.serve.engine import Choice, Engine, Piece, Prompt, Text
+from rung.serve.schemas import Asked
+
+CLOSED = 499  # what is noted where the client has gone, as nginx has it
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+class Reply:
+    """What a client gets of its texts, `n` of each prompt; abstract: the two below say in which form."""
+
+    kind = streamed_kind = id_start = ""
+
+    def __init__(
+        self, engine: Engine, body: Asked, prompts: Sequence[Prompt], texts: list[Text], news: asyncio.Event
+    ) -> None:
+        self.engine, self.body, self.prompts, self.texts, self.news = engine, body, prompts, texts, news
+        self.head = {"id": f"{self.id_start}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+
+    def opening(self, index: int) -> Piece:
+        """What an answer begins with, before anything is written."""
+        return Piece()
+
+    def opened(self, index: int, piece: Piece) -> dict[str, Any] | None:
+        """The choice that a stream begins with; None for none."""
+        raise NotImplementedError
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """All of an answer."""
+        raise NotImplementedError
+
+    def streamed_choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """A part of it."""
+        raise NotImplementedError
+
+    async def answer(self, request: Request) -> Response:
+        """The response; when the client goes, its texts are let go too."""
+        if self.body.stream:
+            return Events(self)
+        gone, work = asyncio.create_task(wait_until_gone(request)), asyncio.create_task(self._gather())
+        try:
+            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                return Response(status_code=CLOSED)
+            facts = {**self.head, "object": self.kind, "choices": work.result(), "usage": self._count()}
+            return Response(to_json(facts), media_type="application/json")
+        finally:
+            gone.cancel()
+            work.cancel()
+            self.engine.drop(self.texts)
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The events; a fault on the way is the last of them."""
+        openings = {index: self.opening(index) for index in range(self._size)}
+        opened = [self.opened(index, piece) for index, piece in openings.items()]
+        if first := b"".join(self._event(choice) for choice in opened if choice is not None):
+            yield first
+        async for pieces in self._follow():
+            for error in (piece.error for _, piece in pieces if piece.error):
+                yield b"data: " + to_json(error.as_dict()) + b"\n\n"
+                return
+            yield b"".join(self._event(self.streamed_choice(index, piece)) for index, piece in pieces)
+        if self.body.counts_stream:
+            yield self._event(None)
+        yield b"data: [DONE]\n\n"
+
+    @property
+    def _size(self) -> int:
+        return len(self.prompts) * (self.body.n or 1)
+
+    def _prompt(self, index: int) -> Prompt:
+        return self.prompts[index // (self.body.n or 1)]
+
+    async def _follow(self) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """What there is of each text, whenever there is something; it is read on as fast as the client takes it."""
+        left = dict(enumerate(self.texts))
+        while left:
+            await self.news.wait()
+            self.news.clear()
+            taken = [(index, text.take()) for index, text in left.items()]
+            pieces = [(index, piece) for index, piece in taken if piece is not None]
+            if any(text.is_waited_for for text in left.values()):
+                self.engine.wake()
+            for index, piece in pieces:
+                if piece.is_last:
+                    del left[index]
+            if pieces:
+                yield pieces
+
+    async def _gather(self) -> list[dict[str, Any]]:
+        wholes = {index: self.opening(index) for index in range(self._size)}
+        async for pieces in self._follow():
+            for index, piece in pieces:
+                if piece.error:
+                    raise piece.error
+                wholes[index] = wholes[index].join(piece)
+        return [self.choice(index, whole) for index, whole in wholes.items()]
+
+    def _count(self) -> dict[str, int]:
+        read, written = sum(len(prompt.ids) for prompt in self.prompts), sum(text.tokens for text in self.texts)
+        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+
+    def _event(self, choice: dict[str, Any] | None) -> bytes:
+        """With no choice it is the one that counts the tokens."""
+        facts = {**self.head, "object": self.streamed_kind, "choices": [] if choice is None else [choice]}
+        if self.body.counts_stream:
+            facts["usage"] = self._count() if choice is None else None
+        return b"data: " + to_json(facts) + b"\n\n"
+
+
+class CompletionReply(Reply):
+    """`/v1/completions`."""
+
+    kind = streamed_kind = "text_completion"
+    id_start = "cmpl"
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.offsets: dict[int, int] = {}  # characters of each text so far, as its tokens have them
+
+    def opening(self, index: int) -> Piece:
+        """The prompt, where it is to be echoed."""
+        if not getattr(self.body, "echo", False):
+            return Piece()
+        prompt = self._prompt(index)
+        return Piece(prompt.text, list(prompt.choices), None if self.texts else "length")
+
+    def opened(self, index: int, piece: Piece) -> dict[str, Any] | None:
+        """The prompt, where there is one to be echoed."""
+        return self.choice(index, piece) if piece.text or piece.is_last else None
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """The text, with the facts of its tokens where they are wanted."""
+        logprobs = self._logprobs(index, piece.choices) if self.body.likeliest is not None else None
+        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.reason}
+
+    streamed_choice = choice
+
+    def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, list[Any]]:
+        names = [self.engine.name_of(choice.token)[0] for choice in choices]
+        offsets = []
+        for name in names:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(name)
+        return {
+            "tokens": names,
+            "token_logprobs": [choice.log for choice in choices],
+            "top_logprobs": [
+                None if choice.log is None else {self.engine.name_of(token)[0]: log for token, log in choice.likeliest}
+                for choice in choices
+            ],
+            "text_offset": offsets,
+        }
+
+
+class ChatReply(Reply):
+    """`/v1/chat/completions`."""
+
+    kind, streamed_kind, id_start = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def opened(self, index: int, piece: Piece) -> dict[str, Any] | None:
+        """Who speaks."""
+        return self._wrap(index, piece, "delta", {"role": "assistant", "content": ""})
+
+    def choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """The message."""
+        return self._wrap(index, piece, "message", {"role": "assistant", "content": piece.text, "refusal": None})
+
+    def streamed_choice(self, index: int, piece: Piece) -> dict[str, Any]:
+        """What it has more."""
+        return self._wrap(index, piece, "delta", {"content": piece.text} if piece.text else {})
+
+    def _wrap(self, index: int, piece: Piece, name: str, content: dict[str, Any]) -> dict[str, Any]:
+        logprobs = None
+        if self.body.likeliest is not None and piece.choices:
+            logprobs = {
+                "content": [
+                    self._token(choice.token, choice.log)
+                    | {"top_logprobs": [self._token(*pair) for pair in choice.likeliest]}
+                    for choice in piece.choices
+                ]
+            }
+        return {"index": index, name: content, "logprobs": logprobs, "finish_reason": piece.reason}
+
+    def _token(self, token: int, log: float | None) -> dict[str, Any]:
+        name, is_text = self.engine.name_of(token)
+        return {"token": name, "logprob": log, "bytes": list(name.encode()) if is_text else None}
+
+
+class Events(StreamingResponse):
+    """A stream of server-sent events; however it ends, its texts are let go."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(reply.stream(), headers=HEADERS, media_type="text/event-stream")
+        self.reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.reply.engine.drop(self.reply.texts)
+
+
+async def wait_until_gone(request: Request) -> None:
+    """Until the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def to_json(facts: Any) -> bytes:
+    """In UTF-8, a character whole."""
+    return json.dumps(facts, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,505 @@
+"""The server as clients meet it: OpenAI's own client over a socket, and what comes over one that should not."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, TINY
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+reason = "needs the server's packages: pip install 'rung[serve]'"
+fastapi = pytest.importorskip("fastapi", reason=reason)
+uvicorn = pytest.importorskip("uvicorn", reason=reason)
+pytest.importorskip("prometheus_client", reason=reason)
+httpx = pytest.importorskip("httpx", reason=reason)
+
+from typer.testing import CliRunner  # noqa: E402
+
+from rung import runs  # noqa: E402
+from rung.cli import app  # noqa: E402
+from rung.errors import RecipeError, RunError  # noqa: E402
+from rung.evaluate import score_text  # noqa: E402
+from rung.generate import Sampling, generate  # noqa: E402
+from rung.serve import Limits, Served, build_app, find_hosts, load_served  # noqa: E402
+from rung.serve import engine as engines  # noqa: E402
+from rung.serve.served import tell_apart  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+class Listening:
+    """A server of these runs in a thread of its own."""
+
+    def __init__(self, served, **limits):
+        self.app = build_app(served, Limits(**limits))
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # soon full
+        self.port = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", timeout_graceful_shutdown=2))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
+
+    def __enter__(self):
+        self.thread.start()
+        wait_until(lambda: self.server.started)
+        return self
+
+    def __exit__(self, *_):
+        self.server.should_exit = True
+        self.thread.join()
+
+    def post(self, path="/v1/completions", **body):
+        headers = body.pop("headers", {})
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=60)
+
+    def measure(self, name):
+        """The sum of what /metrics says of it."""
+        lines = httpx.get(f"{self.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name + "{"))
+
+
+def wait_until(holds, seconds=20):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "it never came to be"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def served(make_tiny, tokenizer):
+    """Every rung; the one called chat has a template."""
+    import copy
+
+    made = {name: Served(name, shake(make_tiny(name)), tokenizer, {}) for name in TINY}
+    chatting = copy.deepcopy(tokenizer)
+    chatting.chat_template = TEMPLATE
+    return made | {"chat": Served("chat", made["llama3"].model, chatting, {})}
+
+
+def shake(model):
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
+@pytest.fixture
+def endless(served, monkeypatch):
+    """A model that never comes to an end by itself."""
+    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [65] * len(settings))
+    return {"llama3": served["llama3"]}
+
+
+@pytest.fixture(scope="module")
+def server(served):
+    with Listening(served, max_body_bytes=1_000_000, max_tokens=20_000) as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    openai = pytest.importorskip("openai", reason="needs OpenAI's client: pip install openai")
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0, timeout=60)
+
+
+@pytest.mark.parametrize("name", list(TINY))
+def test_what_a_client_gets_is_what_generate_writes(name, client, served):
+    run = served[name]
+    for settings_ in ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9}):
+        wanted = generate(
+            run.model, run.tokenizer, "the cat", Sampling(max_new_tokens=20, seed=5, **settings_, stop=("zz",))
+        )
+        asked = {"model": name, "prompt": "the cat", "max_tokens": 20, "seed": 5, "stop": "zz", **settings_}
+        whole = client.completions.create(**asked)
+        assert whole.choices[0].text == wanted.text
+        assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (
+            1 + len(run.tokenizer("the cat", add_special_tokens=False).input_ids),
+            wanted.tokens,
+        )
+        events = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        assert "".join(event.choices[0].text for event in events[:-1]) == wanted.text
+        assert events[-1].usage == whole.usage
+        assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+        ids = [0, *run.tokenizer("the cat", add_special_tokens=False).input_ids]
+        assert client.completions.create(**{**asked, "prompt": ids}).choices[0].text == wanted.text
+
+
+def test_models_are_listed(client, server, served):
+    assert [model.id for model in client.models.list()] == list(served)
+    assert client.models.retrieve("gpt2").owned_by == "rung"
+    assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{server.url}/v1/models/../../etc/passwd").status_code == 404
+    assert "/v1/chat/completions" in httpx.get(f"{server.url}/openapi.json").json()["paths"]
+
+
+def test_several_prompts_and_several_answers(client):
+    asked = {"model": "llama3", "max_tokens": 8, "seed": 3}
+    made = client.completions.create(prompt=["the cat", "a dog"], n=3, **asked)
+    texts = [choice.text for choice in made.choices]
+    assert [choice.index for choice in made.choices] == list(range(6)) and len(set(texts)) == 6
+    again = client.completions.create(prompt=["the cat", "a dog"], n=3, stream=True, **asked)
+    streamed = dict.fromkeys(range(6), "")
+    for event in again:
+        streamed[event.choices[0].index] += event.choices[0].text
+    assert list(streamed.values()) == texts
+    assert client.completions.create(prompt="the cat", **asked).choices[0].text == texts[0]
+    other = client.completions.create(prompt="the cat", **(asked | {"seed": None})).choices[0].text
+    assert other not in texts[:1]
+
+
+def test_a_chat(client, served):
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the cat"}]
+    asked = {"model": "chat", "messages": messages, "max_completion_tokens": 9, "temperature": 0, "logprobs": True}
+    made = client.chat.completions.create(**asked, top_logprobs=2)
+    (choice,) = made.choices
+    assert choice.message.role == "assistant" and choice.finish_reason in ("stop", "length")
+    assert len(choice.logprobs.content) == made.usage.completion_tokens
+    for token in choice.logprobs.content:
+        assert token.top_logprobs[0].logprob == pytest.approx(token.logprob)  # it is greedy
+    events = list(client.chat.completions.create(**asked, stream=True))
+    assert events[0].choices[0].delta.role == "assistant"
+    assert "".join(e.choices[0].delta.content or "" for e in events) == choice.message.content
+    parts = [{"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]}]
+    same = client.chat.completions.create(**{**asked, "messages": [*parts, messages[1]]})
+    assert same.choices[0].message == choice.message
+
+
+def test_a_model_without_a_template_says_how_to_get_one(server):
+    answer = server.post("/v1/chat/completions", model="gpt2", messages=[{"role": "user", "content": "hi"}])
+    assert answer.status_code == 400 and "`rung tune RUN`" in answer.json()["error"]["message"]
+
+
+def test_clients_may_be_asynchronous(server):
+    openai = pytest.importorskip("openai", reason="needs OpenAI's client: pip install openai")
+
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
+            stream = await client.completions.create(model="gpt2", prompt="a", max_tokens=5, stream=True)
+            return [event async for event in stream]
+
+    assert asyncio.run(ask())[-1].choices[0].finish_reason
+
+
+@pytest.mark.parametrize("name", ["ngram", "rnn", "gpt2", "llama3"])
+def test_logprobs_are_those_of_the_ruler(name, client, served):
+    run, text = served[name], SENTENCES[2]
+    wanted = -sum(piece.bits for piece in score_text(run.model, run.tokenizer, text)[:-1])
+    echoed = client.completions.create(model=name, prompt=text, max_tokens=0, echo=True, logprobs=1).choices[0]
+    assert echoed.text == text == "".join(echoed.logprobs.tokens)
+    assert sum(echoed.logprobs.token_logprobs) / torch.tensor(2.0).log().item() == pytest.approx(wanted, rel=1e-4)
+    made = client.completions.create(model=name, prompt="the", max_tokens=6, seed=1, logprobs=3, stop="\x00")
+    ids = [0, *run.tokenizer("the", add_special_tokens=False).input_ids]
+    with torch.inference_mode():
+        logs = run.model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
+    found = made.choices[0].logprobs
+    assert max(found.top_logprobs[0].values()) == pytest.approx(logs.max().item(), abs=1e-4)
+    assert any(found.token_logprobs[0] == pytest.approx(log, abs=1e-4) for log in logs.tolist())
+    assert len(found.tokens) == len(found.token_logprobs) == made.usage.completion_tokens
+
+
+def test_stop_strings_end_it_wherever_tokens_do(client):
+    asked = {"model": "ngram", "prompt": "the cat", "max_tokens": 30, "temperature": 0}
+    whole = client.completions.create(**asked).choices[0].text
+    stop = whole[4:7]
+    assert " " in stop, "it is to lie across words"
+    for stream in (False, True):
+        made = client.completions.create(**asked, stop=["never", stop], stream=stream)
+        choices = [event.choices[0] for event in made] if stream else made.choices
+        assert "".join(choice.text for choice in choices) == whole[: whole.index(stop)]
+        assert choices[-1].finish_reason == "stop"
+
+
+def test_a_character_of_many_tokens_arrives_whole(make_tiny, tokenizer, monkeypatch):
+    """A model that says one text, whatever it is asked."""
+    text = "naïve 🙂 日本"
+    ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    assert len(ids) > len(text)
+    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [ids[draws[0].take_next()]])
+    monkeypatch.setattr(engines, "Draws", Counting)
+    monkeypatch.setattr(engines, "TOGETHER", 0.0)
+    with Listening({"m": Served("m", make_tiny("bigram"), tokenizer, {})}) as server:
+        body = {"model": "m", "prompt": "", "max_tokens": 50, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            events = [json.loads(line[6:]) for line in response.iter_lines() if line and "[DONE]" not in line]
+    pieces = [event["choices"][0]["text"] for event in events]
+    assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
+    assert events[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+class Counting:
+    """0, 1, 2, ..."""
+
+    def __init__(self, seed):
+        self.at = -1
+
+    def take_next(self):
+        self.at += 1
+        return self.at
+
+
+def test_sixty_four_streams_at_once(server):
+    """More than there are slots: the others wait, none is lost, and each gets what it would alone."""
+
+    async def ask(client, i):
+        body = {"model": ["llama3", "gpt2", "ngram", "rnn"][i % 4], "prompt": "the cat", "seed": i, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body | {"max_tokens": 5 + i}) as response:
+            lines = [line async for line in response.aiter_lines() if line]
+        assert lines[-1] == "data: [DONE]"
+        return "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1])
+
+    async def ask_all():
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            return await asyncio.gather(*(ask(client, i) for i in range(64)))
+
+    texts = asyncio.run(ask_all())
+    for i in (0, 17, 42, 63):
+        asked = {"model": ["llama3", "gpt2", "ngram", "rnn"][i % 4], "prompt": "the cat", "seed": i}
+        assert server.post(**asked, max_tokens=5 + i).json()["choices"][0]["text"] == texts[i]
+    assert server.measure("rung_running_texts") == server.measure("rung_waiting_texts") == 0
+
+
+@contextlib.contextmanager
+def raw_stream(server, **body):
+    """A connection of our own, whose client reads when it likes."""
+    content = json.dumps({"model": "llama3", "prompt": "the", "stream": True, "logit_bias": None, **body}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
+        yield connection
+
+
+def test_a_client_that_goes_frees_its_slot(endless):
+    with Listening(endless, max_batch=1, max_queue=1, max_tokens=100_000) as server:
+        with raw_stream(server, max_tokens=100_000) as running:
+            assert b"200 OK" in running.recv(100)
+            with raw_stream(server, max_tokens=100_000):
+                wait_until(lambda: server.measure("rung_waiting_texts") == 1)
+                full = server.post(model="llama3", prompt="a")
+                assert full.status_code == 429 and full.headers["retry-after"]
+                assert full.json()["error"]["code"] == "queue_full"
+            wait_until(lambda: server.measure("rung_waiting_texts") == 0)
+            assert server.measure("rung_running_texts") == 1
+        wait_until(lambda: server.measure("rung_running_texts") == 0)
+        with contextlib.suppress(httpx.ReadTimeout):  # one that is not streamed
+            httpx.post(
+                f"{server.url}/v1/completions",
+                json={"model": "llama3", "prompt": "a", "max_tokens": 99_999},
+                timeout=0.2,
+            )
+        wait_until(lambda: server.measure("rung_running_texts") == 0)
+        assert server.post(model="llama3", prompt="a").status_code == 200
+
+
+def test_a_slow_reader_holds_up_nobody(endless):
+    """It is waited for once its buffers are full, and goes on when it reads."""
+    with (
+        Listening(endless, max_batch=2, max_tokens=100_000) as server,
+        raw_stream(server, max_tokens=100_000, logprobs=20) as slow,
+    ):
+        written, still = -1.0, 0
+        while still < 3:
+            now = server.measure("rung_tokens_total")
+            still, written = (still + 1, now) if now == written else (0, now)
+            time.sleep(0.1)
+        assert written < 50_000
+        for _ in range(3):
+            assert server.post(model="llama3", prompt="the", max_tokens=10).status_code == 200
+        while server.measure("rung_tokens_total") < written + 500:
+            assert slow.recv(65536)
+
+
+def test_what_takes_too_long_is_ended(endless):
+    with Listening(endless, seconds=0.3, max_tokens=100_000, body_seconds=0.3) as server:
+        asked = {"model": "llama3", "prompt": "a", "max_tokens": 100_000}
+        assert server.post(**asked).json()["error"]["code"] == "timeout"
+        assert server.post(**asked).status_code == 504
+        lines = server.post(**asked, stream=True).text.strip().splitlines()
+        assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            assert b" 408 " in connection.recv(1000)
+
+
+def test_too_large_a_body_is_refused_unread(server):
+    large = server.post(model="gpt2", prompt="a" * 10_000_000)
+    assert large.status_code == 413 and large.json()["error"]["code"] == "request_too_large"
+
+    def drip():
+        for _ in range(100):
+            yield b" " * 100_000
+
+    assert httpx.post(f"{server.url}/v1/completions", content=drip(), timeout=20).status_code == 413
+    many = server.post(model="rnn", prompt="a b " * 40_000)
+    assert many.status_code == 400 and many.json()["error"]["code"] == "context_length_exceeded"
+    long = server.post(model="rnn", prompt="a b " * 1_000, max_tokens=3)
+    assert long.json()["usage"]["completion_tokens"] == 3
+
+
+def test_the_key_and_who_asks(served):
+    with Listening(
+        {"gpt2": served["gpt2"]}, api_key="séc-ret", hosts=find_hosts("localhost"), origins=("http://good.example",)
+    ) as server:
+        asked = {"model": "gpt2", "prompt": "a"}
+        assert server.post(**asked).status_code == 401
+        assert (
+            server.post(**asked, headers={"Authorization": "Bearer secret"}).json()["error"]["code"]
+            == "invalid_api_key"
+        )
+        key = {"Authorization": "Bearer séc-ret".encode()}
+        assert server.post(**asked, headers=key).status_code == 200
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        origins = {"http://evil.example": 403, "null": 403, "http://good.example": 200, server.url: 200}
+        for origin, status in origins.items():
+            assert server.post(**asked, headers=key | {"Origin": origin}).status_code == status
+        for host in ("evil.example", "[::1", "127.0.0.1.evil.example"):
+            assert server.post(**asked, headers=key | {"Host": host}).status_code in (400, 403)
+        asks = {"Origin": "http://good.example", "Access-Control-Request-Method": "POST"}
+        allowed = httpx.options(f"{server.url}/v1/completions", headers=asks)
+        assert allowed.headers["access-control-allow-origin"] == "http://good.example"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"model": "gpt2", "prompt": 3}, "prompt"),
+        ({"model": "gpt2", "prompt": []}, "prompt"),
+        ({"model": "gpt2", "prompt": [100_000]}, "prompt"),
+        ({"model": "gpt2", "prompt": [[-1]]}, "prompt"),
+        ({"model": "gpt2", "temperature": "0.7"}, "temperature"),
+        ({"model": "gpt2", "temperature": 3}, "temperature"),
+        ({"model": "gpt2", "top_p": 0}, "top_p"),
+        ({"model": "gpt2", "max_tokens": 0}, "max_tokens"),
+        ({"model": "gpt2", "max_tokens": 30_000}, "max_tokens"),
+        ({"model": "gpt2", "n": 100}, "n"),
+        ({"model": "gpt2", "seed": 2**63}, "seed"),
+        ({"model": "gpt2", "stop": ["a"] * 9}, "stop"),
+        ({"model": "gpt2", "frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"model": "gpt2", "best_of": 3}, "best_of"),
+        ({}, "model"),
+    ],
+)
+def test_a_bad_body_is_400_and_says_why(body, param, server):
+    answer = server.post(**body)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_other_refusals_have_the_same_form(server):
+    assert server.post(model="no-such").status_code == 404
+    assert server.post(model="no-such").json()["error"]["code"] == "model_not_found"
+    for answer in (httpx.get(f"{server.url}/nowhere"), httpx.get(f"{server.url}/v1/completions")):
+        assert answer.status_code in (404, 405) and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    for content in (b"{", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}', b"1" * 5000, b"", b"null", b"NaN"):
+        answer = httpx.post(
+            f"{server.url}/v1/completions", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 400 and answer.json()["error"]["message"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = ("prompt", "messages", "temperature", "top_p", "top_k", "n", "seed", "stop", "stream", "stream_options")
+FIELDS += ("logprobs", "top_logprobs", "echo", "max_tokens", "max_completion_tokens", "tools", "user")
+BODIES = st.fixed_dictionaries(
+    {"model": st.sampled_from(["gpt2", "ngram", "chat"]) | JSON},
+    optional={
+        **dict.fromkeys(FIELDS, JSON),
+        "prompt": st.text(max_size=20) | st.lists(st.integers(-1, 400), max_size=9) | JSON,
+        "messages": st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": JSON}))
+        | JSON,
+        "stop": st.text(max_size=3) | st.lists(st.text(max_size=3), max_size=9) | JSON,
+        "max_tokens": st.integers(-1, 3) | JSON,
+    },
+)
+
+
+@settings(
+    deadline=None, max_examples=int(os.environ.get("RUNG_BAD_BODIES", "100")), suppress_health_check=list(HealthCheck)
+)
+@given(st.sampled_from(["completions", "chat/completions"]), BODIES | JSON)
+def test_no_body_makes_it_fail(server, path, body):
+    content = json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{server.url}/v1/{path}", content=content, headers=headers, timeout=20)
+    assert answer.status_code in (200, 400, 404, 413, 429), answer.text
+    if answer.status_code != 200:
+        assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+def test_a_step_that_fails_ends_its_texts_and_no_more(served, monkeypatch):
+    with Listening({"llama3": served["llama3"]}) as server:
+        kept = engines.choose_each
+
+        def fail(*_):
+            monkeypatch.setattr(engines, "choose_each", kept)
+            raise RuntimeError("out of order")
+
+        monkeypatch.setattr(engines, "choose_each", fail)
+        answer = server.post(model="llama3", prompt="a")
+        assert answer.status_code == 500 and "out of order" not in answer.text
+        assert server.post(model="llama3", prompt="a").status_code == 200
+
+
+def test_runs_are_named_by_their_folders(make_tiny, tokenizer, tmp_path):
+    for place in ("one/gpt2", "two/gpt2", "one/ngram"):
+        folder = runs.make_folder(tmp_path / place)
+        runs.save_model(folder, make_tiny(Path(place).name), tokenizer)
+        runs.write_record(folder, {"rung": Path(place).name} | ({"scores": {}} if place != "one/ngram" else {}))
+    assert list(load_served([str(tmp_path)])) == ["one/gpt2", "two/gpt2"]
+    assert list(load_served([str(tmp_path / "one" / "ngram"), str(tmp_path / "one")])) == ["ngram", "gpt2"]
+    (tmp_path / "empty").mkdir()
+    for nothing, message in (("empty", "holds no finished run"), ("missing", "no run at")):
+        with pytest.raises(RunError, match=message):
+            load_served([str(tmp_path / nothing)])
+    assert tell_apart([("a", "x"), ("b", "x"), ("y",)]) == ["a/x", "b/x", "y"]
+
+
+def test_limits_are_checked():
+    for wrong in ({"max_batch": 0}, {"max_queue": -1}, {"seconds": 0.0}):
+        with pytest.raises(RecipeError, match=f"{next(iter(wrong))} is "):
+            Limits(**wrong)
+
+
+def test_the_command_serves_until_ctrl_c(make_tiny, tokenizer, tmp_path):
+    runs.save_model(runs.make_folder(tmp_path / "ngram"), make_tiny("ngram"), tokenizer)
+    command = [sys.executable, "-m", "rung", "serve", str(tmp_path / "ngram"), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        lines = [process.stderr.readline() for _ in range(4)]
+        assert lines[0] == "Serving ngram\n" and "curl" in lines[2]
+        address = lines[1].split()[1]
+        answer = httpx.post(f"{address}/v1/completions", json={"model": "ngram", "prompt": "the", "temperature": 0}, timeout=30)
+        assert answer.json()["usage"]["completion_tokens"] > 0
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_without_its_packages_it_says_what_to_install(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("rung.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    made = CliRunner().invoke(app, ["serve", "runs"])
+    wanted = "rung: serving needs fastapi, which is not installed: pip install 'rung[serve]'\n"
+    assert (made.exit_code, made.stderr) == (2, wanted)
