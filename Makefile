@@ -30,9 +30,9 @@ format: $(READY)
 bench: $(PEERS)
 	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
 	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
 	$(BIN)/python benchmarks/train.py | tee benchmarks/train.txt
+	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.txt
 
 docs: $(READY)
 	$(BIN)/python docs/update.py
@@ -48,5 +48,5 @@ $(READY): pyproject.toml constraints.txt
 
 # What only tests and benchmarks need: the engines, and the tools that rung is compared with.
 $(PEERS): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,lora,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,export,lora,serve,peers]'
 	touch $(PEERS)

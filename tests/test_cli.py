@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 VERBS = ("climb", "train", "eval", "score", "generate", "verify-resume", "export", "report", "runs", "sizes", "corpora")
-VERBS += ("tokenizers",)
+VERBS += ("tokenizers", "tune", "chat", "serve")
 RUNG = Path(sys.executable).with_name("rung")
 
 
