@@ -103,6 +103,8 @@ def add_signs(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
 async def explain_body(request: Request, error: Exception) -> Response:
     """What is wrong with a body, in OpenAI's form: the first fault, and where it is."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
+    if first.get("type") == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}").as_response()
     where = [str(part)[:100] for part in first.get("loc", ())[1:]]
     message = f"{'.'.join(where)}: {first.get('msg')}" if where else f"the body: {first.get('msg')}"
     return ApiError(400, message[:1000], where[0] if where else None).as_response()

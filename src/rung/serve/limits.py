@@ -4,7 +4,9 @@ import asyncio
 import hmac
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
@@ -18,6 +20,8 @@ from rung.errors import RecipeError
 LOCKED = ("/v1/", "/api/", "/metrics")  # what an API key opens; the page itself, and /health, are for all
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,14 @@ class ApiError(HTTPException):
     def as_response(self) -> Response:
         """The answer."""
         return Response(json.dumps(self.as_dict()), self.status_code, self.headers, media_type="application/json")
+
+
+def look_up(served: Mapping[str, T], name: str) -> T:
+    """What is served by that name; raises `ApiError`."""
+    if name not in served:
+        known = ", ".join(served)[:1000]
+        raise ApiError(404, f"there is no model {name[:100]!r}: choose from {known}", "model", "model_not_found")
+    return served[name]
 
 
 class Metrics:

@@ -15,25 +15,28 @@ from rung.chat import drop_turns, find_ends
 from rung.errors import RunError
 from rung.generate import Sampling
 from rung.serve.engine import Choice, Engine, Order, Prompt, score_prompt
-from rung.serve.limits import ApiError, Limits
+from rung.serve.limits import ApiError, Limits, look_up
 from rung.serve.replies import ChatReply, CompletionReply
-from rung.serve.schemas import Asked, ChatCompletion, ChatRequest, Completion, CompletionRequest, Model, Models, Refusal
+from rung.serve.schemas import (
+    REFUSALS,
+    Asked,
+    ChatCompletion,
+    ChatRequest,
+    Completion,
+    CompletionRequest,
+    Model,
+    Models,
+)
 from rung.tokenizer import losses
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
-REFUSALS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal}, "5XX": {"model": Refusal}}
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+STREAM: dict[str, Any] = {"text/event-stream": {}}
 
 
 def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
     """`/v1/models`, `/v1/completions`, `/v1/chat/completions`."""
     router = APIRouter(prefix="/v1", responses=REFUSALS)
     begun = int(time.time())
-
-    def find(name: str) -> Engine:
-        if name not in engines:
-            raise ApiError(404, f"there is no model {name[:100]!r}: see /v1/models", "model", "model_not_found")
-        return engines[name]
 
     @router.get("/models")
     async def models() -> Models:
@@ -43,12 +46,12 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
     @router.get("/models/{name:path}")
     async def model(name: str) -> Model:
         """One of them."""
-        return Model(id=find(name).served.name, created=begun)
+        return Model(id=look_up(engines, name).served.name, created=begun)
 
     @router.post("/completions", responses={200: {"model": Completion, "content": STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Go on from a prompt."""
-        engine = find(body.model)
+        engine = look_up(engines, body.model)
         body.refuse_unknown()
         prompts = await run_in_threadpool(read_prompts, engine, body, limits)
         orders = order_completions(engine, body, prompts, limits)
@@ -58,7 +61,7 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
     @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        engine = find(body.model)
+        engine = look_up(engines, body.model)
         body.refuse_unknown()
         prompt = await run_in_threadpool(read_messages, engine, body, limits)
         orders = order_answers(engine, body, prompt, limits)

@@ -25,7 +25,8 @@ from rung.evaluate.attention import attention_shape, read_attention
 from rung.generate.pieces import UNFINISHED
 from rung.generate.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
-from rung.serve.limits import ApiError
+from rung.serve.limits import ApiError, look_up
+from rung.serve.schemas import REFUSALS
 from rung.serve.served import Served
 from rung.tokenizer import encode_plainly, fingerprint
 
@@ -50,7 +51,7 @@ HEADERS = {
 class Question(BaseModel):
     """Which of the served runs is asked."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid")
     model: str = Field(max_length=1_000)
 
 
@@ -73,16 +74,15 @@ class TextQuestion(Question):
 
 def make_router(served: dict[str, Served]) -> APIRouter:
     """`GET /` the page, `/page/...` its parts, and `/api/...` what it asks."""
-    router = APIRouter()
+    router = APIRouter(responses=REFUSALS)
     described, turn = [describe(run) for run in served.values()], CapacityLimiter(1)
     _add_page(router)
 
     async def ask(find: Callable[[Served, Any], dict[str, Any]], question: Question) -> Response:
-        if question.model not in served:
-            raise ApiError(404, f"no run {question.model!r} is served here: choose from {', '.join(served)}")
+        run = look_up(served, question.model)
         if turn.statistics().tasks_waiting >= WAITING:
             raise ApiError(429, f"{WAITING} questions wait already: ask again in a moment")
-        return await to_thread.run_sync(_find, find, served[question.model], question, limiter=turn)
+        return await to_thread.run_sync(_find, find, run, question, limiter=turn)
 
     @router.get("/api/rungs")
     async def rungs() -> Response:

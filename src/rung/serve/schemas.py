@@ -242,3 +242,6 @@ class Refusal(BaseModel):
     """Any answer of 400 and above."""
 
     error: Fault
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal}, "5XX": {"model": Refusal}}  # of any address

@@ -1,0 +1,89 @@
+"""The server held to what it says of itself: bodies made from /openapi.json, those that fit and those that do not."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from rung import runs
+
+pytest.importorskip("fastapi", reason="needs the server's packages: pip install 'rung[serve]'")
+httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
+schemathesis = pytest.importorskip("schemathesis", reason="makes the bodies: pip install schemathesis")
+
+BODIES = int(os.environ.get("RUNG_BODIES", "30"))  # of each kind, to each address
+SECONDS = 20  # for an answer
+GROWTH = 6.0  # megabytes that the second half of the bodies may add
+NAMES = ("gpt2", "rnn-attention", "ngram")
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+ADDRESSES = ("/v1/completions", "/v1/chat/completions", "/api/next", "/api/surprisal", "/api/attention")
+CHECKS = {  # a body may fit the schema and still ask for more than this server gives: more tokens, other ids
+    "positive_data_acceptance": {"enabled": False},
+    "negative_data_rejection": {"expected-statuses": ["400", "404", "413"]},
+}
+
+
+class Child:
+    """`rung serve` in a process of its own, whose memory is nobody else's."""
+
+    def __init__(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "rung", "serve", str(folder), "--port", "0", "--max-tokens", "64"]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        head = "".join(self.process.stderr.readline() for _ in range(4))
+        self.url = re.search(r"Open +(\S+)", head)[1]
+
+    def measure(self) -> float:
+        """Megabytes of memory that it holds."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+@pytest.fixture(scope="module")
+def child(make_tiny, tokenizer, tmp_path_factory):
+    """A server of some rungs, all of which chat."""
+    folder, kept = tmp_path_factory.mktemp("runs"), tokenizer.chat_template
+    tokenizer.chat_template = TEMPLATE
+    for name in NAMES:
+        made = runs.make_folder(folder / name)
+        runs.save_model(made, make_tiny(name), tokenizer)
+        runs.write_record(made, {"rung": name, "scores": {}})
+    tokenizer.chat_template = kept
+    child = Child(folder)
+    yield child
+    child.process.kill()
+    child.process.wait()
+
+
+@pytest.fixture(scope="module")
+def schema(child):
+    """What the server says of itself; a model's name is one that it serves, or no body would come further."""
+    said = httpx.get(f"{child.url}/openapi.json").json()
+    assert set(ADDRESSES) == {address for address, ways in said["paths"].items() if "post" in ways}
+    for part in said["components"]["schemas"].values():
+        if "model" in part.get("required", ()):
+            part["properties"]["model"] = {"type": "string", "enum": list(NAMES)}
+    return schemathesis.openapi.from_dict(said, config=schemathesis.Config.from_dict({"checks": CHECKS}))
+
+
+@pytest.mark.parametrize("kind", ["positive", "negative"])
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_any_body_is_answered_as_the_schema_says(address, kind, child, schema):
+    held = []
+
+    @settings(max_examples=BODIES, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(schema[address]["POST"].as_strategy(generation_mode=schemathesis.GenerationMode(kind)))
+    def ask(case):
+        answer = case.call(base_url=child.url, timeout=SECONDS)
+        case.validate_response(answer)
+        assert answer.status_code < 500
+        held.append(child.measure())
+
+    ask()
+    half = held[len(held) // 2]
+    print(f"{address:<22}{kind:<10}{len(held):>6,} bodies {held[0]:>7.1f} MB {half:>7.1f} MB {held[-1]:>7.1f} MB")
+    assert held[-1] - half < GROWTH
+    assert httpx.get(f"{child.url}/health").json() == {"status": "ok"}
