@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from rung import runs
 from rung.chat.preference import Preference, PreferenceSettings, learn_preferences, preference_loss, share_preferred
 from rung.chat.talk import Talk
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.generate import Decoder, Sampling
+from rung.generate import Decoder, Sampling, generate
 from rung.models import load
 from rung.recipe import make_recipe
 from rung.recipe.making import execute, read_begun
@@ -93,6 +96,60 @@ assert "rung" not in sys.modules
         sampling = Sampling(max_new_tokens=20, temperature=0)
         ours = [step[0] for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))]
     assert json.loads(made.stdout.splitlines()[-1]) == ours
+
+
+@pytest.fixture(scope="module")
+def stock_server(ground):
+    """The address of `transformers serve`, which loads the runs that it is asked for."""
+    pytest.importorskip("uvicorn", reason="transformers serves with it: pip install 'rung[serve]'")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    said = ground / "said"
+    command = [find_program("transformers"), "serve", "--host", "127.0.0.1", "--port", port]
+    with said.open("w") as stream:
+        process = subprocess.Popen(command, cwd=ground, stdout=stream, stderr=subprocess.STDOUT)
+    until = time.monotonic() + 120
+    while "startup complete" not in said.read_text():
+        assert process.poll() is None and time.monotonic() < until, said.read_text()
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+def find_program(name):
+    """As it stands beside the Python that runs this."""
+    return str(Path(sys.executable).with_name(name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_stock_transformers_serves_and_chats(name, ground, stock_server):
+    """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be offline it would not ask
+    even this machine.
+    """
+    httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
+    if not (ground / f"{name}-chat").exists():
+        pytest.skip("the run that a test before makes is not there")
+    model, tokenizer = load(ground / name)
+    asked = {"model": name, "prompt": "The cat", "max_tokens": 12, "temperature": 0}
+    answer = httpx.post(f"{stock_server}/v1/completions", json=asked, timeout=60)
+    wanted = generate(model, tokenizer, "The cat", Sampling(max_new_tokens=12, temperature=0)).text
+    assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == wanted
+    command = [find_program("transformers"), "chat", f"{name}-chat", stock_server]
+    talked = subprocess.run(
+        [*command, "max_new_tokens=20", "do_sample=False"],
+        input="The cat is\nn\n!exit\n",  # n: not to go on, where it asks after a long answer
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ground,
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+    )
+    assert talked.returncode == 0, talked.stderr
+    model, tokenizer = load(ground / f"{name}-chat")
+    ours = Talk(Decoder(model), tokenizer).answer("The cat is", Sampling(max_new_tokens=20, temperature=0)).text.split()
+    answer = talked.stdout.split(f"<{name}-chat>:")[1].split()
+    assert ours and answer[: len(ours)] == ours
 
 
 def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path):
