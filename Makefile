@@ -30,6 +30,7 @@ format: $(READY)
 bench: $(PEERS)
 	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
 	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
+	$(BIN)/python benchmarks/precision.py | tee benchmarks/precision.txt
 	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
 	$(BIN)/python benchmarks/train.py | tee benchmarks/train.txt
 	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.txt

@@ -2,7 +2,8 @@
 
 Every side runs in a process of its own, the sides in turn, some rounds of each. Both sides of a row begin with the same
 weights and read the same batches in the same order, with AdamW at the same settings, so that their losses can be
-compared step by step; rung's own optimizer stands beside. Shakespeare is timed to a validation loss:
+compared step by step; rung's own optimizer stands beside. The Trainer is told its precision and measured in both, rung
+chooses the faster one for itself. Shakespeare is timed to a validation loss:
 
 python benchmarks/train.py [--shakespeare FILE] > benchmarks/train.txt
 """
@@ -23,11 +24,11 @@ ROWS = {  # model, its configuration, rows and tokens of a batch, steps timed
     "gpt2": ("gpt2", {"n_embd": 768, "n_layer": 4, "n_head": 4, "n_positions": 128}, 8, 128, 8),
 }
 NAMES = {"llama": "Llama of 7 M, vocabulary 8,192, 16 x 128 tokens", "gpt2": "the book's GPT-2, 67 M, 8 x 128 tokens"}
-SIDES = {  # what it is called, whether bfloat16, and the optimizer where it is not the peer's
-    "hf float32": ("Hugging Face Trainer, float32", False, None),
-    "hf": ("Hugging Face Trainer, bfloat16", True, None),
-    "rung": ("rung, bfloat16, the same AdamW", True, None),
-    "rung muon": ("rung, bfloat16, its own Muon", True, "muon"),
+SIDES = {  # what it is called; of Hugging Face's whether bfloat16, of rung's the optimizer where it is not the peer's
+    "hf float32": ("Hugging Face Trainer, float32", False),
+    "hf": ("Hugging Face Trainer, bfloat16", True),
+    "rung": ("rung, the same AdamW", None),
+    "rung muon": ("rung, its own Muon", "muon"),
 }
 ADAMW = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "weight_decay": 0.1, "adam_beta2": 0.95}
 WARM_UP = 3  # steps not timed
@@ -151,13 +152,13 @@ def read_blocks(folder, length):
 
 def measure(side, row, folder):
     """Milliseconds of each timed step of one side in this process."""
-    _, bf16, optimizer = SIDES[side]
+    _, how = SIDES[side]
     steps = ROWS[row][-1] + WARM_UP
     if side.startswith("hf"):
         order = list(range(steps * ROWS[row][2]))
-        times, _ = train_with_hugging_face(row, folder, bf16, steps, order)
+        times, _ = train_with_hugging_face(row, folder, how, steps, order)
     else:
-        times, _ = train_with_rung(row, folder, optimizer, steps)
+        times, _ = train_with_rung(row, folder, how, steps)
     return [1000 * (b - a) for a, b in zip(times[WARM_UP - 1 :], times[WARM_UP:], strict=False)]
 
 
@@ -308,16 +309,17 @@ def run_child(kind, *arguments):
 
 
 def print_row(row, folder):
-    """Tokens a second of every side, the ratio to Hugging Face's bfloat16, and how far apart the losses are."""
+    """Tokens a second of every side, the ratios to both of Hugging Face's, and how far apart the losses are."""
     _, _, batch, length, _ = ROWS[row]
     times = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side, found in times.items():
             found += in_a_process(side, row, folder)
     rates = {side: 1000 * batch * length / statistics.median(found) for side, found in times.items()}
-    print(f"\n{NAMES[row]}\n{'':44}{'tokens/s':>10}{'ratio':>8}")
-    for side, (name, _, _) in SIDES.items():
-        print(f"{name:44}{rates[side]:10,.0f}{rates[side] / rates['hf']:8.2f}", flush=True)
+    print(f"\n{NAMES[row]}\n{'':44}{'tokens/s':>10}{'to float32':>12}{'to bfloat16':>13}")
+    for side, (name, _) in SIDES.items():
+        ratios = [rates[side] / rates[peer] for peer in ("hf float32", "hf")]
+        print(f"{name:44}{rates[side]:10,.0f}{ratios[0]:12.2f}{ratios[1]:13.2f}", flush=True)
     curves = in_a_process("curve", row, folder)
     ends = ", ".join(f"{name} {losses[0]:.3f} to {losses[-1]:.3f}" for name, losses in curves.items())
     print(f"losses over the same {CURVE} steps: {ends}")

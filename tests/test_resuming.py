@@ -130,6 +130,19 @@ def test_every_rung_goes_on_to_the_last_bit(rung, run, whole, tmp_path):
     assert [line["step"] for line in whole(rung)[0]] == [3, 6, 8, 9, 12, 14]
 
 
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run, tmp_path, monkeypatch):
+    """Which is faster is measured, and may come out otherwise the next time."""
+    measured = iter([True])  # asked once
+    monkeypatch.setattr("rung.train.has_fast_bfloat16", lambda device: next(measured))
+    monkeypatch.delitem(ARGUMENTS, "bf16")
+    monkeypatch.setattr("rung.train.settings.has_fast_bfloat16", lambda device: False)
+    with pytest.raises(GoneError):
+        run("stopped", act=stop_at(6))
+    run("stopped")
+    for checkpoint in find_checkpoints(tmp_path / "stopped"):
+        assert json.loads((checkpoint / "progress.json").read_text())["bf16"] is True
+
+
 @pytest.mark.parametrize("options", [{"optim": "adamw_torch", "lr_scheduler_type": "cosine"},
                                      {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 2}])  # fmt: skip
 def test_other_optimizers_and_schedules_go_on_too(options, run, whole, tmp_path):

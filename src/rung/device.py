@@ -4,10 +4,13 @@ import ctypes
 import os
 import platform
 import sys
+import timeit
+from functools import cache
 from pathlib import Path
 
 import torch
 
+MEASURED_SIZE, MEASURED_TIMES = 512, 7  # of a product, to find out which numbers are fast
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -21,13 +24,31 @@ def choose_device() -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware; elsewhere they are slower than float32."""
+    """Whether bfloat16 matrix products are faster than float32's; a CPU that has both is timed.
+
+    Having them is not enough: an Intel Xeon with avx512_bf16 and no AMX is slower in them (benchmarks/precision.txt).
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) and _bfloat16_gain() > 1
     return False
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """Of bfloat16 and float32 the one that matrix products are faster in."""
+    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
+@cache
+def _bfloat16_gain() -> float:
+    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once."""
+    seconds = []
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(MEASURED_SIZE, MEASURED_SIZE, dtype=dtype)
+        seconds.append(min(timeit.repeat(lambda matrix=matrix: matrix @ matrix, number=1, repeat=MEASURED_TIMES)))
+    return seconds[0] / seconds[1]
 
 
 def keep_freed_memory() -> None:

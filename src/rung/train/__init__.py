@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from rung import ranks
-from rung.device import keep_freed_memory
+from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Rows, Streams, keep_batch
 from rung.train.activations import check_activations
@@ -106,7 +106,7 @@ def train(
     adapter = Adapter(model, settings.lora) if settings.lora else None
     learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
-    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, settings, hooks)
+    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, hooks)
     keeping, arguments = _keep(folder, settings, made, choose, started)
     recorder = Recorder(folder, hooks, count_rows(arguments) * blocks.length, keeping.clock)
     with (
@@ -139,12 +139,13 @@ def train(
 
 
 def _keep(
-    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[], int], started: float
+    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[TrainSettings], int], started: float
 ) -> tuple[Keeping, TrainingArguments]:
     """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps a new one is."""
     resumed = ranks.from_main(lambda: last_checkpoint(folder))
     standing = read_standing(resumed, made) if resumed else None
-    steps = standing.planned if standing else choose()
+    settings = _choose_precision(settings, standing)
+    steps = standing.planned if standing else choose(settings)
     steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = make_arguments(settings, folder, steps)
     timed = settings.minutes if settings.steps is None else None
@@ -159,6 +160,12 @@ def _keep(
         standing=standing,
     )
     return keeping, arguments
+
+
+def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
+    """The faster one here, for all processes; a run goes on in the one that it was begun in."""
+    bf16 = standing.bf16 if standing else ranks.from_main(lambda: has_fast_bfloat16(choose_device()))
+    return replace(settings, arguments={"bf16": bf16, **settings.arguments})
 
 
 def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
@@ -260,8 +267,8 @@ def _choose_steps(
     tokenizer: PreTrainedTokenizerBase,
     blocks: Rows,
     folder: Path,
-    settings: TrainSettings,
     hooks: Hooks,
+    settings: TrainSettings,
 ) -> int:
     """`steps` if given; else as many as `minutes` allow, evaluations included, by real steps on this machine."""
     if settings.steps is not None:

@@ -51,6 +51,7 @@ class Standing:
     evaluate: bool  # an evaluation was due, and comes after the save
     loss: float  # summed since the last line of the metrics, over the steps after `logged`
     logged: int
+    bf16: bool  # which of two is faster is measured: a run that goes on is not to find otherwise
     made: dict[str, Any]  # the model and the settings
 
 

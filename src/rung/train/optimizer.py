@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import ranks
+from rung.device import fast_dtype
 from rung.train.sharded import cut_like, local, whole
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
@@ -129,7 +130,7 @@ class Muon(torch.optim.Optimizer):
     def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
         """Step a matrix that is cut up: every process makes it whole, and steps the part that it holds."""
         sharded = DTensor.from_local(
-            update.bfloat16(),
+            update.to(fast_dtype(update.device)),
             parameter.device_mesh,
             parameter.placements,
             shape=parameter.shape,
@@ -172,12 +173,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N rows columns"]:
-    """The nearest semi-orthogonal matrix, roughly, to each, in bfloat16.
+    """The nearest semi-orthogonal matrix, roughly, to each, in bfloat16 where that is fast.
 
     Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.to(fast_dtype(matrices.device))
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()

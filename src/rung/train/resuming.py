@@ -152,6 +152,7 @@ class ResumableTrainer(ShardedTrainer):
             evaluate=self.evaluation_is_due,
             loss=self.accelerator.gather(self._tr_loss.reshape(1)).mean().item(),
             logged=self._globalstep_last_logged,
+            bf16=self.args.bf16,
             made=keeping.made,
         )
 
