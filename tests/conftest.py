@@ -1,6 +1,8 @@
 """Shared ground for the tests: a cache of their own, a small corpus, tiny models of every rung."""
 
+import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,22 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the texts and golden figures that are kept beside the repository, not in it")
     return SHARED
+
+
+@pytest.fixture
+def limit_files():
+    """A context in which no file may grow beyond so many bytes, as on a disk that is full."""
+    resource = pytest.importorskip("resource", reason="limits the size of a file as Unix does")
+
+    @contextlib.contextmanager
+    def limit(size):
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            signal.signal(signal.SIGXFSZ, before)
+
+    return limit

@@ -1,6 +1,7 @@
 """The house: imports point strictly down, rooms stay small, functions fit on a screen."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_imports_point_strictly_down(path):
             continue
         assert there in FLOOR, f"{path.name} imports {'.'.join(parts)}, which is no room"
         assert FLOOR[there] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR[there]})"
+
+
+def test_the_table_of_floors_is_the_one_that_is_held():
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
+    assert [(int(number), tuple(re.findall("`(.*?)`", rooms))) for number, rooms in reversed(rows)] == [
+        *enumerate(FLOORS)
+    ]
 
 
 def test_a_rung_imports_only_rungs_below_it():

@@ -66,16 +66,27 @@ class TestFormats:
         assert prompt == tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True)["input_ids"]
         assert encode_conversations(tokenizer, [TALK[:3]])[0].ids[: len(prompt)] == prompt
 
-    def test_llama3_is_written_as_meta_writes_it(self, make_chat):
+    @pytest.mark.parametrize(
+        "messages",
+        [
+            TALK[:2],
+            TALK[:4],
+            TALK[1:],
+            [{"role": "system", "content": ""}, *TALK[1:4]],
+            [{"role": "user", "content": "\n\n  naïve 日本語 🙂\r\n\t "}],
+            [{"role": "user", "content": ""}],
+        ],
+    )
+    def test_llama3_is_written_as_meta_writes_it(self, make_chat, messages):
         formatter = pytest.importorskip("llama_models.llama3.chat_format", reason="llama-models is not installed")
         from llama_models.datatypes import RawMessage
         from llama_models.llama3.tokenizer import Tokenizer
 
         theirs = Tokenizer.get_instance()
-        said = [RawMessage(role=m["role"], content=m["content"]) for m in TALK[1:]]
+        said = [RawMessage(role=m["role"], content=m["content"]) for m in messages]
         text = theirs.decode(formatter.ChatFormat(theirs).encode_dialog_prompt(said).tokens)
         _, tokenizer = make_chat("llama3")
-        assert tokenizer.apply_chat_template(TALK[1:], tokenize=False, add_generation_prompt=True) == text
+        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
 
     @given(st.lists(st.sampled_from(["<|eot_id|>", "<|im_end|>", "the cat", "\n\n", "<|begin_of_text|>", " é"])))
     @settings(max_examples=50, deadline=None)

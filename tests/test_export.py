@@ -1,5 +1,7 @@
 """Runs in other tools' formats."""
 
+import os
+
 import pytest
 
 from rung import runs
@@ -22,3 +24,39 @@ def test_what_cannot_be_exported_is_refused(make_tiny, tokenizer, tmp_path):
         export(str(tmp_path / "run"), "arpa", tmp_path / "model.arpa")
     with pytest.raises(RunError, match="unknown format 'onnx'"):
         export(str(tmp_path / "run"), "onnx", tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize(("format", "rung"), [("arpa", "ngram"), ("hf", "gpt2"), ("gguf", "gpt2"), ("meta", "llama3")])
+def test_nothing_is_lost_and_nothing_is_left(format, rung, make_tiny, tokenizer, tmp_path, monkeypatch):
+    if format == "gguf":
+        pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
+    run, place = str(tmp_path / "run"), runs.make_folder(tmp_path / "place")
+    (place / "kept").write_text("kept")
+    for out, said in (
+        (place / "kept", "kept is (there already|a file): choose another"),
+        (place, "place is (a folder: name a file in it|not empty: choose another place)"),
+        (place / "none" / "model", "none is no folder: make it first"),
+    ):
+        with pytest.raises(RunError, match=said):
+            export(run, format, out)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match="place cannot be written to: choose another place"):
+        export(run, format, place / "model")
+    assert [(path.name, path.read_text()) for path in place.iterdir()] == [("kept", "kept")]
+
+
+@pytest.mark.parametrize(("format", "rung"), [("arpa", "ngram"), ("hf", "llama3"), ("meta", "llama3")])
+def test_a_full_disk_is_said_in_a_line(format, rung, make_tiny, tokenizer, tmp_path, limit_files):
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
+    place = runs.make_folder(tmp_path / "place")
+    with limit_files(2_000), pytest.raises(RunError, match="place could not be written to .*: make room there"):
+        export(str(tmp_path / "run"), format, place / "model")
+    assert not list(place.iterdir())
+
+
+def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path):
+    runs.make_folder(tmp_path / "run" / "checkpoints")
+    for format in ("hf", "gguf", "arpa"):
+        with pytest.raises(RunError, match="run is not finished: go on with `rung train --out .*run --resume` first"):
+            export(str(tmp_path / "run"), format, tmp_path / "model")

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import sys
 import urllib.request
 from pathlib import Path
@@ -17,6 +16,9 @@ from typer.testing import CliRunner
 
 import rung.export.ggml
 from rung import runs
+from rung.chat import encode_prompt
+from rung.chat.examples import Examples
+from rung.chat.formats import CHATML, LLAMA3, encode_conversations, teach_format
 from rung.errors import RunError, TokenizerError
 from rung.export import export
 from rung.export.tiktoken import PATTERN
@@ -183,6 +185,46 @@ def test_llama_cpp_reads_the_same_tokens(cut, make_run, tmp_path):
         assert ended[-1] == tokenizer.eos_token_id
 
 
+TALKS = [
+    [{"role": "user", "content": f"the {one}"}, {"role": "assistant", "content": f"{one} sat on {other} {count}"}]
+    for count, (one, other) in enumerate([("cat", "the mat"), ("dog", "a log"), ("mat", "it, naïve café"), ("o", "x")])
+]
+ASKED = [*TALKS[0], {"role": "user", "content": "the dog"}]
+
+
+@pytest.mark.parametrize(("name", "cut"), [("llama3", "llama3"), ("gpt2", "gpt2")])
+def test_llama_cpp_answers_as_we_do(name, cut, make_run, tmp_path):
+    """A model that was tuned to chat: the template in the file, its special tokens, and where an answer ends."""
+    folder = make_run(name, cut, steps=1)
+    model, tokenizer = load(folder)
+    teach_format(model, tokenizer, LLAMA3 if name == "llama3" else CHATML)
+    _tune(
+        model.train(), Examples(encode_conversations(tokenizer, [*TALKS, [*ASKED, TALKS[1][1]]]), 127, 0, packed=True)
+    )
+    runs.save_model(folder, model.eval(), tokenizer)
+    export(str(folder), "gguf", tmp_path / "chat.gguf", "f32")
+    ends = set(model.generation_config.eos_token_id)
+    with _llama_cpp(tmp_path / "chat.gguf") as server:
+        for messages in (TALKS[0][:1], TALKS[2][:1], ASKED):
+            prompt = encode_prompt(tokenizer, messages)
+            ours = _own_greedy(folder, prompt, 40)
+            said = next(([*ours[:at]] for at, token in enumerate(ours) if token in ends), None)
+            assert said, "an answer that has no end proves nothing of it"
+            found = _ask(server, "v1/chat/completions", messages=messages, temperature=0, top_k=1, max_tokens=40)
+            assert found["usage"]["prompt_tokens"] == len(prompt)
+            assert found["choices"][0]["message"]["content"] == tokenizer.decode(said)
+            assert found["choices"][0]["finish_reason"] == "stop"
+
+
+def _tune(model, examples):
+    batch = examples.__getitems__(list(range(len(examples))))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 @pytest.mark.parametrize("name", ["llama3", "gpt2"])
 def test_a_smaller_type_costs_little(name, make_run, tmp_path):
     folder = make_run(name, steps=20)
@@ -336,16 +378,8 @@ def test_the_code_in_the_documentation_runs(make_run, tmp_path, monkeypatch, cap
     assert len(capsys.readouterr().out) > 1
 
 
-def test_a_full_disk_is_said_in_a_line(make_run, tmp_path):
-    resource = pytest.importorskip("resource", reason="limits the size of a file as Unix does")
+def test_a_full_disk_is_said_in_a_line(make_run, tmp_path, limit_files):
     folder = make_run("gpt2", steps=1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
-    try:
-        with pytest.raises(RunError, match="could not be written to .*: make room there"):
-            export(str(folder), "gguf", tmp_path / "model.gguf")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
+    with limit_files(60_000), pytest.raises(RunError, match="could not be written to .*: make room there"):
+        export(str(folder), "gguf", tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())

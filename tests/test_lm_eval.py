@@ -164,9 +164,23 @@ def test_what_cannot_be_asked_is_said(make_run, tasks, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr("datasets.load_dataset", fail)
         with pytest.raises(
-            CorpusError, match="the task wikitext could not be loaded .Couldn't reach .* needs a network"
+            CorpusError,
+            match="the task wikitext could not be loaded .ConnectionError: Couldn't reach .* needs a network",
         ):
             evaluate_tasks(run, ["wiki*"])
+    with pytest.raises(RecipeError, match=r"no task at nowhere\.yaml: a YAML file"):
+        evaluate_tasks(run, ["nowhere.yaml"])
+    with pytest.raises(RecipeError, match="--tasks names no task"):
+        evaluate_tasks(run, [""])
+    page = yaml.safe_load((tasks / "whole.yaml").read_text())
+    for text, said in (
+        ("task: [a\nb: :", "ParserError: .* line 2, column 2.* A task is a YAML page"),
+        (yaml.safe_dump({**page, "test_split": "exam"}), "KeyError: 'exam'"),
+    ):
+        (own / "mine.yaml").write_text(text)
+        with pytest.raises(CorpusError, match=f"the task .*mine.yaml could not be loaded .{said}"):
+            evaluate_tasks(run, [str(own / "mine.yaml")])
+    (own / "mine.yaml").unlink()
     with pytest.raises(RecipeError, match="has no task"):
         evaluate_tasks(run, [str(runs.make_folder(tasks / "empty"))])
     long = {"question": "the", "choices": [" ".join(SENTENCES), "mat"], "answer": 0}

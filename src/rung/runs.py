@@ -117,6 +117,13 @@ def is_finished(folder: Path) -> bool:
     return (folder / RECORD).exists() and "scores" in read_record(folder)
 
 
+def say_why_no_model(folder: Path) -> str:
+    """What a folder without a `config.json` is: a run that was stopped before it had a model, or no run."""
+    if (folder / CHECKPOINTS).is_dir():
+        return f"is not finished: go on with `rung train --out {folder} --resume` first"
+    return "is not a run: it has no config.json"
+
+
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
     """Add one line to `metrics.jsonl`."""
     with (folder / METRICS).open("a", encoding="utf-8") as file:

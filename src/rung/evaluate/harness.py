@@ -59,6 +59,11 @@ def run_tasks(
 def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
     """The tasks and groups that are named: a YAML file, a folder of them, names or patterns of the harness's own."""
     specs = [part for spec in tasks for part in ([spec] if Path(spec).exists() else spec.split(",")) if part]
+    if not specs:
+        raise RecipeError("--tasks names no task: a name, a YAML file, or a folder of them is needed")
+    for spec in specs:
+        if spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
+            raise RecipeError(f"no task at {spec}: a YAML file, a folder of them, or a name is needed")
     folders = [spec for spec in specs if Path(spec).is_dir()]
     is_named = any(not Path(spec).exists() for spec in specs)
     manager = TaskManager(include_path=folders or None, include_defaults=is_named)  # its own are many: seconds to list
@@ -68,11 +73,15 @@ def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
         try:
             loaded = manager.load([name])
         except Exception as error:  # each source of text has its own kinds
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise CorpusError(
-                f"the task {name} could not be loaded ({why}). Most have their text from the Hub, which needs a "
-                "network; a YAML file of your own names its files under dataset_kwargs: data_files"
-            ) from error
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            if Path(name).is_file():
+                remedy = "A task is a YAML page, its text in files that it names under dataset_kwargs: data_files"
+            else:
+                remedy = (
+                    "Most have their text from the Hub, which needs a network; a YAML file of your own names its "
+                    "files under dataset_kwargs: data_files"
+                )
+            raise CorpusError(f"the task {name} could not be loaded ({why}). {remedy}") from error
         found = {key: {**part, **loaded.get(key, {})} for key, part in found.items()}
     return found
 
@@ -91,7 +100,7 @@ def _find_names(manager: TaskManager, spec: str) -> list[str]:
     names = manager.match_tasks([spec])
     if not names:
         near = difflib.get_close_matches(spec, manager.all_tasks)
-        known = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists what there is"
+        known = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists what there is."
         raise RecipeError(f"no task is called {spec!r}: {known} A file or a folder of tasks may be named too")
     return names
 

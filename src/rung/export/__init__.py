@@ -1,5 +1,6 @@
 """Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama 3."""
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ def export(run: str, format: str, out: Path, type: str = "") -> str | None:
         raise RunError(f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name --to gguf")
     if not out.parent.is_dir():
         raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
+    if not os.access(out.parent, os.W_OK):
+        raise RunError(f"{out.parent} cannot be written to: choose another place")
     writers: dict[str, Callable[[str, Path], str | None]] = {
         "arpa": export_arpa,
         "gguf": partial(export_gguf, type=type or "f16"),

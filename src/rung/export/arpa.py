@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rung import __version__, runs
 from rung.errors import RunError
+from rung.export.folders import writing_file
 from rung.models import count_parameters, load
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.arpa import read_arpa, write_arpa
@@ -12,14 +13,15 @@ from rung.models.ngram.arpa import read_arpa, write_arpa
 def export_arpa(run: str, out: Path) -> None:
     """Write the n-grams of the run at `run` to the file `out`.
 
-    Raises `RunError` for another rung.
+    Raises `RunError` for another rung, and when something would be lost.
     """
     model, tokenizer = load(run)
     if not isinstance(model, NgramForCausalLM):
         raise RunError(
             f"{run} is a {model.config.model_type!r} model: ARPA holds n-grams, `rung train ngram` makes them"
         )
-    write_arpa(model, tokenizer, out)
+    with writing_file(out) as beside:
+        write_arpa(model, tokenizer, beside)
 
 
 def import_arpa(path: Path, folder: Path) -> NgramConfig:

@@ -63,7 +63,7 @@ def find_folder(run: str) -> Path:
     if not folder.is_dir():
         raise RunError(f"no run at {run}: `rung runs` lists what there is")
     if not (folder / "config.json").exists():
-        raise RunError(f"{run} is not a run: it has no config.json")
+        raise RunError(f"{run} {runs.say_why_no_model(folder)}")
     return folder
 
 
@@ -74,17 +74,37 @@ def writing(out: Path) -> Iterator[Path]:
     Raises `RunError` when something in `out` would be lost.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is not empty: choose another place")
+        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another place")
     beside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        beside.mkdir()
-        with runs.explain_failed_writes(beside):
+        with runs.explain_failed_writes(out.parent):
+            beside.mkdir()
             yield beside
         if out.exists():
             out.rmdir()
         beside.replace(out)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def writing_file(out: Path) -> Iterator[Path]:
+    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+
+    Raises `RunError` when something would be lost.
+    """
+    if out.exists():
+        what = "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
+        raise RunError(f"{out} is {what}")
+    beside = out.with_name(f".{os.getpid()}.{out.name}")
+    try:
+        with runs.explain_failed_writes(out.parent):
+            yield beside
+            runs.sync(beside)
+        beside.replace(out)
+        runs.sync(out.parent)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:

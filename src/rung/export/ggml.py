@@ -6,9 +6,7 @@ for something else (the base of the rotation, how text is cut into words), so al
 """
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -22,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrain
 
 from rung import runs
 from rung.errors import RunError, did_you_mean
-from rung.export.folders import Weights, find_folder, read_weights
+from rung.export.folders import Weights, find_folder, read_weights, writing_file
 from rung.export.meta import interleave
 from rung.export.vocabulary import describe_tokenizer
 from rung.models import load
@@ -82,7 +80,7 @@ def export_gguf(run: str, out: Path, type: str = "f16") -> str:
     config = AutoConfig.from_pretrained(folder)
     check_config(config, run)
     weights = arrange(gguf, config, read_weights(folder))
-    with _writing(out) as beside:
+    with writing_file(out) as beside:
         write_gguf(gguf, beside, folder, config, weights, kind)
         found = _read_back(gguf, beside, folder, weights, kind)
     return f"{out.stat().st_size / 1e6:,.1f} MB, {type}; {found}"
@@ -160,26 +158,6 @@ def _rotation_scales(config: LlamaConfig) -> Tensor | None:
         return None
     channels = torch.arange(0, config.head_dim, 2, dtype=torch.float)
     return rope["rope_theta"] ** -(channels / config.head_dim) / rotary_frequencies(config, channels.device)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[Path]:
-    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is left.
-
-    Raises `RunError` when something would be lost.
-    """
-    if out.exists():
-        what = "a folder: name a file in it, as in model.gguf" if out.is_dir() else "there already: choose another name"
-        raise RunError(f"{out} is {what}")
-    beside = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        with runs.explain_failed_writes(out.parent):
-            yield beside
-            runs.sync(beside)
-        beside.replace(out)
-        runs.sync(out.parent)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_gguf(

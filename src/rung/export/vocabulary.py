@@ -63,7 +63,10 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
     cut = spec["pre_tokenizer"] or {"type": "none"}
     parts = cut.get("pretokenizers", [cut])
     if parts[0].get("pattern") == {"Regex": AFTER_HEADER}:
-        logger.warning("llama.cpp cuts the blank line before what a user says otherwise than the model has learned it")
+        logger.warning(
+            "llama.cpp reads the blank line before a message as two tokens where the model has learned one: in its "
+            "chat the answers may differ from those of `rung chat`"
+        )
         parts = parts[1:]
     *before, last = ({key: value for key, value in part.items() if key != "trim_offsets"} for part in parts)
     plain = spec["model"]["type"] == "BPE" and spec["normalizer"] is None and not losses(tokenizer)

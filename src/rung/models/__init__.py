@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from rung import runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
@@ -187,7 +188,7 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     if (Path(where) / "params.json").exists() and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} is in Meta's own format: write it in ours with `rung export {where} OUT --to hf`")
     if Path(where).is_dir() and not (Path(where) / "config.json").exists():
-        raise RunError(f"{where} is not a run: it has no config.json")
+        raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     try:
         config = AutoConfig.from_pretrained(where)
     except Exception as error:  # no network, no such repository, damaged JSON
