@@ -169,6 +169,9 @@ class TestConversations:
             ('{"messages": [{"role": "bard of old", "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
             ('{"messages": [{"role": "assistant", "content": 3}]}', "no message"),
+            ('{"messages": [{"role": ["user"], "content": "x"}]}', "no message"),
+            ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is said before"),
+            ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half of a character"),
             (json.dumps({"messages": ask("a", "b")}), "has 1 conversations"),
             ("", "has 0 conversations"),
         ],
@@ -177,6 +180,13 @@ class TestConversations:
         (tmp_path / "x.jsonl").write_text(line)
         with pytest.raises(CorpusError, match=wrong):
             load_conversations(str(tmp_path / "x.jsonl"))
+
+    def test_lines_end_where_json_lines_do(self, tmp_path):
+        rows = [ask(f"one\u2028two\x85three {i}", "yes") for i in range(9)]
+        text = "\r\n".join(json.dumps({"messages": row}, ensure_ascii=False) for row in rows)
+        (tmp_path / "x.jsonl").write_text(text, encoding="utf-8-sig")
+        found = load_conversations(str(tmp_path / "x.jsonl"))
+        assert sorted([*found.train, *found.validation, *found.tests["test"]], key=str) == rows
 
     def test_a_missing_or_binary_file_is_named(self, tmp_path):
         with pytest.raises(CorpusError, match="no conversations at"):

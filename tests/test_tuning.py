@@ -1,5 +1,6 @@
 """`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with, and talked to."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,15 @@ import torch
 from test_cli import rung
 
 from rung import runs
-from rung.chat.preference import Preference, PreferenceSettings, learn_preferences, preference_loss, share_preferred
+from rung.chat.preference import (
+    Preference,
+    PreferenceSettings,
+    hold_out,
+    learn_preferences,
+    preference_loss,
+    read_preferences,
+    share_preferred,
+)
 from rung.chat.talk import Talk
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.generate import Decoder, Sampling, generate
@@ -206,6 +215,20 @@ def test_preferences_are_learned(ground):
     assert share_preferred(model, tokenizer, pairs) == 1.0
     swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs]
     assert share_preferred(model, tokenizer, swapped) == 0.0
+
+
+def test_some_preferences_are_learned_and_some_asked(tmp_path):
+    pairs = [Preference(prompt=[], chosen=str(i), rejected="no") for i in range(200)]
+    for some in (pairs, *itertools.pairwise(pairs)):
+        learned, asked = hold_out(some)
+        assert learned and asked and sorted([*learned, *asked], key=str) == sorted(some, key=str)
+    line = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
+    (tmp_path / "same.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(CorpusError, match="1 different preferences"):
+        read_preferences(tmp_path / "same.jsonl")
+    (tmp_path / "half.jsonl").write_text(line.replace('"b"', '"\\ud83d"'))
+    with pytest.raises(CorpusError, match="half of a character"):
+        read_preferences(tmp_path / "half.jsonl")
 
 
 def test_the_loss_of_preferences_is_that_of_the_paper():
