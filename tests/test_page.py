@@ -317,6 +317,13 @@ def test_a_conversation_streams(open_page):
     expect(page.locator(".turn")).to_have_count(0)
 
 
+@pytest.mark.parametrize("tab", ["surprise", "attention", "chat"])
+def test_a_run_is_named_in_full_where_it_is_chosen(tab, open_page):
+    choice = open_page(tab).locator(f"#{tab} select").first
+    room, wanted = choice.evaluate("select => [select.offsetWidth, (select.style.width = 'auto', select.offsetWidth)]")
+    assert wanted <= room
+
+
 def test_an_answer_that_is_stopped_gives_the_question_back(open_page):
     page = open_page("chat", prepare=hang)
     page.get_by_label("Message").fill("the cat")
