@@ -306,8 +306,11 @@ class TestTalk:
 
     def test_a_question_that_leaves_no_room_is_refused_and_forgotten(self, make_chat):
         talk = self.make(make_chat)
-        with pytest.raises(RunError, match="fewer words"):
+        with pytest.raises(RunError, match="the question has .* fewer words"):
             talk.answer("the cat " * 100, Sampling(max_new_tokens=4))
+        talk.system = "the cat " * 100
+        with pytest.raises(RunError, match="the question and what stands before it have .* fewer words"):
+            talk.answer("the cat", Sampling(max_new_tokens=4))
         assert talk.messages == []
 
     def test_a_long_conversation_is_written_down_a_few_times(self, make_chat, monkeypatch):
