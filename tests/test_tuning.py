@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_cli import rung
+from typer.testing import CliRunner
 
 from rung import runs
 from rung.chat.preference import (
@@ -25,6 +26,7 @@ from rung.chat.preference import (
     share_preferred,
 )
 from rung.chat.talk import Talk
+from rung.cli import app
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.generate import Decoder, Sampling, generate
 from rung.models import load
@@ -73,7 +75,8 @@ def test_every_neural_rung_learns_to_answer(name, ground):
     assert after < before / 4
     assert tuned["after"]["bits_per_byte"] == record["scores"]["test"]["bits_per_byte"]
     assert {"f1", "exact", "questions"} <= tuned["lookup"]["test"]["n-grams"].keys()
-    assert len(tuned["best"]) == len(tuned["worst"]) > 0
+    assert len(tuned["best"]) > 0
+    assert not any(answer in tuned["best"] for answer in tuned["worst"])
     model, tokenizer = load(out)
     assert tokenizer.chat_template
     assert model.config.vocab_size == len(tokenizer) == record["tokenizer"]["vocab_size"]
@@ -193,9 +196,20 @@ def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
     with pytest.raises(RunError, match="answers nothing yet"):
         tune(Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")), tmp_path / "c")
     assert not any(path.exists() for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c"))
+    long = [{"messages": [{"role": "user", "content": f"{i} cat" * 99}, talk(0)[1]]} for i in range(9)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
+    with pytest.raises(CorpusError, match="no answer begins within the 64 tokens"):
+        tune(Tuning(base=str(ground / "llama3"), data=str(tmp_path / "long.jsonl"), steps=1), tmp_path / "d")
     made = rung("tune", ground / "llama3", talks, "--out", ground / "gpt2")
     assert made.returncode == 2
     assert "not empty" in made.stderr
+
+
+def test_a_run_may_be_the_folder_one_is_in(ground, monkeypatch):
+    monkeypatch.chdir(ground / "llama3")
+    made = CliRunner().invoke(app, ["tune", ".", "--preference", "nowhere.jsonl"])
+    assert made.exit_code == 2
+    assert "no preferences at nowhere.jsonl" in made.stderr
 
 
 def test_preferences_are_learned(ground):
@@ -247,6 +261,7 @@ def test_chat_works_piped(ground):
     said += [
         f"/load {ground / 'said.jsonl'}",
         "/temperature hot",
+        "/save nowhere/said.jsonl",
         "/load nowhere.jsonl",
         "/help",
         "The dog is",
@@ -270,7 +285,8 @@ def test_chat_works_piped(ground):
         "Saved",
         "unknown command /nothing",
         "2 messages",
-        "/temperature: could not",
+        "/temperature: hot is no number",
+        "/save: No such file or directory: nowhere/said.jsonl\n",
         "nowhere.jsonl",
         "/quit",
     ):
