@@ -180,6 +180,9 @@ class TestConversations:
             ('{"messages": [{"role": "bard of old", "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),
             ('{"messages": [{"role": "assistant", "content": 3}]}', "no message"),
+            ('{"messages": [{"role": ["user"], "content": "x"}]}', "no message"),
+            ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is said before"),
+            ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half of a character"),
             (json.dumps({"messages": ask("a", "b")}), "has 1 conversations"),
             ("", "has 0 conversations"),
         ],
@@ -188,6 +191,13 @@ class TestConversations:
         (tmp_path / "x.jsonl").write_text(line)
         with pytest.raises(CorpusError, match=wrong):
             load_conversations(str(tmp_path / "x.jsonl"))
+
+    def test_lines_end_where_json_lines_do(self, tmp_path):
+        rows = [ask(f"one\u2028two\x85three {i}", "yes") for i in range(9)]
+        text = "\r\n".join(json.dumps({"messages": row}, ensure_ascii=False) for row in rows)
+        (tmp_path / "x.jsonl").write_text(text, encoding="utf-8-sig")
+        found = load_conversations(str(tmp_path / "x.jsonl"))
+        assert sorted([*found.train, *found.validation, *found.tests["test"]], key=str) == rows
 
     def test_a_missing_or_binary_file_is_named(self, tmp_path):
         with pytest.raises(CorpusError, match="no conversations at"):
@@ -307,8 +317,11 @@ class TestTalk:
 
     def test_a_question_that_leaves_no_room_is_refused_and_forgotten(self, make_chat):
         talk = self.make(make_chat)
-        with pytest.raises(RunError, match="fewer words"):
+        with pytest.raises(RunError, match="the question has .* fewer words"):
             talk.answer("the cat " * 100, Sampling(max_new_tokens=4))
+        talk.system = "the cat " * 100
+        with pytest.raises(RunError, match="the question and what stands before it have .* fewer words"):
+            talk.answer("the cat", Sampling(max_new_tokens=4))
         assert talk.messages == []
 
     def test_a_long_conversation_is_written_down_a_few_times(self, make_chat, monkeypatch):

@@ -317,6 +317,13 @@ def test_a_conversation_streams(open_page):
     expect(page.locator(".turn")).to_have_count(0)
 
 
+@pytest.mark.parametrize("tab", ["surprise", "attention", "chat"])
+def test_a_run_is_named_in_full_where_it_is_chosen(tab, open_page):
+    choice = open_page(tab).locator(f"#{tab} select").first
+    room, wanted = choice.evaluate("select => [select.offsetWidth, (select.style.width = 'auto', select.offsetWidth)]")
+    assert wanted <= room
+
+
 def test_an_answer_that_is_stopped_gives_the_question_back(open_page):
     page = open_page("chat", prepare=hang)
     page.get_by_label("Message").fill("the cat")
@@ -325,6 +332,30 @@ def test_an_answer_that_is_stopped_gives_the_question_back(open_page):
     expect(page.get_by_text("Stopped.")).to_be_visible()
     expect(page.locator(".turn")).to_have_count(0)
     expect(page.get_by_label("Message")).to_have_value("the cat")
+
+
+def test_a_stopped_question_is_forgotten_when_the_next_is_being_written(open_page):
+    page = open_page("chat", prepare=hang)
+    box = page.get_by_label("Message")
+    box.fill("the cat")
+    page.get_by_role("button", name="Send").click()
+    box.fill("the dog")
+    page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_text("Stopped.")).to_be_visible()
+    expect(box).to_have_value("the dog")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_role("button", name="Send").click()
+    assert sent.value.post_data_json["messages"] == [{"role": "user", "content": "the dog"}]
+
+
+def test_an_answer_without_a_word_is_told(open_page):
+    def end(route):
+        route.fulfill(body="data: [DONE]\n\n", content_type="text/event-stream")
+
+    page = open_page("chat", prepare=lambda page: page.route("**/v1/chat/completions", end))
+    page.get_by_label("Message").fill("the cat")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_text("tuned ended its answer before the first word.")).to_be_visible()
 
 
 def test_without_a_chat_model_the_page_says_how_to_make_one(open_page):

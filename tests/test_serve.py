@@ -28,7 +28,7 @@ from rung.cli import app  # noqa: E402
 from rung.errors import RecipeError, RunError  # noqa: E402
 from rung.evaluate import score_text  # noqa: E402
 from rung.generate import Sampling, generate  # noqa: E402
-from rung.serve import Limits, Served, build_app, find_hosts, load_served  # noqa: E402
+from rung.serve import Limits, Served, build_app, find_hosts, load_served, open_port  # noqa: E402
 from rung.serve import engine as engines  # noqa: E402
 from rung.serve.served import tell_apart  # noqa: E402
 
@@ -442,6 +442,14 @@ def test_limits_are_checked():
     for wrong in ({"max_batch": 0}, {"max_queue": -1}, {"seconds": 0.0}):
         with pytest.raises(RecipeError, match=f"{next(iter(wrong))} is "):
             Limits(**wrong)
+
+
+def test_where_it_cannot_listen_it_says_so():
+    with open_port("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        for host in ("127.0.0.1", "nowhere.invalid", "a" * 70):
+            with pytest.raises(RunError, match=f"cannot listen at {host}, port {port} .*: choose"):
+                open_port(host, port)
 
 
 def test_the_command_serves_until_ctrl_c(make_tiny, tokenizer, tmp_path):

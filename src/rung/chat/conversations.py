@@ -78,7 +78,7 @@ def _hold_out(conversations: list[Conversation], start: float) -> tuple[list[Con
 def _read_lines(path: Path) -> Iterator[Any]:
     """A JSON value a line; or one list of them."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise CorpusError(f"no conversations at {path}: {error.strerror}; name a file of JSON lines") from error
     except UnicodeDecodeError as error:
@@ -86,7 +86,7 @@ def _read_lines(path: Path) -> Iterator[Any]:
     if text.lstrip().startswith("["):
         yield from _parse(text, str(path))
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # what else Unicode breaks lines at may stand in a message
         if line.strip():
             yield _parse(line, f"{path}, line {number}")
 
@@ -106,7 +106,7 @@ def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
 def read_conversation(row: Any, where: str) -> Conversation:
     """The messages of one row, under OpenAI's names.
 
-    Raises `CorpusError` where there is none, or nothing that the assistant says.
+    Raises `CorpusError` where there is none, or nothing that the assistant says, or nothing that it answers.
     """
     found = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
     if not isinstance(found, list):
@@ -114,15 +114,27 @@ def read_conversation(row: Any, where: str) -> Conversation:
     conversation = [_read_message(message, where) for message in found]
     if not any(message["role"] == "assistant" for message in conversation):
         raise CorpusError(f"{where}: the assistant says nothing in it, so there is nothing to learn")
+    if not any(message["role"] == "assistant" for message in conversation[1:]):
+        raise CorpusError(f"{where}: nothing is said before the assistant speaks, so there is nothing to answer")
     return conversation
 
 
 def _read_message(message: Any, where: str) -> dict[str, str]:
     fields = message if isinstance(message, dict) else {}
     role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
-    if role not in SPEAKERS or not isinstance(content, str):
+    if not isinstance(role, str) or role not in SPEAKERS or not isinstance(content, str):
         raise CorpusError(
             f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of {', '.join(SPEAKERS)}, and "
             "a text as its `content`"
         )
+    check_whole(content, where)
     return {"role": SPEAKERS[role], "content": content.strip()}
+
+
+def check_whole(text: str, where: str) -> None:
+    """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer reads it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = json.dumps(text[error.start])
+        raise CorpusError(f"{where}: a text in it has {half}, half of a character: mend it, or leave it out") from error

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from rung.chat.conversations import check_whole
 from rung.chat.formats import Conversation, Encoded, encode_conversations
 from rung.corpus.files import hash_unit
 from rung.device import has_fast_bfloat16
@@ -51,21 +52,27 @@ def read_preferences(path: Path) -> list[Preference]:
     Raises `CorpusError` where a line is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CorpusError(f"no preferences at {path}: {error}; name a file of JSON lines") from error
     found = [_read(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if len(found) < FEWEST:
-        raise CorpusError(f"{path} has {len(found)} preferences: at least {FEWEST} are needed")
+    different = len(set(map(_name, found)))
+    if different < FEWEST:
+        raise CorpusError(f"{path} has {different} different preferences: at least {FEWEST} are needed")
     return found
 
 
 def hold_out(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
-    """Those to learn from, and those to be asked about in the end: one at least."""
-    places = [hash_unit(f"{p.prompt} {p.chosen}") for p in preferences]
-    border = max(HELD_OUT, min(places))
+    """Those to learn from, and those to be asked about in the end: one at least of either."""
+    places = [hash_unit(_name(preference)) for preference in preferences]
+    border = HELD_OUT if min(places) <= HELD_OUT < max(places) else min(places)
     kept = [p for p, place in zip(preferences, places, strict=True) if place > border]
     return kept, [p for p, place in zip(preferences, places, strict=True) if place <= border]
+
+
+def _name(preference: Preference) -> str:
+    """What is the same in preferences that are held out together."""
+    return f"{preference.prompt} {preference.chosen}"
 
 
 def _read(line: str, where: str) -> Preference:
@@ -73,13 +80,16 @@ def _read(line: str, where: str) -> Preference:
         row = json.loads(line)
         prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return Preference(
+        found = Preference(
             prompt=[{"role": str(m["role"]), "content": str(m["content"])} for m in messages],
             chosen=chosen if isinstance(chosen, str) else chosen[-1]["content"],
             rejected=rejected if isinstance(rejected, str) else rejected[-1]["content"],
         )
     except (ValueError, LookupError, TypeError) as error:
         raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages") from error
+    for text in (*(message["content"] for message in found.prompt), found.chosen, found.rejected):
+        check_whole(text, where)
+    return found
 
 
 def learn_preferences(

@@ -36,10 +36,8 @@ def drop_turns(
     dropped = bisect_left(range(most + 1), True, key=fits)  # halving: a long conversation is written down a few times
     kept, ids = write(min(dropped, most))
     if dropped > most:
-        raise RunError(
-            f"the question has {len(ids)} tokens, and the model looks at {window}, answer and all: ask it in fewer "
-            "words"
-        )
+        what = "the question has" if len(kept) == 1 else "the question and what stands before it have"
+        raise RunError(f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer words")
     return kept, dropped, ids
 
 

@@ -46,7 +46,8 @@ def tune(
 
     if not run and not (resume and out):
         raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
-    folder = out or Path(run).with_name(f"{Path(run).name}-{'preferred' if preference else 'chat'}")
+    base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
+    folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
     if resume:
         plan = read_begun(folder)
     else:
@@ -157,8 +158,10 @@ class _Terminal:
             return True
         try:
             known[name](rest.strip())
-        except (RungError, OSError, ValueError) as error:
+        except (RungError, ValueError) as error:
             print(f"rung: /{name}: {error}", file=sys.stderr)
+        except OSError as error:  # which names a file that is written beside
+            print(f"rung: /{name}: {error.strerror}: {rest.strip()}", file=sys.stderr)
         return True
 
     def _reset(self, _: str) -> None:
@@ -170,7 +173,11 @@ class _Terminal:
     def _set_temperature(self, text: str) -> None:
         from dataclasses import replace
 
-        self.sampling = replace(self.sampling, temperature=float(text))
+        try:
+            temperature = float(text)
+        except ValueError:
+            raise ValueError(f"{text or 'nothing'} is no number: 0 always takes the likeliest token") from None
+        self.sampling = replace(self.sampling, temperature=temperature)
 
     def _save(self, path: str) -> None:
         self.talk.save(_name_file(path))

@@ -33,7 +33,7 @@ from rung.chat.preference import (
 )
 from rung.corpus import Corpus
 from rung.device import choose_device
-from rung.errors import RecipeError, RunError
+from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
 from rung.recipe.base import describe_base
@@ -217,11 +217,18 @@ def _begin(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any]
 
 
 def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell) -> Trained:
-    """Train on what the assistant says."""
+    """Train on what the assistant says.
+
+    Raises `CorpusError` where none of it is within what the model looks at.
+    """
     model, tokenizer = student.model, student.tokenizer
     tell(Stage(name="tokenizing"))
     length = model.context_length or model.config.max_position_embeddings
     encoded = encode_conversations(tokenizer, student.data.train)
+    if not any(any(e.said[1 : length + 1]) for e in encoded):
+        raise CorpusError(
+            f"{plan.data}: no answer begins within the {length} tokens that the model looks at: shorten what is asked"
+        )
     if student.corpus:
         encoded += _replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
     examples = Examples(encoded, length, tokenizer.pad_token_id, packed=record["rung"] in TRANSFORMERS)
@@ -290,7 +297,7 @@ def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
         "after": {"answers": {name: summary for name, (summary, _) in found.items()}},
         "lookup": {name: _look_up(student.data, asked) for name, asked in student.data.tests.items()},
         "best": [asdict(answer) for answer in best[:SHOWN]],
-        "worst": [asdict(answer) for answer in best[-SHOWN:]],
+        "worst": [asdict(answer) for answer in best[SHOWN:][-SHOWN:]],
     }
     record["scores"] = {}
     if student.corpus:

@@ -72,8 +72,15 @@ def find_hosts(host: str) -> tuple[str, ...]:
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free."""
-    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    """A socket that listens there; port 0 is any that is free.
+
+    Raises `RunError` where none can.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, UnicodeError) as error:  # a name that is too long is no Unicode of a host
+        why = (getattr(error, "strerror", None) or str(error)).split(" (while")[0]
+        raise RunError(f"cannot listen at {host}, port {port} ({why}): choose others with --host and --port") from error
 
 
 def run_server(served: dict[str, Served], limits: Limits, listener: socket.socket) -> None:

@@ -50,7 +50,7 @@ export function mountChat(panel, runs) {
         turn.show(text);
         log.scrollTop = log.scrollHeight;
       }
-      status.textContent = "";
+      status.textContent = text ? "" : `${state.chat} ended its answer before the first word.`;
     } catch (error) {
       status.textContent = mine.signal.aborted ? "Stopped." : error.message;
     }
@@ -65,7 +65,8 @@ export function mountChat(panel, runs) {
   function takeBack(turn) {
     turn.element.previousElementSibling?.remove();
     turn.element.remove();
-    input.value ||= messages.pop()?.content ?? "";
+    const question = messages.pop();
+    input.value ||= question.content; // unless the next one is being written
   }
 
   function clear() {
@@ -102,7 +103,8 @@ export function mountChat(panel, runs) {
       "div",
       { class: "controls" },
       field("System prompt", system),
-      make("div", { class: "sliders" }, runField("Run", "chat", able), ...samplingFields(), lengthField(), seedField()),
+      make("div", { class: "sliders" }, runField("Run", "chat", able)),
+      make("div", { class: "sliders" }, ...samplingFields(), lengthField(), seedField()),
     ),
     make("div", { class: "card" }, log),
     form,
