@@ -67,6 +67,17 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_an_end_that_is_over_too_soon_is_not_waited_for(recipe, tmp_path, monkeypatch):
+    """The machine was slow when the run was left alone, and is fast now."""
+    find_pace = verify._Watch.pace
+    monkeypatch.setattr(verify._Watch, "pace", lambda watch, steps: replace(find_pace(watch, steps), ending=4.0))
+    late = [verify._Moment(step=recipe.steps + 2, where="ending", late=1.0)]
+    monkeypatch.setattr(verify, "_plan", lambda *_: late)
+    verdict = verify_resume(recipe, 1, tmp_path)
+    assert verdict.is_equal
+    assert len(verdict.kills) == 1
+
+
 def test_a_loss_that_differs_in_its_last_bit_is_seen(recipe):
     loss = 2.0
     whole = Made(metrics=[{"step": 1, "loss": loss}], samples="", weights="a", scores={})

@@ -149,8 +149,8 @@ def verify_resume(
                 moments.pop(0)
         failure = run.failure
         resumed.extend([run.read()] if run.finished else [])
-        if moments and len(fallen) == before:  # a save that does not come, or was over too soon
-            moments[0] = replace(moments[0], where="training")
+        if moments and len(fallen) == before:  # a save that does not come, or an end that was over too soon
+            moments[0] = replace(moments[0], where="training", step=min(moments[0].step, (recipe.steps or 1) - 1))
     return Verdict(recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure)
 
 
