@@ -6,6 +6,7 @@ else. Small models, where a step is short and whatever is done beside it weighs 
 python benchmarks/overhead.py > benchmarks/overhead.txt
 """
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -82,7 +83,7 @@ def main():
         for _ in range(ROUNDS):
             for way, steps in found.items():
                 times = way(*prepare(*row), *row[3:5])[WARM_UP:]
-                steps += [1000 * (b - a) for a, b in zip(times, times[1:], strict=False)]
+                steps += [1000 * (b - a) for a, b in itertools.pairwise(times)]
         bare, trainer = map(statistics.median, found.values())
         print(f"{name:36}{bare:10.2f}{trainer:10.2f}{trainer / bare:8.3f}", flush=True)
 
