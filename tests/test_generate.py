@@ -80,8 +80,12 @@ def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("texts", "steps"), [(1, 1), (1, 3), (3, 1), (7, 2), (18, 1)])
 def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_tiny, tokenizer):
+    """It is as near to what float64 gives as the model is itself, up to a factor; how near that is, is the shape's and
+    the processor's: of the odd Llama, on one with avx512, the model is 1.8e-5 off.
+    """
     name, settings = SHAPES[shape]
     model = shake(make_tiny(name, **settings))
+    exact = copy.deepcopy(model).double()
     generator = torch.Generator().manual_seed(5)
     rows = [
         torch.randint(3, len(tokenizer), (4 + (i * 5) % 11 + 2 * steps,), generator=generator).tolist()
@@ -95,9 +99,14 @@ def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_ti
             decoder.append(torch.tensor([row[-2 * steps :][half * steps : (half + 1) * steps] for row in rows])).clone()
             for half in (0, 1)
         ]
+        off = torch.zeros(2)
         for i, row in enumerate(rows):
-            wanted = model(torch.tensor([row])).logits[0, -2 * steps :]
-            torch.testing.assert_close(torch.cat([p[i] for p in pieces]), wanted, rtol=1e-5, atol=1e-5)
+            truth, plain = (m(torch.tensor([row])).logits[0, -2 * steps :] for m in (exact, model))
+            both = torch.stack([torch.cat([p[i] for p in pieces]), plain])
+            off = torch.maximum(off, (both - truth).abs().amax((1, 2)).float())
+    ours, models = off.tolist()
+    assert ours <= 2 * models + 1e-6
+    assert models < 5e-5
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
