@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from rung.device import choose_device, describe, fast_dtype, keep_freed_memory
+from rung.device import choose_device, describe, has_fast_bfloat16, keep_freed_memory
 from rung.models import build_model, make_config
 from rung.pack import Blocks, Packed
 from rung.tokenizer import build_tokenizer
@@ -56,8 +56,9 @@ def by_loop(model, tokenizer, packed, length, batch):
     """The same: read, forward, back, clip, step."""
     blocks, times = Blocks(packed, length, tokenizer.pad_token_id), []
     order = torch.randperm(len(blocks)).tolist()
-    optimizer = Muon(group_parameters(model.train(), weight_decay=0.1), lr=6e-3, betas=(0.9, 0.95), eps=1e-8)
-    dtype = fast_dtype(torch.device("cpu"))
+    dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
+    groups = group_parameters(model.train(), weight_decay=0.1)
+    optimizer = Muon(groups, lr=6e-3, betas=(0.9, 0.95), eps=1e-8, dtype=dtype)
     for step in range(STEPS):
         rows = blocks.__getitems__(order[step * batch : (step + 1) * batch])
         with torch.autocast("cpu", dtype, enabled=dtype is torch.bfloat16):

@@ -195,11 +195,25 @@ def test_check_arguments_knows_the_trainers_own():
     check_arguments({"learning_rate": 1e-3, "report_to": "tensorboard", "optim": "muon"})
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
-def test_orthogonalize_brings_singular_values_near_one(shape):
-    values = torch.linalg.svdvals(orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0))).float())
+def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
     assert values.min() > 0.4
     assert values.max() < 1.4
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    """Each process would measure for itself, and two that find otherwise cannot share a matrix."""
+    seen = set()
+    monkeypatch.setattr(
+        "rung.train.optimizer.orthogonalize", lambda matrices: seen.add(matrices.dtype) or orthogonalize(matrices)
+    )
+    settings = settings_of(steps=1, arguments={"bf16": bf16})
+    train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
 @pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-MEASURED_SIZE, MEASURED_TIMES = 512, 7  # of a product, to find out which numbers are fast
+MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -36,19 +36,16 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """Of bfloat16 and float32 the one that matrix products are faster in."""
-    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-
-
 @cache
 def _bfloat16_gain() -> float:
     """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once."""
-    seconds = []
+    products = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(MEASURED_SIZE, MEASURED_SIZE, dtype=dtype)
-        seconds.append(min(timeit.repeat(partial(torch.mm, matrix, matrix), number=1, repeat=MEASURED_TIMES)))
-    return seconds[0] / seconds[1]
+        products.append(partial(torch.mm, matrix, matrix))
+    rounds = [[timeit.timeit(product, number=1) for product in products] for _ in range(MEASURED_TIMES)]
+    plain, half = map(min, zip(*rounds, strict=True))  # in turn: what else the machine does slows both
+    return plain / half
 
 
 def keep_freed_memory() -> None:

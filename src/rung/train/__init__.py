@@ -163,9 +163,13 @@ def _keep(
 
 
 def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
-    """The faster one here, for all processes; a run goes on in the one that it was begun in."""
+    """The faster one here, for all processes: two that find otherwise cannot add up their gradients. A run goes on in
+    the one that it was begun in.
+    """
+    if "bf16" in settings.arguments:
+        return settings
     bf16 = standing.bf16 if standing else ranks.from_main(lambda: has_fast_bfloat16(choose_device()))
-    return replace(settings, arguments={"bf16": bf16, **settings.arguments})
+    return replace(settings, arguments={**settings.arguments, "bf16": bf16})
 
 
 def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
@@ -211,7 +215,10 @@ class _Trainer(ResumableTrainer):
         if self.optimizer is None:
             groups = group_parameters(self.model, weight_decay=self.args.weight_decay)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
-            self.optimizer = Muon(groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon)
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            self.optimizer = Muon(
+                groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon, dtype=dtype
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -304,7 +311,7 @@ def measure_step(
     settings: TrainSettings,
 ) -> float:
     """Seconds of one training step, by taking some on a copy of the model."""
-    watch = Stopwatch(MEASURED_SECONDS)
+    watch, settings = Stopwatch(MEASURED_SECONDS), _choose_precision(settings, None)
     blocks = _cut(model, tokenizer, text, folder, settings)
     arguments = make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"

@@ -21,7 +21,6 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import ranks
-from rung.device import fast_dtype
 from rung.train.sharded import cut_like, local, whole
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
@@ -87,10 +86,18 @@ class Muon(torch.optim.Optimizer):
     """Groups with `muon: True` hold matrices; the others are AdamW's.
 
     One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value or the
-    gates of an LSTM, is stepped as the several that it is.
+    gates of an LSTM, is stepped as the several that it is. What is orthogonalized is computed in `dtype`.
     """
 
-    def __init__(self, groups: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        self.dtype = dtype
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
 
     @torch.no_grad()
@@ -122,7 +129,7 @@ class Muon(torch.optim.Optimizer):
             for weight, direction in zip(split_matrix(parameter), split_matrix(update), strict=True):
                 alike[weight.shape].append((weight, direction))
         for shape, pairs in alike.items():
-            steps = orthogonalize(torch.stack([direction for _, direction in pairs]))
+            steps = orthogonalize(torch.stack([direction for _, direction in pairs]).to(self.dtype))
             size = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
             torch._foreach_mul_([w for w, _ in pairs], 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_([w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size)
@@ -130,7 +137,7 @@ class Muon(torch.optim.Optimizer):
     def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
         """Step a matrix that is cut up: every process makes it whole, and steps the part that it holds."""
         sharded = DTensor.from_local(
-            update.to(fast_dtype(update.device)),
+            update.to(self.dtype),
             parameter.device_mesh,
             parameter.placements,
             shape=parameter.shape,
@@ -138,7 +145,7 @@ class Muon(torch.optim.Optimizer):
         )
         directions = split_matrix(whole(sharded))
         size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
-        steps = orthogonalize(torch.stack(directions))
+        steps = orthogonalize(torch.stack(directions).to(self.dtype))
         joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
         weight = local(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -173,12 +180,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N rows columns"]:
-    """The nearest semi-orthogonal matrix, roughly, to each, in bfloat16 where that is fast.
+    """The nearest semi-orthogonal matrix, roughly, to each.
 
     Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.to(fast_dtype(matrices.device))
+    x = matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()
