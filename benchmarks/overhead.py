@@ -22,7 +22,7 @@ from rung.tokenizer import build_tokenizer
 from rung.train import Hooks, TrainSettings, train
 from rung.train.optimizer import Muon, group_parameters
 
-STEPS = 150
+STEPS = 60
 WARM_UP = 10  # steps not timed
 ROUNDS = 3
 ROWS = {  # rung, width, layers, tokens of a block, blocks of a batch, vocabulary
