@@ -241,7 +241,7 @@ def test_adamw_inside_muon_is_torchs():
     options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
     reference = torch.optim.AdamW([theirs], **options)
     group = {"params": [ours], "weight_decay": options.pop("weight_decay")}
-    optimizer = Muon([group], **options)
+    optimizer = Muon([group], **options, dtype=torch.float32)
     for _ in range(5):
         gradient = torch.randn(5)
         for parameter, stepper in ((ours, optimizer), (theirs, reference)):

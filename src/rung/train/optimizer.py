@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float],
         eps: float,
-        dtype: torch.dtype = torch.bfloat16,
+        dtype: torch.dtype,
     ) -> None:
         self.dtype = dtype
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
@@ -145,7 +145,7 @@ class Muon(torch.optim.Optimizer):
         )
         directions = split_matrix(whole(sharded))
         size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
-        steps = orthogonalize(torch.stack(directions).to(self.dtype))
+        steps = orthogonalize(torch.stack(directions))
         joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
         weight = local(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
@@ -185,10 +185,8 @@ def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N
     Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
     """
     a, b, c = COEFFICIENTS
-    x = matrices
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT.contiguous()
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT.contiguous() if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT

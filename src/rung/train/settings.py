@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from rung import ranks, runs
-from rung.device import choose_device, has_fast_bfloat16
+from rung.device import choose_device
 from rung.errors import RecipeError, did_you_mean
 from rung.train.activations import rename_activations
 from rung.train.adapters import ADAPTER_ARGUMENTS
@@ -78,7 +78,6 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
     device = choose_device()
     every = max(1, math.ceil(steps / EVALUATIONS))
     chosen = {
-        "bf16": has_fast_bfloat16(device),
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
         "logging_steps": max(1, steps // 100),
