@@ -53,7 +53,7 @@ def load_conversations(source: str = DEFAULT) -> Conversations:
         splits = load_splits(*parse_hub_name(source))
         parts = {name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()}
     else:
-        parts = {"train": list(_read_rows(_read_lines(Path(source).expanduser()), source))}
+        parts = {"train": list(_read_rows(read_values(Path(source).expanduser()), source))}
     parts = {name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()}
     if len(parts["train"]) < FEWEST:
         raise CorpusError(f"{source} has {len(parts['train'])} conversations: at least {FEWEST} are needed")
@@ -75,14 +75,17 @@ def _hold_out(conversations: list[Conversation], start: float) -> tuple[list[Con
     return rest, [conversations[i] for i in sorted(inside)]
 
 
-def _read_lines(path: Path) -> Iterator[Any]:
-    """A JSON value a line; or one list of them."""
+def read_values(path: Path, what: str = "conversations") -> Iterator[Any]:
+    """A JSON value a line; or one list of them.
+
+    Raises `CorpusError`, by the name of `what` they are, where there are none.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise CorpusError(f"no conversations at {path}: {error.strerror}; name a file of JSON lines") from error
+        raise CorpusError(f"no {what} at {path}: {error.strerror}; name a file of JSON lines") from error
     except UnicodeDecodeError as error:
-        raise CorpusError(f"{path} is not UTF-8 text: conversations are JSON lines") from error
+        raise CorpusError(f"{path} is not UTF-8 text: {what} are JSON lines") from error
     if text.lstrip().startswith("["):
         yield from _parse(text, str(path))
         return
@@ -95,7 +98,7 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: this is not JSON ({error.msg}): write one conversation a line") from error
+        raise CorpusError(f"{where}: this is not JSON ({error.msg}): write one value a line") from error
 
 
 def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:

@@ -1,7 +1,6 @@
 """Learning which of two answers is the better one: direct preference optimization (Rafailov et al. 2023)."""
 
 import functools
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rung.chat.conversations import check_whole
+from rung.chat.conversations import check_whole, read_values
 from rung.chat.formats import Conversation, Encoded, encode_conversations
 from rung.corpus.files import hash_unit
 from rung.device import has_fast_bfloat16
@@ -49,13 +48,10 @@ class PreferenceSettings:
 def read_preferences(path: Path) -> list[Preference]:
     """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have them.
 
-    Raises `CorpusError` where a line is none.
+    Raises `CorpusError` where a line is none, or there are too few.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorpusError(f"no preferences at {path}: {error}; name a file of JSON lines") from error
-    found = [_read(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    rows = read_values(path, "preferences")
+    found = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
     different = len(set(map(_name, found)))
     if different < FEWEST:
         raise CorpusError(f"{path} has {different} different preferences: at least {FEWEST} are needed")
@@ -75,9 +71,8 @@ def _name(preference: Preference) -> str:
     return f"{preference.prompt} {preference.chosen}"
 
 
-def _read(line: str, where: str) -> Preference:
+def _read(row: Any, where: str) -> Preference:
     try:
-        row = json.loads(line)
         prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         found = Preference(
@@ -85,7 +80,7 @@ def _read(line: str, where: str) -> Preference:
             chosen=chosen if isinstance(chosen, str) else chosen[-1]["content"],
             rejected=rejected if isinstance(rejected, str) else rejected[-1]["content"],
         )
-    except (ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages") from error
     for text in (*(message["content"] for message in found.prompt), found.chosen, found.rejected):
         check_whole(text, where)
