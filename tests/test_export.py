@@ -55,8 +55,10 @@ def test_a_full_disk_is_said_in_a_line(format, rung, make_tiny, tokenizer, tmp_p
     assert not list(place.iterdir())
 
 
-def test_a_run_that_was_stopped_says_how_it_goes_on(tmp_path):
+@pytest.mark.parametrize(("record", "verb"), [({}, "train"), ({"tune": {}}, "tune")])
+def test_a_run_that_was_stopped_says_how_it_goes_on(record, verb, tmp_path):
     runs.make_folder(tmp_path / "run" / "checkpoints")
+    runs.write_record(tmp_path / "run", {"rung": "gpt2", **record})
     for format in ("hf", "gguf", "arpa"):
-        with pytest.raises(RunError, match="run is not finished: go on with `rung train --out .*run --resume` first"):
+        with pytest.raises(RunError, match=f"run is not finished: go on with `rung {verb} --out .*run --resume` first"):
             export(str(tmp_path / "run"), format, tmp_path / "model")

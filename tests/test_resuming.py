@@ -1,12 +1,12 @@
 """What a stop at any moment costs: nothing. And what damages a checkpoint, or is none of this run, is said."""
 
+import contextlib
 import functools
 import gc
 import json
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import time
@@ -135,7 +135,6 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run, tmp_path, monk
     measured = iter([True])  # asked once
     monkeypatch.setattr("rung.train.has_fast_bfloat16", lambda device: next(measured))
     monkeypatch.delitem(ARGUMENTS, "bf16")
-    monkeypatch.setattr("rung.train.settings.has_fast_bfloat16", lambda device: False)
     with pytest.raises(GoneError):
         run("stopped", act=stop_at(6))
     run("stopped")
@@ -272,19 +271,16 @@ def test_a_checkpoint_of_another_model_or_recipe_is_refused_and_kept(made, start
 
 
 @pytest.mark.parametrize("room", [200, 30_000])
-def test_a_full_disk_is_said_and_the_one_before_is_kept(room, run, whole, tmp_path):
+def test_a_full_disk_is_said_and_the_one_before_is_kept(room, run, whole, tmp_path, limit_files):
     """No file may grow beyond `room` bytes as the second checkpoint is written: the system's own refusal."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with contextlib.ExitStack() as full:
 
-    def fill(step):
-        if step == 8:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        def fill(step):
+            if step == 8:
+                full.enter_context(limit_files(room))
 
-    try:
         with pytest.raises(RunError, match="could not be written to .*: make room there; what was saved is kept"):
             run("stopped", act=fill)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in find_checkpoints(tmp_path / "stopped")] == ["checkpoint-4"]
     assert find_damage(last_checkpoint(tmp_path / "stopped")) is None
     assert not (tmp_path / "stopped" / runs.CHECKPOINTS / ".saving").exists()

@@ -119,9 +119,13 @@ def is_finished(folder: Path) -> bool:
 
 def say_why_no_model(folder: Path) -> str:
     """What a folder without a `config.json` is: a run that was stopped before it had a model, or no run."""
-    if (folder / CHECKPOINTS).is_dir():
-        return f"is not finished: go on with `rung train --out {folder} --resume` first"
-    return "is not a run: it has no config.json"
+    return say_how_to_go_on(folder) if (folder / CHECKPOINTS).is_dir() else "is not a run: it has no config.json"
+
+
+def say_how_to_go_on(folder: Path) -> str:
+    """Of a run that is not finished, the command."""
+    verb = "tune" if "tune" in find_record(folder) else "train"
+    return f"is not finished: go on with `rung {verb} --out {folder} --resume` first"
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:

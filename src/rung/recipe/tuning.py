@@ -130,7 +130,7 @@ def read_base(run: str) -> dict[str, Any]:
     if record and find_rung(record["rung"]).counts:
         raise RunError(f"{run} is a {record['rung']}, which counts: only what is trained by gradients can be tuned")
     if record and not runs.is_finished(Path(run)):
-        raise RunError(f"{run} is not finished: go on with `rung train --out {run} --resume` first")
+        raise RunError(f"{run} {runs.say_how_to_go_on(Path(run))}")
     return record
 
 
