@@ -1,9 +1,9 @@
 """Serving: what texts that share a model's steps gain over one alone, and a server under load for a minute.
 
 Of runs that are named, or of models of the size and shape that five minutes of `rung climb` make on two cores, with
-random weights. One process; the numbers of texts in turn, the best of some rounds each. `engine`: through the engine
-and its queue, each text streamed to a reader, as pieces of text. `HTTP`: as server-sent events through uvicorn, with
-client and server on the same cores.
+random weights. The numbers of texts in turn, the best of some rounds each. `engine`: through the engine and its queue,
+each text streamed to a reader, as pieces of text. `HTTP`: as server-sent events through uvicorn, to a client that is a
+process of its own, on the same cores.
 
 python benchmarks/serve.py runs/python-docs/llama3 runs/python-docs/gpt2 > benchmarks/serve.txt
 """
@@ -17,6 +17,8 @@ import socket
 import sys
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -137,13 +139,23 @@ async def through_http(address, model):
     return best
 
 
-def resident():
-    """Megabytes of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+def as_client(ask, *arguments):
+    """What `ask` finds, in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(run_to_its_end, ask, arguments).result()
+
+
+def run_to_its_end(ask, arguments):
+    return asyncio.run(ask(*arguments))
+
+
+def resident(process):
+    """Megabytes of a process."""
+    pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-async def soak(address, models, seconds):
+async def soak(address, models, seconds, server):
     """Streams without a pause, some of which go away before they end; none that stays may be lost."""
     ended = lost = gone = tokens = 0
     until = time.monotonic() + seconds
@@ -167,14 +179,14 @@ async def soak(address, models, seconds):
     async def watch():
         begun = time.monotonic()
         while time.monotonic() < until:
-            print(f"{time.monotonic() - begun:>4.0f} s {ended:>7,} streams {resident():>7.1f} MB", flush=True)
+            print(f"{time.monotonic() - begun:>4.0f} s {ended:>7,} streams {resident(server):>7.1f} MB", flush=True)
             await asyncio.sleep(seconds / 6)
 
     limits = httpx.Limits(max_connections=SOAK_STREAMS)
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
         await asyncio.gather(watch(), *(keep_asking(client) for _ in range(SOAK_STREAMS)))
     print(f"{seconds:.0f} s {ended:>7,} streams ended, {gone:,} went away, {lost:,} lost; {tokens:,} tokens;", end=" ")
-    print(f"{resident():.1f} MB")
+    print(f"{resident(server):.1f} MB", flush=True)
 
 
 def show(title, rates):
@@ -197,10 +209,13 @@ def main():
         show(f"{name} {size:.1f} M, engine", asyncio.run(through_engine(run)))
     with Listening(served, max_queue=SOAK_STREAMS) as server:
         for name in served:
-            show(f"{name}, HTTP", asyncio.run(through_http(server.address, name)))
+            show(f"{name}, HTTP", as_client(through_http, server.address, name))
         if asked.soak:
-            print(f"\n{SOAK_STREAMS} streams at a time over HTTP, each of 1 to 200 tokens, one in ten goes away:")
-            asyncio.run(soak(server.address, list(served), asked.soak))
+            print(
+                f"\n{SOAK_STREAMS} streams at a time over HTTP, each of 1 to 200 tokens, one in ten goes away:",
+                flush=True,
+            )
+            as_client(soak, server.address, list(served), asked.soak, os.getpid())
 
 
 if __name__ == "__main__":

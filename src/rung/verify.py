@@ -150,7 +150,7 @@ def verify_resume(
         failure = run.failure
         resumed.extend([run.read()] if run.finished else [])
         if moments and len(fallen) == before:  # a save that does not come, or an end that was over too soon
-            moments[0] = replace(moments[0], where="training", step=min(moments[0].step, (recipe.steps or 1) - 1))
+            moments[0] = replace(moments[0], where="training")
     return Verdict(recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure)
 
 
@@ -178,7 +178,7 @@ def _plan(steps: int, kills: int, dice: random.Random) -> list[_Moment]:
     moments = []
     for number, place in enumerate(sorted(dice.uniform(-BEFORE, 1 + AFTER) for _ in range(kills))):
         where = "starting" if place < 0 else "ending" if place > 1 else PHASES[1 + number % 2]
-        moments.append(_Moment(step=int(place * steps), where=where, late=dice.random()))
+        moments.append(_Moment(step=min(int(place * steps), steps - 1), where=where, late=dice.random()))
     return moments
 
 
