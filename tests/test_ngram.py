@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import models
 
 from rung.errors import RecipeError, RunError
 from rung.evaluate import score_documents
@@ -287,19 +288,145 @@ def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
         assert model.score(sentence, tokenizer) == pytest.approx(theirs.score(sentence), abs=1e-4, rel=1e-6)
 
 
+ARPA = """\\data\\
+ngram 1=6
+ngram 2=4
+ngram 3=3
+
+\\1-grams:
+-0.9\t<unk>
+-99\t<s>\t-0.3
+-0.8\t</s>
+-0.6\tred\t-0.2
+-0.7\tfox\t-0.1
+-0.9\truns\t-0.25
+
+\\2-grams:
+-0.2\t<s> red\t-0.1
+-0.3\tred fox\t-0.15
+-0.4\tfox runs\t-0.05
+-0.25\truns </s>
+
+\\3-grams:
+-0.1\t<s> red fox
+-0.12\tred fox runs
+-0.05\tfox runs </s>
+
+\\end\\
+"""
+TRIGRAMS = ARPA[ARPA.index("\\3-grams:") + 9 : ARPA.index("\n\\end")]
+
+
+def read_text(text, folder, name="model.arpa"):
+    path = folder / name
+    path.write_bytes((gzip.compress if name.endswith(".gz") else bytes)(text.encode()))
+    return read_arpa(path)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "change",
     [
-        ("nothing", "not a whole ARPA file"),
-        ("\\data\\\nngram 1=1\n\n\\1-grams:\n-1\ta\t0\n", "not a whole ARPA file"),
-        ("\\data\\\nngram 1=1\n\n\\1-grams:\nx\ta\t0\n\n\\end\\\n", "cannot be read"),
-        ("\\data\\\n\n\\1-grams:\n-1\ta\n\n\\2-grams:\n-1\ta b\n\n\\end\\\n", "not among the 1-grams"),
+        lambda text: text,
+        lambda text: text.replace("<unk>", "<UNK>"),
+        lambda text: "# Input file: my.txt\nmade by hand\n\n" + text,
+        lambda text: text.replace("\n\n", "\n \t\n"),
+        lambda text: text.replace("\t", " ").replace("-0.3 ", "  -0.3   "),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("=", " =  ").replace("\n\\", "\n\\").removesuffix("\n"),
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("=6", "=7").replace("-0.9\truns", "-0.7\t5\u00a0km\t-0.1\n-0.9\truns"),
+        lambda text: text.replace("-0.8\t</s>", "-0.8\t</s>\t0.0").replace("\tred fox\n", "\tred fox\t0\n"),
     ],
 )
-def test_a_bad_arpa_file_is_refused(text, message, tmp_path):
-    (tmp_path / "bad.arpa").write_text(text)
-    with pytest.raises(RunError, match=message):
-        read_arpa(tmp_path / "bad.arpa")
+@pytest.mark.parametrize("name", ["model.arpa", "model.arpa.gz", "zipped.gz"])
+def test_arpa_is_read_as_others_write_it(change, name, tmp_path):
+    """KenLM's perplexity of these two sentences, with the unknown word: 3.2266."""
+    model, tokenizer = read_text(change(ARPA), tmp_path, name)
+    found = score_documents(model, tokenizer, ["red fox runs", "fox red blue"]).kenlm
+    assert found["perplexity_including_oov"] == pytest.approx(3.2266363, rel=1e-6)
+    assert (found["oov"], found["tokens"]) == (1, 8)
+
+
+def test_missing_backoff_weights_are_none(tmp_path):
+    model, tokenizer = read_text(ARPA.replace("\t-0.2\n", "\n"), tmp_path)
+    expected, _ = read_text(ARPA.replace("\t-0.2\n", "\t0\n"), tmp_path)
+    assert model.score("red red", tokenizer) == expected.score("red red", tokenizer)
+
+
+@pytest.mark.parametrize("heading", ["\\3-grams:\n", ""])
+def test_an_order_without_an_ngram_still_backs_off(heading, tmp_path):
+    """KenLM gives 4.2781: what the bigrams hand down is taken, though no trigram takes it up."""
+    text = ARPA.replace("ngram 3=3", "ngram 3=0").replace("\\3-grams:" + TRIGRAMS, heading)
+    model, tokenizer = read_text(text, tmp_path)
+    found = score_documents(model, tokenizer, ["red fox runs", "fox red blue"]).kenlm
+    assert found["perplexity_including_oov"] == pytest.approx(4.2780910, rel=1e-6)
+    ids = torch.tensor([tokenizer("red fox runs").input_ids])
+    looked_up = model.score_tokens(ids[0])[0][1:] * math.log(10)
+    found = model(ids).logits[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    torch.testing.assert_close(found, looked_up)
+    write_arpa(model, tokenizer, tmp_path / "again.arpa")
+    assert read_arpa(tmp_path / "again.arpa")[0].score("red fox runs", tokenizer) == model.score(
+        "red fox runs", tokenizer
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (ARPA, "nothing", "not a whole ARPA file: it has no line"),
+        (ARPA, "iARPA\n" + ARPA, "compile-lm"),
+        ("\\end\\", "", "not a whole ARPA file: it breaks off at line 26"),
+        (ARPA[200:], "", "not a whole ARPA file: it breaks off"),
+        ("\\end\\", "\\end\\\nmore", "'more' follows"),
+        ("ngram 2=4", "ngram 2=5", r"line 14: 4 n-grams of order 2 follow, but \\data\\ counts 5"),
+        ("ngram 2=4", "ngram 2=3", "line 14: 4 n-grams of order 2"),
+        ("ngram 3=3", "ngram 3=3\nngram 4=1", r"line 26: \\end\\ stands where \\4-grams: must"),
+        ("ngram 3=3\n", "", r"line 19: \\data\\ does not count \\3-grams:"),
+        ("ngram 1=6\nngram 2=4\nngram 3=3\n", "", "line 1: .* counts no words"),
+        ("ngram 2=4", "two: 4", "line 3: 'two: 4' is not 'ngram 2='"),
+        ("\\2-grams:", "\\4-grams:", r"line 14: \\4-grams: stands where \\2-grams: must"),
+        ("-0.8\t</s>", "0.8\t</s>", "line 9: .* probability above 1"),
+        ("-0.12\tred", "0.12\tred", "line 22: .* probability above 1"),
+        ("-0.12\tred", "nan\tred", "line 22: 'nan' is no finite number"),
+        ("-0.15", "-inf", "line 16: '-inf' is no finite number"),
+        ("-0.15", "x", "line 16: the number 'x' cannot be read"),
+        ("\tfox\t", "\tred\t", "line 11: the word 'red' is there twice"),
+        ("\tfox\t", "\t<UNK>\t", "line 11: the word '<UNK>' is there twice"),
+        ("\tfox runs\t", "\tred fox\t", "line 17: this n-gram is there twice"),
+        ("red fox runs", "fox red runs", "line 22: this n-gram is there, but not what it begins with"),
+        ("red fox runs", "red fox flies", "line 22: the word 'flies' is not among the 1-grams"),
+        ("red fox runs", "red fox", "line 22: .* is no line of .3-grams"),
+        ("red fox runs", "red fox runs\t-0.1", "line 22: an n-gram of the highest order has a back-off weight"),
+        ("\t</s>\n", "\tend\n", "line 7: .* hold no </s>"),
+        ("\t<s>\t", "\tbegin\t", "line 7: .* hold no <s>"),
+        ("\tfox\t", "\t<|pad|>\t", r"line 11: the word '<\|pad\|>' is the name of a special token"),
+    ],
+)
+def test_an_arpa_file_that_would_give_wrong_figures_is_refused(old, new, message, tmp_path):
+    assert old in ARPA
+    with pytest.raises(RunError, match=message) as refused:
+        read_text(ARPA.replace(old, new, 1), tmp_path)
+    assert str(tmp_path / "model.arpa") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_zipped_arpa_file_that_breaks_off_is_refused(tmp_path):
+    (tmp_path / "x.arpa.gz").write_bytes(gzip.compress(ARPA.encode())[:-20])
+    with pytest.raises(RunError, match="could not be read as an ARPA file"):
+        read_arpa(tmp_path / "x.arpa.gz")
+
+
+@pytest.mark.parametrize("word", ["<s>", "</s>", "<unk>", "<UNK>"])
+def test_a_word_that_means_something_else_in_arpa_is_not_written(word, tmp_path):
+    model, tokenizer = fit_texts(["a b", "b a"], order=2)
+    vocabulary = {word if w == "b" else w: number for w, number in tokenizer.get_vocab().items()}
+    unknown = tokenizer.unk_token if word != tokenizer.unk_token else "<other>"
+    vocabulary[unknown] = tokenizer.unk_token_id
+    tokenizer.backend_tokenizer.model = models.WordLevel(vocab=vocabulary, unk_token=unknown)
+    tokenizer.unk_token = unknown
+    with pytest.raises(RunError, match=f"'{word}' is a word of this model's text"):
+        write_arpa(model, tokenizer, tmp_path / "x.arpa")
+    assert not (tmp_path / "x.arpa").exists()
 
 
 def test_tokens_with_white_space_are_refused(tmp_path, make_tiny):

@@ -92,8 +92,9 @@ class NgramForCausalLM(CountingModel):
 
     @classmethod
     def from_tables(cls, config: NgramConfig, tables: list[Table]) -> "NgramForCausalLM":
-        """The model that these tables are; orders that hold no n-gram are left out."""
-        tables = [table for table in tables if len(table.tokens)]
+        """The model that these tables are; highest orders that hold no n-gram and are backed off to are left out."""
+        while len(tables) > 1 and not (len(tables[-1].tokens) or tables[-2].log10_backoff.any()):
+            tables = tables[:-1]
         config.order = len(tables)
         config.num_ngrams = [len(table.tokens) for table in tables]
         if max(config.num_ngrams) >= 2**31:
@@ -193,6 +194,8 @@ class NgramForCausalLM(CountingModel):
         """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
+        if not len(table):  # an order without an n-gram
+            return result
         at = torch.nonzero(parents >= 0)[:, 0]
         parent, wanted = parents.index_select(0, at), tokens.index_select(0, at).int()
         begin, end = first.index_select(0, parent), first.index_select(0, parent + 1)

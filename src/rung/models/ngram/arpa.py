@@ -1,16 +1,15 @@
 """ARPA files, the format that every n-gram toolkit reads: log10 probabilities and back-off weights as text.
 
 The words <s>, </s> and <unk> stand for the tokenizer's begin, end and unknown; padding is left out. Columns of
-text are made and taken apart by Arrow: there is no loop over n-grams.
+text are made by Arrow, and taken apart by it (`arpa_text.py`): there is no loop over n-grams.
 """
 
 import gzip
-import itertools
 import re
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy
 import pyarrow
@@ -21,11 +20,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RunError
 from rung.models.ngram import NgramConfig, NgramForCausalLM
+from rung.models.ngram.arpa_text import ArpaText, Section
 from rung.models.ngram.smoothing import Table
-from rung.tokenizer import UNKNOWN, build_tokenizer
+from rung.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer
 
-BEGIN, END, ARPA_UNKNOWN = "<s>", "</s>", "<unk>"
+BEGIN, END = "<s>", "</s>"
+ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read
 MISSING_UNKNOWN = -100.0  # log10
+IMPOSSIBLE = -99.0  # log10, as SRILM writes it
 SPACE, TAB, NEWLINE, NOTHING = (pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", ""))
 ROWS_AT_ONCE = 2**20
 
@@ -39,7 +41,7 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
     beside = path.with_name(f".{path.name}.writing")
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
     try:
-        with _open(beside, "wb", compressed=path.suffix == ".gz") as file:
+        with _open(beside, compressed=path.suffix == ".gz") as file:
             sizes = list(model.config.num_ngrams)
             sizes[0] -= padding is not None
             counts = "".join(f"ngram {order}={size}\n" for order, size in enumerate(sizes, start=1))
@@ -57,22 +59,16 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
 def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
     """The model in an ARPA file, and a tokenizer that splits text on white space into its words.
 
-    Raises `RunError` when it is no ARPA file or an n-gram's beginning is missing from it.
+    Raises `RunError` when it is no ARPA file, or one that would give wrong figures (`arpa_text.py`).
     """
-    try:
-        with _open(path, "rb", compressed=path.suffix == ".gz") as file:
-            data = file.read().decode("utf-8")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
-        raise RunError(f"{path} could not be read as an ARPA file: {error}") from error
-    sections = [_parse(text, order, path) for order, text in enumerate(_sections(data, path), start=1)]
-    vocabulary = sections[0][1].to_pylist()
+    text = ArpaText.read(path)
+    sections = list(text.sections())
+    vocabulary = cast(list[str], sections[0].words[0].to_pylist())
     tokenizer = _make_tokenizer(vocabulary)
-    ids = tokenizer.get_vocab()
-    renamed = {BEGIN: tokenizer.bos_token, END: tokenizer.eos_token, ARPA_UNKNOWN: UNKNOWN}
-    number = numpy.array([ids[renamed.get(word, word)] for word in vocabulary], dtype=numpy.int64)
-    tables = _build_tables(sections, number, len(ids), tokenizer, path)
+    number = _number_words(text, sections[0], vocabulary, tokenizer)
+    tables = _build_tables(text, sections, number, tokenizer)
     special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = NgramConfig(vocab_size=len(ids), **special)
+    config = NgramConfig(vocab_size=len(tokenizer), **special)
     return NgramForCausalLM.from_tables(config, tables), tokenizer
 
 
@@ -81,11 +77,18 @@ def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     if tokenizer.bos_token_id == tokenizer.eos_token_id:
         raise RunError("this tokenizer opens and ends documents with one token; an ARPA file needs <s> and </s>")
     words = cast(list[str], tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
-    words[tokenizer.bos_token_id], words[tokenizer.eos_token_id] = BEGIN, END
+    special = {tokenizer.bos_token_id: BEGIN, tokenizer.eos_token_id: END}
     if tokenizer.unk_token_id is not None:
-        words[tokenizer.unk_token_id] = ARPA_UNKNOWN
-    for word in words:
-        if not word or re.search(r"[ \t\n\r]", word):
+        special[tokenizer.unk_token_id] = ARPA_UNKNOWN[0]
+    for number, word in enumerate(words):
+        if number in special:
+            words[number] = special[number]
+        elif word in (BEGIN, END, *ARPA_UNKNOWN):
+            raise RunError(
+                f"{word!r} is a word of this model's text, and in an ARPA file it means something else: "
+                "give it another name in the text and train again"
+            )
+        elif not word or re.search(r"[ \t\n\r]", word):
             raise RunError(f"the token {word!r} holds white space; an ARPA file separates words by it")
     return words
 
@@ -97,9 +100,10 @@ def _lines(
     columns = _ngram_columns(model, order)
     probability = model.get_parameter(f"log10_probability_{order}").detach().numpy().copy()
     if order == 1:
-        probability[numpy.isneginf(probability)] = 0  # <s> is never predicted; lmplz writes 0 for it
+        probability[model.config.bos_token_id] = 0  # <s> is never predicted; lmplz writes 0 for it
     is_highest = order == len(model.config.num_ngrams)
     backoff = None if is_highest else model.get_parameter(f"log10_backoff_{order}").detach().numpy()
+    probability[numpy.isneginf(probability)] = IMPOSSIBLE
     for start in range(0, len(probability), ROWS_AT_ONCE):
         rows = numpy.arange(start, min(start + ROWS_AT_ONCE, len(probability)))
         rows = rows[rows != padding] if order == 1 else rows
@@ -124,79 +128,83 @@ def _ngram_columns(model: NgramForCausalLM, order: int) -> list[NDArray[numpy.in
     return [rows, *reversed(columns)]
 
 
-def _sections(data: str, path: Path) -> Iterator[str]:
-    """The text under each \\N-grams: heading."""
-    headings = list(re.finditer(r"^\\(?:(\d+)-grams:|end\\)[ \t\r]*$", data, flags=re.MULTILINE))
-    if not data.lstrip().startswith("\\data\\") or len(headings) < 2 or headings[-1][1]:
-        raise RunError(f"{path} is not a whole ARPA file: it must begin with \\data\\ and close with \\end\\")
-    for heading, following in itertools.pairwise(headings):
-        yield data[heading.end() : following.start()].strip("\r\n")
-
-
-def _parse(text: str, order: int, path: Path) -> tuple[NDArray[numpy.float32], pyarrow.Array, NDArray[numpy.float32]]:
-    """Probabilities, n-grams and back-off weights of one section; a missing weight is 0, which is 1 in log10."""
-    lines = pc.split_pattern(pyarrow.array([text.replace("\r", "")], type=pyarrow.large_string()), "\n").flatten()
-    fields = pc.split_pattern(lines, "\t")
-    sizes = pc.list_value_length(fields).to_numpy(zero_copy_only=False)
-    bad = numpy.flatnonzero((sizes < 2) | (sizes > 3))
-    if len(bad):
-        raise RunError(f"{path}: {lines[int(bad[0])].as_py()!r} is no line of \\{order}-grams")
-    try:
-        probability = pc.list_element(fields, 0).cast(pyarrow.float32()).to_numpy()
-        backoff = numpy.zeros(len(lines), dtype=numpy.float32)
-        weighted = numpy.flatnonzero(sizes == 3)
-        backoff[weighted] = pc.list_element(fields.take(pyarrow.array(weighted)), 2).cast(pyarrow.float32()).to_numpy()
-    except pyarrow.ArrowInvalid as error:
-        raise RunError(f"{path}: a number among the {order}-grams cannot be read ({error})") from error
-    return probability, pc.list_element(fields, 1), backoff
-
-
 def _make_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerBase:
     """White space apart, these words known; the kind that `--tokenizer whitespace` trains."""
     tokenizer = build_tokenizer("whitespace", [])
     known = tokenizer.get_vocab()
     for word in vocabulary:
-        if word not in (BEGIN, END, ARPA_UNKNOWN):
+        if word not in (BEGIN, END, *ARPA_UNKNOWN):
             known.setdefault(word, len(known))
     tokenizer.backend_tokenizer.model = models.WordLevel(vocab=known, unk_token=UNKNOWN)
     return tokenizer
 
 
+def _number_words(
+    text: ArpaText, unigrams: Section, vocabulary: list[str], tokenizer: PreTrainedTokenizerBase
+) -> NDArray[numpy.int64]:
+    """The id of each of the 1-grams."""
+    ids = tokenizer.get_vocab()
+    renamed = {BEGIN: tokenizer.bos_token, END: tokenizer.eos_token, **dict.fromkeys(ARPA_UNKNOWN, UNKNOWN)}
+    for needed in (BEGIN, END):
+        if needed not in vocabulary:
+            raise text.refuse(
+                int(unigrams.lines[0]), f"the 1-grams that begin here hold no {needed}: sentences have no bounds"
+            )
+    for special in {BOS, EOS, PAD, UNKNOWN} - {*ARPA_UNKNOWN}:
+        if special in vocabulary:
+            line = int(unigrams.lines[vocabulary.index(special)])
+            raise text.refuse(line, f"the word {special!r} is the name of a special token here: give it another")
+    number = numpy.array([ids[renamed.get(word, word)] for word in vocabulary], dtype=numpy.int64)
+    _, first = numpy.unique(number, return_index=True)
+    again = numpy.ones(len(number), dtype=bool)
+    again[first] = False
+    text.check(unigrams.lines, again, lambda place: f"the word {vocabulary[place]!r} is there twice")
+    return number
+
+
 def _build_tables(
-    sections: list[tuple[NDArray[numpy.float32], pyarrow.Array, NDArray[numpy.float32]]],
-    number: NDArray[numpy.int64],
-    vocab_size: int,
-    tokenizer: PreTrainedTokenizerBase,
-    path: Path,
+    text: ArpaText, sections: list[Section], number: NDArray[numpy.int64], tokenizer: PreTrainedTokenizerBase
 ) -> list[Table]:
     """Sort every order by parent and token."""
-    words = sections[0][1]
+    words, vocab_size = sections[0].words[0], len(tokenizer)
     keys: list[NDArray[numpy.int64]] = []  # parent * V + token, of order 2, 3, ...
-    tables = [_unigrams(sections[0][0], sections[0][2], number, vocab_size, tokenizer)]
-    for order, (probability, ngrams, backoff) in enumerate(sections[1:], start=2):
-        flat = pc.index_in(pc.split_pattern(ngrams, " ").flatten(), value_set=words)
-        if flat.null_count or len(flat) != order * len(ngrams):
-            raise RunError(f"{path}: an n-gram of order {order} has a word that is not among the 1-grams")
-        ids = number[flat.to_numpy()].reshape(-1, order)
-        parents = ids[:, 0]
-        for column, known in zip(ids.T[1:-1], keys, strict=True):
+    tables = [_unigrams(sections[0].log10_probability, sections[0].log10_backoff, number, vocab_size, tokenizer)]
+    for order, section in enumerate(sections[1:], start=2):
+        ids = numpy.stack([_look_up(text, section, column, words, number) for column in section.words])
+        parents = ids[0]
+        for column, known in zip(ids[1:-1], keys, strict=True):
             wanted = parents * vocab_size + column
             parents = numpy.searchsorted(known, wanted)
-            missing = numpy.flatnonzero(known[numpy.minimum(parents, len(known) - 1)] != wanted) if len(known) else [0]
-            if len(missing):
-                raise RunError(f"{path}: {ngrams[int(missing[0])].as_py()!r} is there, but not what it begins with")
-        found = parents * vocab_size + ids[:, -1]
-        by_key = numpy.argsort(found)
+            is_there = known[numpy.minimum(parents, len(known) - 1)] == wanted if len(known) else wanted < 0
+            text.check(section.lines, ~is_there, lambda _: "this n-gram is there, but not what it begins with")
+        found = parents * vocab_size + ids[-1]
+        by_key = numpy.argsort(found, kind="stable")
         keys.append(found[by_key])
+        again = numpy.zeros(len(found), dtype=bool)
+        again[by_key[1:]] = keys[-1][1:] == keys[-1][:-1]
+        text.check(section.lines, again, lambda _: "this n-gram is there twice")
+        if order == len(sections):
+            weighted = section.log10_backoff != 0
+            text.check(section.lines, weighted, lambda _: "an n-gram of the highest order has a back-off weight")
         tables.append(
             Table(
-                tokens=ids[by_key, -1],
+                tokens=ids[-1][by_key],
                 parents=parents[by_key],
-                log10_probability=probability[by_key],
-                log10_backoff=backoff[by_key],
+                log10_probability=section.log10_probability[by_key],
+                log10_backoff=section.log10_backoff[by_key],
             )
         )
     return tables
+
+
+def _look_up(
+    text: ArpaText, section: Section, column: Any, words: Any, number: NDArray[numpy.int64]
+) -> NDArray[numpy.int64]:
+    """The ids of a column of words."""
+    found = pc.index_in(column, value_set=words)
+    missing = found.is_null().to_numpy(zero_copy_only=False)
+    text.check(section.lines, missing, lambda place: f"the word {column[place].as_py()!r} is not among the 1-grams")
+    return number[found.to_numpy()]
 
 
 def _unigrams(
@@ -221,5 +229,5 @@ def _unigrams(
     )
 
 
-def _open(path: Path, mode: str, *, compressed: bool) -> BufferedIOBase:
-    return cast(BufferedIOBase, gzip.open(path, mode, compresslevel=6) if compressed else path.open(mode))
+def _open(path: Path, *, compressed: bool) -> BufferedIOBase:
+    return cast(BufferedIOBase, gzip.open(path, "wb", compresslevel=6) if compressed else path.open("wb"))
