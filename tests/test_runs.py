@@ -1,6 +1,8 @@
 """The run folder: nothing half-written is ever read as whole."""
 
 import json
+import os
+import stat
 
 import pytest
 from safetensors import SafetensorError
@@ -108,3 +110,41 @@ def test_a_full_disk_is_one_clear_line(error, tmp_path):
         raise error
     with pytest.raises(RuntimeError, match="shape"), runs.explain_failed_writes(tmp_path):
         raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_that_is_written_has_the_permissions_of_the_umask(umask, prose, tmp_path, monkeypatch):
+    from rung.export import export
+    from rung.recipe import make_recipe
+    from rung.recipe.making import execute
+    from rung.recipe.tuning import Tuning, tune
+    from rung.report import write_report
+
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "my.txt").write_text(prose)
+    talks = [[{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": "It."}] for n in range(20)]
+    (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
+    few = {"corpus": str(tmp_path / "my.txt"), "steps": 1, "train": {"per_device_train_batch_size": 2}}
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 64}
+    pages = {
+        "ngram": {"corpus": few["corpus"], "rung": "ngram", "model": {"order": 2}},
+        "rnn": {**few, "rung": "rnn", "model": {"hidden_size": 32, "max_position_embeddings": 64}, "carry_state": True},
+        "llama3": {**few, "rung": "llama3", "model": small},
+        "adapted": {**few, "rung": "llama3", "base": str(tmp_path / "made" / "llama3"), "lora": 2},
+    }
+    made = tmp_path / "made"
+    before = os.umask(umask)
+    try:
+        for name, page in pages.items():
+            execute(make_recipe(page), made / name)
+        tune(Tuning(base=str(made / "llama3"), data=str(tmp_path / "talks.jsonl"), steps=1), made / "chat")
+        for format, name in (("hf", "llama3"), ("gguf", "llama3"), ("meta", "llama3"), ("arpa", "ngram")):
+            export(str(made / name), format, made / f"{name}.{format}")
+        write_report([made / "ngram"], made / "report.html")
+    finally:
+        os.umask(before)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for top in (made, tmp_path / "cache") for path in top.rglob("*")}
+    assert sum(path.suffix == ".safetensors" for path in found) >= 9  # of runs, checkpoints, an adapter, an export
+    assert not {path: oct(mode) for path, mode in found.items() if path.is_dir() and mode != 0o777 & ~umask}
+    files = {path: mode for path, mode in found.items() if path.is_file() and path.suffix not in (".so", ".lock")}
+    assert not {path: oct(mode) for path, mode in files.items() if mode != 0o666 & ~umask}

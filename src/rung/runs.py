@@ -13,6 +13,7 @@ import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,10 +60,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_folder(folder: Path) -> None:
-    """Sync a folder with all that is in it."""
-    for path in (*sorted(folder.rglob("*")), folder):
+def settle_folder(folder: Path) -> None:
+    """Have a folder that was just made, with all in it, on the disk and as readable as the folder itself is.
+
+    The umask decided on the folder; safetensors and tempfile write with mode 0600 whatever it is.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    for path in sorted(folder.rglob("*")):
+        path.chmod(mode if path.is_dir() else mode & 0o666)
         sync(path)
+    sync(folder)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
@@ -200,7 +207,7 @@ def save_model(folder: Path, *parts: Any) -> None:
         with explain_failed_writes(folder):
             for part in parts:
                 part.save_pretrained(beside)
-            sync_folder(beside)
+            settle_folder(beside)
         for file in sorted(beside.iterdir()):
             file.replace(folder / file.name)
         sync(folder)

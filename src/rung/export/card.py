@@ -103,7 +103,7 @@ def _use(name: str, model_type: str) -> Iterator[str]:
     yield ""
     yield f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))'
     yield 'inputs = tokenizer("Once", return_tensors="pt")'
-    yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))"
+    yield "print(tokenizer.decode(model.generate(**inputs, max_length=50)[0]))"
     yield "```"
 
 

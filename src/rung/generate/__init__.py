@@ -152,7 +152,7 @@ def _search_beams(
         output = model.generate(
             inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=room,
+            max_length=inputs.shape[1] + room,
             num_beams=sampling.num_beams,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=tokenizer.eos_token_id,

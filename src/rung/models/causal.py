@@ -5,6 +5,7 @@ V vocabulary.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     def reach(self) -> int | None:
         """How many tokens it can read at once; more than it was trained on where its positions allow it."""
         return self.context_length
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """As Hugging Face does; whoever opens the folder, without rung too, stops writing where the window ends."""
+        if self.context_length and self.generation_config:
+            self.generation_config.max_length = self.context_length
+        super().save_pretrained(save_directory, **options)
 
     def predict(
         self,

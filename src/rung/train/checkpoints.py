@@ -196,7 +196,7 @@ class Checkpoints:
         files = sorted(path for path in written.rglob("*") if path.is_file())
         manifest = {str(f.relative_to(written)): (f.stat().st_size, _digest(f)) for f in files}
         (written / MANIFEST).write_text(runs.to_json(manifest, indent=2) + "\n", encoding="utf-8")
-        runs.sync_folder(written)
+        runs.settle_folder(written)
         for name in (runs.METRICS, runs.SAMPLES):  # no line may be lost that the checkpoint is beyond
             if (self.run / name).exists():
                 runs.sync(self.run / name)
