@@ -120,6 +120,7 @@ def test_when_all_fall_the_reason_is_said(tmp_path):
     (tmp_path / "tiny.txt").write_text("too little")
     with pytest.raises(Exception, match="too little text to split"):
         climb(Climb(corpus=str(tmp_path / "tiny.txt"), rungs=FEW, minutes=1, folder=tmp_path / "out"))
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.txt"]
 
 
 def test_unknown_rungs_and_minutes_are_refused():

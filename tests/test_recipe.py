@@ -7,7 +7,7 @@ import yaml
 
 from rung import runs
 from rung.corpus import load_corpus
-from rung.errors import CorpusError, RecipeError, RunError
+from rung.errors import CorpusError, RecipeError, RunError, RungError
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.recipe.dial import suggest_parameters
 from rung.recipe.making import check_unused, execute, read_begun
@@ -213,6 +213,57 @@ def test_a_folder_in_use_is_not_overwritten(text, tmp_path):
         check_unused(tmp_path / "run")
     with pytest.raises(RunError, match="is not a run"):
         read_begun(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ({"corpus": "nowhere.txt"}, "no such file"),
+        ({"train": {"optim": "foo"}}, "foo is not a valid OptimizerNames"),
+        ({"model": {"hidden_size": 32, "num_attention_heads": 3}}, "cannot be divided by 3"),
+        ({"rung": "ngram", "model": {"smoothing": "laplace"}}, "unknown smoothing"),
+    ],
+)
+def test_a_start_that_fails_leaves_nothing(page, message, text, tmp_path):
+    out = tmp_path / "runs" / "first"
+    with pytest.raises(RungError, match=message):
+        execute(make_recipe({"rung": "gpt2", "corpus": text, "steps": 3} | page), out)
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(RungError, match=message):
+        execute(make_recipe({"rung": "gpt2", "corpus": text, "steps": 3} | page), out)
+    assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
+    recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
+    with monkeypatch.context() as patched, pytest.raises(RunError, match="no ruler") as caught:
+        patched.setattr("rung.recipe.making.judge", raise_run_error)
+        execute(recipe, tmp_path / "run")
+    assert caught.value.__notes__ == [
+        f"what was made so far is kept: go on with `rung train --out {tmp_path / 'run'} --resume`, "
+        f"or delete {tmp_path / 'run'} to begin again"
+    ]
+    assert execute(read_begun(tmp_path / "run"), tmp_path / "run")
+    assert runs.is_finished(tmp_path / "run")
+
+
+def raise_run_error(*_):
+    raise RunError("there is no ruler")
+
+
+def test_what_failed_before_it_began_is_begun_again(tmp_path):
+    runs.write_record(tmp_path, {"rung": "gpt2", "failed": "no such file"})
+    check_unused(tmp_path)
+    with pytest.raises(RunError, match="failed before there was anything to resume .no such file.: leave out --resume"):
+        read_begun(tmp_path)
+
+
+def test_a_setting_that_must_be_a_number_is_one():
+    with pytest.raises(RecipeError, match="train.learning_rate is 'soon': it must be a number"):
+        make_recipe({"rung": "gpt2"}, ["train.learning_rate=soon"])
+    assert make_recipe({"rung": "gpt2"}, ["train.save_total_limit=null"]).train == {"save_total_limit": None}
 
 
 def test_what_is_finished_is_not_resumed(text, tmp_path):

@@ -12,15 +12,17 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from rung import ranks
 from rung.errors import RunError
 
 RECORD = "rung.json"
@@ -131,8 +133,53 @@ def say_why_no_model(folder: Path) -> str:
 
 def say_how_to_go_on(folder: Path) -> str:
     """Of a run that is not finished, the command."""
+    return f"is not finished: go on with `{_resuming(folder)}` first"
+
+
+def _resuming(folder: Path) -> str:
     verb = "tune" if "tune" in find_record(folder) else "train"
-    return f"is not finished: go on with `rung {verb} --out {folder} --resume` first"
+    return f"rung {verb} --out {shlex.quote(str(folder))} --resume"
+
+
+def holds_failure_only(folder: Path) -> bool:
+    """Whether a run failed there before there was anything to keep: all that is left is its record, which says so."""
+    if [path.name for path in folder.iterdir()] != [RECORD]:
+        return False
+    record = read_record(folder)
+    return "failed" in record and "recipe" not in record
+
+
+@contextmanager
+def undo_failed_start(folder: Path) -> Iterator[None]:
+    """A failure within leaves `folder` as it was; where there is work to go on from, the error says how instead."""
+    if not ranks.is_main():
+        yield
+        return
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set(folder.iterdir()) if folder.is_dir() else set()
+    try:
+        yield
+    except BaseException as error:
+        if _holds_work(folder):
+            error.add_note(
+                f"what was made so far is kept: go on with `{_resuming(folder)}`, or delete {folder} to begin again"
+            )
+        else:
+            _remove_new(folder, before)
+            with suppress(OSError):  # something else was put there
+                for path in missing:
+                    path.rmdir()
+        raise
+
+
+def _holds_work(folder: Path) -> bool:
+    has_model = (folder / "config.json").exists() or any((folder / CHECKPOINTS).glob("checkpoint-*"))
+    return has_model and (folder / RECORD).exists()
+
+
+def _remove_new(folder: Path, before: set[Path]) -> None:
+    for path in set(folder.iterdir()) - before if folder.is_dir() else ():
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:

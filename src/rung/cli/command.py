@@ -44,12 +44,12 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
                 function(*args, **kwargs)
                 ranks.leave()
             except RungError as error:
-                fail(str(error), 2)
+                fail(_with_notes(str(error), error), 2)
             except OSError as error:
                 where = f": {error.filename}" if error.filename else ""
-                fail(f"{error.strerror or error}{where}", 1)
-            except KeyboardInterrupt:
-                fail("stopped", 130)
+                fail(_with_notes(f"{error.strerror or error}{where}", error), 1)
+            except KeyboardInterrupt as error:
+                fail(_with_notes("stopped", error), 130)
             except typer.Exit:
                 raise
             except Exception:
@@ -60,6 +60,11 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
     return register
+
+
+def _with_notes(message: str, error: BaseException) -> str:
+    """The message with what was added to the error on its way: what is kept, and how to go on."""
+    return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def fail(message: str, code: int) -> None:

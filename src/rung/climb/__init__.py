@@ -7,7 +7,9 @@ where it stopped.
 
 import functools
 import logging
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,7 @@ def make_runs(
             raise KeyboardInterrupt
         ranks.from_main(lambda: report(_begun(recipes)))
     if len(failures) == len(recipes):
+        ranks.from_main(lambda: _remove_failed(recipes))
         raise failures[0]
     ranks.from_main(lambda: report(_begun(recipes)))
 
@@ -136,9 +139,19 @@ def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
         return
     record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {"rung": recipe.rung}
     try:
+        folder.mkdir(exist_ok=True)
         runs.write_record(folder, record | {"failed": message})
     except OSError as error:
         logger.warning("the failure of %s could not be recorded: %s", folder.name, error)
+
+
+def _remove_failed(recipes: dict[Path, Recipe]) -> None:
+    """Leave nothing of a climb that could not be begun."""
+    for folder in recipes:
+        if folder.is_dir() and runs.holds_failure_only(folder):
+            shutil.rmtree(folder)
+    with suppress(OSError):  # there is something else in it
+        next(iter(recipes)).parent.rmdir()
 
 
 def _check_same(recipe: Recipe, folder: Path) -> None:

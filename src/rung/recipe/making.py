@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from rung import ranks, runs
 from rung.corpus import SPLITS, Corpus, load_corpus
 from rung.device import cache_folder, choose_device, keep_freed_memory
-from rung.errors import RunError, RungError
+from rung.errors import RunError
 from rung.evaluate import first_texts, score_documents
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
@@ -40,6 +40,7 @@ from rung.train import (
     check_trackers,
     find_checkpoints,
     find_global_batch_size,
+    make_arguments,
     train,
 )
 
@@ -56,8 +57,13 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bo
 
     Returns whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
     processes train together; reading, counting, scoring and writing is done once, by the main one. Raises `RungError`
-    for what the user can mend.
+    for what the user can mend; a start that fails leaves nothing in `folder`.
     """
+    with runs.undo_failed_start(folder):
+        return _execute(recipe, folder, tell)
+
+
+def _execute(recipe: Recipe, folder: Path, tell: Tell) -> bool:
     ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell))
     packed = ranks.together(ready.open_packed)
     counts = find_rung(recipe.rung).counts
@@ -99,6 +105,8 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_trackers(recipe.train)
+    if not find_rung(recipe.rung).counts:
+        make_arguments(TrainSettings(arguments=recipe.train), folder, 1)  # refuses what the Trainer would
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     runs.remove_leftovers(folder)
@@ -149,6 +157,8 @@ def read_begun(folder: Path) -> Recipe:
     recipe = record.get("recipe")
     if "tune" in record and not runs.is_finished(folder):
         raise RunError(f"{folder} is being tuned: go on with `rung tune --out {folder} --resume`")
+    if recipe is None and "failed" in record:
+        raise RunError(f"{folder} failed before there was anything to resume ({record['failed']}): leave out --resume")
     if runs.is_finished(folder) or recipe is None:
         raise RunError(f"{folder} is finished: there is nothing to resume")
     return make_recipe(recipe)
@@ -158,6 +168,8 @@ def check_unused(folder: Path) -> None:
     """Raise `RunError` when something in `folder` would be lost."""
     if folder.is_dir():
         runs.remove_leftovers(folder)
+        if runs.holds_failure_only(folder):
+            return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
@@ -218,7 +230,7 @@ def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
 
 
 def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
-    """Fit a counting rung: one pass over the text. One that fails leaves nothing to resume."""
+    """Fit a counting rung: one pass over the text."""
     recipe = ready.recipe
     config = make_config(recipe.rung, ready.tokenizer, recipe.model)
     counting = Counting(**recipe.counting)
@@ -227,13 +239,9 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
     tell(Stage(name="counting"))
     started = time.perf_counter()
     options = {"count": choose_counter(counting, folder / ".counting")} if recipe.counting else {}
-    try:
-        model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
-        seconds = time.perf_counter() - started
-        line = {"step": 0, "tokens": len(packed), "bits_per_byte": _hooks(ready, tell).evaluate(model.eval())}
-    except RungError:
-        (folder / runs.RECORD).unlink()
-        raise
+    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
+    seconds = time.perf_counter() - started
+    line = {"step": 0, "tokens": len(packed), "bits_per_byte": _hooks(ready, tell).evaluate(model.eval())}
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 

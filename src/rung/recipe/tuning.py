@@ -91,8 +91,14 @@ class _Student:
 def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None) -> bool:
     """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if there is one.
 
-    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`.
+    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`; a start
+    that fails leaves nothing in `folder`.
     """
+    with runs.undo_failed_start(folder):
+        return _tune(plan, folder, tell)
+
+
+def _tune(plan: Tuning, folder: Path, tell: Tell) -> bool:
     base = read_base(plan.base)
     tell(Stage(name="reading"))
     model, tokenizer = load(plan.base)

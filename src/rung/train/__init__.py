@@ -56,6 +56,7 @@ __all__ = [
     "find_checkpoints",
     "find_global_batch_size",
     "last_checkpoint",
+    "make_arguments",
     "measure_step",
     "train",
 ]

@@ -1,9 +1,10 @@
 """The settings of a training run, and the Trainer's arguments that they make."""
 
+import functools
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
@@ -68,9 +69,19 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
         if key in RESERVED_ARGUMENTS:
             raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
+        value = arguments[key]
+        if key in _list_numbers() and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            raise RecipeError(f"train.{key} is {value!r}: it must be a number")
         if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
             raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
     list_trackers(arguments)
+
+
+@functools.cache
+def _list_numbers() -> frozenset[str]:
+    """The fields of `TrainingArguments` that hold a number and nothing else."""
+    hints = {key: set(get_args(hint) or (hint,)) for key, hint in get_type_hints(TrainingArguments).items()}
+    return frozenset(key for key, kinds in hints.items() if kinds <= {int, float, type(None)})
 
 
 def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
