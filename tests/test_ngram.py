@@ -288,6 +288,22 @@ def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
         assert model.score(sentence, tokenizer) == pytest.approx(theirs.score(sentence), abs=1e-4, rel=1e-6)
 
 
+def test_kenlm_parts_words_where_we_do(tmp_path):
+    """At ASCII white space alone: no-break and other Unicode spaces are parts of words."""
+    kenlm = pytest.importorskip("kenlm", reason="the package kenlm is not installed")
+    spaces = " \t\r\x0b\f\x1c\x85\xa0\u2003\u2028\u202f\u3000"
+    model, tokenizer = fit_texts([f"the mule{space}went 5{space}km" for space in spaces], order=3)
+    write_arpa(model, tokenizer, tmp_path / "ours.arpa")
+    theirs = kenlm.Model(str(tmp_path / "ours.arpa"))
+    texts = [f"the mule went{space}home 5{space}km" for space in spaces] + [""]
+    scores = [score for text in texts for score in theirs.full_scores(text)]
+    found = score_documents(model, tokenizer, texts).kenlm
+    assert found["tokens"] == len(scores)
+    assert found["oov"] == sum(unknown for *_, unknown in scores)
+    expected = 10 ** (-math.fsum(log10 for log10, *_ in scores) / len(scores))
+    assert found["perplexity_including_oov"] == pytest.approx(expected, rel=1e-6)
+
+
 ARPA = """\\data\\
 ngram 1=6
 ngram 2=4

@@ -210,8 +210,19 @@ def test_the_book_s_words():
     ("kind", "pieces"), [("word-split", ["a", "cat,", "é", "."]), ("whitespace", ["A", "Cat,", "É", "."])]
 )
 def test_words_between_white_space(kind, pieces):
-    tokenizer = build_tokenizer(kind, ["A Cat,\u3000É\n."])
+    tokenizer = build_tokenizer(kind, ["A Cat, É\n."])
     assert encode_plainly(tokenizer, [" A\tCat,  É\r\n."])[0].tokens == pieces
+
+
+def test_only_ascii_white_space_parts_words_as_for_kenlm():
+    text = "".join(
+        f"a{space}b" for space in "\t\n\x0b\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
+    )
+    tokenizer = build_tokenizer("whitespace", [text])
+    expected = [word.decode() for word in text.encode().split()]  # of bytes: ASCII's, as in KenLM's Python module
+    assert encode_plainly(tokenizer, [text])[0].tokens == expected
+    lower = build_tokenizer("word-split", ["a b"])
+    assert encode_plainly(lower, ["A\xa0B\u3000a"])[0].tokens == ["a", "b", "a"]
 
 
 def test_a_character_is_a_token():

@@ -38,12 +38,13 @@ TOKENIZERS = {
     "bpe": "byte-level byte-pair encoding trained on the train split; loses nothing (the default)",
     "word": "the book's words: lower case, no accents, digits and punctuation apart",
     "word-split": "the book's bigram: lower case, split on white space",
-    "whitespace": "split on white space, case kept: for text that is tokenized already",
+    "whitespace": "split on ASCII white space, as KenLM does, case kept: for text that is tokenized already",
     "char": "one token a character",
     "gpt2": "GPT-2's own, from the Hub or a local folder",
     "llama3": "Llama 3's own, from the Hub or a local folder",
 }
 SMALLEST = {"bpe": 256 + 3}  # every byte, and the special tokens; five for the others: four of those, and a word
+ASCII_SPACE = r"[\t\n\x0b\f\r ]+"  # KenLM's `query` splits words here alone: a no-break space is part of a word
 PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
 
 
@@ -130,8 +131,9 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     parts = _components(spec["normalizer"]) + _components(spec["pre_tokenizer"])
     types = {part["type"] for part in parts}
     lost = [what for what, marks in _LOSSY.items() if types & marks]
-    if any(part.get("behavior") == "Removed" for part in parts):
-        lost.append("separators")
+    for part in parts:
+        if part.get("behavior") == "Removed":
+            lost.append("white space" if part.get("pattern") == {"Regex": ASCII_SPACE} else "separators")
     if any(part.get("add_prefix_space") for part in parts) and "white space" not in lost:
         lost.append("white space")
     if not _spells_everything(spec["model"], byte_level="ByteLevel" in types):
@@ -267,16 +269,21 @@ def _answers(where: str) -> bool:
 
 
 def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _white_space_words(vocab_size)
+    tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())  # as Python's str.split
     tokenizer.normalizer = normalizers.Lowercase()
     return tokenizer, trainer
 
 
-def _white_space_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
+def _white_space_words(
+    vocab_size: int | None, split: pre_tokenizers.PreTokenizer | None = None
+) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _word_level(vocab_size or 2**31)
     literal = "|".join(re.escape(special.removeprefix("<")) for special in (BOS, EOS, PAD))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated")]
+        [
+            split or pre_tokenizers.Split(Regex(ASCII_SPACE), "removed"),
+            pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated"),
+        ]
     )  # a special token's name that stands in the text is two words, neither of them special
     return tokenizer, trainer
 
