@@ -5,8 +5,13 @@ import os
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
-from transformers import PreTrainedConfig
+
+from rung.device import configure_threads
+
+configure_threads()  # before torch is imported
+
+from jaxtyping import install_import_hook  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
 
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
 # builds those in its own way.

@@ -1,10 +1,16 @@
 """The machine: never guessed."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from rung import device
-from rung.device import choose_device, describe, has_fast_bfloat16
+from rung.device import choose_device, count_cores, describe, has_fast_bfloat16
+
+THREAD_SETTINGS = (*device.WAIT_SETTINGS, "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 def test_the_device_is_there():
@@ -38,3 +44,115 @@ def test_the_gain_is_measured_once_and_draws_nothing():
 
 def test_describe_is_in_words():
     assert "cores of" in describe(torch.device("cpu"))
+
+
+def make_groups(folder, cgroup, mounts, files):
+    """A `/proc/self` whose mounts lie below `folder`, and control groups that hold these files."""
+    process = folder / "process"
+    process.mkdir()
+    (process / "cgroup").write_text("".join(f"{line}\n" for line in cgroup))
+    at = str(folder).replace(" ", "\\040")
+    (process / "mountinfo").write_text(
+        "22 1 0:5 / /proc rw - proc proc rw\n"
+        + "".join(f"{31 + i} 23 0:28 {line.replace('FOLDER', at)}\n" for i, line in enumerate(mounts))
+    )
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return process
+
+
+V1 = (
+    ["9:name=systemd:/s", "2:cpu,cpuacct:/a/b", "1:memory:/m"],
+    [
+        "/ FOLDER/memory rw shared:9 - cgroup cgroup rw,memory",
+        "/ FOLDER/cpu rw,relatime shared:9 master:1 - cgroup cgroup rw,cpu,cpuacct",
+    ],
+)
+V2 = ["0::/a/b"], ["/ FOLDER/two rw - cgroup2 cgroup2 rw,nsdelegate"]
+QUOTAS = {
+    "v1, of its own": (*V1, {"cpu/a/b/cpu.cfs_quota_us": "300000", "cpu/a/b/cpu.cfs_period_us": "100000"}, 3),
+    "v1, of the group above": (*V1, {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "50000"}, 2),
+    "v1, none": (*V1, {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"}, 8),
+    "v1, another controller's": (*V1, {"memory/cpu.cfs_quota_us": "100000", "memory/cpu.cfs_period_us": "100000"}, 8),
+    "v1, mounted from within": (
+        ["2:cpu:/docker/x"],
+        ["/docker/x FOLDER/cpu rw - cgroup cgroup rw,cpu"],
+        {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"},
+        2,
+    ),
+    "v2, a part of a core": (*V2, {"two/a/b/cpu.max": "150000 100000\n"}, 2),
+    "v2, less than a core": (*V2, {"two/a/b/cpu.max": "20000 100000\n"}, 1),
+    "v2, the least of all": (*V2, {"two/a/b/cpu.max": "400000 100000", "two/a/cpu.max": "300000 100000"}, 3),
+    "v2, none": (*V2, {"two/a/b/cpu.max": "max 100000\n", "two/a/cpu.max": "max 100000\n"}, 8),
+    "v2, more than there are": (*V2, {"two/a/b/cpu.max": "6400000 100000\n"}, 8),
+    "v2, that is no number": (*V2, {"two/a/b/cpu.max": "", "two/a/cpu.max": "x y z"}, 8),
+    "v2, of a namespace": (["0::/../../x"], V2[1], {"two/cpu.max": "100000 100000"}, 1),
+    "both": (
+        ["1:cpu:/", "0::/"],
+        ["/ FOLDER/cpu rw - cgroup cgroup rw,cpu", "/ FOLDER/cpu/unified rw - cgroup2 cgroup2 rw"],
+        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000", "cpu/unified/cgroup.procs": "1"},
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_cores_are_what_affinity_and_the_containers_quota_allow(case, tmp_path, monkeypatch):
+    *groups, wanted = QUOTAS[case]
+    (tmp_path / "with space").mkdir()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert count_cores(make_groups(tmp_path / "with space", *groups)) == wanted
+
+
+def test_cores_are_counted_where_there_are_no_control_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3}, raising=False)
+    assert count_cores(tmp_path / "absent") == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert count_cores(tmp_path / "absent") == 1
+
+
+SHOWN = (
+    "from rung.device import configure_threads; configure_threads(); import os, torch; "
+    "print(torch.get_num_threads(), *(os.environ.get(name) for name in "
+    "('OMP_NUM_THREADS', 'GOMP_SPINCOUNT', 'OMP_WAIT_POLICY', 'RAYON_NUM_THREADS')))"
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, ["1", "1", device.SPINS, "None", "1"]),
+        ({"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "active"}, ["2", "2", "None", "active", "1"]),
+        ({"GOMP_SPINCOUNT": "7", "RAYON_NUM_THREADS": "3"}, ["1", "1", "7", "None", "3"]),
+    ],
+)
+def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_otherwise(given, wanted):
+    """In a process that is allowed one core, before torch is there."""
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("there is no affinity on this system")
+    code = f"import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); {SHOWN}"
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=environment | given, capture_output=True, text=True, check=True).stdout
+    assert found.split() == wanted
+
+
+def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
+    monkeypatch.setattr(os, "environ", environment)
+    before = torch.get_num_threads()
+    monkeypatch.setattr(device, "count_cores", lambda: 1)
+    try:
+        device.configure_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_the_threads_are_is_chosen_before_torch():
+    """The command's modules, and this one's, import no torch: OpenMP reads the variables when torch is loaded."""
+    code = "import sys, rung.cli, rung.device; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

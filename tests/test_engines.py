@@ -135,3 +135,9 @@ def test_memory_alone_means_duckdb():
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     assert Counting(memory="300MB").engine == "duckdb"
     assert choose_counter(Counting(engine="numpy"), Path()) is count_ngrams
+
+
+def test_duckdb_uses_the_cores_that_the_process_may_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "count_cores", lambda: 3)
+    with engines._connect(Counting(engine="duckdb"), tmp_path) as connection:
+        assert connection.raw_sql("select current_setting('threads')").fetchone() == (3,)

@@ -1,21 +1,35 @@
-"""What this machine computes with: device, bfloat16, and its name in words."""
+"""What this machine computes with: device, cores, threads and how they wait, bfloat16, and its name in words.
+
+torch is imported by what needs it: how OpenMP's threads wait can be chosen only before.
+"""
 
 import ctypes
+import math
 import os
 import platform
+import re
 import sys
 import timeit
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
+SPINS = (
+    "1000"  # of a thread at a barrier before it sleeps: some 0.03 ms (benchmarks/threads.txt); libgomp's own: 300,000
+)
+WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def choose_device() -> torch.device:
+def choose_device() -> "torch.device":
     """CUDA, then Apple's MPS, then the CPU: the first that is here."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda")
     if torch.backends.mps.is_available():
@@ -23,11 +37,13 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
-def has_fast_bfloat16(device: torch.device) -> bool:
+def has_fast_bfloat16(device: "torch.device") -> bool:
     """Whether bfloat16 matrix products are faster than float32's; a CPU that has both is timed.
 
     Having them is not enough: an Intel Xeon with avx512_bf16 and no AMX is slower in them (benchmarks/precision.txt).
     """
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
@@ -39,6 +55,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 @cache
 def _bfloat16_gain() -> float:
     """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once."""
+    import torch
+
     products = []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(MEASURED_SIZE, MEASURED_SIZE, dtype=dtype)
@@ -70,13 +88,76 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "rung"
 
 
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def configure_threads() -> None:
+    """Have as many threads as cores that this process may use, and have them sleep soon when they wait for each other.
+
+    OpenMP's threads spin at a barrier for milliseconds. Beside other processes, the thread that they wait for is often
+    one that has no core meanwhile: 200 tokens of a small Llama took 13 s so, and 0.2 s with threads that sleep.
+
+    Sets environment variables, for child processes too; what the user has set stands. OpenMP reads them when torch is
+    loaded: the command calls this first of all, a program that imports rung calls it before torch is imported. After
+    that only the number of threads is changed.
+    """
+    cores = count_cores()
+    if not any(name in os.environ for name in WAIT_SETTINGS):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+        os.environ["KMP_BLOCKTIME"] = "1"  # millisecond, of Intel's and LLVM's OpenMP; theirs is 200
+    os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # of tokenizers
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    os.environ["OMP_NUM_THREADS"] = str(cores)
+    if "torch" in sys.modules:
+        import torch
+
+        torch.set_num_threads(min(cores, torch.get_num_threads()))
 
 
-def describe(device: torch.device) -> str:
+def count_cores(process: Path = Path("/proc/self")) -> int:
+    """The cores that this process may use: those that its affinity allows, no more than its container's quota.
+
+    A part of a core counts as one: two threads use up a quota of 1.5 cores, one leaves a third of it.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = min((_read_quota(folder) for folder in _control_groups(process)), default=math.inf)
+    return allowed if quota >= allowed else max(1, math.ceil(quota))
+
+
+def _control_groups(process: Path) -> Iterator[Path]:
+    """The folders of the control groups (versions 1 and 2) that share out CPU time to this process, and all above."""
+    try:
+        groups = [line.split(":", 2) for line in (process / "cgroup").read_text(encoding="utf-8").splitlines()]
+        mounts = [line.split() for line in (process / "mountinfo").read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        return  # no Linux, or nothing that may be read
+    paths = {
+        "cgroup" if names else "cgroup2": path for _, names, path in groups if "cpu" in names.split(",") or not names
+    }
+    for mount in mounts:
+        kind, _, options = mount[mount.index("-") + 1 :][:3]
+        if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
+            continue
+        root, top = (Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part)) for part in mount[3:5])
+        path = Path(paths[kind])
+        inside = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else Path()
+        yield from (top / part for part in (inside, *inside.parents))
+
+
+def _read_quota(group: Path) -> float:
+    """How many cores' time a control group may use."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return float(quota) / float(period) if float(quota) > 0 else math.inf
+    except (OSError, ValueError):  # none, "max", or nothing that may be read
+        return math.inf
+
+
+def describe(device: "torch.device") -> str:
     """The machine in words, as a run records it."""
+    import torch
+
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
     cores = count_cores()

@@ -10,12 +10,14 @@ import typer
 from rung import __version__
 from rung.cli import building, judging, serving, shipping, talking, verifying  # noqa: F401  # each registers verbs
 from rung.cli.command import app
+from rung.device import configure_threads
 
 __all__ = ["app", "main"]
 
 
 def main() -> None:
     """The entry point."""
+    configure_threads()  # before torch is imported
     app()
 
 

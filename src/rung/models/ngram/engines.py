@@ -20,6 +20,7 @@ import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
 
+from rung.device import count_cores
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.ngram.counting import Counter, Ids, Level, count_ngrams, join_keys, unigrams
 
@@ -29,8 +30,7 @@ ENGINES = {
     "spark": "on a cluster, or on this machine where no cluster is set up",
 }
 PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
-DEFAULT_MEMORY = "2GB"
-ROWS_AT_ONCE = 2**20
+DEFAULT_MEMORY, ROWS_AT_ONCE = "2GB", 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
     size = counting.memory_bytes
     if counting.engine == "duckdb":
         settings = {"memory_limit": f"{size}B", "temp_directory": str(scratch / "spilled")}
-        connection = ibis.duckdb.connect(**settings, preserve_insertion_order=False)
+        connection = ibis.duckdb.connect(**settings, threads=count_cores(), preserve_insertion_order=False)
         yield connection
         connection.disconnect()  # its memory is wanted for what comes next
         return
