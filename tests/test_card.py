@@ -49,7 +49,6 @@ def test_a_run_has_a_card_that_the_hub_reads(run, tmp_path):
         f"{record['parameters']:,} parameters",
         record["corpus"]["fingerprint"],
         f"| train | {record['corpus']['documents']['train']} | {record['corpus']['bytes']['train']:,} |",
-        f"{score['low']:.3f} to {score['high']:.3f}",
         f"2 steps, {record['training']['tokens']:,} tokens",
         record["hardware"],
         f"transformers {record['versions']['transformers']}",
@@ -108,7 +107,7 @@ def test_what_else_a_run_may_know(run, tmp_path):
         "base": {"path": "openai-community/gpt2", "fingerprint": "f00"},
         "corpus": {**record["corpus"], "name": "hf:roneneldan/TinyStories"},
     }
-    score = {**record["scores"]["test"], "word_perplexity": None, "low": None, "high": None}
+    score = {**record["scores"]["test"], "word_perplexity": None, "nats": None, "low": None, "high": None}
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     runs.write_record(tmp_path, {**record, **more, "scores": {"test": score}})
     front, text = read_card_of(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from conftest import SENTENCES, TINY
 
 from rung import evaluate
-from rung.evaluate import bootstrap_interval, compressor_marks, score_documents, score_text
+from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.tokenizer import build_tokenizer
 
 LONG = " ".join(SENTENCES * 8)
@@ -134,14 +134,27 @@ def test_the_bigram_of_the_cat_is_the_formula_by_hand():
     assert math.prod(2**-piece.bits for piece in pieces) == pytest.approx(wanted, rel=1e-5)
 
 
-def test_the_interval_covers_and_is_the_same_twice():
-    generator = numpy.random.default_rng(0)
-    sizes = generator.integers(50, 500, 200)
-    bits = sizes * generator.normal(2.0, 0.2, 200)
-    low, high = bootstrap_interval(bits, sizes)
-    assert low < bits.sum() / sizes.sum() < high
-    assert high - low == pytest.approx(2 * 1.96 * 0.2 / math.sqrt(200), rel=0.35)
-    assert (low, high) == bootstrap_interval(bits, sizes)
+def test_copies_are_one_document_and_the_score_says_so(make_tiny, tokenizer):
+    """A test split of 35 copies was given an interval from 0.414 to 0.414."""
+    model = make_tiny("ngram")
+    same = score_documents(model, tokenizer, [SENTENCES[0]] * 35)
+    assert (same.low, same.high, same.interval) == (None, None, "none: all 35 documents are equal")
+    once = score_documents(model, tokenizer, SENTENCES)
+    often = score_documents(model, tokenizer, SENTENCES * 7)
+    assert (often.low, often.high) == pytest.approx((once.low, once.high), rel=1e-4)
+    assert once.interval == "Student's t over 5 documents"
+    assert often.interval == "Student's t over 5 different documents of 35"
+    assert score_documents(model, tokenizer, [LONG]).interval == "none: one document"
+
+
+def test_perplexities_beyond_a_float_are_infinite_and_have_a_logarithm(make_tiny, tokenizer):
+    """A text without spaces is one word: exp(nats / words) was 1.0142e304 for every model."""
+    text = "今天天气很好我们去公园散步" * 40
+    found = score_documents(make_tiny("bigram"), tokenizer, [text])
+    assert found.nats > 1000
+    assert found.word_perplexity == math.inf
+    assert found.as_dict()["log10_word_perplexity"] == pytest.approx(found.nats / math.log(10))
+    assert found.as_dict()["log10_token_perplexity"] == pytest.approx(math.log10(found.token_perplexity))
 
 
 def test_compressors_mark_repetition():

@@ -10,6 +10,7 @@ from conftest import SENTENCES, TINY
 from typer.testing import CliRunner
 
 from rung import runs
+from rung.cli.display import tasks_table
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents, score_text
 from rung.generate import Sampling, generate
@@ -146,6 +147,18 @@ def test_a_text_longer_than_the_window_is_read_whole(make_run, tasks, tokenizer)
     for name in ("gpt2", "rnn"):
         found = evaluate_tasks(make_run(name), [str(tasks / "whole.yaml")])["tasks"]["whole"]
         assert 0 < next(row["value"] for row in found["metrics"] if row["metric"] == "bits_per_byte") < 20
+
+
+def test_a_text_without_spaces_has_an_infinite_word_perplexity(make_run, tasks):
+    """Its 500 characters are one word, and the harness's exp overflowed: a traceback."""
+    (tasks / "whole.jsonl").write_text(json.dumps({"text": "今天天气很好我们去公园散步" * 40}) + "\n")
+    found = evaluate_tasks(make_run("bigram"), [str(tasks / "whole.yaml")])["tasks"]["whole"]
+    figures = {row["metric"]: row["value"] for row in found["metrics"]}
+    assert figures["word_perplexity"] == math.inf
+    assert 1 < figures["byte_perplexity"] < math.inf
+    assert "infinite" in str(
+        tasks_table({"rung": "bigram", "harness": "", "limit": None, "tasks": {"x": found}}).columns[3]._cells
+    )
 
 
 def test_what_cannot_be_asked_is_said(make_run, tasks, monkeypatch):

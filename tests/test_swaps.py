@@ -15,7 +15,7 @@ from rung.climb.swaps import SwapClimb, climb_swaps
 from rung.errors import RecipeError, RunError
 from rung.models import build_model, count_parameters, make_config
 from rung.models.swaps import SWAPS
-from rung.report.swaps import Estimate, read_swaps, student_t, sum_of_parts, write_swaps
+from rung.report.swaps import Estimate, read_swaps, sum_of_parts, write_swaps
 
 SETS = [names for size in range(len(SWAPS) + 1) for names in itertools.combinations(SWAPS, size)]
 
@@ -212,11 +212,6 @@ def test_swaps_add_up_or_do_not(finish, tmp_path):
     rows = read_swaps(climb_swaps(SwapClimb(folder=tmp_path, seeds=(0,))))
     assert sum_of_parts(rows) == "The six alone add up to -0.210 bits per byte; together they make -0.070."
     assert sum_of_parts(rows[:3]) == ""
-
-
-@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1000, 1.962)])
-def test_students_t_is_that_of_the_tables(freedom, wanted):
-    assert student_t(freedom) == pytest.approx(wanted, abs=6e-4)
 
 
 def test_an_interval_is_the_textbooks():

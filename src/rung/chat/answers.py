@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung.chat.formats import Conversation, Encoded, encode_prompt, find_ends
-from rung.evaluate import perplexity, token_nats
+from rung.evaluate import token_nats
+from rung.figures import perplexity
 from rung.generate import Decoder, Sampling, continue_tokens, generate_batch
 from rung.models import CausalModel
 from rung.tokenizer import encode_plainly

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rung import ranks, runs
+from rung.figures import show_interval, show_token_perplexity, show_value, show_word_perplexity
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
@@ -148,8 +149,8 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> Table:
             _whole(row.parameters),
             _decimal(row.seconds, 1),
             _whole(row.tokens_per_second),
-            _decimal(row.token_perplexity, 1),
-            _whole(row.word_perplexity),
+            row.token_perplexity,
+            row.word_perplexity,
             Text(_interval(row.bits_per_byte, row.low, row.high), style=style),
             " ".join((row.sample or "").split()),
         )
@@ -225,10 +226,9 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("")
-    interval = "" if score["low"] is None else f"95% interval {score['low']:.3f} to {score['high']:.3f}"
-    table.add_row("bits per byte", show_figure(score["bits_per_byte"], ".4f"), interval)
-    table.add_row("word perplexity", show_figure(score["word_perplexity"], ",.1f"), f"{score['words']:,} words")
-    table.add_row("token perplexity", show_figure(score["token_perplexity"], ",.2f"), f"{score['tokens']:,} tokens")
+    table.add_row("bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score))
+    table.add_row("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
+    table.add_row("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
     how = "state carried through each document"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
@@ -247,9 +247,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
 def _add_variant(table: Table, name: str, variant: Mapping[str, Any]) -> None:
     """Bits per byte under a switch, how far that is from the plain score, and what was fitted."""
     table.add_section()
-    low, high = variant["low"], variant["high"]
-    interval = "" if low is None else f"95% interval {low:.3f} to {high:.3f}"
-    table.add_row(name, show_figure(variant["bits_per_byte"], ".4f"), interval)
+    table.add_row(name, show_figure(variant["bits_per_byte"], ".4f"), show_interval(variant))
     less, more = variant["difference_low"], variant["difference_high"]
     interval = "" if less is None else f"95% interval {less:+.3f} to {more:+.3f}"
     table.add_row("  from plain", show_figure(variant["difference"], "+.4f"), interval)
@@ -270,7 +268,7 @@ def tasks_table(found: Mapping[str, Any]) -> Table:
         documents = _whole(figures["documents"])
         for row in figures["metrics"]:
             name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
-            value = row["value"] if isinstance(row["value"], str) else format(row["value"], ".4f")
+            value = row["value"] if isinstance(row["value"], str) else show_value(row["value"])
             error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
             table.add_row(task, documents, name, value, error)
     return table

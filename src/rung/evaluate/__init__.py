@@ -26,12 +26,12 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from rung.figures import find_interval, log10_perplexity, perplexity
 from rung.models import CausalModel
 from rung.models.causal import CountingModel
 from rung.models.ngram import NgramForCausalLM
 from rung.tokenizer import encode_plainly, losses
 
-RESAMPLES = 1000  # of the bootstrap
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
 PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
@@ -43,14 +43,17 @@ Forward = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, None for one document.
+    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, `interval` says how they were
+    found, or why they are None.
 
-    A model that gives a token probability 0 costs infinitely much.
+    A model that gives a token probability 0 costs infinitely much. A perplexity beyond what a float holds is infinite;
+    its logarithm, in `as_dict`, is not.
     """
 
     bits_per_byte: float
     low: float | None
     high: float | None
+    interval: str
     word_perplexity: float
     token_perplexity: float
     nats: float
@@ -68,7 +71,10 @@ class Score:
 
     def as_dict(self) -> dict[str, Any]:
         """For a run's record and for `--json`."""
-        return asdict(self)
+        return asdict(self) | {
+            "log10_word_perplexity": log10_perplexity(self.nats, self.words),
+            "log10_token_perplexity": log10_perplexity(self.nats, self.tokens),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,11 @@ class Document:
         """What its unknown words cost beyond their `<unk>`, in nats."""
         return sum(map(spelling_nats, self.unknown))
 
+    @property
+    def key(self) -> int:
+        """A number that copies of the document share."""
+        return hash((tuple(self.ids), tuple(self.unknown)))
+
 
 def score_documents(
     model: CausalModel,
@@ -110,6 +121,7 @@ def score_documents(
     Memory holds one batch of documents at a time.
     """
     rows: list[tuple[float, ...]] = []
+    keys: list[int] = []
     unknown_token = unknown_id(tokenizer)
     for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
@@ -118,17 +130,19 @@ def score_documents(
             of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
             counts = (document.bytes, document.words, len(costs), len(document.unknown))
             rows.append((nats, document.spelling, of_unknown, *counts))
+            keys.append(document.key)
         if on_document:
             on_document(len(rows))
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
-    low, high = bootstrap_interval(columns[0] / math.log(2), columns[3])
+    interval = find_interval(columns[0] / math.log(2), columns[3], keys, least=0.0)
     nats, spelling, of_unknown = (column.sum().item() for column in columns[:3])
     sizes, words, tokens, unknown = (int(column.sum()) for column in columns[3:])
     window = model.context_length
     return Score(
         bits_per_byte=nats / math.log(2) / sizes,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
+        interval=interval.how,
         word_perplexity=perplexity(nats, words),
         token_perplexity=perplexity(nats, tokens),
         nats=nats,
@@ -185,20 +199,6 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def spelling_nats(word: str) -> float:
     """What spelling an unknown word costs: each byte, and its end, among 257 symbols."""
     return (len(word.encode()) + 1) * math.log(257)
-
-
-def bootstrap_interval(bits: numpy.ndarray, sizes: numpy.ndarray) -> tuple[float | None, float | None]:
-    """A 95% interval of sum(bits) / sum(sizes), documents drawn with replacement (Efron & Tibshirani 1993, ch. 13)."""
-    count = len(bits)
-    if count < 2 or not numpy.isfinite(bits).all():
-        return None, None
-    generator = numpy.random.default_rng(0)
-    ratios = numpy.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        drawn = generator.integers(0, count, count)
-        ratios[i] = bits[drawn].sum() / sizes[drawn].sum()
-    low, high = numpy.quantile(ratios, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def compressor_marks(test: Sequence[str], train: Sequence[str]) -> dict[str, float]:
@@ -354,9 +354,3 @@ def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def perplexity(nats: float, count: int) -> float:
-    """exp(nats / count), infinite where the nats are."""
-    each = nats / max(count, 1)
-    return math.inf if math.isinf(each) else math.exp(min(each, 700.0))

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy
 
-from rung.evaluate import Document, bootstrap_interval, perplexity
+from rung.evaluate import Document
+from rung.figures import find_interval, log10_perplexity, perplexity
 
 Report = Callable[[str, int, int | None, str], None]  # what is done, how far, of how much, and a note
 Row = tuple[Document, float, float]  # a document, its tokens' plain cost in nats, and their cost under the switch
@@ -25,11 +26,14 @@ class Variant:
     bits_per_byte: float
     low: float | None
     high: float | None
+    interval: str
     difference: float | None  # None where a cost is infinite
     difference_low: float | None
     difference_high: float | None
     word_perplexity: float
     token_perplexity: float
+    log10_word_perplexity: float
+    log10_token_perplexity: float
     nats: float
     validation_bytes: int  # of the text that `fitted` was fitted on
     seconds: float  # the fitting included
@@ -44,24 +48,26 @@ class Variant:
 def compare(rows: Iterable[Row], fitted: dict[str, Any], texts: Iterable[str], began: float) -> Variant:
     """Add the rows up; `fitted` was fitted on `texts`, and all of it was begun at `began`."""
     facts = [
-        (plain + document.spelling, nats + document.spelling, document.bytes, document.words, len(document.ids) - 1)
-        for document, plain, nats in rows
+        (plain + d.spelling, nats + d.spelling, d.bytes, d.words, len(d.ids) - 1, d.key) for d, plain, nats in rows
     ]
-    plain, nats, sizes, words, tokens = (numpy.array(column) for column in zip(*facts, strict=True))
-    low, high = bootstrap_interval(nats / math.log(2), sizes)
+    plain, nats, sizes, words, tokens, keys = (numpy.array(column) for column in zip(*facts, strict=True))
+    interval = find_interval(nats / math.log(2), sizes, keys, least=0.0)
     with numpy.errstate(invalid="ignore"):  # infinity less infinity
         gains = (nats - plain) / math.log(2)
-    less, more = bootstrap_interval(gains, sizes)
+    difference = find_interval(gains, sizes, keys)
     total, size = nats.sum().item(), int(sizes.sum())
     return Variant(
         bits_per_byte=total / math.log(2) / size,
-        low=low,
-        high=high,
+        low=interval.low,
+        high=interval.high,
+        interval=interval.how,
         difference=gains.sum().item() / size if numpy.isfinite(gains).all() else None,
-        difference_low=less,
-        difference_high=more,
+        difference_low=difference.low,
+        difference_high=difference.high,
         word_perplexity=perplexity(total, int(words.sum())),
         token_perplexity=perplexity(total, int(tokens.sum())),
+        log10_word_perplexity=log10_perplexity(total, int(words.sum())),
+        log10_token_perplexity=log10_perplexity(total, int(tokens.sum())),
         nats=total,
         validation_bytes=sum(len(text.encode()) for text in texts),
         seconds=time.perf_counter() - began,

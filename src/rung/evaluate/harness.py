@@ -7,6 +7,7 @@ tokenizer does not know, and reads a long document in pieces that know nothing o
 import contextlib
 import copy
 import difflib
+import functools
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import weighted_mean, weighted_perplexity
 from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
@@ -22,13 +24,15 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.evaluate import LOGITS_AT_ONCE, RESAMPLES
+from rung.evaluate import LOGITS_AT_ONCE
+from rung.figures import perplexity
 from rung.models import CausalModel
 
 Request = tuple[Any, list[int], list[int]]  # what was asked; the tokens before, and those whose cost is wanted
 
 READ_AT_ONCE = 2048  # tokens, where a state carries on for ever: what the harness reads of a model that names no length
 MOST_AT_ONCE = 64  # texts
+RESAMPLES = 1000  # of the harness's bootstrap, for the standard errors of what is no mean
 SEED = 1234  # the harness's own: of the examples it puts before a question
 
 
@@ -48,11 +52,14 @@ def run_tasks(
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
+            task.aggregation = functools.partial(_let_be_infinite, task.aggregation())
         judged = Judged(model, tokenizer)
         try:
             results = evaluate(judged, found, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
         except ValueError as error:  # code or images in it
             raise RecipeError(f"--tasks: {error}") from error
+        except OverflowError as error:
+            raise RunError(f"--tasks: a figure of the harness is beyond what a float holds ({error})") from error
     return {name: _tidy(figures, results["n-samples"].get(name, {})) for name, figures in results["results"].items()}
 
 
@@ -103,6 +110,14 @@ def _find_names(manager: TaskManager, spec: str) -> list[str]:
         known = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists what there is."
         raise RecipeError(f"no task is called {spec!r}: {known} A file or a folder of tasks may be named too")
     return names
+
+
+def _let_be_infinite(aggregations: dict[str, Any]) -> dict[str, Any]:
+    """How a task's metrics are made of its documents; the harness's perplexity of words or bytes may not overflow."""
+    return {
+        metric: (lambda items: perplexity(-weighted_mean(items), 1)) if made is weighted_perplexity else made
+        for metric, made in aggregations.items()
+    }
 
 
 def _tidy(figures: dict[str, Any], samples: dict[str, int]) -> dict[str, Any]:

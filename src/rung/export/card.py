@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from rung import runs
 from rung.corpus import WIKITEXT_CONFIGS
 from rung.corpus.named import WIKITEXT
+from rung.figures import show_token_perplexity, show_word_perplexity
 from rung.models import BESIDE, LADDER
 
 Record = Mapping[str, Any]
@@ -19,6 +20,7 @@ Record = Mapping[str, Any]
 CARD = "README.md"
 STOCK = ("gpt2", "llama")  # model types that transformers itself loads
 METRICS = {metric: metric.replace("_", " ") for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")}
+PERPLEXITIES = {"word_perplexity": show_word_perplexity, "token_perplexity": show_token_perplexity}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -120,7 +122,9 @@ def _scores(record: Record) -> Iterator[str]:
         value = score[metric]
         bounded = metric == "bits_per_byte" and score["low"] is not None
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if bounded else ""
-        figure = "infinite" if value is None else format(value, ",.4f" if value < 1000 else ",.0f")
+        figure = "infinite" if value is None else f"{value:.4f}"
+        if show := PERPLEXITIES.get(metric):
+            figure = show(score)
         yield f"| {shown} | {figure} | {interval} |"
     yield ""
     yield "Bits per byte compares models across tokenizers: the negative log2-likelihood of the whole text, ends of"

@@ -27,7 +27,8 @@ DEFINITIONS = {
     "Word perplexity": "e to the power of the mean negative log-likelihood of a white-space separated word: the model "
     "hesitates as if between so many equally likely words. It compares across tokenizers, on the same text.",
     "Token perplexity": "The same of a token. It compares only where the tokenizer is the same.",
-    "95% interval": "A bootstrap over documents: the test documents are drawn again, with replacement, 1,000 times. "
+    "95% interval": "Student’s t over the test documents, with the variance of a ratio and the degrees of freedom of "
+    "as many documents of equal size as these are worth; copies of a document count once. "
     "It says how far bits per byte would move on other documents of this kind. All rungs read the same documents "
     "and move together, so a difference can be real where two intervals overlap.",
     "What is scored": "Every held-out document, each token of it once, from a begin-of-text token that is not "

@@ -1,6 +1,7 @@
 """Runs as rows: read, put in the order of the ladder, grouped by the text of their scores, set in a table."""
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from html import escape
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
+from rung.figures import NONE, show_token_perplexity, show_word_perplexity
 
 # The ladder, and what each rung adds to the one below; importing the models would import torch with them.
 IDEAS = {
@@ -23,7 +25,6 @@ IDEAS = {
 COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
 
-NONE = "–"
 COMPRESSOR = "compressor, reading the test text alone"
 MARKS = {"lzma after train": "compressor, after reading the training text"}
 
@@ -38,8 +39,8 @@ class Row:
     parameters: int | None
     seconds: float | None
     tokens_per_second: float | None
-    token_perplexity: float | None
-    word_perplexity: float | None
+    token_perplexity: str  # perplexities as they are written
+    word_perplexity: str
     bits_per_byte: float | None
     low: float | None
     high: float | None
@@ -156,8 +157,8 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         parameters=record.get("parameters"),
         seconds=training.get("seconds"),
         tokens_per_second=training.get("tokens_per_second"),
-        token_perplexity=score.get("token_perplexity"),
-        word_perplexity=score.get("word_perplexity"),
+        token_perplexity=show_token_perplexity(score),
+        word_perplexity=show_word_perplexity(score),
         bits_per_byte=score.get("bits_per_byte"),
         low=score.get("low"),
         high=score.get("high"),
@@ -208,8 +209,8 @@ COLUMNS = (
     Column("parameters", lambda row: whole(row.parameters)),
     Column("training<br>seconds", lambda row: _rounded(row.seconds, 1)),
     Column("tokens / s", lambda row: whole(row.tokens_per_second)),
-    Column("token<br>perplexity", lambda row: perplexity(row.token_perplexity), "token"),
-    Column("word<br>perplexity", lambda row: perplexity(row.word_perplexity)),
+    Column("token<br>perplexity", lambda row: _set_powers(row.token_perplexity), "token"),
+    Column("word<br>perplexity", lambda row: _set_powers(row.word_perplexity)),
     Column("bits<br>per byte", lambda row: _rounded(row.bits_per_byte, 3), "key"),
     Column("95% interval", lambda row: _interval(row), "interval"),
 )
@@ -280,14 +281,9 @@ def whole(number: float | None) -> str:
     return NONE if number is None else f"{number:,.0f}"
 
 
-def perplexity(number: float | None) -> str:
-    """No more digits than mean something, and powers of ten where it is beyond imagining."""
-    if number is None:
-        return NONE
-    if not math.isfinite(number) or number < 1e7:
-        return f"{number:,.{1 if number < 1000 else 0}f}"
-    digits, power = f"{number:.1e}".split("e")
-    return f"{digits}\u202f×\u202f10<sup>{int(power)}</sup>"
+def _set_powers(figure: str) -> str:
+    """A figure as HTML, the power of ten raised."""
+    return re.sub(r"×10\^(\d+)", "\u202f×\u202f10<sup>\\1</sup>", figure)
 
 
 def _rounded(number: float | None, decimals: int) -> str:

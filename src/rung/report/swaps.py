@@ -1,16 +1,14 @@
 """What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page with its chart."""
 
-import functools
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import numpy
-
 from rung import runs
 from rung.errors import RunError
+from rung.figures import find_interval
 from rung.models.swaps import SWAPS
 from rung.report import build_figure, build_header, charts, fill_page
 from rung.report.rows import Group, Run, read_runs, whole
@@ -45,10 +43,8 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Mean ± t · s / √n (Student 1908); None for a single seed."""
-        if len(self.values) < 2:
-            return None
-        half = student_t(len(self.values) - 1) * statistics.stdev(self.values) / len(self.values) ** 0.5
-        return self.mean - half, self.mean + half
+        found = find_interval(self.values, [1] * len(self.values))
+        return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,18 +92,6 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         + _method(found)
     )
     runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
-
-
-@functools.cache
-def student_t(freedom: int) -> float:
-    """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and t.
-
-    With t = √freedom tan θ its density is that of θ, proportional to cos θ to the power of freedom - 1.
-    """
-    angles = numpy.linspace(0, numpy.pi / 2, 100_001)
-    heights = numpy.cos(angles) ** (freedom - 1)
-    areas = numpy.append(0, numpy.cumsum(heights[1:] + heights[:-1]))
-    return float(freedom**0.5 * numpy.tan(numpy.interp(0.95 * areas[-1], areas, angles)))
 
 
 def sum_of_parts(rows: list[SwapRow]) -> str:
