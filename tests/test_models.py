@@ -52,6 +52,7 @@ def test_no_gradient_flows_back_from_the_future(name, make_tiny, tokenizer):
     assert torch.all(gradient[5:] == 0)
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("name", RUNGS)
 @pytest.mark.parametrize("first", [1, 5, 11])
 def test_cached_logits_equal_full_logits(name, first, make_tiny, tokenizer):

@@ -54,6 +54,7 @@ def settings_of(**changes):
     return TrainSettings(arguments=arguments, **{"steps": 20, **changes})
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("name", NEURAL)
 def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path):
     model = make_tiny(name)
@@ -204,6 +205,7 @@ def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
     assert values.max() < 1.4
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("bf16", [True, False])
 def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
     """Each process would measure for itself, and two that find otherwise cannot share a matrix."""
