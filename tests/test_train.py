@@ -218,6 +218,14 @@ def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, p
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
+def test_float16_gives_way_where_there_is_no_gpu(make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rung.train.choose_device", lambda: torch.device("cpu"))
+    settings = TrainSettings(steps=1, arguments={"per_device_train_batch_size": 4, "fp16": True})
+    with caplog.at_level("WARNING"):
+        assert train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 1
+    assert "train.fp16 needs a GPU" in caplog.text
+
+
 @pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])
 def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
     pieces = split_matrix(torch.zeros(shape))
