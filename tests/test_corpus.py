@@ -40,9 +40,9 @@ def make_table(suffix, rows):
     frame = pandas.DataFrame({"id": range(len(rows)), "text": rows})
     if suffix == ".parquet":
         return frame.to_parquet()
-    if suffix == ".csv":
-        return frame.to_csv(index=False).encode()
-    return frame.to_json(orient="records", lines=suffix == ".jsonl", force_ascii=False).encode()
+    if suffix in (".csv", ".tsv"):
+        return frame.to_csv(index=False, sep="," if suffix == ".csv" else "\t").encode()
+    return frame.to_json(orient="records", lines=suffix != ".json", force_ascii=False).encode()
 
 
 def texts(corpus):
@@ -74,14 +74,13 @@ def test_entries_called_after_splits_are_splits(tmp_path, entry, validation):
     for name in ("train", validation, "test"):
         path = tmp_path / entry.format(name)
         suffix = files.kind_suffix(path)
-        data = make_table(suffix, [name]) if suffix in files.TABLE_READERS else name.encode()
+        data = make_table(suffix, [name]) if suffix in files.TABLE_SUFFIXES else name.encode()
         write(path, gzip.compress(data) if path.suffix == ".gz" else data)
     write(tmp_path / "README.md", "About the data.")
     corpus = load_corpus(str(tmp_path))
     assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["train"], [validation], ["test"]]
     train = next(path for path in tmp_path.iterdir() if path.name.startswith("train"))
-    same = load_corpus(str(train))
-    assert (same.name, same.fingerprint) == (corpus.name, corpus.fingerprint)
+    assert texts(load_corpus(str(train), whole=True)) == ["train"] * 3  # named alone it is without its neighbours
 
 
 def test_validation_stands_in_for_test(tmp_path):
@@ -326,7 +325,7 @@ def test_a_folder_laid_out_like_the_hub(hub):
     for source, message in {
         "two": "has several configurations: choose from bodies, small, as in hf:",
         "two:smal": "has no configuration 'smal': choose from bodies, small",
-        "two:bodies": "has no text column: it has id, body; rename one of them to 'text'",
+        "two:bodies": "has no text column: it has id, body; name the one to read with --column",
         "four": "has no train split: it has test",
         "five": "could not be loaded: ",
         "": "names no data set",
@@ -427,8 +426,8 @@ def test_a_broken_connection_keeps_what_was_read(hub, small_reads, tmp_path, tok
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     select, states = files.select_text, []
 
-    def break_off(rows, where):
-        rows, column = select(rows, where)
+    def break_off(rows, *where):
+        rows, column = select(rows, *where)
         return BrokenRows(rows, 100, states), column
 
     with monkeypatch.context() as patched, pytest.raises(CorpusError, match="broke off after .* bytes .*reset by peer"):
@@ -522,7 +521,7 @@ def test_a_source_that_is_not_there(tmp_path):
     write(tmp_path / "photo.png", "x")
     for source, message in {
         "nowhere.txt": "no such file or folder: ",
-        "": "has no file that can be read: it should hold .txt .md .rst .py .jsonl .json .csv .parquet",
+        "": "has no file that can be read: it should hold .txt .text .md .*.parquet.*; it has photo.png",
         "*.txt": "no file matches .*: check the pattern, and quote it in the shell",
     }.items():
         with pytest.raises(CorpusError, match=message):
@@ -534,3 +533,85 @@ def test_a_source_that_is_not_there(tmp_path):
     write(tmp_path / "hollow/b.txt", "\n")
     with pytest.raises(CorpusError, match="none of 2 files holds any text"):
         load_corpus(str(tmp_path / "hollow"))
+
+
+def test_what_is_skipped_is_named_and_counted(tmp_path, caplog):
+    for name in ("a.txt", "b.log", "c.tex", "d.rs", "e/f.ndjson", "g.tsv"):
+        data = make_table(files.kind_suffix(Path(name)), ROWS) if name[-3:] in ("son", "tsv") else "\n".join(ROWS)
+        write(tmp_path / name, data)
+    for name in ("x.pdf", "y.docx", "e/LICENSE", ".hidden.txt", ".git/config"):
+        write(tmp_path / name, "x")
+    (tmp_path / "z.txt").symlink_to(tmp_path / "nowhere")
+    caplog.set_level("INFO", "rung")
+    corpus = load_corpus(str(tmp_path), "lines")
+    assert len(texts(corpus)) == 6 * len(ROWS)
+    assert corpus.notes == ("skipped 4 files: LICENSE, x.pdf and 2 more",)
+    assert [record.message for record in caplog.records] == [f"{tmp_path.name}: {corpus.notes[0]}"]
+    caplog.clear()
+    assert load_corpus(str(tmp_path), "lines").notes == corpus.notes
+    assert not caplog.records  # said once, as a climb reads its text for every rung
+
+
+def test_what_was_noticed_in_reading_is_known_the_second_time(tmp_path):
+    path = write(tmp_path / "a.txt", "\r".join(ROWS))
+    first = load_corpus(str(path), "lines").notes
+    assert first == (r"59 lone \r read as line ends: a.txt",)
+    assert load_corpus(str(path), "lines").notes == first
+
+
+def test_several_paths_are_one_corpus(tmp_path):
+    paths = [str(write(tmp_path / f"{name}.txt", f"{name} one\n{name} two\n")) for name in ("a", "b", "c")]
+    corpus = load_corpus(paths, "lines")
+    assert sorted(texts(corpus)) == ["a one", "a two", "b one", "b two", "c one", "c two"]
+    assert corpus.name == "a.txt and 2 more"
+    for same in (paths[::-1], [*paths, paths[0], f"{tmp_path}/./a.txt"], [f"{tmp_path}/*.txt"], [f"{tmp_path}"]):
+        assert load_corpus(same, "lines").fingerprint == corpus.fingerprint
+    assert load_corpus(paths[:1], whole=True).name == load_corpus(paths[0], whole=True).name == "a.txt"
+    for bad, message in {
+        "[]": "must name a corpus",
+        "[python-docs, a.txt]": "python-docs is a corpus of its own: only files, folders and globs can be joined",
+        "[a.txt, nowhere.txt]": "no such file or folder: ",
+    }.items():
+        names = [name if name in ("python-docs",) else str(tmp_path / name) for name in bad.strip("[]").split(", ")]
+        with pytest.raises(CorpusError, match=message):
+            load_corpus([name for name in names if name != str(tmp_path)])
+
+
+def test_splits_are_said_and_a_named_file_is_that_file(tmp_path):
+    for name in ("train", "valid"):
+        write(tmp_path / f"{name}.txt", "".join(f"{name} {n}\n" for n in range(50)))
+    write(tmp_path / "notes.pdf", "x")
+    corpus = load_corpus(str(tmp_path), "lines")
+    assert corpus.notes[0] == "skipped 1 file, beside the splits: notes.pdf"
+    assert set(corpus.notes[1:]) == {"train: train.txt", "validation and test: valid.txt"}
+    alone = load_corpus(str(tmp_path / "train.txt"), "lines")
+    assert (alone.name, alone.notes) == ("train.txt", ())
+    assert len(texts(alone)) == 50
+    together = load_corpus([str(tmp_path / "train.txt"), str(tmp_path / "valid.txt")], "lines")
+    assert together.fingerprint == corpus.fingerprint
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.txt")
+    write(Path(path), "\n".join(ROWS))
+    corpus = load_corpus(path, "lines")
+    assert corpus.name == "caf\ufffd.txt"
+    assert len(texts(corpus)) == len(ROWS)
+    assert load_corpus(str(tmp_path), "lines").fingerprint == corpus.fingerprint
+    write(Path(path), b"\xff")
+    with pytest.raises(CorpusError, match="caf\ufffd.txt is not UTF-8"):
+        load_corpus(path)
+
+
+def test_column_and_encoding_are_of_what_has_them(hub, tmp_path):
+    write_hub(hub / "my/set", ROWS[:3], column="body")
+    assert list(load_corpus("hf:my/set", column="body").test["text"]) == ROWS[:3]
+    assert read_stream(load_corpus("stream:my/set", column="body")) == ROWS[:3] * SIZES["train"]
+    for source, given_settings in (("python-docs", {"column": "x"}), ("hf:my/set", {"encoding": "latin-1"})):
+        with pytest.raises(CorpusError, match="needs none: leave it out"):
+            load_corpus(source, **given_settings)
+
+
+def test_a_data_set_with_one_held_out_split_says_so(hub):
+    write_shards(hub / "my/set", ROWS, names=("train", "validation"))
+    assert load_corpus("hf:my/set").notes == ("validation and test: validation",)

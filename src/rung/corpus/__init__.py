@@ -11,19 +11,21 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.corpus import files, named
 from rung.corpus.files import DocumentKind
+from rung.corpus.notes import Notes, join_lines, show_path
 from rung.corpus.stored import (
     SPLITS,
     Reader,
     count_distinct,
     cut,
     find_border,
+    keep_notes,
     measure,
     read_batches,
     store,
@@ -50,7 +52,7 @@ CORPORA = {
     "wikitext-103": "WikiText-103, raw, by article, from the Hub, 540 MB",
     "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
     "stream:ORG/NAME[:CONFIG][@10GB]": "the same, tokenized as it arrives, its text never stored; its first 10 GB",
-    "PATH": "a file, a folder or a glob: .txt .md .rst .py .jsonl .json .csv .parquet, also .gz .zst",
+    "PATH ...": "files, folders or quoted globs: .txt .md .tex .log, code, .jsonl .json .csv .tsv .parquet; .gz .zst",
 }
 PYTHON = {"python-docs": named.read_docs, "python-source": named.read_source}
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
@@ -60,7 +62,8 @@ WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext
 class Corpus:
     """Three splits of documents (column `text`), memory-mapped, their UTF-8 bytes, and a fingerprint of their content.
 
-    Of a stream, `train` is the beginning, and the fingerprint is also that of the files it comes from.
+    Of a stream, `train` is the beginning, and the fingerprint is also that of the files it comes from. `notes` say what
+    reading it settled, cut or passed over.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Corpus:
     bytes: dict[str, int]
     fingerprint: str
     stream: Stream | None = None
+    notes: tuple[str, ...] = ()
 
     def split(self, name: str) -> "Dataset":
         """One split by name."""
@@ -95,41 +99,83 @@ class Corpus:
             number += len(batch)
 
 
-def load_corpus(source: str = "python-docs", documents: DocumentKind = "paragraphs", *, whole: bool = False) -> Corpus:
-    """The corpus that `source` names (see `CORPORA`); `documents` says what a document is in plain text.
+def load_corpus(
+    source: str | Sequence[str] = "python-docs",
+    documents: DocumentKind = "paragraphs",
+    *,
+    whole: bool = False,
+    column: str | None = None,
+    encoding: str | None = None,
+) -> Corpus:
+    """The corpus that `source` names (see `CORPORA`; several are paths); `documents` is what one is in plain text.
 
-    `whole` keeps files that have no splits of their own in one piece, as every split: for scoring.
-    Raises `CorpusError` when it cannot be read or is too small to split.
+    `column` is the text column of tables, `encoding` that of files. `whole` keeps files that have no splits of their
+    own in one piece, as every split: for scoring. Raises `CorpusError` when it cannot be read or is too small to split.
     """
-    files.check_document_kind(documents)
+    reading = files.Reading(documents=documents, column=column, encoding=encoding)
+    sources = [source] if isinstance(source, str) else list(source)
+    check_sources(sources, reading)
+    title, notes = name_sources(sources), _Notes()
     stream = None
-    if source.startswith("stream:"):
-        splits, key, stream = _read_stream(open_stream(source))
-    elif own := _read_named_splits(source, documents):
-        splits, key = _store_own(own, source)
+    if sources[0].startswith("stream:"):
+        splits, key, stream = _read_stream(open_stream(sources[0], column))
+    elif own := _read_named_splits(sources, reading, notes):
+        splits, key = _store_own(own, title)
     else:
-        splits, key = _read_and_cut(source, documents, whole and _is_path(source))
+        splits, key = _read_and_cut(sources, reading, whole, notes)
     for split in SPLITS:
         if len(splits[split]) == 0:
-            raise CorpusError(f"{source} has no text in its {split} split")
+            raise CorpusError(f"{title} has no text in its {split} split")
     splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
     facts = measure(splits, _folder(), key, stream.key if stream else "")
-    return Corpus(name=_name(source), stream=stream, **splits, **facts)
+    lines = (*notes.finding.lines(), *keep_notes(join_lines(notes.readings.values()), _folder(), key))
+    _say(title, lines)
+    return Corpus(name=title, stream=stream, notes=lines, **splits, **facts)
+
+
+@dataclass(frozen=True)
+class _Notes:
+    """What was noticed when the files were found, and when they were read: of each file list the last time."""
+
+    finding: Notes = field(default_factory=Notes)
+    readings: dict[str, Notes] = field(default_factory=dict)
+
+
+@functools.cache
+def _say(title: str, lines: tuple[str, ...]) -> None:
+    """Log the notes, the same ones once."""
+    for line in lines:
+        logger.info("%s: %s", title, line)
+
+
+def check_sources(sources: Sequence[str], reading: files.Reading) -> None:
+    """Raise `CorpusError` for sources that cannot be one corpus, or not be read so."""
+    if not sources or not all(isinstance(source, str) and source for source in sources):
+        raise CorpusError(f"the corpus is {list(sources)!r}: it must name a corpus (see `rung corpora`), or paths")
+    named_ones = [source for source in sources if not is_path(source)]
+    if named_ones and len(sources) > 1:
+        raise CorpusError(f"{named_ones[0]} is a corpus of its own: only files, folders and globs can be joined")
+    for name, value in (("column", reading.column), ("encoding", reading.encoding)):
+        if value is not None and named_ones and (name == "encoding" or named_ones[0] in CORPORA):
+            raise CorpusError(f"--{name} is {value!r}, but {named_ones[0]} needs none: leave it out")
 
 
 def _folder() -> Path:
     return cache_folder() / "corpora"
 
 
-def _is_path(source: str) -> bool:
+def is_path(source: str) -> bool:
+    """Whether a source is a path or a glob, and not the name of a corpus."""
     return source not in CORPORA and not source.startswith(("hf:", "stream:"))
 
 
-def _name(source: str) -> str:
-    if not _is_path(source):
-        return source
-    path = Path(source).expanduser().resolve()
-    return path.parent.name if _split_name(path) == "train" and _find_split_files(path) else path.name
+def name_sources(sources: Sequence[str]) -> str:
+    """What a corpus is called on the screen: after its file or folder, and the number of others."""
+    first = sources[0]
+    if is_path(first):
+        path = Path(first).expanduser()
+        first = show_path(path.resolve().name if path.exists() else path.name)
+    return first if len(sources) == 1 else f"{first} and {len(sources) - 1:,} more"
 
 
 def _read_stream(stream: Stream) -> tuple[dict[str, "Dataset"], str, Stream]:
@@ -154,15 +200,21 @@ def _store_own(own: dict[str, tuple[Reader, str]], source: str) -> tuple[dict[st
     return stored, json.dumps({name: key for name, (_, key) in own.items()})
 
 
-def _read_and_cut(source: str, documents: DocumentKind, whole: bool) -> tuple[dict[str, "Dataset"], str]:
+def _read_and_cut(
+    sources: Sequence[str], reading: files.Reading, whole: bool, notes: _Notes
+) -> tuple[dict[str, "Dataset"], str]:
+    source = sources[0]
     if source in PYTHON:
         return _cut(PYTHON[source], source, f"{source} {sys.version} {sys.prefix}", HELD_OUT_PACKAGES)
-    found = files.find_files(source)
-    read, key = _file_reader(found, documents), _file_key(found, documents)
-    fine = _file_reader(found, documents, files.FINE), _file_key(found, "fine paragraphs")
-    if not whole:
-        return _cut(read, source, key, HELD_OUT, fine if documents == "paragraphs" else None)
-    return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
+    found, skipped = files.find_files(sources)
+    for path in skipped:
+        notes.finding.add("skipped {count} file{s}", show_path(path))
+    read, key = _file_reader(found, reading, notes), _file_key(found, reading)
+    if whole:
+        return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
+    fine = _file_reader(found, reading, notes, files.FINE), f"fine {key}"
+    shown = show_path(source) if len(sources) == 1 else name_sources(sources)
+    return _cut(read, shown, key, HELD_OUT, fine)
 
 
 def _cut(
@@ -179,39 +231,59 @@ def _cut(
     return cut(everything, source, held_out), f"cut {held_out} {key}"
 
 
-def _read_named_splits(source: str, documents: DocumentKind) -> dict[str, tuple[Reader, str]]:
+def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> dict[str, tuple[Reader, str]]:
     """The splits that the source itself names; none when it names none."""
+    source = sources[0]
     if source in WIKITEXT_CONFIGS:
         rows = named.load_splits(named.WIKITEXT, WIKITEXT_CONFIGS[source])
         return {name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()}
     if source.startswith("hf:"):
         path, config = named.parse_hub_name(source)
         rows = named.load_splits(path, config)
-        return {name: (_row_reader(r, source), f"rows {r._fingerprint}") for name, r in rows.items()}
-    if not _is_path(source):
+        column = reading.column
+        key = f"rows {column}" if column else "rows"
+        for name in {"train"} ^ set(rows) if len(rows) < len(SPLITS) else ():
+            notes.finding.add(_name_roles(name, rows), name)
+        return {name: (_row_reader(r, source, column), f"{key} {r._fingerprint}") for name, r in rows.items()}
+    if not is_path(source):
         return {}
-    return {
-        name: (_file_reader(found, documents), _file_key(found, documents))
-        for name, found in _find_split_files(Path(source).expanduser()).items()
-    }
+    splits = _find_split_files(sources, notes)
+    for name, found in splits.items():
+        for entry in found:
+            notes.finding.add(_name_roles(name, splits), show_path(entry))
+    return {name: (_file_reader(found, reading, notes), _file_key(found, reading)) for name, found in splits.items()}
 
 
-def _find_split_files(path: Path) -> dict[str, list[Path]]:
-    """Split names to files, where a folder's entries (or a path and its neighbours) are called so."""
-    if _split_name(path) == "train":
-        path = path.parent
-    if not path.is_dir():
-        return {}
+def _name_roles(split: str, named_splits: Collection[str]) -> str:
+    """The split, and the other held-out one where there is none and it stands for it."""
+    return split if split == "train" or len(named_splits) == len(SPLITS) else "validation and test"
+
+
+def _find_split_files(sources: Sequence[str], notes: _Notes) -> dict[str, list[Path]]:
+    """Split names to files, where a folder's entries are called so, or all the files that are named are."""
+    folder = Path(sources[0]).expanduser()
+    is_folder = len(sources) == 1 and folder.is_dir()
+    entries = sorted(folder.iterdir()) if is_folder else files.find_files(sources).files
+    entries = [entry for entry in entries if not entry.name.startswith(".") or not is_folder]
     found: dict[str, list[Path]] = {}
-    others = False
-    for entry in sorted(path.iterdir()):
+    others, skipped = [], []
+    for entry in entries:
+        listed = files.list_files(entry) if entry.is_dir() else files.Found([entry], [])
         if name := _split_name(entry):
-            found.setdefault(name, []).extend(files.list_files(entry) if entry.is_dir() else [entry])
-        others = others or (name is None and (entry.is_dir() or files.is_readable_kind(entry)))
-    found = {name: entries for name, entries in found.items() if entries}
-    if found and "train" not in found and not others:
-        raise CorpusError(f"{path} has {' and '.join(found)} but no train split: add one, or name a single file")
-    return found if "train" in found and len(found) > 1 else {}
+            found.setdefault(name, []).extend(listed.files)
+            skipped += listed.skipped
+        elif entry.is_dir() or files.is_readable_kind(entry):
+            others.append(entry)
+        else:
+            skipped.append(entry)
+    found = {name: paths for name, paths in found.items() if paths}
+    if is_folder and found and "train" not in found and not others:
+        raise CorpusError(f"{folder} has {' and '.join(found)} but no train split: add one, or name a single file")
+    if "train" not in found or len(found) == 1 or (others and not is_folder):
+        return {}
+    for path in (*others, *skipped):
+        notes.finding.add("skipped {count} file{s}, beside the splits", show_path(path))
+    return found
 
 
 def _split_name(path: Path) -> str | None:
@@ -221,17 +293,22 @@ def _split_name(path: Path) -> str | None:
     return named.SPLIT_NAMES.get(named_so[1]) if named_so and is_split else None
 
 
-def _file_reader(found: list[Path], documents: DocumentKind, grain: files.Grain = files.COARSE) -> Reader:
-    return lambda: ((text, "") for text in files.read_documents(found, documents, grain))
+def _file_reader(found: list[Path], reading: files.Reading, notes: _Notes, grain: files.Grain = files.COARSE) -> Reader:
+    def read() -> Iterator[tuple[str, str]]:
+        noticed = notes.readings[str(found)] = Notes()  # a second reading, in finer grain, replaces the first
+        return ((text, "") for text in files.read_documents(found, reading, noticed, grain))
+
+    return read
 
 
 def _article_reader(rows: "Dataset") -> Reader:
     return lambda: ((text, "") for text in named.join_articles(row["text"] for row in rows))
 
 
-def _row_reader(rows: "Dataset", where: str) -> Reader:
-    return lambda: ((text, "") for text in files.read_texts(rows, where))
+def _row_reader(rows: "Dataset", where: str, column: str | None) -> Reader:
+    return lambda: ((text, "") for text in files.read_texts(rows, where, column))
 
 
-def _file_key(found: list[Path], documents: str) -> str:
-    return f"{documents} {files.file_facts(found)}"
+def _file_key(found: list[Path], reading: files.Reading) -> str:
+    how = [value for value in (reading.documents, reading.column, reading.encoding) if value]
+    return f"{json.dumps(how)} {files.file_facts(found)}"

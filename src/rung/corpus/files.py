@@ -1,98 +1,140 @@
 """Documents from files: plain text, and tables with a text column, plain or compressed.
 
-Nothing here holds a whole corpus: text streams through in chunks, and tables are read by `datasets`.
+Nothing here holds a whole corpus: text streams through in chunks. What is not read is named.
 """
 
-import codecs
 import contextlib
 import glob
-import gzip
 import hashlib
-import io
-import itertools
 import json
 import logging
+import re
+import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-import zstandard
-
+from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, first_line, read_lines
+from rung.corpus.notes import Notes, name_some, show_path
+from rung.corpus.tables import NoTextColumnError, Table, check_text, find_text_column, read_table
 from rung.errors import CorpusError
+
+__all__ = ["check_text", "first_line"]
 
 DocumentKind = Literal["lines", "paragraphs", "file"]
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-TABLE_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-READER_OPTIONS: dict[str, dict[str, Any]] = {"csv": {"keep_default_na": False}}  # "NA" and "null" are words too
-COMPRESSED_SUFFIXES = (".gz", ".zst")
-TEXT_COLUMNS = ("text", "content", "document", "page")
+PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".log")
+CODE_SUFFIXES = (
+    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua"),
+    *(".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"),
+)
+TEXT_SUFFIXES = (*PROSE_SUFFIXES, *CODE_SUFFIXES)
+TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-CHUNK_BYTES = 1 << 20
-ZIPPED_BYTES = 1 << 14  # read at a time from a .zst: text comes out of it many times as long
 LONGEST_DOCUMENT = 16_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files are read: what a document is in plain text, which column of a table is text, and in which encoding.
+
+    Raises `CorpusError` for a kind of document or an encoding that does not exist.
+    """
+
+    documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.documents not in get_args(DocumentKind):
+            raise CorpusError(f"--documents {self.documents!r}: choose from {', '.join(get_args(DocumentKind))}")
+        if self.encoding is not None:
+            object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
 
 class Grain(NamedTuple):
     """How paragraphs are joined: a document ends where a paragraph's own hash says so, one in `one_in`.
 
     A counter would not do: this way text added anywhere moves only the boundaries next to it. A paragraph
-    longer than `longest_paragraph` may be text without blank lines: from there on each line is one.
+    longer than `longest_paragraph` may be text without blank lines: from there on each line is one. A line of more
+    than `longest_line` is cut.
     """
 
     shortest: int
     longest_paragraph: int
     one_in: int
+    longest_line: int
 
 
-COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8)
-FINE = Grain(shortest=200, longest_paragraph=1_000, one_in=1)  # for a text of a few pages
+COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT)
+FINE = Grain(shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000)  # for a text of a few pages
 
 
-def find_files(source: str) -> list[Path]:
-    """The files that a path, a folder or a glob names, in a fixed order.
+class Found(NamedTuple):
+    """The files that were meant, in a fixed order, and those beside them that cannot be read."""
 
-    Raises `CorpusError` when there are none.
+    files: list[Path]
+    skipped: list[Path]
+
+
+def find_files(sources: Sequence[str]) -> Found:
+    """The files that paths, folders and globs name.
+
+    Raises `CorpusError` for one that names none.
     """
+    files: set[Path] = set()
+    skipped: set[Path] = set()
+    for source in sources:
+        found = _find_files(source)
+        files |= set(found.files)
+        skipped |= set(found.skipped)
+    unique = {path.resolve(): path for path in sorted(files, reverse=True)}
+    return Found(sorted(unique.values()), sorted(skipped - files))
+
+
+def _find_files(source: str) -> Found:
     path = Path(source).expanduser()
     if path.is_dir():
         found = list_files(path)
-        if not found:
-            kinds = " ".join((*TEXT_SUFFIXES, *TABLE_READERS))
-            raise CorpusError(f"{source} has no file that can be read: it should hold {kinds}, or these as .gz or .zst")
-    elif path.is_file():
-        found = [path]
-    elif glob.has_magic(source):
-        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
-        found = [Path(p) for p in matches if Path(p).is_file()]
-        if not found:
-            raise CorpusError(f"no file matches {source}: check the pattern, and quote it in the shell")
-    else:
-        raise CorpusError(f"no such file or folder: {source}")
-    return sorted(set(found))
+        if not found.files:
+            kinds = " ".join((*PROSE_SUFFIXES, *TABLE_SUFFIXES))
+            beside = f"; it has {name_some(show_path(p.name) for p in found.skipped)}" if found.skipped else ""
+            raise CorpusError(
+                f"{show_path(source)} has no file that can be read: it should hold {kinds}, source code, or these as "
+                f".gz or .zst{beside}"
+            )
+        return found
+    if path.is_file():
+        return Found([path], [])
+    if path.exists():
+        raise CorpusError(f"{show_path(source)} is no file that can be read twice: write what it gives to a file")
+    if not glob.has_magic(source):
+        raise CorpusError(f"no such file or folder: {show_path(source)}")
+    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
+    files = [Path(p) for p in matches if Path(p).is_file()]
+    if not files:
+        raise CorpusError(f"no file matches {show_path(source)}: check the pattern, and quote it in the shell")
+    return Found(files, [])
 
 
-def list_files(folder: Path) -> list[Path]:
-    """The files in a folder and its sub-folders that can be read, hidden ones left out; perhaps none."""
-    found = [p for p in folder.rglob("*") if is_readable_kind(p) and p.is_file()]
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+def list_files(folder: Path) -> Found:
+    """The files in a folder and its sub-folders, hidden ones left out; perhaps none."""
+    names = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    seen = sorted(p for p in names if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    readable = [path for path in seen if is_readable_kind(path) and path.is_file()]
+    return Found(readable, [path for path in seen if path not in set(readable)])
 
 
 def is_readable_kind(path: Path) -> bool:
     """Whether the suffix is one of those that corpora come in."""
-    return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_READERS)
+    return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def file_facts(found: list[Path]) -> str:
     """Changes when a file does, even where its old size and time were put back."""
     return json.dumps([(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)])
-
-
-def check_document_kind(documents: str) -> None:
-    """Raise `CorpusError` when `documents` is not a `DocumentKind`."""
-    if documents not in get_args(DocumentKind):
-        raise CorpusError(f"--documents {documents!r}: choose from {', '.join(get_args(DocumentKind))}")
 
 
 def kind_suffix(path: Path) -> str:
@@ -103,25 +145,40 @@ def kind_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def read_documents(files: list[Path], documents: DocumentKind, grain: Grain = COARSE) -> Iterator[str]:
-    """Every document of `files`, in order; a file without text is passed over where others have some.
+def read_documents(found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE) -> Iterator[str]:
+    """Every document of the files, in order; what is passed over, cut or settled goes to the notes.
 
-    Raises `CorpusError` when no file has any, and for one that is binary, not UTF-8, damaged, not permitted, or
-    has no text column.
+    Raises `CorpusError` when no file has any, and for one that is binary, in another encoding, damaged, not permitted,
+    or a table that has no text column.
     """
-    check_document_kind(documents)
-    found = False
-    for path in files:
-        for document in _read_file(path, documents, grain):
-            found = True
-            yield document
-    if not found:
-        only = files[0]
-        if len(files) > 1:
-            raise CorpusError(f"none of {len(files)} files holds any text: {only}, ...")
-        raise CorpusError(
-            f"{only} is empty" if only.stat().st_size == 0 else f"{only} holds too little text: none at all"
-        )
+    empty: list[Path] = []
+    unnamed: list[NoTextColumnError] = []
+    for path in found:
+        size = 0
+        try:
+            for document in _read_file(path, reading, notes, grain):
+                size += 1
+                yield document
+        except NoTextColumnError as error:
+            if kind_suffix(path) != ".json" or len(found) == 1:  # in a folder that may be anything
+                raise
+            unnamed.append(error)
+            notes.add("{count} file{s} without a text column passed over", show_path(path))
+            continue
+        if not size:
+            empty.append(path)
+            notes.add("{count} file{s} without text passed over", show_path(path))
+    if unnamed and len(unnamed) + len(empty) == len(found):
+        raise unnamed[0]
+    if len(empty) == len(found):
+        raise CorpusError(_explain_no_text(found))
+
+
+def _explain_no_text(found: list[Path]) -> str:
+    only = show_path(found[0])
+    if len(found) > 1:
+        return f"none of {len(found)} files holds any text: {only}, ..."
+    return f"{only} is empty" if found[0].stat().st_size == 0 else f"{only} holds too little text: none at all"
 
 
 def hash_unit(text: str) -> float:
@@ -130,49 +187,26 @@ def hash_unit(text: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def find_text_column(columns: list[str], where: str) -> str:
-    """The column that holds the text.
-
-    Raises `CorpusError`, naming the columns there are, when none does.
-    """
-    for name in TEXT_COLUMNS:
-        if name in columns:
-            return name
-    raise CorpusError(
-        f"{where} has no text column: it has {', '.join(columns) or 'no columns'}; rename one of them to 'text'"
-    )
-
-
-def read_texts(rows: Any, where: str) -> Iterator[str]:
+def read_texts(rows: Any, where: str, column: str | None = None) -> Iterator[str]:
     """The text column of each row of a data set, blank ones left out.
 
     Raises `CorpusError` when there is no such column, or it holds something else.
     """
     if not _columns(rows):
         return
-    rows, column = select_text(rows, where)
+    rows, name = select_text(rows, where, column)
     for row in rows:
-        if text := check_text(row[column], column, where):
+        if text := check_text(row[name], name, where):
             yield text
 
 
-def select_text(rows: Any, where: str) -> tuple[Any, str]:
+def select_text(rows: Any, where: str, column: str | None = None) -> tuple[Any, str]:
     """The rows with nothing but their text column, and its name.
 
     Raises `CorpusError` when there is none.
     """
-    column = find_text_column(_columns(rows), where)
-    return rows.select_columns([column]), column
-
-
-def check_text(text: Any, column: str, where: str) -> str:
-    """What a row has in its text column; "" where that is blank.
-
-    Raises `CorpusError` when it is no text.
-    """
-    if text is not None and not isinstance(text, str):
-        raise CorpusError(f"{where}: the column {column!r} holds {type(text).__name__}, not text: {text!r:.40}")
-    return text if text and text.strip() else ""
+    name = find_text_column(_columns(rows), where, column)
+    return rows.select_columns([name]), name
 
 
 def _columns(rows: Any) -> list[str]:
@@ -191,34 +225,61 @@ def quiet_datasets() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _read_file(path: Path, documents: DocumentKind, grain: Grain) -> Iterator[str]:
-    if kind_suffix(path) in TABLE_READERS:
-        return _read_table(path)
-    lines = _read_lines(path)
-    if documents == "lines":
-        return (line.rstrip("\n") for line in lines if line.strip())
-    if documents == "file":
-        return filter(str.strip, ["".join(lines)])
-    return _join_paragraphs(lines, grain)
+def _read_file(path: Path, reading: Reading, notes: Notes, grain: Grain) -> Iterator[str]:
+    kind = kind_suffix(path)
+    if kind in TABLE_SUFFIXES:
+        table = Table(path=path, kind=kind, column=reading.column, encoding=reading.encoding, notes=notes)
+        return _cut_all(read_table(table), path, notes, grain)
+    lines = read_lines(path, reading.encoding, notes)
+    if reading.documents == "lines":
+        return _cut_all((line.rstrip("\n") for line in lines if line.strip()), path, notes, grain)
+    if reading.documents == "file":
+        return _cut_all(filter(str.strip, ["".join(lines)]), path, notes, grain)
+    return _join_paragraphs(_cut_long(lines, path, notes, grain), grain)
 
 
-def _read_table(path: Path) -> Iterator[str]:
-    import datasets
+def _cut_all(documents: Iterable[str], path: Path, notes: Notes, grain: Grain) -> Iterator[str]:
+    """The documents whole; of few, which must be split somewhere, the long ones cut."""
+    return iter(documents) if grain is COARSE else _cut_long(documents, path, notes, grain)
 
-    kind = TABLE_READERS[kind_suffix(path)]
-    readable = _read_bytes(path) if kind == "parquet" else _decode(path)  # read through for its clear errors
-    if not sum(len(piece) for piece in readable):
-        return
-    try:
-        with quiet_datasets():
-            rows: Any = datasets.load_dataset(
-                kind, data_files=glob.escape(str(path)), split="train", streaming=True, **READER_OPTIONS.get(kind, {})
-            )
-            yield from read_texts(rows, str(path))
-    except CorpusError:
-        raise
-    except Exception as error:  # the readers of pyarrow, pandas and datasets raise dozens of kinds
-        raise CorpusError(f"{path} cannot be read as {kind}: {first_line(error)}") from error
+
+def _cut_long(texts: Iterable[str], path: Path, notes: Notes, grain: Grain) -> Iterator[str]:
+    """The lines or documents, those that are too long in pieces."""
+    for text in texts:
+        if len(text) <= grain.longest_line:
+            yield text
+            continue
+        notes.add(
+            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters cut into documents", show_path(path)
+        )
+        yield from cut_text(text, grain.shortest // 4, grain.longest_paragraph // 4)
+
+
+WHITE_SPACE = re.compile(r"\s+")
+CONTEXT = 12  # characters before a place, which decide whether the text is cut there
+
+
+def cut_text(text: str, shortest: int, longest: int) -> Iterator[str]:
+    """Pieces of `text` between these lengths, cut after white space, and where there is none between two characters.
+
+    What stands before a place decides whether it is one to cut at, so that text added anywhere moves only the cuts
+    next to it. The last piece may be shorter.
+    """
+    start = 0
+    while len(text) - start > longest:
+        spaces = WHITE_SPACE.finditer(text, start + shortest, start + longest)
+        places: Sequence[int] = [match.end() for match in spaces if match.end() < start + longest]
+        window = range(start + shortest, start + longest)
+        places = places or [at for at in window if not _joins(text[at - 1 : at + 1])] or window
+        end = min(places, key=lambda at: zlib.crc32(text[at - CONTEXT : at].encode("utf-8", "surrogatepass")))
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def _joins(pair: str) -> bool:
+    """Whether the second of two code points belongs to the first: a combining mark, a variation, a joiner."""
+    return unicodedata.category(pair[1]) in ("Mn", "Me", "Mc") or "\u200d" in pair
 
 
 def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
@@ -243,79 +304,3 @@ def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
         ended = stop and bool(sign.strip())
     if "".join(document).strip():
         yield "".join(document)
-
-
-def _read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, newlines as `\\n`, a byte-order mark dropped."""
-    unfinished: list[str] = []  # pieces of a line that the next chunk goes on with
-    newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    for text in _decode(path):
-        *lines, rest = newlines.decode(text).split("\n")
-        for line in lines:
-            yield "".join((*unfinished, line, "\n"))
-            unfinished.clear()
-        unfinished.append(rest)
-    if last := "".join((*unfinished, newlines.decode("", final=True))):
-        yield last
-
-
-def _decode(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0  # of the first byte that the decoder has not yet turned into text
-    read = 0
-    for chunk in itertools.chain(_read_bytes(path), [b""]):
-        if (nul := chunk.find(b"\0")) >= 0:
-            raise CorpusError(f"{path} is binary, not text: it has a NUL at byte {read + nul}")
-        try:
-            text = decoder.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise CorpusError(
-                f"{path} is not UTF-8: byte {offset + error.start} is 0x{error.object[error.start]:02x}; "
-                "convert it with `iconv -t utf-8`"
-            ) from error
-        if text:
-            yield text.removeprefix("\ufeff") if offset == 0 else text
-        read += len(chunk)
-        offset += len(text.encode("utf-8"))
-
-
-def _read_bytes(path: Path) -> Iterator[bytes]:
-    """The file in chunks, unzipped, none of them empty."""
-    try:
-        with path.open("rb") as file:
-            yield from filter(None, _UNZIP.get(path.suffix.lower(), _read_chunks)(file))
-    except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as error:
-        raise CorpusError(f"{path} is damaged and cannot be unzipped: {first_line(error)}") from error
-    except OSError as error:
-        raise CorpusError(f"{path} cannot be read: {error.strerror or first_line(error)}") from error
-
-
-def _read_chunks(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES):
-        yield chunk
-
-
-def _unzip_gzip(file: IO[bytes]) -> Iterator[bytes]:
-    with gzip.open(file) as unzipped:
-        yield from _read_chunks(unzipped)
-
-
-def _unzip_zstandard(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame by frame: the library's own reader takes a file that breaks off for one that ends."""
-    frame = None
-    while zipped := file.read(ZIPPED_BYTES):
-        while zipped:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(zipped)
-            zipped = frame.unused_data if frame.eof else b""
-            frame = None if frame.eof else frame
-    if frame:
-        raise EOFError("it breaks off")
-
-
-_UNZIP = {".gz": _unzip_gzip, ".zst": _unzip_zstandard}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-LAYOUT = 3  # one more whenever the same source is read differently: what was stored before is left
+LAYOUT = 4  # one more whenever the same source is read differently: what was stored before is left
 WRITTEN_AT_ONCE = 1 << 21  # characters of documents in memory before they are written
 READ_AT_ONCE = 1 << 16  # bytes of documents that are read together, about
 FEW = 16
@@ -163,6 +163,14 @@ def measure(splits: dict[str, "Dataset"], folder: Path, key: str, beyond: str = 
         }
         write_atomically(path, json.dumps(facts))
         return facts
+
+
+def keep_notes(lines: list[str], folder: Path, key: str) -> list[str]:
+    """What was noticed when the documents were read; where they are read no more, what was noticed then."""
+    path = folder / f"{_digest(key)}.notes.json"
+    if lines:
+        write_atomically(path, json.dumps(lines))
+    return lines or (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
 
 
 def fingerprint(splits: dict[str, "Dataset"], beyond: str = "") -> str:

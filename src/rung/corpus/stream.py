@@ -32,6 +32,7 @@ class Stream:
     key: str
     rows: Any
     held_out_rows: dict[str, Any] = field(default_factory=dict)
+    column: str | None = None
     limit: float = math.inf
     train_from: float = 0.0
 
@@ -40,7 +41,8 @@ class Stream:
 
         Raises `CorpusError` when the connection breaks.
         """
-        rows, column = files.select_text(copy.deepcopy(self.rows), self.source)  # where it is, is kept in it
+        own = copy.deepcopy(self.rows)  # where it is, is kept in it
+        rows, column = files.select_text(own, self.source, self.column)
         if state:
             rows.load_state_dict(state["rows"])
         size, batch, read = (state or {}).get("bytes", 0), [], 0
@@ -69,15 +71,29 @@ class Stream:
 
     def read_beginning(self) -> Iterator[tuple[str, str]]:
         """The first training rows' documents, in no group, before any is held out."""
-        return _read_first(self.rows, self.source, min(BEGINNING, self.limit))
+        return self._read_first(self.rows, min(BEGINNING, self.limit))
 
     def read_held_out(self, split: str) -> Iterator[tuple[str, str]]:
         """The first documents of a held-out split that the data set names."""
-        return _read_first(self.held_out_rows[split], self.source, HELD_OUT_BYTES)
+        return self._read_first(self.held_out_rows[split], HELD_OUT_BYTES)
+
+    def _read_first(self, rows: Any, limit: float) -> Iterator[tuple[str, str]]:
+        size = 0
+        try:
+            for text in files.read_texts(rows, self.source, self.column):
+                yield text, ""
+                size += len(text.encode())
+                if size >= limit:
+                    return
+        except CorpusError:
+            raise
+        except Exception as error:
+            why = files.first_line(error)
+            raise CorpusError(f"{self.source} broke off at its beginning ({why}): try again") from error
 
 
-def open_stream(source: str) -> Stream:
-    """The stream that `stream:ORG/NAME[:CONFIG][@10GB]` names.
+def open_stream(source: str, column: str | None = None) -> Stream:
+    """The stream that `stream:ORG/NAME[:CONFIG][@10GB]` names, and its text column where it is named.
 
     Raises `CorpusError` when it cannot be had.
     """
@@ -88,18 +104,5 @@ def open_stream(source: str) -> Stream:
     revision = named.find_revision(path)
     rows = named.load_splits(path, config, named.Streaming(revision))
     train = rows.pop("train")
-    return Stream(source=source, key=f"{revision} {config} {limit}", rows=train, held_out_rows=rows, limit=limit)
-
-
-def _read_first(rows: Any, where: str, limit: float) -> Iterator[tuple[str, str]]:
-    size = 0
-    try:
-        for text in files.read_texts(rows, where):
-            yield text, ""
-            size += len(text.encode())
-            if size >= limit:
-                return
-    except CorpusError:
-        raise
-    except Exception as error:
-        raise CorpusError(f"{where} broke off at its beginning ({files.first_line(error)}): try again") from error
+    key = f"{revision} {config} {limit}{f' {column}' if column else ''}"
+    return Stream(source=source, key=key, rows=train, held_out_rows=rows, limit=limit, column=column)
