@@ -33,7 +33,7 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
             beside.replace(path)
         return ctypes.CDLL(str(path))
     except OSError as error:  # a cache that cannot be written to, a file that was damaged
-        logger.info("%s: %s", path, error)
+        logger.debug("%s: %s", path, error)
         return None
 
 
@@ -44,7 +44,7 @@ def _run(compiler: str, source: Path, out: Path) -> bool:
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=COMPILING_SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
-            logger.info("%s: %s", " ".join(command), error)
+            logger.debug("%s: %s", " ".join(command), error)
         else:
             return True
     return False

@@ -10,6 +10,7 @@ import typer
 from rung import __version__
 from rung.cli import building, judging, serving, shipping, talking, verifying  # noqa: F401  # each registers verbs
 from rung.cli.command import app
+from rung.cli.output import use_any_encoding
 from rung.device import configure_threads
 
 __all__ = ["app", "main"]
@@ -18,6 +19,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """The entry point."""
     configure_threads()  # before torch is imported
+    use_any_encoding()
     app()
 
 

@@ -1,16 +1,14 @@
 """Verbs that make runs: climb, train."""
 
 import functools
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rung import ranks
-from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, fail, verb
+from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, resumable, verb
+from rung.cli.output import say, say_next, suggest_prompt
 
 
 @verb("rung climb my.txt --minutes 10", spreads=True)
@@ -46,7 +44,10 @@ def climb(
 
 def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -> None:
     """Climb with bars, and show the ladder."""
-    from rung.cli.display import Display, climb_table, show
+    from rung import runs
+    from rung.cli.display import climb_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
     from rung.climb import REPORT, Climb
     from rung.climb import climb as climb_ladder
     from rung.report import read_rows
@@ -57,39 +58,34 @@ def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -
         settings["minutes"] = minutes
     plan = Climb(**settings)
     folder = plan.folder
-    with _resumable(), Display() as display:
+    with resumable(), Display() as display:
         folders = climb_ladder(plan, display.tell)
     if not ranks.is_main():
         return
     show(climb_table(read_rows(folders), folders))
-    best = min((r for r in read_rows(folders) if r.bits_per_byte), key=lambda r: r.bits_per_byte or 0.0)
-    print(f"\nReport: {folder / REPORT}", file=sys.stderr)
-    print(f'Next:   rung generate {folder / best.name} "Once upon a time"', file=sys.stderr)
+    say(f"\nReport: {folder / REPORT}")
+    scored = [row for row in read_rows(folders) if row.bits_per_byte]
+    if scored:
+        best = folder / min(scored, key=lambda row: row.bits_per_byte or 0.0).name
+        say_next("generate", best, *suggest_prompt(runs.read_record(best)))
 
 
 def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
     """Make every swap's runs with bars, and show what each buys."""
-    from rung.cli.display import Display, show, swaps_table
+    from rung.cli.display import swaps_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
     from rung.climb import REPORT
     from rung.climb.swaps import SwapClimb, climb_swaps
     from rung.report.swaps import read_swaps
 
     plan = SwapClimb(**settings | ({} if steps is None else {"steps": steps}))
-    with _resumable(), Display() as display:
+    with resumable(), Display() as display:
         folders = climb_swaps(plan, display.tell)
     if not ranks.is_main():
         return
     show(swaps_table(read_swaps(folders), folders))
-    print(f"\nReport: {plan.folder / REPORT}", file=sys.stderr)
-
-
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """After Ctrl-C, print the line that goes on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        fail(f"stopped; the work so far is saved. Go on with: {_command_line()}", 130)
+    say(f"\nReport: {plan.folder / REPORT}")
 
 
 def _check_given(what: str, options: dict[str, Any]) -> None:
@@ -187,27 +183,28 @@ def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
 def _make_run(recipe: Any, folder: Path) -> None:
     """Make it with bars, and show what it scored."""
     from rung import runs
-    from rung.cli.display import Display, score_table, show
+    from rung.cli.display import score_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
     from rung.recipe.making import execute
 
-    with Display() as display:
-        finished = execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage))
-    if not finished:
-        fail(f"stopped; the work so far is saved. Go on with: {ranks.command()} train --out {folder} --resume", 130)
+    with resumable("train", folder), Display() as display:
+        if not execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage)):
+            raise KeyboardInterrupt
     if not ranks.is_main():
         return
     record = runs.read_record(folder)
     show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
     if "reached" in (plan := record.get("plan", {})):
-        print(
+        say(
             f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "
-            f"({plan['error']:+.1%})",
-            file=sys.stderr,
+            f"({plan['error']:+.1%})"
         )
     if recipe.lora:
         trained = record["training"]["trainable_parameters"]
-        print(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter", file=sys.stderr)
-    print(f'\nNext:   rung generate {folder} "Once upon a time"', file=sys.stderr)
+        say(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter")
+    say("")
+    say_next("generate", folder, *suggest_prompt(record))
 
 
 def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
@@ -222,14 +219,8 @@ def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
     folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
     check_unused(folder)
     config = import_arpa(path, folder)
-    print(f"{sum(config.num_ngrams or []):,} n-grams of order 1 to {config.order}", file=sys.stderr)
-    print(f"Next:   rung eval {folder} my.txt --documents lines", file=sys.stderr)
-
-
-def _command_line() -> str:
-    import shlex
-
-    return f"{ranks.command()} {shlex.join(sys.argv[1:])}"
+    say(f"{sum(config.num_ngrams or []):,} n-grams of order 1 to {config.order}")
+    say_next("generate", folder)
 
 
 def _tokenizer_spec(name: str) -> dict[str, Any]:

@@ -1,13 +1,18 @@
 """What every verb shares: the app, the options that several take, and mistakes told in one line."""
 
 import functools
+import inspect
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rung import ranks
+from rung.cli.output import can_print, escape_controls, set_quiet, write_resuming
 from rung.errors import RungError
 
 app = typer.Typer(
@@ -24,6 +29,7 @@ app = typer.Typer(
 CorpusArgument = Annotated[str, typer.Argument(help="A name (see `rung corpora`), a path, a glob, or hf:ORG/NAME.")]
 Documents = Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints.")]
 Run = Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")]
 Seed = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")]
@@ -32,12 +38,14 @@ TokenizerOption = Annotated[str, typer.Option("--tokenizer", help="A kind (see `
 def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code 130.
 
-    Under `torchrun` all processes do what `spreads`; the rest is done by the main one alone.
+    Every command takes `--quiet`. Under `torchrun` all processes do what `spreads`; the rest is done by the main one
+    alone.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def guarded(*args: Any, **kwargs: Any) -> None:
+        def guarded(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
+            set_quiet(quiet)
             if not (spreads or ranks.is_main()):
                 return
             try:
@@ -52,10 +60,13 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
                 fail(_with_notes("stopped", error), 130)
             except typer.Exit:
                 raise
-            except Exception:
+            except Exception as error:
+                if _follows_interrupt(error):
+                    fail("stopped", 130)
                 ranks.give_way()
                 raise
 
+        guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
         name = function.__name__.rstrip("_").replace("_", "-")
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
@@ -67,17 +78,48 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
+def _with_quiet(function: Callable[..., None]) -> inspect.Signature:
+    """The command's parameters and `--quiet`."""
+    plain = inspect.signature(function)
+    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    return plain.replace(parameters=[*plain.parameters.values(), quiet])
+
+
+def _follows_interrupt(error: BaseException | None) -> bool:
+    """Whether it was raised because of Ctrl-C, as by an engine whose call was broken off."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+@contextmanager
+def resumable(verb: str = "", folder: Path | None = None) -> Iterator[None]:
+    """After Ctrl-C, print the line that goes on: with the run in `folder`, or by the same command as now."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from rung.runs import RECORD
+
+        if folder and not (folder / RECORD).exists():
+            fail(f"stopped before anything was saved. Begin again with: {write_resuming()}", 130)
+        go_on = write_resuming(verb, "--out", folder, "--resume") if folder else write_resuming()
+        fail(f"stopped; the work so far is saved. Go on with: {go_on}", 130)
+
+
 def fail(message: str, code: int) -> None:
     """End the command with one line and an exit code; of several processes the main one says it."""
     if code != 130:  # Ctrl-C reached them all
         ranks.give_way()
     if ranks.is_main() or code != 130:
-        print(f"rung: {message}", file=sys.stderr, flush=True)
+        print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
 
 
 def print_json(facts: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """One JSON object on standard output, in ASCII where its encoding has not all of it."""
     from rung.runs import to_json
 
-    print(to_json(facts, indent=2))
+    text = to_json(facts, indent=2)
+    print(text if can_print(text, sys.stdout) else json.dumps(json.loads(text), indent=2))

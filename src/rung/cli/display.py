@@ -1,37 +1,22 @@
-"""What the terminal shows: progress with rates and time left, and tables read at a glance."""
+"""What the terminal shows of a result: tables that are read at a glance."""
 
-import logging
 import math
 import os
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from rich import box
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 from rich.text import Text
 
-from rung import ranks, runs
+from rung import runs
+from rung.cli.output import escape_controls, show_logs
+from rung.cli.tables import FittedTable
 from rung.figures import show_interval, show_token_perplexity, show_value, show_word_perplexity
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
     from rung.models.sizes import Size
-    from rung.recipe.stages import Stage
     from rung.report import Row
     from rung.report.swaps import Estimate, SwapRow
     from rung.verify import Verdict
@@ -46,7 +31,7 @@ def make_quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore")
-    logging.basicConfig(level=logging.WARNING if ranks.is_main() else logging.ERROR, format="rung: %(message)s")
+    show_logs()
     import datasets
     from transformers.utils import logging as transformers_logging
 
@@ -56,113 +41,44 @@ def make_quiet() -> None:
     transformers_logging.set_verbosity_error()
 
 
-class Display:
-    """One line for each rung on standard error, its bar moving through the stages; of several processes, the main's."""
-
-    def __init__(self) -> None:
-        self.progress = Progress(
-            SpinnerColumn(finished_text="[green]✓[/]"),
-            TextColumn("{task.fields[rung]:<14}"),
-            TextColumn("{task.description:<10}"),
-            BarColumn(bar_width=20),
-            _Elapsed(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not ranks.is_main(),
-        )
-        self.tasks: dict[str, TaskID] = {}
-        self.current = ""
-
-    def __enter__(self) -> "Display":
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is None and self.current:
-            self._finish(self.current)
-        self.progress.stop()
-
-    def tell(self, rung: str, stage: "Stage") -> None:
-        """Show that `rung` is in this stage."""
-        if rung not in self.tasks:
-            if self.current:
-                self._finish(self.current)
-            began = time.monotonic()
-            self.tasks[rung] = self.progress.add_task(
-                stage.name, total=None, rung=rung, note="", began=began, took=None
-            )
-            self.current = rung
-        if stage.name == "planned":
-            self.progress.console.print(f"[bold]{rung}[/]: {stage.note}", highlight=False)
-            return
-        task = self.tasks[rung]
-        shown = self.progress.tasks[self.progress.task_ids.index(task)]
-        if shown.description != stage.name:
-            self.progress.reset(task, description=stage.name, total=stage.total, **{**shown.fields, "note": ""})
-        self.progress.update(task, completed=stage.done, total=stage.total)
-        if stage.note:
-            self.progress.update(task, note=stage.note)
-
-    def _finish(self, rung: str) -> None:
-        task = self.progress.tasks[self.progress.task_ids.index(self.tasks[rung])]
-        took = time.monotonic() - task.fields["began"]
-        self.progress.update(task.id, description="done", completed=1, total=1, took=took)
-
-
-class _Elapsed(ProgressColumn):
-    """The time a rung has taken through all its stages; a bar starts again with each."""
-
-    def render(self, task: Task) -> Text:
-        """Minutes and seconds."""
-        took = task.fields["took"]
-        seconds = time.monotonic() - task.fields["began"] if took is None else took
-        return Text(f"{int(seconds) // 60}:{int(seconds) % 60:02d}", style="progress.elapsed")
-
-
-def show(table: Table) -> None:
-    """Print on standard output, as wide as the table is where that is no terminal."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(table)
-
-
-def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> Table:
-    """The ladder: one row for each rung, and the compressors' marks below."""
+def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
+    """The ladder: one row for each rung, and the compressors' marks below; why one failed stands under the table."""
     records = [runs.read_record(folder) for folder in folders if (folder / runs.RECORD).exists()]
-    table = Table(box=box.SIMPLE_HEAD, title=_title(records), title_justify="left", title_style="bold")
+    gives_way = ("a sample", "word ppl", "tokens/s", "seconds", "token ppl", "parameters")
+    table = FittedTable(_title(records), gives_way, title_style="bold")
     table.add_column("rung", no_wrap=True)
-    for name in ("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("a sample", overflow="ellipsis", no_wrap=True, max_width=48)
+    table.add_figures("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte")
+    table.add_column("a sample", no_wrap=True, max_width=48)
     best = min((row.bits_per_byte for row in rows if row.bits_per_byte is not None), default=None)
     for row in rows:
         if row.failed:
-            table.add_row(row.rung, Text(f"failed: {row.failed}", style="red"))
+            state = row.failed if row.failed == "not finished" else "failed"
+            table.add_cells(row.rung, "", "", "", "", "", Text(state, style="red"), "")
             continue
-        style = "bold green" if row.bits_per_byte == best else ""
-        table.add_row(
+        table.add_cells(
             row.rung,
             _whole(row.parameters),
             _decimal(row.seconds, 1),
-            _whole(row.tokens_per_second),
+            _short(row.tokens_per_second),
             row.token_perplexity,
             row.word_perplexity,
-            Text(_interval(row.bits_per_byte, row.low, row.high), style=style),
+            Text(
+                _interval(row.bits_per_byte, row.low, row.high),
+                style="bold green" if row.bits_per_byte == best else "",
+            ),
             " ".join((row.sample or "").split()),
         )
     marks: dict[str, float] = next((r["marks"] for r in records if "marks" in r), {})
     if marks:
         table.add_section()
     for name, bits in marks.items():
-        table.add_row(Text(name, style="dim"), "", "", "", "", "", Text(f"{bits:.3f}             ", style="dim"), "")
+        table.add_cells(Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), "")
+    reasons = [f"{row.rung} failed: {row.failed}" for row in rows if row.failed not in (None, "not finished")]
+    table.caption = Text(escape_controls("\n".join(reasons))) if reasons else None
     return table
 
 
-def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> Table:
+def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> FittedTable:
     """What each swap buys: a row for each model, its difference from the first, and whether they add up."""
     from rung.report.swaps import sum_of_parts
 
@@ -170,14 +86,13 @@ def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> Table:
     steps, tokens = (records[0]["training"][key] for key in ("steps", "tokens"))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in records))
     title = f"{_title(records)};\n{steps:,} steps of {tokens // steps:,} tokens; 95% intervals over the seeds {seeds}"
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
-    table.caption, table.caption_justify, table.caption_style = sum_of_parts(list(rows)), "left", ""
+    table = FittedTable(title, ("seconds", "parameters", "swap", "bits per byte"), title_style="bold")
+    table.caption = Text(sum_of_parts(list(rows)))
     for name in ("model", "swap"):
         table.add_column(name, no_wrap=True)
-    for name in ("parameters", "seconds", "bits per byte", "difference"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table.add_figures("parameters", "seconds", "bits per byte", "difference")
     for row in rows:
-        table.add_row(
+        table.add_cells(
             row.name,
             row.idea,
             _whole(row.parameters),
@@ -188,21 +103,22 @@ def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> Table:
     return table
 
 
-def resume_table(verdict: "Verdict") -> Table:
+def resume_table(verdict: "Verdict") -> FittedTable:
     """Where the kills fell, losses side by side, and what is the same to the last bit."""
     found = verdict.as_dict()
     fell = ", ".join(f"{count} while {phase}" for phase, count in found["fell"].items() if count)
     title = f"{found['rung']} on {found['corpus']}, {found['steps']:,} steps\nkilled {found['kills']:,} times: {fell}"
-    table = Table("", box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", min_width=70)
+    table = FittedTable(title, title_style="bold")
+    table.add_column("", no_wrap=True)
     for name in ("uninterrupted", "killed and resumed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("")
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("", no_wrap=True)
     losses = verdict.losses()
     shown = [row for row in losses if row[1] != row[2]][:SHOWN_LOSSES]
     shown = shown or [losses[(len(losses) - 1) * n // (SHOWN_LOSSES - 1)] for n in range(SHOWN_LOSSES) if losses]
     for step, left, right in dict.fromkeys(shown):
         style, mark = ("", "=") if left == right else ("red", "≠")
-        table.add_row(
+        table.add_cells(
             f"loss at step {step}", repr(left), Text("none" if right is None else repr(right), style=style), mark
         )
     table.add_section()
@@ -214,63 +130,63 @@ def resume_table(verdict: "Verdict") -> Table:
     }
     for name, count in counts.items():
         differs = name in verdict.differences or not verdict.resumed
-        table.add_row(name, count, Text("differ", style="red") if differs else Text("the same", style="green"), "")
+        table.add_cells(name, count, Text("differ", style="red") if differs else Text("the same", style="green"), "")
     if verdict.failure:
-        table.add_row("failed", "", Text(verdict.failure, style="red", overflow="fold"), "")
+        table.add_cells("failed", "", Text(escape_controls(verdict.failure), style="red"), "")
     return table
 
 
-def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) -> Table:
+def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) -> FittedTable:
     """One score, a line for each figure."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{rung} on {corpus}, {split} split", title_justify="left")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
-    table.add_column("")
-    table.add_row("bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score))
-    table.add_row("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
-    table.add_row("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
+    table = FittedTable(f"{rung} on {corpus}, {split} split")
+    table.add_column("figure", no_wrap=True)
+    table.add_figures("value")
+    table.add_column("", overflow="fold")
+    table.add_cells("bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score))
+    table.add_cells("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
+    table.add_cells("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
     how = "state carried through each document"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
-    table.add_row("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
+    table.add_cells("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
     if score["unknown_words"] and score["nats"]:
         bits = score["unknown_nats"] / score["nats"]
-        table.add_row("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
+        table.add_cells("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
-        table.add_row("lost", ", ".join(score["lost"]), "the tokenizer does not keep these")
+        table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
     for switch in ("mix", "cache", "dynamic"):
         if switch in score:
             _add_variant(table, f"with --{switch}", score[switch])
     return table
 
 
-def _add_variant(table: Table, name: str, variant: Mapping[str, Any]) -> None:
+def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> None:
     """Bits per byte under a switch, how far that is from the plain score, and what was fitted."""
     table.add_section()
-    table.add_row(name, show_figure(variant["bits_per_byte"], ".4f"), show_interval(variant))
+    table.add_cells(name, show_figure(variant["bits_per_byte"], ".4f"), show_interval(variant))
     less, more = variant["difference_low"], variant["difference_high"]
     interval = "" if less is None else f"95% interval {less:+.3f} to {more:+.3f}"
-    table.add_row("  from plain", show_figure(variant["difference"], "+.4f"), interval)
+    table.add_cells("  from plain", show_figure(variant["difference"], "+.4f"), interval)
     fitted = variant.get("weights") or {key: variant[key] for key in FITTED if key in variant}
-    table.add_row("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
+    table.add_cells("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
 
 
-def tasks_table(found: Mapping[str, Any]) -> Table:
+def tasks_table(found: Mapping[str, Any]) -> FittedTable:
     """What lm-evaluation-harness found: a line for each metric of each task."""
     of = "" if found["limit"] is None else f", at most {found['limit']:,} documents of each task"
     title = f"{found['rung']} under {found['harness']}{of}"
-    table = Table("task", box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    table.add_column("documents", justify="right")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("standard error", justify="right")
+    table = FittedTable(title, ("documents", "standard error"))
+    table.add_column("task", overflow="fold")
+    table.add_figures("documents")
+    table.add_column("metric", overflow="fold")
+    table.add_figures("value", "standard error")
     for task, figures in found["tasks"].items():
         documents = _whole(figures["documents"])
         for row in figures["metrics"]:
             name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
             value = row["value"] if isinstance(row["value"], str) else show_value(row["value"])
             error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
-            table.add_row(task, documents, name, value, error)
+            table.add_cells(task, documents, name, value, error)
     return table
 
 
@@ -279,7 +195,15 @@ def show_figure(value: float | None, spec: str) -> str:
     return "infinite" if value is None or math.isinf(value) else format(value, spec)
 
 
-def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
+def show_probability(bits: float) -> str:
+    """The probability that so many bits stand for; also one that is smaller than any floating-point number."""
+    if bits < 1000:
+        return f"{2.0**-bits:.4g}"
+    power = math.floor(-bits * math.log10(2))
+    return f"{10 ** (-bits * math.log10(2) - power):.3f}e{power}"
+
+
+def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
     """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found, how often
     it was seen, and what was taken from that count.
     """
@@ -291,76 +215,99 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> Table:
         "discount": lambda piece: f"{piece.discount:.3f}",
     }
     bits = sum(piece.bits for piece in pieces)
-    table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    table.add_column("token", "the whole text")
-    table.add_column("bits", f"{bits:.3f}", justify="right")
-    table.add_column("probability", f"{2.0**-bits:.4g}", justify="right")
+    table = FittedTable(gives_way=("discount", "seen", "order"))
+    table.show_footer = True
+    table.add_column("token", "the whole text", overflow="fold")
+    table.add_column("bits", f"{bits:.3f}", justify="right", no_wrap=True)
+    table.add_column("probability", show_probability(bits), justify="right", no_wrap=True)
     known = {"order": pieces[0].order, "seen": pieces[0].count, "discount": pieces[0].discount}
     columns = [name for name, value in known.items() if value is not None]
-    for name in columns:
-        table.add_column(name, justify="right")
+    table.add_figures(*columns)
     for piece in pieces:
         color = next(color for limit, color in SHADES if piece.bits <= limit)
         shown = repr(piece.text)[1:-1] if piece.text else "(end)"
-        table.add_row(
-            Text(shown, style=color),
+        table.add_cells(
+            Text(escape_controls(shown), style=color),
             f"{piece.bits:.3f}",
-            f"{2.0**-piece.bits:.4g}",
+            show_probability(piece.bits),
             *(counted[c](piece) for c in columns),
         )
     return table
 
 
-def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> Table:
-    """A line for each run."""
-    table = Table("run", "rung", "corpus", box=box.SIMPLE_HEAD)
-    table.add_column("bits per byte", justify="right")
+def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> FittedTable:
+    """A line for each run, and why it failed below its name."""
+    table = FittedTable(gives_way=("corpus", "rung"))
+    table.add_column("run", overflow="fold")
+    table.add_column("rung", no_wrap=True)
+    table.add_column("corpus", no_wrap=True, max_width=30)
+    table.add_figures("bits per byte")
     for folder, record in found:
-        score = record.get("scores", {}).get("test")
-        unscored = "imported" if "imported" in record else record.get("failed", "not finished")
-        state = show_figure(score["bits_per_byte"], ".3f") if score else unscored
-        table.add_row(str(folder), record["rung"], record.get("corpus", {}).get("name", ""), state)
+        score, failed = record.get("scores", {}).get("test"), record.get("failed")
+        state = "imported" if "imported" in record else "failed" if failed else "not finished"
+        name = f"{folder}\n  {failed}" if failed and not score else str(folder)
+        bits = show_figure(score["bits_per_byte"], ".3f") if score else state
+        table.add_cells(name, record["rung"], record.get("corpus", {}).get("name", ""), bits)
     return table
 
 
-def tuning_table(record: Mapping[str, Any]) -> Table:
+def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """What `rung runs --json` says of each run."""
+    score = record.get("scores", {}).get("test") or {}
+    return {
+        "folder": str(folder),
+        "rung": record["rung"],
+        "corpus": record.get("corpus", {}).get("name"),
+        "parameters": record.get("parameters"),
+        "seconds": record.get("training", {}).get("seconds"),
+        "bits_per_byte": score.get("bits_per_byte"),
+        "low": score.get("low"),
+        "high": score.get("high"),
+        "finished": bool(score),
+        "failed": record.get("failed"),
+    }
+
+
+def tuning_table(record: Mapping[str, Any]) -> FittedTable:
     """What tuning changed: answers to each set of held-out questions, and the text that the base was made of."""
     tuned = record["tune"]
     before, after, lookup = tuned["before"], tuned["after"], tuned.get("lookup", {})
-    table = Table("", box=box.SIMPLE_HEAD, title=f"{record['rung']}, tuned on {tuned['data']}", title_justify="left")
-    for name in ("before", "after", *(f"by {kind}" for kind in next(iter(lookup.values()), {}))):
-        table.add_column(name, justify="right")
+    table = FittedTable(f"{record['rung']}, tuned on {tuned['data']}")
+    table.add_column("", overflow="fold")
+    table.add_figures("before", "after", *(f"by {kind}" for kind in next(iter(lookup.values()), {})))
     for name, answers in after.get("answers", {}).items():
         sides = [before["answers"][name], answers, *lookup[name].values()]
         for key, what in (("f1", "token F1"), ("exact", "exact"), ("token_perplexity", "token perplexity")):
             shown = [f"{side[key]:.3f}" if key in side else "" for side in sides]
-            table.add_row(f"{name}: {what} of {answers['questions']} answers", *shown)
+            table.add_cells(f"{name}: {what} of {answers['questions']} answers", *shown)
     others = {"preferred": f"chosen answer likelier, of {tuned.get('held_out')} pairs held out"}
     others |= {"bits_per_byte": f"bits per byte on {record.get('corpus', {}).get('name')}"}
     for key, what in others.items():
         if key in after:
-            table.add_row(what, f"{before[key]:.3f}", f"{after[key]:.3f}")
+            table.add_cells(what, f"{before[key]:.3f}", f"{after[key]:.3f}")
     return table
 
 
-def sizes_table(sizes: Mapping[str, "Size"]) -> Table:
+def sizes_table(sizes: Mapping[str, "Size"]) -> FittedTable:
     """A line for each size; the weights' memory while they are trained, and in half of the precision."""
-    table = Table("size", box=box.SIMPLE_HEAD)
-    for name in ("parameters", "vocabulary", "context", "GB in float32", "GB in bfloat16"):
-        table.add_column(name, justify="right")
-    table.add_column("weights")
+    table = FittedTable(gives_way=("weights", "GB in bfloat16", "vocabulary", "context", "GB in float32"))
+    table.add_column("size", no_wrap=True)
+    table.add_figures("parameters", "vocabulary", "context", "GB in float32", "GB in bfloat16")
+    table.add_column("weights", no_wrap=True)
     for name, size in sizes.items():
         memory = [f"{size.parameters * width / 1e9:,.3f}" for width in (4, 2)]
         shown = "published" if size.is_published else ""
-        table.add_row(name, f"{size.parameters:,}", f"{size.vocab_size:,}", f"{size.context:,}", *memory, shown)
+        table.add_cells(name, f"{size.parameters:,}", f"{size.vocab_size:,}", f"{size.context:,}", *memory, shown)
     return table
 
 
-def names_table(kind: str, names: Mapping[str, str]) -> Table:
+def names_table(kind: str, names: Mapping[str, str]) -> FittedTable:
     """Names and what they stand for."""
-    table = Table(kind, "what it is", box=box.SIMPLE_HEAD)
+    table = FittedTable()
+    table.add_column(kind, overflow="fold")
+    table.add_column("what it is", overflow="fold")
     for name, description in names.items():
-        table.add_row(Text(name, style="bold"), description)
+        table.add_cells(Text(name, style="bold"), description)
     return table
 
 
@@ -376,8 +323,8 @@ def _title(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _interval(bits: float | None, low: float | None, high: float | None) -> str:
-    if bits is None:
-        return ""
+    if bits is None or math.isinf(bits):
+        return "infinite"
     return f"{bits:.3f}" if low is None or high is None else f"{bits:.3f} ({low:.2f}-{high:.2f})"
 
 
@@ -390,6 +337,11 @@ def _estimate(estimate: "Estimate | None", spec: str) -> str:
 
 def _whole(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
+
+
+def _short(value: float | None) -> str:
+    """A rate; of millions, three digits."""
+    return f"{value / 1e6:.1f}M" if value is not None and value >= 1e6 else _whole(value)
 
 
 def _decimal(value: float | None, places: int) -> str:

@@ -1,12 +1,12 @@
 """Verbs that ask a run: eval, score, generate."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from rung.cli.command import Json, Run, Seed, print_json, verb
+from rung.cli.output import print_text, say
 from rung.errors import RecipeError
 
 Tasks = Annotated[
@@ -49,7 +49,9 @@ def eval_(
     if tasks:
         _eval_tasks(run, tasks, limit, as_json)
         return
-    from rung.cli.display import Display, make_quiet, score_table, show
+    from rung.cli.display import make_quiet, score_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
 
     make_quiet()
     from rung.recipe.scoring import evaluate_run
@@ -65,7 +67,8 @@ def eval_(
 
 
 def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
-    from rung.cli.display import make_quiet, show, tasks_table
+    from rung.cli.display import make_quiet, tasks_table
+    from rung.cli.tables import show
 
     make_quiet()
     from rung.recipe.scoring import evaluate_tasks
@@ -77,7 +80,8 @@ def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
 @verb('rung score runs/python-docs/llama3 "Return the number of items."')
 def score(run: Run, text: Annotated[str, typer.Argument(help="A sentence.")], as_json: Json = False) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
-    from rung.cli.display import make_quiet, show, surprisal_table
+    from rung.cli.display import make_quiet, surprisal_table
+    from rung.cli.tables import show
 
     make_quiet()
     from rung.evaluate import score_text
@@ -145,13 +149,13 @@ def generate(
             facts["rounding_bits_per_byte"] = _rounding_cost(run, model, tokenizer, prompt, rounded)
         print_json({"run": run, "prompt": prompt, **facts})
         return
-    print(prompt, end="", flush=True)
-    made = continue_text(decoder, tokenizer, prompt, sampling, lambda text: print(text, end="", flush=True), guesses)
-    print(made.text if num_beams > 1 else "")
-    print(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second", file=sys.stderr)
+    print_text(prompt)
+    made = continue_text(decoder, tokenizer, prompt, sampling, print_text, guesses)
+    print_text(f"{made.text}\n" if num_beams > 1 else "\n")
+    say(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second")
     if rounded:
         cost = _rounding_cost(run, model, tokenizer, prompt, rounded)
-        print(f"{weights} weights cost {cost:+.4f} bits per byte", file=sys.stderr)
+        say(f"{weights} weights cost {cost:+.4f} bits per byte")
 
 
 def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:

@@ -1,12 +1,12 @@
 """Verbs that show and ship runs: export, report, runs, sizes, corpora, tokenizers."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rung.cli.command import Json, print_json, verb
+from rung.cli.output import say, write_command
 
 
 @verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
@@ -23,7 +23,7 @@ def export(
     from rung.export import export as write
 
     found = write(run, to, out, type)
-    print(f"Wrote {out}" + (f": {found}" if found else ""), file=sys.stderr)
+    say(f"Wrote {out}" + (f": {found}" if found else ""))
 
 
 @verb("rung report runs/python-docs --out report.html")
@@ -40,28 +40,32 @@ def report(
         if not any(folder.is_relative_to(root) for folder in folders):
             runs.read_record(root)  # says what is wrong with it
     write_report(folders, out)
-    print(f"Report: {out}", file=sys.stderr)
+    say(f"Report: {out}")
 
 
 @verb("rung runs")
 def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: Json = False) -> None:
-    """The runs there are, and their scores."""
+    """The runs there are, and their scores; with --json the whole record of a run that is named."""
     from rung import runs
-    from rung.cli.display import runs_table, show
+    from rung.cli.display import runs_table, summarize_run
+    from rung.cli.tables import show
 
     found = [(folder, runs.read_record(folder)) for folder in runs.find_runs(root)]
-    if as_json:
-        print_json({"runs": [{"folder": str(folder), **record} for folder, record in found]})
+    if as_json and (root / runs.RECORD).exists():
+        print_json({"folder": str(root), **runs.read_record(root)})
+    elif as_json:
+        print_json({"runs": [summarize_run(folder, record) for folder, record in found]})
     elif found:
         show(runs_table(found))
     else:
-        print(f"no runs below {root}. Make some: rung climb", file=sys.stderr)
+        say(f"no runs below {root}. Make some: {write_command('climb')}")
 
 
 @verb("rung sizes")
 def sizes(as_json: Json = False) -> None:
     """The sizes of GPT-2 and Llama 3 that can be named wherever a rung is."""
-    from rung.cli.display import show, sizes_table
+    from rung.cli.display import sizes_table
+    from rung.cli.tables import show
     from rung.models.sizes import SIZES
 
     if as_json:
@@ -73,7 +77,8 @@ def sizes(as_json: Json = False) -> None:
 @verb("rung corpora")
 def corpora(as_json: Json = False) -> None:
     """The corpora that can be named."""
-    from rung.cli.display import names_table, show
+    from rung.cli.display import names_table
+    from rung.cli.tables import show
     from rung.corpus import CORPORA
 
     print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
@@ -82,7 +87,8 @@ def corpora(as_json: Json = False) -> None:
 @verb("rung tokenizers")
 def tokenizers(as_json: Json = False) -> None:
     """The tokenizers that can be named."""
-    from rung.cli.display import names_table, show
+    from rung.cli.display import names_table
+    from rung.cli.tables import show
     from rung.tokenizer import TOKENIZERS
 
     print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rung import ranks
-from rung.cli.command import Run, Seed, fail, verb
+from rung.cli.command import Run, Seed, resumable, verb
+from rung.cli.output import escape_controls, print_text, say, say_next
 
 COMMANDS = """/reset          forget what was said
 /system TEXT    what stands before the conversation; alone, none
@@ -34,7 +34,9 @@ def tune(
     seed: Seed = 0,
 ) -> None:
     """Make a chat model of a run, and say what that changed."""
-    from rung.cli.display import Display, make_quiet, show, tuning_table
+    from rung.cli.display import make_quiet, tuning_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
 
     make_quiet()
     from rung import runs
@@ -56,18 +58,18 @@ def tune(
         given = {key: value for key, value in given.items() if value is not None}
         plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), seed=seed, **given)
         check_unused(folder)
-    with Display() as display:
-        finished = make(plan, folder, lambda stage: display.tell(folder.name, stage))
-    if not finished:
-        fail(f"stopped; the work so far is saved. Go on with: {ranks.command()} tune --out {folder} --resume", 130)
+    with resumable("tune", folder), Display() as display:
+        if not make(plan, folder, lambda stage: display.tell(folder.name, stage)):
+            raise KeyboardInterrupt
     record = runs.read_record(folder)
     show(tuning_table(record))
     for title in ("best", "worst"):
         for answer in record["tune"].get(title, []):
             given_text = answer["given"].strip() or "(nothing)"
-            print(f"\n{title:<6} {answer['question']}\n       {given_text}", file=sys.stderr)
-            print(f"       expected: {answer['expected']}", file=sys.stderr)
-    print(f"\nNext:   rung chat {folder}", file=sys.stderr)
+            say(f"\n{title:<6} {answer['question']}\n       {given_text}")
+            say(f"       expected: {answer['expected']}")
+    say("")
+    say_next("chat", folder)
 
 
 @verb("rung chat runs/python-docs/llama3-chat")
@@ -131,14 +133,14 @@ class _Terminal:
         from rung.errors import RungError
 
         try:
-            self.talk.answer(question, self.sampling, lambda text: print(text, end="", flush=True))
+            self.talk.answer(question, self.sampling, print_text)
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)
             if not self.is_terminal:
                 raise
         except RungError as error:
-            print(f"rung: {error}", file=sys.stderr)
+            print(f"rung: {escape_controls(str(error))}", file=sys.stderr)
             return
         if self.talk.dropped:
             turns = "oldest turn was" if self.talk.dropped == 1 else f"{self.talk.dropped} oldest turns were"

@@ -25,7 +25,9 @@ def verify_resume(
 
     Exit code 1 where losses, samples, weights or scores are not the same to the last bit.
     """
-    from rung.cli.display import Display, make_quiet, resume_table, show
+    from rung.cli.display import make_quiet, resume_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
 
     make_quiet()
     from rung.verify import read_source

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import ranks, runs
-from rung.corpus import DocumentKind
+from rung.corpus import DocumentKind, load_corpus
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
@@ -28,6 +28,7 @@ from rung.train import find_checkpoints
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
+TEXT = "text"  # what is read before any rung is begun, as `tell` hears it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +82,11 @@ def make_runs(
 ) -> None:
     """Make each recipe's run in its folder, unless it is finished; `report` takes those begun, after each.
 
-    `tell` hears the folder's name and the stage. Raises `RungError` when a folder holds another run or when all
+    `tell` hears the folder's name and the stage, which in the end is `done` or `failed`; of the text, which all runs
+    share, it hears first. Raises `RungError` when that cannot be read, when a folder holds another run or when all
     fail, `KeyboardInterrupt` when one was stopped and saved.
     """
+    ranks.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
     ranks.from_main(lambda: _check_folders(recipes))
     failures: list[RungError] = []
     for folder, recipe in recipes.items():
@@ -92,15 +95,24 @@ def make_runs(
         try:
             finished = _make(recipe, folder, tell)
         except RungError as error:
+            tell(folder.name, Stage(name="failed", note=str(error)))
             failures.append(error)
             continue
         if not finished:
             raise KeyboardInterrupt
+        tell(folder.name, Stage(name="done"))
         ranks.from_main(lambda: report(_begun(recipes)))
     if len(failures) == len(recipes):
         ranks.from_main(lambda: _remove_failed(recipes))
         raise failures[0]
     ranks.from_main(lambda: report(_begun(recipes)))
+
+
+def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
+    """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the runs find it."""
+    tell(TEXT, Stage(name="reading"))
+    tell(TEXT, Stage(name="read", note=load_corpus(recipe.corpus, recipe.documents).describe()))
+    tell(TEXT, Stage(name="done"))
 
 
 def _check_folders(recipes: dict[Path, Recipe]) -> None:

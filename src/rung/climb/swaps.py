@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.climb import REPORT, make_runs
+from rung.climb import REPORT, TEXT, make_runs
 from rung.corpus import DocumentKind
 from rung.errors import RecipeError
 from rung.models.swaps import SWAPS
@@ -76,6 +76,11 @@ def climb_swaps(plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda see
     places = {folder.name: place % models + 1 for place, folder in enumerate(recipes)}
 
     def tell_seed(run: str, stage: Stage) -> None:
+        if run == TEXT:
+            tell(run, stage)
+            return
+        if stage.name == "done" and places[run] < models:  # of the seed's models others are still to come
+            return
         name, _, seed = run.rpartition("-seed")
         note = f"{places[run]} of {models}: {name} {stage.note}"
         tell(f"seed {seed}", replace(stage, note=note))

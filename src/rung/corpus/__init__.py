@@ -81,6 +81,12 @@ class Corpus:
             raise CorpusError(f"no split {name!r}: choose from {', '.join(SPLITS)}")
         return getattr(self, name)
 
+    def describe(self) -> str:
+        """Its name, and the bytes and documents of each split."""
+        sizes = (f"{name} {self.bytes[name]:,} in {len(self.split(name)):,}" for name in SPLITS)
+        beginning = ", train is only its beginning" if self.stream else ""
+        return f"{self.name}, bytes in documents: {', '.join(sizes)}{beginning}"
+
     def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
         """The training documents after `state` (None: all), a few at a time, each time with the state after them."""
         if self.stream:

@@ -112,6 +112,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
     corpus = load_corpus(recipe.corpus, recipe.documents)
+    tell(Stage(name="read", note=corpus.describe()))
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows."""
+    """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows.
+
+    `read` and `planned` are facts, in the note; `done` and `failed`, with the reason in the note, end a run.
+    """
 
     name: str
     done: int = 0

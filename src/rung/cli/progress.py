@@ -1,0 +1,219 @@
+"""How far a command is: on a terminal a bar for each run, elsewhere plain lines that begin with the time of day."""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from rung.cli.output import escape_controls, find_overflow, is_quiet
+
+if TYPE_CHECKING:
+    from rung.recipe.stages import Stage
+
+BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
+NAMES = 14  # characters that the names of rungs take
+ROOM_FOR_BAR, ROOM_FOR_ELAPSED = 72, 48  # columns that a terminal must have to show them
+FACTS = ("read", "planned")  # stages that take no time, and are told in a line of their own
+ENDS = ("done", "failed", "stopped")  # stages that a run ends with
+MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("-", "yellow")}
+ASCII_MARKS = {"done": "+", "failed": "x", "stopped": "-"}
+
+
+@dataclass
+class _Task:
+    """A run on its way through its stages."""
+
+    name: str
+    stage: "Stage"
+    began: float
+    entered: float = 0.0  # the stage
+    first: int = 0  # what of the stage was done when it was entered
+    spoken: float = 0.0  # when a plain line last told of it
+    outcome: str = ""  # one of `ENDS`; empty while it goes on
+    ended: float = 0.0
+    failed: bool = False  # once: what comes after it in the same line does not make it good
+    spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
+
+    def seconds(self, now: float) -> float:
+        """Seconds that it has taken through all its stages."""
+        return (self.ended if self.outcome else now) - self.began
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds to the end of the stage at the pace so far; None where nobody knows."""
+        moved = self.stage.done - self.first
+        if self.outcome or not self.stage.total or moved <= 0:
+            return None
+        return max(0, self.stage.total - self.stage.done) * (now - self.entered) / moved
+
+
+class Display:
+    """Shows on standard error where runs are; of several processes the main one's. Nothing with `--quiet`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, console: Console | None = None) -> None:
+        self.clock = clock
+        self.console = console or Console(stderr=True)
+        self.tasks: dict[str, _Task] = {}
+        self.current = ""
+        self.facts: set[str] = set()
+        self.lock = threading.RLock()
+        self.over = threading.Event()
+        self.live: Live | None = None
+        moves = self.console.file.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
+        if not is_quiet() and (moves or (console is not None and console.is_terminal)):
+            self.live = Live(console=self.console, get_renderable=self.draw, refresh_per_second=8)
+
+    def __enter__(self) -> "Display":
+        if self.live:
+            self.live.start()
+        elif not is_quiet():
+            threading.Thread(target=self._beat_on, daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.current:
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            self.end("stopped" if stopped else "failed" if kind else "done")
+        self.over.set()
+        if self.live:
+            self.live.stop()
+
+    def tell(self, name: str, stage: "Stage") -> None:
+        """Show that the run `name` is in this stage, that it has ended (`ENDS`), or a fact about it (`FACTS`)."""
+        if is_quiet():
+            return
+        with self.lock:
+            if stage.name in FACTS:
+                self._tell_fact(name, stage)
+            elif stage.name in ENDS:
+                self._end(name, stage.name, stage.note)
+            else:
+                self._move(name, stage)
+
+    def end(self, outcome: str) -> None:
+        """The present run has ended: done, failed or stopped."""
+        with self.lock:
+            self._end(self.current, outcome)
+
+    def draw(self) -> Table:
+        """A line for each run, as wide as the terminal; what is told last gives way first, the time left never."""
+        width, now, cut = self.console.width, self.clock(), find_overflow(self.console)
+        table = Table.grid(padding=(0, 1), expand=True)
+        table.add_column(width=1)
+        table.add_column(width=NAMES, no_wrap=True, overflow=cut)
+        table.add_column(width=10, no_wrap=True)
+        for room, columns in ((ROOM_FOR_BAR, 15), (ROOM_FOR_ELAPSED, 7), (0, 7)):
+            if width >= room:
+                table.add_column(width=columns, no_wrap=True, justify="left" if columns > 7 else "right")
+        table.add_column(ratio=1, no_wrap=True, overflow=cut)
+        for task in list(self.tasks.values()):  # `tell` may add one meanwhile
+            table.add_row(*self._draw_task(task, width, now))
+        return table
+
+    def beat(self) -> None:
+        """A plain line about the present stage, if the last one is long ago."""
+        with self.lock:
+            task, now = self.tasks.get(self.current), self.clock()
+            if task and not task.outcome and now - task.spoken >= BETWEEN_LINES:
+                self._say(task, _describe(task, now))
+
+    def _beat_on(self) -> None:
+        while not self.over.wait(1.0):
+            self.beat()
+
+    def _move(self, name: str, stage: "Stage") -> None:
+        now, task = self.clock(), self.tasks.get(name)
+        if task and self.current == name and not task.outcome:
+            if task.stage.name == stage.name:
+                task.stage = replace(stage, note=stage.note or task.stage.note)
+                return
+            self._end_stage(task)
+        task = self.tasks.setdefault(name, _Task(name, stage, now))
+        task.stage, task.entered, task.first, task.outcome = stage, now, stage.done, ""
+        self.current = name
+        self._say(task, stage.name)
+
+    def _end_stage(self, task: _Task) -> None:
+        took = self.clock() - task.entered
+        if took >= 1:  # else the next line says it
+            note = f", {task.stage.note}" if task.stage.note else ""
+            self._say(task, f"{task.stage.name} took {show_time(took)}{note}")
+
+    def _end(self, name: str, outcome: str, why: str = "") -> None:
+        task = self.tasks.get(name)
+        if task is None or task.outcome:
+            return
+        self._end_stage(task)
+        task.failed = task.failed or outcome == "failed"
+        task.outcome, task.ended = "failed" if task.failed else outcome, self.clock()
+        task.stage = replace(task.stage, note=why or task.stage.note)
+        self._say(task, f"{task.outcome} after {show_time(task.seconds(0))}{': ' if why else ''}{why}")
+
+    def _tell_fact(self, name: str, stage: "Stage") -> None:
+        line = stage.note if stage.name == "read" else f"{name}: {stage.note}"
+        if line in self.facts:
+            return
+        self.facts.add(line)
+        if self.live:
+            self.console.print(Text(escape_controls(line)))
+        else:
+            self._print(line)
+
+    def _say(self, task: _Task, what: str) -> None:
+        task.spoken = self.clock()
+        if not self.live:
+            self._print(f"{task.name}: {what}")
+
+    def _print(self, line: str) -> None:
+        print(time.strftime("%H:%M:%S"), escape_controls(line), file=self.console.file, flush=True)
+
+    def _draw_task(self, task: _Task, width: int, now: float) -> list[Text | Spinner | ProgressBar]:
+        mark, style = MARKS.get(task.outcome, ("", ""))
+        if find_overflow(self.console) == "crop":
+            mark = ASCII_MARKS.get(task.outcome, "*")
+        left = task.seconds_left(now)
+        cells: list[Text | Spinner | ProgressBar] = [
+            Text(mark, style) if mark else task.spinner,
+            Text(escape_controls(task.name)),
+            Text(task.outcome or task.stage.name),
+        ]
+        if width >= ROOM_FOR_BAR:
+            cells.append(_draw_bar(task))
+        if width >= ROOM_FOR_ELAPSED:
+            cells.append(Text(show_time(task.seconds(now)), "progress.elapsed"))
+        cells.append(Text("" if left is None else show_time(left), "progress.remaining"))
+        return [*cells, Text(escape_controls(" ".join(task.stage.note.split())))]
+
+
+def _draw_bar(task: _Task) -> ProgressBar:
+    if task.outcome == "done":
+        return ProgressBar(total=1, completed=1)
+    if not task.stage.total:
+        return ProgressBar(total=1, completed=0, pulse=not task.outcome)
+    return ProgressBar(total=task.stage.total, completed=task.stage.done)
+
+
+def _describe(task: _Task, now: float) -> str:
+    """How far the stage is, at what rate, and how long it will go on."""
+    stage, left = task.stage, task.seconds_left(now)
+    parts = [f"{stage.name} {stage.done:,} of {stage.total:,}" if stage.total else f"{stage.name}"]
+    parts += [stage.note] if stage.note else []
+    parts.append(f"{show_time(now - task.entered)} so far" if left is None else f"{show_time(left)} left")
+    return ", ".join(parts)
+
+
+def show_time(seconds: float) -> str:
+    """Minutes and seconds, and hours where there are any."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
