@@ -6,8 +6,6 @@ import pytest
 
 from rung import compiled
 
-pytestmark = pytest.mark.conditions
-
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):

@@ -10,6 +10,9 @@ RungError
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMED = 20  # choices that a message lists
+FEW_NAMED = 5  # of more
+
 
 class RungError(Exception):
     """A user's mistake: says what is wrong, the value, and the remedy."""
@@ -31,8 +34,16 @@ class RunError(RungError):
     """A run folder is missing, damaged, or in the way."""
 
 
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """The end of an error message: the nearest choice, or all of them when none is near."""
+def did_you_mean(name: str, choices: Iterable[str], listed: str = "") -> str:
+    """The end of an error message: the nearest choice; when none is near all of them, or of many a few.
+
+    `listed` says where many are listed.
+    """
     choices = list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(choices)}"
+    if near:
+        return f"did you mean {near[0]!r}?"
+    if len(choices) <= MOST_NAMED:
+        return f"choose from {', '.join(choices)}"
+    few = ", ".join(difflib.get_close_matches(name, choices, n=FEW_NAMED, cutoff=0.0))
+    return f"the nearest of {len(choices)} are {few}" + (f"; {listed}" if listed else "")

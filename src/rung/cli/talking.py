@@ -63,13 +63,18 @@ def tune(
             raise KeyboardInterrupt
     record = runs.read_record(folder)
     show(tuning_table(record))
-    for title in ("best", "worst"):
-        for answer in record["tune"].get(title, []):
-            given_text = answer["given"].strip() or "(nothing)"
-            say(f"\n{title:<6} {answer['question']}\n       {given_text}")
-            say(f"       expected: {answer['expected']}")
+    _show_answers(record["tune"])
     say("")
     say_next("chat", folder)
+
+
+def _show_answers(tuned: dict[str, Any]) -> None:
+    """The best answers and the worst."""
+    for title in ("best", "worst"):
+        for answer in tuned.get(title, []):
+            given = answer["given"].strip() or "(nothing)"
+            say(f"\n{title:<6} {answer['question']}\n       {given}")
+            say(f"       expected: {answer['expected']}")
 
 
 @verb("rung chat runs/python-docs/llama3-chat")

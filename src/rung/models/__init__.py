@@ -118,7 +118,8 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
     known = config_fields(name)
     for key, value in settings.items():
         if key not in known:
-            raise RecipeError(f"model.{key}: {name} has no such field; {did_you_mean(key, known)}")
+            near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
+            raise RecipeError(f"model.{key}: {name} has no such field; {near}")
         if key in WHOLE_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise RecipeError(f"model.{key} is {value!r}: it must be a whole number, 1 or more")
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}

@@ -83,7 +83,8 @@ class Recipe:
         known = config_fields(self.rung)
         for key in self.model:
             if key not in known:
-                raise RecipeError(f"model.{key}: {self.rung} has no such field; {did_you_mean(key, known)}")
+                near = did_you_mean(key, known, f"all are the fields of {find_rung(self.rung).config.__name__}")
+                raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
         if self.counting:
             _check_counting(self.rung, self.counting)
         if not isinstance(self.carry_state, bool):
@@ -212,7 +213,9 @@ def _find_section(rung: str, key: str) -> tuple[str, str]:
     if len(homes) == 2:
         raise RecipeError(f"--set {key}: both model and train have it; write model.{key} or train.{key}")
     if not homes:
-        raise RecipeError(f"--set {key}: {rung} has no such setting; {did_you_mean(key, [*own, *model, *arguments])}")
+        listed = f"all are the fields of a recipe, of {find_rung(rung).config.__name__} and of TrainingArguments"
+        near = did_you_mean(key, [*own, *model, *arguments], listed)
+        raise RecipeError(f"--set {key}: {rung} has no such setting; {near}")
     return homes[0], key
 
 

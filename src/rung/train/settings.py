@@ -66,7 +66,8 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     known = [f.name for f in fields(TrainingArguments)]
     for key in arguments:
         if key not in known:
-            raise RecipeError(f"train.{key}: TrainingArguments has no such field; {did_you_mean(key, known)}")
+            near = did_you_mean(key, known, "the documentation of transformers lists them")
+            raise RecipeError(f"train.{key}: TrainingArguments has no such field; {near}")
         if key in RESERVED_ARGUMENTS:
             raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
         value = arguments[key]
