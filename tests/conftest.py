@@ -54,6 +54,14 @@ TINY = {
         "swaps": ["rotary", "grouped"],
     },
 }
+VARIANTS = {  # switches of a rung that keep all its promises
+    "rnn-attention as in the book": {
+        "plain_attention": True,
+        "head_bias": True,
+        "cell": "elman",
+        "tie_word_embeddings": False,
+    },
+}
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 
 
@@ -88,6 +96,8 @@ def make_tiny(tokenizer):
     from rung.tokenizer import encode_documents
 
     def make(name, **settings):
+        settings = VARIANTS.get(name, {}) | settings
+        name = name.split()[0]
         config = make_config(name, tokenizer, {**TINY[name], **settings})
         if not find_rung(name).counts:
             torch.manual_seed(0)

@@ -6,6 +6,8 @@ import pytest
 
 from rung import compiled
 
+pytestmark = pytest.mark.conditions
+
 
 @pytest.fixture
 def source(tmp_path, monkeypatch):

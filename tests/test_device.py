@@ -10,6 +10,8 @@ import torch
 from rung import device
 from rung.device import choose_device, count_cores, describe, has_fast_bfloat16
 
+pytestmark = pytest.mark.conditions
+
 THREAD_SETTINGS = (*device.WAIT_SETTINGS, "OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 
 

@@ -137,7 +137,8 @@ def test_memory_alone_means_duckdb():
     assert choose_counter(Counting(engine="numpy"), Path()) is count_ngrams
 
 
-def test_duckdb_uses_the_cores_that_the_process_may_use(tmp_path, monkeypatch):
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_it_uses_the_cores_that_the_process_may_use(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "count_cores", lambda: 3)
-    with engines._connect(Counting(engine="duckdb"), tmp_path) as connection:
+    with engines._connect(Counting(engine=engine), tmp_path) as connection:
         assert connection.raw_sql("select current_setting('threads')").fetchone() == (3,)

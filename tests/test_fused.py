@@ -8,6 +8,8 @@ from torch.nn import functional as F
 from rung.models import fused
 from rung.models.llama3 import LlamaRMSNorm
 
+pytestmark = pytest.mark.conditions
+
 
 @pytest.fixture(params=["C", "torch"])
 def side(request, monkeypatch):

@@ -64,6 +64,7 @@ def written(decoder, rows, sampling=GREEDY, ends=()):
         return list(map(list, zip(*write_tokens(decoder, rows, sampling, ends), strict=True)))
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("name", list(TINY))
 def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
     model = shake(make_tiny(name))
@@ -77,6 +78,7 @@ def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
         assert found == wanted
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("texts", "steps"), [(1, 1), (1, 3), (3, 1), (7, 2), (18, 1)])
 def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_tiny, tokenizer):
@@ -109,6 +111,7 @@ def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_ti
     assert models < 5e-5
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
 def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokenizer):
@@ -127,6 +130,7 @@ def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokeniz
     assert cost != 0 and abs(cost) < 1
 
 
+@pytest.mark.conditions
 def test_a_bfloat16_model_is_written_with_its_own_weights(make_tiny, tokenizer):
     model = shake(make_tiny("llama3")).to(torch.bfloat16)
     ids = torch.randint(3, len(tokenizer), (2, 9))

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 import transformers
-from conftest import NEURAL, SENTENCES, TINY
+from conftest import NEURAL, SENTENCES, TINY, VARIANTS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rung.errors import RecipeError, RunError
@@ -17,7 +17,8 @@ from rung.models import BESIDE, LADDER, build_model, count_parameters, load, mak
 from rung.models.rnn import CELLS
 from rung.models.rnn_attention import _attend_in_groups, _attend_plainly, attend, causal_mask
 
-RUNGS = list(TINY)
+RUNGS = [*TINY, *VARIANTS]
+NEURAL = [*NEURAL, *VARIANTS]
 TRANSFORMERS = ["gpt2", "llama3"]
 
 
@@ -52,6 +53,7 @@ def test_no_gradient_flows_back_from_the_future(name, make_tiny, tokenizer):
     assert torch.all(gradient[5:] == 0)
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("name", RUNGS)
 @pytest.mark.parametrize("first", [1, 5, 11])
 def test_cached_logits_equal_full_logits(name, first, make_tiny, tokenizer):
@@ -408,8 +410,9 @@ def test_causal_mask_lets_padding_see_itself():
 
 @pytest.mark.parametrize("name", NEURAL)
 def test_match_parameters_comes_near(name, tokenizer):
-    width = match_parameters(name, tokenizer, 1_000_000, {})
-    size = count_parameters(build_model(name, make_config(name, tokenizer, {"hidden_size": width})))
+    name, settings = name.split()[0], VARIANTS.get(name, {})
+    width = match_parameters(name, tokenizer, 1_000_000, settings)
+    size = count_parameters(build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width})))
     assert abs(size - 1_000_000) < 250_000
 
 

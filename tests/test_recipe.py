@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
@@ -29,6 +30,29 @@ def text(tmp_path, prose):
 def test_every_recipe_that_ships_is_one(path):
     recipe = make_recipe(read_recipe(path))
     assert recipe.rung.replace("-", "_") in path.stem.replace("-", "_")
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "book"], ids=lambda p: p.stem)
+def test_the_books_recipes_run_from_a_local_mirror_of_the_hub(path, prose, tokenizer, tmp_path, monkeypatch):
+    """WikiText-2 and GPT-2's tokenizer in folders laid out as on the Hub, no network."""
+    monkeypatch.setenv("RUNG_HUB_MIRROR", str(tmp_path / "hub"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "prepared")
+    tokenizer.save_pretrained(tmp_path / "hub/openai-community/gpt2")
+    lines = [f"{line}\n" if line else "" for line in ("", " = A title = ", "", *prose[:2000].split("\n"))] * 3
+    for split in ("train", "validation", "test"):
+        place = tmp_path / f"hub/Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        datasets.Dataset.from_dict({"text": lines}).to_parquet(place)
+    page = read_recipe(path)
+    changes = [] if page["rung"] == "bigram" else ["steps=2", "hidden_size=16", "train.per_device_train_batch_size=2"]
+    recipe = make_recipe(page, changes)
+    assert execute(recipe, tmp_path / "run")
+    record = runs.read_record(tmp_path / "run")
+    assert record["corpus"]["documents"]["train"] == 3
+    assert record["scores"]["test"]["bits_per_byte"] > 0
+    if page["rung"] != "bigram":
+        assert record["tokenizer"]["vocab_size"] == len(tokenizer)
+        assert recipe.model.get("max_position_embeddings", recipe.model.get("n_positions")) == 128
 
 
 def test_there_is_a_recipe_for_every_rung():

@@ -96,6 +96,44 @@ def test_agrees_with_plain_torch_on_logits_and_gradients(name, cell, layers, tie
     assert not wanted
 
 
+class BookReference(nn.Module):
+    """The book's class from its description: states compared as they are, one after another, a head with bias."""
+
+    def __init__(self, vocabulary, width):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.cell = nn.RNN(width, width, batch_first=True)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids):
+        states, _ = self.cell(self.embedding(ids))
+        found = []
+        for t in range(states.shape[1]):
+            past = states[:, : t + 1]
+            scores = torch.bmm(states[:, t : t + 1], past.mT) / states.shape[-1] ** 0.5
+            found.append(torch.bmm(scores.softmax(-1), past))
+        return self.head(torch.cat(found, 1))
+
+
+@pytest.mark.parametrize("skip_logits", [True, False])
+def test_agrees_with_the_books_class_on_loss_and_gradients(skip_logits, make, ids):
+    settings = {"plain_attention": True, "head_bias": True, "tie_word_embeddings": False}
+    model = make("rnn-attention", "elman", 1, **settings).train()
+    model.head.bias.data.normal_()
+    reference = BookReference(*model.embedding.weight.shape)
+    reference.load_state_dict({k.replace("recurrence.", ""): v for k, v in model.state_dict().items()}, strict=True)
+    loss = model(ids, labels=ids, skip_logits=skip_logits).loss
+    expected = F.cross_entropy(reference(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    wanted = dict(reference.named_parameters())
+    for key, parameter in model.named_parameters():
+        theirs = wanted.pop(key.replace("recurrence.", "")).grad
+        torch.testing.assert_close(parameter.grad, theirs, rtol=1e-5, atol=1e-6, msg=key)
+    assert not wanted
+
+
 def step(cell, x, h, c, weights):
     """One token by the published equations, biases of input and state summed."""
     w, u, b, d = (weights[key] for key in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))

@@ -54,6 +54,7 @@ def settings_of(**changes):
     return TrainSettings(arguments=arguments, **{"steps": 20, **changes})
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("name", NEURAL)
 def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path):
     model = make_tiny(name)
@@ -204,6 +205,7 @@ def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
     assert values.max() < 1.4
 
 
+@pytest.mark.conditions
 @pytest.mark.parametrize("bf16", [True, False])
 def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
     """Each process would measure for itself, and two that find otherwise cannot share a matrix."""
@@ -214,6 +216,14 @@ def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, p
     settings = settings_of(steps=1, arguments={"bf16": bf16})
     train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks())
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
+
+
+def test_float16_gives_way_where_there_is_no_gpu(make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rung.train.choose_device", lambda: torch.device("cpu"))
+    settings = TrainSettings(steps=1, arguments={"per_device_train_batch_size": 4, "fp16": True})
+    with caplog.at_level("WARNING"):
+        assert train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 1
+    assert "train.fp16 needs a GPU" in caplog.text
 
 
 @pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])

@@ -22,6 +22,7 @@ SPINS = (
     "1000"  # of a thread at a barrier before it sleeps: some 0.03 ms (benchmarks/threads.txt); libgomp's own: 300,000
 )
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
+MIRROR = "RUNG_HUB_MIRROR"
 MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -86,6 +87,12 @@ def cache_folder() -> Path:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
     return Path(base).expanduser() / "rung"
+
+
+def find_mirror(path: str) -> Path | None:
+    """The folder that stands for a repository of the Hub, `$RUNG_HUB_MIRROR/ORG/NAME`; None where there is none."""
+    folder = os.environ.get(MIRROR)
+    return Path(folder) / path if folder and (Path(folder) / path).is_dir() else None
 
 
 def configure_threads() -> None:

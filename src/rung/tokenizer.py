@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from rung.device import count_cores
+from rung.device import count_cores, find_mirror
 from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,14 @@ def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that exists: `gpt2`, `llama3`, a folder, a run, or a Hub id.
+    """A tokenizer that exists: `gpt2`, `llama3`, a folder, a run, or a Hub id (perhaps in `$RUNG_HUB_MIRROR`).
 
     Raises `TokenizerError` when it cannot be had or has no end-of-text token.
     """
     local = Path(name).exists()
     where = name if local else PUBLISHED.get(name, name)
+    if not local and (mirrored := find_mirror(where)):
+        where, local = str(mirrored), True
     if name in _BUILDERS and not local:
         raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
     if not (local or _ON_HUB.fullmatch(where)):

@@ -7,7 +7,6 @@ docstring is often repeated, word for word, in another module of its own package
 import ast
 import errno
 import glob
-import os
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.corpus.files import file_facts, first_line, quiet_datasets
+from rung.device import MIRROR, find_mirror
 from rung.errors import CorpusError
 
 LEFT_OUT = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "pydoc_data"}
@@ -23,7 +23,6 @@ WIKITEXT = "Salesforce/wikitext"
 # The level-one heading ` = Title = ` opens an article; ` = = Section = = ` does not.
 ARTICLE = re.compile(r"^ = [^=](?:.*[^=])? = $")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-MIRROR = "RUNG_HUB_MIRROR"
 HUB_PATIENCE = 10.0  # seconds
 
 
@@ -165,10 +164,8 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
 
 
 def _find_local(path: str) -> Path | None:
-    candidates = [Path(path).expanduser()]
-    if mirror := os.environ.get(MIRROR):
-        candidates.insert(0, Path(mirror) / path)
-    return next((c for c in candidates if c.is_dir()), None)
+    own = Path(path).expanduser()
+    return find_mirror(path) or (own if own.is_dir() else None)
 
 
 def _load_folder(folder: Path, config: str | None, streaming: Streaming | None) -> dict[str, Any]:

@@ -56,17 +56,22 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """What the head makes of the last hidden states: `make_output` of its logits.
 
-        With `skip_logits` among the options the loss alone is made, and the logits never stand in memory.
+        With `skip_logits` among the options the loss alone is made, and the logits never stand in memory; but in
+        float16, whose small gradients the Trainer must scale up before they are made.
         """
         head = self.get_output_embeddings()
-        plain = type(head) is nn.Linear and head.bias is None
-        if labels is None or not options.get("skip_logits") or not plain:
+        kind = hidden.device.type
+        half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+        if labels is None or not options.get("skip_logits") or type(head) is not nn.Linear or half:
             return self.make_output(head(keep_logits(hidden, logits_to_keep)), labels, state, options)
         targets = options.get("shift_labels")
         if targets is None:
             targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         items = options.get("num_items_in_batch")
-        loss = linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets.flatten(), items)
+        states, weight = hidden.flatten(0, 1), head.weight
+        if head.bias is not None:  # one more channel, which is always 1
+            states, weight = F.pad(states, (0, 1), value=1.0), torch.cat([weight, head.bias[:, None]], dim=1)
+        loss = linear_cross_entropy(states, weight, targets.flatten(), items)
         return CausalLMOutputWithPast(loss=loss, past_key_values=self._kept(state, options))
 
     def make_output(

@@ -30,6 +30,7 @@ class RNNConfig(PreTrainedConfig):
     num_hidden_layers: int = 1
     cell: str = "lstm"
     dropout: float = 0.0  # of embeddings, between layers, and before the head
+    head_bias: bool = False  # a number for each token, added to its logit
     initializer_range: float = 0.02
     max_position_embeddings: int = 256  # tokens it is trained on at a time; it can read on
     use_cache: bool = True
@@ -48,7 +49,7 @@ class RNNForCausalLM(StatefulModel):
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
         self.recurrence = Recurrence(config)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

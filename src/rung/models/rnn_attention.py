@@ -19,11 +19,16 @@ from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
 
 class RNNAttentionConfig(RNNConfig):
-    """An RNN's configuration, and over how many heads its states are compared."""
+    """An RNN's configuration, over how many heads its states are compared, and whether as they are.
+
+    With `plain_attention` a state is its own query, key and value, and what attention finds takes its place: nothing
+    is projected, and nothing added to the state. So it is in the book's chapter; it learns less (`recipes/book`).
+    """
 
     model_type = "rung-rnn-attention"
 
     num_attention_heads: int = 1
+    plain_attention: bool = False
 
 
 class RNNAttentionForCausalLM(StatefulModel):
@@ -42,10 +47,11 @@ class RNNAttentionForCausalLM(StatefulModel):
             raise RecipeError(f"hidden_size {width} cannot be divided by {config.num_attention_heads} attention heads")
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.recurrence = Recurrence(config)
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.mix = nn.Linear(width, width, bias=False)
+        if not config.plain_attention:
+            self.query_key_value = nn.Linear(width, 3 * width, bias=False)
+            self.mix = nn.Linear(width, width, bias=False)
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.head = nn.Linear(width, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
     @property
@@ -87,11 +93,13 @@ class RNNAttentionForCausalLM(StatefulModel):
         embedded = self.dropout(self.embedding(input_ids))  # B T D
         past = past_key_values.tensors if past_key_values else ()
         hidden, memory = self.recurrence(embedded, real, past[2:] or None)
-        q, k, v = (split_heads(t, self.config.num_attention_heads) for t in self.query_key_value(hidden).chunk(3, -1))
+        plain = self.config.plain_attention
+        compared = [hidden] * 3 if plain else self.query_key_value(hidden).chunk(3, -1)
+        q, k, v = (split_heads(t, self.config.num_attention_heads) for t in compared)
         if past:
             k, v = (torch.cat([old.to(new), new], dim=2) for old, new in zip(past[:2], (k, v), strict=True))  # B H S K
         seen = attend(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]))
-        hidden = hidden + self.mix(join_heads(seen))
+        hidden = join_heads(seen) if plain else hidden + self.mix(join_heads(seen))
         return self.predict(self.dropout(hidden), labels, logits_to_keep, State((k, v, *memory), k.shape[2]), options)
 
 

@@ -165,8 +165,13 @@ def _keep(
 
 def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
     """The faster one here, for all processes: two that find otherwise cannot add up their gradients. A run goes on in
-    the one that it was begun in.
+    the one that it was begun in. Float16 is for a GPU: without one, what was asked to be in it is not.
     """
+    if settings.arguments.get("fp16"):
+        if choose_device().type != "cpu":
+            return settings
+        logger.warning("train.fp16 needs a GPU: without one this run is in bfloat16 or float32, the faster here")
+        settings = replace(settings, arguments={k: v for k, v in settings.arguments.items() if k != "fp16"})
     if "bf16" in settings.arguments:
         return settings
     bf16 = standing.bf16 if standing else ranks.from_main(lambda: has_fast_bfloat16(choose_device()))
