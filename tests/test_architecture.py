@@ -9,7 +9,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "rung"
 FLOORS = (
     ("errors",),
-    ("figures", "ranks"),
+    ("figures", "hub", "ranks"),
     ("runs", "device"),
     ("compiled", "corpus", "tokenizer", "pack"),
     ("models",),

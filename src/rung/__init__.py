@@ -1,7 +1,24 @@
 """rung climbs the ladder of language models, from a bigram to Llama 3, on your own text.
 
->>> import rung.models                                    # teaches Auto* the rungs of rung
+>>> import rung
 >>> model, tokenizer = rung.models.load("runs/my-run")    # any run, any rung
+
+A module of rung is imported when it is first asked for: `import rung` alone takes no time. `import rung.models`
+teaches transformers' `Auto*` classes the rungs that are rung's own.
 """
 
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import Any
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in __dir__():
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))]

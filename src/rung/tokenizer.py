@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from rung import hub
 from rung.device import count_cores, find_mirror
 from rung.errors import TokenizerError, did_you_mean
 
@@ -30,7 +31,6 @@ logger = logging.getLogger(__name__)
 State = TypeVar("State")
 
 ENCODED_AT_ONCE = 32  # documents
-HUB_PATIENCE = 10.0  # seconds
 
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<unk>"
 
@@ -88,13 +88,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         where, local = str(mirrored), True
     if name in _BUILDERS and not local:
         raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
-    if not (local or _ON_HUB.fullmatch(where)):
+    if not local and (hub.is_place(where) or "/" not in where):
         missing = f"no such folder: {name!r}" if "/" in name else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
         raise TokenizerError(f"unknown tokenizer {name!r}: {missing}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             where,
-            local_files_only=not local and not _answers(where),
+            local_files_only=not local and not hub.answers(where),
             padding_side="left",
             clean_up_tokenization_spaces=False,  # decoding gives back what was encoded, no tidier
         )
@@ -256,20 +256,6 @@ def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     return tokenizer, trainer
 
 
-def _answers(where: str) -> bool:
-    """Whether the Hub says anything about the repository, be it no: else asking for files takes most of a minute."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().model_info(where, timeout=HUB_PATIENCE)
-    except HfHubHTTPError:
-        return True
-    except Exception:  # no network, no name service, a firewall, offline mode: each client has its own kinds
-        return False
-    return True
-
-
 def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())  # as Python's str.split
     tokenizer.normalizer = normalizers.Lowercase()
@@ -313,7 +299,6 @@ _LOSSY = {
         *("Metaspace", "Strip", "Prepend", "Replace"),  # as SentencePiece marks spaces: a mark in the text is one too
     },
 }
-_ON_HUB = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _switched = threading.Lock()  # whoever holds it may switch a tokenizer's settings for a moment
 
 

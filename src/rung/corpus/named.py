@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rung import hub
 from rung.corpus.files import file_facts, first_line, quiet_datasets
 from rung.device import MIRROR, find_mirror
 from rung.errors import CorpusError
@@ -23,7 +24,6 @@ WIKITEXT = "Salesforce/wikitext"
 # The level-one heading ` = Title = ` opens an article; ` = = Section = = ` does not.
 ARTICLE = re.compile(r"^ = [^=](?:.*[^=])? = $")
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-HUB_PATIENCE = 10.0  # seconds
 
 
 def read_docs() -> Iterator[tuple[str, str]]:
@@ -116,7 +116,7 @@ def load_splits(path: str, config: str | None, streaming: Streaming | None = Non
     A folder of the same layout may stand for the Hub: `path` itself, or `$RUNG_HUB_MIRROR/ORG/NAME`.
     Raises `CorpusError` when it cannot be had.
     """
-    local = _find_local(path)
+    local = _find_place(path)
     try:
         with quiet_datasets():
             found = _load_folder(local, config, streaming) if local else _load_from_hub(path, config, streaming)
@@ -137,12 +137,12 @@ def find_revision(path: str) -> str:
 
     Raises `CorpusError` when the Hub does not say.
     """
-    if local := _find_local(path):
+    if local := _find_place(path):
         return file_facts(sorted(p for p in local.rglob("*") if p.is_file()))
     from huggingface_hub import HfApi
 
     try:
-        return str(HfApi().dataset_info(path, timeout=HUB_PATIENCE).sha)
+        return str(HfApi().dataset_info(path, timeout=hub.PATIENCE).sha)
     except Exception as error:  # no network, no such data set, a gate: each client has its own kinds
         raise CorpusError(
             f"the data set {path!r} cannot be streamed: {first_line(error)}; check the name and the network, or use a "
@@ -163,9 +163,16 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(article)
 
 
-def _find_local(path: str) -> Path | None:
+def _find_place(path: str) -> Path | None:
+    """The folder that stands for the data set; None where the Hub is to be asked.
+
+    Raises `CorpusError` for a folder that is not there.
+    """
     own = Path(path).expanduser()
-    return find_mirror(path) or (own if own.is_dir() else None)
+    found = find_mirror(path) or (own if own.is_dir() else None)
+    if found is None and hub.is_place(path):
+        raise CorpusError(f"no such folder: {path!r}, and as a data set of the Hub it would be called ORG/NAME")
+    return found
 
 
 def _load_folder(folder: Path, config: str | None, streaming: Streaming | None) -> dict[str, Any]:
@@ -196,7 +203,7 @@ def _load_from_hub(path: str, config: str | None, streaming: Streaming | None) -
     if streaming:
         return dict(datasets.load_dataset(path, config, revision=streaming.revision, streaming=True))
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not _answers(path)  # else it would try again for half a minute
+    datasets.config.HF_HUB_OFFLINE = before or not hub.answers(path, "dataset")
     try:
         return dict(datasets.load_dataset(path, config))
     except ConnectionError as error:
@@ -206,17 +213,3 @@ def _load_from_hub(path: str, config: str | None, streaming: Streaming | None) -
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before
-
-
-def _answers(path: str) -> bool:
-    """Whether the Hub says anything about the data set, be it no."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        HfApi().dataset_info(path, timeout=HUB_PATIENCE)
-    except HfHubHTTPError:
-        return True
-    except Exception:  # no network, no name service, a firewall, offline mode: each client has its own kinds
-        return False
-    return True

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rung import runs
+from rung import hub, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
@@ -183,17 +183,21 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     `settings` are fields of its configuration that are to be other than they were saved. Raises `RunError` when it
     is none of these or its files are damaged.
     """
-    where = str(path)
-    if not Path(where).is_dir() and (Path(where).exists() or where.count("/") != 1 or where.startswith((".", "/"))):
+    where = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    is_folder = Path(where).is_dir()
+    if not is_folder and (hub.is_place(where) or "/" not in where):
         raise RunError(f"no run at {where}: `rung runs` lists what there is")
     if (Path(where) / "params.json").exists() and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} is in Meta's own format: write it in ours with `rung export {where} OUT --to hf`")
-    if Path(where).is_dir() and not (Path(where) / "config.json").exists():
+    if is_folder and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
+    here = {"local_files_only": is_folder or not hub.answers(where)}
     try:
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, **here)
     except Exception as error:  # no network, no such repository, damaged JSON
-        raise RunError(f"{where} could not be read: {_first_line(error)}") from error
+        unreachable = here["local_files_only"] and not is_folder
+        why = "it is no folder here, and the Hub cannot be reached" if unreachable else _first_line(error)
+        raise RunError(f"{where} could not be read: {why}") from error
     known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
     rung = known.get(config.model_type)
     if rung is None:
@@ -201,7 +205,7 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
         with _quietly():
-            model, report = rung.model.from_pretrained(where, output_loading_info=True, **(settings or {}))
+            model, report = rung.model.from_pretrained(where, output_loading_info=True, **here, **(settings or {}))
     except Exception as error:  # safetensors, missing or mismatched weights
         raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
     if report["missing_keys"] or report["mismatched_keys"]:
