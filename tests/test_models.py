@@ -12,6 +12,7 @@ import transformers
 from conftest import NEURAL, SENTENCES, TINY, VARIANTS
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rung import runs
 from rung.errors import RecipeError, RunError
 from rung.models import BESIDE, LADDER, build_model, count_parameters, load, make_config, match_parameters
 from rung.models.rnn import CELLS
@@ -441,3 +442,27 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
 def test_every_rung_has_its_idea():
     assert sorted(LADDER | BESIDE) == sorted(RUNGS)
     assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == ["bigram", "ngram", "infini-gram"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_opens_in_a_pipeline_and_ends_where_its_window_does(name, make_tiny, tokenizer, tmp_path):
+    from transformers import pipeline
+
+    runs.save_model(tmp_path, make_tiny(name), tokenizer)
+    pipe = pipeline("text-generation", str(tmp_path), do_sample=False)  # of stock transformers where it ships the model
+    model = pipe.model
+    assert model.generation_config.max_length == make_tiny(name).context_length
+    model.generation_config.eos_token_id = None  # so that nothing ends before the window does
+    assert pipe("the cat sat")[0]["generated_text"].startswith("the cat sat")
+    if window := model.generation_config.max_length:
+        assert len(pipe("the cat sat", return_tensors=True)[0]["generated_token_ids"]) == window
+        with pytest.raises(ValueError, match=f"`max_length` is set to {window}"):
+            pipe("the cat sat on the mat " * 20)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3", "swaps"])
+def test_writing_beyond_the_window_is_one_clear_error(name, make_tiny):
+    model = make_tiny(name)
+    model.generation_config.eos_token_id = None
+    with pytest.raises(ValueError, match="65 tokens, but this model reads 64: shorten the text"):
+        model.generate(torch.tensor([[0, 5, 6]]), max_new_tokens=100, do_sample=False)

@@ -98,6 +98,8 @@ def test_an_override_reaches_the_recipe_itself():
         ({"rung": "gpt2", "minutes": "soon"}, [], "minutes is 'soon'"),
         ({"rung": "gpt2", "steps": 1.5}, [], "steps is 1.5: it must be a positive whole number"),
         ({"rung": "gpt2", "steps": 5, "minutes": 1}, [], "both given"),
+        ({"rung": "gpt2", "seed": -1}, [], "seed is -1: it must be a whole number from 0"),
+        ({"rung": "gpt2"}, ["seed=0.5"], "seed is 0.5"),
         ({"rung": "gpt2"}, ["learning_rate"], "write key=value"),
         ({"rung": "gpt2"}, ["learning_rat=1"], "gpt2 has no such setting; did you mean 'learning_rate'"),
         ({"rung": "gpt2"}, ["corpus.x=1"], "'corpus' has no keys"),

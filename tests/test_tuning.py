@@ -195,11 +195,11 @@ def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
         Tuning(base="x", train={"learning_rat": 1})
     with pytest.raises(RunError, match="answers nothing yet"):
         tune(Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")), tmp_path / "c")
-    assert not any(path.exists() for path in (tmp_path / "a", tmp_path / "b", tmp_path / "c"))
     long = [{"messages": [{"role": "user", "content": f"{i} cat" * 99}, talk(0)[1]]} for i in range(9)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
     with pytest.raises(CorpusError, match="no answer begins within the 64 tokens"):
         tune(Tuning(base=str(ground / "llama3"), data=str(tmp_path / "long.jsonl"), steps=1), tmp_path / "d")
+    assert not any((tmp_path / name).exists() for name in "abcd")
     made = rung("tune", ground / "llama3", talks, "--out", ground / "gpt2")
     assert made.returncode == 2
     assert "not empty" in made.stderr

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rung import ranks
-from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, resumable, verb
+from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, check_given, resumable, verb
 from rung.cli.output import say, say_next, suggest_prompt
 
 
@@ -31,8 +31,8 @@ def climb(
 
     make_quiet()
     text = {"corpus": corpus, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
-    _check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
-    _check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
+    check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
+    check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
     if between:
         folder = out or Path("runs") / "-".join((_slug(corpus), *between))
         many = range(seed, seed + (3 if seeds is None else seeds))
@@ -86,14 +86,6 @@ def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
         return
     show(swaps_table(read_swaps(folders), folders))
     say(f"\nReport: {plan.folder / REPORT}")
-
-
-def _check_given(what: str, options: dict[str, Any]) -> None:
-    from rung.errors import RecipeError
-
-    given = [name for name, value in options.items() if value not in (None, "", [])]
-    if given:
-        raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
 
 @verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256", spreads=True)
@@ -167,7 +159,7 @@ def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
     from rung.recipe.making import read_begun
 
     beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
-    _check_given("--resume goes on with the run's own recipe:", beyond)
+    check_given("--resume goes on with the run's own recipe:", beyond)
     return read_begun(folder)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from rung import ranks
 from rung.cli.output import can_print, escape_controls, set_quiet, write_resuming
-from rung.errors import RungError
+from rung.errors import RecipeError, RungError
 
 app = typer.Typer(
     name="rung",
@@ -115,6 +115,13 @@ def fail(message: str, code: int) -> None:
     if ranks.is_main() or code != 130:
         print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
+
+
+def check_given(what: str, options: dict[str, Any]) -> None:
+    """Raise `RecipeError`, after `what`, where one of the options was given."""
+    given = [name for name, value in options.items() if value not in (None, "", [])]
+    if given:
+        raise RecipeError(f"{what} {', '.join(given)}: leave it out")
 
 
 def print_json(facts: dict[str, Any]) -> None:

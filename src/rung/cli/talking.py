@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.command import Run, Seed, resumable, verb
+from rung.cli.command import Run, Seed, check_given, resumable, verb
 from rung.cli.output import escape_controls, print_text, say, say_next
 
 COMMANDS = """/reset          forget what was said
@@ -26,20 +26,24 @@ def tune(
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
     preference: Annotated[
-        str, typer.Option(help="JSON lines of prompt, chosen, rejected: teach a tuned run which answer is better.")
+        str,
+        typer.Option(
+            help="JSON lines of prompt, chosen, rejected: teach a tuned run which answer is better. It goes once "
+            "through them, into RUN-preferred, and takes no DATA, --steps, --minutes or --set."
+        ),
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="The new run's folder; RUN-chat by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The new run's folder; by default RUN-chat, with --preference RUN-preferred.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     set_: Annotated[list[str] | None, typer.Option("--set", help="A field of TrainingArguments: key=value.")] = None,
-    seed: Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Where randomness starts; 0 by default.")] = None,
 ) -> None:
     """Make a chat model of a run, and say what that changed."""
-    from rung.cli.display import make_quiet, tuning_table
+    from rung.cli.display import make_quiet
     from rung.cli.progress import Display
-    from rung.cli.tables import show
 
     make_quiet()
-    from rung import runs
     from rung.errors import RecipeError
     from rung.recipe import read_override
     from rung.recipe.making import check_unused
@@ -50,31 +54,37 @@ def tune(
         raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
     base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
     folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
+    given: dict[str, Any] = {"steps": steps, "minutes": minutes, "seed": seed}
+    given |= {"data": data or None, "preference": preference or None}
+    given = {key: value for key, value in given.items() if value is not None}
     if resume:
+        options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()} | {"--set": set_}
+        check_given("--resume goes on as the run was begun:", options)
         plan = read_begun(folder)
     else:
-        given: dict[str, Any] = {"steps": steps, "minutes": minutes}
-        given |= {"data": data or None, "preference": preference or None}
-        given = {key: value for key, value in given.items() if value is not None}
-        plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), seed=seed, **given)
+        plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), **given)
         check_unused(folder)
     with resumable("tune", folder), Display() as display:
         if not make(plan, folder, lambda stage: display.tell(folder.name, stage)):
             raise KeyboardInterrupt
+    _show_tuned(folder)
+
+
+def _show_tuned(folder: Path) -> None:
+    """What tuning changed, the best answers and the worst."""
+    from rung import runs
+    from rung.cli.display import tuning_table
+    from rung.cli.tables import show
+
     record = runs.read_record(folder)
     show(tuning_table(record))
-    _show_answers(record["tune"])
-    say("")
-    say_next("chat", folder)
-
-
-def _show_answers(tuned: dict[str, Any]) -> None:
-    """The best answers and the worst."""
     for title in ("best", "worst"):
-        for answer in tuned.get(title, []):
+        for answer in record["tune"].get(title, []):
             given = answer["given"].strip() or "(nothing)"
             say(f"\n{title:<6} {answer['question']}\n       {given}")
             say(f"       expected: {answer['expected']}")
+    say("")
+    say_next("chat", folder)
 
 
 @verb("rung chat runs/python-docs/llama3-chat")

@@ -35,7 +35,7 @@ from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
 from rung.train import check_activations, check_arguments, check_carry_state, check_lora
 
-__all__ = ["Recipe", "make_recipe", "read_override", "read_recipe"]
+__all__ = ["Recipe", "check_seed", "make_recipe", "read_override", "read_recipe"]
 
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 
@@ -93,6 +93,7 @@ class Recipe:
             check_carry_state(find_rung(self.rung).model, self.train)
         if not find_rung(self.rung).counts:
             check_activations(self.rung, find_rung(self.rung).model, self.train)
+        check_seed(self.seed)
         _check_positive("minutes", self.minutes, float)
         _check_positive("steps", self.steps, int)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
@@ -165,6 +166,12 @@ def _check_base(recipe: Recipe) -> None:
             f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with nothing to go on from: "
             "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram --from FILE`"
         )
+
+
+def check_seed(seed: Any) -> None:
+    """Raise `RecipeError` for what numpy, which is seeded too, cannot begin with."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed is {seed!r}: it must be a whole number from 0 to {2**32 - 1}")
 
 
 def _check_positive(name: str, value: Any, kind: type) -> None:

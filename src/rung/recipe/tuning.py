@@ -36,6 +36,7 @@ from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
+from rung.recipe import check_seed
 from rung.recipe.base import describe_base
 from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
 from rung.recipe.scoring import read_own
@@ -69,12 +70,16 @@ class Tuning:
 
     def __post_init__(self) -> None:
         if self.preference and (self.minutes or self.steps or self.train or self.data != DEFAULT):
-            raise RecipeError("--preference goes once through its pairs: leave out DATA, --minutes, --steps and --set")
+            raise RecipeError(
+                f"--preference {self.preference} goes once through its pairs, at a rate of its own: leave out DATA, "
+                "--minutes, --steps and --set"
+            )
         if self.minutes is not None and self.steps is not None:
             raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
         for name, value in (("minutes", self.minutes), ("steps", self.steps)):
             if value is not None and not 0 < value < math.inf:
                 raise RecipeError(f"{name} is {value}: it must be positive")
+        check_seed(self.seed)
         check_arguments(self.train)
 
 
