@@ -144,15 +144,77 @@ def test_a_split_left_empty_takes_its_neighbour(tmp_path, monkeypatch, places):
 
 
 def test_the_usual_cut_is_by_place_alone(tmp_path):
-    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(2000))))), "lines")
+    lines = "\n".join(f"line {i} of two thousand, and of some length as lines go" for i in range(2000))
+    corpus = load_corpus(str(write(tmp_path / "a.txt", lines)), "lines")
     bounds = {"test": (0, 0.05), "validation": (0.05, 0.1), "train": (0.1, 1)}
     for split, (low, high) in bounds.items():
         assert all(low <= files.hash_unit(text) < high for text in corpus.split(split)["text"])
 
 
+def place_of(corpus):
+    return {text: split for split in SPLITS for text in corpus.split(split)["text"]}
+
+
+def test_a_small_text_holds_out_more_and_gives_it_back_as_it_grows(tmp_path):
+    """From a few documents to many: test is never too small to say something, and nothing moves towards test."""
+    before, order = {}, list(reversed(SPLITS))
+    for paragraphs in (100, 250, 500, 1000):
+        corpus = load_corpus(str(write(tmp_path / "a.txt", make_text(paragraphs, between="\n"))), "lines")
+        assert len(set(corpus.test["text"])) >= stored.TEST_DOCUMENTS
+        assert corpus.bytes["test"] >= min(stored.TEST_BYTES, 0.1 * sum(corpus.bytes.values()))
+        assert len(corpus.train) > 0.6 * len(texts(corpus))
+        after = place_of(corpus)
+        moved = [(before[t], after[t]) for t in before.keys() & after.keys() if before[t] != after[t]]
+        assert all(order.index(there) > order.index(here) for here, there in moved)
+        before = after
+    again = load_corpus(str(write(tmp_path / "a.txt", make_text(1400, between="\n"))), "lines")
+    assert all(place_of(again)[text] == split for text, split in before.items())
+
+
+@pytest.mark.parametrize("size", [8_000, 20_000, 60_000, 200_000])
+def test_a_small_file_has_a_test_split_that_says_something(tmp_path, size):
+    """A file of 20 kB had one test document."""
+    corpus = load_corpus(str(write(tmp_path / "a.txt", make_text(size // 90)[:size])))
+    assert len(set(corpus.test["text"])) >= min(stored.TEST_DOCUMENTS, size // 4000)
+    assert corpus.bytes["test"] >= min(stored.TEST_BYTES, size / 12)
+    assert corpus.bytes["train"] > 0.55 * size
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3])
+def test_a_share_that_is_asked_for_is_held_out(tmp_path, share):
+    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines", held_out=share)
+    for split in ("validation", "test"):
+        assert len(corpus.split(split)) == pytest.approx(3000 * share, rel=0.3)
+
+
+def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
+    """A file given to KenLM is counted whole."""
+    path = str(write(tmp_path / "a.txt", make_text(100)))
+    corpus = load_corpus(path, held_out=0)
+    assert "".join(corpus.train["text"]) == Path(path).read_text()
+    assert (len(corpus.validation), len(corpus.test), corpus.bytes["test"]) == (0, 0, 0)
+    assert corpus.fingerprint != load_corpus(path).fingerprint
+    assert list(load_corpus(str(write(tmp_path / "b.txt", "one line")), held_out=0).train["text"]) == ["one line"]
+    for name in ("train", "test"):
+        write(tmp_path / f"own/{name}.txt", name)
+    with pytest.raises(CorpusError, match="held_out is 0, but .*own has splits of its own: leave it out"):
+        load_corpus(str(tmp_path / "own"), held_out=0)
+
+
+@pytest.mark.parametrize("documents", ["lines", "paragraphs"])
+def test_a_text_of_equal_documents_is_called_so(tmp_path, documents):
+    """The advice was to give more text, or to try what was tried."""
+    path = write(tmp_path / "a.txt", "the same line, over and over again, fifty bytes.\n" * 1000)
+    with pytest.raises(
+        CorpusError, match="too little text .* all documents are equal, one line 1,000 times; give text"
+    ):
+        load_corpus(str(path), documents)
+
+
 def test_whole_files_are_every_split(tmp_path):
     corpus = load_corpus(str(write(tmp_path / "a.txt", "one line")), whole=True)
     assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["one line"]] * 3
+    assert corpus.is_whole
     with pytest.raises(CorpusError, match="no split 'trian'"):
         corpus.split("trian")
 
@@ -357,7 +419,8 @@ def read_stream(corpus, state=None):
 @pytest.mark.parametrize("names", [("train",), ("train", "validation"), ("train", "validation", "test")])
 def test_a_stream_is_the_data_set(hub, small_reads, names):
     write_shards(hub / "my/set", ROWS * 3, names=names)
-    stored, streamed = load_corpus("hf:my/set"), load_corpus("stream:my/set")
+    share = None if "validation" in names else 0.05  # a stored text that is small would hold out more
+    stored, streamed = load_corpus("hf:my/set", held_out=share), load_corpus("stream:my/set")
     for split in SPLITS:
         assert list(streamed.split(split)["text"]) == list(stored.split(split)["text"])
     assert read_stream(streamed) == list(stored.train["text"]) == read_stream(stored)

@@ -1,9 +1,9 @@
 """Text in, documents out: every source as train, validation and test splits of whole documents.
 
-Where a source has no splits of its own they are cut by a hash of each document, so that adding text
-never moves a document from one split to another. Documents are written once to an Arrow file and
-memory-mapped from there (`datasets`), so memory does not grow with the corpus; of a stream from the Hub only
-the beginning is, and the rest is read as it arrives.
+Where a source has no splits of its own they are cut by a hash of each document, so that adding text does not move a
+document from one split to another; a small text, which holds out more, moves some as it grows (`HeldOut`).
+Documents are written once to an Arrow file and memory-mapped from there (`datasets`), so memory does not grow
+with the corpus; of a stream from the Hub only the beginning is, and the rest is read as it arrives.
 """
 
 import functools
@@ -21,13 +21,17 @@ from rung.corpus.files import DocumentKind
 from rung.corpus.notes import Notes, join_lines, show_path
 from rung.corpus.stored import (
     SPLITS,
+    HeldOut,
     Reader,
+    choose_held_out,
     count_distinct,
     cut,
     find_border,
+    hold_out_nothing,
     keep_notes,
     measure,
     read_batches,
+    says_something,
     store,
     store_splits,
 )
@@ -42,8 +46,8 @@ __all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "load_corpus"]
 
 logger = logging.getLogger(__name__)
 
-HELD_OUT = 0.05  # of the documents, for validation and again for test
-HELD_OUT_PACKAGES = 0.1  # of the packages: there are few of them, and most are small
+HELD_OUT = HeldOut(0.05, 0.05)
+HELD_OUT_PACKAGES = HeldOut(0.1, 0.1)  # of the packages: there are few of them, and most are small
 
 CORPORA = {
     "python-docs": "the running Python's language reference and docstrings, 2 MB (the default)",
@@ -74,6 +78,7 @@ class Corpus:
     fingerprint: str
     stream: Stream | None = None
     notes: tuple[str, ...] = ()
+    is_whole: bool = False  # every split is all of it
 
     def split(self, name: str) -> "Dataset":
         """One split by name."""
@@ -110,13 +115,16 @@ def load_corpus(
     documents: DocumentKind = "paragraphs",
     *,
     whole: bool = False,
+    held_out: float | None = None,
     column: str | None = None,
     encoding: str | None = None,
 ) -> Corpus:
     """The corpus that `source` names (see `CORPORA`; several are paths); `documents` is what one is in plain text.
 
     `column` is the text column of tables, `encoding` that of files. `whole` keeps files that have no splits of their
-    own in one piece, as every split: for scoring. Raises `CorpusError` when it cannot be read or is too small to split.
+    own in one piece, as every split: for scoring. `held_out` is the share of the documents that is cut off for
+    validation and again for test (0: none is, and these splits are empty); left out, it is chosen (`HeldOut`).
+    Raises `CorpusError` when it cannot be read or is too small to split.
     """
     reading = files.Reading(documents=documents, column=column, encoding=encoding)
     sources = [source] if isinstance(source, str) else list(source)
@@ -124,19 +132,22 @@ def load_corpus(
     title, notes = name_sources(sources), _Notes()
     stream = None
     if sources[0].startswith("stream:"):
-        splits, key, stream = _read_stream(open_stream(sources[0], column))
+        splits, key, stream = _read_stream(open_stream(sources[0], column), held_out)
     elif own := _read_named_splits(sources, reading, notes):
-        splits, key = _store_own(own, title)
+        splits, key = _store_own(own, title, held_out)
+    elif whole and is_path(sources[0]):
+        splits, key = _read_whole(sources, reading, notes)
     else:
-        splits, key = _read_and_cut(sources, reading, whole, notes)
-    for split in SPLITS:
+        splits, key = _read_and_cut(sources, reading, held_out, notes)
+    for split in SPLITS if held_out != 0 else ("train",):
         if len(splits[split]) == 0:
             raise CorpusError(f"{title} has no text in its {split} split")
-    splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
     facts = measure(splits, _folder(), key, stream.key if stream else "")
     lines = (*notes.finding.lines(), *keep_notes(join_lines(notes.readings.values()), _folder(), key))
     _say(title, lines)
-    return Corpus(name=title, stream=stream, notes=lines, **splits, **facts)
+    is_whole = splits["train"] is splits["test"]
+    splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
+    return Corpus(name=title, stream=stream, notes=lines, is_whole=is_whole, **splits, **facts)
 
 
 @dataclass(frozen=True)
@@ -184,57 +195,94 @@ def name_sources(sources: Sequence[str]) -> str:
     return first if len(sources) == 1 else f"{first} and {len(sources) - 1:,} more"
 
 
-def _read_stream(stream: Stream) -> tuple[dict[str, "Dataset"], str, Stream]:
+def _read_stream(stream: Stream, held_out: float | None) -> tuple[dict[str, "Dataset"], str, Stream]:
     """The beginning of the stream as splits, what names it, and the stream without what is held out."""
     key = f"stream {stream.key}"
     if not stream.held_out_rows:
-        splits, key = _cut(stream.read_beginning, stream.source, key, HELD_OUT)
-        return splits, key, replace(stream, train_from=find_border(splits, HELD_OUT))
+        share = HELD_OUT.test if held_out is None else held_out  # no more, where its beginning is small: it goes on
+        splits, key = _cut(stream.read_beginning, stream.source, key, share)
+        return splits, key, replace(stream, train_from=find_border(splits, share) if share else 0.0)
     own: dict[str, tuple[Reader, str]] = {"train": (stream.read_beginning, key)}
     for name in stream.held_out_rows:
         own[name] = (functools.partial(stream.read_held_out, name), f"{name} {key}")
-    return *_store_own(own, stream.source), stream
+    return *_store_own(own, stream.source, held_out), stream
 
 
-def _store_own(own: dict[str, tuple[Reader, str]], source: str) -> tuple[dict[str, "Dataset"], str]:
+def _store_own(
+    own: dict[str, tuple[Reader, str]], source: str, held_out: float | None
+) -> tuple[dict[str, "Dataset"], str]:
     """Splits that the source itself names; one that is held out may stand for the other."""
-    held_out = own.get("test") or own.get("validation")
-    if held_out is None:
-        return _cut(own["train"][0], source, own["train"][1], HELD_OUT)
-    own = {"validation": held_out, "test": held_out} | own
+    other = own.get("test") or own.get("validation")
+    if other is None:
+        return _cut(own["train"][0], source, own["train"][1], held_out)
+    if held_out is not None:
+        raise CorpusError(f"held_out is {held_out}, but {source} has splits of its own: leave it out")
+    own = {"validation": other, "test": other} | own
     stored = {name: store(read, _folder(), key) for name, (read, key) in own.items()}
     return stored, json.dumps({name: key for name, (_, key) in own.items()})
 
 
+def _read_whole(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tuple[dict[str, "Dataset"], str]:
+    _, read, key = _find(sources, reading, notes)
+    return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
+
+
 def _read_and_cut(
-    sources: Sequence[str], reading: files.Reading, whole: bool, notes: _Notes
+    sources: Sequence[str], reading: files.Reading, held_out: float | None, notes: _Notes
 ) -> tuple[dict[str, "Dataset"], str]:
     source = sources[0]
     if source in PYTHON:
-        return _cut(PYTHON[source], source, f"{source} {sys.version} {sys.prefix}", HELD_OUT_PACKAGES)
+        return _cut(PYTHON[source], source, f"{source} {sys.version} {sys.prefix}", held_out)
+    found, read, key = _find(sources, reading, notes)
+    fine = _file_reader(found, reading, notes, files.FINE), f"fine {key}"
+    shown = show_path(source) if len(sources) == 1 else name_sources(sources)
+    is_prose = reading.documents == "paragraphs" and not any(map(files.is_table, found))
+    return _cut(read, shown, key, held_out, fine, refine=is_prose)
+
+
+def _find(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tuple[list[Path], Reader, str]:
+    """The files, what reads them, and what names them; those that cannot be read are noted."""
     found, skipped = files.find_files(sources)
     for path in skipped:
         notes.finding.add("skipped {count} file{s}", show_path(path))
-    read, key = _file_reader(found, reading, notes), _file_key(found, reading)
-    if whole:
-        return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
-    fine = _file_reader(found, reading, notes, files.FINE), f"fine {key}"
-    shown = show_path(source) if len(sources) == 1 else name_sources(sources)
-    return _cut(read, shown, key, HELD_OUT, fine)
+    return found, _file_reader(found, reading, notes), _file_key(found, reading)
+
+
+def _as_shares(held_out: float | None, source: str) -> HeldOut:
+    if held_out is None:
+        return HELD_OUT_PACKAGES if source in PYTHON else HELD_OUT
+    return HeldOut(held_out, held_out)
 
 
 def _cut(
-    read: Reader, source: str, key: str, held_out: float, fine: tuple[Reader, str] | None = None
+    read: Reader,
+    source: str,
+    key: str,
+    held_out: float | None,
+    fine: tuple[Reader, str] | None = None,
+    *,
+    refine: bool = False,
 ) -> tuple[dict[str, "Dataset"], str]:
-    """The documents as splits by place, and what names them; `fine` gives more documents where they are too few."""
-    splits = store_splits(read, _folder(), key, held_out)
-    if all(len(rows) for rows in splits.values()):
-        return splits, f"cut {held_out} {key}"
+    """The documents as splits by place, and what names them.
+
+    Where no share is asked for and the test split would say too little, more is held out. `fine` gives more documents
+    where they are too few to be cut, and with `refine` where they are too few to say something.
+    """
+    if held_out == 0:
+        return hold_out_nothing(store(read, _folder(), key)), f"all of {key}"
+    shares = _as_shares(held_out, source)
+    splits = store_splits(read, _folder(), key, shares)
+    if all(len(rows) for rows in splits.values()) and (held_out is not None or says_something(splits["test"])):
+        return splits, f"cut {shares} {key}"
     everything = store(read, _folder(), key)
-    if fine and count_distinct(everything) < len(SPLITS):
-        everything = store(fine[0], _folder(), fine[1])
-        key = fine[1]
-    return cut(everything, source, held_out), f"cut {held_out} {key}"
+    chosen = choose_held_out(everything, shares) if held_out is None else shares
+    few = count_distinct(everything) < len(SPLITS)
+    if refine and not few and held_out is None:
+        few = not says_something(cut(everything, source, chosen)["test"])
+    if fine and few:
+        everything, key = store(fine[0], _folder(), fine[1]), fine[1]
+        chosen = choose_held_out(everything, shares) if held_out is None else shares
+    return cut(everything, source, chosen), f"cut {chosen} {key}"
 
 
 def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> dict[str, tuple[Reader, str]]:

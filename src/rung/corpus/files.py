@@ -132,6 +132,11 @@ def is_readable_kind(path: Path) -> bool:
     return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
+def is_table(path: Path) -> bool:
+    """Whether its rows are its documents."""
+    return kind_suffix(path) in TABLE_SUFFIXES
+
+
 def file_facts(found: list[Path]) -> str:
     """Changes when a file does, even where its old size and time were put back."""
     return json.dumps([(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)])

@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +23,33 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-LAYOUT = 4  # one more whenever the same source is read differently: what was stored before is left
+LAYOUT = 5  # one more whenever the same source is read differently: what was stored before is left
 WRITTEN_AT_ONCE = 1 << 21  # characters of documents in memory before they are written
 READ_AT_ONCE = 1 << 16  # bytes of documents that are read together, about
 FEW = 16
+TEST_BYTES = 4_000  # that a test split should have, and that many different documents: fewer say next to nothing
+TEST_DOCUMENTS = 10
+LARGEST_TEST = 0.2  # of the documents
 
 Reader = Callable[[], Iterator[tuple[str, str]]]  # (text, the group that must stay on one side)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What share of the documents is the test split, and what share validation: those of the lowest places, test first.
+
+    A text that is too small for its test split to say anything holds out more: `larger`. It goes to twice the share and
+    to four times, and to nothing between, so that as the text grows documents stay where they are but for those two
+    moments; there they move from test to validation or train, and from validation to train, never back.
+    """
+
+    test: float
+    validation: float
+
+    def larger(self) -> "HeldOut | None":
+        """Twice as much test text, half as much validation text as that; None where that would be too much."""
+        test = 2 * self.test
+        return HeldOut(test, max(self.validation, test / 2)) if test <= LARGEST_TEST else None
 
 
 def store(read: Reader, folder: Path, key: str) -> "Dataset":
@@ -35,9 +57,10 @@ def store(read: Reader, folder: Path, key: str) -> "Dataset":
     return _store(read, folder, key, {"": (0.0, 1.0)})[""]
 
 
-def store_splits(read: Reader, folder: Path, key: str, held_out: float) -> dict[str, "Dataset"]:
+def store_splits(read: Reader, folder: Path, key: str, held_out: HeldOut) -> dict[str, "Dataset"]:
     """The same as train, validation and test by place; a split may be empty."""
-    bounds = {"train": (2 * held_out, 1.0), "validation": (held_out, 2 * held_out), "test": (0.0, held_out)}
+    border = held_out.test + held_out.validation
+    bounds = {"train": (border, 1.0), "validation": (held_out.test, border), "test": (0.0, held_out.test)}
     return _store(read, folder, f"{key} {held_out}", bounds)
 
 
@@ -102,28 +125,76 @@ class ArrowFile:
         self.texts, self.places, self.size = [], [], 0
 
 
-def cut(everything: "Dataset", source: str, held_out: float) -> dict[str, "Dataset"]:
+def cut(everything: "Dataset", source: str, held_out: HeldOut) -> dict[str, "Dataset"]:
     """Few documents as train, validation and test by place; those nearest the border fill a split left empty.
 
     Documents of one place (copies, or a group) stay on one side. Memory holds a few numbers for each.
+    Raises `CorpusError` where there are fewer places than splits.
     """
     import numpy
 
     if count_distinct(everything) < len(SPLITS):
-        size = count_bytes(everything)
         raise CorpusError(
-            f"{source} is too little text to split into train, validation and test: {len(everything)} "
-            f"{'document' if len(everything) == 1 else 'documents'}, {size:,} bytes; give at least 4,000 bytes, "
-            "with blank lines between the paragraphs, or try --documents lines"
+            f"{source} is too little text to split into train, validation and test: {_describe_little(everything)}; "
+            "a rung that counts can take all of it, with --set held_out=0"
         )
     place = _places(everything)
     order = numpy.argsort(place, kind="stable")
     places, starts = numpy.unique(place[order], return_index=True)
-    test = max(1, min((places < held_out).sum(), len(places) - 2))
-    validation = max(test + 1, min((places < 2 * held_out).sum(), len(places) - 1))
+    test = max(1, min((places < held_out.test).sum(), len(places) - 2))
+    validation = max(test + 1, min((places < held_out.test + held_out.validation).sum(), len(places) - 1))
     bounds = {"test": (0, starts[test]), "validation": (starts[test], starts[validation])}
     bounds["train"] = (starts[validation], len(place))
     return {name: everything.select(numpy.sort(order[low:high])) for name, (low, high) in bounds.items()}
+
+
+def hold_out_nothing(everything: "Dataset") -> dict[str, "Dataset"]:
+    """All documents as train, and none as validation and test."""
+    none = everything.select([])
+    return {"train": everything, "validation": none, "test": none}
+
+
+def choose_held_out(everything: "Dataset", held_out: HeldOut) -> HeldOut:
+    """The smallest share, from `held_out` on, whose test split says something; else the largest."""
+    place = _places(everything)
+    while larger := held_out.larger():
+        if says_something(everything.select((place < held_out.test).nonzero()[0])):
+            break
+        held_out = larger
+    return held_out
+
+
+def says_something(rows: "Dataset") -> bool:
+    """Whether a test split has text and different documents enough."""
+    size, different = 0, set()
+    for batch in read_batches(rows):
+        for text in batch:
+            size += len(text.encode())
+            different.add(hash(text))
+            if size >= TEST_BYTES and len(different) >= TEST_DOCUMENTS:
+                return True
+    return False
+
+
+def _describe_little(everything: "Dataset") -> str:
+    """What a text that cannot be split has, and what would help."""
+    lines: set[str] = set()
+    count = 0
+    for batch in read_batches(everything):
+        for line in filter(str.strip, "\n".join(batch).splitlines()):
+            count += 1
+            lines.add(line.strip())
+    if len(lines) == 1 and count > 1:
+        return f"all documents are equal, one line {count:,} times; give text that says more than one thing"
+    documents, different = len(everything), count_distinct(everything)
+    if different == 1 and documents > 1:
+        return f"all {documents:,} documents are equal; give text that says more than one thing"
+    counted = f"{documents:,} {'document' if documents == 1 else 'documents'}"
+    copies = f", {different} of them different" if different < documents else ""
+    return (
+        f"{counted}{copies}, {count_bytes(everything):,} bytes; give at least 4,000 bytes, with blank lines between "
+        "the paragraphs, or try --documents lines"
+    )
 
 
 def count_distinct(everything: "Dataset") -> int:
