@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
+from rich.cells import cell_len
 from rich.console import Console
+from typer.testing import CliRunner
 
 from rung import runs
-from rung.cli import output, progress
+from rung.cli import app, output, progress
+from rung.cli.command import resumable, verb
 from rung.cli.display import climb_table, runs_table, score_table, sizes_table, summarize_run, surprisal_table
 from rung.cli.output import escape_controls, say_next, set_quiet, suggest_prompt
 from rung.cli.progress import Display
@@ -327,3 +331,85 @@ print_json({{"text": "é\\udce9"}})
 
 def test_time_is_short():
     assert [progress.show_time(seconds) for seconds in (0, 59.9, 60, 3661)] == ["0:00", "0:59", "1:00", "1:01:01"]
+
+
+def rung(*args):
+    """The command in this process."""
+    return CliRunner().invoke(app, [str(arg) for arg in args], prog_name="rung")
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch, prose):
+    """A folder to be in, and a text in it whose documents begin with a dash and hold what a shell would read."""
+    monkeypatch.chdir(tmp_path)
+    Path("it's my text.txt").write_text(prose.replace("\n\n", "\n\n- it's $HOME `x` [/b] "))
+    return "it's my text.txt"
+
+
+def test_the_next_line_of_a_run_does_what_it_says(corpus):
+    made = rung("climb", corpus, "--rungs", "bigram", "--out", "my runs")
+    assert made.exit_code == 0, made.output
+    assert [line for line in made.stderr.splitlines() if "documents: train" in line]
+    following = next(line for line in made.stderr.splitlines() if line.startswith("Next:"))
+    words = shlex.split(following)
+    shown = rung(words[words.index("rung") + 1], "--max-new-tokens", 2, *words[words.index("rung") + 2 :])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith(runs.read_record(Path("my runs/bigram"))["prompt"][:10])
+    quiet = rung("climb", corpus, "--rungs", "bigram", "--out", "my runs", "--quiet")
+    assert (quiet.stdout, quiet.stderr) == (made.stdout, "")
+
+
+@pytest.mark.parametrize(("name", "text"), [("nothere.txt", None), ("tiny.txt", "a few words")])
+def test_no_rung_is_begun_before_the_text_is_read(name, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if text:
+        Path(name).write_text(text)
+    made = rung("climb", name)
+    assert made.exit_code == 2
+    assert "llama3" not in made.stderr and "bigram" not in made.stderr
+    assert "text: failed" in made.stderr
+    assert not Path("runs").exists()
+
+
+def test_a_runs_json_is_short_and_a_runs_own_is_whole(folders):
+    many = json.loads(rung("runs", folders[0].parent, "--json").stdout)["runs"]
+    assert [Path(run["folder"]) for run in many] == sorted(folders)
+    assert "marks" not in many[0]
+    assert json.loads(rung("runs", folders[0], "--json").stdout)["marks"]["zlib"] == 2.487
+
+
+def test_help_is_readable_at_80_columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], *([command.name] for command in app.registered_commands)):
+        shown = rung(*words, "--help")
+        assert shown.exit_code == 0
+        assert max(map(cell_len, shown.stdout.splitlines())) <= 80
+        assert "…" not in shown.stdout
+
+
+def test_ctrl_c_gives_the_line_that_goes_on(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rung", "train", "gpt2", "my text.txt"])
+    begun = runs.make_folder(tmp_path / "a run")
+    runs.write_record(begun, {"rung": "gpt2"})
+    for folder, said in (
+        (begun, f"so far is saved. Go on with: rung train --out '{begun}' --resume\n"),
+        (tmp_path / "none", "before anything was saved. Begin again with: rung train gpt2 'my text.txt'\n"),
+    ):
+        with pytest.raises(typer.Exit) as left, resumable("train", folder):
+            raise KeyboardInterrupt
+        assert left.value.exit_code == 130
+        assert capsys.readouterr().err.endswith(said)
+
+
+def test_an_error_that_ctrl_c_caused_is_no_error():
+    def fall():
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise RuntimeError("the engine's call was broken off") from error
+
+    function = verb("nothing")(fall)
+    app.registered_commands.pop()
+    with pytest.raises(typer.Exit) as left:
+        function()
+    assert left.value.exit_code == 130

@@ -241,7 +241,7 @@ def test_the_command_makes_real_runs(tmp_path, prose, monkeypatch):
     options = ["climb", "my.txt", "--between", "gpt2", "llama3", "--steps", "2", "--seeds", "1"]
     made = CliRunner().invoke(app, options)
     assert made.exit_code == 0, made.output
-    assert all(f"\n  {name} " in made.stdout for name in ("gpt2", *SWAPS, "llama3"))
+    assert all(f"\n {name} " in made.stdout for name in ("gpt2", *SWAPS, "llama3"))
     assert "2 steps of 2,048 tokens" in made.stdout
     assert not list(tmp_path.rglob("checkpoints"))
     record = json.loads((tmp_path / "runs" / "my-gpt2-llama3" / "tied-seed0" / "rung.json").read_text())

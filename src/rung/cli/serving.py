@@ -1,6 +1,7 @@
 """The verb that answers others: serve."""
 
 import json
+import shlex
 import sys
 from typing import Annotated
 
@@ -56,6 +57,7 @@ def show_address(names: list[str], address: str, locked: bool) -> None:
     print(f"Serving {', '.join(names)}", file=sys.stderr)
     print(f"Open    {address}", file=sys.stderr)
     print(
-        f"Or      curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d '{body}'", file=sys.stderr
+        f"Or      curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        file=sys.stderr,
     )
     print("Stop    Ctrl-C", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Verbs that talk: tune, chat."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +109,7 @@ def chat(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = load(run)
     if not tokenizer.chat_template:
-        raise RunError(f"{run} has no chat template: make a chat model of it with `rung tune {run}`")
+        raise RunError(f"{run} has no chat template: make a chat model of it with `rung tune {shlex.quote(run)}`")
     _Terminal(Talk(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling).run()
 
 

@@ -6,6 +6,7 @@ for something else (the base of the rotation, how text is cut into words), so al
 """
 
 import math
+import shlex
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -103,8 +104,8 @@ def check_config(config: PreTrainedConfig, run: str) -> None:
     if config.model_type not in NEEDED:
         raise RunError(
             f"a {config.model_type!r} model cannot be written as GGUF, which llama.cpp must be able to compute: of the "
-            f"rungs it knows gpt2 and llama3. `rung export {run} OUT --to hf` writes any of them for transformers, "
-            "--to arpa an ngram for KenLM"
+            f"rungs it knows gpt2 and llama3. `rung export {shlex.quote(str(run))} OUT --to hf` writes any of them for "
+            "transformers, --to arpa an ngram for KenLM"
         )
     for key, values in NEEDED[config.model_type].items():
         if getattr(config, key) not in values:

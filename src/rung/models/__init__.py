@@ -4,6 +4,7 @@ Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four r
 not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
 """
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -188,7 +189,9 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     if not is_folder and (hub.is_place(where) or "/" not in where):
         raise RunError(f"no run at {where}: `rung runs` lists what there is")
     if (Path(where) / "params.json").exists() and not (Path(where) / "config.json").exists():
-        raise RunError(f"{where} is in Meta's own format: write it in ours with `rung export {where} OUT --to hf`")
+        raise RunError(
+            f"{where} is in Meta's own format: write it in ours with `rung export {shlex.quote(where)} OUT --to hf`"
+        )
     if is_folder and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     here = {"local_files_only": is_folder or not hub.answers(where)}

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -157,7 +158,7 @@ def read_begun(folder: Path) -> Recipe:
     record = runs.read_record(folder)
     recipe = record.get("recipe")
     if "tune" in record and not runs.is_finished(folder):
-        raise RunError(f"{folder} is being tuned: go on with `rung tune --out {folder} --resume`")
+        raise RunError(f"{folder} is being tuned: go on with `rung tune --out {shlex.quote(str(folder))} --resume`")
     if recipe is None and "failed" in record:
         raise RunError(f"{folder} failed before there was anything to resume ({record['failed']}): leave out --resume")
     if runs.is_finished(folder) or recipe is None:

@@ -4,6 +4,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def evaluate_run(
     recipe = record.get("recipe", {})
     if not (corpus or recipe):
         raise RunError(
-            f"{run} was not trained by rung and has no corpus of its own: name one, as in `rung eval {run} my.txt`"
+            f"{run} was not trained by rung and has no corpus of its own: name one, as in "
+            f"`rung eval {shlex.quote(run)} my.txt`"
         )
     kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
     tell(Stage(name="reading"))

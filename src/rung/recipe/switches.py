@@ -1,5 +1,6 @@
 """The switches of `rung eval`: what else is scored beside the plain score, and on what text it is fitted."""
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -104,6 +105,6 @@ def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
     if fingerprint(tokenizer) != fingerprint(judged.tokenizer):
         raise RunError(
             f"--mix {entry}: {run} has another tokenizer than {judged.run}, and only probabilities of the same tokens "
-            f"can be added: train it with `rung train {name} CORPUS --tokenizer {judged.run}`"
+            f"can be added: train it with `rung train {name} CORPUS --tokenizer {shlex.quote(judged.run)}`"
         )
     return run, model.to(judged.model.device)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -152,7 +153,7 @@ def read_begun(folder: Path) -> Tuning:
     """
     record = runs.read_record(folder)
     if "tune" not in record:
-        raise RunError(f"{folder} is no tuned run: go on with `rung train --out {folder} --resume`")
+        raise RunError(f"{folder} is no tuned run: go on with `rung train --out {shlex.quote(str(folder))} --resume`")
     if runs.is_finished(folder):
         raise RunError(f"{folder} is finished: there is nothing to resume")
     return Tuning(**record["tune"]["plan"])
@@ -165,7 +166,10 @@ def _prefer(
     model, tokenizer = made
     learned, held_out = hold_out(read_preferences(Path(plan.preference).expanduser()))
     if not tokenizer.chat_template:
-        raise RunError(f"{plan.base} answers nothing yet: first `rung tune {plan.base}`, then --preference on that run")
+        raise RunError(
+            f"{plan.base} answers nothing yet: first `rung tune {shlex.quote(plan.base)}`, "
+            "then --preference on that run"
+        )
     runs.make_folder(folder)
     corpus = read_own(plan.base, base) if "recipe" in base else None
     record = _describe(model, plan, base)

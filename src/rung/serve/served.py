@@ -1,5 +1,6 @@
 """The runs that are served: found, loaded, and named for their clients."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,7 @@ def find_places(run: str) -> list[str]:
         return [str(folder.resolve())]
     found = [below.resolve() for below in find_runs(folder) if is_finished(below)]
     if not found:
-        raise RunError(f"{run} holds no finished run: `rung runs {run}` lists what there is")
+        raise RunError(f"{run} holds no finished run: `rung runs {shlex.quote(str(run))}` lists what there is")
     ladder = list(LADDER | BESIDE)
     return [str(below) for below in sorted(found, key=lambda below: ladder.index(read_record(below)["rung"]))]
 
