@@ -46,3 +46,13 @@ def test_what_cannot_be_compiled_is_done_without(source, tmp_path):
     source.write_text("this is no C")
     assert compiled.compile_source(source) is None
     assert not [path for path in (tmp_path / "cache" / "native").iterdir() if path.suffix == ".so"]
+
+
+@needs_compiler
+def test_the_library_of_another_processor_is_not_loaded(source, tmp_path, monkeypatch):
+    """A cache that machines share: what one compiled for its instructions is nothing that the other has to know."""
+    for flags in ("flags : avx2 avx512f", "flags : avx2"):
+        monkeypatch.setattr(compiled, "_processor", lambda flags=flags: flags)
+        compiled.compile_source.cache_clear()
+        assert compiled.compile_source(source).half(8) == 4
+    assert len(list((tmp_path / "cache" / "native").iterdir())) == 2

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -39,9 +40,24 @@ def test_bfloat16_is_used_where_it_is_there_and_faster(capabilities, gain, wante
 
 
 def test_the_gain_is_measured_once_and_draws_nothing():
-    before = torch.get_rng_state()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
     assert device._bfloat16_gain() == device._bfloat16_gain() > 0
-    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(device.has_bfloat16_lstm(), bool)
+    assert torch.equal(torch.get_rng_state(), before) and torch.get_num_threads() == threads
+
+
+def test_what_else_the_machine_does_changes_no_gain(monkeypatch):
+    """While bfloat16's products wait for a core, nothing is counted."""
+    plain, half = torch.float32, torch.bfloat16
+    clock, cost, waited = [0.0], {plain: 3.0, half: 1.0}, {plain: 0.0, half: 0.02}
+
+    def multiply(matrix, _):
+        clock[0] += cost[matrix.dtype]
+        time.sleep(waited[matrix.dtype])
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+    assert device._bfloat16_gain.__wrapped__() == 3.0
 
 
 def test_describe_is_in_words():

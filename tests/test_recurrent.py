@@ -1,5 +1,10 @@
 """The rungs that step through time, over cells, layers, heads and dropout: plain torch's numbers, padding or not."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -211,6 +216,7 @@ def test_rows_padded_on_the_left_score_what_they_do_alone(name, cell, layers, be
                 torch.testing.assert_close(found[row], wanted[0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.conditions
 @over_shapes
 @pytest.mark.parametrize("padded", [True, False])
 def test_what_one_precision_remembered_another_goes_on_with(name, cell, layers, padded, make, ids):
@@ -225,6 +231,37 @@ def test_what_one_precision_remembered_another_goes_on_with(name, cell, layers, 
             with torch.autocast("cpu", torch.bfloat16, enabled=second):
                 rest = model(ids[:, 5:], attention_mask=mask, past_key_values=state).logits
             torch.testing.assert_close(rest.float(), full[:, 5:], rtol=0.1, atol=0.1)
+
+
+ONLY_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+TRAIN_AND_SCORE = """
+from rung.cli import app
+from rung.models import load
+
+small = ["--steps", "2", "--documents", "paragraphs", "--set", "hidden_size=16", "--set", "train.bf16=true"]
+app(["train", "rnn", "prose.txt", "--out", "run", *small, "--tokenizer", "char"], standalone_mode=False)
+model, tokenizer = load("run")
+model.bfloat16().save_pretrained("half")
+tokenizer.save_pretrained("half")
+app(["eval", "half", "prose.txt", "--json"], standalone_mode=False)
+"""
+
+
+@pytest.mark.conditions
+def test_bfloat16_works_on_a_processor_without_it(prose, tmp_path):
+    """Trained in it, and stored in it; that the LSTM is not computed in it is said once."""
+    (tmp_path / "prose.txt").write_text(prose)
+    run = subprocess.run(
+        [sys.executable, "-c", TRAIN_AND_SCORE],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | ONLY_AVX2,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.count('"bits_per_byte"') == 1
+    if platform.machine() in ("x86_64", "AMD64"):
+        assert run.stderr.count("has no LSTM in bfloat16") == 1
 
 
 @pytest.mark.parametrize("name", RECURRENT)

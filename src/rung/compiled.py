@@ -51,9 +51,9 @@ def _run(compiler: str, source: Path, out: Path) -> bool:
 
 
 def _processor() -> str:
-    """What the instructions are chosen by."""
+    """What the instructions are chosen by: a cache that several machines share keeps a library for each."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return platform.processor()
+        return f"{platform.processor()} {platform.node()}"  # too coarse a name to share a cache by
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -4,11 +4,13 @@ torch is imported by what needs it: how OpenMP's threads wait can be chosen only
 """
 
 import ctypes
+import logging
 import math
 import os
 import platform
 import re
 import sys
+import time
 import timeit
 from collections.abc import Iterator
 from functools import cache, partial
@@ -18,9 +20,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-SPINS = (
-    "1000"  # of a thread at a barrier before it sleeps: some 0.03 ms (benchmarks/threads.txt); libgomp's own: 300,000
-)
+logger = logging.getLogger(__name__)
+
+# How often a thread looks whether the others have come before it sleeps: some hundredths of a millisecond. libgomp's
+# own 300,000 are up to ten milliseconds, more than a time slice (benchmarks/threads.py).
+SPINS = "1000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
 MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
@@ -55,16 +59,40 @@ def has_fast_bfloat16(device: "torch.device") -> bool:
 
 @cache
 def _bfloat16_gain() -> float:
-    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once."""
+    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once.
+
+    One thread's own time is measured, which does not run while something else has the core.
+    """
     import torch
 
-    products = []
+    threads, products = torch.get_num_threads(), []
     for dtype in (torch.float32, torch.bfloat16):
         matrix = torch.ones(MEASURED_SIZE, MEASURED_SIZE, dtype=dtype)
         products.append(partial(torch.mm, matrix, matrix))
-    rounds = [[timeit.timeit(product, number=1) for product in products] for _ in range(MEASURED_TIMES)]
-    plain, half = map(min, zip(*rounds, strict=True))  # in turn: what else the machine does slows both
-    return plain / half
+    time_once = partial(timeit.timeit, timer=time.thread_time, number=1)
+    torch.set_num_threads(1)
+    try:
+        rounds = [[time_once(product) for product in products] for _ in range(MEASURED_TIMES)]
+    finally:
+        torch.set_num_threads(threads)
+    plain, half = map(min, zip(*rounds, strict=True))
+    return plain / max(half, 1e-9)  # some systems count threads' time in large steps
+
+
+@cache
+def has_bfloat16_lstm() -> bool:
+    """Whether this CPU has an LSTM under autocast to bfloat16: oneDNN has none for AVX2. Where not, says so once."""
+    import torch
+
+    zeros = torch.zeros(4, 1, 1)
+    state, weights = [zeros[:1], zeros[:1]], [zeros[:, 0], zeros[:, 0], zeros[:, 0, 0], zeros[:, 0, 0]]
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.lstm(zeros[:1], state, weights, True, 1, 0.0, False, False, True)
+    except RuntimeError:
+        logger.warning("this processor has no LSTM in bfloat16: that part is computed in float32")
+        return False
+    return True
 
 
 def keep_freed_memory() -> None:

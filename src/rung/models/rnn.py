@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
 from rung.models.causal import State, StatefulModel, is_loaded, real_tokens
 
@@ -127,7 +128,9 @@ class Recurrence(nn.Module):
 
     def _run(self, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
         start = memory if self.has_two_memories or memory is None else memory[0]
-        hidden, last = self.cell(sequence, start)
+        casts = torch.is_autocast_enabled("cpu") and (not self.has_two_memories or has_bfloat16_lstm())
+        with torch.autocast("cpu", enabled=casts):
+            hidden, last = self.cell(sequence, start)
         return hidden, last if self.has_two_memories else (last,)
 
     def _run_padded(
