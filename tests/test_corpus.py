@@ -61,6 +61,18 @@ def test_a_folder_is_read_with_its_folders_and_without_hidden_files(tmp_path):
     assert list(load_corpus(str(tmp_path / "**/*.*l"), whole=True).train["text"]) == ["e"]
 
 
+def test_an_empty_line_is_a_line_where_the_text_is_not_cut(tmp_path):
+    """As for KenLM; cut by place, all of them would come to lie on one side, and none are kept."""
+    for name in ("train", "valid", "test"):
+        write(tmp_path / f"split/{name}.txt", f"\n{name}\n\n\nlast\n\n")
+    corpus = load_corpus(str(tmp_path / "split"), "lines")
+    assert list(corpus.train["text"]) == ["", "train", "", "", "last", ""]
+    path = write(tmp_path / "a.txt", "1\n\n2\n \n3\n")
+    assert list(load_corpus(str(path), "lines", whole=True).test["text"]) == ["1", "", "2", " ", "3"]
+    assert sorted(texts(load_corpus(str(path), "lines"))) == ["1", "2", "3"]
+    assert list(load_corpus(str(path), "lines", held_out=0).train["text"]) == ["1", "", "2", " ", "3"]
+
+
 def test_an_empty_file_among_others_is_passed_over(tmp_path):
     for name in ("__init__.py", "blank.txt", "rows.csv"):
         write(tmp_path / name, {"__init__.py": "", "blank.txt": "\n \n", "rows.csv": "text\n"}[name])

@@ -266,10 +266,12 @@ def _cut(
     """The documents as splits by place, and what names them.
 
     Where no share is asked for and the test split would say too little, more is held out. `fine` gives more documents
-    where they are too few to be cut, and with `refine` where they are too few to say something.
+    where they are too few to be cut, and with `refine` where they are too few to say something. Empty lines are left
+    out where a share is held out: all of them have one place.
     """
     if held_out == 0:
         return hold_out_nothing(store(read, _folder(), key)), f"all of {key}"
+    read, key = _leave_out_empty(read), f"full {key}"
     shares = _as_shares(held_out, source)
     splits = store_splits(read, _folder(), key, shares)
     if all(len(rows) for rows in splits.values()) and (held_out is not None or says_something(splits["test"])):
@@ -280,7 +282,8 @@ def _cut(
     if refine and not few and held_out is None:
         few = not says_something(cut(everything, source, chosen)["test"])
     if fine and few:
-        everything, key = store(fine[0], _folder(), fine[1]), fine[1]
+        key = f"full {fine[1]}"
+        everything = store(_leave_out_empty(fine[0]), _folder(), key)
         chosen = choose_held_out(everything, shares) if held_out is None else shares
     return cut(everything, source, chosen), f"cut {chosen} {key}"
 
@@ -353,6 +356,10 @@ def _file_reader(found: list[Path], reading: files.Reading, notes: _Notes, grain
         return ((text, "") for text in files.read_documents(found, reading, noticed, grain))
 
     return read
+
+
+def _leave_out_empty(read: Reader) -> Reader:
+    return lambda: ((text, group) for text, group in read() if text.strip())
 
 
 def _article_reader(rows: "Dataset") -> Reader:

@@ -153,6 +153,7 @@ def kind_suffix(path: Path) -> str:
 def read_documents(found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE) -> Iterator[str]:
     """Every document of the files, in order; what is passed over, cut or settled goes to the notes.
 
+    Where each line is one, empty lines are too, as they are for KenLM, but in a file that has no text.
     Raises `CorpusError` when no file has any, and for one that is binary, in another encoding, damaged, not permitted,
     or a table that has no text column.
     """
@@ -160,10 +161,14 @@ def read_documents(found: list[Path], reading: Reading, notes: Notes, grain: Gra
     unnamed: list[NoTextColumnError] = []
     for path in found:
         size = 0
+        waiting: list[str] = []  # empty lines before the first text
         try:
             for document in _read_file(path, reading, notes, grain):
-                size += 1
-                yield document
+                waiting.append(document)
+                if size or document.strip():
+                    size += len(waiting)
+                    yield from waiting
+                    waiting.clear()
         except NoTextColumnError as error:
             if kind_suffix(path) != ".json" or len(found) == 1:  # in a folder that may be anything
                 raise
@@ -237,7 +242,7 @@ def _read_file(path: Path, reading: Reading, notes: Notes, grain: Grain) -> Iter
         return _cut_all(read_table(table), path, notes, grain)
     lines = read_lines(path, reading.encoding, notes)
     if reading.documents == "lines":
-        return _cut_all((line.rstrip("\n") for line in lines if line.strip()), path, notes, grain)
+        return _cut_all((line.rstrip("\n") for line in lines), path, notes, grain)
     if reading.documents == "file":
         return _cut_all(filter(str.strip, ["".join(lines)]), path, notes, grain)
     return _join_paragraphs(_cut_long(lines, path, notes, grain), grain)

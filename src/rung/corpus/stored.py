@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-LAYOUT = 5  # one more whenever the same source is read differently: what was stored before is left
+LAYOUT = 6  # one more whenever the same source is read differently: what was stored before is left
 WRITTEN_AT_ONCE = 1 << 21  # characters of documents in memory before they are written
 READ_AT_ONCE = 1 << 16  # bytes of documents that are read together, about
 FEW = 16
