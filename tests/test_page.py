@@ -399,6 +399,22 @@ def test_the_page_fits_a_phone(open_page):
         assert not outside
 
 
+@pytest.mark.parametrize("words", ["the cat sat on the mat", "the cat sat on the mat " * 20])
+def test_the_map_of_attention_fits_a_phone(words, open_page):
+    page = open_page("attention", context=PHONE, who="llama3", look=words)
+    expect(page.locator("#attention .map svg text.chosen")).to_be_visible()
+    assert page.locator("#attention .map").evaluate("map => map.scrollWidth - map.clientWidth") == 0
+    outside = page.locator("#attention .map svg *").evaluate_all(
+        "parts => parts.map(p => p.getBoundingClientRect()).filter(box => box.left < 0 || box.right > 360).length"
+    )
+    assert outside == 0
+
+
+def test_what_is_looked_at_first_is_of_the_runs_own_text(open_page):
+    page = open_page("attention")
+    expect(page.locator("#attention textarea")).to_have_value("the cat the cat")
+
+
 def test_every_control_is_reached_and_seen_by_keys(open_page):
     page = open_page()
     for tab, part in TABS.items():

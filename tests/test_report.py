@@ -322,7 +322,8 @@ MEASURE = """
 <body><iframe src="report.html" style="width:{width}px;height:3000px;border:0"></iframe><script>
 document.querySelector("iframe").onload = event => {{
   const page = event.target.contentDocument, found = [];
-  if (page.documentElement.scrollWidth > {width}) found.push("the page is wider than the screen");
+  for (const part of [page.documentElement, ...page.querySelectorAll(".scroll, .card, figure, nav, .facts")])
+    if (part.scrollWidth > part.clientWidth) found.push(part.className + " is wider than its place");
   for (const drawing of page.querySelectorAll("svg")) {{
     const texts = [...drawing.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
     const shown = texts.filter(([, box]) => box.width > 0);
@@ -331,6 +332,10 @@ document.querySelector("iframe").onload = event => {{
       const down = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
       if (across > 1 && down > 3) found.push(a + " on " + b);
     }}));
+    for (const line of [...drawing.querySelectorAll(".mark, path.axis")].map(l => l.getBoundingClientRect()))
+      for (const [text, box] of shown)
+        if (line.height > 8 && line.left > box.left && line.right < box.right && line.top < box.bottom - 4
+          && line.bottom > box.top + 4) found.push("a line through " + text);
   }}
   document.body.textContent = "found: " + JSON.stringify(found);
 }};
@@ -339,7 +344,7 @@ document.querySelector("iframe").onload = event => {{
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs a Chromium to look at the page")
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_overlaps_in_a_browser(width, ladder, make_page, tmp_path):
     make_page(*ladder)
     wrapper = tmp_path / "out" / "measure.html"

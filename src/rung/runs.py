@@ -29,6 +29,7 @@ RECORD = "rung.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
+LONGEST_PROMPT = 60  # characters
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
 CANNOT_WRITE = (
@@ -119,6 +120,12 @@ def find_record(folder: Path) -> dict[str, Any]:
 def read_passage(record: dict[str, Any]) -> str:
     """The passage that a run was shown on; empty where there is none."""
     return "".join(text for text, _ in record.get("passage") or [])
+
+
+def read_prompt(record: dict[str, Any]) -> str:
+    """The beginning of the words that a run was shown going on from, in one line; empty where there are none."""
+    words = " ".join(str(record.get("prompt") or "").split())
+    return words if len(words) <= LONGEST_PROMPT else words[:LONGEST_PROMPT].rsplit(" ", 1)[0]
 
 
 def is_finished(folder: Path) -> bool:

@@ -31,6 +31,7 @@ def serve(
     from rung.cli.display import make_quiet
 
     make_quiet()
+    from rung.runs import read_prompt
     from rung.serve import Limits, find_hosts, leave_a_core, load_served, open_port, run_server
 
     limits = Limits(
@@ -46,18 +47,17 @@ def serve(
     listener = open_port(host, port)
     leave_a_core()
     served = load_served(run)
-    show_address(list(served), f"http://{host}:{listener.getsockname()[1]}", bool(api_key))
+    prompt = read_prompt(next(iter(served.values())).record)
+    show_address(list(served), f"http://{host}:{listener.getsockname()[1]}", bool(api_key), prompt or "Return the")
     run_server(served, limits, listener)
 
 
-def show_address(names: list[str], address: str, locked: bool) -> None:
+def show_address(names: list[str], address: str, locked: bool, prompt: str) -> None:
     """What is served, where, and a first question."""
-    body = json.dumps({"model": names[0], "prompt": "Return the", "max_tokens": 40, "stream": True})
+    body = json.dumps({"model": names[0], "prompt": prompt, "max_tokens": 40, "stream": True})
     key = ' -H "Authorization: Bearer $RUNG_API_KEY"' if locked else ""
     print(f"Serving {', '.join(names)}", file=sys.stderr)
     print(f"Open    {address}", file=sys.stderr)
-    print(
-        f"Or      curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}",
-        file=sys.stderr,
-    )
+    data = f"-H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    print(f"Or      curl {address}/v1/completions{key} {data}", file=sys.stderr)
     print("Stop    Ctrl-C", file=sys.stderr, flush=True)

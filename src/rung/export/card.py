@@ -1,5 +1,6 @@
 """The model card of an exported folder: `README.md` as the Hub reads it, each fact in it from `rung.json`."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def make_card(folder: Path, name: str) -> str:
     model_type = AutoConfig.from_pretrained(folder).model_type
     sections = [f"# {name}", *_describe(record, model_type)]
     for title, lines in (
-        ("Use", _use(name, model_type)),
+        ("Use", _use(name, model_type, runs.read_prompt(record) or "Once")),
         ("Scores", _scores(record)),
         ("Data", _data(record)),
         ("Training", _training(record)),
@@ -97,14 +98,14 @@ def _describe(record: Record, model_type: str) -> Iterator[str]:
     yield f"A `{rung}` language model{size}{corpus}, made with rung.{told}"
 
 
-def _use(name: str, model_type: str) -> Iterator[str]:
+def _use(name: str, model_type: str, prompt: str) -> Iterator[str]:
     yield "```python"
     if model_type not in STOCK:
         yield "import rung.models  # pip install rung: transformers does not ship this kind of model"
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     yield ""
     yield f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))'
-    yield 'inputs = tokenizer("Once", return_tensors="pt")'
+    yield f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")'
     yield "print(tokenizer.decode(model.generate(**inputs, max_length=50)[0]))"
     yield "```"
 

@@ -25,6 +25,7 @@ from rung.train import Trained
 
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
+PROMPT_CHARACTERS = 120  # where words are as long as sentences, because no spaces part them
 SAMPLE_TOKENS = 100
 
 
@@ -106,4 +107,4 @@ def _passage(corpus: Corpus) -> str:
 def find_prompt(corpus: Corpus) -> str:
     """The first words of the passage."""
     words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _passage(corpus))
-    return words.group() if words else ""
+    return words.group()[:PROMPT_CHARACTERS] if words else ""

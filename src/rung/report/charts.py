@@ -13,6 +13,8 @@ WIDTHS = WIDE, NARROW = 880, 360  # CSS pixels
 SHADES = 6  # steps from the lowest rung to the highest, in the style sheet
 TEXT = 12  # CSS pixels, the size of most labels
 LINE = 17  # from one label to the next below it
+ROW, NARROW_ROW = 42, 46  # the height of a rung's, on a screen and on a phone
+WORDS = 6, 26  # where in a phone's row its words begin and end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +129,7 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
 def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     """One row for each rung, a dot at its bits per byte, and the compressors' marks as lines across all rows."""
     wide = width >= WIDE
-    row_height = 42 if wide else 46
+    row_height = ROW if wide else NARROW_ROW
     names = max(max(text_width(_shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
     left, right = (names + 20, width - 136.0) if wide else (10.0, width - 10.0)
     flags = [(f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)]
@@ -148,7 +150,7 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
 def draw_differences(rows: list[Difference], base: str, width: int) -> str:
     """One row for each difference in bits per byte: a dot with whiskers, and a line where `base` stands."""
     wide = width >= WIDE
-    row_height = 42 if wide else 46
+    row_height = ROW if wide else NARROW_ROW
     names = max(text_width(row.note, TEXT) for row in rows)
     left, right = (names + 20, width - 150.0) if wide else (10.0, width - 10.0)
     values = [0.0, *(v for row in rows for v in (row.low, row.high, *row.points) if v is not None)]
@@ -157,7 +159,8 @@ def draw_differences(rows: list[Difference], base: str, width: int) -> str:
     scale = Scale(low - air, high + air, left, right)
     frame = Frame(width, left, right, 22.0, 22.0 + row_height * len(rows))
     zero = scale(0)
-    parts = [_vertical_axis_lines(scale, frame), _rule(zero, frame.top - 4, zero, frame.bottom, "axis")]
+    parts = [_vertical_axis_lines(scale, frame)]
+    parts += [_rule(zero, start, zero, end, "axis") for start, end in _clear_of_words(frame.top - 4, frame)]
     parts.append(_text(zero, frame.top - 10, base, "tick middle"))
     parts += [_difference(row, scale, frame, frame.top + row_height * i) for i, row in enumerate(rows)]
     name = f"bits per byte more than {base} (← lower is better)"
@@ -225,12 +228,21 @@ def _vertical_axis_lines(scale: Scale, frame: Frame) -> str:
     return "".join(parts)
 
 
+def _clear_of_words(start: float, frame: Frame) -> list[tuple[float, float]]:
+    """An upright line from `start` to the ground, in pieces: on a phone the words of a row stand above its dot."""
+    if frame.width >= WIDE:
+        return [(start, frame.bottom)]
+    tops = [frame.top + NARROW_ROW * row for row in range(round((frame.bottom - frame.top) / NARROW_ROW))]
+    ends = [top + WORDS[0] for top in tops] + [frame.bottom]
+    return list(zip([start, *(top + WORDS[1] for top in tops)], ends, strict=True))
+
+
 def _flags(flags: list[tuple[str, float]], levels: list[int], scale: Scale, frame: Frame) -> str:
     parts = []
     for (text, value), level in zip(flags, levels, strict=True):
         x, y = scale(value), frame.top - 10 - LINE * level
         name, _, figure = text.rpartition(" ")
-        parts.append(_rule(x, y - 10, x, frame.bottom, "mark"))
+        parts += [_rule(x, start, x, end, "mark") for start, end in _clear_of_words(y - 10, frame)]
         parts.append(f'<text x="{x + 5:.1f}" y="{y:.1f}" class="flag">{escape(name)} <tspan>{figure}</tspan></text>')
     return "".join(parts)
 

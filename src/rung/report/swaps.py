@@ -11,9 +11,10 @@ from rung.errors import RunError
 from rung.figures import find_interval
 from rung.models.swaps import SWAPS
 from rung.report import build_figure, build_header, charts, fill_page
-from rung.report.rows import Group, Run, read_runs, whole
+from rung.report.rows import Group, Run, make_cell, read_runs, whole
 
 BASE, END = "gpt2", "llama3"
+HEADS = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")
 METHOD = {
     "What is compared": "Every model but the first is GPT-2 with one part of Llama 3 in the place of its own, the last "
     "with all six. Width, layers, heads, optimizer, learning rate, steps, batches and, for one seed, the order of the "
@@ -164,8 +165,7 @@ def _chart(rows: list[SwapRow]) -> str:
 
 
 def _table(rows: list[SwapRow], training: dict[str, int]) -> str:
-    heads = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")
-    cells = "".join(f'<th scope="col">{head}</th>' for head in heads)
+    cells = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
     body = "".join(_table_row(row) for row in rows)
     steps, tokens = training["steps"], training["tokens"]
     return (
@@ -187,7 +187,7 @@ def _table_row(row: SwapRow) -> str:
         ("key", charts.signed(difference.mean) if difference else ""),
         ("interval", " to ".join(map(charts.signed, interval)) if interval else ""),
     )
-    cells = "".join(f'<td class="{kind}">{text}</td>' for kind, text in figures)
+    cells = "".join(make_cell(kind, head, text) for (kind, text), head in zip(figures, HEADS, strict=True))
     mark = " class=best" if row.is_clear and difference and difference.mean < 0 else ""
     return f'<tr{mark}><th scope="row">{escape(row.name)}</th><td>{escape(row.idea)}</td>{cells}</tr>'
 

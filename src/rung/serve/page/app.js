@@ -11,6 +11,7 @@ import { mountSurprise } from "./surprise.js";
 
 const VIEWS = { side: mountSide, next: mountNext, surprise: mountSurprise, attention: mountAttention, chat: mountChat };
 const LOOK = "Return the number of items in the list. Return the number of items in the dictionary.";
+const LOOKED_AT = 80; // characters of the run's own text, twice: what stood before can be looked at again
 const THEMES = ["auto", "light", "dark"];
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -45,12 +46,17 @@ function guessView() {
   return {
     prompt: told("prompt") ?? "The",
     text: told("passage") ?? LOOK,
-    look: LOOK,
+    look: told("prompt") ? twice(told("prompt")) : LOOK,
     a: best.name,
     b: other?.name ?? "none",
     who: looks.sort((a, b) => b.layers * b.heads - a.layers * a.heads)[0]?.name ?? "",
     chat: runs.find((run) => run.chat)?.name ?? "",
   };
+}
+
+function twice(prompt) {
+  const words = [...prompt.trim()].slice(0, LOOKED_AT).join("");
+  return `${words} ${words}`;
 }
 
 function describeServed() {

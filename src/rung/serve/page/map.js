@@ -3,15 +3,18 @@
 import { draw, percent } from "./elements.js";
 
 const LABEL = 110; // of a token's name, in pixels
+const LEGIBLE = 13; // pixels of a row that has room for a name
 
 /**
- * The triangle as SVG, in `room` pixels of width if they are enough; `onLook` hears of the row that is pointed at.
- * Its `mark(row)` shows which one is chosen.
+ * The triangle as SVG, in `room` pixels of width; `onLook` hears of the row that is pointed at. Its `mark(row)` shows
+ * which one is chosen, and where rows are too low for all the names, that row's alone.
  */
 export function drawMap(tokens, weights, room, onLook) {
-  const cell = Math.max(13, Math.min(26, Math.floor((room - LABEL) / tokens.length)));
+  const fitting = Math.max(1, Math.min(26, (room - LABEL) / tokens.length));
+  const cell = fitting < LEGIBLE ? fitting : Math.floor(fitting);
   const size = tokens.length * cell;
   const svg = draw("svg", {
+    class: cell < LEGIBLE ? "unnamed" : "",
     width: size + LABEL,
     height: size,
     viewBox: `0 0 ${size + LABEL} ${size}`,
@@ -21,7 +24,7 @@ export function drawMap(tokens, weights, room, onLook) {
   const band = draw("rect", { class: "band", height: cell, x: 0 });
   const frame = draw("path", { class: "edge", d: outline(tokens.length, cell) });
   const cells = weights.flatMap((row, i) => row.slice(0, i + 1).map((weight, j) => makeCell(weight, i, j, cell)));
-  const names = tokens.map((token, i) => draw("text", { x: (i + 1) * cell + 6, y: (i + 0.72) * cell }, shorten(token)));
+  const names = tokens.map((token, i) => draw("text", { x: (i + 1) * cell + 6, y: Math.max((i + 0.72) * cell, 10) }, shorten(token)));
   svg.append(band, ...cells.filter(Boolean), frame, ...names);
   svg.mark = (row) => {
     band.setAttribute("y", row * cell);
