@@ -311,3 +311,41 @@ def test_more_time_means_a_larger_model():
 def test_a_vocabulary_alone_is_of_the_default_kind():
     recipe = make_recipe({"rung": "llama3"}, ["tokenizer.vocab_size=512"])
     assert recipe.tokenizer == {"kind": "bpe", "vocab_size": 512}
+
+
+def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
+    """As KenLM does of a file: a tenth was left out without a word."""
+    from rung import runs
+    from rung.recipe.making import execute
+    from rung.report import read_rows
+
+    (tmp_path / "my.txt").write_text(prose)
+    told = []
+    recipe = make_recipe({"rung": "ngram", "corpus": str(tmp_path / "my.txt")}, ["held_out=0"])
+    assert execute(recipe, tmp_path / "all", lambda stage: told.append(stage.note))
+    record = runs.read_record(tmp_path / "all")
+    assert (record["scores"], record["recipe"]["held_out"]) == ({}, 0)
+    assert record["corpus"]["bytes"] == {"train": len(prose.encode()), "validation": 0, "test": 0}
+    assert record["sample"]
+    assert any(note.endswith("; nothing is held out") for note in told)
+    assert read_rows([tmp_path / "all"])[0].failed == "no score: nothing was held out"
+    told.clear()
+    execute(
+        make_recipe({"rung": "ngram", "corpus": str(tmp_path / "my.txt")}),
+        tmp_path / "part",
+        lambda s: told.append(s.note),
+    )
+    assert any("held out of it (held_out=0 counts all)" in note for note in told)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ({"rung": "ngram", "held_out": 0.5}, "held_out is 0.5: it must be the share"),
+        ({"rung": "ngram", "held_out": "none"}, "held_out is 'none': it must be the share"),
+        ({"rung": "llama3", "held_out": 0}, "held_out is 0, but llama3 is trained until validation text"),
+    ],
+)
+def test_a_share_that_cannot_be_held_out_is_refused(page, message):
+    with pytest.raises(RecipeError, match=message):
+        make_recipe(page)

@@ -188,7 +188,10 @@ def _make_run(recipe: Any, folder: Path) -> None:
     if not ranks.is_main():
         return
     record = runs.read_record(folder)
-    show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+    if "test" in record["scores"]:
+        show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+    else:
+        say(f"No score: nothing of {record['corpus']['name']} was held out, all of it was counted")
     if "reached" in (plan := record.get("plan", {})):
         say(
             f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "

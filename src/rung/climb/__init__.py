@@ -10,18 +10,19 @@ import logging
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rung import ranks, runs
-from rung.corpus import DocumentKind, load_corpus
+from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
 from rung.recipe import Recipe
 from rung.recipe.making import DEFAULT_MINUTES, execute, read_begun
 from rung.recipe.stages import Stage
+from rung.recipe.text import read_corpus
 from rung.report import write_report
 from rung.train import find_checkpoints
 
@@ -111,7 +112,7 @@ def make_runs(
 def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
     """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the runs find it."""
     tell(TEXT, Stage(name="reading"))
-    tell(TEXT, Stage(name="read", note=load_corpus(recipe.corpus, recipe.documents).describe()))
+    tell(TEXT, Stage(name="read", note=read_corpus(asdict(recipe)).describe()))
     tell(TEXT, Stage(name="done"))
 
 

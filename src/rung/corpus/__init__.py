@@ -46,6 +46,7 @@ __all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "load_corpus"]
 
 logger = logging.getLogger(__name__)
 
+CUT = "cut "  # begins the key of what is
 HELD_OUT = HeldOut(0.05, 0.05)
 HELD_OUT_PACKAGES = HeldOut(0.1, 0.1)  # of the packages: there are few of them, and most are small
 
@@ -79,6 +80,7 @@ class Corpus:
     stream: Stream | None = None
     notes: tuple[str, ...] = ()
     is_whole: bool = False  # every split is all of it
+    is_cut: bool = False  # it has no splits of its own
 
     def split(self, name: str) -> "Dataset":
         """One split by name."""
@@ -88,9 +90,13 @@ class Corpus:
 
     def describe(self) -> str:
         """Its name, and the bytes and documents of each split."""
-        sizes = (f"{name} {self.bytes[name]:,} in {len(self.split(name)):,}" for name in SPLITS)
-        beginning = ", train is only its beginning" if self.stream else ""
-        return f"{self.name}, bytes in documents: {', '.join(sizes)}{beginning}"
+        kept = [name for name in SPLITS if len(self.split(name))]
+        sizes = ", ".join(f"{name} {self.bytes[name]:,} in {len(self.split(name)):,}" for name in kept)
+        if self.stream:
+            sizes += ", train is only its beginning"
+        if self.is_cut:
+            sizes += "; validation and test are held out of it (held_out=0 counts all)"
+        return f"{self.name}, bytes in documents: {sizes}" + ("" if "test" in kept else "; nothing is held out")
 
     def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
         """The training documents after `state` (None: all), a few at a time, each time with the state after them."""
@@ -145,9 +151,9 @@ def load_corpus(
     facts = measure(splits, _folder(), key, stream.key if stream else "")
     lines = (*notes.finding.lines(), *keep_notes(join_lines(notes.readings.values()), _folder(), key))
     _say(title, lines)
-    is_whole = splits["train"] is splits["test"]
+    is_whole, is_cut = splits["train"] is splits["test"], key.startswith(CUT)
     splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
-    return Corpus(name=title, stream=stream, notes=lines, is_whole=is_whole, **splits, **facts)
+    return Corpus(name=title, stream=stream, notes=lines, is_whole=is_whole, is_cut=is_cut, **splits, **facts)
 
 
 @dataclass(frozen=True)
@@ -275,7 +281,7 @@ def _cut(
     shares = _as_shares(held_out, source)
     splits = store_splits(read, _folder(), key, shares)
     if all(len(rows) for rows in splits.values()) and (held_out is not None or says_something(splits["test"])):
-        return splits, f"cut {shares} {key}"
+        return splits, f"{CUT}{shares} {key}"
     everything = store(read, _folder(), key)
     chosen = choose_held_out(everything, shares) if held_out is None else shares
     few = count_distinct(everything) < len(SPLITS)
@@ -285,7 +291,7 @@ def _cut(
         key = f"full {fine[1]}"
         everything = store(_leave_out_empty(fine[0]), _folder(), key)
         chosen = choose_held_out(everything, shares) if held_out is None else shares
-    return cut(everything, source, chosen), f"cut {chosen} {key}"
+    return cut(everything, source, chosen), f"{CUT}{chosen} {key}"
 
 
 def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> dict[str, tuple[Reader, str]]:

@@ -3,6 +3,7 @@
     rung: llama3                 # which rung, or which size of one: llama3-nano (`rung sizes`)
     corpus: python-docs          # a name, a path, hf:ORG/NAME
     documents: paragraphs        # what a document is in plain text
+    held_out: 0.05               # of a text without splits: for validation and again for test; 0: none
     tokenizer: {kind: bpe, vocab_size: 1024}
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
@@ -45,13 +46,14 @@ class Recipe:
     """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
 
     `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
-    there are. A run is resumed with the one that it began with. A size's name as `rung` becomes the rung and the
-    size's `model` fields.
+    there are; `held_out`, left out, is chosen for the text. A run is resumed with the one that it began with. A size's
+    name as `rung` becomes the rung and the size's `model` fields.
     """
 
     rung: str
     corpus: str = "python-docs"
     documents: DocumentKind = "paragraphs"
+    held_out: float | None = None
     tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +89,8 @@ class Recipe:
                 raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
         if self.counting:
             _check_counting(self.rung, self.counting)
+        if self.held_out is not None:
+            _check_held_out(self.rung, self.held_out)
         if not isinstance(self.carry_state, bool):
             raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
         if self.carry_state:
@@ -152,6 +156,19 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
         if key not in known:
             raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
     Counting(**counting)
+
+
+def _check_held_out(rung: str, share: Any) -> None:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
+        raise RecipeError(
+            f"held_out is {share!r}: it must be the share of the documents that is kept for validation and again for "
+            "test, from 0 up to 0.5"
+        )
+    if share == 0 and not find_rung(rung).counts:
+        raise RecipeError(
+            f"held_out is 0, but {rung} is trained until validation text says that it is best: hold out some, as in "
+            "held_out=0.01; only rungs that count can take all of a text"
+        )
 
 
 def _check_base(recipe: Recipe) -> None:

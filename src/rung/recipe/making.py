@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import ranks, runs
-from rung.corpus import SPLITS, Corpus, load_corpus
+from rung.corpus import SPLITS, Corpus
 from rung.device import cache_folder, choose_device, keep_freed_memory
 from rung.errors import RunError
 from rung.evaluate import first_texts, score_documents
@@ -31,7 +31,7 @@ from rung.recipe.record import (
     judge,
 )
 from rung.recipe.stages import Stage, Tell
-from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, sample_stride
+from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, read_corpus, sample_stride
 from rung.tokenizer import suggest_vocab_size
 from rung.train import (
     Hooks,
@@ -112,7 +112,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     runs.make_folder(folder)
     runs.remove_leftovers(folder)
     tell(Stage(name="reading"))
-    corpus = load_corpus(recipe.corpus, recipe.documents)
+    corpus = read_corpus(asdict(recipe))
     tell(Stage(name="read", note=corpus.describe()))
     recipe = _complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
@@ -243,7 +243,9 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
     options = {"count": choose_counter(counting, folder / ".counting")} if recipe.counting else {}
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started
-    line = {"step": 0, "tokens": len(packed), "bits_per_byte": _hooks(ready, tell).evaluate(model.eval())}
+    line: dict[str, Any] = {"step": 0, "tokens": len(packed)}
+    if recipe.held_out != 0:
+        line["bits_per_byte"] = _hooks(ready, tell).evaluate(model.eval())
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 

@@ -26,6 +26,7 @@ from rung.train import Trained
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
 PROMPT_CHARACTERS = 120  # where words are as long as sentences, because no spaces part them
+PASSAGES = 100  # training documents that one is sought in, where nothing was held out
 SAMPLE_TOKENS = 100
 
 
@@ -68,19 +69,24 @@ def describe_training(trained: Trained) -> dict[str, Any]:
 
 
 def judge(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, Any]:
-    """Scores on the test split, the compressors' marks, a sample, and a passage token by token."""
-    texts = corpus.test["text"]
+    """Scores on the test split, the compressors' marks, a sample, and a passage token by token.
+
+    Where nothing was held out there is a sample, and no score.
+    """
+    texts, prompt, passage = corpus.test["text"], find_prompt(corpus), _passage(corpus)
+    sample = generate(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS)).text
+    if not len(texts):
+        return {"scores": {}, "prompt": prompt, "sample": sample}
     total = len(texts)
     started = time.perf_counter()
     score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
     score = replace(score, seconds=time.perf_counter() - started)
-    prompt, passage = find_prompt(corpus), _passage(corpus)
     tell(Stage(name="comparing"))
     return {
         "scores": {"test": score.as_dict()},
         "marks": find_marks(corpus),
         "prompt": prompt,
-        "sample": generate(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS)).text,
+        "sample": sample,
         "passage": [[t.text, round(t.bits, 3)] for t in score_text(model, tokenizer, passage)],
     }
 
@@ -96,8 +102,8 @@ def find_marks(corpus: Corpus) -> dict[str, float]:
 
 
 def _passage(corpus: Corpus) -> str:
-    """The opening of the first test document that is long enough, cut at white space."""
-    texts = corpus.test["text"]
+    """The opening of the first test document that is long enough, cut at white space; of training where none is."""
+    texts = corpus.test["text"] if len(corpus.test) else corpus.train["text"][:PASSAGES]
     text = next((t for t in texts if len(t) >= PASSAGE_CHARACTERS), max(texts, key=len))
     if len(text) <= PASSAGE_CHARACTERS:
         return text

@@ -17,6 +17,7 @@ from rung.evaluate import score_documents
 from rung.models import load
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
+from rung.recipe.text import read_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
 def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
     """The corpus that the run was trained on, as it is now."""
     recipe = record["recipe"]
-    text = load_corpus(recipe["corpus"], documents or recipe.get("documents", "paragraphs"))
+    text = read_corpus(recipe | ({"documents": documents} if documents else {}))
     if text.fingerprint != record["corpus"]["fingerprint"]:
         logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
     return text

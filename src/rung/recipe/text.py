@@ -1,12 +1,14 @@
-"""The text of a run: its tokenizer, trained or loaded, and its training split as token ids."""
+"""The text of a run: its corpus, its tokenizer, trained or loaded, and its training split as token ids."""
 
 import hashlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rung import __version__, runs
-from rung.corpus import Corpus
+from rung.corpus import Corpus, load_corpus
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
 from rung.pack import Packed, pack
@@ -15,6 +17,12 @@ from rung.recipe.stages import Stage, Tell
 from rung.tokenizer import PUBLISHED, TOKENIZERS, build_tokenizer, encode_batches, fingerprint, load_tokenizer
 
 SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
+
+
+def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
+    """The corpus that a recipe, as a page, names, read as it says."""
+    reading: Any = {key: recipe.get(key) for key in ("held_out",)}
+    return load_corpus(recipe["corpus"], recipe.get("documents", "paragraphs"), **reading)
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:

@@ -24,6 +24,7 @@ IDEAS = {
 }
 COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
+UNSCORED = "no score: nothing was held out"
 
 COMPRESSOR = "compressor, reading the test text alone"
 MARKS = {"lzma after train": "compressor, after reading the training text"}
@@ -163,7 +164,7 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         low=score.get("low"),
         high=score.get("high"),
         sample=record.get("sample"),
-        failed=None if score else str(record.get("failed") or UNFINISHED),
+        failed=None if score else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
     )
 
 
@@ -237,7 +238,7 @@ def _table_row(run: Run, best: bool) -> str:
     idea = row.idea if run.label == row.rung else f"{row.rung}: {row.idea}".removesuffix(": ")
     start = f'<th scope="row">{escape(run.label)}</th><td>{escape(idea)}</td>'
     if row.failed:
-        why = row.failed if row.failed == UNFINISHED else f"failed: {row.failed}"
+        why = row.failed if row.failed in (UNFINISHED, UNSCORED) else f"failed: {row.failed}"
         return f'<tr class="failed">{start}<td colspan="{len(COLUMNS)}">{escape(why)}</td></tr>'
     cells = "".join(make_cell(column.kind, column.head, column.show(row)) for column in COLUMNS)
     return f"<tr{' class=best' if best else ''}>{start}{cells}</tr>"
