@@ -413,3 +413,29 @@ def test_an_error_that_ctrl_c_caused_is_no_error():
     with pytest.raises(typer.Exit) as left:
         function()
     assert left.value.exit_code == 130
+
+
+def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypatch):
+    def stop(recipe, folder, tell):
+        runs.write_record(runs.make_folder(folder), {"rung": recipe.rung})
+        tell(Stage("scoring", 3, 9))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rung.recipe.making.execute", stop)
+    made = rung("train", "gpt2", corpus, "--steps", 5, "--out", "my run")
+    assert made.exit_code == 130
+    assert "gpt2: stopped after" in made.stderr
+    assert made.stderr.splitlines()[-1].endswith("train --out 'my run' --resume")
+
+
+def test_a_models_text_cannot_steer_a_terminal(monkeypatch):
+    master, slave = os.openpty()
+    with os.fdopen(slave, "w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        output.print_text("a\x1b[2Jb\n")
+    assert os.read(master, 100) == b"a\\x1b[2Jb\r\n"
+    os.close(master)
+    plain = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", plain)
+    output.print_text("a\x1b[2Jb\n")
+    assert plain.getvalue() == "a\x1b[2Jb\n"
