@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -174,3 +175,69 @@ def test_what_the_threads_are_is_chosen_before_torch():
     """The command's modules, and this one's, import no torch: OpenMP reads the variables when torch is loaded."""
     code = "import sys, rung.cli, rung.device; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+BESIDE = 2  # processes that never rest
+WRITE = """
+import sys, time
+from rung.device import configure_threads
+configure_threads()
+import torch
+from transformers import LlamaConfig
+from rung.generate import Decoder, Sampling
+from rung.generate.decoder import write_tokens
+from rung.models.llama3 import LlamaForCausalLM
+
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=1024, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=172,
+    max_position_embeddings=128, tie_word_embeddings=True,
+)).eval()
+decoders = {"C": Decoder(model), "torch": Decoder(model)}
+decoders["torch"].native = None
+
+def count_tokens(decoder, seconds):
+    count, began = 0, time.perf_counter()
+    with torch.inference_mode():
+        while (took := time.perf_counter() - began) < seconds:
+            count += sum(1 for _ in write_tokens(decoder, [[3, 4]], Sampling(temperature=0, max_new_tokens=20), ()))
+    return count / took
+
+print(torch.get_num_threads(), flush=True)
+for line in sys.stdin:
+    name, seconds = line.split()
+    print(count_tokens(decoders[name], float(seconds)), flush=True)
+"""
+
+
+@contextmanager
+def processes(count, *command, **options):
+    """So many processes that run this; killed in the end."""
+    running = [subprocess.Popen([sys.executable, "-c", *command], text=True, **options) for _ in range(count)]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+        for process in running:
+            process.communicate()
+
+
+def test_beside_busy_processes_decoding_keeps_half_its_fair_share():
+    """Tokens a second beside them and without, in turn; what else the machine does weighs on both."""
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
+    with processes(1, WRITE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as [writer]:
+
+        def ask(name, seconds=0.7):
+            print(name, seconds, file=writer.stdin, flush=True)
+            return float(writer.stdout.readline())
+
+        threads = int(writer.stdout.readline())
+        fair = count_cores() / (threads + BESIDE)
+        for name in ("C", "torch"):
+            ask(name, 0.01)
+            shares = []
+            while not shares or (max(shares) < fair / 2 and len(shares) < 6):
+                alone = ask(name)
+                with processes(BESIDE, "while True: pass"):
+                    shares.append(ask(name) / alone)
+            assert max(shares) >= fair / 2, f"in {name}: {shares} of its own speed"
