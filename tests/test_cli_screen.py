@@ -99,6 +99,21 @@ def test_perplexities_are_powers_of_ten_where_digits_mean_nothing(folders):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
+    record = runs.read_record(folders[0])
+    stupid = SCORE | {"renormalized": True}
+    runs.write_record(folders[0], record | {"scores": {"test": stupid}, "sample": "\u2031\ufffdz\ufffdV"})
+    shown = draw(climb_table(read_rows(folders), folders), width)
+    assert "2.112 (1.94-2.26)*" in shown
+    assert "* bigram: no distribution;" in " ".join(shown.split())
+    assert "breaks characters of several" in " ".join(shown.split())
+    assert "no distribution" in draw(score_table("ngram", "my.txt", "test", stupid), width)
+    assert "2.112*" in draw(runs_table([(folders[0], runs.read_record(folders[0]))]), width)
+    assert summarize_run(folders[0], runs.read_record(folders[0]))["renormalized"]
+    assert "no distribution" not in draw(score_table("ngram", "my.txt", "test", SCORE), width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 def test_other_tables_keep_their_figures(folders, width):
     found = [(folder, runs.read_record(folder)) for folder in folders]
     for table, kept in (

@@ -246,6 +246,21 @@ def test_each_smoothing_by_hand():
     assert stupid[end].item() == pytest.approx(0.4 * 1 / 7)
 
 
+def test_the_ruler_divides_stupid_scores_by_their_sum_and_says_so():
+    texts = ["a b a b a c", "a c b"]
+    model, tokenizer = fit_texts(texts, order=2, smoothing="stupid-backoff")
+    found = score_documents(model, tokenizer, ["a b c"])
+    ids = torch.tensor([tokenizer("a b c").input_ids])
+    scores = model(ids).logits[0].exp()
+    assert abs(scores.sum(-1) - 1).max() > 0.1
+    wanted = [*ids[0, 1:].tolist(), tokenizer.eos_token_id]
+    expected = -(scores[range(4), wanted] / scores.sum(-1)).log().sum().item()
+    assert found.nats == pytest.approx(expected, rel=1e-5)
+    assert found.renormalized
+    assert found.as_dict()["renormalized"]
+    assert not score_documents(*fit_texts(texts, order=2), ["a b c"]).renormalized
+
+
 def test_pruning_drops_what_was_seen_so_often_or_less():
     documents = [[3, 4, 5], [3, 4, 5], [3, 4, 6]]
     whole, pruned = fit(documents, order=3), fit(documents, order=3, prune=[0, 0, 1])

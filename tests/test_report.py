@@ -156,6 +156,19 @@ def test_token_perplexity_is_set_apart_where_tokenizers_differ(make_run, make_pa
     assert "gpt2 : char with 1,024 tokens, fingerprint f" in words_of(mixed)
 
 
+def test_scores_that_are_no_distribution_are_marked(make_run, make_page):
+    words = words_of(make_page(make_run("a", scores__test__renormalized=True), make_run("b", rung="gpt2")))
+    assert "1.934*" in words
+    assert "no distribution; its scores were divided by their sum" in words
+    assert "no distribution" not in words_of(make_page(make_run("c")))
+
+
+def test_broken_characters_are_explained(make_run, make_page):
+    reason = "breaks characters of several"
+    assert reason in words_of(make_page(make_run("a", rung="bigram", sample="\u2031\ufffdz\ufffdV")))
+    assert reason not in words_of(make_page(make_run("b", sample="whole")))
+
+
 def test_what_a_tokenizer_loses_is_said(make_run, make_page):
     folder = make_run("a", scores__test__lost=["case", "unknown words"], scores__test__unknown_words=12)
     words = words_of(make_page(folder))

@@ -11,6 +11,12 @@ from numpy.typing import ArrayLike
 
 NONE = "–"  # no figure, or one that says nothing
 BYTES_A_WORD = 50  # a text with more has next to no spaces: its words are no words
+RENORMALIZED = "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
+BROKEN = "\ufffd"
+BROKEN_CHARACTERS = (
+    f"{BROKEN} stands for bytes that make no character: tokens are bytes, and a model that looks few of them back, as "
+    "the bigram does, breaks characters of several"
+)
 LARGE = 7  # from this power of ten on, perplexities are written as powers of ten
 
 

@@ -12,7 +12,15 @@ from rich.text import Text
 from rung import runs
 from rung.cli.output import escape_controls, show_logs
 from rung.cli.tables import FittedTable
-from rung.figures import show_interval, show_token_perplexity, show_value, show_word_perplexity
+from rung.figures import (
+    BROKEN,
+    BROKEN_CHARACTERS,
+    RENORMALIZED,
+    show_interval,
+    show_token_perplexity,
+    show_value,
+    show_word_perplexity,
+)
 
 if TYPE_CHECKING:
     from rung.evaluate import TokenScore
@@ -63,7 +71,7 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
             row.token_perplexity,
             row.word_perplexity,
             Text(
-                _interval(row.bits_per_byte, row.low, row.high),
+                _interval(row.bits_per_byte, row.low, row.high) + "*" * row.renormalized,
                 style="bold green" if row.bits_per_byte == best else "",
             ),
             " ".join((row.sample or "").split()),
@@ -74,6 +82,8 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     for name, bits in marks.items():
         table.add_cells(Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), "")
     reasons = [f"{row.rung} failed: {row.failed}" for row in rows if row.failed not in (None, "not finished")]
+    reasons += [BROKEN_CHARACTERS] if any(BROKEN in (row.sample or "") for row in rows) else []
+    reasons += [f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized]
     table.caption = Text(escape_controls("\n".join(reasons))) if reasons else None
     return table
 
@@ -143,6 +153,8 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_figures("value")
     table.add_column("", overflow="fold")
     table.add_cells("bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score))
+    if score.get("renormalized"):
+        table.add_cells("no distribution", "", RENORMALIZED)
     table.add_cells("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
     table.add_cells("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
     how = "state carried through each document"
@@ -246,7 +258,7 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> FittedTable:
         score, failed = record.get("scores", {}).get("test"), record.get("failed")
         state = "imported" if "imported" in record else "failed" if failed else "not finished"
         name = f"{folder}\n  {failed}" if failed and not score else str(folder)
-        bits = show_figure(score["bits_per_byte"], ".3f") if score else state
+        bits = show_figure(score["bits_per_byte"], ".3f") + "*" * bool(score.get("renormalized")) if score else state
         table.add_cells(name, record["rung"], record.get("corpus", {}).get("name", ""), bits)
     return table
 
@@ -263,6 +275,7 @@ def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "bits_per_byte": score.get("bits_per_byte"),
         "low": score.get("low"),
         "high": score.get("high"),
+        "renormalized": score.get("renormalized", False),
         "finished": bool(score),
         "failed": record.get("failed"),
     }

@@ -66,6 +66,7 @@ class Score:
     window: int | None  # tokens; None where the model carries its state through the document
     stride: int | None
     lost: list[str]  # what the tokenizer does not keep, and the score does not charge for
+    renormalized: bool = False  # the model's own scores are no distribution (stupid back-off): divided by their sum
     kenlm: dict[str, float] | None = None  # of an n-gram: the figures that KenLM's `query` prints
     seconds: float = 0.0
 
@@ -155,6 +156,7 @@ def score_documents(
         window=window,
         stride=None if window is None else stride_of(window),
         lost=list(losses(tokenizer)),
+        renormalized=isinstance(model, CountingModel) and not model.is_normalized,
         kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown)
         if isinstance(model, NgramForCausalLM) and model.is_normalized
         else None,

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from rung import runs
 from rung.corpus import WIKITEXT_CONFIGS
 from rung.corpus.named import WIKITEXT
-from rung.figures import show_token_perplexity, show_word_perplexity
+from rung.figures import RENORMALIZED, show_token_perplexity, show_word_perplexity
 from rung.models import BESIDE, LADDER
 
 Record = Mapping[str, Any]
@@ -130,6 +130,8 @@ def _scores(record: Record) -> Iterator[str]:
     yield ""
     yield "Bits per byte compares models across tokenizers: the negative log2-likelihood of the whole text, ends of"
     yield "documents included, by its UTF-8 bytes. Less is better."
+    if score.get("renormalized"):
+        yield f"The model's own scores (stupid back-off) are no distribution: {RENORMALIZED}."
 
 
 def _data(record: Record) -> Iterator[str]:

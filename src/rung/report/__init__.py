@@ -14,6 +14,7 @@ from typing import Any
 
 from rung import runs
 from rung.errors import RunError
+from rung.figures import BROKEN, BROKEN_CHARACTERS
 from rung.report import charts
 from rung.report.rows import COUNTING, Group, Row, Run, build_table, group_runs, names, read_runs, whole
 
@@ -199,9 +200,12 @@ def _samples(group: Group) -> str:
     """A card for each run that wrote something."""
     told = [run for run in group.runs if run.row.sample is not None]
     cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
+    caption = "Every rung goes on from the words in bold: look at how long it keeps to a word, a sentence, a subject."
+    if any(BROKEN in run.row.sample for run in told if run.row.sample):
+        caption += f" {BROKEN_CHARACTERS}."
     return _gallery(
         "The same prompt, continued",
-        "Every rung goes on from the words in bold: look at how long it keeps to a word, a sentence, a subject.",
+        caption,
         cards,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.figures import NONE, show_token_perplexity, show_word_perplexity
+from rung.figures import NONE, RENORMALIZED, show_token_perplexity, show_word_perplexity
 
 # The ladder, and what each rung adds to the one below; importing the models would import torch with them.
 IDEAS = {
@@ -45,6 +45,7 @@ class Row:
     bits_per_byte: float | None
     low: float | None
     high: float | None
+    renormalized: bool  # its scores are no distribution, and were divided by their sum
     sample: str | None
     failed: str | None
 
@@ -163,6 +164,7 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         bits_per_byte=score.get("bits_per_byte"),
         low=score.get("low"),
         high=score.get("high"),
+        renormalized=bool(score.get("renormalized")),
         sample=record.get("sample"),
         failed=None if score else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
     )
@@ -212,7 +214,7 @@ COLUMNS = (
     Column("tokens / s", lambda row: whole(row.tokens_per_second)),
     Column("token<br>perplexity", lambda row: _set_powers(row.token_perplexity), "token"),
     Column("word<br>perplexity", lambda row: _set_powers(row.word_perplexity)),
-    Column("bits<br>per byte", lambda row: _rounded(row.bits_per_byte, 3), "key"),
+    Column("bits<br>per byte", lambda row: _rounded(row.bits_per_byte, 3) + "*" * row.renormalized, "key"),
     Column("95% interval", lambda row: _interval(row), "interval"),
 )
 
@@ -276,6 +278,8 @@ def _notes(group: Group) -> Iterable[str]:
     for what, labels in _labels_by(group.scored, _losses).items():
         if what:
             yield f"{names(labels)}: the tokenizer loses {escape(what)}, and the score does not charge for it."
+    if renormalized := [run.label for run in group.scored if run.row.renormalized]:
+        yield f"* {names(renormalized)}: no distribution; {RENORMALIZED}."
     for run in group.scored:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)

@@ -117,7 +117,7 @@ class NgramForCausalLM(CountingModel):
 
     @property
     def is_normalized(self) -> bool:
-        """Whether its numbers are probabilities; stupid back-off's are scores."""
+        """Whether its numbers are probabilities; stupid back-off's are scores, which the ruler divides by their sum."""
         return self.config.smoothing != "stupid-backoff"
 
     @torch.no_grad()
