@@ -100,6 +100,31 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
     assert sum(piece.bits for piece in pieces) == pytest.approx(unknown.nats / math.log(2), rel=1e-5)
 
 
+def count(rung, tokenizer, texts, **settings):
+    """A counting rung of these texts."""
+    from rung.models import LADDER, make_config
+    from rung.tokenizer import encode_documents
+
+    documents = list(encode_documents(texts, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    return LADDER[rung].model.fit(make_config(rung, tokenizer, settings), numpy.concatenate(documents), starts)
+
+
+@pytest.mark.parametrize("rung", ["bigram", "ngram"])
+@pytest.mark.parametrize("mark", ["<unk>", "<s>", "</s>", "<pad>"])
+def test_a_mark_that_stands_in_the_text_costs_what_any_word_would(rung, mark):
+    """Tokenized WikiText-2 and PTB are full of `<unk>`: it is a word, known if the training text had it."""
+    texts = [text.replace("cat", "{0}").replace("a ", "a {0} ") for text in SENTENCES] * 3
+    scores = []
+    for name in (mark, "unkw"):
+        named = [text.format(name) for text in texts]
+        words = build_tokenizer("whitespace", named)
+        scores.append(score_documents(count(rung, words, named), words, named[:4]))
+    assert scores[0].word_perplexity == scores[1].word_perplexity
+    assert scores[0].nats == scores[1].nats
+    assert scores[0].unknown_words == 0
+
+
 def test_a_lossless_tokenizer_has_nothing_unknown(make_tiny, tokenizer):
     score = score_documents(make_tiny("bigram"), tokenizer, ["日本 ∑ <|end_of_text|> <unk>"])
     assert score.unknown_words == 0

@@ -12,14 +12,14 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 from rung import compiled, runs
 from rung.errors import RecipeError, RunError
-from rung.generate import Decoder, Sampling, generate, generate_batch, make_draft, native
+from rung.generate import Decoder, Sampling, continue_tokens, generate, generate_batch, make_draft, native
 from rung.generate.decoder import write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.rounding import find_rounding, rounding_cost
 from rung.generate.sampling import choose, find_shares
 from rung.generate.speculative import NgramDraft, PromptDraft
 from rung.models import LADDER, make_config
-from rung.tokenizer import build_tokenizer, encode_documents
+from rung.tokenizer import EOS, build_tokenizer, encode_documents, encode_plainly
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 PROMPTS = ["the cat", "a dog sat on the", "a"]
@@ -254,6 +254,16 @@ def test_a_stop_string_stops(make_tiny, tokenizer):
     assert made.text == "".join(pieces) == whole[: whole.index(word)]
     with pytest.raises(RecipeError, match="stop is an empty text"):
         Sampling(stop=("",))
+
+
+def test_a_prompt_is_text_as_it_is_for_the_ruler(make_tiny, tokenizer):
+    """The name of a special token in a prompt is no special token: what follows is what the text would be scored by."""
+    model = make_tiny("llama3")
+    ids = encode_plainly(tokenizer, [f"a cat {EOS} the"])[0].ids
+    assert tokenizer.eos_token_id not in ids
+    wanted = continue_tokens(Decoder(model), tokenizer, [[tokenizer.bos_token_id, *ids]], GREEDY, {-1})[0].text
+    assert generate(model, tokenizer, f"a cat {EOS} the", GREEDY).text == wanted
+    assert generate_batch(model, tokenizer, [f"a cat {EOS} the"], GREEDY)[0].text == wanted
 
 
 def test_a_batch_writes_what_its_prompts_do_alone(make_tiny, tokenizer):

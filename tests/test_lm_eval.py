@@ -18,7 +18,7 @@ from rung.recipe.scoring import evaluate_tasks
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'rung[eval]'")
 
-TEXTS = ("the cat sat on the mat", "a dog is not a cat,  and naïve", "an unheard-of log\n\nthe dog")
+TEXTS = ("the cat sat on the mat", "a dog is not a cat,  and naïve", "an unheard-of log\n\n<|end_of_text|> the dog")
 QUESTIONS = [
     {"question": "the cat sat on", "choices": ["the mat", "not a is"], "answer": 0},
     {"question": "the dog sat on", "choices": ["cat the and", "the log"], "answer": 1},

@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import random
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 from conftest import SENTENCES
@@ -23,14 +25,17 @@ from rung.tokenizer import (
     TOKENIZERS,
     UNKNOWN,
     build_tokenizer,
+    count_ids,
     encode_batches,
     encode_documents,
     encode_plainly,
+    find_unknown,
     fingerprint,
     load_tokenizer,
     losses,
     suggest_vocab_size,
 )
+from rung.tokenizer.kinds import LONGEST_WORD, _byte_pairs
 
 KINDS = [kind for kind in TOKENIZERS if kind not in PUBLISHED]
 GPT2_END = "<|endoftext|>"
@@ -225,6 +230,138 @@ def test_only_ascii_white_space_parts_words_as_for_kenlm():
     assert encode_plainly(lower, ["A\xa0B\u3000a"])[0].tokens == ["a", "b", "a"]
 
 
+MARKS = ["<unk>", "<s>", "</s>", "<pad>", "[UNK]", BOS, EOS, PAD, UNKNOWN, GPT2_END]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_names_of_special_tokens_are_words_like_any_other(kind):
+    """In training text and in what is encoded: all ids are in the vocabulary, and no text becomes a special token."""
+    text = " ".join(["one", *MARKS, "two"] * 3)
+    tokenizer = build_tokenizer(kind, [text, *SENTENCES])
+    special = set(tokenizer.all_special_ids)
+    assert sorted(tokenizer.get_vocab().values()) == list(range(len(tokenizer)))
+    assert not special & set(ids_of(tokenizer, text))
+    (_, *encoded, _), (_, *name, _) = encode_documents([text, MARKS[0]], tokenizer)
+    assert encoded == ids_of(tokenizer, text)
+    assert name == ids_of(tokenizer, MARKS[0])
+    if not losses(tokenizer):
+        assert tokenizer.decode(encoded) == text
+
+
+@pytest.mark.parametrize("mark", ["<unk>", "<s>", "</s>", "<pad>"])
+def test_a_mark_of_tokenized_text_is_a_word_as_it_would_be_by_another_name(mark):
+    texts = [f"a {mark} sat", f"{mark} and {mark} ran"]
+    for kind in ("whitespace", "word-split"):
+        tokenizer, other = (build_tokenizer(kind, [t.replace(mark, name) for t in texts]) for name in (mark, "unkw"))
+        assert len(tokenizer) == len(other)
+        for text in texts:
+            assert len(ids_of(tokenizer, text)) == len(ids_of(other, text.replace(mark, "unkw"))) == len(text.split())
+
+
+def make_words(words, unknown="<unk>", **special):
+    """A tokenizer of words as others train them: its special tokens stand in its vocabulary, by the names of texts."""
+    names = [*(name for name in (unknown, "<s>", "</s>", "<pad>") if name), *words]
+    backend = Tokenizer(
+        models.WordLevel({name: i for i, name in enumerate(names)}, **({"unk_token": unknown} if unknown else {}))
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return wrap(backend, eos_token="</s>", pad_token="<pad>", bos_token="<s>", **special)
+
+
+@pytest.mark.parametrize("mark", ["</s>", "<s>", "<pad>"])
+def test_a_loaded_tokenizer_that_reads_a_special_token_out_of_text_is_refused(mark):
+    words = make_words(["the", "cat"])
+    assert ids_of(words, "the <unk> dog") == [4, 0, 0]  # an unknown word is one, whatever it is
+    for encode in (
+        lambda: encode_plainly(words, ["the cat", f"the {mark}"]),
+        lambda: [*encode_documents([mark], words)],
+    ):
+        with pytest.raises(TokenizerError, match=f"'{mark}' stands in the text, and the tokenizer reads it as"):
+            encode()
+
+
+def test_what_a_model_gives_for_unknown_words_is_found_by_whatever_name(tmp_path):
+    words = make_words(["the"])
+    assert words.unk_token_id is None
+    assert find_unknown(words) == 0
+    words.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).unk_token == "<unk>"
+    pieces = [("x", -1.0), ("<?>", 0.0), ("a", -1.0)]
+    assert find_unknown(wrap(Tokenizer(models.Unigram(pieces, unk_id=1)), eos_token="x")) == 1
+    assert find_unknown(wrap(Tokenizer(models.Unigram(pieces)), eos_token="x")) is None
+    assert find_unknown(build_tokenizer("bpe", SENTENCES)) is None
+
+
+def test_a_text_that_cannot_be_encoded_is_one_clear_line():
+    words = make_words(["the"], unknown=None)
+    for encode in (lambda: ids_of(words, "a cat"), lambda: [*encode_documents(["a cat"], words)]):
+        with pytest.raises(TokenizerError, match="the tokenizer cannot encode this text"):
+            encode()
+
+
+def test_chance_is_switched_off(tmp_path, caplog):
+    tokenizer = wrap(train_bytes(), bos_token=GPT2_END)
+    expected = ids_of(tokenizer, HARD)
+    tokenizer.backend_tokenizer.model.dropout = 0.5
+    assert all(ids_of(tokenizer, HARD) == expected for _ in range(5))
+    assert all([ids[1:-1] for ids in encode_documents([HARD], tokenizer)] == [expected] for _ in range(5))
+    assert tokenizer.backend_tokenizer.model.dropout == 0.5
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.backend_tokenizer.model.dropout is None
+    assert "would cut the same text differently each time" in caplog.text
+
+
+def test_ids_that_are_nobodys_count(tmp_path):
+    """The library's trainer leaves a gap where the text has the name of a special token; a model needs a row there."""
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 4}, unk_token="<unk>"))
+    assert count_ids(wrap(backend, eos_token="the")) == 5
+
+
+def learn(texts):
+    return build_tokenizer("bpe", texts, 320).backend_tokenizer.to_str()
+
+
+def test_long_words_are_cut_for_the_trainer_alone(caplog):
+    letters = "".join(random.Random(1).choices("ACGT", k=4 * LONGEST_WORD))
+    tokenizer = build_tokenizer("bpe", [f"a word, {letters} and more", " " * 9999], 320)
+    assert "2 words of more than 1,024 characters without a break" in caplog.text
+    text = letters * 3
+    assert tokenizer.decode(ids_of(tokenizer, text)) == text
+    saved = json.loads(tokenizer.backend_tokenizer.to_str())
+    assert saved["pre_tokenizer"]["type"] == "ByteLevel"  # nothing else is cut
+
+
+def test_ordinary_text_is_learned_from_as_it_is(prose, caplog):
+    """The trainer is given the text itself, so that no token changes: also of what has few breaks."""
+    for text in (prose, "=" * LONGEST_WORD, "中文，" * 999, "x" * LONGEST_WORD + " y", "a1" * 2000, "\n \t" * 300):
+        plain, trainer = _byte_pairs(320)
+        plain.train_from_iterator([text], trainer)
+        assert json.loads(learn([text]))["model"] == json.loads(plain.to_str())["model"]
+    assert not caplog.text
+
+
+def test_the_trainer_takes_time_by_the_letter():
+    """Twice the letters in one word take about twice as long; without a cut it is four times."""
+
+    def take(size):
+        text = "".join(random.Random(1).choices("ACGT", k=size))
+        start = time.process_time()
+        learn([text])
+        return time.process_time() - start
+
+    assert min(take(80_000) for _ in range(3)) < 8 * min(take(20_000) for _ in range(3))
+
+
+def test_a_long_line_is_encoded_in_time_by_the_letter(tokenizer):
+    def take(size):
+        start = time.process_time()
+        encode_plainly(tokenizer, ["at" * size])
+        return time.process_time() - start
+
+    assert min(take(80_000) for _ in range(3)) < 8 * min(take(20_000) for _ in range(3))
+
+
 def test_a_character_is_a_token():
     text = "a\n\n\re\u0301é\t😀 𝔘\u200d"
     tokenizer = build_tokenizer("char", [text])
@@ -296,7 +433,6 @@ def test_threads_share_a_tokenizer():
     assert not wrong
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def encode_one_by_one(tokenizer, texts):
     """The way it is said: BOS, the text's tokens, EOS."""
     return [[tokenizer.bos_token_id, *ids_of(tokenizer, text), tokenizer.eos_token_id] for text in texts]
@@ -343,6 +479,7 @@ def test_a_setting_left_on_changes_no_batch(tokenizer):
         tokenizer.backend_tokenizer.no_padding()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_tokenizes(tokenizer):
     expected = ids_of(tokenizer, SENTENCES[0])
     code = (

@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from rung.errors import TokenizerError
 from rung.models import CausalModel
-from rung.tokenizer import encode_plainly
+from rung.tokenizer import count_ids, encode_plainly
 
 Message = dict[str, str]  # its `role` and its `content`
 Conversation = list[Message]
@@ -79,8 +79,8 @@ def teach_format(model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_fo
         tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in chat_format.tokens], True)
         _keep_blank_line_whole(tokenizer, chat_format.between)
         tokenizer.chat_template = chat_format.template
-    if len(tokenizer) > model.config.vocab_size:
-        model.resize_token_embeddings(len(tokenizer))
+    if (size := count_ids(tokenizer)) > model.config.vocab_size:
+        model.resize_token_embeddings(size)
     model.generation_config.eos_token_id = list(find_ends(model, tokenizer))
 
 

@@ -138,6 +138,8 @@ class Judged(HFLM):
     def __init__(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         length = model.context_length or READ_AT_ONCE
         rows = LOGITS_AT_ONCE // (length * model.config.vocab_size)
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.split_special_tokens = True  # text is text, whatever names stand in it
         super().__init__(
             pretrained=model,
             backend="causal",

@@ -16,7 +16,7 @@ from rung.generate.pieces import Pieces
 from rung.generate.sampling import Sampling
 from rung.generate.speculative import Draft, check_draft, make_draft, write_guessed
 from rung.models import CausalModel
-from rung.tokenizer import losses
+from rung.tokenizer import encode_plainly, losses
 
 __all__ = [
     "Decoder",
@@ -119,7 +119,8 @@ def _gather(
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    return [tokenizer.bos_token_id, *tokenizer(prompt, add_special_tokens=False).input_ids]
+    """A prompt is text: the names of special tokens in it are read as `rung score` reads them."""
+    return [tokenizer.bos_token_id, *encode_plainly(tokenizer, [prompt])[0].ids]
 
 
 def _space(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:

@@ -34,7 +34,7 @@ from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
 from rung.models.sizes import SIZES, fill_size
 from rung.models.swaps import SwapsConfig, SwapsForCausalLM
-from rung.tokenizer import load_tokenizer
+from rung.tokenizer import count_ids, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +124,7 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
         if key in WHOLE_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise RecipeError(f"model.{key} is {value!r}: it must be a whole number, 1 or more")
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
-    wanted = {"vocab_size": len(tokenizer), **ids, **rung.shape, **settings}
+    wanted = {"vocab_size": settings.get("vocab_size") or count_ids(tokenizer), **ids, **rung.shape, **settings}
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
     try:
@@ -168,6 +168,7 @@ def count_parameters(model: PreTrainedModel) -> int:
 def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
     step = 32 if name in TRANSFORMERS else 8  # heads want round widths
+    settings = {"vocab_size": count_ids(tokenizer), **settings}
     best, previous = step, None
     for width in range(step, 8192, step):
         with torch.device("meta"):

@@ -32,7 +32,7 @@ from rung.recipe.record import (
 )
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, read_corpus, sample_stride
-from rung.tokenizer import suggest_vocab_size
+from rung.tokenizer import count_ids, suggest_vocab_size
 from rung.train import (
     Hooks,
     Progress,
@@ -94,7 +94,9 @@ class _Ready:
     def open_packed(self) -> Packed:
         """The packed text, mapped into memory: a process reads what it trains on, and no more."""
         folder = cache_folder() / "packed"
-        return pack(functools.partial(_not_here, folder), key=self.key, vocab_size=len(self.tokenizer), folder=folder)
+        return pack(
+            functools.partial(_not_here, folder), key=self.key, vocab_size=count_ids(self.tokenizer), folder=folder
+        )
 
 
 def _not_here(folder: Path, state: Any) -> NoReturn:

@@ -14,8 +14,17 @@ from rung.errors import RecipeError, did_you_mean
 from rung.pack import Packed, pack
 from rung.recipe import Recipe
 from rung.recipe.stages import Stage, Tell
-from rung.tokenizer import PUBLISHED, TOKENIZERS, build_tokenizer, encode_batches, fingerprint, load_tokenizer
+from rung.tokenizer import (
+    PUBLISHED,
+    TOKENIZERS,
+    build_tokenizer,
+    count_ids,
+    encode_batches,
+    fingerprint,
+    load_tokenizer,
+)
 
+MADE = 2  # one more whenever the same text makes another tokenizer: what was kept before is left
 SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
 
 
@@ -34,8 +43,8 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     if kind not in TOKENIZERS:
         raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
     stride = sample_stride(recipe, corpus)
-    key = hashlib.sha256(f"{__version__} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode()).hexdigest()[:16]
-    folder = cache_folder() / "tokenizers" / key
+    made = hashlib.sha256(f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode())
+    folder = cache_folder() / "tokenizers" / made.hexdigest()[:16]
     if not (folder / "tokenizer.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         runs.save_model(folder, build_tokenizer(kind, corpus.sample_train(stride), vocab_size))
@@ -67,7 +76,7 @@ def pack_train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tell: Tell = 
     return pack(
         lambda state: encode_batches(corpus.read_train(state), tokenizer),
         key=packed_key(corpus, tokenizer),
-        vocab_size=len(tokenizer),
+        vocab_size=count_ids(tokenizer),
         folder=cache_folder() / "packed",
         tell=show,
     )

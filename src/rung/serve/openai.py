@@ -27,7 +27,7 @@ from rung.serve.schemas import (
     Model,
     Models,
 )
-from rung.tokenizer import losses
+from rung.tokenizer import encode_plainly, losses
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
 STREAM: dict[str, Any] = {"text/event-stream": {}}
@@ -151,7 +151,7 @@ def weigh_prompt(engine: Engine, body: CompletionRequest, prompt: Prompt) -> Pro
 def read_text(engine: Engine, text: str) -> Prompt:
     """A text, with what begins a document in front."""
     with engine.reading:
-        ids = engine.reader(text, add_special_tokens=False).input_ids
+        ids = encode_plainly(engine.reader, [text])[0].ids
     is_lost = "white space" in losses(engine.tokenizer) and text and not text[-1].isspace()
     return Prompt(ids=[engine.tokenizer.bos_token_id, *ids], text=text, is_text=True, space=" " if is_lost else "")
 

@@ -9,72 +9,59 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy
 from numpy.typing import NDArray
-from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rung import hub
 from rung.device import count_cores, find_mirror
 from rung.errors import TokenizerError, did_you_mean
+from rung.tokenizer.kinds import (
+    ASCII_SPACE,
+    BOS,
+    BUILDERS,
+    EOS,
+    PAD,
+    TOKENIZERS,
+    UNKNOWN,
+    build_tokenizer,
+    suggest_vocab_size,
+)
+
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "PUBLISHED",
+    "TOKENIZERS",
+    "UNKNOWN",
+    "build_tokenizer",
+    "count_ids",
+    "encode_batches",
+    "encode_documents",
+    "encode_plainly",
+    "find_unknown",
+    "fingerprint",
+    "load_tokenizer",
+    "losses",
+    "suggest_vocab_size",
+]
 
 logger = logging.getLogger(__name__)
 State = TypeVar("State")
 
 ENCODED_AT_ONCE = 32  # documents
 
-BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<unk>"
-
-TOKENIZERS = {
-    "bpe": "byte-level byte-pair encoding trained on the train split; loses nothing (the default)",
-    "word": "the book's words: lower case, no accents, digits and punctuation apart",
-    "word-split": "the book's bigram: lower case, split on white space",
-    "whitespace": "split on ASCII white space, as KenLM does, case kept: for text that is tokenized already",
-    "char": "one token a character",
-    "gpt2": "GPT-2's own, from the Hub or a local folder",
-    "llama3": "Llama 3's own, from the Hub or a local folder",
-}
-SMALLEST = {"bpe": 256 + 3}  # every byte, and the special tokens; five for the others: four of those, and a word
-ASCII_SPACE = r"[\t\n\x0b\f\r ]+"  # KenLM's `query` splits words here alone: a no-break space is part of a word
 PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
-
-
-def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer of a trainable `kind`, fitted to `texts`; the vocabulary holds the special tokens too.
-
-    Raises `TokenizerError` for an unknown kind or a vocabulary too small for it.
-    """
-    if kind not in _BUILDERS:
-        raise TokenizerError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}")
-    smallest = SMALLEST.get(kind, 5)
-    if vocab_size is not None and vocab_size < smallest:
-        raise TokenizerError(f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}")
-    tokenizer, trainer = _BUILDERS[kind](vocab_size)
-    tokenizer.train_from_iterator(texts, trainer)
-    bos = tokenizer.token_to_id(BOS)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
-    )
-    unknown = {"unk_token": UNKNOWN} if tokenizer.token_to_id(UNKNOWN) is not None else {}
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=EOS,
-        pad_token=PAD,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],
-        **unknown,
-    )
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -86,7 +73,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     where = name if local else PUBLISHED.get(name, name)
     if not local and (mirrored := find_mirror(where)):
         where, local = str(mirrored), True
-    if name in _BUILDERS and not local:
+    if name in BUILDERS and not local:
         raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
     if not local and (hub.is_place(where) or "/" not in where):
         missing = f"no such folder: {name!r}" if "/" in name else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
@@ -114,17 +101,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if _settle(tokenizer.backend_tokenizer.model):
+        logger.warning("the tokenizer %r would cut the same text differently each time: that is switched off", where)
+    if tokenizer.unk_token is None and (unknown := find_unknown(tokenizer)) is not None:
+        tokenizer.unk_token = tokenizer.convert_ids_to_tokens(unknown)
     return tokenizer
-
-
-def suggest_vocab_size(train_bytes: int) -> int:
-    """How many tokens a byte-pair vocabulary should have for this much text.
-
-    Rare tokens are learned badly, and a small model's weights are better spent elsewhere: the vocabulary grows more
-    slowly than the text's root, is 1,024 at 2 MB, and between 320 and 16,384.
-    """
-    power = round(math.log2(1024 * (max(train_bytes, 1) / 2e6) ** 0.4))
-    return max(320, min(2**power, 16_384))
 
 
 def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -143,6 +124,34 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(lost)
 
 
+def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that its model gives for what it does not know, however the tokenizer's settings call it; or None."""
+    backend = tokenizer.backend_tokenizer
+    if not isinstance(backend.model, models.Unigram):
+        name = backend.model.unk_token
+        return None if name is None else backend.token_to_id(name)
+    try:
+        tokens = backend.model.tokenize(_UNHEARD_OF)
+    except Exception:  # it has none
+        return None
+    return tokens[0].id if len(tokens) == 1 else None  # else it spells it in bytes
+
+
+def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """The tokens that no text may be, and their names: the special ones but that of unknown words."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    names = {id: token.content for id, token in added.items() if token.special}
+    for role in ("bos", "eos", "pad"):
+        names[getattr(tokenizer, f"{role}_token_id")] = getattr(tokenizer, f"{role}_token")
+    unknown = find_unknown(tokenizer)
+    return {id: name for id, name in names.items() if id is not None and id != unknown}
+
+
+def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest token id: the tokens that a model must know, also where some ids are nobody's."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for tokenizers that give documents equal ids."""
     spec = [_specify(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
@@ -152,22 +161,23 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
     """Token ids and character offsets of each text: no special token is added, and none is read out of the text.
 
-    Nothing is cut off or filled up either, whatever `tokenizer(..., truncation=True)` left switched on.
+    Nothing is cut off or filled up either, and nothing is left to chance, whatever the tokenizer's settings are.
+    Raises `TokenizerError` for a text that it cannot but read a special token out of, or cannot encode.
     """
     backend = tokenizer.backend_tokenizer
     with _switched:
         before = backend.encode_special_tokens, backend.truncation, backend.padding
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
+        chances = _read_plainly(backend)
         try:
-            return backend.encode_batch(texts, add_special_tokens=False)
+            return _encode_as_text(backend.encode_batch, texts, find_control(tokenizer))
         finally:
             backend.encode_special_tokens = before[0]
             if before[1]:
                 backend.enable_truncation(**before[1])
             if before[2]:
                 backend.enable_padding(**before[2])
+            for name, value in chances.items():
+                setattr(backend.model, name, value)
 
 
 def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -188,10 +198,8 @@ def encode_batches(
     most. When `batches` breaks off, what was read before is given out first.
     """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # no one else switches this one's settings
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    ends = tokenizer.bos_token_id, tokenizer.eos_token_id
+    _read_plainly(backend)
+    ends, control = (tokenizer.bos_token_id, tokenizer.eos_token_id), find_control(tokenizer)
     cores = count_cores()
     pending: deque[tuple[Future, State]] = deque()
     broken: Exception | None = None
@@ -206,7 +214,7 @@ def encode_batches(
                 except Exception as error:  # whatever it is, it is raised below
                     broken = error
                     break
-                pending.append((threads.submit(_encode, backend, ends, texts), state))
+                pending.append((threads.submit(_encode, backend, ends, control, texts), state))
             if not pending:
                 break
             future, state = pending.popleft()
@@ -216,80 +224,49 @@ def encode_batches(
 
 
 def _encode(
-    backend: Tokenizer, ends: tuple[int, int], texts: list[str]
+    backend: Tokenizer, ends: tuple[int, int], control: Mapping[int, str], texts: list[str]
 ) -> tuple[NDArray[numpy.integer], NDArray[numpy.integer]]:
     bos, eos = ends
-    found = [[bos, *encoding.ids, eos] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    found = [[bos, *encoding.ids, eos] for encoding in _encode_as_text(backend.encode_batch_fast, texts, control)]
     lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
     return numpy.fromiter(itertools.chain.from_iterable(found), dtype=numpy.uint32, count=lengths.sum()), lengths
 
 
-Builder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]
+def _read_plainly(backend: Tokenizer) -> dict[str, float]:
+    """Switch off what reads special tokens out of a text, cuts it, fills it up, or encodes it by chance: those last
+    settings are given back.
+    """
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    return _settle(backend.model)
 
 
-def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size or suggest_vocab_size(2_000_000),
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return tokenizer, trainer
+def _settle(model: models.Model) -> dict[str, float]:
+    """Have it encode a text always the same way, and say which settings it had that did not."""
+    chances = {name: getattr(model, name) for name in _CHANCES if getattr(model, name, None) is not None}
+    for name in chances:
+        setattr(model, name, None)
+    return chances
 
 
-def _characters(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 2**20)
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return tokenizer, trainer
+def _encode_as_text(
+    encode: Callable[..., list[Encoding]], texts: list[str], control: Mapping[int, str]
+) -> list[Encoding]:
+    try:
+        encodings = encode(texts, add_special_tokens=False)
+    except Exception as error:  # of the library's own; an unknown word that the tokenizer has no token for is one
+        raise TokenizerError(f"the tokenizer cannot encode this text ({error}): train one, --tokenizer bpe") from error
+    for encoding in encodings:
+        if found := control.keys() & encoding.ids:
+            name = control[min(found)]
+            raise TokenizerError(
+                f"{name!r} stands in the text, and the tokenizer reads it as its special token: take it out of the "
+                "text, or choose a tokenizer that reads every text as text, --tokenizer bpe"
+            )
+    return encodings
 
 
-def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 30_000)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.Whitespace()])
-    return tokenizer, trainer
-
-
-def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())  # as Python's str.split
-    tokenizer.normalizer = normalizers.Lowercase()
-    return tokenizer, trainer
-
-
-def _white_space_words(
-    vocab_size: int | None, split: pre_tokenizers.PreTokenizer | None = None
-) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 2**31)
-    literal = "|".join(re.escape(special.removeprefix("<")) for special in (BOS, EOS, PAD))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            split or pre_tokenizers.Split(Regex(ASCII_SPACE), "removed"),
-            pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated"),
-        ]
-    )  # a special token's name that stands in the text is two words, neither of them special
-    return tokenizer, trainer
-
-
-def _word_level(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD, UNKNOWN], show_progress=False
-    )
-    return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainer
-
-
-_BUILDERS: dict[str, Builder] = {
-    "bpe": _byte_pairs,
-    "word": _words,
-    "word-split": _lower_case_words,
-    "whitespace": _white_space_words,
-    "char": _characters,
-}
 _LOSSY = {
     "case": {"Lowercase", "BertNormalizer"},
     "accents": {"StripAccents", "BertNormalizer"},
@@ -299,6 +276,8 @@ _LOSSY = {
         *("Metaspace", "Strip", "Prepend", "Replace"),  # as SentencePiece marks spaces: a mark in the text is one too
     },
 }
+_UNHEARD_OF = "\U0010ffff"  # Unicode says that it is no character
+_CHANCES = ("dropout", "alpha", "nbest_size")  # settings under which a model encodes a text differently each time
 _switched = threading.Lock()  # whoever holds it may switch a tokenizer's settings for a moment
 
 
