@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import json
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
