@@ -277,6 +277,8 @@ def bad_ground(ground):
         import shutil
 
         shutil.copytree(ground / "l", broken)
+        (ground / "damaged").mkdir()
+        (ground / "damaged" / "rung.json").write_text("{")
         weights = broken / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:500])
 
@@ -336,6 +338,7 @@ MISTAKES = {
     "dynamic": (["eval", "b", "--dynamic"], "no gradient for --dynamic"),
     "fitted where scored": (["eval", "l", "--split", "validation", "--cache"], "is the only validation text there is"),
     "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
+    "damaged report": (["report", "damaged"], "rung.json is damaged"),
     "report": (["report", "folder"], "folder is not a run"),
     "recipe": (["train", "--recipe", "nowhere.yaml"], "no recipe at nowhere.yaml"),
     "out": (["train", "bigram", "my.txt", "--out", "my.txt/run"], "cannot be made"),

@@ -98,6 +98,27 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
     assert after["plan"]["error"] == pytest.approx(after["plan"]["bits_per_byte"] / after["plan"]["reached"] - 1)
 
 
+def test_a_damaged_record_is_named_and_costs_its_own_run_alone(plan):
+    from typer.testing import CliRunner
+
+    from rung.cli import app
+    from rung.report import read_rows
+
+    folders = climb(replace(plan, rungs=("bigram", "ngram", "llama3")))
+    for folder in folders[1:]:
+        (folder / runs.RECORD).write_text('{"rung": "ll')
+    rows = {row.name: row for row in read_rows(folders)}
+    assert rows["bigram"].failed is None and "rung.json is damaged" in rows["ngram"].failed
+    listed = CliRunner().invoke(app, ["runs", str(plan.folder), "--json"])
+    assert [run["finished"] for run in json.loads(listed.stdout)["runs"]] == [True, False, False]
+    made = CliRunner().invoke(app, ["report", str(plan.folder), "--out", str(plan.folder / "other.html")])
+    assert made.exit_code == 0 and "rung.json is damaged" in (plan.folder / "other.html").read_text()
+    climb(replace(plan, rungs=("bigram", "ngram", "llama3")))  # what can be made again at once is
+    assert [runs.is_finished(folder) for folder in folders] == [True, True, False]
+    assert (folders[2] / runs.RECORD).read_text() == '{"rung": "ll'
+    assert "rung.json is damaged" in (plan.folder / REPORT).read_text()
+
+
 def test_an_interrupted_rung_stops_the_climb(plan, monkeypatch):
     import rung.climb
 

@@ -277,8 +277,7 @@ def test_what_cannot_be_reported_is_an_error(tmp_path):
         write_report([], tmp_path / "report.html")
     with pytest.raises(RunError, match="no run at"):
         read_rows([tmp_path / "nowhere"])
-    (tmp_path / "rung.json").write_text("{")
-    with pytest.raises(RunError, match="damaged"):
+    with pytest.raises(RunError, match="is not a run"):
         write_report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 

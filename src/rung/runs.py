@@ -105,11 +105,23 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"{folder} is not a run: it has no {RECORD}")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is damaged ({error}): train the run again") from error
     if not isinstance(record, dict) or "rung" not in record:
         raise RunError(f"{path} is not a run's record: it has no key 'rung'")
     return record
+
+
+def read_any_record(folder: Path) -> dict[str, Any]:
+    """The folder's `rung.json`; where it is damaged, one that says so: among others it is named, and they go on."""
+    try:
+        return read_record(folder)
+    except RunError as error:
+        if not (folder / RECORD).exists():
+            raise
+        return {"rung": folder.resolve().name, "failed": str(error)}
 
 
 def find_record(folder: Path) -> dict[str, Any]:
@@ -130,7 +142,7 @@ def read_prompt(record: dict[str, Any]) -> str:
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a run that was trained and scored to its end."""
-    return (folder / RECORD).exists() and "scores" in read_record(folder)
+    return (folder / RECORD).exists() and "scores" in read_any_record(folder)
 
 
 def say_why_no_model(folder: Path) -> str:

@@ -37,7 +37,7 @@ def report(
 
     folders = [folder for root in run for folder in runs.find_runs(root)]
     for root in run:
-        if not any(folder.is_relative_to(root) for folder in folders):
+        if root in folders or not any(folder.is_relative_to(root) for folder in folders):
             runs.read_record(root)  # says what is wrong with it
     write_report(folders, out)
     say(f"Report: {out}")
@@ -50,7 +50,7 @@ def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("ru
     from rung.cli.display import runs_table, summarize_run
     from rung.cli.tables import show
 
-    found = [(folder, runs.read_record(folder)) for folder in runs.find_runs(root)]
+    found = [(folder, runs.read_any_record(folder)) for folder in runs.find_runs(root)]
     if as_json and (root / runs.RECORD).exists():
         print_json({"folder": str(root), **runs.read_record(root)})
     elif as_json:

@@ -150,11 +150,11 @@ def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> b
 def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
     if not ranks.is_main():
         return
-    record = runs.read_record(folder) if (folder / runs.RECORD).exists() else {"rung": recipe.rung}
     try:
+        record = runs.find_record(folder) or {"rung": recipe.rung}
         folder.mkdir(exist_ok=True)
         runs.write_record(folder, record | {"failed": message})
-    except OSError as error:
+    except (OSError, RunError) as error:  # a record that is damaged says so itself
         logger.warning("the failure of %s could not be recorded: %s", folder.name, error)
 
 
@@ -171,7 +171,7 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     """Raise `RunError` when the folder holds a run made in another way."""
     if not (folder / runs.RECORD).exists():
         return
-    before = runs.read_record(folder).get("recipe")
+    before = runs.read_any_record(folder).get("recipe")
     if before is None:
         return
     asked: dict[str, Any] = {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "steps", "seed")}

@@ -41,7 +41,7 @@ DEFINITIONS = {
 def read_rows(folders: Iterable[Path]) -> list[Row]:
     """The runs as the table shows them, in the order of the ladder.
 
-    Raises `RunError` for a folder that is no run, or a damaged one.
+    Raises `RunError` for a folder that is no run.
     """
     return [run.row for run in read_runs(folders)]
 

@@ -110,9 +110,9 @@ class Group:
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """The runs in these folders, in the order of the ladder.
+    """The runs in these folders, in the order of the ladder; a damaged one counts as failed.
 
-    Raises `RunError` for a folder that is no run, or a damaged one.
+    Raises `RunError` for a folder that is no run.
     """
     once = {folder.resolve(): folder for folder in folders}
     return sorted(map(_read_run, once.values()), key=lambda run: _place(run.row.rung))
@@ -136,7 +136,7 @@ def group_runs(found: list[Run]) -> list[Group]:
 
 
 def _read_run(folder: Path) -> Run:
-    record = runs.read_record(folder)
+    record = runs.read_any_record(folder)
     lines = [] if "tune" in record else runs.read_metrics(folder)  # of a tuned run they are about its answers
     curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in lines]
     row = _make_row(folder.resolve().name, record)

@@ -69,7 +69,7 @@ class SwapRow:
 def read_swaps(folders: Iterable[Path]) -> list[SwapRow]:
     """A row for each model with a finished run: the base, each swap, all of them.
 
-    Raises `RunError` for a folder that is no run, or a damaged one.
+    Raises `RunError` for a folder that is no run.
     """
     return _make_rows([run for run in read_runs(folders) if run.row.bits_per_byte is not None])
 
