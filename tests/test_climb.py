@@ -1,6 +1,7 @@
 """The climb: every rung, one report, and nothing lost when one of them falls."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,9 +9,21 @@ import pytest
 from rung import runs
 from rung.climb import REPORT, Climb, climb
 from rung.errors import RecipeError, RunError
+from rung.models import LADDER
 from rung.train import find_checkpoints
 
 FEW = ("bigram", "ngram", "llama3")
+
+
+class Clock:
+    """A clock that stands until it is moved, or moves by a tick when it is looked at."""
+
+    def __init__(self, seconds, tick=0.0):
+        self.seconds, self.tick = seconds, tick
+
+    def perf_counter(self):
+        self.seconds += self.tick
+        return self.seconds
 
 
 @pytest.fixture
@@ -37,6 +50,23 @@ def test_the_time_is_shared_evenly_and_sizes_match():
     recipes = Climb(minutes=8).recipes()
     assert [recipe.rung for recipe in recipes] == ["bigram", "ngram", "rnn", "rnn-attention", "gpt2", "llama3"]
     assert [recipe.minutes for recipe in recipes] == [None, None, 2, 2, 2, 2]
+
+
+def test_what_a_rung_leaves_or_overdraws_is_shared_by_those_to_come(plan, monkeypatch):
+    """Four minutes for four rungs, by a clock that only they move: each is given a share of what is left."""
+    time, given = Clock(50.0), []
+    monkeypatch.setattr("rung.train.clock.time", time)
+    taken = iter([20, 0, 100, 30, 70, 10])  # seconds, the first two by rungs that count
+
+    def execute(recipe, folder, tell, began):
+        given.append(None if began is None else began + 60 * recipe.minutes - time.seconds)
+        time.seconds += next(taken)
+        raise RunError("is not made")
+
+    monkeypatch.setattr("rung.climb.execute", execute)
+    with pytest.raises(RunError, match="is not made"):
+        climb(replace(plan, rungs=LADDER, minutes=4), began=30.0)
+    assert given == [None, None, 50, pytest.approx(100 / 3), 35, 15]
 
 
 def test_rungs_come_in_the_order_of_the_ladder():
@@ -86,6 +116,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
             raise RuntimeError("the machine went away")
 
     plan = replace(plan, rungs=("llama3",), minutes=0.1)
+    monkeypatch.setattr("rung.train.clock.time", Clock(0.0, tick=0.02))  # some steps for everyone
     measure(1e-6)
     with pytest.raises(RunError, match="went away"):
         climb(plan, stop)
@@ -147,8 +178,9 @@ def test_when_all_fall_the_reason_is_said(tmp_path):
 def test_unknown_rungs_and_minutes_are_refused():
     with pytest.raises(RecipeError, match="unknown rung 'nonsense'"):
         Climb(rungs=("nonsense",)).recipes()
-    with pytest.raises(RecipeError, match="minutes is -0.25"):
-        Climb(minutes=-1).recipes()
+    for minutes in (-1, 0, math.nan, math.inf):
+        with pytest.raises(RecipeError, match=f"minutes is {minutes}: it must be a positive number"):
+            Climb(minutes=minutes)
 
 
 def test_the_record_is_plain_json(plan):

@@ -41,12 +41,16 @@ def test_a_repeated_passage_gets_cheap_and_a_distant_one_does_not():
     assert torch.equal(far, nats.double())
 
 
-def test_the_plain_figure_is_the_rulers(tokenizer):
+def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     documents = list(encode_documents(SENTENCES * 10, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
     packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
     counted = count_text(tokenizer, packed, SENTENCES, reach=64)
     model = find_rung("ngram").model.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts).eval()
     assert counted.plain == pytest.approx(score_documents(model, tokenizer, SENTENCES).bits_per_byte)
+    with monkeypatch.context() as patched:
+        patched.setattr("rung.recipe.counted.FIRST_TOKENS", 100)
+        assert count_text(tokenizer, packed, SENTENCES, reach=64) == counted
+        assert count_text(tokenizer, packed, SENTENCES, reach=64, seconds=0.0).plain > counted.plain  # of a few tokens
     repeated = count_text(tokenizer, packed, ["qzx jvw kpy " * 20], reach=64)
     assert repeated.copying < 0.7 * repeated.plain

@@ -52,9 +52,18 @@ class Bench:
         )
 
 
-def turn(tokenizer, packed, tmp_path, **page):
+class Clock:
+    """A clock that stands until it is moved."""
+
+    seconds = 0.0
+
+    def perf_counter(self):
+        return self.seconds
+
+
+def turn(tokenizer, packed, tmp_path, began=None, **page):
     recipe = make_recipe({"rung": "llama3", "model": {"max_position_embeddings": 128}, "global_batch_size": 16, **page})
-    return turn_dial(recipe, tokenizer, packed, tmp_path, SENTENCES)
+    return turn_dial(recipe, tokenizer, packed, tmp_path, SENTENCES, began)
 
 
 def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tmp_path, monkeypatch):
@@ -76,6 +85,34 @@ def test_a_much_faster_machine_is_measured_again_further_out(tokenizer, packed, 
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.parameters > NEAR * suggest_parameters(5)
     assert recipe.model["hidden_size"] == plan.hidden_size < WIDTHS[-1]
+
+
+def test_measuring_gives_up_where_a_step_takes_its_share(tokenizer, packed, tmp_path, monkeypatch):
+    """The second model is not measured, and is taken to be slower by its size."""
+    time, measured = Clock(), []
+
+    def measure(model, *_):
+        measured.append(model)
+        time.seconds += 10.0
+        return 10.0
+
+    monkeypatch.setattr("rung.train.clock.time", time)
+    monkeypatch.setattr("rung.recipe.dial.measure_step", measure)
+    _, plan = turn(tokenizer, packed, tmp_path, minutes=1)
+    assert len(measured) == 1
+    assert plan.seconds == 10
+    assert plan.parameters < suggest_parameters(1)
+    assert plan.tokens == pytest.approx(plan.tokens_per_second * 50 * 0.97, rel=0.01)
+
+
+def test_what_was_spent_before_buys_nothing(tokenizer, packed, tmp_path, monkeypatch):
+    Bench(monkeypatch, 1e-9)
+    monkeypatch.setattr("rung.train.clock.time", Clock())
+    whole = turn(tokenizer, packed, tmp_path, minutes=1)[1]
+    late = turn(tokenizer, packed, tmp_path, minutes=1, began=-30.0)[1]
+    none_left = turn(tokenizer, packed, tmp_path, minutes=1, began=-3000.0)[1]
+    seconds = [plan.tokens / plan.tokens_per_second for plan in (whole, late, none_left)]
+    assert seconds == [pytest.approx(value, rel=0.01) for value in (60 * 0.97, 30 * 0.97, 15)]
 
 
 def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):

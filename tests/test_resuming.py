@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import signal
-import time
 
 import numpy
 import pytest
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer_pt_utils import safe_globals
 
+import rung.train
 from rung import runs
 from rung.errors import RunError
 from rung.pack import Packed
@@ -308,50 +308,43 @@ def test_what_is_no_number_is_never_saved(name, make_tiny, run, tmp_path):
     )
 
 
-def test_the_minutes_that_remain_are_those_of_the_training_done(run, tmp_path, monkeypatch):
-    """Stopped before half time, and taken up after a while: the while does not count, the seconds before do."""
-    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
-    settings = {"steps": None, "minutes": 4 / 60}
-    began = time.perf_counter()
-    seen = []
+class Machine:
+    """A clock that stands but for the half second that each step takes, in two parts."""
 
-    def stop(step):
-        seen.append(step)
-        if time.perf_counter() - began > 1.7:
-            raise GoneError
+    def __init__(self, monkeypatch):
+        self.time = 100.0
+        step = rung.train._Trainer.training_step
+        monkeypatch.setattr("rung.train.clock.time", self)
+        monkeypatch.setattr("rung.train._Trainer.training_step", lambda *args: (self.wait(0.25), step(*args))[1])
+
+    def perf_counter(self):
+        return self.time
+
+    def wait(self, seconds):
+        self.time += seconds
+
+
+def test_the_minutes_that_remain_are_those_of_the_training_done(run, tmp_path, monkeypatch):
+    """Stopped on the way, and taken up an hour later: the hour does not count, the seconds before do."""
+    machine = Machine(monkeypatch)
+    settings = {"steps": None, "minutes": 0.5}
+    options = {"save_steps": 20, "logging_steps": 5, "eval_steps": 10_000}
+
+    def train_until(last):
+        return run(settings=settings, act=stop_at(last), **options)
 
     with pytest.raises(GoneError):
-        run(settings=settings, act=stop, save_steps=20, logging_steps=20, eval_steps=10_000)
-    progress = json.loads((last_checkpoint(tmp_path / "run") / "progress.json").read_text())
-    assert progress["looks"] == 2
-    assert 0.5 < progress["seconds"] < 2
-    time.sleep(0.5)
-    began = time.perf_counter()
-    made, _ = run(settings=settings, save_steps=20, logging_steps=20, eval_steps=10_000)
-    took = time.perf_counter() - began
-    assert made.steps > seen[-1]
-    assert took == pytest.approx(4 - progress["seconds"], abs=1.2)
-    assert made.seconds == pytest.approx(progress["seconds"] + took, abs=0.5)
+        train_until(30)
+    kept = json.loads((last_checkpoint(tmp_path / "run") / "progress.json").read_text())
+    assert (kept["step"], kept["seconds"]) == (20, pytest.approx(10, abs=0.5))
+    assert kept["clock"]["left"] == pytest.approx(20, abs=0.5)
+    machine.wait(3600)
+    before = machine.time
+    made, _ = train_until(None)
+    assert machine.time - before == pytest.approx(20, abs=1)
+    assert made.seconds == pytest.approx(30, abs=1)
+    assert made.steps == pytest.approx(60, abs=2)
     rates = [line["learning_rate"] for line in runs.read_metrics(tmp_path / "run") if "learning_rate" in line]
     assert rates[-1] < max(rates) / 5
-    again, _ = run(settings=settings, save_steps=20, logging_steps=20, eval_steps=10_000)
+    again, _ = train_until(None)
     assert again.steps == made.steps
-
-
-def test_a_pace_that_the_clock_has_settled_is_kept(run, tmp_path, monkeypatch):
-    """Stopped shortly before the end: as many steps follow as the clock had said, however long that takes."""
-    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
-    settings = {"steps": None, "minutes": 4 / 60}
-    options = {"save_steps": 5, "logging_steps": 5, "eval_steps": 10_000}
-
-    def stop(step):
-        latest = find_checkpoints(tmp_path / "run")[:1]
-        if latest and json.loads((latest[0] / "progress.json").read_text())["looks"] == 0:
-            raise GoneError
-
-    with pytest.raises(GoneError):
-        run(settings=settings, act=stop, **options)
-    progress = json.loads((last_checkpoint(tmp_path / "run") / "progress.json").read_text())
-    assert progress["looks"] == 0
-    made, _ = run(settings=settings, **options)
-    assert made.steps == progress["pace"]["end"]

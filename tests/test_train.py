@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import time
 from dataclasses import replace
 
 import numpy
@@ -120,29 +119,119 @@ def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_minutes_set_the_steps(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
-    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.5)
-    started = time.perf_counter()
-    settings = settings_of(steps=None, minutes=5 / 60)
-    trained = train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings, Listener().hooks())
-    assert trained.steps > 5
-    assert 2 < time.perf_counter() - started < 12
+class Machine:
+    """A clock of its own: a step and a look take as long as it is told, and nothing else takes time."""
+
+    def __init__(self, monkeypatch, step, look=0.0):
+        self.time, self.step, self.look = 0.0, step, look
+        self.evaluated = []
+        monkeypatch.setattr("rung.train.clock.time", self)
+        real = rung.train._Trainer.training_step
+        monkeypatch.setattr(
+            "rung.train._Trainer.training_step",
+            lambda *args, **options: (self.wait(self.pace()), real(*args, **options))[1],
+        )
+
+    def perf_counter(self):
+        return self.time
+
+    def wait(self, seconds):
+        self.time += seconds
+
+    def pace(self):
+        return self.step(self.time) if callable(self.step) else self.step
+
+    def hooks(self, **more):
+        return Hooks(evaluate=self.evaluate, sample=self.sample, progress=lambda _: None, **more)
+
+    def evaluate(self, model):
+        self.wait(self.look / 2)
+        self.evaluated.append(self.time)
+        return 1.5
+
+    def sample(self, model):
+        self.wait(self.look / 2)
+        return "a sample"
 
 
-@pytest.mark.parametrize("factor", [0.2, 5.0])
-def test_a_machine_that_changes_its_speed_still_ends_in_time(
-    factor, make_tiny, tokenizer, packed, tmp_path, monkeypatch
-):
-    """The plan is wrong by a factor: at half time the end is moved, and the learning rate still falls to zero."""
-    monkeypatch.setattr("rung.train.MEASURED_SECONDS", 0.3)
-    real = rung.train.measure_step
-    monkeypatch.setattr("rung.train.measure_step", lambda *args: real(*args) * factor)
-    trained = train(
-        make_tiny("gpt2"), tokenizer, packed, tmp_path, settings_of(steps=None, minutes=6 / 60), Listener().hooks()
-    )
-    assert 4 < trained.seconds < 15
-    rates = [line["learning_rate"] for line in runs.read_metrics(tmp_path) if "learning_rate" in line]
-    assert rates[-1] < max(rates) / 2
+@pytest.fixture
+def timed(make_tiny, tokenizer, packed, tmp_path):
+    """A function that trains for a minute of a machine's own time."""
+
+    def timed(machine, minutes=1.0, arguments=None, scoring=0.0, **changes):
+        settings = settings_of(steps=None, minutes=minutes, arguments=arguments or {}, **changes)
+        return train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, machine.hooks(scoring=scoring))
+
+    return timed
+
+
+def find_rates(folder):
+    return [line["learning_rate"] for line in runs.read_metrics(folder) if "learning_rate" in line]
+
+
+MACHINES = {
+    "steady": 0.5,
+    "slow from the beginning": lambda time: 0.1 if time < 3 else 2.0,
+    "busy in the middle": lambda time: 0.3 if time < 25 else 1.5,
+    "busy for a while": lambda time: 2.0 if 10 < time < 35 else 0.3,
+    "quiet in the middle": lambda time: 1.5 if time < 35 else 0.3,
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(name, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, MACHINES[name], look=0.2)
+    trained = timed(machine)
+    assert 56 < machine.time < 61
+    assert trained.steps > 20
+    rates = find_rates(tmp_path)
+    assert rates[-1] < max(rates) / 5
+    assert 3 <= len(machine.evaluated) - 2 <= 8
+
+
+def test_what_follows_training_is_left_time_for(timed, monkeypatch):
+    """Scoring that is twenty evaluations' work, from a beginning ten seconds ago."""
+    machine = Machine(monkeypatch, 0.5, look=1.0)
+    machine.time = 10.0
+    timed(machine, scoring=20.0, began=0.0)
+    assert 48 < machine.time < 51
+
+
+def test_training_has_its_least_part_however_late_it_is(timed, monkeypatch):
+    machine = Machine(monkeypatch, 0.5)
+    machine.time = 100.0
+    assert 25 < timed(machine, began=0.0).steps < 35
+    assert 115 <= machine.time < 118
+
+
+def test_slow_looks_become_fewer_and_the_last_is_taken(timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, 0.2, look=5.0)
+    trained = timed(machine)
+    assert len(machine.evaluated) == 3  # to see what one takes, on the way, and the last
+    assert machine.time < 62
+    assert trained.steps > 200
+    assert last_checkpoint(tmp_path).name == f"checkpoint-{trained.steps}"
+
+
+def test_a_machine_on_which_a_step_takes_a_minute_takes_few(timed, monkeypatch):
+    machine = Machine(monkeypatch, 30.0, look=20.0)
+    trained = timed(machine)
+    assert trained.steps == 1
+    assert machine.time == 70  # a look, a step, the last look
+
+
+def test_first_steps_that_are_slow_are_no_measure(timed, tmp_path, monkeypatch):
+    """Such as where something is compiled first."""
+    machine = Machine(monkeypatch, lambda time: 8.0 if time < 8 else 0.3, look=0.2)
+    assert timed(machine).steps > 130
+    assert 56 < machine.time < 61
+    assert find_rates(tmp_path)[-1] < max(find_rates(tmp_path)) / 5
+
+
+def test_another_schedule_ends_where_it_was_planned_to(timed, tmp_path, monkeypatch):
+    trained = timed(Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1})
+    assert 40 < trained.steps <= 60
+    assert find_rates(tmp_path)[-1] < 1e-4
 
 
 def test_the_pace_rises_stays_and_falls():
@@ -153,10 +242,15 @@ def test_the_pace_rises_stays_and_falls():
     assert rates[5:50] == [1.0] * 45
     assert rates[50:] == sorted(rates[50:], reverse=True)
     assert rates[100] == 0
-    pace.end_after(40, 20)
+    pace.move_end(40, 60)
     assert (pace(39), pace(50), pace(60)) == (1.0, 0.5, 0.0)
-    pace.end_after(50, 30)  # half way down it goes on from there
+    pace.move_end(50, 80)  # half way down it goes on from there
     assert (pace(50), pace(65), pace(80)) == (0.5, 0.25, 0.0)
+    pace.move_end(50, 200)  # before half of the way it is level again
+    assert (pace(50), pace(100), pace(150), pace(200)) == (1.0, 1.0, 0.5, 0.0)
+    pace = Pace(1000)
+    pace.move_end(10, 100)  # a machine that is ten times slower warms up in a tenth of the steps
+    assert (pace(10), pace(75)) == (1.0, 0.5)
 
 
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):

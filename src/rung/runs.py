@@ -30,6 +30,8 @@ METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
 LONGEST_PROMPT = 60  # characters
+# Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a twentieth, is no whole one.
+LEAST_STEPS = 20
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
 CANNOT_WRITE = (
@@ -127,6 +129,23 @@ def read_any_record(folder: Path) -> dict[str, Any]:
 def find_record(folder: Path) -> dict[str, Any]:
     """The folder's `rung.json`; empty where it is no run's, as of a plain model folder or a Hub id."""
     return read_record(folder) if (folder / RECORD).exists() else {}
+
+
+def find_doubt(record: dict[str, Any]) -> str | None:
+    """Why the scores of a run say nothing of its rung, which was trained for too few steps; None where they do."""
+    steps = (record.get("training") or {}).get("steps") or 0
+    if record.get("base") or not 0 < steps < LEAST_STEPS:  # what goes on from a base had learned before
+        return None
+    return f"{steps} training step{'s' if steps > 1 else ''} only: too few to have learned anything"
+
+
+def find_busyness(record: dict[str, Any]) -> str | None:
+    """The share of the cores that a run got on a machine that was busy with other things; None where it was not."""
+    training = record.get("training") or {}
+    if not training.get("was_busy"):
+        return None
+    cores = training["cores"]
+    return f"the machine was busy: this run got {training['cpu_share']:.0%} of {cores} core{'s' if cores > 1 else ''}"
 
 
 def read_passage(record: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Verbs that make runs: climb, train."""
 
 import functools
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,13 +9,13 @@ import typer
 
 from rung import ranks
 from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, check_given, resumable, verb
-from rung.cli.output import say, say_next, suggest_prompt
+from rung.cli.output import say, say_next, suggest_prompt, write_resuming
 
 
 @verb("rung climb my.txt --minutes 10", spreads=True)
 def climb(
     corpus: CorpusArgument = "python-docs",
-    minutes: Annotated[float | None, typer.Option(help="Training time for all rungs together; 5 by default.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="For all of it together; 5 by default.")] = None,
     rungs: Annotated[str, typer.Option(help="Which rungs, comma-separated; all by default.")] = "",
     tokenizer: TokenizerOption = "bpe",
     documents: Documents = "paragraphs",
@@ -27,6 +28,7 @@ def climb(
     seeds: Annotated[int | None, typer.Option(help="With --between: runs of each model; 3 by default.")] = None,
 ) -> None:
     """Every rung on one text: one table, one report."""
+    began = time.perf_counter()  # of the minutes: importing the libraries takes some seconds
     from rung.cli.display import make_quiet
 
     make_quiet()
@@ -39,10 +41,10 @@ def climb(
         _climb_swaps(text | {"between": between, "seeds": tuple(many), "folder": folder}, steps)
     else:
         folder = out or Path("runs") / _slug(corpus)
-        _climb_ladder(text | {"seed": seed, "folder": folder}, rungs, minutes)
+        _climb_ladder(text | {"seed": seed, "folder": folder}, rungs, minutes, began)
 
 
-def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -> None:
+def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None, began: float) -> None:
     """Climb with bars, and show the ladder."""
     from rung import runs
     from rung.cli.display import climb_table
@@ -59,15 +61,33 @@ def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None) -
     plan = Climb(**settings)
     folder = plan.folder
     with resumable(), Display() as display:
-        folders = climb_ladder(plan, display.tell)
+        folders = climb_ladder(plan, display.tell, began)
     if not ranks.is_main():
         return
-    show(climb_table(read_rows(folders), folders))
+    rows = read_rows(folders)
+    show(climb_table(rows, folders))
     say(f"\nReport: {folder / REPORT}")
-    scored = [row for row in read_rows(folders) if row.bits_per_byte]
-    if scored:
+    scored = [row for row in rows if row.bits_per_byte]
+    if any(row.doubt for row in scored):  # the best of the others is so for want of time alone
+        say(f"Next:   {_write_longer(plan, rungs)}")
+    elif scored:
         best = folder / min(scored, key=lambda row: row.bits_per_byte or 0.0).name
         say_next("generate", best, *suggest_prompt(runs.read_record(best)))
+
+
+def _write_longer(plan: Any, rungs: str) -> str:
+    """The command of the same climb with four times the minutes, in a folder beside."""
+    tokenizer = next(iter(plan.tokenizer.values()))
+    options = {
+        "--minutes": f"{4 * plan.minutes:g}",
+        "--rungs": rungs,
+        "--tokenizer": "" if tokenizer == "bpe" else tokenizer,
+        "--documents": "" if plan.documents == "paragraphs" else plan.documents,
+        "--seed": plan.seed or "",
+        "--out": f"{plan.folder}-longer",
+    }
+    given = [word for name, value in options.items() if value for word in (name, value)]
+    return write_resuming("climb", plan.corpus, *given)
 
 
 def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
@@ -112,6 +132,7 @@ def train(
     lora: Annotated[int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")] = None,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
+    began = time.perf_counter()  # of the minutes
     from rung.cli.display import make_quiet
 
     make_quiet()
@@ -132,7 +153,7 @@ def train(
     if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
         return ranks.from_main(lambda: _import_arpa(Path(from_), given, out))
-    return _make_run(*_plan_run(recipe, given, set_ or [], out, resume))
+    return _make_run(*_plan_run(recipe, given, set_ or [], out, resume), began)
 
 
 def _plan_run(
@@ -174,7 +195,7 @@ def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     return page | given
 
 
-def _make_run(recipe: Any, folder: Path) -> None:
+def _make_run(recipe: Any, folder: Path, began: float) -> None:
     """Make it with bars, and show what it scored."""
     from rung import runs
     from rung.cli.display import score_table
@@ -183,7 +204,7 @@ def _make_run(recipe: Any, folder: Path) -> None:
     from rung.recipe.making import execute
 
     with resumable("train", folder), Display() as display:
-        if not execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage)):
+        if not execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage), began):
             raise KeyboardInterrupt
     if not ranks.is_main():
         return
@@ -197,11 +218,16 @@ def _make_run(recipe: Any, folder: Path) -> None:
             f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "
             f"({plan['error']:+.1%})"
         )
+    if busyness := runs.find_busyness(record):
+        say(busyness)
     if recipe.lora:
         trained = record["training"]["trainable_parameters"]
         say(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter")
     say("")
-    say_next("generate", folder, *suggest_prompt(record))
+    if doubt := runs.find_doubt(record):
+        say(f"{folder}: {doubt}; give it more --minutes, or more --steps")
+    else:
+        say_next("generate", folder, *suggest_prompt(record))
 
 
 def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:

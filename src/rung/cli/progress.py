@@ -50,6 +50,8 @@ class _Task:
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds to the end of the stage at the pace so far; None where nobody knows."""
+        if self.stage.seconds_left is not None and not self.outcome:
+            return max(0.0, self.stage.seconds_left)
         moved = self.stage.done - self.first
         if self.outcome or not self.stage.total or moved <= 0:
             return None

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +26,7 @@ def tune(
         str, typer.Argument(help="JSON lines of `messages` or `conversations`, hf:ORG/NAME; python-qa by default.")
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="From beginning to end; 5 by default.")] = None,
     preference: Annotated[
         str,
         typer.Option(
@@ -41,6 +42,7 @@ def tune(
     seed: Annotated[int | None, typer.Option(help="Where randomness starts; 0 by default.")] = None,
 ) -> None:
     """Make a chat model of a run, and say what that changed."""
+    began = time.perf_counter()  # of the minutes
     from rung.cli.display import make_quiet
     from rung.cli.progress import Display
 
@@ -55,9 +57,8 @@ def tune(
         raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
     base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
     folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
-    given: dict[str, Any] = {"steps": steps, "minutes": minutes, "seed": seed}
-    given |= {"data": data or None, "preference": preference or None}
-    given = {key: value for key, value in given.items() if value is not None}
+    given: dict[str, Any] = {"steps": steps, "minutes": minutes, "seed": seed, "data": data, "preference": preference}
+    given = {key: value for key, value in given.items() if value not in (None, "")}
     if resume:
         options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()} | {"--set": set_}
         check_given("--resume goes on as the run was begun:", options)
@@ -66,7 +67,7 @@ def tune(
         plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), **given)
         check_unused(folder)
     with resumable("tune", folder), Display() as display:
-        if not make(plan, folder, lambda stage: display.tell(folder.name, stage)):
+        if not make(plan, folder, lambda stage: display.tell(folder.name, stage), began):
             raise KeyboardInterrupt
     _show_tuned(folder)
 

@@ -1,11 +1,13 @@
-"""The climb: every rung on the same text, with the same tokenizer and an even share of the time.
+"""The climb: every rung on the same text, with the same tokenizer and an even share of the time that is left.
+
+The minutes hold all of it: reading, counting, training, scoring. What a rung leaves of its share, or takes beyond it,
+is shared among those that are still to come.
 
 The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of its own
 below one folder; one that fails does not take the others with it, and a climb that was stopped is taken up
 where it stopped.
 """
 
-import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -19,12 +21,13 @@ from rung.corpus import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import BESIDE, LADDER, find_rung
 from rung.models.sizes import fill_size
-from rung.recipe import Recipe
+from rung.recipe import Recipe, check_positive
 from rung.recipe.making import DEFAULT_MINUTES, execute, read_begun
 from rung.recipe.stages import Stage
 from rung.recipe.text import read_corpus
 from rung.report import write_report
 from rung.train import find_checkpoints
+from rung.train.clock import LEAST, now
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,9 @@ class Climb:
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
     folder: Path = Path("runs/climb")
+
+    def __post_init__(self) -> None:
+        check_positive("minutes", self.minutes, float)
 
     def names(self) -> list[str]:
         """The rungs, and sizes of them, in the order of the ladder."""
@@ -68,33 +74,43 @@ class Climb:
         ]
 
 
-def climb(plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: None) -> list[Path]:
+def climb(
+    plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: None, began: float | None = None
+) -> list[Path]:
     """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is in.
 
-    Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and saved.
+    The minutes count from `began` by `train.clock.now`, else from now; of a climb that goes on, those of the rungs that
+    are not finished. Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and
+    saved.
     """
     recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
-    make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT))
+    make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT), began)
     return list(recipes)
 
 
 def make_runs(
-    recipes: dict[Path, Recipe], tell: Callable[[str, Stage], None], report: Callable[[list[Path]], None]
+    recipes: dict[Path, Recipe],
+    tell: Callable[[str, Stage], None],
+    report: Callable[[list[Path]], None],
+    began: float | None = None,
 ) -> None:
     """Make each recipe's run in its folder, unless it is finished; `report` takes those begun, after each.
 
-    `tell` hears the folder's name and the stage, which in the end is `done` or `failed`; of the text, which all runs
-    share, it hears first. Raises `RungError` when that cannot be read, when a folder holds another run or when all
-    fail, `KeyboardInterrupt` when one was stopped and saved.
+    Those that have minutes share them, from `began` on. `tell` hears the folder's name and the stage, which in the end
+    is `done` or `failed`; of the text, which all runs share, it hears first. Raises `RungError` when that cannot be
+    read, when a folder holds another run or when all fail, `KeyboardInterrupt` when one was stopped and saved.
     """
+    began = now() if began is None else began
     ranks.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
     ranks.from_main(lambda: _check_folders(recipes))
     failures: list[RungError] = []
+    finished_before = ranks.from_main(lambda: [folder for folder in recipes if runs.is_finished(folder)])
+    shares = _Shares([r.minutes or 0.0 for f, r in recipes.items() if f not in finished_before], began)
     for folder, recipe in recipes.items():
-        if ranks.from_main(functools.partial(runs.is_finished, folder)):
+        if folder in finished_before:
             continue
         try:
-            finished = _make(recipe, folder, tell)
+            finished = _make(recipe, folder, tell, shares.begin(recipe))
         except RungError as error:
             tell(folder.name, Stage(name="failed", note=str(error)))
             failures.append(error)
@@ -116,6 +132,22 @@ def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
     tell(TEXT, Stage(name="done"))
 
 
+class _Shares:
+    """The minutes of several runs, shared out among those that are still to come as each begins."""
+
+    def __init__(self, minutes: list[float], began: float) -> None:
+        self.ends = began + 60 * sum(minutes)
+        self.waiting = sum(minutes)
+
+    def begin(self, recipe: Recipe) -> float | None:
+        """When the run's minutes would have begun, if they end with its share of what is left; its least part is."""
+        if recipe.minutes is None:
+            return None
+        share = max(LEAST * 60 * recipe.minutes, (self.ends - now()) * recipe.minutes / self.waiting)
+        self.waiting -= recipe.minutes
+        return now() + share - 60 * recipe.minutes
+
+
 def _check_folders(recipes: dict[Path, Recipe]) -> None:
     """Make the folder that the runs go to; raise `RunError` when one of them is there and is another."""
     for folder, recipe in recipes.items():
@@ -127,14 +159,14 @@ def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
     return [folder for folder in recipes if (folder / runs.RECORD).exists()]
 
 
-def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None]) -> bool:
+def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], began: float | None) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`.
 
     One that was stopped goes on with what it had chosen: by the clock it might choose another size now.
     """
     try:
         begun = ranks.from_main(lambda: read_begun(folder) if find_checkpoints(folder) else recipe)
-        return execute(begun, folder, lambda stage: tell(folder.name, stage))
+        return execute(begun, folder, lambda stage: tell(folder.name, stage), began)
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise

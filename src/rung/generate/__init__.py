@@ -67,7 +67,7 @@ def generate(
         check_draft(decoder)
         tokens = write_guessed(decoder, ids, sampling, ends, draft)
     pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt))]
-    return _gather(tokens, pieces, on_text)[0]
+    return _gather(tokens, pieces, on_text, sampling.max_time)[0]
 
 
 def generate_batch(
@@ -79,7 +79,8 @@ def generate_batch(
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
     tokens = write_tokens(decoder, rows, sampling, {tokenizer.eos_token_id})
-    return _gather(tokens, [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts])
+    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts]
+    return _gather(tokens, pieces, max_time=sampling.max_time)
 
 
 def continue_tokens(
@@ -92,13 +93,16 @@ def continue_tokens(
 ) -> list[Generation]:
     """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the pieces of the first."""
     tokens = write_tokens(decoder, prompts, sampling, ends)
-    return _gather(tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text)
+    return _gather(tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text, sampling.max_time)
 
 
 def _gather(
-    steps: Iterator[list[int | None]], pieces: list[Pieces], on_text: Callable[[str], None] | None = None
+    steps: Iterator[list[int | None]],
+    pieces: list[Pieces],
+    on_text: Callable[[str], None] | None = None,
+    max_time: float | None = None,
 ) -> list[Generation]:
-    """What the steps make of each text; `on_text` hears the first."""
+    """What the steps make of each text, one step at least; `on_text` hears the first."""
 
     def hear(text: str, piece: Pieces) -> None:
         if text and on_text and piece is pieces[0]:
@@ -110,7 +114,8 @@ def _gather(
             for piece, token in zip(pieces, tokens, strict=True):
                 if token is not None and not piece.stopped:
                     hear(piece.add(token), piece)
-            if all(piece.stopped for piece in pieces):
+            is_late = max_time is not None and time.perf_counter() - started > max_time
+            if is_late or all(piece.stopped for piece in pieces):
                 break
     seconds = time.perf_counter() - started
     for piece in pieces:

@@ -28,6 +28,7 @@ class Sampling:
     num_beams: int = 1
     stop: tuple[str, ...] = ()  # texts that end it; they are left out
     seed: int = 0
+    max_time: float | None = None  # seconds after which it ends (not with beams)
 
     @property
     def is_greedy(self) -> bool:

@@ -36,7 +36,7 @@ from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
 from rung.train import check_activations, check_arguments, check_carry_state, check_lora
 
-__all__ = ["Recipe", "check_seed", "make_recipe", "read_override", "read_recipe"]
+__all__ = ["Recipe", "check_positive", "check_seed", "make_recipe", "read_override", "read_recipe"]
 
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 
@@ -98,11 +98,11 @@ class Recipe:
         if not find_rung(self.rung).counts:
             check_activations(self.rung, find_rung(self.rung).model, self.train)
         check_seed(self.seed)
-        _check_positive("minutes", self.minutes, float)
-        _check_positive("steps", self.steps, int)
+        check_positive("minutes", self.minutes, float)
+        check_positive("steps", self.steps, int)
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
-        _check_positive("global_batch_size", self.global_batch_size, int)
+        check_positive("global_batch_size", self.global_batch_size, int)
         if self.minutes is not None and self.steps is not None:
             raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
 
@@ -191,7 +191,8 @@ def check_seed(seed: Any) -> None:
         raise RecipeError(f"seed is {seed!r}: it must be a whole number from 0 to {2**32 - 1}")
 
 
-def _check_positive(name: str, value: Any, kind: type) -> None:
+def check_positive(name: str, value: Any, kind: type) -> None:
+    """Raise `RecipeError` for what is given and is no positive number, or for `int` no whole one."""
     if value is None:
         return
     good = isinstance(value, int | float) if kind is float else isinstance(value, int)

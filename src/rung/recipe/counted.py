@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rung.evaluate import prepare, token_nats
-from rung.models import find_rung, make_config
+from rung.models import CausalModel, find_rung, make_config
 from rung.pack import Packed
+from rung.train.clock import now
 
 COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
+FIRST_TOKENS = COUNTED_TOKENS // 16  # of them, to see how long it takes
 MATCHES = (4, 3, 2, 1)  # tokens before the present that are looked for, the most first
 
 
@@ -29,18 +31,33 @@ class Counted:
     copying: float
 
 
-def count_text(tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int) -> Counted:
-    """Of `texts`, for an n-gram rung fitted to the first tokens of `packed`; copies come from `reach` tokens back."""
-    end = int(numpy.searchsorted(packed.starts, COUNTED_TOKENS))
-    tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
-    config = make_config("ngram", tokenizer, {})
-    model = find_rung("ngram").model.fit(config, tokens, packed.starts[:end]).eval()
+def count_text(
+    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int, seconds: float = math.inf
+) -> Counted:
+    """Of `texts`, for an n-gram rung fitted to the first tokens of `packed`; copies come from `reach` tokens back.
+
+    The rung is fitted to no more tokens than it can be in so many seconds, nor to fewer than a few.
+    """
+    began = now()
+    model = _fit(tokenizer, packed, FIRST_TOKENS)
+    took = now() - began
+    affordable = FIRST_TOKENS * (seconds - took) / max(took, 1e-9)
+    if len(packed) > FIRST_TOKENS and affordable > 2 * FIRST_TOKENS:
+        model = _fit(tokenizer, packed, min(COUNTED_TOKENS, affordable))
     documents = list(prepare(texts, tokenizer))
     costs = token_nats(model, [d.ids for d in documents])
     copied = copy_nats(zip((d.ids for d in documents), costs, strict=True), reach)
     spelling, bits = sum(d.spelling for d in documents), math.log(2) * sum(d.bytes for d in documents)
     plain, copying = (sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied))
     return Counted(plain / bits, copying / bits)
+
+
+def _fit(tokenizer: PreTrainedTokenizerBase, packed: Packed, most: float) -> CausalModel:
+    """An n-gram rung of the first documents, those with so many tokens."""
+    end = max(1, int(numpy.searchsorted(packed.starts, most)))
+    tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
+    config = make_config("ngram", tokenizer, {})
+    return find_rung("ngram").model.fit(config, tokens, packed.starts[:end]).eval()
 
 
 def copy_nats(

@@ -7,7 +7,6 @@ benchmarks/scaling.py.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from rung.pack import Packed
 from rung.recipe import Recipe
 from rung.recipe.counted import Counted, count_text
 from rung.train import TrainSettings, measure_step
+from rung.train.clock import LEAST, now
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,8 @@ WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewe
 LAYERS = 4
 NEAR = 8  # times as many weights as are measured, or as few, may be chosen: further out the pace is not known
 LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
-MEASURED = 0.1  # of the time, at the most, goes into measuring
+MEASURED = 0.1  # of the time, at the most, goes into measuring, unless a single step takes longer
+COUNTED = 0.05  # of the time, at the most, into counting
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
 OVERFITTING = 4.0  # epochs from which dropout is worth its noise
 DROPOUT = 0.1
@@ -89,7 +90,7 @@ class Plan:
     bits_per_byte: float
     ngram_bits_per_byte: float
     copying_bits_per_byte: float
-    seconds: float  # that it took to find out
+    seconds: float = 0.0  # that it took to find out
 
     def describe(self) -> str:
         """In a line."""
@@ -108,28 +109,32 @@ def turn_dial(
     packed: Packed,
     folder: Path,
     watched: Sequence[str],
+    began: float | None = None,
 ) -> tuple[Recipe, Plan | None]:
     """The recipe with the size that its minutes buy here, and the plan; None where there is nothing to choose.
 
-    `watched` is the text that training watches. Of several processes all call this: they measure together; the main
-    one, which alone has that text, counts and chooses.
+    The minutes count from `began`, else from now; measuring takes a share of them, and where a step is too slow for
+    that, what it takes is a guess. `watched` is the text that training watches. Of several processes all call this:
+    they measure together; the main one, which alone has that text, counts and chooses.
     """
     given = recipe.base or "hidden_size" in recipe.model
     if recipe.minutes is None or recipe.rung not in LAWS or given:
         return recipe, None
-    began = time.perf_counter()
+    started, budget = now(), 60 * recipe.minutes
+    ends = (started if began is None else began) + budget
     reach = recipe.model["max_position_embeddings"]
-    counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach))
+    counted = ranks.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget))
     if counted is None:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
     while True:
         shapes = list(_shapes(recipe, tokenizer, guess))
         pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
-        spent = ranks.from_main(lambda: time.perf_counter() - began)
-        planned, plan = ranks.from_main(partial(_choose, recipe, shapes, pace, spent, counted, len(packed)))
-        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > recipe.minutes * 60 * MEASURED:
-            return planned, plan
+        left = ranks.from_main(lambda: max((ends - now()) * (1 - HELD_BACK), LEAST * budget))
+        planned, plan = ranks.from_main(partial(_choose, recipe, shapes, pace, left, counted, len(packed)))
+        spent = ranks.from_main(lambda: now() - started)
+        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > MEASURED * budget:
+            return planned, replace(plan, seconds=spent)
         guess = plan.parameters  # the largest of those near the guess: on so fast a machine, look further
 
 
@@ -137,13 +142,11 @@ def _choose(
     recipe: Recipe,
     shapes: list[tuple[int, int]],
     pace: Callable[[int], float],
-    spent: float,
+    seconds: float,
     counted: Counted,
     text: int,
 ) -> tuple[Recipe, Plan]:
-    """The shape from which the law expects most in the time that is left."""
-    budget = 60 * (recipe.minutes or 0) * (1 - HELD_BACK)
-    seconds = max(budget - spent, budget / 4)
+    """The shape from which the law expects most in the seconds that are left."""
 
     def find_dropout(parameters: int) -> float:
         return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0)
@@ -166,15 +169,14 @@ def _choose(
         bits_per_byte=expect((width, parameters)),
         ngram_bits_per_byte=counted.plain,
         copying_bits_per_byte=counted.copying,
-        seconds=spent,
     )
 
 
 def _try_to_count(
-    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int
+    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int, seconds: float
 ) -> Counted | None:
     try:
-        return count_text(tokenizer, packed, texts, reach)
+        return count_text(tokenizer, packed, texts, reach, seconds)
     except Exception as error:  # whatever it is, what to expect of a run must not cost the run
         logger.warning("the text could not be counted (%s): the size follows from the minutes alone", error)
         return None
@@ -210,15 +212,25 @@ def _find_pace(
     shapes: list[tuple[int, int]],
     guess: int,
 ) -> Callable[[int], float]:
-    """Seconds a token by the number of weights: a line through two that were measured, by all processes together."""
-    settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed)
+    """Seconds a token by the number of weights: a line through two that were measured, by all processes together.
+
+    Where the small one takes too long to measure, the other is taken to be slower by its size.
+    """
+    began, most = now(), MEASURED / 2 * 60 * (recipe.minutes or math.inf)
+    settings = TrainSettings(
+        minutes=recipe.minutes, arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed
+    )
     tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
     measured = []
     for target in (guess / 2, guess * 2):
         width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
         model = _build(recipe, tokenizer, width).to(choose_device())
         measured.append((parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens))
-    (small, fast), (large, slow) = measured
+        if ranks.from_main(lambda: now() - began > most):
+            break
+    (small, fast), (large, slow) = measured[0], measured[-1]
+    if len(measured) == 1:
+        return lambda parameters: fast * parameters / small
     slope = max((slow - fast) / max(1, large - small), LEAST_SLOPE * fast / small)
     return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
 

@@ -27,6 +27,7 @@ from rung.recipe.record import (
     describe_surroundings,
     describe_tokenizer,
     describe_training,
+    find_marks,
     find_prompt,
     judge,
 )
@@ -44,28 +45,31 @@ from rung.train import (
     make_arguments,
     train,
 )
+from rung.train.clock import now
 
 DEFAULT_MINUTES = 5.0
 # Fields of the rungs that have dropout of their own.
 OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
 CONTEXT = 256  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
 LONGEST_CONTEXT = 1024
+SAMPLING = 0.02  # of the minutes, at the most, is for a sample
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 
 
-def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> bool:
+def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, began: float | None = None) -> bool:
     """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is one.
 
-    Returns whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
+    The recipe's minutes hold all of it, from `began` by `train.clock.now`, else from now, to the last score. Returns
+    whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
     processes train together; reading, counting, scoring and writing is done once, by the main one. Raises `RungError`
     for what the user can mend; a start that fails leaves nothing in `folder`.
     """
     with runs.undo_failed_start(folder):
-        return _execute(recipe, folder, tell)
+        return _execute(recipe, folder, tell, now() if began is None else began)
 
 
-def _execute(recipe: Recipe, folder: Path, tell: Tell) -> bool:
-    ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell))
+def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
+    ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell, began))
     packed = ranks.together(ready.open_packed)
     counts = find_rung(recipe.rung).counts
     chosen = ready if counts else _choose_size(ready, packed, folder, tell)
@@ -86,6 +90,7 @@ class _Ready:
     key: str  # that the packed text is kept under
     record: dict[str, Any]
     corpus: Corpus | None = field(repr=False)
+    began: float  # when its minutes began to count, by the main process's clock
     plan: Plan | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,7 +110,7 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
     )
 
 
-def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
+def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_trackers(recipe.train)
     if not find_rung(recipe.rung).counts:
@@ -121,16 +126,18 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell) -> _Ready:
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     pack_train(corpus, tokenizer, tell)
+    tell(Stage(name="comparing"))
+    find_marks(corpus)  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer)
-    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus)
+    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began)
 
 
 def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
     """With the size that the recipe leaves open; all processes measure it together."""
     tell(Stage(name="measuring"))
     watched = read_watched(ready.corpus) if ready.corpus else ()
-    recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched)
+    recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched, ready.began)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
     return replace(ready, recipe=_choose_width(recipe, ready.tokenizer), plan=plan)
@@ -147,7 +154,7 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
         record["plan"] |= {"reached": reached, "error": record["plan"]["bits_per_byte"] / reached - 1}
     if not trained.interrupted:
         assert ready.corpus is not None
-        record |= judge(model.eval(), ready.tokenizer, ready.corpus, tell)
+        record |= judge(model.eval(), ready.tokenizer, ready.corpus, tell, _find_max_time(ready.recipe))
     runs.write_record(folder, record)
     return not trained.interrupted
 
@@ -268,7 +275,7 @@ def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
         carry_state=recipe.carry_state,
         lora=recipe.lora,
         seed=recipe.seed,
-        spent=ready.plan.seconds if ready.plan else 0.0,
+        began=ready.began,
     )
     return model, train(model, ready.tokenizer, packed, folder, settings, _hooks(ready, tell))
 
@@ -286,14 +293,28 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
             note += f", loss {progress.loss:.3f}"
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte"
-        tell(Stage(name="training", done=progress.step, total=progress.steps, note=note))
+        tell(
+            Stage(
+                name="training",
+                done=progress.step,
+                total=progress.steps,
+                note=note,
+                seconds_left=progress.seconds_left,
+            )
+        )
 
-    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed)
+    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed, max_time=_find_max_time(ready.recipe))
     return Hooks(
         evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
         progress=show,
+        scoring=ready.corpus.bytes["test"] / max(1, sum(len(text.encode()) for text in watched)),
     )
+
+
+def _find_max_time(recipe: Recipe) -> float | None:
+    """Seconds that a sample may take; without minutes as many as it needs."""
+    return SAMPLING * 60 * recipe.minutes if recipe.minutes else None
 
 
 def read_watched(corpus: Corpus) -> list[str]:

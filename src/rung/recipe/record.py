@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung import __version__, runs
 from rung.corpus import Corpus
-from rung.device import cache_folder, choose_device, describe
+from rung.device import cache_folder, choose_device, count_cores, describe
 from rung.evaluate import compressor_marks, score_documents, score_text
 from rung.generate import Sampling, generate
 from rung.models import CausalModel
@@ -65,16 +65,31 @@ def describe_training(trained: Trained) -> dict[str, Any]:
         "tokens": trained.tokens,
         "tokens_per_second": round(trained.tokens_per_second, 1),
         "trainable_parameters": trained.trainable_parameters,
+        **describe_cpu(trained),
     }
 
 
-def judge(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, Any]:
+def describe_cpu(trained: Trained) -> dict[str, Any]:
+    """The share of the CPU that training got, of how many cores, and whether other processes had the rest."""
+    if trained.cpu_share is None:
+        return {}
+    return {"cpu_share": round(trained.cpu_share, 3), "cores": count_cores(), "was_busy": trained.was_busy}
+
+
+def judge(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    corpus: Corpus,
+    tell: Tell,
+    max_time: float | None = None,
+) -> dict[str, Any]:
     """Scores on the test split, the compressors' marks, a sample, and a passage token by token.
 
-    Where nothing was held out there is a sample, and no score.
+    Where nothing was held out there is a sample, and no score. The sample ends after `max_time` seconds.
     """
     texts, prompt, passage = corpus.test["text"], find_prompt(corpus), _passage(corpus)
-    sample = generate(model, tokenizer, prompt, Sampling(max_new_tokens=SAMPLE_TOKENS)).text
+    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, max_time=max_time)
+    sample = generate(model, tokenizer, prompt, sampling).text
     if not len(texts):
         return {"scores": {}, "prompt": prompt, "sample": sample}
     total = len(texts)

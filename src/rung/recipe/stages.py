@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the making of a run is: for whoever draws a bar. `total` is None where nobody knows.
+    """Where the making of a run is: for whoever draws a bar. `total` and `seconds_left` are None where nobody knows.
 
     `read` and `planned` are facts, in the note; `done` and `failed`, with the reason in the note, end a run.
     """
@@ -15,6 +15,7 @@ class Stage:
     done: int = 0
     total: int | None = None
     note: str = ""
+    seconds_left: float | None = None
 
 
 Tell = Callable[[Stage], None]

@@ -44,6 +44,7 @@ from rung.recipe.scoring import read_own
 from rung.recipe.stages import Stage, Tell
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, Progress, Trained, TrainSettings, check_arguments, find_checkpoints, train
+from rung.train.clock import now
 
 logger = logging.getLogger(__name__)
 
@@ -94,17 +95,18 @@ class _Student:
     corpus: Corpus | None
 
 
-def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None) -> bool:
+def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: float | None = None) -> bool:
     """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if there is one.
 
+    Its minutes count from `began` by `train.clock.now`, else from now, and hold how it is judged before and after.
     Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`; a start
     that fails leaves nothing in `folder`.
     """
     with runs.undo_failed_start(folder):
-        return _tune(plan, folder, tell)
+        return _tune(plan, folder, tell, now() if began is None else began)
 
 
-def _tune(plan: Tuning, folder: Path, tell: Tell) -> bool:
+def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
     base = read_base(plan.base)
     tell(Stage(name="reading"))
     model, tokenizer = load(plan.base)
@@ -120,12 +122,14 @@ def _tune(plan: Tuning, folder: Path, tell: Tell) -> bool:
     runs.remove_leftovers(folder)
     record = _describe(model, plan, base)
     record["tune"] |= _describe_data(student.data)
+    judging = now()
     record = _begin(student, plan, folder, record, tell)
+    began -= now() - judging  # as long as before will it be judged after
     set_seed(plan.seed)
     teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
     record["tokenizer"] = describe_tokenizer(tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
     runs.write_record(folder, record)
-    trained = _learn(student, plan, folder, record, tell)
+    trained = _learn(student, plan, folder, record, tell, began)
     runs.save_model(folder, model.eval(), tokenizer)
     if not trained.interrupted:
         _judge_after(student, record, tell)
@@ -231,7 +235,7 @@ def _begin(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any]
     return record
 
 
-def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell) -> Trained:
+def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell, began: float) -> Trained:
     """Train on what the assistant says.
 
     Raises `CorpusError` where none of it is within what the model looks at.
@@ -254,6 +258,7 @@ def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any]
         minutes=None if plan.steps else plan.minutes or DEFAULT_MINUTES,
         arguments={**ARGUMENTS, **plan.train},
         seed=plan.seed,
+        began=began,
     )
     trained = train(model, tokenizer, examples, folder, settings, _hooks(student, tell))
     record["tune"] |= {"rows": len(examples), "cut": examples.cut}
@@ -282,7 +287,8 @@ def _hooks(student: _Student, tell: Tell) -> Hooks:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte of answers"
-        tell(Stage(name="tuning", done=progress.step, total=progress.steps, note=note))
+        left = progress.seconds_left
+        tell(Stage(name="tuning", done=progress.step, total=progress.steps, note=note, seconds_left=left))
 
     def say(model: CausalModel) -> str:
         answer = answer_questions(model, tokenizer, watched[:1])[0]

@@ -9,7 +9,6 @@ import copy
 import functools
 import logging
 import math
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -35,11 +34,13 @@ from rung.train.checkpoints import (
     last_checkpoint,
     read_standing,
 )
+from rung.train.clock import EVALUATIONS, Clock, now
+from rung.train.cpu import is_busy
 from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
-from rung.train.recording import ROOM, Clock, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.recording import ENDLESS, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
-from rung.train.settings import EVALUATIONS, TrainSettings, check_arguments, make_arguments
+from rung.train.settings import SCHEDULE, TrainSettings, check_arguments, make_arguments
 from rung.train.trackers import check_trackers, report_below
 
 __all__ = [
@@ -64,6 +65,8 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 1.5  # real steps taken to find out how long one is
+MEASURED = 0.03  # of the minutes, at the most, for that, and for a look, unless a single one takes longer
+FIRST_STEPS = 100  # that a run is planned for until the first ones have shown how long they take
 BLOCK_LENGTH = 256  # tokens, where the model does not say
 
 
@@ -80,6 +83,8 @@ class Trained:
     interrupted: bool
     kept_step: int = 0
     trainable_parameters: int = 0
+    cpu_share: float | None = None  # that it got of the CPU time that it could have used; None where nobody counts
+    was_busy: bool = False  # the machine, with other things
 
     @property
     def tokens_per_second(self) -> float:
@@ -101,15 +106,17 @@ def train(
     place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
     is damaged or another run's.
     """
-    started = time.perf_counter() - settings.spent
+    clock = Clock(settings.minutes if settings.is_timed else None, settings.began, hooks.scoring)
+    hooks = replace(hooks, evaluate=clock.timing(hooks.evaluate))
     keep_freed_memory()
     blocks = _cut(model, tokenizer, text, folder, settings)
     adapter = Adapter(model, settings.lora) if settings.lora else None
     learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
-    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, hooks)
-    keeping, arguments = _keep(folder, settings, made, choose, started)
-    recorder = Recorder(folder, hooks, count_rows(arguments) * blocks.length, keeping.clock)
+    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, hooks, clock)
+    keeping, arguments = _keep(folder, settings, made, choose, clock)
+    rows = count_rows(arguments) * blocks.length
+    recorder = Recorder(folder, hooks, rows, clock, looks_by_clock=settings.looks_by_clock)
     with (
         report_below(folder, settings.arguments),
         interrupt_politely(recorder),
@@ -129,31 +136,39 @@ def train(
         adapter.merge()
         if ranks.is_main():
             adapter.save(folder)
+    trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    return _sum_up(recorder, trainer.state.global_step, kept, trained)
+
+
+def _sum_up(recorder: Recorder, steps: int, kept: int, trainable_parameters: int) -> Trained:
     return Trained(
-        steps=trainer.state.global_step,
-        tokens=trainer.state.global_step * recorder.tokens_a_step,
-        seconds=keeping.clock.total(),
+        steps=steps,
+        tokens=steps * recorder.tokens_a_step,
+        seconds=recorder.clock.total(),
         interrupted=recorder.interrupted,
         kept_step=kept,
-        trainable_parameters=sum(p.numel() for p in learner.parameters() if p.requires_grad),
+        trainable_parameters=trainable_parameters,
+        cpu_share=recorder.cpu.share,
+        was_busy=is_busy(recorder.cpu.share),
     )
 
 
 def _keep(
-    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[TrainSettings], int], started: float
+    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[TrainSettings], int], clock: Clock
 ) -> tuple[Keeping, TrainingArguments]:
     """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps a new one is."""
     resumed = ranks.from_main(lambda: last_checkpoint(folder))
     standing = read_standing(resumed, made) if resumed else None
     settings = _choose_precision(settings, standing)
+    if standing:
+        clock.go_on(standing.seconds, standing.clock)
     steps = standing.planned if standing else choose(settings)
     steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = make_arguments(settings, folder, steps)
-    timed = settings.minutes if settings.steps is None else None
-    arguments.max_steps = steps * (ROOM if timed else 1)
+    arguments.max_steps = ENDLESS if settings.is_timed and _can_move_end(arguments) else steps
     keeping = Keeping(
         checkpoints=Checkpoints(folder, keep=arguments.save_total_limit, is_main=arguments.should_save),
-        clock=_set_clock(started, timed, standing),
+        clock=clock,
         pace=Pace(steps),
         planned=steps,
         made=made,
@@ -161,6 +176,11 @@ def _keep(
         standing=standing,
     )
     return keeping, arguments
+
+
+def _can_move_end(arguments: TrainingArguments) -> bool:
+    """Whether the learning rate is rung's own, which falls to zero wherever the end is moved to."""
+    return arguments.lr_scheduler_type == SCHEDULE and not arguments.lr_scheduler_kwargs
 
 
 def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
@@ -176,13 +196,6 @@ def _choose_precision(settings: TrainSettings, standing: Standing | None) -> Tra
         return settings
     bf16 = standing.bf16 if standing else ranks.from_main(lambda: has_fast_bfloat16(choose_device()))
     return replace(settings, arguments={**settings.arguments, "bf16": bf16})
-
-
-def _set_clock(started: float, minutes: float | None, standing: Standing | None) -> Clock:
-    """A clock that goes on where the run was left, with the minutes that it had left then."""
-    if standing is None:
-        return Clock(started, minutes)
-    return Clock(started - standing.seconds, minutes, standing.training, standing.looks)
 
 
 class _Trainer(ResumableTrainer):
@@ -229,7 +242,7 @@ class _Trainer(ResumableTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Level, then a line to zero, unless another was asked for."""
-        if self.args.lr_scheduler_type != "warmup_stable_decay" or self.args.lr_scheduler_kwargs:
+        if not _can_move_end(self.args):
             return super().create_scheduler(num_training_steps, optimizer)
         self.pace = self.pace or Pace(num_training_steps)
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
@@ -281,32 +294,36 @@ def _choose_steps(
     blocks: Rows,
     folder: Path,
     hooks: Hooks,
+    clock: Clock,
     settings: TrainSettings,
 ) -> int:
-    """`steps` if given; else as many as `minutes` allow, evaluations included, by real steps on this machine."""
+    """`steps` if given; else for `minutes` so many to begin with, for the clock moves the end as steps are taken.
+
+    Where it cannot, as many as there is time for, by real steps on this machine.
+    """
     if settings.steps is not None:
         return settings.steps
     arguments = make_arguments(settings, folder, 1)
     per_epoch = math.ceil(len(blocks) / count_rows(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
-    budget, started = settings.minutes * 60, time.perf_counter() - settings.spent
-    evaluation = ranks.from_main(lambda: _time_evaluation(model, hooks))
-    a_step = measure_step(model, tokenizer, blocks, folder, settings)
-    left = budget - (time.perf_counter() - started) - (EVALUATIONS + 1) * evaluation
-    steps = max(1, int(max(left, budget / 4) / a_step))
-    logger.info("a step takes %.0f ms, an evaluation %.1f s: %d steps", 1000 * a_step, evaluation, steps)
-    return steps
+    ranks.from_main(lambda: _time_look(model, hooks, clock))
+    clock.grant_least()
+    if _can_move_end(arguments):
+        return FIRST_STEPS
+    clock.step = measure_step(model, tokenizer, blocks, folder, settings)
+    return max(1, int(clock.find_steps_left(EVALUATIONS - 1)))
 
 
-def _time_evaluation(model: CausalModel, hooks: Hooks) -> float:
-    """Seconds of one evaluation."""
-    for _ in range(2):  # the first one is slow
-        before = time.perf_counter()
+def _time_look(model: CausalModel, hooks: Hooks, clock: Clock) -> None:
+    """Let the clock see what an evaluation and a sample take: the second ones, unless the first took too long."""
+    for _ in range(2):
+        before = now()
         hooks.evaluate(model.eval())
         hooks.sample(model)
-        seconds = time.perf_counter() - before
-    return seconds
+        clock.look = now() - before
+        if clock.look > MEASURED * clock.budget:
+            return
 
 
 def measure_step(
@@ -316,8 +333,9 @@ def measure_step(
     folder: Path,
     settings: TrainSettings,
 ) -> float:
-    """Seconds of one training step, by taking some on a copy of the model."""
-    watch, settings = Stopwatch(MEASURED_SECONDS), _choose_precision(settings, None)
+    """Seconds of one training step, by taking some on a copy of the model; one at least, however long it takes."""
+    most = MEASURED * 60 * settings.minutes if settings.minutes else math.inf
+    watch, settings = Stopwatch(min(MEASURED_SECONDS, most), most), _choose_precision(settings, None)
     blocks = _cut(model, tokenizer, text, folder, settings)
     arguments = make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"

@@ -43,11 +43,10 @@ class Standing:
 
     step: int
     planned: int  # steps, as they were planned at the start
-    pace: dict[str, int]  # of the learning rate, moved by the deadline or not
-    looks: int  # at the clock, still to come, that may move the end
+    pace: dict[str, float]  # of the learning rate, its end moved by the clock or not
     rows: int  # of the text read, by all processes
     seconds: float  # since the run was begun, all its starts together, what was lost left out
-    training: float  # of these, those in the training loop
+    clock: dict[str, float]  # what is left of its minutes, and what steps and looks take
     evaluate: bool  # an evaluation was due, and comes after the save
     loss: float  # summed since the last line of the metrics, over the steps after `logged`
     logged: int
@@ -58,7 +57,7 @@ class Standing:
 def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint is of: by this another run is told apart."""
     model = {key: value for key, value in config.items() if key not in ABOUT_FILES}
-    recipe = {key: value for key, value in settings.items() if key not in ("arguments", "spent")}
+    recipe = {key: value for key, value in settings.items() if key not in ("arguments", "began")}
     recipe |= {f"train.{key}": v for key, v in settings["arguments"].items() if not key.startswith(MAY_CHANGE)}
     return json.loads(json.dumps({"model": model, "recipe": recipe}, default=str))
 

@@ -8,7 +8,6 @@ one by one; here equal shapes go through one batched product, which small models
 import itertools
 import math
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -21,6 +20,7 @@ from torch.optim.adamw import adamw
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import ranks
+from rung.train.clock import now
 from rung.train.sharded import cut_like, local, whole
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
@@ -38,46 +38,53 @@ DECAY = 0.5  # of the steps
 class Pace:
     """The learning rate's factor at each step: up in a line, level, and in the second half down in a line to 0.
 
-    While it is level the end may still be moved, so a run that must end in time can wait and see how fast the
-    machine is (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like this in its state.
+    The end may be moved at any step: a run that must end in time can see how fast the machine is, and again when that
+    changes (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like this in its state.
     """
 
     def __init__(self, end: int) -> None:
         self.warm_up = max(1, round(end * WARM_UP))
         self.turn = end - round(end * DECAY)
         self.end = end
+        self.height = 1.0
 
     def __call__(self, step: int) -> float:
         """The factor for the step after `step` steps."""
         if step < self.warm_up:
             return (step + 1) / (self.warm_up + 1)
-        return 1.0 if step < self.turn else max(0.0, (self.end - step) / max(1, self.end - self.turn))
+        if step < self.turn:
+            return self.height
+        return self.height * max(0.0, (self.end - step) / max(1, self.end - self.turn))
 
-    def end_after(self, step: int, remaining: int) -> None:
-        """From what it is after `step`, fall in a line to 0 when `remaining` more are done."""
-        height = self(step) if step >= self.warm_up else 1.0
-        self.end = step + remaining
-        self.turn = self.end - round(remaining / max(height, 1e-3))
+    def move_end(self, step: int, end: int) -> None:
+        """After `step` steps, be level until half of the way to `end`, or if that is behind, fall from now on."""
+        turn = end - round(end * DECAY)
+        self.height = 1.0 if step < turn or step < self.warm_up else self(step)
+        self.warm_up = max(1, round(end * WARM_UP))
+        self.turn = max(step, turn)
+        self.end = end
 
 
 class Stopwatch(TrainerCallback):
-    """Times steps, the first ones left out, until enough time has passed."""
+    """Times steps, the first ones left out, until enough time has passed; so many seconds at the `most`."""
 
     WARM_UP = 2
 
-    def __init__(self, enough: float) -> None:
+    def __init__(self, enough: float, most: float) -> None:
         self.enough = enough  # seconds
-        self.times = [time.perf_counter()]
+        self.most = most
+        self.times = [now()]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note the time, and stop when it is enough, all processes at once."""
-        self.times.append(time.perf_counter())
-        long_enough = self.times[-1] - self.times[0] > self.enough and len(self.times) > self.WARM_UP + 2
-        control.should_training_stop = any(ranks.agree(long_enough))
+        self.times.append(now())
+        took = self.times[-1] - self.times[0]
+        enough = took > self.most or (took > self.enough and len(self.times) > self.WARM_UP + 2)
+        control.should_training_stop = any(ranks.agree(enough))
 
     def seconds_per_step(self) -> float:
         """The mean between the median and the mean: a stray pause counts, but not in full."""
-        warm = self.times[self.WARM_UP :]
+        warm = self.times[min(self.WARM_UP, len(self.times) - 2) :]
         durations = [b - a for a, b in itertools.pairwise(warm)]
         return (statistics.median(durations) + statistics.fmean(durations)) / 2
 

@@ -4,7 +4,6 @@ import math
 import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,70 +17,55 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rung import ranks, runs
 from rung.errors import RunError
 from rung.models import CausalModel
+from rung.train.clock import EVALUATIONS, LOOKING, Clock
+from rung.train.cpu import CpuMeter
 from rung.train.optimizer import Pace
 
-LAST_LOOK = 0.9  # of the way, when the end is set by the clock for good
-ROOM = 4  # times as many steps as planned, if the machine turns out to be faster
+ENDLESS = 10**9  # steps: the Trainer is given so many where the clock ends them
+TOLERATED = 0.1  # of the steps to come: by so many the end may be off before it is moved
+SAVE, LOOK = 1, 2  # without an evaluation, and with one
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where training is: for whoever draws a bar."""
+    """Where training is: for whoever draws a bar. `seconds_left` is until its last step."""
 
     step: int
     steps: int
     loss: float | None
     bits_per_byte: float | None
     tokens_per_second: float
+    seconds_left: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What training calls without knowing what it is."""
+    """What training calls without knowing what it is; `scoring` is what follows training, in evaluations' work."""
 
     evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
     sample: Callable[[CausalModel], str]
     progress: Callable[[Progress], None]
-
-
-class Clock:
-    """The seconds of a run over all its starts; those between them, and those whose steps were lost, left out.
-
-    Twice it is looked at to set the end by the `minutes`: half way, and shortly before. `looks` are still to come.
-    """
-
-    def __init__(
-        self, began: float, minutes: float | None, training_before: float = 0.0, looks: int | None = None
-    ) -> None:
-        self.began = began
-        self.deadline = began + (minutes or 0) * 60
-        self.looks = looks if looks is not None else 2 if minutes else 0
-        self.training_before = training_before
-        self.training_began = began
-
-    def start_training(self) -> None:
-        """The loop begins here."""
-        self.training_began = time.perf_counter() - self.training_before
-
-    def total(self) -> float:
-        """Seconds since the run was begun."""
-        return time.perf_counter() - self.began
-
-    def training(self) -> float:
-        """Seconds in the training loop."""
-        return time.perf_counter() - self.training_began
+    scoring: float = 0.0
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to."""
+    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to.
+
+    Where `looks_by_clock`, the looks at the model too are as many as there is time for.
+    """
 
     pace: Pace
 
-    def __init__(self, folder: Path, hooks: Hooks, tokens_a_step: int, clock: Clock) -> None:
+    def __init__(
+        self, folder: Path, hooks: Hooks, tokens_a_step: int, clock: Clock, *, looks_by_clock: bool = False
+    ) -> None:
         self.folder = folder
         self.hooks = hooks
         self.tokens_a_step = tokens_a_step
         self.clock = clock
+        self.looks_by_clock = looks_by_clock
+        self.looked_at = 0  # the step
+        self.cpu = CpuMeter()
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
@@ -89,42 +73,72 @@ class Recorder(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock; a run that was killed behind its last step has none left."""
         self.clock.start_training()
+        self.cpu.start()
+        self.looked_at = state.global_step
         state.max_steps = self.pace.end
         control.should_training_stop = state.global_step >= self.pace.end
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at the same step."""
-        asked, remaining = ranks.agree(int(self.interrupted), self._find_remaining(state.global_step, args.max_steps))
+        self.clock.count_step()
+        done = state.global_step
+        planned = (self._find_end(done, args.max_steps), self._wants_look(done)) if ranks.is_main() else (0, 0)
+        asked, end, look = ranks.agree(int(self.interrupted), *planned)
+        if end:
+            if state.max_steps <= done < end and self.looks_by_clock:  # it was the last step
+                control.should_evaluate = control.should_save = False
+            self.pace.move_end(done, end)
+            state.max_steps = self.pace.end
+            control.should_training_stop = done >= end
+        if look or (self.clock.budget < math.inf and done >= self.pace.end):
+            self._ask_for_look(args, control, done, with_evaluation=look != SAVE)
         if asked:
             self.interrupted = control.should_save = control.should_training_stop = True
-        if remaining:
-            self.pace.end_after(state.global_step, remaining)
-            state.max_steps = self.pace.end
-            self.clock.looks -= 1
-        rate = state.global_step * self.tokens_a_step / self.clock.training()
         self.hooks.progress(
             Progress(
-                step=state.global_step,
+                step=done,
                 steps=state.max_steps,
                 loss=self.loss,
                 bits_per_byte=self.bits_per_byte,
-                tokens_per_second=rate,
+                tokens_per_second=self.tokens_a_step / max(self.clock.step, 1e-9),
+                seconds_left=min(self.clock.left(), (state.max_steps - done) * self.clock.step),
             )
         )
 
-    def _find_remaining(self, done: int, most: int) -> int:
-        """At half time or half way, and again near the end, the steps to go by the pace so far, evaluations and all.
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Take the share of the CPU that training got."""
+        self.cpu.stop()
 
-        0 while nothing is to be changed; the main process looks at the clock for all.
-        """
-        if not self.clock.looks or not ranks.is_main():
+    def _find_end(self, done: int, most: int) -> int:
+        """The last step by the time that is left and what steps and looks take now; 0 to leave it where it is."""
+        if self.clock.budget == math.inf:
             return 0
-        took, left = self.clock.training(), self.clock.deadline - time.perf_counter()
-        if self.clock.looks == 2:
-            soon = done >= self.pace.turn or took >= left
-        else:
-            soon = done >= LAST_LOOK * self.pace.end or (1 - LAST_LOOK) * took >= LAST_LOOK * left
-        return min(max(1, int(left * done / took)), most - done) if soon else 0
+        if self.clock.left() < self.clock.step / 2:
+            return done
+        looks = max(0, self.pace.end - done - 1) * EVALUATIONS // self.pace.end
+        left = min(max(1, int(self.clock.find_steps_left(looks))), most - done)
+        if done >= self.pace.end:  # the rate has fallen: to go on is worth its while where the plan was far off
+            return done + left if left > done else 0
+        is_off = abs(done + left - self.pace.end) > max(1, TOLERATED * left)
+        return done + left if is_off else 0
+
+    def _wants_look(self, done: int) -> int:
+        """Where a fifth of the way is behind the last look and much of one to come, what there is time for."""
+        every = self.pace.end / EVALUATIONS
+        due = self.looks_by_clock and done - self.looked_at >= every and self.pace.end - done > every / 2
+        if not due or self.clock.looked > LOOKING * self.clock.budget:
+            return 0
+        return LOOK if self.clock.can_look() else SAVE
+
+    def _ask_for_look(
+        self, args: TrainingArguments, control: TrainerControl, done: int, *, with_evaluation: bool
+    ) -> None:
+        """Log, save and evaluate, unless the arguments say that it is never done."""
+        self.looked_at = done
+        control.should_log = control.should_log or args.logging_strategy == "steps"
+        control.should_save = control.should_save or args.save_strategy == "steps"
+        evaluates = with_evaluation and args.eval_strategy == "steps" and args.eval_delay <= done
+        control.should_evaluate = control.should_evaluate or evaluates
 
     def on_log(
         self,

@@ -17,9 +17,10 @@ from rung import ranks, runs
 from rung.train.batches import count_rows
 from rung.train.carried import Carried
 from rung.train.checkpoints import Checkpoints, Standing
+from rung.train.clock import Clock
 from rung.train.optimizer import Pace
 from rung.train.order import Order
-from rung.train.recording import Clock, diverged, untouched_randomness
+from rung.train.recording import diverged, untouched_randomness
 from rung.train.sharded import ShardedTrainer, local
 
 
@@ -92,10 +93,12 @@ class ResumableTrainer(ShardedTrainer):
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         """The Trainer's, in another order: log, save, then evaluate."""
         self.evaluation_is_due, self.control.should_evaluate = self.control.should_evaluate, False
-        super()._maybe_log_save_evaluate(*args, **options)
-        if self.evaluation_is_due:
-            self.control.should_evaluate = True
+        clock = self.keeping.clock if self.keeping else Clock()
+        with clock.looking(with_evaluation=self.evaluation_is_due):
             super()._maybe_log_save_evaluate(*args, **options)
+            if self.evaluation_is_due:
+                self.control.should_evaluate = True
+                super()._maybe_log_save_evaluate(*args, **options)
 
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         with untouched_randomness():
@@ -145,10 +148,9 @@ class ResumableTrainer(ShardedTrainer):
             step=self.state.global_step,
             planned=keeping.planned,
             pace=dict(vars(keeping.pace)),
-            looks=keeping.clock.looks,
             rows=self.state.global_step * count_rows(self.args),
             seconds=keeping.clock.total(),
-            training=keeping.clock.training(),
+            clock=keeping.clock.keep(),
             evaluate=self.evaluation_is_due,
             loss=self.accelerator.gather(self._tr_loss.reshape(1)).mean().item(),
             logged=self._globalstep_last_logged,

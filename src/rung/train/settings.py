@@ -14,13 +14,15 @@ from rung.errors import RecipeError, did_you_mean
 from rung.train.activations import rename_activations
 from rung.train.adapters import ADAPTER_ARGUMENTS
 from rung.train.batches import ROWS, share_batch
+from rung.train.clock import EVALUATIONS
 from rung.train.trackers import PROJECT, list_trackers
 
-EVALUATIONS = 5  # and as many checkpoints, in a run
+SCHEDULE = "warmup_stable_decay"
+NEVER = 2**31  # steps
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
     "learning_rate": 6e-3,
-    "lr_scheduler_type": "warmup_stable_decay",  # `Pace`, unless it is given arguments of its own
+    "lr_scheduler_type": SCHEDULE,  # `Pace`, unless it is given arguments of its own
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
@@ -58,7 +60,17 @@ class TrainSettings:
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     lora: int | None = None  # the rank of the change that is trained, and not the model itself
     seed: int = 0
-    spent: float = 0.0  # seconds of the minutes that went into choosing what to train
+    began: float | None = None  # when the minutes began to count, by `clock.now`; else when training does
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the minutes say how long."""
+        return self.steps is None and self.minutes is not None
+
+    @property
+    def looks_by_clock(self) -> bool:
+        """Whether checkpoints and evaluations come as there is time for them, and not every so many steps."""
+        return self.is_timed and not {"eval_steps", "save_steps"} & set(self.arguments)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
@@ -88,7 +100,7 @@ def _list_numbers() -> frozenset[str]:
 def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
     """What the Trainer is given for so many steps: rung's defaults, and in their place what `settings` name."""
     device = choose_device()
-    every = max(1, math.ceil(steps / EVALUATIONS))
+    every = NEVER if settings.looks_by_clock else max(1, math.ceil(steps / EVALUATIONS))
     chosen = {
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
