@@ -57,14 +57,14 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     table.add_column("rung", no_wrap=True)
     table.add_figures("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte")
     table.add_column("a sample", no_wrap=True, max_width=48)
-    best = min((row.bits_per_byte for row in rows if row.bits_per_byte is not None), default=None)
+    best = min((row.bits_per_byte for row in rows if row.bits_per_byte is not None and not row.doubt), default=None)
     for row in rows:
         if row.failed:
             state = row.failed if row.failed == "not finished" else "failed"
             table.add_cells(row.rung, "", "", "", "", "", Text(state, style="red"), "")
             continue
         table.add_cells(
-            row.rung,
+            Text(f"{row.rung} ‡", style="yellow") if row.doubt else row.rung,
             _whole(row.parameters),
             _decimal(row.seconds, 1),
             _short(row.tokens_per_second),
@@ -84,6 +84,8 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     reasons = [f"{row.rung} failed: {row.failed}" for row in rows if row.failed not in (None, "not finished")]
     reasons += [BROKEN_CHARACTERS] if any(BROKEN in (row.sample or "") for row in rows) else []
     reasons += [f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized]
+    reasons += [f"‡ {row.rung}: {row.doubt}" for row in rows if row.doubt]
+    reasons += [f"{row.rung}: {row.busyness}" for row in rows if row.busyness]
     table.caption = Text(escape_controls("\n".join(reasons))) if reasons else None
     return table
 
@@ -166,6 +168,9 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         table.add_cells("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
         table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
+    for name, what in (("training", score.get("doubt")), ("machine", score.get("busyness"))):
+        if what:
+            table.add_cells(name, "", Text(what, style="yellow"))
     for switch in ("mix", "cache", "dynamic"):
         if switch in score:
             _add_variant(table, f"with --{switch}", score[switch])

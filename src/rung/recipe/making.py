@@ -126,8 +126,9 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
     pack_train(corpus, tokenizer, tell)
-    tell(Stage(name="comparing"))
-    find_marks(corpus)  # before training: what they take is then known
+    if recipe.minutes and corpus.bytes["test"]:
+        tell(Stage(name="comparing"))
+        find_marks(corpus)  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer)
     return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began)

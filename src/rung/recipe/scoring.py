@@ -54,6 +54,7 @@ def evaluate_run(
     total = len(texts)
     score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
     facts = {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
+    facts |= {"doubt": runs.find_doubt(record), "busyness": runs.find_busyness(record)}
     for switch, scorer in scorers.items():
         facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
     return facts

@@ -109,10 +109,13 @@ def _summary(group: Group) -> str:
     """The result in one sentence: the best rung, the best of the other kind, and lzma."""
     best = group.best
     if best is None:
-        return "No rung has a score yet."
+        return "No rung had the time to learn anything." if group.scored else "No rung has a score yet."
     parts = [f"{_strong(best.label)} needs {_bits(best.cost)} bits for each byte of text it has never seen"]
     others = [run for run in group.scored if (run.row.rung in COUNTING) != (best.row.rung in COUNTING)]
-    if others:
+    if others and all(run.row.doubt for run in others):
+        parts.append("the trained rungs had too little time to be compared")
+    elif others:
+        others = [run for run in others if not run.row.doubt]
         other = min(others, key=lambda run: run.cost)
         kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
         parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}")

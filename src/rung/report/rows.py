@@ -26,13 +26,17 @@ COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 
+DOUBT = "‡"  # behind the name of a run whose scores say nothing of its rung
 COMPRESSOR = "compressor, reading the test text alone"
 MARKS = {"lzma after train": "compressor, after reading the training text"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run as the table shows it; `failed` says why a run has no scores, and is None where it has."""
+    """One run as the table shows it; `failed` says why a run has no scores, and is None where it has.
+
+    `doubt` says why its scores say nothing of its rung, `busyness` what it got of a busy machine.
+    """
 
     name: str  # of the folder
     rung: str
@@ -48,6 +52,8 @@ class Row:
     renormalized: bool  # its scores are no distribution, and were divided by their sum
     sample: str | None
     failed: str | None
+    doubt: str | None = None
+    busyness: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +100,8 @@ class Group:
 
     @property
     def best(self) -> Run | None:
-        """The run that needs the fewest bits."""
-        return min(self.scored, key=lambda run: run.cost, default=None)
+        """The run that needs the fewest bits, of those whose scores are not in doubt."""
+        return min((run for run in self.scored if not run.row.doubt), key=lambda run: run.cost, default=None)
 
     @property
     def marks(self) -> dict[str, float]:
@@ -115,7 +121,19 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     Raises `RunError` for a folder that is no run.
     """
     once = {folder.resolve(): folder for folder in folders}
-    return sorted(map(_read_run, once.values()), key=lambda run: _place(run.row.rung))
+    found = sorted(map(_read_run, once.values()), key=lambda run: _place(run.row.rung))
+    return [_compare_with_pairs(run, found) for run in found]
+
+
+def _compare_with_pairs(run: Run, found: list[Run]) -> Run:
+    """The run, doubted where training came to less than counting pairs on the same text."""
+    if run.row.doubt or run.row.rung in COUNTING or not run.score:
+        return run
+    text = (run.corpus.get("fingerprint"), run.score.get("bytes"))
+    pairs = [r for r in found if r.row.rung == "bigram" and (r.corpus.get("fingerprint"), r.score.get("bytes")) == text]
+    if all(run.cost <= other.cost for other in pairs):
+        return run
+    return replace(run, row=replace(run.row, doubt="worse than counting pairs: trained for too short a time"))
 
 
 def group_runs(found: list[Run]) -> list[Group]:
@@ -167,6 +185,8 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         renormalized=bool(score.get("renormalized")),
         sample=record.get("sample"),
         failed=None if score else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
+        doubt=runs.find_doubt(record) if score else None,
+        busyness=runs.find_busyness(record),
     )
 
 
@@ -238,7 +258,8 @@ def build_table(group: Group) -> str:
 def _table_row(run: Run, best: bool) -> str:
     row = run.row
     idea = row.idea if run.label == row.rung else f"{row.rung}: {row.idea}".removesuffix(": ")
-    start = f'<th scope="row">{escape(run.label)}</th><td>{escape(idea)}</td>'
+    mark = f" {DOUBT}" if row.doubt else ""
+    start = f'<th scope="row">{escape(run.label)}{mark}</th><td>{escape(idea)}</td>'
     if row.failed:
         why = row.failed if row.failed in (UNFINISHED, UNSCORED) else f"failed: {row.failed}"
         return f'<tr class="failed">{start}<td colspan="{len(COLUMNS)}">{escape(why)}</td></tr>'
@@ -267,6 +288,12 @@ def _notes(group: Group) -> Iterable[str]:
             f"{names(labels)}: {escape(kind)}" for kind, labels in _labels_by(group.scored, _tokenizer_name).items()
         )
         yield f"† Token perplexities compare only between runs with the same tokenizer ({kinds})."
+    for what, labels in _labels_by(group.scored, lambda run: run.row.doubt).items():
+        if what:
+            yield f"{DOUBT} {names(labels)}: {what}. The figures say nothing of the rung: give it more minutes."
+    for what, labels in _labels_by(group.scored, lambda run: run.row.busyness).items():
+        if what:
+            yield f"{names(labels)}: {what}."
     for (window, stride), labels in _labels_by(group.scored, _window).items():
         if window is None:
             yield f"{names(labels)}: a document is read in one go, from its beginning to its end."
