@@ -125,7 +125,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
     carry_state: Annotated[bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")] = False,
     engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
-    memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), on disk beyond it.")] = "",
+    memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), and on disk.")] = "",
     from_: Annotated[
         str, typer.Option("--from", help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.")
     ] = "",
