@@ -54,16 +54,19 @@ def ground(tmp_path_factory):
 
 
 def test_help_answers_at_once():
-    best = min(_timed(lambda: rung_process("--help")) for _ in range(5))
+    """In CPU time, which does not run while another process has the core; the best of some."""
+    best = min(_cpu_seconds(lambda: rung_process("--help")) for _ in range(5))
     assert best < 0.5
     shown = rung("--help").stdout
     assert all(verb in shown for verb in VERBS)
 
 
-def _timed(call):
-    started = time.perf_counter()
+def _cpu_seconds(call):
+    """Of the processes that it starts and waits for."""
+    before = os.times()
     call()
-    return time.perf_counter() - started
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
 
 def test_help_does_not_import_torch():
@@ -378,15 +381,15 @@ def test_a_mistake_in_a_real_process(args, ground):
 
 def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
     process = subprocess.Popen(
-        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000", "--set", "hidden_size=32"],
+        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000", "--set", "hidden_size=32",
+         "--set", "logging_steps=5"],
         cwd=ground, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     metrics = ground / "i" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not metrics.exists() and time.monotonic() < deadline:
+    while not metrics.exists() and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate()[1]
     assert process.returncode == 130
     assert "rung train --out i --resume" in said.split("Go on with: ")[1]
     assert list((ground / "i" / "checkpoints").glob("checkpoint-*/manifest.json"))
@@ -398,8 +401,7 @@ def test_a_kill_is_survived(ground):
     process = subprocess.Popen(
         [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings], cwd=ground, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
-    while not list((ground / "k").glob("checkpoints/*/manifest.json")) and time.monotonic() < deadline:
+    while not list((ground / "k").glob("checkpoints/*/manifest.json")) and process.poll() is None:
         time.sleep(0.02)
     process.kill()
     process.wait()

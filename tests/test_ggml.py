@@ -144,7 +144,7 @@ def _ask(server, what, **facts):
     request = urllib.request.Request(
         f"{server.listening_address}/{what}", json.dumps(facts).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
 
 

@@ -52,9 +52,9 @@ def test_every_item_is_as_likely_at_every_place(items):
 
 def test_a_place_far_into_a_text_beyond_memory_is_reached_at_once():
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     far = 10**15 + 123
     assert all(0 <= item < 10**12 for item in Order(10**12, seed=0, first=far, last=far + 10))
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()

@@ -25,7 +25,7 @@ from rung.serve.served import Served  # noqa: E402
 from rung.tokenizer import build_tokenizer, encode_documents  # noqa: E402
 
 expect = playwright.expect
-expect.set_options(timeout=20_000)  # the step in C is compiled on the way
+expect.set_options(timeout=120_000)  # the step in C is compiled on the way
 TABS = {"side": ".card", "next": ".bars", "surprise": ".reading .t", "attention": ".head", "chat": ".log"}
 NAMES = ["bigram", "ngram", "rnn-attention", "gpt2", "llama3"]
 PHONE = {"viewport": {"width": 360, "height": 740}}
@@ -86,7 +86,7 @@ def open_page(address, browser):
     def open_view(tab="side", context=None, prepare=None, locked=False, told=None, **view):
         contexts.append(browser.new_context(**(context or {})))
         page = contexts[-1].new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(120_000)
         page.on("console", lambda message: hear(message, told))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.route("**/*", visit)

@@ -364,7 +364,7 @@ def test_nothing_overlaps_in_a_browser(width, ladder, make_page, tmp_path):
     quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
     quiet += ("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}")
     command = [BROWSER, *quiet, "--allow-file-access-from-files", "--dump-dom", wrapper.as_uri()]
-    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "found: []" in html.unescape(seen)
 
 

@@ -56,7 +56,6 @@ def run_in(tmp_path, prose):
             text=True,
             cwd=tmp_path,
             env={**os.environ, "HOME": str(tmp_path.parent / "home"), **environment},
-            timeout=300,
             check=False,
         )
         assert made.returncode == 0, made.stderr

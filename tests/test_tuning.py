@@ -120,9 +120,8 @@ def stock_server(ground):
     command = [find_program("transformers"), "serve", "--host", "127.0.0.1", "--port", port]
     with said.open("w") as stream:
         process = subprocess.Popen(command, cwd=ground, stdout=stream, stderr=subprocess.STDOUT)
-    until = time.monotonic() + 120
     while "startup complete" not in said.read_text():
-        assert process.poll() is None and time.monotonic() < until, said.read_text()
+        assert process.poll() is None, said.read_text()
         time.sleep(0.1)
     yield f"http://127.0.0.1:{port}"
     process.kill()
@@ -144,7 +143,7 @@ def test_stock_transformers_serves_and_chats(name, ground, stock_server):
         pytest.skip("the run that a test before makes is not there")
     model, tokenizer = load(ground / name)
     asked = {"model": name, "prompt": "The cat", "max_tokens": 12, "temperature": 0}
-    answer = httpx.post(f"{stock_server}/v1/completions", json=asked, timeout=60)
+    answer = httpx.post(f"{stock_server}/v1/completions", json=asked, timeout=None)
     wanted = generate(model, tokenizer, "The cat", Sampling(max_new_tokens=12, temperature=0)).text
     assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == wanted
     command = [find_program("transformers"), "chat", f"{name}-chat", stock_server]
@@ -273,7 +272,6 @@ def test_chat_works_piped(ground):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.count("\n") >= 2

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # How often a thread looks whether the others have come before it sleeps: a millisecond or less. libgomp's own
-# 300,000 are more than a time slice; a tenth of these costs a machine with nothing else to do (benchmarks/threads.py).
+# 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/threads.py).
 SPINS = "20000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
