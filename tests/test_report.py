@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rung.cli.display import climb_table
 from rung.errors import RunError
 from rung.report import charts, read_rows, write_report
 from rung.report.rows import _set_powers, group_runs, read_runs
@@ -174,6 +175,44 @@ def test_what_a_tokenizer_loses_is_said(make_run, make_page):
     words = words_of(make_page(folder))
     assert "the tokenizer loses case, and the score does not charge for it" in words
     assert "12 unknown words were spelled out" in words
+
+
+BUSY = {"cpu_share": 0.309, "cores": 2, "was_busy": True}
+
+
+def test_runs_that_could_not_train_are_marked_and_ground_nothing(make_run, make_page):
+    """Two steps each on a busy machine: no best of the trained rungs, and none of those that train."""
+    folders = [
+        make_run("bigram", rung="bigram", scores__test__bits_per_byte=2.785, training__steps=0),
+        make_run("ngram", rung="ngram", scores__test__bits_per_byte=2.158, training__steps=0),
+        make_run(
+            "gpt2", rung="gpt2", scores__test__bits_per_byte=1.5, training={**RECORD["training"], "steps": 2} | BUSY
+        ),
+        make_run("llama3", scores__test__bits_per_byte=3.1),
+    ]
+    rows = {row.name: row for row in read_rows(folders)}
+    assert rows["gpt2"].doubt == "2 training steps only: too few to have learned anything"
+    assert rows["gpt2"].busyness == "the machine was busy: this run got 31% of 2 cores"
+    assert rows["llama3"].doubt == "worse than counting pairs: trained for too short a time"
+    assert (rows["bigram"].doubt, rows["ngram"].doubt, rows["llama3"].busyness) == (None, None, None)
+    (group,) = group_runs(read_runs(folders))
+    assert group.best.label == "ngram"
+    words = words_of(make_page(*folders))
+    assert "ngram needs 2.16 bits" in words
+    assert "the trained rungs had too little time to be compared" in words
+    assert "2 training steps only: too few to have learned anything. The figures say nothing" in words
+    assert "the machine was busy: this run got 31% of 2 cores." in words
+    assert words.count("‡") == 4  # beside two names, and before two notes
+    table = climb_table(list(rows.values()), folders)
+    assert "‡ llama3: worse than counting pairs" in table.caption.plain
+    assert "gpt2: the machine was busy" in table.caption.plain
+    assert [str(cell) for cell in table.columns[0].cells][:4] == ["bigram", "ngram", "gpt2 ‡", "llama3 ‡"]
+
+
+def test_a_base_had_learned_before_and_text_that_differs_is_no_measure(make_run):
+    few = make_run("few", base={"path": "x"}, training__steps=5)
+    bigram = make_run("bigram", rung="bigram", scores__test__bits_per_byte=1.0, corpus__fingerprint="other")
+    assert [row.doubt for row in read_rows([few, bigram])] == [None, None]
 
 
 def test_failed_and_unfinished_runs_are_listed(make_run, make_page, tmp_path):
