@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -454,3 +455,18 @@ def test_a_models_text_cannot_steer_a_terminal(monkeypatch):
     monkeypatch.setattr(sys, "stdout", plain)
     output.print_text("a\x1b[2Jb\n")
     assert plain.getvalue() == "a\x1b[2Jb\n"
+
+
+def test_an_engine_that_swallows_ctrl_c_is_stopped_all_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["rung", "train", "ngram", "my.txt", "--engine", "spark"])
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        with pytest.raises(typer.Exit) as left, resumable("train", tmp_path / "none"):
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("the gateway is gone")
+        with pytest.raises(RuntimeError, match="gone"), resumable("train", tmp_path / "none"):
+            raise RuntimeError("gone by itself")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left.value.exit_code == 130
+    assert "Begin again with: rung train ngram my.txt --engine spark" in capsys.readouterr().err

@@ -3,9 +3,12 @@
 import functools
 import inspect
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,10 +98,36 @@ def _follows_interrupt(error: BaseException | None) -> bool:
 
 
 @contextmanager
+def _note_interrupts() -> Iterator[None]:
+    """Raise `KeyboardInterrupt` for an unexpected error after Ctrl-C: Spark swallows the one, and raises its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    except (RungError, OSError):
+        raise
+    except Exception as error:
+        with suppress(BlockingIOError):  # nothing was noted
+            if signal.SIGINT in os.read(reading, 4096):
+                raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reading)
+        os.close(writing)
+
+
+@contextmanager
 def resumable(verb: str = "", folder: Path | None = None) -> Iterator[None]:
     """After Ctrl-C, print the line that goes on: with the run in `folder`, or by the same command as now."""
     try:
-        yield
+        with _note_interrupts():
+            yield
     except KeyboardInterrupt:
         from rung.runs import RECORD
 
