@@ -321,6 +321,16 @@ def test_what_cannot_be_reported_is_an_error(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+def test_a_full_disk_is_one_clear_line_and_the_page_before_stands(make_run, tmp_path, limit_files):
+    (tmp_path / "out").mkdir()
+    page = tmp_path / "out" / "report.html"
+    page.write_text("the one before")
+    folder = make_run("a")
+    with limit_files(1000), pytest.raises(RunError, match="could not be written to .*: make room there"):
+        write_report([folder], page)
+    assert [path.name for path in page.parent.iterdir()] == ["report.html"] and page.read_text() == "the one before"
+
+
 positions = st.lists(st.floats(-50, 400), min_size=1, max_size=12)
 
 

@@ -55,7 +55,8 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
     if not found:
         raise RunError("no runs to report on: name at least one run folder (`rung runs` lists them)")
     runs.make_folder(out.parent)
-    runs.write_atomically(out, _page(group_runs(found)))
+    with runs.explain_failed_writes(out.parent):
+        runs.write_atomically(out, _page(group_runs(found)))
 
 
 def fill_page(title: str, body: str) -> str:

@@ -92,7 +92,8 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         + _table(rows, group.runs[0].record["training"])
         + _method(found)
     )
-    runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
+    with runs.explain_failed_writes(out.parent):
+        runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
 
 
 def sum_of_parts(rows: list[SwapRow]) -> str:
