@@ -32,6 +32,7 @@ bench: $(PEERS)
 	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
 	$(BIN)/python benchmarks/precision.py | tee benchmarks/precision.txt
 	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
+	$(BIN)/python benchmarks/threads.py | tee benchmarks/threads.txt
 	$(BIN)/python benchmarks/overhead.py | tee benchmarks/overhead.txt
 	$(BIN)/python benchmarks/train.py | tee benchmarks/train.txt
 	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.txt
