@@ -164,7 +164,7 @@ def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
     assert stages[0] == "reading"
     assert stages[-1] == "comparing"
     assert Recipe(**record["recipe"]).rung == rung
-    found = evaluate_run(str(folder), "", "test", "")
+    found = evaluate_run(str(folder), "", "test", {})
     assert found["bits_per_byte"] == pytest.approx(record["scores"]["test"]["bits_per_byte"], rel=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_other_text_is_scored_whole(text, tmp_path):
     folder = tmp_path / "run"
     execute(make_recipe({"rung": "bigram", "corpus": text}), folder)
     (tmp_path / "other.txt").write_text("one line\nand another\n\n")
-    found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", "lines")
+    found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", {"documents": "lines"})
     assert (found["documents"], found["bytes"]) == (2, len("one lineand another"))
 
 
@@ -209,7 +209,7 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
     corpus = runs.read_record(tmp_path / "run")["corpus"]
     assert corpus["bytes"]["train stored"] < 6_000 < 15_000 < corpus["bytes"]["train"] < len(Path(text).read_bytes())
     assert corpus["documents"]["train"] < len(rows)
-    assert evaluate_run(str(tmp_path / "run"), "", "test", "")["documents"] == corpus["documents"]["test"]
+    assert evaluate_run(str(tmp_path / "run"), "", "test", {})["documents"] == corpus["documents"]["test"]
 
 
 def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):

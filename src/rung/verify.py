@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rung import runs
+from rung.corpus import name_sources
 from rung.errors import RecipeError, RunError, RungError
 from rung.models import find_rung
 from rung.recipe import Recipe, make_recipe, read_recipe
@@ -93,7 +94,7 @@ class Verdict:
         fell = Counter(kill.phase for kill in self.kills)
         return {
             "rung": self.recipe.rung,
-            "corpus": self.recipe.corpus,
+            "corpus": name_sources(self.recipe.corpus),
             "steps": self.recipe.steps,
             "equal": self.is_equal,
             "differences": self.differences,

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.command import Json, Run, Seed, print_json, verb
+from rung.cli.command import Column, Encoding, Json, Run, Seed, print_json, verb
 from rung.cli.output import print_text, say
 from rung.errors import RecipeError
 
@@ -25,6 +25,8 @@ def eval_(
     corpus: Annotated[str, typer.Argument(help="Other text to score; the run's own corpus by default.")] = "",
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     documents: Annotated[str, typer.Option(help="What a document is: lines, paragraphs or file.")] = "",
+    column: Column = "",
+    encoding: Encoding = "",
     mix: Annotated[
         list[str] | None,
         typer.Option(metavar="RUNG=RUN", help="Also: mixed with another run. May be given again.", show_default=False),
@@ -57,9 +59,11 @@ def eval_(
     from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
+    given = {"documents": documents, "column": column, "encoding": encoding}
+    reading = {key: value for key, value in given.items() if value}
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(run, corpus, split, documents, lambda stage: display.tell("eval", stage), switches)
+        found = evaluate_run(run, corpus, split, reading, lambda stage: display.tell("eval", stage), switches)
     if as_json:
         print_json(found)
     else:

@@ -39,8 +39,10 @@ TEXT = "text"  # what is read before any rung is begun, as `tell` hears it
 class Climb:
     """What to climb, on what, for how long in all, and where the runs go."""
 
-    corpus: str = "python-docs"
+    corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     rungs: tuple[str, ...] = tuple(LADDER)
     minutes: float = DEFAULT_MINUTES
@@ -66,6 +68,8 @@ class Climb:
                 rung=name,
                 corpus=self.corpus,
                 documents=self.documents,
+                column=self.column,
+                encoding=self.encoding,
                 tokenizer=self.tokenizer,
                 minutes=self.minutes / len(trained) if name in trained else None,
                 seed=self.seed,
@@ -206,7 +210,8 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     before = runs.read_any_record(folder).get("recipe")
     if before is None:
         return
-    asked: dict[str, Any] = {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "steps", "seed")}
+    keys = ("corpus", "documents", "column", "encoding", "minutes", "steps", "seed")
+    asked: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
     asked |= {f"model.{key}": value for key, value in recipe.model.items()}
     before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
     for key, value in asked.items():

@@ -34,8 +34,10 @@ class SwapClimb:
     """
 
     between: tuple[str, str] = (BASE, END)
-    corpus: str = "python-docs"
+    corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
     steps: int = STEPS
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -56,6 +58,8 @@ class SwapClimb:
                 rung="swaps",
                 corpus=self.corpus,
                 documents=self.documents,
+                column=self.column,
+                encoding=self.encoding,
                 tokenizer=self.tokenizer,
                 model={**SHAPE, "swaps": swaps},
                 steps=self.steps,

@@ -42,7 +42,7 @@ from rung.errors import CorpusError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "load_corpus"]
+__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "is_path", "load_corpus", "name_sources"]
 
 logger = logging.getLogger(__name__)
 
@@ -192,8 +192,9 @@ def is_path(source: str) -> bool:
     return source not in CORPORA and not source.startswith(("hf:", "stream:"))
 
 
-def name_sources(sources: Sequence[str]) -> str:
+def name_sources(source: str | Sequence[str]) -> str:
     """What a corpus is called on the screen: after its file or folder, and the number of others."""
+    sources = [source] if isinstance(source, str) else source
     first = sources[0]
     if is_path(first):
         path = Path(first).expanduser()

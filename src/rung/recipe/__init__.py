@@ -1,7 +1,9 @@
 """A recipe is a page that says how to make a run.
 
     rung: llama3                 # which rung, or which size of one: llama3-nano (`rung sizes`)
-    corpus: python-docs          # a name, a path, hf:ORG/NAME
+    corpus: python-docs          # a name, a path or several, hf:ORG/NAME
+    column: body                 # the text column of tables
+    encoding: latin-1            # of files that are not UTF-8
     documents: paragraphs        # what a document is in plain text
     held_out: 0.05               # of a text without splits: for validation and again for test; 0: none
     tokenizer: {kind: bpe, vocab_size: 1024}
@@ -51,8 +53,10 @@ class Recipe:
     """
 
     rung: str
-    corpus: str = "python-docs"
+    corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
     held_out: float | None = None
     tokenizer: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +77,7 @@ class Recipe:
         object.__setattr__(self, "rung", rung)
         object.__setattr__(self, "model", model)
         check_arguments(self.train)
+        object.__setattr__(self, "corpus", _check_corpus(self))
         _check_base(self)
         own = {"path": self.base} if self.base else {"kind": "bpe"}
         if self.base and self.tokenizer not in ({}, own):
@@ -169,6 +174,18 @@ def _check_held_out(rung: str, share: Any) -> None:
             f"held_out is 0, but {rung} is trained until validation text says that it is best: hold out some, as in "
             "held_out=0.01; only rungs that count can take all of a text"
         )
+
+
+def _check_corpus(recipe: Recipe) -> str | list[str]:
+    """The corpus, a list only where it is several paths."""
+    corpus = [recipe.corpus] if isinstance(recipe.corpus, str) else recipe.corpus
+    if not isinstance(corpus, list | tuple) or not corpus or not all(isinstance(c, str) and c for c in corpus):
+        raise RecipeError(f"corpus is {recipe.corpus!r}: it must be a name, a path, or a list of paths")
+    for name in ("column", "encoding"):
+        value = getattr(recipe, name)
+        if value is not None and not (isinstance(value, str) and value):
+            raise RecipeError(f"{name} is {value!r}: it must be a text")
+    return corpus[0] if len(corpus) == 1 else list(corpus)
 
 
 def _check_base(recipe: Recipe) -> None:

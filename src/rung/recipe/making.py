@@ -336,6 +336,7 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "fingerprint": corpus.fingerprint,
             "documents": {name: len(corpus.split(name)) for name in SPLITS},
             "bytes": dict(corpus.bytes),
+            "notes": list(corpus.notes),
         },
         "tokenizer": {
             **describe_tokenizer(tokenizer, recipe.tokenizer.get("kind") or recipe.tokenizer["path"]),

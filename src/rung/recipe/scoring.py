@@ -5,7 +5,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ logger = logging.getLogger(__name__)
 
 def evaluate_run(
     run: str,
-    corpus: str,
+    corpus: str | Sequence[str],
     split: str,
-    documents: str,
+    reading: Mapping[str, str],
     tell: Tell = lambda stage: None,
     switches: Switches = PLAIN,
 ) -> dict[str, Any]:
     """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
 
+    `reading` has what is given of `documents`, `column` and `encoding`: how the text is to be read.
     The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
     left open and the run does not know one.
     """
@@ -43,10 +44,12 @@ def evaluate_run(
             f"{run} was not trained by rung and has no corpus of its own: name one, as in "
             f"`rung eval {shlex.quote(run)} my.txt`"
         )
-    kind: Any = documents or recipe.get("documents", "paragraphs")  # held to what there is when the text is read
+    if not corpus and {"column", "encoding"} & set(reading):
+        raise RecipeError("a column and an encoding say how to read other text, and none is named: leave them out")
     tell(Stage(name="reading"))
     own = functools.partial(read_own, run, record) if recipe else None
-    text = load_corpus(corpus, kind, whole=True) if corpus else read_own(run, record, kind)
+    given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}  # held to what there is as it is read
+    text = load_corpus(corpus, whole=True, **given) if corpus else read_own(run, record, given["documents"])
     name = record.get("rung", model.config.model_type)
     judged = Judged(run, name, model.to(choose_device()), tokenizer)
     scorers = prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}

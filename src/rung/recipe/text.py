@@ -30,7 +30,7 @@ SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair 
 
 def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
     """The corpus that a recipe, as a page, names, read as it says."""
-    reading: Any = {key: recipe.get(key) for key in ("held_out",)}
+    reading: Any = {key: recipe.get(key) for key in ("held_out", "column", "encoding")}
     return load_corpus(recipe["corpus"], recipe.get("documents", "paragraphs"), **reading)
 
 
