@@ -32,7 +32,7 @@ app = typer.Typer(
 CorpusArgument = Annotated[str, typer.Argument(help="A name (see `rung corpora`), a path, a glob, or hf:ORG/NAME.")]
 Column = Annotated[str, typer.Option(help="The text column of tables; text, content, document or page by default.")]
 Documents = Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")]
-Encoding = Annotated[str, typer.Option(help="The encoding of files, as latin-1; UTF-8 or by byte-order mark if not given.")]
+Encoding = Annotated[str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints.")]
 Run = Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")]
