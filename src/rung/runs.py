@@ -78,7 +78,10 @@ def settle_folder(folder: Path) -> None:
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
-    """The facts as JSON, which knows no infinity: what is no finite number becomes null."""
+    """The facts as JSON, which knows no infinity: what is no finite number becomes null.
+
+    A file's name that is not UTF-8 has lone surrogates, which are escaped: read again it is the same name.
+    """
 
     def mend(value: Any) -> Any:
         if isinstance(value, dict):
@@ -87,7 +90,8 @@ def to_json(facts: Any, indent: int | None = None) -> str:
             return [mend(item) for item in value]
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    return json.dumps(mend(facts), indent=indent, ensure_ascii=False)
+    text = json.dumps(mend(facts), indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -8,17 +8,30 @@ from typing import Annotated, Any
 import typer
 
 from rung import ranks
-from rung.cli.command import CorpusArgument, Documents, Seed, TokenizerOption, check_given, resumable, verb
+from rung.cli.command import (
+    Column,
+    CorpusArgument,
+    Documents,
+    Encoding,
+    Seed,
+    TokenizerOption,
+    check_given,
+    name_corpus,
+    resumable,
+    verb,
+)
 from rung.cli.output import say, say_next, suggest_prompt, write_resuming
 
 
 @verb("rung climb my.txt --minutes 10", spreads=True)
 def climb(
-    corpus: CorpusArgument = "python-docs",
+    corpus: CorpusArgument = None,
     minutes: Annotated[float | None, typer.Option(help="For all of it together; 5 by default.")] = None,
     rungs: Annotated[str, typer.Option(help="Which rungs, comma-separated; all by default.")] = "",
     tokenizer: TokenizerOption = "bpe",
     documents: Documents = "paragraphs",
+    column: Column = "",
+    encoding: Encoding = "",
     out: Annotated[Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")] = None,
     seed: Seed = 0,
     between: Annotated[
@@ -32,15 +45,17 @@ def climb(
     from rung.cli.display import make_quiet
 
     make_quiet()
-    text = {"corpus": corpus, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
+    source = name_corpus(corpus, out.parent if out else Path("runs")) or "python-docs"
+    text: dict[str, Any] = {"corpus": source, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
+    text |= {"column": column or None, "encoding": encoding or None}
     check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
     check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
     if between:
-        folder = out or Path("runs") / "-".join((_slug(corpus), *between))
+        folder = out or Path("runs") / "-".join((_slug(source), *between))
         many = range(seed, seed + (3 if seeds is None else seeds))
         _climb_swaps(text | {"between": between, "seeds": tuple(many), "folder": folder}, steps)
     else:
-        folder = out or Path("runs") / _slug(corpus)
+        folder = out or Path("runs") / _slug(source)
         _climb_ladder(text | {"seed": seed, "folder": folder}, rungs, minutes, began)
 
 
@@ -113,10 +128,12 @@ def train(
     rung: Annotated[
         str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or of `rung sizes`.")
     ] = "",
-    corpus: Annotated[str, typer.Argument(help="As for `rung climb`; python-docs by default.")] = "",
+    corpus: CorpusArgument = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")] = None,
     tokenizer: Annotated[str, typer.Option(help="A kind (see `rung tokenizers`) or a folder.")] = "",
-    documents: Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")] = "",
+    documents: Documents = "",
+    column: Column = "",
+    encoding: Encoding = "",
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
@@ -138,8 +155,10 @@ def train(
     make_quiet()
     given: dict[str, Any] = {
         "rung": rung,
-        "corpus": corpus,
+        "corpus": name_corpus(corpus, out.parent if out else Path("runs")),
         "documents": documents,
+        "column": column,
+        "encoding": encoding,
         "steps": steps,
         "minutes": minutes,
         "seed": seed,
@@ -252,10 +271,14 @@ def _tokenizer_spec(name: str) -> dict[str, Any]:
     return {"kind": name} if name in TOKENIZERS or not Path(name).exists() else {"path": name}
 
 
-def _slug(corpus: str) -> str:
-    path = Path(corpus).expanduser()
+def _slug(source: str | list[str]) -> str:
+    """What the runs' folder is called after a corpus; without what is not UTF-8."""
+    if not isinstance(source, str):
+        return f"{_slug(source[0])}-and-{len(source) - 1}-more"
+    path = Path(source).expanduser()
+    corpus = source.encode(errors="replace").decode()
     if path.exists():
         path = path.resolve()
         name = path.parent.name if path.name == "train" else path.name
-        return name.split(".")[0] or "text"
+        return name.encode(errors="replace").decode().split(".")[0].replace("?", "_") or "text"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus.removeprefix("hf:")).strip("-") or "text"

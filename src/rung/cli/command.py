@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from rung import ranks
-from rung.cli.output import can_print, escape_controls, set_quiet, write_resuming
+from rung.cli.output import can_print, escape_controls, replace_word, say, set_quiet, write_resuming
 from rung.errors import RecipeError, RungError
 
 app = typer.Typer(
@@ -29,7 +29,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CorpusArgument = Annotated[str, typer.Argument(help="A name (see `rung corpora`), a path, a glob, or hf:ORG/NAME.")]
+CorpusArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="A name (see `rung corpora`), hf:ORG/NAME, paths, or - for standard input; python-docs by default.",
+        show_default=False,
+    ),
+]
 Column = Annotated[str, typer.Option(help="The text column of tables; text, content, document or page by default.")]
 Documents = Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")]
 Encoding = Annotated[str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")]
@@ -68,6 +74,8 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
             except Exception as error:
                 if _follows_interrupt(error):
                     fail("stopped", 130)
+                if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+                    fail("an argument or a name is not UTF-8, and cannot be used here: write it in UTF-8", 2)
                 ranks.give_way()
                 raise
 
@@ -76,6 +84,33 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
         return app.command(name, epilog=f"Example: {example}")(guarded)
 
     return register
+
+
+def check_utf8(name: str, text: str) -> str:
+    """Text from the command line.
+
+    Raises `RecipeError` where bytes of it are not UTF-8, which Python hands on as lone surrogates.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        at, byte = len(os.fsencode(text[: error.start])), os.fsencode(text[error.start])[0]
+        raise RecipeError(f"{name} is not UTF-8: byte {at} is 0x{byte:02x}; write it in UTF-8") from error
+    return text
+
+
+def name_corpus(given: list[str] | None, beside: Path) -> str | list[str]:
+    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; "" where none was."""
+    from rung.corpus.files import keep_stream
+
+    names = list(given or [])
+    if "-" in names:
+        if sys.stdin.isatty():
+            say("Type the text; Ctrl-D ends it.")
+        path = str(ranks.from_main(functools.partial(keep_stream, sys.stdin.buffer, beside)))
+        replace_word("-", path)
+        names = [path if name == "-" else name for name in names]
+    return names[0] if len(names) == 1 else names or ""
 
 
 def _with_notes(message: str, error: BaseException) -> str:

@@ -1,11 +1,12 @@
 """Verbs that ask a run: eval, score, generate."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from rung.cli.command import Column, Encoding, Json, Run, Seed, print_json, verb
+from rung.cli.command import Column, Encoding, Json, Run, Seed, check_utf8, name_corpus, print_json, verb
 from rung.cli.output import print_text, say
 from rung.errors import RecipeError
 
@@ -22,7 +23,10 @@ Tasks = Annotated[
 @verb("rung eval runs/python-docs/llama3 other.txt")
 def eval_(
     run: Run,
-    corpus: Annotated[str, typer.Argument(help="Other text to score; the run's own corpus by default.")] = "",
+    corpus: Annotated[
+        list[str] | None,
+        typer.Argument(help="Other text to score, - for standard input; the run's own by default.", show_default=False),
+    ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     documents: Annotated[str, typer.Option(help="What a document is: lines, paragraphs or file.")] = "",
     column: Column = "",
@@ -46,7 +50,7 @@ def eval_(
     """
     if limit and not tasks:
         raise RecipeError(f"--limit is {limit}, but it is of --tasks: name a task, or leave it out")
-    if tasks and (corpus or documents or mix or cache or dynamic):
+    if tasks and (corpus or documents or column or encoding or mix or cache or dynamic):
         raise RecipeError("--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, --dynamic")
     if tasks:
         _eval_tasks(run, tasks, limit, as_json)
@@ -56,14 +60,16 @@ def eval_(
     from rung.cli.tables import show
 
     make_quiet()
+    from rung.device import cache_folder
     from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
     given = {"documents": documents, "column": column, "encoding": encoding}
     reading = {key: value for key, value in given.items() if value}
+    source = name_corpus(corpus, cache_folder() / "stdin")
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(run, corpus, split, reading, lambda stage: display.tell("eval", stage), switches)
+        found = evaluate_run(run, source, split, reading, lambda stage: display.tell("eval", stage), switches)
     if as_json:
         print_json(found)
     else:
@@ -82,12 +88,19 @@ def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
 
 
 @verb('rung score runs/python-docs/llama3 "Return the number of items."')
-def score(run: Run, text: Annotated[str, typer.Argument(help="A sentence.")], as_json: Json = False) -> None:
+def score(
+    run: Run,
+    text: Annotated[str, typer.Argument(help="A sentence, or - for standard input.", show_default=False)] = "",
+    file: Annotated[Path | None, typer.Option(help="Instead: all of this file, to its last line end.")] = None,
+    encoding: Encoding = "",
+    as_json: Json = False,
+) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
     from rung.cli.display import make_quiet, surprisal_table
     from rung.cli.tables import show
 
     make_quiet()
+    text = _read_text(text, file, encoding)
     from rung.evaluate import score_text
     from rung.models import load
 
@@ -107,6 +120,23 @@ def score(run: Run, text: Annotated[str, typer.Argument(help="A sentence.")], as
         print_json({"run": run, "text": text, "bits": bits, "probability": 2.0**-bits, "tokens": tokens})
     else:
         show(surprisal_table(pieces))
+
+
+def _read_text(text: str, file: Path | None, encoding: str) -> str:
+    """The text that is to be scored: as it was typed, of a file, or of standard input.
+
+    Raises `RecipeError` where none or two are named, `CorpusError` for one that cannot be read.
+    """
+    from rung.corpus.files import keep_stream, read_text
+    from rung.device import cache_folder
+
+    if bool(text) == bool(file):
+        raise RecipeError('name one text: rung score RUN "A sentence.", rung score RUN --file PATH, or - for a pipe')
+    if text == "-":
+        file = keep_stream(sys.stdin.buffer, cache_folder() / "stdin")
+    if encoding and not file:
+        raise RecipeError(f"--encoding is {encoding!r}, but it is of --file: leave it out")
+    return read_text(file, encoding or None) if file else check_utf8("TEXT", text)
 
 
 @verb('rung generate runs/python-docs/llama3 "Return the" --temperature 0.7')
@@ -133,6 +163,8 @@ def generate(
     from rung.generate.rounding import find_rounding
     from rung.models import load
 
+    for name, given in (("PROMPT", prompt), *(("--stop", text) for text in stop or ())):
+        check_utf8(name, given)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

@@ -18,6 +18,7 @@ LONGEST_PROMPT = 40  # characters of a prompt that is suggested
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _manner = {"quiet": False}
+_words: dict[str, str] = {}
 
 
 def set_quiet(quiet: bool) -> None:
@@ -79,9 +80,14 @@ def write_command(verb: str, *arguments: object) -> str:
     return f"{program()} {shlex.join([verb, *dash, *words])}"
 
 
+def replace_word(word: str, by: str) -> None:
+    """In commands that are printed to go on with, write `by` for an argument: standard input is not there again."""
+    _words[word] = by
+
+
 def write_resuming(*words: object) -> str:
     """A command, by default the present one, quoted for the shell; of several processes, one that starts them all."""
-    given = [str(word) for word in words] or sys.argv[1:]
+    given = [str(word) for word in words] or [_words.get(word, word) for word in sys.argv[1:]]
     return f"{ranks.command() if ranks.count() > 1 else program()} {shlex.join(given)}"
 
 

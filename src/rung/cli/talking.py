@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.command import Run, Seed, check_given, resumable, verb
+from rung.cli.command import Run, Seed, check_given, check_utf8, resumable, verb
 from rung.cli.output import escape_controls, print_text, say, say_next
 
 COMMANDS = """/reset          forget what was said
@@ -107,6 +107,7 @@ def chat(
     from rung.generate import Decoder, Sampling
     from rung.models import load
 
+    check_utf8("--system", system)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = load(run)
     if not tokenizer.chat_template:

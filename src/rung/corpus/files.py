@@ -8,13 +8,14 @@ import glob
 import hashlib
 import json
 import logging
+import os
 import re
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import IO, Any, Literal, NamedTuple, get_args
 
 from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, first_line, read_lines
 from rung.corpus.notes import Notes, name_some, show_path
@@ -127,6 +128,26 @@ def list_files(folder: Path) -> Found:
     return Found(readable, [path for path in seen if path not in set(readable)])
 
 
+def keep_stream(stream: IO[bytes], folder: Path) -> Path:
+    """Write what is read from `stream` to a file in `folder`, which is called after its content.
+
+    So the same text is the same file. Raises `CorpusError` where nothing comes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".stdin.{os.getpid()}"
+    digest = hashlib.sha256()
+    try:
+        with beside.open("wb") as file:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                file.write(chunk)
+        if not beside.stat().st_size:
+            raise CorpusError("standard input is empty: pipe a text into it, or name a file")
+        return beside.replace(folder / f"stdin-{digest.hexdigest()[:12]}.txt")
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def is_readable_kind(path: Path) -> bool:
     """Whether the suffix is one of those that corpora come in."""
     return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
@@ -148,6 +169,19 @@ def kind_suffix(path: Path) -> str:
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
     return suffixes[-1] if suffixes else ""
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    r"""All text of a file, its line ends as `\n`.
+
+    Raises `CorpusError` for a file that has none or cannot be read.
+    """
+    if not path.is_file():
+        raise CorpusError(f"no such file: {show_path(path)}")
+    text = "".join(read_lines(path, Reading(encoding=encoding).encoding, Notes()))
+    if not text:
+        raise CorpusError(f"{show_path(path)} is empty")
+    return text
 
 
 def read_documents(found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE) -> Iterator[str]:

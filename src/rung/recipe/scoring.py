@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.corpus import Corpus, load_corpus
+from rung.corpus import Corpus, load_corpus, name_sources
 from rung.device import choose_device
 from rung.errors import RecipeError, RunError
 from rung.evaluate import score_documents
@@ -85,5 +85,5 @@ def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
     recipe = record["recipe"]
     text = read_corpus(recipe | ({"documents": documents} if documents else {}))
     if text.fingerprint != record["corpus"]["fingerprint"]:
-        logger.warning("%s has changed since %s was trained on it", recipe["corpus"], run)
+        logger.warning("%s has changed since %s was trained on it", name_sources(recipe["corpus"]), run)
     return text
