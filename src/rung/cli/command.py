@@ -99,15 +99,19 @@ def check_utf8(name: str, text: str) -> str:
     return text
 
 
-def name_corpus(given: list[str] | None, beside: Path) -> str | list[str]:
-    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; "" where none was."""
+def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) -> str | list[str]:
+    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; "" where none was.
+
+    With `spreads` all processes call it, and the main one reads.
+    """
     from rung.corpus.files import keep_stream
 
     names = list(given or [])
     if "-" in names:
         if sys.stdin.isatty():
             say("Type the text; Ctrl-D ends it.")
-        path = str(ranks.from_main(functools.partial(keep_stream, sys.stdin.buffer, beside)))
+        keep = functools.partial(keep_stream, sys.stdin.buffer, beside)
+        path = str(ranks.from_main(keep) if spreads else keep())
         replace_word("-", path)
         names = [path if name == "-" else name for name in names]
     return names[0] if len(names) == 1 else names or ""

@@ -66,7 +66,7 @@ def eval_(
 
     given = {"documents": documents, "column": column, "encoding": encoding}
     reading = {key: value for key, value in given.items() if value}
-    source = name_corpus(corpus, cache_folder() / "stdin")
+    source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
         found = evaluate_run(run, source, split, reading, lambda stage: display.tell("eval", stage), switches)
