@@ -44,7 +44,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write beside `path`, sync, and rename: a reader sees the old file or the new one, never half."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
