@@ -64,16 +64,12 @@ def eval_(
     from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
-    given = {"documents": documents, "column": column, "encoding": encoding}
-    reading = {key: value for key, value in given.items() if value}
+    how = {"documents": documents, "column": column, "encoding": encoding}
     source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(run, source, split, reading, lambda stage: display.tell("eval", stage), switches)
-    if as_json:
-        print_json(found)
-    else:
-        show(score_table(found["rung"], found["corpus"], found["split"], found))
+        found = evaluate_run(run, source, split, how, lambda stage: display.tell("eval", stage), switches)
+    print_json(found) if as_json else show(score_table(found["rung"], found["corpus"], found["split"], found))
 
 
 def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
@@ -163,15 +159,14 @@ def generate(
     from rung.generate.rounding import find_rounding
     from rung.models import load
 
-    for name, given in (("PROMPT", prompt), *(("--stop", text) for text in stop or ())):
-        check_utf8(name, given)
+    check_utf8("PROMPT", prompt)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         num_beams=num_beams,
-        stop=tuple(stop or ()),
+        stop=tuple(check_utf8("--stop", text) for text in stop or ()),
         seed=seed,
     )
     rounded = find_rounding(weights)
@@ -190,8 +185,7 @@ def generate(
     print_text(f"{made.text}\n" if num_beams > 1 else "\n")
     say(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second")
     if rounded:
-        cost = _rounding_cost(run, model, tokenizer, prompt, rounded)
-        say(f"{weights} weights cost {cost:+.4f} bits per byte")
+        say(f"{weights} weights cost {_rounding_cost(run, model, tokenizer, prompt, rounded):+.4f} bits per byte")
 
 
 def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:

@@ -44,6 +44,7 @@ def evaluate_run(
             f"{run} was not trained by rung and has no corpus of its own: name one, as in "
             f"`rung eval {shlex.quote(run)} my.txt`"
         )
+    reading = {key: value for key, value in reading.items() if value}
     if not corpus and {"column", "encoding"} & set(reading):
         raise RecipeError("a column and an encoding say how to read other text, and none is named: leave them out")
     tell(Stage(name="reading"))
