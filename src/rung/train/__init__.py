@@ -106,10 +106,10 @@ def train(
     place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
     is damaged or another run's.
     """
-    clock = Clock(settings.minutes if settings.is_timed else None, settings.began, hooks.scoring)
-    hooks = replace(hooks, evaluate=clock.timing(hooks.evaluate))
     keep_freed_memory()
     blocks = _cut(model, tokenizer, text, folder, settings)
+    clock = Clock(settings.minutes if settings.is_timed else None, settings.began, hooks.scoring)
+    hooks = replace(hooks, evaluate=clock.timing(hooks.evaluate))
     adapter = Adapter(model, settings.lora) if settings.lora else None
     learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
