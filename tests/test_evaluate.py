@@ -9,9 +9,11 @@ import numpy
 import pytest
 import torch
 from conftest import SENTENCES, TINY
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rung import evaluate
-from rung.evaluate import compressor_marks, score_documents, score_text
+from rung.evaluate import compressor_marks, score_documents, score_text, spelling_nats
 from rung.tokenizer import build_tokenizer
 
 LONG = " ".join(SENTENCES * 8)
@@ -96,7 +98,7 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
     assert unknown.nats > unknown.unknown_nats
     assert unknown.lost == ["case", "white space", "unknown words"]
     pieces = score_text(model, words, "the  zèbra ")
-    assert [piece.text for piece in pieces] == ["the", "  zèbra", ""]
+    assert [piece.text for piece in pieces] == ["the", "  zèbra", " "]  # the end has what was dropped before it
     assert sum(piece.bits for piece in pieces) == pytest.approx(unknown.nats / math.log(2), rel=1e-5)
 
 
@@ -123,6 +125,86 @@ def test_a_mark_that_stands_in_the_text_costs_what_any_word_would(rung, mark):
     assert scores[0].word_perplexity == scores[1].word_perplexity
     assert scores[0].nats == scores[1].nats
     assert scores[0].unknown_words == 0
+
+
+def test_bytes_of_one_character_are_one_piece(make_tiny, tokenizer):
+    text = "Le café 日本語"
+    model = make_tiny("bigram")
+    pieces = score_text(model, tokenizer, text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert [piece.end for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert all(piece.text for piece in pieces[:-1])
+    score = score_documents(model, tokenizer, [text])
+    assert sum(piece.tokens for piece in pieces) == score.tokens > len(pieces)
+    assert sum(piece.bits for piece in pieces) * math.log(2) == pytest.approx(score.nats, rel=1e-5)
+
+
+def wrap(backend):
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+
+
+def byte_pairs(left_out="", **parts):
+    """Byte pairs of others: without some bytes, with a normalizer or a pre-tokenizer of its own."""
+    letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in left_out]
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    for name, part in parts.items():
+        setattr(backend, name, part)
+    return wrap(backend)
+
+
+def score_by(tokenizer, text):
+    """The score of a text by counts of the sentences."""
+    return score_documents(count("bigram", tokenizer, SENTENCES), tokenizer, [text])
+
+
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
+LEVEL = pre_tokenizers.Sequence([pre_tokenizers.Split(",", "removed"), BYTES])
+DROPS = {  # a tokenizer, a text, what of it is dropped, and what is lost
+    # The library misplaces what stands behind a dropped byte of a word: the word's rest is charged with it.
+    "bytes": ({"left_out": "ac"}, "the cat sat", ["cat", "at"], {"dropped text"}),
+    "bytes of characters": ({"left_out": "æ"}, "the 日日 sat", ["日日"], {"dropped text"}),
+    "separators": ({"pre_tokenizer": LEVEL}, "the,cat,,sat", [",", ",,"], {"dropped text"}),
+    "replaced": ({"normalizer": normalizers.Replace("cat", "dog")}, "the cat", ["cat"], {"dropped text"}),
+    "nothing": ({"normalizer": normalizers.Replace("cat", "dog")}, "the mat", [], set()),
+    "stripped": ({"normalizer": normalizers.Strip()}, "  the mat ", [], {"white space"}),
+    "folded": ({"normalizer": normalizers.Lowercase()}, "The mat", [], {"case"}),
+    "form": ({"normalizer": normalizers.NFKC()}, "the ﬁsh", [], {"Unicode form"}),
+}
+
+
+@pytest.mark.parametrize("case", list(DROPS))
+def test_text_that_a_tokenizer_drops_is_charged_and_named(case):
+    settings, text, dropped, lost = DROPS[case]
+    tokenizer = byte_pairs(**settings)
+    model = count("bigram", tokenizer, SENTENCES)
+    score = score_documents(model, tokenizer, [text])
+    assert score.dropped_nats == pytest.approx(sum(map(spelling_nats, dropped)))
+    assert score.dropped_bytes == len("".join(dropped).encode())
+    assert lost <= set(score.lost)
+    assert ("dropped text" in score.lost) == bool(dropped)
+    pieces = score_text(model, tokenizer, text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert sum(piece.bits for piece in pieces) * math.log(2) == pytest.approx(score.nats, rel=1e-5)
+
+
+def test_an_unknown_word_is_one_by_whatever_name(tmp_path):
+    """The tokenizer's settings need not say which token stands for unknown words: its model does."""
+    words = {"<?>": 0, "<s>": 1, "</s>": 2, **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<?>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    plain, named = wrap(backend), wrap(backend)
+    named.unk_token = "<?>"
+    scores = [score_by(tokenizer, "the zebra sat") for tokenizer in (plain, named)]
+    assert scores[0].unknown_words == scores[1].unknown_words == 1
+    assert scores[0].nats == scores[1].nats > spelling_nats("zebra")
+
+
+def test_an_added_token_that_takes_white_space_says_so():
+    tokenizer = byte_pairs()
+    tokenizer.add_tokens([AddedToken("heron", lstrip=True, rstrip=True)])
+    assert "white space" in score_by(tokenizer, "the   heron   sat").lost
 
 
 def test_a_lossless_tokenizer_has_nothing_unknown(make_tiny, tokenizer):

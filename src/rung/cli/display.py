@@ -166,6 +166,9 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     if score["unknown_words"] and score["nats"]:
         bits = score["unknown_nats"] / score["nats"]
         table.add_cells("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
+    if score.get("dropped_bytes") and score["nats"]:
+        bits = score["dropped_nats"] / score["nats"]
+        table.add_cells("dropped text", f"{score['dropped_bytes']:,} bytes", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
         table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
     for name, what in (("training", score.get("doubt")), ("machine", score.get("busyness"))):
@@ -242,7 +245,7 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
     table.add_figures(*columns)
     for piece in pieces:
         color = next(color for limit, color in SHADES if piece.bits <= limit)
-        shown = repr(piece.text)[1:-1] if piece.text else "(end)"
+        shown = repr(piece.text)[1:-1] + "(end)" * piece.end
         table.add_cells(
             Text(escape_controls(shown), style=color),
             f"{piece.bits:.3f}",

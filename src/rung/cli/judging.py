@@ -105,7 +105,13 @@ def score(
     bits = sum(piece.bits for piece in pieces)
     if as_json:
         tokens = [
-            {"text": piece.text, "bits": piece.bits, "probability": 2**-piece.bits}
+            {
+                "text": piece.text,
+                "bits": piece.bits,
+                "probability": 2**-piece.bits,
+                "tokens": piece.tokens,
+                "end": piece.end,
+            }
             | {
                 name: value
                 for name, value in (("order", piece.order), ("count", piece.count), ("discount", piece.discount))

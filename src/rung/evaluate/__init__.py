@@ -10,6 +10,7 @@ A document starts from BOS, which is not scored; its end-of-text token is. A mod
 number of tokens reads long documents through a sliding window, each token scored once, with at least
 `window - stride` tokens before it. An unknown word costs its `<unk>` and the spelling of it, each byte and
 an end at log(257): the score is the length of a code, and a tokenizer cannot flatter it by not knowing words.
+Text that a tokenizer drops or replaces is spelled in the same way (`reading`).
 """
 
 import bz2
@@ -26,11 +27,12 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from rung.evaluate.reading import Reader, join_tokens
 from rung.figures import find_interval, log10_perplexity, perplexity
 from rung.models import CausalModel
 from rung.models.causal import CountingModel
 from rung.models.ngram import NgramForCausalLM
-from rung.tokenizer import encode_plainly, losses
+from rung.tokenizer import find_unknown, losses
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
@@ -65,7 +67,9 @@ class Score:
     unknown_nats: float  # the part of `nats` that spells unknown words
     window: int | None  # tokens; None where the model carries its state through the document
     stride: int | None
-    lost: list[str]  # what the tokenizer does not keep, and the score does not charge for
+    dropped_bytes: int = 0  # of text that the tokenizer dropped or replaced, unknown words and white space apart
+    dropped_nats: float = 0.0  # the part of `nats` that spells it
+    lost: list[str]  # what the tokenizer does not keep; unknown words, separators, dropped text are spelled out
     renormalized: bool = False  # the model's own scores are no distribution (stupid back-off): divided by their sum
     kenlm: dict[str, float] | None = None  # of an n-gram: the figures that KenLM's `query` prints
     seconds: float = 0.0
@@ -86,6 +90,8 @@ class TokenScore:
 
     text: str
     bits: float
+    tokens: int = 1  # that it joins: those that hold bytes of one character
+    end: bool = False
     order: int | None = None
     count: int | None = None
     discount: float | None = None
@@ -99,16 +105,18 @@ class Document:
     bytes: int
     words: int
     unknown: list[str]
+    dropped: list[str]
+    lost: tuple[str, ...]
 
     @property
     def spelling(self) -> float:
-        """What its unknown words cost beyond their `<unk>`, in nats."""
-        return sum(map(spelling_nats, self.unknown))
+        """What its unknown words cost beyond their `<unk>`, and its dropped text, in nats."""
+        return sum(map(spelling_nats, [*self.unknown, *self.dropped]))
 
     @property
     def key(self) -> int:
         """A number that copies of the document share."""
-        return hash((tuple(self.ids), tuple(self.unknown)))
+        return hash((tuple(self.ids), tuple(self.unknown), tuple(self.dropped)))
 
 
 def score_documents(
@@ -123,21 +131,23 @@ def score_documents(
     """
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
-    unknown_token = unknown_id(tokenizer)
+    unknown_token, lost = unknown_id(tokenizer), list(losses(tokenizer))
     for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
             nats = costs.double().sum().item() + document.spelling
             is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
             of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
-            counts = (document.bytes, document.words, len(costs), len(document.unknown))
-            rows.append((nats, document.spelling, of_unknown, *counts))
+            dropped = sum(map(spelling_nats, document.dropped)), sum(len(part.encode()) for part in document.dropped)
+            counts = (document.bytes, document.words, len(costs), len(document.unknown), dropped[1])
+            rows.append((nats, document.spelling, of_unknown, dropped[0], *counts))
+            lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
         if on_document:
             on_document(len(rows))
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
-    interval = find_interval(columns[0] / math.log(2), columns[3], keys, least=0.0)
-    nats, spelling, of_unknown = (column.sum().item() for column in columns[:3])
-    sizes, words, tokens, unknown = (int(column.sum()) for column in columns[3:])
+    interval = find_interval(columns[0] / math.log(2), columns[4], keys, least=0.0)
+    nats, spelling, of_unknown, of_dropped = (column.sum().item() for column in columns[:4])
+    sizes, words, tokens, unknown, dropped_bytes = (int(column.sum()) for column in columns[4:])
     window = model.context_length
     return Score(
         bits_per_byte=nats / math.log(2) / sizes,
@@ -152,10 +162,12 @@ def score_documents(
         words=words,
         tokens=tokens,
         unknown_words=unknown,
-        unknown_nats=spelling,
+        unknown_nats=spelling - of_dropped,
+        dropped_bytes=dropped_bytes,
+        dropped_nats=of_dropped,
         window=window,
         stride=None if window is None else stride_of(window),
-        lost=list(losses(tokenizer)),
+        lost=lost,
         renormalized=isinstance(model, CountingModel) and not model.is_normalized,
         kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown)
         if isinstance(model, NgramForCausalLM) and model.is_normalized
@@ -164,22 +176,29 @@ def score_documents(
 
 
 def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenScore]:
-    """The surprisal of each token of `text` as a document, its end last (with the text '').
+    """The surprisal of each token of `text` as a document, its end last (`end`); tokens that hold bytes of one
+    character are one, with the first one's n-gram.
 
-    The pieces join to the text: white space that the tokenizer drops begins the next piece (at the end of the
-    text it is left out), and the later bytes of a character are empty. An unknown word has its spelling in its bits.
+    The pieces join to the text: what the tokenizer drops begins the next piece, be it the end. Unknown words and
+    dropped text have their spelling in the bits.
     """
-    encoding = encode_plainly(tokenizer, [text])[0]
-    ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
+    _, reading = next(Reader(tokenizer).read([text]))
+    ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
     nats = token_nats(model, [ids])[0].tolist()
     found = _find_counts(model, torch.tensor(ids, device=model.device))
-    unknown = unknown_id(tokenizer)
-    scores, end = [], 0
-    for token, (start, stop), cost, facts in zip(encoding.ids, encoding.offsets, nats, found, strict=False):
-        spelling = spelling_nats(text[start:stop]) if token == unknown else 0.0
-        scores.append(TokenScore(text=text[end:stop], bits=(cost + spelling) / math.log(2), **facts))
-        end = max(end, stop)
-    return [*scores, TokenScore(text="", bits=nats[-1] / math.log(2), **found[-1])]
+    spelled, end = sorted([*reading.unknown, *reading.dropped], reverse=True), 0
+    scores = []
+    rows = [*join_tokens(reading.encoding.offsets), (len(text), len(text), [len(ids) - 2])]
+    for number, (_, stop, places) in enumerate(rows, start=1):
+        is_end = number == len(rows)
+        stop = len(text) if is_end else max(stop, end)
+        cost = sum(nats[place] for place in places)
+        while spelled and (spelled[-1][1] <= stop or is_end):
+            cost += spelling_nats(text[slice(*spelled.pop())])
+        piece, bits = text[end:stop], cost / math.log(2)
+        scores.append(TokenScore(text=piece, bits=bits, tokens=len(places), end=is_end, **found[places[0]]))
+        end = stop
+    return scores
 
 
 def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
@@ -195,7 +214,7 @@ def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that stands for words it does not know; None where it knows every word."""
-    return tokenizer.unk_token_id if "unknown words" in losses(tokenizer) else None
+    return find_unknown(tokenizer) if "unknown words" in losses(tokenizer) else None
 
 
 def spelling_nats(word: str) -> float:
@@ -260,16 +279,10 @@ def first_texts(texts: Iterable[str], limit: int) -> list[str]:
 
 def prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
     """Each text as a document of token ids."""
-    unknown_token = unknown_id(tokenizer)
-    for text in texts:
-        encoding = encode_plainly(tokenizer, [text])[0]
-        unknown = [
-            text[start:stop]
-            for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-            if token == unknown_token
-        ]
-        ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
-        yield Document(ids, len(text.encode()), len(text.split()), unknown)
+    for text, reading in Reader(tokenizer).read(texts):
+        ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
+        unknown, dropped = ([text[slice(*span)] for span in spans] for spans in (reading.unknown, reading.dropped))
+        yield Document(ids, len(text.encode()), len(text.split()), unknown, dropped, reading.lost)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ IDEAS = {
     "llama3": "modernise",
     "swaps": "modernise by parts",
 }
+CHARGED = ("unknown words", "separators", "dropped text")  # of what a tokenizer loses: it is spelled out
 COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
@@ -311,6 +312,12 @@ def _notes(group: Group) -> Iterable[str]:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)
             yield f"{names([run.label])}: {whole(unknown)} unknown words were spelled out, for {whole(spelled)} bits."
+        if dropped := run.score.get("dropped_bytes"):
+            spelled = run.score["dropped_nats"] / math.log(2)
+            yield (
+                f"{names([run.label])}: the tokenizer dropped {whole(dropped)} bytes of the text, which were spelled "
+                f"out, for {whole(spelled)} bits."
+            )
 
 
 def whole(number: float | None) -> str:
@@ -348,8 +355,8 @@ def _window(run: Run) -> tuple[int | None, int | None]:
 
 
 def _losses(run: Run) -> str:
-    """What goes uncharged: unknown words are spelled out, so they are not in it."""
-    return ", ".join(what for what in run.score.get("lost") or () if what != "unknown words")
+    """What goes uncharged: what is spelled out is not in it."""
+    return ", ".join(what for what in run.score.get("lost") or () if what not in CHARGED)
 
 
 def _tokenizer_name(run: Run) -> str:

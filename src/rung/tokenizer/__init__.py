@@ -116,7 +116,9 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     for part in parts:
         if part.get("behavior") == "Removed":
             lost.append("white space" if part.get("pattern") == {"Regex": ASCII_SPACE} else "separators")
-    if any(part.get("add_prefix_space") for part in parts) and "white space" not in lost:
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    strips = any((token.lstrip or token.rstrip) and not token.special for token in added)
+    if (strips or any(part.get("add_prefix_space") for part in parts)) and "white space" not in lost:
         lost.append("white space")
     if not _spells_everything(spec["model"], byte_level="ByteLevel" in types):
         lost.append("unknown words")

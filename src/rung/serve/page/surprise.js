@@ -78,7 +78,7 @@ async function measure(run) {
 
 /** Stretches of text that both tokenizers end at the same places, with the tokens of either side. */
 export function align(a, b) {
-  const [left, right] = [joinBytes(a), joinBytes(b)];
+  const [left, right] = [findStops(a), findStops(b)];
   const segments = [];
   let [i, j, start] = [0, 0, 0];
   while (i < left.length && j < right.length) {
@@ -100,17 +100,15 @@ export function align(a, b) {
   return segments;
 }
 
-/** Tokens without text are later bytes of a character, and belong to its first; the last one is the end. */
-function joinBytes(pieces) {
-  const joined = [];
+/** Where in the text each piece ends; the last one is the text's end. */
+function findStops(pieces) {
   let stop = 0;
-  pieces.forEach((piece, i) => {
-    stop += piece.text.length;
-    const end = i === pieces.length - 1;
-    if (piece.text === "" && !end && joined.length) joined.at(-1).bits = add(joined.at(-1).bits, piece.bits);
-    else joined.push({ ...piece, stop, end });
-  });
-  return joined;
+  return pieces.map((piece) => ({ ...piece, stop: (stop += piece.text.length) }));
+}
+
+/** A piece may be several tokens: those that hold bytes of one character. */
+function countTokens(pieces) {
+  return pieces.reduce((sum, piece) => sum + piece.tokens, 0);
 }
 
 /** JSON has null for infinitely many bits. */
@@ -158,7 +156,7 @@ function showLines({ text, end }) {
 function describeCost({ bits, tokens }) {
   const [first] = tokens;
   const found = [`${decimal(bits)} bits`];
-  if (tokens.length > 1) found.push(`in ${tokens.length} tokens`);
+  if (countTokens(tokens) > 1) found.push(`in ${countTokens(tokens)} tokens`);
   else if (first.order !== null) {
     found.push(`found at order ${first.order}`);
     if (first.count !== null) found.push(`seen ${showCount(first.count)}`);
@@ -174,7 +172,7 @@ function showCount(count) {
 }
 
 function describe(told, slot) {
-  const tokens = `${whole(told.pieces.length)} tokens, ${whole(told.bytes)} bytes`;
+  const tokens = `${whole(countTokens(told.pieces))} tokens, ${whole(told.bytes)} bytes`;
   return make(
     "div",
     { class: `total of-${slot}` },
