@@ -134,12 +134,7 @@ def score_documents(
     unknown_token, lost = unknown_id(tokenizer), list(losses(tokenizer))
     for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
-            nats = costs.double().sum().item() + document.spelling
-            is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
-            of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
-            dropped = sum(map(spelling_nats, document.dropped)), sum(len(part.encode()) for part in document.dropped)
-            counts = (document.bytes, document.words, len(costs), len(document.unknown), dropped[1])
-            rows.append((nats, document.spelling, of_unknown, dropped[0], *counts))
+            rows.append(_add_up(document, costs, unknown_token))
             lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
         if on_document:
@@ -173,6 +168,24 @@ def score_documents(
         if isinstance(model, NgramForCausalLM) and model.is_normalized
         else None,
     )
+
+
+def _add_up(document: Document, costs: torch.Tensor, unknown_token: int | None) -> tuple[float, ...]:
+    """Nats: all, of spelling, of unknown words' tokens, of spelling dropped text; then bytes, words, tokens, unknown
+    words and dropped bytes.
+    """
+    nats = costs.double().sum().item() + document.spelling
+    is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
+    of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
+    of_dropped = sum(map(spelling_nats, document.dropped))
+    counts = (
+        document.bytes,
+        document.words,
+        len(costs),
+        len(document.unknown),
+        len("".join(document.dropped).encode()),
+    )
+    return (nats, document.spelling, of_unknown, of_dropped, *counts)
 
 
 def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenScore]:
