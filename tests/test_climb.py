@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,35 @@ def test_another_climb_in_the_same_folder_is_refused(plan):
         climb(replace(plan, rungs=("bigram",), seed=1))
     with pytest.raises(RunError, match="another tokenizer"):
         climb(replace(plan, rungs=("bigram",), tokenizer={"kind": "char"}))
+
+
+def test_a_table_never_mixes_texts(plan, prose, monkeypatch):
+    """After my.txt was replaced the old table was shown, or, with one run deleted, one of two texts."""
+    import shutil
+
+    plan = replace(plan, rungs=("bigram", "ngram"))
+    climb(plan)
+    text = Path(plan.corpus)
+    text.write_text(prose[::-1])
+    with pytest.raises(
+        RunError, match="bigram was made of another text: text.txt is not what it was then.* --out .*-2"
+    ):
+        climb(plan)
+    shutil.rmtree(plan.folder / "bigram")
+    with pytest.raises(RunError, match="ngram was made of another text"):
+        climb(plan)
+    text.write_text(prose)
+    monkeypatch.chdir(text.parent)
+    climb(replace(plan, corpus="text.txt"))  # the same text, typed in another way
+
+    shutil.rmtree(plan.folder)
+
+    def change(rung, stage):
+        if (rung, stage.name) == ("ngram", "reading"):
+            text.write_text(prose[::-1])
+
+    with pytest.raises(RunError, match="the text has changed during the climb"):
+        climb(plan, change)
 
 
 def test_when_all_fall_the_reason_is_said(tmp_path):

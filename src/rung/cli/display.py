@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
 SHOWN_LOSSES = 8
+SHOWN_SEEN = 0.01  # of a text, that a run was trained on
 SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
 
 
@@ -150,7 +151,7 @@ def resume_table(verdict: "Verdict") -> FittedTable:
 
 def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) -> FittedTable:
     """One score, a line for each figure."""
-    table = FittedTable(f"{rung} on {corpus}, {split} split")
+    table = FittedTable(f"{rung} on {corpus}, {split}" + ("" if "text" in split else " split"))
     table.add_column("figure", no_wrap=True)
     table.add_figures("value")
     table.add_column("", overflow="fold")
@@ -163,6 +164,8 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
     table.add_cells("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
+    if score.get("seen_in_training", 0) >= SHOWN_SEEN:
+        table.add_cells("seen", f"{score['seen_in_training']:.0%}", "of the bytes, line by line, in the training text")
     if score["unknown_words"] and score["nats"]:
         bits = score["unknown_nats"] / score["nats"]
         table.add_cells("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")

@@ -10,7 +10,7 @@ where it stopped.
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,6 +126,7 @@ def make_runs(
     if len(failures) == len(recipes):
         ranks.from_main(lambda: _remove_failed(recipes))
         raise failures[0]
+    ranks.from_main(lambda: _check_one_text(recipes))
     ranks.from_main(lambda: report(_begun(recipes)))
 
 
@@ -157,6 +158,33 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
     for folder, recipe in recipes.items():
         runs.make_folder(folder.parent)
         _check_same(recipe, folder)
+    before = _find_fingerprints(recipes)
+    if not before:
+        return
+    now = read_corpus(asdict(next(iter(recipes.values()))))
+    for folder, fingerprint in before.items():
+        if fingerprint != now.fingerprint:
+            raise RunError(
+                f"{folder} was made of another text: {now.name} is not what it was then. Choose another folder with "
+                f"--out, as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
+            )
+
+
+def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
+    """Of the text that each run was made of, where one was read."""
+    records = {folder: runs.find_record(folder) for folder in recipes}
+    return {
+        folder: record["corpus"]["fingerprint"]
+        for folder, record in records.items()
+        if "fingerprint" in record.get("corpus", {})
+    }
+
+
+def _check_one_text(recipes: Iterable[Path]) -> None:
+    """Raise `RunError` where the text was changed while it was climbed: a table never mixes two."""
+    if len(set(_find_fingerprints(recipes).values())) > 1:
+        folder = next(iter(recipes)).parent
+        raise RunError(f"the text has changed during the climb: delete {folder} and climb again")
 
 
 def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
@@ -210,15 +238,15 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     before = runs.read_any_record(folder).get("recipe")
     if before is None:
         return
-    keys = ("corpus", "documents", "column", "encoding", "minutes", "steps", "seed")
+    keys = ("documents", "column", "encoding", "minutes", "steps", "seed")
     asked: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
     asked |= {f"model.{key}": value for key, value in recipe.model.items()}
     before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
     for key, value in asked.items():
         if before.get(key) != value:
             raise RunError(
-                f"{folder} was made with {key} {before.get(key)!r}, not {value!r}: "
-                f"choose another folder with --out, or delete {folder.parent} to climb again"
+                f"{folder} was made with {key} {before.get(key)!r}, not {value!r}: choose another folder with --out, "
+                f"as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
             )
     for key, value in recipe.tokenizer.items():
         if before.get("tokenizer", {}).get(key) != value:

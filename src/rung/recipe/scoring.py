@@ -15,9 +15,9 @@ from rung.device import choose_device
 from rung.errors import RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models import load
+from rung.recipe.own import check_unseen, is_own, read_own_text
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
-from rung.recipe.text import read_corpus
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +30,12 @@ def evaluate_run(
     tell: Tell = lambda stage: None,
     switches: Switches = PLAIN,
 ) -> dict[str, Any]:
-    """Score a run on one split of `corpus`, by default its own; text without splits is scored whole.
+    """Score a run on one split of `corpus`, by default its own; other text without splits is scored whole.
 
+    A corpus that is the run's own text, by its place or its content, is taken as such: its test split is scored.
     `reading` has what is given of `documents`, `column` and `encoding`: how the text is to be read.
     The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
-    left open and the run does not know one.
+    left open and the run does not know one, when nothing of it was held out, and for text that was trained on.
     """
     model, tokenizer = load(run)
     record = runs.find_record(Path(run))
@@ -50,18 +51,42 @@ def evaluate_run(
     tell(Stage(name="reading"))
     own = functools.partial(read_own, run, record) if recipe else None
     given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}  # held to what there is as it is read
+    if corpus and recipe and is_own(corpus, run, record):
+        note = f"{name_sources(corpus)} is the text that {run} was trained on"
+        tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
+        corpus = ""
     text = load_corpus(corpus, whole=True, **given) if corpus else read_own(run, record, given["documents"])
+    if not len(text.split(split)):
+        raise RunError(
+            f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} text: name other text, "
+            f"as in `rung eval {shlex.quote(run)} other.txt`"
+        )
+    seen = _check_seen(run, switches, text, split) if corpus or switches.mix else {}
     name = record.get("rung", model.config.model_type)
     judged = Judged(run, name, model.to(choose_device()), tokenizer)
     scorers = prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
     texts = text.split(split)["text"]
     total = len(texts)
     score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
-    facts = {"run": run, "rung": name, "corpus": text.name, "split": split, **score.as_dict()}
+    scored = "whole text" if text.is_whole else split
+    facts = {"run": run, "rung": name, "corpus": text.name, "split": scored, **seen, **score.as_dict()}
     facts |= {"doubt": runs.find_doubt(record), "busyness": runs.find_busyness(record)}
     for switch, scorer in scorers.items():
         facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
     return facts
+
+
+def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[str, Any]:
+    """How much of the text the run was trained on; it and those mixed with it must not have seen most of it.
+
+    Raises `RunError` where one has.
+    """
+    found = {}
+    for each in dict.fromkeys([run, *(entry.partition("=")[2] for entry in switches.mix)]):
+        record = runs.find_record(Path(each)) if Path(each).is_dir() else {}
+        if split != "train" and "recipe" in record and "corpus" in record:
+            found[each] = check_unseen(each, record, text, split)
+    return {"seen_in_training": found[run]} if found.get(run) is not None else {}
 
 
 def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
@@ -82,9 +107,11 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
 
 
 def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
-    """The corpus that the run was trained on, as it is now."""
-    recipe = record["recipe"]
-    text = read_corpus(recipe | ({"documents": documents} if documents else {}))
+    """The corpus that the run was trained on, as it is now.
+
+    Raises `CorpusError` when it cannot be found.
+    """
+    text = read_own_text(run, record, documents)
     if text.fingerprint != record["corpus"]["fingerprint"]:
-        logger.warning("%s has changed since %s was trained on it", name_sources(recipe["corpus"]), run)
+        logger.warning("%s, its own text, has changed since %s was trained on it", text.name, run)
     return text

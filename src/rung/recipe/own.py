@@ -1,0 +1,128 @@
+"""The text that a run was trained on: found again where it is now, and told from text that the run has not seen."""
+
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rung.corpus import Corpus, is_path
+from rung.errors import CorpusError, RunError
+from rung.evaluate import first_texts
+from rung.recipe.text import read_corpus
+
+COMPARED = 2**22  # characters of a text that are looked for in the training text
+MOST_SEEN = 0.5  # of the bytes: a text of which a run has seen more is no test of it
+
+
+def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
+    """What a run in `folder` records of where its text lies: the paths in full, and seen from the run."""
+    sources = _as_list(corpus)
+    if not is_path(sources[0]):
+        return {}
+    paths = [os.path.abspath(os.path.expanduser(source)) for source in sources]  # noqa: PTH100, PTH111  # globs too
+    try:
+        return {"paths": paths, "paths_from_run": [os.path.relpath(path, folder.resolve()) for path in paths]}
+    except ValueError:  # on another drive of Windows
+        return {"paths": paths}
+
+
+def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
+    """The corpus that the run was trained on: where it was, where it lies seen from the run, or as it was typed.
+
+    Raises `CorpusError` when it is at none of these places.
+    """
+    recipe, wanted = record["recipe"], record["corpus"]["fingerprint"]
+    first: Corpus | None = None
+    for sources in _find_places(run, record):
+        text = read_corpus({**recipe, "corpus": sources, **({"documents": documents} if documents else {})})
+        if text.fingerprint == wanted:
+            return text
+        first = first or text
+    if first is None:
+        places = " or ".join(dict.fromkeys(", ".join(place) for place in _list_places(run, record)))
+        raise CorpusError(
+            f"the text that {run} was trained on is not at {places}: put it back, or name other text, as in "
+            f"`rung eval {run} FILE`"
+        )
+    return first
+
+
+def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
+    """The corpus of a run's recipe, as paths that are there; as it was typed where that is the same."""
+    typed = record["recipe"]["corpus"]
+    places = _find_places(str(folder), record)
+    if not places or describe_place(typed, folder).get("paths") == places[0]:
+        return typed
+    return places[0][0] if len(places[0]) == 1 else places[0]
+
+
+def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any]) -> bool:
+    """Whether that is the text of the run: by its place, or by its content."""
+    recipe, sources = record["recipe"], _as_list(corpus)
+    if not is_path(sources[0]):
+        return sources == _as_list(recipe["corpus"])
+    here = [str(Path(source).expanduser().resolve()) for source in sources]
+    for place in _find_places(run, record):
+        if here == [str(Path(path).resolve()) for path in place]:
+            return True
+    try:
+        found = read_corpus({**recipe, "corpus": list(sources)})
+    except CorpusError:  # too little text to cut, as the run's own was
+        return False
+    return found.fingerprint == record["corpus"]["fingerprint"]
+
+
+def find_seen(texts: Iterable[str], own: Corpus) -> float:
+    """The share of the texts' bytes in lines that stand in the training text."""
+    sizes: dict[int, int] = {}
+    for text in first_texts(texts, COMPARED):
+        for line in filter(None, map(str.strip, text.splitlines())):
+            sizes[hash(line)] = sizes.get(hash(line), 0) + len(line.encode())
+    total, seen = sum(sizes.values()), 0
+    for text in own.sample_train(1):
+        for line in map(str.strip, text.splitlines()):
+            seen += sizes.pop(hash(line), 0)
+    return seen / max(total, 1)
+
+
+def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) -> float | None:
+    """The share of the split's bytes that the run was trained on; None where its training text is not to be had.
+
+    Raises `RunError` where most of it was: that would be no score of held-out text.
+    """
+    if text.fingerprint == record["corpus"]["fingerprint"]:
+        return 0.0
+    try:
+        own = read_own_text(run, record)
+    except CorpusError:
+        return None
+    seen = find_seen(text.split(split)["text"], own)
+    if seen >= MOST_SEEN:
+        raise RunError(
+            f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that would be no score of "
+            f"text it has not seen; `rung eval {run}` scores its test split, and with --split train what it has seen"
+        )
+    return seen
+
+
+def _as_list(corpus: str | Sequence[str]) -> list[str]:
+    return [corpus] if isinstance(corpus, str) else list(corpus)
+
+
+def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
+    """Where the text may be, the likeliest first."""
+    facts, folder = record.get("corpus", {}), Path(run).resolve()
+    from_run = [os.path.normpath(folder / path) for path in facts.get("paths_from_run", [])]
+    places = [facts.get("paths", []), from_run, _as_list(record["recipe"]["corpus"])]
+    return [place for place in places if place]
+
+
+def _find_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
+    """Those at which there is something; the name of a corpus is one."""
+
+    def is_there(source: str) -> bool:
+        path = Path(source).expanduser()
+        return not is_path(source) or path.exists() or (glob.has_magic(source) and bool(glob.glob(str(path))))  # noqa: PTH207
+
+    return [place for place in _list_places(run, record) if all(map(is_there, place))]

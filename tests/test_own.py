@@ -1,0 +1,76 @@
+"""A run's own text: found where it lies now, and never scored as if it had not been seen."""
+
+import pytest
+
+from rung import runs
+from rung.errors import CorpusError, RunError
+from rung.recipe import make_recipe
+from rung.recipe.making import execute
+from rung.recipe.own import find_sources
+from rung.recipe.scoring import evaluate_run
+from rung.recipe.switches import Switches
+
+
+@pytest.fixture
+def place(tmp_path, prose, monkeypatch):
+    """A folder with a text, typed as a relative path, and an n-gram run of it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(prose)
+    assert execute(make_recipe({"rung": "ngram", "corpus": "my.txt"}), tmp_path / "run")
+    return tmp_path
+
+
+def score(run, corpus="", split="test", **switches):
+    return evaluate_run(str(run), corpus, split, {}, switches=Switches(**switches))
+
+
+def test_the_training_text_is_never_scored_as_held_out(place, prose):
+    """By its name, or under another: it was 0.713 where the test split gives 1.521."""
+    own = score(place / "run")
+    (place / "copy.txt").write_text(prose)
+    for name in ("my.txt", str(place / "my.txt"), "copy.txt"):
+        found = score(place / "run", name)
+        assert (found["nats"], found["split"], found["bytes"]) == (own["nats"], "test", own["bytes"])
+    (place / "more.txt").write_text(prose + "\n\nAnd one more paragraph, of no great length.\n")
+    with pytest.raises(RunError, match="was trained on .*% of more.txt"):
+        score(place / "run", "more.txt")
+
+
+def test_other_text_is_scored_whole_and_called_so(place, prose):
+    from pydoc_data.topics import topics
+
+    other = "\n\n".join(topics[name].strip() for name in sorted(topics))[60_000:80_000]
+    (place / "other.txt").write_text(other)
+    found = score(place / "run", "other.txt")
+    assert (found["split"], found["bytes"]) == ("whole text", len(other.encode()))
+    assert 0 <= found["seen_in_training"] < 0.1
+    (place / "some.txt").write_text(other + "\n\n" + prose[:8000])
+    assert 0.15 < score(place / "run", "some.txt")["seen_in_training"] < 0.5
+
+
+def test_a_run_mixed_in_must_not_have_seen_the_text_either(place, prose):
+    execute(
+        make_recipe({"rung": "ngram", "corpus": "my.txt", "tokenizer": {"path": "run"}}, ["held_out=0"]), place / "all"
+    )
+    with pytest.raises(RunError, match="all was trained on 100% of my.txt"):
+        score(place / "run", mix=("ngram=all",))
+    with pytest.raises(RunError, match="nothing|held_out is 0"):
+        score(place / "all")
+
+
+def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monkeypatch):
+    nats = score(place / "run")["nats"]
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    assert score(place / "run")["nats"] == nats
+    for name in ("run", "my.txt"):
+        (place / name).rename(place / "elsewhere" / name)
+    assert score("run")["nats"] == nats
+    record = runs.read_record(place / "elsewhere" / "run")
+    assert record["recipe"]["corpus"] == "my.txt", "a recipe is shared"
+    assert record["corpus"]["paths"] == [str(place / "my.txt")]
+    monkeypatch.chdir(place)
+    assert find_sources(place / "elsewhere" / "run", record) == str(place / "elsewhere" / "my.txt")
+    (place / "elsewhere" / "my.txt").unlink()
+    with pytest.raises(CorpusError, match="the text that .*run was trained on is not at .*my.txt: put it back"):
+        score(place / "elsewhere" / "run")
