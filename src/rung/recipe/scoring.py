@@ -56,11 +56,7 @@ def evaluate_run(
         tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
     text = load_corpus(corpus, whole=True, **given) if corpus else read_own(run, record, given["documents"])
-    if not len(text.split(split)):
-        raise RunError(
-            f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} text: name other text, "
-            f"as in `rung eval {shlex.quote(run)} other.txt`"
-        )
+    _check_held_out(run, text, split)
     seen = _check_seen(run, switches, text, split) if corpus or switches.mix else {}
     name = record.get("rung", model.config.model_type)
     judged = Judged(run, name, model.to(choose_device()), tokenizer)
@@ -74,6 +70,14 @@ def evaluate_run(
     for switch, scorer in scorers.items():
         facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
     return facts
+
+
+def _check_held_out(run: str, text: Corpus, split: str) -> None:
+    if not len(text.split(split)):
+        raise RunError(
+            f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} text: name other text, "
+            f"as in `rung eval {shlex.quote(run)} other.txt`"
+        )
 
 
 def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[str, Any]:
