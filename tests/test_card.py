@@ -71,7 +71,7 @@ def test_the_code_in_the_card_runs(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "small-llama/README.md").read_text(), re.DOTALL)
     exec(code, {})
-    assert "Once" in capsys.readouterr().out
+    assert runs.read_prompt(runs.read_record(run)) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["rnn", "ngram", "gpt2"])

@@ -106,7 +106,7 @@ def _use(name: str, model_type: str, prompt: str) -> Iterator[str]:
     yield ""
     yield f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))'
     yield f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")'
-    yield "print(tokenizer.decode(model.generate(**inputs, max_length=50)[0]))"
+    yield "print(tokenizer.decode(model.generate(**inputs)[0]))"
     yield "```"
 
 
