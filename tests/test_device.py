@@ -159,6 +159,14 @@ def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_othe
     assert found.split() == wanted
 
 
+def test_a_module_asked_of_the_library_sets_the_threads_up_first():
+    environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
+    code = "import os, rung; rung.errors; print(os.environ['GOMP_SPINCOUNT'])"
+    run = [sys.executable, "-c", code]
+    found = subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == device.SPINS
+
+
 def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
     monkeypatch.setattr(os, "environ", environment)
