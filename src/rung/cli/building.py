@@ -274,7 +274,7 @@ def _tokenizer_spec(name: str) -> dict[str, Any]:
 def _slug(source: str | list[str]) -> str:
     """What the runs' folder is called after a corpus; without what is not UTF-8."""
     if not isinstance(source, str):
-        return f"{_slug(source[0])}-and-{len(source) - 1}-more"
+        return _slug(source[0]) + (f"-and-{len(source) - 1}-more" if len(source) > 1 else "")
     path = Path(source).expanduser()
     corpus = source.encode(errors="replace").decode()
     if path.exists():
