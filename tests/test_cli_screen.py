@@ -114,6 +114,20 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     assert "no distribution" not in draw(score_table("ngram", "my.txt", "test", SCORE), width)
 
 
+def test_runs_on_one_text_stand_together_and_doubt_is_marked():
+    def record(text, steps):
+        training = {"steps": steps, "tokens": 100, "seconds": 1.0}
+        made = {"rung": "rnn", "recipe": {"rung": "rnn"}, "training": training, "scores": {"test": SCORE}}
+        return made | {"corpus": {"name": "my.txt", "fingerprint": text}}
+
+    found = [(Path("a"), record("one", 500)), (Path("b"), record("other", 500)), (Path("c"), record("one", 2))]
+    lines = [line.split() for line in draw(runs_table(found), 80).splitlines() if "2.112" in line]
+    assert [line[0] for line in lines] == ["a", "c", "b"]
+    assert ["‡" in line for line in lines] == [False, True, False]
+    assert summarize_run(*found[2])["doubt"]
+    assert not summarize_run(*found[0])["doubt"]
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_other_tables_keep_their_figures(folders, width):
     found = [(folder, runs.read_record(folder)) for folder in folders]
@@ -432,7 +446,7 @@ def test_an_error_that_ctrl_c_caused_is_no_error():
 
 
 def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypatch):
-    def stop(recipe, folder, tell):
+    def stop(recipe, folder, tell, began):
         runs.write_record(runs.make_folder(folder), {"rung": recipe.rung})
         tell(Stage("scoring", 3, 9))
         raise KeyboardInterrupt

@@ -259,19 +259,29 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
 
 
 def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> FittedTable:
-    """A line for each run, and why it failed below its name."""
+    """A line for each run, and why it failed below its name; runs on one text stand together, for only they compare."""
     table = FittedTable(gives_way=("corpus", "rung"))
     table.add_column("run", overflow="fold")
     table.add_column("rung", no_wrap=True)
     table.add_column("corpus", no_wrap=True, max_width=30)
     table.add_figures("bits per byte")
+    texts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
     for folder, record in found:
+        texts.setdefault(record.get("corpus", {}).get("fingerprint", ""), []).append((folder, record))
+    for alike in texts.values():
+        _add_runs(table, alike)
+        table.add_section()
+    return table
+
+
+def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]]) -> None:
+    for folder, record in alike:
         score, failed = record.get("scores", {}).get("test"), record.get("failed")
         state = "imported" if "imported" in record else "failed" if failed else "not finished"
         name = f"{folder}\n  {failed}" if failed and not score else str(folder)
         bits = show_figure(score["bits_per_byte"], ".3f") + "*" * bool(score.get("renormalized")) if score else state
-        table.add_cells(name, record["rung"], record.get("corpus", {}).get("name", ""), bits)
-    return table
+        doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
+        table.add_cells(name, record["rung"] + doubted, record.get("corpus", {}).get("name", ""), bits + doubted)
 
 
 def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +297,7 @@ def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "low": score.get("low"),
         "high": score.get("high"),
         "renormalized": score.get("renormalized", False),
+        "doubt": runs.find_doubt(dict(record)) if score else None,
         "finished": bool(score),
         "failed": record.get("failed"),
     }

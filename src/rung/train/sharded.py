@@ -116,7 +116,7 @@ class ShardedTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
-            self.whole.save_pretrained(output_dir)
+            self.whole.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
