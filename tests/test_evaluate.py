@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from rung import evaluate
 from rung.evaluate import compressor_marks, score_documents, score_text, spelling_nats
-from rung.tokenizer import build_tokenizer
+from rung.evaluate.reading import Reader
+from rung.tokenizer import build_tokenizer, losses
 
 LONG = " ".join(SENTENCES * 8)
 
@@ -143,10 +144,10 @@ def wrap(backend):
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
-def byte_pairs(left_out="", **parts):
-    """Byte pairs of others: without some bytes, with a normalizer or a pre-tokenizer of its own."""
+def byte_pairs(left_out="", affixes=None, **parts):
+    """Byte pairs of others: without some bytes, with affixes, a normalizer or a pre-tokenizer of its own."""
     letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in left_out]
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, []))
+    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [], **affixes or {}))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     for name, part in parts.items():
@@ -165,6 +166,8 @@ DROPS = {  # a tokenizer, a text, what of it is dropped, and what is lost
     # The library misplaces what stands behind a dropped byte of a word: the word's rest is charged with it.
     "bytes": ({"left_out": "ac"}, "the cat sat", ["cat", "at"], {"dropped text"}),
     "bytes of characters": ({"left_out": "æ"}, "the 日日 sat", ["日日"], {"dropped text"}),
+    "ends of words": ({"affixes": {"end_of_word_suffix": "@"}}, "the cat", ["e", "t"], {"dropped text"}),
+    "insides of words": ({"affixes": {"continuing_subword_prefix": "@"}}, "a cat", ["cat"], {"dropped text"}),
     "separators": ({"pre_tokenizer": LEVEL}, "the,cat,,sat", [",", ",,"], {"dropped text"}),
     "replaced": ({"normalizer": normalizers.Replace("cat", "dog")}, "the cat", ["cat"], {"dropped text"}),
     "nothing": ({"normalizer": normalizers.Replace("cat", "dog")}, "the mat", [], set()),
@@ -172,6 +175,15 @@ DROPS = {  # a tokenizer, a text, what of it is dropped, and what is lost
     "folded": ({"normalizer": normalizers.Lowercase()}, "The mat", [], {"case"}),
     "form": ({"normalizer": normalizers.NFKC()}, "the ﬁsh", [], {"Unicode form"}),
 }
+
+
+def test_the_name_of_a_byte_in_a_text_is_charged():
+    spelt = [("<unk>", -9.0), *((f"<0x{byte:02X}>", -1.0) for byte in range(256))]
+    backend = Tokenizer(models.Unigram(spelt, unk_id=0, byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer = wrap(backend)
+    assert losses(tokenizer) == ()
+    assert [reading.dropped for _, reading in Reader(tokenizer).read(["the A", "the <0x41>"])] == [[], [(4, 10)]]
 
 
 @pytest.mark.parametrize("case", list(DROPS))

@@ -195,6 +195,16 @@ def test_losses_of_other_models():
     assert "unknown words" in losses(wrap(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))))
 
 
+@pytest.mark.parametrize("affix", ["end_of_word_suffix", "continuing_subword_prefix"])
+def test_a_byte_has_a_token_wherever_in_a_word_it_stands(affix):
+    tokenizer = train_bytes()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    mark = {"end_of_word_suffix": "{}@", "continuing_subword_prefix": "@{}"}[affix]
+    for pieces, lost in ((letters, ("unknown words",)), ([*letters, *map(mark.format, letters)], ())):
+        tokenizer.model = models.BPE({piece: i for i, piece in enumerate(pieces)}, [], **{affix: "@"})
+        assert losses(wrap(tokenizer)) == lost
+
+
 def test_bos_in_front_and_nothing_behind(any_tokenizer):
     if any_tokenizer.bos_token == GPT2_END:
         pytest.skip("GPT-2 puts nothing in front")

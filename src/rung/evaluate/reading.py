@@ -42,14 +42,18 @@ class Reader:
         self.lost = losses(tokenizer)
         self.unknown = find_unknown(tokenizer) if "unknown words" in self.lost else None
         self.decoder = _find_decoder(tokenizer)
-        self.prefix = getattr(tokenizer.backend_tokenizer.model, "continuing_subword_prefix", None) or ""
+        model = tokenizer.backend_tokenizer.model
+        self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
+        self.suffix = getattr(model, "end_of_word_suffix", None) or ""
+        # A byte's token may have a name, <0x41>, that is read as the byte where it stands in a text.
+        self.is_believed = not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
 
     def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Reading]]:
         """Each text with what its tokens are and keep, in the memory of a few."""
         source = iter(texts)
         while batch := list(itertools.islice(source, ENCODED_AT_ONCE)):
             for text, encoding in zip(batch, encode_plainly(self.tokenizer, batch), strict=True):
-                yield text, self._compare(text, encoding) if self.lost else Reading(encoding, [], [], ())
+                yield text, Reading(encoding, [], [], ()) if self.is_believed else self._compare(text, encoding)
 
     def _compare(self, text: str, encoding: Encoding) -> Reading:
         unknown = self._find_unknown(encoding)
@@ -78,7 +82,8 @@ class Reader:
         found: list[Span] = []
         at = 0
         for start, stop, places in [*join_tokens(encoding.offsets), (len(text), len(text), [])]:
-            kept = self.decoder.decode([encoding.tokens[place].removeprefix(self.prefix) for place in places])
+            tokens = [encoding.tokens[place].removeprefix(self.prefix).removesuffix(self.suffix) for place in places]
+            kept = self.decoder.decode(tokens)
             is_known = self.unknown not in [encoding.ids[place] for place in places]
             for first, last, said in ((at, start, ""), (start, stop, kept if is_known else text[start:stop])):
                 if _fold(text[first:last], (*self.lost, WHITE_SPACE)) != _fold(said, (*self.lost, WHITE_SPACE)):

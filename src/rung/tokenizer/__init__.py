@@ -289,13 +289,15 @@ def _specify(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def _spells_everything(model: dict, byte_level: bool) -> bool:
-    """Whether each of the 256 bytes has a token, so that no text is unknown."""
+    """Whether each of the 256 bytes has a token wherever it stands in a word, so that no text is unknown."""
     pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
     if model["type"] in ("WordLevel", "WordPiece"):
         return False
     if model.get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in pieces for byte in range(256))
-    return byte_level and all(byte in pieces for byte in pre_tokenizers.ByteLevel.alphabet())
+    inside, ending = ({"", model.get(affix) or ""} for affix in ("continuing_subword_prefix", "end_of_word_suffix"))
+    forms = itertools.product(inside, pre_tokenizers.ByteLevel.alphabet(), ending)
+    return byte_level and all("".join(form) in pieces for form in forms)
 
 
 def _components(spec: dict | None) -> list[dict]:
