@@ -611,6 +611,21 @@ def test_a_source_that_is_not_there(tmp_path):
         load_corpus(str(tmp_path / "hollow"))
 
 
+def test_pipes_and_folders_that_are_not_entered_are_named(tmp_path, monkeypatch):
+    folder, other = tmp_path / "texts", tmp_path / "other"
+    write(folder / "a.txt", "some words\n")
+    write(folder / "shut" / "b.txt", "more words\n")
+    other.mkdir()
+    (folder / "more").symlink_to(other)
+    os.mkfifo(folder / "pipe.txt")
+    access = os.access
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
+    assert [path.name for path in files.find_files([str(folder)]).skipped] == ["more", "pipe.txt", "shut"]
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(CorpusError, match="texts cannot be read: Permission denied"):
+        load_corpus(str(folder))
+
+
 def test_what_is_skipped_is_named_and_counted(tmp_path, caplog):
     for name in ("a.txt", "b.log", "c.tex", "d.rs", "e/f.ndjson", "g.tsv"):
         data = make_table(files.kind_suffix(Path(name)), ROWS) if name[-3:] in ("son", "tsv") else "\n".join(ROWS)

@@ -109,7 +109,6 @@ BAD_FILES = {
     "hollow.txt.gz": (gzip.compress(b""), "holds too little text: none at all"),
     "nul.txt": (b"abc\xe2\x82\xac\0", "is binary, not text: it has a NUL at byte 6"),
     "png.txt": (PNG, "is binary, not text: it has a NUL at byte 8"),
-    "zipped.txt": (gzip.compress(b"abc"), "is binary, not text"),
     "photo.png": (PNG, "is binary, not text"),
     "latin.txt": (
         "abc é".encode("latin-1"),
@@ -119,6 +118,19 @@ BAD_FILES = {
     "wide.txt": ("Some words".encode("utf-16-le"), "has a NUL at byte 1; if it is UTF-16, .* --encoding utf-16-le"),
     "wide.csv": ("text\nword\n".encode("utf-16-be"), "has a NUL at byte 0; if it is UTF-16, .* --encoding utf-16-be"),
     "latin.csv": (b"text\n\xe9\n", "is not UTF-8: byte 5 is 0xe9"),
+    "chinese.txt": (
+        "天地玄黄\n天地\n".encode("utf-16-le"),
+        "has a NUL at byte 9; if it is UTF-16, .* --encoding utf-16-le",
+    ),
+    "wider.txt": ("Some words".encode("utf-32-be"), "has a NUL at byte 0; if it is UTF-32, .* --encoding utf-32-be"),
+    "stray.txt": (b"Some words and\0some", "is binary, not text: it has a NUL at byte 14$"),
+    "half.txt": ("abc".encode("utf-16") + b"a", "is damaged: it breaks off within a character of utf-16-le, at byte 8"),
+    "page.txt": (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "is no text: it is a PDF; write its text to a .txt file"),
+    "office.txt": (b"PK\3\4\x14", "is no text: it is a zip archive .*save its text as .txt"),
+    "packed.txt": (
+        gzip.compress(SHORT.encode()),
+        "is no text: it is compressed by gzip; give it a name that ends in .gz",
+    ),
     "latin.jsonl": (b'{"text": "\xe9"}\n', "is not UTF-8: byte 10 is 0xe9"),
     "cut.txt": ("abc€".encode()[:-1], "is not UTF-8: byte 3 is 0xe2"),
     "no.txt.gz": (b"abc", "is damaged and cannot be unzipped"),

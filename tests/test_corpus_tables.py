@@ -204,6 +204,11 @@ def test_parquet_of_numbers_and_of_what_is_no_text(tmp_path):
             read(write_parquet(tmp_path / "b.parquet", text=(rows,)))
 
 
+def test_a_parquet_column_with_a_dot_in_its_name_is_not_one_within_another(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", **{"text": ([{"a": "no"}],), "text.a": (["yes"],)})
+    assert list(load_corpus(str(path), column="text.a", held_out=0).train["text"]) == ["yes"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_column_can_be_named_and_the_choice_is_said(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"

@@ -27,6 +27,15 @@ BYTE_ORDER_MARKS = {  # the longer ones first: UTF-16's is the beginning of UTF-
     codecs.BOM_UTF16_LE: "utf-16-le",
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
+NOT_TEXT = {  # how a file begins, and what it is
+    b"%PDF-": "a PDF; write its text to a .txt file, as `pdftotext` does",
+    b"PK\3\4": "a zip archive (.docx, .xlsx, .epub and .odt are some); unzip it, or save its text as .txt",
+    b"BZh91AY": "compressed by bzip2; unzip it, or compress it with gzip",
+    b"\xfd7zXZ": "compressed by xz; unzip it, or compress it with gzip",
+    b"\x1f\x8b": "compressed by gzip; give it a name that ends in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; give it a name that ends in .zst",
+    b"PAR1\x15": "a Parquet table; give it a name that ends in .parquet",
+}
 WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # in these a byte of zero is part of a character
 USUAL_ENCODINGS = (
     "utf-8",
@@ -110,6 +119,8 @@ def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
         start += chunk
         if len(start) >= 4:
             break
+    if kind := next((kind for sign, kind in NOT_TEXT.items() if start.startswith(sign)), None):
+        raise CorpusError(f"{shown} is no text: it is {kind}")
     codec, read = _find_codec(start, encoding, shown, notes)
     decoder = codecs.getincrementaldecoder(codec)()
     for chunk in itertools.chain(filter(None, [start[read:]]), chunks, [b""]):
@@ -119,7 +130,8 @@ def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            raise CorpusError(_explain_bad_byte(shown, before, error, encoding)) from error
+            why = _explain_bad_byte(shown, before, error, encoding or (codec if codec in WIDE else None))
+            raise CorpusError(why) from error
         if "\0" in text:
             at = before + len(text[: text.index("\0")].encode(codec))
             raise CorpusError(f"{shown} is binary, not text: it has a NUL at byte {at}")
@@ -143,17 +155,24 @@ def _find_codec(start: bytes, named: str | None, where: str, notes: Notes) -> tu
 
 
 def _explain_nul(where: str, at: int, start: bytes) -> str:
-    """A file whose every other byte may be zero is text in UTF-16 without a mark."""
+    """A file that reads as text in UTF-16 or UTF-32, some of it ASCII, may be in it, without a mark."""
     message = f"{where} is binary, not text: it has a NUL at byte {at:,}"
-    even, odd = (start[offset:400:2].count(0) for offset in (0, 1))
-    if min(even, odd) == 0 and max(even, odd) > len(start[:400]) / 5:
-        return f"{message}; if it is UTF-16, say so with --encoding utf-16-{'le' if odd else 'be'}"
+    start = start[: min(400, len(start) // 4 * 4)]
+    if start.count(0) <= len(start) / 10 and start.isascii():  # ASCII with a stray zero reads as Chinese
+        return message
+    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        letters = start.decode(codec, "replace")[:-1]  # the last may be half of one
+        is_text = all((letter.isprintable() and letter != "\ufffd") or letter.isspace() for letter in letters)
+        if is_text and any(map(str.isascii, letters)):
+            return f"{message}; if it is {codec[:6].upper()}, say so with --encoding {codec}"
     return message
 
 
 def _explain_bad_byte(where: str, before: int, error: UnicodeDecodeError, named: str | None) -> str:
     at, byte = before + error.start, error.object[error.start]
     message = f"{where} is not {named or 'UTF-8'}: byte {at:,} is 0x{byte:02x}"
+    if named in WIDE and error.reason in ("truncated data", "unexpected end of data"):
+        return f"{where} is damaged: it breaks off within a character of {named}, at byte {at:,}"
     if named:
         return f"{message}; name its own encoding, as in --encoding latin-1"
     beyond_latin = any(0x80 <= other < 0xA0 for other in error.object)

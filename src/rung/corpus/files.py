@@ -98,6 +98,8 @@ def find_files(sources: Sequence[str]) -> Found:
 def _find_files(source: str) -> Found:
     path = Path(source).expanduser()
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise CorpusError(f"{show_path(source)} cannot be read: Permission denied")
         found = list_files(path)
         if not found.files:
             kinds = " ".join((*PROSE_SUFFIXES, *TABLE_SUFFIXES))
@@ -121,8 +123,11 @@ def _find_files(source: str) -> Found:
 
 
 def list_files(folder: Path) -> Found:
-    """The files in a folder and its sub-folders, hidden ones left out; perhaps none."""
-    names = (path for path in folder.rglob("*") if path.is_file() or (path.is_symlink() and not path.exists()))
+    """The files in a folder and its sub-folders, hidden ones left out; perhaps none.
+
+    Of folders, skipped are links to some, and those that may not be read.
+    """
+    names = (p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink() or not os.access(p, os.R_OK | os.X_OK))
     seen = sorted(p for p in names if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     readable = [path for path in seen if is_readable_kind(path) and path.is_file()]
     return Found(readable, [path for path in seen if path not in set(readable)])

@@ -234,7 +234,7 @@ def _parse(text: str, table: Table, line: int) -> Any:
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
-        at, why = line or error.lineno, f"{error.msg} at column {error.colno}"
+        at, why = line or error.lineno, f"{error.msg.removesuffix(' at')} at column {error.colno}"
     except RecursionError:
         at, why = line or 1, "values within values, too deep to read"
     raise CorpusError(f"{table.where}, line {at}: cannot be read as json: {why}")
@@ -258,7 +258,7 @@ def _read_parquet(table: Table) -> Iterator[str]:
             place = columns.index(column)
             _check_type(file.schema_arrow.field(place).type, column, table)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-                for text in batch.column(0).to_pylist():
+                for text in batch.column(column).to_pylist():  # `columns` means what is within `text`, too
                     yield check_text(text if text is None else str(text), column, table.where)
     except CorpusError:
         raise
