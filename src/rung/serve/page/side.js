@@ -158,5 +158,5 @@ function marksOf(runs) {
   const marks = Object.entries(runs.find((run) => Object.keys(run.marks).length)?.marks ?? {});
   if (!marks.length) return [];
   const told = marks.map(([name, bits]) => `${name} ${decimal(bits)}`).join(", ");
-  return [make("p", { class: "note" }, `Bits per byte: fewer is better. Compressors need, of the same text: ${told}.`)];
+  return [make("p", { class: "note" }, `Bits per byte: fewer is better. Compressors need, for the same text: ${told}.`)];
 }
