@@ -76,7 +76,7 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.live:
-            self.live.start()
+            self.live.start(refresh=True)  # else a line that is printed before the first refresh spoils the bars
         elif not is_quiet():
             threading.Thread(target=self._beat_on, daemon=True).start()
         return self
