@@ -107,7 +107,7 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     shown = draw(climb_table(read_rows(folders), folders), width)
     assert "2.112 (1.94-2.26)*" in shown
     assert "* bigram: no distribution;" in " ".join(shown.split())
-    assert "breaks characters of several" in " ".join(shown.split())
+    assert ("breaks characters of several" in " ".join(shown.split())) == ("a sample" in shown)
     assert "no distribution" in draw(score_table("ngram", "my.txt", "test", stupid), width)
     assert "2.112*" in draw(runs_table([(folders[0], runs.read_record(folders[0]))]), width)
     assert summarize_run(folders[0], runs.read_record(folders[0]))["renormalized"]
@@ -147,6 +147,10 @@ def test_a_run_in_json_is_a_summary(folders):
     found = [summarize_run(folder, runs.read_record(folder)) for folder in folders]
     assert all(set(run) == set(found[0]) and len(json.dumps(run)) < 400 for run in found)
     assert found[0]["bits_per_byte"] == 2.112
+    assert found[0]["doubt"].startswith("5 training steps only")
+    listed = draw(runs_table([(folders[0], runs.read_record(folders[0]))]), 80)
+    assert "2.112 ‡" in listed
+    assert "too few training steps" in listed
     assert (found[2]["finished"], found[2]["failed"]) == (False, f"no memory {HOSTILE}")
 
 
@@ -379,7 +383,7 @@ def corpus(tmp_path, monkeypatch, prose):
 def test_the_next_line_of_a_run_does_what_it_says(corpus):
     made = rung("climb", corpus, "--rungs", "bigram", "--out", "my runs")
     assert made.exit_code == 0, made.output
-    assert [line for line in made.stderr.splitlines() if "documents: train" in line]
+    assert [line for line in made.stderr.splitlines() if ".txt: train " in line]
     following = next(line for line in made.stderr.splitlines() if line.startswith("Next:"))
     words = shlex.split(following)
     shown = rung(words[words.index("rung") + 1], "--max-new-tokens", 2, *words[words.index("rung") + 2 :])

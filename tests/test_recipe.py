@@ -335,7 +335,7 @@ def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
         tmp_path / "part",
         lambda s: told.append(s.note),
     )
-    assert any("held out of it (held_out=0 counts all)" in note for note in told)
+    assert any("cut from the text (rung train ngram --set held_out=0 counts all of it)" in note for note in told)
 
 
 @pytest.mark.parametrize(

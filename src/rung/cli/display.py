@@ -83,7 +83,8 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     for name, bits in marks.items():
         table.add_cells(Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), "")
     reasons = [f"{row.rung} failed: {row.failed}" for row in rows if row.failed not in (None, "not finished")]
-    reasons += [BROKEN_CHARACTERS] if any(BROKEN in (row.sample or "") for row in rows) else []
+    broken = any(BROKEN in (row.sample or "") for row in rows)
+    table.captions["a sample"] = BROKEN_CHARACTERS if broken else ""
     reasons += [f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized]
     reasons += [f"‡ {row.rung}: {row.doubt}" for row in rows if row.doubt]
     reasons += [f"{row.rung}: {row.busyness}" for row in rows if row.busyness]
@@ -160,7 +161,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         table.add_cells("no distribution", "", RENORMALIZED)
     table.add_cells("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
     table.add_cells("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
-    how = "state carried through each document"
+    how = "each read whole, without a window"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
     table.add_cells("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
@@ -174,7 +175,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         table.add_cells("dropped text", f"{score['dropped_bytes']:,} bytes", f"spelled out: {bits:.0%} of the cost")
     if score["lost"]:
         table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
-    for name, what in (("training", score.get("doubt")), ("machine", score.get("busyness"))):
+    for name, what in (("training ‡", score.get("doubt")), ("machine", score.get("busyness"))):
         if what:
             table.add_cells(name, "", Text(what, style="yellow"))
     for switch in ("mix", "cache", "dynamic"):
@@ -281,6 +282,8 @@ def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]
         name = f"{folder}\n  {failed}" if failed and not score else str(folder)
         bits = show_figure(score["bits_per_byte"], ".3f") + "*" * bool(score.get("renormalized")) if score else state
         doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
+        if doubted:
+            table.caption = Text("‡ too few training steps to have learned anything")
         table.add_cells(name, record["rung"] + doubted, record.get("corpus", {}).get("name", ""), bits + doubted)
 
 

@@ -28,6 +28,7 @@ class FittedTable(Table):
         self.title, self.title_justify, self.title_style = Text(escape_controls(title)), "left", title_style
         self.caption_justify, self.caption_style = "left", ""
         self.gives_way = gives_way
+        self.captions: dict[str, str] = {}  # by the head of a column: a line below the table, where that is shown
 
     def add_figures(self, *heads: str) -> None:
         """Columns of figures, which are never cut."""
@@ -51,7 +52,10 @@ class FittedTable(Table):
             )
         shown = Table(box=self.box, padding=(0, 1, 0, 0), pad_edge=False, show_footer=self.show_footer)
         shown.title, shown.title_justify, shown.title_style = self.title, self.title_justify, self.title_style
-        shown.caption, shown.caption_justify, shown.caption_style = self.caption, "left", ""
+        heads = [column.header for column in columns]
+        lines = [self.caption, *(line for head, line in self.captions.items() if head in heads)]
+        shown.caption = Text("\n").join(Text(str(line)) for line in lines if line) or None
+        shown.caption_justify, shown.caption_style = "left", ""
         shown.columns = [replace(column, _index=place) for place, column in enumerate(columns)]
         shown.rows = self.rows
         yield from shown.__rich_console__(console, options)

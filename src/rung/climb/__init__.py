@@ -244,9 +244,10 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
     for key, value in asked.items():
         if before.get(key) != value:
+            share = "its share of the " if key == "minutes" else ""
             raise RunError(
-                f"{folder} was made with {key} {before.get(key)!r}, not {value!r}: choose another folder with --out, "
-                f"as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
+                f"{folder} was made with {share}{key} {before.get(key)!r}, not {value!r}: choose another folder with "
+                f"--out, as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
             )
     for key, value in recipe.tokenizer.items():
         if before.get("tokenizer", {}).get(key) != value:

@@ -91,12 +91,16 @@ class Corpus:
     def describe(self) -> str:
         """Its name, and the bytes and documents of each split."""
         kept = [name for name in SPLITS if len(self.split(name))]
-        sizes = ", ".join(f"{name} {self.bytes[name]:,} in {len(self.split(name)):,}" for name in kept)
+        sizes = ", ".join(
+            f"{name} {self.bytes[name]:,}{'' if place else ' bytes'} in {len(self.split(name)):,}"
+            f"{'' if place else ' documents'}"
+            for place, name in enumerate(kept)
+        )
         if self.stream:
             sizes += ", train is only its beginning"
         if self.is_cut:
-            sizes += "; validation and test are held out of it (held_out=0 counts all)"
-        return f"{self.name}, bytes in documents: {sizes}" + ("" if "test" in kept else "; nothing is held out")
+            sizes += "; validation and test are cut from the text (rung train ngram --set held_out=0 counts all of it)"
+        return f"{self.name}: {sizes}" + ("" if "test" in kept else "; nothing is held out")
 
     def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
         """The training documents after `state` (None: all), a few at a time, each time with the state after them."""

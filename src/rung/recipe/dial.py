@@ -98,7 +98,7 @@ class Plan:
         again = f", {self.epochs:.1f} epochs" if self.epochs > 1 else ""
         watch = f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
         return (
-            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:.1f} M tokens at "
+            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:,.2f} M tokens of training at "
             f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} bits per byte"
         )
 
