@@ -48,6 +48,19 @@ def test_other_text_is_scored_whole_and_called_so(place, prose):
     assert 0.15 < score(place / "run", "some.txt")["seen_in_training"] < 0.5
 
 
+def test_a_file_that_was_held_out_as_such_is_scored_whatever_it_has_in_common(tmp_path):
+    """A validation file of few kinds of line, as of generated text, was refused by name and scored without one."""
+    lines = [f"the {colour} {thing} went home" for colour in ("red", "grey", "blue") for thing in ("fox", "cat", "hen")]
+    (tmp_path / "train.txt").write_text("\n".join(lines * 9))
+    (tmp_path / "valid.txt").write_text("\n".join([*lines[::2], "the red owl went home"]))
+    (tmp_path / "other.txt").write_text("\n".join([*lines[::2], "the grey owl went home"]))
+    settings = {"rung": "ngram", "corpus": str(tmp_path), "documents": "lines", "tokenizer": {"kind": "word"}}
+    execute(make_recipe(settings), tmp_path / "run")
+    assert score(tmp_path / "run", str(tmp_path / "valid.txt"))["nats"] == score(tmp_path / "run")["nats"]
+    with pytest.raises(RunError, match="was trained on .*% of other.txt"):
+        score(tmp_path / "run", str(tmp_path / "other.txt"))
+
+
 def test_a_run_mixed_in_must_not_have_seen_the_text_either(place, prose):
     execute(
         make_recipe({"rung": "ngram", "corpus": "my.txt", "tokenizer": {"path": "run"}}, ["held_out=0"]), place / "all"
