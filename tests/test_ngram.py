@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import re
 
 import numpy
 import pytest
@@ -382,6 +383,14 @@ def test_missing_backoff_weights_are_none(tmp_path):
     model, tokenizer = read_text(ARPA.replace("\t-0.2\n", "\n"), tmp_path)
     expected, _ = read_text(ARPA.replace("\t-0.2\n", "\t0\n"), tmp_path)
     assert model.score("red red", tokenizer) == expected.score("red red", tokenizer)
+
+
+@pytest.mark.parametrize("line", ["{}\t<s>\t", "{}\tred fox runs"])
+def test_minus_infinity_is_read_as_the_99_that_others_write(line, tmp_path):
+    text = re.sub(line.format("-[0-9.]+"), line.format("-99"), ARPA)
+    model, tokenizer = read_text(text, tmp_path)
+    again, _ = read_text(text.replace("-99", "-inf"), tmp_path)
+    assert again.score("red fox runs", tokenizer) == model.score("red fox runs", tokenizer)
 
 
 @pytest.mark.parametrize("heading", ["\\3-grams:\n", ""])

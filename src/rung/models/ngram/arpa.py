@@ -20,14 +20,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RunError
 from rung.models.ngram import NgramConfig, NgramForCausalLM
-from rung.models.ngram.arpa_text import ArpaText, Section
+from rung.models.ngram.arpa_text import IMPOSSIBLE, ArpaText, Section
 from rung.models.ngram.smoothing import Table
 from rung.tokenizer import BOS, EOS, PAD, UNKNOWN, build_tokenizer
 
 BEGIN, END = "<s>", "</s>"
 ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read
 MISSING_UNKNOWN = -100.0  # log10
-IMPOSSIBLE = -99.0  # log10, as SRILM writes it
 SPACE, TAB, NEWLINE, NOTHING = (pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", ""))
 ROWS_AT_ONCE = 2**20
 

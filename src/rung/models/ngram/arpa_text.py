@@ -24,6 +24,7 @@ from rung.errors import RunError
 HEADING = re.compile(r"^[ \t]*\\(data\\|end\\|\d+-grams:)[ \t\r]*$", flags=re.MULTILINE)
 COUNT = re.compile(r"\s*ngram\s+(\d+)\s*=\s*(\d+)\s*")
 GZIP_MAGIC = b"\x1f\x8b"
+IMPOSSIBLE = -99.0  # log10, as SRILM writes it; others write -inf
 SHOWN = 60  # characters of a line that is refused
 
 
@@ -138,7 +139,7 @@ class ArpaText:
             (sizes != order + 1) & (sizes != order + 2),
             lambda place: f"{_show(lines, place)} is no line of \\{order}-grams: a probability, {what}",
         )
-        probability = self._numbers(fields, 0, numbers)
+        probability = self._numbers(fields, 0, numbers, least=IMPOSSIBLE)
         self.check(
             numbers,
             probability > 0,
@@ -150,8 +151,10 @@ class ArpaText:
         words = [pc.list_element(fields, place) for place in range(1, order + 1)]
         return Section(log10_probability=probability, words=words, log10_backoff=backoff, lines=numbers)
 
-    def _numbers(self, fields: Any, place: int, lines: NDArray[numpy.int64]) -> NDArray[numpy.float32]:
-        """One field of each line as a number.
+    def _numbers(
+        self, fields: Any, place: int, lines: NDArray[numpy.int64], least: float | None = None
+    ) -> NDArray[numpy.float32]:
+        """One field of each line as a number, -inf as `least` where that is given.
 
         Raises `RunError` where one is none, or not finite.
         """
@@ -161,6 +164,8 @@ class ArpaText:
         except pyarrow.ArrowInvalid:
             pairs = zip(column.to_pylist(), lines, strict=True)
             values = numpy.array([self._number(text, int(line)) for text, line in pairs], dtype=numpy.float32)
+        if least is not None:
+            values = numpy.where(numpy.isneginf(values), numpy.float32(least), values)
         self.check(lines, ~numpy.isfinite(values), lambda place: f"{_show(column, place)} is no finite number")
         return values
 
