@@ -13,8 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from rung import evaluate
-from rung.evaluate import compressor_marks, score_documents, score_text, spelling_nats
+from rung.errors import RunError
+from rung.evaluate import compressor_marks, score_documents, score_text, spelling_nats, token_nats
 from rung.evaluate.reading import Reader
+from rung.models import find_rung, make_config
 from rung.tokenizer import build_tokenizer, losses
 
 LONG = " ".join(SENTENCES * 8)
@@ -294,3 +296,23 @@ def test_the_marks_of_documents_are_those_of_their_text():
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 2**20}]
     whole = lzma.compress(text, format=lzma.FORMAT_RAW, filters=filters)
     assert marks["lzma"] == pytest.approx(8 * len(whole) / len(text), rel=1e-3)
+
+
+def test_an_empty_line_is_a_sentence_for_kenlm_alone():
+    """KenLM charges the end of a sentence for it; the ruler's documents have text."""
+    tokenizer = build_tokenizer("whitespace", ["a b a"])
+    packed = [tokenizer.bos_token_id, *tokenizer("a b a", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    config = make_config("ngram", tokenizer, {"order": 2})
+    model = find_rung("ngram").model.fit(config, numpy.array(packed), numpy.array([0])).eval()
+    texts, more = ["a b", "b"], ["", "a b", " ", "b", ""]
+    plain, with_empty = (score_documents(model, tokenizer, each) for each in (texts, more))
+        score_documents(model, tokenizer, texts) for texts in (["a b", "b"], ["", "a b", " ", "b", ""])
+    )
+    assert with_empty.nats == plain.nats
+    assert with_empty.documents == plain.documents == 2
+    assert (plain.kenlm["tokens"], with_empty.kenlm["tokens"]) == (5, 8)
+    ends = token_nats(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].item()
+    wanted = math.exp((5 * math.log(plain.kenlm["perplexity_including_oov"]) + 3 * ends) / 8)
+    assert with_empty.kenlm["perplexity_including_oov"] == pytest.approx(wanted, rel=1e-5)
+    with pytest.raises(RunError, match="every line is empty"):
+        score_documents(model, tokenizer, ["", " "])

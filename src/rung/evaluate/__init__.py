@@ -27,6 +27,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
+from rung.errors import RunError
 from rung.evaluate.reading import Reader, join_tokens
 from rung.figures import find_interval, log10_perplexity, perplexity
 from rung.models import CausalModel
@@ -127,18 +128,29 @@ def score_documents(
 ) -> Score:
     """Score whole documents; `on_document` is called with the number done so far.
 
-    Memory holds one batch of documents at a time.
+    Memory holds one batch of documents at a time. Empty lines are part of KenLM's figures alone. Raises `RunError`
+    where there is no text.
     """
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
+    blank = 0
+
+    def count_blank() -> Iterator[str]:
+        nonlocal blank
+        for text in texts:
+            blank += not text.strip()
+            yield text
+
     unknown_token, lost = unknown_id(tokenizer), list(losses(tokenizer))
-    for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
+    for batch in batched(prepare(count_blank(), tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
             rows.append(_add_up(document, costs, unknown_token))
             lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
         if on_document:
-            on_document(len(rows))
+            on_document(len(rows) + blank)
+    if not rows:
+        raise RunError("there is no text to score: every line is empty")
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
     interval = find_interval(columns[0] / math.log(2), columns[4], keys, least=0.0)
     nats, spelling, of_unknown, of_dropped = (column.sum().item() for column in columns[:4])
@@ -164,10 +176,17 @@ def score_documents(
         stride=None if window is None else stride_of(window),
         lost=lost,
         renormalized=isinstance(model, CountingModel) and not model.is_normalized,
-        kenlm=_kenlm_figures(nats - spelling, of_unknown, tokens, unknown)
+        kenlm=_kenlm_figures(
+            nats - spelling + blank * _empty_line_nats(model, tokenizer), of_unknown, tokens + blank, unknown
+        )
         if isinstance(model, NgramForCausalLM) and model.is_normalized
         else None,
     )
+
+
+def _empty_line_nats(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> float:
+    """What KenLM charges for an empty line, a sentence without words."""
+    return token_nats(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].sum().item()
 
 
 def _add_up(document: Document, costs: torch.Tensor, unknown_token: int | None) -> tuple[float, ...]:
@@ -291,8 +310,8 @@ def first_texts(texts: Iterable[str], limit: int) -> list[str]:
 
 
 def prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
-    """Each text as a document of token ids."""
-    for text, reading in Reader(tokenizer).read(texts):
+    """Each text as a document of token ids; an empty line is none."""
+    for text, reading in Reader(tokenizer).read(filter(str.strip, texts)):
         ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
         unknown, dropped = ([text[slice(*span)] for span in spans] for spans in (reading.unknown, reading.dropped))
         yield Document(ids, len(text.encode()), len(text.split()), unknown, dropped, reading.lost)
@@ -324,7 +343,7 @@ def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Ten
 
 
 def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) -> dict[str, float]:
-    """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling."""
+    """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling, and an empty line its end."""
     return {
         "perplexity_including_oov": perplexity(nats, tokens),
         "perplexity_excluding_oov": perplexity(nats - of_unknown, tokens - unknown),

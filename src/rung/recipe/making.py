@@ -33,7 +33,14 @@ from rung.recipe.record import (
     judge,
 )
 from rung.recipe.stages import Stage, Tell
-from rung.recipe.text import pack_train, packed_key, prepare_tokenizer, read_corpus, sample_stride
+from rung.recipe.text import (
+    pack_train,
+    packed_key,
+    prepare_tokenizer,
+    read_corpus,
+    sample_stride,
+    skips_empty_lines,
+)
 from rung.tokenizer import count_ids, suggest_vocab_size
 from rung.train import (
     Hooks,
@@ -126,12 +133,13 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
-    pack_train(corpus, tokenizer, tell)
+    skip_empty = skips_empty_lines(recipe)
+    pack_train(corpus, tokenizer, tell, skip_empty=skip_empty)
     if recipe.minutes and corpus.bytes["test"]:
         tell(Stage(name="comparing"))
         find_marks(corpus)  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
-    key = packed_key(corpus, tokenizer)
+    key = packed_key(corpus, tokenizer, skip_empty=skip_empty)
     return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began)
 
 

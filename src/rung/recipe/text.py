@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +11,7 @@ from rung import __version__, runs
 from rung.corpus import Corpus, load_corpus
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
+from rung.models import find_rung
 from rung.pack import Packed, pack
 from rung.recipe import Recipe
 from rung.recipe.stages import Stage, Tell
@@ -56,13 +57,29 @@ def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
     return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind") == "bpe" else 1
 
 
-def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> str:
+def skips_empty_lines(recipe: Recipe) -> bool:
+    """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes them as KenLM does."""
+    return recipe.documents == "lines" and not find_rung(recipe.rung).counts
+
+
+def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False) -> str:
     """What the packed text of a corpus is kept under."""
-    return f"{corpus.fingerprint} train {fingerprint(tokenizer)}"
+    return f"{corpus.fingerprint} train {fingerprint(tokenizer)}{' without empty lines' * skip_empty}"
 
 
-def pack_train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tell: Tell = lambda stage: None) -> Packed:
+def pack_train(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    tell: Tell = lambda stage: None,
+    *,
+    skip_empty: bool = False,
+) -> Packed:
     """The training text as token ids, made once and kept; what was made before a stop is gone on from."""
+
+    def read(state: Any) -> Iterator[tuple[list[str], Any]]:
+        for texts, after in corpus.read_train(state):
+            yield [text for text in texts if text.strip() or not skip_empty], after
+
     tell(Stage(name="tokenizing"))
     started, before = time.perf_counter(), -1
     total = None if corpus.stream else len(corpus.train)
@@ -74,8 +91,8 @@ def pack_train(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, tell: Tell = 
         tell(Stage(name="tokenizing", done=done, total=total, note=f"{rate:,.0f} tokens/s"))
 
     return pack(
-        lambda state: encode_batches(corpus.read_train(state), tokenizer),
-        key=packed_key(corpus, tokenizer),
+        lambda state: encode_batches(read(state), tokenizer),
+        key=packed_key(corpus, tokenizer, skip_empty=skip_empty),
         vocab_size=count_ids(tokenizer),
         folder=cache_folder() / "packed",
         tell=show,
