@@ -13,12 +13,9 @@ an end at log(257): the score is the length of a code, and a tokenizer cannot fl
 Text that a tokenizer drops or replaces is spelled in the same way (`reading`).
 """
 
-import bz2
 import itertools
-import lzma
 import math
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,7 +34,6 @@ from rung.tokenizer import find_unknown, losses
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
-PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
 CARRIED = 1024  # tokens a model with a carried state reads at a time
 
 # A model, pieces of documents and a state to what is said of each prediction (B, T, ...), and the state after.
@@ -133,24 +129,38 @@ def score_documents(
     """
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
-    blank = 0
-
-    def count_blank() -> Iterator[str]:
-        nonlocal blank
-        for text in texts:
-            blank += not text.strip()
-            yield text
-
+    empty: list[str] = []
     unknown_token, lost = unknown_id(tokenizer), list(losses(tokenizer))
-    for batch in batched(prepare(count_blank(), tokenizer), DOCUMENTS_AT_ONCE):
+    for batch in batched(prepare(_set_aside(texts, empty), tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
             rows.append(_add_up(document, costs, unknown_token))
             lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
         if on_document:
-            on_document(len(rows) + blank)
+            on_document(len(rows) + len(empty))
     if not rows:
         raise RunError("there is no text to score: every line is empty")
+    return _sum_up(model, tokenizer, rows, keys, lost, len(empty))
+
+
+def _set_aside(texts: Iterable[str], empty: list[str]) -> Iterator[str]:
+    """Those with words in them; the others go to `empty`."""
+    for text in texts:
+        if text.strip():
+            yield text
+        else:
+            empty.append(text)
+
+
+def _sum_up(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[tuple[float, ...]],
+    keys: list[int],
+    lost: list[str],
+    empty: int,
+) -> Score:
+    """The score of documents that were added up each, and of so many empty lines."""
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
     interval = find_interval(columns[0] / math.log(2), columns[4], keys, least=0.0)
     nats, spelling, of_unknown, of_dropped = (column.sum().item() for column in columns[:4])
@@ -177,7 +187,7 @@ def score_documents(
         lost=lost,
         renormalized=isinstance(model, CountingModel) and not model.is_normalized,
         kenlm=_kenlm_figures(
-            nats - spelling + blank * _empty_line_nats(model, tokenizer), of_unknown, tokens + blank, unknown
+            nats - spelling + empty * _empty_line_nats(model, tokenizer), of_unknown, tokens + empty, unknown
         )
         if isinstance(model, NgramForCausalLM) and model.is_normalized
         else None,
@@ -252,44 +262,6 @@ def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def spelling_nats(word: str) -> float:
     """What spelling an unknown word costs: each byte, and its end, among 257 symbols."""
     return (len(word.encode()) + 1) * math.log(257)
-
-
-def compressor_marks(test: Sequence[str], train: Sequence[str]) -> dict[str, float]:
-    """Bits per byte of zlib, bz2 and lzma on the test text, and of lzma that has read the train text first.
-
-    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that, of both texts.
-    """
-    size = sum(len(text.encode()) for text in test)
-    before = _end_of(train, PRIMED_BYTES)
-    window = max(4096, min(len(before) + size, 2 * PRIMED_BYTES))
-    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": window}]
-
-    def squeeze(compressor: Any, texts: Iterable[bytes]) -> int:
-        return sum(len(compressor.compress(text)) for text in texts) + len(compressor.flush())
-
-    def squeeze_with_lzma(*first: bytes) -> int:
-        compressor = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
-        return squeeze(compressor, itertools.chain(first, (text.encode() for text in test)))
-
-    primed = lzma.LZMACompressor(lzma.FORMAT_RAW, filters=filters)
-    sizes = {
-        "zlib": squeeze(zlib.compressobj(9), (text.encode() for text in test)),
-        "bz2": squeeze(bz2.BZ2Compressor(9), (text.encode() for text in test)),
-        "lzma": squeeze_with_lzma(),
-        "lzma after train": squeeze_with_lzma(before) - squeeze(primed, [before]),
-    }
-    return {name: 8 * squeezed / size for name, squeezed in sizes.items()}
-
-
-def _end_of(texts: Sequence[str], limit: int) -> bytes:
-    kept: list[bytes] = []
-    size = 0
-    for i in reversed(range(len(texts))):
-        if size >= limit:
-            break
-        kept.append(texts[i].encode())
-        size += len(kept[-1])
-    return b"".join(reversed(kept))
 
 
 def stride_of(window: int) -> int:

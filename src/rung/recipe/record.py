@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from rung import __version__, runs
 from rung.corpus import Corpus
 from rung.device import cache_folder, choose_device, count_cores, describe
-from rung.evaluate import compressor_marks, score_documents, score_text
+from rung.evaluate import score_documents, score_text
+from rung.evaluate.compressors import compressor_marks
 from rung.generate import Sampling, generate
 from rung.models import CausalModel
 from rung.recipe.stages import Stage, Tell
