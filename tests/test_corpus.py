@@ -220,6 +220,9 @@ def test_a_text_of_equal_documents_is_called_so(tmp_path, documents):
         CorpusError, match="too little text .* all documents are equal, one line 1,000 times; give text"
     ):
         load_corpus(str(path), documents)
+    write(path, "one line, fifty bytes long.\n" * 300 + "and another line, also as long.\n" * 300)
+    with pytest.raises(CorpusError, match="only 2 of its 600 lines are different; give text that says more"):
+        load_corpus(str(path), "lines")
 
 
 def test_whole_files_are_every_split(tmp_path):

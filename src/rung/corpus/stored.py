@@ -186,6 +186,8 @@ def _describe_little(everything: "Dataset") -> str:
             lines.add(line.strip())
     if len(lines) == 1 and count > 1:
         return f"all documents are equal, one line {count:,} times; give text that says more than one thing"
+    if len(lines) == 2 < count:
+        return f"only 2 of its {count:,} lines are different; give text that says more than two things"
     documents, different = len(everything), count_distinct(everything)
     if different == 1 and documents > 1:
         return f"all {documents:,} documents are equal; give text that says more than one thing"
