@@ -97,6 +97,7 @@ def test_perplexities_are_powers_of_ten_where_digits_mean_nothing(folders):
     shown = draw(climb_table(read_rows(folders), folders), 200)
     assert "000,000,000" not in shown
     assert "000,000,000" not in draw(score_table("rnn", "my.txt", "test", SCORE), 80)
+    assert "1 document;" in draw(score_table("rnn", "my.txt", "test", SCORE | {"documents": 1}), 80)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

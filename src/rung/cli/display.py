@@ -164,7 +164,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     how = "each read whole, without a window"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
-    table.add_cells("text", f"{score['bytes']:,} bytes", f"{score['documents']:,} documents; {how}")
+    table.add_cells("text", f"{score['bytes']:,} bytes", f"{_count_documents(score)}; {how}")
     if score.get("seen_in_training", 0) >= SHOWN_SEEN:
         table.add_cells("seen", f"{score['seen_in_training']:.0%}", "of the bytes, line by line, in the training text")
     if score["unknown_words"] and score["nats"]:
@@ -349,13 +349,17 @@ def names_table(kind: str, names: Mapping[str, str]) -> FittedTable:
     return table
 
 
+def _count_documents(score: Mapping[str, Any]) -> str:
+    return "1 document" if score["documents"] == 1 else f"{score['documents']:,} documents"
+
+
 def _title(records: Sequence[Mapping[str, Any]]) -> str:
     record = next((r for r in records if r.get("scores")), None)
     if record is None:
         return "no rung was finished"
     score, tokenizer = record["scores"]["test"], record["tokenizer"]
     return (
-        f"{record['corpus']['name']}: {score['bytes']:,} bytes of test text in {score['documents']:,} documents, "
+        f"{record['corpus']['name']}: {score['bytes']:,} bytes of test text in {_count_documents(score)}, "
         f"{tokenizer['kind']} tokenizer of {tokenizer['vocab_size']:,}"
     )
 
