@@ -244,9 +244,11 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
     for key, value in asked.items():
         if before.get(key) != value:
-            share = "its share of the " if key == "minutes" else ""
+            made = f"{key} {before.get(key)!r}"
+            if key == "minutes" and before.get(key):  # the climb's were shared out
+                made = f"{before[key]:g} minutes for this rung"
             raise RunError(
-                f"{folder} was made with {share}{key} {before.get(key)!r}, not {value!r}: choose another folder with "
+                f"{folder} was made with {made}, not {value!r}: choose another folder with "
                 f"--out, as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
             )
     for key, value in recipe.tokenizer.items():
