@@ -186,7 +186,7 @@ def _describe_little(everything: "Dataset") -> str:
             lines.add(line.strip())
     if len(lines) == 1 and count > 1:
         return f"all documents are equal, one line {count:,} times; give text that says more than one thing"
-    if len(lines) == 2 < count:
+    if len(lines) == 2 < count and count_bytes(everything) >= 4_000:
         return f"only 2 of its {count:,} lines are different; give text that says more than two things"
     documents, different = len(everything), count_distinct(everything)
     if different == 1 and documents > 1:
