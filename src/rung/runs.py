@@ -187,7 +187,7 @@ def holds_failure_only(folder: Path) -> bool:
     """Whether a run failed there before there was anything to keep: all that is left is its record, which says so."""
     if [path.name for path in folder.iterdir()] != [RECORD]:
         return False
-    record = read_record(folder)
+    record = read_any_record(folder)
     return "failed" in record and "recipe" not in record
 
 

@@ -52,7 +52,7 @@ def make_quiet() -> None:
 
 def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     """The ladder: one row for each rung, and the compressors' marks below; why one failed stands under the table."""
-    records = [runs.read_record(folder) for folder in folders if (folder / runs.RECORD).exists()]
+    records = [runs.read_any_record(folder) for folder in folders if (folder / runs.RECORD).exists()]
     gives_way = ("a sample", "word ppl", "tokens/s", "seconds", "token ppl", "parameters")
     table = FittedTable(_title(records), gives_way, title_style="bold")
     table.add_column("rung", no_wrap=True)
@@ -96,7 +96,7 @@ def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> FittedTab
     """What each swap buys: a row for each model, its difference from the first, and whether they add up."""
     from rung.report.swaps import sum_of_parts
 
-    records = [record for record in map(runs.read_record, folders) if "scores" in record]
+    records = [record for record in map(runs.read_any_record, folders) if "scores" in record]
     steps, tokens = (records[0]["training"][key] for key in ("steps", "tokens"))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in records))
     title = f"{_title(records)};\n{steps:,} steps of {tokens // steps:,} tokens; 95% intervals over the seeds {seeds}"

@@ -172,7 +172,8 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
 
 def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
     """Of the text that each run was made of, where one was read."""
-    records = {folder: runs.find_record(folder) for folder in recipes}
+    begun = [folder for folder in recipes if (folder / runs.RECORD).exists()]
+    records = {folder: runs.read_any_record(folder) for folder in begun}
     return {
         folder: record["corpus"]["fingerprint"]
         for folder, record in records.items()
