@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,6 +168,8 @@ def finish(monkeypatch):
         made.append(folder.name)
         return True
 
+    text = SimpleNamespace(name="a text", fingerprint="f", describe=lambda: "")
+    monkeypatch.setattr("rung.climb.read_corpus", lambda _: text)
     monkeypatch.setattr("rung.climb.execute", write)
     return made
 
