@@ -440,7 +440,7 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
 
 
 def test_every_rung_has_its_idea():
-    assert sorted(LADDER | BESIDE) == sorted(RUNGS)
+    assert sorted(LADDER | BESIDE) == sorted(TINY)
     assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == ["bigram", "ngram", "infini-gram"]
 
 
