@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a thread looks whether the others have come before it sleeps: a millisecond or less. libgomp's own
+# How often a thread looks whether the others have come before it sleeps: about a millisecond. libgomp's own
 # 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/threads.py).
-SPINS = "20000"
+SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
 MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
