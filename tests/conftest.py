@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rung.device import configure_threads
+from rung.device import configure_threads, count_cores
 
+os.environ.setdefault("OMP_NUM_THREADS", str(count_cores()))  # a choice: no run takes fewer where others run beside it
 configure_threads()  # before torch is imported
 
 from jaxtyping import install_import_hook  # noqa: E402

@@ -159,6 +159,33 @@ def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_othe
     assert found.split() == wanted
 
 
+@pytest.mark.parametrize(
+    ("chosen", "idle", "wanted"),
+    [([4], (100, 100, 100, 100), 4), ([4], (100, 90, 0, 0), 2), ([4], (3, 0, 0, 1), 1), ([], (0, 0, 0, 0), 4)],
+)
+def test_threads_leave_the_cores_that_others_use(chosen, idle, wanted, tmp_path, monkeypatch):
+    """Of a hundred ticks that pass, so many are idle on each of the allowed cores; a number of the user's stands."""
+
+    def write(ticks):
+        lines = [
+            f"cpu{n} {(100 - free) * ticks} 0 0 {1000 + free * ticks} 0 0 0 0 0 0"
+            for n, free in enumerate([*idle, 0])  # the last one is not allowed
+        ]
+        (tmp_path / "stat").write_text("\n".join(["cpu  1 2 3 4", *lines, "intr 5", ""]))
+
+    write(0)
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(device.time, "sleep", lambda _: write(1))
+    monkeypatch.setattr(device, "_chosen", chosen)
+    monkeypatch.setattr(device, "count_cores", lambda: 4)
+    monkeypatch.setattr(device._watch_free_cores, "__defaults__", (tmp_path / "stat",))
+    counted = []
+    monkeypatch.setattr(torch, "set_num_threads", counted.append)
+    device.leave_busy_cores()
+    assert (counted or [4]) == [wanted]
+
+
 def test_a_module_asked_of_the_library_sets_the_threads_up_first():
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
     code = "import os, rung; rung.errors; print(os.environ['GOMP_SPINCOUNT'])"
@@ -170,6 +197,7 @@ def test_a_module_asked_of_the_library_sets_the_threads_up_first():
 def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
     monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(device, "_chosen", [])
     before = torch.get_num_threads()
     monkeypatch.setattr(device, "count_cores", lambda: 1)
     try:

@@ -158,8 +158,10 @@ def generate(
 ) -> None:
     """Continue a prompt."""
     from rung.cli.display import make_quiet
+    from rung.device import leave_busy_cores
 
     make_quiet()
+    leave_busy_cores()
     from rung.generate import Decoder, Sampling, make_draft
     from rung.generate import generate as continue_text
     from rung.generate.rounding import find_rounding

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import ranks, runs
 from rung.corpus import SPLITS, Corpus
-from rung.device import cache_folder, choose_device, keep_freed_memory
+from rung.device import cache_folder, choose_device, keep_freed_memory, leave_busy_cores
 from rung.errors import RunError
 from rung.evaluate import first_texts, score_documents
 from rung.generate import Sampling, generate
@@ -80,6 +80,8 @@ def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
     ready = ranks.from_main(lambda: _make_ready(recipe, folder, tell, began))
     packed = ranks.together(ready.open_packed)
     counts = find_rung(recipe.rung).counts
+    if not counts:
+        leave_busy_cores()
     chosen = ready if counts else _choose_size(ready, packed, folder, tell)
     begun = ranks.from_main(lambda: _begin(chosen, packed, folder))
     if counts:

@@ -33,7 +33,7 @@ from rung.chat.preference import (
     share_preferred,
 )
 from rung.corpus import Corpus
-from rung.device import choose_device
+from rung.device import choose_device, leave_busy_cores
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
@@ -129,6 +129,7 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
     teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
     record["tokenizer"] = describe_tokenizer(tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
     runs.write_record(folder, record)
+    leave_busy_cores()
     trained = _learn(student, plan, folder, record, tell, began)
     runs.save_model(folder, model.eval(), tokenizer)
     if not trained.interrupted:

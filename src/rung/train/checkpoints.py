@@ -51,6 +51,7 @@ class Standing:
     loss: float  # summed since the last line of the metrics, over the steps after `logged`
     logged: int
     bf16: bool  # which of two is faster is measured: a run that goes on is not to find otherwise
+    threads: int | None  # neither is it to add up in another order; None in older checkpoints
     made: dict[str, Any]  # the model and the settings
 
 
@@ -110,7 +111,7 @@ def read_standing(checkpoint: Path, made: dict[str, Any]) -> Standing:
 
     Raises `RunError` when it is another run's: not of the model and the settings in `made`.
     """
-    facts = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    facts = {"threads": None} | json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     standing = Standing(**{f.name: facts[f.name] for f in fields(Standing)})
     for kind, here in made.items():
         there = standing.made[kind]

@@ -155,6 +155,7 @@ class ResumableTrainer(ShardedTrainer):
             loss=self.accelerator.gather(self._tr_loss.reshape(1)).mean().item(),
             logged=self._globalstep_last_logged,
             bf16=self.args.bf16,
+            threads=torch.get_num_threads(),
             made=keeping.made,
         )
 
