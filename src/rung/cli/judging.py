@@ -8,6 +8,7 @@ import typer
 
 from rung.cli.command import Column, Encoding, Json, Run, Seed, check_utf8, name_corpus, print_json, verb
 from rung.cli.output import print_text, say
+from rung.device import cache_folder, leave_busy_cores
 from rung.errors import RecipeError
 
 Tasks = Annotated[
@@ -60,7 +61,6 @@ def eval_(
     from rung.cli.tables import show
 
     make_quiet()
-    from rung.device import cache_folder
     from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
@@ -130,7 +130,6 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
     Raises `RecipeError` where none or two are named, `CorpusError` for one that cannot be read.
     """
     from rung.corpus.files import keep_stream, read_text
-    from rung.device import cache_folder
 
     if bool(text) == bool(file):
         raise RecipeError('name one text: rung score RUN "A sentence.", rung score RUN --file PATH, or - for a pipe')
@@ -158,7 +157,6 @@ def generate(
 ) -> None:
     """Continue a prompt."""
     from rung.cli.display import make_quiet
-    from rung.device import leave_busy_cores
 
     make_quiet()
     leave_busy_cores()
@@ -177,8 +175,7 @@ def generate(
         stop=tuple(check_utf8("--stop", text) for text in stop or ()),
         seed=seed,
     )
-    rounded = find_rounding(weights)
-    model, tokenizer = load(run)
+    rounded, (model, tokenizer) = find_rounding(weights), load(run)
     decoder = Decoder(model, rounded)
     guesses = make_draft(draft, tokenizer) if draft else None
     if as_json:
