@@ -167,6 +167,14 @@ def leave_busy_cores() -> None:
     torch.set_num_threads(threads)
 
 
+def keep_threads(threads: int) -> None:
+    """Go on with so many threads as a run was begun with, where there are cores for them; a user's number stands."""
+    import torch
+
+    if _chosen:
+        torch.set_num_threads(min(threads, count_cores()))
+
+
 def _watch_free_cores(statistics: Path = Path("/proc/stat")) -> float:
     """How many of the cores that this process may use nothing used for a moment; infinitely many where nobody knows."""
     before = _read_core_times(statistics)

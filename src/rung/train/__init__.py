@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from rung import ranks
-from rung.device import choose_device, count_cores, has_fast_bfloat16, keep_freed_memory
+from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Rows, Streams, keep_batch
 from rung.train.activations import check_activations
@@ -163,7 +163,7 @@ def _keep(
     if standing:
         clock.go_on(standing.seconds, standing.clock)
         if standing.threads:
-            torch.set_num_threads(min(standing.threads, count_cores()))
+            keep_threads(standing.threads)
     steps = standing.planned if standing else choose(settings)
     steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = make_arguments(settings, folder, steps)
