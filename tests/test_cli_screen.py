@@ -93,6 +93,16 @@ def test_the_ladder_shows_rungs_and_bits_per_byte_at_any_width(folders, width):
     assert "\x1b" not in shown
 
 
+def test_a_mark_that_was_left_out_is_told_below_the_ladder(folders):
+    why = "lzma after train is left out: it would take about 199 s, and this run has 10 s for it"
+    records = [runs.read_record(folder) for folder in folders]
+    runs.write_record(folders[0], records[0] | {"marks": {"zlib": 2.487}, "marks_left_out": why})
+    shown = draw(climb_table(read_rows(folders), folders), 200)
+    assert "1.820" in shown and why not in shown  # another run has it
+    runs.write_record(folders[1], records[1] | {"marks": {"zlib": 2.487}})
+    assert why in draw(climb_table(read_rows(folders), folders), 200)
+
+
 def test_perplexities_are_powers_of_ten_where_digits_mean_nothing(folders):
     shown = draw(climb_table(read_rows(folders), folders), 200)
     assert "000,000,000" not in shown

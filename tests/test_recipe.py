@@ -9,9 +9,11 @@ import yaml
 from rung import runs
 from rung.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError, RungError
+from rung.figures import AFTER_TRAIN
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.recipe.dial import suggest_parameters
 from rung.recipe.making import check_unused, execute, read_begun
+from rung.recipe.record import find_marks
 from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import choose_fitting
 
@@ -349,3 +351,23 @@ def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
 def test_a_share_that_cannot_be_held_out_is_refused(page, message):
     with pytest.raises(RecipeError, match=message):
         make_recipe(page)
+
+
+def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monkeypatch):
+    """What it would take is kept, so that the next run asks nothing; one that has the time for it makes it."""
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    corpus, stages, asked = load_corpus(f"{text}"), [], []
+
+    def mark(test, train, seconds, tell):
+        asked.append(seconds)
+        tell(5, 10)
+        return (None, 199.0) if seconds < 199 else (1.5, 180.0)
+
+    monkeypatch.setattr("rung.recipe.record.mark_after_train", mark)
+    for seconds, keys in ((0.1, 3), (30.0, 3), (300.0, 4), (0.1, 4)):
+        found = find_marks(corpus, stages.append, seconds)
+        assert len(found["marks"]) == keys
+        assert ("199 s" in found.get("marks_left_out", "")) == (keys == 3)
+    assert asked == [10.0, 300.0]
+    assert [(stage.done, stage.total, stage.note) for stage in stages if stage.done] == [(5, 10, AFTER_TRAIN)] * 2
+    assert [stage.name for stage in stages].count("noted") == 2

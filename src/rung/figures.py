@@ -9,6 +9,7 @@ from typing import Any
 import numpy
 from numpy.typing import ArrayLike
 
+AFTER_TRAIN = "lzma after train"  # the mark of lzma that has read the train text first
 NONE = "–"  # no figure, or one that says nothing
 BYTES_A_WORD = 50  # a text with more has next to no spaces: its words are no words
 RENORMALIZED = "its scores were divided by their sum over the vocabulary, so this is the cost of another model"

@@ -13,6 +13,7 @@ from rung import runs
 from rung.cli.output import escape_controls, show_logs
 from rung.cli.tables import FittedTable
 from rung.figures import (
+    AFTER_TRAIN,
     BROKEN,
     BROKEN_CHARACTERS,
     RENORMALIZED,
@@ -77,7 +78,7 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
             ),
             " ".join((row.sample or "").split()),
         )
-    marks: dict[str, float] = next((r["marks"] for r in records if "marks" in r), {})
+    marks: dict[str, float] = max((r.get("marks") or {} for r in records), key=len, default={})
     if marks:
         table.add_section()
     for name, bits in marks.items():
@@ -88,6 +89,8 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     reasons += [f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized]
     reasons += [f"‡ {row.rung}: {row.doubt}" for row in rows if row.doubt]
     reasons += [f"{row.rung}: {row.busyness}" for row in rows if row.busyness]
+    left_out = next((r["marks_left_out"] for r in records if "marks_left_out" in r), "")
+    reasons += [left_out] if left_out and AFTER_TRAIN not in marks else []
     table.caption = Text(escape_controls("\n".join(reasons))) if reasons else None
     return table
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
 NAMES = 14  # characters that the names of rungs take
 ROOM_FOR_BAR, ROOM_FOR_ELAPSED = 72, 48  # columns that a terminal must have to show them
-FACTS = ("read", "planned")  # stages that take no time, and are told in a line of their own
+FACTS = ("read", "planned", "noted")  # stages that take no time, and are told in a line of their own
 ENDS = ("done", "failed", "stopped")  # stages that a run ends with
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("-", "yellow")}
 ASCII_MARKS = {"done": "+", "failed": "x", "stopped": "-"}

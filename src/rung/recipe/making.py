@@ -60,6 +60,7 @@ DEFAULT_MINUTES = 5.0
 OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
 CONTEXT = 256  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
 LONGEST_CONTEXT = 1024
+MARKING = 0.1  # of the minutes, at the most, is for the compressors' marks
 SAMPLING = 0.02  # of the minutes, at the most, is for a sample
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 
@@ -138,8 +139,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     skip_empty = skips_empty_lines(recipe)
     pack_train(corpus, tokenizer, tell, skip_empty=skip_empty)
     if recipe.minutes and corpus.bytes["test"]:
-        tell(Stage(name="comparing"))
-        find_marks(corpus)  # before training: what they take is then known
+        find_marks(corpus, tell, MARKING * 60 * recipe.minutes)  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer, skip_empty=skip_empty)
     return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began)
@@ -166,7 +166,14 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
         record["plan"] |= {"reached": reached, "error": record["plan"]["bits_per_byte"] / reached - 1}
     if not trained.interrupted:
         assert ready.corpus is not None
-        record |= judge(model.eval(), ready.tokenizer, ready.corpus, tell, _find_max_time(ready.recipe))
+        record |= judge(
+            model.eval(),
+            ready.tokenizer,
+            ready.corpus,
+            tell,
+            _find_max_time(ready.recipe),
+            MARKING * 60 * ready.recipe.minutes if ready.recipe.minutes else trained.seconds,
+        )
     runs.write_record(folder, record)
     return not trained.interrupted
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 class Stage:
     """Where the making of a run is: for whoever draws a bar. `total` and `seconds_left` are None where nobody knows.
 
-    `read` and `planned` are facts, in the note; `done` and `failed`, with the reason in the note, end a run.
+    `read`, `planned` and `noted` are facts, in the note; `done` and `failed`, with the reason in the note, end a run.
     """
 
     name: str

@@ -120,7 +120,7 @@ def _summary(group: Group) -> str:
         other = min(others, key=lambda run: run.cost)
         kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
         parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}")
-    alone, after = group.marks.get("lzma"), group.marks.get("lzma after train")
+    alone, after = group.marks.get("lzma"), group.marks.get(AFTER_TRAIN)
     if alone is not None:
         parts.append(f"lzma needs {_bits(alone)}")
     if alone is not None and after is not None:

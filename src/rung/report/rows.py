@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.figures import NONE, RENORMALIZED, show_token_perplexity, show_word_perplexity
+from rung.figures import AFTER_TRAIN, NONE, RENORMALIZED, show_token_perplexity, show_word_perplexity
 
 # The ladder, and what each rung adds to the one below; importing the models would import torch with them.
 IDEAS = {
@@ -29,7 +29,7 @@ UNSCORED = "no score: nothing was held out"
 
 DOUBT = "‡"  # behind the name of a run whose scores say nothing of its rung
 COMPRESSOR = "compressor, reading the test text alone"
-MARKS = {"lzma after train": "compressor, after reading the training text"}
+MARKS = {AFTER_TRAIN: "compressor, after reading the training text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +106,8 @@ class Group:
 
     @property
     def marks(self) -> dict[str, float]:
-        """Bits per byte of the compressors, from the first run that has them."""
-        found = (_section(run.record, "marks") for run in self.runs)
-        return next((marks for marks in found if marks), {})
+        """Bits per byte of the compressors, from the first run that has most of them."""
+        return max((_section(run.record, "marks") for run in self.runs), key=len, default={})
 
     @property
     def same_tokens(self) -> bool:
@@ -308,6 +307,9 @@ def _notes(group: Group) -> Iterable[str]:
             yield f"{names(labels)}: the tokenizer loses {escape(what)}, and the score does not charge for it."
     if renormalized := [run.label for run in group.scored if run.row.renormalized]:
         yield f"* {names(renormalized)}: no distribution; {RENORMALIZED}."
+    left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)
+    if left_out and AFTER_TRAIN not in group.marks:
+        yield f"{escape(left_out)}."
     for run in group.scored:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)
