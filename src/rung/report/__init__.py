@@ -14,7 +14,7 @@ from typing import Any
 
 from rung import runs
 from rung.errors import RunError
-from rung.figures import BROKEN, BROKEN_CHARACTERS
+from rung.figures import AFTER_TRAIN, BROKEN, BROKEN_CHARACTERS
 from rung.report import charts
 from rung.report.rows import COUNTING, Group, Row, Run, build_table, group_runs, names, read_runs, whole
 
