@@ -102,6 +102,24 @@ class TestFormats:
         said = [i for i, is_said in zip(ours.ids, ours.said, strict=True) if is_said]
         assert own.decode(said[:-1]) == content
 
+    def test_an_answer_is_asked_for_without_marking_what_was_said(self, make_chat, monkeypatch):
+        """Marking takes time quadratic in the length of a conversation: a client could hold a server with one."""
+        from rung.chat import formats
+
+        _, tokenizer = make_chat("llama3")
+        render, marked = formats.render_jinja_template, []
+
+        def watch(**options):
+            marked.append(options["return_assistant_tokens_mask"])
+            return render(**options)
+
+        monkeypatch.setattr(formats, "render_jinja_template", watch)
+        asked = encode_conversations(tokenizer, [TALK], ask=True)[0]
+        learned = encode_conversations(tokenizer, [TALK])[0]
+        assert marked == [False, True]
+        assert asked.ids[: len(learned.ids)] == learned.ids
+        assert not any(asked.said) and any(learned.said)
+
     def test_a_tokenizer_without_a_template_says_what_makes_one(self, tokenizer):
         with pytest.raises(TokenizerError, match="rung tune"):
             encode_prompt(tokenizer, TALK[:2])
@@ -328,12 +346,18 @@ class TestTalk:
         _, tokenizer = make_chat("llama3")
         written = []
         write = talk.encode_prompt
-        monkeypatch.setattr(talk, "encode_prompt", lambda *args: written.append(1) or write(*args))
+        monkeypatch.setattr(talk, "encode_prompt", lambda *args: written.append(len(args[1])) or write(*args))
         said = [{"role": "system", "content": "cat"}] + ask("the mat", "on the log") * 300 + ask("a dog", "")[:1]
         kept, dropped, ids = talk.drop_turns(tokenizer, said, 64, 16)
         assert len(written) < 15
+        assert sum(written) < 120  # messages: what is far beyond the window is never looked at
         assert (kept[0], kept[-1], len(kept)) == (said[0], said[-1], len(said) - 2 * dropped)
         assert len(ids) + 16 <= 64 < len(write(tokenizer, [said[0], *said[2 * dropped - 1 :]])) + 16
+
+    @pytest.mark.parametrize("most", [0, 1, 2, 3, 10, 100])
+    def test_the_fewest_turns_are_dropped(self, most):
+        for needed in range(most + 2):
+            assert talk._find_fewest(most, lambda turns, needed=needed: turns >= needed) == needed
 
     def test_a_recurrent_model_drops_nothing(self, make_chat):
         talk = self.make(make_chat, "rnn")

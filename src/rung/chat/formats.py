@@ -89,7 +89,7 @@ def encode_conversations(
 ) -> list[Encoded]:
     """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that is to come.
 
-    Raises `TokenizerError` where it has no template, or the template refuses a conversation.
+    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs none. Raises `TokenizerError` where it has no template, or the template refuses a conversation.
     """
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if not isinstance(template, str):
@@ -100,7 +100,7 @@ def encode_conversations(
         rendered, spans = render_jinja_template(
             conversations=[[_hide(message, special) for message in messages] for messages in conversations],
             chat_template=template,
-            return_assistant_tokens_mask=bool(GENERATION.search(template)),
+            return_assistant_tokens_mask=not ask and bool(GENERATION.search(template)),
             add_generation_prompt=ask,
             **tokenizer.special_tokens_map,
         )
@@ -155,7 +155,19 @@ def _join(tokenizer: PreTrainedTokenizerBase, parts: list[str], encodings: Itera
             ids += encoding.ids
             places += [at + start for start, _ in encoding.offsets]
         at += len(part)
-    return Encoded(ids, [any(start <= place < end for start, end in marks) for place in places])
+    return Encoded(ids, _find_inside(places, marks))
+
+
+def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
+    """Which of these places, in order, lie within one of the spans, in order too."""
+    inside = []
+    spans = iter(marks)
+    start, end = next(spans, (0, 0))
+    for place in places:
+        while end and place >= end:
+            start, end = next(spans, (0, 0))
+        inside.append(start <= place < end)
+    return inside
 
 
 def _hide(message: Message, special: Sequence[str]) -> dict[str, str]:

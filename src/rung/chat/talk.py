@@ -33,12 +33,25 @@ def drop_turns(
         return window is None or len(write(turns)[1]) + min(wanted, window // 4) <= window
 
     most = max(0, len(asked) - 1)
-    dropped = bisect_left(range(most + 1), True, key=fits)  # halving: a long conversation is written down a few times
+    dropped = _find_fewest(most, fits)
     kept, ids = write(min(dropped, most))
     if dropped > most:
         what = "the question has" if len(kept) == 1 else "the question and what stands before it have"
         raise RunError(f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer words")
     return kept, dropped, ids
+
+
+def _find_fewest(most: int, fits: Callable[[int], bool]) -> int:
+    """The fewest turns whose dropping lets the rest fit; `most` + 1 where dropping `most` does not.
+
+    Twice as many are kept at each try: what is far beyond the window is never written down.
+    """
+    kept, enough = 1, most + 1
+    while enough and fits(max(0, most + 1 - kept)):
+        enough = max(0, most + 1 - kept)
+        kept *= 2
+    first = min(enough, max(0, most + 1 - kept) + 1)
+    return bisect_left(range(enough), True, lo=first, key=fits)
 
 
 @dataclass
