@@ -378,12 +378,12 @@ def test_writing_goes_on_where_the_window_is_full(name, make_tiny, tokenizer):
     text = list(tokenizer("the cat sat on the mat " * 5).input_ids)
     long = Sampling(temperature=0, max_new_tokens=40)
     assert [len(row) for row in written(Decoder(model), [text, text[:5]], long)] == [40, 40]
-    for start in (text, text[:5]):
+    for start in (text, text[:5], text[:14], text[:16]):
         (row,) = written(Decoder(model), [start], long)
-        ids, read = list(start), 0
-        for left, token in zip(range(40, 0, -1), row, strict=True):  # when the window is full, the last half of it
-            if read == 0 or read > 16:
-                read = min(len(ids), 16 - min(left, 8))
+        ids, read = list(start), len(start)  # what fits is read, to its first token
+        for left, token in zip(range(40, 0, -1), row, strict=True):
+            if read > 16:  # when the window is full, the last half of it
+                read = 16 - min(left, 8)
             with torch.inference_mode():
                 assert token == int(model(torch.tensor([ids[-read:]])).logits[0, -1].argmax())
             ids, read = [*ids, token], read + 1

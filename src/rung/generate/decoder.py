@@ -39,13 +39,15 @@ class Decoder:
         self.state: Any = None
 
     def read(self, prompts: Sequence[Sequence[int]], wanted: int) -> Float[Tensor, "B V"]:
-        """Logits of the token after each prompt, of which the end is read that leaves room for some more.
+        """Logits of the token after each prompt: of all of them, where they fit the window; else of their ends, which
+        leave room for some more.
 
-        `left` says how many may be appended: `wanted`, or what the window has room for, half of it at least.
+        `left` says how many may be appended: `wanted`, or what the window has room for.
         """
         if window := self.model.context_length:
-            kept = window - min(wanted, max(1, window // 2))
-            prompts = [prompt[-kept:] for prompt in prompts]
+            if max(map(len, prompts)) > window:
+                kept = window - min(wanted, max(1, window // 2))
+                prompts = [prompt[-kept:] for prompt in prompts]
             wanted = min(wanted, window - max(map(len, prompts)))
         width, self.left = max(map(len, prompts)), wanted
         ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)

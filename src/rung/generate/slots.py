@@ -78,7 +78,7 @@ class Slots:
         return ready, logits[0] if len(logits) == 1 else torch.cat([part.float() for part in logits])
 
     def _begin(self, slot: int, ids: list[int], wanted: int) -> None:
-        if window := self.model.context_length:
+        if (window := self.model.context_length) and len(ids) > window:
             ids = ids[-(window - min(wanted, max(1, window // 2))) :]
         left = min(wanted, window - len(ids)) if window else wanted
         self.texts.pop(slot, None)  # the last of those that are read
