@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rung.evaluate import score_text
 from rung.evaluate.attention import attention_shape
 from rung.generate import Sampling
+from rung.generate.pieces import show_token
 from rung.generate.sampling import choose
 from rung.models import count_parameters
 
@@ -18,7 +19,7 @@ pytest.importorskip("fastapi", reason="the playground needs the extra: pip insta
 testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI's test client needs httpx")
 
 from rung.serve import build_app  # noqa: E402
-from rung.serve.playground import LONGEST, WIDEST, show_token  # noqa: E402
+from rung.serve.playground import LONGEST, WIDEST  # noqa: E402
 from rung.serve.served import Served  # noqa: E402
 
 SCORE = {"bits_per_byte": 1.9, "low": 1.8, "high": 2.0}

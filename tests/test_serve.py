@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import socket
@@ -208,6 +209,49 @@ def test_logprobs_are_those_of_the_ruler(name, client, served):
     assert len(found.tokens) == len(found.token_logprobs) == made.usage.completion_tokens
 
 
+def test_tokens_join_to_the_text_and_say_where_they_stand(client, tokenizer):
+    text = "naïve 😀 café"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    assert len(ids) > len(text), "characters of many tokens"
+    ends = [len("".join(tokenizer.convert_ids_to_tokens(ids[:n]))) for n in range(len(ids))]  # a symbol is a byte
+    wanted = [len(text.encode()[:end].decode(errors="ignore")) for end in ends]
+    for prompt, first in ((text, 0), ([0, *ids], 1)):
+        asked = {"model": "gpt2", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 5}
+        echoed = client.completions.create(**asked).choices[0]
+        assert echoed.text == text == "".join(echoed.logprobs.tokens)
+        assert echoed.logprobs.text_offset[first:] == wanted
+    more = client.completions.create(**{**asked, "prompt": text, "max_tokens": 9, "seed": 2}).choices[0]
+    assert "".join(more.logprobs.tokens) == more.text
+    places = [*more.logprobs.text_offset, len(more.text)]
+    assert [more.text[a:b] for a, b in itertools.pairwise(places)] == more.logprobs.tokens
+
+
+def say(ids, monkeypatch):
+    """Have every model say these tokens."""
+    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws])
+    monkeypatch.setattr(engines, "Draws", Counting)
+    monkeypatch.setattr(engines, "TOGETHER", 0.0)
+
+
+@pytest.mark.parametrize("stop", [None, "t", " on ", "é", "🙂 m"])
+def test_of_the_end_and_a_stop_string_there_are_no_logprobs(stop, served, tokenizer, monkeypatch):
+    said = "the cat sat on é 🙂 mat"
+    wanted = said if stop is None else said[: said.index(stop)]
+    say([*tokenizer(said, add_special_tokens=False).input_ids, tokenizer.eos_token_id], monkeypatch)
+    asked = {"max_tokens": 50, "stop": stop}
+    with Listening({"chat": served["chat"]}) as server:
+        whole = server.post(model="chat", prompt="the", logprobs=2, **asked).json()["choices"][0]
+        assert whole["text"] == wanted == "".join(whole["logprobs"]["tokens"])
+        lines = server.post(model="chat", prompt="the", logprobs=2, stream=True, **asked).text.split("\n\n")
+        parts = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines if line.startswith("data: {")]
+        for name, joined in whole["logprobs"].items():
+            assert [value for part in parts for value in part[name]] == joined
+        chat = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2}
+        tokens = server.post("/v1/chat/completions", model="chat", **chat, **asked).json()["choices"][0]["logprobs"]
+    assert b"".join(bytes(token["bytes"]) for token in tokens["content"]).decode() == wanted
+    assert all(len(token["top_logprobs"]) == 2 for token in tokens["content"])
+
+
 def test_stop_strings_end_it_wherever_tokens_do(client):
     asked = {"model": "ngram", "prompt": "the cat", "max_tokens": 30, "temperature": 0}
     whole = client.completions.create(**asked).choices[0].text
@@ -225,9 +269,7 @@ def test_a_character_of_many_tokens_arrives_whole(make_tiny, tokenizer, monkeypa
     text = "naïve 🙂 日本"
     ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     assert len(ids) > len(text)
-    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [ids[draws[0].take_next()]])
-    monkeypatch.setattr(engines, "Draws", Counting)
-    monkeypatch.setattr(engines, "TOGETHER", 0.0)
+    say(ids, monkeypatch)
     with Listening({"m": Served("m", make_tiny("bigram"), tokenizer, {})}) as server:
         body = {"model": "m", "prompt": "", "max_tokens": 50, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:

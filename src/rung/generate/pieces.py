@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 UNFINISHED = "\ufffd"  # what bytes that are no character decode to
 
@@ -55,3 +56,23 @@ class Pieces:
         lead = self.space if piece and not self.given else ""
         self.given = max(self.given, end)
         return lead + piece
+
+
+def spell_token(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:
+    """The bytes that a token stands for within a text; None for a special one."""
+    if token in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[token].special:
+        return None
+    once, twice = (tokenizer.decode([token] * count) for count in (1, 2))
+    text = twice.removeprefix(once)  # of the first, some tokenizers leave the space out
+    symbols, numbers = tokenizer.convert_ids_to_tokens(token), {s: byte for byte, s in bytes_to_unicode().items()}
+    if UNFINISHED not in text:
+        return text.encode()
+    if symbols[:3] == "<0x" and len(symbols) == 6:
+        return bytes([int(symbols[3:5], 16)])
+    return symbols.encode() if set(symbols) - numbers.keys() else bytes(numbers[symbol] for symbol in symbols)
+
+
+def show_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    r"""A token's text; bytes of it that are only part of a character look like \xe2."""
+    spelled = spell_token(tokenizer, token)
+    return str(tokenizer.convert_ids_to_tokens(token)) if spelled is None else spelled.decode(errors="backslashreplace")

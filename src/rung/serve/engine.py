@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rung.evaluate import read_documents
-from rung.generate.pieces import UNFINISHED, Pieces
+from rung.generate.pieces import Pieces, show_token, spell_token
 from rung.generate.sampling import Draws, Sampling, choose_each
 from rung.generate.slots import Slots
 from rung.models import CausalModel
@@ -36,11 +36,14 @@ LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that was chosen, its log-probability as the model gives it, and those of the likeliest."""
+    """A token that was chosen, its log-probability as the model gives it, those of the likeliest, and what the token
+    adds to the text: nothing where it is a part of a character that others finish.
+    """
 
     token: int
     log: float | None  # None where it follows nothing
     likeliest: list[tuple[int, float]]
+    text: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +55,7 @@ class Prompt:
     is_text: bool = False  # else it was given as ids
     space: str = ""  # before what follows it
     choices: list[Choice] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # of the text, one for each token that has a cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +100,30 @@ class Text:
         self.slot: int | None = None
         self.tokens = 0
         self.ready: deque[Piece] = deque()
-        self.choices: list[Choice] = []  # of the next piece
+        self.choices: list[tuple[Choice, int, int]] = []  # of the next pieces; which characters of the text they add
         self.is_wanted = True
         self.is_waited_for = False
         self.is_begun = False  # its first piece is given
+
+    def add(self, token: int, choice: Choice | None) -> str:
+        """Go on with `token`: the text that is certain now."""
+        start = len(self.pieces.decoded)
+        piece = self.pieces.add(token)
+        if choice is not None:
+            self.choices.append((choice, start, max(start, len(self.pieces.decoded))))
+        return piece
+
+    def take_choices(self, is_last: bool) -> list[Choice]:
+        """Those of tokens whose text is given out, each with it: of a stop string none, for they join to the text."""
+        decoded, given = self.pieces.decoded, self.pieces.given
+        count = max((n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given), default=0)
+        taken, self.choices = self.choices[:count], self.choices[count:]
+        if is_last:
+            taken, self.choices = taken + self.choices, []
+            if self.pieces.stopped:
+                taken = [(choice, start, end) for choice, start, end in taken if start < len(decoded)]
+            taken[-1:] = [(choice, start, len(decoded)) for choice, start, _ in taken[-1:]]
+        return [replace(choice, text=decoded[start:end]) for choice, start, end in taken]
 
     def take(self) -> Piece | None:
         """All that lies ready, as one piece."""
@@ -173,7 +197,7 @@ class Engine:
         self.tokenizer = copy.deepcopy(served.tokenizer)  # whose settings nobody changes
         self.reader = copy.deepcopy(served.tokenizer)  # for whoever holds `reading`
         self.reading = threading.Lock()
-        self.names: dict[int, tuple[str, bool]] = {}
+        self.names: dict[int, tuple[str, bytes | None]] = {}
         self.slots = Slots(served.model, limits.max_batch)
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
@@ -213,12 +237,10 @@ class Engine:
         with self.changed:
             self.changed.notify()
 
-    def name_of(self, token: int) -> tuple[str, bool]:
-        """A token as text, and whether it is one; a part of a character has the vocabulary's name for it."""
+    def name_of(self, token: int) -> tuple[str, bytes | None]:
+        """A token as text, and the bytes that it stands for; None for a special one."""
         if token not in self.names:
-            text = self.tokenizer.decode([token], skip_special_tokens=False)
-            whole = bool(text) and UNFINISHED not in text
-            self.names[token] = text if whole else str(self.tokenizer.convert_ids_to_tokens(token)), whole
+            self.names[token] = show_token(self.tokenizer, token), spell_token(self.tokenizer, token)
         return self.names[token]
 
     def tell_readers(self) -> None:
@@ -283,12 +305,11 @@ class Engine:
         text.tokens += 1
         if text.tokens == 1:
             self.first_token.observe(time.monotonic() - text.begun)
-        if order.likeliest is not None:
-            text.choices.append(weigh(logits[row], token, order.likeliest))
         if token in order.ends:
             self._end(text, Piece(reason="stop"))
             return
-        piece = text.pieces.add(token)
+        choice = None if order.likeliest is None else weigh(logits[row], token, order.likeliest)
+        piece = text.add(token, choice)
         if text.pieces.stopped or text.tokens == order.sampling.max_new_tokens:
             self._end(text, Piece(piece, reason="stop" if text.pieces.stopped else "length"))
             return
@@ -298,7 +319,8 @@ class Engine:
             self._give(text, Piece(piece))
 
     def _give(self, text: Text, piece: Piece) -> None:
-        piece.choices, text.choices = text.choices, []
+        if text.choices:
+            piece.choices = text.take_choices(piece.is_last)
         text.ready.append(piece)
         if order_streams := text.order.streams:
             text.is_waited_for = len(text.ready) >= BUFFER

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from secrets import randbits
 from typing import Any
 
@@ -14,6 +15,7 @@ from fastapi.responses import Response
 from rung.chat import drop_turns, find_ends
 from rung.errors import RunError
 from rung.generate import Sampling
+from rung.generate.pieces import Pieces
 from rung.serve.engine import Choice, Engine, Order, Prompt, score_prompt
 from rung.serve.limits import ApiError, Limits, look_up
 from rung.serve.replies import ChatReply, CompletionReply
@@ -151,9 +153,12 @@ def weigh_prompt(engine: Engine, body: CompletionRequest, prompt: Prompt) -> Pro
 def read_text(engine: Engine, text: str) -> Prompt:
     """A text, with what begins a document in front."""
     with engine.reading:
-        ids = encode_plainly(engine.reader, [text])[0].ids
+        encoding = encode_plainly(engine.reader, [text])[0]
+    starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
+    parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
     is_lost = "white space" in losses(engine.tokenizer) and text and not text[-1].isspace()
-    return Prompt(ids=[engine.tokenizer.bos_token_id, *ids], text=text, is_text=True, space=" " if is_lost else "")
+    ids, space = [engine.tokenizer.bos_token_id, *encoding.ids], " " if is_lost else ""
+    return Prompt(ids=ids, text=text, is_text=True, space=space, parts=parts)
 
 
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:
@@ -162,7 +167,10 @@ def read_ids(engine: Engine, ids: list[int]) -> Prompt:
     if not ids or max(ids) >= size:
         wrong = f"{max(ids)} is no token" if ids else "no token is given"
         raise ApiError(400, f"{wrong}: give some, each from 0 to {size - 1}", "prompt")
-    return Prompt(ids=ids, text=engine.tokenizer.decode(ids, skip_special_tokens=True))
+    pieces = Pieces(engine.tokenizer)
+    parts = [pieces.add(token) for token in ids]
+    parts[-1] += pieces.finish()
+    return Prompt(ids=ids, text=pieces.text, parts=parts)
 
 
 def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:

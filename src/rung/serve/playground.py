@@ -16,13 +16,11 @@ from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rung import runs
 from rung.evaluate import score_text
 from rung.evaluate.attention import attention_shape, read_attention
-from rung.generate.pieces import UNFINISHED
+from rung.generate.pieces import show_token
 from rung.generate.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
 from rung.serve.limits import ApiError, look_up
@@ -207,17 +205,6 @@ def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
     weights = read_attention(run.model, ids).double().numpy().round(3)
     tokens = [show_token(run.tokenizer, id) for id in ids]
     return {"tokens": tokens, "left_out": len(found) - len(ids), "weights": weights.tolist()}
-
-
-def show_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    r"""A token's text; bytes of it that are only part of a character look like \xe2."""
-    text = tokenizer.decode([token])
-    if UNFINISHED not in text:
-        return text
-    symbols, numbers = tokenizer.convert_ids_to_tokens(token), {s: byte for byte, s in bytes_to_unicode().items()}
-    if any(symbol not in numbers for symbol in symbols):
-        return symbols
-    return bytes(numbers[symbol] for symbol in symbols).decode("utf-8", errors="backslashreplace")
 
 
 def _encode(run: Served, text: str) -> list[int]:

@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -135,7 +136,9 @@ class CompletionReply(Reply):
         if not getattr(self.body, "echo", False):
             return Piece()
         prompt = self._prompt(index)
-        return Piece(prompt.text, list(prompt.choices), None if self.texts else "length")
+        named = zip(prompt.choices, prompt.parts, strict=True) if prompt.choices else ()
+        choices = [replace(choice, text=part) for choice, part in named]
+        return Piece(prompt.text, choices, None if self.texts else "length")
 
     def opened(self, index: int, piece: Piece) -> dict[str, Any] | None:
         """The prompt, where there is one to be echoed."""
@@ -149,20 +152,22 @@ class CompletionReply(Reply):
     streamed_choice = choice
 
     def _logprobs(self, index: int, choices: list[Choice]) -> dict[str, list[Any]]:
-        names = [self.engine.name_of(choice.token)[0] for choice in choices]
         offsets = []
-        for name in names:
+        for choice in choices:
             offsets.append(self.offsets.get(index, 0))
-            self.offsets[index] = offsets[-1] + len(name)
+            self.offsets[index] = offsets[-1] + len(choice.text)
         return {
-            "tokens": names,
+            "tokens": [choice.text for choice in choices],
             "token_logprobs": [choice.log for choice in choices],
-            "top_logprobs": [
-                None if choice.log is None else {self.engine.name_of(token)[0]: log for token, log in choice.likeliest}
-                for choice in choices
-            ],
+            "top_logprobs": [None if choice.log is None else self._name_likeliest(choice) for choice in choices],
             "text_offset": offsets,
         }
+
+    def _name_likeliest(self, choice: Choice) -> dict[str, float]:
+        """By what each token is; the chosen one by what it adds, as in `tokens`."""
+        logs = dict(choice.likeliest)
+        own = {choice.text: logs.pop(choice.token)} if choice.token in logs else {}
+        return {self.engine.name_of(token)[0]: log for token, log in logs.items()} | own
 
 
 class ChatReply(Reply):
@@ -184,19 +189,21 @@ class ChatReply(Reply):
 
     def _wrap(self, index: int, piece: Piece, name: str, content: dict[str, Any]) -> dict[str, Any]:
         logprobs = None
-        if self.body.likeliest is not None and piece.choices:
-            logprobs = {
-                "content": [
-                    self._token(choice.token, choice.log)
-                    | {"top_logprobs": [self._token(*pair) for pair in choice.likeliest]}
-                    for choice in piece.choices
-                ]
-            }
+        if self.body.likeliest is not None and (piece.choices or name == "message"):
+            logprobs = {"content": [self._describe(choice) for choice in piece.choices]}
         return {"index": index, name: content, "logprobs": logprobs, "finish_reason": piece.reason}
 
-    def _token(self, token: int, log: float | None) -> dict[str, Any]:
-        name, is_text = self.engine.name_of(token)
-        return {"token": name, "logprob": log, "bytes": list(name.encode()) if is_text else None}
+    def _describe(self, choice: Choice) -> dict[str, Any]:
+        """The token that was chosen, and those that were likeliest."""
+        likeliest = [self._token(token, log, choice) for token, log in choice.likeliest]
+        return self._token(choice.token, choice.log, choice) | {"top_logprobs": likeliest}
+
+    def _token(self, token: int, log: float | None, chosen: Choice) -> dict[str, Any]:
+        """As it stands in the text, if it is the chosen one and no part of a character."""
+        name, spelled = self.engine.name_of(token)
+        if token == chosen.token and spelled is not None and name.encode() == spelled:
+            name, spelled = chosen.text, chosen.text.encode()
+        return {"token": name, "logprob": log, "bytes": None if spelled is None else list(spelled)}
 
 
 class Events(StreamingResponse):
