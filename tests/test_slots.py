@@ -49,6 +49,7 @@ def continue_texts(model, orders, count, late=0):
                 found[number] = []
             turn += 1
             ready, logits = pool.advance(list(running))
+            assert not pool.failed
             mine = [running[slot] for slot in ready]
             tokens = choose_each(logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine])
             for slot, (number, sampling, _), token in zip(ready, mine, tokens, strict=True):
@@ -103,9 +104,10 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
         for rows in pool.rows:
             for part in rows:
                 part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
-        wanted = [step.step(tokens[i, None], torch.tensor([i]), at[i, None])[0].clone() for i in range(12)]
+        spans = torch.tensor([[9 * i, 9] for i in range(12)])
+        wanted = [step.step(tokens[i, None], spans[i, None], at[i, None])[0].clone() for i in range(12)]
         for size in (2, 3, 4, 5, 8, 12):
-            found = step.step(tokens[:size], torch.arange(size), at[:size])
+            found = step.step(tokens[:size], spans[:size], at[:size])
             assert torch.equal(found, torch.stack(wanted[:size]))
 
 
@@ -184,3 +186,126 @@ def test_reading_a_text_leaves_what_the_others_got(make_tiny):
     alone, among = advance(False), advance(True)
     assert len(among) == len(alone) + 1
     assert all(torch.equal(alone[slot], among[slot]) for slot in alone)
+
+
+def advance_all(texts, running, turns, token=5):
+    """Who came to a token in each of so many turns."""
+    came = []
+    for _ in range(turns):
+        came.append(texts.advance(running)[0])
+        for slot in came[-1]:
+            texts.put(slot, token + slot)
+    return came
+
+
+@pytest.fixture(params=["native", "torch"])
+def long_model(request, make_tiny, monkeypatch):
+    """Looks far enough for its keys and values to grow many times."""
+    if request.param == "torch":
+        monkeypatch.setattr(slots, "native_step", lambda model: None)
+    return shake(make_tiny("llama3", max_position_embeddings=4096))
+
+
+def test_memory_is_that_of_the_texts_and_is_given_back(long_model):
+    """A long text does not give each of the others as much, and what it had goes with it."""
+    with torch.inference_mode():
+        texts = Slots(long_model, 32)
+        short = [texts.begin([1, 5, number], 500) for number in range(31)]
+        advance_all(texts, short, 40)
+        long = texts.begin([7] * 3900, 1)
+        while long not in advance_all(texts, [*short, long], 1)[0]:
+            pass
+        assert 3900 < texts.memory.room < 2 * (3900 + 31 * slots.SMALLEST)
+        assert texts.memory.rows[0][0].shape == (2 * texts.memory.room, 8)  # two groups
+        texts.leave(long)
+        assert texts.memory.room <= 2 * 32 * slots.SMALLEST
+        for slot in short:
+            texts.leave(slot)
+        assert texts.memory.room <= 4 * slots.SMALLEST
+
+
+def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
+    """The text that needs it fails; the others go on as they would without it."""
+
+    def refuse(self, more):
+        raise RuntimeError(f"there is no memory for {more} tokens")
+
+    def run(with_another):
+        texts, seen = Slots(long_model, 4), []
+        with torch.inference_mode():
+            running = [texts.begin([1, 5, number], 500) for number in range(3)]
+            advance_all(texts, running, 6)
+            if with_another:
+                monkeypatch.setattr(slots._KeysAndValues, "_move", refuse)
+                running.append(texts.begin([9] * 40, 20))
+            for _ in range(20):
+                ready, logits = texts.advance(running)
+                assert set(texts.failed) == set(running[3:]) and 3 not in ready
+                for slot in texts.failed:
+                    texts.leave(slot)
+                del running[3:]
+                seen.append({slot: row.clone() for slot, row in zip(ready, logits, strict=True)})
+                for slot in ready:
+                    texts.put(slot, 7 + slot)
+        return seen
+
+    alone = run(with_another=False)
+
+    for mine, wanted in zip(run(with_another=True), alone, strict=True):
+        assert mine.keys() == wanted.keys()
+        assert all(torch.equal(mine[slot], wanted[slot]) for slot in mine)
+
+
+def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
+    for name in ("llama3", "gpt2", "rnn", "ngram"):
+        texts = Slots(shake(make_tiny(name)), 3)
+        with torch.inference_mode():
+            running = [texts.begin(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
+            came = advance_all(texts, running, 2)
+            assert running[0] in came[0] and running[1] in {*texts.failed, *came[1]}
+            for slot in (slot for slot in running[::2] if slot in advance_all(texts, [running[0], running[2]], 2)[1]):
+                texts.texts[slot].next = 100_000 if slot else 9
+            ready, _ = texts.advance([running[0], running[2]])
+            assert ready == [running[0]] and list(texts.failed) == [running[2]]
+
+
+def test_a_short_text_is_read_before_long_ones_and_a_long_one_still(make_tiny, monkeypatch):
+    monkeypatch.setattr(slots, "READ_AT_ONCE", 4)
+    texts = Slots(shake(make_tiny("rnn")), 10)
+    with torch.inference_mode():
+        long = [texts.begin([1, 5] * 20, 4) for _ in range(8)]
+        short = texts.begin([1, 5, 7], 4)
+        assert any(short in came for came in advance_all(texts, [*long, short], 2))
+        texts.leave(short)
+        for _ in range(9):  # others keep coming
+            slot = texts.begin([1, 5, 7], 4)
+            came = advance_all(texts, [*long, slot], 2)
+            assert any(slot in turn for turn in came)
+            texts.leave(slot)
+        assert any(long[0] in turn for turn in came)
+
+
+@pytest.mark.parametrize("name", ["ngram", "rnn", "gpt2", "llama3"])
+def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokenizer):
+    model = shake(make_tiny(name))
+    ids = make_prompts(tokenizer, 4)[3]
+
+    def write(paused_at):
+        texts, found = Slots(model, 2), []
+        slot = texts.begin(ids, 90)  # the window fills up meanwhile
+        while len(found) < 90:
+            ready, logits = texts.advance([slot])
+            if ready:
+                found.append(int(logits[0].argmax()))
+                texts.put(slot, found[-1])
+            if len(found) in paused_at:
+                kept = texts.pause(slot)
+                assert len(texts.free) == 2
+                texts.begin([1, 2, 3], 5)
+                slot = texts.resume(kept)
+                texts.leave(1 - slot)
+                paused_at = paused_at - {len(found)}
+        return found
+
+    with torch.inference_mode():
+        assert write({1, 30, 62, 63, 64}) == write(set())

@@ -23,6 +23,7 @@ from rung.models.llama3 import LlamaForCausalLM, find_rotation
 
 SOURCE = Path(__file__).with_name("step.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+START, ROOM, FIRST, AT = range(4)  # columns of a place, in step.c
 LANES = 16  # of step.c: rows of a matrix that stand side by side
 MANY = 8  # rows, that are worth a core which others could use
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
@@ -65,6 +66,7 @@ class NativeStep:
         self.weights = weights
         self.spare = 0  # cores beside torch's threads, that many rows may have too
         self.kept: list[Tensor] = []  # what the structures point to
+        self.longest = 0  # tokens of a text for which there is memory
         self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
         self.last = self._norm(model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm)
         self.head = self._product(model.lm_head.weight)
@@ -73,39 +75,49 @@ class NativeStep:
         """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
         self.state, self.ahead = state, ahead
         state.rows = [(keys.float(), values.float()) for keys, values in state.rows]
-        for layer, (keys, values) in zip(self.layers, state.rows, strict=True):
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
-        self.turns = None
+        self.hold(state.rows, state.room)
+
+    def hold(self, rows: list[tuple[Tensor, Tensor]], longest: int) -> None:
+        """Read and write keys and values there from now on, in float32; `longest`: tokens of a text at most."""
+        turns = None
         if isinstance(self.model, LlamaForCausalLM):
-            steps = torch.arange(state.room)[None]
-            rotation = find_rotation(steps, self.model.config, torch.float32)
-            self.turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
+            rotation = find_rotation(torch.arange(longest)[None], self.model.config, torch.float32)
+            turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
+        self.turns, self.longest, self.held = turns, longest, rows
         self.rooms: dict[tuple[int, int], _Room] = {}
+        for layer, (keys, values) in zip(self.layers, rows, strict=True):
+            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
 
     def append(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the token after each of `tokens`; the next call writes over them."""
         texts, steps = tokens.shape
         if (texts, steps) not in self.rooms:
             self.rooms[texts, steps] = _Room(self, texts, steps)
-            self.rooms[texts, steps].places[:, 1] = self.ahead.repeat_interleave(steps)
+            places = self.rooms[texts, steps].places
+            places[:, START] = torch.arange(texts).repeat_interleave(steps) * self.state.room
+            places[:, ROOM], places[:, FIRST] = self.state.room, self.ahead.repeat_interleave(steps)
         room = self.rooms[texts, steps]
         at = self.state.get_seq_length()
         if at + steps > self.state.room:
             raise ValueError(f"{at + steps} tokens, but there is room for {self.state.room}")
-        torch.add(room.steps, at, out=room.places[:, 2])
-        logits = self._run(room, tokens.flatten(), room.places[:, 2] - room.places[:, 1])
+        torch.add(room.steps, at, out=room.places[:, AT])
+        logits = self._run(room, tokens.flatten(), room.places[:, AT] - room.places[:, FIRST])
         self.state.length, self.state.written = at, steps
         return logits.view(texts, steps, -1)
 
-    def step(self, tokens: Int[Tensor, " R"], texts: Int[Tensor, " R"], at: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """Logits of the token after each of `tokens`, which is the next of one of the texts and stands `at` its own
-        place there, below the state's room; the next call writes over them.
+    def step(self, tokens: Int[Tensor, " R"], spans: Int[Tensor, "R 2"], at: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+        """Logits of the token after each of `tokens`, which is the next of a text and stands `at` its own place there;
+        the next call writes over them.
+
+        Of each text, `spans` says how many tokens others have room for before it, and how many it has.
         """
         rows = len(tokens)
+        if rows and not bool((at < spans[:, 1].clamp(max=self.longest)).all()):
+            raise ValueError(f"a token stands at {at.tolist()}, but there is room for {spans[:, 1].tolist()}")
         if (rows, 0) not in self.rooms:
             self.rooms[rows, 0] = _Room(self, rows, 1)
         room = self.rooms[rows, 0]
-        room.places[:, 0], room.places[:, 2] = texts, at
+        room.places[:, [START, ROOM]], room.places[:, AT] = spans, at
         return self._run(room, tokens, at)
 
     def _run(self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
@@ -182,16 +194,18 @@ class _Room:
     def __init__(self, step: NativeStep, texts: int, steps: int) -> None:
         config, rows = step.model.config, texts * steps
         threads = torch.get_num_threads() + (step.spare if rows >= MANY else 0)
-        layers, (_, groups, capacity, size) = len(step.layers), step.state.rows[0][0].shape
-        heads, width, inner = config.num_attention_heads, config.hidden_size, step.layers[0].up.rows
+        layers, first, capacity = len(step.layers), step.layers[0], step.longest
+        heads, width, inner = config.num_attention_heads, config.hidden_size, first.up.rows
+        size = first.q.rows // heads
+        groups = first.k.rows // size
         inside = inner + max(inner, 2 * groups * size) + 2 * LANES
-        sizes = (width, width, heads * size, heads * size, inside, heads * (capacity + LANES))
+        sizes = (width, width, heads * size, heads * size, inside)
         self.buffers = [torch.zeros(rows, count) for count in sizes]
+        self.buffers.append(torch.zeros(threads, capacity + LANES))  # scores
         self.x = self.buffers[0]
         self.logits = torch.empty(rows, step.head.rows)
         self.steps = torch.arange(steps).repeat(texts)
-        text = torch.arange(texts).repeat_interleave(steps)
-        self.places = torch.stack([text, torch.zeros_like(text), self.steps], dim=1)  # the text, its first, its own
+        self.places = torch.zeros(rows, 4, dtype=torch.long)
         self.described = _Model(
             *(layers, rows, width, heads, groups, size, inner, capacity, threads),
             *(self.places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),

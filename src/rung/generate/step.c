@@ -8,6 +8,11 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_thread_num() 0
+#endif
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -44,12 +49,13 @@ typedef struct {
 typedef struct {
     norm before_attention, before_mlp;
     product q, k, v, o, gate, up, down; /* no gate: GELU of up; else SiLU of gate, times up */
-    float *keys, *values;               /* texts x groups x capacity x size */
+    float *keys, *values;               /* of each text groups x its room x size, where its place says */
     float scale;                        /* of q k */
 } layer;
 
 typedef struct {
-    int64_t text, first, at; /* whose keys a row sees: which text, its first token, and the row's own place */
+    int64_t start, room; /* whose keys a row sees: tokens of the texts before that text, and those it has room for */
+    int64_t first, at;   /* its first token, and the row's own place */
 } place;
 
 typedef struct {
@@ -58,7 +64,7 @@ typedef struct {
     const layer *layer;
     norm last;
     product head;
-    float *x, *y, *q, *attended, *inside, *scores; /* batch rows of width, width, H K, H K, 2 inner, heads x capacity */
+    float *x, *y, *q, *attended, *inside, *scores; /* batch rows of width, width, H K, H K, 2 inner; of a thread capacity */
 } model;
 
 static inline vec load(const void *weight, int64_t type, int64_t at) {
@@ -213,10 +219,11 @@ static inline float dot(const float *a, const float *b, int64_t size) {
 /* softmax(q k') v for head `h` of row `b`, over the keys that it may see. */
 static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
     const int64_t size = m->size, group = h / (m->heads / m->groups);
-    const int64_t first = m->places[b].first, last = m->places[b].at, stored = m->places[b].text * m->groups + group;
+    const place *p = m->places + b;
+    const int64_t first = p->first, last = p->at, stored = p->start * m->groups + group * p->room;
     const float *q = m->q + (b * m->heads + h) * size;
-    const float *keys = l->keys + stored * m->capacity * size, *values = l->values + stored * m->capacity * size;
-    float *scores = m->scores + (b * m->heads + h) * (m->capacity + LANES), *out = m->attended + (b * m->heads + h) * size;
+    const float *keys = l->keys + stored * size, *values = l->values + stored * size;
+    float *scores = m->scores + omp_get_thread_num() * (m->capacity + LANES), *out = m->attended + (b * m->heads + h) * size;
     float largest = -INFINITY;
     vec all = {0};
     for (int64_t s = first; s <= last; s++) {
@@ -270,8 +277,9 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
 #pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < batch * m->groups; i++) {
-        const int64_t b = i / m->groups, stored = m->places[b].text * m->groups + i % m->groups;
-        const int64_t to = (stored * m->capacity + m->places[b].at) * size;
+        const int64_t b = i / m->groups;
+        const place *p = m->places + b;
+        const int64_t to = (p->start * m->groups + i % m->groups * p->room + p->at) * size;
         if (turns) rotate(k + i * size, turns + 2 * b * size, turns + (2 * b + 1) * size, size);
         memcpy(l->keys + to, k + i * size, size * sizeof(float));
         memcpy(l->values + to, v + i * size, size * sizeof(float));
