@@ -268,10 +268,32 @@ def test_the_fingerprint_knows_content_and_split(tmp_path):
 
 
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path):
-    before = {path.name for path in (cache_folder() / "corpora").glob("*")}
+    before = {path.name for path in (cache_folder() / "corpora").glob("[!.]*")}
     with pytest.raises(CorpusError, match="not UTF-8"):
         load_corpus(str(write(tmp_path / "a.txt", b"a\n" * 3000 + b"\xff")), "lines")
-    assert {path.name for path in (cache_folder() / "corpora").glob("*")} == before
+    assert {path.name for path in (cache_folder() / "corpora").glob("[!.]*")} == before
+    assert not [path for path in (cache_folder() / "corpora").glob(".*") if path.suffix != ".lock"]
+
+
+def test_a_stored_text_that_was_cut_short_is_read_again(tmp_path, monkeypatch):
+    """Cut where one batch ends and the next begins, an Arrow file is one of fewer documents: no reader complains."""
+    import pyarrow
+
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 2_000)
+    path = write(tmp_path / "a.txt", make_text(300))
+    whole = load_corpus(str(path), whole=True)
+    (arrow,) = (tmp_path / "cache").rglob("*.arrow")
+    with pyarrow.memory_map(str(arrow)) as file:
+        reader = pyarrow.ipc.open_stream(file)
+        first = len(reader.read_next_batch())
+        border = file.tell()
+    cut = arrow.with_name("cut")
+    cut.write_bytes(arrow.read_bytes()[:border])
+    cut.replace(arrow)
+    again = load_corpus(str(path), whole=True)
+    assert len(again.test) == len(whole.test) > first
+    assert texts(again) == texts(whole) and again.fingerprint == whole.fingerprint
 
 
 FLAT = """

@@ -16,6 +16,8 @@ from rung.recipe.making import check_unused, execute, read_begun
 from rung.recipe.record import find_marks
 from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import choose_fitting
+from rung.recipe.text import prepare_tokenizer
+from rung.tokenizer import fingerprint
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
@@ -220,6 +222,18 @@ def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkey
         recipe = make_recipe({"rung": "bigram", "corpus": text, "tokenizer": {"kind": kind}})
         execute(recipe, tmp_path / kind)
         assert runs.read_record(tmp_path / kind)["tokenizer"]["one_document_in"] == stride
+
+
+@pytest.mark.parametrize("lost", ["tokenizer_config.json", "tokenizer.json"])
+def test_a_tokenizer_that_was_kept_in_part_is_made_again(lost, text, tmp_path, monkeypatch):
+    """As once after a kill between the files: it was without its special tokens, for every run on that text."""
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    recipe, corpus = make_recipe({"rung": "bigram", "corpus": text}), load_corpus(text)
+    first = fingerprint(prepare_tokenizer(recipe, corpus))
+    (path,) = (tmp_path / "cache" / "tokenizers").rglob(lost)
+    path.unlink()
+    assert fingerprint(prepare_tokenizer(recipe, corpus)) == first
+    assert path.exists()
 
 
 def test_what_is_fitted_is_never_fitted_on_the_text_it_scores(text, tmp_path):

@@ -21,10 +21,10 @@ from transformers.trainer_pt_utils import safe_globals
 import rung.train
 from rung import runs
 from rung.errors import RunError
+from rung.files import find_damage
 from rung.pack import Packed
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, find_checkpoints, last_checkpoint, train
-from rung.train.checkpoints import find_damage
 
 DROPOUT = {
     "rnn": {"dropout": 0.1, "num_hidden_layers": 2},

@@ -1,8 +1,13 @@
 """The run folder: nothing half-written is ever read as whole."""
 
+import contextlib
 import json
 import os
+import socket
 import stat
+import subprocess
+import sys
+import threading
 
 import pytest
 from safetensors import SafetensorError
@@ -18,7 +23,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         runs.write_record(tmp_path, {"rung": "bigram", "n": 2})
     assert json.loads(path.read_text())["n"] == 1
@@ -74,13 +79,82 @@ def test_metrics_survive_a_cut_line_and_are_rewound(tmp_path):
     assert runs.read_metrics(tmp_path / "nowhere") == []
 
 
-def test_what_a_kill_left_is_removed_and_nothing_else(tmp_path):
-    (tmp_path / ".saving.123").mkdir()
-    (tmp_path / ".saving.123" / "model.safetensors").write_text("half")
-    for name in (".rung.json.7", ".metrics.jsonl.8", ".gitignore", ".notes.txt.1", "rung.json"):
-        (tmp_path / name).write_text("")
-    runs.remove_leftovers(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".gitignore", ".notes.txt.1", "rung.json"]
+HOLDING = """
+import sys, time
+from pathlib import Path
+from rung import runs
+with runs.hold(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def holder(folder):
+    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_folder_is_held_by_one_process_and_a_kill_lets_go_of_it(tmp_path):
+    from rung.climb import Climb, climb
+    from rung.recipe import make_recipe
+    from rung.recipe.making import check_unused, execute
+    from rung.recipe.tuning import Tuning, tune
+
+    folder, recipe = tmp_path / "runs" / "bigram", make_recipe({"rung": "bigram"})
+    second = {
+        "hold": lambda: runs.hold(folder).__enter__(),
+        "check": lambda: check_unused(folder),
+        "train": lambda: execute(recipe, folder),
+        "tune": lambda: tune(Tuning(base="anything"), folder),
+        "climb": lambda: climb(Climb(folder=folder)),
+    }
+    with holder(folder) as process:
+        said = (
+            f"bigram is being written by process {process.pid} on {socket.gethostname()}: .* another folder with --out"
+        )
+        for name, begin in second.items():
+            with pytest.raises(RunError, match=said):
+                pytest.fail(f"{name} began: {begin()}")
+        with pytest.raises(RunError, match=said):
+            climb(Climb(folder=folder.parent, rungs=("bigram",), corpus=__file__), lambda *_: None)
+        assert sorted(path.name for path in folder.iterdir()) == [runs.HOLDER, runs.LOCK]
+    check_unused(folder)  # though the lock of the killed one is there
+    with runs.hold(folder):
+        pass
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_is_held_is_made_and_only_a_new_one_goes_again(tmp_path):
+    with runs.hold(tmp_path / "new" / "run"):
+        assert (tmp_path / "new" / "run").is_dir()
+    assert not (tmp_path / "new").exists()
+    with runs.hold(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "a").write_text("")
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["a"]
+
+
+def test_threads_of_one_process_do_not_share_a_folder(tmp_path):
+    def second():
+        try:
+            with runs.hold(tmp_path):
+                refused.append(None)
+        except RunError as error:
+            refused.append(str(error))
+
+    refused = []
+    with runs.hold(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join()
+    assert f"process {os.getpid()}" in refused[0]
+    second()
+    assert refused[1] is None
 
 
 def test_runs_are_found_but_not_their_checkpoints(tmp_path):

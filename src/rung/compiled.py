@@ -5,11 +5,14 @@ import hashlib
 import logging
 import os
 import platform
+import stat
 import subprocess
-from functools import cache
+import tempfile
+from functools import cache, partial
 from pathlib import Path
 
 from rung.device import cache_folder
+from rung.files import keep
 
 logger = logging.getLogger(__name__)
 
@@ -20,21 +23,49 @@ COMPILING_SECONDS = 60
 
 @cache
 def compile_source(source: Path) -> ctypes.CDLL | None:
-    """The library that `source` makes on this processor; None where nothing can compile it."""
+    """The library that `source` makes on this processor; None where nothing can compile it.
+
+    It is kept in the cache, and run from there only where no other user can have put it there or changed it.
+    """
     facts = f"{source.read_text()} {FLAGS} {platform.machine()} {_processor()}"
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    path = cache_folder() / "native" / f"{source.stem}-{digest}.so"
+    kept, name = cache_folder() / "native" / f"{source.stem}-{digest}", f"{source.stem}.so"
+    make = partial(_compile, source, name)
     try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.{os.getpid()}")
-            if not any(_run(compiler, source, beside) for compiler in COMPILERS):
-                return None
-            beside.replace(path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:  # a cache that cannot be written to, a file that was damaged
-        logger.debug("%s: %s", path, error)
+        _check_trusted(kept.parents[1], kept.parent)
+        keep(kept, make)
+        _check_trusted(kept, kept / name)
+        return ctypes.CDLL(str(kept / name))
+    except _NoCompilerError:
         return None
+    except OSError as error:  # that may not be run, or a cache that cannot be written to
+        logger.warning("%s: C is compiled for this process alone", error)
+    try:
+        with tempfile.TemporaryDirectory(prefix="rung-") as folder:  # nobody else's; a library stays once it is loaded
+            make(Path(folder))
+            return ctypes.CDLL(str(Path(folder) / name))
+    except (OSError, _NoCompilerError) as error:
+        logger.debug("%s: %s", source, error)
+        return None
+
+
+class _NoCompilerError(Exception):
+    """Nothing on this machine can compile the source."""
+
+
+def _check_trusted(*paths: Path) -> None:
+    """Raise `PermissionError` for one that another user owns, or that everyone may write to."""
+    for path in filter(Path.exists, paths):
+        facts = path.stat()
+        if hasattr(os, "geteuid") and facts.st_uid not in (0, os.geteuid()):
+            raise PermissionError(f"{path} is another user's")
+        if facts.st_mode & stat.S_IWOTH:
+            raise PermissionError(f"{path} may be written to by everyone")
+
+
+def _compile(source: Path, name: str, folder: Path) -> None:
+    if not any(_run(compiler, source, folder / name) for compiler in COMPILERS):
+        raise _NoCompilerError
 
 
 def _run(compiler: str, source: Path, out: Path) -> bool:

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import time
 import timeit
 from collections.abc import Iterator
@@ -112,11 +113,17 @@ def keep_freed_memory() -> None:
 
 
 def cache_folder() -> Path:
-    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder."""
+    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder.
+
+    For a user without a home it is in the folder for temporary files.
+    """
     if folder := os.environ.get("RUNG_CACHE"):
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(base).expanduser() / "rung"
+    try:
+        return Path(base).expanduser() / "rung"
+    except RuntimeError:  # nobody says where this user's home is
+        return Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
 
 
 def find_mirror(path: str) -> Path | None:

@@ -18,12 +18,11 @@ from typing import IO, Any, Protocol
 
 import numpy
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from rung.errors import RunError
-from rung.runs import write_atomically
+from rung.files import locked, write_atomically
 
 IGNORED = -100  # the label that no loss counts
 KEEP_SECONDS = 10.0  # how often what is packed is made sure of
@@ -63,8 +62,7 @@ def pack(
     path = folder / hashlib.sha256(f"{LAYOUT} {key}".encode()).hexdigest()[:16]
     packed = _read(path)
     if packed is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):  # who comes second waits, and finds it made
+        with locked(path):  # who comes second waits, and finds it made
             packed = _read(path)
             if packed is None:
                 try:

@@ -9,26 +9,32 @@ checkpoints/    what training resumes from
 
 import errno
 import json
+import logging
 import math
 import os
 import re
 import shlex
 import shutil
-import stat
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from rung import ranks
 from rung.errors import RunError
+from rung.files import choose_beside, settle_folder, sync, write_atomically
+
+logger = logging.getLogger(__name__)
 
 RECORD = "rung.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
+LOCK, HOLDER = ".lock", ".holder"  # there while a command writes into the folder; the second says which
 LONGEST_PROMPT = 60  # characters
 # Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a twentieth, is no whole one.
 LEAST_STEPS = 20
@@ -38,43 +44,6 @@ CANNOT_WRITE = (
     *("PytorchStreamWriter", "inline_container", "requested and"),
     *(f"(os error {number})" for number in NO_ROOM),
 )
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, sync, and rename: a reader sees the old file or the new one, never half."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk before anything else is done."""
-    if path.is_dir() and os.name == "nt":
-        return  # there a folder cannot be opened
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def settle_folder(folder: Path) -> None:
-    """Have a folder that was just made, with all in it, on the disk and as readable as the folder itself is.
-
-    The umask decided on the folder; safetensors and tempfile write with mode 0600 whatever it is.
-    """
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    for path in sorted(folder.rglob("*")):
-        path.chmod(mode if path.is_dir() else mode & 0o666)
-        sync(path)
-    sync(folder)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
@@ -185,10 +154,74 @@ def _resuming(folder: Path) -> str:
 
 def holds_failure_only(folder: Path) -> bool:
     """Whether a run failed there before there was anything to keep: all that is left is its record, which says so."""
-    if [path.name for path in folder.iterdir()] != [RECORD]:
+    if list_names(folder) != [RECORD]:
         return False
     record = read_any_record(folder)
     return "failed" in record and "recipe" not in record
+
+
+def list_names(folder: Path) -> list[str]:
+    """The names of what is in the folder, but for the lock that a kill leaves there."""
+    return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, HOLDER))
+
+
+@contextmanager
+def hold(folder: Path, *, together: bool = False) -> Iterator[None]:
+    """Be the only command that writes into `folder`, which is made; a kill lets go of it.
+
+    With `together` all processes call it: the main one holds it for them. Raises `RunError` where another command holds
+    it, and says which.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    held: list[FileLock] = []
+    if together:
+        ranks.from_main(lambda: held.extend(_take(folder)))
+    else:
+        held.extend(_take(folder))
+    try:
+        yield
+    finally:
+        for lock in held:
+            for name in (HOLDER, LOCK):
+                with suppress(OSError):
+                    (folder / name).unlink()
+            lock.release()
+            with suppress(OSError):  # there is something in it
+                for path in missing:
+                    path.rmdir()
+
+
+def check_free(folder: Path) -> None:
+    """Raise `RunError` where another process holds the folder."""
+    if (folder / LOCK).exists():
+        for lock in _lock(folder):
+            lock.release()
+
+
+def _take(folder: Path) -> list[FileLock]:
+    held = _lock(make_folder(folder))
+    (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    return held
+
+
+def _lock(folder: Path) -> list[FileLock]:
+    """The lock of the folder, taken; none where its file system has none."""
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        try:
+            holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
+            who = f"process {holder['pid']} on {holder['host']}"
+        except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+            who = "another process"
+        raise RunError(
+            f"{folder} is being written by {who}: wait until that has ended, or choose another folder with --out"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        logger.debug("%s cannot be locked: %s", folder, error)
+        return []
+    return [lock]
 
 
 @contextmanager
@@ -291,8 +324,7 @@ def _is_failed_write(error: Exception) -> bool:
 
 def save_model(folder: Path, *parts: Any) -> None:
     """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and renamed."""
-    beside = folder / f".saving.{os.getpid()}"
-    try:
+    with choose_beside(folder / "model") as beside:
         with explain_failed_writes(folder):
             for part in parts:
                 part.save_pretrained(beside)
@@ -300,15 +332,6 @@ def save_model(folder: Path, *parts: Any) -> None:
         for file in sorted(beside.iterdir()):
             file.replace(folder / file.name)
         sync(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed had written beside: hidden, and named after its number."""
-    for path in folder.glob(".*.*"):
-        if re.fullmatch(r"\.(saving|rung\.json|metrics\.jsonl|samples\.md)\.\d+", path.name):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> Path:

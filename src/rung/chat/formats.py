@@ -89,7 +89,8 @@ def encode_conversations(
 ) -> list[Encoded]:
     """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that is to come.
 
-    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs none. Raises `TokenizerError` where it has no template, or the template refuses a conversation.
+    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs none. Raises
+    `TokenizerError` where it has no template, or the template refuses a conversation.
     """
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
     if not isinstance(template, str):

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from rung.chat.conversations import read_conversation
 from rung.chat.formats import Conversation, encode_prompt, find_ends
 from rung.errors import CorpusError, RunError, RungError
+from rung.files import write_atomically
 from rung.generate import Decoder, Generation, Sampling, continue_tokens
-from rung.runs import write_atomically
 
 
 def drop_turns(

@@ -104,7 +104,16 @@ def make_runs(
     is `done` or `failed`; of the text, which all runs share, it hears first. Raises `RungError` when that cannot be
     read, when a folder holds another run or when all fail, `KeyboardInterrupt` when one was stopped and saved.
     """
-    began = now() if began is None else began
+    with runs.hold(next(iter(recipes)).parent, together=True):
+        _make_runs(recipes, tell, report, now() if began is None else began)
+
+
+def _make_runs(
+    recipes: dict[Path, Recipe],
+    tell: Callable[[str, Stage], None],
+    report: Callable[[list[Path]], None],
+    began: float,
+) -> None:
     ranks.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
     ranks.from_main(lambda: _check_folders(recipes))
     failures: list[RungError] = []
@@ -154,9 +163,10 @@ class _Shares:
 
 
 def _check_folders(recipes: dict[Path, Recipe]) -> None:
-    """Make the folder that the runs go to; raise `RunError` when one of them is there and is another."""
+    """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is being made."""
     for folder, recipe in recipes.items():
         runs.make_folder(folder.parent)
+        runs.check_free(folder)
         _check_same(recipe, folder)
     before = _find_fingerprints(recipes)
     if not before:

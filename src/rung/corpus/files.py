@@ -21,6 +21,7 @@ from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, first_line
 from rung.corpus.notes import Notes, name_some, show_path
 from rung.corpus.tables import NoTextColumnError, Table, check_text, find_text_column, read_table
 from rung.errors import CorpusError
+from rung.files import choose_beside, put_in_place
 
 __all__ = ["check_text", "first_line"]
 
@@ -139,18 +140,17 @@ def keep_stream(stream: IO[bytes], folder: Path) -> Path:
     So the same text is the same file. Raises `CorpusError` where nothing comes.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".stdin.{os.getpid()}"
     digest = hashlib.sha256()
-    try:
+    with choose_beside(folder / "stdin") as beside:
         with beside.open("wb") as file:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
                 file.write(chunk)
         if not beside.stat().st_size:
             raise CorpusError("standard input is empty: pipe a text into it, or name a file")
-        return beside.replace(folder / f"stdin-{digest.hexdigest()[:12]}.txt")
-    finally:
-        beside.unlink(missing_ok=True)
+        kept = folder / f"stdin-{digest.hexdigest()[:12]}.txt"
+        put_in_place(beside, kept)
+    return kept
 
 
 def is_readable_kind(path: Path) -> bool:

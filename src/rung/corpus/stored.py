@@ -5,9 +5,7 @@ file of its own. What costs a pass over the text to know (its bytes, its fingerp
 """
 
 import hashlib
-import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rung.corpus import files
 from rung.errors import CorpusError
-from rung.runs import write_atomically
+from rung.files import keep, recall, remember
 
 if TYPE_CHECKING:
     import numpy
     from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
-LAYOUT = 6  # one more whenever the same source is read differently: what was stored before is left
+LAYOUT = 7  # one more whenever the same source is read differently: what was stored before is left
 WRITTEN_AT_ONCE = 1 << 21  # characters of documents in memory before they are written
 READ_AT_ONCE = 1 << 16  # bytes of documents that are read together, about
 FEW = 16
@@ -54,7 +52,7 @@ class HeldOut:
 
 def store(read: Reader, folder: Path, key: str) -> "Dataset":
     """The reader's documents as a memory-mapped data set with columns `text` and `place`, written once."""
-    return _store(read, folder, key, {"": (0.0, 1.0)})[""]
+    return _store(read, folder, key, {"all": (0.0, 1.0)})["all"]
 
 
 def store_splits(read: Reader, folder: Path, key: str, held_out: HeldOut) -> dict[str, "Dataset"]:
@@ -68,24 +66,16 @@ def _store(read: Reader, folder: Path, key: str, bounds: dict[str, tuple[float, 
     """A data set for each of `bounds`, of the documents whose place is between them."""
     import datasets
 
-    digest = _digest(key)
-    paths = {name: folder / f"{digest}{name and '.'}{name}.arrow" for name in bounds}
-    if not all(path.exists() for path in paths.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = {name: path.with_name(f".{path.name}.{os.getpid()}") for name, path in paths.items()}
-        try:
-            with ExitStack() as stack:
-                writers = {name: stack.enter_context(ArrowFile(path)) for name, path in beside.items()}
-                for text, group in read():
-                    place = files.hash_unit(group or text)
-                    name = next(name for name, (low, high) in bounds.items() if low <= place < high)
-                    writers[name].write(text, place)
-            for name, path in paths.items():
-                beside[name].replace(path)
-        finally:
-            for path in beside.values():
-                path.unlink(missing_ok=True)
-    return {name: datasets.Dataset.from_file(str(path)) for name, path in paths.items()}
+    def write(beside: Path) -> None:
+        with ExitStack() as stack:
+            writers = {name: stack.enter_context(ArrowFile(beside / f"{name}.arrow")) for name in bounds}
+            for text, group in read():
+                place = files.hash_unit(group or text)
+                name = next(name for name, (low, high) in bounds.items() if low <= place < high)
+                writers[name].write(text, place)
+
+    kept = keep(folder / _digest(key), write)
+    return {name: datasets.Dataset.from_file(str(kept / f"{name}.arrow")) for name in bounds}
 
 
 class ArrowFile:
@@ -226,24 +216,19 @@ def count_bytes(rows: "Dataset") -> int:
 
 def measure(splits: dict[str, "Dataset"], folder: Path, key: str, beyond: str = "") -> dict[str, Any]:
     """`fingerprint` of the content, of what lies `beyond` it too, and `bytes` of each split; found once for a key."""
-    path = folder / f"{_digest(key)}.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        facts = {
+    return remember(
+        folder / f"{_digest(key)}-facts",
+        lambda: {
             "fingerprint": fingerprint(splits, beyond),
             "bytes": {name: count_bytes(rows) for name, rows in splits.items()},
-        }
-        write_atomically(path, json.dumps(facts))
-        return facts
+        },
+    )
 
 
 def keep_notes(lines: list[str], folder: Path, key: str) -> list[str]:
     """What was noticed when the documents were read; where they are read no more, what was noticed then."""
-    path = folder / f"{_digest(key)}.notes.json"
-    if lines:
-        write_atomically(path, json.dumps(lines))
-    return lines or (json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+    kept = folder / f"{_digest(key)}-notes"
+    return remember(kept, lambda: lines) if lines else recall(kept) or []
 
 
 def fingerprint(splits: dict[str, "Dataset"], beyond: str = "") -> str:

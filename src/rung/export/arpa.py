@@ -30,7 +30,7 @@ def import_arpa(path: Path, folder: Path) -> NgramConfig:
     Raises `RunError` where the file is no ARPA file, or the folder cannot be written to.
     """
     model, tokenizer = read_arpa(path)
-    with runs.undo_failed_start(folder):
+    with runs.hold(folder), runs.undo_failed_start(folder):
         runs.save_model(runs.make_folder(folder), model, tokenizer)
         facts = {"imported": str(path), "parameters": count_parameters(model), "versions": {"rung": __version__}}
         runs.write_record(folder, {"rung": "ngram", **facts})

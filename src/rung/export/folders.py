@@ -1,7 +1,6 @@
 """Hugging Face folders, read and written one tensor at a time: no more memory than the largest of them needs."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor
 from rung import runs
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
+from rung.files import write_atomically, write_beside
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_SIZE = "5GB"  # a file, as the Hub has them
@@ -50,7 +50,7 @@ def copy_folder(run: str, out: Path) -> None:
     with writing(out) as beside:
         copy_files(folder, beside, (CARD, "config.json", "generation_config.json", *TOKENIZER_FILES))
         if not (folder / CARD).exists():
-            runs.write_atomically(beside / CARD, make_card(folder, out.resolve().name))
+            write_atomically(beside / CARD, make_card(folder, out.resolve().name))
         write_weights(beside, weights)
 
 
@@ -75,16 +75,9 @@ def writing(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another place")
-    beside = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with runs.explain_failed_writes(out.parent):
-            beside.mkdir()
-            yield beside
-        if out.exists():
-            out.rmdir()
-        beside.replace(out)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+        beside.mkdir()
+        yield beside
 
 
 @contextmanager
@@ -96,15 +89,8 @@ def writing_file(out: Path) -> Iterator[Path]:
     if out.exists():
         what = "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
         raise RunError(f"{out} is {what}")
-    beside = out.with_name(f".{os.getpid()}.{out.name}")
-    try:
-        with runs.explain_failed_writes(out.parent):
-            yield beside
-            runs.sync(beside)
-        beside.replace(out)
-        runs.sync(out.parent)
-    finally:
-        beside.unlink(missing_ok=True)
+    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+        yield beside
 
 
 def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:

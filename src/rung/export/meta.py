@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, LlamaConfig
 
-from rung import runs
 from rung.errors import RunError, TokenizerError
 from rung.export.consolidated import read_consolidated, write_consolidated
 from rung.export.folders import (
@@ -30,6 +29,7 @@ from rung.export.folders import (
     writing,
 )
 from rung.export.tiktoken import LLAMA3, LLAMA31, read_tiktoken, write_tiktoken
+from rung.files import write_atomically
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES, rope
 from rung.tokenizer import load_tokenizer
@@ -96,7 +96,7 @@ def export_meta(run: str, out: Path) -> None:
         return interleave(tensor, heads) if heads else tensor
 
     with writing(out) as beside:
-        runs.write_atomically(beside / PARAMS, json.dumps(params, indent=2) + "\n")
+        write_atomically(beside / PARAMS, json.dumps(params, indent=2) + "\n")
         _export_tokenizer(folder, beside)
         turned = Weights(like={name: weights.like[other] for name, other in ours.items()}, load=load)
         write_consolidated(

@@ -15,6 +15,7 @@ from rung.corpus import SPLITS, Corpus
 from rung.device import cache_folder, choose_device, keep_freed_memory, leave_busy_cores
 from rung.errors import RunError
 from rung.evaluate import first_texts, score_documents
+from rung.files import remove_leftovers
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
 from rung.models.ngram.engines import Counting, choose_counter
@@ -71,9 +72,9 @@ def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, began
     The recipe's minutes hold all of it, from `began` by `train.clock.now`, else from now, to the last score. Returns
     whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
     processes train together; reading, counting, scoring and writing is done once, by the main one. Raises `RungError`
-    for what the user can mend; a start that fails leaves nothing in `folder`.
+    for what the user can mend, a `folder` that another process writes into too; a start that fails leaves nothing.
     """
-    with runs.undo_failed_start(folder):
+    with runs.hold(folder, together=True), runs.undo_failed_start(folder):
         return _execute(recipe, folder, tell, now() if began is None else began)
 
 
@@ -128,7 +129,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
         make_arguments(TrainSettings(arguments=recipe.train), folder, 1)  # refuses what the Trainer would
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
-    runs.remove_leftovers(folder)
+    remove_leftovers(folder, alone=True)
     tell(Stage(name="reading"))
     corpus = read_corpus(asdict(recipe))
     tell(Stage(name="read", note=corpus.describe()))
@@ -195,12 +196,13 @@ def read_begun(folder: Path) -> Recipe:
 
 
 def check_unused(folder: Path) -> None:
-    """Raise `RunError` when something in `folder` would be lost."""
+    """Raise `RunError` when something in `folder` would be lost, or another process is at work there."""
     if folder.is_dir():
-        runs.remove_leftovers(folder)
+        runs.check_free(folder)
+        remove_leftovers(folder, alone=True)
         if runs.holds_failure_only(folder):
             return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or runs.list_names(folder)):
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
 

@@ -10,15 +10,15 @@ import datasets
 import tokenizers
 import torch
 import transformers
-import yaml
 from transformers import PreTrainedTokenizerBase
 
-from rung import __version__, runs
+from rung import __version__
 from rung.corpus import Corpus
 from rung.device import cache_folder, choose_device, count_cores, describe
 from rung.evaluate import score_documents, score_text
 from rung.evaluate.compressors import compressor_marks, mark_after_train
 from rung.figures import AFTER_TRAIN
+from rung.files import recall, revise
 from rung.generate import Sampling, generate
 from rung.models import CausalModel
 from rung.recipe.stages import Stage, Tell
@@ -119,9 +119,8 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
     """
     seconds = max(LEAST_MARKING, seconds)
     tell(Stage(name="comparing"))
-    path = cache_folder() / "marks" / f"{corpus.fingerprint}.json"
-    kept: dict[str, float] = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found = kept or compressor_marks(corpus.test["text"])
+    folder = cache_folder() / "marks" / corpus.fingerprint
+    found: dict[str, float] = recall(folder) or compressor_marks(corpus.test["text"])
     takes = found.pop(TAKES, 0.0)
     if AFTER_TRAIN not in found and takes <= seconds:
         mark, takes = mark_after_train(
@@ -131,9 +130,7 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
             lambda done, total: tell(Stage(name="comparing", done=done, total=total, note=AFTER_TRAIN)),
         )
         found |= {} if mark is None else {AFTER_TRAIN: mark}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(found if mark is not None else found | {TAKES: takes}, sort_keys=False)
-        runs.write_atomically(path, text)
+        revise(folder, found if mark is not None else found | {TAKES: takes})
     if AFTER_TRAIN in found:
         return {"marks": found}
     why = f"{AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has {seconds:.0f} s for it"

@@ -3,14 +3,16 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rung import __version__, runs
+from rung import __version__
 from rung.corpus import Corpus, load_corpus
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
+from rung.files import keep
 from rung.models import find_rung
 from rung.pack import Packed, pack
 from rung.recipe import Recipe
@@ -25,7 +27,7 @@ from rung.tokenizer import (
     load_tokenizer,
 )
 
-MADE = 2  # one more whenever the same text makes another tokenizer: what was kept before is left
+MADE = 3  # one more whenever the same text makes another tokenizer: what was kept before is left
 SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
 
 
@@ -45,11 +47,11 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
         raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
     stride = sample_stride(recipe, corpus)
     made = hashlib.sha256(f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode())
-    folder = cache_folder() / "tokenizers" / made.hexdigest()[:16]
-    if not (folder / "tokenizer.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.save_model(folder, build_tokenizer(kind, corpus.sample_train(stride), vocab_size))
-    return load_tokenizer(str(folder))
+
+    def make(beside: Path) -> None:
+        build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
+
+    return load_tokenizer(str(keep(cache_folder() / "tokenizers" / made.hexdigest()[:16], make)))
 
 
 def sample_stride(recipe: Recipe, corpus: Corpus) -> int:

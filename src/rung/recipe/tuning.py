@@ -36,6 +36,7 @@ from rung.corpus import Corpus
 from rung.device import choose_device, leave_busy_cores
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents
+from rung.files import remove_leftovers
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
 from rung.recipe import check_seed
 from rung.recipe.base import describe_base
@@ -102,7 +103,7 @@ def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: flo
     Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`; a start
     that fails leaves nothing in `folder`.
     """
-    with runs.undo_failed_start(folder):
+    with runs.hold(folder), runs.undo_failed_start(folder):
         return _tune(plan, folder, tell, now() if began is None else began)
 
 
@@ -119,7 +120,7 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
         corpus=read_own(plan.base, base) if "recipe" in base else None,
     )
     runs.make_folder(folder)
-    runs.remove_leftovers(folder)
+    remove_leftovers(folder, alone=True)
     record = _describe(model, plan, base)
     record["tune"] |= _describe_data(student.data)
     judging = now()

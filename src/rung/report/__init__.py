@@ -15,6 +15,7 @@ from typing import Any
 from rung import runs
 from rung.errors import RunError
 from rung.figures import AFTER_TRAIN, BROKEN, BROKEN_CHARACTERS
+from rung.files import write_atomically
 from rung.report import charts
 from rung.report.rows import COUNTING, Group, Row, Run, build_table, group_runs, names, read_runs, whole
 
@@ -56,7 +57,7 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
         raise RunError("no runs to report on: name at least one run folder (`rung runs` lists them)")
     runs.make_folder(out.parent)
     with runs.explain_failed_writes(out.parent):
-        runs.write_atomically(out, _page(group_runs(found)))
+        write_atomically(out, _page(group_runs(found)))
 
 
 def fill_page(title: str, body: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from rung import runs
 from rung.errors import RunError
 from rung.figures import find_interval
+from rung.files import write_atomically
 from rung.models.swaps import SWAPS
 from rung.report import build_figure, build_header, charts, fill_page
 from rung.report.rows import Group, Run, make_cell, read_runs, whole
@@ -93,7 +94,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         + _method(found)
     )
     with runs.explain_failed_writes(out.parent):
-        runs.write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
+        write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
 
 
 def sum_of_parts(rows: list[SwapRow]) -> str:

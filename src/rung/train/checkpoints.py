@@ -7,7 +7,6 @@ best.json            the step whose checkpoint had the fewest bits per byte
 .saving/             one that is being written; what a kill leaves there is removed at the next start
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -18,13 +17,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from rung import ranks, runs
+from rung import files, ranks, runs
 from rung.errors import RunError
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
-MANIFEST = "manifest.json"
 BEST = "best.json"
 SAVING = ".saving"
 NEVER_READ = ("training_args.bin",)  # a pickle that the Trainer adds
@@ -77,7 +75,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     found = find_checkpoints(folder)
     damages: dict[Path, str] = {}
     for path in found:
-        damage = find_damage(path)
+        damage = files.find_damage(path, PROGRESS)
         if damage is None:
             for other, what in damages.items():
                 logger.warning("%s is damaged (%s): going on from %s", other, what, path.name)
@@ -87,23 +85,6 @@ def last_checkpoint(folder: Path) -> Path | None:
         listed = "; ".join(f"{path.name}: {what}" for path, what in damages.items())
         raise RunError(f"every checkpoint in {found[0].parent} is damaged ({listed}): delete it to begin again")
     return None
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None when all are as they were written."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        for name, (size, digest) in manifest.items():
-            file = checkpoint / name
-            if file.stat().st_size != size:
-                return f"{name} has {file.stat().st_size:,} bytes and had {size:,}"
-            if _digest(file) != digest:
-                return f"{name} is not what was written"
-    except OSError as error:
-        return f"{Path(error.filename or MANIFEST).name}: {error.strerror}"
-    except (ValueError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
-    return None if PROGRESS in manifest else f"{MANIFEST} names no {PROGRESS}"
 
 
 def read_standing(checkpoint: Path, made: dict[str, Any]) -> Standing:
@@ -176,16 +157,15 @@ class Checkpoints:
         if is_saved and (self.best is None or bits_per_byte <= self.best[1]):
             self.best = (step, bits_per_byte)
             if self.is_main:
-                runs.write_atomically(
-                    self.folder / BEST, runs.to_json({"step": step, "bits_per_byte": bits_per_byte}) + "\n"
-                )
+                best = runs.to_json({"step": step, "bits_per_byte": bits_per_byte})
+                files.write_atomically(self.folder / BEST, f"{best}\n")
                 self._prune(step)
         return self.folder / f"checkpoint-{self.best[0]}" if self.best else None
 
     def find_better(self, step: int) -> int | None:
         """The step of the best checkpoint, if it is another than `step` and whole; all processes must call this."""
         better = self.best[0] if self.best and self.best[0] != step else None
-        damage = ranks.from_main(lambda: better and find_damage(self.folder / f"checkpoint-{better}"))
+        damage = ranks.from_main(lambda: better and files.find_damage(self.folder / f"checkpoint-{better}", PROGRESS))
         if damage:
             logger.warning("the best checkpoint, step %d, is damaged (%s): the last weights are kept", better, damage)
         return None if damage else better
@@ -193,18 +173,16 @@ class Checkpoints:
     def _commit(self, written: Path) -> None:
         for name in NEVER_READ:
             (written / name).unlink(missing_ok=True)
-        files = sorted(path for path in written.rglob("*") if path.is_file())
-        manifest = {str(f.relative_to(written)): (f.stat().st_size, _digest(f)) for f in files}
-        (written / MANIFEST).write_text(runs.to_json(manifest, indent=2) + "\n", encoding="utf-8")
-        runs.settle_folder(written)
+        files.seal(written, hashed_bytes=math.inf)
+        files.settle_folder(written)
         for name in (runs.METRICS, runs.SAMPLES):  # no line may be lost that the checkpoint is beyond
             if (self.run / name).exists():
-                runs.sync(self.run / name)
+                files.sync(self.run / name)
         home = self.folder / written.name
         if home.exists():  # damaged, or it would have been resumed from
             home.replace(written.with_name("damaged"))
         written.replace(home)
-        runs.sync(self.folder)
+        files.sync(self.folder)
         self._prune(_step_of(home))
 
     def _prune(self, step: int) -> None:
@@ -223,8 +201,3 @@ class Checkpoints:
 
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

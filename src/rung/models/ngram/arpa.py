@@ -37,22 +37,17 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
     Raises `RunError` for a tokenizer whose words an ARPA file cannot hold.
     """
     words = pyarrow.array(_arpa_words(tokenizer), type=pyarrow.large_string())
-    beside = path.with_name(f".{path.name}.writing")
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
-    try:
-        with _open(beside, compressed=path.suffix == ".gz") as file:
-            sizes = list(model.config.num_ngrams)
-            sizes[0] -= padding is not None
-            counts = "".join(f"ngram {order}={size}\n" for order, size in enumerate(sizes, start=1))
-            file.write(f"\\data\\\n{counts}".encode())
-            for order in range(1, len(sizes) + 1):
-                file.write(f"\n\\{order}-grams:\n".encode())
-                for lines in _lines(model, words, order, padding):
-                    file.write(lines)
-            file.write(b"\n\\end\\\n")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with _open(path, compressed=path.suffix == ".gz") as file:
+        sizes = list(model.config.num_ngrams)
+        sizes[0] -= padding is not None
+        counts = "".join(f"ngram {order}={size}\n" for order, size in enumerate(sizes, start=1))
+        file.write(f"\\data\\\n{counts}".encode())
+        for order in range(1, len(sizes) + 1):
+            file.write(f"\n\\{order}-grams:\n".encode())
+            for lines in _lines(model, words, order, padding):
+                file.write(lines)
+        file.write(b"\n\\end\\\n")
 
 
 def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:

@@ -1,0 +1,194 @@
+"""Files are whole or not there, and a cache knows its damage."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from rung import files
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rung import files
+def make(beside):
+    (beside / "part.txt").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+files.keep(Path(sys.argv[1]), make)
+"""
+
+
+def run_killed(program, *arguments):
+    """A process that kills itself; its number."""
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, arguments)])
+    assert process.wait() == -9
+    return process.pid
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def write_text(text):
+    return lambda beside: (beside / "text.txt").write_text(text)
+
+
+def fail(beside):
+    (beside / "text.txt").write_text("half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_atomically(path, "old")
+    with pytest.raises(ZeroDivisionError), files.write_beside(path) as beside:
+        beside.write_text("half")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_a_folder_takes_the_place_of_another(tmp_path):
+    for text in ("old", "new"):
+        with files.write_beside(tmp_path / "made") as beside:
+            beside.mkdir()
+            (beside / f"{text}.txt").write_text(text)
+    assert names(tmp_path) == ["made"] and names(tmp_path / "made") == ["new.txt"]
+
+
+def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
+    synced, replaced = [], []
+    fsync, replace = os.fsync, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").resolve().name) or fsync(fd))
+    monkeypatch.setattr(Path, "replace", lambda self, to: replaced.append([*synced]) or replace(self, to))
+    files.keep(tmp_path / "kept", write_text("whole"))
+    if Path("/proc/self/fd").exists():
+        assert {"text.txt", files.MANIFEST} <= set(replaced[0]) and tmp_path.name in synced
+
+
+def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="No space"):
+        files.keep(tmp_path / "kept", fail)
+    assert not (tmp_path / "kept").exists() and len(names(tmp_path)) == 1  # the lock
+    for _ in range(2):
+        kept = files.keep(tmp_path / "kept", write_text("whole"))
+        assert (kept / "text.txt").read_text() == "whole"
+    files.keep(tmp_path / "kept", fail)  # not asked
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda kept: (kept / "text.txt").write_text("who"),
+        lambda kept: (kept / "text.txt").write_text("WHOLE"),
+        lambda kept: (kept / "text.txt").unlink(),
+        lambda kept: (kept / files.MANIFEST).unlink(),
+        lambda kept: (kept / files.MANIFEST).write_text("{"),
+        lambda kept: (kept / files.MANIFEST).write_text('{"text.txt": 5}'),
+        lambda kept: (kept / files.MANIFEST).write_text("[]"),
+    ],
+)
+def test_what_is_damaged_is_made_again(damage, tmp_path):
+    kept = files.keep(tmp_path / "kept", write_text("whole"))
+    damage(kept)
+    assert files.find_damage(kept)
+    assert (files.keep(kept, write_text("whole")) / "text.txt").read_text() == "whole"
+    assert files.find_damage(kept) is None
+
+
+def test_a_large_file_is_held_to_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_digest", lambda path: pytest.fail("it was read"))
+    monkeypatch.setattr(files, "HASHED_BYTES", 3)
+    with pytest.raises(pytest.fail.Exception):
+        files.keep(tmp_path / "small", lambda beside: (beside / "a").write_text("abc"))
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "a").write_text("abcdef")
+    files.seal(tmp_path / "large", hashed_bytes=3)
+    assert files.find_damage(tmp_path / "large") is None
+    (tmp_path / "large" / "a").write_text("abcde")
+    assert files.find_damage(tmp_path / "large") == "a has 5 bytes and had 6"
+
+
+def test_a_kill_leaves_no_lock_and_its_traces_are_swept(tmp_path):
+    kept = tmp_path / "kept"
+    run_killed(KILLED, kept)
+    assert not kept.exists() and len(names(tmp_path)) == 2  # the lock, and what was half made
+    files.keep(kept, write_text("whole"))
+    assert names(tmp_path) == [".kept.lock", "kept"]
+
+
+def test_what_others_are_writing_is_not_swept(tmp_path):
+    pid = run_killed("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    machine, path = files._machine(), tmp_path / "a.txt"
+    there = [f".{os.getpid()}-{machine}-00000000.a.txt", f".{pid}-ffffff-00000000.a.txt", ".12.a.txt", ".gitignore"]
+    gone = [f".{pid}-{machine}-0000000{n}.a.txt" for n in range(2)]
+    other = f".{pid}-{machine}-00000000.b.txt"
+    for name in (*there, *gone, other):
+        (tmp_path / name).write_text("")
+    files.write_atomically(path, "text")
+    assert names(tmp_path) == sorted([*there, other, "a.txt"])
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == sorted([*there, "a.txt"])
+    files.remove_leftovers(tmp_path, alone=True)
+    assert names(tmp_path) == sorted([*there[2:], "a.txt"])
+
+
+def test_a_number_that_another_process_has_now_is_no_writer(tmp_path):
+    """In a container every command may have the same number."""
+    left = tmp_path / f".{os.getpid()}-{files._machine()}-00000000.a.txt"
+    left.write_text("")
+    os.utime(left, (time.time() - 10**6,) * 2)
+    files.remove_leftovers(tmp_path)
+    assert not names(tmp_path)
+
+
+def test_many_at_once_make_it_once(tmp_path):
+    made, together = [], threading.Barrier(8)
+
+    def work():
+        together.wait()
+        files.keep(tmp_path / "kept", lambda beside: made.append(beside) or (beside / "a").write_text("a" * 10_000))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1 and files.find_damage(tmp_path / "kept") is None
+
+
+def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(files, "SOON", 0.01)
+    begun, waited = threading.Event(), threading.Event()
+    monkeypatch.setattr(files.logger, "info", lambda *_: waited.set())
+
+    def hold():
+        with files.locked(tmp_path / "kept"):
+            begun.set()
+            assert waited.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    begun.wait(60)
+    with files.locked(tmp_path / "kept"):
+        assert waited.is_set()
+    thread.join()
+
+
+def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
+    found = []
+    for _ in range(2):
+        assert files.remember(tmp_path / "value", lambda: found.append(1) or {"b": 1, "a": [2.5]}) == {
+            "b": 1,
+            "a": [2.5],
+        }
+    assert len(found) == 1 and list(files.recall(tmp_path / "value")) == ["b", "a"]
+    (tmp_path / "value" / files.VALUE).write_text(json.dumps(None))
+    assert files.recall(tmp_path / "value") is None
+    assert files.remember(tmp_path / "value", lambda: 5) == 5
+    files.revise(tmp_path / "value", [6])
+    assert files.recall(tmp_path / "value") == [6] and files.remember(tmp_path / "value", lambda: 7) == [6]
