@@ -1,11 +1,14 @@
 """C sources are compiled once, kept, and done without where they cannot be; no other user's library is run."""
 
+import ctypes
 import os
 import shutil
 import stat
 import threading
+import weakref
 
 import pytest
+import torch
 
 from rung import compiled
 
@@ -145,3 +148,34 @@ def test_a_cache_that_cannot_be_written_to_costs_no_library(source, tmp_path, mo
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file" / "cache"))
     assert compiled.compile_source(source).half(8) == 4
+
+
+@pytest.mark.parametrize(
+    ("tensor", "shape"),
+    [
+        (torch.zeros(4, 6), (4, 5)),
+        (torch.zeros(4, 6), (24,)),
+        (torch.zeros(4, 6, dtype=torch.float64), (4, 6)),
+        (torch.zeros(6, 4).T, (4, 6)),
+        (torch.zeros(4, 1).expand(4, 6), (4, 6)),
+        (torch.zeros(4, 6, device="meta"), (4, 6)),
+    ],
+)
+def test_a_tensor_that_c_would_read_wrong_is_refused(tensor, shape):
+    with pytest.raises(ValueError, match="a tensor for C is .* of torch.float.* on .*: it must be .* on the CPU"):
+        compiled.Address(tensor, shape, torch.float32)
+
+
+@needs_compiler
+def test_a_tensor_lives_as_long_as_its_address(source):
+    source.write_text("int total(const long *of, int count) { int t = 0; while (count--) t += of[count]; return t; }")
+    total = compiled.compile_source(source).total
+    total.argtypes = [ctypes.c_void_p, ctypes.c_int]
+    tensor = torch.arange(1000)[::2]
+    alive = weakref.ref(copy := tensor.contiguous())
+    address = compiled.Address(copy, (500,), torch.int64)
+    del copy
+    assert alive() is not None
+    assert total(address, 500) == tensor.sum()
+    del address
+    assert alive() is None

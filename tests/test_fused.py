@@ -1,8 +1,12 @@
 """The fused operations against torch's own, forward and back, in C and without it."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import NEURAL
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from rung.models import fused
@@ -99,3 +103,91 @@ def test_without_logits_the_loss_and_the_gradients_are_the_same(name, items, mak
     torch.testing.assert_close(alone.loss, plain.loss)
     for mine, other in zip(gradients(alone.loss, *model.parameters()), expected, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_one_number_for_all_is_read_as_such(side):
+    """What `sum` hands back has stride 0, so C reads a copy; made for the call alone, it was gone before C read it."""
+    weight = torch.rand(24, requires_grad=True)
+    for seed in range(20):
+        x = torch.randn(40, 70, 24, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+        ours, theirs = (norm(x) for norm in (partial(fused.rms_norm, weight=weight, eps=1e-5), torchs(weight)))
+        for mine, other in zip(gradients(ours.sum(), x, weight), gradients(theirs.sum(), x, weight), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def torchs(weight):
+    return lambda x: F.rms_norm(x, weight.shape, weight, 1e-5)
+
+
+def test_labels_with_gaps_between_them_are_read_as_they_are(side):
+    hidden, weight = torch.randn(4000, 6, requires_grad=True), torch.randn(31, 6)
+    targets = torch.randint(31, (4000, 3))[:, 1]
+    assert not targets.is_contiguous()
+    ours = fused.linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(ours, F.cross_entropy(hidden @ weight.T, targets))
+
+
+@pytest.mark.parametrize("label", [31, -1, -101, 2**40])
+def test_a_label_that_is_no_token_is_refused_as_in_torch(label, side):
+    hidden, weight, targets = torch.randn(5, 6), torch.randn(31, 6), torch.tensor([1, 2, label, -100, 3])
+    with pytest.raises(IndexError, match=f"label {label} is no token: labels are below 31, or -100"):
+        fused.linear_cross_entropy(hidden, weight, targets)
+    with pytest.raises(IndexError):
+        F.cross_entropy(hidden @ weight.T, targets)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
+def test_nothing_is_normalised_to_nothing(shape, side):
+    assert fused.rms_norm(torch.randn(shape), torch.ones(4), 1e-5).shape == shape
+
+
+@st.composite
+def laid_out(draw, *shape):
+    """Numbers of a shape, in memory of any strides: turned, with gaps, each several times, or of one number."""
+    tensor = torch.randn([2 * size for size in shape], generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+    order = draw(st.permutations(range(len(shape))))
+    tensor = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(len(shape))])
+    for axis, size in enumerate(shape):
+        step = draw(st.sampled_from([1, 2]))
+        tensor = tensor.narrow(axis, 0, size * step).unfold(axis, 1, step)[..., 0]
+    return tensor[..., :1].expand(shape) if draw(st.booleans()) else tensor
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.data(), st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+)
+def test_rms_norm_is_torchs_whatever_the_strides_and_types(data, rows, width, dtype):
+    x, up = (data.draw(laid_out(2, rows, width)).to(dtype) for _ in "xy")
+    weight = data.draw(laid_out(width)).to(dtype)
+    x, weight = x.requires_grad_(), weight.requires_grad_()
+    loose = {"rtol": 5e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+    default = torch.get_default_dtype()
+    ours, theirs = fused.rms_norm(x, weight, 1e-2), F.rms_norm(x, (width,), weight, 1e-2)
+    torch.testing.assert_close(ours, theirs, **loose)
+    try:
+        torch.set_default_dtype(data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
+        mine = torch.autograd.grad(ours, (x, weight), up)
+    finally:
+        torch.set_default_dtype(default)
+    for one, other in zip(mine, torch.autograd.grad(theirs, (x, weight), up), strict=True):
+        torch.testing.assert_close(one, other, **loose)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.data(),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 50),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_linear_cross_entropy_is_torchs_whatever_the_strides_and_types(data, rows, width, size, dtype):
+    hidden, weight = (data.draw(laid_out(count, width)).to(dtype).requires_grad_() for count in (rows, size))
+    targets = (data.draw(laid_out(rows)) * 1000).long() % size
+    targets = targets.where(torch.rand(rows) > 0.2, -100) if data.draw(st.booleans()) else targets
+    ours = fused.linear_cross_entropy(hidden, weight, targets, 7)
+    theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / 7
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, check_dtype=False)
+    for one, other in zip(gradients(ours, hidden, weight), gradients(theirs, hidden, weight), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

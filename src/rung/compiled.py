@@ -11,6 +11,9 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from rung.device import cache_folder
 from rung.files import keep
 
@@ -66,6 +69,23 @@ def _check_trusted(*paths: Path) -> None:
 def _compile(source: Path, name: str, folder: Path) -> None:
     if not any(_run(compiler, source, folder / name) for compiler in COMPILERS):
         raise _NoCompilerError
+
+
+class Address:
+    """Where C finds the numbers of a tensor, which stays alive as long as its address does.
+
+    Raises `ValueError` for a tensor that is not on the CPU, in one piece, of this shape and type: C would read and
+    write what lies beside it.
+    """
+
+    __slots__ = ("_as_parameter_", "tensor", "value")
+
+    def __init__(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        if not (tensor.is_contiguous() and tensor.is_cpu and tensor.dtype == dtype and tensor.shape == shape):
+            found = f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides {list(tensor.stride())}"
+            raise ValueError(f"a tensor for C is {found}: it must be {list(shape)} of {dtype}, contiguous, on the CPU")
+        self.tensor = tensor
+        self.value = self._as_parameter_ = tensor.data_ptr()  # the latter is what ctypes reads
 
 
 def _run(compiler: str, source: Path, out: Path) -> bool:

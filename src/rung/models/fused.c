@@ -40,7 +40,8 @@ static inline const void *row(const void *from, int64_t i, int half) {
 
 static inline float exponential(float x) { /* e^x to 2 ulp, 0 below -87; Cody and Waite's reduction */
     x = x < -87.0f ? -87.5f : x > 88.0f ? 88.0f : x;
-    float n = floorf(x * 1.44269504f + 0.5f);
+    const float rounder = 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number, which its last bits then are */
+    const float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
     p = p * r + 1.3981999507e-3f;
@@ -49,7 +50,9 @@ static inline float exponential(float x) { /* e^x to 2 ulp, 0 below -87; Cody an
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
+    uint32_t bits;
+    memcpy(&bits, &shifted, 4);
+    bits = (bits + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
     return x < -87.2f ? 0.0f : p * power;

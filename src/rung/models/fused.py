@@ -15,12 +15,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rung.compiled import compile_source
+from rung.compiled import Address, compile_source
 
 SOURCE = Path(__file__).with_name("fused.c")
 LOGITS_AT_ONCE = 2**26  # rows times vocabulary: 128 MiB in bfloat16
 KINDS = (torch.float32, torch.bfloat16)  # of numbers that `fused.c` knows
 PARTS = 16  # that the gradient of a norm's weight is summed in
+NOT_COUNTED = -100  # the label of a token that costs nothing, as in torch
 
 
 def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
@@ -29,7 +30,8 @@ def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) 
     In C it comes in autocast's precision, for under autocast the products that read it would make it so one by one.
     """
     dtype = _autocast_dtype(x)
-    library = _library(x, weight) if x.dtype == weight.dtype == torch.float32 and dtype in KINDS else None
+    known = x.dtype == weight.dtype == torch.float32 and dtype in KINDS and x.numel() > 0
+    library = _library(x, weight) if known else None
     if library is not None:
         return _RMSNorm.apply(x, weight, eps, dtype, library)
     wide = x.float()
@@ -45,32 +47,39 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`, else by how many there are.
 
-    Negative targets are not counted. The logits are made and used up some rows at a time, their gradient with them
-    (Wijmans et al. 2024), so N x V numbers never stand in memory.
+    Targets of -100 are not counted. The logits are made and used up some rows at a time, their gradient with them
+    (Wijmans et al. 2024), so N x V numbers never stand in memory. On a CPU, raises `IndexError` for any other target
+    that is not below V; a GPU says so itself, later.
     """
-    counted = (targets >= 0).sum() if items is None else items
+    if targets.device.type == "cpu" and not torch.compiler.is_compiling():
+        _check_targets(targets, len(hidden), len(weight))
+    counted = (targets != NOT_COUNTED).sum() if items is None else items
     return _LinearCrossEntropy.apply(hidden, weight, targets, counted)
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, library: ctypes.CDLL) -> Tensor:
-        x, width = x.contiguous(), x.shape[-1]
-        out, inverse = torch.empty(x.shape, dtype=dtype), torch.empty(x.shape[:-1])
-        half = dtype == torch.bfloat16
-        library.rms_norm(x.numel() // width, width, *_addresses(x, weight), eps, *_addresses(out, inverse), half)
+        x, weight, width = x.contiguous(), weight.contiguous(), x.shape[-1]
+        out = torch.empty(x.shape, dtype=dtype)
+        inverse = torch.empty(x.numel() // width, dtype=torch.float32)
+        read = _floats(x, x.shape), _floats(weight, (width,))
+        written = Address(out, x.shape, dtype), _floats(inverse, inverse.shape)
+        library.rms_norm(len(inverse), width, *read, eps, *written, dtype == torch.bfloat16)
         ctx.save_for_backward(x, weight, inverse)
-        ctx.compiled, ctx.half = library, half
+        ctx.compiled, ctx.dtype = library, dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
-        to_x, to_weight = torch.empty_like(x), torch.empty(PARTS, len(weight))
-        read = _addresses(x, weight, inverse, grad.contiguous())
-        rows = x.numel() // len(weight)
-        ctx.compiled.rms_norm_back(rows, len(weight), *read, *_addresses(to_x, to_weight), PARTS, ctx.half)
+        rows, width = len(inverse), len(weight)
+        to_x, to_weight = torch.empty_like(x), torch.empty(PARTS, width, dtype=torch.float32)
+        read = _floats(x, x.shape), _floats(weight, (width,)), _floats(inverse, (rows,))
+        up = Address(grad.contiguous(), x.shape, ctx.dtype)
+        written = _floats(to_x, x.shape), _floats(to_weight, (PARTS, width))
+        ctx.compiled.rms_norm_back(rows, width, *read, up, *written, PARTS, ctx.dtype == torch.bfloat16)
         return to_x, to_weight.sum(0), None, None, None
 
 
@@ -81,7 +90,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             states, table = hidden.to(dtype), weight.to(dtype)
             to_hidden, to_weight = torch.empty_like(states), None
-            nats = torch.empty(len(states), device=states.device)
+            nats = torch.empty(len(states), dtype=torch.float32, device=states.device)
             step = max(1, LOGITS_AT_ONCE // len(table))
             for rows in (slice(start, start + step) for start in range(0, len(states), step)):
                 grad = _costs(states[rows] @ table.T, targets[rows], nats[rows])
@@ -105,11 +114,13 @@ def _costs(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float
     """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats into `nats`."""
     library = _library(logits, nats) if logits.dtype in KINDS else None
     if library is not None:
-        places = _addresses(logits, targets.contiguous(), nats)
+        rows = logits.shape[:1]
+        labels = Address(targets.contiguous(), rows, torch.int64)
+        places = Address(logits, logits.shape, logits.dtype), labels, _floats(nats, rows)
         library.cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16)
         return logits
-    counted = targets >= 0
-    chosen = targets.clamp(min=0)[:, None]
+    counted = targets != NOT_COUNTED
+    chosen = targets.where(counted, 0)[:, None]
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
     nats.copy_(-log_probabilities.gather(1, chosen)[:, 0] * counted)
     grad = log_probabilities.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=torch.float32))
@@ -128,8 +139,17 @@ def _library(*tensors: Tensor) -> ctypes.CDLL | None:
     return _compile() if plain and not torch.compiler.is_compiling() else None
 
 
-def _addresses(*tensors: Tensor) -> list[int]:
-    return [tensor.data_ptr() for tensor in tensors]
+def _floats(tensor: Tensor, shape: tuple[int, ...]) -> Address:
+    return Address(tensor, shape, torch.float32)
+
+
+def _check_targets(targets: Int[Tensor, " N"], count: int, size: int) -> None:
+    """Raise `IndexError`, as torch does, for a label that is no token's, `ValueError` for too many or too few."""
+    if targets.shape != (count,) or targets.dtype != torch.int64:
+        raise ValueError(f"labels are {list(targets.shape)} of {targets.dtype}: they must be [{count}] of torch.int64")
+    outside = targets[((targets < 0) | (targets >= size)) & (targets != NOT_COUNTED)]
+    if len(outside):
+        raise IndexError(f"label {int(outside[0])} is no token: labels are below {size}, or {NOT_COUNTED}")
 
 
 @cache
