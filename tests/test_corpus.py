@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rung.corpus import SPLITS, files, load_corpus, named, stored, stream
+from rung.corpus import SPLITS, files, load_corpus, named, search, stored, stream
 from rung.device import cache_folder
 from rung.errors import CorpusError
 from rung.recipe.text import pack_train
@@ -645,7 +645,7 @@ def test_pipes_and_folders_that_are_not_entered_are_named(tmp_path, monkeypatch)
     os.mkfifo(folder / "pipe.txt")
     access = os.access
     monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
-    assert [path.name for path in files.find_files([str(folder)]).skipped] == ["more", "pipe.txt", "shut"]
+    assert [path.name for path in search.find_files([str(folder)]).skipped] == ["more", "pipe.txt", "shut"]
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(CorpusError, match="texts cannot be read: Permission denied"):
         load_corpus(str(folder))

@@ -89,6 +89,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def is_run(folder: Path) -> bool:
+    """Whether rung made the folder: it has a run's record, or a damaged one beside what a run has."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return any((folder / name).exists() for name in (METRICS, CHECKPOINTS, "config.json"))
+    return isinstance(record, dict) and "rung" in record
+
+
 def read_any_record(folder: Path) -> dict[str, Any]:
     """The folder's `rung.json`; where it is damaged, one that says so: among others it is named, and they go on."""
     try:

@@ -9,14 +9,13 @@ with the corpus; of a stream from the Hub only the beginning is, and the rest is
 import functools
 import json
 import logging
-import re
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.corpus import files, named
+from rung.corpus import files, named, search
 from rung.corpus.files import DocumentKind
 from rung.corpus.notes import Notes, join_lines, show_path
 from rung.corpus.stored import (
@@ -253,9 +252,9 @@ def _read_and_cut(
 
 def _find(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tuple[list[Path], Reader, str]:
     """The files, what reads them, and what names them; those that cannot be read are noted."""
-    found, skipped = files.find_files(sources)
-    for path in skipped:
-        notes.finding.add("skipped {count} file{s}", show_path(path))
+    found, skipped = search.find_files(sources)
+    for path, why in skipped.items():
+        notes.finding.add(why, show_path(path))
     return found, _file_reader(found, reading, notes), _file_key(found, reading)
 
 
@@ -315,7 +314,7 @@ def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _N
         return {name: (_row_reader(r, source, column), f"{key} {r._fingerprint}") for name, r in rows.items()}
     if not is_path(source):
         return {}
-    splits = _find_split_files(sources, notes)
+    splits = search.find_split_files(sources, notes.finding)
     for name, found in splits.items():
         for entry in found:
             notes.finding.add(_name_roles(name, splits), show_path(entry))
@@ -325,40 +324,6 @@ def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _N
 def _name_roles(split: str, named_splits: Collection[str]) -> str:
     """The split, and the other held-out one where there is none and it stands for it."""
     return split if split == "train" or len(named_splits) == len(SPLITS) else "validation and test"
-
-
-def _find_split_files(sources: Sequence[str], notes: _Notes) -> dict[str, list[Path]]:
-    """Split names to files, where a folder's entries are called so, or all the files that are named are."""
-    folder = Path(sources[0]).expanduser()
-    is_folder = len(sources) == 1 and folder.is_dir()
-    entries = sorted(folder.iterdir()) if is_folder else files.find_files(sources).files
-    entries = [entry for entry in entries if not entry.name.startswith(".") or not is_folder]
-    found: dict[str, list[Path]] = {}
-    others, skipped = [], []
-    for entry in entries:
-        listed = files.list_files(entry) if entry.is_dir() else files.Found([entry], [])
-        if name := _split_name(entry):
-            found.setdefault(name, []).extend(listed.files)
-            skipped += listed.skipped
-        elif entry.is_dir() or files.is_readable_kind(entry):
-            others.append(entry)
-        else:
-            skipped.append(entry)
-    found = {name: paths for name, paths in found.items() if paths}
-    if is_folder and found and "train" not in found and not others:
-        raise CorpusError(f"{folder} has {' and '.join(found)} but no train split: add one, or name a single file")
-    if "train" not in found or len(found) == 1 or (others and not is_folder):
-        return {}
-    for path in (*others, *skipped):
-        notes.finding.add("skipped {count} file{s}, beside the splits", show_path(path))
-    return found
-
-
-def _split_name(path: Path) -> str | None:
-    """The split that a file or folder is called after; `train.py` and `test.py` are a program."""
-    named_so = re.fullmatch(r"([a-z]+)(-\d+(-of-\d+)?)?", path.name.split(".")[0].lower())
-    is_split = named_so and files.kind_suffix(path) != ".py" and (path.is_dir() or files.is_readable_kind(path))
-    return named.SPLIT_NAMES.get(named_so[1]) if named_so and is_split else None
 
 
 def _file_reader(found: list[Path], reading: files.Reading, notes: _Notes, grain: files.Grain = files.COARSE) -> Reader:

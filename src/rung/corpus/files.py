@@ -4,11 +4,9 @@ Nothing here holds a whole corpus: text streams through in chunks. What is not r
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 import logging
-import os
 import re
 import unicodedata
 import zlib
@@ -18,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, first_line, read_lines
-from rung.corpus.notes import Notes, name_some, show_path
+from rung.corpus.notes import Notes, show_path
 from rung.corpus.tables import NoTextColumnError, Table, check_text, find_text_column, read_table
 from rung.errors import CorpusError
 from rung.files import choose_beside, put_in_place
@@ -72,66 +70,6 @@ class Grain(NamedTuple):
 
 COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT)
 FINE = Grain(shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000)  # for a text of a few pages
-
-
-class Found(NamedTuple):
-    """The files that were meant, in a fixed order, and those beside them that cannot be read."""
-
-    files: list[Path]
-    skipped: list[Path]
-
-
-def find_files(sources: Sequence[str]) -> Found:
-    """The files that paths, folders and globs name.
-
-    Raises `CorpusError` for one that names none.
-    """
-    files: set[Path] = set()
-    skipped: set[Path] = set()
-    for source in sources:
-        found = _find_files(source)
-        files |= set(found.files)
-        skipped |= set(found.skipped)
-    unique = {path.resolve(): path for path in sorted(files, reverse=True)}
-    return Found(sorted(unique.values()), sorted(skipped - files))
-
-
-def _find_files(source: str) -> Found:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise CorpusError(f"{show_path(source)} cannot be read: Permission denied")
-        found = list_files(path)
-        if not found.files:
-            kinds = " ".join((*PROSE_SUFFIXES, *TABLE_SUFFIXES))
-            beside = f"; it has {name_some(show_path(p.name) for p in found.skipped)}" if found.skipped else ""
-            raise CorpusError(
-                f"{show_path(source)} has no file that can be read: it should hold {kinds}, source code, or these as "
-                f".gz or .zst{beside}"
-            )
-        return found
-    if path.is_file():
-        return Found([path], [])
-    if path.exists():
-        raise CorpusError(f"{show_path(source)} is no file that can be read twice: write what it gives to a file")
-    if not glob.has_magic(source):
-        raise CorpusError(f"no such file or folder: {show_path(source)}")
-    matches = glob.glob(str(path), recursive=True)  # noqa: PTH207  # Path.glob takes no absolute pattern
-    files = [Path(p) for p in matches if Path(p).is_file()]
-    if not files:
-        raise CorpusError(f"no file matches {show_path(source)}: check the pattern, and quote it in the shell")
-    return Found(files, [])
-
-
-def list_files(folder: Path) -> Found:
-    """The files in a folder and its sub-folders, hidden ones left out; perhaps none.
-
-    Of folders, skipped are links to some, and those that may not be read.
-    """
-    names = (p for p in folder.rglob("*") if not p.is_dir() or p.is_symlink() or not os.access(p, os.R_OK | os.X_OK))
-    seen = sorted(p for p in names if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    readable = [path for path in seen if is_readable_kind(path) and path.is_file()]
-    return Found(readable, [path for path in seen if path not in set(readable)])
 
 
 def keep_stream(stream: IO[bytes], folder: Path) -> Path:
