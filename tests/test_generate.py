@@ -366,6 +366,13 @@ def test_streamed_text_is_the_text(name, make_tiny, tokenizer):
     assert made.tokens_per_second > 0
 
 
+def test_top_p_of_zero_takes_the_likeliest():
+    logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
+    greedy = Sampling(temperature=2.0, top_p=0.0)
+    assert torch.equal(choose(logits, greedy, torch.Generator()), logits.argmax(-1))
+    assert torch.equal(find_shares(logits, greedy).argmax(-1), logits.argmax(-1))
+
+
 def test_the_seed_decides(make_tiny, tokenizer):
     model = make_tiny("llama3")
     texts = [generate(model, tokenizer, "the", Sampling(seed=seed, temperature=2.0)).text for seed in (1, 1, 2)]
@@ -421,7 +428,7 @@ def test_beams_find_a_likelier_text_than_greed(make_tiny, tokenizer):
         ({"max_new_tokens": 0}, "max_new_tokens is 0: it must be 1 or more"),
         ({"temperature": -1.0}, "temperature is -1.0: it must be 0 or more"),
         ({"top_k": -1}, "top_k is -1"),
-        ({"top_p": 0.0}, r"top_p is 0.0: it must be in \(0, 1\]"),
+        ({"top_p": -0.1}, r"top_p is -0.1: it must be in \[0, 1\]"),
         ({"num_beams": 0}, "num_beams is 0"),
     ],
 )

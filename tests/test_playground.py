@@ -152,7 +152,7 @@ def test_a_run_with_a_chat_template_says_so(make_tiny, tokenizer):
 
 
 BAD = [
-    ("next", {"model": "gpt2", "top_p": 0}, 400, "top_p"),
+    ("next", {"model": "gpt2", "top_p": -0.5}, 400, "top_p"),
     ("next", {"model": "gpt2", "top_p": 1.5}, 400, "top_p"),
     ("next", {"model": "gpt2", "temperature": -1}, 400, "temperature"),
     ("next", {"model": "gpt2", "top_k": -1}, 400, "top_k"),

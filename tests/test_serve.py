@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import signal
@@ -31,7 +32,7 @@ from rung.evaluate import score_text  # noqa: E402
 from rung.generate import Sampling, generate  # noqa: E402
 from rung.serve import Limits, Served, build_app, find_hosts, load_served, open_port  # noqa: E402
 from rung.serve import engine as engines  # noqa: E402
-from rung.serve.served import tell_apart  # noqa: E402
+from rung.serve.served import identify, tell_apart  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NAN = b'{"model": "gpt2", "temperature": NaN}'
@@ -79,8 +80,6 @@ def wait_until(holds, seconds=300):
 @pytest.fixture(scope="module")
 def served(make_tiny, tokenizer):
     """Every rung; the one called chat has a template."""
-    import copy
-
     made = {name: Served(name, shake(make_tiny(name)), tokenizer, {}) for name in TINY}
     chatting = copy.deepcopy(tokenizer)
     chatting.chat_template = TEMPLATE
@@ -423,7 +422,7 @@ def test_the_key_and_who_asks(served):
         ({"model": "gpt2", "prompt": [[-1]]}, "prompt"),
         ({"model": "gpt2", "temperature": "0.7"}, "temperature"),
         ({"model": "gpt2", "temperature": 3}, "temperature"),
-        ({"model": "gpt2", "top_p": 0}, "top_p"),
+        ({"model": "gpt2", "top_p": -0.1}, "top_p"),
         ({"model": "gpt2", "max_tokens": 0}, "max_tokens"),
         ({"model": "gpt2", "max_tokens": 30_000}, "max_tokens"),
         ({"model": "gpt2", "n": 100}, "n"),
@@ -431,6 +430,14 @@ def test_the_key_and_who_asks(served):
         ({"model": "gpt2", "stop": ["a"] * 9}, "stop"),
         ({"model": "gpt2", "frequency_penalty": 0.5}, "frequency_penalty"),
         ({"model": "gpt2", "best_of": 3}, "best_of"),
+        ({"model": "gpt2", "min_p": 0.5}, "min_p"),
+        ({"model": "gpt2", "repetition_penalty": 5.0}, "repetition_penalty"),
+        ({"model": "gpt2", "stop_token_ids": [201]}, "stop_token_ids"),
+        ({"model": "gpt2", "guided_json": {}}, "guided_json"),
+        ({"model": "gpt2", "temprature": 0}, "temprature"),
+        ({"model": "gpt2", "n": 1.5}, "n"),
+        ({"model": "gpt2", "stream_options": {"include_usage": True}}, "stream_options"),
+        ({"model": "gpt2", "stream": True, "stream_options": {"include_usge": True}}, "stream_options"),
         ({}, "model"),
     ],
 )
@@ -438,6 +445,117 @@ def test_a_bad_body_is_400_and_says_why(body, param, server):
     answer = server.post(**body)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_what_would_change_an_answer_is_refused_by_name(server):
+    asked = {"model": "chat", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    for name, value in {
+        "function_call": {"name": "f"},
+        "reasoning_effort": "high",
+        "verbosity": "low",
+        "web_search_options": {},
+        "chat_template_kwargs": {"thinking": True},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "response_format": {"type": "json_object"},
+    }.items():
+        error = server.post("/v1/chat/completions", **asked, **{name: value}).json()["error"]
+        assert error["message"] == f"{name} is not supported here: leave it out"
+        assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    typo = server.post("/v1/chat/completions", **asked, temprature=0).json()["error"]
+    assert typo["message"] == "unknown parameter 'temprature': did you mean 'temperature'?"
+    assert typo["code"] == "unknown_parameter"
+    alone = server.post("/v1/chat/completions", **asked, top_logprobs=2)
+    assert alone.status_code == 400 and "only allowed when logprobs is true" in alone.json()["error"]["message"]
+    harmless = {"metadata": {"a": "b"}, "user": "me", "store": False, "service_tier": "auto", "n": 1.0}
+    neutral = {"frequency_penalty": 0.0, "tool_choice": "auto", "logit_bias": None, "tools": None, "max_tokens": 1.0}
+    assert server.post("/v1/chat/completions", **{**asked, **harmless, **neutral}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("message", "named"),
+    [
+        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url parts are not"),
+        ({"role": "tool", "content": "4", "tool_call_id": "1"}, "the role 'tool' is not supported"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "tool_calls is not supported"),
+        ({"role": "assistant", "content": None}, "content is null"),
+    ],
+)
+def test_messages_are_refused_by_what_is_in_them(message, named, server):
+    messages = [{"role": "user", "content": "2 + 2?"}, message]
+    error = server.post("/v1/chat/completions", model="chat", messages=messages).json()["error"]
+    assert error["message"].startswith("messages[1]: ") and named in error["message"]
+    assert (error["param"], error["code"]) == ("messages", "unsupported_value")
+    wrong = server.post("/v1/chat/completions", model="chat", messages=[{"role": "user", "content": 3}]).json()["error"]
+    assert wrong["message"] == "messages[0].content: Input should be a valid string, or: Input should be a valid list"
+
+
+def test_a_prompt_longer_than_the_window_is_refused(server, served, tokenizer):
+    window, words = served["gpt2"].model.context_length, "the cat sat on the mat " * 30
+    ids = [0, *tokenizer(words, add_special_tokens=False).input_ids]
+    asked = {"model": "gpt2", "max_tokens": 4, "temperature": 0}
+    for prompt in (words, ids, ids[: window + 1]):
+        answer = server.post(**asked, prompt=prompt)
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert f"maximum context length is {window} tokens" in answer.json()["error"]["message"]
+    assert server.post(**asked, prompt=ids[:window]).json()["usage"]["prompt_tokens"] == window
+    scored = server.post(**{**asked, "max_tokens": 0}, prompt=words, echo=True, logprobs=0).json()["choices"][0]
+    assert len(scored["logprobs"]["tokens"]) == len(ids) - 1, "a text is scored in windows"
+    chat = server.post("/v1/chat/completions", model="chat", messages=[{"role": "user", "content": words}])
+    assert chat.status_code == 400 and "maximum context length is" in chat.json()["error"]["message"]
+
+
+def test_a_token_beyond_the_models_is_that_requests_fault(served, tokenizer):
+    longer = copy.deepcopy(tokenizer)
+    longer.add_tokens(["<|one_more|>"], special_tokens=False)
+    longer.chat_template = TEMPLATE
+    with Listening({"m": Served("m", served["llama3"].model, longer, {})}) as server:
+        for path, body in (
+            ("/v1/completions", {"prompt": "a<|one_more|>b"}),
+            ("/v1/completions", {"prompt": [0, len(tokenizer)]}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|one_more|>"}]}),
+            ("/api/next", {"text": "<|one_more|>"}),
+            ("/api/surprisal", {"text": "<|one_more|>"}),
+            ("/api/attention", {"text": "<|one_more|>"}),
+        ):
+            answer = server.post(path, model="m", **body)
+            assert answer.status_code == 400 and f"the token {len(tokenizer)} is none of" in answer.text
+        assert server.post(model="m", prompt="a").status_code == 200
+
+
+def test_half_a_character_is_named(server):
+    for path, text in (
+        ("/v1/completions", b'"prompt": "a \\ud83d b"'),
+        ("/v1/completions", b'"prompt": "a", "stop": ["\\udc00"]'),
+        ("/v1/chat/completions", b'"messages": [{"role": "user", "content": "a \\ud83d b"}]'),
+    ):
+        content, headers = b'{"model": "chat", ' + text + b"}", {"Content-Type": "application/json"}
+        answer = httpx.post(server.url + path, content=content, headers=headers)
+        assert answer.status_code == 400 and "half a character" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_is_not_said_to_be_json(server):
+    content = b'{"model": "gpt2", "prompt": "a"}'
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        answer = httpx.post(f"{server.url}/v1/completions", content=content, headers=headers)
+        assert answer.status_code == 400
+        assert "send it as Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_usage_and_fingerprint_are_those_of_openai(client, server, served, make_tiny, tokenizer):
+    made = client.completions.create(model="gpt2", prompt="a", max_tokens=3)
+    chat = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "a"}], max_tokens=3)
+    assert made.usage.prompt_tokens_details.cached_tokens == 0
+    assert chat.usage.completion_tokens_details.reasoning_tokens == 0
+    assert made.system_fingerprint == client.completions.create(model="gpt2", prompt="b").system_fingerprint
+    assert made.system_fingerprint.startswith("fp_") and made.system_fingerprint != chat.system_fingerprint
+    assert identify(Served("other name", served["gpt2"].model, tokenizer, {})) == made.system_fingerprint
+    assert identify(Served("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint, "other weights"
+
+
+def test_top_p_of_zero_takes_the_likeliest(server):
+    asked = {"model": "llama3", "prompt": "the", "max_tokens": 8}
+    greedy = server.post(**asked, temperature=0).json()["choices"]
+    assert server.post(**asked, temperature=2, top_p=0).json()["choices"] == greedy
 
 
 def test_other_refusals_have_the_same_form(server):

@@ -24,7 +24,7 @@ class Sampling:
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int = 0  # 0: no limit
-    top_p: float = 0.95
+    top_p: float = 0.95  # 0: the likeliest, as temperature 0
     num_beams: int = 1
     stop: tuple[str, ...] = ()  # texts that end it; they are left out
     seed: int = 0
@@ -33,19 +33,19 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature < NEARLY_GREEDY
+        return self.temperature < NEARLY_GREEDY or self.top_p == 0
 
     def __post_init__(self) -> None:
         bounds = {
             "max_new_tokens": self.max_new_tokens >= 1,
             "temperature": self.temperature >= 0,
             "top_k": self.top_k >= 0,
-            "top_p": 0 < self.top_p <= 1,
+            "top_p": 0 <= self.top_p <= 1,
             "num_beams": self.num_beams >= 1,
         }
         for name, holds in bounds.items():
             if not holds:
-                wanted = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in (0, 1]"}.get(name, "1 or more")
+                wanted = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in [0, 1]"}.get(name, "1 or more")
                 raise RecipeError(f"{name} is {getattr(self, name)}: it must be {wanted}")
         if "" in self.stop:
             raise RecipeError("stop is an empty text: it would end before the first token; leave it out")

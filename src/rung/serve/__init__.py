@@ -23,7 +23,7 @@ try:
 
     from rung.serve import openai, playground
     from rung.serve.engine import Engine, Worker, leave_a_core
-    from rung.serve.limits import ApiError, Guard, Limits, Metrics
+    from rung.serve.limits import ApiError, Guard, Limits, Metrics, explain_body
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("rung", "torch", "transformers"):
         raise
@@ -54,7 +54,7 @@ def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
     app.include_router(openai.make_router(engines, limits))
     app.include_router(playground.make_router(served))
     add_signs(app, worker, metrics)
-    app.add_exception_handler(RequestValidationError, explain_body)
+    app.add_exception_handler(RequestValidationError, explain_refusal)
     app.add_exception_handler(HTTPException, explain_refusal)
     app.add_exception_handler(RungError, explain_refusal)
     app.add_exception_handler(Exception, explain_refusal)
@@ -107,18 +107,10 @@ def add_signs(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def explain_body(request: Request, error: Exception) -> Response:
-    """What is wrong with a body, in OpenAI's form: the first fault, and where it is."""
-    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-    if first.get("type") == "json_invalid":
-        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}").as_response()
-    where = [str(part)[:100] for part in first.get("loc", ())[1:]]
-    message = f"{'.'.join(where)}: {first.get('msg')}" if where else f"the body: {first.get('msg')}"
-    return ApiError(400, message[:1000], where[0] if where else None).as_response()
-
-
 async def explain_refusal(request: Request, error: Exception) -> Response:
     """Any other refusal, in the same form."""
+    if isinstance(error, RequestValidationError):
+        error = explain_body(error, request.headers.get("content-type", ""))
     if isinstance(error, ApiError):
         return error.as_response()
     status, detail = 500, "the server failed; its log says why"

@@ -24,7 +24,7 @@ from rung.generate.sampling import Draws, Sampling, choose_each
 from rung.generate.slots import Slots
 from rung.models import CausalModel
 from rung.serve.limits import ApiError, Limits, Metrics
-from rung.serve.served import Served
+from rung.serve.served import Served, identify
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +197,7 @@ class Engine:
         self.tokenizer = copy.deepcopy(served.tokenizer)  # whose settings nobody changes
         self.reader = copy.deepcopy(served.tokenizer)  # for whoever holds `reading`
         self.reading = threading.Lock()
+        self.fingerprint = identify(served)
         self.names: dict[int, tuple[str, bytes | None]] = {}
         self.slots = Slots(served.model, limits.max_batch)
         self.waiting: deque[Text] = deque()

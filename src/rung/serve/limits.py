@@ -4,12 +4,13 @@ import asyncio
 import hmac
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
@@ -74,6 +75,39 @@ def look_up(served: Mapping[str, T], name: str) -> T:
         known = ", ".join(served)[:1000]
         raise ApiError(404, f"there is no model {name[:100]!r}: choose from {known}", "model", "model_not_found")
     return served[name]
+
+
+def check_ids(ids: Sequence[int], size: int, param: str) -> None:
+    """Raise `ApiError` for a token that a model of `size` rows does not have: its tokenizer may know more."""
+    if wrong := [id for id in ids if not 0 <= id < size]:
+        raise ApiError(400, f"{param}: the token {wrong[0]} is none of this model's, which are 0 to {size - 1}", param)
+
+
+def explain_body(error: RequestValidationError, content_type: str) -> ApiError:
+    """What is wrong with a body: its first fault, and where that is."""
+    faults = error.errors()
+    first, body = faults[0], error.body
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}")
+    if len(first["loc"]) == 1:
+        if "json" not in content_type.lower():
+            return ApiError(400, "the body is not said to be JSON: send it as Content-Type: application/json")
+        return ApiError(400, "the body is no JSON object: send {...} with the request's keys")
+    where = find_place(first, body)
+    whys = dict.fromkeys(fault["msg"] for fault in faults if find_place(fault, body) == where)
+    code = "unknown_parameter" if first["type"] == "extra_forbidden" else None
+    named = where[0] + "".join(f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in where[1:])
+    return ApiError(400, f"{named}: {', or: '.join(whys)}"[:1000], where[0][:100], code)
+
+
+def find_place(fault: Mapping[str, Any], body: Any) -> list[Any]:
+    """The keys that lead to a fault: what pydantic says beside them is of no use to a client."""
+    place: list[Any] = []
+    for part in fault["loc"][1:]:
+        if isinstance(body, dict | list) and part in (body if isinstance(body, dict) else range(len(body))):
+            place.append(part)
+            body = body[part]
+    return [*place, fault["loc"][-1]] if fault["type"] == "missing" or not place else place
 
 
 class Metrics:

@@ -17,7 +17,7 @@ from rung.errors import RunError
 from rung.generate import Sampling
 from rung.generate.pieces import Pieces
 from rung.serve.engine import Choice, Engine, Order, Prompt, score_prompt
-from rung.serve.limits import ApiError, Limits, look_up
+from rung.serve.limits import ApiError, Limits, check_ids, look_up
 from rung.serve.replies import ChatReply, CompletionReply
 from rung.serve.schemas import (
     REFUSALS,
@@ -134,10 +134,12 @@ def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> lis
         most = limits.max_batch + limits.max_queue
         raise ApiError(400, f"{len(given)} prompts: {most} are taken at once", "prompt")
     prompts = [read_text(engine, p) if isinstance(p, str) else read_ids(engine, p) for p in given]
+    writes = not body.echo or body.max_tokens != 0  # else the prompts are scored, in windows if need be
     if not prompts:
         raise ApiError(400, "prompt is an empty list: give a text, which may be empty, or token ids", "prompt")
+    window = engine.served.model.context_length if writes else None
     for prompt in prompts:
-        check_length(prompt.ids, "prompt", limits)
+        check_length(prompt.ids, "prompt", limits, window)
     return [weigh_prompt(engine, body, prompt) for prompt in prompts] if body.echo else prompts
 
 
@@ -158,15 +160,15 @@ def read_text(engine: Engine, text: str) -> Prompt:
     parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
     is_lost = "white space" in losses(engine.tokenizer) and text and not text[-1].isspace()
     ids, space = [engine.tokenizer.bos_token_id, *encoding.ids], " " if is_lost else ""
+    check_ids(ids, engine.served.model.config.vocab_size, "prompt")
     return Prompt(ids=ids, text=text, is_text=True, space=space, parts=parts)
 
 
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:
     """Token ids, all of which must be known."""
-    size = engine.served.model.config.vocab_size
-    if not ids or max(ids) >= size:
-        wrong = f"{max(ids)} is no token" if ids else "no token is given"
-        raise ApiError(400, f"{wrong}: give some, each from 0 to {size - 1}", "prompt")
+    if not ids:
+        raise ApiError(400, "prompt has no token: give some, or a text, which may be empty", "prompt")
+    check_ids(ids, engine.served.model.config.vocab_size, "prompt")
     pieces = Pieces(engine.tokenizer)
     parts = [pieces.add(token) for token in ids]
     parts[-1] += pieces.finish()
@@ -184,21 +186,21 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
             wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
             _, _, ids = drop_turns(engine.reader, said, engine.served.model.context_length, wanted)
     except RunError as error:
-        raise ApiError(400, str(error), "messages", "context_length_exceeded") from error
+        window = f"this model's maximum context length is {engine.served.model.context_length} tokens"
+        raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error
     except Exception as error:  # what a template refuses it says in its own way
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ApiError(400, f"the chat template refuses these messages: {why}", "messages") from error
     check_length(ids, "messages", limits)
+    check_ids(ids, engine.served.model.config.vocab_size, "messages")
     return Prompt(ids=ids, text="")
 
 
-def check_length(ids: Sequence[int], param: str, limits: Limits) -> None:
-    """Raise `ApiError` for more tokens than the server reads."""
-    if len(ids) > limits.max_prompt_tokens:
-        raise ApiError(
-            400,
-            f"{len(ids):,} tokens are more than {limits.max_prompt_tokens:,}, which this server reads: shorten them, "
-            "or start it with --max-prompt-tokens",
-            param,
-            "context_length_exceeded",
-        )
+def check_length(ids: Sequence[int], param: str, limits: Limits, window: int | None = None) -> None:
+    """Raise `ApiError` for more tokens than the model looks at, or the server reads."""
+    longest, remedy = limits.max_prompt_tokens, ", or start the server with more --max-prompt-tokens"
+    if window is not None and window <= longest:
+        longest, remedy = window, ""
+    if len(ids) > longest:
+        said = f"this model's maximum context length is {longest} tokens"  # OpenAI's words: clients look for them
+        raise ApiError(400, f"{said}, and {param} has {len(ids)}: shorten it{remedy}", param, "context_length_exceeded")

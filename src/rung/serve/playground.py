@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rung import runs
@@ -23,8 +23,8 @@ from rung.evaluate.attention import attention_shape, read_attention
 from rung.generate.pieces import show_token
 from rung.generate.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
-from rung.serve.limits import ApiError, look_up
-from rung.serve.schemas import REFUSALS
+from rung.serve.limits import ApiError, check_ids, look_up
+from rung.serve.schemas import REFUSALS, Body
 from rung.serve.served import Served
 from rung.tokenizer import encode_plainly, fingerprint
 
@@ -46,7 +46,7 @@ HEADERS = {
 }
 
 
-class Question(BaseModel):
+class Question(Body):
     """Which of the served runs is asked."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -60,7 +60,7 @@ class NextQuestion(Question):
     ids: list[int] | None = Field(None, max_length=LONGEST)
     temperature: float = Field(Sampling.temperature, ge=0, le=100, allow_inf_nan=False)
     top_k: int = Field(Sampling.top_k, ge=0)
-    top_p: float = Field(Sampling.top_p, gt=0, le=1, allow_inf_nan=False)
+    top_p: float = Field(Sampling.top_p, ge=0, le=1, allow_inf_nan=False)  # 0 takes the likeliest
     count: int = Field(20, ge=1, le=100)
 
 
@@ -156,7 +156,8 @@ def describe(run: Served) -> dict[str, Any]:
 
 def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
     """The likeliest next tokens, each with the model's probability and the one that it would be drawn with."""
-    ids = _encode(run, question.text) if question.ids is None else _check_ids(run, question.ids)
+    ids = _encode(run, question.text) if question.ids is None else question.ids
+    check_ids(ids, run.model.config.vocab_size, "ids")
     logits = _read_logits(run, ids)
     sampling = Sampling(temperature=question.temperature, top_k=question.top_k, top_p=question.top_p)
     shares, drawn = logits.float().softmax(-1)[0], find_shares(logits, sampling)[0]
@@ -189,6 +190,7 @@ def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
 
 def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
     """The pieces of a text with their bits; the last piece is its end."""
+    _encode(run, question.text)  # refuses what the model has no tokens for
     pieces = score_text(run.model, run.tokenizer, question.text)
     bits, size = sum(piece.bits for piece in pieces), len(question.text.encode())
     return {"pieces": [asdict(piece) for piece in pieces], "bits": bits, "bytes": size, "bits_per_byte": bits / size}
@@ -208,13 +210,8 @@ def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
 
 
 def _encode(run: Served, text: str) -> list[int]:
-    return list(encode_plainly(run.tokenizer, [text])[0].ids)
-
-
-def _check_ids(run: Served, ids: list[int]) -> list[int]:
-    size = run.model.config.vocab_size
-    if wrong := [id for id in ids if not 0 <= id < size]:
-        raise ApiError(400, f"ids: {wrong[0]} is no token of {run.name}, which has {size}")
+    ids = list(encode_plainly(run.tokenizer, [text])[0].ids)
+    check_ids(ids, run.model.config.vocab_size, "text")
     return ids
 
 

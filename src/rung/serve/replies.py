@@ -13,7 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rung.serve.engine import Choice, Engine, Piece, Prompt, Text
-from rung.serve.schemas import Asked
+from rung.serve.schemas import Asked, Usage
 
 CLOSED = 499  # what is noted where the client has gone, as nginx has it
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -28,7 +28,12 @@ class Reply:
         self, engine: Engine, body: Asked, prompts: Sequence[Prompt], texts: list[Text], news: asyncio.Event
     ) -> None:
         self.engine, self.body, self.prompts, self.texts, self.news = engine, body, prompts, texts, news
-        self.head = {"id": f"{self.id_start}-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.model}
+        self.head = {
+            "id": f"{self.id_start}-{uuid.uuid4().hex}",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": engine.fingerprint,
+        }
 
     def opening(self, index: int) -> Piece:
         """What an answer begins with, before anything is written."""
@@ -109,9 +114,10 @@ class Reply:
                 wholes[index] = wholes[index].join(piece)
         return [self.choice(index, whole) for index, whole in wholes.items()]
 
-    def _count(self) -> dict[str, int]:
+    def _count(self) -> dict[str, Any]:
         read, written = sum(len(prompt.ids) for prompt in self.prompts), sum(text.tokens for text in self.texts)
-        return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
+        return usage.model_dump()
 
     def _event(self, choice: dict[str, Any] | None) -> bytes:
         """With no choice it is the one that counts the tokens."""

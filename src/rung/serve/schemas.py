@@ -1,15 +1,20 @@
 """What clients send and get, in OpenAI's forms: `/openapi.json` is made of these.
 
-Types are held to as they are written: "0.7" is no number. What would change an answer and is not done here is refused
-unless it asks for nothing; any other key that is not known is passed over, as OpenAI's server does.
+Types are held to as they are written: "0.7" is no number. A key that is not known is refused, and so is what would
+change an answer and is not done here, unless it asks for nothing.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from rung.errors import did_you_mean
 from rung.serve.limits import ApiError
 
+# What no answer depends on, here as little as at OpenAI's.
+HARMLESS = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
+HARMLESS |= {"service_tier", "store", "user"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that ask for nothing
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -19,11 +24,27 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that 
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    # Other servers'.
+    "chat_template_kwargs": ({},),
+    "min_p": (0,),
+    "repetition_penalty": (1,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "ignore_eos": (False,),
+    "typical_p": (1,),
+    "skip_special_tokens": (True,),
+    "include_stop_str_in_output": (False,),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
 }
+WITHOUT_TOOLS = ("tool", "function")  # roles
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
@@ -31,26 +52,55 @@ Stop = Annotated[str, Field(max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class StreamOptions(BaseModel):
-    """What a stream has beside the text."""
+def read_whole(given: Any) -> Any:
+    """16.0 as 16: JSON has one kind of number."""
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+Whole = BeforeValidator(read_whole)
+
+
+class Body(BaseModel):
+    """What is posted."""
 
     model_config = ConfigDict(strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def refuse_halves(cls, given: Any) -> Any:
+        """Raise `ApiError` for what is no Unicode: one half of a surrogate pair, which no tokenizer takes."""
+        for name, value in given.items() if isinstance(given, dict) else ():
+            try:
+                json.dumps([name, value], ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                half = error.object[error.start]
+                raise ApiError(400, f"{name!a} holds {half!a}, half a character: send it whole", name) from error
+            except RecursionError as error:
+                raise ApiError(400, f"{name!a} is nested too deeply", name) from error
+        return given
+
+
+class StreamOptions(BaseModel):
+    """What a stream has beside the text."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None  # which changes no answer
 
 
-class Asked(BaseModel):
+class Asked(Body):
     """What both kinds of request have in common."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str = Field(max_length=1000)
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None  # 0 takes the likeliest
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), Whole] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), Whole] | None = None
+    n: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), Whole] | None = None
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=8)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -72,17 +122,27 @@ class Asked(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def refuse_unknown(self) -> None:
-        """Raise `ApiError` for what would change the answer and is not done here."""
-        for name, value in (self.model_extra or {}).items():
-            if name in NEUTRAL and value is not None and value not in NEUTRAL[name]:
-                raise ApiError(400, f"{name} is not supported here: leave it out", name, "unsupported_parameter")
+        """Raise `ApiError` for what would change the answer and is not done here, and for keys that nobody knows."""
+        given = self.model_extra or {}
+        unknown = [name for name in given if name not in NEUTRAL and name not in HARMLESS]
+        if unknown:
+            nearest = did_you_mean(unknown[0], [*type(self).model_fields, *NEUTRAL])
+            why = f"unknown parameter {unknown[0][:100]!r}: {nearest}"
+            raise ApiError(400, why, unknown[0], "unknown_parameter")
+        asked = [name for name in NEUTRAL if given.get(name) is not None and given[name] not in NEUTRAL[name]]
+        if asked:
+            are, them = ("is", "it") if len(asked) == 1 else ("are", "them")
+            why = f"{', '.join(asked)} {are} not supported here: leave {them} out"
+            raise ApiError(400, why, asked[0], "unsupported_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is only allowed when stream is true", "stream_options")
 
 
 class CompletionRequest(Asked):
     """Go on from a prompt: a text, some texts, or token ids, which are taken as they are."""
 
     prompt: str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)] = ""
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
     echo: bool | None = None
 
     @property
@@ -114,18 +174,65 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
+def find_unsupported(message: dict[str, Any]) -> str | None:
+    """What is asked of a message that no model here can do; None where it is a text."""
+    role, content = message.get("role"), message.get("content")
+    if role in WITHOUT_TOOLS:
+        return f"the role {role!r} is not supported: the models here call no tools"
+    if calls := next((name for name in ("tool_calls", "function_call", "audio") if message.get(name)), None):
+        return f"{calls} is not supported: leave it out, and its answers"
+    if content is None:
+        return "content is null: give a text, which may be empty"
+    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    if other := next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None):
+        return f"{other[:100]} parts are not supported: text only"
+    return None
+
+
 class ChatRequest(Asked):
     """Answer a conversation."""
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=1000)]
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def name_unsupported(cls, given: Any) -> Any:
+        """Raise `ApiError` for messages of tools, images and the like."""
+        messages = given.get("messages") if isinstance(given, dict) else None
+        for number, message in enumerate(messages if isinstance(messages, list) else ()):
+            if why := isinstance(message, dict) and find_unsupported(message):
+                raise ApiError(400, f"messages[{number}]: {why}", "messages", "unsupported_value")
+        return given
+
+    def refuse_unknown(self) -> None:
+        """And for what goes with `logprobs` alone."""
+        super().refuse_unknown()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs is only allowed when logprobs is true", "top_logprobs")
 
     @property
     def likeliest(self) -> int | None:
         """As many as `top_logprobs` says, where `logprobs` are wanted."""
         return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class PromptDetails(BaseModel):
+    """Of the tokens that were read."""
+
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionDetails(BaseModel):
+    """Of the tokens that were written: all of them are the answer's."""
+
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
 
 
 class Usage(BaseModel):
@@ -134,6 +241,8 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptDetails = PromptDetails()
+    completion_tokens_details: CompletionDetails = CompletionDetails()
 
 
 class Logprobs(BaseModel):
@@ -161,6 +270,7 @@ class Completion(BaseModel):
     object: Literal["text_completion"] = "text_completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | None = None
 
@@ -209,6 +319,7 @@ class ChatCompletion(BaseModel):
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
+    system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage | None = None
 

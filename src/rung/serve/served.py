@@ -1,5 +1,7 @@
 """The runs that are served: found, loaded, and named for their clients."""
 
+import hashlib
+import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from rung import __version__
 from rung.errors import RunError
 from rung.models import BESIDE, LADDER, CausalModel, load
 from rung.runs import find_record, find_runs, is_finished, read_record
+from rung.tokenizer import fingerprint
+
+SEEN = 64  # numbers of each weight, that a model is known by
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,14 @@ def find_places(run: str) -> list[str]:
         raise RunError(f"{run} holds no finished run: `rung runs {shlex.quote(str(run))}` lists what there is")
     ladder = list(LADDER | BESIDE)
     return [str(below) for below in sorted(found, key=lambda below: ladder.index(read_record(below)["rung"]))]
+
+
+def identify(run: Served) -> str:
+    """A name for what answers: it changes with the model, its tokenizer, or the version of rung."""
+    parts = run.model.state_dict().values()
+    spread = [part.flatten()[:: max(1, part.numel() // SEEN)][:SEEN].double().tolist() for part in parts]
+    facts = [__version__, run.model.config.to_json_string(), fingerprint(run.tokenizer), spread]
+    return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
 def tell_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
