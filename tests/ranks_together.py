@@ -10,11 +10,13 @@ import numpy
 import torch
 
 from rung import cli, ranks, runs
+from rung.errors import RecipeError
 from rung.models import build_model, make_config
 from rung.models.ngram import NgramForCausalLM
 from rung.pack import Blocks, Packed
 from rung.recipe import make_recipe
 from rung.recipe.making import execute
+from rung.recipe.tuning import Tuning, tune
 from rung.tokenizer import build_tokenizer, encode_documents
 from rung.train import Hooks, TrainSettings, train
 
@@ -106,6 +108,29 @@ def count_fits(folder):
     return len(fitted)
 
 
+def tune_together(folder):
+    """What becomes of a run that all processes tune, and of what is refused before any of them begins."""
+    base, text = folder / "base", str(folder / "text.txt")
+    shape = SHAPES["llama3"] | {"max_position_embeddings": 32}
+    assert execute(make_recipe({"rung": "llama3", "corpus": text, "steps": 1, "model": shape}), base)
+    says = [{"role": "user", "content": "What sat?"}, {"role": "assistant", "content": "The cat."}]
+    if ranks.is_main():
+        lines = [{"messages": [{**says[0], "content": f"{number} What sat?"}, says[1]]} for number in range(20)]
+        (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plan = Tuning(base=str(base), data=str(folder / "chats.jsonl"), steps=4)
+    assert tune(plan, folder / "tuned")
+    refused = []
+    for attempt in (
+        lambda: execute(make_recipe({"rung": "llama3", "corpus": text, "global_batch_size": 7}), folder / "refused"),
+        lambda: tune(Tuning(base=str(base), preference="pairs.jsonl"), folder / "refused"),
+    ):
+        try:
+            attempt()
+        except RecipeError as error:
+            refused.append(str(error))
+    return refused
+
+
 def watch_reading():
     """The blocks that this process reads from now on."""
     read, fetch = [], Blocks.__getitems__
@@ -139,7 +164,7 @@ def main():
         ground.train(way, f"{way}-to-one", stop=STOP)
         found["went on"][way] = ground.train(way, f"{ALONE[way]}-to-two-{way}")
     found["kept"] = {way: ground.train(way, f"{way}-kept", sign=-1) for way in ("plain", "sharded")}
-    found |= {"fits": count_fits(ground.folder), "heard": fail_on_one()}
+    found |= {"fits": count_fits(ground.folder), "refused": tune_together(ground.folder), "heard": fail_on_one()}
     path = ground.folder / f"found-{ranks.number()}.json"
     path.write_text(json.dumps(found))
     os.chdir(ground.folder)

@@ -102,6 +102,24 @@ def test_an_n_gram_is_fitted_once(two):
     assert [found["fits"] for found in two[:2]] == [1, 0]
 
 
+def test_a_run_is_tuned_together(two, ground):
+    """`torchrun -m rung tune` hung: the second process left at once, and the first waited for it."""
+    record = json.loads((ground.folder / "tuned" / "rung.json").read_text())
+    assert record["training"]["steps"] == 4
+    assert {"before", "after"} <= record["tune"].keys()
+    weights = [load_file(ground.folder / run / "model.safetensors") for run in ("base", "tuned")]
+    norms = [weight["model.norm.weight"] for weight in weights]
+    assert not torch.equal(*norms)
+
+
+def test_what_is_refused_leaves_nothing(two, ground):
+    assert not (ground.folder / "refused").exists()
+    for found in two[:2]:
+        batch, preference = found["refused"]
+        assert batch == "global_batch_size is 7, for 2 processes: it must be a multiple of that"
+        assert preference.startswith("--preference learns in one process, not in 2")
+
+
 @pytest.mark.parametrize("way", ["plain", "sharded"])
 def test_the_best_weights_are_kept(way, two):
     """The losses fall and are judged the wrong way round: what is kept is of the first evaluation."""

@@ -8,6 +8,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -58,12 +59,13 @@ def from_main(make: Callable[[], T]) -> T:
         return told[0]
     try:
         told[0] = make()
-        return told[0]
     except BaseException as error:
         told[1] = _portable(error)
+        with suppress(RuntimeError):  # the others are gone: after Ctrl-C each ends by itself
+            _distributed().broadcast_object_list(told, src=0, group=_group())
         raise
-    finally:
-        _distributed().broadcast_object_list(told, src=0, group=_group())
+    _distributed().broadcast_object_list(told, src=0, group=_group())
+    return told[0]
 
 
 def together(make: Callable[[], T]) -> T:

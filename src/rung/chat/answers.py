@@ -160,3 +160,13 @@ class Retrieval:
 def _find_ngrams(question: str) -> set[str]:
     words = re.findall(r"[\w.]*\w", question.lower())
     return {" ".join(words[i : i + n]) for n in range(1, NGRAM + 1) for i in range(len(words) - n + 1)}
+
+
+def look_up(known: Sequence[Conversation], asked: Sequence[Conversation]) -> dict[str, dict[str, float]]:
+    """What the answers of the most similar questions are worth."""
+    found = {}
+    for name, rare in (("n-grams", False), ("rare n-grams", True)):
+        retrieval = Retrieval(known, rare=rare)
+        pairs = [(before[-1]["content"], expected) for before, expected in map(split_last, asked)]
+        found[name] = summarize([Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs])
+    return found

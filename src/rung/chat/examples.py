@@ -11,9 +11,14 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from rung.chat.formats import Encoded
+from rung.corpus import Corpus
 from rung.pack import IGNORED
+from rung.tokenizer import encode_documents
+
+BYTES_A_TOKEN = 3  # roughly
 
 
 class Examples(Dataset[dict[str, Any]]):
@@ -61,6 +66,17 @@ class Examples(Dataset[dict[str, Any]]):
             own = numpy.tril(numbers[:, :, None] == numbers[:, None, :])[:, None]
             batch |= {"position_ids": torch.from_numpy(places), "attention_mask": torch.from_numpy(own)}
         return batch
+
+
+def replay(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float) -> list[Encoded]:
+    """Rows of the base's own training text, about so many tokens from all over it: what is rehearsed is kept.
+
+    Robins 1995; of language models, Scialom et al. 2022.
+    """
+    stride = max(1, round(corpus.bytes["train"] / (BYTES_A_TOKEN * max(tokens, 1))))
+    documents = encode_documents(corpus.sample_train(stride), tokenizer)
+    rows = [ids[at : at + length + 1] for ids in documents for at in range(0, len(ids) - 1, length)]
+    return [Encoded(row, [False] + [True] * (len(row) - 1)) for row in rows]
 
 
 def fill_rows(sizes: Sequence[int], length: int) -> list[list[int]]:

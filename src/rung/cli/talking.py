@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from rung import ranks
 from rung.cli.command import Run, Seed, check_given, check_utf8, resumable, verb
 from rung.cli.output import escape_controls, print_text, say, say_next
 
@@ -19,7 +20,7 @@ COMMANDS = """/reset          forget what was said
 /quit           leave, as Ctrl-D does"""
 
 
-@verb("rung tune runs/python-docs/llama3 chats.jsonl --minutes 10")
+@verb("rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", spreads=True)
 def tune(
     run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")] = "",
     data: Annotated[
@@ -48,9 +49,6 @@ def tune(
 
     make_quiet()
     from rung.errors import RecipeError
-    from rung.recipe import read_override
-    from rung.recipe.making import check_unused
-    from rung.recipe.tuning import Tuning, read_begun
     from rung.recipe.tuning import tune as make
 
     if not run and not (resume and out):
@@ -58,18 +56,27 @@ def tune(
     base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
     folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
     given: dict[str, Any] = {"steps": steps, "minutes": minutes, "seed": seed, "data": data, "preference": preference}
-    given = {key: value for key, value in given.items() if value not in (None, "")}
-    if resume:
-        options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()} | {"--set": set_}
-        check_given("--resume goes on as the run was begun:", options)
-        plan = read_begun(folder)
-    else:
-        plan = Tuning(base=run, train=dict(map(read_override, set_ or [])), **given)
-        check_unused(folder)
+    plan = _plan_tuning(run, {k: value for k, value in given.items() if value not in (None, "")}, set_, folder, resume)
     with resumable("tune", folder), Display() as display:
         if not make(plan, folder, lambda stage: display.tell(folder.name, stage), began):
             raise KeyboardInterrupt
-    _show_tuned(folder)
+    if ranks.is_main():
+        _show_tuned(folder)
+
+
+def _plan_tuning(run: str, given: dict[str, Any], overrides: list[str] | None, folder: Path, resume: bool) -> Any:
+    """What is tuned on what: as it was begun, or as it is given now."""
+    from rung.recipe import read_override
+    from rung.recipe.making import check_unused
+    from rung.recipe.tuning import Tuning, read_begun
+
+    if resume:
+        options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
+        check_given("--resume goes on as the run was begun:", options | {"--set": overrides})
+        return ranks.from_main(lambda: read_begun(folder))
+    plan = Tuning(base=run, train=dict(map(read_override, overrides or [])), **given)
+    ranks.from_main(lambda: check_unused(folder))
+    return plan
 
 
 def _show_tuned(folder: Path) -> None:

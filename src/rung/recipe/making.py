@@ -44,6 +44,7 @@ from rung.recipe.text import (
 )
 from rung.tokenizer import count_ids, suggest_vocab_size
 from rung.train import (
+    NO_HOOKS,
     Hooks,
     Progress,
     Trained,
@@ -126,7 +127,8 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_trackers(recipe.train)
     if not find_rung(recipe.rung).counts:
-        make_arguments(TrainSettings(arguments=recipe.train), folder, 1)  # refuses what the Trainer would
+        settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
+        make_arguments(settings, folder, 1)  # refuses what the Trainer would, and a batch that cannot be shared out
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     remove_leftovers(folder, alone=True)
@@ -305,7 +307,7 @@ def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
 def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     """What training calls, on the main process: it has the text."""
     if ready.corpus is None:
-        return Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)
+        return NO_HOOKS
     tokenizer = ready.tokenizer
     prompt, watched = find_prompt(ready.corpus), read_watched(ready.corpus)
 
@@ -342,10 +344,6 @@ def _find_max_time(recipe: Recipe) -> float | None:
 def read_watched(corpus: Corpus) -> list[str]:
     """The validation text that training watches."""
     return first_texts(corpus.validation["text"], WATCHED_BYTES)
-
-
-def _not_asked(model: CausalModel) -> Any:
-    raise AssertionError("only the main process has text to score and to go on from")
 
 
 def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -10,21 +10,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from rung import runs
+from rung import ranks, runs
 from rung.chat.answers import (
     Answer,
-    Retrieval,
     answer_questions,
     count_bytes,
     find_costs,
-    split_last,
+    look_up,
     spread,
     summarize,
     write_plainly,
 )
 from rung.chat.conversations import DEFAULT, Conversations, load_conversations
-from rung.chat.examples import Examples
-from rung.chat.formats import CHATML, LLAMA3, Conversation, Encoded, encode_conversations, teach_format
+from rung.chat.examples import Examples, replay
+from rung.chat.formats import CHATML, LLAMA3, Conversation, encode_conversations, teach_format
 from rung.chat.preference import (
     PreferenceSettings,
     hold_out,
@@ -43,8 +42,17 @@ from rung.recipe.base import describe_base
 from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
 from rung.recipe.scoring import read_own
 from rung.recipe.stages import Stage, Tell
-from rung.tokenizer import encode_documents
-from rung.train import Hooks, Progress, Trained, TrainSettings, check_arguments, find_checkpoints, train
+from rung.train import (
+    NO_HOOKS,
+    Hooks,
+    Progress,
+    Trained,
+    TrainSettings,
+    check_arguments,
+    find_checkpoints,
+    make_arguments,
+    train,
+)
 from rung.train.clock import now
 
 logger = logging.getLogger(__name__)
@@ -52,7 +60,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_MINUTES = 5.0
 ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}  # weights that have learned already
 REPLAYED = 0.25  # as many tokens of the base's own text as conversations have, times this
-BYTES_A_TOKEN = 3  # roughly
 WATCHED = 64  # conversations that training watches
 ASKED = 100  # questions of each set that are answered in the end
 SHOWN = 3  # answers of the best, and of the worst
@@ -88,7 +95,9 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class _Student:
-    """The model that is tuned, what it is tuned on, and the text that it was judged by before."""
+    """The model that is tuned; what it is tuned on, and the text that it was judged by before, are with the main
+    process alone: others get it without them, and with a model of their own.
+    """
 
     model: CausalModel
     tokenizer: PreTrainedTokenizerBase
@@ -96,43 +105,55 @@ class _Student:
     corpus: Corpus | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Begun:
+    """What the main process has found before training begins; others get it without the student."""
+
+    student: _Student | None
+    record: dict[str, Any]
+    examples: Examples
+    began: float  # when its minutes began to count, by the main process's clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "student": None}
+
+
 def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: float | None = None) -> bool:
     """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if there is one.
 
     Its minutes count from `began` by `train.clock.now`, else from now, and hold how it is judged before and after.
-    Returns whether it was finished: False when it was interrupted, the work so far saved. Raises `RungError`; a start
-    that fails leaves nothing in `folder`.
+    Returns whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
+    processes train together; the rest is done once, by the main one. Raises `RungError`; a start that fails leaves
+    nothing in `folder`.
     """
-    with runs.hold(folder), runs.undo_failed_start(folder):
+    if plan.preference and ranks.count() > 1:
+        raise RecipeError(f"--preference learns in one process, not in {ranks.count()}: leave out torchrun")
+    with runs.hold(folder, together=True), runs.undo_failed_start(folder):
         return _tune(plan, folder, tell, now() if began is None else began)
 
 
 def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
-    base = read_base(plan.base)
+    base = ranks.from_main(lambda: read_base(plan.base))
     tell(Stage(name="reading"))
-    model, tokenizer = load(plan.base)
+    model, tokenizer = ranks.together(lambda: load(plan.base))
+    model = model.float().to(choose_device())
     if plan.preference:
-        return _prefer(plan, base, (model.float().to(choose_device()), tokenizer), folder, tell)
-    student = _Student(
-        model=model.float().to(choose_device()),
-        tokenizer=tokenizer,
-        data=load_conversations(plan.data),
-        corpus=read_own(plan.base, base) if "recipe" in base else None,
-    )
-    runs.make_folder(folder)
-    remove_leftovers(folder, alone=True)
-    record = _describe(model, plan, base)
-    record["tune"] |= _describe_data(student.data)
-    judging = now()
-    record = _begin(student, plan, folder, record, tell)
-    began -= now() - judging  # as long as before will it be judged after
-    set_seed(plan.seed)
-    teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
-    record["tokenizer"] = describe_tokenizer(tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
-    runs.write_record(folder, record)
+        return _prefer(plan, base, (model, tokenizer), folder, tell)
+    begun = ranks.from_main(lambda: _begin(plan, base, (model, tokenizer), folder, tell, began))
+    if not ranks.is_main():
+        _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
-    trained = _learn(student, plan, folder, record, tell, began)
-    runs.save_model(folder, model.eval(), tokenizer)
+    hooks = _hooks(begun.student, tell) if begun.student else NO_HOOKS
+    trained = train(model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks)
+    return ranks.from_main(lambda: _finish(begun, trained, folder, tell))
+
+
+def _finish(begun: _Begun, trained: Trained, folder: Path, tell: Tell) -> bool:
+    """Save what was learned and judge it; what was interrupted is saved, no more."""
+    student, record = begun.student, begun.record
+    assert student is not None
+    record |= {"parameters": count_parameters(student.model), "training": describe_training(trained)}
+    runs.save_model(folder, student.model.eval(), student.tokenizer)
     if not trained.interrupted:
         _judge_after(student, record, tell)
     runs.write_record(folder, record)
@@ -218,32 +239,78 @@ def _describe_data(data: Conversations) -> dict[str, Any]:
     }
 
 
-def _begin(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell) -> dict[str, Any]:
-    """The record, with how the base did; what is gone on with must be what was begun.
-
-    Raises `RunError` where it is not.
-    """
+def _begin(
+    plan: Tuning,
+    base: dict[str, Any],
+    made: tuple[CausalModel, PreTrainedTokenizerBase],
+    folder: Path,
+    tell: Tell,
+    began: float,
+) -> _Begun:
+    """Read the conversations, judge the base, and write the record: last, after all that may be refused."""
+    make_arguments(_make_settings(plan, began), folder, 1)  # refuses what the Trainer would
+    student = _Student(
+        model=made[0],
+        tokenizer=made[1],
+        data=load_conversations(plan.data),
+        corpus=read_own(plan.base, base) if "recipe" in base else None,
+    )
+    record = _describe(student.model, plan, base)
+    record["tune"] |= _describe_data(student.data)
+    judging = now()
+    record["tune"]["before"] = _find_before(plan, folder, record) or _judge_before(student, tell)
+    began -= now() - judging  # as long as before will it be judged after
+    _teach(*made, plan, record)
+    record["tokenizer"] = describe_tokenizer(student.tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
+    tell(Stage(name="tokenizing"))
+    examples = _encode(student, plan, record["rung"])
+    record["tune"] |= {"rows": len(examples), "cut": examples.cut}
+    runs.make_folder(folder)
+    remove_leftovers(folder, alone=True)
     if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
-        record["tune"]["before"] = _judge_before(student, tell)
-        return record
+    runs.write_record(folder, record)
+    return _Begun(student=student, record=record, examples=examples, began=began)
+
+
+def _find_before(plan: Tuning, folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """How the base did, of a tuning that is gone on with; None of one that begins.
+
+    Raises `RunError` where what is gone on with is not what was begun.
+    """
+    if not find_checkpoints(folder):
+        return None
     begun = runs.read_record(folder)
     same_data = begun.get("tune", {}).get("fingerprint") == record["tune"]["fingerprint"]
     for what, is_same in ((plan.base, begun.get("base") == record["base"]), (plan.data, same_data)):
         if not is_same:
             raise RunError(f"{what} has changed since {folder} was begun: choose another folder with --out")
-    record["tune"]["before"] = begun["tune"]["before"]
-    return record
+    return begun["tune"]["before"]
 
 
-def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any], tell: Tell, began: float) -> Trained:
-    """Train on what the assistant says.
+def _teach(model: CausalModel, tokenizer: PreTrainedTokenizerBase, plan: Tuning, record: dict[str, Any]) -> None:
+    """Teach the model the marks of a conversation: on all processes the same new weights."""
+    set_seed(plan.seed)
+    teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
 
-    Raises `CorpusError` where none of it is within what the model looks at.
+
+def _make_settings(plan: Tuning, began: float) -> TrainSettings:
+    return TrainSettings(
+        steps=plan.steps,
+        minutes=None if plan.steps else plan.minutes or DEFAULT_MINUTES,
+        arguments={**ARGUMENTS, **plan.train},
+        seed=plan.seed,
+        began=began,
+    )
+
+
+def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
+    """What the assistant says, and some of the base's own text, as rows.
+
+    Raises `CorpusError` where no answer is within what the model looks at.
     """
     model, tokenizer = student.model, student.tokenizer
-    tell(Stage(name="tokenizing"))
     length = model.context_length or model.config.max_position_embeddings
     encoded = encode_conversations(tokenizer, student.data.train)
     if not any(any(e.said[1 : length + 1]) for e in encoded):
@@ -251,32 +318,11 @@ def _learn(student: _Student, plan: Tuning, folder: Path, record: dict[str, Any]
             f"{plan.data}: no answer begins within the {length} tokens that the model looks at: shorten what is asked"
         )
     if student.corpus:
-        encoded += _replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
-    examples = Examples(encoded, length, tokenizer.pad_token_id, packed=record["rung"] in TRANSFORMERS)
+        encoded += replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
+    examples = Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
     if examples.cut:
         logger.warning("%d conversations are longer than %d tokens, and are cut off there", examples.cut, length)
-    settings = TrainSettings(
-        steps=plan.steps,
-        minutes=None if plan.steps else plan.minutes or DEFAULT_MINUTES,
-        arguments={**ARGUMENTS, **plan.train},
-        seed=plan.seed,
-        began=began,
-    )
-    trained = train(model, tokenizer, examples, folder, settings, _hooks(student, tell))
-    record["tune"] |= {"rows": len(examples), "cut": examples.cut}
-    record |= {"parameters": count_parameters(model), "training": describe_training(trained)}
-    return trained
-
-
-def _replay(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float) -> list[Encoded]:
-    """Rows of the base's own training text, about so many tokens from all over it: what is rehearsed is kept.
-
-    Robins 1995; of language models, Scialom et al. 2022.
-    """
-    stride = max(1, round(corpus.bytes["train"] / (BYTES_A_TOKEN * max(tokens, 1))))
-    documents = encode_documents(corpus.sample_train(stride), tokenizer)
-    rows = [ids[at : at + length + 1] for ids in documents for at in range(0, len(ids) - 1, length)]
-    return [Encoded(row, [False] + [True] * (len(row) - 1)) for row in rows]
+    return examples
 
 
 def _hooks(student: _Student, tell: Tell) -> Hooks:
@@ -318,7 +364,9 @@ def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
     best = sorted((a for _, answers in found.values() for a in answers), key=lambda answer: -answer.f1)
     record["tune"] |= {
         "after": {"answers": {name: summary for name, (summary, _) in found.items()}},
-        "lookup": {name: _look_up(student.data, asked) for name, asked in student.data.tests.items()},
+        "lookup": {
+            name: look_up(student.data.train, spread(asked, ASKED)) for name, asked in student.data.tests.items()
+        },
         "best": [asdict(answer) for answer in best[:SHOWN]],
         "worst": [asdict(answer) for answer in best[SHOWN:][-SHOWN:]],
     }
@@ -345,13 +393,3 @@ def _judge_answers(
     )
     write = encode_conversations if tokenizer.chat_template else write_plainly
     return summarize(answers) | find_costs(model, write(tokenizer, asked), count_bytes(asked)), answers
-
-
-def _look_up(data: Conversations, asked: Sequence[Conversation]) -> dict[str, dict[str, float]]:
-    """What the answers of the most similar questions are worth."""
-    found = {}
-    for name, rare in (("n-grams", False), ("rare n-grams", True)):
-        retrieval = Retrieval(data.train, rare=rare)
-        pairs = [(before[-1]["content"], expected) for before, expected in map(split_last, spread(asked, ASKED))]
-        found[name] = summarize([Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs])
-    return found

@@ -38,12 +38,13 @@ from rung.train.clock import EVALUATIONS, Clock, now
 from rung.train.cpu import is_busy
 from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
-from rung.train.recording import ENDLESS, Hooks, Progress, Recorder, interrupt_politely
+from rung.train.recording import ENDLESS, NO_HOOKS, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
 from rung.train.settings import SCHEDULE, TrainSettings, check_arguments, make_arguments
 from rung.train.trackers import check_trackers, report_below
 
 __all__ = [
+    "NO_HOOKS",
     "SAVING",
     "Hooks",
     "Progress",

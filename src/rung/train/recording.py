@@ -48,6 +48,13 @@ class Hooks:
     scoring: float = 0.0
 
 
+def _not_asked(model: CausalModel) -> Any:
+    raise AssertionError("only the main process has text to score and to go on from")
+
+
+NO_HOOKS = Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)  # of the other processes
+
+
 class Recorder(TrainerCallback):
     """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to.
 
