@@ -30,7 +30,16 @@ from rung.cli import app  # noqa: E402
 from rung.errors import RecipeError, RunError  # noqa: E402
 from rung.evaluate import score_text  # noqa: E402
 from rung.generate import Sampling, generate  # noqa: E402
-from rung.serve import Limits, Served, build_app, find_hosts, load_served, open_port  # noqa: E402
+from rung.serve import (  # noqa: E402
+    Limits,
+    Served,
+    build_app,
+    find_hosts,
+    load_served,
+    open_port,
+    read_key,
+    read_origin,
+)
 from rung.serve import engine as engines  # noqa: E402
 from rung.serve.served import identify, tell_apart  # noqa: E402
 
@@ -411,6 +420,76 @@ def test_the_key_and_who_asks(served):
         asks = {"Origin": "http://good.example", "Access-Control-Request-Method": "POST"}
         allowed = httpx.options(f"{server.url}/v1/completions", headers=asks)
         assert allowed.headers["access-control-allow-origin"] == "http://good.example"
+
+
+def test_a_key_may_be_sent_in_any_case_and_never_be_empty(served):
+    with Listening({"gpt2": served["gpt2"]}, api_key="secret") as server:
+        for given, status in (("bearer secret", 200), ("BEARER  secret", 200), ("Basic secret", 401), ("secret", 401)):
+            answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": given})
+            assert answer.status_code == status
+    assert read_key(" secret\n") == "secret" and read_key(None) is None
+    for wrong in ("", " \n", "a\nb"):
+        with pytest.raises(RecipeError, match="the API key"):
+            read_key(wrong)
+        with pytest.raises(RecipeError, match="key"):
+            Limits(api_key=wrong)
+    for options, environment in ((["--api-key", ""], {}), ([], {"RUNG_API_KEY": ""})):
+        made = CliRunner().invoke(app, ["serve", "nowhere", *options], env=environment)
+        assert made.exit_code == 2 and "the API key is empty" in made.stderr
+
+
+def test_pages_that_may_ask_are_named_as_browsers_name_them(served):
+    assert read_origin("https://Example.org:443/") == "https://example.org"
+    assert read_origin("http://[::1]:3000/") == "http://[::1]:3000" and read_origin("*") == "*"
+    for wrong in ("example.org", "https://", "https://a/b", "https://a:x", ""):
+        with pytest.raises(RecipeError, match="is no origin"):
+            read_origin(wrong)
+    with Listening({"gpt2": served["gpt2"]}, origins=("*",)) as server:
+        answer = server.post(model="gpt2", prompt="a", headers={"Origin": "http://any.example"})
+        assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
+
+
+def test_hosts_go_by_what_the_address_is():
+    for host in ("127.0.0.1", "127.0.0.2", "127.1", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"):
+        assert {"localhost", "127.0.0.1", "::1"} <= set(find_hosts(host)), host
+    assert "127.0.0.2" in find_hosts("127.0.0.2")
+    assert find_hosts("0.0.0.0") == find_hosts("::") == find_hosts("nowhere.invalid") == find_hosts("") == ()
+    assert "my.lan" in find_hosts("127.0.0.1", ["My.LAN:8000"]) and find_hosts("127.0.0.1", ["*"]) == ()
+    assert set(find_hosts("0.0.0.0", ["my.lan"])) == {"localhost", "127.0.0.1", "::1", "0.0.0.0", "my.lan"}
+
+
+def test_a_foreign_name_is_let_in_when_it_is_allowed(served):
+    with Listening({"gpt2": served["gpt2"]}, hosts=find_hosts("127.0.0.2", ["my.lan"])) as server:
+        for host, status in {"evil.example": 403, "MY.lan:80": 200, "[0::1]": 200, "127.0.0.2": 200}.items():
+            assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status
+
+
+def test_head_is_a_get_without_its_body_and_every_answer_has_a_number(server):
+    numbers = set()
+    for address in ("/", "/health", "/metrics", "/v1/models", "/v1/models/gpt2", "/page/app.js", "/api/rungs"):
+        got, answer = httpx.get(server.url + address), httpx.head(server.url + address)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert got.headers["content-type"] == answer.headers["content-type"] and got.content
+        numbers |= {got.headers["x-request-id"], answer.headers["x-request-id"]}
+    refused = [httpx.head(f"{server.url}/v1/completions"), httpx.head(f"{server.url}/nowhere"), server.post(model="no")]
+    assert [answer.status_code for answer in refused] == [405, 404, 404]
+    assert len(numbers | {answer.headers["x-request-id"] for answer in refused}) == 17
+
+
+def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
+    from rung import serve
+    from rung.cli import serving
+
+    monkeypatch.setattr(serve, "load_served", lambda runs: {"gpt2": Served("gpt2", None, None, {})})
+    monkeypatch.setattr(serve, "run_server", lambda served, limits, listener: listener.close())
+    monkeypatch.setattr(serve, "leave_a_core", lambda: None)
+    try:
+        open_port("::1", 0).close()
+    except RunError:
+        pytest.skip("this machine has no address ::1")
+    assert CliRunner().invoke(app, ["serve", "gpt2", "--host", "::1", "--port", "0"]).exit_code == 0
+    serving.show_address(["a"], "http://[::1]:8000", False, "")
+    assert "Open    http://[::1]:8000" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

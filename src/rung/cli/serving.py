@@ -1,6 +1,7 @@
 """The verb that answers others: serve."""
 
 import json
+import os
 import shlex
 import sys
 from typing import Annotated
@@ -9,6 +10,8 @@ import typer
 
 from rung.cli.command import verb
 
+KEY = "RUNG_API_KEY"
+
 
 @verb("rung serve runs/python-docs --port 8000")
 def serve(
@@ -16,15 +19,24 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: for all that can reach it.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     api_key: Annotated[
-        str, typer.Option(envvar="RUNG_API_KEY", help="What clients must send as their key.", show_default=False)
-    ] = "",
+        str | None,
+        typer.Option(envvar=KEY, help="What clients must send as their key.", show_default=False),
+    ] = None,
     max_batch: Annotated[int, typer.Option(help="Texts that a model continues together.")] = 16,
     max_queue: Annotated[int, typer.Option(help="Texts that may wait for that; more are refused.")] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 8192,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 4096,
     timeout: Annotated[float, typer.Option(help="Seconds for an answer, waiting included.")] = 300,
     allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Another server whose pages may ask, as https://example.org. Repeatable.")
+        list[str] | None,
+        typer.Option(help="Another server whose pages may ask, as https://example.org; * for all. Repeatable."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A name that the server answers to beside its own, as of a proxy; * for all. With --host for others "
+            "none need be named. Repeatable."
+        ),
     ] = None,
 ) -> None:
     """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions, /v1/models."""
@@ -32,7 +44,7 @@ def serve(
 
     make_quiet()
     from rung.runs import read_prompt
-    from rung.serve import Limits, find_hosts, leave_a_core, load_served, open_port, run_server
+    from rung.serve import Limits, find_hosts, leave_a_core, load_served, open_port, read_key, read_origin, run_server
 
     limits = Limits(
         max_batch=max_batch,
@@ -40,15 +52,17 @@ def serve(
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         seconds=timeout,
-        api_key=api_key,
-        hosts=find_hosts(host),
-        origins=tuple(allow_origin or ()),
+        api_key=read_key(os.environ.get(KEY) if api_key is None else api_key),  # a variable may be set, and empty
+        hosts=find_hosts(host, allow_host or ()),
+        origins=tuple(map(read_origin, allow_origin or ())),
     )
     listener = open_port(host, port)
     leave_a_core()
     served = load_served(run)
     prompt = read_prompt(next(iter(served.values())).record)
-    show_address(list(served), f"http://{host}:{listener.getsockname()[1]}", bool(api_key), prompt or "Return the")
+    name = f"[{host}]" if ":" in host else host
+    address = f"http://{name}:{listener.getsockname()[1]}"
+    show_address(list(served), address, limits.api_key is not None, prompt or "Return the")
     run_server(served, limits, listener)
 
 

@@ -23,16 +23,26 @@ try:
 
     from rung.serve import openai, playground
     from rung.serve.engine import Engine, Worker, leave_a_core
-    from rung.serve.limits import ApiError, Guard, Limits, Metrics, explain_body
+    from rung.serve.limits import ApiError, Guard, Limits, Metrics, explain_body, find_hosts, read_key, read_origin
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("rung", "torch", "transformers"):
         raise
     raise RunError(f"serving needs {error.name}, which is not installed: pip install 'rung[serve]'") from error
 
-__all__ = ["Limits", "Served", "build_app", "find_hosts", "leave_a_core", "load_served", "open_port", "run_server"]
+__all__ = [
+    "Limits",
+    "Served",
+    "build_app",
+    "find_hosts",
+    "leave_a_core",
+    "load_served",
+    "open_port",
+    "read_key",
+    "read_origin",
+    "run_server",
+]
 
 GRACE = 5  # seconds that answers have to end in when the server is stopped
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 NO_LIMITS = Limits()
 
 
@@ -62,13 +72,6 @@ def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
     if limits.origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(limits.origins), allow_methods=["*"], allow_headers=["*"])
     return app
-
-
-def find_hosts(host: str) -> tuple[str, ...]:
-    """The names by which a server there is to be asked: on this machine alone its own, so that no page elsewhere can
-    have its name point here; else any.
-    """
-    return LOOPBACK if host in LOOPBACK else ()
 
 
 def open_port(host: str, port: int) -> socket.socket:

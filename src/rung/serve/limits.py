@@ -3,9 +3,12 @@
 import asyncio
 import hmac
 import json
+import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -13,13 +16,14 @@ from fastapi import HTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rung.errors import RecipeError
 
 LOCKED = ("/v1/", "/api/", "/metrics")  # what an API key opens; the page itself, and /health, are for all
 HARMLESS = ("GET", "HEAD", "OPTIONS")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 T = TypeVar("T")
@@ -37,9 +41,9 @@ class Limits:
     max_choices: int = 8  # answers to one prompt
     seconds: float = 300.0  # for an answer, waiting included
     body_seconds: float = 30.0  # for a request to arrive
-    api_key: str = ""  # none is asked for
+    api_key: str | None = None  # none is asked for
     hosts: tuple[str, ...] = ()  # the names that it answers to: any
-    origins: tuple[str, ...] = ()  # pages of other servers that may ask, as https://example.org
+    origins: tuple[str, ...] = ()  # pages of other servers that may ask, as https://example.org; * for all
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "max_body_bytes", "max_prompt_tokens", "max_tokens", "max_choices", "seconds"):
@@ -47,6 +51,8 @@ class Limits:
                 raise RecipeError(f"{name} is {getattr(self, name)}: it must be more than 0")
         if self.max_queue < 0:
             raise RecipeError(f"max_queue is {self.max_queue}: it must be 0 or more")
+        if self.api_key is not None and self.api_key != read_key(self.api_key):
+            raise RecipeError("api_key begins or ends with white space, which no header can: strip it")
 
 
 class ApiError(HTTPException):
@@ -141,6 +147,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        scope, send = number_answer(scope, send)
         status = 500
 
         async def note(message: Message) -> None:
@@ -158,18 +165,34 @@ class Guard:
             self.metrics.requests.labels(endpoint, str(status)).inc()
 
 
+def number_answer(scope: Scope, send: Send) -> tuple[Scope, Send]:
+    """Give the answer a number, `x-request-id`; and make of HEAD a GET whose body is left out."""
+    number, is_head = f"req_{uuid.uuid4().hex}", scope["method"] == "HEAD"
+
+    async def send_numbered(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["x-request-id"] = number
+        elif is_head:
+            message = {**message, "body": b""}
+        await send(message)
+
+    return {**scope, "method": "GET" if is_head else scope["method"]}, send_numbered
+
+
 def check_sender(scope: Scope, limits: Limits) -> None:
     """Raise `ApiError` for a request that this server is not to answer."""
     headers = Headers(scope=scope)
     host = headers.get("host", "")
     if limits.hosts and host_of(f"//{host}") not in limits.hosts:
-        raise ApiError(403, "this server does not answer to that host name; see --host", code="foreign_host")
+        raise ApiError(403, "this server does not answer to that host name; see --allow-host", code="foreign_host")
     origin = headers.get("origin")
-    if origin and scope["method"] not in HARMLESS and origin not in limits.origins and origin.split("://")[-1] != host:
+    is_known = not origin or "*" in limits.origins or origin in limits.origins or origin.split("://")[-1] == host
+    if scope["method"] not in HARMLESS and not is_known:
         raise ApiError(403, "a page of another server may not ask this one; see --allow-origin", code="foreign_origin")
-    if limits.api_key and scope["path"].startswith(LOCKED):
-        given = headers.get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode("latin-1"), limits.api_key.encode()):
+    if limits.api_key is not None and scope["path"].startswith(LOCKED):
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        is_right = hmac.compare_digest(given.strip().encode("latin-1"), limits.api_key.encode())
+        if scheme.lower() != "bearer" or not is_right:
             raise ApiError(401, "the API key is missing or wrong: Authorization: Bearer KEY", code="invalid_api_key")
     size = headers.get("content-length", "0")
     if not size.isdecimal() or int(size[:20]) > limits.max_body_bytes:
@@ -177,11 +200,69 @@ def check_sender(scope: Scope, limits: Limits) -> None:
 
 
 def host_of(address: str) -> str | None:
-    """The host's name without its port; None where there is none to be read."""
+    """The host's name without its port, an address in its shortest form; None where there is none to be read."""
     try:
-        return urlsplit(address).hostname
+        name = urlsplit(address).hostname
     except ValueError:
         return None
+    try:
+        found = ip_address(name or "")
+    except ValueError:
+        return name
+    return str(getattr(found, "ipv4_mapped", None) or found)
+
+
+def find_hosts(host: str, allowed: Sequence[str] = ()) -> tuple[str, ...]:
+    """The names by which a server there is to be asked, `allowed` ones among them: on this machine alone its own, so
+    that no page elsewhere can have its name point here; else any, unless some are allowed.
+    """
+    own = host_of(f"//[{host}]" if ":" in host else f"//{host}") or host
+    more = [host_of(f"//{name}") or name.lower() for name in allowed]
+    if "*" in allowed or not (more or is_loopback(host)):
+        return ()
+    return tuple(dict.fromkeys([*LOOPBACK, own, *more]))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether that name or address, however it is written, is this machine alone."""
+    try:
+        found = {ip_address(place[4][0]) for place in socket.getaddrinfo(host, None)} if host else set()
+    except (OSError, ValueError):
+        return False
+    return bool(found) and all((getattr(ip, "ipv4_mapped", None) or ip).is_loopback for ip in found)
+
+
+def read_key(given: str | None) -> str | None:
+    """An API key as clients can send it; None asks for none.
+
+    Raises `RecipeError` for one that is empty, as of a variable that is not set, or that no header can hold.
+    """
+    if given is None:
+        return None
+    if not given.strip():
+        raise RecipeError("the API key is empty: give one, or leave --api-key and RUNG_API_KEY out to serve without")
+    if not given.strip().isprintable():
+        raise RecipeError("the API key holds a line break or another control character: no client can send it")
+    return given.strip()
+
+
+def read_origin(given: str) -> str:
+    """A page's origin as browsers send it: https://Example.org:443/ is https://example.org; * is every one.
+
+    Raises `RecipeError` where it is none.
+    """
+    if given in ("*", "null"):
+        return given
+    try:
+        parts = urlsplit(given)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    if not parts.hostname or parts.path not in ("", "/") or parts.query or parts.fragment or parts.username:
+        raise RecipeError(f"{given!r} is no origin: give scheme and host, as https://example.org, or * for all")
+    name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    ending = "" if port is None or (parts.scheme, port) in (("http", 80), ("https", 443)) else f":{port}"
+    return f"{parts.scheme}://{name}{ending}"
 
 
 def too_large(limits: Limits) -> ApiError:
