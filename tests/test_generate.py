@@ -1,25 +1,33 @@
 """Generation: the tokens of Hugging Face's `generate`, the model's logits, bounds, streaming, drafts, rounding."""
 
 import copy
+import json
 
 import numpy
 import pytest
 import torch
 from conftest import SENTENCES, TINY
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    LogitsProcessorList,
+    PreTrainedTokenizerFast,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from rung import compiled, runs
 from rung.errors import RecipeError, RunError
-from rung.generate import Decoder, Sampling, continue_tokens, generate, generate_batch, make_draft, native
+from rung.generate import Decoder, Sampling, continue_tokens, find_ends, generate, generate_batch, make_draft, native
 from rung.generate.decoder import write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.rounding import find_rounding, rounding_cost
 from rung.generate.sampling import choose, find_shares
 from rung.generate.speculative import NgramDraft, PromptDraft
 from rung.models import LADDER, make_config
-from rung.tokenizer import EOS, build_tokenizer, encode_documents, encode_plainly
+from rung.tokenizer import EOS, build_tokenizer, encode_documents, encode_plainly, find_control
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 PROMPTS = ["the cat", "a dog sat on the", "a"]
@@ -237,6 +245,107 @@ def test_the_text_ends_before_the_stop_string_that_is_there_first(pieced_tokeniz
     assert given_out == pieces.text
     assert pieces.stopped == any(s in text for s in stop)
     assert any(text.startswith(given_out + s) for s in stop) if pieces.stopped else given_out == text
+
+
+def make_sentencepiece(texts):
+    """As Llama 2's tokenizer.json has it: a mark for each space, one in front, and bytes for unknown characters."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    spelled = [f"<0x{byte:02X}>" for byte in range(256)]
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=360, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    )
+    known = json.loads(backend.to_str())
+    vocabulary = known["model"]["vocab"]
+    known["model"]["vocab"] |= {name: len(vocabulary) + number for number, name in enumerate(spelled)}
+    backend = Tokenizer.from_str(json.dumps(known))
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ends = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), *ends])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def make_wordpiece(texts):
+    """As BERT's: what goes on inside a word begins with ##, and decoding sets words apart."""
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+
+
+MADE = {
+    "sentencepiece": make_sentencepiece,
+    "wordpiece": make_wordpiece,
+    "words": lambda texts: build_tokenizer("whitespace", texts),
+    "bytes": lambda texts: build_tokenizer("bpe", texts, 270),
+}
+
+
+@pytest.fixture(scope="module", params=MADE)
+def any_tokenizer(request):
+    return MADE[request.param](SENTENCES * 3)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_pieces_join_to_what_all_tokens_are_together(any_tokenizer, data):
+    """Whatever tokens follow whatever tokens, and whatever a later one does to the bytes before it."""
+    backend = any_tokenizer.backend_tokenizer
+    context = any_tokenizer(data.draw(st.text("the cat 猫 sat. ", max_size=12))).input_ids
+    new = data.draw(st.lists(st.integers(0, backend.get_vocab_size() - 1), max_size=12))
+    before, whole = (any_tokenizer.decode(ids, skip_special_tokens=True) for ids in (context, context + new))
+    assume(whole.startswith(before))  # else nobody can say what is new
+    pieces = Pieces(any_tokenizer, context=context)
+    given_out = "".join(map(pieces.add, new))
+    assert whole[len(before) :].startswith(given_out)
+    given_out += pieces.finish()
+    assert given_out == pieces.text
+    assert given_out.rstrip("\ufffd") == given_out
+    assert "\ufffd" in whole or given_out == whole[len(before) :]
+
+
+def test_a_first_piece_is_decoded_after_the_prompt(make_tiny):
+    """A tokenizer like Llama 2's writes the first token of a text without its space, and only that one."""
+    tokenizer = make_sentencepiece(SENTENCES * 3)
+    ids = tokenizer("the cat sat on the mat").input_ids
+    pieces = Pieces(tokenizer, context=ids[:-3])
+    assert tokenizer.decode(ids[:-3]) + "".join(map(pieces.add, ids[-3:])) == "the cat sat on the mat"
+    model = make_tiny("llama3", vocab_size=len(tokenizer))
+    for seed in range(20):
+        sampling = Sampling(max_new_tokens=4, temperature=1.0, top_p=1.0, seed=seed)
+        (new,) = written(Decoder(model), [[1, *ids]], sampling, find_ends(model, tokenizer))
+        made = generate(model, tokenizer, "the cat sat on the mat", sampling)
+        whole = tokenizer.decode([1, *ids, *new], skip_special_tokens=True)
+        assert "\ufffd" in whole or "the cat sat on the mat" + made.text == whole
+
+
+def test_an_answer_cut_within_a_character_keeps_those_before_it():
+    """Bytes that are no character make none of the run that they end, in the library's own decoder."""
+    tokenizer = make_sentencepiece(SENTENCES)
+    ids = tokenizer("a猫🙂").input_ids
+    for cut in (1, 2, 3):
+        pieces = Pieces(tokenizer)
+        assert "".join(map(pieces.add, ids[:-cut])) + pieces.finish() == "a猫"
+    assert find_control(tokenizer).keys() == {1, 2}  # a byte's token is text
+
+
+def test_any_end_that_the_model_names_ends_a_text(make_tiny, tokenizer):
+    """As `generate` of Hugging Face has it: models that chat name the end of a message beside that of a text."""
+    model = copy.deepcopy(make_tiny("llama3"))
+    greedy = Sampling(temperature=0, max_new_tokens=12)
+    ids = [tokenizer.bos_token_id, *tokenizer("the cat", add_special_tokens=False).input_ids]
+    (plain,) = written(Decoder(model), [ids], greedy)
+    ending = next(token for token in plain[3:] if token not in plain[:3]) if len(set(plain)) > 3 else plain[0]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, ending]
+    wanted = plain.index(ending) + 1
+    stock = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    assert find_ends(model, tokenizer) == tuple(sorted((tokenizer.eos_token_id, ending)))
+    assert generate(model, tokenizer, "the cat", greedy).tokens == len(stock) == wanted
+    assert generate_batch(model, tokenizer, ["the cat"], greedy)[0].tokens == wanted
+    beams = Sampling(temperature=0, max_new_tokens=12, num_beams=2)
+    assert generate(model, tokenizer, "the cat", beams).tokens <= 12
 
 
 @pytest.fixture(scope="module")

@@ -717,3 +717,20 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch):
     made = CliRunner().invoke(app, ["serve", "runs"])
     wanted = "rung: serving needs fastapi, which is not installed: pip install 'rung[serve]'\n"
     assert (made.exit_code, made.stderr) == (2, wanted)
+
+
+def test_a_completion_ends_where_the_model_says(served):
+    """At each of the ends in `generation_config`, as `rung generate` and Hugging Face have it."""
+    import copy
+
+    model, tokenizer = copy.deepcopy(served["llama3"].model), served["llama3"].tokenizer
+    body = {"model": "llama3", "prompt": "the cat", "temperature": 0, "max_tokens": 12}
+    with Listening({"llama3": Served("llama3", model, tokenizer, {})}) as listening:
+        plain = listening.post(**body).json()
+        ids = tokenizer(plain["choices"][0]["text"], add_special_tokens=False).input_ids
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids[-1]]
+        ended = listening.post(**body).json()
+    wanted = generate(model, tokenizer, "the cat", Sampling(temperature=0, max_new_tokens=12))
+    assert [made["choices"][0]["finish_reason"] for made in (plain, ended)] == ["length", "stop"]
+    assert ended["usage"]["completion_tokens"] == wanted.tokens <= plain["usage"]["completion_tokens"]
+    assert plain["choices"][0]["text"].startswith(ended["choices"][0]["text"])

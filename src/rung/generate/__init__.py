@@ -11,12 +11,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RecipeError
-from rung.generate.decoder import Decoder, write_tokens
+from rung.generate.decoder import Decoder, find_ends, write_tokens
 from rung.generate.pieces import Pieces
 from rung.generate.sampling import Sampling
 from rung.generate.speculative import Draft, check_draft, make_draft, write_guessed
 from rung.models import CausalModel
-from rung.tokenizer import encode_plainly, losses
+from rung.tokenizer import encode_plainly
 
 __all__ = [
     "Decoder",
@@ -24,6 +24,7 @@ __all__ = [
     "Generation",
     "Sampling",
     "continue_tokens",
+    "find_ends",
     "generate",
     "generate_batch",
     "make_draft",
@@ -60,14 +61,13 @@ def generate(
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    ids, ends = _encode(tokenizer, prompt), {tokenizer.eos_token_id}
+    ids, ends = _encode(tokenizer, prompt), find_ends(decoder.model, tokenizer)
     if draft is None:
         tokens = write_tokens(decoder, [ids], sampling, ends)
     else:
         check_draft(decoder)
         tokens = write_guessed(decoder, ids, sampling, ends, draft)
-    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt))]
-    return _gather(tokens, pieces, on_text, sampling.max_time)[0]
+    return _gather(tokens, [_go_on(tokenizer, prompt, ids, sampling)], on_text, sampling.max_time)[0]
 
 
 def generate_batch(
@@ -78,8 +78,8 @@ def generate_batch(
         return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
-    tokens = write_tokens(decoder, rows, sampling, {tokenizer.eos_token_id})
-    pieces = [Pieces(tokenizer, sampling.stop, _space(tokenizer, prompt)) for prompt in prompts]
+    tokens = write_tokens(decoder, rows, sampling, find_ends(decoder.model, tokenizer))
+    pieces = [_go_on(tokenizer, prompt, ids, sampling) for prompt, ids in zip(prompts, rows, strict=True)]
     return _gather(tokens, pieces, max_time=sampling.max_time)
 
 
@@ -91,7 +91,10 @@ def continue_tokens(
     ends: Container[int],
     on_text: Callable[[str], None] | None = None,
 ) -> list[Generation]:
-    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the pieces of the first."""
+    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the pieces of the first.
+
+    Each is a text of its own, as an answer is.
+    """
     tokens = write_tokens(decoder, prompts, sampling, ends)
     return _gather(tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text, sampling.max_time)
 
@@ -128,9 +131,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return [tokenizer.bos_token_id, *encode_plainly(tokenizer, [prompt])[0].ids]
 
 
-def _space(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """What stands between the prompt and the text where the tokenizer keeps no white space."""
-    return " " if "white space" in losses(tokenizer) and prompt and not prompt[-1].isspace() else ""
+def _go_on(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], sampling: Sampling) -> Pieces:
+    """The text that is to follow a prompt, of these ids."""
+    return Pieces(tokenizer, sampling.stop, ids, spaced=prompt[-1:].isspace())
 
 
 def _search_beams(
@@ -146,6 +149,7 @@ def _search_beams(
         beams = f"num_beams is {sampling.num_beams}"
         raise RecipeError(f"{beams}: with beams there are no stop strings, no draft and no rounded weights")
     room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
+    pieces = _go_on(tokenizer, prompt, ids, sampling)
     if window := model.context_length:  # where it ends the writing stops
         room = min(room, max(1, window // 2))
         ids = ids[-(window - room) :]
@@ -161,10 +165,11 @@ def _search_beams(
             max_length=inputs.shape[1] + room,
             num_beams=sampling.num_beams,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=list(find_ends(model, tokenizer)),
             **options,
         )
-    new = output[0, inputs.shape[1] :]
-    text = tokenizer.decode(new, skip_special_tokens=True)
-    seconds = time.perf_counter() - started
-    return Generation(text=_space(tokenizer, prompt) + text if text else "", tokens=len(new), seconds=seconds)
+    new = output[0, inputs.shape[1] :].tolist()
+    for token in new:
+        pieces.add(token)
+    pieces.finish()
+    return Generation(text=pieces.text, tokens=len(new), seconds=time.perf_counter() - started)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rung.errors import RunError
 from rung.generate.native import native_step
@@ -77,6 +78,13 @@ class Decoder:
         """Take back the last `count` tokens; only keys and values can be cut."""
         self.state.crop(self.state.get_seq_length() - count)
         self.left += count
+
+
+def find_ends(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that end a text: the tokenizer's end, and all that the model's `generation_config` names."""
+    named = model.generation_config.eos_token_id if model.generation_config else None
+    ends = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])}
+    return tuple(sorted(end for end in ends if end is not None))
 
 
 def write_tokens(

@@ -53,7 +53,6 @@ class Prompt:
     ids: list[int]
     text: str
     is_text: bool = False  # else it was given as ids
-    space: str = ""  # before what follows it
     choices: list[Choice] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # of the text, one for each token that has a cost
 
@@ -65,7 +64,8 @@ class Order:
     ids: list[int]
     sampling: Sampling
     ends: frozenset[int]
-    space: str = ""  # before the first piece
+    context: Sequence[int] = ()  # tokens that the text goes on from; an answer is a text of its own
+    spaced: bool = False  # whether white space stands before it
     likeliest: int | None = None  # tokens beside each chosen one, of which log-probabilities are wanted
     streams: bool = False  # whether the reader wants pieces as they come
 
@@ -217,7 +217,7 @@ class Engine:
         """Have them all continued, or none: raises `ApiError` where the queue is full."""
         texts = []
         for order in orders:
-            pieces = Pieces(self.tokenizer, order.sampling.stop, order.space)
+            pieces = Pieces(self.tokenizer, order.sampling.stop, order.context, spaced=order.spaced)
             texts.append(Text(order, pieces, self.limits.seconds, news))
         with self.changed:
             there = len(self.waiting) + len(self.running)

@@ -29,7 +29,7 @@ from rung.serve.schemas import (
     Model,
     Models,
 )
-from rung.tokenizer import encode_plainly, losses
+from rung.tokenizer import encode_plainly
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
 STREAM: dict[str, Any] = {"text/event-stream": {}}
@@ -80,7 +80,7 @@ def order_completions(
     wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     if not wanted and body.echo:
         return []
-    ends = frozenset({engine.tokenizer.eos_token_id})
+    ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
     return make_orders(body, prompts, wanted, ends, limits)
 
 
@@ -116,7 +116,8 @@ def make_orders(
                 seed=(seed + number + 2**63) % 2**64 - 2**63,
             ),
             ends=ends,
-            space=prompt.space,
+            context=prompt.ids if prompt.text else (),
+            spaced=prompt.text[-1:].isspace(),
             likeliest=body.likeliest,
             streams=bool(body.stream),
         )
@@ -158,10 +159,9 @@ def read_text(engine: Engine, text: str) -> Prompt:
         encoding = encode_plainly(engine.reader, [text])[0]
     starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
     parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
-    is_lost = "white space" in losses(engine.tokenizer) and text and not text[-1].isspace()
-    ids, space = [engine.tokenizer.bos_token_id, *encoding.ids], " " if is_lost else ""
+    ids = [engine.tokenizer.bos_token_id, *encoding.ids]
     check_ids(ids, engine.served.model.config.vocab_size, "prompt")
-    return Prompt(ids=ids, text=text, is_text=True, space=space, parts=parts)
+    return Prompt(ids=ids, text=text, is_text=True, parts=parts)
 
 
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:

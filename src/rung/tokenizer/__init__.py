@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,6 +60,7 @@ logger = logging.getLogger(__name__)
 State = TypeVar("State")
 
 ENCODED_AT_ONCE = 32  # documents
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # the token of a byte, as SentencePiece spells what it does not know
 
 PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
 
@@ -139,9 +141,12 @@ def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that no text may be, and their names: the special ones but that of unknown words."""
-    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    """The tokens that no text may be, and their names: the special ones but that of unknown words, and bytes."""
+    backend = tokenizer.backend_tokenizer
+    added = backend.get_added_tokens_decoder()
     names = {id: token.content for id, token in added.items() if token.special}
+    if getattr(backend.model, "byte_fallback", False):  # a text of characters that it does not know is made of these
+        names = {id: name for id, name in names.items() if not BYTE.fullmatch(name)}
     for role in ("bos", "eos", "pad"):
         names[getattr(tokenizer, f"{role}_token_id")] = getattr(tokenizer, f"{role}_token")
     unknown = find_unknown(tokenizer)
