@@ -25,6 +25,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LADDER = (
     "sizes",
     "fused",
+    "checks",
+    "contract",
     "causal",
     "bigram",
     "ngram",
@@ -98,8 +100,11 @@ def test_rooms_are_small():
 
 
 def test_there_are_not_many_files():
-    """The first climb fitted in 29; each capability since has rooms of its own: chats, a server, a page, exports."""
-    assert len(FILES) < 132
+    """The first climb fitted in 29; each capability since has rooms of its own: chats, a server, a page, exports.
+
+    Two more keep what every model owes: which configurations there may be, and what Hugging Face may ask.
+    """
+    assert len(FILES) < 134
 
 
 def test_every_module_says_what_it_is():

@@ -149,7 +149,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def say_why_no_model(folder: Path) -> str:
-    """What a folder without a `config.json` is: a run that was stopped before it had a model, or no run."""
+    """What a folder without a `config.json` is: Meta's, a run that was stopped before it had a model, or no run."""
+    if (folder / "params.json").exists():
+        return f"is in Meta's own format: write it in ours with `rung export {shlex.quote(str(folder))} OUT --to hf`"
     return say_how_to_go_on(folder) if (folder / CHECKPOINTS).is_dir() else "is not a run: it has no config.json"
 
 

@@ -119,6 +119,7 @@ def learn_preferences(
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=model.device.type == "cuda",
+            use_cache=True,  # as `make_arguments`
             seed=settings.seed,
         )
         trainer = _PreferenceTrainer(

@@ -17,7 +17,7 @@ from rung.errors import RunError
 from rung.generate.native import native_step
 from rung.generate.sampling import Sampling, choose
 from rung.models import CausalModel
-from rung.models.causal import KeyValues, StatefulModel
+from rung.models.causal import KeyValues
 
 
 class Decoder:
@@ -55,7 +55,8 @@ class Decoder:
         self.ahead = torch.tensor([width - len(prompt) for prompt in prompts], device=self.device)
         self.ragged = bool(self.ahead.any())
         self.real = torch.arange(width + wanted, device=self.device) >= self.ahead[:, None]  # B S
-        self.state = None if isinstance(self.model, StatefulModel) else KeyValues(width + wanted)
+        is_stateful = not self.model._supports_default_dynamic_cache()  # asked so that an adapter around it answers too
+        self.state = None if is_stateful else KeyValues(width + wanted)
         options = {"attention_mask": self.real[:, :width].long()} if self.ragged else {}
         output = self.model(ids, past_key_values=self.state, use_cache=True, logits_to_keep=1, **options)
         self.state = output.past_key_values

@@ -4,6 +4,7 @@ Where there is no C compiler, or a model has parts that `step.c` does not know, 
 its place; a test holds the two together.
 """
 
+import copy
 import ctypes
 from collections.abc import Iterator
 from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
@@ -13,11 +14,14 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.initialization import no_init_weights
 
 from rung.compiled import compile_source
 from rung.generate.rounding import round_to_int8
 from rung.models import CausalModel
 from rung.models.causal import KeyValues
+from rung.models.checks import SHARES
+from rung.models.contract import is_plain
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM, find_rotation
 
@@ -213,13 +217,33 @@ class _Room:
         )
 
 
+def is_computed(model: CausalModel) -> bool:
+    """Whether `step.c` computes what `model` does: it has exactly the modules and shapes that its configuration makes.
+
+    No adapter, parametrization or quantised layer is among them, none is hooked, and none drops channels now.
+    """
+    config = copy.deepcopy(model.config)
+    if type(model) is GPT2LMHeadModel:
+        knows_activation = config.activation_function in GELUS
+    elif type(model) is LlamaForCausalLM:
+        knows_activation = config.hidden_act == "silu"
+    else:
+        return False
+    drops = model.training and any(getattr(config, key, None) for key in SHARES)
+    with torch.device("meta"), no_init_weights():
+        wanted = type(model)(config)
+    parts, kinds = dict(model.named_modules()), {name: type(part) for name, part in wanted.named_modules()}
+    is_whole = parts.keys() == kinds.keys() and all(is_plain(parts[name], kind) for name, kind in kinds.items())
+    return knows_activation and not drops and is_whole and _shapes(model) == _shapes(wanted)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
 def native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:
     """The step in C for this model, with its weights as `weights`; None where there can be none."""
-    if model.device.type != "cpu" or not isinstance(model, GPT2LMHeadModel | LlamaForCausalLM):
-        return None
-    config = model.config
-    gelu = isinstance(model, GPT2LMHeadModel)
-    if (config.activation_function not in GELUS) if gelu else config.hidden_act != "silu":
+    if model.device.type != "cpu" or not is_computed(model):
         return None
     library = _compile()
     stored = model.dtype if model.dtype in KINDS else torch.float32

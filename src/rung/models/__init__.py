@@ -4,7 +4,6 @@ Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four r
 not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
 """
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -26,6 +25,7 @@ from rung import hub, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
+from rung.models.checks import check_config, check_numbers
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
@@ -78,11 +78,6 @@ BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the lad
 }
 TRANSFORMERS = ("gpt2", "llama3", "swaps")
 HEAD_SIZE = 64
-# Sizes that are computed with before the config class can look at them.
-WHOLE_NUMBERS = {
-    *("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer", "order"),
-    *("max_position_embeddings", "n_positions", "num_key_value_heads", "intermediate_size", "vocab_size"),
-}
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 
 for _rung in (*LADDER.values(), *BESIDE.values()):
@@ -117,22 +112,22 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
     rung = find_rung(name)
     name, settings = fill_size(name, settings)
     known = config_fields(name)
-    for key, value in settings.items():
-        if key not in known:
-            near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
-            raise RecipeError(f"model.{key}: {name} has no such field; {near}")
-        if key in WHOLE_NUMBERS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise RecipeError(f"model.{key} is {value!r}: it must be a whole number, 1 or more")
+    if key := next((key for key in settings if key not in known), None):
+        near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
+        raise RecipeError(f"model.{key}: {name} has no such field; {near}")
+    check_numbers(settings, "model.")
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     wanted = {"vocab_size": settings.get("vocab_size") or count_ids(tokenizer), **ids, **rung.shape, **settings}
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
     try:
-        return rung.config(**wanted)
+        config = rung.config(**wanted)
     except RecipeError:
         raise
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
         raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
+    check_config(config)
+    return config
 
 
 def config_fields(name: str) -> list[str]:
@@ -189,33 +184,40 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     is_folder = Path(where).is_dir()
     if not is_folder and (hub.is_place(where) or "/" not in where):
         raise RunError(f"no run at {where}: `rung runs` lists what there is")
-    if (Path(where) / "params.json").exists() and not (Path(where) / "config.json").exists():
-        raise RunError(
-            f"{where} is in Meta's own format: write it in ours with `rung export {shlex.quote(where)} OUT --to hf`"
-        )
     if is_folder and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     here = {"local_files_only": is_folder or not hub.answers(where)}
+    rung = _find_kind(where, is_folder, here)
     try:
-        config = AutoConfig.from_pretrained(where, **here)
+        with _quietly():
+            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | here | (settings or {})
+            model, report = rung.model.from_pretrained(where, **options)
+    except RecipeError as error:
+        raise RunError(f"{where}: {error}") from error
+    except Exception as error:  # safetensors, a damaged file
+        raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
+    for key, found, wanted in sorted(report["mismatched_keys"]):
+        sizes = f"is {list(found)} in its weights and {list(wanted)} by its config.json"
+        raise RunError(f"{where}: {key} {sizes}; one of the two files is damaged or of another model")
+    if lost := sorted(report["missing_keys"]):
+        raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
+    return model.eval(), load_tokenizer(where)
+
+
+def _find_kind(where: str, is_folder: bool, here: dict[str, bool]) -> Rung:
+    """Which rung a folder or Hub id holds, after a look at its configuration; raises `RunError`."""
+    known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
+    try:
+        if (values := PreTrainedConfig.get_config_dict(where, **here)[0]).get("model_type") in known:
+            check_numbers(values)  # before the class computes with them
+        kind = AutoConfig.from_pretrained(where, **here).model_type
     except Exception as error:  # no network, no such repository, damaged JSON
         unreachable = here["local_files_only"] and not is_folder
         why = "it is no folder here, and the Hub cannot be reached" if unreachable else _first_line(error)
         raise RunError(f"{where} could not be read: {why}") from error
-    known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
-    rung = known.get(config.model_type)
-    if rung is None:
-        kinds = ", ".join(known)
-        raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
-    try:
-        with _quietly():
-            model, report = rung.model.from_pretrained(where, output_loading_info=True, **here, **(settings or {}))
-    except Exception as error:  # safetensors, missing or mismatched weights
-        raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
-    if report["missing_keys"] or report["mismatched_keys"]:
-        lost = sorted({*report["missing_keys"], *(str(k[0]) for k in report["mismatched_keys"])})
-        raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
-    return model.eval(), load_tokenizer(where)
+    if kind not in known:
+        raise RunError(f"{where} is a {kind!r} model: rung reads {', '.join(known)}")
+    return known[kind]
 
 
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:

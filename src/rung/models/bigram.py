@@ -11,18 +11,19 @@ import numpy
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.models.causal import State, StatefulModel, keep_logits
+from rung.models.checks import RungConfig
+from rung.models.contract import keep_contract
 
 
-class BigramConfig(PreTrainedConfig):
+class BigramConfig(RungConfig):
     """`num_bigrams` distinct pairs were seen in training."""
 
     model_type = "rung-bigram"
 
-    vocab_size: int = 0
+    vocab_size: int = 1
     num_bigrams: int = 0
     num_hidden_layers: int = 1
     use_cache: bool = True
@@ -62,6 +63,7 @@ class BigramForCausalLM(StatefulModel):
         model.contexts.copy_(torch.bincount(ids[:-1][within], minlength=config.vocab_size))
         return model
 
+    @keep_contract
     @torch.no_grad()
     def forward(
         self,

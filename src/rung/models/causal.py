@@ -12,15 +12,17 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rung.models.checks import check_config
+from rung.models.contract import is_plain
 from rung.models.fused import linear_cross_entropy
 from rung.tokenizer import encode_plainly
 
 # 1 for tokens, 0 for padding; or which keys each query may look at.
-Mask = Shaped[Tensor, "B S"] | Bool[Tensor, "#B 1 T S"]
+Mask = Shaped[Tensor, "B S"] | Shaped[Tensor, "#B 1 T S"]
 
 
 class CausalModel(PreTrainedModel, GenerationMixin):
@@ -29,6 +31,15 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     can_carry_state = False  # whether training may begin a stretch of text with the state that the one before left
+
+    def __init__(self, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
+        check_config(config)
+        super().__init__(config, *args, **options)
+
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        """Whether eager and sdpa may be exchanged at any time; here every call chooses by what is asked for."""
+        return True
 
     @property
     def context_length(self) -> int | None:
@@ -46,6 +57,10 @@ class CausalModel(PreTrainedModel, GenerationMixin):
             self.generation_config.max_length = self.context_length
         super().save_pretrained(save_directory, **options)
 
+    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
+        """Vectors of tokens, unless the caller has them already."""
+        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+
     def predict(
         self,
         hidden: Float[Tensor, "B T D"],
@@ -62,7 +77,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         head = self.get_output_embeddings()
         kind = hidden.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-        if labels is None or not options.get("skip_logits") or type(head) is not nn.Linear or half:
+        if labels is None or not options.get("skip_logits") or not is_plain(head, nn.Linear) or half:
             return self.make_output(head(keep_logits(hidden, logits_to_keep)), labels, state, options)
         targets = options.get("shift_labels")
         if targets is None:
@@ -80,7 +95,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """Logits (B, T, V) with the loss that Hugging Face defines for them.
 
         `options` may hold `shift_labels` (labels already moved by one), `num_items_in_batch`, and `use_cache`: where
-        that is false no state is handed out, for `generate` would give it back beside the whole text.
+        that is false no state is handed out, for `generate` would give it back beside the whole text. A key-value
+        cache is the caller's own then, and goes back as it does in transformers.
         """
         loss = None
         if labels is not None:
@@ -89,7 +105,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=self._kept(state, options))
 
     def _kept(self, state: Any, options: dict[str, Any]) -> Any:
-        return None if options.get("use_cache") is False else state
+        return state if options["use_cache"] or isinstance(state, Cache) else None
 
 
 class StatefulModel(CausalModel):
@@ -135,6 +151,7 @@ class State:
 
     tensors: tuple[Tensor, ...]
     length: int
+    is_compileable = False  # as Hugging Face asks a cache
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, as Hugging Face asks a cache."""
@@ -187,6 +204,13 @@ def is_loaded(parameter: Tensor) -> bool:
     return getattr(parameter, "_is_hf_initialized", False)
 
 
+def find_padding(config: PreTrainedConfig) -> int | None:
+    """The id whose vector is never learned: padding's, unless the same token also begins or ends texts."""
+    pad, ends = config.pad_token_id, config.eos_token_id
+    others = [config.bos_token_id, *(ends if isinstance(ends, list) else [ends])]
+    return pad if pad is not None and 0 <= pad < config.vocab_size and pad not in others else None
+
+
 def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor) -> Shaped[Tensor, "B kept *rest"]:
     """The last positions that logits are wanted for; 0 keeps all."""
     if isinstance(logits_to_keep, int):
@@ -194,13 +218,16 @@ def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tenso
     return hidden[:, logits_to_keep]
 
 
-def real_tokens(input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> Bool[Tensor, "B T"]:
-    """Which of the tokens are text and not padding; a mask that covers the past is cut to T.
+def real_tokens(
+    tokens: Shaped[Tensor, "B T *rest"], attention_mask: Shaped[Tensor, "B S"] | None
+) -> Bool[Tensor, "B T"]:
+    """Which of the tokens, ids or vectors, are text and not padding; a mask that covers the past is cut to T.
 
     Raises `ValueError` for a mask that is too short.
     """
+    batch, steps = tokens.shape[:2]
     if attention_mask is None:
-        return torch.ones_like(input_ids, dtype=torch.bool)
-    if attention_mask.shape[1] < input_ids.shape[1]:
-        raise ValueError(f"the attention mask covers {attention_mask.shape[1]} of {input_ids.shape[1]} tokens")
-    return attention_mask[:, -input_ids.shape[1] :].bool()
+        return torch.ones(batch, steps, dtype=torch.bool, device=tokens.device)
+    if attention_mask.shape[1] < steps:
+        raise ValueError(f"the attention mask covers {attention_mask.shape[1]} of {steps} tokens")
+    return attention_mask[:, -steps:].bool()

@@ -10,6 +10,7 @@ saves opens in stock transformers, and published checkpoints open here.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -21,13 +22,34 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from rung.errors import RecipeError
 from rung.models.causal import CausalModel, Mask, is_loaded
-from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
+from rung.models.contract import Trace, keep_contract
+from rung.models.rnn_attention import attend_traced, causal_mask, join_heads, split_heads
 
 POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
 FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
 RESIDUAL = ("c_proj", "o_proj", "down_proj")  # names of what writes to the residual stream, here and in Llama
+
+
+@dataclass
+class Reading:
+    """One forward pass: where its tokens stand, which keys they may look at, and what is kept of it.
+
+    `seen` counts the tokens, those of the past among them; `rotation` is Llama's.
+    """
+
+    positions: Int[Tensor, "#B T"]
+    mask: Tensor | None
+    cache: Cache | None
+    seen: int
+    trace: Trace
+    rotation: Any = None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, dropout: float) -> Tensor:
+        """Write keys and values behind those of the past, and let the queries look at all of them."""
+        if self.cache is not None:  # one of fixed size hands out what it has room for
+            k, v = (t[:, :, : self.seen] for t in self.cache.update(k, v, layer))
+        return attend_traced(q, k, v, self.mask, self.trace, dropout)
 
 
 class GPT2Attention(nn.Module):
@@ -45,11 +67,9 @@ class GPT2Attention(nn.Module):
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.c_attn(x).chunk(3, dim=-1))  # B H T K
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        x = attend(q * self.scale, k, v, mask, self.dropout if self.training else 0.0)
+        x = reading.attend(q * self.scale, k, v, self.layer, self.dropout if self.training else 0.0)
         return self.resid_dropout(self.c_proj(join_heads(x)))
 
 
@@ -78,13 +98,13 @@ class GPT2Block(GradientCheckpointingLayer):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), mask, cache)
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        x = x + self.attn(self.ln_1(x), reading)
         return x + self.mlp(self.ln_2(x))
 
 
 class GPT2Model(nn.Module):
-    """Embeddings, blocks, last norm: (B, T) ids to (B, T, D)."""
+    """Positions, blocks, last norm: (B, T, D) embeddings to (B, T, D)."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -94,11 +114,14 @@ class GPT2Model(nn.Module):
         self.h = nn.ModuleList(GPT2Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = self.drop(self.wte(input_ids) + self.wpe(positions))
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        x = self.drop(x + self.wpe(reading.positions))
         for block in self.h:
-            x = block(x, mask, cache)
-        return self.ln_f(x)
+            reading.trace.show(x)
+            x = block(x, reading)
+        x = self.ln_f(x)
+        reading.trace.show(x)
+        return x
 
 
 class GPT2LMHeadModel(CausalModel):
@@ -112,10 +135,6 @@ class GPT2LMHeadModel(CausalModel):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__(config)
-        if config.add_cross_attention:
-            raise RecipeError("gpt2: add_cross_attention is set, but there is no encoder here to attend to")
-        if config.n_embd % config.n_head:
-            raise RecipeError(f"gpt2: hidden_size {config.n_embd} cannot be divided by {config.n_head} attention heads")
         self.transformer = GPT2Model(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.post_init()
@@ -138,27 +157,43 @@ class GPT2LMHeadModel(CausalModel):
             nn.init.zeros_(module.bias)
         init_residual(self, module)
 
+    @keep_contract
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
+        input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Mask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = DynamicCache(config=self.config)
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
-        check_reach(self.reach, past + input_ids.shape[1], positions)
-        mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
-        hidden = self.transformer(input_ids, positions, mask, cache)
-        return self.predict(hidden, labels, logits_to_keep, cache, options)
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        x = self.embed(input_ids, inputs_embeds)
+        reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
+        return self.predict(self.transformer(x, reading), labels, logits_to_keep, reading.cache, options)
+
+
+def begin_reading(
+    model: CausalModel,
+    x: Float[Tensor, "B T D"],
+    attention_mask: Mask | None,
+    position_ids: Int[Tensor, "#B T"] | None,
+    cache: Cache | None,
+    options: dict[str, Any],
+) -> Reading:
+    """What the layers are to know of the tokens `x`, which follow those in the cache.
+
+    Raises `ValueError` for text that reaches further than the model.
+    """
+    if cache is None and options["use_cache"]:
+        cache = DynamicCache(config=model.config)
+    past = int(cache.get_seq_length()) if cache is not None else 0
+    seen = past + x.shape[1]
+    positions = find_positions(x, attention_mask, past) if position_ids is None else position_ids
+    check_reach(model.reach, seen, positions)
+    return Reading(positions, causal_mask(attention_mask, x.shape[1], seen), cache, seen, options["trace"])
 
 
 def init_positions(table: nn.Embedding) -> None:
@@ -194,11 +229,9 @@ def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channel
     return math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
 
 
-def find_positions(
-    input_ids: Int[Tensor, "B T"], attention_mask: Shaped[Tensor, "B S"] | None, past: int
-) -> Int[Tensor, "#B T"]:
+def find_positions(x: Shaped[Tensor, "B T *rest"], attention_mask: Mask | None, past: int) -> Int[Tensor, "#B T"]:
     """The position of each token among the real ones: padding on the left does not count."""
-    steps = input_ids.shape[1]
-    if attention_mask is None:
-        return torch.arange(past, past + steps, device=input_ids.device)[None]
+    steps = x.shape[1]
+    if attention_mask is None or attention_mask.ndim == 4:
+        return torch.arange(past, past + steps, device=x.device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -steps:]

@@ -15,17 +15,17 @@ from typing import Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, LlamaConfig
+from transformers import Cache, LlamaConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.errors import RecipeError
-from rung.models.causal import CausalModel, Mask, is_loaded
+from rung.models.causal import CausalModel, Mask, find_padding, is_loaded
+from rung.models.contract import keep_contract
 from rung.models.copying import Head, begin_to_copy
 from rung.models.fused import rms_norm
-from rung.models.gpt2 import check_reach, find_positions
-from rung.models.rnn_attention import attend, causal_mask, join_heads, split_heads
+from rung.models.gpt2 import Reading, begin_reading
+from rung.models.rnn_attention import join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
 Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines; sines, the first half negative
@@ -57,14 +57,12 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * config.head_dim, width, bias=bias)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
         q = split_heads(self.q_proj(x), self.heads)  # B H T K
         k, v = (split_heads(project(x), self.kv_heads) for project in (self.k_proj, self.v_proj))
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        x = attend(q, k, v, mask, self.dropout if self.training else 0.0)
+        if reading.rotation is not None:
+            q, k = rotate(q, reading.rotation), rotate(k, reading.rotation)
+        x = reading.attend(q, k, v, self.layer, self.dropout if self.training else 0.0)
         return self.o_proj(join_heads(x))
 
 
@@ -93,27 +91,29 @@ class LlamaDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation | None, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), reading)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class LlamaModel(nn.Module):
-    """Embeddings, layers, last norm: (B, T) ids to (B, T, D)."""
+    """Layers and last norm: (B, T, D) embeddings to (B, T, D)."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, find_padding(config))
         self.layers = nn.ModuleList(LlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x = self.embed_tokens(input_ids)
-        rotation = find_rotation(positions, self.config, x.dtype)
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+        reading.rotation = find_rotation(reading.positions, self.config, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotation, mask, cache)
-        return self.norm(x)
+            reading.trace.show(x)
+            x = layer(x, reading)
+        x = self.norm(x)
+        reading.trace.show(x)
+        return x
 
 
 class LlamaForCausalLM(CausalModel):
@@ -127,7 +127,6 @@ class LlamaForCausalLM(CausalModel):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
-        check_rope(config)
         self.model = LlamaModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
@@ -155,39 +154,35 @@ class LlamaForCausalLM(CausalModel):
             add_common_vector(module)
 
     def initialize_weights(self) -> None:
-        """Those, and heads that copy."""
+        """Initialise weights, then let the first two layers copy, where none of their weights were loaded."""
         super().initialize_weights()
-        table, layers = self.model.embed_tokens.weight, list(self.model.layers)
-        if len(layers) > 1 and not table.is_meta and not is_loaded(table):
+        table, layers = self.model.embed_tokens.weight, list(self.model.layers)[:2]
+        projections = [getattr(layer.self_attn, f"{name}_proj").weight for layer in layers for name in "qkvo"]
+        if len(layers) > 1 and not table.is_meta and not any(map(is_loaded, (table, *projections))):
             turning = rotary_frequencies(self.config, table.device)
             common, length = table.float().mean(0), self.config.max_position_embeddings
-            for first, second in zip(*map(find_heads, layers[:2]), strict=True):
+            for first, second in zip(*map(find_heads, layers), strict=True):
                 begin_to_copy(first, second, common, turning, length)
 
+    @keep_contract
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
+        input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Mask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T).
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`.
 
         Raises `ValueError` for text longer than the model was trained on, or than its rotary scaling reaches.
         """
-        cache = past_key_values
-        if cache is None and use_cache:
-            cache = DynamicCache(config=self.config)
-        past = int(cache.get_seq_length()) if cache is not None else 0
-        positions = find_positions(input_ids, attention_mask, past) if position_ids is None else position_ids
-        check_reach(self.reach, past + input_ids.shape[1], positions)
-        mask = causal_mask(attention_mask, input_ids.shape[1], past + input_ids.shape[1])
-        hidden = self.model(input_ids, positions, mask, cache)
-        return self.predict(hidden, labels, logits_to_keep, cache, options)
+        x = self.embed(input_ids, inputs_embeds)
+        reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
+        return self.predict(self.model(x, reading), labels, logits_to_keep, reading.cache, options)
 
 
 def add_common_vector(table: nn.Embedding) -> None:
@@ -208,13 +203,6 @@ def find_heads(layer: nn.Module) -> Iterator[Head]:
     for head in range(attention.kv_heads):
         asks, answers = slice(head * shared * size, (head * shared + 1) * size), slice(head * size, (head + 1) * size)
         yield Head(q[asks], k[answers], v[answers], o[:, asks])
-
-
-def check_rope(config: LlamaConfig) -> None:
-    """Refuse a kind of rotary scaling that this file does not compute."""
-    kind = config.rope_parameters["rope_type"]
-    if kind not in ("default", "llama3"):
-        raise RecipeError(f"llama3: rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
 
 
 def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype) -> Rotation:

@@ -8,25 +8,26 @@ Missing: the whole past must fit that vector (rnn_attention.py looks back instea
 from typing import Any
 
 import torch
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
 from rung.models.causal import State, StatefulModel, is_loaded, real_tokens
+from rung.models.checks import RungConfig
+from rung.models.contract import Trace, keep_contract
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
-class RNNConfig(PreTrainedConfig):
+class RNNConfig(RungConfig):
     """`cell` is elman, gru or lstm; embeddings are as wide as the state, so that the head can be tied."""
 
     model_type = "rung-rnn"
 
-    vocab_size: int = 0
+    vocab_size: int = 1
     hidden_size: int = 256
     num_hidden_layers: int = 1
     cell: str = "lstm"
@@ -36,6 +37,11 @@ class RNNConfig(PreTrainedConfig):
     max_position_embeddings: int = 256  # tokens it is trained on at a time; it can read on
     use_cache: bool = True
     tie_word_embeddings: bool = True
+
+    def __post_init__(self, **options: Any) -> None:
+        if self.cell not in CELLS:
+            raise RecipeError(f"unknown cell {self.cell!r}: {did_you_mean(str(self.cell), CELLS)}")
+        super().__post_init__(**options)
 
 
 class RNNForCausalLM(StatefulModel):
@@ -73,21 +79,24 @@ class RNNForCausalLM(StatefulModel):
         super()._init_weights(module)
         init_recurrence(module)
 
+    @keep_contract
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
+        input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B S"] | None = None,
         past_key_values: State | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
-        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
-        embedded = self.dropout(self.embedding(input_ids))  # B T D
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
+        real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else None
-        hidden, memory = self.recurrence(embedded, real, past)
-        length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
+        hidden, memory = self.recurrence(embedded, real, past, options["trace"])
+        options["trace"].show(hidden)
+        length = embedded.shape[1] + (past_key_values.length if past_key_values else 0)
         return self.predict(self.dropout(hidden), labels, logits_to_keep, State(memory, length), options)
 
 
@@ -100,8 +109,6 @@ class Recurrence(nn.Module):
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        if config.cell not in CELLS:
-            raise RecipeError(f"unknown cell {config.cell!r}: {did_you_mean(config.cell, CELLS)}")
         self.has_two_memories = config.cell == "lstm"  # the cell itself may be wrapped
         self.cell = CELLS[config.cell](
             config.hidden_size,
@@ -112,7 +119,7 @@ class Recurrence(nn.Module):
         )
 
     def forward(
-        self, embedded: Tensor, real: Tensor | None, past: tuple[Tensor, ...] | None
+        self, embedded: Tensor, real: Tensor | None, past: tuple[Tensor, ...] | None, trace: Trace | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States (B, T, D) and the memory after the last token, each part (B, layers, D).
 
@@ -120,27 +127,47 @@ class Recurrence(nn.Module):
         under autocast, so that what one precision remembered another can go on with.
         """
         memory = tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
-        if real is None or bool(real.all()):
-            hidden, memory = self._run(embedded, memory)
-        else:
-            hidden, memory = self._run_padded(embedded, real, memory)
+        real = None if real is None or bool(real.all()) else real
+        if trace is not None and trace.hidden_states is not None:
+            self._show_layers(embedded, real, memory, trace)
+        hidden, memory = self._read(self.cell, embedded, real, memory)
         return hidden, tuple(t.transpose(0, 1).to(embedded.dtype) for t in memory)
 
-    def _run(self, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
+    def _show_layers(
+        self, hidden: Tensor, real: Tensor | None, memory: tuple[Tensor, ...] | None, trace: Trace
+    ) -> None:
+        """What goes into each layer, without dropout: the cell hands out the last layer's states alone."""
+        trace.show(hidden)
+        for layer in range(self.cell.num_layers - 1):
+            single = type(self.cell)(self.cell.input_size, self.cell.hidden_size, batch_first=True, device="meta")
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+                setattr(single, f"{name}_l0", getattr(self.cell, f"{name}_l{layer}"))
+            before = tuple(t[layer : layer + 1].contiguous() for t in memory) if memory else None
+            hidden, _ = self._read(single, hidden, real, before)
+            trace.show(hidden)
+
+    def _read(
+        self, cell: nn.Module, embedded: Tensor, real: Tensor | None, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if real is None:
+            return self._run(cell, embedded, memory)
+        return self._run_padded(cell, embedded, real, memory)
+
+    def _run(self, cell: nn.Module, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
         start = memory if self.has_two_memories or memory is None else memory[0]
         casts = torch.is_autocast_enabled("cpu") and (not self.has_two_memories or has_bfloat16_lstm())
         with torch.autocast("cpu", enabled=casts):
-            hidden, last = self.cell(sequence, start)
+            hidden, last = cell(sequence, start)
         return hidden, last if self.has_two_memories else (last,)
 
     def _run_padded(
-        self, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None
+        self, cell: nn.Module, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         lengths = real.sum(dim=1)
         order = real.int().argsort(dim=1, descending=True, stable=True)  # B T: text as it stands, then padding
         moved = embedded.gather(1, order[..., None].expand_as(embedded))
         packed = pack_padded_sequence(moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
-        hidden, after = self._run(packed, before)
+        hidden, after = self._run(cell, packed, before)
         hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=real.shape[1])
         hidden = hidden.gather(1, order.argsort(dim=1)[..., None].expand_as(hidden))
         # No packed row may be empty, so one that is all padding read a token of it: it remembers what it did before.

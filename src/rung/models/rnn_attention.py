@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.errors import RecipeError
 from rung.models.causal import Mask, State, StatefulModel, real_tokens
+from rung.models.contract import Trace, keep_contract
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
 
@@ -43,8 +43,6 @@ class RNNAttentionForCausalLM(StatefulModel):
     def __init__(self, config: RNNAttentionConfig) -> None:
         super().__init__(config)
         width = config.hidden_size
-        if width % config.num_attention_heads:
-            raise RecipeError(f"hidden_size {width} cannot be divided by {config.num_attention_heads} attention heads")
         self.embedding = nn.Embedding(config.vocab_size, width)
         self.recurrence = Recurrence(config)
         if not config.plain_attention:
@@ -79,27 +77,30 @@ class RNNAttentionForCausalLM(StatefulModel):
         super()._init_weights(module)
         init_recurrence(module)
 
+    @keep_contract
     def forward(
         self,
-        input_ids: Int[Tensor, "B T"],
+        input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B S"] | None = None,
         past_key_values: State | None = None,
+        inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T)."""
-        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
-        embedded = self.dropout(self.embedding(input_ids))  # B T D
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
+        real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else ()
-        hidden, memory = self.recurrence(embedded, real, past[2:] or None)
+        hidden, memory = self.recurrence(embedded, real, past[2:] or None, options["trace"])
         plain = self.config.plain_attention
         compared = [hidden] * 3 if plain else self.query_key_value(hidden).chunk(3, -1)
         q, k, v = (split_heads(t, self.config.num_attention_heads) for t in compared)
         if past:
             k, v = (torch.cat([old.to(new), new], dim=2) for old, new in zip(past[:2], (k, v), strict=True))  # B H S K
-        seen = attend(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]))
+        seen = attend_traced(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]), options["trace"])
         hidden = join_heads(seen) if plain else hidden + self.mix(join_heads(seen))
+        options["trace"].show(hidden)
         return self.predict(self.dropout(hidden), labels, logits_to_keep, State((k, v, *memory), k.shape[2]), options)
 
 
@@ -113,14 +114,14 @@ def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Tensor, "#B 1 T S"] | None:
+def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Tensor, "#B 1 T keys"] | None:
     """Which keys each query may look at; None where plain causality says it all.
 
     The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty. A mask that is
     made already, one key for each query, is kept.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
-        return attention_mask
+        return open_keys(attention_mask[..., :keys])
     if attention_mask is None or bool(attention_mask.all()):
         if queries in (1, keys):
             return None
@@ -132,6 +133,40 @@ def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Te
     key = torch.arange(keys, device=attention_mask.device)
     query = key[keys - queries :, None]
     return (((key <= query) & attention_mask[:, None, :].bool()) | (key == query))[:, None]
+
+
+def open_keys(mask: Shaped[Tensor, "#B 1 T S"]) -> Bool[Tensor, "#B 1 T S"]:
+    """A mask as truth values, where transformers may give what it adds to scores: 0, or the least number there is.
+
+    Raises `ValueError` for numbers in between: no kernel here adds them.
+    """
+    if not mask.is_floating_point():
+        return mask.bool()
+    if bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 2)).any()):
+        raise ValueError("attention_mask holds numbers to add to scores: only 0 and the least number are known here")
+    return mask == 0
+
+
+def attend_traced(
+    q: Float[Tensor, "B H T K"],
+    k: Float[Tensor, "B G S K"],
+    v: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "#B 1 T S"] | None,
+    trace: Trace,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """As `attend`; where the weights (B, H, T, S) are asked for, step by step, for no fused kernel hands them out."""
+    if trace.attentions is None:
+        return attend(q, k, v, mask, dropout)
+    queries, keys = q.shape[2], k.shape[2]
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries)
+    scores = (q @ k.mT) * q.shape[-1] ** -0.5
+    scores = scores.masked_fill(~mask.to(q.device), torch.finfo(scores.dtype).min)
+    weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), dropout)
+    trace.attentions.append(weights)
+    return weights @ v
 
 
 def attend(

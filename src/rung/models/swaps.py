@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Cache, GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import GPT2Config, LlamaConfig
 
 from rung.errors import RecipeError, did_you_mean
-from rung.models.causal import CausalModel
-from rung.models.gpt2 import GPT2MLP, init_positions, init_residual
+from rung.models.causal import CausalModel, find_padding
+from rung.models.checks import RungConfig
+from rung.models.gpt2 import GPT2MLP, Reading, init_positions, init_residual
 from rung.models.llama3 import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
@@ -35,12 +36,12 @@ SWAPS = {  # name: what it takes out, what it puts in
 }
 
 
-class SwapsConfig(PreTrainedConfig):
+class SwapsConfig(RungConfig):
     """`swaps` names what is Llama's; `num_key_value_heads` and `intermediate_size` are of the parts swapped in."""
 
     model_type = "rung-swaps"
 
-    vocab_size: int = 0
+    vocab_size: int = 1
     hidden_size: int = 256
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
@@ -60,9 +61,6 @@ class SwapsConfig(PreTrainedConfig):
         for name in self.swaps:
             if name not in SWAPS:
                 raise RecipeError(f"unknown swap {name!r}: {did_you_mean(name, SWAPS)}")
-        for big, small in (("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")):
-            if getattr(self, big) % getattr(self, small):
-                raise RecipeError(f"swaps: {big} {getattr(self, big)} is no multiple of {small} {getattr(self, small)}")
         self.swaps = [name for name in SWAPS if name in self.swaps]
         super().__post_init__(**kwargs)
         self.tie_word_embeddings = "tied" in self.swaps
@@ -91,27 +89,29 @@ class SwapsConfig(PreTrainedConfig):
 
 
 class SwapsModel(nn.Module):
-    """Embeddings, layers, last norm: (B, T) ids to (B, T, D)."""
+    """Positions or rotation, layers, last norm: (B, T, D) embeddings to (B, T, D)."""
 
     def __init__(self, config: SwapsConfig) -> None:
         super().__init__()
         self.config, self.llama3 = config, config.llama3
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, find_padding(config))
         self.embed_positions = None
         if "rotary" not in config.swaps:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.layers = nn.ModuleList(make_layer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = make_norm(config)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
-        x, rotation = self.embed_tokens(input_ids), None
+    def forward(self, x: Tensor, reading: Reading) -> Tensor:
         if self.embed_positions is not None:
-            x = x + self.embed_positions(positions)
+            x = x + self.embed_positions(reading.positions)
         else:
-            rotation = find_rotation(positions, self.llama3, x.dtype)
+            reading.rotation = find_rotation(reading.positions, self.llama3, x.dtype)
         for layer in self.layers:
-            x = layer(x, rotation, mask, cache)
-        return self.norm(x)
+            reading.trace.show(x)
+            x = layer(x, reading)
+        x = self.norm(x)
+        reading.trace.show(x)
+        return x
 
 
 class SwapsForCausalLM(CausalModel):

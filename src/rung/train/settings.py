@@ -117,6 +117,7 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
         "run_name": folder.name,
         "project": PROJECT,
         "disable_tqdm": True,
+        "use_cache": True,  # the Trainer writes it into the configuration that is saved; in training there is no cache
         **DEFAULT_ARGUMENTS,
         **(ADAPTER_ARGUMENTS if settings.lora else {}),
         **rename_activations(settings.arguments),

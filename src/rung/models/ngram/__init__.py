@@ -22,6 +22,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.errors import RecipeError
 from rung.models.bigram import list_rows
 from rung.models.causal import CountingModel, State, keep_logits, real_tokens
+from rung.models.checks import RungConfig
+from rung.models.contract import keep_contract
 from rung.models.ngram.counting import Counter, count_ngrams
 from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
 
@@ -30,12 +32,12 @@ __all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
 LN10 = math.log(10)
 
 
-class NgramConfig(PreTrainedConfig):
+class NgramConfig(RungConfig):
     """`order` counts the predicted token too: 5 looks four tokens back."""
 
     model_type = "rung-ngram"
 
-    vocab_size: int = 0
+    vocab_size: int = 1
     order: int = 5
     smoothing: str = "kneser-ney"
     k: float = 1.0  # of add-k
@@ -120,6 +122,7 @@ class NgramForCausalLM(CountingModel):
         """Whether its numbers are probabilities; stupid back-off's are scores, which the ruler divides by their sum."""
         return self.config.smoothing != "stupid-backoff"
 
+    @keep_contract
     @torch.no_grad()
     def forward(
         self,

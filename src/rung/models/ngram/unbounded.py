@@ -11,22 +11,23 @@ import numpy
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.bigram import list_rows
 from rung.models.causal import CountingModel, State, keep_logits, real_tokens
+from rung.models.checks import RungConfig
+from rung.models.contract import keep_contract
 from rung.models.ngram import never_predicted
 from rung.models.ngram.suffixes import SuffixArray, find_discounts, sort_suffixes
 
 
-class InfinigramConfig(PreTrainedConfig):
+class InfinigramConfig(RungConfig):
     """`smoothing` is `absolute`, each length interpolated with the next shorter, or `none`: the longest match alone."""
 
     model_type = "rung-infinigram"
 
-    vocab_size: int = 0
+    vocab_size: int = 1
     smoothing: str = "absolute"
     num_tokens: int = 0
     num_suffixes: int = 0
@@ -89,6 +90,7 @@ class InfinigramForCausalLM(CountingModel):
         model.unigrams.copy_(torch.from_numpy(probability))
         return model
 
+    @keep_contract
     @torch.no_grad()
     def forward(
         self,

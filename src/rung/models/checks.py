@@ -1,0 +1,118 @@
+"""Which values a configuration may hold: looked at once, before anything is built or read with them.
+
+A recipe, a folder's `config.json` and a configuration made by hand all pass here. What is refused would else be a
+crash far from its cause, in a library or in C, or a model that takes minutes to build.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+
+from rung.errors import RecipeError, did_you_mean
+
+MOST = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
+# Whole numbers, and the least that each may be. A window of one token has nothing to predict.
+WHOLE = {
+    **dict.fromkeys(("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"), 1),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "order"), 1),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 2),
+    **dict.fromkeys(("num_bigrams", "num_tokens", "num_suffixes", "longest_repeat"), 0),
+}
+BOUNDED = ("num_hidden_layers", "n_layer", "order")
+SHARES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+POSITIVE = (
+    *("rms_norm_eps", "layer_norm_epsilon"),
+    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+)
+ACTIVATIONS = ("hidden_act", "activation_function")
+
+
+class RungConfig(PreTrainedConfig):
+    """The base of the configurations that are rung's own: checked when they are made."""
+
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    def __post_init__(self, **options: Any) -> None:
+        super().__post_init__(**options)
+        check_config(self)
+
+
+def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or absent is left open."""
+    for key, value in values.items():
+        if value is None:
+            continue
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if key in WHOLE and not (is_number and isinstance(value, int) and value >= WHOLE[key]):
+            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a whole number, {WHOLE[key]} or more")
+        if key in BOUNDED and value > MOST:
+            raise RecipeError(f"{prefix}{key} is {value}: it must be {MOST} or less")
+        if key in SHARES and not (is_number and 0 <= value <= 1):
+            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a number from 0 to 1")
+        if key in POSITIVE and not (is_number and value > 0):
+            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a number above 0")
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """Raise `RecipeError` for values that no model of this kind can have."""
+    check_numbers(vars(config))
+    for key in ACTIVATIONS:
+        if (name := getattr(config, key, None)) is not None and name not in ACT2FN:
+            raise RecipeError(f"{key} is {name!r}, which is no activation: {did_you_mean(str(name), ACT2FN)}")
+    _check_heads(config)
+    _check_rope(config)
+    if getattr(config, "add_cross_attention", False):
+        raise RecipeError("add_cross_attention is set, but there is no encoder here to attend to")
+    if (sizes := getattr(config, "num_ngrams", None)) is not None:
+        _check_ngrams(sizes, config)
+
+
+def _check_heads(config: PreTrainedConfig) -> None:
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        return
+    width, shared = config.hidden_size, getattr(config, "num_key_value_heads", None)
+    if width % heads:
+        raise RecipeError(f"hidden_size {width} cannot be divided by {heads} attention heads")
+    if shared is not None and heads % shared:
+        raise RecipeError(f"num_attention_heads {heads} cannot be divided by {shared} key-value heads")
+    rotates = hasattr(config, "rope_parameters") or "rotary" in getattr(config, "swaps", ())
+    size = getattr(config, "head_dim", None) or width // heads
+    if rotates and size % 2:
+        raise RecipeError(
+            f"an attention head is {size} wide (hidden_size {width} over {heads} heads): "
+            "rotary positions turn pairs of channels, so it must be even"
+        )
+
+
+def _check_rope(config: PreTrainedConfig) -> None:
+    """Refuse a rotation that llama3.py does not compute."""
+    rope = getattr(config, "rope_parameters", None)
+    if rope is None:
+        return
+    kind = rope.get("rope_type")
+    if kind not in ("default", "llama3"):
+        raise RecipeError(f"rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
+    needed = ["rope_theta"]
+    if kind == "llama3":
+        needed += ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+    if missing := [key for key in needed if rope.get(key) is None]:
+        raise RecipeError(f"rope_parameters of rope_type {kind!r} lack {', '.join(missing)}")
+    check_numbers(rope, "rope_parameters.")
+    if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
+        raise RecipeError(
+            f"rope_parameters: high_freq_factor {rope['high_freq_factor']} must be above "
+            f"low_freq_factor {rope['low_freq_factor']}"
+        )
+
+
+def _check_ngrams(sizes: Any, config: PreTrainedConfig) -> None:
+    whole = isinstance(sizes, list) and all(isinstance(size, int) and size >= 0 for size in sizes)
+    if not whole or len(sizes) != config.order or sizes[0] != config.vocab_size:
+        raise RecipeError(
+            f"num_ngrams is {sizes!r}: it must list the n-grams of each order up to {config.order}, "
+            f"of which the first is vocab_size, {config.vocab_size}"
+        )

@@ -1,0 +1,135 @@
+"""What Hugging Face may ask of every rung's `forward` beside logits, and in which form it is answered."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import logging
+
+from rung.errors import did_you_mean
+
+KEPT = ("output_hidden_states", "output_attentions")
+# Keywords that every rung takes, whether its `forward` names them or not.
+OPTIONS = (
+    *("position_ids", "use_cache", "return_dict", *KEPT),
+    *("shift_labels", "num_items_in_batch", "skip_logits"),
+)
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class Trace:
+    """The hidden states and attention weights of one forward pass; None of a kind that nobody asked for."""
+
+    hidden_states: list[Tensor] | None = None
+    attentions: list[Tensor] | None = None
+
+    def show(self, hidden: Tensor) -> None:
+        """Keep what goes into a layer, and at the end into the head."""
+        if self.hidden_states is not None:
+            self.hidden_states.append(hidden)
+
+
+def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..., Any]:
+    """Let `forward` take the options of Hugging Face, by keyword or from the configuration, and no others.
+
+    It finds `use_cache` decided and a `Trace` to fill among its options. Of what a rung does not have, such as the
+    attention of one that counts, the caller gets the empty tuple. Raises `TypeError` for an unknown keyword.
+    """
+    names = [name for name in inspect.signature(forward).parameters if name not in ("self", "options")]
+
+    @wraps(forward)
+    def answer(self: PreTrainedModel, *args: Any, **given: Any) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        given = _name_arguments(type(self).__name__, names, args, given)
+        as_dict, *kinds = (_decide(self, key, given) for key in ("return_dict", *KEPT))
+        if "inputs_embeds" in names and (given.get("input_ids") is None) == (given.get("inputs_embeds") is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if "position_ids" not in names and (positions := given.pop("position_ids", None)) is not None:
+            check_order(positions, given.get("attention_mask"))
+        check_past(self, given.get("past_key_values"))
+        _decide_cache(self, given)
+        trace = Trace(*([] if kind else None for kind in kinds))
+        output = forward(self, **given, trace=trace)
+        for key in ("hidden_states", "attentions"):
+            if (kept := getattr(trace, key)) is not None:
+                output[key] = tuple(kept)
+        return output if as_dict else output.to_tuple()
+
+    # accelerate peels off all that `__wrapped__` leads to, and would leave the rung's own function.
+    answer.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+    del answer.__wrapped__
+    return answer
+
+
+def check_past(model: PreTrainedModel, past: Any) -> None:
+    """Raise `ValueError` for a past of another kind than the model gives out."""
+    takes_cache = model._supports_default_dynamic_cache()
+    if past is not None and isinstance(past, Cache) != takes_cache:
+        kind = "a `Cache` of transformers" if takes_cache else "the state that it gave out with `use_cache=True`"
+        raise ValueError(f"past_key_values is a {type(past).__name__}: {type(model).__name__} takes {kind}")
+
+
+def check_order(positions: Int[Tensor, "#B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> None:
+    """Raise `ValueError` for positions that are not those of one text: a rung that reads on cannot begin anew."""
+    is_next = positions.diff(dim=1) == 1
+    if attention_mask is not None:
+        real = attention_mask[:, -positions.shape[1] :].bool()
+        is_next = is_next | ~(real[:, 1:] & real[:, :-1])
+    if not bool(is_next.all()):
+        raise ValueError("position_ids jump: this rung reads one token after the other, so give each text its own row")
+
+
+def _name_arguments(model: str, names: list[str], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+    """All arguments by name."""
+    for name in given:
+        if name not in names and name not in OPTIONS:
+            near = did_you_mean(name, [*names, *OPTIONS])
+            raise TypeError(f"{model}.forward() got an unexpected keyword argument {name!r}: {near}")
+    if len(args) > len(names):
+        raise TypeError(f"{model}.forward() takes {len(names)} arguments by position, but {len(args)} were given")
+    placed = dict(zip(names, args, strict=False))
+    if twice := sorted(placed.keys() & given.keys()):
+        raise TypeError(f"{model}.forward() got multiple values for argument {twice[0]!r}")
+    return placed | given
+
+
+def _decide(model: PreTrainedModel, key: str, given: dict[str, Any]) -> Any:
+    """An option's value, taken out of `given`: the caller's, else the configuration's."""
+    value = given.pop(key, None)
+    return getattr(model.config, key) if value is None else value
+
+
+def _decide_cache(model: PreTrainedModel, given: dict[str, Any]) -> None:
+    """Whether the past is handed out: as the caller says, else outside training as the configuration says."""
+    wanted = given.get("use_cache")
+    if wanted is None:
+        wanted = getattr(model.config, "use_cache", True) and not model.training
+    caches = wanted or given.get("past_key_values") is not None
+    if caches and model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
+        logger.warning_once("`use_cache=True` is incompatible with gradient checkpointing. Setting `use_cache=False`.")
+        wanted = False
+        given["past_key_values"] = None
+    given["use_cache"] = bool(wanted)
+
+
+def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing else.
+
+    False for a subclass (an adapter, a parametrization, a quantised layer), for a forward put in the place of its
+    own, for hooks of any kind, and for weights that are no plain tensors. Kernels that read a module's weights
+    themselves ask here first.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    is_own = type(module) is kind and getattr(module.forward, "__func__", None) is kind.forward
+    if not is_own or any(vars(module).get(name) for name in hooks):
+        return False
+    tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    is_watched = torch.nn.modules.module._has_any_global_hook()
+    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors) and not is_watched
