@@ -1,5 +1,7 @@
 """Texts that share a model's steps: what each gets is what it would get alone."""
 
+import gc
+
 import pytest
 import torch
 from conftest import SENTENCES, TINY
@@ -309,3 +311,87 @@ def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokeni
 
     with torch.inference_mode():
         assert write({1, 30, 62, 63, 64}) == write(set())
+
+
+@pytest.fixture
+def held(make_tiny):
+    """A step in C with memory for 12 tokens: of two texts, that have room for 8 and for 4."""
+    step = native.native_step(make_tiny("llama3"))
+    step.hold([(torch.zeros(24, 8), torch.zeros(24, 8)) for _ in step.layers], 8)
+    return step
+
+
+SPANS = [[0, 8], [8, 4]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "spans", "at", "wrong"),
+    [
+        ([5, 6], SPANS, [8, 0], ValueError),  # behind its own room
+        ([5, 6], SPANS, [-1, 0], ValueError),
+        ([5, 6], [[0, 8], [8, 5]], [0, 4], ValueError),  # behind all memory
+        ([5, 6], [[-1, 8], [8, 4]], [0, 0], ValueError),
+        ([5, 6], [[0, 8], [2**40, 4]], [0, 0], ValueError),
+        ([5, 6], [[0, 12], [8, 4]], [8, 0], ValueError),  # longer than what there are rotations for
+        ([5, 10**6], SPANS, [0, 0], IndexError),
+        ([5, -1], SPANS, [0, 0], IndexError),
+    ],
+)
+def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held):
+    with pytest.raises(wrong):
+        held.step(torch.tensor(ids), torch.tensor(spans), torch.tensor(at))
+    assert held.step(torch.tensor([5, 6]), torch.tensor(SPANS), torch.tensor([7, 3])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        (torch.zeros(24, 8), torch.zeros(16, 8)),
+        (torch.zeros(24, 8), torch.zeros(24, 8, dtype=torch.bfloat16)),
+        (torch.zeros(24, 8), torch.zeros(8, 24).T),
+        (torch.zeros(3, 5), torch.zeros(3, 5)),
+    ],
+)
+def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
+    before = held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])).clone()
+    with pytest.raises(ValueError):
+        held.hold([layer] * len(held.layers), 8)
+    assert torch.equal(held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before)
+
+
+def test_no_more_texts_are_appended_to_than_were_read(make_tiny):
+    decoder = Decoder(make_tiny("gpt2"))
+    with torch.inference_mode():
+        decoder.read([[5, 6]], 3)
+        with pytest.raises(ValueError, match="3 texts of 3 tokens, but there is room for 1 texts of 5"):
+            decoder.native.append(torch.tensor([[5], [6], [7]]))
+
+
+def test_layers_of_unequal_sizes_are_left_to_the_model(make_tiny):
+    """The step in C has one set of buffers for all layers: it would write beyond it."""
+    model = make_tiny("llama3")
+    assert native.native_step(model) is not None
+    for name, shape in (("gate_proj", (200, 32)), ("up_proj", (200, 32)), ("down_proj", (32, 200))):
+        getattr(model.model.layers[1].mlp, name).weight = torch.nn.Parameter(torch.randn(shape))
+    assert native.native_step(model) is None
+
+
+def count_numbers():
+    """All numbers in tensors that are alive."""
+    gc.collect()
+    alive = {t.untyped_storage().data_ptr(): t.numel() for t in gc.get_objects() if type(t) is torch.Tensor}
+    return sum(alive.values())
+
+
+def test_steps_of_every_size_share_one_set_of_buffers(make_tiny):
+    step = native.native_step(make_tiny("llama3", vocab_size=5000))
+    step.hold([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
+    tokens, at = torch.arange(40), torch.zeros(40, dtype=torch.long)
+    spans = torch.tensor([[16 * text, 16] for text in range(40)])
+    before = count_numbers()
+    step.step(tokens, spans, at)
+    one = count_numbers() - before
+    assert one > 40 * 5000
+    for rows in [*range(1, 41), *range(40, 0, -1)]:
+        step.step(tokens[:rows], spans[:rows], at[:rows])
+    assert count_numbers() - before < 1.1 * one

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from rung.compiled import compile_source
+from rung.compiled import Address, compile_source
 from rung.generate.rounding import round_to_int8
 from rung.models import CausalModel
 from rung.models.causal import KeyValues
@@ -71,39 +71,60 @@ class NativeStep:
         self.spare = 0  # cores beside torch's threads, that many rows may have too
         self.kept: list[Tensor] = []  # what the structures point to
         self.longest = 0  # tokens of a text for which there is memory
+        config = model.config
+        self.heads, self.width = config.num_attention_heads, config.hidden_size
+        self.groups = getattr(config, "num_key_value_heads", self.heads)
+        self.size = getattr(config, "head_dim", self.width // self.heads)
         self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
         self.last = self._norm(model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm)
         self.head = self._product(model.lm_head.weight)
 
+    def fits(self) -> bool:
+        """Whether each product is of the size that `step.c` takes it for: the same in all layers."""
+        attended, shared, inner = self.heads * self.size, self.groups * self.size, self.layers[0].up.rows
+        sizes = dict.fromkeys("kv", (shared, self.width)) | dict.fromkeys(("gate", "up"), (inner, self.width))
+        sizes |= {"q": (attended, self.width), "o": (self.width, attended), "down": (self.width, inner)}
+        products = [(getattr(layer, name), size) for layer in self.layers for name, size in sizes.items()]
+        products.append((self.head, (self.head.rows, self.width)))
+        alike = all((part.rows, part.columns) == size for part, size in products if part.weight)
+        return alike and self.heads % self.groups == 0
+
     def begin(self, state: KeyValues, ahead: Int[Tensor, " B"]) -> None:
         """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
-        self.state, self.ahead = state, ahead
-        state.rows = [(keys.float(), values.float()) for keys, values in state.rows]
-        self.hold(state.rows, state.room)
+        if bool(((ahead < 0) | (ahead > state.get_seq_length())).any()):
+            raise ValueError(f"{ahead.tolist()} columns of padding, but {state.get_seq_length()} tokens are there")
+        rows = [(keys.float(), values.float()) for keys, values in state.rows]
+        self.hold(rows, state.room)
+        if self.tokens != len(ahead) * state.room:
+            raise ValueError(f"padding of {len(ahead)} texts, but memory for {self.tokens} tokens of {state.room} each")
+        self.state, self.ahead, state.rows = state, ahead, rows
 
     def hold(self, rows: list[tuple[Tensor, Tensor]], longest: int) -> None:
         """Read and write keys and values there from now on, in float32; `longest`: tokens of a text at most."""
+        places = [[Address(part, part.shape, torch.float32).value for part in pair] for pair in rows]
+        numbers = {part.numel() for pair in rows for part in pair}
+        tokens, rest = divmod(max(numbers, default=0), self.groups * self.size)
+        if len(numbers) != 1 or rest or len(rows) != len(self.layers):
+            raise ValueError(f"memory of {numbers} numbers in {len(rows)} layers: {len(self.layers)} must have as many")
         turns = None
         if isinstance(self.model, LlamaForCausalLM):
             rotation = find_rotation(torch.arange(longest)[None], self.model.config, torch.float32)
             turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
-        self.turns, self.longest, self.held = turns, longest, rows
-        self.rooms: dict[tuple[int, int], _Room] = {}
-        for layer, (keys, values) in zip(self.layers, rows, strict=True):
-            layer.keys, layer.values = keys.data_ptr(), values.data_ptr()
+        self.turns, self.longest, self.tokens, self.held = turns, longest, tokens, rows
+        self.room: _Room | None = None
+        for layer, (keys, values) in zip(self.layers, places, strict=True):
+            layer.keys, layer.values = keys, values
 
     def append(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the token after each of `tokens`; the next call writes over them."""
         texts, steps = tokens.shape
-        if (texts, steps) not in self.rooms:
-            self.rooms[texts, steps] = _Room(self, texts, steps)
-            places = self.rooms[texts, steps].places
-            places[:, START] = torch.arange(texts).repeat_interleave(steps) * self.state.room
-            places[:, ROOM], places[:, FIRST] = self.state.room, self.ahead.repeat_interleave(steps)
-        room = self.rooms[texts, steps]
         at = self.state.get_seq_length()
-        if at + steps > self.state.room:
-            raise ValueError(f"{at + steps} tokens, but there is room for {self.state.room}")
+        if texts != len(self.ahead) or at + steps > self.longest:
+            most = f"{len(self.ahead)} texts of {self.longest}"
+            raise ValueError(f"{texts} texts of {at + steps} tokens, but there is room for {most}")
+        room = self._make_room(texts * steps)
+        if room.shape != (texts, steps):
+            room.lay_out(steps, self.ahead, self.longest)
         torch.add(room.steps, at, out=room.places[:, AT])
         logits = self._run(room, tokens.flatten(), room.places[:, AT] - room.places[:, FIRST])
         self.state.length, self.state.written = at, steps
@@ -115,24 +136,36 @@ class NativeStep:
 
         Of each text, `spans` says how many tokens others have room for before it, and how many it has.
         """
-        rows = len(tokens)
-        if rows and not bool((at < spans[:, 1].clamp(max=self.longest)).all()):
-            raise ValueError(f"a token stands at {at.tolist()}, but there is room for {spans[:, 1].tolist()}")
-        if (rows, 0) not in self.rooms:
-            self.rooms[rows, 0] = _Room(self, rows, 1)
-        room = self.rooms[rows, 0]
-        room.places[:, [START, ROOM]], room.places[:, AT] = spans, at
+        for (start, its_room), place in zip(spans.tolist(), at.tolist(), strict=True):
+            if not (0 <= place < min(its_room, self.longest) and 0 <= start <= self.tokens - its_room):
+                most = f"{its_room} from {start} on, of {self.tokens}"
+                raise ValueError(f"a token stands at {place}, but there is room for {most}")
+        room = self._make_room(len(tokens))
+        if room.shape is not None:
+            room.use(len(tokens))
+        room.places[:, START : ROOM + 1], room.places[:, AT] = spans, at
         return self._run(room, tokens, at)
+
+    def _make_room(self, rows: int) -> "_Room":
+        """The one set of buffers, made anew where it is too small: of all steps the largest alone is paid for."""
+        if self.room is None or self.room.most < rows:
+            self.room = None  # so that the old one is gone before
+            self.room = _Room(self, rows)
+        if len(self.room.places) != rows:
+            self.room.use(rows)
+        return self.room
 
     def _run(self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
         if isinstance(self.model, GPT2LMHeadModel):
             parts = self.model.transformer
-            room.x.copy_(parts.wte.weight[tokens] + parts.wpe.weight[positions])
+            room.x.copy_(torch.embedding(parts.wte.weight, tokens) + torch.embedding(parts.wpe.weight, positions))
         else:
-            room.x.copy_(self.model.model.embed_tokens.weight[tokens])
+            room.x.copy_(torch.embedding(self.model.model.embed_tokens.weight, tokens))
         turns = self.turns[positions] if self.turns is not None else None
-        pointer = turns.data_ptr() if turns is not None else None
-        self.compiled.step(byref(room.described), pointer, room.logits.data_ptr())
+        pointer = Address(turns, (len(tokens), 2, self.size), torch.float32) if turns is not None else None
+        threads = torch.get_num_threads() + (self.spare if len(tokens) >= MANY else 0)
+        room.described.threads = min(threads, len(room.scores))
+        self.compiled.step(byref(room.described), pointer, Address(room.logits, room.logits.shape, torch.float32))
         return room.logits
 
     def _llama(self) -> Iterator[_Layer]:
@@ -168,9 +201,10 @@ class NativeStep:
         if self.weights == torch.int8:
             weight, scale = round_to_int8(weight)
         blocks = self._fill(weight).unflatten(0, (-1, LANES)).mT  # N/LANES D LANES
-        each = [None if t is None else self._keep(self._fill(t), torch.float32) for t in (scale, bias)]
+        filled = len(blocks) * LANES
+        each = [None if t is None else self._keep(self._fill(t), (filled,), torch.float32) for t in (scale, bias)]
         return _Product(
-            *(self._keep(blocks, self.weights), *each),
+            *(self._keep(blocks, blocks.shape, self.weights), *each),
             *(rows, weight.shape[1], KINDS[self.weights]),
         )
 
@@ -181,40 +215,48 @@ class NativeStep:
 
     def _norm(self, module: nn.Module) -> _Norm:
         parameters = dict(module.named_parameters())
-        weight, bias = (self._keep(parameters.get(name), torch.float32) for name in ("weight", "bias"))
+        each = (parameters.get(name) for name in ("weight", "bias"))
+        weight, bias = (None if t is None else self._keep(t, (self.width,), torch.float32) for t in each)
         return _Norm(weight, bias, module.eps)
 
-    def _keep(self, tensor: Tensor | None, dtype: torch.dtype) -> int | None:
-        """The address of the values as `dtype`, in one piece; a copy only where they are not."""
-        if tensor is None:
-            return None
+    def _keep(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int:
+        """Where the values are as `dtype`, in one piece; a copy only where they are not."""
         self.kept.append(tensor.detach().to(dtype).contiguous())
-        return self.kept[-1].data_ptr()
+        return Address(self.kept[-1], shape, dtype).value
 
 
 class _Room:
-    """What a step over `texts` times `steps` tokens writes to; `places` says whose they are."""
+    """What a step over `most` rows or less writes to; `places` says whose they are."""
 
-    def __init__(self, step: NativeStep, texts: int, steps: int) -> None:
-        config, rows = step.model.config, texts * steps
-        threads = torch.get_num_threads() + (step.spare if rows >= MANY else 0)
-        layers, first, capacity = len(step.layers), step.layers[0], step.longest
-        heads, width, inner = config.num_attention_heads, config.hidden_size, first.up.rows
-        size = first.q.rows // heads
-        groups = first.k.rows // size
-        inside = inner + max(inner, 2 * groups * size) + 2 * LANES
+    def __init__(self, step: NativeStep, most: int) -> None:
+        layers, capacity = len(step.layers), step.longest
+        heads, width, size, inner = step.heads, step.width, step.size, step.layers[0].up.rows
+        inside = inner + max(inner, 2 * step.groups * size) + 2 * LANES
         sizes = (width, width, heads * size, heads * size, inside)
-        self.buffers = [torch.zeros(rows, count) for count in sizes]
-        self.buffers.append(torch.zeros(threads, capacity + LANES))  # scores
-        self.x = self.buffers[0]
-        self.logits = torch.empty(rows, step.head.rows)
-        self.steps = torch.arange(steps).repeat(texts)
-        self.places = torch.zeros(rows, 4, dtype=torch.long)
+        self.most = most
+        self.buffers = [torch.zeros(most, count, dtype=torch.float32) for count in sizes]
+        self.scores = torch.zeros(torch.get_num_threads() + step.spare, capacity + LANES, dtype=torch.float32)
+        self.all_logits = torch.empty(most, step.head.rows, dtype=torch.float32)
+        self.all_places = torch.zeros(most, 4, dtype=torch.int64)
         self.described = _Model(
-            *(layers, rows, width, heads, groups, size, inner, capacity, threads),
-            *(self.places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
-            *(buffer.data_ptr() for buffer in self.buffers),
+            *(layers, most, width, heads, step.groups, size, inner, capacity, len(self.scores)),
+            *(self.all_places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
+            *(buffer.data_ptr() for buffer in (*self.buffers, self.scores)),
         )
+        self.use(most)
+
+    def use(self, rows: int) -> None:
+        """Let the next step be one of so many rows, each of a text without padding."""
+        self.x, self.logits, self.places = self.buffers[0][:rows], self.all_logits[:rows], self.all_places[:rows]
+        self.places[:, FIRST] = 0
+        self.described.batch = rows
+        self.shape: tuple[int, int] | None = None  # texts and steps that the places are laid out for
+
+    def lay_out(self, steps: int, ahead: Int[Tensor, " B"], longest: int) -> None:
+        """Let the rows be so many steps of each text, which has room for `longest` tokens, after its padding."""
+        texts = torch.arange(len(ahead)).repeat_interleave(steps)
+        self.places[:, START], self.places[:, ROOM], self.places[:, FIRST] = texts * longest, longest, ahead[texts]
+        self.steps, self.shape = torch.arange(steps).repeat(len(ahead)), (len(ahead), steps)
 
 
 def is_computed(model: CausalModel) -> bool:
@@ -247,7 +289,10 @@ def native_step(model: CausalModel, weights: torch.dtype | None = None) -> Nativ
         return None
     library = _compile()
     stored = model.dtype if model.dtype in KINDS else torch.float32
-    return NativeStep(model, library, weights or stored) if library else None
+    if library is None:
+        return None
+    step = NativeStep(model, library, weights or stored)
+    return step if step.fits() else None
 
 
 @cache
