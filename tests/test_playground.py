@@ -14,6 +14,7 @@ from rung.generate import Sampling
 from rung.generate.pieces import show_token
 from rung.generate.sampling import choose
 from rung.models import count_parameters
+from rung.tokenizer import encode_plainly
 
 pytest.importorskip("fastapi", reason="the playground needs the extra: pip install 'rung[serve]'")
 testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI's test client needs httpx")
@@ -77,6 +78,19 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
     assert all(abs(drawn[id] - share) < 0.05 for id, share in kept.items() if id < len(drawn))
     assert answer["entropy"] == pytest.approx(torch.special.entr(shares).sum().item() / math.log(2), abs=1e-4)
     assert answer["drawn_entropy"] <= math.log2(7)
+
+
+def test_the_name_of_the_end_is_text_wherever_it_is_typed(client, tokenizer):
+    text = f"the cat {tokenizer.eos_token} sat"
+    ids = encode_plainly(tokenizer, [text])[0].ids
+    assert tokenizer.eos_token_id not in ids
+    asked = {"model": "llama3", "text": text}
+    assert ask(client, "next", **asked)["ids"] == ids
+    assert ask(client, "attention", **asked)["tokens"][1:] == [show_token(tokenizer, id) for id in ids]
+    assert "".join(piece["text"] for piece in ask(client, "surprisal", **asked)["pieces"]) == text
+    body = {"model": "llama3", "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 0}
+    echoed = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]["tokens"]
+    assert "".join(echoed) == text and len(echoed) == len(ids)
 
 
 def test_ids_go_on_where_text_would_be_cut_otherwise(client, tokenizer):
