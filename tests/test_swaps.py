@@ -132,9 +132,9 @@ def test_unknown_swaps_are_refused(tokenizer):
         make_config("swaps", tokenizer, {"swaps": ["rotery"]})
     with pytest.raises(RecipeError, match=r"swaps is 'rotary': it must be a list, as in swaps=\[rotary\]"):
         make_config("swaps", tokenizer, {"swaps": "rotary"})
-    with pytest.raises(RecipeError, match="hidden_size 32 is no multiple of num_attention_heads 3"):
+    with pytest.raises(RecipeError, match="hidden_size 32 cannot be divided by 3 attention heads"):
         make_config("swaps", tokenizer, {"hidden_size": 32, "num_attention_heads": 3})
-    with pytest.raises(RecipeError, match="num_attention_heads 4 is no multiple of num_key_value_heads 3"):
+    with pytest.raises(RecipeError, match="num_attention_heads 4 cannot be divided by 3 key-value heads"):
         make_config("swaps", tokenizer, {"num_attention_heads": 4, "num_key_value_heads": 3})
 
 

@@ -25,7 +25,7 @@ from rung import hub, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
-from rung.models.checks import check_config, check_numbers
+from rung.models.checks import check_config, check_numbers, check_values
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
@@ -106,8 +106,7 @@ def name_rung(model: type[CausalModel]) -> str:
 def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its config class.
 
-    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for an unknown field
-    or a value that the config class refuses.
+    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad field or value.
     """
     rung = find_rung(name)
     name, settings = fill_size(name, settings)
@@ -115,11 +114,12 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
     if key := next((key for key in settings if key not in known), None):
         near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
-    check_numbers(settings, "model.")
+    check_numbers(settings, "model.")  # before shapes are computed with them
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     wanted = {"vocab_size": settings.get("vocab_size") or count_ids(tokenizer), **ids, **rung.shape, **settings}
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
+    check_values(wanted | {"model_type": rung.config.model_type}, "model.")
     try:
         config = rung.config(**wanted)
     except RecipeError:
@@ -177,8 +177,7 @@ def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int,
 def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our own code.
 
-    `settings` are fields of its configuration that are to be other than they were saved. Raises `RunError` when it
-    is none of these or its files are damaged.
+    `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is damaged or none.
     """
     where = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     is_folder = Path(where).is_dir()
@@ -197,8 +196,7 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     except Exception as error:  # safetensors, a damaged file
         raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
     for key, found, wanted in sorted(report["mismatched_keys"]):
-        sizes = f"is {list(found)} in its weights and {list(wanted)} by its config.json"
-        raise RunError(f"{where}: {key} {sizes}; one of the two files is damaged or of another model")
+        raise RunError(f"{where}: {key} is {list(found)} in its weights, {list(wanted)} by config.json: one is damaged")
     if lost := sorted(report["missing_keys"]):
         raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
     return model.eval(), load_tokenizer(where)
@@ -209,8 +207,10 @@ def _find_kind(where: str, is_folder: bool, here: dict[str, bool]) -> Rung:
     known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
     try:
         if (values := PreTrainedConfig.get_config_dict(where, **here)[0]).get("model_type") in known:
-            check_numbers(values)  # before the class computes with them
-        kind = AutoConfig.from_pretrained(where, **here).model_type
+            check_values(values)  # before the class computes with them
+        config = AutoConfig.from_pretrained(where, **here)
+        if (kind := config.model_type) in known:
+            check_config(config)
     except Exception as error:  # no network, no such repository, damaged JSON
         unreachable = here["local_files_only"] and not is_folder
         why = "it is no folder here, and the Hub cannot be reached" if unreachable else _first_line(error)

@@ -56,13 +56,18 @@ def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
             raise RecipeError(f"{prefix}{key} is {value!r}: it must be a number above 0")
 
 
+def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `RecipeError` for fields that a configuration class cannot even compute with."""
+    check_numbers(values, prefix)
+    for key in ACTIVATIONS:
+        if (name := values.get(key)) is not None and name not in ACT2FN:
+            raise RecipeError(f"{prefix}{key} is {name!r}, which is no activation: {did_you_mean(str(name), ACT2FN)}")
+    _check_heads(values)
+
+
 def check_config(config: PreTrainedConfig) -> None:
     """Raise `RecipeError` for values that no model of this kind can have."""
-    check_numbers(vars(config))
-    for key in ACTIVATIONS:
-        if (name := getattr(config, key, None)) is not None and name not in ACT2FN:
-            raise RecipeError(f"{key} is {name!r}, which is no activation: {did_you_mean(str(name), ACT2FN)}")
-    _check_heads(config)
+    check_values(vars(config) | {"model_type": config.model_type})
     _check_rope(config)
     if getattr(config, "add_cross_attention", False):
         raise RecipeError("add_cross_attention is set, but there is no encoder here to attend to")
@@ -70,18 +75,17 @@ def check_config(config: PreTrainedConfig) -> None:
         _check_ngrams(sizes, config)
 
 
-def _check_heads(config: PreTrainedConfig) -> None:
-    heads = getattr(config, "num_attention_heads", None)
-    if heads is None:
+def _check_heads(values: Mapping[str, Any]) -> None:
+    width = values.get("hidden_size") or values.get("n_embd")
+    heads = values.get("num_attention_heads") or values.get("n_head")
+    if heads is None or width is None:
         return
-    width, shared = config.hidden_size, getattr(config, "num_key_value_heads", None)
     if width % heads:
         raise RecipeError(f"hidden_size {width} cannot be divided by {heads} attention heads")
-    if shared is not None and heads % shared:
+    if heads % (shared := values.get("num_key_value_heads") or heads):
         raise RecipeError(f"num_attention_heads {heads} cannot be divided by {shared} key-value heads")
-    rotates = hasattr(config, "rope_parameters") or "rotary" in getattr(config, "swaps", ())
-    size = getattr(config, "head_dim", None) or width // heads
-    if rotates and size % 2:
+    rotates = values.get("model_type") == "llama" or "rotary" in (values.get("swaps") or ())
+    if rotates and (size := values.get("head_dim") or width // heads) % 2:
         raise RecipeError(
             f"an attention head is {size} wide (hidden_size {width} over {heads} heads): "
             "rotary positions turn pairs of channels, so it must be even"

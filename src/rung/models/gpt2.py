@@ -65,6 +65,7 @@ class GPT2Attention(nn.Module):
             self.scale /= layer + 1
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
+        mark_residual(self.c_proj)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
@@ -81,6 +82,7 @@ class GPT2MLP(nn.Module):
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = project(inner, config.n_embd)
         self.c_proj = project(config.n_embd, inner)
+        mark_residual(self.c_proj)
         self.act = ACT2FN[FUSED_GELUS.get(config.activation_function, config.activation_function)]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -202,13 +204,14 @@ def init_positions(table: nn.Embedding) -> None:
         table.weight.data.copy_(POSITION_SIZE * sinusoids(*table.weight.shape))
 
 
-def init_residual(model: CausalModel, module: nn.Module) -> None:
-    """If it writes to the residual stream it begins smaller, by the depth (section 2.3).
+def mark_residual(module: nn.Module) -> None:
+    """Say of a layer that it writes to the residual stream: no layer can tell from itself where it stands."""
+    vars(module)["writes_residual"] = True
 
-    Known by its name: transformers initialises modules with weights of their own, so no block is asked for its parts.
-    """
-    is_writer = any(part is module and name.endswith(RESIDUAL) for name, part in model.named_modules())
-    if is_writer:
+
+def init_residual(model: CausalModel, module: nn.Module) -> None:
+    """If it writes to the residual stream it begins smaller, by the depth (section 2.3)."""
+    if "writes_residual" in vars(module):
         std = model.config.initializer_range / math.sqrt(2 * model.config.num_hidden_layers)
         nn.init.normal_(cast(Tensor, module.weight), std=std)
 

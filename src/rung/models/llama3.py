@@ -24,7 +24,7 @@ from rung.models.causal import CausalModel, Mask, find_padding, is_loaded
 from rung.models.contract import keep_contract
 from rung.models.copying import Head, begin_to_copy
 from rung.models.fused import rms_norm
-from rung.models.gpt2 import Reading, begin_reading
+from rung.models.gpt2 import Reading, begin_reading, mark_residual
 from rung.models.rnn_attention import join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
@@ -56,6 +56,7 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * config.head_dim, width, bias=bias)
+        mark_residual(self.o_proj)
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
         q = split_heads(self.q_proj(x), self.heads)  # B H T K
@@ -75,6 +76,7 @@ class LlamaMLP(nn.Module):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
+        mark_residual(self.down_proj)
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
