@@ -102,9 +102,10 @@ def test_rooms_are_small():
 def test_there_are_not_many_files():
     """The first climb fitted in 29; each capability since has rooms of its own: chats, a server, a page, exports.
 
+    The server has three more: what is asked and how far it got, what tokens cost, and who is connected.
     Two more keep what every model owes: which configurations there may be, and what Hugging Face may ask.
     """
-    assert len(FILES) < 134
+    assert len(FILES) < 137
 
 
 def test_every_module_says_what_it_is():

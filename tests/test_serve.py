@@ -237,7 +237,7 @@ def test_tokens_join_to_the_text_and_say_where_they_stand(client, tokenizer):
 def say(ids, monkeypatch):
     """Have every model say these tokens."""
     monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws])
-    monkeypatch.setattr(engines, "Draws", Counting)
+    monkeypatch.setattr("rung.serve.texts.Draws", Counting)
     monkeypatch.setattr(engines, "TOGETHER", 0.0)
 
 

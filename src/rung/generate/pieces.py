@@ -5,6 +5,7 @@ that it follows, for a tokenizer may write it otherwise where it stands first.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -123,12 +124,18 @@ def spell_token(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:
         return None
     once, twice = (tokenizer.decode([token] * count) for count in (1, 2))
     text = twice.removeprefix(once)  # of the first, some tokenizers leave the space out
-    symbols, numbers = tokenizer.convert_ids_to_tokens(token), {s: byte for byte, s in bytes_to_unicode().items()}
+    symbols, numbers = tokenizer.convert_ids_to_tokens(token), _byte_symbols()
     if UNFINISHED not in text:
         return text.encode()
     if BYTE.fullmatch(symbols):
         return bytes([int(symbols[3:5], 16)])
     return symbols.encode() if set(symbols) - numbers.keys() else bytes(numbers[symbol] for symbol in symbols)
+
+
+@cache
+def _byte_symbols() -> dict[str, int]:
+    """The characters that stand for bytes in GPT-2's vocabulary, made once: a text may hold thousands of them."""
+    return {symbol: byte for byte, symbol in bytes_to_unicode().items()}
 
 
 def show_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:

@@ -13,7 +13,6 @@ from rung.errors import RunError, RungError
 from rung.serve.served import Served, load_served
 
 try:
-    import uvicorn
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.middleware.cors import CORSMiddleware
@@ -24,6 +23,7 @@ try:
     from rung.serve import openai, playground
     from rung.serve.engine import Engine, Worker, leave_a_core
     from rung.serve.limits import ApiError, Guard, Limits, Metrics, explain_body, find_hosts, read_key, read_origin
+    from rung.serve.listening import Server, raise_descriptors
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("rung", "torch", "transformers"):
         raise
@@ -42,7 +42,6 @@ __all__ = [
     "run_server",
 ]
 
-GRACE = 5  # seconds that answers have to end in when the server is stopped
 NO_LIMITS = Limits()
 
 
@@ -55,12 +54,11 @@ def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
     @asynccontextmanager
     async def work(app: FastAPI) -> AsyncIterator[None]:
         worker.start(asyncio.get_running_loop())
-        try:
-            yield
-        finally:
-            await asyncio.to_thread(worker.stop)
+        yield
+        await asyncio.to_thread(worker.stop)
 
     app = FastAPI(title="rung", version=__version__, lifespan=work, docs_url=None, redoc_url=None)
+    app.state.worker = worker
     app.include_router(openai.make_router(engines, limits))
     app.include_router(playground.make_router(served))
     add_signs(app, worker, metrics)
@@ -87,11 +85,10 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def run_server(served: dict[str, Served], limits: Limits, listener: socket.socket) -> None:
-    """Serve until Ctrl-C; answers that are under way then have a moment to end."""
-    config = uvicorn.Config(
-        build_app(served, limits), log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    """Serve until Ctrl-C; answers that are under way then have a moment to end, and a second Ctrl-C gives them none."""
+    raise_descriptors()
+    app = build_app(served, limits)
+    Server(app, app.state.worker, limits.seconds).run(sockets=[listener])
 
 
 def add_signs(app: FastAPI, worker: Worker, metrics: Metrics) -> None:

@@ -1,7 +1,8 @@
 """Models at work: the texts of each wait in a bounded queue and share the steps of one loop, in one thread for all.
 
 What a text has got is put where its reader takes it. A reader that falls `BUFFER` pieces behind is waited for: its
-text keeps its slot and takes no step, until it reads on or its time is over; no other text waits for it.
+text takes no step until it reads on, and gives up its slot where another waits for one. A fault is that of the text in
+whose turn it comes up.
 """
 
 import asyncio
@@ -11,128 +12,28 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import torch
+from anyio import CapacityLimiter, to_thread
 from torch import Tensor
 
-from rung.evaluate import read_documents
 from rung.generate.pieces import Pieces, show_token, spell_token
-from rung.generate.sampling import Draws, Sampling, choose_each
+from rung.generate.sampling import choose_each
 from rung.generate.slots import Slots
-from rung.models import CausalModel
-from rung.serve.limits import ApiError, Limits, Metrics
+from rung.serve.limits import ApiError, Limits, Metrics, check_ids
 from rung.serve.served import Served, identify
+from rung.serve.texts import BUFFER, Order, Piece, Text
+from rung.serve.weighing import weigh, weigh_prompt
 
 logger = logging.getLogger(__name__)
 
-BUFFER = 256  # pieces that may lie ready for a reader
 TOGETHER = 0.016  # seconds of news that readers are told at once: each time costs a core that the model needs
 PATIENCE = 0.2  # seconds between two looks at the clock, while all readers are waited for
-LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
 
-
-@dataclass(frozen=True)
-class Choice:
-    """A token that was chosen, its log-probability as the model gives it, those of the likeliest, and what the token
-    adds to the text: nothing where it is a part of a character that others finish.
-    """
-
-    token: int
-    log: float | None  # None where it follows nothing
-    likeliest: list[tuple[int, float]]
-    text: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prompt:
-    """A prompt as tokens; `choices` say what its tokens cost, where that is asked for."""
-
-    ids: list[int]
-    text: str
-    is_text: bool = False  # else it was given as ids
-    choices: list[Choice] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)  # of the text, one for each token that has a cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is asked for: tokens to go on from, how, and to which end."""
-
-    ids: list[int]
-    sampling: Sampling
-    ends: frozenset[int]
-    context: Sequence[int] = ()  # tokens that the text goes on from; an answer is a text of its own
-    spaced: bool = False  # whether white space stands before it
-    likeliest: int | None = None  # tokens beside each chosen one, of which log-probabilities are wanted
-    streams: bool = False  # whether the reader wants pieces as they come
-
-
-@dataclass
-class Piece:
-    """What there is of a text since the piece before; the last one has a reason to end, or an error."""
-
-    text: str = ""
-    choices: list[Choice] = field(default_factory=list)
-    reason: str | None = None
-    error: ApiError | None = None
-
-    @property
-    def is_last(self) -> bool:
-        """Whether none follows."""
-        return self.reason is not None or self.error is not None
-
-    def join(self, more: "Piece") -> "Piece":
-        """This one, and what came next."""
-        return Piece(self.text + more.text, self.choices + more.choices, more.reason, more.error)
-
-
-class Text:
-    """An order, and how far it has got."""
-
-    def __init__(self, order: Order, pieces: Pieces, seconds: float, news: asyncio.Event) -> None:
-        self.order, self.pieces, self.news = order, pieces, news
-        self.begun = time.monotonic()
-        self.latest = self.begun + seconds
-        self.draws = Draws(order.sampling.seed)
-        self.slot: int | None = None
-        self.tokens = 0
-        self.ready: deque[Piece] = deque()
-        self.choices: list[tuple[Choice, int, int]] = []  # of the next pieces; which characters of the text they add
-        self.is_wanted = True
-        self.is_waited_for = False
-        self.is_begun = False  # its first piece is given
-
-    def add(self, token: int, choice: Choice | None) -> str:
-        """Go on with `token`: the text that is certain now."""
-        start = len(self.pieces.decoded)
-        piece = self.pieces.add(token)
-        if choice is not None:
-            self.choices.append((choice, start, max(start, len(self.pieces.decoded))))
-        return piece
-
-    def take_choices(self, is_last: bool) -> list[Choice]:
-        """Those of tokens whose text is given out, each with it: of a stop string none, for they join to the text."""
-        decoded, given = self.pieces.decoded, self.pieces.given
-        count = max((n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given), default=0)
-        taken, self.choices = self.choices[:count], self.choices[count:]
-        if is_last:
-            taken, self.choices = taken + self.choices, []
-            if self.pieces.stopped:
-                taken = [(choice, start, end) for choice, start, end in taken if start < len(decoded)]
-            taken[-1:] = [(choice, start, len(decoded)) for choice, start, _ in taken[-1:]]
-        return [replace(choice, text=decoded[start:end]) for choice, start, end in taken]
-
-    def take(self) -> Piece | None:
-        """All that lies ready, as one piece."""
-        if not self.ready:
-            return None
-        whole = self.ready.popleft()
-        while self.ready:
-            whole = whole.join(self.ready.popleft())
-        return whole
+T = TypeVar("T")
 
 
 class Worker:
@@ -147,44 +48,69 @@ class Worker:
         self.changed = threading.Condition()
         self.thread: threading.Thread | None = None
         self.is_stopping = False
+        self.turned = 0.0  # when it last had a look at all texts
         for engine in engines:
-            engine.changed = self.changed
+            engine.changed, engine.worker = self.changed, self
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to work for the readers of this loop."""
         self.is_stopping = False
+        self.turned = time.monotonic()
         for engine in self.engines:
             engine.announce = partial(loop.call_soon_threadsafe, engine.tell_readers)
         self.thread = threading.Thread(target=self._run, name="rung-worker", daemon=True)
         self.thread.start()
 
-    def stop(self) -> None:
-        """End all texts and the thread."""
+    def end(self) -> None:
+        """Have all texts and the thread end, after the turn that they are in."""
         with self.changed:
             self.is_stopping = True
             self.changed.notify()
+
+    def stop(self) -> None:
+        """Wait until they have ended."""
+        self.end()
         if self.thread:
             self.thread.join()
             self.thread = None
 
     @property
-    def is_working(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the thread is there."""
         return self.thread is not None and self.thread.is_alive()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether it comes round: a turn that takes longer than an answer may is its last."""
+        is_stuck = time.monotonic() - self.turned > max(engine.limits.seconds for engine in self.engines)
+        is_busy = any(engine.running for engine in self.engines)
+        return self.is_alive and not (is_busy and is_stuck)
+
     def _run(self) -> None:
-        with torch.inference_mode():
-            while not self.is_stopping:
-                have_gone_on = [engine.turn() for engine in self.engines]
-                if not any(have_gone_on):
-                    self._wait()
+        """Turn after turn; whatever goes wrong beside the turns ends the texts, and the work begins again."""
+        while not self.is_stopping:
+            try:
+                self._work()
+            except BaseException:
+                logger.exception("the worker failed, and begins again")
+                time.sleep(PATIENCE)
+                for engine in self.engines:
+                    engine.begin_again()
         for engine in self.engines:
             engine.end_all(ApiError(503, "the server is shutting down", code="shutting_down"))
 
+    @torch.inference_mode()
+    def _work(self) -> None:
+        while not self.is_stopping:
+            self.turned = time.monotonic()
+            have_gone_on = [engine.turn() for engine in self.engines]
+            if not any(have_gone_on):
+                self._wait()
+
     def _wait(self) -> None:
         with self.changed:
-            can_begin = any(engine.waiting and engine.slots.free for engine in self.engines)
-            is_busy = any(engine.running or engine.waiting for engine in self.engines)
+            is_busy = any(engine.running or engine.waiting or engine.paused for engine in self.engines)
+            can_begin = any(engine.waiting and engine.has_room for engine in self.engines)
             if not can_begin and not self.is_stopping:
                 self.changed.wait(PATIENCE if is_busy else None)
 
@@ -195,17 +121,20 @@ class Engine:
     def __init__(self, served: Served, limits: Limits, metrics: Metrics) -> None:
         self.served, self.limits, self.metrics = served, limits, metrics
         self.tokenizer = copy.deepcopy(served.tokenizer)  # whose settings nobody changes
-        self.reader = copy.deepcopy(served.tokenizer)  # for whoever holds `reading`
-        self.reading = threading.Lock()
+        self.reader = copy.deepcopy(served.tokenizer)  # for what is prepared, one request after another
+        self.turn_of_reader = CapacityLimiter(1)
+        self.preparing = 0  # requests
         self.fingerprint = identify(served)
         self.names: dict[int, tuple[str, bytes | None]] = {}
         self.slots = Slots(served.model, limits.max_batch)
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
+        self.paused: list[Text] = []  # whose readers are waited for, and which gave up their slots
         self.news: list[Text] = []
         self.told = 0.0  # when
         self.is_urgent = False  # a text has begun or ended
         self.changed = threading.Condition()  # its worker's
+        self.worker: Worker | None = None
         self.announce: Callable[[], object] = self.tell_readers
         self.written = metrics.tokens.labels(served.name, "written")
         self.read = metrics.tokens.labels(served.name, "read")
@@ -213,19 +142,54 @@ class Engine:
         metrics.running.labels(served.name).set_function(lambda: len(self.running))
         self.first_token = metrics.first_token.labels(served.name)
 
-    def submit(self, orders: Sequence[Order], news: asyncio.Event) -> list[Text]:
-        """Have them all continued, or none: raises `ApiError` where the queue is full."""
+    async def prepare(self, read: Callable[[], T], arrived: float) -> T:
+        """What `read` makes of a request's texts, in a thread, in its turn. Raises `ApiError` where the queue is full
+        or the time is over.
+        """
+        with self.changed:
+            self._check_room(1)
+            self.preparing += 1
+        try:
+            async with asyncio.timeout(arrived + self.limits.seconds - time.monotonic()):
+                return await to_thread.run_sync(read, limiter=self.turn_of_reader)
+        except TimeoutError:
+            raise self.too_late() from None
+        finally:
+            self.preparing -= 1
+
+    def submit(self, orders: Sequence[Order], news: asyncio.Event, arrived: float) -> list[Text]:
+        """Have them all done, or none, until the request that `arrived` then is too old.
+
+        Raises `ApiError` where the queue is full, or an id is none that the model has.
+        """
+        for order in orders:
+            check_ids(order.ids, self.served.model.config.vocab_size, "prompt")
         texts = []
         for order in orders:
             pieces = Pieces(self.tokenizer, order.sampling.stop, order.context, spaced=order.spaced)
-            texts.append(Text(order, pieces, self.limits.seconds, news))
+            texts.append(Text(order, pieces, (arrived, arrived + self.limits.seconds), news))
         with self.changed:
-            there = len(self.waiting) + len(self.running)
-            if there + len(texts) > self.limits.max_batch + self.limits.max_queue:
-                raise ApiError(429, f"{there} texts are in work or wait: try again", code="queue_full")
+            self._check_room(len(texts))
             self.waiting.extend(texts)
             self.changed.notify()
         return texts
+
+    def _check_room(self, count: int) -> None:
+        """Raise `ApiError` where so many more are too many. Texts that wait for their readers do not count."""
+        if self.worker and not self.worker.is_working:
+            raise ApiError(503, "the models are not at work", code="not_working")
+        there = len(self.waiting) + len(self.running) + self.preparing
+        if there + count > self.limits.max_batch + self.limits.max_queue:
+            raise ApiError(429, f"{there} texts are in work or wait: try again", code="queue_full")
+
+    def too_late(self) -> ApiError:
+        """The refusal of what took too long."""
+        return ApiError(504, f"the answer took more than {self.limits.seconds:g} seconds", code="timeout")
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another text can begin."""
+        return len(self.running) < self.limits.max_batch
 
     def drop(self, texts: Sequence[Text]) -> None:
         """Nobody wants them any more."""
@@ -255,25 +219,63 @@ class Engine:
         try:
             return self._take_turn()
         except Exception:
-            logger.exception("%s: a step failed", self.served.name)
-            self.end_all(ApiError(500, "the model failed; the server's log says why", code="failed"))
+            logger.exception("%s: a turn failed", self.served.name)
+            self.begin_again()
             return True
+
+    def begin_again(self) -> None:
+        """End all texts, for the server's own fault; what was kept of them is not relied on."""
+        self.end_all(ApiError(500, "the model failed; the server's log says why", code="failed"))
+        if len(self.slots.free) != self.limits.max_batch:
+            self.slots = Slots(self.served.model, self.limits.max_batch)
 
     def _take_turn(self) -> bool:
         self._sort_out()
-        going = [text for text in self.running if not text.is_waited_for]
-        if not going:
+        weighs = self._weigh_on()
+        going = {text.slot: text for text in self.running if text.slot is not None and not text.is_waited_for}
+        if not going and not weighs:
             self._tell(now=True)
             return False
-        places = {text.slot: text for text in going}
-        ready, logits = self.slots.advance([text.slot for text in going if text.slot is not None])
-        texts = [places[slot] for slot in ready]
-        tokens = choose_each(logits, [text.order.sampling for text in texts], [text.draws for text in texts])
-        self.written.inc(len(tokens))
-        for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
-            self._go_on(text, token, logits, row)
+        ready, logits = self.slots.advance([slot for slot in going if slot is not None])
+        for slot, error in self.slots.failed.items():
+            self._fail(going[slot], error)
+        texts = [going[slot] for slot in ready]
+        self.written.inc(len(texts))
+        for row, (text, token) in enumerate(zip(texts, self._choose(logits, texts), strict=True)):
+            try:
+                self._go_on(text, token, logits, row)
+            except Exception as error:
+                self._fail(text, error)
         self._tell(now=self.is_urgent)
         return True
+
+    def _choose(self, logits: Tensor, texts: Sequence[Text]) -> list[int | Exception]:
+        """The next token of each; where there can be none, why."""
+        try:
+            return [*choose_each(logits, [text.order.sampling for text in texts], [text.draws for text in texts])]
+        except Exception as error:
+            if len(texts) == 1:
+                return [error]
+        return [choice for row, text in enumerate(texts) for choice in self._choose(logits[row, None], [text])]
+
+    def _weigh_on(self) -> bool:
+        """One of the prompts that are weighed, a part further; False where there is none."""
+        text = next((text for text in self.running if text.weighing is not None), None)
+        if text is None or text.weighing is None:
+            return False
+        self.running.append(self.running.pop(self.running.index(text)))  # the others have their turn first
+        try:
+            text.weighed += next(text.weighing)
+        except StopIteration:
+            self._end(text, Piece(choices=text.weighed, reason="length"))
+        except Exception as error:
+            self._fail(text, error)
+        return True
+
+    def _fail(self, text: Text, error: Exception) -> None:
+        """End a text in whose turn something went wrong."""
+        logger.error("%s: a text failed", self.served.name, exc_info=error)
+        self._end(text, Piece(error=ApiError(500, "the model failed; the server's log says why", code="failed")))
 
     def _tell(self, now: bool) -> None:
         """Have readers told what there is for them, `now` or when it is time again."""
@@ -284,24 +286,56 @@ class Engine:
     def _sort_out(self) -> None:
         """Let go of texts that nobody wants or whose time is over, and take in those that wait."""
         now = time.monotonic()
-        for text in [*self.running, *self.waiting]:
+        for text in [*self.running, *self.paused, *self.waiting]:
             if not text.is_wanted:
                 self._end(text, Piece())
             elif now > text.latest:
-                seconds = f"{self.limits.seconds:g} seconds"
-                self._end(text, Piece(error=ApiError(504, f"the answer took more than {seconds}", code="timeout")))
+                self._end(text, Piece(error=self.too_late()))
             elif text.is_waited_for:
                 text.is_waited_for = len(text.ready) >= BUFFER
-        while self.slots.free:
+        self._sort_paused()
+        while self.waiting and (self.has_room or self._pause_one()):
             with self.changed:
-                if not self.waiting:
-                    return
                 text = self.waiting.popleft()
                 self.running.append(text)
-            self.read.inc(len(text.order.ids))
-            text.slot = self.slots.begin(text.order.ids, text.order.sampling.max_new_tokens)
+            try:
+                self._take_in(text)
+            except Exception as error:
+                self._fail(text, error)
 
-    def _go_on(self, text: Text, token: int, logits: Tensor, row: int) -> None:
+    def _sort_paused(self) -> None:
+        """Have those go on whose readers read; of too many the first ones are given up."""
+        for text in [text for text in self.paused if not text.is_waited_for]:
+            self.paused.remove(text)
+            with self.changed:
+                self.waiting.appendleft(text)
+        for text in self.paused[: max(0, len(self.paused) - self.limits.max_queue)]:
+            self._end(text, Piece(error=ApiError(408, "the answer was not read, and others wait", code="slow_reader")))
+
+    def _pause_one(self) -> bool:
+        """Free the slot of a text whose reader is waited for."""
+        text = next((text for text in self.running if text.is_waited_for and text.slot is not None), None)
+        if text is None or text.slot is None:
+            return False
+        text.paused, text.slot = self.slots.pause(text.slot), None
+        self.running.remove(text)
+        self.paused.append(text)
+        return True
+
+    def _take_in(self, text: Text) -> None:
+        order = text.order
+        if text.paused is not None:
+            text.slot, text.paused = self.slots.resume(text.paused), None
+            return
+        self.read.inc(len(order.ids))
+        if order.weighs:
+            text.weighing = weigh_prompt(self.served.model, order.ids, order.likeliest or 0)
+        else:
+            text.slot = self.slots.begin(order.ids, order.sampling.max_new_tokens)
+
+    def _go_on(self, text: Text, token: int | Exception, logits: Tensor, row: int) -> None:
+        if isinstance(token, Exception):
+            raise token
         order = text.order
         text.tokens += 1
         if text.tokens == 1:
@@ -320,7 +354,7 @@ class Engine:
             self._give(text, Piece(piece))
 
     def _give(self, text: Text, piece: Piece) -> None:
-        if text.choices:
+        if text.choices and piece.error is None:
             piece.choices = text.take_choices(piece.is_last)
         text.ready.append(piece)
         if order_streams := text.order.streams:
@@ -333,24 +367,27 @@ class Engine:
     def _end(self, text: Text, last: Piece) -> None:
         """Give the last piece, and the slot free."""
         with self.changed:
-            if text in self.waiting:
-                self.waiting.remove(text)
-            else:
-                self.running.remove(text)
+            for texts in (self.running, self.waiting, self.paused):
+                if text in texts:
+                    texts.remove(text)
         if text.slot is not None:
             self.slots.leave(text.slot)
+            text.slot = None
+        text.weighing = text.paused = None
         if text.is_wanted:
-            rest = text.pieces.finish()
-            if last.reason is not None and text.pieces.stopped:
-                last.reason = "stop"
-            last.text += rest
+            if last.error is None and not text.order.weighs:
+                last.text += text.pieces.finish()
+                if text.pieces.stopped:
+                    last.reason = "stop"
             self._give(text, last)
 
     def end_all(self, error: ApiError) -> None:
-        """Let go of all texts, for this reason."""
-        for text in [*self.running, *self.waiting]:
-            self._end(text, Piece(error=error))
-        self._tell(now=True)
+        """Let go of all texts, for this reason, whatever state they are in."""
+        for text in [*self.running, *self.paused, *self.waiting]:
+            with suppress(Exception):
+                self._end(text, Piece(error=error))
+        with suppress(RuntimeError):  # the readers' loop is closed
+            self._tell(now=True)
 
 
 def leave_a_core() -> None:
@@ -360,35 +397,3 @@ def leave_a_core() -> None:
     Before anything is computed, for what has helpers keeps them.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-
-
-def weigh(logits: Tensor, token: int, likeliest: int) -> Choice:
-    """The token's log-probability before temperature and sifting, and the likeliest tokens with theirs."""
-    logs = logits.float().log_softmax(-1).clamp(min=LEAST_LOG)
-    best = logs.topk(min(likeliest, len(logs)))
-    pairs = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Choice(token, logs[token].item(), pairs)
-
-
-@torch.inference_mode()
-def score_prompt(model: CausalModel, ids: list[int], likeliest: int) -> list[Choice]:
-    """What each of the ids but the first costs after those before it, read as a score is: in windows if need be."""
-    if len(ids) < 2:
-        return []
-    count = min(likeliest, model.config.vocab_size)
-
-    def read(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[Tensor, Any]:
-        width = max(2, max(map(len, pieces)))
-        rows = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=model.device)
-        output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
-        logs = output.logits.double().log_softmax(-1).clamp(min=LEAST_LOG)
-        best = logs.topk(count)
-        mine = logs.gather(-1, rows[:, 1:, None])
-        return torch.cat([mine, best.indices.double(), best.values], dim=-1).cpu(), output.past_key_values
-
-    values = torch.empty(len(ids) - 1, 1 + 2 * count, dtype=torch.double)
-    read_documents(model, [ids], [values], read)
-    return [
-        Choice(token, log, [(int(best), value) for best, value in zip(row[:count], row[count:], strict=True)])
-        for token, (log, *row) in zip(ids[1:], values.tolist(), strict=True)
-    ]

@@ -24,6 +24,7 @@ from rung.errors import RecipeError
 LOCKED = ("/v1/", "/api/", "/metrics")  # what an API key opens; the page itself, and /health, are for all
 HARMLESS = ("GET", "HEAD", "OPTIONS")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+ARRIVED = "rung.arrived"  # in a request's scope
 FIRST_TOKEN_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 T = TypeVar("T")
@@ -134,6 +135,11 @@ class Metrics:
         )
 
 
+def find_arrival(scope: Scope) -> float:
+    """When a request arrived, by the monotonic clock: as soon as its headers were there."""
+    return float(scope.get(ARRIVED) or time.monotonic())
+
+
 class Guard:
     """Stands before the app: counts requests, and refuses those of other hosts, other pages, without the key, or of
     a body that is too large or too slow. No more of a body is held than the limit.
@@ -148,10 +154,12 @@ class Guard:
             await self.app(scope, receive, send)
             return
         scope, send = number_answer(scope, send)
-        status = 500
+        scope[ARRIVED] = time.monotonic()
+        status, has_begun = 500, False
 
         async def note(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_begun
+            has_begun = True
             status = message.get("status", status)
             await send(message)
 
@@ -160,6 +168,10 @@ class Guard:
             await self.app(scope, bound_body(receive, self.limits), note)
         except ApiError as error:
             await error.as_response()(scope, receive, note)
+        except asyncio.CancelledError:  # the server ends: nothing else cancels a request
+            if not has_begun:
+                ending = ApiError(503, "the server is shutting down", code="shutting_down")
+                await ending.as_response()(scope, receive, note)
         finally:
             endpoint = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(endpoint, str(status)).inc()

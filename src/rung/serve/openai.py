@@ -3,21 +3,20 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from secrets import randbits
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from rung.chat import drop_turns, find_ends
 from rung.errors import RunError
 from rung.generate import Sampling
 from rung.generate.pieces import Pieces
-from rung.serve.engine import Choice, Engine, Order, Prompt, score_prompt
-from rung.serve.limits import ApiError, Limits, check_ids, look_up
+from rung.serve.engine import Engine
+from rung.serve.limits import ApiError, Limits, check_ids, find_arrival, look_up
 from rung.serve.replies import ChatReply, CompletionReply
 from rung.serve.schemas import (
     REFUSALS,
@@ -29,6 +28,7 @@ from rung.serve.schemas import (
     Model,
     Models,
 )
+from rung.serve.texts import Order, Prompt
 from rung.tokenizer import encode_plainly
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
@@ -55,20 +55,22 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
         """Go on from a prompt."""
         engine = look_up(engines, body.model)
         body.refuse_unknown()
-        prompts = await run_in_threadpool(read_prompts, engine, body, limits)
-        orders = order_completions(engine, body, prompts, limits)
+        arrived = find_arrival(request.scope)
+        prompts = await engine.prepare(partial(read_prompts, engine, body, limits), arrived)
+        orders = [*order_weights(body, prompts), *order_completions(engine, body, prompts, limits)]
         news = asyncio.Event()
-        return await CompletionReply(engine, body, prompts, engine.submit(orders, news), news).answer(request)
+        return await CompletionReply(engine, body, prompts, engine.submit(orders, news, arrived), news).answer(request)
 
     @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         engine = look_up(engines, body.model)
         body.refuse_unknown()
-        prompt = await run_in_threadpool(read_messages, engine, body, limits)
+        arrived = find_arrival(request.scope)
+        prompt = await engine.prepare(partial(read_messages, engine, body, limits), arrived)
         orders = order_answers(engine, body, prompt, limits)
         news = asyncio.Event()
-        return await ChatReply(engine, body, [prompt], engine.submit(orders, news), news).answer(request)
+        return await ChatReply(engine, body, [prompt], engine.submit(orders, news, arrived), news).answer(request)
 
     return router
 
@@ -82,6 +84,17 @@ def order_completions(
         return []
     ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
     return make_orders(body, prompts, wanted, ends, limits)
+
+
+def order_weights(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Order]:
+    """What the tokens of each prompt cost, where that is asked for."""
+    if not body.echo or body.logprobs is None:
+        return []
+    sampling = Sampling(max_new_tokens=1)
+    return [
+        Order(ids=prompt.ids, sampling=sampling, ends=frozenset(), likeliest=body.logprobs, weighs=True)
+        for prompt in prompts
+    ]
 
 
 def order_answers(engine: Engine, body: ChatRequest, prompt: Prompt, limits: Limits) -> list[Order]:
@@ -141,22 +154,12 @@ def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> lis
     window = engine.served.model.context_length if writes else None
     for prompt in prompts:
         check_length(prompt.ids, "prompt", limits, window)
-    return [weigh_prompt(engine, body, prompt) for prompt in prompts] if body.echo else prompts
-
-
-def weigh_prompt(engine: Engine, body: CompletionRequest, prompt: Prompt) -> Prompt:
-    """With what its tokens cost, where that is asked for; of given ids the first follows nothing."""
-    if body.logprobs is None:
-        return prompt
-    choices = score_prompt(engine.served.model, prompt.ids, body.logprobs)
-    first = [] if prompt.is_text else [Choice(prompt.ids[0], None, [])]
-    return replace(prompt, choices=[*first, *choices])
+    return prompts
 
 
 def read_text(engine: Engine, text: str) -> Prompt:
     """A text, with what begins a document in front."""
-    with engine.reading:
-        encoding = encode_plainly(engine.reader, [text])[0]
+    encoding = encode_plainly(engine.reader, [text])[0]
     starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
     parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
     ids = [engine.tokenizer.bos_token_id, *encoding.ids]
@@ -181,10 +184,9 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
         name = engine.served.name
         raise ApiError(400, f"{name} has no chat template: `rung tune RUN` makes a model that chats of it", "model")
     try:
-        with engine.reading:
-            said = [message.as_dict() for message in body.messages]
-            wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
-            _, _, ids = drop_turns(engine.reader, said, engine.served.model.context_length, wanted)
+        said = [message.as_dict() for message in body.messages]
+        wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
+        _, _, ids = drop_turns(engine.reader, said, engine.served.model.context_length, wanted)
     except RunError as error:
         window = f"this model's maximum context length is {engine.served.model.context_length} tokens"
         raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error

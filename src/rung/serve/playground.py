@@ -80,7 +80,7 @@ def make_router(served: dict[str, Served]) -> APIRouter:
         run = look_up(served, question.model)
         if turn.statistics().tasks_waiting >= WAITING:
             raise ApiError(429, f"{WAITING} questions wait already: ask again in a moment")
-        return await to_thread.run_sync(_find, find, run, question, limiter=turn)
+        return await to_thread.run_sync(_find, find, run, question, limiter=turn, abandon_on_cancel=True)
 
     @router.get("/api/rungs")
     async def rungs() -> Response:

@@ -4,19 +4,24 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from rung.serve.engine import Choice, Engine, Piece, Prompt, Text
+from rung.serve.engine import Engine
 from rung.serve.schemas import Asked, Usage
+from rung.serve.texts import Piece, Prompt, Text
+from rung.serve.weighing import Choice
 
 CLOSED = 499  # what is noted where the client has gone, as nginx has it
+LATE = 1.0  # seconds that the end of a text's time may be told too late
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+T = TypeVar("T")
 
 
 class Reply:
@@ -27,7 +32,9 @@ class Reply:
     def __init__(
         self, engine: Engine, body: Asked, prompts: Sequence[Prompt], texts: list[Text], news: asyncio.Event
     ) -> None:
-        self.engine, self.body, self.prompts, self.texts, self.news = engine, body, prompts, texts, news
+        self.engine, self.body, self.prompts, self.news = engine, body, list(prompts), news
+        weighed = sum(text.order.weighs for text in texts)
+        self.weights, self.texts = texts[:weighed], texts[weighed:]
         self.head = {
             "id": f"{self.id_start}-{uuid.uuid4().hex}",
             "created": int(time.time()),
@@ -53,19 +60,19 @@ class Reply:
 
     async def answer(self, request: Request) -> Response:
         """The response; when the client goes, its texts are let go too."""
-        if self.body.stream:
-            return Events(self)
-        gone, work = asyncio.create_task(wait_until_gone(request)), asyncio.create_task(self._gather())
+        is_streamed = False
         try:
-            await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done():
+            if self.weights and not await finish_unless_gone(request, self._weigh_prompts()):
                 return Response(status_code=CLOSED)
-            facts = {**self.head, "object": self.kind, "choices": work.result(), "usage": self._count()}
+            if self.body.stream:
+                is_streamed = True
+                return Events(self)
+            if (choices := await finish_unless_gone(request, self._gather())) is None:
+                return Response(status_code=CLOSED)
+            facts = {**self.head, "object": self.kind, "choices": choices, "usage": self._count()}
             return Response(to_json(facts), media_type="application/json")
         finally:
-            gone.cancel()
-            work.cancel()
-            self.engine.drop(self.texts)
+            self.engine.drop(self.weights if is_streamed else [*self.weights, *self.texts])
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The events; a fault on the way is the last of them."""
@@ -73,7 +80,7 @@ class Reply:
         opened = [self.opened(index, piece) for index, piece in openings.items()]
         if first := b"".join(self._event(choice) for choice in opened if choice is not None):
             yield first
-        async for pieces in self._follow():
+        async for pieces in self._follow(self.texts):
             for error in (piece.error for _, piece in pieces if piece.error):
                 yield b"data: " + to_json(error.as_dict()) + b"\n\n"
                 return
@@ -89,11 +96,20 @@ class Reply:
     def _prompt(self, index: int) -> Prompt:
         return self.prompts[index // (self.body.n or 1)]
 
-    async def _follow(self) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """What there is of each text, whenever there is something; it is read on as fast as the client takes it."""
-        left = dict(enumerate(self.texts))
+    async def _follow(self, texts: Sequence[Text]) -> AsyncIterator[list[tuple[int, Piece]]]:
+        """What there is of each text, whenever there is something; it is read on as fast as the client takes it.
+
+        A text that nobody ends in time is ended here.
+        """
+        left = dict(enumerate(texts))
+        self.news.set()  # there may be something already
         while left:
-            await self.news.wait()
+            try:
+                latest = max(text.latest for text in left.values()) + LATE
+                await asyncio.wait_for(self.news.wait(), latest - time.monotonic())
+            except TimeoutError:
+                yield [(index, Piece(error=self.engine.too_late())) for index in left]
+                return
             self.news.clear()
             taken = [(index, text.take()) for index, text in left.items()]
             pieces = [(index, piece) for index, piece in taken if piece is not None]
@@ -105,9 +121,20 @@ class Reply:
             if pieces:
                 yield pieces
 
+    async def _weigh_prompts(self) -> bool:
+        """Give each prompt what its tokens cost: of given ids the first follows nothing."""
+        async for pieces in self._follow(self.weights):
+            for index, piece in pieces:
+                if piece.error:
+                    raise piece.error
+                prompt = self.prompts[index]
+                first = [] if prompt.is_text else [Choice(prompt.ids[0], None, [])]
+                self.prompts[index] = replace(prompt, choices=[*first, *piece.choices])
+        return True
+
     async def _gather(self) -> list[dict[str, Any]]:
         wholes = {index: self.opening(index) for index in range(self._size)}
-        async for pieces in self._follow():
+        async for pieces in self._follow(self.texts):
             for index, piece in pieces:
                 if piece.error:
                     raise piece.error
@@ -225,6 +252,17 @@ class Events(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.reply.engine.drop(self.reply.texts)
+
+
+async def finish_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+    """What the work comes to; None where the client goes first."""
+    gone, task = asyncio.create_task(wait_until_gone(request)), asyncio.create_task(work)
+    try:
+        await asyncio.wait({gone, task}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        gone.cancel()
+        task.cancel()
 
 
 async def wait_until_gone(request: Request) -> None:
