@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from rung import ranks
 from rung.errors import RunError
 from rung.files import choose_beside, settle_folder, sync, write_atomically
+from rung.schema import find_misfit
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +83,12 @@ def read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged ({error}): train the run again") from error
     if not isinstance(record, dict) or "rung" not in record:
         raise RunError(f"{path} is not a run's record: it has no key 'rung'")
+    if misfit := find_misfit(record):
+        raise RunError(f"{path} is damaged ({misfit}): train the run again")
     return record
 
 
@@ -128,8 +131,9 @@ def find_busyness(record: dict[str, Any]) -> str | None:
     training = record.get("training") or {}
     if not training.get("was_busy"):
         return None
-    cores = training["cores"]
-    return f"the machine was busy: this run got {training['cpu_share']:.0%} of {cores} core{'s' if cores > 1 else ''}"
+    cores = training.get("cores", 1)
+    share = training.get("cpu_share", 0)
+    return f"the machine was busy: this run got {share:.0%} of {cores} core{'s' if cores > 1 else ''}"
 
 
 def read_passage(record: dict[str, Any]) -> str:
@@ -309,10 +313,10 @@ def _step_of_sample(part: str) -> int:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Every run below `root`, in the order of their names."""
-    for record in sorted(root.rglob(RECORD)):
-        if CHECKPOINTS not in record.parts:
-            yield record.parent
+    """Every run below `root`, in the order of their names; what lies in a run's own checkpoints is none."""
+    found = sorted(path.parent for path in root.rglob(RECORD))
+    inside = {folder / CHECKPOINTS for folder in found}
+    yield from (folder for folder in found if inside.isdisjoint(folder.parents))
 
 
 @contextmanager

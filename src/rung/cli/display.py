@@ -283,7 +283,8 @@ def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]
         score, failed = record.get("scores", {}).get("test"), record.get("failed")
         state = "imported" if "imported" in record else "failed" if failed else "not finished"
         name = f"{folder}\n  {failed}" if failed and not score else str(folder)
-        bits = show_figure(score["bits_per_byte"], ".3f") + "*" * bool(score.get("renormalized")) if score else state
+        cost = score.get("bits_per_byte") if score else None
+        bits = show_figure(cost, ".3f") + "*" * bool(score.get("renormalized")) if score else state
         doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
         if doubted:
             table.caption = Text("‡ too few training steps to have learned anything")
@@ -353,17 +354,18 @@ def names_table(kind: str, names: Mapping[str, str]) -> FittedTable:
 
 
 def _count_documents(score: Mapping[str, Any]) -> str:
-    return "1 document" if score["documents"] == 1 else f"{score['documents']:,} documents"
+    count = score.get("documents", 0)
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 def _title(records: Sequence[Mapping[str, Any]]) -> str:
     record = next((r for r in records if r.get("scores")), None)
     if record is None:
         return "no rung was finished"
-    score, tokenizer = record["scores"]["test"], record["tokenizer"]
+    score, tokenizer = record["scores"].get("test", {}), record.get("tokenizer", {})
     return (
-        f"{record['corpus']['name']}: {score['bytes']:,} bytes of test text in {_count_documents(score)}, "
-        f"{tokenizer['kind']} tokenizer of {tokenizer['vocab_size']:,}"
+        f"{record.get('corpus', {}).get('name', 'a text')}: {score.get('bytes', 0):,} bytes of test text in "
+        f"{_count_documents(score)}, {tokenizer.get('kind')} tokenizer of {tokenizer.get('vocab_size', 0):,}"
     )
 
 

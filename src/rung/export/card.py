@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from rung import runs
 from rung.corpus import WIKITEXT_CONFIGS
 from rung.corpus.named import WIKITEXT
+from rung.errors import RunError
 from rung.figures import RENORMALIZED, show_token_perplexity, show_word_perplexity
 from rung.models import BESIDE, LADDER
 
@@ -31,10 +32,17 @@ def make_card(folder: Path, name: str) -> str:
     Without `rung.json` it says how the model is loaded, and nothing that is not known.
     """
     record = runs.find_record(folder)
+    try:
+        return _write_card(folder, name, record)
+    except KeyError as error:
+        raise RunError(f"{folder / runs.RECORD} is damaged (it has no {error}): train the run again") from error
+
+
+def _write_card(folder: Path, name: str, record: Record) -> str:
     model_type = AutoConfig.from_pretrained(folder).model_type
     sections = [f"# {name}", *_describe(record, model_type)]
     for title, lines in (
-        ("Use", _use(name, model_type, runs.read_prompt(record) or "Once")),
+        ("Use", _use(name, model_type, runs.read_prompt(dict(record)) or "Once")),
         ("Scores", _scores(record)),
         ("Data", _data(record)),
         ("Training", _training(record)),

@@ -50,7 +50,7 @@ def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> C
 
 def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
     """The corpus of a run's recipe, as paths that are there; as it was typed where that is the same."""
-    typed = record["recipe"]["corpus"]
+    typed = record["recipe"].get("corpus")
     places = _find_places(str(folder), record)
     if not places or describe_place(typed, folder).get("paths") == places[0]:
         return typed
@@ -61,7 +61,7 @@ def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any]) -> 
     """Whether that is the text of the run: by its place, or by its content."""
     recipe, sources = record["recipe"], _as_list(corpus)
     if not is_path(sources[0]):
-        return sources == _as_list(recipe["corpus"])
+        return sources == _read_sources(record)
     here = [str(Path(source).expanduser().resolve()) for source in sources]
     for place in _find_places(run, record):
         if here == [str(Path(path).resolve()) for path in place]:
@@ -117,11 +117,23 @@ def _as_list(corpus: str | Sequence[str]) -> list[str]:
     return [corpus] if isinstance(corpus, str) else list(corpus)
 
 
+def _read_sources(record: Mapping[str, Any]) -> list[str]:
+    """The corpus of the run's recipe.
+
+    Raises `RunError` where it names none.
+    """
+    typed = record["recipe"].get("corpus")
+    sources = [typed] if isinstance(typed, str) else typed
+    if not isinstance(sources, list) or not sources or not all(isinstance(source, str) for source in sources):
+        raise RunError(f"the run's record is damaged: its recipe's corpus is {typed!r}, and must be a name or paths")
+    return sources
+
+
 def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
     """Where the text may be, the likeliest first."""
     facts, folder = record.get("corpus", {}), Path(run).resolve()
     from_run = [os.path.normpath(folder / path) for path in facts.get("paths_from_run", [])]
-    places = [facts.get("paths", []), from_run, _as_list(record["recipe"]["corpus"])]
+    places = [facts.get("paths", []), from_run, _read_sources(record)]
     return [place for place in places if place]
 
 
