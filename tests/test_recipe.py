@@ -72,12 +72,22 @@ def test_there_is_a_recipe_for_every_rung():
         ("train.learning_rate=3e-3", "train", "learning_rate", 0.003),
         ("learning_rate=1e-4", "train", "learning_rate", 0.0001),
         ("tokenizer.vocab_size=500", "tokenizer", "vocab_size", 500),
+        ("vocab_size=500", "tokenizer", "vocab_size", 500),
         ("bf16=false", "train", "bf16", False),
     ],
 )
 def test_an_override_reaches_its_section(override, section, key, value):
-    recipe = make_recipe({"rung": "ngram"}, [override])
+    recipe = make_recipe({"rung": "ngram" if section == "model" else "llama3"}, [override])
     assert getattr(recipe, section)[key] == value
+
+
+@pytest.mark.parametrize("override", ["steps=5", "minutes=2", "train.num_train_epochs=3", "num_train_epochs=3"])
+@pytest.mark.parametrize("page", [{"steps": 9}, {"minutes": 9}, {"train": {"num_train_epochs": 9}}])
+def test_an_override_of_how_long_replaces_whatever_the_page_says_of_it(override, page):
+    recipe = make_recipe({"rung": "rnn", **page}, [override])
+    said = {"steps": recipe.steps, "minutes": recipe.minutes, **recipe.train}
+    key, _, value = override.removeprefix("train.").partition("=")
+    assert {key: value for key, value in said.items() if value} == {key: int(value)}
 
 
 def test_an_override_reaches_the_recipe_itself():
@@ -108,6 +118,11 @@ def test_an_override_reaches_the_recipe_itself():
         ({"rung": "gpt2"}, ["learning_rat=1"], "gpt2 has no such setting; did you mean 'learning_rate'"),
         ({"rung": "gpt2"}, ["corpus.x=1"], "'corpus' has no keys"),
         ({"rung": "gpt2"}, ["seed=[1"], "not YAML"),
+        ({"rung": "gpt2"}, ["vocab_size=0"], "tokenizer.vocab_size is 0: it must be a positive whole number"),
+        ({"rung": "gpt2"}, ["vocab_size=many"], "tokenizer.vocab_size is 'many'"),
+        ({"rung": "gpt2"}, ["vocab_size=99999999999"], "it must be 2,147,483,647 or less"),
+        ({"rung": "gpt2", "tokenizer": {"kind": "gpt2"}}, ["vocab_size=500"], "gpt2 has its vocabulary already"),
+        ({"rung": "gpt2"}, ["steps=5", "minutes=1"], "both given"),
     ],
 )
 def test_what_is_wrong_is_said(page, overrides, message):
@@ -263,7 +278,7 @@ def test_a_folder_in_use_is_not_overwritten(text, tmp_path):
         ({"corpus": "nowhere.txt"}, "no such file"),
         ({"train": {"optim": "foo"}}, "foo is not a valid OptimizerNames"),
         ({"model": {"hidden_size": 32, "num_attention_heads": 3}}, "cannot be divided by 3"),
-        ({"rung": "ngram", "model": {"smoothing": "laplace"}}, "unknown smoothing"),
+        ({"rung": "ngram", "steps": None, "model": {"smoothing": "laplace"}}, "unknown smoothing"),
     ],
 )
 def test_a_start_that_fails_leaves_nothing(page, message, text, tmp_path):

@@ -228,10 +228,84 @@ def test_first_steps_that_are_slow_are_no_measure(timed, tmp_path, monkeypatch):
     assert find_rates(tmp_path)[-1] < max(find_rates(tmp_path)) / 5
 
 
-def test_another_schedule_ends_where_it_was_planned_to(timed, tmp_path, monkeypatch):
-    trained = timed(Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1})
-    assert 40 < trained.steps <= 60
-    assert find_rates(tmp_path)[-1] < 1e-4
+@pytest.mark.parametrize("name", MACHINES)
+@pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial"])
+def test_another_schedule_too_ends_where_the_clock_does(kind, name, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, MACHINES[name], look=0.2)
+    trained = timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 4})
+    assert 56 < machine.time < 61
+    rates = find_rates(tmp_path)
+    assert rates[-1] < max(rates) / 5
+    assert [rate / 6e-3 for rate in rates[:4]] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert trained.steps == len(rates)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_a_schedule_of_minutes_is_transformers_own_stretched(monkeypatch, timed, tmp_path):
+    """On a steady machine it is the curve of a run whose steps were given."""
+    steps = timed(Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1}).steps
+    rates = find_rates(tmp_path)
+    wanted = [6e-3 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    assert rates[10:] == pytest.approx(wanted[10:], abs=3e-4)
+
+
+@pytest.mark.parametrize("kind", ["constant", "inverse_sqrt", "reduce_lr_on_plateau"])
+def test_a_schedule_that_knows_no_end_is_left_as_it_is(kind, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, 1.0)
+    timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 2})
+    assert 56 < machine.time < 61
+    assert min(find_rates(tmp_path)[2:]) > 1e-3
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(10, 10), (0.25, 10), (0, 0), (None, 2)])
+def test_the_steps_of_the_warm_up_are_those_asked_for(asked, steps, make_tiny, tokenizer, packed, tmp_path):
+    arguments = {"logging_steps": 1} | ({} if asked is None else {"warmup_steps": asked})
+    settings = settings_of(steps=40, arguments=arguments)
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    rates = find_rates(tmp_path)
+    assert sum(rate < 6e-3 for rate in rates[:20]) == steps
+    assert max(rates) == 6e-3
+
+
+def test_training_that_is_never_evaluated_keeps_its_last_weights(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(arguments={"eval_strategy": "no"})
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    assert (trained.steps, trained.kept_step) == (20, 20)
+    assert not [line for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
+
+
+def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Muon, "__init__", lambda *_, **__: pytest.fail("another optimizer was asked for"))
+    real = torch.optim.AdamW.__init__
+    monkeypatch.setattr(
+        torch.optim.AdamW,
+        "__init__",
+        lambda self, *args, **options: seen.update(options) or real(self, *args, **options),
+    )
+    arguments = {"optim": "adamw_torch", "optim_args": "amsgrad=True", "learning_rate": 1e-3}
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(steps=2, arguments=arguments), Listener().hooks())
+    assert seen["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
+def test_muon_steps_as_torchs_own(shape):
+    """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches AdamW's."""
+    generator = torch.Generator().manual_seed(0)
+    ours = nn.Parameter(torch.randn(shape, generator=generator))
+    theirs = nn.Parameter(ours.detach().clone())
+    group = {"params": [ours], "weight_decay": 0.1, "muon": True}
+    one = Muon([group], lr=0.02, betas=(0.9, 0.95), eps=1e-8, dtype=torch.bfloat16)
+    other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        before = ours.detach().clone()
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+        moved = (ours - before).norm()
+        assert (ours - theirs).norm() < 0.03 * moved
+        theirs.data.copy_(ours.data)
 
 
 def test_the_pace_rises_stays_and_falls():

@@ -205,12 +205,11 @@ def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     """The recipe's page with what was given on the command line in its place."""
-    from rung.recipe import read_recipe
+    from rung.recipe import leave_length_open, read_recipe
 
     page = read_recipe(recipe) if recipe else {}
-    for one, other in (("steps", "minutes"), ("minutes", "steps")):
-        if one in given and other not in given:  # the one that was asked for replaces the recipe's other
-            page.pop(other, None)
+    if {"steps", "minutes"} & set(given):
+        page = leave_length_open(page)
     return page | given
 
 

@@ -4,6 +4,7 @@ Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four r
 not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -116,7 +117,8 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
     check_numbers(settings, "model.")  # before shapes are computed with them
     ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
-    wanted = {"vocab_size": settings.get("vocab_size") or count_ids(tokenizer), **ids, **rung.shape, **settings}
+    _check_tokenizers_own(tokenizer, ids, settings)
+    wanted = {"vocab_size": count_ids(tokenizer), **ids, **rung.shape, **settings}
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
     check_values(wanted | {"model_type": rung.config.model_type}, "model.")
@@ -128,6 +130,20 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
         raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
     check_config(config)
     return config
+
+
+def _check_tokenizers_own(
+    tokenizer: PreTrainedTokenizerBase, ids: dict[str, int | None], settings: dict[str, Any]
+) -> None:
+    """Raise `RecipeError` for fields of a model that its tokenizer decides; more rows than it has ids do no harm."""
+    if (rows := settings.get("vocab_size", math.inf)) < count_ids(tokenizer):
+        raise RecipeError(
+            f"model.vocab_size is {rows}, but the tokenizer has {count_ids(tokenizer):,} tokens: set "
+            "tokenizer.vocab_size, and the model's follows"
+        )
+    for key, own in ids.items():
+        if key in settings and settings[key] != own:
+            raise RecipeError(f"model.{key} is {settings[key]!r}, but the tokenizer's is {own}: leave it out")
 
 
 def config_fields(name: str) -> list[str]:

@@ -36,10 +36,13 @@ from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.engines import Counting
 from rung.models.sizes import fill_size
-from rung.train import check_activations, check_arguments, check_carry_state, check_lora
+from rung.tokenizer import PUBLISHED
+from rung.train import check_activations, check_arguments, check_carry_state, check_length, check_lora
 
-__all__ = ["Recipe", "check_positive", "check_seed", "make_recipe", "read_override", "read_recipe"]
+__all__ = ["Recipe", "check_positive", "check_seed", "leave_length_open", "make_recipe", "read_override", "read_recipe"]
 
+LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains: one of them
+MOST_TOKENS = 2**31 - 1
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 
 
@@ -87,6 +90,7 @@ class Recipe:
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
                 raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
+        _check_vocab_size(self.tokenizer)
         known = config_fields(self.rung)
         for key in self.model:
             if key not in known:
@@ -108,8 +112,9 @@ class Recipe:
         if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
             raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
         check_positive("global_batch_size", self.global_batch_size, int)
-        if self.minutes is not None and self.steps is not None:
-            raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
+        check_length(self.steps, self.minutes, self.train)
+        if find_rung(self.rung).counts:
+            _check_counted(self)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -135,6 +140,9 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     field of the model or of TrainingArguments, where only one of them has it. Raises `RecipeError`.
     """
     page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
+    overrides = list(overrides)
+    if LENGTHS & {override.partition("=")[0].removeprefix("train.") for override in overrides}:
+        page = leave_length_open(page)
     if "rung" not in page:
         raise RecipeError("the recipe names no rung: add 'rung: llama3'")
     find_rung(page["rung"])
@@ -153,6 +161,26 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     return Recipe(**page)
 
 
+def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a size that is none, or of a vocabulary that is there already."""
+    size, made = tokenizer.get("vocab_size"), tokenizer.get("path") or tokenizer.get("kind")
+    if size is None:
+        return
+    check_positive("tokenizer.vocab_size", size, int)
+    if size > MOST_TOKENS:
+        raise RecipeError(f"tokenizer.vocab_size is {size}: it must be {MOST_TOKENS:,} or less")
+    if "path" in tokenizer or made in PUBLISHED:
+        raise RecipeError(f"tokenizer.vocab_size is {size}, but {made} has its vocabulary already: leave it out")
+
+
+def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
+    """The page without how long to train, for where something else says it."""
+    page = {key: value for key, value in page.items() if key not in LENGTHS}
+    if isinstance(page.get("train"), dict):
+        page["train"] = {key: value for key, value in page["train"].items() if key not in LENGTHS}
+    return page
+
+
 def _check_counting(rung: str, counting: dict[str, Any]) -> None:
     if rung != "ngram":
         raise RecipeError(f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}")
@@ -161,6 +189,15 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
         if key not in known:
             raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
     Counting(**counting)
+
+
+def _check_counted(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what only training by gradients would heed."""
+    idle = ("train", "steps", "global_batch_size", "dropout")
+    if said := [f"{name} is {getattr(recipe, name)}" for name in idle if getattr(recipe, name)]:
+        raise RecipeError(
+            f"{' and '.join(said)}, but {recipe.rung} is fitted by counting in one pass, without steps: leave it out"
+        )
 
 
 def _check_held_out(rung: str, share: Any) -> None:
@@ -249,6 +286,8 @@ def _find_section(rung: str, key: str) -> tuple[str, str]:
     own = [f.name for f in fields(Recipe)]
     if key in own:
         return key, ""
+    if key == "vocab_size":  # the model's follows from it
+        return "tokenizer", key
     model = config_fields(rung)
     arguments = [f.name for f in fields(TrainingArguments)]
     homes = [section for section, names in (("model", model), ("train", arguments)) if key in names]

@@ -1,7 +1,6 @@
 """Making a chat model of a run: conversations, training on what the assistant says, and what that changed, honestly."""
 
 import logging
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -37,7 +36,7 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents
 from rung.files import remove_leftovers
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
-from rung.recipe import check_seed
+from rung.recipe import check_positive, check_seed
 from rung.recipe.base import describe_base
 from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
 from rung.recipe.scoring import read_own
@@ -49,6 +48,7 @@ from rung.train import (
     Trained,
     TrainSettings,
     check_arguments,
+    check_length,
     find_checkpoints,
     make_arguments,
     train,
@@ -84,13 +84,11 @@ class Tuning:
                 f"--preference {self.preference} goes once through its pairs, at a rate of its own: leave out DATA, "
                 "--minutes, --steps and --set"
             )
-        if self.minutes is not None and self.steps is not None:
-            raise RecipeError(f"minutes ({self.minutes}) and steps ({self.steps}) are both given: choose one")
-        for name, value in (("minutes", self.minutes), ("steps", self.steps)):
-            if value is not None and not 0 < value < math.inf:
-                raise RecipeError(f"{name} is {value}: it must be positive")
+        check_positive("minutes", self.minutes, float)
+        check_positive("steps", self.steps, int)
         check_seed(self.seed)
         check_arguments(self.train)
+        check_length(self.steps, self.minutes, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +296,7 @@ def _teach(model: CausalModel, tokenizer: PreTrainedTokenizerBase, plan: Tuning,
 def _make_settings(plan: Tuning, began: float) -> TrainSettings:
     return TrainSettings(
         steps=plan.steps,
-        minutes=None if plan.steps else plan.minutes or DEFAULT_MINUTES,
+        minutes=None if plan.steps or "num_train_epochs" in plan.train else plan.minutes or DEFAULT_MINUTES,
         arguments={**ARGUMENTS, **plan.train},
         seed=plan.seed,
         began=began,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, get_scheduler
 
 from rung import ranks
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
@@ -34,13 +34,21 @@ from rung.train.checkpoints import (
     last_checkpoint,
     read_standing,
 )
-from rung.train.clock import EVALUATIONS, Clock, now
+from rung.train.clock import Clock, now
 from rung.train.cpu import is_busy
 from rung.train.noise import dropping_out
-from rung.train.optimizer import Muon, Pace, Stopwatch, group_parameters
+from rung.train.optimizer import CURVE, Muon, Pace, Stopwatch, group_parameters
 from rung.train.recording import ENDLESS, NO_HOOKS, Hooks, Progress, Recorder, interrupt_politely
 from rung.train.resuming import Keeping, ResumableTrainer
-from rung.train.settings import SCHEDULE, TrainSettings, check_arguments, make_arguments
+from rung.train.settings import (
+    ENDLESS_SCHEDULES,
+    MUON,
+    SCHEDULE,
+    TrainSettings,
+    check_arguments,
+    check_length,
+    make_arguments,
+)
 from rung.train.trackers import check_trackers, report_below
 
 __all__ = [
@@ -53,6 +61,7 @@ __all__ = [
     "check_activations",
     "check_arguments",
     "check_carry_state",
+    "check_length",
     "check_lora",
     "check_trackers",
     "find_checkpoints",
@@ -114,7 +123,7 @@ def train(
     adapter = Adapter(model, settings.lora) if settings.lora else None
     learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
     made = describe_run(model.config.to_dict(), asdict(settings))
-    choose = functools.partial(_choose_steps, learner, tokenizer, blocks, folder, hooks, clock)
+    choose = functools.partial(_choose_steps, learner, blocks, folder, hooks, clock)
     keeping, arguments = _keep(folder, settings, made, choose, clock)
     rows = count_rows(arguments) * blocks.length
     recorder = Recorder(folder, hooks, rows, clock, looks_by_clock=settings.looks_by_clock)
@@ -168,22 +177,17 @@ def _keep(
     steps = standing.planned if standing else choose(settings)
     steps = ranks.from_main(lambda: steps)  # several processes: each has measured, the main one decides
     arguments = make_arguments(settings, folder, steps)
-    arguments.max_steps = ENDLESS if settings.is_timed and _can_move_end(arguments) else steps
+    arguments.max_steps = ENDLESS if settings.is_timed else steps
     keeping = Keeping(
         checkpoints=Checkpoints(folder, keep=arguments.save_total_limit, is_main=arguments.should_save),
         clock=clock,
-        pace=Pace(steps),
+        pace=Pace(steps, float(arguments.warmup_steps)),
         planned=steps,
         made=made,
         resumed=resumed,
         standing=standing,
     )
     return keeping, arguments
-
-
-def _can_move_end(arguments: TrainingArguments) -> bool:
-    """Whether the learning rate is rung's own, which falls to zero wherever the end is moved to."""
-    return arguments.lr_scheduler_type == SCHEDULE and not arguments.lr_scheduler_kwargs
 
 
 def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
@@ -232,7 +236,7 @@ class _Trainer(ResumableTrainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon unless another was asked for."""
-        if self.optimizer is None and not self.args.optim_args:
+        if self.args.optim_args != MUON:
             return super().create_optimizer(model)
         if self.optimizer is None:
             groups = group_parameters(self.model, weight_decay=self.args.weight_decay)
@@ -244,11 +248,17 @@ class _Trainer(ResumableTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Level, then a line to zero, unless another was asked for."""
-        if not _can_move_end(self.args):
-            return super().create_scheduler(num_training_steps, optimizer)
-        self.pace = self.pace or Pace(num_training_steps)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or cast(Any, self.optimizer), self.pace)
+        """Level, then a line to zero, unless another was asked for; that too ends where the clock ends the run."""
+        optimizer = optimizer or self.optimizer
+        kind, options = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
+        self.pace = self.pace or Pace(num_training_steps, float(self.args.warmup_steps))
+        factors: Any = self.pace
+        if kind != SCHEDULE or options:
+            if self.args.max_steps != ENDLESS or kind in ENDLESS_SCHEDULES:
+                return super().create_scheduler(num_training_steps, optimizer)
+            whole = get_scheduler(kind, optimizer, 0, CURVE, options)
+            factors = [self.pace.follow(curve) for curve in whole.lr_lambdas]
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return self.lr_scheduler
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
@@ -292,18 +302,9 @@ def _cut(
 
 
 def _choose_steps(
-    model: CausalModel,
-    tokenizer: PreTrainedTokenizerBase,
-    blocks: Rows,
-    folder: Path,
-    hooks: Hooks,
-    clock: Clock,
-    settings: TrainSettings,
+    model: CausalModel, blocks: Rows, folder: Path, hooks: Hooks, clock: Clock, settings: TrainSettings
 ) -> int:
-    """`steps` if given; else for `minutes` so many to begin with, for the clock moves the end as steps are taken.
-
-    Where it cannot, as many as there is time for, by real steps on this machine.
-    """
+    """`steps` if given; else for `minutes` so many to begin with, for the clock moves the end as steps are taken."""
     if settings.steps is not None:
         return settings.steps
     arguments = make_arguments(settings, folder, 1)
@@ -312,10 +313,7 @@ def _choose_steps(
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
     ranks.from_main(lambda: _time_look(model, hooks, clock))
     clock.grant_least()
-    if _can_move_end(arguments):
-        return FIRST_STEPS
-    clock.step = measure_step(model, tokenizer, blocks, folder, settings)
-    return max(1, int(clock.find_steps_left(EVALUATIONS - 1)))
+    return FIRST_STEPS
 
 
 def _time_look(model: CausalModel, hooks: Hooks, clock: Clock) -> None:

@@ -15,9 +15,12 @@ from rung.train.activations import rename_activations
 from rung.train.adapters import ADAPTER_ARGUMENTS
 from rung.train.batches import ROWS, share_batch
 from rung.train.clock import EVALUATIONS
+from rung.train.optimizer import WARM_UP
 from rung.train.trackers import PROJECT, list_trackers
 
 SCHEDULE = "warmup_stable_decay"
+MUON = "muon"  # as `optim_args`: the Trainer's own list of optimizers has no such one
+ENDLESS_SCHEDULES = ("inverse_sqrt", "reduce_lr_on_plateau", "greedy")  # do not ask how long the run is
 NEVER = 2**31  # steps
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
@@ -29,22 +32,68 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": ROWS,
     "save_total_limit": 2,
 }
-# Set by rung itself; a recipe that sets them would break what it promises.
-RESERVED_ARGUMENTS = (
-    "output_dir",
-    "max_steps",
-    "remove_unused_columns",
-    "seed",
-    "data_seed",
-    "save_only_model",
-    "ignore_data_skip",
-)
+# What the Trainer has and rung does otherwise. To take such a field and do nothing would be a lie: why it is refused.
+_OWN = "rung sets it from steps, minutes, seed and --out"
+_RULER = "training is judged by bits per byte, at the ruler's own pace"
+_BEST = "the weights of the best evaluation, by bits per byte, are kept always"
+_SHIP = "a run is shipped by `rung export`, and its folder uploaded by huggingface_hub"
+_WHOLE = "blocks of the text flow from one epoch into the next, all of one length"
+REFUSED_ARGUMENTS: dict[str, str] = {
+    **dict.fromkeys(("output_dir", "max_steps", "seed", "data_seed", "save_only_model", "ignore_data_skip"), _OWN),
+    **dict.fromkeys(("remove_unused_columns", "length_column_name", "dataloader_drop_last"), _WHOLE),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    **dict.fromkeys(
+        (
+            "per_device_eval_batch_size",
+            "prediction_loss_only",
+            "eval_accumulation_steps",
+            "eval_do_concat_batches",
+            "eval_use_gather_object",
+            "include_for_metrics",
+            "batch_eval_metrics",
+            "bf16_full_eval",
+            "fp16_full_eval",
+            "label_names",
+        ),
+        _RULER,
+    ),
+    **dict.fromkeys(
+        (
+            "push_to_hub",
+            "hub_token",
+            "hub_private_repo",
+            "hub_model_id",
+            "hub_strategy",
+            "hub_always_push",
+            "hub_revision",
+        ),
+        _SHIP,
+    ),
+    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "a recipe trains, and is evaluated, always"),
+    "label_smoothing_factor": "the loss is computed in one piece with the head, without probabilities to smooth",
+    "resume_from_checkpoint": "go on with `rung train --out FOLDER --resume`",
+    "restore_callback_states_from_checkpoint": "`--resume` puts back all that a run had",
+    "enable_jit_checkpoint": "an interrupt saves before it stops, always",
+    "auto_find_batch_size": "it would change the rows of a step: set global_batch_size, or per_device_train_batch_size",
+    "disable_tqdm": "the bars are rung's own: where its output is no terminal there are none",
+    "local_rank": "torchrun sets it",
+    "warmup_ratio": "transformers has it no more: set warmup_steps to the share, as in train.warmup_steps=0.1",
+}
 # What the Trainer could do and rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
 POSSIBLE = {
     "eval_strategy": ("steps", "no"),
     "save_strategy": ("steps", "no"),
     "logging_strategy": ("steps", "no"),
     "train_sampling_strategy": ("random", "sequential"),
+}
+
+
+TINY = 1e-30
+RANGES: dict[str, tuple[float, float]] = {  # of numbers that may not be all there are from 0 on: from, and below
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"), (1, math.inf)),
+    **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (TINY, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (TINY, math.inf)),
 }
 
 
@@ -77,24 +126,71 @@ def check_arguments(arguments: dict[str, Any]) -> None:
     """Raise `RecipeError` for a key that is no field of `TrainingArguments`, or one that is rung's to set."""
     known = [f.name for f in fields(TrainingArguments)]
     for key in arguments:
+        if key in REFUSED_ARGUMENTS:
+            raise RecipeError(f"train.{key} cannot be set: {REFUSED_ARGUMENTS[key]}")
         if key not in known:
             near = did_you_mean(key, known, "the documentation of transformers lists them")
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {near}")
-        if key in RESERVED_ARGUMENTS:
-            raise RecipeError(f"train.{key} cannot be set: rung sets it from steps, minutes, seed and --out")
-        value = arguments[key]
-        if key in _list_numbers() and (isinstance(value, bool) or not isinstance(value, int | float | None)):
-            raise RecipeError(f"train.{key} is {value!r}: it must be a number")
+        _check_value(key, arguments[key])
         if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
             raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
+    if arguments.get("optim", MUON) == MUON:
+        for key in {"optim_args", "optim_target_modules"} & set(arguments):
+            raise RecipeError(f"train.{key} is {arguments[key]!r}: Muon takes none; name its optimizer in train.optim")
     list_trackers(arguments)
 
 
+def check_length(steps: int | None, minutes: float | None, arguments: dict[str, Any]) -> None:
+    """Raise `RecipeError` where more than one says how long to train, or what counts steps has none to count."""
+    given = {"minutes": minutes, "steps": steps, "train.num_train_epochs": arguments.get("num_train_epochs")}
+    said = [f"{name} ({value})" for name, value in given.items() if value is not None]
+    if len(said) > 1:
+        raise RecipeError(f"{' and '.join(said)} are both given: choose one")
+    if steps is not None or "num_train_epochs" in arguments:
+        return
+    for key in ("eval_steps", "save_steps", "logging_steps"):
+        if 0 < (arguments.get(key) or 0) < 1:
+            raise RecipeError(
+                f"train.{key} is {arguments[key]}, a share of the steps, but minutes do not say how many those are: "
+                "leave it out (a run of minutes looks at its model five times), or set a whole number"
+            )
+    schedule = arguments.get("lr_scheduler_type", SCHEDULE)
+    if schedule in ENDLESS_SCHEDULES and 0 < (arguments.get("warmup_steps") or 0) < 1:
+        raise RecipeError(
+            f"train.warmup_steps is {arguments['warmup_steps']}, a share of the steps, but {schedule} does not ask how "
+            "many those are, nor do minutes say: set a whole number"
+        )
+    if schedule == SCHEDULE and arguments.get("lr_scheduler_kwargs"):
+        raise RecipeError(
+            f"train.lr_scheduler_kwargs is {arguments['lr_scheduler_kwargs']}, in steps, but minutes do not say how "
+            "many those are: leave it out, or set steps in the place of minutes"
+        )
+
+
+def _check_value(key: str, value: Any) -> None:
+    """Raise `RecipeError` for a value of another type than the field's, or a number that no training can have."""
+    kinds = _list_types().get(key)
+    if kinds is None or (value is None and type(None) in kinds):
+        return
+    if kinds <= {bool, type(None)}:
+        if not isinstance(value, bool):
+            raise RecipeError(f"train.{key} is {value!r}: it must be true or false")
+        return
+    whole = float not in kinds
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise RecipeError(f"train.{key} is {value!r}: it must be a {'whole ' if whole else ''}number")
+    least, most = RANGES.get(key, (0, math.inf))
+    if not least <= value < most:
+        end = f"from {least:g} up to {most:g}" if most < math.inf else f"{least:g} or more"
+        raise RecipeError(f"train.{key} is {value!r}: it must be {end}")
+
+
 @functools.cache
-def _list_numbers() -> frozenset[str]:
-    """The fields of `TrainingArguments` that hold a number and nothing else."""
+def _list_types() -> dict[str, set[type]]:
+    """The types of the fields of `TrainingArguments` that hold a number, or yes or no, and nothing else."""
     hints = {key: set(get_args(hint) or (hint,)) for key, hint in get_type_hints(TrainingArguments).items()}
-    return frozenset(key for key, kinds in hints.items() if kinds <= {int, float, type(None)})
+    plain = ({int, float, type(None)}, {bool, type(None)})
+    return {key: kinds for key, kinds in hints.items() if any(kinds <= kind for kind in plain)}
 
 
 def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
@@ -126,9 +222,11 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
         chosen |= share_batch(settings.global_batch_size, settings.arguments)
     if ranks.count() == 1:  # nothing to cut up: what was trained with FSDP2 goes on without
         chosen["fsdp"] = None
-    if chosen["optim"] == "muon":  # rung's own; the Trainer knows it by its `optim_args`
-        chosen |= {"optim": "adamw_torch_fused", "optim_args": "muon=1"}
     check_arguments(settings.arguments)
+    if chosen["lr_scheduler_type"] == SCHEDULE and not chosen.get("lr_scheduler_kwargs"):
+        chosen = {"warmup_steps": WARM_UP} | chosen
+    if chosen["optim"] == MUON:
+        chosen |= {"optim": "adamw_torch_fused", "optim_args": MUON}
     try:
         arguments = TrainingArguments(
             output_dir=str(folder / runs.CHECKPOINTS),
