@@ -422,7 +422,7 @@ def test_config_refuses_what_it_does_not_know(tokenizer):
         make_config("llama3", tokenizer, {"hiden_size": 8})
     with pytest.raises(RecipeError, match="unknown rung 'lama3': did you mean 'llama3'"):
         make_config("lama3", tokenizer, {})
-    with pytest.raises(RecipeError, match="model.vocab_size is 10, but the tokenizer has .* set tokenizer.vocab_size"):
+    with pytest.raises(RecipeError, match="model.vocab_size is 10, but .*: set tokenizer.vocab_size"):
         make_config("llama3", tokenizer, {"vocab_size": 10})
     with pytest.raises(RecipeError, match="model.eos_token_id is 77, but the tokenizer's is"):
         make_config("llama3", tokenizer, {"eos_token_id": 77})

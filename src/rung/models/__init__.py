@@ -4,7 +4,6 @@ Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four r
 not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -26,7 +25,7 @@ from rung import hub, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
-from rung.models.checks import check_config, check_numbers, check_values
+from rung.models.checks import check_against_tokenizer, check_config, check_numbers, check_values
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
@@ -109,41 +108,26 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
 
     Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad field or value.
     """
-    rung = find_rung(name)
-    name, settings = fill_size(name, settings)
+    rung, (name, settings) = find_rung(name), fill_size(name, settings)
     known = config_fields(name)
     if key := next((key for key in settings if key not in known), None):
         near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
     check_numbers(settings, "model.")  # before shapes are computed with them
-    ids = {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
-    _check_tokenizers_own(tokenizer, ids, settings)
-    wanted = {"vocab_size": count_ids(tokenizer), **ids, **rung.shape, **settings}
+    own = {"vocab_size": count_ids(tokenizer)} | {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
+    check_against_tokenizer(settings, own)
+    wanted = own | rung.shape | settings
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
         wanted = _transformer_shape(name, wanted)
     check_values(wanted | {"model_type": rung.config.model_type}, "model.")
     try:
         config = rung.config(**wanted)
-    except RecipeError:
-        raise
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
+        if isinstance(error, RecipeError):
+            raise
         raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
     check_config(config)
     return config
-
-
-def _check_tokenizers_own(
-    tokenizer: PreTrainedTokenizerBase, ids: dict[str, int | None], settings: dict[str, Any]
-) -> None:
-    """Raise `RecipeError` for fields of a model that its tokenizer decides; more rows than it has ids do no harm."""
-    if (rows := settings.get("vocab_size", math.inf)) < count_ids(tokenizer):
-        raise RecipeError(
-            f"model.vocab_size is {rows}, but the tokenizer has {count_ids(tokenizer):,} tokens: set "
-            "tokenizer.vocab_size, and the model's follows"
-        )
-    for key, own in ids.items():
-        if key in settings and settings[key] != own:
-            raise RecipeError(f"model.{key} is {settings[key]!r}, but the tokenizer's is {own}: leave it out")
 
 
 def config_fields(name: str) -> list[str]:

@@ -65,6 +65,14 @@ def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
     _check_heads(values)
 
 
+def check_against_tokenizer(settings: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Raise `RecipeError` for fields that the tokenizer decides, `own`; more rows than it has tokens do no harm."""
+    for key in own.keys() & settings.keys():
+        if settings[key] != own[key] and not (key == "vocab_size" and settings[key] > own[key]):
+            remedy = "set tokenizer.vocab_size, and it follows" if key == "vocab_size" else "leave it out"
+            raise RecipeError(f"model.{key} is {settings[key]!r}, but the tokenizer's is {own[key]}: {remedy}")
+
+
 def check_config(config: PreTrainedConfig) -> None:
     """Raise `RecipeError` for values that no model of this kind can have."""
     check_values(vars(config) | {"model_type": config.model_type})
