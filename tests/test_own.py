@@ -5,8 +5,8 @@ import pytest
 from rung import runs
 from rung.errors import CorpusError, RunError
 from rung.recipe import make_recipe
-from rung.recipe.making import execute
-from rung.recipe.own import find_sources
+from rung.recipe.making import execute, read_begun
+from rung.recipe.own import describe_places, find_again, find_sources
 from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import Switches
 
@@ -87,3 +87,35 @@ def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monke
     (place / "elsewhere" / "my.txt").unlink()
     with pytest.raises(CorpusError, match="the text that .*run was trained on is not at .*my.txt: put it back"):
         score(place / "elsewhere" / "run")
+
+
+def test_what_is_named_is_found_again_from_another_folder(place, monkeypatch):
+    """A base, a tokenizer's folder, conversations: as they were typed where that is the same."""
+    (place / "elsewhere").mkdir()
+    places = describe_places(base="run", path="run", data="python-qa", preference="", other=None)
+    assert places == {"base": str(place / "run"), "path": str(place / "run")}
+    typed = {"base": "run", "data": "python-qa", "steps": 5}
+    assert find_again(typed, places) == typed
+    monkeypatch.chdir(place / "elsewhere")
+    assert find_again(typed, places) == typed | {"base": str(place / "run")}
+    (place / "run").rename(place / "moved")
+    assert find_again(typed, places) == typed
+    assert find_again({"kind": "bpe"}, places) == {"kind": "bpe"}
+
+
+def test_a_run_with_its_base_and_tokenizer_goes_on_from_another_folder(place, monkeypatch):
+    few = {"corpus": "my.txt", "rung": "rnn", "steps": 2, "model": {"hidden_size": 32, "max_position_embeddings": 32}}
+    few |= {"train": {"per_device_train_batch_size": 2}}
+    execute(make_recipe(few | {"tokenizer": {"path": "run"}}), place / "base")
+    execute(make_recipe(few | {"base": "base"}), place / "further")
+    (place / "elsewhere").mkdir()
+    monkeypatch.chdir(place / "elsewhere")
+    for name in ("base", "further"):
+        record = runs.read_record(place / name)
+        del record["scores"]  # as if it had been stopped
+        runs.write_record(place / name, record)
+        recipe = read_begun(place / name)
+        assert recipe.corpus == str(place / "my.txt")
+        assert recipe.tokenizer == {"path": str(place / ("base" if name == "further" else "run"))}
+        assert recipe.base == (str(place / "base") if name == "further" else None)
+        assert execute(recipe, place / name)

@@ -163,8 +163,10 @@ def test_stock_transformers_serves_and_chats(name, ground, stock_server):
     assert ours and answer[: len(ours)] == ours
 
 
-def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path):
-    plan = Tuning(base=str(ground / "llama3"), data=str(ground / "talks.jsonl"), steps=20, train={"logging_steps": 1})
+def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path, monkeypatch):
+    """From another folder, too."""
+    monkeypatch.chdir(ground)
+    plan = Tuning(base="llama3", data="talks.jsonl", steps=20, train={"logging_steps": 1})
 
     def stop(stage):
         if stage.name == "tuning" and stage.done == 7:
@@ -174,6 +176,7 @@ def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path):
     assert not tune(plan, tmp_path / "stopped", stop)
     with pytest.raises(RunError, match="rung tune --out"):
         read_begun(tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path)
     made = rung("tune", "--out", tmp_path / "stopped", "--resume")
     assert made.returncode == 0, made.stderr
     assert runs.read_metrics(tmp_path / "stopped") == runs.read_metrics(tmp_path / "whole")

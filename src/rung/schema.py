@@ -38,6 +38,7 @@ RECORD = {
     "marks": {ANY: NUMBER},
     "passage": [(TEXT, NUMBER)],
     "plan": {},
+    "places": {ANY: TEXT},
     "versions": {},
     "base": {},
     "tune": {"plan": {}},

@@ -23,7 +23,7 @@ from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import describe_base, load_base
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
-from rung.recipe.own import describe_place, find_sources
+from rung.recipe.own import describe_place, describe_places, find_again, find_sources
 from rung.recipe.record import (
     SAMPLE_TOKENS,
     describe_surroundings,
@@ -194,7 +194,9 @@ def read_begun(folder: Path) -> Recipe:
         raise RunError(f"{folder} failed before there was anything to resume ({record['failed']}): leave out --resume")
     if runs.is_finished(folder) or recipe is None:
         raise RunError(f"{folder} is finished: there is nothing to resume")
-    return make_recipe(recipe | {"corpus": find_sources(folder, record)})
+    places = record.get("places", {})
+    page = find_again(recipe, places) | {"corpus": find_sources(folder, record)}
+    return make_recipe(page | {"tokenizer": find_again(recipe.get("tokenizer", {}), places)})
 
 
 def check_unused(folder: Path) -> None:
@@ -237,6 +239,7 @@ def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
     assert corpus is not None
     record = _describe(ready.recipe, corpus, ready.tokenizer) | ready.record
     record["corpus"] |= describe_place(ready.recipe.corpus, folder)
+    record["places"] = describe_places(base=ready.recipe.base, path=ready.recipe.tokenizer.get("path"))
     if ready.plan:
         record["plan"] = asdict(ready.plan)
     if corpus.stream:

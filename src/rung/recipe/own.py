@@ -27,6 +27,21 @@ def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
         return {"paths": paths}
 
 
+def describe_places(**named: str | None) -> dict[str, str]:
+    """Where lies, in full, what was named by a path; what is none here, as a name on the Hub, is left out."""
+    return {key: os.path.abspath(name) for key, name in named.items() if name and Path(name).exists()}  # noqa: PTH100  # links stay
+
+
+def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """What was named, by its path in full where the name leads elsewhere from the folder that we are in now."""
+    lost = {
+        key: place
+        for key, place in places.items()
+        if isinstance(named.get(key), str) and os.path.abspath(named[key]) != place and Path(place).exists()  # noqa: PTH100
+    }
+    return {**named, **lost}
+
+
 def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
     """The corpus that the run was trained on: where it was, where it lies seen from the run, or as it was typed.
 

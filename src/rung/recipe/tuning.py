@@ -38,6 +38,7 @@ from rung.files import remove_leftovers
 from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, load, name_rung
 from rung.recipe import check_positive, check_seed
 from rung.recipe.base import describe_base
+from rung.recipe.own import describe_places, find_again
 from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
 from rung.recipe.scoring import read_own
 from rung.recipe.stages import Stage, Tell
@@ -181,7 +182,7 @@ def read_begun(folder: Path) -> Tuning:
         raise RunError(f"{folder} is no tuned run: go on with `rung train --out {shlex.quote(str(folder))} --resume`")
     if runs.is_finished(folder):
         raise RunError(f"{folder} is finished: there is nothing to resume")
-    return Tuning(**record["tune"]["plan"])
+    return Tuning(**find_again(record["tune"]["plan"], record.get("places", {})))
 
 
 def _prefer(
@@ -224,6 +225,7 @@ def _describe(model: CausalModel, plan: Tuning, base: dict[str, Any]) -> dict[st
         **{key: base[key] for key in ("recipe", "corpus", "tokenizer") if key in base},
         **describe_base(plan.base, model),
         "tune": {"plan": asdict(plan)},
+        "places": describe_places(base=plan.base, data=plan.data, preference=plan.preference),
         **describe_surroundings(plan.seed),
     }
 
@@ -281,7 +283,10 @@ def _find_before(plan: Tuning, folder: Path, record: dict[str, Any]) -> dict[str
         return None
     begun = runs.read_record(folder)
     same_data = begun.get("tune", {}).get("fingerprint") == record["tune"]["fingerprint"]
-    for what, is_same in ((plan.base, begun.get("base") == record["base"]), (plan.data, same_data)):
+    for what, is_same in (
+        (plan.base, begun["base"]["fingerprint"] == record["base"]["fingerprint"]),
+        (plan.data, same_data),
+    ):
         if not is_same:
             raise RunError(f"{what} has changed since {folder} was begun: choose another folder with --out")
     return begun["tune"]["before"]
