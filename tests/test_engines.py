@@ -72,10 +72,12 @@ def test_an_order_longer_than_every_document_ends_early(engine, tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
-def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path):
+def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path, monkeypatch):
+    monkeypatch.setitem(engines.LEAST, engine, 2 * engines.MB)
+    monkeypatch.setattr(engines, "measure_process", lambda: 400 * engines.MB)
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row([generator.integers(3, 5000, 300_000).tolist()])
-    with pytest.raises(RunError, match="duckdb could not count .* more memory"):
+    with pytest.raises(RunError, match="duckdb could not count .* more memory, as in --memory 2GB"):
         list(counter(engine, tmp_path, memory="2MB")(tokens, starts, 5, 5000))
     assert not list(tmp_path.iterdir())
 
@@ -142,3 +144,32 @@ def test_it_uses_the_cores_that_the_process_may_use(engine, tmp_path, monkeypatc
     monkeypatch.setattr(engines, "count_cores", lambda: 3)
     with engines._connect(Counting(engine=engine), tmp_path) as connection:
         assert connection.raw_sql("select current_setting('threads')").fetchone() == (3,)
+
+
+def test_the_memory_is_that_of_the_process(monkeypatch):
+    """Python and torch had 0.4 GB beside the 2 GB that DuckDB was given."""
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    monkeypatch.setattr(engines, "measure_process", lambda: 400 * engines.MB)
+    assert Counting(memory="2GB").engine_bytes == (2000 - 400 - 150) * engines.MB
+    with pytest.raises(RecipeError, match="memory is 512MB: .* take 400 MB of it, duckdb 278 MB .* 700MB suffices"):
+        Counting(memory="512MB").check_memory()
+    Counting(memory="700MB").check_memory()
+    Counting(engine="numpy").check_memory()
+
+
+@pytest.mark.parametrize("engine", ["duckdb"])
+def test_what_an_engine_writes_lies_where_temporary_files_do(engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    run, other = tmp_path / "run", tmp_path / "other"
+    place = Counting(engine=engine).find_scratch(run)
+    assert place.parent == tmp_path / "temporary"
+    assert place == Counting(engine=engine).find_scratch(run) != Counting(engine=engine).find_scratch(other)
+    named = Counting(engine=engine, folder=str(tmp_path / "named"))
+    assert named.find_scratch(run).parent == tmp_path / "named"
+    counter = choose_counter(named, named.find_scratch(run))
+    levels = counter(*make_row([[3, 4]]), 3, 9)
+    next(levels)
+    assert named.find_scratch(run).stat().st_mode & 0o77 == 0
+    assert len(list(levels)) == 2
+    assert not list((tmp_path / "named").iterdir())
+    assert not run.exists()

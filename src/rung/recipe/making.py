@@ -126,6 +126,7 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_trackers(recipe.train)
+    Counting(**recipe.counting).check_memory()
     if not find_rung(recipe.rung).counts:
         settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
         make_arguments(settings, folder, 1)  # refuses what the Trainer would, and a batch that cannot be shared out
@@ -276,7 +277,7 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
         keep_freed_memory()
     tell(Stage(name="counting"))
     started = time.perf_counter()
-    options = {"count": choose_counter(counting, folder / ".counting")} if recipe.counting else {}
+    options = {"count": choose_counter(counting, counting.find_scratch(folder))} if recipe.counting else {}
     model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
     seconds = time.perf_counter() - started
     line: dict[str, Any] = {"step": 0, "tokens": len(packed)}

@@ -6,9 +6,11 @@ and becomes levels piece by piece, in files mapped into memory, so that no step 
 """
 
 import functools
+import hashlib
 import importlib.util
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+import psutil
 import pyarrow
 from numpy.typing import NDArray
 from pyarrow import parquet
@@ -31,17 +34,24 @@ ENGINES = {
 }
 PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
 DEFAULT_MEMORY, ROWS_AT_ONCE = "2GB", 2**20
+MB = 10**6
+# Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece; Java's own.
+BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
+LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counting:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
-    Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is none.
+    The memory is the process's while it counts, with all that Python and torch take of it. What the engine writes goes
+    into `folder`, by default the system's for temporary files (`TMPDIR`). Raises `RecipeError` for an unknown engine,
+    one that is not installed, or an amount that is none.
     """
 
     engine: str = ""
     memory: str | None = None
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         name = self.engine or ("numpy" if self.memory is None else "duckdb")
@@ -54,6 +64,8 @@ class Counting:
             )
         if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
             raise RecipeError(f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'")
+        if self.folder is not None and not isinstance(self.folder, str):
+            raise RecipeError(f"counting.folder is {self.folder!r}: it must be the path of a folder")
         try:
             _ = self.memory_bytes
         except (ValueError, AttributeError) as error:
@@ -65,6 +77,35 @@ class Counting:
         from accelerate.utils import convert_file_size_to_int
 
         return convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
+
+    @property
+    def engine_bytes(self) -> int:
+        """What the engine may take of the memory: all but what this process has already, and what is done beside."""
+        return max(LEAST[self.engine], self.memory_bytes - measure_process() - BESIDE[self.engine])
+
+    def find_least(self) -> int:
+        """The bytes that it cannot count in less than."""
+        return measure_process() + BESIDE[self.engine] + LEAST[self.engine]
+
+    def check_memory(self) -> None:
+        """Raise `RecipeError` for too little of it, before anything is done."""
+        if self.engine == "numpy" or self.memory_bytes >= (least := self.find_least()):
+            return
+        raise RecipeError(
+            f"memory is {self.memory}: Python and its libraries take {measure_process() // MB} MB of it, "
+            f"{self.engine} {(BESIDE[self.engine] + LEAST[self.engine]) // MB} MB at the least; "
+            f"{-(-least // (100 * MB)) * 100}MB suffices"
+        )
+
+    def find_scratch(self, run: Path) -> Path:
+        """Where an engine's files lie while it counts for the run in a folder: the same place at its next try."""
+        name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        return Path(self.folder or tempfile.gettempdir()).expanduser() / f"rung-counting-{name}"
+
+
+def measure_process() -> int:
+    """The bytes of memory that this process has now."""
+    return psutil.Process().memory_info().rss
 
 
 def choose_counter(counting: Counting, folder: Path) -> Counter:
@@ -85,7 +126,8 @@ def count_with_engine(
     shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
     try:
         with _explained(folder):
-            folder.mkdir(parents=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
             counts = _write_windows(folder / "windows", tokens, starts, order, vocab_size)
         level = unigrams(counts, int(tokens[starts[0]]), len(starts))
         yield level
@@ -112,7 +154,9 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{folder} could not be written to ({error}): make room there or change --out") from error
+        raise RunError(
+            f"{folder} could not be written to ({error}): make room there, or name another place with TMPDIR or --set counting.folder"
+        ) from error
 
 
 def _count_expression(table: Any, size: int) -> Any:
@@ -147,7 +191,7 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
     """An ibis connection; a Spark session that was not there before is stopped again."""
     import ibis
 
-    size = counting.memory_bytes
+    size = counting.engine_bytes
     if counting.engine == "duckdb":
         settings = {"memory_limit": f"{size}B", "temp_directory": str(scratch / "spilled")}
         connection = ibis.duckdb.connect(**settings, threads=count_cores(), preserve_insertion_order=False)
@@ -163,6 +207,11 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
         session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
     except PySparkException as error:
         raise RunError(f"Spark could not be started ({error}): it needs Java 17, and JAVA_HOME to say where") from error
+    if not session.sparkContext.master.startswith("local") and counting.folder is None:
+        raise RunError(
+            f"Spark counts on {session.sparkContext.master}: name a folder that all its machines see, "
+            "as in --set counting.folder=/shared/scratch"
+        )
     if before is None:
         session.sparkContext.setLogLevel("ERROR")
     try:
@@ -184,9 +233,10 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
         if "interrupted" in str(error).lower():  # DuckDB's word for Ctrl-C
             raise KeyboardInterrupt from error
         line = str(error).strip().splitlines()[0]
+        more = -(-2 * max(counting.memory_bytes, counting.find_least()) // 10**9)
         raise RunError(
-            f"{counting.engine} could not count ({line}): give it more memory, as in --memory 8GB, or make room in "
-            f"{folder.parent}"
+            f"{counting.engine} could not count ({line}): give it more memory, as in --memory {more}GB, or make room "
+            f"in {folder.parent}"
         ) from error
 
 
