@@ -155,6 +155,9 @@ def test_the_memory_is_that_of_the_process(monkeypatch):
         Counting(memory="512MB").check_memory()
     Counting(memory="700MB").check_memory()
     Counting(engine="numpy").check_memory()
+    told = Counting(memory="2GB").describe(1_000_000, 5)
+    assert "1,000,000 tokens in 2GB, of which it has 1.45 GB" in told and "4,000,000 n-grams" in told
+    assert told.endswith("is built in 0.60 GB at the most")
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])

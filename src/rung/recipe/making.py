@@ -275,6 +275,8 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
     counting = Counting(**recipe.counting)
     if counting.engine == "numpy":
         keep_freed_memory()
+    if recipe.counting and counting.engine != "numpy":
+        tell(Stage(name="noted", note=counting.describe(len(packed), config.order)))
     tell(Stage(name="counting"))
     started = time.perf_counter()
     options = {"count": choose_counter(counting, counting.find_scratch(folder))} if recipe.counting else {}

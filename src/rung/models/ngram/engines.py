@@ -37,6 +37,7 @@ DEFAULT_MEMORY, ROWS_AT_ONCE = "2GB", 2**20
 MB = 10**6
 # Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece; Java's own.
 BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
+BUILDING = 50  # bytes for each n-gram while the model is built of them
 LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
 
 
@@ -97,6 +98,15 @@ class Counting:
             f"{-(-least // (100 * MB)) * 100}MB suffices"
         )
 
+    def describe(self, tokens: int, order: int) -> str:
+        """What is counted, in what, and what comes on top: a line."""
+        most = tokens * (order - 1)
+        return (
+            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which it has "
+            f"{self.engine_bytes / 1e9:.2f} GB to itself; the model, of {most:,} n-grams at the most, is built in "
+            f"{(measure_process() + BUILDING * most) / 1e9:.2f} GB at the most"
+        )
+
     def find_scratch(self, run: Path) -> Path:
         """Where an engine's files lie while it counts for the run in a folder: the same place at its next try."""
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
@@ -155,7 +165,8 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{folder} could not be written to ({error}): make room there, or name another place with TMPDIR or --set counting.folder"
+            f"{folder} could not be written to ({error}): make room there, or name another place with "
+            "TMPDIR or --set counting.folder"
         ) from error
 
 
@@ -207,9 +218,10 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
         session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
     except PySparkException as error:
         raise RunError(f"Spark could not be started ({error}): it needs Java 17, and JAVA_HOME to say where") from error
-    if not session.sparkContext.master.startswith("local") and counting.folder is None:
+    master = session.sparkContext.master or ""
+    if not master.startswith("local") and counting.folder is None:
         raise RunError(
-            f"Spark counts on {session.sparkContext.master}: name a folder that all its machines see, "
+            f"Spark counts on {master}: name a folder that all its machines see, "
             "as in --set counting.folder=/shared/scratch"
         )
     if before is None:
