@@ -20,7 +20,8 @@ from ngram import ORDER, read_lines
 
 from rung.device import choose_device, describe, keep_freed_memory
 from rung.models.ngram import NgramConfig, NgramForCausalLM
-from rung.models.ngram.engines import Counting, choose_counter
+from rung.models.ngram.budget import Counting
+from rung.models.ngram.engines import choose_counter
 from rung.tokenizer import build_tokenizer, encode_documents
 
 ENGINES = (("numpy", ""), ("duckdb", "2GB"))

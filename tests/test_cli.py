@@ -168,7 +168,7 @@ def test_the_switches_stand_beside_the_plain_score(ground):
 def test_a_count_that_failed_can_be_tried_again(ground):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     for settings, message in (
-        (("--memory", "1MB"), "more memory"),
+        (("--memory", "1MB"), "MB suffices"),
         (("--set", "smoothing=laplace"), "unknown smoothing"),
     ):
         made = rung("train", "ngram", "my.txt", "--out", "again-and-again", *settings, cwd=ground)
@@ -416,8 +416,8 @@ def test_a_kill_is_survived(ground):
 
 def test_counting_on_disk_changes_nothing(ground):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
-    for out, more in (("in-memory", ()), ("on-disk", ("--memory", "300MB"))):
+    for out, more in (("in-memory", ()), ("on-disk", ("--memory", "2GB"))):
         assert rung("train", "ngram", "my.txt", "--out", out, *more, cwd=ground).returncode == 0
     first, second = (json.loads((ground / out / "rung.json").read_text()) for out in ("in-memory", "on-disk"))
-    assert second["recipe"]["counting"] == {"memory": "300MB"}
+    assert second["recipe"]["counting"] == {"memory": "2GB"}
     assert second["scores"]["test"]["nats"] == first["scores"]["test"]["nats"]

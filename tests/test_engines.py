@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from rung.errors import RecipeError, RunError
-from rung.models.ngram import NgramConfig, NgramForCausalLM, engines
+from rung.models.ngram import NgramConfig, NgramForCausalLM, budget, engines
+from rung.models.ngram.budget import Counting
 from rung.models.ngram.counting import count_ngrams
-from rung.models.ngram.engines import Counting, choose_counter
+from rung.models.ngram.engines import choose_counter
 
 FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
 needs_spark = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, which is not installed")
@@ -21,8 +22,8 @@ ENGINES = ["duckdb", pytest.param("spark", marks=needs_spark)]
 def installed(request):
     """Skip where the engine's package, an optional one, is missing."""
     name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
-    if name in engines.PACKAGES:
-        module, extra = engines.PACKAGES[name]
+    if name in budget.PACKAGES:
+        module, extra = budget.PACKAGES[name]
         pytest.importorskip(module, reason=f"{module} is not installed: pip install 'rung[{extra}]'")
         pytest.importorskip("ibis", reason=f"ibis is not installed: pip install 'rung[{extra}]'")
 
@@ -73,8 +74,8 @@ def test_an_order_longer_than_every_document_ends_early(engine, tmp_path):
 
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path, monkeypatch):
-    monkeypatch.setitem(engines.LEAST, engine, 2 * engines.MB)
-    monkeypatch.setattr(engines, "measure_process", lambda: 400 * engines.MB)
+    monkeypatch.setitem(budget.LEAST, engine, 2 * budget.MB)
+    monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row([generator.integers(3, 5000, 300_000).tolist()])
     with pytest.raises(RunError, match="duckdb could not count .* more memory, as in --memory 2GB"):
@@ -149,8 +150,8 @@ def test_it_uses_the_cores_that_the_process_may_use(engine, tmp_path, monkeypatc
 def test_the_memory_is_that_of_the_process(monkeypatch):
     """Python and torch had 0.4 GB beside the 2 GB that DuckDB was given."""
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
-    monkeypatch.setattr(engines, "measure_process", lambda: 400 * engines.MB)
-    assert Counting(memory="2GB").engine_bytes == (2000 - 400 - 150) * engines.MB
+    monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
+    assert Counting(memory="2GB").engine_bytes == (2000 - 400 - 150) * budget.MB
     with pytest.raises(RecipeError, match="memory is 512MB: .* take 400 MB of it, duckdb 278 MB .* 700MB suffices"):
         Counting(memory="512MB").check_memory()
     Counting(memory="700MB").check_memory()

@@ -34,7 +34,7 @@ from transformers import TrainingArguments
 from rung.corpus import DocumentKind
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
-from rung.models.ngram.engines import Counting
+from rung.models.ngram.budget import Counting
 from rung.models.sizes import fill_size
 from rung.tokenizer import PUBLISHED
 from rung.train import check_activations, check_arguments, check_carry_state, check_length, check_lora

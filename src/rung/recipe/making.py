@@ -18,7 +18,8 @@ from rung.evaluate import first_texts, score_documents
 from rung.files import remove_leftovers
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
-from rung.models.ngram.engines import Counting, choose_counter
+from rung.models.ngram.budget import Counting
+from rung.models.ngram.engines import choose_counter
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import describe_base, load_base

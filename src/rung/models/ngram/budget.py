@@ -1,0 +1,101 @@
+"""What an engine that counts may take: its memory, as a part of the process's, and where its files lie."""
+
+import hashlib
+import importlib.util
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from rung.errors import RecipeError, did_you_mean
+
+ENGINES = {
+    "numpy": "in memory, the fastest while the text fits",
+    "duckdb": "on this machine, on disk where memory ends",
+    "spark": "on a cluster, or on this machine where no cluster is set up",
+}
+PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
+DEFAULT_MEMORY = "2GB"
+MB = 10**6
+# Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece; Java's own.
+BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
+BUILDING = 50  # bytes for each n-gram while the model is built of them
+LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting:
+    """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
+
+    The memory is the process's while it counts, with all that Python and torch take of it. What the engine writes goes
+    into `folder`, by default the system's for temporary files (`TMPDIR`). Raises `RecipeError` for an unknown engine,
+    one that is not installed, or an amount that is none.
+    """
+
+    engine: str = ""
+    memory: str | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        name = self.engine or ("numpy" if self.memory is None else "duckdb")
+        object.__setattr__(self, "engine", name)
+        if name not in ENGINES:
+            raise RecipeError(f"unknown engine {name!r}: {did_you_mean(name, ENGINES)}")
+        if name == "numpy" and self.memory is not None:
+            raise RecipeError(
+                f"memory is {self.memory!r}, but numpy counts in whatever it needs: choose duckdb or spark"
+            )
+        if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
+            raise RecipeError(f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'")
+        if self.folder is not None and not isinstance(self.folder, str):
+            raise RecipeError(f"counting.folder is {self.folder!r}: it must be the path of a folder")
+        try:
+            _ = self.memory_bytes
+        except (ValueError, AttributeError) as error:
+            raise RecipeError(f"memory is {self.memory!r}: write an amount such as 512MB or 2GB") from error
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in bytes."""
+        from accelerate.utils import convert_file_size_to_int
+
+        return convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
+
+    @property
+    def engine_bytes(self) -> int:
+        """What the engine may take of the memory: all but what this process has already, and what is done beside."""
+        return max(LEAST[self.engine], self.memory_bytes - measure_process() - BESIDE[self.engine])
+
+    def find_least(self) -> int:
+        """The bytes that it cannot count in less than."""
+        return measure_process() + BESIDE[self.engine] + LEAST[self.engine]
+
+    def check_memory(self) -> None:
+        """Raise `RecipeError` for too little of it, before anything is done."""
+        if self.engine == "numpy" or self.memory_bytes >= (least := self.find_least()):
+            return
+        raise RecipeError(
+            f"memory is {self.memory}: Python and its libraries take {measure_process() // MB} MB of it, "
+            f"{self.engine} {(BESIDE[self.engine] + LEAST[self.engine]) // MB} MB at the least; "
+            f"{-(-least // (100 * MB)) * 100}MB suffices"
+        )
+
+    def describe(self, tokens: int, order: int) -> str:
+        """What is counted, in what, and what comes on top: a line."""
+        most = tokens * (order - 1)
+        return (
+            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which it has "
+            f"{self.engine_bytes / 1e9:.2f} GB to itself; the model, of {most:,} n-grams at the most, is built in "
+            f"{(measure_process() + BUILDING * most) / 1e9:.2f} GB at the most"
+        )
+
+    def find_scratch(self, run: Path) -> Path:
+        """Where an engine's files lie while it counts for the run in a folder: the same place at its next try."""
+        name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
+        return Path(self.folder or tempfile.gettempdir()).expanduser() / f"rung-counting-{name}"
+
+
+def measure_process() -> int:
+    """The bytes of memory that this process has now."""
+    return psutil.Process().memory_info().rss
