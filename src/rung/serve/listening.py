@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds that answers have to end in when the server is stopped
 TOLD = 2.0  # seconds that readers then have to read that their answers have ended
-SILENT = 15.0  # seconds for the headers of a request to arrive
+SILENT = 15  # seconds for the headers of a request to arrive; clients keep a connection for 5, and must close it first
 BACKLOG = 128  # connections that are accepted at once
 SPARE = 2 * BACKLOG  # descriptors that are for other things, or for connections that are being closed
 WITHOUT_LIMIT = 1024  # connections where nobody says how many there may be
@@ -74,8 +74,10 @@ class Connection(H11Protocol):
         left = self.transport.get_write_buffer_size()
         if left != self.stalled[0]:
             self.stalled = left, now
-        if (left and now - self.stalled[1] > seconds) or (self.is_idle and not left and now - self.since > SILENT):
+        if left and now - self.stalled[1] > seconds:
             self.transport.abort()
+        elif self.is_idle and not left and now - self.since > SILENT:
+            self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -91,6 +93,7 @@ class Server(uvicorn.Server):
             log_level="error",
             access_log=False,
             backlog=BACKLOG,
+            timeout_keep_alive=SILENT,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
