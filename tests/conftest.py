@@ -11,7 +11,10 @@ from rung.device import configure_threads, count_cores
 os.environ.setdefault("OMP_NUM_THREADS", str(count_cores()))  # a choice: no run takes fewer where others run beside it
 configure_threads()  # before torch is imported
 
+import torch  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import PreTrainedConfig  # noqa: E402
 
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
@@ -64,6 +67,21 @@ VARIANTS = {  # switches of a rung that keep all its promises
     },
 }
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
+
+
+class Largest(TorchDispatchMode):
+    """A context in which the largest memory of any tensor made is noted, in bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        new = [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
+        self.bytes = max([self.bytes, *(memory.nbytes() for memory in new if memory.data_ptr() not in given)])
+        return made
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,11 +4,12 @@ import bz2
 import lzma
 import math
 import zlib
+from collections import Counter
 
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY
+from conftest import SENTENCES, TINY, Largest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -17,7 +18,7 @@ from rung.errors import RunError
 from rung.evaluate import compressors, score_documents, score_text, spelling_nats, token_nats
 from rung.evaluate.compressors import compressor_marks, mark_after_train
 from rung.evaluate.reading import Reader
-from rung.models import find_rung, make_config
+from rung.models import bigram, find_rung, make_config
 from rung.tokenizer import build_tokenizer, losses
 
 LONG = " ".join(SENTENCES * 8)
@@ -353,3 +354,36 @@ def test_an_empty_line_is_a_sentence_for_kenlm_alone():
     assert with_empty.kenlm["perplexity_including_oov"] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(RunError, match="every line is empty"):
         score_documents(model, tokenizer, ["", " "])
+
+
+@pytest.mark.parametrize("name", ["rnn-attention", "gpt2", "llama3", "swaps", "rnn", "bigram"])
+def test_the_logits_of_a_whole_window_never_stand_in_memory(name, make_tiny, tokenizer, monkeypatch):
+    """64 MiB hold the logits and what a softmax makes of them, of whatever window and vocabulary."""
+    model, ids = make_tiny(name), list(range(4, 68))
+    whole = evaluate.token_nats(model, [ids])[0]
+    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 8 * len(tokenizer))
+    with Largest() as largest:
+        parts = evaluate.token_nats(model, [ids])[0]
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert largest.bytes < 64 * len(tokenizer) * 4 / 2
+
+
+def test_pairs_are_counted_a_part_of_the_text_at_a_time(monkeypatch):
+    tokenizer = build_tokenizer("word", SENTENCES, 100)
+    generator = numpy.random.default_rng(0)
+    tokens = generator.integers(0, len(tokenizer), 20_000).astype(numpy.uint16)
+    starts = numpy.array([0, 1, 1000, 1001, 7777, 19_999])
+    fitted = []
+    for at_once in (2**22, 500):
+        monkeypatch.setattr(bigram, "PAIRS_AT_ONCE", at_once)
+        with Largest() as largest:
+            fitted.append(find_rung("bigram").model.fit(make_config("bigram", tokenizer, {}), tokens, starts))
+    assert largest.bytes < 20_000
+    pairs = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
+    pairs.subtract((tokens[at - 1].item(), tokens[at].item()) for at in starts[1:])
+    for model in fitted:
+        rows = torch.repeat_interleave(torch.arange(len(tokenizer)), model.first.diff().long())
+        triples = zip(rows.tolist(), model.tokens.tolist(), model.counts.tolist(), strict=True)
+        assert {(h, w): count for h, w, count in triples} == +pairs
+        wanted = [sum(count for (h, _), count in pairs.items() if h == row) for row in range(len(tokenizer))]
+        assert model.contexts.tolist() == wanted

@@ -16,7 +16,9 @@ Text that a tokenizer drops or replaces is spelled in the same way (`reading`).
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy
@@ -361,11 +363,34 @@ def _read_windows(model: CausalModel, documents: list[list[int]], values: list[t
 
 def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
     """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it."""
+    return read_logits(model, pieces, state, partial(F.cross_entropy, reduction="none"))
+
+
+def read_logits(
+    model: CausalModel, pieces: list[list[int]], state: Any, say: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, Any]:
+    """What `say` makes (N, ...) of logits (N, V) in float32 and of the tokens (N) that came, for each prediction of
+    each piece (B, T, ...); and the state after.
+
+    The head reads some positions at a time, so that the logits of all of them never stand in memory.
+    """
     width = max(2, max(map(len, pieces)))
     rows = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=model.device)
-    output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
-    nats = F.cross_entropy(output.logits.float().transpose(1, 2), rows[:, 1:], reduction="none")
-    return nats.cpu(), output.past_key_values
+    head, states = model.get_output_embeddings(), []
+
+    def keep(_: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        states.append(inputs[0].flatten(0, 1))
+        return inputs[0][:, :0]
+
+    hook = head.register_forward_pre_hook(keep) if head is not None else nullcontext()
+    with hook:
+        output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
+    parts, at_once = [], max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # beside as many of a softmax
+    for at in range(0, rows[:, 1:].numel(), at_once):
+        place = slice(at, at + at_once)
+        logits = head(states[0][place]) if states else output.logits.flatten(0, 1)[place]
+        parts.append(say(logits.float(), rows[:, 1:].flatten()[place]).cpu())
+    return torch.cat(parts).unflatten(0, (len(rows), width - 1)), output.past_key_values
 
 
 def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:

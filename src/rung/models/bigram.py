@@ -17,6 +17,8 @@ from rung.models.causal import State, StatefulModel, keep_logits
 from rung.models.checks import RungConfig
 from rung.models.contract import keep_contract
 
+PAIRS_AT_ONCE = 2**22  # that are counted together: 200 MB
+
 
 class BigramConfig(RungConfig):
     """`num_bigrams` distinct pairs were seen in training."""
@@ -50,17 +52,14 @@ class BigramForCausalLM(StatefulModel):
     @classmethod
     def fit(cls, config: BigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "BigramForCausalLM":
         """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two documents."""
-        ids = torch.from_numpy(tokens.astype(numpy.int64))
-        within = torch.ones(len(ids) - 1, dtype=torch.bool)
-        within[torch.from_numpy(starts[1:] - 1)] = False
-        keys = (ids[:-1] * config.vocab_size + ids[1:])[within]
-        pairs, counts = torch.unique(keys, return_counts=True)
+        size = config.vocab_size
+        pairs, counts = _count_pairs(tokens, starts, size)
         config.num_bigrams = len(pairs)
         model = cls(config)
-        model.first[1:] = torch.bincount(pairs // config.vocab_size, minlength=config.vocab_size).cumsum(0)
-        model.tokens.copy_(pairs % config.vocab_size)
+        model.first[1:] = torch.bincount(pairs // size, minlength=size).cumsum(0)
+        model.tokens.copy_(pairs % size)
         model.counts.copy_(counts)
-        model.contexts.copy_(torch.bincount(ids[:-1][within], minlength=config.vocab_size))
+        model.contexts.copy_(torch.zeros(size, dtype=torch.int64).index_add_(0, pairs // size, counts))
         return model
 
     @keep_contract
@@ -86,6 +85,28 @@ class BigramForCausalLM(StatefulModel):
         logits = probabilities.log().view(*history.shape, vocabulary)
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
         return self.make_output(logits, labels, State((), length), options)
+
+
+def _count_pairs(
+    tokens: numpy.ndarray, starts: numpy.ndarray, size: int
+) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+    """The pairs that occur, each as h V + w, in order, and how often each does: a part of the text at a time.
+
+    A part is as long as there are pairs, so that putting them in order again and again does not take longest.
+    """
+    pairs = counts = torch.empty(0, dtype=torch.int64)
+    at, end = 0, len(tokens) - 1
+    while at < end:
+        stop = min(end, at + max(PAIRS_AT_ONCE, len(pairs)))
+        ids = torch.from_numpy(tokens[at : stop + 1].astype(numpy.int64))
+        within = torch.ones(stop - at, dtype=torch.bool)
+        first, last = numpy.searchsorted(starts, (at + 1, stop + 1))
+        within[torch.from_numpy(starts[first:last] - (at + 1))] = False
+        found, often = torch.unique((ids[:-1] * size + ids[1:])[within], return_counts=True)
+        pairs, places = torch.unique(torch.cat([pairs, found]), return_inverse=True)
+        counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts, often]))
+        at = stop
+    return pairs, counts
 
 
 def list_rows(begin: Int[Tensor, " N"], end: Int[Tensor, " N"]) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
