@@ -193,7 +193,8 @@ def make_odd_model(draw):
         odd = {"n_embd": heads * size, "n_head": heads, "n_inner": inner, "n_layer": layers, "n_positions": 32}
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **odd)).to(kind).eval()
     odd = {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": size, "num_hidden_layers": layers}
-    odd |= {"hidden_size": heads * draw.randint(1, 14), "intermediate_size": inner, "attention_bias": draw.random() < 0.5}
+    odd |= {"hidden_size": heads * draw.randint(1, 14), "intermediate_size": inner}
+    odd |= {"attention_bias": draw.random() < 0.5, "mlp_bias": draw.random() < 0.5}
     return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, pad_token_id=0, **odd)).to(kind).eval()
 
 
