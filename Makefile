@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 WORKERS ?= 2
 PEERS := $(VENV)/.peers
+OLDEST := .venv-oldest
 
 .PHONY: climb test test-all check format bench docs clean
 
@@ -15,7 +16,7 @@ climb: $(READY)
 test: $(PEERS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
-test-all: $(PEERS)
+test-all: $(PEERS) $(OLDEST)/.ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 check: $(READY)
@@ -42,7 +43,7 @@ docs: $(READY)
 	$(BIN)/python docs/update.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(OLDEST)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'rung needs Python 3.11 or newer: make PYTHON=python3.12')"
@@ -54,3 +55,10 @@ $(READY): pyproject.toml constraints.txt
 $(PEERS): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,export,lora,serve,peers]'
 	touch $(PEERS)
+
+# The oldest transformers that reads what rung writes, for the tests of that: all else it takes from $(VENV).
+$(OLDEST)/.ready: $(PEERS)
+	$(BIN)/python -m venv $(OLDEST)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > $$(echo $(OLDEST)/lib/python3*/site-packages)/newest.pth
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps transformers==4.57.6 huggingface_hub==0.36.2 tokenizers==0.22.2
+	touch $@

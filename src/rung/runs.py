@@ -24,7 +24,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from rung import ranks
+from rung import model_files, ranks
 from rung.errors import RunError
 from rung.files import choose_beside, settle_folder, sync, write_atomically
 from rung.schema import find_misfit
@@ -340,11 +340,15 @@ def _is_failed_write(error: Exception) -> bool:
 
 
 def save_model(folder: Path, *parts: Any) -> None:
-    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and renamed."""
+    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and renamed.
+
+    What `gpt2`, `llama3` and the tokenizers write opens in transformers 4, too.
+    """
     with choose_beside(folder / "model") as beside:
         with explain_failed_writes(folder):
             for part in parts:
                 part.save_pretrained(beside)
+            model_files.spell_for_transformers_4(beside)
             settle_folder(beside)
         for file in sorted(beside.iterdir()):
             file.replace(folder / file.name)

@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
-from transformers import AutoConfig
 
 from rung import runs
 from rung.corpus import WIKITEXT_CONFIGS
 from rung.corpus.named import WIKITEXT
 from rung.errors import RunError
 from rung.figures import RENORMALIZED, show_token_perplexity, show_word_perplexity
-from rung.models import BESIDE, LADDER
+from rung.models import BESIDE, LADDER, read_folder
 
 Record = Mapping[str, Any]
 
@@ -39,7 +38,7 @@ def make_card(folder: Path, name: str) -> str:
 
 
 def _write_card(folder: Path, name: str, record: Record) -> str:
-    model_type = AutoConfig.from_pretrained(folder).model_type
+    model_type = read_folder(folder).model_type
     sections = [f"# {name}", *_describe(record, model_type)]
     for title, lines in (
         ("Use", _use(name, model_type, runs.read_prompt(dict(record)) or "Once")),

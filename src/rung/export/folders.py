@@ -9,25 +9,19 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from rung import runs
+from rung import model_files, runs
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
 from rung.files import write_atomically, write_beside
+from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
+from rung.models import read_folder
+from rung.tokenizer import check_tokenizer
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_SIZE = "5GB"  # a file, as the Hub has them
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.*",
-    "merges.txt",
-    "chat_template*",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +38,16 @@ class Weights:
 def copy_folder(run: str, out: Path) -> None:
     """Write the model and the tokenizer at `run` to the folder `out` with a model card: the folder's own where it has
     one.
+
+    Raises `RungError` where what is there is damaged.
     """
     folder = find_folder(run)
+    read_folder(folder)
+    check_tokenizer(folder)
     weights = read_weights(folder)
     with writing(out) as beside:
-        copy_files(folder, beside, (CARD, "config.json", "generation_config.json", *TOKENIZER_FILES))
+        copy_files(folder, beside, (CARD, CONFIG, GENERATION, *TOKENIZER_FILES))
+        model_files.spell_for_transformers_4(beside)
         if not (folder / CARD).exists():
             write_atomically(beside / CARD, make_card(folder, out.resolve().name))
         write_weights(beside, weights)
@@ -57,13 +56,14 @@ def copy_folder(run: str, out: Path) -> None:
 def find_folder(run: str) -> Path:
     """The folder of a run or of a Hugging Face model.
 
-    Raises `RunError` where there is none.
+    Raises `RunError` where there is none, or a file of it leads out of it or is damaged.
     """
     folder = Path(run)
     if not folder.is_dir():
         raise RunError(f"no run at {run}: `rung runs` lists what there is")
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise RunError(f"{run} {runs.say_why_no_model(folder)}")
+    model_files.check_files(folder)
     return folder
 
 
@@ -94,9 +94,16 @@ def writing_file(out: Path) -> Iterator[Path]:
 
 
 def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:
-    """Copy the files of `folder` whose names match."""
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}):
-        shutil.copyfile(path, out / path.name)
+    """Copy the files of `folder` whose names match.
+
+    Raises `RunError` where one is a link out of it.
+    """
+    for path in model_files.list_files(folder, patterns):
+        model_files.check_inside(folder, path)
+        if path.is_file():
+            place = out / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)
 
 
 def read_weights(folder: Path) -> Weights:
@@ -104,17 +111,15 @@ def read_weights(folder: Path) -> Weights:
 
     Raises `RunError` where they are missing or damaged.
     """
-    index = folder / INDEX
     like: dict[str, Tensor] = {}
     homes: dict[str, Path] = {}
-    try:
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [WEIGHTS]
-        for name in files:
-            with safe_open(folder / name, framework="pt") as file:
-                like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
-                homes |= dict.fromkeys(file.keys(), folder / name)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise RunError(f"{folder}: its weights could not be read ({error}): safetensors are needed") from error
+    files = model_files.find_weights(folder)
+    if not files:
+        raise RunError(f"{folder} has no {WEIGHTS}: weights are read as safetensors")
+    for path in files:
+        with model_files.opening(path), safe_open(path, framework="pt") as file:
+            like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
+            homes |= dict.fromkeys(file.keys(), path)
 
     def load(name: str) -> Tensor:
         with safe_open(homes[name], framework="pt") as file:

@@ -24,7 +24,7 @@ from rung.errors import RunError, did_you_mean
 from rung.export.folders import Weights, find_folder, read_weights, writing_file
 from rung.export.meta import interleave
 from rung.export.vocabulary import describe_tokenizer
-from rung.models import load
+from rung.models import load, read_folder
 from rung.models.llama3 import rotary_frequencies
 
 
@@ -78,7 +78,7 @@ def export_gguf(run: str, out: Path, type: str = "f16") -> str:
     if type not in TYPES:
         raise RunError(f"--type is {type!r}: {did_you_mean(type, TYPES)}")
     folder, kind = find_folder(run), TYPES[type]
-    config = AutoConfig.from_pretrained(folder)
+    config = read_folder(folder)
     check_config(config, run)
     weights = arrange(gguf, config, read_weights(folder))
     with writing_file(out) as beside:

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, GenerationConfig, LlamaConfig
+from transformers import GenerationConfig, LlamaConfig
 
+from rung import model_files
 from rung.errors import RunError, TokenizerError
 from rung.export.consolidated import read_consolidated, write_consolidated
 from rung.export.folders import (
-    TOKENIZER_FILES,
     Weights,
     copy_files,
     find_folder,
@@ -30,6 +30,8 @@ from rung.export.folders import (
 )
 from rung.export.tiktoken import LLAMA3, LLAMA31, read_tiktoken, write_tiktoken
 from rung.files import write_atomically
+from rung.model_files import TOKENIZER_FILES
+from rung.models import read_folder
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES, rope
 from rung.tokenizer import load_tokenizer
@@ -75,6 +77,7 @@ def import_meta(run: str, out: Path) -> None:
         _import_tokenizer(folder, beside, config)
         config.save_pretrained(beside)
         GenerationConfig.from_model_config(config).save_pretrained(beside)
+        model_files.spell_for_transformers_4(beside)
         load = partial(_gather, shards, config, like)
         write_weights(beside, Weights(like=like, load=load))
 
@@ -85,7 +88,7 @@ def export_meta(run: str, out: Path) -> None:
     Raises `RunError` for another model, or one that Meta's code could not run.
     """
     folder = find_folder(run)
-    config = AutoConfig.from_pretrained(folder)
+    config = read_folder(folder)
     params, weights = make_params(config), read_weights(folder)
     ours = {
         meta_name(name): name for name in weights.like if not (config.tie_word_embeddings and name == "lm_head.weight")

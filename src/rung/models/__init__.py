@@ -4,8 +4,6 @@ Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four r
 not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
+from rung.models.reading import check_weights, quietly, read_config, refuse_shape, say_in_a_line
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
 from rung.models.sizes import SIZES, fill_size
@@ -76,6 +75,7 @@ BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the lad
     "infini-gram": Rung(idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}),
     "swaps": Rung(idea="modernise by parts", config=SwapsConfig, model=SwapsForCausalLM, shape={}),
 }
+RUNGS = {rung.config.model_type: rung for rung in (LADDER | BESIDE).values()}  # as a configuration names them
 TRANSFORMERS = ("gpt2", "llama3", "swaps")
 HEAD_SIZE = 64
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -186,38 +186,40 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     if is_folder and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     here = {"local_files_only": is_folder or not hub.answers(where)}
-    rung = _find_kind(where, is_folder, here)
+    config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, **here)
+    rung = RUNGS.get(config.model_type)
+    if rung is None:
+        kinds = ", ".join(RUNGS)
+        raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
-        with _quietly():
+        with quietly():
             options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | here | (settings or {})
             model, report = rung.model.from_pretrained(where, **options)
     except RecipeError as error:
         raise RunError(f"{where}: {error}") from error
     except Exception as error:  # safetensors, a damaged file
-        raise RunError(f"{where}: its weights could not be read ({_first_line(error)}); train it again") from error
+        raise RunError(f"{where}: its weights could not be read ({say_in_a_line(error)}); train it again") from error
     for key, found, wanted in sorted(report["mismatched_keys"]):
-        raise RunError(f"{where}: {key} is {list(found)} in its weights, {list(wanted)} by config.json: one is damaged")
+        refuse_shape(where, key, found, wanted)
     if lost := sorted(report["missing_keys"]):
         raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
-    return model.eval(), load_tokenizer(where)
+    tokenizer = load_tokenizer(where)
+    if (known := count_ids(tokenizer)) > (rows := model.config.vocab_size):
+        raise RunError(
+            f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do not belong together"
+        )
+    return model.eval(), tokenizer
 
 
-def _find_kind(where: str, is_folder: bool, here: dict[str, bool]) -> Rung:
-    """Which rung a folder or Hub id holds, after a look at its configuration; raises `RunError`."""
-    known = {r.config.model_type: r for r in (LADDER | BESIDE).values()}
-    try:
-        if (values := PreTrainedConfig.get_config_dict(where, **here)[0]).get("model_type") in known:
-            check_values(values)  # before the class computes with them
-        config = AutoConfig.from_pretrained(where, **here)
-        if (kind := config.model_type) in known:
-            check_config(config)
-    except Exception as error:  # no network, no such repository, damaged JSON
-        unreachable = here["local_files_only"] and not is_folder
-        why = "it is no folder here, and the Hub cannot be reached" if unreachable else _first_line(error)
-        raise RunError(f"{where} could not be read: {why}") from error
-    if kind not in known:
-        raise RunError(f"{where} is a {kind!r} model: rung reads {', '.join(known)}")
-    return known[kind]
+def read_folder(folder: Path) -> PreTrainedConfig:
+    """The configuration in a folder whose weights, where it is a rung's, are such a model's; only headers are read.
+
+    Raises `RunError` where something there is damaged.
+    """
+    config = read_config(folder, RUNGS)
+    if rung := RUNGS.get(config.model_type):
+        check_weights(rung.model, config, folder)
+    return config
 
 
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -231,20 +233,3 @@ def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
         wanted.setdefault("num_key_value_heads", heads // 2 if heads % 2 == 0 else heads)
         wanted.setdefault("intermediate_size", max(32, round(8 * width / 3 / 32) * 32))
     return wanted
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Silence the loading table that transformers prints; `load` reports what matters itself."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rung import hub
+from rung import hub, model_files
 from rung.device import count_cores, find_mirror
-from rung.errors import TokenizerError, did_you_mean
+from rung.errors import RunError, TokenizerError, did_you_mean
 from rung.tokenizer.kinds import (
     ASCII_SPACE,
     BOS,
@@ -45,6 +46,7 @@ __all__ = [
     "TOKENIZERS",
     "UNKNOWN",
     "build_tokenizer",
+    "check_tokenizer",
     "count_ids",
     "encode_batches",
     "encode_documents",
@@ -79,14 +81,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if not local and (hub.is_place(where) or "/" not in where):
         missing = f"no such folder: {name!r}" if "/" in name else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
         raise TokenizerError(f"unknown tokenizer {name!r}: {missing}")
+    folder = Path(where) if local and Path(where).is_dir() else None
+    if folder:
+        with _as_tokenizer_error():
+            model_files.check_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             where,
+            trust_remote_code=False,
             local_files_only=not local and not hub.answers(where),
             padding_side="left",
             clean_up_tokenization_spaces=False,  # decoding gives back what was encoded, no tidier
         )
     except Exception as error:  # missing files, no network, gated repository: the remedy is the same
+        if folder:
+            check_tokenizer(folder)
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise TokenizerError(
             f"the tokenizer {where!r} could not be loaded ({why}); "
@@ -107,6 +116,27 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.unk_token is None and (unknown := find_unknown(tokenizer)) is not None:
         tokenizer.unk_token = tokenizer.convert_ids_to_tokens(unknown)
     return tokenizer
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise `TokenizerError` where there is a `tokenizer.json` that the `tokenizers` library cannot read."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    with _as_tokenizer_error():
+        model_files.read_json(path)
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # of the library's own
+        raise TokenizerError(f"{path} is damaged: {error}") from error
+
+
+@contextmanager
+def _as_tokenizer_error() -> Iterator[None]:
+    try:
+        yield
+    except RunError as error:
+        raise TokenizerError(str(error)) from error
 
 
 def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
