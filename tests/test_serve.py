@@ -13,6 +13,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from conftest import SENTENCES, TINY
@@ -30,6 +31,7 @@ from rung.cli import app  # noqa: E402
 from rung.errors import RecipeError, RunError  # noqa: E402
 from rung.evaluate import score_text  # noqa: E402
 from rung.generate import Sampling, generate  # noqa: E402
+from rung.models import LADDER, make_config  # noqa: E402
 from rung.serve import (  # noqa: E402
     Limits,
     Served,
@@ -42,6 +44,7 @@ from rung.serve import (  # noqa: E402
 )
 from rung.serve import engine as engines  # noqa: E402
 from rung.serve.served import identify, tell_apart  # noqa: E402
+from rung.tokenizer import build_tokenizer, encode_documents  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NAN = b'{"model": "gpt2", "temperature": NaN}'
@@ -232,6 +235,24 @@ def test_tokens_join_to_the_text_and_say_where_they_stand(client, tokenizer):
     assert "".join(more.logprobs.tokens) == more.text
     places = [*more.logprobs.text_offset, len(more.text)]
     assert [more.text[a:b] for a, b in itertools.pairwise(places)] == more.logprobs.tokens
+
+
+@pytest.mark.parametrize("kind", ["word", "whitespace", "char"])
+def test_tokens_join_where_the_tokenizer_loses_something(kind):
+    """White space that it drops is in the token before it, and what comes first in the first."""
+    words = build_tokenizer(kind, SENTENCES)
+    documents = list(encode_documents(SENTENCES, words))
+    starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
+    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts).eval()
+    with Listening({"m": Served("m", model, words, {})}) as server:
+        for prompt in ("  the cat  Zebra sat ", "é 🙂", "", "   "):
+            made = server.post(model="m", prompt=prompt, max_tokens=8, echo=True, logprobs=2, seed=1)
+            text, logprobs = made.json()["choices"][0]["text"], made.json()["choices"][0]["logprobs"]
+            first = logprobs["text_offset"][0] if logprobs["text_offset"] else len(text)
+            assert text.startswith(prompt) and "".join(logprobs["tokens"]) == text[first:]
+            for place, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
+                assert text[place : place + len(token)] == token
+            assert first == 0 or prompt.isspace(), "of white space alone there may be no token"
 
 
 def say(ids, monkeypatch):

@@ -169,6 +169,7 @@ class CompletionReply(Reply):
         if not getattr(self.body, "echo", False):
             return Piece()
         prompt = self._prompt(index)
+        self.offsets[index] = len(prompt.text) - sum(map(len, prompt.parts))  # text that is no token's
         named = zip(prompt.choices, prompt.parts, strict=True) if prompt.choices else ()
         choices = [replace(choice, text=part) for choice, part in named]
         return Piece(prompt.text, choices, None if self.texts else "length")
