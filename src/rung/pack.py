@@ -84,6 +84,10 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    def count_tokens(self) -> int:
+        """Tokens of all rows together, padding left out."""
+        ...
+
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
         """A batch: `input_ids` and `shift_labels`, each (B, T), and what else the model is given."""
         ...
@@ -102,6 +106,10 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
     def __len__(self) -> int:
         return max(1, -(-(len(self.tokens) - 1) // self.length))
+
+    def count_tokens(self) -> int:
+        """Tokens of all blocks together, padding left out."""
+        return max(1, len(self.tokens) - 1)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
@@ -131,6 +139,10 @@ class Streams(Dataset[dict[str, Any]]):
 
     def __len__(self) -> int:
         return self.count * -(-self.stream_length // self.length)
+
+    def count_tokens(self) -> int:
+        """Tokens of all stretches together, padding left out."""
+        return max(1, len(self.tokens) - 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {key: value[0] if torch.is_tensor(value) else value for key, value in self.__getitems__([index]).items()}

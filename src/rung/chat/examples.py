@@ -41,6 +41,10 @@ class Examples(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def count_tokens(self) -> int:
+        """Tokens of all rows together, padding left out."""
+        return sum(len(inputs) for inputs, _ in self.pieces)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
 

@@ -125,8 +125,8 @@ def train(
     made = describe_run(model.config.to_dict(), asdict(settings))
     choose = functools.partial(_choose_steps, learner, blocks, folder, hooks, clock)
     keeping, arguments = _keep(folder, settings, made, choose, clock)
-    rows = count_rows(arguments) * blocks.length
-    recorder = Recorder(folder, hooks, rows, clock, looks_by_clock=settings.looks_by_clock)
+    a_step = count_rows(arguments) * blocks.count_tokens() / len(blocks)  # padding is no token
+    recorder = Recorder(folder, hooks, a_step, clock, looks_by_clock=settings.looks_by_clock)
     with (
         report_below(folder, settings.arguments),
         interrupt_politely(recorder),
@@ -153,7 +153,7 @@ def train(
 def _sum_up(recorder: Recorder, steps: int, kept: int, trainable_parameters: int) -> Trained:
     return Trained(
         steps=steps,
-        tokens=steps * recorder.tokens_a_step,
+        tokens=round(steps * recorder.tokens_a_step),
         seconds=recorder.clock.total(),
         interrupted=recorder.interrupted,
         kept_step=kept,

@@ -64,7 +64,7 @@ class Recorder(TrainerCallback):
     pace: Pace
 
     def __init__(
-        self, folder: Path, hooks: Hooks, tokens_a_step: int, clock: Clock, *, looks_by_clock: bool = False
+        self, folder: Path, hooks: Hooks, tokens_a_step: float, clock: Clock, *, looks_by_clock: bool = False
     ) -> None:
         self.folder = folder
         self.hooks = hooks
@@ -165,7 +165,7 @@ class Recorder(TrainerCallback):
         self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
         if not math.isfinite(line.get("loss", 0.0)):
             raise diverged(f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args)
-        tokens = state.global_step * self.tokens_a_step
+        tokens = round(state.global_step * self.tokens_a_step)
         if ranks.is_main():
             runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
 
