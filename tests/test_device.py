@@ -11,6 +11,7 @@ import torch
 
 from rung import device
 from rung.device import choose_device, count_cores, describe, has_fast_bfloat16
+from rung.errors import RunError
 
 pytestmark = pytest.mark.conditions
 
@@ -277,3 +278,23 @@ def test_beside_busy_processes_decoding_keeps_half_its_fair_share():
                 with processes(BESIDE, "while True: pass"):
                     shares.append(ask(name) / alone)
             assert max(shares) >= fair / 2, f"in {name}: {shares} of its own speed"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a user has a number on no system")
+def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
+    """As in a container that is started with --user."""
+    import pwd
+
+    for name in ("HOME", "RUNG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = device.cache_folder()
+    assert folder == tmp_path / f"rung-{os.getuid()}"
+    folder.mkdir()
+    assert device.cache_folder() == folder
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    (tmp_path / f"rung-{own + 1}").mkdir()
+    with pytest.raises(RunError, match="is another user's: name one in RUNG_CACHE"):
+        device.cache_folder()

@@ -1,6 +1,8 @@
 """Runs in other tools' formats."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +26,30 @@ def test_what_cannot_be_exported_is_refused(make_tiny, tokenizer, tmp_path):
         export(str(tmp_path / "run"), "arpa", tmp_path / "model.arpa")
     with pytest.raises(RunError, match="unknown format 'onnx'"):
         export(str(tmp_path / "run"), "onnx", tmp_path / "model.onnx")
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from rung.export.folders import writing, writing_file
+write = {"folder": writing, "file": writing_file}[sys.argv[1]]
+with write(Path(sys.argv[2])) as beside:
+    (beside / "model.safetensors" if beside.is_dir() else beside).write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(("format", "kind"), [("hf", "folder"), ("arpa", "file")])
+def test_what_a_kill_left_goes_with_the_next_export(format, kind, make_tiny, tokenizer, tmp_path):
+    rung = {"hf": "gpt2", "arpa": "ngram"}[format]
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
+    (tmp_path / "to").mkdir()
+    out = tmp_path / "to" / f"model.{format}"
+    assert subprocess.run([sys.executable, "-c", KILLED, kind, str(out)], check=False).returncode == -9
+    (left,) = (tmp_path / "to").iterdir()
+    assert left.name.startswith(".")
+    export(str(tmp_path / "run"), format, out)
+    assert list((tmp_path / "to").iterdir()) == [out]
 
 
 @pytest.mark.parametrize(("format", "rung"), [("arpa", "ngram"), ("hf", "gpt2"), ("gguf", "gpt2"), ("meta", "llama3")])

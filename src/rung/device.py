@@ -18,6 +18,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rung.errors import RunError
+
 if TYPE_CHECKING:
     import torch
 
@@ -123,7 +125,12 @@ def cache_folder() -> Path:
     try:
         return Path(base).expanduser() / "rung"
     except RuntimeError:  # nobody says where this user's home is
-        return Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
+        place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
+        if place.exists() and place.stat().st_uid != os.getuid():
+            raise RunError(
+                f"there is no home folder for a cache, and {place} is another user's: name one in RUNG_CACHE"
+            ) from None
+        return place
 
 
 def find_mirror(path: str) -> Path | None:
