@@ -70,6 +70,10 @@ def test_standard_input_is_kept_beside_the_run(ground):
     assert Path(recipe_of(folder)["corpus"]).name == kept.name
     assert rung("eval", str(folder), cwd=ground)[0] == 0
     assert rung("eval", str(folder), "-", "--json", cwd=ground, pipe=text)[0] == 0
+    for way in (("--out", str(folder)), ()):  # the folder is found by what is piped in where it is not named
+        code, _, said = rung("train", "bigram", "-", "--resume", *way, cwd=ground, pipe="" if way else text)
+        assert code == 2
+        assert "is finished: there is nothing to resume" in said
     code, _, said = rung("climb", "-", cwd=ground, pipe="")
     assert (code, said) == (2, "rung: standard input is empty: pipe a text into it, or name a file\n")
 

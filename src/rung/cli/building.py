@@ -155,7 +155,8 @@ def train(
     make_quiet()
     given: dict[str, Any] = {
         "rung": rung,
-        "corpus": name_corpus(corpus, out.parent if out else Path("runs")),
+        # A run that goes on has its text; only where --out does not, standard input says which folder is its own.
+        "corpus": "" if resume and out else name_corpus(corpus, out.parent if out else Path("runs")),
         "documents": documents,
         "column": column,
         "encoding": encoding,
