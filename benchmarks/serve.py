@@ -31,8 +31,9 @@ from rung.device import describe
 from rung.generate import Sampling
 from rung.models import build_model, count_parameters, make_config
 from rung.serve import Limits, Served, build_app, load_served
-from rung.serve.engine import Engine, Order, Worker, leave_a_core
+from rung.serve.engine import Engine, Worker, leave_a_core
 from rung.serve.limits import Metrics
+from rung.serve.texts import Order
 from rung.tokenizer import build_tokenizer
 
 SHAPES = {  # as README's climb made them
@@ -79,7 +80,7 @@ async def time_engine(engine, count):
         for seed in range(count)
     ]
     started = time.perf_counter()
-    texts = [engine.submit([order], asyncio.Event())[0] for order in orders]
+    texts = [engine.submit([order], asyncio.Event(), time.monotonic())[0] for order in orders]
     await asyncio.gather(*map(read_all, texts))
     return count * NEW / (time.perf_counter() - started)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rung.evaluate import score_text
 from rung.evaluate.attention import attention_shape
-from rung.generate import Sampling
+from rung.generate import Sampling, pieces
 from rung.generate.pieces import show_token
 from rung.generate.sampling import choose
 from rung.models import count_parameters
@@ -261,3 +261,12 @@ def test_the_page_has_no_inline_code_and_names_no_other_place():
         assert len(text.splitlines()) <= 400
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     assert "<style" not in page and " style=" not in page and " onclick=" not in page
+
+
+def test_parts_of_characters_are_read_by_a_table_that_is_made_once(client, monkeypatch):
+    pieces._byte_symbols.cache_clear()
+    made, make = [], pieces.bytes_to_unicode
+    monkeypatch.setattr(pieces, "bytes_to_unicode", lambda: made.append(1) or make())
+    answer = ask(client, "next", model="bigram", text="\U0001f642" * 500)
+    assert len(answer["pieces"]) == 2000 and answer["pieces"][0] == "\\xf0"
+    assert len(made) == 1
