@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rung.generate import Decoder, Sampling, native, slots
 from rung.generate.decoder import write_tokens
-from rung.generate.sampling import Draws, choose, choose_each
+from rung.generate.sampling import Draws, choose, choose_each, find_shares
 from rung.generate.slots import Slots
 from rung.models.causal import KeyValues
 
@@ -167,6 +167,19 @@ def test_a_token_that_is_hard_to_draw_is_sorted_out():
     rows = [Sampling(temperature=1.0, top_p=1e-6, seed=seed) for seed in range(3)]
     draws = [Draws(seed) for seed in range(3)]
     assert choose_each(logits, rows, draws) == [17, 17, 17]
+
+
+@pytest.mark.parametrize("top_p", [0.0, 5e-324, 1e-50, 1e-46, 1e-40, 1e-30, 5e-8, 1e-4])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_top_p_next_to_nothing_takes_the_likeliest(top_p, top_k):
+    """As a float32 it was 0, and all tokens but the least likely lay outside; alone, a text was drawn for ever."""
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(temperature=1.0, top_p=top_p, top_k=top_k)
+    likeliest = logits.argmax(-1)
+    assert choose_each(logits, [sampling] * 3, [Draws(seed) for seed in range(3)]) == likeliest.tolist()
+    assert torch.equal(find_shares(logits, sampling).argmax(-1), likeliest)
+    assert find_shares(logits, sampling).max(-1).values.tolist() == [1.0] * 3
+    assert torch.equal(choose(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
 
 
 def test_reading_a_text_leaves_what_the_others_got(make_tiny):

@@ -153,8 +153,8 @@ def _search_beams(
     if window := model.context_length:  # where it ends the writing stops
         room = min(room, max(1, window // 2))
         ids = ids[-(window - room) :]
-    options = {"do_sample": True, "temperature": sampling.temperature} if sampling.temperature > 0 else {}
-    options |= {"top_k": sampling.top_k, "top_p": sampling.top_p} if options else {"do_sample": False}
+    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    options = {"do_sample": False} if sampling.is_greedy else {"do_sample": True} | drawn
     inputs = torch.tensor([ids], device=model.device)
     started = time.perf_counter()
     with torch.random.fork_rng(), torch.no_grad():

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from rung.errors import RecipeError
 
 NEARLY_GREEDY = 1e-3  # temperatures below it take the likeliest: their numbers would not hold
+LEAST_TOP_P = 2**-24  # below it the likeliest token is enough, of any vocabulary that is smaller than 2**24
 PATIENCE = 32  # draws of one token from all before the likely ones are sorted out
 
 
@@ -24,7 +25,7 @@ class Sampling:
     max_new_tokens: int = 100
     temperature: float = 0.8
     top_k: int = 0  # 0: no limit
-    top_p: float = 0.95  # 0: the likeliest, as temperature 0
+    top_p: float = 0.95  # 0, or next to it: the likeliest, as temperature 0
     num_beams: int = 1
     stop: tuple[str, ...] = ()  # texts that end it; they are left out
     seed: int = 0
@@ -33,7 +34,7 @@ class Sampling:
     @property
     def is_greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature < NEARLY_GREEDY or self.top_p == 0
+        return self.temperature < NEARLY_GREEDY or self.top_p < LEAST_TOP_P
 
     def __post_init__(self) -> None:
         bounds = {
