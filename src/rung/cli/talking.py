@@ -181,12 +181,12 @@ class _Terminal:
         if name == "quit":
             return False
         if name not in known:
-            print(f"rung: unknown command /{name}: /help lists them", file=sys.stderr)
+            print(f"rung: unknown command /{escape_controls(name)}: /help lists them", file=sys.stderr)
             return True
         try:
             known[name](rest.strip())
         except (RungError, ValueError) as error:
-            print(f"rung: /{name}: {error}", file=sys.stderr)
+            print(f"rung: /{name}: {escape_controls(str(error))}", file=sys.stderr)
         except OSError as error:  # which names a file that is written beside
             print(f"rung: /{name}: {error.strerror}: {rest.strip()}", file=sys.stderr)
         return True
