@@ -209,3 +209,21 @@ def test_transformers_4_finds_its_names_and_5_its_own(scaled, make_tiny, tmp_pat
     model_files.spell_for_transformers_4(tmp_path / "run")
     assert before == json.loads((tmp_path / "run/config.json").read_text()) | settings
     assert read_weights(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tokens_2", 10**6, "its 2-grams are damaged: a token is not among the 284"),
+        ("tokens_3", -1, "its 3-grams are damaged: a token is not among"),
+        ("first_1", 10**6, "its 2-grams are damaged: what follows a history is out of order"),
+        ("log10_probability_2", float("nan"), "its 2-grams are damaged: a probability is no number"),
+    ],
+)
+def test_damaged_ngrams_are_named_in_a_line(name, value, said, make_tiny, tokenizer, tmp_path):
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny("ngram"), tokenizer)
+    weights = load_file(tmp_path / "run/model.safetensors")
+    weights[name][3] = value
+    save_file(weights, tmp_path / "run/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=said):
+        load(tmp_path / "run")

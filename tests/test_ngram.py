@@ -4,6 +4,7 @@ import gzip
 import json
 import math
 import re
+import tracemalloc
 
 import numpy
 import pytest
@@ -423,6 +424,7 @@ def test_an_order_without_an_ngram_still_backs_off(heading, tmp_path):
         ("ngram 3=3", "ngram 3=3\nngram 4=1", r"line 26: \\end\\ stands where \\4-grams: must"),
         ("ngram 3=3\n", "", r"line 19: \\data\\ does not count \\3-grams:"),
         ("ngram 1=6\nngram 2=4\nngram 3=3\n", "", "line 1: .* counts no words"),
+        ("ngram 2=4", "ngram 2=" + "4" * 5000, "line 3: 'ngram 2=4.* is not 'ngram 2='"),
         ("ngram 2=4", "two: 4", "line 3: 'two: 4' is not 'ngram 2='"),
         ("\\2-grams:", "\\4-grams:", r"line 14: \\4-grams: stands where \\2-grams: must"),
         ("-0.8\t</s>", "0.8\t</s>", "line 9: .* probability above 1"),
@@ -448,6 +450,15 @@ def test_an_arpa_file_that_would_give_wrong_figures_is_refused(old, new, message
         read_text(ARPA.replace(old, new, 1), tmp_path)
     assert str(tmp_path / "model.arpa") in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_zip_that_would_fill_the_memory_is_refused_before_it_does(tmp_path):
+    (tmp_path / "x.arpa.gz").write_bytes(gzip.compress(b"\\data\\\n" + bytes(1 << 26), 9))
+    tracemalloc.start()
+    with pytest.raises(RunError, match="x.arpa.gz is no ARPA file: its .* bytes unzip to more than 16,777,216"):
+        read_arpa(tmp_path / "x.arpa.gz")
+    assert tracemalloc.get_traced_memory()[1] < 60e6
+    tracemalloc.stop()
 
 
 def test_a_zipped_arpa_file_that_breaks_off_is_refused(tmp_path):

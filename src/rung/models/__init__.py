@@ -28,7 +28,7 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
-from rung.models.reading import check_weights, quietly, read_config, refuse_shape, say_in_a_line
+from rung.models.reading import check_tables, check_weights, quietly, read_config, refuse_shape, say_in_a_line
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
 from rung.models.sizes import SIZES, fill_size
@@ -203,6 +203,7 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
         refuse_shape(where, key, found, wanted)
     if lost := sorted(report["missing_keys"]):
         raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
+    check_tables(model, where)
     tokenizer = load_tokenizer(where)
     if (known := count_ids(tokenizer)) > (rows := model.config.vocab_size):
         raise RunError(

@@ -58,6 +58,24 @@ def check_weights(kind: type[PreTrainedModel], config: PreTrainedConfig, folder:
             raise RunError(f"{folder}: its weights lack {name}; the file is damaged or of another model")
 
 
+def check_tables(model: PreTrainedModel, where: str) -> None:
+    """Raise `RunError` where n-grams of a fixed order name a token or a row that there is not, or cost no number."""
+    sizes = getattr(model.config, "num_ngrams", None) or []
+    for order, size in enumerate(sizes, start=1):
+        why = None
+        if model.get_parameter(f"log10_probability_{order}").isnan().any():
+            why = "a probability is no number"
+        if order > 1:
+            tokens = model.get_buffer(f"tokens_{order}")
+            if size and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.config.vocab_size:
+                why = f"a token is not among the {model.config.vocab_size:,}"
+            first = model.get_buffer(f"first_{order - 1}")
+            if int(first[0]) != 0 or int(first[-1]) != size or bool((first[1:] < first[:-1]).any()):
+                why = "what follows a history is out of order"
+        if why:
+            raise RunError(f"{where}: its {order}-grams are damaged: {why}; copy them again, or train it again")
+
+
 def refuse_shape(where: str | Path, name: str, found: Iterable[int], wanted: Iterable[int]) -> NoReturn:
     """Raise `RunError` about a weight that is not shaped as the configuration says."""
     sizes = f"is {list(found)} in its weights, {list(wanted)} by config.json"

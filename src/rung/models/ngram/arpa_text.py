@@ -6,6 +6,7 @@ the line named. Arrow takes the columns apart: there is no loop over n-grams.
 """
 
 import gzip
+import io
 import itertools
 import re
 import zlib
@@ -22,8 +23,10 @@ from numpy.typing import NDArray
 from rung.errors import RunError
 
 HEADING = re.compile(r"^[ \t]*\\(data\\|end\\|\d+-grams:)[ \t\r]*$", flags=re.MULTILINE)
-COUNT = re.compile(r"\s*ngram\s+(\d+)\s*=\s*(\d+)\s*")
+COUNT = re.compile(r"\s*ngram\s+(\d{1,9})\s*=\s*(\d{1,18})\s*")
 GZIP_MAGIC = b"\x1f\x8b"
+# Of a text, for a byte that it has zipped: n-grams have 3 to 10, a file made to fill the memory up to 1,000.
+MOST_UNZIPPED, LEAST_UNZIPPED = 50, 1 << 24
 IMPOSSIBLE = -99.0  # log10, as SRILM writes it; others write -inf
 SHOWN = 60  # characters of a line that is refused
 
@@ -53,7 +56,7 @@ class ArpaText:
         """
         try:
             raw = path.read_bytes()
-            data = (gzip.decompress(raw) if raw.startswith(GZIP_MAGIC) else raw).decode("utf-8-sig")
+            data = (_unzip(path, raw) if raw.startswith(GZIP_MAGIC) else raw).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
             raise RunError(f"{path} could not be read as an ARPA file: {error}") from error
         return cls(path, data)
@@ -174,6 +177,16 @@ class ArpaText:
             return float(text)
         except ValueError:
             raise self.refuse(line, f"the number {text[:SHOWN]!r} cannot be read") from None
+
+
+def _unzip(path: Path, raw: bytes) -> bytes:
+    """What was zipped; raises `RunError` where it is far longer than n-grams can be."""
+    most = max(MOST_UNZIPPED * len(raw), LEAST_UNZIPPED)
+    with gzip.open(io.BytesIO(raw)) as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise RunError(f"{path} is no ARPA file: its {len(raw):,} bytes unzip to more than {most:,}")
+    return data
 
 
 def _show(column: Any, place: int) -> str:
