@@ -21,6 +21,7 @@ from rung.generate import Decoder, native
 from rung.models import load
 from rung.models.causal import State, find_padding
 from rung.models.contract import is_plain
+from rung.train.settings import TrainSettings, make_arguments
 
 RUNGS = list(TINY)
 COUNTING = [name for name in RUNGS if name not in NEURAL]
@@ -95,6 +96,13 @@ def test_training_keeps_no_past_unless_asked(name, own, ids):
     model = own(name).train()
     assert model(ids).past_key_values is None
     assert model(ids, use_cache=True).past_key_values is not None
+
+
+def test_the_trainer_does_not_switch_the_past_off_in_what_is_saved(own, tmp_path):
+    model = own("gpt2")
+    arguments = make_arguments(TrainSettings(steps=1), tmp_path, 1)
+    transformers.Trainer(model, arguments, eval_dataset=[])
+    assert model.config.use_cache
 
 
 @pytest.mark.parametrize("padding", [0, 3])
