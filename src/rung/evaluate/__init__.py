@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy
@@ -362,15 +361,7 @@ def _read_windows(model: CausalModel, documents: list[list[int]], values: list[t
 
 
 def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
-    """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it."""
-    return read_logits(model, pieces, state, partial(F.cross_entropy, reduction="none"))
-
-
-def read_logits(
-    model: CausalModel, pieces: list[list[int]], state: Any, say: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> tuple[torch.Tensor, Any]:
-    """What `say` makes (N, ...) of logits (N, V) in float32 and of the tokens (N) that came, for each prediction of
-    each piece (B, T, ...); and the state after.
+    """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it.
 
     The head reads some positions at a time, so that the logits of all of them never stand in memory.
     """
@@ -382,15 +373,14 @@ def read_logits(
         states.append(inputs[0].flatten(0, 1))
         return inputs[0][:, :0]
 
-    hook = head.register_forward_pre_hook(keep) if head is not None else nullcontext()
-    with hook:
+    with head.register_forward_pre_hook(keep) if head is not None else nullcontext():
         output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
-    parts, at_once = [], max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # beside as many of a softmax
-    for at in range(0, rows[:, 1:].numel(), at_once):
-        place = slice(at, at + at_once)
-        logits = head(states[0][place]) if states else output.logits.flatten(0, 1)[place]
-        parts.append(say(logits.float(), rows[:, 1:].flatten()[place]).cpu())
-    return torch.cat(parts).unflatten(0, (len(rows), width - 1)), output.past_key_values
+    nats, targets = [], rows[:, 1:].flatten()
+    at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # beside as many of a softmax
+    for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
+        logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
+        nats.append(F.cross_entropy(logits.float(), targets[part], reduction="none").cpu())
+    return torch.cat(nats).unflatten(0, (len(rows), width - 1)), output.past_key_values
 
 
 def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
