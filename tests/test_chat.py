@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from rung.chat import encode_prompt, find_ends, talk
 from rung.chat.answers import Answer, Retrieval, answer_questions, find_costs, spread, write_plainly
-from rung.chat.conversations import DEFAULT, load_conversations
+from rung.chat.conversations import DEFAULT, load_conversations, read_conversation
 from rung.chat.examples import Examples, fill_rows
 from rung.chat.formats import CHATML, LLAMA3, encode_conversations, teach_format
 from rung.chat.questions import ASKED, ask_about_python
@@ -300,7 +300,7 @@ class TestExamples:
         _, tokenizer = make_chat("llama3")
         encoded = encode_conversations(tokenizer, [ask("a", "the cat " * 40), ask("b", "no"), ask("c " * 99, "no")])
         examples = Examples(encoded, 32, tokenizer.pad_token_id, packed=True)
-        assert examples.cut == 2
+        assert (examples.cut, examples.left_out) == (1, 1)
         assert len(examples.pieces) == 2  # of the third nothing would be learned
         assert all(batch["input_ids"].shape == (32,) for batch in (examples[i] for i in range(len(examples))))
 
@@ -330,14 +330,63 @@ class TestConversations:
             ('{"messages": [{"role": ["user"], "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is said before"),
             ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half of a character"),
-            (json.dumps({"messages": ask("a", "b")}), "has 1 conversations"),
-            ("", "has 0 conversations"),
+            (json.dumps({"messages": ask("a", "b")}), "has 1 lines, 1 different conversation: at least 3"),
+            ("", "has 0 lines, 0 different conversations"),
         ],
     )
     def test_what_is_no_conversation_is_named(self, tmp_path, line, wrong):
         (tmp_path / "x.jsonl").write_text(line)
         with pytest.raises(CorpusError, match=wrong):
             load_conversations(str(tmp_path / "x.jsonl"))
+
+    @pytest.mark.parametrize(
+        ("row", "wanted"),
+        [
+            ({"instruction": "do 1", "input": "", "output": "done"}, ask("do 1", "done")),
+            ({"instruction": "do 1", "input": "it", "output": "done"}, ask("do 1\n\nit", "done")),
+            ({"prompt": "do 1", "completion": "done"}, ask("do 1", "done")),
+            ({"prompt": ask("a", "b")[:1], "completion": ask("a", "b")[1:]}, ask("a", "b")),
+            (
+                {"messages": [{"role": "developer", "content": "be"}, *ask("a", "b")]},
+                [{"role": "system", "content": "be"}, *ask("a", "b")],
+            ),
+            (
+                {"messages": ask([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "c")},
+                ask("ab", "c"),
+            ),
+            ({"messages": ask(" a\n", "    return 1\n")}, ask(" a\n", "    return 1\n")),  # a template may trim
+        ],
+        ids=str,
+    )
+    def test_other_forms_are_read(self, row, wanted):
+        assert read_conversation(row, "x") == wanted
+
+    @pytest.mark.parametrize(
+        "row",
+        [
+            {"messages": ask(None, "b")},
+            {"messages": ask([{"type": "image_url", "image_url": {"url": "x"}}], "b")},
+            {"messages": ask([{"type": "text", "text": None}], "b")},
+            {"prompt": "a", "completion": None},
+            {"instruction": 3, "output": "b"},
+            {"prompt": "a", "completion": "\ud83d"},
+        ],
+        ids=str,
+    )
+    def test_what_is_no_text_is_refused_by_its_place(self, row):
+        with pytest.raises(CorpusError, match="x, conversation 3: "):
+            read_conversation(row, "x, conversation 3")
+
+    def test_equal_conversations_are_dropped_and_counted(self, tmp_path, caplog):
+        caplog.set_level("INFO")
+        lines = [json.dumps({"messages": ask("hello", "world")})] * 100
+        (tmp_path / "x.jsonl").write_text("\n".join(lines))
+        with pytest.raises(CorpusError, match="100 lines, 1 different conversation: at least 3 are needed"):
+            load_conversations(str(tmp_path / "x.jsonl"))
+        more = [json.dumps({"messages": ask(f"hello {i}", "world")}) for i in range(9)]
+        (tmp_path / "x.jsonl").write_text("\n".join(lines + more))
+        load_conversations(str(tmp_path / "x.jsonl"))
+        assert "109 lines, 10 different conversations: of equal ones one is kept" in caplog.text
 
     def test_lines_end_where_json_lines_do(self, tmp_path):
         rows = [ask(f"one\u2028two\x85three {i}", "yes") for i in range(9)]
@@ -504,7 +553,7 @@ class TestTalk:
 
         with pytest.raises(KeyboardInterrupt):
             talk.answer("the cat", Sampling(max_new_tokens=30, temperature=1.0, top_p=1.0), hear)
-        assert talk.messages[-1] == {"role": "assistant", "content": "".join(heard).strip()}
+        assert talk.messages[-1] == {"role": "assistant", "content": "".join(heard)}
 
     def test_what_is_saved_is_gone_on_from(self, make_chat, tmp_path):
         talk = self.make(make_chat)

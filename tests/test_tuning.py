@@ -1,5 +1,6 @@
 """`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with, and talked to."""
 
+import copy
 import itertools
 import json
 import os
@@ -16,10 +17,12 @@ from test_cli import rung
 from typer.testing import CliRunner
 
 from rung import runs
+from rung.chat.formats import LLAMA3, teach_format
 from rung.chat.preference import (
     Preference,
     PreferenceSettings,
     hold_out,
+    keep_fitting,
     learn_preferences,
     preference_loss,
     read_preferences,
@@ -32,6 +35,7 @@ from rung.generate import Decoder, Sampling, generate
 from rung.models import load
 from rung.recipe import make_recipe
 from rung.recipe.making import execute, read_begun
+from rung.recipe.record import warn_unmoved
 from rung.recipe.tuning import Tuning, tune
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
@@ -245,6 +249,79 @@ def test_some_preferences_are_learned_and_some_asked(tmp_path):
     (tmp_path / "half.jsonl").write_text(line.replace('"b"', '"\\ud83d"'))
     with pytest.raises(CorpusError, match="half of a character"):
         read_preferences(tmp_path / "half.jsonl")
+
+
+def answered(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": [answered("user", [{"type": "text", "text": "a"}])], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", [{"type": "text", "text": "b"}])], "rejected": "c"},
+        {
+            "prompt": "a",
+            "chosen": [answered("user", "a"), answered("assistant", "b")],
+            "rejected": [answered("user", "a"), answered("assistant", "c")],
+        },
+        {
+            "chosen": [answered("user", "a"), answered("assistant", "b")],
+            "rejected": [answered("user", "a"), answered("assistant", "c")],
+        },
+    ],
+    ids=str,
+)
+def test_preferences_are_read_in_every_form(row, tmp_path):
+    other = {"prompt": "a", "chosen": "d", "rejected": "e"}
+    (tmp_path / "x.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n")
+    wanted = Preference(prompt=[answered("user", "a")], chosen="b", rejected="c")
+    assert read_preferences(tmp_path / "x.jsonl")[0] == wanted
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [answered("system", None), answered("user", "a")], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", None)], "rejected": "c"},
+        {"prompt": "a", "chosen": None, "rejected": "c"},
+        {"prompt": "a", "chosen": "b"},
+        {"chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", "b"), answered("user", "b")], "rejected": "c"},
+        ["a", "b", "c"],
+    ],
+    ids=str,
+)
+def test_what_is_no_preference_is_refused_by_its_place(row, tmp_path):
+    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{json.dumps(row)}\n')
+    with pytest.raises(CorpusError, match="x.jsonl, preference 2: "):
+        read_preferences(tmp_path / "x.jsonl")
+
+
+def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_tiny, caplog):
+    tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(make_tiny("llama3"))
+    teach_format(model, tokenizer, LLAMA3)
+
+    def prefer(asked, chosen):
+        return Preference(prompt=[answered("user", asked)], chosen=chosen, rejected="no")
+
+    short, other, cut, long = (prefer(*p) for p in (("a", "b"), ("a", "c"), ("a", "cat " * 99), ("cat " * 99, "b")))
+    assert keep_fitting(tokenizer, [short, long, cut, other], 64) == [short, cut, other]
+    assert "1 preferences are left out: an answer begins beyond 64 tokens" in caplog.text
+    assert "1 preferences are cut off after 64 tokens, 1 of them on one side" in caplog.text
+    with pytest.raises(CorpusError, match="begin within the 64 tokens that the model looks at"):
+        keep_fitting(tokenizer, [long, prefer("dog " * 99, "b")], 64)
+
+
+def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
+    model = copy.deepcopy(make_tiny("llama3"))
+    with warn_unmoved(model):
+        next(model.parameters()).data.add_(0.1)
+    assert "nothing was learned" not in caplog.text
+    with warn_unmoved(model):
+        pass
+    assert "nothing was learned: every weight is as it was" in caplog.text
 
 
 def test_the_loss_of_preferences_is_that_of_the_paper():

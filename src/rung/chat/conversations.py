@@ -5,6 +5,7 @@ A source without splits of its own is cut by a hash of each conversation, so tha
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,13 @@ from rung.corpus.files import hash_unit
 from rung.corpus.named import load_splits, parse_hub_name
 from rung.errors import CorpusError
 
+logger = logging.getLogger(__name__)
+
 DEFAULT = "python-qa"
 SPEAKERS = {  # ShareGPT's names, and those of the Hub's data sets
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
 HELD_OUT = 0.05  # for validation, and again for test
 FEWEST = 3
@@ -43,9 +46,10 @@ class Conversations:
 
 
 def load_conversations(source: str = DEFAULT) -> Conversations:
-    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; of OpenAI's `messages` or ShareGPT's `conversations`.
+    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; in one of the forms that `read_conversation` knows.
 
-    Raises `CorpusError` where it cannot be read, is no conversation, or has too few of them.
+    Of equal ones one is kept, and the log says so. Raises `CorpusError` where it cannot be read, is no conversation, or
+    has too few of them.
     """
     if source == DEFAULT:
         parts = ask_about_python()
@@ -54,9 +58,14 @@ def load_conversations(source: str = DEFAULT) -> Conversations:
         parts = {name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()}
     else:
         parts = {"train": list(_read_rows(read_values(Path(source).expanduser()), source))}
+    lines = len(parts["train"])
     parts = {name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()}
-    if len(parts["train"]) < FEWEST:
-        raise CorpusError(f"{source} has {len(parts['train'])} conversations: at least {FEWEST} are needed")
+    different = len(parts["train"])
+    count = f"{lines:,} lines, {different:,} different conversation{'s' * (different != 1)}"
+    if different < FEWEST:
+        raise CorpusError(f"{source} has {count}: at least {FEWEST} are needed")
+    if different < lines and source != DEFAULT:
+        logger.info("%s has %s: of equal ones one is kept", source, count)
     train, validation = parts.pop("train"), parts.pop("validation", [])
     if not validation:
         train, validation = _hold_out(train, 0)
@@ -109,12 +118,28 @@ def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
 def read_conversation(row: Any, where: str) -> Conversation:
     """The messages of one row, under OpenAI's names.
 
-    Raises `CorpusError` where there is none, or nothing that the assistant says, or nothing that it answers.
+    It is a list `messages` (OpenAI) or `conversations` (ShareGPT), a `prompt` and its `completion`, or an
+    `instruction`, perhaps with an `input`, and its `output` (Alpaca). Raises `CorpusError` where there is none, or
+    nothing that the assistant says, or nothing that it answers.
     """
-    found = (row.get("messages") or row.get("conversations")) if isinstance(row, dict) else None
-    if not isinstance(found, list):
-        raise CorpusError(f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT)")
-    conversation = [_read_message(message, where) for message in found]
+    fields = row if isinstance(row, dict) else {}
+    found = fields.get("messages") or fields.get("conversations")
+    if isinstance(found, list):
+        conversation = read_messages(found, where)
+    elif "prompt" in fields and "completion" in fields:
+        asked, said = (
+            read_side(fields[key], role, where) for key, role in (("prompt", "user"), ("completion", "assistant"))
+        )
+        conversation = [*asked, *said]
+    elif "instruction" in fields and "output" in fields:
+        parts = [*read_side(fields["instruction"], "user", where), *read_side(fields.get("input") or "", "user", where)]
+        question = "\n\n".join(part["content"] for part in parts if part["content"])
+        conversation = [{"role": "user", "content": question}, *read_side(fields["output"], "assistant", where)]
+    else:
+        raise CorpusError(
+            f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT), no `prompt` and `completion`, "
+            "no `instruction` and `output` (Alpaca)"
+        )
     if not any(message["role"] == "assistant" for message in conversation):
         raise CorpusError(f"{where}: the assistant says nothing in it, so there is nothing to learn")
     if not any(message["role"] == "assistant" for message in conversation[1:]):
@@ -122,16 +147,35 @@ def read_conversation(row: Any, where: str) -> Conversation:
     return conversation
 
 
+def read_side(said: Any, role: str, where: str) -> Conversation:
+    """A text that this role says, or messages.
+
+    Raises `CorpusError` where it is neither.
+    """
+    return read_messages(said if isinstance(said, list) else [{"role": role, "content": said}], where)
+
+
+def read_messages(found: list[Any], where: str) -> Conversation:
+    """The messages, under OpenAI's names, each content as it is written: a template may trim it, here nobody does.
+
+    Raises `CorpusError` for what is no message.
+    """
+    return [_read_message(message, where) for message in found]
+
+
 def _read_message(message: Any, where: str) -> dict[str, str]:
     fields = message if isinstance(message, dict) else {}
     role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        texts = [part.get("text") for part in content]
+        content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(role, str) or role not in SPEAKERS or not isinstance(content, str):
         raise CorpusError(
             f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of {', '.join(SPEAKERS)}, and "
-            "a text as its `content`"
+            "a text, or parts of the type text, as its `content`"
         )
     check_whole(content, where)
-    return {"role": SPEAKERS[role], "content": content.strip()}
+    return {"role": SPEAKERS[role], "content": content}
 
 
 def check_whole(text: str, where: str) -> None:

@@ -4,6 +4,7 @@ What counts is what the assistant says. Conversations that share a row do not se
 from zero, and its queries see only its own keys (Krell et al. 2021, section 3.2).
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,14 +19,16 @@ from rung.corpus import Corpus
 from rung.pack import IGNORED
 from rung.tokenizer import encode_documents
 
+logger = logging.getLogger(__name__)
+
 BYTES_A_TOKEN = 3  # roughly
 
 
 class Examples(Dataset[dict[str, Any]]):
     """Rows of up to `length` tokens, each with its targets; fetched a batch at a time.
 
-    A conversation that is longer is cut off at its end. With `packed` the rows are filled up, and a batch has
-    `position_ids` and an `attention_mask` (B, 1, T, T) too.
+    A conversation that is longer is cut off at its end, and left out where the assistant says nothing before. With
+    `packed` the rows are filled up, and a batch has `position_ids` and an `attention_mask` (B, 1, T, T) too.
     """
 
     def __init__(self, conversations: Sequence[Encoded], length: int, pad: int, *, packed: bool) -> None:
@@ -33,7 +36,12 @@ class Examples(Dataset[dict[str, Any]]):
         self.pad = pad
         self.packed = packed
         kept = [c for c in conversations if any(c.said[1 : length + 1])]
-        self.cut = sum(len(c.ids) > length + 1 for c in conversations)
+        self.left_out = len(conversations) - len(kept)
+        self.cut = sum(len(c.ids) > length + 1 for c in kept)
+        if self.left_out:
+            logger.warning("%d conversations are left out: no answer begins within %d tokens", self.left_out, length)
+        if self.cut:
+            logger.warning("%d conversations are longer than %d tokens, and are cut off there", self.cut, length)
         self.pieces = [_to_arrays(c, length) for c in kept]
         sizes = [len(inputs) for inputs, _ in self.pieces]
         self.rows = fill_rows(sizes, length) if packed else [[i] for i in range(len(sizes))]

@@ -1,6 +1,8 @@
 """Learning which of two answers is the better one: direct preference optimization (Rafailov et al. 2023)."""
 
 import functools
+import itertools
+import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rung.chat.conversations import check_whole, read_values
+from rung.chat.conversations import read_side, read_values
 from rung.chat.formats import Conversation, Encoded, encode_conversations
 from rung.corpus.files import hash_unit
 from rung.device import has_fast_bfloat16
 from rung.errors import CorpusError
 from rung.models import CausalModel
 from rung.pack import IGNORED
+
+logger = logging.getLogger(__name__)
 
 ROWS = 8  # pairs of a step
 FEWEST = 2
@@ -48,7 +52,8 @@ class PreferenceSettings:
 def read_preferences(path: Path) -> list[Preference]:
     """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have them.
 
-    Raises `CorpusError` where a line is none, or there are too few.
+    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Raises `CorpusError`
+    where a line is none, or there are too few.
     """
     rows = read_values(path, "preferences")
     found = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
@@ -72,19 +77,50 @@ def _name(preference: Preference) -> str:
 
 
 def _read(row: Any, where: str) -> Preference:
-    try:
-        prompt, chosen, rejected = row["prompt"], row["chosen"], row["rejected"]
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        found = Preference(
-            prompt=[{"role": str(m["role"]), "content": str(m["content"])} for m in messages],
-            chosen=chosen if isinstance(chosen, str) else chosen[-1]["content"],
-            rejected=rejected if isinstance(rejected, str) else rejected[-1]["content"],
+    fields = row if isinstance(row, dict) else {}
+    if not {"chosen", "rejected"} <= fields.keys():
+        raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages")
+    sides = [read_side(fields[name], "assistant", where) for name in ("chosen", "rejected")]
+    if "prompt" in fields:
+        prompt = read_side(fields["prompt"], "user", where)
+        sides = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in sides]
+    else:
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*(side[:-1] for side in sides), strict=False))
+        prompt = [message for message, _ in pairs]
+        sides = [side[len(prompt) :] for side in sides]
+    if not prompt:
+        raise CorpusError(f"{where}: it has no `prompt`, and `chosen` and `rejected` begin with no message in common")
+    if any([message["role"] for message in side] != ["assistant"] for side in sides):
+        raise CorpusError(f"{where}: `chosen` and `rejected` must each be one answer of the assistant to the prompt")
+    return Preference(prompt=prompt, chosen=sides[0][0]["content"], rejected=sides[1][0]["content"])
+
+
+def keep_fitting(
+    tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference], window: int | None
+) -> list[Preference]:
+    """Those whose answers both begin within what the model looks at; the log says what is left out or cut off.
+
+    Raises `CorpusError` where there are too few.
+    """
+    if window is None:
+        return list(preferences)
+    kept, cuts = [], []
+    for preference in preferences:
+        sides = _write(tokenizer, preference)
+        if all(any(said[1 : window + 1]) for _, said in sides):
+            kept.append(preference)
+            cuts.append(sum(len(ids) > window + 1 for ids, _ in sides))
+    if len(set(map(_name, kept))) < FEWEST:
+        raise CorpusError(
+            f"of {len(kept)} preferences both answers begin within the {window} tokens that the model looks at: "
+            f"at least {FEWEST} are needed; shorten what is asked"
         )
-    except (LookupError, TypeError) as error:
-        raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages") from error
-    for text in (*(message["content"] for message in found.prompt), found.chosen, found.rejected):
-        check_whole(text, where)
-    return found
+    if left_out := len(preferences) - len(kept):
+        logger.warning("%d preferences are left out: an answer begins beyond %d tokens", left_out, window)
+    if cut := sum(map(bool, cuts)):
+        one = cuts.count(1)
+        logger.warning("%d preferences are cut off after %d tokens, %d of them on one side", cut, window, one)
+    return kept
 
 
 def learn_preferences(
@@ -175,10 +211,14 @@ class _Steps(TrainerCallback):
 
 def _encode(tokenizer: PreTrainedTokenizerBase, preference: Preference, window: int | None) -> dict[str, Any]:
     """Both answers after the prompt; what is beyond the window is cut off."""
+    end = window and window + 1
+    return {"pair": [(ids[:end], said[:end]) for ids, said in _write(tokenizer, preference)]}
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, preference: Preference) -> list[tuple[list[int], list[bool]]]:
     answers = (preference.chosen, preference.rejected)
     said = [[*preference.prompt, {"role": "assistant", "content": answer}] for answer in answers]
-    encoded = encode_conversations(tokenizer, said)
-    return {"pair": [(e.ids[: window and window + 1], _mask_prompt(e)[: window and window + 1]) for e in encoded]}
+    return [(encoded.ids, _mask_prompt(encoded)) for encoded in encode_conversations(tokenizer, said)]
 
 
 def _mask_prompt(encoded: Encoded) -> list[bool]:

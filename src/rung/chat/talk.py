@@ -86,9 +86,9 @@ class Talk:
             self.messages.pop()
             raise
         except KeyboardInterrupt:
-            self.messages.append({"role": "assistant", "content": "".join(said).strip()})
+            self.messages.append({"role": "assistant", "content": "".join(said)})
             raise
-        self.messages.append({"role": "assistant", "content": made.text.strip()})
+        self.messages.append({"role": "assistant", "content": made.text})
         return made
 
     def make_room(self, wanted: int) -> list[int]:

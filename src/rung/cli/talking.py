@@ -141,7 +141,7 @@ class _Terminal:
                 if not self._obey(line):
                     return
             elif line.strip():
-                self._ask(line.strip())
+                self._ask(line)
 
     def _read(self) -> str | None:
         try:

@@ -1,8 +1,11 @@
 """What a run records: what it was made of, what training took, and how it was judged."""
 
+import logging
 import platform
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +28,8 @@ from rung.recipe.stages import Stage, Tell
 from rung.tokenizer import fingerprint, losses
 from rung.train import Trained
 
+logger = logging.getLogger(__name__)
+
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
 PROMPT_CHARACTERS = 120  # where words are as long as sentences, because no spaces part them
@@ -32,6 +37,20 @@ PASSAGES = 100  # training documents that one is sought in, where nothing was he
 SAMPLE_TOKENS = 100
 TAKES = "seconds"  # beside the marks that are kept: what the one that was left out would take
 LEAST_MARKING = 10.0  # seconds that lzma's second mark may take, however short the run is
+
+
+@contextmanager
+def warn_unmoved(model: CausalModel) -> Iterator[None]:
+    """Warn where training left every weight as it was: whoever reads the figures would not see it."""
+
+    def weigh() -> list[tuple[float, float]]:
+        weights = (parameter.detach().double() for parameter in model.parameters())
+        return [(weight.sum().item(), weight.norm().item()) for weight in weights]
+
+    before = weigh()
+    yield
+    if weigh() == before:
+        logger.warning("nothing was learned: every weight is as it was before")
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Making a chat model of a run: conversations, training on what the assistant says, and what that changed, honestly."""
 
-import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,6 +25,7 @@ from rung.chat.formats import CHATML, LLAMA3, Conversation, encode_conversations
 from rung.chat.preference import (
     PreferenceSettings,
     hold_out,
+    keep_fitting,
     learn_preferences,
     read_preferences,
     share_preferred,
@@ -39,7 +39,7 @@ from rung.models import TRANSFORMERS, CausalModel, count_parameters, find_rung, 
 from rung.recipe import check_positive, check_seed
 from rung.recipe.base import describe_base
 from rung.recipe.own import describe_places, find_again
-from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge
+from rung.recipe.record import describe_surroundings, describe_tokenizer, describe_training, judge, warn_unmoved
 from rung.recipe.scoring import read_own
 from rung.recipe.stages import Stage, Tell
 from rung.train import (
@@ -55,8 +55,6 @@ from rung.train import (
     train,
 )
 from rung.train.clock import now
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_MINUTES = 5.0
 ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}  # weights that have learned already
@@ -143,7 +141,8 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
         _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
     hooks = _hooks(begun.student, tell) if begun.student else NO_HOOKS
-    trained = train(model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks)
+    with warn_unmoved(model):
+        trained = train(model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks)
     return ranks.from_main(lambda: _finish(begun, trained, folder, tell))
 
 
@@ -190,12 +189,13 @@ def _prefer(
 ) -> bool:
     """Teach a chat model which of two answers is the better one; there is nothing to resume."""
     model, tokenizer = made
-    learned, held_out = hold_out(read_preferences(Path(plan.preference).expanduser()))
+    preferences = read_preferences(Path(plan.preference).expanduser())
     if not tokenizer.chat_template:
         raise RunError(
             f"{plan.base} answers nothing yet: first `rung tune {shlex.quote(plan.base)}`, "
             "then --preference on that run"
         )
+    learned, held_out = hold_out(keep_fitting(tokenizer, preferences, model.context_length))
     runs.make_folder(folder)
     corpus = read_own(plan.base, base) if "recipe" in base else None
     record = _describe(model, plan, base)
@@ -205,9 +205,12 @@ def _prefer(
         sides["before"] |= _score_text(model, tokenizer, corpus, tell)
     set_seed(plan.seed)
     settings = PreferenceSettings(seed=plan.seed)
-    learn_preferences(
-        model, tokenizer, learned, settings, lambda done, total: tell(Stage(name="preferring", done=done, total=total))
-    )
+
+    def on_step(done: int, total: int) -> None:
+        tell(Stage(name="preferring", done=done, total=total))
+
+    with warn_unmoved(model):
+        learn_preferences(model, tokenizer, learned, settings, on_step)
     runs.save_model(folder, model.eval(), tokenizer)
     sides["after"] = {"preferred": share_preferred(model, tokenizer, held_out)}
     record["scores"] = {}
@@ -264,7 +267,7 @@ def _begin(
     record["tokenizer"] = describe_tokenizer(student.tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
     tell(Stage(name="tokenizing"))
     examples = _encode(student, plan, record["rung"])
-    record["tune"] |= {"rows": len(examples), "cut": examples.cut}
+    record["tune"] |= {"rows": len(examples), "cut": examples.cut, "left_out": examples.left_out}
     runs.make_folder(folder)
     remove_leftovers(folder, alone=True)
     if not find_checkpoints(folder):
@@ -322,10 +325,7 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
         )
     if student.corpus:
         encoded += replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
-    examples = Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
-    if examples.cut:
-        logger.warning("%d conversations are longer than %d tokens, and are cut off there", examples.cut, length)
-    return examples
+    return Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
 
 
 def _hooks(student: _Student, tell: Tell) -> Hooks:
