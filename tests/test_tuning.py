@@ -373,6 +373,17 @@ def test_chat_works_piped(ground):
     assert [m["role"] for m in saved] == ["system", "user", "assistant"]
 
 
+def test_a_question_that_is_not_utf8_is_one_line(capsys):
+    from rung.cli.talking import _Terminal
+
+    terminal = _Terminal(None, None)  # nothing is asked
+    terminal._ask("caf\udce9?")
+    terminal._obey("/system caf\udce9")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "rung: the question is not UTF-8: byte 3 is 0xe9; write it in UTF-8"
+    assert second.startswith("rung: /system: /system is not UTF-8")
+
+
 def test_chat_with_what_was_never_tuned_says_what_to_do(ground):
     made = rung("chat", ground / "llama3")
     assert made.returncode == 2

@@ -158,7 +158,7 @@ class _Terminal:
         from rung.errors import RungError
 
         try:
-            self.talk.answer(question, self.sampling, print_text)
+            self.talk.answer(check_utf8("the question", question), self.sampling, print_text)
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)
@@ -184,7 +184,7 @@ class _Terminal:
             print(f"rung: unknown command /{escape_controls(name)}: /help lists them", file=sys.stderr)
             return True
         try:
-            known[name](rest.strip())
+            known[name](check_utf8(f"/{name}", rest.strip()))
         except (RungError, ValueError) as error:
             print(f"rung: /{name}: {escape_controls(str(error))}", file=sys.stderr)
         except OSError as error:  # which names a file that is written beside
