@@ -158,7 +158,8 @@ class _Terminal:
         from rung.errors import RungError
 
         try:
-            self.talk.answer(check_utf8("the question", question), self.sampling, print_text)
+            check_utf8("the question", question)
+            self.talk.answer(question, self.sampling, print_text)
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)
