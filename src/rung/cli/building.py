@@ -147,6 +147,7 @@ def train(
         str, typer.Option("--from", help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.")
     ] = "",
     lora: Annotated[int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what memory, disk and time it takes.")] = False,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
     began = time.perf_counter()  # of the minutes
@@ -173,7 +174,7 @@ def train(
     if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
         return ranks.from_main(lambda: _import_arpa(Path(from_), given, out))
-    return _make_run(*_plan_run(recipe, given, set_ or [], out, resume), began)
+    return (_foresee if dry_run else _make_run)(*_plan_run(recipe, given, set_ or [], out, resume), began)
 
 
 def _plan_run(
@@ -212,6 +213,21 @@ def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:
     if {"steps", "minutes"} & set(given):
         page = leave_length_open(page)
     return page | given
+
+
+def _foresee(recipe: Any, folder: Path, _began: float) -> None:
+    """Show what the run would take."""
+    from rung.cli.display import names_table
+    from rung.cli.progress import Display
+    from rung.cli.tables import show
+    from rung.recipe.foreseen import foresee
+
+    with Display() as display:
+        found = ranks.from_main(
+            lambda: foresee(recipe, folder, lambda stage: display.tell(recipe.rung, stage)),
+        )
+    if ranks.is_main():
+        show(names_table(f"{recipe.rung} takes, roughly", found))
 
 
 def _make_run(recipe: Any, folder: Path, began: float) -> None:

@@ -137,7 +137,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     tell(Stage(name="reading"))
     corpus = read_corpus(asdict(recipe))
     tell(Stage(name="read", note=corpus.describe()))
-    recipe = _complete(recipe, corpus)
+    recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
@@ -157,7 +157,7 @@ def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Re
     recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched, ready.began)
     if plan:
         tell(Stage(name="planned", note=plan.describe()))
-    return replace(ready, recipe=_choose_width(recipe, ready.tokenizer), plan=plan)
+    return replace(ready, recipe=choose_width(recipe, ready.tokenizer), plan=plan)
 
 
 def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
@@ -212,7 +212,7 @@ def check_unused(folder: Path) -> None:
         raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
 
 
-def _complete(recipe: Recipe, corpus: Corpus) -> Recipe:
+def complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     """The recipe with what it leaves open chosen for this corpus."""
     spec = dict(recipe.tokenizer)
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
@@ -260,7 +260,7 @@ def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
     return replace(ready, record=record)
 
 
-def _choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
+def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """The width for what is not timed, or has no law: as if it had the minutes that a run has by default."""
     if find_rung(recipe.rung).counts or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe

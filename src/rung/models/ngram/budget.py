@@ -67,9 +67,9 @@ class Counting:
         """What the engine may take of the memory: all but what this process has already, and what is done beside."""
         return max(LEAST[self.engine], self.memory_bytes - measure_process() - BESIDE[self.engine])
 
-    def find_least(self) -> int:
-        """The bytes that it cannot count in less than."""
-        return measure_process() + BESIDE[self.engine] + LEAST[self.engine]
+    def find_least(self, engine: str = "") -> int:
+        """The bytes that it, or another engine, cannot count in less than."""
+        return measure_process() + BESIDE[engine or self.engine] + LEAST[engine or self.engine]
 
     def check_memory(self) -> None:
         """Raise `RecipeError` for too little of it, before anything is done."""
