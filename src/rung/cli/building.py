@@ -161,8 +161,6 @@ def train(
         "documents": documents,
         "column": column,
         "encoding": encoding,
-        "steps": steps,
-        "minutes": minutes,
         "seed": seed,
         "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
         "carry_state": carry_state or None,
@@ -170,6 +168,7 @@ def train(
         "lora": lora,
         "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
     }
+    given |= {"steps": steps, "minutes": minutes}
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
     if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
