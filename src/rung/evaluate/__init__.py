@@ -375,12 +375,13 @@ def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[to
 
     with head.register_forward_pre_hook(keep) if head is not None else nullcontext():
         output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
-    nats, targets = [], rows[:, 1:].flatten()
+    targets = rows[:, 1:].flatten()
+    nats = torch.empty(len(targets), dtype=torch.float32)  # at once: small pieces between large ones keep memory
     at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # beside as many of a softmax
     for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
         logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
-        nats.append(F.cross_entropy(logits.float(), targets[part], reduction="none").cpu())
-    return torch.cat(nats).unflatten(0, (len(rows), width - 1)), output.past_key_values
+        nats[part] = F.cross_entropy(logits.float(), targets[part], reduction="none")
+    return nats.unflatten(0, (len(rows), width - 1)), output.past_key_values
 
 
 def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
