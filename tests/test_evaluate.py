@@ -288,6 +288,16 @@ def test_compressors_mark_repetition():
     assert after < compressor_marks([LONG])["lzma"] / 2
 
 
+def test_lzma_reads_the_end_of_the_train_text_before_the_test_text(monkeypatch):
+    monkeypatch.setattr("rung.evaluate.compressors.PRIMED_BYTES", 4000)
+    draw = numpy.random.default_rng(0)
+    first, last = ("".join(map(chr, draw.integers(32, 127, 4000))) for _ in range(2))
+    at_the_end, _ = mark_after_train([last], [first, last])
+    at_the_beginning, _ = mark_after_train([first], [first, last])
+    assert at_the_end < 0.5
+    assert at_the_beginning > 6
+
+
 def test_the_marks_of_documents_are_those_of_their_text():
     documents = [f"{i} {LONG[i:]}" for i in range(0, 400, 7)]
     text = "".join(documents).encode()

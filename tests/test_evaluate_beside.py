@@ -8,10 +8,11 @@ import torch
 from conftest import NEURAL, SENTENCES
 
 from rung.evaluate import prepare, score_documents, token_nats
-from rung.evaluate.beside import Pace
+from rung.evaluate.beside import Pace, compare
 from rung.evaluate.cache import cached_nats, score_cached
-from rung.evaluate.dynamic import Adaptation, Learner, score_dynamically
+from rung.evaluate.dynamic import SEGMENT, Adaptation, Learner, score_dynamically
 from rung.evaluate.mixing import fit_weights, mix_nats, score_mixture
+from rung.figures import find_interval
 
 LONG = " ".join(SENTENCES * 8)
 CHANGES = (
@@ -215,6 +216,58 @@ def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tok
         learner._step(Adaptation(learning_rate=0.1, decay=1e9))
         for weight, trained, rms in zip(learner.weights, learner.trained, learner.rms, strict=True):
             torch.testing.assert_close(weight, trained + (rms == 0))
+
+
+@pytest.mark.parametrize("name", ["rnn", "llama3"])
+def test_a_step_is_the_formula(name, make_tiny, tokenizer):
+    """Krause et al. 2018, section 4.2, with the mean rms as epsilon, by hand."""
+    with Learner(make_tiny(name)) as learner:
+        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        every = torch.cat([rms.double().flatten() for rms in learner.rms])
+        assert learner.mean_rms == pytest.approx(every.mean().item(), rel=1e-5)
+        for weight in learner.weights:
+            weight.data += 0.01
+            weight.grad = torch.randn_like(weight)
+        before = [weight.detach().clone() for weight in learner.weights]
+        learner._step(Adaptation(learning_rate=0.3, decay=0.02))
+        mean = every.mean().item()
+        facts = zip(learner.weights, before, learner.trained, learner.rms, strict=True)
+        for weight, start, trained, rms in facts:
+            pull = (0.02 * rms / mean).clamp(max=1) * (trained - start)
+            wanted = start - 0.3 * weight.grad / (rms + mean) + pull
+            torch.testing.assert_close(weight.detach(), wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_the_root_mean_square_is_that_of_the_segments_gradients(make_tiny, tokenizer):
+    model, documents = make_tiny("rnn"), documents_of(tokenizer, LONG)
+    with Learner(model) as learner:
+        learner.measure(documents, pace())
+        squares = []
+        for costs in learner._read(documents[0].ids):
+            gradients = torch.autograd.grad(costs.sum() / SEGMENT, learner.weights, allow_unused=True)
+            squares.append([0 if g is None else g**2 for g in gradients])
+        assert len(squares) > 2
+        for found, *each in zip(learner.rms, *squares, strict=True):
+            torch.testing.assert_close(found, torch.as_tensor(sum(each) / len(squares)).sqrt().expand_as(found))
+
+
+def test_the_difference_and_its_interval_are_of_paired_documents(tokenizer):
+    """What is hard for both blurs nothing: a gain of one bit a byte on every document has no width."""
+    documents = documents_of(tokenizer, *SENTENCES)
+    plain = [50.0 * (at + 1) for at in range(len(documents))]
+    rows = [(d, cost, cost - d.bytes * math.log(2)) for d, cost in zip(documents, plain, strict=True)]
+    found = compare(rows, {}, SENTENCES, 0.0)
+    assert (found.difference, found.difference_low, found.difference_high) == pytest.approx((-1, -1, -1))
+    assert found.high - found.low > 1
+    noise = [0.0, 3.0, -2.0, 1.0, 4.0]
+    rows = [(d, cost, cost + more * math.log(2)) for d, cost, more in zip(documents, plain, noise, strict=True)]
+    found, wanted = compare(rows, {}, SENTENCES, 0.0), find_interval(noise, [d.bytes for d in documents])
+    assert (found.difference_low, found.difference_high) == pytest.approx((wanted.low, wanted.high))
+    assert found.difference == pytest.approx(sum(noise) / sum(d.bytes for d in documents))
+    assert found.validation_bytes == sum(len(text.encode()) for text in SENTENCES)
+    assert found.nats == pytest.approx(sum(plain) + sum(noise) * math.log(2))
+    assert found.token_perplexity == pytest.approx(math.exp(found.nats / sum(len(d.ids) - 1 for d in documents)))
+    assert found.word_perplexity == pytest.approx(math.exp(found.nats / sum(d.words for d in documents)))
 
 
 def costs_of_all_kinds(make_tiny, tokenizer, text):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import numpy
 import pytest
@@ -17,6 +18,7 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.pytorch_utils import Conv1D
 
 from rung import compiled, runs
 from rung.errors import RecipeError, RunError
@@ -134,8 +136,29 @@ def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokeniz
             exact = model(rows).logits[:, -1]
             assert 1e-5 < (rounded - exact).abs().max() < 0.2 * exact.abs().max()
     assert all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
-    cost = rounding_cost(model, tokenizer, SENTENCES[0], find_rounding(weights))
-    assert cost != 0 and abs(cost) < 1
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_what_rounding_costs_is_what_the_rounded_model_costs_more(name, weights, make_tiny, tokenizer):
+    model = shake(make_tiny(name, hidden_size=40)).eval()
+    rounded = copy.deepcopy(model)
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear | Conv1D):
+            axis = 1 if isinstance(module, torch.nn.Linear) else 0  # that a row of inputs runs along
+            weight = module.weight.detach()
+            scale = weight.abs().amax(axis, keepdim=True) / 127
+            exact = weight.bfloat16().float() if weights == "bfloat16" else (weight / scale).round() * scale
+            module.weight = torch.nn.Parameter(exact)
+    row = torch.tensor([[tokenizer.bos_token_id, *tokenizer(SENTENCES[0], add_special_tokens=False).input_ids]])
+    with torch.no_grad():
+        nats = [
+            -m(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None]).sum().item() for m in (model, rounded)
+        ]
+    wanted = (nats[1] - nats[0]) / math.log(2) / len(SENTENCES[0].encode())
+    assert abs(wanted) > 1e-5
+    found = rounding_cost(model, tokenizer, SENTENCES[0], find_rounding(weights))
+    assert found == pytest.approx(wanted, abs=1e-5, rel=1e-2)
 
 
 @pytest.mark.conditions
