@@ -24,7 +24,8 @@ COMMANDS = """/reset          forget what was said
 def tune(
     run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")] = "",
     data: Annotated[
-        str, typer.Argument(help="JSON lines of `messages` or `conversations`, hf:ORG/NAME; python-qa by default.")
+        str,
+        typer.Argument(help="JSON lines: messages, Alpaca, prompt and completion; hf:ORG/NAME; python-qa by default."),
     ] = "",
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="From beginning to end; 5 by default.")] = None,
