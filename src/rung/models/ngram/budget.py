@@ -28,9 +28,9 @@ LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
 class Counting:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
-    The memory is the process's while it counts, with all that Python and torch take of it. What the engine writes goes
-    into `folder`, by default the system's for temporary files (`TMPDIR`). Raises `RecipeError` for an unknown engine,
-    one that is not installed, or an amount that is none.
+    The memory is what the process allocates while it counts, with all that Python and torch take of it; files that are
+    mapped into memory come on top. What the engine writes goes into `folder`, by default the system's for temporary
+    files (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is none.
     """
 
     engine: str = ""
