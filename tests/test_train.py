@@ -190,6 +190,22 @@ def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(name, timed, tm
     assert 3 <= len(machine.evaluated) - 2 <= 8
 
 
+@pytest.mark.parametrize(("first", "measured"), [(3.0, 1.0), (9.0, 9.0)])
+def test_the_step_that_is_measured_is_a_warm_one(first, measured, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    """Of a few seconds for measuring: neither what comes before the first step, nor that one, unless it took long."""
+    machine = Machine(monkeypatch, lambda time: first if time < first else 1.0)
+    build = rung.train._Trainer.__init__
+
+    def build_slowly(*args):
+        build(*args)
+        machine.wait(1000.0)  # until all processes are there
+
+    monkeypatch.setattr("rung.train._Trainer.__init__", build_slowly)
+    machine.wait(-1000.0)
+    settings = settings_of(steps=None, minutes=1.5)
+    assert rung.train.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings) == measured
+
+
 def test_what_follows_training_is_left_time_for(timed, monkeypatch):
     """Scoring that is twenty evaluations' work, from a beginning ten seconds ago."""
     machine = Machine(monkeypatch, 0.5, look=1.0)

@@ -88,20 +88,29 @@ class Pace:
 
 
 class Stopwatch(TrainerCallback):
-    """Times steps, the first ones left out, until enough time has passed; so many seconds at the `most`."""
+    """Times steps, the first ones left out, until enough time has passed; so many seconds at the `most`.
+
+    The first one is slower by half or more, so a second is taken unless the first took `most` twice. What comes before
+    it (the Trainer is built, the processes meet) is no part of it.
+    """
 
     WARM_UP = 2
 
     def __init__(self, enough: float, most: float) -> None:
         self.enough = enough  # seconds
         self.most = most
+        self.times: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The first step begins here."""
         self.times = [now()]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Note the time, and stop when it is enough, all processes at once."""
         self.times.append(now())
-        took = self.times[-1] - self.times[0]
-        enough = took > self.most or (took > self.enough and len(self.times) > self.WARM_UP + 2)
+        took, steps = self.times[-1] - self.times[0], len(self.times) - 1
+        too_long = took > self.most and (steps > 1 or took > 2 * self.most)
+        enough = too_long or (took > self.enough and steps > self.WARM_UP + 1)
         control.should_training_stop = any(ranks.agree(enough))
 
     def seconds_per_step(self) -> float:
