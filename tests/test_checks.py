@@ -8,7 +8,7 @@ import transformers
 from conftest import TINY
 
 from rung.errors import RecipeError, RunError, RungError
-from rung.models import build_model, load, make_config
+from rung.models import build_model, config_fields, load, make_config
 from rung.models.checks import MOST, check_config
 from rung.models.llama3 import LlamaForCausalLM
 
@@ -69,6 +69,28 @@ def test_a_recipe_cannot_ask_for_it(case, tokenizer):
     with pytest.raises(RecipeError, match=re.escape(message)) as caught:
         make_config(name, tokenizer, {**TINY[name], **settings})
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in TINY for key in ("hidden_size", "vocab_size")])
+def test_a_field_set_to_nothing_is_refused(name, key, tokenizer):
+    """As `--set hidden_size=$UNSET` gives it."""
+    if key not in config_fields(name):
+        pytest.skip(f"{name} has no {key}")
+    with pytest.raises(RecipeError, match=f"model.{key} has no value: give one, or leave it out"):
+        make_config(name, tokenizer, {key: None})
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_attention_heads", "hidden_act", "rms_norm_eps"])
+def test_of_llama_no_field_that_counts_may_be_nothing(key, tokenizer):
+    with pytest.raises(RecipeError, match=f"model.{key} has no value"):
+        make_config("llama3", tokenizer, {key: None})
+    assert make_config("llama3", tokenizer, {"num_key_value_heads": None}).num_key_value_heads
+
+
+def test_an_odd_width_has_one_head_or_is_refused(tokenizer):
+    assert make_config("gpt2", tokenizer, {"hidden_size": 7}).n_head == 1
+    with pytest.raises(RecipeError, match="an attention head is 31 wide"):
+        make_config("llama3", tokenizer, {"hidden_size": 31})
 
 
 @pytest.mark.parametrize("case", CASES)

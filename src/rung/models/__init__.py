@@ -113,6 +113,7 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[st
     if key := next((key for key in settings if key not in known), None):
         near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
+    _check_given(rung.config, settings)
     check_numbers(settings, "model.")  # before shapes are computed with them
     own = {"vocab_size": count_ids(tokenizer)} | {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     check_against_tokenizer(settings, own)
@@ -223,12 +224,20 @@ def read_folder(folder: Path) -> PreTrainedConfig:
     return config
 
 
+def _check_given(config: type[PreTrainedConfig], settings: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a field set to nothing, as by `key=$UNSET`, that may not be left open."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for key, value in settings.items():
+        if value is None and defaults.get(config.attribute_map.get(key, key)) is not None:
+            raise RecipeError(f"model.{key} has no value: give one, or leave it out")
+
+
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """Heads of 64 channels, one key-value head for two query heads, SwiGLU as large as a GELU layer of 4 D."""
     width = wanted["hidden_size"]
     if "num_attention_heads" not in wanted:
         heads = max(1, width // HEAD_SIZE)
-        wanted["num_attention_heads"] = next(h for h in range(heads, 0, -1) if width % (2 * h) == 0)
+        wanted["num_attention_heads"] = next((h for h in range(heads, 0, -1) if width % (2 * h) == 0), 1)
     if name != "gpt2":
         heads = wanted["num_attention_heads"]
         wanted.setdefault("num_key_value_heads", heads // 2 if heads % 2 == 0 else heads)
