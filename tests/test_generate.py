@@ -562,6 +562,8 @@ def test_beams_find_a_likelier_text_than_greed(make_tiny, tokenizer):
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": -0.1}, r"top_p is -0.1: it must be in \[0, 1\]"),
         ({"num_beams": 0}, "num_beams is 0"),
+        ({"seed": 2**64}, "seed is 18446744073709551616: it must be a whole number from -9223372036854775808 to"),
+        ({"seed": 1.5}, "seed is 1.5: it must be a whole number"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):

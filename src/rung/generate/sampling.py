@@ -43,11 +43,13 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 <= self.top_p <= 1,
             "num_beams": self.num_beams >= 1,
+            "seed": isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64,  # what torch takes
         }
+        special = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in [0, 1]"}
+        special["seed"] = f"a whole number from {-(2**63)} to {2**64 - 1}"
         for name, holds in bounds.items():
             if not holds:
-                wanted = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in [0, 1]"}.get(name, "1 or more")
-                raise RecipeError(f"{name} is {getattr(self, name)}: it must be {wanted}")
+                raise RecipeError(f"{name} is {getattr(self, name)}: it must be {special.get(name, '1 or more')}")
         if "" in self.stop:
             raise RecipeError("stop is an empty text: it would end before the first token; leave it out")
 
