@@ -1,13 +1,14 @@
 """The switches on the ruler: mixing, the cache and dynamic evaluation give codes too, each beside the plain score."""
 
 import math
+from types import SimpleNamespace
 
 import numpy
 import pytest
 import torch
 from conftest import NEURAL, SENTENCES
 
-from rung.evaluate import prepare, score_documents, token_nats
+from rung.evaluate import Document, beside, prepare, score_documents, token_nats
 from rung.evaluate.beside import Pace, compare
 from rung.evaluate.cache import cached_nats, score_cached
 from rung.evaluate.dynamic import SEGMENT, Adaptation, Learner, score_dynamically
@@ -268,6 +269,48 @@ def test_the_difference_and_its_interval_are_of_paired_documents(tokenizer):
     assert found.nats == pytest.approx(sum(plain) + sum(noise) * math.log(2))
     assert found.token_perplexity == pytest.approx(math.exp(found.nats / sum(len(d.ids) - 1 for d in documents)))
     assert found.word_perplexity == pytest.approx(math.exp(found.nats / sum(d.words for d in documents)))
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_switchs_figures_are_the_rulers(monkeypatch):
+    """By hand, of documents with an unknown word and dropped text, which cost their spelling under both."""
+    documents = [
+        Document([0, 5, 6, 1], 40, 3, ["héron"], [], ()),
+        Document([0, 7, 1], 30, 2, [], ["日"], ()),
+        Document([0, 5, 1], 20, 1, [], [], ()),
+    ]
+    plain, nats, spelling = [20.0, 9.0, 1.0], [18.0, 12.0, 0.5], [7 * math.log(257), 4 * math.log(257), 0.0]
+    monkeypatch.setattr(beside, "time", SimpleNamespace(perf_counter=lambda: 5.0))
+    found = compare(zip(documents, plain, nats, strict=True), {"theta": 0.5}, ["é", "a"], 2.0)
+    costs = [cost + more for cost, more in zip(nats, spelling, strict=True)]
+    assert found.nats == pytest.approx(sum(costs))
+    assert found.bits_per_byte == pytest.approx(sum(costs) / math.log(2) / 90)
+    assert found.difference == pytest.approx((sum(nats) - sum(plain)) / math.log(2) / 90)
+    wanted = find_interval([cost / math.log(2) for cost in costs], [40, 30, 20])
+    assert wanted.low < 0 == found.low
+    assert found.high == pytest.approx(wanted.high)
+    assert found.log10_word_perplexity == pytest.approx(sum(costs) / 6 / math.log(10))
+    assert found.log10_token_perplexity == pytest.approx(sum(costs) / 7 / math.log(10))
+    assert (found.seconds, found.validation_bytes) == (3.0, 3)
+    assert found.as_dict()["theta"] == 0.5 and found.as_dict()["nats"] == found.nats
+    for other in (math.inf, 12.0):  # the plain model, and perhaps the switch too, gives one document no probability
+        found = compare(zip(documents, [20.0, math.inf, 1.0], [18.0, other, 0.5], strict=True), {}, [], 2.0)
+        assert (found.difference, found.difference_low, found.difference_high) == (None, None, None)
+        assert (found.nats == math.inf) == (other == math.inf) == (found.high is None)
+
+
+def test_how_far_a_switch_is_is_told_in_documents_and_tokens(monkeypatch):
+    clock = SimpleNamespace(now=10.0)
+    monkeypatch.setattr(beside, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    heard = []
+    pace = Pace(lambda *what: heard.append(what), "mix", 2)
+    pace.step(5)  # at once: nothing is divided by zero
+    documents = [Document(list(range(size)), 1, 1, [], [], ()) for size in (1006, 3)]
+    for document, found in pace.follow((document, document.ids) for document in documents):
+        assert found is document.ids
+        clock.now += 0.5
+    assert heard[0][:3] == ("mix", 0, 2)
+    assert heard[1:] == [("mix", 1, 2, "2,020 tokens/s"), ("mix", 2, 2, "1,012 tokens/s")]
 
 
 def costs_of_all_kinds(make_tiny, tokenizer, text):
