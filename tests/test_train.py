@@ -325,6 +325,36 @@ def test_muon_steps_as_torchs_own(shape):
         theirs.data.copy_(ours.data)
 
 
+def test_a_fused_matrix_steps_as_its_parts_would_and_what_has_no_gradient_stays():
+    generator = torch.Generator().manual_seed(0)
+    draws = {0: torch.randn(3, 18, 6, generator=generator), 1: torch.randn(3, 6, 18, generator=generator)}
+    fused = [nn.Parameter(draw[0].clone()) for draw in draws.values()]
+    parts = [[nn.Parameter(part.clone()) for part in draw[0].split(6, dim=axis)] for axis, draw in draws.items()]
+    still, vector = nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(6))
+    options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "dtype": torch.float32}
+    groups = [{"params": [*fused, still], "muon": True}, {"params": [vector]}]  # nothing decays unless it is asked
+    one = Muon(groups, **options)
+    other = Muon([{"params": [*parts[0], *parts[1]], "muon": True, "weight_decay": 0.0}], **options)
+    for step in (1, 2):
+        for axis, draw in draws.items():
+            fused[axis].grad = draw[step].clone()
+            for part, gradient in zip(parts[axis], draw[step].split(6, dim=axis), strict=True):
+                part.grad = gradient.clone()
+        one.step()
+        other.step()
+    for axis in draws:
+        torch.testing.assert_close(fused[axis], torch.cat(parts[axis], dim=axis))
+    assert (still == 1).all() and (vector == 1).all()
+
+
+def test_each_matrix_of_a_batch_is_orthogonalized_alone():
+    sizes = torch.tensor([1.0, 100.0, 0.01, 0.0])[:, None, None]
+    matrices = sizes * torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalize(matrices), alone)
+    assert (alone[3] == 0).all()
+
+
 def test_the_pace_rises_stays_and_falls():
     assert Pace(1)(1) == 0  # a run of one step looks one ahead
     pace = Pace(100)
@@ -342,6 +372,32 @@ def test_the_pace_rises_stays_and_falls():
     pace = Pace(1000)
     pace.move_end(10, 100)  # a machine that is ten times slower warms up in a tenth of the steps
     assert (pace(10), pace(75)) == (1.0, 0.5)
+
+
+def test_the_pace_is_its_formula_at_every_step():
+    assert [Pace(2)(step) for step in range(4)] == [0.5, 1.0, 0.0, 0.0]
+    pace = Pace(100)
+    assert [pace(step) for step in range(7)] == [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0]
+    assert [pace(step) for step in (49, 50, 75, 99, 100, 110)] == [1.0, 1.0, 0.5, 0.02, 0.0, 0.0]
+    pace.move_end(75, 150)  # its half is now, half way down
+    assert [pace(step) for step in (75, 90, 150)] == [0.5, 0.4, 0.0]
+    pace = Pace(100)
+    pace.move_end(3, 5)  # within the warm-up, which was then too long
+    assert [pace(step) for step in (3, 4, 5)] == [1.0, 0.5, 0.0]
+    for warm_up, steps in ((10.0, 10), (1.0, 1), (0.25, 25), (0.001, 1), (0.0, 0)):
+        assert Pace(100, warm_up).warm_up == steps
+
+
+def test_the_share_of_a_run_grows_to_one_wherever_its_end_is_moved():
+    pace = Pace(100)
+    assert [pace.share(step) for step in (0, 3, 5, 24, 100, 200)] == [0.0, 0.0, 0.0, 0.2, 1.0, 1.0]
+    assert Pace(100, 0.0).share(25) == 0.25
+    factor = pace.follow(lambda at: at)
+    assert [factor(step) for step in (0, 2, 5, 24)] == [0.0, 0.4, 0.0, 2000.0]
+    pace.move_end(43, 81)
+    assert [pace.share(step) for step in (43, 62, 81, 90)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
+    pace.move_end(62, 62)
+    assert pace.share(62) == pytest.approx(0.7)
 
 
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
