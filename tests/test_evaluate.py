@@ -1,6 +1,7 @@
 """The ruler: each token once, each byte charged, and nothing a tokenizer can hide."""
 
 import bz2
+import itertools
 import lzma
 import math
 import zlib
@@ -289,13 +290,16 @@ def test_compressors_mark_repetition():
 
 
 def test_lzma_reads_the_end_of_the_train_text_before_the_test_text(monkeypatch):
-    monkeypatch.setattr("rung.evaluate.compressors.PRIMED_BYTES", 4000)
+    monkeypatch.setattr("rung.evaluate.compressors.PRIMED_BYTES", 10_000)
     draw = numpy.random.default_rng(0)
-    first, last = ("".join(map(chr, draw.integers(32, 127, 4000))) for _ in range(2))
+    first, last = ("".join(map(chr, draw.integers(32, 127, 10_000))) for _ in range(2))
     at_the_end, _ = mark_after_train([last], [first, last])
     at_the_beginning, _ = mark_after_train([first], [first, last])
     assert at_the_end < 0.5
     assert at_the_beginning > 6
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 20_000}]
+    sizes = [len(lzma.compress(text.encode(), lzma.FORMAT_RAW, filters=filters)) for text in (last, last + first)]
+    assert at_the_beginning == pytest.approx(8 * (sizes[1] - sizes[0]) / len(first), rel=1e-3)
 
 
 def test_the_marks_of_documents_are_those_of_their_text():
@@ -334,6 +338,18 @@ def test_lzma_reads_documents_in_batches(monkeypatch):
     assert 40 / 4 < wide.reads <= 40  # no more at a time than are wanted in memory
 
 
+def test_lzma_looks_back_over_both_texts_up_to_a_limit(monkeypatch):
+    monkeypatch.setattr(compressors.lzma, "LZMACompressor", lambda _, filters: filters[0]["dict_size"])
+    assert [compressors._begin_lzma(size) for size in (10, 10_000, 2**40)] == [4096, 10_000, 2**26]
+
+
+@pytest.mark.parametrize(
+    ("limit", "end"), [(0, b""), (1, b"cc"), (2, b"cc"), (3, b"bbcc"), (5, b"aabbcc"), (9, b"aabbcc")]
+)
+def test_the_end_of_documents_is_of_whole_ones(limit, end):
+    assert compressors._end_of(["aa", "bb", "cc"], limit) == end
+
+
 def test_lzma_is_left_out_where_it_takes_too_long(monkeypatch):
     """By a clock of our own: a second for each thing that it is given."""
     seconds = iter(range(1000))
@@ -346,6 +362,18 @@ def test_lzma_is_left_out_where_it_takes_too_long(monkeypatch):
     mark, takes = mark_after_train(["abc"], train, 300.0, lambda *read: heard.append(read))
     assert mark is not None and takes > 90
     assert heard[-1] == (100_003, 100_003)
+    assert mark_after_train(["abc"], train, 300.0)[1] == takes  # whatever the clock's hour was
+
+
+def test_a_slow_start_is_no_proof_that_lzma_takes_too_long(monkeypatch):
+    """Nine seconds for the first hundredth and none for the rest: a tenth of the hundred had not gone by."""
+    monkeypatch.setattr(compressors, "FED_BYTES", 1000)
+    for first, is_given in ((9, True), (11, False)):
+        hours = itertools.chain([1000], itertools.repeat(1000 + first))
+        monkeypatch.setattr(compressors, "now", lambda hours=hours: next(hours))
+        mark, takes = mark_after_train(["abc"], ["0123456789" * 5000], 100.0)
+        assert (mark is not None) == is_given
+        assert takes == pytest.approx(first if is_given else 11 * 100_003 / 1000)
 
 
 def test_an_empty_line_is_a_sentence_for_kenlm_alone():

@@ -25,7 +25,7 @@ from rung.errors import RecipeError, RunError
 from rung.generate import Decoder, Sampling, continue_tokens, find_ends, generate, generate_batch, make_draft, native
 from rung.generate.decoder import write_tokens
 from rung.generate.pieces import Pieces
-from rung.generate.rounding import find_rounding, rounding_cost
+from rung.generate.rounding import find_rounding, round_to_int8, rounding_cost
 from rung.generate.sampling import choose, find_shares
 from rung.generate.speculative import NgramDraft, PromptDraft
 from rung.models import LADDER, make_config
@@ -159,6 +159,25 @@ def test_what_rounding_costs_is_what_the_rounded_model_costs_more(name, weights,
     assert abs(wanted) > 1e-5
     found = rounding_cost(model, tokenizer, SENTENCES[0], find_rounding(weights))
     assert found == pytest.approx(wanted, abs=1e-5, rel=1e-2)
+
+
+def test_whole_numbers_are_the_nearest_of_each_rows_own_scale():
+    weight = torch.tensor([[1.0, -12.7, 6.36, 0.04], [0.0, 0.0, 0.0, 0.0], [0.254, 0.001, -0.02, 0.1]])
+    whole, scale = round_to_int8(weight)
+    assert whole.tolist() == [[10, -127, 64, 0], [0, 0, 0, 0], [127, 0, -10, 50]]
+    assert scale[[0, 2]].tolist() == pytest.approx([0.1, 0.002])
+    half = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for found, wanted in zip(round_to_int8(half), round_to_int8(half.float()), strict=True):
+        assert torch.equal(found, wanted)  # nothing is computed in the precision of the weights
+    assert find_rounding("") is None
+
+
+def test_what_rounding_costs_is_of_one_window_and_its_text(make_tiny, tokenizer):
+    model = shake(make_tiny("llama3", max_position_embeddings=16)).eval()
+    long = " ".join(SENTENCES)
+    ids = tokenizer(long, add_special_tokens=False).input_ids[:15]
+    found = rounding_cost(model, tokenizer, long, torch.int8)
+    assert found == pytest.approx(rounding_cost(model, tokenizer, tokenizer.decode(ids), torch.int8)) != 0
 
 
 @pytest.mark.conditions
