@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -132,7 +133,46 @@ def test_one_that_fails_takes_the_others_with_it(two):
     for found in two[:2]:
         assert found["heard"][0] == "RunError: the second has a cold"
     assert two[0]["heard"][1] == "IndexError: list index out of range"
-    assert two[1]["heard"][1] == "RuntimeError: IndexError: list index out of range"
+    assert two[1]["heard"][1] == "OtherProcessError: IndexError: list index out of range"
+
+
+class Line:
+    """What two processes tell each other, without a second one: pickled, as it travels."""
+
+    def __init__(self, monkeypatch):
+        self.number = self.other = None
+        for name, value in {"count": lambda: 2, "number": lambda: self.number, "_group": lambda: None}.items():
+            monkeypatch.setattr(ranks, name, value)
+        monkeypatch.setattr(ranks, "_distributed", lambda: self)
+
+    def all_gather_object(self, errors, mine, group):
+        errors[self.number], errors[1 - self.number] = mine, self.other
+        errors[:] = [pickle.loads(pickle.dumps(error)) for error in errors]
+
+    def fail(self, number, error, other=None):
+        """What process `number` raises where `error` is raised in it, and `other` told by the other one."""
+        self.number, self.other = number, other
+
+        def make():
+            if error:
+                raise error
+
+        with pytest.raises(BaseException) as caught:
+            ranks.together(make)
+        return caught.value
+
+
+def test_an_error_is_told_as_it_is_however_often_it_is_passed_on(monkeypatch):
+    line, wrong = Line(monkeypatch), IndexError("out of range")
+    assert line.fail(1, wrong) is wrong
+    assert wrong.__cause__ is None
+    told = line.fail(0, None, other=ranks._portable(wrong))
+    again = line.fail(1, None, other=ranks._portable(told))
+    for error in (told, again, line.fail(0, told), line.fail(0, again)):
+        assert str(error) == "IndexError: out of range"
+        assert error.__cause__ is None
+    missing = line.fail(0, None, other=ranks._portable(FileNotFoundError(2, "No such file", "my.txt")))
+    assert (type(missing), missing.filename) == (FileNotFoundError, "my.txt")
 
 
 def test_the_command_speaks_once(two, ground):

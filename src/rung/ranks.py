@@ -20,6 +20,10 @@ PATIENCE = 10.0  # seconds in which the launcher ends the other processes once o
 LONGEST_WAIT = timedelta(weeks=4)  # for the main process, while it reads and tokenizes
 
 
+class OtherProcessError(RuntimeError):
+    """What went wrong in another process, that no user can mend: the kind of the error and its message."""
+
+
 def count() -> int:
     """How many processes train together, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
@@ -79,9 +83,9 @@ def together(make: Callable[[], T]) -> T:
         error = caught
     errors: list[Any] = [None] * count()
     _distributed().all_gather_object(errors, _portable(error) if error else None, group=_group())
-    first = next((e for e in errors if e is not None), None)
-    if first is not None:
-        raise first from error
+    failed = next((rank for rank, told in enumerate(errors) if told is not None), None)
+    if failed is not None:
+        raise error if error and failed == number() else errors[failed] from None
     return made  # type: ignore[return-value]
 
 
@@ -149,5 +153,7 @@ def _portable(error: BaseException) -> BaseException:
     if isinstance(error, RungError | KeyboardInterrupt):
         return type(error)(*error.args)
     if isinstance(error, OSError):
-        return OSError(*error.args)
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        return OSError(*error.args, *((error.filename,) if error.filename else ()))
+    if isinstance(error, OtherProcessError):  # it has been told once
+        return error
+    return OtherProcessError(f"{type(error).__name__}: {error}")
