@@ -318,6 +318,10 @@ MISTAKES = {
     "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
     "resume": (["train", "--out", "b", "--resume"], "b is finished"),
     "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"], "own recipe: --set: leave it out"),
+    "resume with a batch": (["train", "--out", "b", "--resume", "--set", "global_batch_size=4"], "b is finished"),
+    "resume with a batch and more": (
+        ["train", "--out", "b", "--resume", "--set", "global_batch_size=4", "--set", "steps=9"], "--set: leave it out"
+    ),
     "resume with a seed": (["train", "--out", "b", "--resume", "--seed", "0"], "own recipe: --seed: leave it out"),
     "tune on with a seed": (["tune", "--out", "l", "--resume", "--seed", "1"], "as the run was begun: --seed: leave"),
     "preference": (["tune", "l", "--preference", "p.jsonl", "--steps", "3"], "leave out DATA, --minutes, --steps and"),

@@ -10,6 +10,7 @@ from rung import runs
 from rung.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError, RungError
 from rung.figures import AFTER_TRAIN
+from rung.pack import Blocks
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.recipe.dial import suggest_parameters
 from rung.recipe.making import check_unused, execute, read_begun
@@ -18,6 +19,7 @@ from rung.recipe.scoring import evaluate_run
 from rung.recipe.switches import choose_fitting
 from rung.recipe.text import prepare_tokenizer
 from rung.tokenizer import fingerprint
+from rung.train.order import Order
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
@@ -304,6 +306,49 @@ def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
     ]
     assert execute(read_begun(tmp_path / "run"), tmp_path / "run")
     assert runs.is_finished(tmp_path / "run")
+
+
+def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp_path, monkeypatch):
+    """Killed before and behind the next checkpoint: each row is read once, and the record says from where on."""
+    read, fetch = [], Blocks.__getitems__
+    monkeypatch.setattr(Blocks, "__getitems__", lambda blocks, rows: read[-1].extend(rows) or fetch(blocks, rows))
+    page = {"rung": "gpt2", "corpus": text, "steps": 9, "global_batch_size": 8, "model": QUICK["model"]}
+    train = {"save_steps": 2, "logging_steps": 1, "eval_steps": 9}
+    run = tmp_path / "run"
+    read.append([])
+    stop_at(5, make_recipe(page | {"train": train}), run)
+    with monkeypatch.context() as three, pytest.raises(RunError, match="8 rows a step, which 3 processes cannot") as no:
+        three.setattr("rung.ranks.count", lambda: 3)
+        three.setattr("rung.ranks.command", lambda: "torchrun -m rung")
+        read_begun(run)
+    assert f"`torchrun -m rung train --out {run} --resume --set global_batch_size=9`" in str(no.value)
+    for batch, step in ((12, 5), (9, 8)):
+        read.append([])
+        stop_at(step, read_begun(run, batch), run)
+    read.append([])
+    assert execute(read_begun(run), run)
+    record = runs.read_record(run)
+    assert record["recipe"]["global_batch_size"] == 9
+    assert record["batches"] == [{"from_step": 0, "global_batch_size": 8}, {"from_step": 4, "global_batch_size": 9}]
+    in_order = read[0][:32] + read[2][:18] + read[3][:27]  # to the checkpoints of the steps 4 and 6, and to the end
+    blocks = max(map(max, read)) + 1
+    assert in_order == list(Order(blocks, seed=0, first=0, last=77))
+    lines = [line for line in runs.read_metrics(run) if "loss" in line]
+    assert [line["step"] for line in lines] == list(range(1, 10))
+    per_row = lines[0]["tokens"] / 8
+    assert [line["tokens"] / per_row for line in lines] == pytest.approx([*range(8, 33, 8), *range(41, 78, 9)], abs=0.1)
+    assert record["training"]["tokens"] == lines[-1]["tokens"]
+
+
+def stop_at(step, recipe, folder):
+    """Train until the machine goes away behind that step."""
+
+    def tell(stage):
+        if stage.name == "training" and stage.done == step:
+            raise OSError("the machine went away")
+
+    with pytest.raises(OSError, match="went away"):
+        execute(recipe, folder, tell)
 
 
 def raise_run_error(*_):

@@ -24,6 +24,7 @@ RECORD = {
     **dict.fromkeys(("prompt", "sample"), (str, type(None))),
     "parameters": COUNT,
     "recipe": {},
+    "batches": [{"from_step": COUNT, "global_batch_size": COUNT}],
     "corpus": {
         **dict.fromkeys(("name", "fingerprint"), TEXT),
         "documents": {ANY: COUNT},

@@ -196,12 +196,19 @@ def _plan_run(
 
 
 def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
-    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused."""
+    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused.
+
+    But for the rows of a step: another number of processes may need others.
+    """
+    from rung.recipe import read_override
     from rung.recipe.making import read_begun
 
+    overrides = dict(map(read_override, given["set"]))
+    if batch := overrides.keys() == {"global_batch_size"}:
+        given = {key: value for key, value in given.items() if key != "set"}
     beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
     check_given("--resume goes on with the run's own recipe:", beyond)
-    return read_begun(folder)
+    return read_begun(folder, overrides["global_batch_size"] if batch else None)
 
 
 def _fill_page(recipe: Path | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from rung.recipe.record import (
     find_marks,
     find_prompt,
     judge,
+    note_batches,
 )
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import (
@@ -183,10 +184,10 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     return not trained.interrupted
 
 
-def read_begun(folder: Path) -> Recipe:
-    """The recipe of the run that was begun in `folder`.
+def read_begun(folder: Path, global_batch_size: Any = None) -> Recipe:
+    """The recipe of the run that was begun in `folder`, from here on with `global_batch_size` rows a step, if given.
 
-    Raises `RunError` when there is nothing to resume.
+    Raises `RunError` when there is nothing to resume, or so many processes as there are now cannot share the rows.
     """
     record = runs.read_record(folder)
     recipe = record.get("recipe")
@@ -198,7 +199,24 @@ def read_begun(folder: Path) -> Recipe:
         raise RunError(f"{folder} is finished: there is nothing to resume")
     places = record.get("places", {})
     page = find_again(recipe, places) | {"corpus": find_sources(folder, record)}
-    return make_recipe(page | {"tokenizer": find_again(recipe.get("tokenizer", {}), places)})
+    page |= {"tokenizer": find_again(recipe.get("tokenizer", {}), places)}
+    begun = make_recipe(page if global_batch_size is None else page | {"global_batch_size": global_batch_size})
+    _check_batch(begun, recipe.get("global_batch_size"), folder)
+    return begun
+
+
+def _check_batch(recipe: Recipe, before: int | None, folder: Path) -> None:
+    """Raise `RunError`, with what to do, where a run cannot go on with the rows a step that its recipe has."""
+    rows, processes = recipe.global_batch_size, ranks.count()
+    if recipe.carry_state and rows != before:
+        raise RunError(f"global_batch_size is {rows}, but {folder} keeps the states of {before} streams: leave it out")
+    if not rows or rows % processes == 0:
+        return
+    again = f"{ranks.command()} train --out {shlex.quote(str(folder))} --resume"
+    ways = f"go on with `{again} --set global_batch_size={math.ceil(rows / processes) * processes}`"
+    if recipe.carry_state:
+        ways = "go on with a number of processes that divides it"
+    raise RunError(f"{folder} reads {rows} rows a step, which {processes} processes cannot share out evenly: {ways}")
 
 
 def check_unused(folder: Path) -> None:
@@ -256,6 +274,7 @@ def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
             if before.get(key, {}).get("fingerprint") != record.get(key, {}).get("fingerprint"):
                 raise RunError(f"the {what} has changed since {folder} was begun: choose another folder with --out")
         record = {"plan": before["plan"]} | record if "plan" in before else record
+        record |= note_batches(folder, before, ready.recipe.global_batch_size)
     runs.write_record(folder, record)
     return replace(ready, record=record)
 

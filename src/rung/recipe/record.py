@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -26,7 +27,8 @@ from rung.generate import Sampling, generate
 from rung.models import CausalModel
 from rung.recipe.stages import Stage, Tell
 from rung.tokenizer import fingerprint, losses
-from rung.train import Trained
+from rung.train import Trained, last_checkpoint
+from rung.train.checkpoints import step_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,20 @@ def describe_surroundings(seed: int) -> dict[str, Any]:
         "seed": seed,
         "hardware": describe(choose_device()),
     }
+
+
+def note_batches(folder: Path, before: dict[str, Any], rows: int | None) -> dict[str, Any]:
+    """From which step on a run has read how many rows a step, where that has changed as it went on."""
+    had = before["recipe"].get("global_batch_size")
+    noted = before.get("batches", [{"from_step": 0, "global_batch_size": had}])
+    if had == rows and len(noted) == 1:
+        return {}
+    resumed = last_checkpoint(folder)
+    step = step_of(resumed) if resumed else 0
+    kept = [batch for batch in noted if batch["from_step"] < step]
+    if not kept or kept[-1]["global_batch_size"] != rows:
+        kept.append({"from_step": step, "global_batch_size": rows})
+    return {"batches": kept} if len(kept) > 1 else {}
 
 
 def describe_training(trained: Trained) -> dict[str, Any]:

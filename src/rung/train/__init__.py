@@ -127,6 +127,7 @@ def train(
     keeping, arguments = _keep(folder, settings, made, choose, clock)
     a_step = count_rows(arguments) * blocks.count_tokens() / len(blocks)  # padding is no token
     recorder = Recorder(folder, hooks, a_step, clock, looks_by_clock=settings.looks_by_clock)
+    recorder.more_tokens = keeping.more_rows * blocks.count_tokens() / len(blocks)
     with (
         report_below(folder, settings.arguments),
         interrupt_politely(recorder),
@@ -153,7 +154,7 @@ def train(
 def _sum_up(recorder: Recorder, steps: int, kept: int, trainable_parameters: int) -> Trained:
     return Trained(
         steps=steps,
-        tokens=round(steps * recorder.tokens_a_step),
+        tokens=recorder.count_tokens(steps),
         seconds=recorder.clock.total(),
         interrupted=recorder.interrupted,
         kept_step=kept,
@@ -186,6 +187,7 @@ def _keep(
         made=made,
         resumed=resumed,
         standing=standing,
+        more_rows=standing.rows - standing.step * count_rows(arguments) if standing else 0,
     )
     return keeping, arguments
 

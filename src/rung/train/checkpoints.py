@@ -28,7 +28,9 @@ SAVING = ".saving"
 NEVER_READ = ("training_args.bin",)  # a pickle that the Trainer adds
 # Fields of the configuration that are about the file, not the model.
 ABOUT_FILES = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
-# Arguments that may change from one start of a run to the next: how it is watched, and over what it is spread.
+# Settings that may change from one start of a run to the next: the rows of a step, for another number of processes,
+SPREAD = ("arguments", "began", "global_batch_size")
+# and arguments: how it is watched, and over what it is spread.
 MAY_CHANGE = (
     *("logging_", "eval_", "save_", "report_to", "run_name", "dataloader_", "per_device_", "gradient_"),
     *("bf16", "fp16", "tf32", "torch_compile", "use_cpu", "fsdp", "ddp_", "deepspeed", "accelerator_"),
@@ -56,7 +58,7 @@ class Standing:
 def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint is of: by this another run is told apart."""
     model = {key: value for key, value in config.items() if key not in ABOUT_FILES}
-    recipe = {key: value for key, value in settings.items() if key not in ("arguments", "began")}
+    recipe = {key: value for key, value in settings.items() if key not in SPREAD}
     recipe |= {f"train.{key}": v for key, v in settings["arguments"].items() if not key.startswith(MAY_CHANGE)}
     return json.loads(json.dumps({"model": model, "recipe": recipe}, default=str))
 
@@ -64,7 +66,7 @@ def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, the latest first, whole or not."""
     found = [p for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -96,7 +98,7 @@ def read_standing(checkpoint: Path, made: dict[str, Any]) -> Standing:
     standing = Standing(**{f.name: facts[f.name] for f in fields(Standing)})
     for kind, here in made.items():
         there = standing.made[kind]
-        for key in sorted(here.keys() | there.keys()):
+        for key in sorted((here.keys() | there.keys()) - {*SPREAD}):
             if here.get(key) != there.get(key):
                 raise RunError(
                     f"{checkpoint} is of another {kind}: {key} is {there.get(key)!r} there and {here.get(key)!r} "
@@ -183,13 +185,13 @@ class Checkpoints:
             home.replace(written.with_name("damaged"))
         written.replace(home)
         files.sync(self.folder)
-        self._prune(_step_of(home))
+        self._prune(step_of(home))
 
     def _prune(self, step: int) -> None:
         """Keep the last ones and the best; those beyond `step` are damaged, and were passed over."""
         found = find_checkpoints(self.run)
-        present = [path for path in found if _step_of(path) <= step]
-        kept = present[: self.keep] + [p for p in present if self.best and _step_of(p) == self.best[0]]
+        present = [path for path in found if step_of(path) <= step]
+        kept = present[: self.keep] + [p for p in present if self.best and step_of(p) == self.best[0]]
         for path in found:
             if path not in kept:
                 away = self.folder / SAVING / f"old-{path.name}"  # gone in one moment, then deleted
@@ -199,5 +201,6 @@ class Checkpoints:
         shutil.rmtree(self.folder / SAVING, ignore_errors=True)
 
 
-def _step_of(checkpoint: Path) -> int:
+def step_of(checkpoint: Path) -> int:
+    """The step that it is of."""
     return int(checkpoint.name.rsplit("-", 1)[1])

@@ -62,6 +62,7 @@ class Recorder(TrainerCallback):
     """
 
     pace: Pace
+    more_tokens = 0.0  # read than steps of so many tokens as now make, where they had others before
 
     def __init__(
         self, folder: Path, hooks: Hooks, tokens_a_step: float, clock: Clock, *, looks_by_clock: bool = False
@@ -165,9 +166,13 @@ class Recorder(TrainerCallback):
         self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
         if not math.isfinite(line.get("loss", 0.0)):
             raise diverged(f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args)
-        tokens = round(state.global_step * self.tokens_a_step)
         if ranks.is_main():
+            tokens = self.count_tokens(state.global_step)
             runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
+
+    def count_tokens(self, steps: int) -> int:
+        """Tokens that all processes have learned from by then."""
+        return round(steps * self.tokens_a_step + self.more_tokens)
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""

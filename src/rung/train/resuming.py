@@ -35,6 +35,7 @@ class Keeping:
     made: dict[str, Any]
     resumed: Path | None
     standing: Standing | None
+    more_rows: int = 0  # that were read than steps of so many rows as now make: below 0 where steps had fewer before
 
     def take_up(self, carried: Carried | None) -> None:
         """Put back what the Trainer does not; what the run wrote beyond the checkpoint is written again."""
@@ -58,9 +59,8 @@ class ResumableTrainer(ShardedTrainer):
     evaluation_is_due = False
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-        last = (self.args.max_steps + 1) * count_rows(
-            self.args
-        )  # else the Trainer would not enter a run at its last step
+        # Of a step more: else the Trainer would not enter a run at its last step.
+        last = max(self._count_rows(self.args.max_steps + 1), (self.args.max_steps + 1) * count_rows(self.args))
         first = 0
         if self.keeping and self.keeping.standing:
             standing = self.keeping.standing
@@ -69,9 +69,13 @@ class ResumableTrainer(ShardedTrainer):
         seed = None if as_it_stands else self.args.data_seed
         return Order(len(cast(Any, self.train_dataset)), seed=seed, first=first, last=last)
 
+    def _count_rows(self, steps: int) -> int:
+        """Rows that all processes have read by then."""
+        return steps * count_rows(self.args) + (self.keeping.more_rows if self.keeping else 0)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's; its epoch is the whole row of them that it was given."""
-        self.state.epoch = self.state.global_step * count_rows(self.args) / len(cast(Any, self.train_dataset))
+        self.state.epoch = self._count_rows(self.state.global_step) / len(cast(Any, self.train_dataset))
         super().log(logs, start_time)
 
     def get_batch_samples(self, *args: Any) -> Any:
@@ -148,7 +152,7 @@ class ResumableTrainer(ShardedTrainer):
             step=self.state.global_step,
             planned=keeping.planned,
             pace=dict(vars(keeping.pace)),
-            rows=self.state.global_step * count_rows(self.args),
+            rows=self._count_rows(self.state.global_step),
             seconds=keeping.clock.total(),
             clock=keeping.clock.keep(),
             evaluate=self.evaluation_is_due,
