@@ -295,6 +295,44 @@ def test_a_start_that_fails_leaves_nothing(page, message, text, tmp_path):
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
 
 
+COUNTED = {"rung": "ngram", "steps": None}
+BAD = {
+    "seed": {"seed": -1},
+    "vocabulary": {"tokenizer": {"vocab_size": 5}},
+    "vocabulary of a text": {"tokenizer": {"vocab_size": "many"}},
+    "vocabulary of the model": {"model": {"vocab_size": 7}},
+    "rate": {"train": {"learning_rate": -1}},
+    "schedule": {"train": {"lr_scheduler_type": "nope"}},
+    "schedule's options": {"train": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nope": 1}}},
+    "optimizer": {"train": {"optim": "nope"}},
+    "optimizer's options": {"train": {"optim": "sgd", "optim_args": "nope"}},
+    "tracker": {"train": {"report_to": "nope"}},
+    "batch": {"global_batch_size": 0},
+    "batch of a device": {"train": {"per_device_train_batch_size": 0}},
+    "heads": {"model": {"hidden_size": 30, "num_attention_heads": 4}},
+    "encoding": {"encoding": "utf-99"},
+    "documents": {"documents": "pages"},
+    "corpus": {"corpus": "nowhere.txt"},
+    "base": {"base": "nowhere"},
+    "rank": {"lora": 4},
+    "tokenizer": {"tokenizer": {"path": "nowhere"}},
+    "engine": COUNTED | {"counting": {"engine": "nope"}},
+    "memory": COUNTED | {"counting": {"engine": "duckdb", "memory": "1MB"}},
+    "order": COUNTED | {"model": {"order": 0}},
+}
+
+
+def test_after_any_bad_recipe_a_right_one_works_in_the_folder(text, tmp_path):
+    run = tmp_path / "runs" / "mine"
+    good = {"rung": "llama3", "corpus": text, "steps": 1, "model": QUICK["model"]}
+    for what, bad in BAD.items():
+        with pytest.raises((RungError, ValueError, TypeError)):  # the last two are raised by transformers' own parts
+            execute(make_recipe(good | {"model": {}} | bad if "rung" in bad else good | bad), run)
+        assert not run.parent.exists(), what
+    assert execute(make_recipe(good), run)
+    assert runs.is_finished(run)
+
+
 def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched, pytest.raises(RunError, match="no ruler") as caught:
