@@ -8,6 +8,7 @@ from conftest import SENTENCES, TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rung.errors import RecipeError
 from rung.generate import Decoder, Sampling, native, slots
 from rung.generate.decoder import write_tokens
 from rung.generate.sampling import Draws, choose, choose_each, find_shares
@@ -180,6 +181,27 @@ def test_a_top_p_next_to_nothing_takes_the_likeliest(top_p, top_k):
     assert torch.equal(find_shares(logits, sampling).argmax(-1), likeliest)
     assert find_shares(logits, sampling).max(-1).values.tolist() == [1.0] * 3
     assert torch.equal(choose(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_top_k_of_one_takes_the_likeliest_and_one_of_all_leaves_all(top_p):
+    logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    one = Sampling(temperature=1.5, top_k=1, top_p=top_p)
+    draws = [Draws(seed) for seed in range(40)]
+    assert choose_each(logits, [one] * 40, draws) == logits.argmax(-1).tolist()
+    assert torch.equal(choose(logits, one, torch.Generator().manual_seed(0)), logits.argmax(-1))
+    assert torch.equal(find_shares(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float())
+    every = [find_shares(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p)) for k in (0, 5, 9)]
+    torch.testing.assert_close(every[1:], every[:1] * 2)
+    if top_p == 1:
+        torch.testing.assert_close(every[0], (logits / 1.5).softmax(-1))
+
+
+def test_the_ends_of_what_settings_may_be_are_allowed():
+    least = Sampling(max_new_tokens=1, temperature=0, top_k=0, top_p=0, num_beams=1)
+    assert least.is_greedy and not Sampling(temperature=1e-3, top_p=1).is_greedy
+    with pytest.raises(RecipeError, match="top_p is 1.01"):
+        Sampling(top_p=1.01)
 
 
 def test_reading_a_text_leaves_what_the_others_got(make_tiny):
