@@ -182,7 +182,7 @@ def test_ctrl_c_between_two_lines_of_metrics_costs_nothing(run, whole, tmp_path)
 
 def test_the_last_two_and_the_best_are_kept(run, tmp_path):
     scores = iter([1.0, 3.0, 2.0, 2.5])
-    _, model = run(evaluate=lambda model: next(scores), eval_steps=4, load_best_model_at_end=True)
+    _, model = run(evaluate=lambda model: next(scores), eval_steps=4)
     found = find_checkpoints(tmp_path / "run")
     assert [path.name for path in found] == ["checkpoint-14", "checkpoint-12", "checkpoint-4"]
     folder = tmp_path / "run" / runs.CHECKPOINTS

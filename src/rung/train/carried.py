@@ -20,7 +20,7 @@ from rung.models import LADDER, CausalModel, name_rung
 from rung.models.causal import State
 
 # Other batches, or another order, and a state would meet the text of another stream.
-FIXED = ("auto_find_batch_size", "train_sampling_strategy")
+FIXED = ("train_sampling_strategy",)
 
 
 def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> None:
