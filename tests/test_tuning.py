@@ -299,6 +299,16 @@ def test_what_is_no_preference_is_refused_by_its_place(row, tmp_path):
         read_preferences(tmp_path / "x.jsonl")
 
 
+def test_pairs_of_equal_answers_are_left_out(tmp_path, caplog):
+    rows = [{"prompt": f"What is {x}?", "chosen": x, "rejected": "no" if x in "ab" else x} for x in "abcd"]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [pair.chosen for pair in read_preferences(tmp_path / "x.jsonl")] == ["a", "b"]
+    assert "2 preferences are left out: `chosen` and `rejected` are the same answer" in caplog.text
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    with pytest.raises(CorpusError, match="1 different preferences"):
+        read_preferences(tmp_path / "x.jsonl")
+
+
 def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_tiny, caplog):
     tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(make_tiny("llama3"))
     teach_format(model, tokenizer, LLAMA3)

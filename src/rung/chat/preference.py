@@ -52,11 +52,15 @@ class PreferenceSettings:
 def read_preferences(path: Path) -> list[Preference]:
     """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have them.
 
-    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Raises `CorpusError`
-    where a line is none, or there are too few.
+    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Pairs of equal answers, from
+    which nothing can be learned, are left out; the log says so. Raises `CorpusError` where a line is none, or there
+    are too few.
     """
     rows = read_values(path, "preferences")
-    found = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
+    read = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
+    found = [preference for preference in read if preference.chosen != preference.rejected]
+    if equal := len(read) - len(found):
+        logger.warning("%d preferences are left out: `chosen` and `rejected` are the same answer", equal)
     different = len(set(map(_name, found)))
     if different < FEWEST:
         raise CorpusError(f"{path} has {different} different preferences: at least {FEWEST} are needed")
