@@ -440,7 +440,7 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(RunError, match="weights could not be read"):
+    with pytest.raises(RunError, match="model.safetensors is damaged"):
         load(tmp_path)
 
 

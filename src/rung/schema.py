@@ -37,7 +37,7 @@ RECORD = {
     "training": dict.fromkeys(("seconds", "steps", "tokens", "tokens_per_second", "cpu_share", "cores"), NUMBER),
     "scores": {"test": SCORE},
     "marks": {ANY: NUMBER},
-    "passage": [(TEXT, NUMBER)],
+    "passage": [(TEXT, COST)],
     "plan": {},
     "places": {ANY: TEXT},
     "versions": {},
