@@ -4,6 +4,7 @@ Names changed between transformers 4 and 5. A folder is written with both, so th
 it; without `rope_theta` transformers 4 takes 10,000 for any other base of the rotation, and says nothing.
 """
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -43,8 +44,15 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
 WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 
 
+def check_folder(folder: Path) -> None:
+    """Raise `RunError` where the files in `folder` may not be listed and opened: part of them would be read as all."""
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be read: {os.strerror(errno.EACCES)}; `chmod u+rx` lets its owner in")
+
+
 def check_files(folder: Path) -> None:
     """Raise `RunError` where a file of the model in `folder` is a link to elsewhere, or no JSON where it must be."""
+    check_folder(folder)
     for path in list_files(folder, FILES):
         check_inside(folder, path)
     for name in SMALL_FILES:
@@ -120,6 +128,11 @@ def find_weights(folder: Path) -> list[Path]:
     return files
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights of any kind that transformers reads in `folder`."""
+    return bool(find_weights(folder)) or any(folder.glob("pytorch_model*.bin"))
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor in the folder's safetensors, of which only the headers are read.
 
@@ -138,6 +151,8 @@ def opening(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if path.exists() and not os.access(path, os.R_OK):  # safetensors says that it is not there
+            raise RunError(f"{path} cannot be read: {os.strerror(errno.EACCES)}") from error
         raise RunError(f"{path} is damaged: {error}; copy it again, or train the model again") from error
 
 

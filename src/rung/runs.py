@@ -77,6 +77,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     path = folder / RECORD
     if not folder.is_dir():
         raise RunError(f"no run at {folder}: `rung runs` lists what there is")
+    model_files.check_folder(folder)
     if not path.exists():
         raise RunError(f"{folder} is not a run: it has no {RECORD}")
     try:
@@ -157,6 +158,13 @@ def say_why_no_model(folder: Path) -> str:
     if (folder / "params.json").exists():
         return f"is in Meta's own format: write it in ours with `rung export {shlex.quote(str(folder))} OUT --to hf`"
     return say_how_to_go_on(folder) if (folder / CHECKPOINTS).is_dir() else "is not a run: it has no config.json"
+
+
+def say_why_no_weights(folder: Path) -> str:
+    """What a folder with a `config.json` and no weights is: a run that was stopped as it saved, or a part of one."""
+    if (folder / CHECKPOINTS).is_dir():
+        return say_how_to_go_on(folder)
+    return f"has no {model_files.WEIGHTS}: copy its weights there, or train it again"
 
 
 def say_how_to_go_on(folder: Path) -> str:

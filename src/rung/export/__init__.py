@@ -10,6 +10,7 @@ from rung.export.arpa import export_arpa, import_arpa
 from rung.export.folders import copy_folder
 from rung.export.ggml import export_gguf
 from rung.export.meta import export_meta, import_meta, is_meta
+from rung.model_files import check_folder
 
 __all__ = ["FORMATS", "export", "import_arpa"]
 
@@ -34,6 +35,8 @@ def export(run: str, format: str, out: Path, type: str = "") -> str | None:
         raise RunError(f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name --to gguf")
     if not out.parent.is_dir():
         raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
+    if Path(run).is_dir() and out.resolve().is_relative_to(Path(run).resolve()):
+        raise RunError(f"{out} is in {run}, which an export leaves as it is: choose a place outside of it")
     if not os.access(out.parent, os.W_OK):
         raise RunError(f"{out.parent} cannot be written to: choose another place")
     writers: dict[str, Callable[[str, Path], str | None]] = {
@@ -46,4 +49,6 @@ def export(run: str, format: str, out: Path, type: str = "") -> str | None:
 
 
 def _export_hf(run: str, out: Path) -> None:
+    if Path(run).is_dir():
+        check_folder(Path(run))
     (import_meta if is_meta(Path(run)) else copy_folder)(run, out)

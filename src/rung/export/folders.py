@@ -1,6 +1,7 @@
 """Hugging Face folders, read and written one tensor at a time: no more memory than the largest of them needs."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,9 +62,13 @@ def find_folder(run: str) -> Path:
     folder = Path(run)
     if not folder.is_dir():
         raise RunError(f"no run at {run}: `rung runs` lists what there is")
+    model_files.check_folder(folder)
     if not (folder / CONFIG).exists():
         raise RunError(f"{run} {runs.say_why_no_model(folder)}")
     model_files.check_files(folder)
+    for name in ("tokenizer.json", model_files.TOKENIZER):
+        if (folder / runs.RECORD).exists() and not (folder / name).exists():
+            raise RunError(f"{folder} has no {name}, without which its text is read otherwise: copy it there")
     return folder
 
 
@@ -73,8 +78,9 @@ def writing(out: Path) -> Iterator[Path]:
 
     Raises `RunError` when something in `out` would be lost.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RunError(f"{out} is {'not empty' if out.is_dir() else 'a file'}: choose another place")
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        what = "not empty" if out.is_dir() else "a file" if out.exists() else "a link that leads nowhere"
+        raise RunError(f"{out} is {what}: choose another place")
     with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
         beside.mkdir()
         yield beside
@@ -86,7 +92,7 @@ def writing_file(out: Path) -> Iterator[Path]:
 
     Raises `RunError` when something would be lost.
     """
-    if out.exists():
+    if os.path.lexists(out):
         what = "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
         raise RunError(f"{out} is {what}")
     with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
@@ -115,7 +121,8 @@ def read_weights(folder: Path) -> Weights:
     homes: dict[str, Path] = {}
     files = model_files.find_weights(folder)
     if not files:
-        raise RunError(f"{folder} has no {WEIGHTS}: weights are read as safetensors")
+        other = f"has no {WEIGHTS}: weights are read as safetensors"
+        raise RunError(f"{folder} {other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)}")
     for path in files:
         with model_files.opening(path), safe_open(path, framework="pt") as file:
             like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rung import hub, runs
+from rung import hub, model_files, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
@@ -184,6 +184,8 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     is_folder = Path(where).is_dir()
     if not is_folder and (hub.is_place(where) or "/" not in where):
         raise RunError(f"no run at {where}: `rung runs` lists what there is")
+    if is_folder:
+        model_files.check_folder(Path(where))
     if is_folder and not (Path(where) / "config.json").exists():
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     here = {"local_files_only": is_folder or not hub.answers(where)}

@@ -11,7 +11,7 @@ from typing import NoReturn
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from rung import model_files
+from rung import model_files, runs
 from rung.errors import RunError
 from rung.models.checks import check_config, check_values
 
@@ -41,6 +41,8 @@ def read_config(where: str | Path, known: Container[str], local_files_only: bool
 
 def check_weights(kind: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
     """Raise `RunError` where the safetensors in `folder` lack a weight of such a model, or one has another shape."""
+    if not model_files.has_weights(folder):
+        raise RunError(f"{folder} {runs.say_why_no_weights(folder)}")
     found = model_files.read_shapes(folder)
     if not found:
         return
