@@ -8,6 +8,7 @@ from conftest import SENTENCES
 from huggingface_hub import ModelCard
 
 from rung import runs
+from rung.errors import RunError
 from rung.export import export
 from rung.export.card import find_dataset, make_card
 from rung.recipe import make_recipe
@@ -117,6 +118,18 @@ def test_what_else_a_run_may_know(run, tmp_path):
     assert "| word perplexity | infinite |" in text
     assert "tuned:\n\n```yaml\ndata: chat.jsonl\nsteps: 10\n```" in text
     assert "not trained to answer" not in text
+
+
+def test_half_an_interval_is_left_out_and_a_damaged_record_named(make_tiny, tokenizer, tmp_path):
+    runs.save_model(tmp_path, make_tiny("gpt2"), tokenizer)
+    score = {"bytes": 9, "documents": 1, "bits_per_byte": 2.0, "low": 1.5, "high": None}
+    score |= {"word_perplexity": None, "token_perplexity": None}
+    record = {"rung": "gpt2", "corpus": {"name": "x", "fingerprint": "f", "documents": {}, "bytes": {}}}
+    runs.write_record(tmp_path, record | {"scores": {"test": score}})
+    assert "| bits per byte | 2.0000 |  |" in make_card(tmp_path, "x")
+    runs.write_record(tmp_path, record | {"base": {"path": 5}})
+    with pytest.raises(RunError, match="rung.json is damaged"):
+        make_card(tmp_path, "x")
 
 
 @pytest.mark.parametrize(

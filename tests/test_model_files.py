@@ -227,3 +227,46 @@ def test_damaged_ngrams_are_named_in_a_line(name, value, said, make_tiny, tokeni
     save_file(weights, tmp_path / "run/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RunError, match=said):
         load(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("rung", "name", "value", "said"),
+    [
+        ("bigram", "counts", -5, "its pairs are damaged: their counts do not add up"),
+        ("bigram", "counts", float("nan"), "its pairs are damaged: their counts do not add up"),
+        ("bigram", "contexts", float("inf"), "its pairs are damaged: their counts do not add up"),
+        ("bigram", "tokens", 2**31 - 1, "its pairs are damaged: a token is not among the 284"),
+        ("bigram", "tokens", -1, "its pairs are damaged: a token is not among the 284"),
+        ("bigram", "first", -1, "its pairs are damaged: what follows a token is out of order"),
+        ("ngram", "log10_backoff_1", float("nan"), "its 1-grams are damaged: a back-off weight is no number"),
+        ("infini-gram", "unigrams", -1.0, "its text is damaged: the shares of its tokens are no probabilities"),
+        ("infini-gram", "unigrams", float("nan"), "its text is damaged: the shares of its tokens are no"),
+        ("infini-gram", "text.first", -5, "its text is damaged: its index is out of order"),
+        ("infini-gram", "text.first_change", 2**31 - 1, "its text is damaged: its index is out of order"),
+        ("infini-gram", "text.tokens", 2**31 - 1, "its text is damaged: a token is not among the 284"),
+        ("infini-gram", "text.tokens", -1, "its text is damaged: a token is not among the 284"),
+        ("infini-gram", "text.suffixes", 2**31 - 1, "its text is damaged: its index points elsewhere"),
+        ("infini-gram", "text.suffixes", 1, "its text is damaged: its index points elsewhere"),
+        ("infini-gram", "text.changes", -1, "its text is damaged: its index points elsewhere"),
+        ("rnn", "*", float("nan"), "its weights are damaged: in .* there is nan; copy them again"),
+        ("gpt2", "transformer.h.1.mlp.c_fc.bias", float("inf"), "weights are damaged: in .*c_fc.bias there is inf"),
+        ("llama3", "model.norm.weight", float("-inf"), "its weights are damaged: in model.norm.weight there is -inf"),
+    ],
+)  # fmt: skip
+def test_numbers_that_give_no_figure_are_named_in_a_line(rung, name, value, said, make_tiny, tokenizer, tmp_path):
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
+    weights = load_file(tmp_path / "run/model.safetensors")
+    weights[min(weights) if name == "*" else name].view(-1)[3] = value
+    save_file(weights, tmp_path / "run/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunError, match=said) as caught:
+        load(tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("discounts", [["a"], [float("nan")], [2.0]])
+def test_discounts_that_are_none_are_named_in_a_line(discounts, make_tiny, tokenizer, tmp_path):
+    pytest.importorskip("pydivsufsort", reason="n-grams of any length: pip install 'rung[scale]'")
+    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny("infini-gram"), tokenizer)
+    change(tmp_path / "run/config.json", discounts=discounts)
+    with pytest.raises(RunError, match="discounts"):
+        load(tmp_path / "run")

@@ -35,6 +35,8 @@ def make_card(folder: Path, name: str) -> str:
         return _write_card(folder, name, record)
     except KeyError as error:
         raise RunError(f"{folder / runs.RECORD} is damaged (it has no {error}): train the run again") from error
+    except (TypeError, ValueError, AttributeError) as error:  # a part that no reader of runs computes with
+        raise RunError(f"{folder / runs.RECORD} is damaged ({error}): train the run again") from error
 
 
 def _write_card(folder: Path, name: str, record: Record) -> str:
@@ -128,7 +130,7 @@ def _scores(record: Record) -> Iterator[str]:
     yield "| --- | --- | --- |"
     for metric, shown in METRICS.items():
         value = score[metric]
-        bounded = metric == "bits_per_byte" and score["low"] is not None
+        bounded = metric == "bits_per_byte" and None not in (score["low"], score["high"])
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if bounded else ""
         figure = "infinite" if value is None else f"{value:.4f}"
         if show := PERPLEXITIES.get(metric):

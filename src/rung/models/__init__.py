@@ -190,6 +190,8 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
         raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
     here = {"local_files_only": is_folder or not hub.answers(where)}
     config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, **here)
+    if is_folder and not model_files.has_weights(Path(where)):
+        raise RunError(f"{where} {runs.say_why_no_weights(Path(where))}")
     rung = RUNGS.get(config.model_type)
     if rung is None:
         kinds = ", ".join(RUNGS)
