@@ -8,7 +8,9 @@ import pytest
 
 from rung.device import configure_threads, count_cores
 
-os.environ.setdefault("OMP_NUM_THREADS", str(count_cores()))  # a choice: no run takes fewer where others run beside it
+# A choice: no run takes fewer where others run beside it. Processes that run tests side by side share the cores.
+THREADS = max(1, count_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 configure_threads()  # before torch is imported
 
 import torch  # noqa: E402

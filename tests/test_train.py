@@ -245,8 +245,8 @@ def test_first_steps_that_are_slow_are_no_measure(timed, tmp_path, monkeypatch):
     assert find_rates(tmp_path)[-1] < max(find_rates(tmp_path)) / 5
 
 
-@pytest.mark.parametrize("name", MACHINES)
-@pytest.mark.parametrize("kind", ["linear", "cosine", "polynomial"])
+@pytest.mark.parametrize("name", ["slow from the beginning", "busy in the middle"])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_another_schedule_too_ends_where_the_clock_does(kind, name, timed, tmp_path, monkeypatch):
     machine = Machine(monkeypatch, MACHINES[name], look=0.2)
     trained = timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 4})
