@@ -61,7 +61,7 @@ def child(make_tiny, tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def schema(child):
     """What the server says of itself; a model's name is one that it serves, or no body would come further."""
-    said = httpx.get(f"{child.url}/openapi.json").json()
+    said = httpx.get(f"{child.url}/openapi.json", timeout=SECONDS).json()
     assert set(ADDRESSES) == {address for address, ways in said["paths"].items() if "post" in ways}
     for part in said["components"]["schemas"].values():
         if "model" in part.get("required", ()):
@@ -86,4 +86,4 @@ def test_any_body_is_answered_as_the_schema_says(address, kind, child, schema):
     half = held[len(held) // 2]
     print(f"{address:<22}{kind:<10}{len(held):>6,} bodies {held[0]:>7.1f} MB {half:>7.1f} MB {held[-1]:>7.1f} MB")
     assert held[-1] - half < GROWTH
-    assert httpx.get(f"{child.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{child.url}/health", timeout=SECONDS).json() == {"status": "ok"}
