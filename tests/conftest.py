@@ -71,6 +71,15 @@ VARIANTS = {  # switches of a rung that keep all its promises
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 
 
+def shake(model):
+    """A new model says nearly the same of any text, and its biases and norms are plain: make them matter."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return model
+
+
 class Largest(TorchDispatchMode):
     """A context in which the largest memory of any tensor made is noted, in bytes."""
 

@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the server's packages: pip install 'rung[serve]'")
 pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
 
-from test_serve import TEMPLATE, Listening, shake
+from conftest import shake
+from test_serve import TEMPLATE, Listening
 
 from rung.serve import Served
 

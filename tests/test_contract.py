@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import NEURAL, TINY
+from conftest import NEURAL, TINY, shake
 from torch.nn.utils import parametrize
 from transformers import DynamicCache, StaticCache
 
@@ -30,15 +30,6 @@ STATEFUL = [name for name in RUNGS if name not in TRANSFORMERS]
 ATTENTIVE = ["rnn-attention", *TRANSFORMERS]
 LAYERED = {"rnn": {"num_hidden_layers": 3}, "rnn-attention": {"num_hidden_layers": 2, "num_attention_heads": 2}}
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
-
-
-def shake(model):
-    """A new model says nearly the same of any text."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY
+from conftest import SENTENCES, TINY, shake
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -58,15 +58,6 @@ SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tai
     "odd gpt2": ("gpt2", {"hidden_size": 42, "num_attention_heads": 3, "n_inner": 51}),
     "unscaled gpt2": ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
 }
-
-
-def shake(model):
-    """A new model says nearly the same of any text, and its biases and norms are plain: make them matter."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 def written(decoder, rows, sampling=GREEDY, ends=()):

@@ -33,11 +33,11 @@ FLAGS = [flag for flag in compiled.FLAGS if flag != "-O3"]  # the optimizer woul
 class Recorder(CDLL):
     """Stands in the place of a library, and keeps what goes into each call; `known` finds arrays that structs name."""
 
-    def __init__(self, library):
-        self.library, self.calls, self.known = library, [], lambda: ()
+    def __init__(self, loaded):
+        self.loaded, self.calls, self.known = loaded, [], lambda: ()
 
     def __getattr__(self, name):
-        function = getattr(self.library, name)
+        function = getattr(self.loaded, name)
 
         def call(*arguments):
             image = Image(self.known())

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY
+from conftest import SENTENCES, TINY, shake
 
 reason = "needs the server's packages: pip install 'rung[serve]'"
 fastapi = pytest.importorskip("fastapi", reason=reason)
@@ -97,14 +97,6 @@ def served(make_tiny, tokenizer):
     chatting = copy.deepcopy(tokenizer)
     chatting.chat_template = TEMPLATE
     return made | {"chat": Served("chat", made["llama3"].model, chatting, {})}
-
-
-def shake(model):
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 @pytest.fixture

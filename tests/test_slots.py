@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY
+from conftest import SENTENCES, TINY, shake
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,15 +22,6 @@ SETTINGS = [
     {"temperature": 0.9, "top_k": 5, "top_p": 0.9},
     {"temperature": 2.0, "top_p": 0.3},
 ]
-
-
-def shake(model):
-    """A new model says nearly the same of any text: make its text matter."""
-    generator = torch.Generator().manual_seed(3)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return model
 
 
 def make_prompts(tokenizer, count):
