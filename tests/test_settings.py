@@ -61,7 +61,7 @@ def test_what_is_refused_says_why(key):
         ({"per_device_train_batch_size": 1.5}, "it must be a whole number"),
         ({"per_device_train_batch_size": 0}, "it must be 1 or more"),
         ({"gradient_accumulation_steps": True}, "it must be a whole number"),
-        ({"num_train_epochs": 0}, "train.num_train_epochs is 0: it must be"),
+        ({"num_train_epochs": 0}, "train.num_train_epochs is 0: it must be above 0"),
         ({"save_total_limit": "two"}, "it must be a whole number"),
         ({"bf16": "maybe"}, "train.bf16 is 'maybe': it must be true or false"),
         ({"optim_args": "a=1"}, "Muon takes none"),

@@ -12,6 +12,7 @@ from rung import ranks
 from rung.device import choose_device
 from rung.evaluate import first_texts
 from rung.models import build_model, count_parameters, find_rung, make_config
+from rung.models.bigram import PAIRS_AT_ONCE
 from rung.models.ngram.budget import BUILDING, Counting, measure_process
 from rung.recipe import Recipe
 from rung.recipe.making import choose_width, complete
@@ -23,7 +24,7 @@ from rung.train.optimizer import group_parameters
 
 SAMPLED = 2**20  # characters of the training text, of which it is seen how many a token has
 MODEL, SCRATCH = 17, 60  # bytes for each n-gram: of the model, and of an engine's files while it counts
-BIGRAM, SUFFIXES = 48, 24  # bytes of memory for each token: of counting pairs, of sorting suffixes
+PAIR, SUFFIX = 48, 24  # bytes of memory for each pair that is counted, for each suffix that is sorted
 PACE = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # n-grams a second that engines count, of a core or two
 UTILIZATION = 0.3  # of a processor's products that training comes to
 KEPT = 4  # checkpoints at a time: two, the best, and the one that is being written
@@ -56,8 +57,11 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
 def _foresee_counting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int) -> dict[str, str]:
     config, here = make_config(recipe.rung, tokenizer, recipe.model), measure_process()
     if recipe.rung != "ngram":
-        each = BIGRAM if recipe.rung == "bigram" else SUFFIXES
-        return {"memory": _gigabytes(here + each * tokens), "disk": _gigabytes(each / 2 * tokens)}
+        if recipe.rung != "bigram":
+            return {"memory": _gigabytes(here + SUFFIX * tokens), "disk": _gigabytes(SUFFIX / 2 * tokens)}
+        most = min(tokens, config.vocab_size**2)  # pairs that differ
+        counted = min(tokens, most + PAIRS_AT_ONCE)  # at a time
+        return {"memory": _gigabytes(here + PAIR * counted), "disk": _gigabytes(PAIR / 6 * most)}
     counting, most = Counting(**recipe.counting), tokens * (config.order - 1)
     building = here + BUILDING * most
     found = {

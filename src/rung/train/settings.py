@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -88,12 +89,12 @@ POSSIBLE = {
 }
 
 
-TINY = 1e-30
+SMALLEST = sys.float_info.min  # above 0
 RANGES: dict[str, tuple[float, float]] = {  # of numbers that may not be all there are from 0 on: from, and below
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
     **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"), (1, math.inf)),
-    **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (TINY, math.inf)),
-    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (TINY, math.inf)),
+    **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (SMALLEST, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (SMALLEST, math.inf)),
 }
 
 
@@ -181,7 +182,8 @@ def _check_value(key: str, value: Any) -> None:
         raise RecipeError(f"train.{key} is {value!r}: it must be a {'whole ' if whole else ''}number")
     least, most = RANGES.get(key, (0, math.inf))
     if not least <= value < most:
-        end = f"from {least:g} up to {most:g}" if most < math.inf else f"{least:g} or more"
+        end = "above 0" if least == SMALLEST else f"{least:g} or more"
+        end = f"from {least:g} up to {most:g}" if most < math.inf else end
         raise RecipeError(f"train.{key} is {value!r}: it must be {end}")
 
 
