@@ -15,7 +15,7 @@ from rung.models import build_model, count_parameters, find_rung, make_config
 from rung.models.bigram import PAIRS_AT_ONCE
 from rung.models.ngram.budget import BUILDING, Counting, measure_process
 from rung.recipe import Recipe
-from rung.recipe.making import choose_width, complete
+from rung.recipe.making import check_start, choose_width, complete
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.text import prepare_tokenizer, read_corpus
 from rung.tokenizer import encode_documents
@@ -36,10 +36,7 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
 
     Raises `RungError` for what the run itself would be refused for.
     """
-    Counting(**recipe.counting).check_memory()
-    if not find_rung(recipe.rung).counts:
-        settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
-        make_arguments(settings, folder, 1)
+    check_start(recipe, folder)
     tell(Stage(name="reading"))
     corpus = read_corpus(asdict(recipe))
     tell(Stage(name="read", note=corpus.describe()))

@@ -125,13 +125,20 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
     )
 
 
-def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
-    """Read the text, choose what the recipe leaves open of it, and pack it."""
+def check_start(recipe: Recipe, folder: Path) -> None:
+    """Raise `RungError` for what can be refused before a text is read: trackers, memory, the Trainer's arguments, and a
+    batch that the processes cannot share out.
+    """
     check_trackers(recipe.train)
     Counting(**recipe.counting).check_memory()
     if not find_rung(recipe.rung).counts:
         settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
-        make_arguments(settings, folder, 1)  # refuses what the Trainer would, and a batch that cannot be shared out
+        make_arguments(settings, folder, 1)
+
+
+def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
+    """Read the text, choose what the recipe leaves open of it, and pack it."""
+    check_start(recipe, folder)
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     remove_leftovers(folder, alone=True)
