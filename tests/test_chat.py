@@ -323,6 +323,8 @@ class TestConversations:
         ("line", "wrong"),
         [
             ("no json", "line 1: this is not JSON"),
+            ('["q", "a"]\n["q", "b"]', "conversation 1: it has no list `messages`"),
+            ('[{"messages": 1},', "x.jsonl: this is not JSON"),
             ('{"text": "a"}', "no list `messages`"),
             ('{"messages": [{"role": "bard of old", "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "user", "content": "x"}]}', "the assistant says nothing"),

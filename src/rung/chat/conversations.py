@@ -95,12 +95,21 @@ def read_values(path: Path, what: str = "conversations") -> Iterator[Any]:
         raise CorpusError(f"no {what} at {path}: {error.strerror}; name a file of JSON lines") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {what} are JSON lines") from error
-    if text.lstrip().startswith("["):
+    if text.lstrip().startswith("[") and not _goes_on(text.lstrip()):
         yield from _parse(text, str(path))
         return
     for number, line in enumerate(text.split("\n"), 1):  # what else Unicode breaks lines at may stand in a message
         if line.strip():
             yield _parse(line, f"{path}, line {number}")
+
+
+def _goes_on(text: str) -> bool:
+    """Whether more follows after its first value: then that is no list of all."""
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except json.JSONDecodeError:
+        return False
+    return bool(text[end:].strip())
 
 
 def _parse(text: str, where: str) -> Any:

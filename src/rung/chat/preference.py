@@ -116,8 +116,8 @@ def keep_fitting(
             cuts.append(sum(len(ids) > window + 1 for ids, _ in sides))
     if len(set(map(_name, kept))) < FEWEST:
         raise CorpusError(
-            f"of {len(kept)} preferences both answers begin within the {window} tokens that the model looks at: "
-            f"at least {FEWEST} are needed; shorten what is asked"
+            f"of {len(preferences)} preferences {len(kept)} have answers that both begin within the {window} tokens "
+            f"that the model looks at: at least {FEWEST} different ones are needed; shorten what is asked"
         )
     if left_out := len(preferences) - len(kept):
         logger.warning("%d preferences are left out: an answer begins beyond %d tokens", left_out, window)
