@@ -6,7 +6,7 @@ import os
 import socket
 import time
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -51,9 +51,9 @@ class Connection(H11Protocol):
     since = 0.0  # when it last began to be idle
     stalled: tuple[int, float] = (0, 0.0)  # bytes that its reader did not take, and since when
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Make room where there is none."""
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, transport))
         self.since = time.monotonic()
         if len(self.connections) > count_connections():
             idle = [other for other in self.connections if isinstance(other, Connection) and other.is_idle]
