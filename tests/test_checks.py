@@ -2,15 +2,19 @@
 
 import json
 import re
+import shutil
 
 import pytest
+import torch
 import transformers
 from conftest import TINY
 
+from rung import runs
 from rung.errors import RecipeError, RunError, RungError
-from rung.models import build_model, config_fields, load, make_config
-from rung.models.checks import MOST, check_config
+from rung.models import RUNGS, build_model, config_fields, load, make_config
+from rung.models.checks import MOST, WHOLE, check_config
 from rung.models.llama3 import LlamaForCausalLM
+from rung.models.reading import read_config
 
 ROPE = {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPE |= {"original_max_position_embeddings": 16}
@@ -28,6 +32,20 @@ LLAMA = {
     "too much dropout": ({"attention_dropout": 1.5}, "attention_dropout is 1.5: it must be a number from 0 to 1"),
     "no epsilon": ({"rms_norm_eps": 0.0}, "rms_norm_eps is 0.0: it must be a number above 0"),
     "a rotation of another kind": ({"rope_parameters": ROPE | {"rope_type": "yarn"}}, "rope_type 'yarn' is not known"),
+    "a rotation that is a number": (
+        {"rope_parameters": 5},
+        "rope_parameters is 5: it must be a mapping, as in {rope_type: default, rope_theta: 500000.0}, or left out",
+    ),
+    "a rotation that is a list": ({"rope_parameters": [ROPE]}, "rope_parameters is [{'rope_type': 'llama3'"),
+    "a rotation's base in letters": (
+        {"rope_parameters": ROPE | {"rope_theta": "far"}},
+        "rope_parameters.rope_theta is 'far': it must be a number above 0",
+    ),
+    "a rotation's factor in a list": ({"rope_parameters": ROPE | {"factor": [8]}}, "rope_parameters.factor is [8]"),
+    "a width beyond all": ({"hidden_size": 10**400}, "0000: it must be 9223372036854775807 or less"),
+    "an epsilon beyond all": ({"rms_norm_eps": 10**400}, "0000: it must be a number above 0"),
+    "a text for a switch": ({"attention_bias": "no"}, "attention_bias is 'no': it must be true or false, or left out"),
+    "a list for a name": ({"hidden_act": ["silu"]}, "hidden_act is ['silu']: it must be a text, or left out"),
     "a rotation without its factor": ({"rope_parameters": ROPE | {"factor": None}}, "lack factor"),
     "frequencies the wrong way": (
         {"rope_parameters": ROPE | {"low_freq_factor": 4.0}},
@@ -45,6 +63,14 @@ OTHERS = {
         {"hidden_size": 36, "num_attention_heads": 4, "swaps": ["rotary"]},
         "an attention head is 9 wide",
     ),
+    "swaps: a number for a list": ("swaps", {"swaps": 5}, "swaps is 5: it must be a list, of which each is a text"),
+    "rnn: a number for a name": ("rnn", {"cell": 5}, "cell is 5: it must be a text, or left out"),
+    "rnn: a number for a switch": ("rnn", {"head_bias": 1}, "head_bias is 1: it must be true or false, or left out"),
+    "ngram: a number for a list": ("ngram", {"prune": 5}, "prune is 5: it must be a list, of which each is a whole"),
+    "ngram: letters in a list": ("ngram", {"prune": [0, "x"]}, "prune is [0, 'x']: it must be a list"),
+    "ngram: a text for a number": ("ngram", {"k": "much"}, "k is 'much': it must be a number, or left out"),
+    "infini-gram: a number for a list": ("infini-gram", {"discounts": 5}, "discounts is 5: it must be a list"),
+    "gpt2: a list for a number": ("gpt2", {"initializer_range": [1]}, "initializer_range is [1]: it must be a number"),
     "swaps: window": ("swaps", {"max_position_embeddings": 1}, "max_position_embeddings is 1"),
     "swaps: key-value heads": ("swaps", {"num_key_value_heads": 3}, "4 cannot be divided by 3 key-value heads"),
     "rnn: window": ("rnn", {"max_position_embeddings": 1}, "max_position_embeddings is 1"),
@@ -108,6 +134,61 @@ def test_a_folder_that_holds_it_is_refused(case, tokenizer, tmp_path):
     assert message in said
     assert str(tmp_path) in said
     assert "\n" not in said
+
+
+@pytest.fixture(scope="module")
+def folders(make_tiny, tokenizer, tmp_path_factory):
+    """A folder of each rung."""
+    place = tmp_path_factory.mktemp("rungs")
+    for name in TINY:
+        runs.save_model(runs.make_folder(place / name), make_tiny(name), tokenizer)
+    return place
+
+
+# Without a value each of these has the one that its class gives it, as in transformers; all others are refused.
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MAY_BE_NULL = {"gpt2": ("n_inner", *IDS), "rnn": IDS, "rnn-attention": IDS, "swaps": IDS}
+MAY_BE_NULL |= {"llama3": ("num_key_value_heads", "head_dim", "rope_parameters", "attention_dropout", *IDS)}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_nothing_for_a_value_is_the_default_or_refused_by_its_name(name, folders, tmp_path):
+    config = json.loads((folders / name / "config.json").read_text())
+    passed = []
+    for key in config.keys() - {"model_type"}:
+        (tmp_path / "config.json").write_text(json.dumps(config | {key: None}))
+        try:
+            read_config(tmp_path, RUNGS)
+            passed.append(key)
+        except RunError as error:
+            assert re.search(rf"could not be read: {key} has no value: give one, or leave it out$", str(error)), error
+    allowed = MAY_BE_NULL.get(name, ())
+    assert {key for key in allowed if key in config} <= set(passed)
+    assert not [key for key in passed if key in WHOLE and key not in allowed]
+
+
+def test_a_rotation_by_its_name_in_transformers_4_is_looked_at_too(folders, tmp_path):
+    config = json.loads((folders / "llama3" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"rope_parameters": None, "rope_scaling": 5}))
+    with pytest.raises(
+        RunError, match="rope_scaling is 5: it must be a mapping, as in {rope_type: default, "
+    ) as caught:
+        read_config(tmp_path, RUNGS)
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_and_dropout_without_a_value_are_as_in_transformers(folders, tmp_path):
+    folder = shutil.copytree(folders / "llama3", tmp_path / "run")
+    config = json.loads((folder / "config.json").read_text())
+    nothing = dict.fromkeys(("head_dim", "attention_dropout"))
+    (folder / "config.json").write_text(json.dumps(config | nothing))
+    ids = torch.tensor([[0, 5, 9, 7]])
+    model = load(folder)[0]
+    torch.testing.assert_close(model(ids).logits, load(folders / "llama3")[0](ids).logits)
+    model.train()(ids, labels=ids).loss.backward()
+    (folder / "config.json").write_text(json.dumps(config | {"num_key_value_heads": None}))
+    with pytest.raises(RunError, match=r"k_proj.weight is \[16, 32\] in its weights, \[32, 32\] by config.json"):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -134,15 +134,56 @@ def test_an_index_is_read(folder, make_index):
     assert_refused(folder, "index.json is damaged: its weight_map must name")
 
 
+def test_an_index_of_torchs_own_files_stays_in_its_folder_too(folder):
+    (folder / "model.safetensors").unlink()
+    for place, said in (("../a.bin", "weights must lie in the folder itself"), ("a.bin", "which is not there")):
+        (folder / model_files.BINARY_INDEX).write_text(json.dumps({"weight_map": {"wte.weight": place}}))
+        assert_refused(folder, f"pytorch_model.bin.index.json names .*{said}")
+
+
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md"]
+    ("name", "facts"),
+    [
+        ("config.json", {"configuration_files": ["../config.4.0.0.json"]}),
+        ("config.json", {"transformers_weights": "other.safetensors"}),
+        ("tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.4.0.0.json"]}),
+    ],
 )
+def test_no_other_file_is_read_in_the_place_of_one_that_is_known(name, facts, folder):
+    change(folder / name, **facts)
+    (key,) = facts
+    assert_refused(folder, f"{name}: {key} would have other files read than the model's own: leave it out")
+
+
+def test_an_adapter_beside_a_model_is_neither_merged_nor_left_out_in_silence(folder):
+    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
+    assert_refused(folder, "holds a model and an adapter, adapter_config.json, that is not merged into it: merge them")
+
+
+@pytest.mark.parametrize("name", ["rung.json", "metrics.jsonl"])
+def test_no_record_is_read_over_a_link_out_of_the_folder(name, folder):
+    elsewhere = folder.parent / "secret"
+    elsewhere.write_text('{"rung": "gpt2", "prompt": "a key"}')
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    with pytest.raises(RunError, match=f"{name} leads out of the folder, to .*secret: copy into"):
+        (runs.read_record if name == "rung.json" else runs.read_metrics)(folder)
+
+
+MADE = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
+OTHERS = ("special_tokens_map.json", "vocab.json", "merges.txt", "spiece.model", "pytorch_model.bin", "README.md")
+OTHERS += ("added_tokens.json", "rung.json", INDEX, model_files.BINARY_INDEX)
+TEMPLATES = ("chat_template.jinja", "additional_chat_templates/tools.jinja")
+
+
+@pytest.mark.parametrize("name", [*MADE, *OTHERS, *TEMPLATES])
 def test_nothing_is_read_or_published_over_a_link_out_of_the_folder(name, folder):
     elsewhere = folder.parent / "secret"
     if (folder / name).exists():
         (folder / name).replace(elsewhere)
     else:
         elsewhere.write_text("a key")
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).symlink_to(elsewhere)
     with pytest.raises(RunError, match=f"{name} leads out of the folder, to .*secret: copy into"):
         export(str(folder), "hf", folder.parent / "out")

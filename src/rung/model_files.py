@@ -18,6 +18,7 @@ from rung.errors import RunError
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+BINARY, BINARY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -29,7 +30,8 @@ TOKENIZER_FILES = (
     TEMPLATES,
 )
 META_FILES = ("params.json", "consolidated.*.pth")
-FILES = (CONFIG, GENERATION, "*.safetensors", INDEX, "pytorch_model*", *META_FILES, *TOKENIZER_FILES)
+# All that somebody may read: each tokenizer of transformers has names of its own for its files.
+FILES = ("*.json", "*.model", "*.txt", "*.safetensors", "pytorch_model*", *META_FILES, *TOKENIZER_FILES)
 # Read whole before the model is: the tokenizer's own, which is large, is looked at where it is loaded.
 SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, "special_tokens_map.json", "added_tokens.json", INDEX)
 
@@ -41,6 +43,8 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     GENERATION: {**IDS, "max_length": (int,), "temperature": (int, float)},
     TOKENIZER: {"tokenizer_class": (str,), "chat_template": (str, list, dict)},
 }
+# Keys by which transformers reads other files in the place of those that are looked at here.
+ELSEWHERE = {CONFIG: ("configuration_files", "transformers_weights"), TOKENIZER: ("fast_tokenizer_files",)}
 WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -57,10 +61,13 @@ def check_files(folder: Path) -> None:
         check_inside(folder, path)
     for name in SMALL_FILES:
         if os.path.lexists(folder / name):
-            _check_kinds(folder / name, read_json(folder / name))
+            _check_facts(folder / name, read_json(folder / name))
 
 
-def _check_kinds(path: Path, facts: dict[str, Any]) -> None:
+def _check_facts(path: Path, facts: dict[str, Any]) -> None:
+    for key in ELSEWHERE.get(path.name, ()):
+        if facts.get(key) is not None:
+            raise RunError(f"{path}: {key} would have other files read than the model's own: leave it out")
     for key, kinds in KINDS.get(path.name, {}).items():
         value = facts.get(key)
         values = value if key in IDS and isinstance(value, list) else [value]
@@ -112,9 +119,20 @@ def find_weights(folder: Path) -> list[Path]:
 
     Raises `RunError` where the index is damaged, or names files that are not there or not in the folder.
     """
-    whole, index = folder / WEIGHTS, folder / INDEX
-    if whole.is_file() or not index.exists():
-        return [whole] if whole.is_file() else []
+    whole = folder / WEIGHTS
+    return [whole] if whole.is_file() else _read_index(folder / INDEX)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights of any kind that transformers reads in `folder`."""
+    return bool(find_weights(folder) or (folder / BINARY).is_file() or _read_index(folder / BINARY_INDEX))
+
+
+def _read_index(index: Path) -> list[Path]:
+    """The files that an index says the tensors are in; none where there is no index."""
+    folder = index.parent
+    if not os.path.lexists(index):
+        return []
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise RunError(f"{index} is damaged: its weight_map must name the file of each tensor")
@@ -126,11 +144,6 @@ def find_weights(folder: Path) -> list[Path]:
         if not file.is_file():
             raise RunError(f"{index} names {file.name}, which is not there")
     return files
-
-
-def has_weights(folder: Path) -> bool:
-    """Whether there are weights of any kind that transformers reads in `folder`."""
-    return bool(find_weights(folder)) or any(folder.glob("pytorch_model*.bin"))
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

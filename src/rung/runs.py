@@ -80,6 +80,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     model_files.check_folder(folder)
     if not path.exists():
         raise RunError(f"{folder} is not a run: it has no {RECORD}")
+    model_files.check_inside(folder, path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -293,6 +294,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
     if not path.exists():
         return []
+    model_files.check_inside(folder, path)
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:

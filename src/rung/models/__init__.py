@@ -23,7 +23,7 @@ from rung import hub, model_files, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
-from rung.models.checks import check_against_tokenizer, check_config, check_numbers, check_values
+from rung.models.checks import check_against_tokenizer, check_config, check_kinds, check_values
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
@@ -79,6 +79,7 @@ RUNGS = {rung.config.model_type: rung for rung in (LADDER | BESIDE).values()}  #
 TRANSFORMERS = ("gpt2", "llama3", "swaps")
 HEAD_SIZE = 64
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+STAND_IN = dict(zip(COMMON_FIELDS, (256, 0, 0, 0), strict=True))
 
 for _rung in (*LADDER.values(), *BESIDE.values()):
     if _rung.config.model_type.startswith("rung-"):
@@ -103,19 +104,21 @@ def name_rung(model: type[CausalModel]) -> str:
     return next((name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__)
 
 
-def make_config(name: str, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any]) -> PreTrainedConfig:
+def make_config(name: str, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any]) -> PreTrainedConfig:
     """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its config class.
 
-    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad field or value.
+    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad field or value: before
+    there is a tokenizer, for those that none can mend.
     """
     rung, (name, settings) = find_rung(name), fill_size(name, settings)
     known = config_fields(name)
     if key := next((key for key in settings if key not in known), None):
         near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
-    _check_given(rung.config, settings)
-    check_numbers(settings, "model.")  # before shapes are computed with them
-    own = {"vocab_size": count_ids(tokenizer)} | {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
+    check_kinds(rung.config, settings, "model.")  # before shapes are computed with them
+    own = STAND_IN | {key: value for key, value in settings.items() if key in STAND_IN}
+    if tokenizer is not None:
+        own = {"vocab_size": count_ids(tokenizer)} | {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
     check_against_tokenizer(settings, own)
     wanted = own | rung.shape | settings
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
@@ -226,14 +229,6 @@ def read_folder(folder: Path) -> PreTrainedConfig:
     if rung := RUNGS.get(config.model_type):
         check_weights(rung.model, config, folder)
     return config
-
-
-def _check_given(config: type[PreTrainedConfig], settings: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a field set to nothing, as by `key=$UNSET`, that may not be left open."""
-    defaults = {field.name: field.default for field in fields(config)}
-    for key, value in settings.items():
-        if value is None and defaults.get(config.attribute_map.get(key, key)) is not None:
-            raise RecipeError(f"model.{key} has no value: give one, or leave it out")
 
 
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:

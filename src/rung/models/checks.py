@@ -4,16 +4,20 @@ A recipe, a folder's `config.json` and a configuration made by hand all pass her
 crash far from its cause, in a library or in C, or a model that takes minutes to build.
 """
 
-import math
-from collections.abc import Mapping
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
+from huggingface_hub.dataclasses import type_validator
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 from rung.errors import RecipeError, did_you_mean
 
 MOST = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
+LARGEST = 2**63 - 1  # as a size counts
 # Whole numbers, and the least that each may be. A window of one token has nothing to predict.
 WHOLE = {
     **dict.fromkeys(("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"), 1),
@@ -28,6 +32,11 @@ POSITIVE = (
     *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 )
 ACTIVATIONS = ("hidden_act", "activation_function")
+WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+WORDS |= {dict: "a mapping", list: "a list", Sequence: "a list"}
+ROPE = "rope_parameters", "rope_scaling"  # the second is its name in transformers 4, and no field
+OPEN: dict[str, Any] = {"bos_token_id": int | None, "eos_token_id": int | list[int] | None, "pad_token_id": int | None}
+OPEN |= {ROPE[1]: dict | None}  # what a class may take without having it for a field
 
 
 class RungConfig(PreTrainedConfig):
@@ -40,20 +49,48 @@ class RungConfig(PreTrainedConfig):
         check_config(self)
 
 
+def check_kinds(config: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise `RecipeError` for a value that its field in the class cannot have, by its kind (nothing, null, is one, too)
+    or by its size.
+    """
+    check_numbers(values, prefix)
+    kinds = OPEN | {field.name: field.type for field in fields(config)}
+    for key, value in values.items():
+        kind = kinds.get(config.attribute_map.get(key, key), Any)
+        is_whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
+        try:
+            type_validator(key, value, int if is_whole else kind)
+        except TypeError as error:
+            if value is None:
+                raise RecipeError(f"{prefix}{key} has no value: give one, or leave it out") from error
+            example = ", as in {rope_type: default, rope_theta: 500000.0}" if key in ROPE else ""
+            wanted = f"it must be {_say_kind(kind)}{example}, or left out"
+            raise RecipeError(f"{prefix}{key} is {value!r:.60}: {wanted}") from error
+
+
+def _say_kind(kind: Any) -> str:
+    """In words; of a list, what each in it must be."""
+    parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [WORDS.get(get_origin(part) or part, "") for part in parts]
+    each = [_say_kind(*get_args(part)) for part in parts if get_origin(part) in (list, Sequence)]
+    return " or ".join(dict.fromkeys(filter(None, words))) + "".join(f", of which each is {one}" for one in each)
+
+
 def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or absent is left open."""
     for key, value in values.items():
         if value is None:
             continue
-        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        said = f"{prefix}{key} is {value!r:.60}"
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if key in WHOLE and not (is_number and isinstance(value, int) and value >= WHOLE[key]):
-            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a whole number, {WHOLE[key]} or more")
-        if key in BOUNDED and value > MOST:
-            raise RecipeError(f"{prefix}{key} is {value}: it must be {MOST} or less")
+            raise RecipeError(f"{said}: it must be a whole number, {WHOLE[key]} or more")
+        if key in WHOLE and value > (most := MOST if key in BOUNDED else LARGEST):
+            raise RecipeError(f"{said}: it must be {most} or less")
         if key in SHARES and not (is_number and 0 <= value <= 1):
-            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a number from 0 to 1")
-        if key in POSITIVE and not (is_number and value > 0):
-            raise RecipeError(f"{prefix}{key} is {value!r}: it must be a number above 0")
+            raise RecipeError(f"{said}: it must be a number from 0 to 1")
+        if key in POSITIVE and not (is_number and 0 < value <= sys.float_info.max):
+            raise RecipeError(f"{said}: it must be a number above 0")
 
 
 def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
@@ -62,6 +99,9 @@ def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
     for key in ACTIVATIONS:
         if (name := values.get(key)) is not None and name not in ACT2FN:
             raise RecipeError(f"{prefix}{key} is {name!r}, which is no activation: {did_you_mean(str(name), ACT2FN)}")
+    for key in ROPE:
+        if isinstance(values.get(key), Mapping):
+            check_numbers(values[key], f"{prefix}{key}.")
     _check_heads(values)
 
 
@@ -113,7 +153,6 @@ def _check_rope(config: PreTrainedConfig) -> None:
         needed += ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
     if missing := [key for key in needed if rope.get(key) is None]:
         raise RecipeError(f"rope_parameters of rope_type {kind!r} lack {', '.join(missing)}")
-    check_numbers(rope, "rope_parameters.")
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         raise RecipeError(
             f"rope_parameters: high_freq_factor {rope['high_freq_factor']} must be above "

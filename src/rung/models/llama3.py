@@ -50,7 +50,7 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.dropout = config.attention_dropout
+        self.dropout = config.attention_dropout or 0.0
         width, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, self.heads * config.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)

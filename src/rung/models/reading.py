@@ -3,10 +3,10 @@
 A folder may come from anywhere. Code in it is never run, and no memory is taken that only its configuration asks for.
 """
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,22 +14,25 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from rung import model_files
 from rung.errors import RunError
-from rung.models.checks import check_config, check_values
+from rung.models.checks import check_config, check_kinds, check_values
 
+ADAPTER = "adapter_config.json"
 CHECKED_TOKENS = 2**24  # of an indexed text that is read as it is loaded: 200 MB, a fraction of a second
 
 
-def read_config(where: str | Path, known: Container[str], local_files_only: bool = True) -> PreTrainedConfig:
-    """The configuration in a folder, or of a repository of the Hub; `known` are the kinds of model that are rungs.
+def read_config(where: str | Path, known: Mapping[str, Any], local_files_only: bool = True) -> PreTrainedConfig:
+    """The configuration in a folder, or of a repository of the Hub; `known` are the rungs by their kind of model.
 
     Raises `RunError` where it cannot be read.
     """
     folder = Path(where) if Path(where).is_dir() else None
     if folder:
         model_files.check_files(folder)
+        check_whole(folder)
     try:
         if folder and (values := model_files.read_json(folder / model_files.CONFIG)).get("model_type") in known:
-            check_values(values)  # before the class computes with them
+            check_kinds(known[values["model_type"]].config, values)  # before the class computes with them
+            check_values(values)
         config = AutoConfig.from_pretrained(where, local_files_only=local_files_only, trust_remote_code=False)
         if config.model_type in known:
             check_config(config)
@@ -40,6 +43,15 @@ def read_config(where: str | Path, known: Container[str], local_files_only: bool
         if "custom code" in str(error):
             why = "it comes with code of its own, which is never run here"
         raise RunError(f"{where} could not be read: {why}") from error
+
+
+def check_whole(folder: Path) -> None:
+    """Raise `RunError` where an adapter lies beside the model: with PEFT it would be loaded, without it left out."""
+    if (folder / ADAPTER).exists():
+        raise RunError(
+            f"{folder} holds a model and an adapter, {ADAPTER}, that is not merged into it: merge them with PEFT's "
+            "`merge_and_unload` and save the model, or take the adapter away"
+        )
 
 
 def check_weights(kind: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
