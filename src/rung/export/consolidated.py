@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rung.errors import RunError
 from rung.export.folders import Weights, write_bytes
+from rung.models.reading import say_in_a_line
 
 ALIGNMENT = 64  # bytes, as in torch's own: a storage may be mapped into memory as it lies
 STORAGES = {
@@ -38,8 +39,8 @@ def read_consolidated(path: Path) -> Weights:
 
     try:
         like = {name: tensor.to("meta") for name, tensor in read().items()}
-    except (RuntimeError, OSError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        raise RunError(f"{path}: its weights could not be read ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # of torch and of pickle, over a file that may be anything
+        raise RunError(f"{path}: its weights could not be read ({say_in_a_line(error)})") from error
     return Weights(like=like, load=lambda name: read()[name])
 
 

@@ -9,6 +9,8 @@ factor other than the published, is written beside and ignored by its code.
 import json
 import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,9 @@ from rung.export.tiktoken import LLAMA3, LLAMA31, read_tiktoken, write_tiktoken
 from rung.files import write_atomically
 from rung.model_files import TOKENIZER_FILES
 from rung.models import read_folder
+from rung.models.checks import MOST, check_config, check_values
 from rung.models.llama3 import LlamaForCausalLM
+from rung.models.reading import say_in_a_line
 from rung.models.sizes import SIZES, rope
 from rung.tokenizer import load_tokenizer
 
@@ -54,6 +58,14 @@ NAMES = {  # ours: Meta's
     "mlp.up_proj": "feed_forward.w3",
 }
 HEAD, EMBEDDING = "output.weight", "tok_embeddings.weight"
+# Whole numbers in `params.json`, and the least that each may be; numbers above 0; what Meta's code has a default for.
+WHOLE = {
+    **dict.fromkeys(("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"), 1),
+    "max_position_embeddings": 2,
+}
+POSITIVE = ("ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_scaling_factor")
+MAY_BE_NULL = ("n_kv_heads", "ffn_dim_multiplier")
+LARGEST = 2**31 - 1
 WIDENED = {(4096, 14_336): (1.3, 1024), (8192, 28_672): (1.3, 4096), (2048, 8192): (1.5, 256), (3072, 8192): (1.0, 256)}
 
 
@@ -68,8 +80,14 @@ def import_meta(run: str, out: Path) -> None:
     Raises `RunError` where it is damaged or holds what is no Llama 3 of text.
     """
     folder = Path(run)
-    params, shards = _read_params(folder), _open_shards(folder)
-    config = make_config(params, tied=_is_tied(shards))
+    model_files.check_files(folder)
+    params, shards = _read_params(folder / PARAMS), _open_shards(folder)
+    tied = _is_tied(shards)
+    with _naming(folder / PARAMS):
+        shape = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
+        check_values({"model_type": "llama"} | {ours: params.get(metas) for ours, metas in shape.items()})
+        config = make_config(params, tied)
+        check_config(config)
     like = _expect(config, shards, folder)
     config.dtype = like["model.embed_tokens.weight"].dtype
     config.architectures = ["LlamaForCausalLM"]
@@ -220,17 +238,31 @@ def _find_multiplier(width: int, inner: int) -> tuple[float, int]:
     return multiplier, multiple
 
 
-def _read_params(folder: Path) -> dict[str, Any]:
-    try:
-        params = json.loads((folder / PARAMS).read_text(encoding="utf-8"))
-        missing = {"dim", "n_layers", "n_heads", "vocab_size"} - set(params)
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{folder / PARAMS} is damaged: {error}") from error
+def _read_params(path: Path) -> dict[str, Any]:
+    """The facts in a `params.json`, each of the kind that the model is computed with."""
+    params = model_files.read_json(path)
+    missing = {"dim", "n_layers", "n_heads", "vocab_size"} - set(params)
     strange = sorted({"vision_chunk_size", "quantization_args", "lora_args", "moe_args"} & set(params))
-    if missing or strange or params["vocab_size"] < 1:
-        what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(strange) or "an empty vocabulary"
-        raise RunError(f"{folder / PARAMS} is not of a Llama 3 that reads text alone: it has {what}")
+    if missing or strange:
+        what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(strange)
+        raise RunError(f"{path} is not of a Llama 3 that reads text alone: it has {what}")
+    for key, value in params.items():
+        if wanted := _find_misfit(key, value):
+            raise RunError(f"{path}: {key} is {json.dumps(value):.60}, and must be {wanted}")
     return params
+
+
+def _find_misfit(key: str, value: Any) -> str | None:
+    """What a value must be and is not; None where it is, or nobody computes with it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is None and key in MAY_BE_NULL:
+        return None
+    most = MOST if key == "n_layers" else LARGEST
+    if key in WHOLE and not (is_number and isinstance(value, int) and WHOLE[key] <= value <= most):
+        return f"a whole number from {WHOLE[key]} to {most}"
+    if key in POSITIVE and not (is_number and 0 < value <= most):
+        return f"a number above 0, {most} at the most"
+    return "true or false" if key == "use_scaled_rope" and not isinstance(value, bool) else None
 
 
 def _open_shards(folder: Path) -> list[Weights]:
@@ -240,14 +272,27 @@ def _open_shards(folder: Path) -> list[Weights]:
     return [read_consolidated(file) for file in files]
 
 
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Raise `RunError` about the file where its values are of no model: each class refuses in its own words."""
+    try:
+        yield
+    except Exception as error:
+        raise RunError(f"{path}: no model is as it says ({say_in_a_line(error)})") from error
+
+
 def _is_tied(shards: list[Weights]) -> bool:
     """Whether the head is the embedding again: left out, or written a second time."""
-    return all(HEAD not in shard.like or torch.equal(shard.load(HEAD), shard.load(EMBEDDING)) for shard in shards)
+    heads = [(shard, shard.like[HEAD], shard.like.get(EMBEDDING)) for shard in shards if HEAD in shard.like]
+    return all(
+        other is not None and head.dtype == other.dtype and torch.equal(shard.load(HEAD), shard.load(EMBEDDING))
+        for shard, head, other in heads
+    )
 
 
 def _expect(config: LlamaConfig, shards: list[Weights], folder: Path) -> dict[str, Tensor]:
     """The tensors that the model has, without values; their dtype is the shards'."""
-    with torch.device("meta"):
+    with _naming(folder / PARAMS), torch.device("meta"):
         like = LlamaForCausalLM(config).state_dict()
     if config.tie_word_embeddings:
         del like["lm_head.weight"]

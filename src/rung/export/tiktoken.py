@@ -30,6 +30,8 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     try:
         pairs = (line.split() for line in path.read_bytes().splitlines() if line)
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
+    except OSError as error:
+        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, binascii.Error) as error:
         raise TokenizerError(f"{path} is no tokenizer of Llama 3: its lines are not tokens in base64") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
