@@ -13,6 +13,7 @@ from rung.figures import AFTER_TRAIN
 from rung.pack import Blocks
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.recipe.dial import suggest_parameters
+from rung.recipe.foreseen import foresee
 from rung.recipe.making import check_unused, execute, read_begun
 from rung.recipe.record import find_marks
 from rung.recipe.scoring import evaluate_run
@@ -293,6 +294,28 @@ def test_a_start_that_fails_leaves_nothing(page, message, text, tmp_path):
     with pytest.raises(RungError, match=message):
         execute(make_recipe({"rung": "gpt2", "corpus": text, "steps": 3} | page), out)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ({"model": {"hidden_size": 33}}, "an attention head is 33 wide"),
+        ({"model": {"rope_parameters": 5}}, "model.rope_parameters is 5: it must be a mapping"),
+        ({"model": {"hidden_act": "nope"}}, "model.hidden_act is 'nope', which is no activation"),
+        ({"rung": "llama3-nano", "model": {"num_key_value_heads": 3}}, "2 cannot be divided by 3 key-value heads"),
+        ({"rung": "gpt2", "model": {"hidden_size": 32, "num_attention_heads": 3}}, "cannot be divided by 3"),
+        ({"rung": "rnn", "model": {"cell": "gur"}}, "unknown cell 'gur': did you mean 'gru'"),
+        ({"rung": "rnn-attention", "model": {"num_attention_heads": 3}}, "cannot be divided by 3"),
+        ({"rung": "ngram", "steps": None, "model": {"order": 10**6}}, "model.order is 1000000: it must be 1000 or"),
+        ({"rung": "bigram", "steps": None, "model": {"num_bigrams": -1}}, "model.num_bigrams is -1"),
+    ],
+)
+def test_what_the_model_cannot_be_is_told_before_a_text_is_looked_for(page, message, tmp_path):
+    recipe = make_recipe({"rung": "llama3", "corpus": str(tmp_path / "nowhere.txt"), "steps": 3} | page)
+    for start in (lambda: execute(recipe, tmp_path / "run"), lambda: foresee(recipe, tmp_path / "run")):
+        with pytest.raises(RecipeError, match=message):
+            start()
+    assert not (tmp_path / "run").exists()
 
 
 COUNTED = {"rung": "ngram", "steps": None}

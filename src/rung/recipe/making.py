@@ -126,9 +126,11 @@ def _not_here(folder: Path, state: Any) -> NoReturn:
 
 
 def check_start(recipe: Recipe, folder: Path) -> None:
-    """Raise `RungError` for what can be refused before a text is read: trackers, memory, the Trainer's arguments, and a
-    batch that the processes cannot share out.
+    """Raise `RungError` for what can be refused before a text is read: the model, trackers, memory, the Trainer's
+    arguments, and a batch that the processes cannot share out.
     """
+    if not recipe.base:
+        make_config(recipe.rung, None, recipe.model)
     check_trackers(recipe.train)
     Counting(**recipe.counting).check_memory()
     if not find_rung(recipe.rung).counts:
@@ -148,7 +150,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:
-        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what it must before anything is written
+        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what is not its tokenizer's
     skip_empty = skips_empty_lines(recipe)
     pack_train(corpus, tokenizer, tell, skip_empty=skip_empty)
     if recipe.minutes and corpus.bytes["test"]:
