@@ -80,6 +80,14 @@ def shake(model):
     return model
 
 
+def overflow(model):
+    """Weights that are numbers, each of them, and too large for the head to sum up."""
+    head = shake(model).get_output_embeddings().weight
+    signs = torch.randint(0, 2, head.shape, generator=torch.Generator().manual_seed(3))
+    head.data = torch.where(signs > 0, 3e38, -3e38)
+    return model
+
+
 class Largest(TorchDispatchMode):
     """A context in which the largest memory of any tensor made is noted, in bytes."""
 

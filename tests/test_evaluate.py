@@ -10,7 +10,7 @@ from collections import Counter
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY, Largest
+from conftest import NEURAL, SENTENCES, TINY, Largest, overflow
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -46,6 +46,17 @@ def test_scores_are_the_definitions(name, make_tiny, tokenizer):
     assert score.token_perplexity == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     assert (score.documents, score.bytes, score.words, score.tokens) == (5, sizes, words, tokens)
     assert score.low < score.bits_per_byte < score.high
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_weights_whose_sums_are_no_numbers_have_no_score(name, make_tiny, tokenizer):
+    untied = {} if name == "swaps" else {"tie_word_embeddings": False}
+    model = overflow(make_tiny(name, **untied))
+    assert all(weight.isfinite().all() for weight in model.parameters())
+    asks = [lambda: score_documents(model, tokenizer, SENTENCES), lambda: score_text(model, tokenizer, "the cat")]
+    for ask in asks:
+        with pytest.raises(RunError, match="the model computes (nan|inf) in place of a number: its weights are too"):
+            ask()
 
 
 @pytest.mark.parametrize("name", list(TINY))

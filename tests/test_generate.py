@@ -7,7 +7,7 @@ import math
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY, shake
+from conftest import NEURAL, SENTENCES, TINY, overflow, shake
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -32,6 +32,7 @@ from rung.models import LADDER, make_config
 from rung.tokenizer import EOS, build_tokenizer, encode_documents, encode_plainly, find_control
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
+SAID_OF_OVERFLOW = "the model computes (nan|inf) in place of a number: its weights are too large, as after training"
 PROMPTS = ["the cat", "a dog sat on the", "a"]
 SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tails of every loop
     "llama": ("llama3", {}),
@@ -157,6 +158,8 @@ def test_whole_numbers_are_the_nearest_of_each_rows_own_scale():
     whole, scale = round_to_int8(weight)
     assert whole.tolist() == [[10, -127, 64, 0], [0, 0, 0, 0], [127, 0, -10, 50]]
     assert scale[[0, 2]].tolist() == pytest.approx([0.1, 0.002])
+    assert scale[1] > 0  # else a row of zeros is divided by it
+    assert (whole * scale[:, None])[1].tolist() == [0.0] * 4
     half = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)).bfloat16()
     for found, wanted in zip(round_to_int8(half), round_to_int8(half.float()), strict=True):
         assert torch.equal(found, wanted)  # nothing is computed in the precision of the weights
@@ -539,6 +542,22 @@ def test_writing_goes_on_where_the_window_is_full(name, make_tiny, tokenizer):
     for draft in (PromptDraft(), NgramDraft(make_tiny("ngram"))):
         guessed = generate(model, tokenizer, "the cat sat", long, draft=draft) if name != "rnn-attention" else None
         assert guessed is None or guessed.text == generate(model, tokenizer, "the cat sat", long).text
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_weights_whose_sums_are_no_numbers_write_nothing(name, make_tiny, tokenizer):
+    untied = {} if name == "swaps" else {"tie_word_embeddings": False}
+    model = overflow(make_tiny(name, **untied))
+    drawn = [{"temperature": 0}, {"top_p": 1.0}, {"top_k": 3}, {"num_beams": 2}, {"num_beams": 2, "temperature": 0}]
+    for setting in drawn:
+        with pytest.raises(RunError, match=SAID_OF_OVERFLOW) as caught:
+            generate(model, tokenizer, "the cat", Sampling(max_new_tokens=3, **setting))
+        assert len(str(caught.value).splitlines()) == 1
+    with pytest.raises(RunError, match=SAID_OF_OVERFLOW):
+        generate_batch(model, tokenizer, PROMPTS, GREEDY)
+    if name in ("gpt2", "llama3"):
+        with pytest.raises(RunError, match=SAID_OF_OVERFLOW):
+            generate(model, tokenizer, "the cat", GREEDY, draft=PromptDraft())
 
 
 def test_words_do_not_run_together(make_tiny):

@@ -5,8 +5,9 @@ import math
 import sys
 
 import pytest
+import torch
 import yaml
-from conftest import SENTENCES, TINY
+from conftest import SENTENCES, TINY, overflow
 from typer.testing import CliRunner
 
 from rung import runs
@@ -120,6 +121,14 @@ def test_every_rung_answers(name, make_run, tasks):
     assert accuracy["stderr"] is not None
     if name in ("ngram", "infini-gram"):
         assert accuracy["value"] == 1.0, "its answers stand in the text that was counted"
+
+
+def test_weights_whose_sums_are_no_numbers_have_no_figures(make_tiny, tokenizer):
+    from rung.evaluate.harness import Judged
+
+    judged = Judged(overflow(make_tiny("llama3", tie_word_embeddings=False)), tokenizer)
+    with pytest.raises(RunError, match="the model computes (nan|inf) in place of a number"):
+        judged._model_call(torch.tensor([[0, 5, 7]]))
 
 
 @pytest.mark.parametrize("name", [name for name in TINY if name != "bigram"])

@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, overflow
 
 reason = "needs the server's packages: pip install 'rung[serve]'"
 pytest.importorskip("fastapi", reason=reason)
@@ -80,6 +80,31 @@ def test_a_fault_in_the_turn_of_one_text_ends_that_text_alone(make_engine, monke
     for text in (bad, worse):
         assert text.take().error.code == "failed"
     assert len(engine.slots.free) == engine.limits.max_batch and not engine.running
+
+
+def test_what_is_no_number_ends_its_text_alone_and_is_said(make_engine, monkeypatch):
+    engine = make_engine()
+    wanted = finish(engine, submit(engine, order())[0])
+    good, bad = submit(engine, order(), order())
+    advance = engine.slots.advance
+
+    def spoil(slots):
+        ready, logits = advance(slots)
+        for row, slot in enumerate(ready):
+            if slot == bad.slot:
+                logits[row] = float("nan")
+        return ready, logits
+
+    monkeypatch.setattr(engine.slots, "advance", spoil)
+    assert finish(engine, good) == wanted
+    assert bad.take().error.detail.startswith("the model computes nan in place of a number: its weights are too large")
+
+
+def test_a_prompt_is_not_weighed_by_what_is_no_number(make_engine):
+    engine = make_engine(tie_word_embeddings=False)
+    overflow(engine.served.model)
+    (text,) = submit(engine, order(weighs=True, likeliest=2))
+    assert finish(engine, text).error.detail.startswith("the model computes ")
 
 
 @pytest.mark.parametrize("where", ["slots", "worker"])

@@ -29,7 +29,7 @@ from rung.errors import RunError
 from rung.evaluate.reading import Reader, join_tokens
 from rung.figures import find_interval, log10_perplexity, perplexity
 from rung.models import CausalModel
-from rung.models.causal import CountingModel
+from rung.models.causal import CountingModel, check_overflow
 from rung.models.ngram import NgramForCausalLM
 from rung.tokenizer import find_unknown, losses
 
@@ -301,10 +301,16 @@ def token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Ten
 
 
 def read_documents(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
-    """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in it, batch by batch."""
+    """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in it, batch by batch.
+
+    Raises `RunError` where a model that learned by gradients computes what is no number; one that counts may give 0.
+    """
     read_all = _read_carried if model.context_length is None else _read_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
     read_all(model, [documents[d] for d in order], [values[d] for d in order], read)
+    if model.get_output_embeddings() is not None:
+        for value in values:
+            check_overflow(value)
 
 
 def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:

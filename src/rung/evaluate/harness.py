@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import weighted_mean, weighted_perplexity
 from lm_eval.evaluator import evaluate
@@ -27,6 +28,7 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import LOGITS_AT_ONCE
 from rung.figures import perplexity
 from rung.models import CausalModel
+from rung.models.causal import check_overflow
 
 Request = tuple[Any, list[int], list[int]]  # what was asked; the tokens before, and those whose cost is wanted
 
@@ -160,6 +162,11 @@ class Judged(HFLM):
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
         finally:
             self.add_bos_token = None
+
+    def _model_call(self, *args: Any, **options: Any) -> torch.Tensor:
+        logits = super()._model_call(*args, **options)
+        check_overflow(logits)
+        return logits
 
     def _loglikelihood_tokens(
         self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from rung.errors import RecipeError
 from rung.generate.decoder import Decoder, find_ends, write_tokens
@@ -16,6 +16,7 @@ from rung.generate.pieces import Pieces
 from rung.generate.sampling import Sampling
 from rung.generate.speculative import Draft, check_draft, make_draft, write_guessed
 from rung.models import CausalModel
+from rung.models.causal import check_overflow
 from rung.tokenizer import encode_plainly
 
 __all__ = [
@@ -136,6 +137,12 @@ def _go_on(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], 
     return Pieces(tokenizer, sampling.stop, ids, spaced=prompt[-1:].isspace())
 
 
+def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """The scores of all tokens as they are, if they are numbers."""
+    check_overflow(scores)
+    return scores
+
+
 def _search_beams(
     model: CausalModel | Decoder,
     tokenizer: PreTrainedTokenizerBase,
@@ -166,6 +173,7 @@ def _search_beams(
             num_beams=sampling.num_beams,
             pad_token_id=tokenizer.pad_token_id,
             eos_token_id=list(find_ends(model, tokenizer)),
+            logits_processor=LogitsProcessorList([_check_scores]),
             **options,
         )
     new = output[0, inputs.shape[1] :].tolist()

@@ -4,6 +4,7 @@ Axes, here and in every rung: B batch, T time (tokens), S keys seen, D hidden, H
 V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedMod
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from rung.errors import RunError
 from rung.models.checks import check_config
 from rung.models.contract import is_plain
 from rung.models.fused import linear_cross_entropy
@@ -202,6 +204,17 @@ class KeyValues(Cache):
 def is_loaded(parameter: Tensor) -> bool:
     """Whether its values came from a checkpoint, so that no initialisation may touch them."""
     return getattr(parameter, "_is_hf_initialized", False)
+
+
+def check_overflow(numbers: Tensor) -> None:
+    """Raise `RunError` where the largest of the logits or costs that a model computed is no number: weights that are
+    too large for what is summed up over them. Nothing that is chosen or scored by such numbers means anything.
+    """
+    if numbers.numel() and not math.isfinite(largest := numbers.amax().item()):
+        raise RunError(
+            f"the model computes {largest} in place of a number: its weights are too large, as after "
+            "training at too high a learning rate, or damaged; train it again at a lower one"
+        )
 
 
 def find_padding(config: PreTrainedConfig) -> int | None:

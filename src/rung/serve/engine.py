@@ -23,7 +23,7 @@ from torch import Tensor
 from rung.generate.pieces import Pieces, show_token, spell_token
 from rung.generate.sampling import choose_each
 from rung.generate.slots import Slots
-from rung.serve.limits import ApiError, Limits, Metrics, check_ids
+from rung.serve.limits import ApiError, Limits, Metrics, check_ids, note_failure
 from rung.serve.served import Served, identify
 from rung.serve.texts import BUFFER, Order, Piece, Text
 from rung.serve.weighing import weigh, weigh_prompt
@@ -274,8 +274,7 @@ class Engine:
 
     def _fail(self, text: Text, error: Exception) -> None:
         """End a text in whose turn something went wrong."""
-        logger.error("%s: a text failed", self.served.name, exc_info=error)
-        self._end(text, Piece(error=ApiError(500, "the model failed; the server's log says why", code="failed")))
+        self._end(text, Piece(error=note_failure(self.served.name, error)))
 
     def _tell(self, now: bool) -> None:
         """Have readers told what there is for them, `now` or when it is time again."""

@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import json
+import logging
 import socket
 import time
 import uuid
@@ -19,7 +20,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rung.errors import RecipeError
+from rung.errors import RecipeError, RungError
+
+logger = logging.getLogger(__name__)
 
 LOCKED = ("/v1/", "/api/", "/metrics")  # what an API key opens; the page itself, and /health, are for all
 HARMLESS = ("GET", "HEAD", "OPTIONS")
@@ -74,6 +77,13 @@ class ApiError(HTTPException):
     def as_response(self) -> Response:
         """The answer."""
         return Response(json.dumps(self.as_dict()), self.status_code, self.headers, media_type="application/json")
+
+
+def note_failure(model: str, error: Exception) -> ApiError:
+    """The refusal of a text in whose turn something went wrong, which the log tells; what a line can tell is in it."""
+    is_told = isinstance(error, RungError)
+    logger.error("%s: a text failed: %s", model, error, exc_info=None if is_told else error)
+    return ApiError(500, str(error) if is_told else "the model failed; the server's log says why", code="failed")
 
 
 def look_up(served: Mapping[str, T], name: str) -> T:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rung.evaluate import windows_of
 from rung.models import CausalModel
-from rung.models.causal import KeyValues, StatefulModel
+from rung.models.causal import KeyValues, StatefulModel, check_overflow
 
 AT_ONCE = 256  # tokens of a prompt, between two steps of the texts
 LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
@@ -44,6 +44,7 @@ def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator
             rows = torch.tensor([ids[start:stop]], device=model.device)
             output = model(rows, past_key_values=state, use_cache=True, logits_to_keep=new)
             state = output.past_key_values
+            check_overflow(output.logits)
             yield _weigh_all(output.logits[0], ids[stop + 1 - new : stop + 1], likeliest) if stop > done else []
 
 
