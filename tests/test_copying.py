@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rung.models import build_model, make_config
-from rung.models import llama3 as llama
+from rung.models import build_model, make_config, rnn_attention
+from rung.models.llama3 import LlamaForCausalLM
 
 LENGTH = 64
 
@@ -13,7 +13,7 @@ LENGTH = 64
 def scores(monkeypatch):
     """The attention of each layer, as it was computed."""
     seen = []
-    attend = llama.attend
+    attend = rnn_attention.attend
 
     def watch(q, k, v, mask, dropout):
         keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -22,7 +22,7 @@ def scores(monkeypatch):
         seen.append(product.masked_fill(later, -torch.inf).softmax(-1))
         return attend(q, k, v, mask, dropout)
 
-    monkeypatch.setattr(llama, "attend", watch)
+    monkeypatch.setattr(rnn_attention, "attend", watch)
     return seen
 
 
@@ -56,7 +56,7 @@ def test_small_and_odd_shapes_have_room_for_it(tokenizer):
 def test_loaded_weights_are_left_alone(tokenizer, tmp_path):
     model = build(tokenizer)
     model.save_pretrained(tmp_path)
-    again = llama.LlamaForCausalLM.from_pretrained(tmp_path)
+    again = LlamaForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
 
 

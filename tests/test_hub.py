@@ -34,6 +34,7 @@ def test_a_name_that_may_be_on_the_hub_is_no_place(tmp_path, monkeypatch):
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "answers", lambda *names: asked.append(names))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # as for who does not ask to be left offline
     with pytest.raises(RunError, match="nobody/missing could not be read: it is no folder here, and the Hub cannot be"):
         load("nobody/missing")
     with pytest.raises(TokenizerError, match="could not be loaded"):

@@ -245,9 +245,11 @@ def test_the_command_makes_real_runs(tmp_path, prose, monkeypatch):
     made = CliRunner().invoke(app, options)
     assert made.exit_code == 0, made.output
     assert all(f"\n {name} " in made.stdout for name in ("gpt2", *SWAPS, "llama3"))
-    assert "2 steps of 2,048 tokens" in made.stdout
     assert not list(tmp_path.rglob("checkpoints"))
     record = json.loads((tmp_path / "runs" / "my-gpt2-llama3" / "tied-seed0" / "rung.json").read_text())
     assert record["recipe"]["model"]["swaps"] == ["tied"]
+    tokens = record["training"]["tokens"] / 2
+    assert 2_000 < tokens <= 2_048  # padding is no token
+    assert f"2 steps of {tokens:,.0f} tokens" in made.stdout
     assert "--between has no --minutes" in CliRunner().invoke(app, [*options, "--minutes", "3"]).stderr
     assert "only --between has --steps" in CliRunner().invoke(app, ["climb", "my.txt", "--steps", "3"]).stderr
