@@ -107,9 +107,9 @@ def test_there_are_not_many_files():
     Two more keep what every model owes: which configurations there may be, and what Hugging Face may ask.
     Three keep files whole, search them, and hold a run's record to its schema.
     Two keep what folders from anywhere owe: files that stay inside and open elsewhere, and weights that fit.
-    Two say what counting may take, and what a run will.
+    Two say what counting may take, and what a run will. Two keep what a long count goes on from, and call the counters.
     """
-    assert len(FILES) < 142
+    assert len(FILES) < 144
 
 
 def test_every_module_says_what_it_is():

@@ -326,7 +326,7 @@ MISTAKES = {
     "tune on with a seed": (["tune", "--out", "l", "--resume", "--seed", "1"], "as the run was begun: --seed: leave"),
     "preference": (["tune", "l", "--preference", "p.jsonl", "--steps", "3"], "leave out DATA, --minutes, --steps and"),
     "seed": (["train", "gpt2", "my.txt", "--seed", "-1"], "seed is -1: it must be a whole number from 0"),
-    "verify counts": (["verify-resume", "b"], "bigram counts in one pass: there is nothing to resume"),
+    "verify counts": (["verify-resume", "b"], "bigram is fitted by counting, and takes no steps"),
     "verify nothing": (["verify-resume", "nowhere.yaml"], "no recipe at nowhere.yaml"),
     "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing 'laplace'"),
     "prune": (["train", "ngram", "my.txt", "--set", "prune=[1]"], "its first entry must be 0"),

@@ -473,6 +473,26 @@ def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypat
     assert made.stderr.splitlines()[-1].endswith("train --out 'my run' --resume")
 
 
+def test_a_count_that_is_stopped_prints_the_line_that_goes_on_with_the_next_order(corpus, monkeypatch):
+    monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
+
+    def stop(display, name, stage):
+        if stage.note.startswith("order 3 of 5"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("rung.cli.progress.Display.tell", stop)
+        made = rung("train", "ngram", corpus, "--out", "my run")
+    assert made.exit_code == 130
+    said = made.stderr.splitlines()[-1]
+    assert "stopped; the work so far is saved. Go on with: " in said
+    assert said.endswith("train --out 'my run' --resume")
+    made = rung("train", *shlex.split(said.split(" train ")[1]))
+    assert made.exit_code == 0, made.output
+    assert "ngram: orders 1 to 3 are kept, going on with 4" in made.stderr
+    assert runs.is_finished(Path("my run"))
+
+
 def test_a_models_text_cannot_steer_a_terminal(monkeypatch):
     master, slave = os.openpty()
     with os.fdopen(slave, "w") as file:

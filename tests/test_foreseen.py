@@ -27,6 +27,13 @@ def test_every_rung_says_what_it_takes(rung, text, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_long_count_says_what_its_checkpoints_take(text, tmp_path, monkeypatch):
+    recipe = make_recipe({"rung": "ngram", "corpus": text})
+    assert "to go on from" not in foresee(recipe, tmp_path / "run")["disk"]
+    monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
+    assert "GB for counts to go on from, until the run is complete" in foresee(recipe, tmp_path / "run")["disk"]
+
+
 def test_counting_says_the_smallest_memory(text, tmp_path):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     page = {"rung": "ngram", "corpus": text}

@@ -119,7 +119,7 @@ def test_what_cannot_be_verified_is_said(recipe, tmp_path):
     (tmp_path / "minutes.yaml").write_text("rung: gpt2\nminutes: 5\n")
     assert (read_source(tmp_path / "minutes.yaml").steps, read_source(tmp_path / "minutes.yaml", 7).steps) == (60, 7)
     (tmp_path / "counts.yaml").write_text("rung: bigram\n")
-    with pytest.raises(RecipeError, match="bigram counts in one pass: there is nothing to resume"):
+    with pytest.raises(RecipeError, match="bigram is fitted by counting, and takes no steps"):
         read_source(tmp_path / "counts.yaml")
     runs.write_record(tmp_path, {"rung": "ngram", "imported": "x.arpa"})
     with pytest.raises(RunError, match="was imported, not trained"):

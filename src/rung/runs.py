@@ -4,7 +4,7 @@ config.json, model.safetensors, generation_config.json, tokenizer files   the mo
 rung.json       recipe, corpus, tokenizer, versions, seed, hardware, scores
 metrics.jsonl   one line per logged step
 samples.md      what the model wrote as it learned
-checkpoints/    what training resumes from
+checkpoints/    what training, or a long count, resumes from
 """
 
 import errno
@@ -35,6 +35,7 @@ RECORD = "rung.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.md"
 CHECKPOINTS = "checkpoints"
+RESUMED = ("checkpoint-*", "order-*")  # there: what training goes on from, and what counting does
 LOCK, HOLDER = ".lock", ".holder"  # there while a command writes into the folder; the second says which
 LONGEST_PROMPT = 60  # characters
 # Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a twentieth, is no whole one.
@@ -274,8 +275,8 @@ def undo_failed_start(folder: Path) -> Iterator[None]:
 
 
 def _holds_work(folder: Path) -> bool:
-    has_model = (folder / "config.json").exists() or any((folder / CHECKPOINTS).glob("checkpoint-*"))
-    return has_model and (folder / RECORD).exists()
+    found = [path for name in RESUMED for path in (folder / CHECKPOINTS).glob(name)]
+    return ((folder / "config.json").exists() or bool(found)) and (folder / RECORD).exists()
 
 
 def _remove_new(folder: Path, before: set[Path]) -> None:

@@ -117,7 +117,7 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
     recipe = make_recipe(page)
     if find_rung(recipe.rung).counts:
         raise RecipeError(
-            f"{recipe.rung} counts in one pass: there is nothing to resume; choose a rung that is trained"
+            f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a rung that is trained"
         )
     return replace(recipe, minutes=None, steps=steps or recipe.steps or STEPS)
 

@@ -13,7 +13,7 @@ from rung.device import choose_device
 from rung.evaluate import first_texts
 from rung.models import build_model, count_parameters, find_rung, make_config
 from rung.models.bigram import PAIRS_AT_ONCE
-from rung.models.ngram.budget import BUILDING, Counting, measure_process
+from rung.models.ngram.budget import BUILDING, PACE, Counting, measure_process
 from rung.recipe import Recipe
 from rung.recipe.making import check_start, choose_width, complete
 from rung.recipe.stages import Stage, Tell
@@ -23,9 +23,9 @@ from rung.train import TrainSettings, make_arguments
 from rung.train.optimizer import group_parameters
 
 SAMPLED = 2**20  # characters of the training text, of which it is seen how many a token has
-MODEL, SCRATCH = 17, 60  # bytes for each n-gram: of the model, and of an engine's files while it counts
+# Bytes for each n-gram: of the model, of an engine's files while it counts, of the orders that are kept meanwhile.
+MODEL, SCRATCH, ORDERS = 17, 60, 21
 PAIR, SUFFIX = 48, 24  # bytes of memory for each pair that is counted, for each suffix that is sorted
-PACE = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # n-grams a second that engines count, of a core or two
 UTILIZATION = 0.3  # of a processor's products that training comes to
 KEPT = 4  # checkpoints at a time: two, the best, and the one that is being written
 MATRIX = 512
@@ -71,6 +71,8 @@ def _foresee_counting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens
     if counting.engine != "numpy":
         found["memory"] = f"{_megabytes(counting.memory_bytes)} while counting, then {found['memory']} at the most"
         found["disk"] += f", and {_gigabytes(SCRATCH * most)} below {counting.find_scratch(Path()).parent} meanwhile"
+    if counting.keeps_orders(tokens):
+        found["disk"] += f", and {_gigabytes(ORDERS * most)} for counts to go on from, until the run is complete"
     return found
 
 

@@ -12,18 +12,19 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import ranks, runs
 from rung.corpus import SPLITS, Corpus
-from rung.device import cache_folder, choose_device, keep_freed_memory, leave_busy_cores
+from rung.device import cache_folder, choose_device, leave_busy_cores
 from rung.errors import RunError
 from rung.evaluate import first_texts, score_documents
 from rung.files import remove_leftovers
 from rung.generate import Sampling, generate
 from rung.models import CausalModel, build_model, count_parameters, find_rung, make_config, match_parameters
 from rung.models.ngram.budget import Counting
-from rung.models.ngram.engines import choose_counter
+from rung.models.ngram.checkpoints import remove_orders
 from rung.pack import Packed, pack
 from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import describe_base, load_base
 from rung.recipe.dial import Plan, suggest_parameters, turn_dial
+from rung.recipe.fitting import fit_counts
 from rung.recipe.own import describe_place, describe_places, find_again, find_sources
 from rung.recipe.record import (
     SAMPLE_TOKENS,
@@ -190,6 +191,7 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
             MARKING * 60 * ready.recipe.minutes if ready.recipe.minutes else trained.seconds,
         )
     runs.write_record(folder, record)
+    remove_orders(folder / runs.CHECKPOINTS)
     return not trained.interrupted
 
 
@@ -298,21 +300,12 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
 
 
 def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
-    """Fit a counting rung: one pass over the text."""
-    recipe = ready.recipe
-    config = make_config(recipe.rung, ready.tokenizer, recipe.model)
-    counting = Counting(**recipe.counting)
-    if counting.engine == "numpy":
-        keep_freed_memory()
-    if recipe.counting and counting.engine != "numpy":
-        tell(Stage(name="noted", note=counting.describe(len(packed), config.order)))
-    tell(Stage(name="counting"))
+    """Fit a counting rung, and look at it as at one that is trained."""
     started = time.perf_counter()
-    options = {"count": choose_counter(counting, counting.find_scratch(folder))} if recipe.counting else {}
-    model = find_rung(recipe.rung).model.fit(config, packed.tokens, packed.starts, **options)
+    model = fit_counts(ready.recipe, ready.tokenizer, packed, ready.key, folder, tell)
     seconds = time.perf_counter() - started
     line: dict[str, Any] = {"step": 0, "tokens": len(packed)}
-    if recipe.held_out != 0:
+    if ready.recipe.held_out != 0:
         line["bits_per_byte"] = _hooks(ready, tell).evaluate(model.eval())
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)

@@ -22,6 +22,8 @@ MB = 10**6
 BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
 BUILDING = 50  # bytes for each n-gram while the model is built of them
 LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
+PACE = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # n-grams a second that engines count, of a core or two
+KEPT_SECONDS = 10.0  # an order that takes longer is kept, for a count that is cut short to go on from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,10 @@ class Counting:
             f"{self.engine} {(BESIDE[self.engine] + LEAST[self.engine]) // MB} MB at the least; "
             f"{-(-least // (100 * MB)) * 100}MB suffices"
         )
+
+    def keeps_orders(self, tokens: int) -> bool:
+        """Whether each order of so many tokens is kept on disk once it is counted: it takes long to count again."""
+        return tokens >= KEPT_SECONDS * PACE[self.engine]
 
     def describe(self, tokens: int, order: int) -> str:
         """What is counted, in what, and what comes on top: a line."""

@@ -5,13 +5,14 @@ rows are sorted by parent and last token, so that the children of one row stand 
 and it is what the model is queried by.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import numpy
 from numpy.typing import NDArray
 
 from rung.errors import RecipeError
+from rung.models.ngram.checkpoints import OrderCheckpoints
 
 Ids = NDArray[numpy.integer]
 
@@ -34,14 +35,22 @@ class Level:
         return len(self.tokens)
 
 
-Counter = Callable[[Ids, NDArray[numpy.int64], int, int], Iterator[Level]]  # what does as `count_ngrams` does
+Levels = Generator[Level, None, None]
+Counter = Callable[[Ids, NDArray[numpy.int64], int, int], Levels]  # what does as `count_ngrams` does
 
 
-def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Iterator[Level]:
+def count_ngrams(
+    tokens: Ids,
+    starts: NDArray[numpy.int64],
+    order: int,
+    vocab_size: int,
+    checkpoints: OrderCheckpoints | None = None,
+) -> Levels:
     """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram spans two.
 
-    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary. Raises
-    `RecipeError` for a text whose positions do not fit into 32 bits.
+    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary. What `checkpoints`
+    have is not counted again, and each level that is counted goes there. Raises `RecipeError` for a text whose
+    positions do not fit into 32 bits.
     """
     if len(tokens) >= 2**31:
         raise RecipeError(
@@ -53,28 +62,42 @@ def count_ngrams(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_si
     yield level
     at = numpy.arange(len(ids), dtype=numpy.int32)  # where an n-gram of this order begins
     end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))  # where the document of each ends
-    rows = ids.copy()  # of the n-gram that begins at each position
-    for size in range(2, order + 1):
+    rows = ids  # of the n-gram that begins at each position
+    known = checkpoints.load() if checkpoints else []
+    for arrays in known:
+        rows = arrays.pop("rows")
+        level = Level(**arrays)
+        yield level
+    rows = numpy.array(rows)
+    for size in range(len(known) + 2, order + 1):
         fits = at + size <= end
         at, end = at[fits], end[fits]
         if len(at) == 0:
             return
         keys, placed = sort_places(join_keys(rows[at], ids[at + (size - 1)], vocab_size), at)
-        is_new = numpy.empty(len(keys), dtype=bool)
-        is_new[0] = True
-        numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
-        first = numpy.flatnonzero(is_new).astype(numpy.int32)
-        parents, last_tokens = split_keys(keys[first], vocab_size)
-        level = Level(
-            tokens=last_tokens,
-            parents=parents,
-            counts=numpy.diff(first, append=numpy.int32(len(keys))),
-            suffixes=rows[placed[first] + 1],
-            opens=level.opens[parents],
-        )
+        level = _make_level(keys, placed, rows, level, vocab_size)
+        if checkpoints:
+            checkpoints.save(size, {**vars(level), "rows": rows})
         yield level
-        number = numpy.cumsum(is_new, dtype=numpy.int32)
-        rows[placed] = numpy.subtract(number, 1, out=number)
+
+
+def _make_level(keys: NDArray[numpy.int64], placed: Ids, rows: Ids, below: Level, vocab_size: int) -> Level:
+    """The level of sorted keys and their places; `rows` has the row below at each place, and then the row here."""
+    is_new = numpy.empty(len(keys), dtype=bool)
+    is_new[0] = True
+    numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
+    first = numpy.flatnonzero(is_new).astype(numpy.int32)
+    parents, last_tokens = split_keys(keys[first], vocab_size)
+    level = Level(
+        tokens=last_tokens,
+        parents=parents,
+        counts=numpy.diff(first, append=numpy.int32(len(keys))),
+        suffixes=rows[placed[first] + 1],
+        opens=below.opens[parents],
+    )
+    number = numpy.cumsum(is_new, dtype=numpy.int32)
+    rows[placed] = numpy.subtract(number, 1, out=number)
+    return level
 
 
 def unigrams(counts: Ids, opening: int, documents: int) -> Level:

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +22,68 @@ from pyarrow import parquet
 from rung.device import count_cores
 from rung.errors import RunError
 from rung.models.ngram.budget import Counting
-from rung.models.ngram.counting import Counter, Ids, Level, count_ngrams, join_keys, unigrams
+from rung.models.ngram.checkpoints import OrderCheckpoints
+from rung.models.ngram.counting import Counter, Ids, Level, Levels, count_ngrams, join_keys, unigrams
 
 ROWS_AT_ONCE = 2**20
+Keys = NDArray[numpy.int64]  # of a level's n-grams, as `join_keys` makes them
 
 
-def choose_counter(counting: Counting, folder: Path) -> Counter:
-    """What counts as `counting` says: for `NgramForCausalLM.fit`. An engine's files lie in `folder` meanwhile, which
-    must be its own.
+def choose_counter(counting: Counting, folder: Path, checkpoints: OrderCheckpoints | None = None) -> Counter:
+    """What counts as `counting` says, on from `checkpoints`: for `NgramForCausalLM.fit`. An engine's files lie in
+    `folder` meanwhile, which must be its own.
     """
-    return count_ngrams if counting.engine == "numpy" else functools.partial(count_with_engine, counting, folder)
+    if counting.engine != "numpy":
+        return Engine(counting=counting, folder=folder, checkpoints=checkpoints).count
+    return functools.partial(count_ngrams, checkpoints=checkpoints) if checkpoints else count_ngrams
 
 
-def count_with_engine(
-    counting: Counting, folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
-) -> Iterator[Level]:
-    """What `count_ngrams` yields, counted by DuckDB or Spark.
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """DuckDB or Spark, as `counting` says, with its files in `folder`: for a cluster, one that all its machines see."""
 
-    For Spark on a cluster `folder` must be one that every machine of it sees. Raises `RunError` where the engine
-    fails.
-    """
-    shutil.rmtree(folder, ignore_errors=True)  # of a try that was killed
-    try:
-        with _explained(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            folder.mkdir(mode=0o700)
-            counts = _write_windows(folder / "windows", tokens, starts, order, vocab_size)
-        level = unigrams(counts, int(tokens[starts[0]]), len(starts))
-        yield level
-        known = [join_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
-        with _connect(counting, folder) as connection:
-            windows = folder / "windows"
-            table = connection.read_parquet(windows if counting.engine == "spark" else windows / "*.parquet")
-            for size in range(2, order + 1):
-                found = folder / f"order-{size}"
-                _run(connection, _count_expression(table, size), found, counting)
+    counting: Counting
+    folder: Path
+    checkpoints: OrderCheckpoints | None = None
+
+    def count(self, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Levels:
+        """What `count_ngrams` yields. Raises `RunError` where the engine fails."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a try that was killed
+        try:
+            with _explained(self.folder):
+                self.folder.parent.mkdir(parents=True, exist_ok=True)
+                self.folder.mkdir(mode=0o700)
+            level = unigrams(_count_tokens(tokens, vocab_size), int(tokens[starts[0]]), len(starts))
+            yield level
+            known = [join_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
+            for arrays in self.checkpoints.load() if self.checkpoints else ():
+                level = Level(**arrays)
+                with _explained(self.folder):
+                    known.append(_write_keys(self.folder / f"order-{len(known) + 1}", level, vocab_size))
+                yield level
+            if len(known) < order:
+                with _explained(self.folder):
+                    _write_windows(self.folder / "windows", tokens, starts, order)
+                yield from self._count_missing(level, known, order, vocab_size)
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _count_missing(self, level: Level, known: list[Keys], order: int, vocab_size: int) -> Levels:
+        """The levels above `level`; `known` are the keys of it and of all below."""
+        with _connect(self.counting, self.folder) as connection:
+            windows = self.folder / "windows"
+            table = connection.read_parquet(windows if self.counting.engine == "spark" else windows / "*.parquet")
+            for size in range(len(known) + 1, order + 1):
+                found = self.folder / f"order-{size}"
+                _run(connection, _count_expression(table, size), found, self.counting)
                 if _count_rows(found) == 0:
                     return
-                with _explained(folder):
+                with _explained(self.folder):
                     level, keys = _read_level(found, level, known, vocab_size)
                 known.append(keys)
+                if self.checkpoints:
+                    self.checkpoints.save(size, vars(level))
                 yield level
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -85,12 +105,17 @@ def _count_expression(table: Any, size: int) -> Any:
     return complete.group_by(columns).agg(count=complete.count()).order_by(columns)
 
 
-def _write_windows(
-    folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
-) -> NDArray[numpy.int64]:
-    """A row for every position: its token and the `order` - 1 after it, -1 beyond its document. Counts tokens too."""
-    folder.mkdir()
+def _count_tokens(tokens: Ids, vocab_size: int) -> NDArray[numpy.int64]:
+    """How often each token of the vocabulary occurs."""
     counts = numpy.zeros(vocab_size, dtype=numpy.int64)
+    for first in range(0, len(tokens), ROWS_AT_ONCE):
+        counts += numpy.bincount(tokens[first : first + ROWS_AT_ONCE], minlength=vocab_size)
+    return counts
+
+
+def _write_windows(folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int) -> None:
+    """A row for every position: its token and the `order` - 1 after it, -1 beyond its document."""
+    folder.mkdir()
     ends = numpy.append(starts[1:], len(tokens))
     schema = pyarrow.schema([(f"token_{i}", pyarrow.int32()) for i in range(1, order + 1)])
     for number, first in enumerate(range(0, len(tokens), ROWS_AT_ONCE)):
@@ -99,10 +124,8 @@ def _write_windows(
         left = ends[numpy.searchsorted(starts, at, side="right") - 1] - at  # tokens until the document's end
         piece = numpy.append(piece, numpy.zeros(order - 1, dtype=numpy.int32))
         columns = [numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32) for i in range(order)]
-        counts += numpy.bincount(columns[0], minlength=vocab_size)
         table = pyarrow.table(columns, schema=schema)
         parquet.write_table(table, folder / f"{number:06}.parquet", compression="zstd")
-    return counts
 
 
 @contextmanager
@@ -168,9 +191,7 @@ def _count_rows(folder: Path) -> int:
     return sum(file.metadata.num_rows for file in _files(folder))
 
 
-def _read_level(
-    folder: Path, below: Level, known: list[NDArray[numpy.int64]], vocab_size: int
-) -> tuple[Level, NDArray[numpy.int64]]:
+def _read_level(folder: Path, below: Level, known: list[Keys], vocab_size: int) -> tuple[Level, Keys]:
     """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those of all below."""
     rows, whole = _count_rows(folder), numpy.int32 if len(below) < 2**31 else numpy.int64
     level = Level(
@@ -195,7 +216,16 @@ def _read_level(
     return level, keys
 
 
-def _find_rows(columns: list[Ids], keys: list[NDArray[numpy.int64]], vocab_size: int) -> Ids:
+def _write_keys(folder: Path, level: Level, vocab_size: int) -> Keys:
+    folder.mkdir()
+    keys = _map(folder, "keys", len(level), numpy.int64)
+    for first in range(0, len(level), ROWS_AT_ONCE):
+        piece = slice(first, first + ROWS_AT_ONCE)
+        keys[piece] = join_keys(level.parents[piece], level.tokens[piece], vocab_size)
+    return keys
+
+
+def _find_rows(columns: list[Ids], keys: list[Keys], vocab_size: int) -> Ids:
     """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up once."""
     is_new = numpy.zeros(len(columns[0]), dtype=bool)
     is_new[:1] = True
@@ -207,7 +237,7 @@ def _find_rows(columns: list[Ids], keys: list[NDArray[numpy.int64]], vocab_size:
     return rows[numpy.cumsum(is_new) - 1]
 
 
-def _find(keys: NDArray[numpy.int64], parents: Ids, tokens: Ids, vocab_size: int) -> Ids:
+def _find(keys: Keys, parents: Ids, tokens: Ids, vocab_size: int) -> Ids:
     return numpy.searchsorted(keys, join_keys(parents, tokens, vocab_size))
 
 

@@ -1,0 +1,101 @@
+"""Orders that were counted, kept on disk: counting that was cut short goes on with the first that is missing.
+
+order-N/            the n-grams of order N, a file for each array, and what the engine goes on with beside them
+    counted.json    of what text and with what settings: those of another count are not used
+    manifest.json   size and digest of every file: what does not agree with it is damaged, and counted again
+"""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+
+from rung.files import find_damage, remove_leftovers, seal, write_beside
+
+logger = logging.getLogger(__name__)
+
+COUNTED = "counted.json"
+
+
+class OrderCheckpoints:
+    """The orders of one count that are kept in a folder, from 2 to `highest`; single tokens are counted in a moment."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Remove what is damaged in `folder`, or not of the count that `facts` describe, and all orders above it."""
+        self.folder = folder
+        self.facts = json.loads(json.dumps(facts))
+        self.highest = 1
+        if folder.is_dir():
+            remove_leftovers(folder, alone=True)
+            while self._is_whole(self.highest + 1):
+                self.highest += 1
+            _remove([path for path in _list_orders(folder) if _order_of(path) > self.highest])
+
+    def load(self) -> list[dict[str, NDArray[Any]]]:
+        """The arrays of the orders 2, 3, ..., by their names and mapped into memory; what is changed stays there."""
+        return [
+            {path.stem: numpy.load(path, mmap_mode="c") for path in sorted(self._place(order).glob("*.npy"))}
+            for order in range(2, self.highest + 1)
+        ]
+
+    def save(self, order: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Have an order's arrays on the disk. Where there is no room for them, a warning says so: counting goes on."""
+        if order != self.highest + 1:  # the one below could not be kept
+            return
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with write_beside(self._place(order)) as beside:
+                beside.mkdir()
+                for name, array in arrays.items():
+                    numpy.save(beside / f"{name}.npy", array)
+                (beside / COUNTED).write_text(json.dumps(self.facts), encoding="utf-8")
+                seal(beside, hashed_bytes=math.inf)
+        except OSError as error:
+            logger.warning(
+                "order %d cannot be kept (%s): counting goes on, and if it is stopped begins again there", order, error
+            )
+        else:
+            self.highest = order
+
+    def _place(self, order: int) -> Path:
+        return self.folder / f"order-{order}"
+
+    def _is_whole(self, order: int) -> bool:
+        """Whether the order is there to go on from; if it is there and not to be used, a warning says why."""
+        place = self._place(order)
+        if not place.exists():
+            return False
+        if damage := find_damage(place, COUNTED):
+            logger.warning("%s is damaged (%s): counting it again", place, damage)
+            return False
+        if json.loads((place / COUNTED).read_text(encoding="utf-8")) != self.facts:
+            logger.warning("%s is of another text, or of other settings: counting it again", place)
+            return False
+        return True
+
+
+def remove_orders(folder: Path) -> None:
+    """Remove the orders that are kept in a folder, and the folder where nothing else is in it."""
+    _remove(_list_orders(folder))
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _list_orders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("order-*") if path.name.removeprefix("order-").isdigit()]
+
+
+def _order_of(path: Path) -> int:
+    return int(path.name.removeprefix("order-"))
+
+
+def _remove(places: list[Path]) -> None:
+    for place in sorted(places, key=_order_of, reverse=True):  # none is left without those that it is built on
+        shutil.rmtree(place, ignore_errors=True)
