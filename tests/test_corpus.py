@@ -728,6 +728,14 @@ def test_column_and_encoding_are_of_what_has_them(hub, tmp_path):
             load_corpus(source, **given_settings)
 
 
+def test_rows_of_a_data_set_without_text_are_counted(hub):
+    write_hub(hub / "my/set", [*ROWS[:2], "", " "], column="content")
+    corpus = load_corpus("hf:my/set")
+    assert list(corpus.test["text"]) == ROWS[:2]
+    assert corpus.notes == (f"{2 * sum(SIZES.values())} rows without text in column 'content' passed over: set",)
+    assert load_corpus("hf:my/set").notes == corpus.notes
+
+
 def test_a_data_set_with_one_held_out_split_says_so(hub):
     write_shards(hub / "my/set", ROWS, names=("train", "validation"))
     assert load_corpus("hf:my/set").notes == ("validation and test: validation",)

@@ -147,13 +147,41 @@ def test_other_columns_may_hold_what_they_like(tmp_path, other):
 
 
 def test_rows_without_text_are_counted(tmp_path):
-    rows = [{"text": None}] * 50 + [{"text": "one"}, {"id": 1}, {"text": " "}]
-    found = read_notes(write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
-    assert found == (["one"], ["52 rows without text passed over: a.jsonl"])
-    assert read_notes(write(tmp_path / "a.csv", 'text,id\none,1\n"",2\n')) == (
+    for column in ("text", "content", "body"):
+        rows = [{"id": 0}] + [{column: None}] * 50 + [{column: "one"}, {"id": 1}, {column: ""}]
+        path = write(tmp_path / f"{column}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        named = {"column": column} if column == "body" else {}
+        said = f"53 rows without text in column {column!r} passed over: {column}.jsonl"
+        assert read_notes(path, **named) == (["one"], [said])
+    said = "1 row without text in column 'content' passed over: a"
+    assert read_notes(write(tmp_path / "a.csv", 'content,id\none,1\n"",2\n')) == (["one"], [f"{said}.csv"])
+    path = write_parquet(tmp_path / "a.parquet", content=(["one", None],))
+    assert read_notes(path) == (["one"], [f"{said}.parquet"])
+    assert read_notes(write(tmp_path / "a.json", '["one", " "]')) == (
         ["one"],
-        ["1 row without text passed over: a.csv"],
+        ["1 row without text passed over: a.json"],
     )
+
+
+def test_numbers_that_are_read_as_text_are_counted(tmp_path):
+    found = read_notes(write(tmp_path / "a.jsonl", '{"text": 5}\n{"text": "6"}\n{"text": 1e5}\n'))
+    assert found == (["5", "6", "1e5"], ["2 numbers in column 'text' read as digits: a.jsonl"])
+
+
+def test_a_column_and_an_encoding_are_of_files_that_have_them(tmp_path):
+    prose = "\n\n".join(f"paragraph {n} " * 20 for n in range(60))
+    plain = write(tmp_path / "a.txt", prose)
+    table = write(tmp_path / "b.jsonl", "".join(json.dumps({"body": f"row {n}"}) + "\n" for n in range(60)))
+    parquet = write_parquet(tmp_path / "c.parquet", text=([f"row {n}" for n in range(60)],))
+    with pytest.raises(CorpusError, match="--column is 'body', but cannot be of a.txt: plain text has no columns"):
+        load_corpus(str(plain), column="body")
+    with pytest.raises(CorpusError, match="--encoding is 'cp1252', but cannot be of c.parquet: Parquet knows its own"):
+        load_corpus(str(parquet), encoding="cp1252")
+    assert "--column is not for 1 file: a.txt" in load_corpus([str(plain), str(table)], column="body").notes
+    assert "--encoding is not for 1 file: c.parquet" in load_corpus([str(plain), str(parquet)], encoding="cp1252").notes
+    write(tmp_path / "named/train.jsonl", table.read_bytes())
+    write(tmp_path / "named/test.txt", prose)
+    assert "--column is not for 1 file: test.txt" in load_corpus(str(tmp_path / "named"), column="body").notes
 
 
 def write_parquet(path, **columns):

@@ -1,5 +1,7 @@
 """A run's own text: found where it lies now, and never scored as if it had not been seen."""
 
+import json
+
 import pytest
 
 from rung import runs
@@ -119,3 +121,14 @@ def test_a_run_with_its_base_and_tokenizer_goes_on_from_another_folder(place, mo
         assert recipe.tokenizer == {"path": str(place / ("base" if name == "further" else "run"))}
         assert recipe.base == (str(place / "base") if name == "further" else None)
         assert execute(recipe, place / name)
+
+
+def test_another_column_of_the_training_text_is_other_text(tmp_path):
+    """It was named, and the column that the run was trained on was scored."""
+    rows = [{"text": f"the fox {n} went home", "title": f"Of owls, {n * n}, and hens"} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    execute(make_recipe({"rung": "bigram", "corpus": str(tmp_path / "rows.jsonl")}), tmp_path / "run")
+    own, title = score(tmp_path / "run"), {"column": "title"}
+    assert score(tmp_path / "run", str(tmp_path / "rows.jsonl"))["nats"] == own["nats"]
+    found = evaluate_run(str(tmp_path / "run"), str(tmp_path / "rows.jsonl"), "test", title)
+    assert (found["split"], found["bytes"]) == ("whole text", sum(len(row["title"]) for row in rows))

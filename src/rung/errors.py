@@ -9,6 +9,7 @@ RungError
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 MOST_NAMED = 20  # choices that a message lists
 FEW_NAMED = 5  # of more
@@ -34,12 +35,12 @@ class RunError(RungError):
     """A run folder is missing, damaged, or in the way."""
 
 
-def did_you_mean(name: str, choices: Iterable[str], listed: str = "") -> str:
+def did_you_mean(name: Any, choices: Iterable[str], listed: str = "") -> str:
     """The end of an error message: the nearest choice; when none is near all of them, or of many a few.
 
-    `listed` says where many are listed.
+    `listed` says where many are listed. The name may be anything that a recipe holds.
     """
-    choices = list(choices)
+    name, choices = str(name), list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
@@ -47,3 +48,8 @@ def did_you_mean(name: str, choices: Iterable[str], listed: str = "") -> str:
         return f"choose from {', '.join(choices)}"
     few = ", ".join(difflib.get_close_matches(name, choices, n=FEW_NAMED, cutoff=0.0))
     return f"the nearest of {len(choices)} are {few}" + (f"; {listed}" if listed else "")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -255,6 +255,7 @@ def _find(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tupl
     found, skipped = search.find_files(sources)
     for path, why in skipped.items():
         notes.finding.add(why, show_path(path))
+    files.check_reading(found, reading, notes.finding)
     return found, _file_reader(found, reading, notes), _file_key(found, reading)
 
 
@@ -311,13 +312,14 @@ def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _N
         key = f"rows {column}" if column else "rows"
         for name in {"train"} ^ set(rows) if len(rows) < len(SPLITS) else ():
             notes.finding.add(_name_roles(name, rows), name)
-        return {name: (_row_reader(r, source, column), f"{key} {r._fingerprint}") for name, r in rows.items()}
+        return {name: (_row_reader(r, source, column, notes), f"{key} {r._fingerprint}") for name, r in rows.items()}
     if not is_path(source):
         return {}
     splits = search.find_split_files(sources, notes.finding)
     for name, found in splits.items():
         for entry in found:
             notes.finding.add(_name_roles(name, splits), show_path(entry))
+    files.check_reading([path for found in splits.values() for path in found], reading, notes.finding)
     return {name: (_file_reader(found, reading, notes), _file_key(found, reading)) for name, found in splits.items()}
 
 
@@ -342,8 +344,12 @@ def _article_reader(rows: "Dataset") -> Reader:
     return lambda: ((text, "") for text in named.join_articles(row["text"] for row in rows))
 
 
-def _row_reader(rows: "Dataset", where: str, column: str | None) -> Reader:
-    return lambda: ((text, "") for text in files.read_texts(rows, where, column))
+def _row_reader(rows: "Dataset", where: str, column: str | None, notes: _Notes) -> Reader:
+    def read() -> Iterator[tuple[str, str]]:
+        noticed = notes.readings[rows._fingerprint] = Notes()
+        return ((text, "") for text in files.read_texts(rows, where, column, noticed))
+
+    return read
 
 
 def _file_key(found: list[Path], reading: files.Reading) -> str:

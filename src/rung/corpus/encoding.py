@@ -15,7 +15,7 @@ from typing import IO
 import zstandard
 
 from rung.corpus.notes import Notes, show_path
-from rung.errors import CorpusError, did_you_mean
+from rung.errors import CorpusError, did_you_mean, first_line
 
 CHUNK_BYTES = 1 << 20
 ZIPPED_BYTES = 1 << 14  # read at a time from a .zst: text comes out of it many times as long
@@ -218,8 +218,3 @@ def _unzip_zstandard(file: IO[bytes]) -> Iterator[bytes]:
 
 
 _UNZIP = {".gz": _unzip_gzip, ".zst": _unzip_zstandard}
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -15,10 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
-from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, first_line, read_lines
-from rung.corpus.notes import Notes, show_path
-from rung.corpus.tables import NoTextColumnError, Table, check_text, find_text_column, read_table
-from rung.errors import CorpusError
+from rung.corpus.encoding import COMPRESSED_SUFFIXES, check_encoding, read_lines
+from rung.corpus.notes import Notes, name_some, show_path
+from rung.corpus.tables import (
+    NoTextColumnError,
+    Table,
+    check_text,
+    find_text_column,
+    note_without_text,
+    read_table,
+)
+from rung.errors import CorpusError, first_line
 from rung.files import choose_beside, put_in_place
 
 __all__ = ["check_text", "first_line"]
@@ -72,6 +79,26 @@ COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=L
 FINE = Grain(shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000)  # for a text of a few pages
 
 
+def check_reading(found: Sequence[Path], reading: Reading, notes: Notes) -> None:
+    """Note the files that have no use for the column or the encoding that is named.
+
+    Raises `CorpusError` where none of them has.
+    """
+    plain = [path for path in found if not is_table(path)]
+    parquet = [path for path in found if kind_suffix(path) == ".parquet"]
+    for name, value, idle, why in (
+        ("column", reading.column, plain, f"plain text has no columns, only {' '.join(TABLE_SUFFIXES)} have"),
+        ("encoding", reading.encoding, parquet, "Parquet knows its own"),
+    ):
+        if value is None or not idle:
+            continue
+        if len(idle) == len(found):
+            names = name_some(show_path(path.name) for path in idle)
+            raise CorpusError(f"--{name} is {value!r}, but cannot be of {names}: {why}; leave it out")
+        for path in idle:
+            notes.add(f"--{name} is not for {{count}} file{{s}}", show_path(path))
+
+
 def keep_stream(stream: IO[bytes], folder: Path) -> Path:
     """Write what is read from `stream` to a file in `folder`, which is called after its content.
 
@@ -120,7 +147,8 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     Raises `CorpusError` for a file that has none or cannot be read.
     """
     if not path.is_file():
-        raise CorpusError(f"no such file: {show_path(path)}")
+        what = f"{show_path(path)} is a folder: name a file" if path.is_dir() else f"no such file: {show_path(path)}"
+        raise CorpusError(what)
     text = "".join(read_lines(path, Reading(encoding=encoding).encoding, Notes()))
     if not text:
         raise CorpusError(f"{show_path(path)} is empty")
@@ -174,17 +202,22 @@ def hash_unit(text: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def read_texts(rows: Any, where: str, column: str | None = None) -> Iterator[str]:
-    """The text column of each row of a data set, blank ones left out.
+def read_texts(rows: Any, where: str, column: str | None = None, notes: Notes | None = None) -> Iterator[str]:
+    """The text column of each row of a data set, blank ones left out, and noted.
 
     Raises `CorpusError` when there is no such column, or it holds something else.
     """
     if not _columns(rows):
         return
     rows, name = select_text(rows, where, column)
+    without = 0
     for row in rows:
         if text := check_text(row[name], name, where):
             yield text
+        else:
+            without += 1
+    if notes is not None:
+        note_without_text(without, name, where, notes)
 
 
 def select_text(rows: Any, where: str, column: str | None = None) -> tuple[Any, str]:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -146,7 +147,8 @@ def _join_made(skipped: dict[Path, str]) -> dict[Path, str]:
 
 def _find_in_folder(folder: Path, shown: str) -> Found:
     if is_run(folder):
-        raise CorpusError(f"{shown} is a run, no text: name the text itself; `rung eval {shown}` scores the run")
+        command = f"`rung eval {shlex.quote(shown)}`"
+        raise CorpusError(f"{shown} is a run, no text: name the text itself; {command} scores the run")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CorpusError(f"{shown} cannot be read: Permission denied")
     found = list_files(folder)

@@ -11,14 +11,15 @@ import itertools
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.corpus.encoding import COMPRESSED_SUFFIXES, decode, first_line, read_bytes, split_rows
+from rung.corpus.encoding import COMPRESSED_SUFFIXES, decode, read_bytes, split_rows
 from rung.corpus.notes import Notes, show_path
-from rung.errors import CorpusError
+from rung.errors import CorpusError, first_line
 
 TEXT_COLUMNS = ("text", "content", "document", "page")
 DELIMITER = {".csv": ",", ".tsv": "\t"}
@@ -54,14 +55,24 @@ def read_table(table: Table) -> Iterator[str]:
     Raises `CorpusError` for a table that is damaged or has a row that does not fit, `NoTextColumnError` for one that
     has no such column.
     """
-    without = 0
-    for text in _READERS[table.kind](table):
+    without: Counter[str] = Counter()
+    for column, text in _READERS[table.kind](table):
         if text and not text.isspace():
             yield text
         else:
-            without += 1
-    if without:
-        table.notes.add("{count} row{s} without text passed over", table.where, without)
+            without[column] += 1
+    for column, count in without.items():
+        note_without_text(count, column, table.where, table.notes)
+
+
+def note_without_text(count: int, column: str, where: str, notes: Notes) -> None:
+    """Note how many rows, if any, have nothing in their text column; "" where they are no more than a text."""
+    if count:
+        notes.add(f"{{count}} row{{s}} without text{_in_column(column)} passed over", where, count)
+
+
+def _in_column(column: str) -> str:
+    return f" in column {column!r}" if column else ""
 
 
 def find_text_column(columns: Sequence[str], where: str, column: str | None = None) -> str:
@@ -103,8 +114,8 @@ def check_text(text: Any, column: str, where: str) -> str:
     return text if text and text.strip() else ""
 
 
-def _read_csv(table: Table) -> Iterator[str]:
-    """The rows below the header, each as wide as it is."""
+def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
+    """The rows below the header, each as wide as it is: the name of the text column, and what is in it."""
     csv.field_size_limit(sys.maxsize)  # of the whole process; a document may be long
     delimiter = DELIMITER[table.kind]
     lines = split_rows(decode(table.path, table.encoding, table.notes))
@@ -119,7 +130,7 @@ def _read_csv(table: Table) -> Iterator[str]:
             elif row and len(row) != len(columns):
                 raise CorpusError(_explain_width(table.where, begins, len(row), columns))
             elif row:
-                yield row[place]
+                yield columns[place], row[place]
             begins = reader.line_num + 1
     except csv.Error as error:
         why = "a quote is opened and not closed" if "unexpected end" in str(error) else first_line(error)
@@ -163,12 +174,20 @@ def _explain_width(where: str, line: int, width: int, columns: list[str]) -> str
     )
 
 
+class _Digits(str):
+    """A number as it is written."""
+
+    __slots__ = ()
+
+
 # Numbers stay as they are written; NaN, which is no JSON but is often there, is nothing.
-_JSON = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda name: None)
+_JSON = json.JSONDecoder(parse_int=_Digits, parse_float=_Digits, parse_constant=lambda name: None)
 
 
-def _read_json(table: Table) -> Iterator[str]:
-    """JSON lines, or one JSON value over many lines: an array of rows, or a single one."""
+def _read_json(table: Table) -> Iterator[tuple[str, str]]:
+    """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may be the text itself,
+    of no column.
+    """
     lines = split_rows(decode(table.path, table.encoding, table.notes))
     numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
     first = next(numbered, None)
@@ -180,7 +199,7 @@ def _read_json(table: Table) -> Iterator[str]:
     )
     column: str | None = None
     missed: dict[str, None] = {}
-    waiting = 0  # rows before the first that has a text column
+    waiting = numbers = 0  # rows before the first that has a text column; rows whose text is a number
     for number, row in rows:
         if not isinstance(row, dict | str):
             raise CorpusError(f"{table.where}, {unit} {number}: it must be an object, and is {type(row).__name__}")
@@ -193,10 +212,13 @@ def _read_json(table: Table) -> Iterator[str]:
         text = row if isinstance(row, str) else row.get(column)
         if not (isinstance(text, str) and text.isascii()):
             text = check_text(text, column or "text", f"{table.where}, {unit} {number}")
-        yield text
+        numbers += isinstance(text, _Digits)
+        yield ("" if isinstance(row, str) else column or ""), str(text)
     if column is None and missed:
         find_text_column(list(missed), table.where, table.column)
-    yield from itertools.repeat("", waiting)
+    if numbers:
+        table.notes.add(f"{{count}} number{{s}}{_in_column(column or '')} read as digits", table.where, numbers)
+    yield from itertools.repeat((column or "", ""), waiting)
 
 
 def _find_json_column(row: dict[str, Any], table: Table) -> str | None:
@@ -240,7 +262,7 @@ def _parse(text: str, table: Table, line: int) -> Any:
     raise CorpusError(f"{table.where}, line {at}: cannot be read as json: {why}")
 
 
-def _read_parquet(table: Table) -> Iterator[str]:
+def _read_parquet(table: Table) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet
 
     zipped = table.path.suffix.lower() in COMPRESSED_SUFFIXES
@@ -259,7 +281,7 @@ def _read_parquet(table: Table) -> Iterator[str]:
             _check_type(file.schema_arrow.field(place).type, column, table)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
                 for text in batch.column(column).to_pylist():  # `columns` means what is within `text`, too
-                    yield check_text(text if text is None else str(text), column, table.where)
+                    yield column, check_text(text if text is None else str(text), column, table.where)
     except CorpusError:
         raise
     except Exception as error:  # pyarrow raises many kinds, and OSError for a file that is none

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> C
         places = " or ".join(dict.fromkeys(", ".join(place) for place in _list_places(run, record)))
         raise CorpusError(
             f"the text that {run} was trained on is not at {places}: put it back, or name other text, as in "
-            f"`rung eval {run} FILE`"
+            f"`rung eval {shlex.quote(run)} FILE`"
         )
     return first
 
@@ -72,9 +73,14 @@ def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
     return places[0][0] if len(places[0]) == 1 else places[0]
 
 
-def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any]) -> bool:
-    """Whether that is the text of the run: by its place, or by its content."""
+def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any], reading: Mapping[str, str]) -> bool:
+    """Whether that is the text of the run, by its place or by its content; what `reading` says is another column of it,
+    or another encoding, is not.
+    """
     recipe, sources = record["recipe"], _as_list(corpus)
+    for key, usual in (("column", None), ("encoding", "utf-8")):
+        if reading.get(key) not in (None, recipe.get(key) or usual):
+            return False
     if not is_path(sources[0]):
         return sources == _read_sources(record)
     here = [str(Path(source).expanduser().resolve()) for source in sources]
@@ -117,7 +123,8 @@ def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) 
     if seen >= MOST_SEEN and not _is_held_out(text, split, own):
         raise RunError(
             f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that would be no score of "
-            f"text it has not seen; `rung eval {run}` scores its test split, and with --split train what it has seen"
+            f"text it has not seen; `rung eval {shlex.quote(run)}` scores its test split, and with --split train what "
+            "it has seen"
         )
     return seen
 

@@ -32,7 +32,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Score a run on one split of `corpus`, by default its own; other text without splits is scored whole.
 
-    A corpus that is the run's own text, by its place or its content, is taken as such: its test split is scored.
+    A corpus that is the run's own text, by its place or its content, is taken as such: its test split is scored. To
+    read another column of it makes it other text.
     `reading` has what is given of `documents`, `column` and `encoding`: how the text is to be read.
     The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
     left open and the run does not know one, when nothing of it was held out, and for text that was trained on.
@@ -51,7 +52,7 @@ def evaluate_run(
     tell(Stage(name="reading"))
     own = functools.partial(read_own, run, record) if recipe else None
     given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}  # held to what there is as it is read
-    if corpus and recipe and is_own(corpus, run, record):
+    if corpus and recipe and is_own(corpus, run, record, reading):
         note = f"{name_sources(corpus)} is the text that {run} was trained on"
         tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
