@@ -64,6 +64,14 @@ def test_what_is_refused_says_why(key):
         ({"num_train_epochs": 0}, "train.num_train_epochs is 0: it must be above 0"),
         ({"save_total_limit": "two"}, "it must be a whole number"),
         ({"bf16": "maybe"}, "train.bf16 is 'maybe': it must be true or false"),
+        ({"lr_scheduler_type": "cosin"}, "train.lr_scheduler_type is 'cosin': did you mean 'cosine'?"),
+        ({"optim": "adamw_torh"}, "train.optim is 'adamw_torh': did you mean 'adamw_torch'?"),
+        ({"torch_compile_mode": "fast"}, "train.torch_compile_mode is 'fast': choose from default, reduce-overhead"),
+        ({"run_name": 7}, "train.run_name is 7: it must be a text"),
+        ({"report_to": 7}, "train.report_to is 7: it must be a name, or a list of names"),
+        ({"log_level": "loud"}, "train.log_level is 'loud': choose from detail, debug, info"),
+        ({"dataloader_multiprocessing_context": "spwan"}, "_context is 'spwan': did you mean 'spawn'?"),
+        ({"optim": "sgd", "optim_target_modules": "all-linear"}, "'all-linear': sgd takes none"),
         ({"optim_args": "a=1"}, "Muon takes none"),
         ({"optim": "muon", "optim_target_modules": "all"}, "Muon takes none"),
     ],
@@ -71,6 +79,49 @@ def test_what_is_refused_says_why(key):
 def test_values_that_no_training_can_have_are_refused(arguments, message):
     with pytest.raises(RecipeError, match=message):
         check_arguments(arguments)
+
+
+LATE = [  # what the Trainer makes only when training begins
+    ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 2}}, "kwargs.num_cycle: .* 'num_cycles'"),
+    ({"lr_scheduler_type": "constant", "lr_scheduler_kwargs": {"a": 2}}, "schedule constant takes no such .*; leave"),
+    ({"lr_scheduler_kwargs": {"num_decay_step": 2}}, "warmup_stable_decay takes no such .* 'num_decay_steps'"),
+    ({"lr_scheduler_kwargs": 5}, "train.lr_scheduler_kwargs is 5: it must be a mapping"),
+    ({"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": "two"}}, "is cosine, lr_scheduler_kwargs"),
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type is cosine_with_min_lr: One of"),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patient": 1}}, "argument 'patient'"),
+    ({"optim": "sgd", "optim_args": "momentum"}, "train.optim_args is 'momentum': write key=value"),
+    ({"optim": "sgd", "optim_args": {"momentum": 0.9}}, "optim_args is {'momentum': 0.9}: it must be a text"),
+    ({"optim": "sgd", "optim_args": "momentun=0.9"}, "has momentun=0.9, which sgd does not read: leave it out"),
+    ({"optim": "sgd", "optim_args": "momentum=much"}, "train.optim is sgd, optim_args momentum=much: could not conv"),
+    ({"optim": "sgd", "optim_args": "momentum=-1"}, "train.optim is sgd, optim_args momentum=-1: Invalid momentum"),
+    ({"optim": "adamw_torch", "optim_args": "beta1=0.9"}, "has beta1=0.9, which adamw_torch does not read"),
+    ({"optim": "galore_adamw"}, "train.optim is galore_adamw: You need"),
+    ({"torch_compile_backend": "inductr"}, "train.torch_compile_backend is 'inductr': did you mean 'inductor'?"),
+    ({"accelerator_config": {"split": True}}, "train: .*'split'"),
+    ({"accelerator_config": "nowhere.json"}, "train: .*nowhere.json"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), LATE)
+def test_what_would_fail_when_training_begins_is_refused_before(arguments, message, tmp_path):
+    with pytest.raises(RecipeError, match=message) as caught:
+        make_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-4}},
+        {"lr_scheduler_kwargs": {"num_decay_steps": 3, "decay_type": "linear"}},
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": {"patience": 1}},
+        {"optim": "sgd", "optim_args": "momentum=0.1, nesterov=true,dampening=0"},
+        {"optim": "rmsprop", "optim_args": "centered=false"},
+        {"optim": "adafactor"},
+    ],
+)
+def test_what_the_trainer_takes_is_taken(arguments, tmp_path):
+    make_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
 
 
 def test_what_a_field_may_leave_open_may_be_said_to_be_open():

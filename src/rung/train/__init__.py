@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 
 from rung import ranks
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
+from rung.errors import RecipeError, first_line
 from rung.models import CausalModel
 from rung.pack import Blocks, Packed, Rows, Streams, keep_batch
 from rung.train.activations import check_activations
@@ -239,7 +240,10 @@ class _Trainer(ResumableTrainer):
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Muon unless another was asked for."""
         if self.args.optim_args != MUON:
-            return super().create_optimizer(model)
+            try:
+                return super().create_optimizer(model)
+            except (ValueError, TypeError, ImportError) as error:  # of optimizers that are made of a model
+                raise RecipeError(f"train.optim is {self.args.optim.value}: {first_line(error)}") from error
         if self.optimizer is None:
             groups = group_parameters(self.model, weight_decay=self.args.weight_decay)
             betas = (self.args.adam_beta1, self.args.adam_beta2)

@@ -1,22 +1,30 @@
 """The settings of a training run, and the Trainer's arguments that they make."""
 
+import copy
 import functools
+import inspect
 import math
+import multiprocessing
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from transformers import TrainingArguments
+import torch
+from accelerate.utils import DynamoBackend
+from transformers import Trainer, TrainingArguments, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from rung import ranks, runs
 from rung.device import choose_device
-from rung.errors import RecipeError, did_you_mean
+from rung.errors import RecipeError, did_you_mean, first_line
 from rung.train.activations import rename_activations
 from rung.train.adapters import ADAPTER_ARGUMENTS
 from rung.train.batches import ROWS, share_batch
 from rung.train.clock import EVALUATIONS
-from rung.train.optimizer import WARM_UP
+from rung.train.optimizer import CURVE, WARM_UP
 from rung.train.trackers import PROJECT, list_trackers
 
 SCHEDULE = "warmup_stable_decay"
@@ -80,13 +88,23 @@ REFUSED_ARGUMENTS: dict[str, str] = {
     "local_rank": "torchrun sets it",
     "warmup_ratio": "transformers has it no more: set warmup_steps to the share, as in train.warmup_steps=0.1",
 }
-# What the Trainer could do and rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
-POSSIBLE = {
+POSSIBLE: dict[str, tuple[str, ...]] = {
+    # The Trainer knows others, that rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
     "eval_strategy": ("steps", "no"),
     "save_strategy": ("steps", "no"),
     "logging_strategy": ("steps", "no"),
     "train_sampling_strategy": ("random", "sequential"),
+    "lr_scheduler_type": tuple(kind.value for kind in SchedulerType),
+    "optim": (MUON, *(name.value for name in OptimizerNames)),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no", "True"),
+    "dataloader_multiprocessing_context": tuple(multiprocessing.get_all_start_methods()),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
+PASSED = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by the Trainer
+TARGETED = ("galore", "apollo")  # optimizers of some modules: how their names begin
+OTHER_VALUES = ("1", "0.123")  # that an optimizer's argument might have
 
 
 SMALLEST = sys.float_info.min  # above 0
@@ -133,11 +151,13 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             near = did_you_mean(key, known, "the documentation of transformers lists them")
             raise RecipeError(f"train.{key}: TrainingArguments has no such field; {near}")
         _check_value(key, arguments[key])
-        if key in POSSIBLE and str(arguments[key]) not in (*POSSIBLE[key], "False"):  # YAML reads a bare no as false
-            raise RecipeError(f"train.{key} is {arguments[key]!r}: choose from {', '.join(POSSIBLE[key])}")
-    if arguments.get("optim", MUON) == MUON:
-        for key in {"optim_args", "optim_target_modules"} & set(arguments):
-            raise RecipeError(f"train.{key} is {arguments[key]!r}: Muon takes none; name its optimizer in train.optim")
+        if key in POSSIBLE and arguments[key] is not None:
+            _check_choice(key, arguments[key])
+    optimizer = _name(arguments.get("optim", MUON))
+    for key, readers in (("optim_args", ""), ("optim_target_modules", TARGETED)):
+        if arguments.get(key) is not None and (optimizer == MUON or not optimizer.startswith(readers)):
+            who = "Muon" if optimizer == MUON else optimizer
+            raise RecipeError(f"train.{key} is {arguments[key]!r}: {who} takes none; name its optimizer in train.optim")
     list_trackers(arguments)
 
 
@@ -168,6 +188,17 @@ def check_length(steps: int | None, minutes: float | None, arguments: dict[str, 
         )
 
 
+def _check_choice(key: str, value: Any) -> None:
+    name = "no" if value is False else _name(value)  # YAML reads a bare no as false
+    if name not in POSSIBLE[key]:
+        raise RecipeError(f"train.{key} is {value!r}: {did_you_mean(name, POSSIBLE[key])}")
+
+
+def _name(value: Any) -> str:
+    """What is called so in text, or is a member of one of transformers' enumerations."""
+    return str(getattr(value, "value", value))
+
+
 def _check_value(key: str, value: Any) -> None:
     """Raise `RecipeError` for a value of another type than the field's, or a number that no training can have."""
     kinds = _list_types().get(key)
@@ -176,6 +207,10 @@ def _check_value(key: str, value: Any) -> None:
     if kinds <= {bool, type(None)}:
         if not isinstance(value, bool):
             raise RecipeError(f"train.{key} is {value!r}: it must be true or false")
+        return
+    if kinds <= {str, type(None)}:
+        if not isinstance(value, str) and key not in POSSIBLE:
+            raise RecipeError(f"train.{key} is {value!r}: it must be a text")
         return
     whole = float not in kinds
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
@@ -189,9 +224,9 @@ def _check_value(key: str, value: Any) -> None:
 
 @functools.cache
 def _list_types() -> dict[str, set[type]]:
-    """The types of the fields of `TrainingArguments` that hold a number, or yes or no, and nothing else."""
+    """The types of the fields of `TrainingArguments` that hold a number, or yes or no, or text, and nothing else."""
     hints = {key: set(get_args(hint) or (hint,)) for key, hint in get_type_hints(TrainingArguments).items()}
-    plain = ({int, float, type(None)}, {bool, type(None)})
+    plain = ({int, float, type(None)}, {bool, type(None)}, {str, type(None)})
     return {key: kinds for key, kinds in hints.items() if any(kinds <= kind for kind in plain)}
 
 
@@ -240,6 +275,76 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
             **chosen,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
-        return arguments
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"train: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # for values of the wrong kind it has many
+        raise RecipeError(f"train: {first_line(error)}") from error
+    for check in (_check_schedule, _check_optimizer, _check_compiler):
+        check(arguments)
+    return arguments
+
+
+def _check_schedule(arguments: TrainingArguments) -> None:
+    """Raise `RecipeError` for what the schedule does not take: it is made and followed here, as it will be later."""
+    kind, options = _name(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
+    if options is None and kind == SCHEDULE:  # `Pace`
+        return
+    if not isinstance(options, dict | None):
+        raise RecipeError(f"train.lr_scheduler_kwargs is {options!r}: it must be a mapping, as {{num_cycles: 2}}")
+    taken = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]).parameters
+    if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
+        known = [name for name in taken if name not in PASSED]
+        for key in (options or {}).keys() - set(known):
+            near = did_you_mean(str(key), known) if known else "leave it out"
+            raise RecipeError(f"train.lr_scheduler_kwargs.{key}: the schedule {kind} takes no such argument; {near}")
+    try:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
+        for curve in getattr(get_scheduler(kind, optimizer, 1, CURVE, options), "lr_lambdas", ()):
+            for step in range(0, CURVE, CURVE // 10):
+                float(curve(step))
+    except Exception as error:  # whatever comes of such values
+        given = "" if options is None else f", lr_scheduler_kwargs {options}"
+        raise RecipeError(f"train.lr_scheduler_type is {kind}{given}: {first_line(error)}") from error
+
+
+def _check_optimizer(arguments: TrainingArguments) -> None:
+    """Raise `RecipeError` for an optimizer that cannot be had here, and for arguments that it does not read."""
+    asked, name = arguments.optim_args, _name(arguments.optim)
+    if asked == MUON:
+        return
+    pieces = [] if asked is None else asked.replace(" ", "").split(",")
+    if not all(piece.count("=") == 1 and piece[0] != "=" for piece in pieces):
+        raise RecipeError(f"train.optim_args is {asked!r}: write key=value, and a comma before another")
+    made = _describe_optimizer(arguments, pieces)
+    if isinstance(made, Exception):
+        if "pass a" in str(made) and "model" in str(made):  # it is made of one, when there is one
+            return
+        raise RecipeError(f"train.optim is {name}{f', optim_args {asked}' if asked else ''}: {first_line(made)}")
+    for piece in pieces:
+        others = [other for other in pieces if other != piece]
+        key = piece.partition("=")[0]
+        variants = [others, *([*others, f"{key}={value}"] for value in OTHER_VALUES)]
+        if all(_describe_optimizer(arguments, variant) == made for variant in variants):
+            raise RecipeError(f"train.optim_args has {piece}, which {name} does not read: leave it out")
+
+
+def _describe_optimizer(arguments: TrainingArguments, pieces: list[str]) -> Any:
+    """The optimizer's class and arguments; the error where there is none. One of torch's own is made, too."""
+    changed = copy.copy(arguments)
+    changed.optim_args = ",".join(pieces)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(changed)
+        if getattr(kind, "__module__", "").startswith("torch."):
+            kind([torch.zeros(1)], **options)
+    except Exception as error:  # whatever comes of such values
+        return error
+    return kind, options
+
+
+def _check_compiler(arguments: TrainingArguments) -> None:
+    """Raise `RecipeError` for a backend of `torch.compile` that the Trainer or torch does not know."""
+    backend = arguments.torch_compile_backend
+    if not arguments.torch_compile or backend == "inductor":
+        return
+    known = {name.value.lower() for name in DynamoBackend}
+    known &= {"no", *torch.compiler.list_backends(exclude_tags=())}
+    if str(backend).lower() not in known:
+        raise RecipeError(f"train.torch_compile_backend is {backend!r}: {did_you_mean(str(backend), sorted(known))}")

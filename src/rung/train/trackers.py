@@ -31,6 +31,8 @@ def list_trackers(arguments: dict[str, Any]) -> list[str]:
     names = [asked] if isinstance(asked, str) else asked
     if names in (["none"], ["all"]):
         return get_available_reporting_integrations() if names == ["all"] else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"train.report_to is {asked!r}: it must be a name, or a list of names")
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
             known = [*PLACES, *sorted(INTEGRATION_TO_CALLBACK.keys() - PLACES.keys())]
