@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rung import hub, model_files
 from rung.device import count_cores, find_mirror
-from rung.errors import RunError, TokenizerError, did_you_mean
+from rung.errors import RunError, TokenizerError, did_you_mean, first_line
 from rung.tokenizer.kinds import (
     ASCII_SPACE,
     BOS,
@@ -96,7 +96,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except Exception as error:  # missing files, no network, gated repository: the remedy is the same
         if folder:
             check_tokenizer(folder)
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        is_missing = folder is not None and not (folder / "tokenizer.json").exists()
+        why = "it has no tokenizer.json" if is_missing else first_line(error)
         raise TokenizerError(
             f"the tokenizer {where!r} could not be loaded ({why}); "
             "give a folder that holds tokenizer.json, or train one: --tokenizer bpe"
