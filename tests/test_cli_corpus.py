@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -63,9 +65,13 @@ def test_a_climb_with_another_column_or_encoding_is_another(ground):
 
 def test_standard_input_is_kept_beside_the_run(ground):
     text = make_text(60, seed=7)
-    assert rung("train", "bigram", "-", cwd=ground, pipe=text)[0] == 0
+    assert rung("train", "bigram", "-", "--dry-run", cwd=ground, pipe=text)[0] == 0
+    assert not list((ground / "runs").glob("stdin-*.txt"))
+    code, _, said = rung("train", "bigram", "-", cwd=ground, pipe=text)
+    assert code == 0
     (kept,) = (ground / "runs").glob("stdin-*.txt")
     assert kept.read_text() == text
+    assert f"Standard input is kept in runs/{kept.name}\n" in said
     folder = ground / f"runs/{kept.stem}-bigram"
     assert Path(recipe_of(folder)["corpus"]).name == kept.name
     assert rung("eval", str(folder), cwd=ground)[0] == 0
@@ -74,6 +80,12 @@ def test_standard_input_is_kept_beside_the_run(ground):
         code, _, said = rung("train", "bigram", "-", "--resume", *way, cwd=ground, pipe="" if way else text)
         assert code == 2
         assert "is finished: there is nothing to resume" in said
+    code, _, said = rung("train", "bigram", "-", "--resume", cwd=ground, pipe=make_text(60, seed=8))
+    assert code == 2
+    assert "no run at runs/stdin-" in said
+    code, _, said = rung("climb", "", cwd=ground)
+    assert (code, said.count("\n")) == (2, 1)
+    assert "the corpus is an empty text" in said
     code, _, said = rung("climb", "-", cwd=ground, pipe="")
     assert (code, said) == (2, "rung: standard input is empty: pipe a text into it, or name a file\n")
 
@@ -102,6 +114,35 @@ def test_text_that_is_not_utf_8_is_one_line(ground, command):
     code, _, said = rung(verb, "runs/a-and-1-more-bigram", os.fsdecode(b"caf\xe9"), cwd=ground)
     assert code == 2
     assert said == f"rung: {name} is not UTF-8: byte 3 is 0xe9; write it in UTF-8\n"
+
+
+def test_text_is_utf_8_whatever_the_locale(ground):
+    """In a locale of ASCII, Python hands on each byte of an argument that is beyond it as a lone surrogate."""
+    code = "import sys; from rung.cli.command import read_typed; print(ascii(read_typed('PROMPT', sys.argv[1])))"
+    environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", code, "café"]
+    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"'caf\\xe9'\n"
+    run, escaped = "runs/a-and-1-more-bigram", "caf\udcc3\udca9"
+    assert json.loads(rung("score", run, escaped, "--json", cwd=ground)[1])["text"] == "café"
+    for words in ([escaped], ["the", "--stop", escaped]):
+        code, _, said = rung("generate", run, *words, "--max-new-tokens", "1", cwd=ground)
+        assert code == 0, said
+    write(ground / "rows.jsonl", '{"text": "one"}\n')
+    code, _, said = rung("train", "bigram", "rows.jsonl", "--column", escaped, cwd=ground)
+    assert "has no column 'café'" in said
+    code, _, said = rung("train", "bigram", "a.txt", "--set", f"model.{escaped}=1", cwd=ground)
+    assert "model.café: bigram has no such field" in said
+    code, _, said = rung("score", run, "half \ud83d", cwd=ground)
+    assert (code, said) == (2, "rung: TEXT holds half a character (a lone surrogate): write it in UTF-8\n")
+
+
+def test_a_column_of_plain_text_is_refused_wherever_it_is_named(ground):
+    for command in (("train", "bigram", "a.txt", "--out", "none"), ("climb", "a.txt"), ("eval", "{}", "b.txt")):
+        words = [word.format("runs/a-and-1-more-bigram") for word in command]
+        code, out, said = rung(*words, "--column", "body", cwd=ground)
+        assert (code, out) == (2, "")
+        assert "rung: --column is 'body', but cannot be of " in said
+    assert not (ground / "none").exists()
 
 
 def test_a_file_whose_name_is_not_utf_8(ground):

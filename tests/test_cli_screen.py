@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 from rung import runs
 from rung.cli import app, output, progress
+from rung.cli.building import _compare_with_law, _write_longer
 from rung.cli.command import resumable, verb
 from rung.cli.display import climb_table, runs_table, score_table, sizes_table, summarize_run, surprisal_table
 from rung.cli.output import escape_controls, say_next, set_quiet, suggest_prompt
 from rung.cli.progress import Display
+from rung.climb import Climb
 from rung.evaluate import TokenScore
 from rung.models.sizes import SIZES
 from rung.recipe.stages import Stage
@@ -402,6 +404,21 @@ def test_the_next_line_of_a_run_does_what_it_says(corpus):
     assert shown.stdout.startswith(runs.read_record(Path("my runs/bigram"))["prompt"][:10])
     quiet = rung("climb", corpus, "--rungs", "bigram", "--out", "my runs", "--quiet")
     assert (quiet.stdout, quiet.stderr) == (made.stdout, "")
+
+
+def test_a_longer_climb_that_is_advised_is_of_the_same_text():
+    plan = Climb(corpus=["it's a.txt", "b.txt"], column="body", encoding="cp1252", seed=3, folder=Path("my runs"))
+    words = shlex.split(_write_longer(plan, "gpt2"))
+    given = ["--minutes", "20", "--rungs", "gpt2", "--column", "body", "--encoding", "cp1252", "--seed", "3"]
+    assert words[words.index("climb") + 1 :] == ["it's a.txt", "b.txt", *given, "--out", "my runs-longer"]
+    assert shlex.split(_write_longer(Climb(corpus="-x.txt"), ""))[-2:] == ["--", "-x.txt"]
+
+
+def test_what_came_of_a_plan_is_a_sentence():
+    said = "The scaling law predicted 3.088 bits per byte of the validation text; this run reached"
+    assert _compare_with_law(3.088, 2.433) == f"{said} 2.433, 21.2% lower"
+    assert _compare_with_law(3.088, 3.5) == f"{said} 3.500, 13.3% higher"
+    assert _compare_with_law(3.088, 3.0881) == f"{said} 3.088, as predicted"
 
 
 @pytest.mark.parametrize(("name", "text"), [("nothere.txt", None), ("tiny.txt", "a few words")])

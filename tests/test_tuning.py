@@ -348,6 +348,7 @@ def test_chat_works_piped(ground):
         pytest.skip("the run that a test before makes is not there")
     said = ["The cat is", "/temperature 0.5", "/system be kind", f"/save {ground / 'said.jsonl'}", "/nothing", "/reset"]
     said += [
+        "caf\udce9?",
         f"/load {ground / 'said.jsonl'}",
         "/temperature hot",
         "/save nowhere/said.jsonl",
@@ -360,10 +361,12 @@ def test_chat_works_piped(ground):
         [sys.executable, "-m", "rung", "chat", str(run)],
         input="\n".join([*said, "never asked"]),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
-    assert made.returncode == 0, made.stderr
+    assert made.returncode == 2, made.stderr  # for what could not be done
     assert made.stdout.count("\n") >= 2
     assert "never asked" not in made.stderr
     model, tokenizer = load(run)
@@ -373,6 +376,7 @@ def test_chat_works_piped(ground):
         "Saved",
         "unknown command /nothing",
         "2 messages",
+        "rung: the question is not UTF-8: byte 3 is 0xe9; write it in UTF-8\n",
         "/temperature: hot is no number",
         "/save: No such file or directory: nowhere/said.jsonl\n",
         "nowhere.jsonl",

@@ -17,10 +17,12 @@ from rung.cli.command import (
     TokenizerOption,
     check_given,
     name_corpus,
+    read_typed,
     resumable,
     verb,
 )
 from rung.cli.output import say, say_next, suggest_prompt, write_resuming
+from rung.device import cache_folder
 
 
 @verb("rung climb my.txt --minutes 10", spreads=True)
@@ -47,7 +49,7 @@ def climb(
     make_quiet()
     source = name_corpus(corpus, out.parent if out else Path("runs")) or "python-docs"
     text: dict[str, Any] = {"corpus": source, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
-    text |= {"column": column or None, "encoding": encoding or None}
+    text |= {"column": read_typed("--column", column) or None, "encoding": encoding or None}
     check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
     check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
     if between:
@@ -98,11 +100,16 @@ def _write_longer(plan: Any, rungs: str) -> str:
         "--rungs": rungs,
         "--tokenizer": "" if tokenizer == "bpe" else tokenizer,
         "--documents": "" if plan.documents == "paragraphs" else plan.documents,
+        "--column": plan.column or "",
+        "--encoding": plan.encoding or "",
         "--seed": plan.seed or "",
         "--out": f"{plan.folder}-longer",
     }
     given = [word for name, value in options.items() if value for word in (name, value)]
-    return write_resuming("climb", plan.corpus, *given)
+    corpora = [plan.corpus] if isinstance(plan.corpus, str) else plan.corpus
+    if any(path.startswith("-") for path in corpora):
+        return write_resuming("climb", *given, "--", *corpora)
+    return write_resuming("climb", *corpora, *given)
 
 
 def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
@@ -157,9 +164,9 @@ def train(
     given: dict[str, Any] = {
         "rung": rung,
         # A run that goes on has its text; only where --out does not, standard input says which folder is its own.
-        "corpus": "" if resume and out else name_corpus(corpus, out.parent if out else Path("runs")),
+        "corpus": "" if resume and out else name_corpus(corpus, _find_beside(out, dry_run)),
         "documents": documents,
-        "column": column,
+        "column": read_typed("--column", column),
         "encoding": encoding,
         "seed": seed,
         "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
@@ -176,6 +183,13 @@ def train(
     return (_foresee if dry_run else _make_run)(*_plan_run(recipe, given, set_ or [], out, resume), began)
 
 
+def _find_beside(out: Path | None, dry_run: bool) -> Path:
+    """The folder that standard input is kept in: beside the run, if there will be one."""
+    if dry_run:
+        return cache_folder() / "stdin"
+    return out.parent if out else Path("runs")
+
+
 def _plan_run(
     recipe: Path | None, given: dict[str, Any], overrides: list[str], out: Path | None, resume: bool
 ) -> tuple[Any, Path]:
@@ -184,6 +198,7 @@ def _plan_run(
     from rung.recipe import make_recipe
     from rung.recipe.making import check_unused
 
+    overrides = [read_typed("--set", override) for override in overrides]
     if resume:
         folder = out or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
         beyond = given | {"recipe": recipe, "set": overrides}
@@ -255,10 +270,7 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
     else:
         say(f"No score: nothing of {record['corpus']['name']} was held out, all of it was counted")
     if "reached" in (plan := record.get("plan", {})):
-        say(
-            f"Validation: {plan['reached']:.3f} bits per byte; {plan['bits_per_byte']:.3f} were expected "
-            f"({plan['error']:+.1%})"
-        )
+        say(_compare_with_law(plan["bits_per_byte"], plan["reached"]))
     if busyness := runs.find_busyness(record):
         say(busyness)
     if recipe.lora:
@@ -269,6 +281,16 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
         say(f"{folder}: {doubt}; give it more --minutes, or more --steps")
     else:
         say_next("generate", folder, *suggest_prompt(record))
+
+
+def _compare_with_law(predicted: float, reached: float) -> str:
+    """What the scaling law said of a run before it began, and what came of it."""
+    off = reached / predicted - 1
+    how = f"{abs(off):.1%} {'lower' if off < 0 else 'higher'}" if abs(off) >= 0.0005 else "as predicted"
+    return (
+        f"The scaling law predicted {predicted:.3f} bits per byte of the validation text; this run reached "
+        f"{reached:.3f}, {how}"
+    )
 
 
 def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:

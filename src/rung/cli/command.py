@@ -4,6 +4,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,6 +18,8 @@ import typer
 from rung import ranks
 from rung.cli.output import can_print, escape_controls, replace_word, say, set_quiet, write_resuming
 from rung.errors import RecipeError, RungError
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 app = typer.Typer(
     name="rung",
@@ -86,17 +89,21 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
     return register
 
 
-def check_utf8(name: str, text: str) -> str:
-    """Text from the command line.
+def read_typed(name: str, text: str) -> str:
+    """Text that was typed, as an argument or a line, which is UTF-8 whatever the locale says. File names stay as typed.
 
-    Raises `RecipeError` where bytes of it are not UTF-8, which Python hands on as lone surrogates.
+    Bytes that the locale's encoding does not have come from Python as lone surrogates. Raises `RecipeError` where they
+    are not UTF-8.
     """
+    if not SURROGATE.search(text):
+        return text
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        at, byte = len(os.fsencode(text[: error.start])), os.fsencode(text[error.start])[0]
+        return os.fsencode(text).decode()
+    except UnicodeDecodeError as error:
+        at, byte = error.start, error.object[error.start]
         raise RecipeError(f"{name} is not UTF-8: byte {at} is 0x{byte:02x}; write it in UTF-8") from error
-    return text
+    except UnicodeEncodeError as error:  # from no byte
+        raise RecipeError(f"{name} holds half a character (a lone surrogate): write it in UTF-8") from error
 
 
 def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) -> str | list[str]:
@@ -107,11 +114,15 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
     from rung.corpus.files import keep_stream
 
     names = list(given or [])
+    if "" in names:
+        raise RecipeError("the corpus is an empty text, as of a variable that is not set: name one (`rung corpora`)")
     if "-" in names:
         if sys.stdin.isatty():
             say("Type the text; Ctrl-D ends it.")
         keep = functools.partial(keep_stream, sys.stdin.buffer, beside)
         path = str(ranks.from_main(keep) if spreads else keep())
+        if spreads:
+            say(f"Standard input is kept in {path}")
         replace_word("-", path)
         names = [path if name == "-" else name for name in names]
     return names[0] if len(names) == 1 else names or ""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.command import Column, Encoding, Json, Run, Seed, check_utf8, name_corpus, print_json, verb
+from rung.cli.command import Column, Encoding, Json, Run, Seed, name_corpus, print_json, read_typed, verb
 from rung.cli.output import print_text, say
 from rung.device import cache_folder, leave_busy_cores
 from rung.errors import RecipeError
@@ -64,7 +64,7 @@ def eval_(
     from rung.recipe.scoring import evaluate_run
     from rung.recipe.switches import Switches
 
-    how = {"documents": documents, "column": column, "encoding": encoding}
+    how = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
     source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
@@ -137,7 +137,7 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
         file = keep_stream(sys.stdin.buffer, cache_folder() / "stdin")
     if encoding and not file:
         raise RecipeError(f"--encoding is {encoding!r}, but it is of --file: leave it out")
-    return read_text(file, encoding or None) if file else check_utf8("TEXT", text)
+    return read_text(file, encoding or None) if file else read_typed("TEXT", text)
 
 
 @verb('rung generate runs/python-docs/llama3 "Return the" --temperature 0.7')
@@ -165,14 +165,14 @@ def generate(
     from rung.generate.rounding import find_rounding
     from rung.models import load
 
-    check_utf8("PROMPT", prompt)
+    prompt = read_typed("PROMPT", prompt)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         num_beams=num_beams,
-        stop=tuple(check_utf8("--stop", text) for text in stop or ()),
+        stop=tuple(read_typed("--stop", text) for text in stop or ()),
         seed=seed,
     )
     rounded, (model, tokenizer) = find_rounding(weights), load(run)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from rung import ranks
-from rung.cli.command import Run, Seed, check_given, check_utf8, resumable, verb
+from rung.cli.command import Run, Seed, check_given, read_typed, resumable, verb
 from rung.cli.output import escape_controls, print_text, say, say_next
 
 COMMANDS = """/reset          forget what was said
@@ -24,9 +24,12 @@ COMMANDS = """/reset          forget what was said
 def tune(
     run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")] = "",
     data: Annotated[
-        str,
-        typer.Argument(help="JSON lines: messages, Alpaca, prompt and completion; hf:ORG/NAME; python-qa by default."),
-    ] = "",
+        str | None,
+        typer.Argument(
+            help="JSON lines: messages, Alpaca, prompt and completion; hf:ORG/NAME; python-qa by default.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="From beginning to end; 5 by default.")] = None,
     preference: Annotated[
@@ -52,6 +55,8 @@ def tune(
     from rung.errors import RecipeError
     from rung.recipe.tuning import tune as make
 
+    if data == "":
+        raise RecipeError("DATA is an empty text, as of a variable that is not set: name a file, or leave it out")
     if not run and not (resume and out):
         raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
     base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
@@ -75,7 +80,8 @@ def _plan_tuning(run: str, given: dict[str, Any], overrides: list[str] | None, f
         options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
         check_given("--resume goes on as the run was begun:", options | {"--set": overrides})
         return ranks.from_main(lambda: read_begun(folder))
-    plan = Tuning(base=run, train=dict(map(read_override, overrides or [])), **given)
+    train = dict(read_override(read_typed("--set", override)) for override in overrides or [])
+    plan = Tuning(base=run, train=train, **given)
     ranks.from_main(lambda: check_unused(folder))
     return plan
 
@@ -115,7 +121,7 @@ def chat(
     from rung.generate import Decoder, Sampling
     from rung.models import load
 
-    check_utf8("--system", system)
+    system = read_typed("--system", system)
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     model, tokenizer = load(run)
     if not tokenizer.chat_template:
@@ -130,13 +136,21 @@ class _Terminal:
         self.talk = talk
         self.sampling = sampling
         self.is_terminal = sys.stdin.isatty()
+        self.failed = False  # something that was typed
 
     def run(self) -> None:
-        """Until /quit or the end of what is typed."""
+        """Until /quit or the end of what is typed; where that was piped, a line that failed gives exit code 2."""
+        self._talk()
+        if self.failed and not self.is_terminal:
+            raise typer.Exit(2)
+
+    def _talk(self) -> None:
         if self.is_terminal:
             import readline  # noqa: F401  # gives `input` a history and keys to move with
 
             print("Ask something. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
+        if hasattr(sys.stdin, "reconfigure"):  # a line that cannot be decoded must not take others with it
+            sys.stdin.reconfigure(errors="surrogateescape")
         while (line := self._read()) is not None:
             if line.startswith("/"):
                 if not self._obey(line):
@@ -159,15 +173,14 @@ class _Terminal:
         from rung.errors import RungError
 
         try:
-            check_utf8("the question", question)
-            self.talk.answer(question, self.sampling, print_text)
+            self.talk.answer(read_typed("the question", question), self.sampling, print_text)
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)
             if not self.is_terminal:
                 raise
         except RungError as error:
-            print(f"rung: {escape_controls(str(error))}", file=sys.stderr)
+            self._complain(str(error))
             return
         if self.talk.dropped:
             turns = "oldest turn was" if self.talk.dropped == 1 else f"{self.talk.dropped} oldest turns were"
@@ -183,15 +196,20 @@ class _Terminal:
         if name == "quit":
             return False
         if name not in known:
-            print(f"rung: unknown command /{escape_controls(name)}: /help lists them", file=sys.stderr)
+            self._complain(f"unknown command /{name}: /help lists them")
             return True
+        rest = rest.strip()
         try:
-            known[name](check_utf8(f"/{name}", rest.strip()))
+            known[name](rest if name in ("save", "load") else read_typed(f"/{name}", rest))
         except (RungError, ValueError) as error:
-            print(f"rung: /{name}: {escape_controls(str(error))}", file=sys.stderr)
+            self._complain(f"/{name}: {error}")
         except OSError as error:  # which names a file that is written beside
-            print(f"rung: /{name}: {error.strerror}: {rest.strip()}", file=sys.stderr)
+            self._complain(f"/{name}: {error.strerror}: {rest}")
         return True
+
+    def _complain(self, message: str) -> None:
+        self.failed = True
+        print(f"rung: {escape_controls(message)}", file=sys.stderr)
 
     def _reset(self, _: str) -> None:
         self.talk.messages.clear()

@@ -9,6 +9,7 @@ where it stopped.
 """
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -176,7 +177,7 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
         if fingerprint != now.fingerprint:
             raise RunError(
                 f"{folder} was made of another text: {now.name} is not what it was then. Choose another folder with "
-                f"--out, as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
+                f"--out, as in {_suggest_out(folder)}, or delete {folder.parent} to climb again"
             )
 
 
@@ -222,6 +223,11 @@ def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], bega
         raise RunError(message) from error
 
 
+def _suggest_out(folder: Path) -> str:
+    """Another folder beside that of the climb."""
+    return f"--out {shlex.quote(f'{folder.parent}-2')}"
+
+
 def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
     if not ranks.is_main():
         return
@@ -260,7 +266,7 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
                 made = f"{before[key]:g} minutes for this rung"
             raise RunError(
                 f"{folder} was made with {made}, not {value!r}: choose another folder with "
-                f"--out, as in --out {folder.parent}-2, or delete {folder.parent} to climb again"
+                f"--out, as in {_suggest_out(folder)}, or delete {folder.parent} to climb again"
             )
     for key, value in recipe.tokenizer.items():
         if before.get("tokenizer", {}).get(key) != value:

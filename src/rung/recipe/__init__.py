@@ -87,6 +87,7 @@ class Recipe:
             raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
         if not {"kind", "path"} & set(self.tokenizer):
             object.__setattr__(self, "tokenizer", {**own, **self.tokenizer})
+        _check_texts(self)
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
                 raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
@@ -159,6 +160,15 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
         page["rung"] = "infini-gram"  # what an n-gram of any length is called
         del page["model"]["order"]
     return Recipe(**page)
+
+
+def _check_texts(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what is the name of something, and no text, or an empty one."""
+    names = {"documents": recipe.documents, "counting.engine": recipe.counting.get("engine", "numpy")}
+    names |= {f"tokenizer.{key}": recipe.tokenizer[key] for key in ("kind", "path") if key in recipe.tokenizer}
+    for name, value in names.items():
+        if not isinstance(value, str) or not value:
+            raise RecipeError(f"{name} is {value!r}: it must be a name")
 
 
 def _check_vocab_size(tokenizer: dict[str, Any]) -> None:

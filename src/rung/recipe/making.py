@@ -237,8 +237,10 @@ def check_unused(folder: Path) -> None:
         remove_leftovers(folder, alone=True)
         if runs.holds_failure_only(folder):
             return
-    if folder.exists() and (not folder.is_dir() or runs.list_names(folder)):
-        raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
+        if runs.list_names(folder):
+            raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
+    elif folder.exists():
+        raise RunError(f"{folder} is a file, and a run is a folder: choose another with --out")
 
 
 def complete(recipe: Recipe, corpus: Corpus) -> Recipe:
