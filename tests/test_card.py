@@ -33,6 +33,15 @@ def read_card(folder):
     return card.data.to_dict(), card.text
 
 
+def test_a_card_says_where_a_score_is_of_no_distribution(run, monkeypatch):
+    record = runs.read_record(run)
+    assert "renormalized" not in make_card(run, "m")
+    record["scores"]["test"]["renormalized"] = True
+    monkeypatch.setattr(runs, "find_record", lambda folder: record)
+    text = make_card(run, "m")
+    assert text.count("of renormalized scores") == 3 and "are no distribution" in text
+
+
 def test_a_run_has_a_card_that_the_hub_reads(run, tmp_path):
     export(str(run), "hf", tmp_path / "small-llama")
     front, text = read_card(tmp_path / "small-llama")

@@ -194,8 +194,13 @@ def test_score_shows_how_each_word_was_counted(ground):
     assert made.returncode == 0, made.stderr
     shown = rung("score", "counted", "Return the", cwd=ground).stdout
     assert all(column in shown.splitlines()[1] for column in ("order", "seen", "discount"))
-    tokens = json.loads(rung("score", "counted", "Return the", "--json", cwd=ground).stdout)["tokens"]
-    assert all(token["discount"] < token["count"] or token["count"] == 0 for token in tokens)
+    found = json.loads(rung("score", "counted", "Return the", "--json", cwd=ground).stdout)
+    assert all(token["discount"] < token["count"] or token["count"] == 0 for token in found["tokens"])
+    assert found["renormalized"] is False and "no distribution" not in shown
+    stupid = ("--out", "stupid", "--set", "smoothing=stupid-backoff", "--set", "order=2")
+    assert "no distribution" in rung("train", "ngram", "my.txt", *stupid, cwd=ground).stdout
+    assert json.loads(rung("score", "stupid", "Return the", "--json", cwd=ground).stdout)["renormalized"] is True
+    assert "no distribution" in rung("score", "stupid", "Return the", cwd=ground).stdout
 
 
 def test_generating_with_drafts_stops_and_rounded_weights(ground):

@@ -20,7 +20,15 @@ from rung import runs
 from rung.cli import app, output, progress
 from rung.cli.building import _compare_with_law, _write_longer
 from rung.cli.command import resumable, verb
-from rung.cli.display import climb_table, runs_table, score_table, sizes_table, summarize_run, surprisal_table
+from rung.cli.display import (
+    climb_table,
+    runs_table,
+    score_table,
+    sizes_table,
+    summarize_run,
+    surprisal_table,
+    tasks_table,
+)
 from rung.cli.output import escape_controls, say_next, set_quiet, suggest_prompt
 from rung.cli.progress import Display
 from rung.climb import Climb
@@ -122,7 +130,16 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     assert "* bigram: no distribution;" in " ".join(shown.split())
     assert ("breaks characters of several" in " ".join(shown.split())) == ("a sample" in shown)
     assert "no distribution" in draw(score_table("ngram", "my.txt", "test", stupid), width)
-    assert "2.112*" in draw(runs_table([(folders[0], runs.read_record(folders[0]))]), width)
+    listed = draw(runs_table([(folders[0], runs.read_record(folders[0]))]), width)
+    assert "2.112*" in listed and "* no distribution;" in " ".join(listed.split())
+    for mark in (True, False):
+        shown = draw(surprisal_table([TokenScore(text="a", bits=2.0, renormalized=mark)]), width)
+        asked = {"rung": "ngram", "harness": "lm_eval", "limit": None, "renormalized": mark, "tasks": {}}
+        mixed = dict.fromkeys(("bits_per_byte", "difference"), 0.5) | dict.fromkeys(("difference_low", "low", "high"))
+        mixed |= {"difference_high": None, "weights": {"a": 1.0}, "renormalized": ["a"] * mark}
+        mixture = draw(score_table("rnn", "my.txt", "test", SCORE | {"mix": mixed}), width)
+        marked = ["no distribution" in " ".join(s.split()) for s in (shown, draw(tasks_table(asked), width), mixture)]
+        assert marked == [mark] * 3
     assert summarize_run(folders[0], runs.read_record(folders[0]))["renormalized"]
     assert "no distribution" not in draw(score_table("ngram", "my.txt", "test", SCORE), width)
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tokenizers import models
 
 from rung.errors import RecipeError, RunError
-from rung.evaluate import score_documents
+from rung.evaluate import score_documents, score_text
+from rung.evaluate.mixing import score_mixture
 from rung.models.ngram import SMOOTHINGS, NgramConfig, NgramForCausalLM
 from rung.models.ngram import smoothing as smoothing_module
 from rung.models.ngram.arpa import read_arpa, write_arpa
@@ -261,6 +262,18 @@ def test_the_ruler_divides_stupid_scores_by_their_sum_and_says_so():
     assert found.renormalized
     assert found.as_dict()["renormalized"]
     assert not score_documents(*fit_texts(texts, order=2), ["a b c"]).renormalized
+    for pieces, mark in ((score_text(model, tokenizer, "a b c"), True), (score_text(*fit_texts(texts), "a b"), False)):
+        assert {piece.renormalized for piece in pieces} == {mark}
+    both = {"counts": fit_texts(texts, order=2)[0], "stupid": model}
+    mixed = score_mixture(both, tokenizer, texts, texts, lambda *_: None)
+    assert mixed.as_dict()["renormalized"] == ["stupid"]
+
+
+def test_scores_that_are_no_probabilities_are_not_written_as_such(tmp_path):
+    """An ARPA file does not say of what smoothing it is: whoever read it, rung too, took them for probabilities."""
+    with pytest.raises(RunError, match="holds probabilities, and the scores of stupid-backoff are none"):
+        write_arpa(*fit_texts(["a b a"], order=2, smoothing="stupid-backoff"), tmp_path / "x.arpa")
+    assert not (tmp_path / "x.arpa").exists()
 
 
 def test_pruning_drops_what_was_seen_so_often_or_less():

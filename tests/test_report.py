@@ -158,8 +158,10 @@ def test_token_perplexity_is_set_apart_where_tokenizers_differ(make_run, make_pa
 
 
 def test_scores_that_are_no_distribution_are_marked(make_run, make_page):
-    words = words_of(make_page(make_run("a", scores__test__renormalized=True), make_run("b", rung="gpt2")))
-    assert "1.934*" in words
+    marked = make_run("a", scores__test__renormalized=True, scores__test__bits_per_byte=1.9)
+    words = words_of(make_page(marked, make_run("b", rung="gpt2")))
+    assert "1.900*" in words and "llama3 needs 1.90 * bits for each byte" in words
+    assert "llama3*" in words and "gpt2*" not in words
     assert "no distribution; its scores were divided by their sum" in words
     assert "no distribution" not in words_of(make_page(make_run("c")))
 

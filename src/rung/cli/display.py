@@ -139,12 +139,8 @@ def resume_table(verdict: "Verdict") -> FittedTable:
             f"loss at step {step}", repr(left), Text("none" if right is None else repr(right), style=style), mark
         )
     table.add_section()
-    counts = {
-        "metrics": f"{len(verdict.whole.metrics)} lines",
-        "samples": "",
-        "scores": "",
-        "weights": verdict.whole.weights[:16],
-    }
+    count, weights = f"{len(verdict.whole.metrics)} lines", verdict.whole.weights[:16]
+    counts = {"metrics": count, "samples": "", "scores": "", "weights": weights}
     for name, count in counts.items():
         differs = name in verdict.differences or not verdict.resumed
         table.add_cells(name, count, Text("differ", style="red") if differs else Text("the same", style="green"), "")
@@ -194,6 +190,8 @@ def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> N
     less, more = variant["difference_low"], variant["difference_high"]
     interval = "" if less is None else f"95% interval {less:+.3f} to {more:+.3f}"
     table.add_cells("  from plain", show_figure(variant["difference"], "+.4f"), interval)
+    if names := variant.get("renormalized"):
+        table.add_cells("  no distribution", "", f"{', '.join(names)}: {RENORMALIZED}")
     fitted = variant.get("weights") or {key: variant[key] for key in FITTED if key in variant}
     table.add_cells("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
 
@@ -214,6 +212,10 @@ def tasks_table(found: Mapping[str, Any]) -> FittedTable:
             value = row["value"] if isinstance(row["value"], str) else show_value(row["value"])
             error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
             table.add_cells(task, documents, name, value, error)
+    seen = {task: figures.get("seen_in_training", 0) for task, figures in found["tasks"].items()}
+    notes = [f"{task}: {n:.0%} of its bytes, by lines, were trained on" for task, n in seen.items() if n >= SHOWN_SEEN]
+    notes += [f"no distribution; {RENORMALIZED}"] if found.get("renormalized") else []
+    table.caption = Text(escape_controls("\n".join(notes)))
     return table
 
 
@@ -244,6 +246,7 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
     bits = sum(piece.bits for piece in pieces)
     table = FittedTable(gives_way=("discount", "seen", "order"))
     table.show_footer = True
+    table.captions["bits"] = f"no distribution; {RENORMALIZED}" if pieces[0].renormalized else ""
     table.add_column("token", "the whole text", overflow="fold")
     table.add_column("bits", f"{bits:.3f}", justify="right", no_wrap=True)
     table.add_column("probability", show_probability(bits), justify="right", no_wrap=True)
@@ -285,6 +288,8 @@ def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]
         name = f"{folder}\n  {failed}" if failed and not score else str(folder)
         cost = score.get("bits_per_byte") if score else None
         bits = show_figure(cost, ".3f") + "*" * bool(score.get("renormalized")) if score else state
+        if score and score.get("renormalized"):
+            table.captions["bits per byte"] = f"* no distribution; {RENORMALIZED}"
         doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
         if doubted:
             table.caption = Text("‡ too few training steps to have learned anything")

@@ -119,7 +119,8 @@ def score(
             }
             for piece in pieces
         ]
-        print_json({"run": run, "text": text, "bits": bits, "probability": 2.0**-bits, "tokens": tokens})
+        facts = {"bits": bits, "probability": 2.0**-bits, "renormalized": pieces[0].renormalized}
+        print_json({"run": run, "text": text, **facts, "tokens": tokens})
     else:
         show(surprisal_table(pieces))
 

@@ -93,6 +93,7 @@ class TokenScore:
     order: int | None = None
     count: int | None = None
     discount: float | None = None
+    renormalized: bool = False  # as a `Score` is
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _sum_up(
         window=window,
         stride=None if window is None else stride_of(window),
         lost=lost,
-        renormalized=isinstance(model, CountingModel) and not model.is_normalized,
+        renormalized=is_renormalized(model),
         kenlm=_kenlm_figures(
             nats - spelling + empty * _empty_line_nats(model, tokenizer), of_unknown, tokens + empty, unknown
         )
@@ -245,14 +246,20 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
 
 
 def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
-    """Of every token but the first, what `TokenScore` says of n-grams."""
+    """Of every token but the first, what `TokenScore` says of models that count."""
     if not isinstance(model, CountingModel):
         return [{}] * (len(ids) - 1)
-    facts = [{"order": order} for order in model.score_tokens(ids)[1][1:].tolist()]
+    is_divided = is_renormalized(model)
+    facts = [{"order": order, "renormalized": is_divided} for order in model.score_tokens(ids)[1][1:].tolist()]
     if isinstance(model, NgramForCausalLM) and model.config.discounts is not None:  # an ARPA file holds no counts
         counts, discounts = (column[1:].tolist() for column in model.find_counts(ids))
         facts = [f | {"count": c, "discount": d} for f, c, d in zip(facts, counts, discounts, strict=True)]
     return facts
+
+
+def is_renormalized(model: CausalModel) -> bool:
+    """Whether the model's own scores are no distribution, and are divided by their sum here."""
+    return isinstance(model, CountingModel) and not model.is_normalized
 
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -7,13 +7,14 @@ be the same ones, so the models share a tokenizer.
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.evaluate import DOCUMENTS_AT_ONCE, Document, batched, first_texts, prepare, token_nats
+from rung.evaluate import DOCUMENTS_AT_ONCE, Document, batched, first_texts, is_renormalized, prepare, token_nats
 from rung.evaluate.beside import Pace, Report, Variant, compare
 from rung.models import CausalModel
 
@@ -41,7 +42,9 @@ def score_mixture(
         (document, nats[0].double().sum().item(), mix_nats(nats, weights).sum().item())
         for document, nats in pace.follow(cost_under_each(each, tokenizer, texts))
     )
-    return compare(rows, {"weights": dict(zip(models, weights.tolist(), strict=True))}, held, began)
+    fitted: dict[str, Any] = {"weights": dict(zip(models, weights.tolist(), strict=True))}
+    fitted["renormalized"] = [name for name, model in models.items() if is_renormalized(model)]
+    return compare(rows, fitted, held, began)
 
 
 def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:

@@ -67,7 +67,7 @@ def _front_matter(record: Record, name: str) -> ModelCardData:
             dataset_name=corpus,
             dataset_split="test",
             metric_type=metric,
-            metric_name=METRICS[metric],
+            metric_name=METRICS[metric] + " of renormalized scores" * bool(score.get("renormalized")),
             metric_value=score[metric],
         )
         for metric in METRICS

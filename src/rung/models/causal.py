@@ -7,7 +7,7 @@ V vocabulary.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -58,6 +58,12 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         if self.context_length and self.generation_config:
             self.generation_config.max_length = self.context_length
         super().save_pretrained(save_directory, **options)
+
+    def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise `NotImplementedError`: no rung keeps its past in the pages of that."""
+        raise NotImplementedError(
+            "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` batch texts"
+        )
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
         """Vectors of tokens, unless the caller has them already."""
@@ -141,7 +147,9 @@ class CountingModel(StatefulModel):
         raise NotImplementedError
 
     def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
-        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it."""
+        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it; where
+        the model is not normalized, of its scores as they are.
+        """
         words = encode_plainly(tokenizer, [text])[0].ids
         ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
         return self.score_tokens(ids)[0][1:].double().sum().item()
@@ -162,6 +170,10 @@ class State:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams that survived."""
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
+
+    def crop(self, max_length: int) -> None:
+        """Raise `ValueError`: Hugging Face takes tokens back from an assistant, and what this one read stays read."""
+        raise ValueError("a rung that carries a state cannot be an assistant_model: its state takes no token back")
 
 
 class KeyValues(Cache):

@@ -112,7 +112,7 @@ def _summary(group: Group) -> str:
     best = group.best
     if best is None:
         return "No rung had the time to learn anything." if group.scored else "No rung has a score yet."
-    parts = [f"{_strong(best.label)} needs {_bits(best.cost)} bits for each byte of text it has never seen"]
+    parts = [f"{_strong(best.label)} needs {_bits(best.cost)}{best.mark} bits for each byte of text it has never seen"]
     others = [run for run in group.scored if (run.row.rung in COUNTING) != (best.row.rung in COUNTING)]
     if others and all(run.row.doubt for run in others):
         parts.append("the trained rungs had too little time to be compared")
@@ -120,7 +120,7 @@ def _summary(group: Group) -> str:
         others = [run for run in others if not run.row.doubt]
         other = min(others, key=lambda run: run.cost)
         kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
-        parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}")
+        parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}{other.mark}")
     alone, after = group.marks.get("lzma"), group.marks.get(AFTER_TRAIN)
     if alone is not None:
         parts.append(f"lzma needs {_bits(alone)}")
@@ -153,7 +153,7 @@ def _ladder(group: Group) -> str:
     shades = _shades(group)
     bars = [
         charts.Bar(
-            label=run.label,
+            label=run.label + run.mark,
             note=run.row.idea,
             value=run.cost,
             low=run.row.low,

@@ -78,6 +78,11 @@ class Run:
         return math.inf if self.row.bits_per_byte is None else self.row.bits_per_byte
 
     @property
+    def mark(self) -> str:
+        """`*` behind a cost where the scores are no distribution, as a line below the table says."""
+        return "*" * self.row.renormalized
+
+    @property
     def corpus(self) -> dict[str, Any]:
         """The corpus's name, fingerprint and sizes; empty where the run failed before it was read."""
         return _section(self.record, "corpus")

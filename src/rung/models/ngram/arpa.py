@@ -34,8 +34,14 @@ ROWS_AT_ONCE = 2**20
 def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write the model as an ARPA file, compressed where the name ends in .gz.
 
-    Raises `RunError` for a tokenizer whose words an ARPA file cannot hold.
+    Raises `RunError` for a tokenizer whose words an ARPA file cannot hold, and for scores that are no probabilities:
+    whoever read them would take them for such.
     """
+    if not model.is_normalized:
+        raise RunError(
+            f"an ARPA file holds probabilities, and the scores of {model.config.smoothing} are none: count again with "
+            "another smoothing, as in --set smoothing=kneser-ney"
+        )
     words = pyarrow.array(_arpa_words(tokenizer), type=pyarrow.large_string())
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
     with _open(path, compressed=path.suffix == ".gz") as file:
