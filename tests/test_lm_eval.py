@@ -12,9 +12,12 @@ from typer.testing import CliRunner
 
 from rung import runs
 from rung.cli.display import tasks_table
+from rung.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluate import score_documents, score_text
 from rung.generate import Sampling, generate
+from rung.recipe import make_recipe
+from rung.recipe.making import execute
 from rung.recipe.scoring import evaluate_tasks
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'rung[eval]'")
@@ -168,6 +171,25 @@ def test_a_text_without_spaces_has_an_infinite_word_perplexity(make_run, tasks):
     assert "infinite" in str(
         tasks_table({"rung": "bigram", "harness": "", "limit": None, "tasks": {"x": found}}).columns[3]._cells
     )
+
+
+def test_text_that_a_run_was_trained_on_is_no_test(tasks, prose, tmp_path):
+    (tmp_path / "my.txt").write_text(prose)
+    assert execute(make_recipe({"rung": "ngram", "corpus": str(tmp_path / "my.txt")}), tmp_path / "run")
+    corpus = load_corpus(str(tmp_path / "my.txt"))
+    texts = [corpus.train["text"][0], corpus.test["text"][0]]
+    (tasks / "whole.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    names = [str(tasks / f"{name}.yaml") for name in ("whole", "choose")]
+    for limit, share in ((1, 1.0), (None, len(texts[0].encode()) / sum(len(text.encode()) for text in texts))):
+        found = evaluate_tasks(str(tmp_path / "run"), names, limit)
+        seen = {name: task["seen_in_training"] for name, task in found["tasks"].items()}
+        assert seen == {"whole": pytest.approx(share, abs=0.05), "choose": 0.0}
+        caption = str(tasks_table(found).caption)
+        assert f"whole: {seen['whole']:.0%} of its bytes, by lines, were trained on" in caption
+        assert "choose" not in caption
+    (tmp_path / "my.txt").unlink()
+    found = evaluate_tasks(str(tmp_path / "run"), names[:1], 1)
+    assert "seen_in_training" not in found["tasks"]["whole"] and not found["renormalized"]
 
 
 def test_what_cannot_be_asked_is_said(make_run, tasks, monkeypatch):

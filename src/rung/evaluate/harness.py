@@ -8,10 +8,11 @@ import contextlib
 import copy
 import difflib
 import functools
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ SEED = 1234  # the harness's own: of the examples it puts before a question
 
 def run_tasks(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[str], limit: int | None = None
-) -> dict[str, Any]:
-    """The figures of each task, by its name: of at most `limit` documents of it.
+) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """The figures of each task, by its name, and all text in its documents: at most `limit` of them.
 
     Raises `RecipeError` for a task that is not there or may not be run, `CorpusError` where its text cannot be had,
     `RunError` where the model reads too few tokens for it.
@@ -62,7 +63,21 @@ def run_tasks(
             raise RecipeError(f"--tasks: {error}") from error
         except OverflowError as error:
             raise RunError(f"--tasks: a figure of the harness is beyond what a float holds ({error})") from error
-    return {name: _tidy(figures, results["n-samples"].get(name, {})) for name, figures in results["results"].items()}
+    texts = {
+        name: [text for document in itertools.islice(task.eval_docs, limit) for text in _find_texts(document)]
+        for name, task in found["tasks"].items()
+    }
+    samples = results["n-samples"]
+    return {name: _tidy(figures, samples.get(name, {})) for name, figures in results["results"].items()}, texts
+
+
+def _find_texts(part: Any) -> Iterator[str]:
+    """All texts in a document, which has names, lists and numbers too."""
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, Mapping | list | tuple):
+        for inner in part.values() if isinstance(part, Mapping) else part:
+            yield from _find_texts(inner)
 
 
 def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:

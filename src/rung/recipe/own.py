@@ -94,17 +94,22 @@ def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any], rea
     return found.fingerprint == record["corpus"]["fingerprint"]
 
 
-def find_seen(texts: Iterable[str], own: Corpus) -> float:
-    """The share of the texts' bytes in lines that stand in the training text."""
+def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
+    """Of each collection of texts, the share of its bytes in lines that stand in the training text."""
+    found = [_measure_lines(first_texts(texts, COMPARED)) for texts in collections]
+    wanted, seen = set[int]().union(*found), set[int]()
+    for text in own.sample_train(1):
+        seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))
+    return [sum(sizes[line] for line in seen & sizes.keys()) / max(sum(sizes.values()), 1) for sizes in found]
+
+
+def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
+    """The bytes of all lines that are alike, by the line's hash; empty ones left out."""
     sizes: dict[int, int] = {}
-    for text in first_texts(texts, COMPARED):
+    for text in texts:
         for line in filter(None, map(str.strip, text.splitlines())):
             sizes[hash(line)] = sizes.get(hash(line), 0) + len(line.encode())
-    total, seen = sum(sizes.values()), 0
-    for text in own.sample_train(1):
-        for line in map(str.strip, text.splitlines()):
-            seen += sizes.pop(hash(line), 0)
-    return seen / max(total, 1)
+    return sizes
 
 
 def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) -> float | None:
@@ -119,7 +124,7 @@ def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) 
         own = read_own_text(run, record)
     except CorpusError:
         return None
-    seen = find_seen(text.split(split)["text"], own)
+    (seen,) = find_seen([text.split(split)["text"]], own)
     if seen >= MOST_SEEN and not _is_held_out(text, split, own):
         raise RunError(
             f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that would be no score of "

@@ -12,10 +12,10 @@ from typing import Any
 from rung import runs
 from rung.corpus import Corpus, load_corpus, name_sources
 from rung.device import choose_device
-from rung.errors import RecipeError, RunError
-from rung.evaluate import score_documents
+from rung.errors import CorpusError, RecipeError, RunError
+from rung.evaluate import is_renormalized, score_documents
 from rung.models import load
-from rung.recipe.own import check_unseen, is_own, read_own_text
+from rung.recipe.own import check_unseen, find_seen, is_own, read_own_text
 from rung.recipe.stages import Stage, Tell
 from rung.recipe.switches import PLAIN, Judged, Switches, choose_fitting, prepare_switches
 
@@ -97,6 +97,7 @@ def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[
 def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
     """The figures of lm-evaluation-harness for a run on `tasks`, on at most `limit` documents of each.
 
+    Of each task it is said how much of its text the run was trained on, where the training text is to be had.
     Raises `RecipeError` where the harness is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
@@ -105,10 +106,22 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
 
     model, tokenizer = load(run)
     record = runs.find_record(Path(run))
-    figures = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
+    figures, texts = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
+    for task, seen in _find_seen_of_tasks(run, record, texts).items():
+        figures[task]["seen_in_training"] = seen
+    facts = {"rung": record.get("rung", model.config.model_type), "renormalized": is_renormalized(model)}
     harness = f"lm_eval {importlib.metadata.version('lm_eval')}"
-    name = record.get("rung", model.config.model_type)
-    return {"run": run, "rung": name, "harness": harness, "limit": limit, "tasks": figures}
+    return {"run": run, **facts, "harness": harness, "limit": limit, "tasks": figures}
+
+
+def _find_seen_of_tasks(run: str, record: Mapping[str, Any], texts: Mapping[str, list[str]]) -> dict[str, float]:
+    """The share of each task's bytes that the run was trained on; of none where its training text is not to be had."""
+    if not {"recipe", "corpus"} <= record.keys():
+        return {}
+    try:
+        return dict(zip(texts, find_seen(texts.values(), read_own_text(run, record)), strict=True))
+    except CorpusError:
+        return {}
 
 
 def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
