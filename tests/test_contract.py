@@ -12,15 +12,17 @@ import peft
 import pytest
 import torch
 import transformers
-from conftest import NEURAL, TINY, shake
+from conftest import NEURAL, SENTENCES, TINY, shake
 from torch.nn.utils import parametrize
 from transformers import DynamicCache, StaticCache
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from rung.errors import RunError
 from rung.generate import Decoder, native
-from rung.models import load
+from rung.models import build_model, load, make_config
 from rung.models.causal import State, find_padding
 from rung.models.contract import is_plain
+from rung.tokenizer import build_tokenizer
 from rung.train.settings import TrainSettings, make_arguments
 
 RUNGS = list(TINY)
@@ -375,6 +377,42 @@ def test_drafts_are_taken_or_refused_as_transformers_does(name, how, shaken, mak
             model.generate(ids[:1], **options, **GREEDY)
         return
     assert model.generate(ids[:1], **options, **GREEDY).tolist() == model.generate(ids[:1], **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_drafts_of_its_first_layers_leave_the_others_out(name, own, ids):
+    model, read = own(name), []
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for place, layer in enumerate(layers):
+        layer.register_forward_hook(lambda *_, place=place: read.append(place))
+    wanted = model.generate(ids[:1], **GREEDY).tolist()
+    assert read.count(0) == read.count(1) > 0
+    assert model.generate(ids[:1], assistant_early_exit=1, **GREEDY).tolist() == wanted
+    assert read.count(0) > read.count(1)
+    assert len(model(ids, output_hidden_states=True).hidden_states) == 3  # and afterwards it is whole
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_drafts_of_a_model_with_another_tokenizer(name, shaken, tokenizer, ids):
+    other = build_tokenizer("bpe", SENTENCES * 20, 280)
+    assistant = build_model("llama3", make_config("llama3", other, TINY["llama3"])).eval()
+    options = {"assistant_model": assistant, "tokenizer": tokenizer, "assistant_tokenizer": other, **GREEDY}
+    found = shaken(name).generate(ids[:1], **options)
+    assert found.tolist() == shaken(name).generate(ids[:1], **GREEDY).tolist()
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_a_rung_that_carries_a_state_is_no_assistant(name, shaken, ids):
+    with pytest.raises(ValueError, match="cannot be an assistant_model: its state takes no token back"):
+        shaken("llama3").generate(ids[:1], assistant_model=shaken(name), **GREEDY | {"max_new_tokens": 20})
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_continuous_batching_is_refused(name, shaken, ids):
+    with pytest.raises(NotImplementedError, match="rungs do not support continuous batching"):
+        shaken(name).generate_batch(ids.tolist(), max_new_tokens=2)
+    with pytest.raises(NotImplementedError, match="rungs do not support continuous batching"):
+        shaken(name).generate(ids, cache_implementation="paged", max_new_tokens=2)
 
 
 # Training

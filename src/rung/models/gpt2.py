@@ -11,6 +11,7 @@ saves opens in stock transformers, and published checkpoints open here.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -110,6 +111,7 @@ class GPT2Model(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
+        self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.drop = nn.Dropout(config.embd_pdrop)
@@ -118,7 +120,7 @@ class GPT2Model(nn.Module):
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
         x = self.drop(x + self.wpe(reading.positions))
-        for block in self.h:
+        for block in islice(self.h, self.config.n_layer):  # fewer while `generate` drafts by them
             reading.trace.show(x)
             x = block(x, reading)
         x = self.ln_f(x)

@@ -10,6 +10,7 @@ this saves opens in stock transformers, and published checkpoints open here.
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, cast
 
 import torch
@@ -110,7 +111,7 @@ class LlamaModel(nn.Module):
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
         reading.rotation = find_rotation(reading.positions, self.config, x.dtype)
-        for layer in self.layers:
+        for layer in islice(self.layers, self.config.num_hidden_layers):  # fewer while `generate` drafts by them
             reading.trace.show(x)
             x = layer(x, reading)
         x = self.norm(x)

@@ -9,6 +9,7 @@ Llama's throughout: with biases, with keys for every head and without rotation i
 """
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ class SwapsModel(nn.Module):
             x = x + self.embed_positions(reading.positions)
         else:
             reading.rotation = find_rotation(reading.positions, self.llama3, x.dtype)
-        for layer in self.layers:
+        for layer in islice(self.layers, self.config.num_hidden_layers):
             reading.trace.show(x)
             x = layer(x, reading)
         x = self.norm(x)
