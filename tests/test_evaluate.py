@@ -4,21 +4,25 @@ import bz2
 import itertools
 import lzma
 import math
+import os
 import zlib
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import numpy
 import pytest
 import torch
 from conftest import NEURAL, SENTENCES, TINY, Largest, overflow
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from rung import evaluate
 from rung.errors import RunError
-from rung.evaluate import compressors, score_documents, score_text, spelling_nats, token_nats
+from rung.evaluate import Document, compressors, score_documents, score_text, spelling_nats, token_nats
 from rung.evaluate.compressors import compressor_marks, mark_after_train
 from rung.evaluate.reading import Reader
+from rung.figures import find_interval
 from rung.models import bigram, find_rung, make_config
 from rung.tokenizer import build_tokenizer, losses
 
@@ -96,6 +100,104 @@ def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, mon
     assert score.nats == pytest.approx(cost_by_hand(model, tokenizer, LONG), rel=1e-5)
     assert score.window is None
     assert score.low is None
+
+
+@pytest.mark.parametrize("window", range(1, 8))
+def test_windows_score_each_prediction_once_half_a_window_on(window):
+    stride = max(1, window // 2)
+    for predictions in range(4 * window + 2):
+        found = list(evaluate.windows_of(predictions, window))
+        assert [at for _, end, done in found for at in range(done, end)] == list(range(predictions))
+        assert found[:1] == [(0, min(window, predictions), 0)] * (predictions > 0)
+        assert all(first == end - window and done - first >= window - stride for first, end, done in found[1:])
+        assert len(found) == (predictions > 0) + max(0, math.ceil((predictions - window) / stride))
+
+
+@pytest.mark.parametrize("name", ["rnn", "rnn-attention", "llama3"])
+def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(name, make_tiny, tokenizer, monkeypatch):
+    """Of a window, one more and one less, of strides more; short ones among long ones, and the empty one."""
+    model = make_tiny(name, **({} if name == "rnn" else {"max_position_embeddings": 8}))
+    generator = torch.Generator().manual_seed(0)
+    sizes = [18, 2, 9, 3, 14, 8, 10, 13, 6, 2, 11, 12]  # tokens, of which the first is not scored
+    documents = [torch.randint(4, 250, (size,), generator=generator).tolist() for size in sizes]
+    wanted = []
+    with torch.no_grad():
+        for ids in documents:
+            ends = [8 if at < 8 else 8 + (at - 8) // 4 * 4 + 4 for at in range(len(ids) - 1)]
+            firsts = [0 if name == "rnn" else max(0, min(end, len(ids) - 1) - 8) for end in ends]
+            logits = [model(torch.tensor([ids[first : at + 1]])).logits[0, -1] for at, first in enumerate(firsts)]
+            wanted.append(-torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0])
+    monkeypatch.setattr(evaluate, "CARRIED", 5)
+    for at_once in (1, 11 * model.config.vocab_size, 40 * model.config.vocab_size, 2**24):
+        monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", at_once)
+        for found, each in zip(token_nats(model, documents), wanted, strict=True):
+            torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)
+
+
+def test_the_window_and_its_stride_are_said(make_tiny, tokenizer):
+    for window, stride in ((1, 1), (2, 1), (3, 1), (4, 2), (9, 4)):
+        assert evaluate.stride_of(window) == stride
+    score = score_documents(make_tiny("gpt2", max_position_embeddings=16), tokenizer, SENTENCES)
+    assert (score.window, score.stride) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(1, ["a"]), (3, ["abc"]), (4, ["abc"]), (5, ["abc", "de"]), (6, ["abc", "de", "f"])]
+)
+def test_the_first_texts_up_to_a_limit(limit, kept):
+    assert evaluate.first_texts(iter(["abc", "de", "f"]), limit) == kept
+    assert evaluate.first_texts([], limit) == []
+
+
+def test_documents_are_copies_where_tokens_and_what_is_spelled_are_the_same():
+    document = Document([1, 2], 3, 1, ["a"], ["b"], ())
+    assert document.key == replace(document, bytes=9, words=9, lost=("case",)).key
+    others = ({"ids": [1, 3]}, {"unknown": ["b"]}, {"dropped": ["a"]}, {"unknown": ["b"], "dropped": ["a"]})
+    assert all(document.key != replace(document, **other).key for other in others)
+
+
+def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
+    """With unknown words, dropped text and empty lines among them, two documents at a time."""
+    words = {"<?>": 0, "<s>": 1, "</s>": 2, **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))}}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<?>"))
+    cut = [pre_tokenizers.Split(",", "removed"), pre_tokenizers.WhitespaceSplit()]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(cut)
+    tokenizer = wrap(backend)
+    model, heard = count("ngram", tokenizer, SENTENCES, order=2), []
+    texts = ["the zebra sat on, the mat", "", "a cat", "the okapi, and the héron", " ", SENTENCES[0]]
+    monkeypatch.setattr(evaluate, "DOCUMENTS_AT_ONCE", 2)
+    found = score_documents(model, tokenizer, texts, heard.append)
+    documents = list(evaluate.prepare(texts, tokenizer))
+    assert [(len(d.unknown), len(d.dropped)) for d in documents] == [(1, 1), (0, 0), (2, 1), (0, 0)]
+    costs = [token_nats(model, [d.ids])[0].tolist() for d in documents]
+    spelled, dropped = (
+        [sum((len(word.encode()) + 1) * math.log(257) for word in kind) for kind in kinds]
+        for kinds in ([d.unknown for d in documents], [d.dropped for d in documents])
+    )
+    nats = [sum(cost) + more + most for cost, more, most in zip(costs, spelled, dropped, strict=True)]
+    assert found.nats == pytest.approx(sum(nats))
+    assert (found.unknown_nats, found.dropped_nats) == pytest.approx((sum(spelled), sum(dropped)))
+    assert found.dropped_bytes == sum(len("".join(d.dropped).encode()) for d in documents)
+    assert (found.documents, found.words, found.unknown_words) == (4, sum(len(t.split()) for t in texts), 3)
+    assert (found.bytes, found.tokens) == (sum(len(t.strip().encode()) for t in texts), sum(map(len, costs)))
+    assert found.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / found.bytes)
+    interval = find_interval([n / math.log(2) for n in nats], [d.bytes for d in documents], least=0.0)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    ends = token_nats(model, [[1, 2]])[0].item()
+    pairs = [pair for d, cost in zip(documents, costs, strict=True) for pair in zip(d.ids[1:], cost, strict=True)]
+    unknown = sum(cost for token, cost in pairs if token == words["<?>"])
+    plain = sum(map(sum, costs)) + 2 * ends
+    assert found.kenlm["tokens"] == found.tokens + 2 and found.kenlm["oov"] == 3
+    assert math.log(found.kenlm["perplexity_including_oov"]) == pytest.approx(plain / (found.tokens + 2))
+    assert math.log(found.kenlm["perplexity_excluding_oov"]) == pytest.approx((plain - unknown) / (found.tokens - 1))
+    assert heard == [4, 6]
+    assert {"unknown words", "dropped text"} <= set(found.lost) and len(set(found.lost)) == len(found.lost)
+
+
+def test_an_interval_begins_at_zero(make_tiny, tokenizer):
+    """Of two documents whose costs are far apart: no code takes less than nothing."""
+    score = score_documents(make_tiny("ngram"), tokenizer, [SENTENCES[0], "日本語"])
+    assert score.low == 0.0 < score.bits_per_byte < score.high
 
 
 def test_an_unknown_word_costs_its_spelling(make_tiny):
@@ -415,6 +517,27 @@ def test_the_logits_of_a_whole_window_never_stand_in_memory(name, make_tiny, tok
         parts = evaluate.token_nats(model, [ids])[0]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     assert largest.bytes < 64 * len(tokenizer) * 4 / 2
+
+
+def read_memory(name):
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def test_a_window_of_a_large_vocabulary_is_scored_in_little_memory():
+    """The logits of 2,048 positions of 128,256 tokens are 1 GB, and were held three times."""
+    resets = Path("/proc/self/clear_refs")
+    if not os.access(resets, os.W_OK):
+        pytest.skip("the most memory that a process held is counted anew on Linux alone")
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = LlamaConfig(vocab_size=128_256, max_position_embeddings=2048, **small)
+    model, ids = find_rung("llama3").model(config).eval(), list(range(4, 2053))
+    token_nats(model, [ids[:9]])
+    resets.write_text("5")
+    before = read_memory("VmRSS")
+    costs = token_nats(model, [ids])[0]
+    assert read_memory("VmHWM") - before < 160 * 2**20  # 95 are taken: logits, their softmax, attention
+    assert costs.mean() == pytest.approx(math.log(128_256), rel=0.05)
 
 
 def test_pairs_are_counted_a_part_of_the_text_at_a_time(monkeypatch):

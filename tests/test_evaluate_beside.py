@@ -74,6 +74,47 @@ def test_three_models_mix_no_worse_than_any_two():
         assert best <= mix_nats(nats[pair], fit_weights(nats[pair])).mean() + 2e-6
 
 
+def test_the_weights_of_three_models_are_the_best_of_a_fine_grid():
+    generator = numpy.random.default_rng(1)
+    symbols = generator.dirichlet(numpy.ones(20), 3)
+    drawn = generator.choice(20, 1000, p=numpy.array([0.5, 0.3, 0.2]) @ symbols)
+    chances = symbols[:, drawn]
+    grid = [(i / 50, j / 50, 1 - (i + j) / 50) for i in range(51) for j in range(51 - i)]
+    costs = -numpy.log(numpy.array(grid) @ chances).mean(1)
+    weights = fit_weights(-torch.from_numpy(numpy.log(chances)))
+    mixed = weights.numpy() @ chances
+    assert -numpy.log(mixed).mean() <= costs.min() + 1e-6
+    assert weights.tolist() == pytest.approx(grid[costs.argmin()], abs=0.03)
+    assert (chances / mixed).mean(1).max() <= 1 + 1.01e-6  # no model could win by more than this (Cover 1984)
+
+
+def test_weights_of_next_to_no_tokens():
+    assert fit_weights(torch.tensor([[0.1], [5.0]])).tolist() == pytest.approx([1, 0], abs=1e-5)
+    for count in (2, 3):
+        assert fit_weights(torch.full((count, 4), math.inf)).tolist() == pytest.approx([1 / count] * count)
+    one = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    assert mix_nats(torch.tensor([[2.0, math.inf], [1.0, 1.0]]), one).tolist() == [2.0, math.inf]
+
+
+def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_validation_text(
+    make_tiny, tokenizer, monkeypatch
+):
+    monkeypatch.setattr("rung.evaluate.mixing.FITTED", len(LONG))
+    models, heard = {name: make_tiny(name) for name in ("gpt2", "ngram", "bigram")}, []
+    found = score_mixture(models, tokenizer, SENTENCES, [LONG, "a cat"], lambda *what: heard.append(what[:3]))
+    assert found.validation_bytes == len(LONG)
+    assert heard == [("fit mix", 1, 1), *(("mix", done, 5) for done in range(1, 6))]
+    nats, weights = 0.0, found.fitted["weights"]
+    for document in documents_of(tokenizer, *SENTENCES):
+        costs = {name: token_nats(model, [document.ids])[0] for name, model in models.items()}
+        nats -= sum(weights[name] * costs[name].double().neg().exp() for name in models).log().sum().item()
+    assert found.nats == pytest.approx(nats, rel=1e-6)
+    held = torch.stack([token_nats(model, [documents_of(tokenizer, LONG)[0].ids])[0] for model in models.values()])
+    assert list(weights) == list(models)
+    assert list(weights.values()) == pytest.approx(fit_weights(held).tolist())
+    assert found.fitted["renormalized"] == []
+
+
 def test_a_token_that_no_model_allows_costs_infinitely_much_and_does_not_move_the_weights():
     nats = synthetic(0.3)
     with_one = torch.cat([nats, torch.full((2, 1), math.inf)], dim=1)
