@@ -209,13 +209,8 @@ def _add_up(document: Document, costs: torch.Tensor, unknown_token: int | None) 
     is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
     of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
     of_dropped = sum(map(spelling_nats, document.dropped))
-    counts = (
-        document.bytes,
-        document.words,
-        len(costs),
-        len(document.unknown),
-        len("".join(document.dropped).encode()),
-    )
+    dropped_bytes = len("".join(document.dropped).encode())
+    counts = (document.bytes, document.words, len(costs), len(document.unknown), dropped_bytes)
     return (nats, document.spelling, of_unknown, of_dropped, *counts)
 
 
