@@ -7,7 +7,7 @@ V vocabulary.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RunError
 from rung.models.checks import check_config
-from rung.models.contract import is_plain
+from rung.models.contract import is_plain, refuse_continuous_batching, refuse_to_crop
 from rung.models.fused import linear_cross_entropy
 from rung.tokenizer import encode_plainly
 
@@ -32,6 +32,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     supports_gradient_checkpointing = False
     _supports_sdpa = True
+    init_continuous_batching = refuse_continuous_batching
     can_carry_state = False  # whether training may begin a stretch of text with the state that the one before left
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
@@ -58,12 +59,6 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         if self.context_length and self.generation_config:
             self.generation_config.max_length = self.context_length
         super().save_pretrained(save_directory, **options)
-
-    def init_continuous_batching(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise `NotImplementedError`: no rung keeps its past in the pages of that."""
-        raise NotImplementedError(
-            "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` batch texts"
-        )
 
     def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
         """Vectors of tokens, unless the caller has them already."""
@@ -147,9 +142,7 @@ class CountingModel(StatefulModel):
         raise NotImplementedError
 
     def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
-        """log10 of the probability of `text` as a document, its end included, as `kenlm.Model.score` gives it; where
-        the model is not normalized, of its scores as they are.
-        """
+        """log10 of the probability (or the scores) of `text` as a document, its end included, as KenLM's `score`."""
         words = encode_plainly(tokenizer, [text])[0].ids
         ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
         return self.score_tokens(ids)[0][1:].double().sum().item()
@@ -162,6 +155,7 @@ class State:
     tensors: tuple[Tensor, ...]
     length: int
     is_compileable = False  # as Hugging Face asks a cache
+    crop = refuse_to_crop
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, as Hugging Face asks a cache."""
@@ -170,10 +164,6 @@ class State:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Follow the beams that survived."""
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
-
-    def crop(self, max_length: int) -> None:
-        """Raise `ValueError`: Hugging Face takes tokens back from an assistant, and what this one read stays read."""
-        raise ValueError("a rung that carries a state cannot be an assistant_model: its state takes no token back")
 
 
 class KeyValues(Cache):

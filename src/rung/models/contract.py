@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int, Shaped
@@ -66,6 +66,18 @@ def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..
     answer.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     del answer.__wrapped__
     return answer
+
+
+def refuse_continuous_batching(*_: Any, **__: Any) -> NoReturn:
+    """Raise `NotImplementedError`: no rung keeps its past in the pages that transformers has for that."""
+    raise NotImplementedError(
+        "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` batch texts"
+    )
+
+
+def refuse_to_crop(*_: Any) -> NoReturn:
+    """Raise `ValueError`: tokens are taken back from a model that drafts, and what a state has read stays read."""
+    raise ValueError("a rung that carries a state cannot be an assistant_model: its state takes no token back")
 
 
 def check_past(model: PreTrainedModel, past: Any) -> None:
