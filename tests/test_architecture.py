@@ -108,8 +108,9 @@ def test_there_are_not_many_files():
     Three keep files whole, search them, and hold a run's record to its schema.
     Two keep what folders from anywhere owe: files that stay inside and open elsewhere, and weights that fit.
     Two say what counting may take, and what a run will. Two keep what a long count goes on from, and call the counters.
+    One keeps work in threads to its turn, and ends it when nobody waits.
     """
-    assert len(FILES) < 144
+    assert len(FILES) < 145
 
 
 def test_every_module_says_what_it_is():

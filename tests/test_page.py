@@ -368,6 +368,26 @@ def test_without_a_chat_model_the_page_says_how_to_make_one(open_page):
     expect(page.locator("#chat textarea")).to_have_count(0)
 
 
+def test_what_could_not_train_is_marked_and_never_advised(open_page):
+    def doubt(names):
+        def change(route):
+            found = route.fetch().json()["rungs"]
+            for run in found:
+                run |= {"chat": False, "renormalized": run["name"] == "ngram"}
+                run |= {"doubt": "5 steps", "bits_per_byte": 1} if run["name"] in names else {}
+            route.fulfill(json={"rungs": found})
+
+        return lambda page: page.route("**/api/rungs", change)
+
+    page = open_page("chat", prepare=doubt(["llama3", "rnn-attention", "tuned"]))
+    expect(page.locator("#chat pre")).to_have_text("rung tune runs/…/gpt2")
+    page.locator("#tab-side").click()
+    for told in ("llama3 ‡", "‡ llama3: 5 steps.", "1.50*", "* ngram: no distribution; its scores were divided"):
+        expect(page.locator("#side")).to_contain_text(told)
+    page = open_page("chat", prepare=doubt([*NAMES, "tuned"]))
+    expect(page.locator("#chat pre")).to_contain_text("rung train llama3 --minutes 10")
+
+
 def test_light_and_dark_as_the_system_has_it_or_the_button(open_page):
     def paper(page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -1,6 +1,10 @@
 """What the page asks of the models: every rung answers, in bounds, and every mistake is told in OpenAI's form."""
 
+import json
 import math
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -19,8 +23,12 @@ from rung.tokenizer import encode_plainly
 pytest.importorskip("fastapi", reason="the playground needs the extra: pip install 'rung[serve]'")
 testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI's test client needs httpx")
 
-from rung.serve import build_app  # noqa: E402
-from rung.serve.playground import LONGEST, WIDEST  # noqa: E402
+import httpx  # noqa: E402
+from test_serve import Listening, wait_until  # noqa: E402
+
+from rung.figures import RENORMALIZED  # noqa: E402
+from rung.serve import Limits, build_app, openai, playground  # noqa: E402
+from rung.serve.playground import LONGEST, WIDEST, describe_all  # noqa: E402
 from rung.serve.served import Served  # noqa: E402
 
 SCORE = {"bits_per_byte": 1.9, "low": 1.8, "high": 2.0}
@@ -204,16 +212,89 @@ def test_a_body_that_is_no_json_is_a_mistake_too(client):
         assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
-def test_questions_wait_in_a_short_row(served, monkeypatch):
-    from concurrent.futures import ThreadPoolExecutor
+def test_questions_are_admitted_as_requests_are(served, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(playground, "find_surprisal", lambda run, question: {"waited": release.wait()})
+    app, asked = build_app(served, Limits(max_batch=1, max_queue=1)), {"model": "rnn", "text": "the cat sat"}
+    with testclient.TestClient(app) as client, ThreadPoolExecutor(6) as pool:
+        answers = [pool.submit(client.post, "/api/surprisal", json=asked) for _ in range(6)]
+        wait_until(lambda: sum(answer.done() for answer in answers) == 4)
+        done = [answer.result() for answer in answers if answer.done()]
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in done} == {(429, "queue_full")}
+        release.set()
+        assert sorted(answer.result().status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
 
-    monkeypatch.setattr("rung.serve.playground.WAITING", 2)
-    question = {"model": "rnn", "text": "the cat sat " * 500}
-    with testclient.TestClient(build_app(served)) as client, ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda _: client.post("/api/surprisal", json=question), range(12)))
-    found = {answer.status_code for answer in answers}
-    assert found == {200, 429}
-    assert all("again" in answer.json()["error"]["message"] for answer in answers if answer.status_code == 429)
+
+class Endless:
+    """Work on tensors that does not end by itself."""
+
+    def __init__(self):
+        self.begun, self.ended = threading.Event(), threading.Event()
+
+    def __call__(self, *_):
+        self.begun.set()
+        try:
+            while True:
+                torch.ones(1)
+        finally:
+            self.ended.set()
+
+
+def test_a_question_takes_no_longer_than_an_answer_may(served, monkeypatch):
+    monkeypatch.setattr(playground, "find_next", work := Endless())
+    with testclient.TestClient(build_app(served, Limits(seconds=0.2))) as client:
+        answer = client.post("/api/next", json={"model": "rnn"})
+        assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
+        assert not work.begun.is_set() or work.ended.wait(300)  # on a busy machine it does not begin
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/api/next", {"text": "a"}, (playground, "find_next")),
+        ("/api/surprisal", {"text": "a"}, (playground, "find_surprisal")),
+        ("/api/attention", {"text": "a"}, (playground, "find_attention")),
+        ("/v1/completions", {"prompt": "a"}, (openai, "read_prompts")),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, (openai, "read_messages")),
+    ],
+    ids=str,
+)
+def test_what_nobody_waits_for_is_given_up(path, body, where, served, monkeypatch):
+    monkeypatch.setattr(*where, work := Endless())
+    with Listening({"llama3": served["llama3"]}) as server:
+        content = json.dumps({"model": "llama3", **body}).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(head.encode() + b"\r\n\r\n" + content)
+            assert work.begun.wait(300)
+        assert work.ended.wait(300)
+        wait_until(lambda: 'status="499"' in httpx.get(f"{server.url}/metrics").text)
+
+
+def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
+    """As the report and a climb decide it."""
+    text = {"corpus": {"fingerprint": "f"}, "training": {"steps": 100}}
+
+    def make(name, bits, **record):
+        score = {"scores": {"test": {"bits_per_byte": bits, "bytes": 9}}}
+        return Served(name, served[name].model, tokenizer, {"rung": name, **text, **score, **record})
+
+    runs = [make("bigram", 2.5), make("ngram", 3.0), make("gpt2", 1.0, training={"steps": 5}), make("rnn", 2.6)]
+    runs += [make("llama3", 2.4), Served("plain", served["swaps"].model, tokenizer, {})]
+    doubts = {run["name"]: run["doubt"] for run in describe_all(runs)}
+    assert doubts.pop("gpt2") == "5 training steps only: too few to have learned anything"
+    assert doubts.pop("rnn") == "worse than counting pairs: trained for too short a time"
+    assert set(doubts.values()) == {None}
+
+
+def test_bits_that_are_no_distributions_are_marked(client, make_tiny, tokenizer):
+    assert not any(run["renormalized"] for run in client.get("/api/rungs").json()["rungs"])
+    assert ask(client, "surprisal", model="ngram", text="cat")["renormalized"] is False
+    stupid = Served("stupid", make_tiny("ngram", smoothing="stupid-backoff"), tokenizer, {})
+    with testclient.TestClient(build_app({"stupid": stupid})) as client:
+        assert client.get("/api/rungs").json()["rungs"][0]["renormalized"] is True
+        assert ask(client, "surprisal", model="stupid", text="cat")["renormalized"] is True
+        assert f"no distribution; {RENORMALIZED}" in client.get("/page/marks.js").text
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,10 +1,12 @@
 """Texts under attack, turn by turn: a fault, a slow reader, a long prompt are those of one text."""
 
 import asyncio
+import threading
 import time
 
 import pytest
 import torch
+from anyio import CapacityLimiter
 from conftest import TINY, overflow
 
 reason = "needs the server's packages: pip install 'rung[serve]'"
@@ -18,6 +20,7 @@ from rung.serve import weighing as weighings  # noqa: E402
 from rung.serve.engine import Engine, Worker  # noqa: E402
 from rung.serve.limits import ApiError, Metrics  # noqa: E402
 from rung.serve.texts import BUFFER, Order, Piece  # noqa: E402
+from rung.serve.turns import run_in_turn  # noqa: E402
 from rung.serve.weighing import weigh_prompt  # noqa: E402
 
 
@@ -196,6 +199,39 @@ def test_the_clock_starts_when_the_request_arrives(make_engine):
 
     with pytest.raises(ApiError, match="more than 50 seconds"):
         asyncio.run(prepare())
+
+
+def test_what_is_given_up_ends_at_its_next_operation_and_keeps_its_turn_until_then():
+    begun, goes_on, done = threading.Event(), threading.Event(), []
+
+    def work():
+        begun.set()
+        goes_on.wait()
+        try:
+            with torch.no_grad():
+                return [torch.ones(1) for _ in iter(int, 1)]
+        finally:
+            done.append("given up")
+            done.append(torch.is_grad_enabled())
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: done.append(context))
+        turn = CapacityLimiter(1)
+        first = asyncio.create_task(run_in_turn(work, turn))
+        await asyncio.to_thread(begun.wait)
+        waits = asyncio.create_task(run_in_turn(lambda: done.append("waits"), turn))
+        second = asyncio.create_task(run_in_turn(lambda: done.append("second"), turn))
+        await asyncio.sleep(0)
+        for task in (first, waits):
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert not done and turn.borrowed_tokens == 1
+        goes_on.set()
+        await asyncio.wait_for(second, 300)
+        assert done == ["given up", True, "second"]
+
+    asyncio.run(run())
 
 
 def test_what_is_prepared_and_weighed_is_admitted(make_engine):

@@ -16,7 +16,7 @@ import re
 import shlex
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ LOCK, HOLDER = ".lock", ".holder"  # there while a command writes into the folde
 LONGEST_PROMPT = 60  # characters
 # Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a twentieth, is no whole one.
 LEAST_STEPS = 20
+COUNTING = ("bigram", "ngram", "infini-gram")  # rungs that are trained in no steps
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
 CANNOT_WRITE = (
@@ -127,6 +128,25 @@ def find_doubt(record: dict[str, Any]) -> str | None:
     if record.get("base") or not 0 < steps < LEAST_STEPS:  # what goes on from a base had learned before
         return None
     return f"{steps} training step{'s' if steps > 1 else ''} only: too few to have learned anything"
+
+
+def find_doubts(records: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Of each of these runs `find_doubt`'s reason, or that counting pairs needs fewer bits for the same text."""
+    pairs = [_measure(record) for record in records if record.get("rung") == "bigram"]
+
+    def compare(record: dict[str, Any]) -> str | None:
+        text, bits = _measure(record)
+        is_worse = record.get("rung") not in COUNTING and any(text == other and bits > few for other, few in pairs)
+        return "worse than counting pairs: trained for too short a time" if is_worse else None
+
+    return [find_doubt(record) or compare(record) for record in records]
+
+
+def _measure(record: dict[str, Any]) -> tuple[Any, float]:
+    """What tells the text of a run's score from others, and its bits per byte; without a score they are no number."""
+    score = (record.get("scores") or {}).get("test") or {"bits_per_byte": math.nan}
+    text, bits = ((record.get("corpus") or {}).get("fingerprint"), score.get("bytes")), score.get("bits_per_byte")
+    return text, math.inf if bits is None else bits
 
 
 def find_busyness(record: dict[str, Any]) -> str | None:

@@ -17,7 +17,7 @@ from rung.errors import RunError
 from rung.figures import AFTER_TRAIN, BROKEN, BROKEN_CHARACTERS
 from rung.files import write_atomically
 from rung.report import charts
-from rung.report.rows import COUNTING, Group, Row, Run, build_table, group_runs, names, read_runs, whole
+from rung.report.rows import Group, Row, Run, build_table, group_runs, names, read_runs, whole
 
 __all__ = ["Row", "read_rows", "write_report"]
 
@@ -113,13 +113,13 @@ def _summary(group: Group) -> str:
     if best is None:
         return "No rung had the time to learn anything." if group.scored else "No rung has a score yet."
     parts = [f"{_strong(best.label)} needs {_bits(best.cost)}{best.mark} bits for each byte of text it has never seen"]
-    others = [run for run in group.scored if (run.row.rung in COUNTING) != (best.row.rung in COUNTING)]
+    others = [run for run in group.scored if (run.row.rung in runs.COUNTING) != (best.row.rung in runs.COUNTING)]
     if others and all(run.row.doubt for run in others):
         parts.append("the trained rungs had too little time to be compared")
     elif others:
         others = [run for run in others if not run.row.doubt]
         other = min(others, key=lambda run: run.cost)
-        kind = "counting alone" if other.row.rung in COUNTING else "the best trained rung"
+        kind = "counting alone" if other.row.rung in runs.COUNTING else "the best trained rung"
         parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}{other.mark}")
     alone, after = group.marks.get("lzma"), group.marks.get(AFTER_TRAIN)
     if alone is not None:
@@ -174,7 +174,7 @@ def _ladder(group: Group) -> str:
 
 def _curves(group: Group) -> str:
     shades = _shades(group)
-    learners = [run for run in group.runs if run.curve and run.row.rung not in COUNTING]
+    learners = [run for run in group.runs if run.curve and run.row.rung not in runs.COUNTING]
     if not learners:
         return ""
     curves = [

@@ -23,7 +23,6 @@ IDEAS = {
     "swaps": "modernise by parts",
 }
 CHARGED = ("unknown words", "separators", "dropped text")  # of what a tokenizer loses: it is spelled out
-COUNTING = ("bigram", "ngram", "infini-gram")
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 
@@ -127,18 +126,11 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     """
     once = {folder.resolve(): folder for folder in folders}
     found = sorted(map(_read_run, once.values()), key=lambda run: _place(run.row.rung))
-    return [_compare_with_pairs(run, found) for run in found]
-
-
-def _compare_with_pairs(run: Run, found: list[Run]) -> Run:
-    """The run, doubted where training came to less than counting pairs on the same text."""
-    if run.row.doubt or run.row.rung in COUNTING or not run.score:
-        return run
-    text = (run.corpus.get("fingerprint"), run.score.get("bytes"))
-    pairs = [r for r in found if r.row.rung == "bigram" and (r.corpus.get("fingerprint"), r.score.get("bytes")) == text]
-    if all(run.cost <= other.cost for other in pairs):
-        return run
-    return replace(run, row=replace(run.row, doubt="worse than counting pairs: trained for too short a time"))
+    doubts = runs.find_doubts([run.record for run in found])
+    return [
+        replace(run, row=replace(run.row, doubt=doubt if run.score else None))
+        for run, doubt in zip(found, doubts, strict=True)
+    ]
 
 
 def group_runs(found: list[Run]) -> list[Group]:
@@ -190,7 +182,6 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         renormalized=bool(score.get("renormalized")),
         sample=record.get("sample"),
         failed=None if score else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
-        doubt=runs.find_doubt(record) if score else None,
         busyness=runs.find_busyness(record),
     )
 

@@ -60,7 +60,7 @@ def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
     app = FastAPI(title="rung", version=__version__, lifespan=work, docs_url=None, redoc_url=None)
     app.state.worker = worker
     app.include_router(openai.make_router(engines, limits))
-    app.include_router(playground.make_router(served))
+    app.include_router(playground.make_router(engines))
     add_signs(app, worker, metrics)
     app.add_exception_handler(RequestValidationError, explain_refusal)
     app.add_exception_handler(HTTPException, explain_refusal)

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 import torch
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter
 from torch import Tensor
 
 from rung.generate.pieces import Pieces, show_token, spell_token
@@ -26,6 +26,7 @@ from rung.generate.slots import Slots
 from rung.serve.limits import ApiError, Limits, Metrics, check_ids, note_failure
 from rung.serve.served import Served, identify
 from rung.serve.texts import BUFFER, Order, Piece, Text
+from rung.serve.turns import run_in_turn
 from rung.serve.weighing import weigh, weigh_prompt
 
 logger = logging.getLogger(__name__)
@@ -142,16 +143,14 @@ class Engine:
         metrics.running.labels(served.name).set_function(lambda: len(self.running))
         self.first_token = metrics.first_token.labels(served.name)
 
-    async def prepare(self, read: Callable[[], T], arrived: float) -> T:
-        """What `read` makes of a request's texts, in a thread, in its turn. Raises `ApiError` where the queue is full
-        or the time is over.
-        """
+    async def prepare(self, read: Callable[[], T], arrived: float, turn: CapacityLimiter | None = None) -> T:
+        """What `read` makes of a request, in a thread, in its turn. Raises `ApiError` for a full queue, or too late."""
         with self.changed:
             self._check_room(1)
             self.preparing += 1
         try:
             async with asyncio.timeout(arrived + self.limits.seconds - time.monotonic()):
-                return await to_thread.run_sync(read, limiter=self.turn_of_reader)
+                return await run_in_turn(read, turn or self.turn_of_reader)
         except TimeoutError:
             raise self.too_late() from None
         finally:

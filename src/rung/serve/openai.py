@@ -17,7 +17,7 @@ from rung.generate import Sampling
 from rung.generate.pieces import Pieces
 from rung.serve.engine import Engine
 from rung.serve.limits import ApiError, Limits, check_ids, find_arrival, look_up
-from rung.serve.replies import ChatReply, CompletionReply
+from rung.serve.replies import ChatReply, CompletionReply, finish_unless_gone
 from rung.serve.schemas import (
     REFUSALS,
     Asked,
@@ -56,7 +56,8 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
         engine = look_up(engines, body.model)
         body.refuse_unknown()
         arrived = find_arrival(request.scope)
-        prompts = await engine.prepare(partial(read_prompts, engine, body, limits), arrived)
+        read = engine.prepare(partial(read_prompts, engine, body, limits), arrived)
+        prompts = await finish_unless_gone(request, read)
         orders = [*order_weights(body, prompts), *order_completions(engine, body, prompts, limits)]
         news = asyncio.Event()
         return await CompletionReply(engine, body, prompts, engine.submit(orders, news, arrived), news).answer(request)
@@ -67,7 +68,8 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
         engine = look_up(engines, body.model)
         body.refuse_unknown()
         arrived = find_arrival(request.scope)
-        prompt = await engine.prepare(partial(read_messages, engine, body, limits), arrived)
+        read = engine.prepare(partial(read_messages, engine, body, limits), arrived)
+        prompt = await finish_unless_gone(request, read)
         orders = order_answers(engine, body, prompt, limits)
         news = asyncio.Event()
         return await ChatReply(engine, body, [prompt], engine.submit(orders, news, arrived), news).answer(request)

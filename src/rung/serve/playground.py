@@ -2,18 +2,19 @@
 
 The page is files of our own and asks nobody but this server; whatever comes from a model or a visitor is text in
 it, never markup. A question costs a bounded amount of work, and they are answered one at a time, in a thread of
-their own: texts that stream go on meanwhile.
+their own: texts that stream go on meanwhile. Each is admitted, timed and given up as any request to its model is.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from typing import Any
 
 import torch
-from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Response
+from anyio import CapacityLimiter
+from fastapi import APIRouter, Request, Response
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
@@ -23,14 +24,16 @@ from rung.evaluate.attention import attention_shape, read_attention
 from rung.generate.pieces import show_token
 from rung.generate.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
-from rung.serve.limits import ApiError, check_ids, look_up
+from rung.models.causal import CountingModel
+from rung.serve.engine import Engine
+from rung.serve.limits import ApiError, check_ids, find_arrival, look_up
+from rung.serve.replies import finish_unless_gone
 from rung.serve.schemas import REFUSALS, Body
 from rung.serve.served import Served
 from rung.tokenizer import encode_plainly, fingerprint
 
 LONGEST = 8_000  # characters of a text; of ids as many tokens
 WIDEST = 96  # tokens whose attention is shown
-WAITING = 32  # questions
 KINDS = {
     "html": "text/html; charset=utf-8",
     "css": "text/css; charset=utf-8",
@@ -70,17 +73,16 @@ class TextQuestion(Question):
     text: str = Field(min_length=1, max_length=LONGEST)
 
 
-def make_router(served: dict[str, Served]) -> APIRouter:
+def make_router(engines: dict[str, Engine]) -> APIRouter:
     """`GET /` the page, `/page/...` its parts, and `/api/...` what it asks."""
     router = APIRouter(responses=REFUSALS)
-    described, turn = [describe(run) for run in served.values()], CapacityLimiter(1)
+    described, turn = describe_all([engine.served for engine in engines.values()]), CapacityLimiter(1)
     _add_page(router)
 
-    async def ask(find: Callable[[Served, Any], dict[str, Any]], question: Question) -> Response:
-        run = look_up(served, question.model)
-        if turn.statistics().tasks_waiting >= WAITING:
-            raise ApiError(429, f"{WAITING} questions wait already: ask again in a moment")
-        return await to_thread.run_sync(_find, find, run, question, limiter=turn, abandon_on_cancel=True)
+    async def ask(find: Callable[[Served, Any], dict[str, Any]], question: Question, request: Request) -> Response:
+        engine = look_up(engines, question.model)
+        work = partial(_find, find, engine.served, question)
+        return await finish_unless_gone(request, engine.prepare(work, find_arrival(request.scope), turn))
 
     @router.get("/api/rungs")
     async def rungs() -> Response:
@@ -88,19 +90,19 @@ def make_router(served: dict[str, Served]) -> APIRouter:
         return _answer({"rungs": described})
 
     @router.post("/api/next")
-    async def next_token(question: NextQuestion) -> Response:
+    async def next_token(question: NextQuestion, request: Request) -> Response:
         """The distribution of the next token, as the model gives it and as it would be drawn from."""
-        return await ask(find_next, question)
+        return await ask(find_next, question, request)
 
     @router.post("/api/surprisal")
-    async def surprisal(question: TextQuestion) -> Response:
+    async def surprisal(question: TextQuestion, request: Request) -> Response:
         """The bits that each token of a text costs."""
-        return await ask(find_surprisal, question)
+        return await ask(find_surprisal, question, request)
 
     @router.post("/api/attention")
-    async def attention(question: TextQuestion) -> Response:
+    async def attention(question: TextQuestion, request: Request) -> Response:
         """How much each token looks at each earlier one, in every layer and head."""
-        return await ask(find_attention, question)
+        return await ask(find_attention, question, request)
 
     return router
 
@@ -126,6 +128,12 @@ def _find(find: Callable[[Served, Any], dict[str, Any]], run: Served, question: 
         return _answer(find(run, question))
 
 
+def describe_all(served: Sequence[Served]) -> list[dict[str, Any]]:
+    """What the page says of each run, and why its scores say nothing of its rung, where that is so."""
+    doubts = runs.find_doubts([run.record for run in served])
+    return [describe(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)]
+
+
 def describe(run: Served) -> dict[str, Any]:
     """What the page says of a run: what it is, what it scored, and what can be asked of it."""
     model, record = run.model, run.record
@@ -141,6 +149,7 @@ def describe(run: Served) -> dict[str, Any]:
         "bits_per_byte": score.get("bits_per_byte"),
         "low": score.get("low"),
         "high": score.get("high"),
+        "renormalized": is_renormalized(run),
         "counts": rung.counts,
         "chat": bool(getattr(run.tokenizer, "chat_template", None)),
         "layers": layers,
@@ -152,6 +161,11 @@ def describe(run: Served) -> dict[str, Any]:
         "prompt": record.get("prompt"),
         "passage": runs.read_passage(record) or None,
     }
+
+
+def is_renormalized(run: Served) -> bool:
+    """Whether its model's own scores are no distribution, as stupid back-off's, and are divided by their sum."""
+    return isinstance(run.model, CountingModel) and not run.model.is_normalized
 
 
 def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
@@ -193,7 +207,13 @@ def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
     _encode(run, question.text)  # refuses what the model has no tokens for
     pieces = score_text(run.model, run.tokenizer, question.text)
     bits, size = sum(piece.bits for piece in pieces), len(question.text.encode())
-    return {"pieces": [asdict(piece) for piece in pieces], "bits": bits, "bytes": size, "bits_per_byte": bits / size}
+    return {
+        "pieces": [asdict(piece) for piece in pieces],
+        "bits": bits,
+        "bytes": size,
+        "bits_per_byte": bits / size,
+        "renormalized": is_renormalized(run),
+    }
 
 
 def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rung.serve.engine import Engine
+from rung.serve.limits import ApiError
 from rung.serve.schemas import Asked, Usage
 from rung.serve.texts import Piece, Prompt, Text
 from rung.serve.weighing import Choice
@@ -62,13 +63,12 @@ class Reply:
         """The response; when the client goes, its texts are let go too."""
         is_streamed = False
         try:
-            if self.weights and not await finish_unless_gone(request, self._weigh_prompts()):
-                return Response(status_code=CLOSED)
+            if self.weights:
+                await finish_unless_gone(request, self._weigh_prompts())
             if self.body.stream:
                 is_streamed = True
                 return Events(self)
-            if (choices := await finish_unless_gone(request, self._gather())) is None:
-                return Response(status_code=CLOSED)
+            choices = await finish_unless_gone(request, self._gather())
             facts = {**self.head, "object": self.kind, "choices": choices, "usage": self._count()}
             return Response(to_json(facts), media_type="application/json")
         finally:
@@ -121,7 +121,7 @@ class Reply:
             if pieces:
                 yield pieces
 
-    async def _weigh_prompts(self) -> bool:
+    async def _weigh_prompts(self) -> None:
         """Give each prompt what its tokens cost: of given ids the first follows nothing."""
         async for pieces in self._follow(self.weights):
             for index, piece in pieces:
@@ -130,7 +130,6 @@ class Reply:
                 prompt = self.prompts[index]
                 first = [] if prompt.is_text else [Choice(prompt.ids[0], None, [])]
                 self.prompts[index] = replace(prompt, choices=[*first, *piece.choices])
-        return True
 
     async def _gather(self) -> list[dict[str, Any]]:
         wholes = {index: self.opening(index) for index in range(self._size)}
@@ -255,12 +254,17 @@ class Events(StreamingResponse):
             self.reply.engine.drop(self.reply.texts)
 
 
-async def finish_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """What the work comes to; None where the client goes first."""
+async def finish_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to.
+
+    Raises `ApiError` where the client goes first, and gives the work up: nobody reads that, but it is counted.
+    """
     gone, task = asyncio.create_task(wait_until_gone(request)), asyncio.create_task(work)
     try:
         await asyncio.wait({gone, task}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        if not task.done():
+            raise ApiError(CLOSED, "the client has gone", code="client_gone")
+        return task.result()
     finally:
         gone.cancel()
         task.cancel()

@@ -2,6 +2,7 @@
 
 import { ask, useKey } from "./api.js";
 import { rove } from "./elements.js";
+import { rank } from "./marks.js";
 import { change, openView, state } from "./state.js";
 import { mountAttention } from "./attention.js";
 import { mountChat } from "./chat.js";
@@ -38,7 +39,7 @@ async function start() {
 
 /** What is looked at where the address does not say: the best run beside the best that counts, on text like theirs. */
 function guessView() {
-  const ranked = [...runs].sort((a, b) => (a.bits_per_byte ?? Infinity) - (b.bits_per_byte ?? Infinity));
+  const ranked = [...runs].sort((a, b) => rank(a) - rank(b));
   const best = ranked[0];
   const other = ranked.find((run) => run.counts !== best.counts) ?? ranked[1];
   const looks = ranked.filter((run) => run.layers > 0);

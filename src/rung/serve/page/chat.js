@@ -3,6 +3,7 @@
 import { stream } from "./api.js";
 import { field, lengthField, runField, samplingFields, seedField } from "./controls.js";
 import { make } from "./elements.js";
+import { rank } from "./marks.js";
 import { number, sampling, state } from "./state.js";
 
 export function mountChat(panel, runs) {
@@ -128,17 +129,22 @@ function makeTurn(role, name, text) {
   return { element, show: (now) => (content.textContent = now) };
 }
 
+/** Which run to make a chat model of: the best that is trained, never one whose training came to nothing. */
 function explain(runs) {
-  const trained = runs.filter((run) => !run.counts);
-  const best = trained.reduce(
-    (best, run) => ((run.bits_per_byte ?? Infinity) < (best.bits_per_byte ?? Infinity) ? run : best),
-    trained[0] ?? runs[0],
-  );
+  const able = runs.filter((run) => !run.counts && !run.doubt);
+  const best = able.find((run) => rank(run) === Math.min(...able.map(rank)));
+  const how = best
+    ? ["Make a chat model of one, and serve that too:", `rung tune runs/…/${best.name}`]
+    : [
+        "None can be made one: counting rungs learn no answers, and what is marked ‡ was trained for too short a time. " +
+          "Train one for longer, tune it, and serve that too:",
+        "rung train llama3 --minutes 10 --out runs/llama3\nrung tune runs/llama3",
+      ];
   return make(
     "div",
     { class: "empty" },
     make("p", {}, "None of the served runs has learned to talk: they go on with a text, as the first tab shows."),
-    make("p", {}, "Make a chat model of one, and serve that too:"),
-    make("pre", { tabindex: 0 }, `rung tune runs/…/${best.name}`),
+    make("p", {}, how[0]),
+    make("pre", { tabindex: 0 }, how[1]),
   );
 }

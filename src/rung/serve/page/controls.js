@@ -1,6 +1,7 @@
 /** Controls bound to the view: what one changes, its twin on another tab shows too. */
 
-import { decimal, make } from "./elements.js";
+import { make } from "./elements.js";
+import { showBits, showName } from "./marks.js";
 import { change, listen, state } from "./state.js";
 
 const TOP_K = [0, 1, 2, 3, 5, 10, 20, 40, 80, 160];
@@ -37,7 +38,8 @@ export function runField(label, name, runs, none = null) {
 
 /** A run's name with its bits per byte. */
 export function runLabel(run) {
-  return run.bits_per_byte === null ? run.name : `${run.name} · ${decimal(run.bits_per_byte)} bits/byte`;
+  const name = showName(run);
+  return run.bits_per_byte === null ? name : `${name} · ${showBits(run, run.bits_per_byte)} bits/byte`;
 }
 
 /** The sliders of sampling. */

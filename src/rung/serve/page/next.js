@@ -4,6 +4,7 @@ import { ask, latest, settled } from "./api.js";
 import { makeBars } from "./bars.js";
 import { runField, samplingFields, textField } from "./controls.js";
 import { make, showToken } from "./elements.js";
+import { explainMarks } from "./marks.js";
 import { change, listen, sampling, state } from "./state.js";
 
 const COUNT = 20;
@@ -125,7 +126,8 @@ function makeColumn(slot, runs, pick) {
   let answer = null;
   const bars = makeBars(`Next token of the ${label.toLowerCase()}`, (token) => pick(column, token));
   const trouble = make("p", { class: "status wrong", role: "alert" });
-  const body = make("div", {}, bars.element);
+  const marks = make("div");
+  const body = make("div", {}, bars.element, marks);
   const column = {
     run,
     answer: () => (run() ? answer : null),
@@ -134,6 +136,7 @@ function makeColumn(slot, runs, pick) {
       trouble.textContent = "";
       body.hidden = false;
       bars.show(found, fresh);
+      marks.replaceChildren(...explainMarks([run()]));
     },
     fail(message) {
       trouble.textContent = message;

@@ -3,6 +3,7 @@
 import { stream } from "./api.js";
 import { lengthField, samplingFields, seedField, textField } from "./controls.js";
 import { decimal, make, whole } from "./elements.js";
+import { explainMarks, showBits, showName } from "./marks.js";
 import { change, number, sampling, state } from "./state.js";
 
 export function mountSide(panel, runs) {
@@ -39,6 +40,7 @@ export function mountSide(panel, runs) {
   panel.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   stop.addEventListener("click", () => running?.abort());
   panel.append(form, make("div", { class: "cards" }, ...cards.map((card) => card.element)), ...marksOf(runs));
+  panel.append(...explainMarks(runs));
 }
 
 /** A row of boxes: which runs write. */
@@ -125,7 +127,7 @@ function makeHeading(run, runs) {
   const name = make(
     "h2",
     {},
-    run.name,
+    showName(run),
     " ",
     make("span", {}, run.name === run.rung ? run.idea : `${run.rung}: ${run.idea}`),
   );
@@ -139,7 +141,7 @@ function makeHeading(run, runs) {
     make(
       "p",
       { class: "figures" },
-      make("b", {}, decimal(run.bits_per_byte)),
+      make("b", {}, showBits(run, run.bits_per_byte)),
       ` bits per byte${interval}`,
       make("span", {}, ` · ${whole(run.parameters)} ${run.counts ? "counts" : "parameters"}`),
     ),

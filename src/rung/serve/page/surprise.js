@@ -3,6 +3,7 @@
 import { ask, latest, settled } from "./api.js";
 import { runField, textField } from "./controls.js";
 import { decimal, make, rove, sayToken, showToken, whole } from "./elements.js";
+import { explainMarks, showBits, showName } from "./marks.js";
 import { listen, state } from "./state.js";
 
 const DARKEST = 12; // bits: what costs more is shaded like it
@@ -176,9 +177,10 @@ function describe(told, slot) {
   return make(
     "div",
     { class: `total of-${slot}` },
-    make("h2", {}, told.run.name),
-    make("p", {}, make("b", {}, decimal(told.bits_per_byte)), " bits per byte of this text"),
+    make("h2", {}, showName(told.run)),
+    make("p", {}, make("b", {}, showBits(told.run, told.bits_per_byte)), " bits per byte of this text"),
     make("p", { class: "note" }, `${told.bits === null ? "∞" : whole(told.bits)} bits in all · ${tokens}`),
+    ...explainMarks([told.run]),
   );
 }
 
