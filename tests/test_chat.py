@@ -331,7 +331,7 @@ class TestConversations:
             ('{"messages": [{"role": "assistant", "content": 3}]}', "no message"),
             ('{"messages": [{"role": ["user"], "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is said before"),
-            ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half of a character"),
+            ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half a character"),
             (json.dumps({"messages": ask("a", "b")}), "has 1 lines, 1 different conversation: at least 3"),
             ("", "has 0 lines, 0 different conversations"),
         ],

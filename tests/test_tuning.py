@@ -247,7 +247,7 @@ def test_some_preferences_are_learned_and_some_asked(tmp_path):
     with pytest.raises(CorpusError, match="1 different preferences"):
         read_preferences(tmp_path / "same.jsonl")
     (tmp_path / "half.jsonl").write_text(line.replace('"b"', '"\\ud83d"'))
-    with pytest.raises(CorpusError, match="half of a character"):
+    with pytest.raises(CorpusError, match="half a character"):
         read_preferences(tmp_path / "half.jsonl")
 
 

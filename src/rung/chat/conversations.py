@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.chat.formats import Conversation
+from rung.chat.formats import Conversation, Message
 from rung.chat.questions import ask_about_python
 from rung.corpus.files import hash_unit
 from rung.corpus.named import load_splits, parse_hub_name
@@ -25,6 +25,7 @@ SPEAKERS = {  # ShareGPT's names, and those of the Hub's data sets
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
+WITHOUT_TOOLS = ("tool", "function")  # roles
 HELD_OUT = 0.05  # for validation, and again for test
 FEWEST = 3
 
@@ -165,16 +166,20 @@ def read_side(said: Any, role: str, where: str) -> Conversation:
 
 
 def read_messages(found: list[Any], where: str) -> Conversation:
-    """The messages, under OpenAI's names, each content as it is written: a template may trim it, here nobody does.
+    """The messages, each as `read_message` has it."""
+    return [read_message(message, where) for message in found]
 
-    Raises `CorpusError` for what is no message.
+
+def read_message(message: Any, where: str) -> Message:
+    """A message under OpenAI's names, its content as it is written: a template may trim it, here nobody does.
+
+    What is learned from and what a server is asked are read by this alone. Raises `CorpusError` for what is no message,
+    and for what no model here can do.
     """
-    return [_read_message(message, where) for message in found]
-
-
-def _read_message(message: Any, where: str) -> dict[str, str]:
     fields = message if isinstance(message, dict) else {}
     role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    if why := _find_unsupported(fields, role, content):
+        raise CorpusError(f"{where}: {why}")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
@@ -187,10 +192,24 @@ def _read_message(message: Any, where: str) -> dict[str, str]:
     return {"role": SPEAKERS[role], "content": content}
 
 
+def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | None:
+    """What is asked of a message that no model here can do; None where it is a text, or no message at all."""
+    if role in WITHOUT_TOOLS:
+        return f"the role {role!r} is not supported: the models here call no tools"
+    if calls := next((name for name in ("tool_calls", "function_call", "audio") if fields.get(name)), None):
+        return f"{calls} is not supported: leave it out, and its answers"
+    if content in (None, []) and isinstance(role, str) and role in SPEAKERS:
+        return f"content is {'null' if content is None else 'an empty list'}: give a text, which may be empty"
+    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    if other := next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None):
+        return f"{other[:100]} parts are not supported: text only"
+    return None
+
+
 def check_whole(text: str, where: str) -> None:
     """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer reads it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = json.dumps(text[error.start])
-        raise CorpusError(f"{where}: a text in it has {half}, half of a character: mend it, or leave it out") from error
+        raise CorpusError(f"{where}: a text in it has {half}, half a character: mend it, or leave it out") from error

@@ -101,7 +101,9 @@ def check_ids(ids: Sequence[int], size: int, param: str) -> None:
 
 
 def explain_body(error: RequestValidationError, content_type: str) -> ApiError:
-    """What is wrong with a body: its first fault, and where that is."""
+    """What is wrong with a body: its first fault, and where that is. Of what may be a value or a list of them, the
+    fault lies within the list, where one is given.
+    """
     faults = error.errors()
     first, body = faults[0], error.body
     if first["type"] == "json_invalid":
@@ -110,8 +112,9 @@ def explain_body(error: RequestValidationError, content_type: str) -> ApiError:
         if "json" not in content_type.lower():
             return ApiError(400, "the body is not said to be JSON: send it as Content-Type: application/json")
         return ApiError(400, "the body is no JSON object: send {...} with the request's keys")
-    where = find_place(first, body)
-    whys = dict.fromkeys(fault["msg"] for fault in faults if find_place(fault, body) == where)
+    places = [find_place(fault, body) for fault in faults]
+    where = max((place for place in places if place[0] == places[0][0]), key=len)
+    whys = dict.fromkeys(fault["msg"] for fault, place in zip(faults, places, strict=True) if place == where)
     code = "unknown_parameter" if first["type"] == "extra_forbidden" else None
     named = where[0] + "".join(f"[{part}]" if isinstance(part, int) else f".{part[:100]}" for part in where[1:])
     return ApiError(400, f"{named}: {', or: '.join(whys)}"[:1000], where[0][:100], code)

@@ -186,9 +186,8 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
         name = engine.served.name
         raise ApiError(400, f"{name} has no chat template: `rung tune RUN` makes a model that chats of it", "model")
     try:
-        said = [message.as_dict() for message in body.messages]
         wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
-        _, _, ids = drop_turns(engine.reader, said, engine.served.model.context_length, wanted)
+        _, _, ids = drop_turns(engine.reader, body.messages, engine.served.model.context_length, wanted)
     except RunError as error:
         window = f"this model's maximum context length is {engine.served.model.context_length} tokens"
         raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from rung.errors import did_you_mean
+from rung.chat.conversations import read_message
+from rung.errors import CorpusError, did_you_mean
 from rung.serve.limits import ApiError
 
 # What no answer depends on, here as little as at OpenAI's.
@@ -36,19 +37,21 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that 
     "chat_template_kwargs": ({},),
     "min_p": (0,),
     "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "typical_p": (1,),
     "min_tokens": (0,),
     "stop_token_ids": ([],),
-    "ignore_eos": (False,),
-    "typical_p": (1,),
-    "skip_special_tokens": (True,),
-    "include_stop_str_in_output": (False,),
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar"), ()),
+    "bad_words": ([],),
+    "use_beam_search": (False,),
+    **dict.fromkeys(("ignore_eos", "include_stop_str_in_output", "continue_final_message"), (False,)),
+    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens", "add_generation_prompt"), (True,)),
+    **dict.fromkeys(("allowed_token_ids", "prompt_logprobs", "truncate_prompt_tokens", "logits_processors"), ()),
+    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
 }
-WITHOUT_TOOLS = ("tool", "function")  # roles
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
 Texts = Annotated[list[str], Field(fail_fast=True)]
-Stop = Annotated[str, Field(max_length=200)]
+Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -108,8 +111,7 @@ class Asked(Body):
     @property
     def stops(self) -> tuple[str, ...]:
         """The texts that end an answer."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in stop if text)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
     def likeliest(self) -> int | None:
@@ -154,58 +156,42 @@ class CompletionRequest(Asked):
 class Part(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(strict=True)
-
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
-    """A turn of a conversation."""
+    """A turn of a conversation, as it is sent."""
 
-    model_config = ConfigDict(strict=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(fail_fast=True)]
-
-    def as_dict(self) -> dict[str, str]:
-        """As chat templates take it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    content: str | Annotated[list[Part], Field(min_length=1)]
 
 
-def find_unsupported(message: dict[str, Any]) -> str | None:
-    """What is asked of a message that no model here can do; None where it is a text."""
-    role, content = message.get("role"), message.get("content")
-    if role in WITHOUT_TOOLS:
-        return f"the role {role!r} is not supported: the models here call no tools"
-    if calls := next((name for name in ("tool_calls", "function_call", "audio") if message.get(name)), None):
-        return f"{calls} is not supported: leave it out, and its answers"
-    if content is None:
-        return "content is null: give a text, which may be empty"
-    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
-    if other := next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None):
-        return f"{other[:100]} parts are not supported: text only"
-    return None
+def read_all(given: Any) -> Any:
+    """The messages, by the one reader of what is learned from too. Raises `ApiError` for the first that is none."""
+    if not isinstance(given, list):
+        return given
+    try:
+        return [read_message(message, f"messages[{number}]") for number, message in enumerate(given)]
+    except (CorpusError, RecursionError) as error:
+        raise ApiError(400, str(error), "messages", "unsupported_value") from error
+
+
+Few = Field(min_length=1, max_length=1000)
+Messages = Annotated[
+    list[dict[str, str]], Few, BeforeValidator(read_all, json_schema_input_type=Annotated[list[Message], Few])
+]
 
 
 class ChatRequest(Asked):
     """Answer a conversation."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=1000)]
+    messages: Messages
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def name_unsupported(cls, given: Any) -> Any:
-        """Raise `ApiError` for messages of tools, images and the like."""
-        messages = given.get("messages") if isinstance(given, dict) else None
-        for number, message in enumerate(messages if isinstance(messages, list) else ()):
-            if why := isinstance(message, dict) and find_unsupported(message):
-                raise ApiError(400, f"messages[{number}]: {why}", "messages", "unsupported_value")
-        return given
 
     def refuse_unknown(self) -> None:
         """And for what goes with `logprobs` alone."""
