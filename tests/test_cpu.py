@@ -1,9 +1,13 @@
 """The share of the CPU that a run got, as Linux counts it."""
 
+import types
+
 import pytest
 
-from rung.train import cpu
+from rung.train import cpu, recording
+from rung.train.clock import Clock
 from rung.train.cpu import CpuMeter, is_busy
+from rung.train.recording import NO_HOOKS, Recorder
 
 
 @pytest.fixture
@@ -45,6 +49,34 @@ def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkey
     for cores, share, busy in ((2, 0.95, False), (2, 0.5, True), (1, 0.5, False), (1, 0.25, True), (4, 0.9, False)):
         monkeypatch.setattr(cpu, "count_cores", lambda cores=cores: cores)
         assert is_busy(share) == busy
+
+
+@pytest.mark.parametrize(
+    ("minutes", "waited", "running", "asked"),
+    [
+        (1.0, 10, 2, 0),  # a quiet machine: nothing is looked for
+        (1.0, 900, 2, 1),
+        (1.0, 10, 1, 1),  # cores may be free again
+        (None, 900, 1, 0),  # a run of steps keeps its threads
+    ],
+)
+def test_cores_are_looked_for_again_at_evaluations(minutes, waited, running, asked, threads, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(recording, "leave_busy_cores", lambda: looked.append(1))
+    monkeypatch.setattr(recording, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu.torch, "get_num_threads", lambda: running)
+    recorder = Recorder(tmp_path, NO_HOOKS, 1.0, Clock(minutes))
+    recorder.pace = types.SimpleNamespace(end=10)
+    state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
+    monkeypatch.setattr(recording.ranks, "is_main", lambda: False)  # no sample is written
+    threads(main=(1000, 5000))
+    recorder.on_train_begin(None, state, control)
+    threads(main=(1900, 5000 + waited))
+    recorder.on_evaluate(None, state, control)
+    assert len(looked) == asked
+    recorder.on_evaluate(None, state, control)  # nothing ran since: nobody knows
+    assert len(looked) == asked * (1 + (running < 2))
 
 
 @pytest.mark.skipif(not cpu.read_threads(), reason="needs Linux to count how long a thread waits")

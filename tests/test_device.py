@@ -161,10 +161,10 @@ def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_othe
 
 
 @pytest.mark.parametrize(
-    ("chosen", "idle", "wanted"),
-    [([4], (100, 100, 100, 100), 4), ([4], (100, 90, 0, 0), 2), ([4], (3, 0, 0, 1), 1), ([], (0, 0, 0, 0), 4)],
+    ("ours", "idle", "wanted"),
+    [(True, (100, 100, 100, 100), 4), (True, (100, 90, 0, 0), 2), (True, (3, 0, 0, 1), 1), (False, (0, 0, 0, 0), 4)],
 )
-def test_threads_leave_the_cores_that_others_use(chosen, idle, wanted, tmp_path, monkeypatch):
+def test_threads_leave_the_cores_that_others_use(ours, idle, wanted, tmp_path, monkeypatch):
     """Of a hundred ticks that pass, so many are idle on each of the allowed cores; a number of the user's stands."""
 
     def write(ticks):
@@ -178,7 +178,7 @@ def test_threads_leave_the_cores_that_others_use(chosen, idle, wanted, tmp_path,
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(device.time, "sleep", lambda _: write(1))
-    monkeypatch.setattr(device, "_chosen", chosen)
+    monkeypatch.setattr(device, "may_choose_threads", lambda: ours)
     monkeypatch.setattr(device, "count_cores", lambda: 4)
     monkeypatch.setattr(device._watch_free_cores, "__defaults__", (tmp_path / "stat",))
     counted = []
@@ -198,7 +198,7 @@ def test_a_module_asked_of_the_library_sets_the_threads_up_first():
 def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(device, "_chosen", [])
+    monkeypatch.setattr(device, "may_choose_threads", device.may_choose_threads.__wrapped__)
     before = torch.get_num_threads()
     monkeypatch.setattr(device, "count_cores", lambda: 1)
     try:

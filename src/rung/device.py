@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 # How often a thread looks whether the others have come before it sleeps: about a millisecond. libgomp's own
 # 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/threads.py).
 SPINS = "40000"
-_chosen: list[int] = []  # numbers of threads that rung chose, and not the user
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
 WATCHED_SECONDS = 0.2  # in which it is seen what other processes use
@@ -154,14 +153,19 @@ def configure_threads() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
         os.environ["KMP_BLOCKTIME"] = "1"  # millisecond, of Intel's and LLVM's OpenMP; theirs is 200
     os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # of tokenizers
-    if "OMP_NUM_THREADS" in os.environ:
+    if not may_choose_threads() or "OMP_NUM_THREADS" in os.environ:
         return
     os.environ["OMP_NUM_THREADS"] = str(cores)
-    _chosen.append(cores)
     if "torch" in sys.modules:
         import torch
 
         torch.set_num_threads(min(cores, torch.get_num_threads()))
+
+
+@cache
+def may_choose_threads() -> bool:
+    """Whether the number of threads is rung's to choose: the user has set none. Asked before rung itself sets it."""
+    return "OMP_NUM_THREADS" not in os.environ
 
 
 def leave_busy_cores() -> None:
@@ -172,11 +176,11 @@ def leave_busy_cores() -> None:
     """
     import torch
 
-    if not _chosen:
+    if not may_choose_threads():
         return
     cores, free = count_cores(), _watch_free_cores()
     threads = cores if free >= cores else max(1, round(free))
-    if threads < cores:
+    if threads < min(cores, torch.get_num_threads()):
         logger.info("other processes keep this machine's cores busy: %d of %d threads", threads, cores)
     torch.set_num_threads(threads)
 
@@ -185,7 +189,7 @@ def keep_threads(threads: int) -> None:
     """Go on with so many threads as a run was begun with, where there are cores for them; a user's number stands."""
     import torch
 
-    if _chosen:
+    if may_choose_threads():
         torch.set_num_threads(min(threads, count_cores()))
 
 

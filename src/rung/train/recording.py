@@ -15,10 +15,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import ranks, runs
+from rung.device import count_cores, leave_busy_cores
 from rung.errors import RunError
 from rung.models import CausalModel
 from rung.train.clock import EVALUATIONS, LOOKING, Clock
-from rung.train.cpu import CpuMeter
+from rung.train.cpu import CpuMeter, is_busy
 from rung.train.optimizer import Pace
 
 ENDLESS = 10**9  # steps: the Trainer is given so many where the clock ends them
@@ -74,6 +75,7 @@ class Recorder(TrainerCallback):
         self.looks_by_clock = looks_by_clock
         self.looked_at = 0  # the step
         self.cpu = CpuMeter()
+        self.lately = CpuMeter()  # since the last evaluation
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
@@ -82,6 +84,7 @@ class Recorder(TrainerCallback):
         """Start the clock; a run that was killed behind its last step has none left."""
         self.clock.start_training()
         self.cpu.start()
+        self.lately.start()
         self.looked_at = state.global_step
         state.max_steps = self.pace.end
         control.should_training_stop = state.global_step >= self.pace.end
@@ -176,12 +179,25 @@ class Recorder(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keep what the model writes by now."""
+        if self.clock.budget < math.inf:
+            self._watch_cores()
         if not ranks.is_main():
             return
         text = self.hooks.sample(kwargs["model"]).strip()
         quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
             file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
+
+    def _watch_cores(self) -> None:
+        """Have as many threads as there are cores by now, where others took some since the last look, or had before.
+
+        Only the clock's runs do: their ends move with the machine anyway. A run of steps is promised the same losses to
+        the bit wherever it is killed, and sums are rounded otherwise with another number of threads.
+        """
+        self.lately.stop()
+        if is_busy(self.lately.share) or torch.get_num_threads() < count_cores():
+            leave_busy_cores()
+        self.lately.start()
 
 
 def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
