@@ -1,6 +1,8 @@
 """Shared ground for the tests: a cache of their own, a small corpus, tiny models of every rung."""
 
 import contextlib
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -161,6 +163,30 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip("needs the texts and golden figures that are kept beside the repository, not in it")
     return SHARED
+
+
+@pytest.fixture
+def watch_memory():
+    """A function that begins to watch this process's memory, and gives one that says by how many bytes it grew at most.
+
+    All of it is counted, with the pages of mapped files.
+    """
+    forget, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    trim = None if os.name == "nt" else getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is None or not os.access(forget, os.W_OK):
+        pytest.skip("needs Linux to say how large a process has been, and glibc to give back what was freed before")
+
+    def read(name):
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+
+    def begin():
+        gc.collect()
+        trim(0)
+        forget.write_text("5")  # the peak so far
+        before = read("VmRSS")
+        return lambda: read("VmHWM") - before
+
+    return begin
 
 
 @pytest.fixture

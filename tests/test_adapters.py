@@ -16,7 +16,7 @@ from rung.errors import RecipeError, RunError
 from rung.evaluate import first_texts, score_documents
 from rung.models import count_parameters, load
 from rung.recipe import Recipe, make_recipe
-from rung.recipe.base import load_base
+from rung.recipe.base import load_base, read_base_config
 from rung.recipe.making import WATCHED_BYTES, execute, read_begun
 
 TRAIN = {"per_device_train_batch_size": 2, "bf16": False}
@@ -93,20 +93,24 @@ def test_a_run_goes_on_from_a_model(make_base, texts, tmp_path):
     ],
 )
 def test_what_contradicts_the_base_is_refused(changes, error, message, make_base, texts):
-    with pytest.raises(error, match=message):
-        load_base(make_recipe(page_of("gpt2", texts, make_base("gpt2"), **changes)))
+    for read in (load_base, read_base_config):
+        with pytest.raises(error, match=message):
+            read(make_recipe(page_of("gpt2", texts, make_base("gpt2"), **changes)))
 
 
 def test_a_file_is_no_base(texts):
-    with pytest.raises(RecipeError, match="a file: name a run .* the rung must be ngram"):
-        load_base(make_recipe(page_of("gpt2", texts, str(texts / "one.txt"))))
+    for read in (load_base, read_base_config):
+        with pytest.raises(RecipeError, match="a file: name a run .* the rung must be ngram"):
+            read(make_recipe(page_of("gpt2", texts, str(texts / "one.txt"))))
 
 
 def test_what_says_how_to_train_may_be_set_anew(make_base, texts):
     model = load_base(make_recipe(page_of("gpt2", texts, make_base("gpt2"), model={"resid_pdrop": 0.5, "n_layer": 2})))
     assert model.transformer.h[0].mlp.dropout.p == 0.5
-    model = load_base(make_recipe(page_of("llama3", texts, make_base("llama3"), model={"max_position_embeddings": 32})))
+    changed = page_of("llama3", texts, make_base("llama3"), model={"max_position_embeddings": 32})
+    model = load_base(make_recipe(changed))
     assert model.context_length == 32
+    assert read_base_config(make_recipe(changed)).max_position_embeddings == 32
 
 
 def test_a_run_is_not_resumed_from_another_base(make_base, texts, tmp_path):

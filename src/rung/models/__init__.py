@@ -19,7 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rung import hub, model_files, runs
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.causal import CausalModel
@@ -28,7 +27,15 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
-from rung.models.reading import check_tables, check_weights, quietly, read_config, refuse_shape, say_in_a_line
+from rung.models.reading import (
+    check_tables,
+    check_weights,
+    find_model,
+    quietly,
+    read_config,
+    refuse_shape,
+    say_in_a_line,
+)
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
 from rung.models.sizes import SIZES, fill_size
@@ -183,25 +190,17 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
 
     `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is damaged or none.
     """
-    where = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    where, is_local = find_model(path)
     is_folder = Path(where).is_dir()
-    if not is_folder and (hub.is_place(where) or "/" not in where):
-        raise RunError(f"no run at {where}: `rung runs` lists what there is")
-    if is_folder:
-        model_files.check_folder(Path(where))
-    if is_folder and not (Path(where) / "config.json").exists():
-        raise RunError(f"{where} {runs.say_why_no_model(Path(where))}")
-    here = {"local_files_only": is_folder or not hub.answers(where)}
-    config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, **here)
-    if is_folder and not model_files.has_weights(Path(where)):
-        raise RunError(f"{where} {runs.say_why_no_weights(Path(where))}")
+    config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, is_local)
     rung = RUNGS.get(config.model_type)
     if rung is None:
         kinds = ", ".join(RUNGS)
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
         with quietly():
-            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | here | (settings or {})
+            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (settings or {})
+            options["local_files_only"] = is_local
             model, report = rung.model.from_pretrained(where, **options)
     except RecipeError as error:
         raise RunError(f"{where}: {error}") from error

@@ -12,12 +12,31 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
-from rung import model_files
+from rung import hub, model_files, runs
 from rung.errors import RunError
 from rung.models.checks import check_config, check_kinds, check_values
 
 ADAPTER = "adapter_config.json"
 CHECKED_TOKENS = 2**24  # of an indexed text that is read as it is loaded: 200 MB, a fraction of a second
+
+
+def find_model(path: str | Path) -> tuple[str, bool]:
+    """Where a model is, a folder or a Hub id, and whether only this machine is asked for it.
+
+    Raises `RunError` where there is none, or a folder has a part of one.
+    """
+    where = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+    folder = Path(where)
+    if not folder.is_dir():
+        if hub.is_place(where) or "/" not in where:
+            raise RunError(f"no run at {where}: `rung runs` lists what there is")
+        return where, not hub.answers(where)
+    model_files.check_folder(folder)
+    if not (folder / model_files.CONFIG).exists():
+        raise RunError(f"{where} {runs.say_why_no_model(folder)}")
+    if not model_files.has_weights(folder):
+        raise RunError(f"{where} {runs.say_why_no_weights(folder)}")
+    return where, True
 
 
 def read_config(where: str | Path, known: Mapping[str, Any], local_files_only: bool = True) -> PreTrainedConfig:

@@ -65,6 +65,7 @@ __all__ = [
     "check_length",
     "check_lora",
     "check_trackers",
+    "find_block_length",
     "find_checkpoints",
     "find_global_batch_size",
     "last_checkpoint",
@@ -300,11 +301,16 @@ def _cut(
     """
     if not isinstance(text, Packed):
         return text
-    length: int = model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
+    length = find_block_length(model)
     if not settings.carry_state:
         return Blocks(text, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
     return Streams(text, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1)))
+
+
+def find_block_length(model: CausalModel) -> int:
+    """Tokens of a row that it is trained on."""
+    return model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
 
 
 def _choose_steps(
