@@ -158,7 +158,23 @@ def test_the_memory_is_that_of_the_process(monkeypatch):
     Counting(engine="numpy").check_memory()
     told = Counting(memory="2GB").describe(1_000_000, 5)
     assert "1,000,000 tokens in 2GB, of which it has 1.45 GB" in told and "4,000,000 n-grams" in told
-    assert told.endswith("is built in 0.60 GB at the most")
+    assert told.endswith("has 2.00 GB at its peak, at the most, and 0.12 GB of files mapped into memory")
+    assert "has 2.96 GB at its peak" in Counting(memory="2GB").describe(10_000_000, 5)  # as the model is built
+
+
+@pytest.mark.parametrize(("engine", "size"), [("numpy", 200_000), ("duckdb", 50_000)])
+def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_memory):
+    """Counting, building, and the files that are mapped."""
+    generator = numpy.random.default_rng(0)
+    tokens, starts = make_row(generator.integers(3, 5000, (size // 100, 100)).tolist())
+    least = Counting(engine="numpy").find_least(engine) if engine != "numpy" else None
+    counting = Counting(engine=engine, memory=least and f"{least // budget.MB + 50}MB")
+    config = NgramConfig(vocab_size=5000, order=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    next(counter("duckdb", tmp_path)(*make_row([[3]]), 3, 9)) if least else None  # its library is there
+    grown, ngrams = watch_memory(), 3 * len(tokens)
+    said = counting.find_peak(ngrams) - budget.measure_process() + bool(least) * budget.MAPPED * ngrams
+    NgramForCausalLM.fit(config, tokens, starts, choose_counter(counting, tmp_path / "counting"))
+    assert 0.2 * said < grown() < said
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])

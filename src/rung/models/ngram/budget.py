@@ -20,7 +20,8 @@ DEFAULT_MEMORY = "2GB"
 MB = 10**6
 # Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece; Java's own.
 BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
-BUILDING = 50  # bytes for each n-gram while the model is built of them
+BUILDING = 64  # bytes for each n-gram while the model is built of them
+MAPPED = 30  # bytes for each n-gram in an engine's files, which are mapped into memory
 LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
 PACE = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # n-grams a second that engines count, of a core or two
 KEPT_SECONDS = 10.0  # an order that takes longer is kept, for a count that is cut short to go on from
@@ -30,9 +31,10 @@ KEPT_SECONDS = 10.0  # an order that takes longer is kept, for a count that is c
 class Counting:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
-    The memory is what the process allocates while it counts, with all that Python and torch take of it; files that are
-    mapped into memory come on top. What the engine writes goes into `folder`, by default the system's for temporary
-    files (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is none.
+    The memory is what the process has while it counts, with all that Python and torch take of it. The model is built
+    afterwards, in what `find_peak` says; pages of mapped files come on top. What the engine writes goes into `folder`,
+    by default the system's for temporary files (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not
+    installed, or an amount that is none.
     """
 
     engine: str = ""
@@ -87,13 +89,19 @@ class Counting:
         """Whether each order of so many tokens is kept on disk once it is counted: it takes long to count again."""
         return tokens >= KEPT_SECONDS * PACE[self.engine]
 
+    def find_peak(self, ngrams: int) -> int:
+        """The most bytes that the process has at a time where there are so many n-grams, mapped files left out."""
+        building = measure_process() + BUILDING * ngrams
+        return building if self.engine == "numpy" else max(self.memory_bytes, building)
+
     def describe(self, tokens: int, order: int) -> str:
-        """What is counted, in what, and what comes on top: a line."""
+        """What is counted, in what, and how much memory the process has at its peak: a line."""
         most = tokens * (order - 1)
         return (
             f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which it has "
-            f"{self.engine_bytes / 1e9:.2f} GB to itself; the model, of {most:,} n-grams at the most, is built in "
-            f"{(measure_process() + BUILDING * most) / 1e9:.2f} GB at the most"
+            f"{self.engine_bytes / 1e9:.2f} GB to itself; as the model, of {most:,} n-grams at the most, is built, the "
+            f"process has {self.find_peak(most) / 1e9:.2f} GB at its peak, at the most, and "
+            f"{MAPPED * most / 1e9:.2f} GB of files mapped into memory"
         )
 
     def find_scratch(self, run: Path) -> Path:
