@@ -1,9 +1,11 @@
 """What tests/test_ranks.py has done by one process or by two: torchrun ... tests/ranks_together.py FOLDER."""
 
+import io
 import json
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy
@@ -154,6 +156,32 @@ def fail_on_one():
     return heard
 
 
+def run_command(*words):
+    """What `rung` does in this process when all are started so: its exit code, what it prints and what it says."""
+    sys.argv = ["rung", *words]
+    printed, said = io.StringIO(), io.StringIO()
+    with redirect_stdout(printed), redirect_stderr(said):
+        try:
+            cli.main()
+        except SystemExit as end:
+            return end.code, printed.getvalue(), said.getvalue()
+
+
+def ask_together():
+    """Commands that train nothing, and some that fail; a process that is to give way is ended, as the launcher does."""
+    asked = {
+        "eval": run_command("eval", "base", "--json"),
+        "score": run_command("score", "base", "The cat sat.", "--json"),
+        "generate": run_command("generate", "base", "The cat", "--temperature", "0", "--json"),
+        "no run": run_command("eval", "nowhere"),
+    }
+    ranks.give_way = lambda: ranks.is_main() or sys.exit(-signal.SIGTERM)
+    asked["a bad value"] = run_command("train", "llama3", "text.txt", "--set", "hidden_size=31", "--out", "none")
+    asked["a bad key"] = run_command("train", "llama3", "text.txt", "--set", "hiddensize=32", "--out", "none")
+    asked["no text"] = run_command("train", "llama3", "missing.txt", "--out", "none")
+    return asked
+
+
 def main():
     ground = Ground(Path(sys.argv[1]))
     read, found = watch_reading(), {"whole": {}, "went on": {}}
@@ -165,11 +193,16 @@ def main():
         found["went on"][way] = ground.train(way, f"{ALONE[way]}-to-two-{way}")
     found["kept"] = {way: ground.train(way, f"{way}-kept", sign=-1) for way in ("plain", "sharded")}
     found |= {"fits": count_fits(ground.folder), "refused": tune_together(ground.folder), "heard": fail_on_one()}
-    path = ground.folder / f"found-{ranks.number()}.json"
-    path.write_text(json.dumps(found))
     os.chdir(ground.folder)
+    leave, ranks.leave = ranks.leave, lambda: None  # one command comes after another here
     sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2,llama3", "--minutes", "0.03"]
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as end:
+        found["climbed"] = end.code
+    found["asked"] = ask_together()
+    leave()
+    (ground.folder / f"found-{ranks.number()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,11 @@ from transformers import LlamaConfig
 
 from rung import ranks
 from rung.errors import RecipeError
+from rung.evaluate import score_text
+from rung.models import load
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES
+from rung.recipe.scoring import evaluate_run
 from rung.train.batches import find_global_batch_size, share_batch
 
 TOGETHER = Path(__file__).with_name("ranks_together.py")
@@ -53,6 +56,7 @@ def two(ground, alone):
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     found = [json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)]
+    assert [each["climbed"] for each in found] == [0, 0]
     return [*found, made]
 
 
@@ -134,6 +138,29 @@ def test_one_that_fails_takes_the_others_with_it(two):
         assert found["heard"][0] == "RunError: the second has a cold"
     assert two[0]["heard"][1] == "IndexError: list index out of range"
     assert two[1]["heard"][1] == "OtherProcessError: IndexError: list index out of range"
+
+
+def test_what_trains_nothing_is_done_and_said_once(two, ground):
+    """docs/scaling.md: by the first process alone, as without torchrun."""
+    asked, other = (found["asked"] for found in two[:2])
+    score = evaluate_run(str(ground.folder / "base"), "", "test", {})
+    assert json.loads(asked["eval"][1])["bits_per_byte"] == pytest.approx(score["bits_per_byte"], rel=1e-6)
+    model, tokenizer = load(ground.folder / "base")
+    bits = sum(piece.bits for piece in score_text(model, tokenizer, "The cat sat."))
+    assert json.loads(asked["score"][1])["bits"] == pytest.approx(bits, rel=1e-6)
+    assert json.loads(asked["generate"][1])["tokens"] > 0
+    for verb in ("eval", "score", "generate"):
+        assert (asked[verb][0], other[verb][0], other[verb][1:]) == (0, 0, ["", ""])
+
+
+@pytest.mark.parametrize("case", ["no run", "a bad value", "a bad key", "no text"])
+def test_a_mistake_is_told_once(case, two, ground):
+    """By the first process; the launcher ends the other one meanwhile."""
+    (code, printed, said), (_, *silent) = (found["asked"][case] for found in two[:2])
+    assert (code, printed, silent) == (2, "", ["", ""])
+    lines = said.strip().splitlines()
+    assert lines[-1].startswith("rung: ") and sum(line.startswith("rung: ") for line in lines) == 1
+    assert not (ground.folder / "none").exists()
 
 
 class Line:
