@@ -19,12 +19,11 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rung import runs
-from rung.evaluate import score_text
+from rung.evaluate import is_renormalized, score_text
 from rung.evaluate.attention import attention_shape, read_attention
 from rung.generate.pieces import show_token
 from rung.generate.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
-from rung.models.causal import CountingModel
 from rung.serve.engine import Engine
 from rung.serve.limits import ApiError, check_ids, find_arrival, look_up
 from rung.serve.replies import finish_unless_gone
@@ -149,7 +148,7 @@ def describe(run: Served) -> dict[str, Any]:
         "bits_per_byte": score.get("bits_per_byte"),
         "low": score.get("low"),
         "high": score.get("high"),
-        "renormalized": is_renormalized(run),
+        "renormalized": is_renormalized(run.model),
         "counts": rung.counts,
         "chat": bool(getattr(run.tokenizer, "chat_template", None)),
         "layers": layers,
@@ -161,11 +160,6 @@ def describe(run: Served) -> dict[str, Any]:
         "prompt": record.get("prompt"),
         "passage": runs.read_passage(record) or None,
     }
-
-
-def is_renormalized(run: Served) -> bool:
-    """Whether its model's own scores are no distribution, as stupid back-off's, and are divided by their sum."""
-    return isinstance(run.model, CountingModel) and not run.model.is_normalized
 
 
 def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
@@ -212,7 +206,7 @@ def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
         "bits": bits,
         "bytes": size,
         "bits_per_byte": bits / size,
-        "renormalized": is_renormalized(run),
+        "renormalized": is_renormalized(run.model),
     }
 
 
