@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, shake
 
 import rung.export.folders
 from rung import runs
@@ -19,6 +19,7 @@ from rung.models import load
 from rung.models.sizes import rope
 from rung.tokenizer import build_tokenizer
 from rung.tokenizer.kinds import BUILDERS
+from rung.train.adapters import Adapter
 
 OLDEST = Path(__file__).parents[1] / ".venv-oldest/bin/python"
 needs_oldest = pytest.mark.skipif(not OLDEST.exists(), reason="needs transformers 4.57: `make test-all` installs it")
@@ -102,11 +103,28 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
             its.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
             teach_format(model, its, form)
             found += save(f"chat-{name}", model, its)
+        for name in ("gpt2", "llama3"):
+            found += save(f"adapted-{name}", make_adapted(make_tiny(name), tmp_path / f"adapted-{name}"))
         export(str(tmp_path / "turned"), "meta", tmp_path / "meta")
         export(str(tmp_path / "meta"), "hf", tmp_path / "from-meta")
         return [*found, tmp_path / "from-meta"]
 
     return make
+
+
+def make_adapted(model, folder):
+    """The model with a change of low rank merged into it; the change alone lies in the folder, too."""
+    pytest.importorskip("peft", reason="PEFT is not installed: pip install 'rung[lora]'")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adapter = Adapter(model, 2)
+    generator = torch.Generator().manual_seed(3)
+    for name, weight in adapter.learner.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.3, generator=generator)
+    merged = adapter.merge()
+    adapter.save(runs.make_folder(folder))
+    assert any(not torch.equal(before[name], weight) for name, weight in merged.state_dict().items())
+    return merged
 
 
 def assert_same_reading(ours, theirs):
@@ -115,6 +133,49 @@ def assert_same_reading(ours, theirs):
             torch.testing.assert_close(theirs[key], value, rtol=1e-5, atol=1e-5)
         else:
             assert theirs[key] == value, key
+
+
+GGUF_READER = """
+    import sys
+    sys.modules["rung"] = None  # to import it is an error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    seen = {}
+    for file in sys.argv[2:]:
+        folder, name = file.rsplit("/", 1)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **{"dtype": torch.float32}).eval()
+        ids = tokenizer("the cat sat on the mat").input_ids
+        seen[name] = {"ids": ids, "logits": model(torch.tensor([ids])).logits.detach()}
+    torch.save(seen, sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_the_newest_transformers_reads_our_gguf(make_tiny, tokenizer, tmp_path):
+    """Of Llama alone: of a GPT-2's file transformers reads neither its window nor its inner width, which are not those
+    of every GPT-2, and of a scaled rotation it reads no scales.
+    """
+    pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
+    half = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+    models = {"tied": make_tiny("llama3"), "turned": make_tiny("llama3", tie_word_embeddings=False, **half)}
+    models["adapted"] = make_adapted(make_tiny("llama3"), tmp_path / "adapted")
+    for name, model in models.items():
+        runs.save_model(runs.make_folder(tmp_path / name), shake(model) if name != "adapted" else model, tokenizer)
+        runs.write_record(tmp_path / name, {"rung": "llama3"})
+        export(str(tmp_path / name), "gguf", tmp_path / f"{name}.gguf", type="f32")
+    files = [str(tmp_path / f"{name}.gguf") for name in models]
+    program = [sys.executable, "-c", textwrap.dedent(GGUF_READER), str(tmp_path / "seen.pt"), *files]
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    ran = subprocess.run(program, capture_output=True, text=True, check=False, env=clean, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    seen = torch.load(tmp_path / "seen.pt", weights_only=True)
+    for name in models:
+        model, its = load(tmp_path / name)
+        found = seen[f"{name}.gguf"]
+        assert found["ids"] == its("the cat sat on the mat").input_ids
+        logits = model(torch.tensor([found["ids"]])).logits.detach()
+        torch.testing.assert_close(found["logits"], logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
