@@ -92,6 +92,8 @@ def test_weights_of_next_to_no_tokens():
     assert fit_weights(torch.tensor([[0.1], [5.0]])).tolist() == pytest.approx([1, 0], abs=1e-5)
     for count in (2, 3):
         assert fit_weights(torch.full((count, 4), math.inf)).tolist() == pytest.approx([1 / count] * count)
+    assert fit_weights(torch.tensor([[1.0, math.inf], [1.0, 2.0]])).tolist() == pytest.approx([0, 1], abs=1e-5)
+    assert fit_weights(torch.tensor([[0.0, 2000.0], [2000.0, 0.0]])).tolist() == pytest.approx([0.5, 0.5])
     one = torch.tensor([1.0, 0.0], dtype=torch.float64)
     assert mix_nats(torch.tensor([[2.0, math.inf], [1.0, 1.0]]), one).tolist() == [2.0, math.inf]
 
