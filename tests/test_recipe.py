@@ -279,7 +279,7 @@ def test_a_folder_in_use_is_not_overwritten(text, tmp_path):
     ("page", "message"),
     [
         ({"corpus": "nowhere.txt"}, "no such file"),
-        ({"train": {"optim": "foo"}}, "foo is not a valid OptimizerNames"),
+        ({"train": {"optim": "foo"}}, "train.optim is 'foo': the nearest of "),
         ({"model": {"hidden_size": 32, "num_attention_heads": 3}}, "cannot be divided by 3"),
         ({"rung": "ngram", "steps": None, "model": {"smoothing": "laplace"}}, "unknown smoothing"),
     ],
