@@ -70,6 +70,18 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
         assert {"text.txt", files.MANIFEST} <= set(replaced[0]) and tmp_path.name in synced
 
 
+def test_a_full_disk_is_named(tmp_path):
+    """Arrow says only that there is no space."""
+
+    def fill(_):
+        raise OSError(28, "Error writing bytes to file")
+
+    with pytest.raises(OSError) as caught:
+        files.keep(tmp_path / "kept", fill)
+    assert caught.value.filename == str(tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+
+
 def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="No space"):
         files.keep(tmp_path / "kept", fail)

@@ -151,8 +151,12 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
             logger.info("%s is damaged (%s) and is made again", folder, damage)
         with write_beside(folder) as beside:
             beside.mkdir()
-            make(beside)
-            seal(beside)
+            try:
+                make(beside)
+                seal(beside)
+            except OSError as error:
+                error.filename = error.filename or str(folder)  # libraries do not say where a disk was full
+                raise
     return folder
 
 
