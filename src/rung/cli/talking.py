@@ -173,7 +173,8 @@ class _Terminal:
         from rung.errors import RungError
 
         try:
-            self.talk.answer(read_typed("the question", question), self.sampling, print_text)
+            question = read_typed("the question", question)
+            self.talk.answer(question, self.sampling, print_text)
             print(flush=True)
         except KeyboardInterrupt:
             print(flush=True)
