@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rung.cli.judging import generate as command
+from rung.errors import RecipeError
 from rung.generate import Sampling
 from rung.generate.sampling import LEAST_TOP_P, NEARLY_GREEDY, PATIENCE, Draws, choose, choose_each, find_shares
 
@@ -189,5 +190,9 @@ def test_the_command_and_the_library_have_the_same_defaults():
     assert {name: options[name].default for name in shared} == shared
     assert (fields["stop"], fields["max_time"]) == ((), None)
     assert len({Sampling(), Sampling(), Sampling(seed=1)}) == 2
+    ends = -(2**63), 2**64 - 1
+    assert [Sampling(seed=seed).seed for seed in ends] == list(ends)
+    with pytest.raises(RecipeError, match="must be a whole number from -9223372036854775808 to 18446744073709551615$"):
+        Sampling(seed=ends[0] - 1)
     with pytest.raises(TypeError, match="positional"):
         Sampling(5)
