@@ -1,4 +1,4 @@
-"""The arithmetic of docs/scaling.md: `python docs/scaling.py` prints its tables, docs/update.py fills them in."""
+"""The arithmetic of docs/distributed.md: `python docs/scaling.py` prints its tables, docs/update.py fills them in."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Llama:
-    """The numbers that a size is computed from, by the names of docs/scaling.md."""
+    """The numbers that a size is computed from, by the names of docs/distributed.md."""
 
     N: int  # weights
     L: int  # layers

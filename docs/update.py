@@ -1,7 +1,7 @@
 """Write the generated parts of the documentation again; with --check, say what is out of date and exit with 1.
 
 README.md: the map from the modules' own first lines, the table from docs/results. docs/cli.md: from --help.
-docs/scaling.md: the tables from the arithmetic in docs/scaling.py.
+docs/distributed.md: the tables from the arithmetic in docs/scaling.py.
 """
 
 import ast
@@ -71,7 +71,7 @@ def main() -> int:
     readme = ROOT / "README.md"
     wanted = fill(readme.read_text(encoding="utf-8"), "map", draw_map())
     pages = {readme: fill(wanted, "climb", show_climb()), ROOT / "docs" / "cli.md": write_cli()}
-    page = ROOT / "docs" / "scaling.md"
+    page = ROOT / "docs" / "distributed.md"
     pages[page] = fill_scaling(page.read_text(encoding="utf-8"))
     stale = [p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:

@@ -141,7 +141,7 @@ def test_one_that_fails_takes_the_others_with_it(two):
 
 
 def test_what_trains_nothing_is_done_and_said_once(two, ground):
-    """docs/scaling.md: by the first process alone, as without torchrun."""
+    """docs/distributed.md: by the first process alone, as without torchrun."""
     asked, other = (found["asked"] for found in two[:2])
     score = evaluate_run(str(ground.folder / "base"), "", "test", {})
     assert json.loads(asked["eval"][1])["bits_per_byte"] == pytest.approx(score["bits_per_byte"], rel=1e-6)
@@ -255,7 +255,7 @@ def test_how_it_was_started_is_said(monkeypatch):
 
 
 def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
-    """docs/scaling.md's formula, against what a small Llama keeps for the backward pass."""
+    """docs/distributed.md's formula, against what a small Llama keeps for the backward pass."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
     scaling = importlib.import_module("scaling")
 
