@@ -369,7 +369,7 @@ def test_the_command_says_what_it_wrote(make_run, tmp_path, monkeypatch):
 
 def test_the_code_in_the_documentation_runs(make_run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp")
-    page = (Path(__file__).parents[1] / "docs/shipping.md").read_text()
+    page = (Path(__file__).parents[1] / "docs/export.md").read_text()
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "xllamacpp" in block)
     export(str(make_run("llama3", steps=1)), "gguf", tmp_path / "my-llama.gguf")
     monkeypatch.chdir(tmp_path)
