@@ -31,14 +31,14 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 bench: $(PEERS)
-	$(BIN)/python benchmarks/attention.py | tee benchmarks/attention.txt
-	$(BIN)/python benchmarks/grouped.py | tee benchmarks/grouped.txt
-	$(BIN)/python benchmarks/precision.py | tee benchmarks/precision.txt
-	$(BIN)/python benchmarks/decode.py | tee benchmarks/decode.txt
-	$(BIN)/python benchmarks/threads.py | tee benchmarks/threads.txt
-	$(BIN)/python benchmarks/overhead.py | tee benchmarks/overhead.txt
-	$(BIN)/python benchmarks/train.py | tee benchmarks/train.txt
-	$(BIN)/python benchmarks/serve.py | tee benchmarks/serve.txt
+	$(BIN)/python benchmarks/models/attention.py | tee benchmarks/models/attention.txt
+	$(BIN)/python benchmarks/models/grouped.py | tee benchmarks/models/grouped.txt
+	$(BIN)/python benchmarks/device/precision.py | tee benchmarks/device/precision.txt
+	$(BIN)/python benchmarks/generate/decode.py | tee benchmarks/generate/decode.txt
+	$(BIN)/python benchmarks/device/threads.py | tee benchmarks/device/threads.txt
+	$(BIN)/python benchmarks/train/overhead.py | tee benchmarks/train/overhead.txt
+	$(BIN)/python benchmarks/train/train.py | tee benchmarks/train/train.txt
+	$(BIN)/python benchmarks/serve/serve.py | tee benchmarks/serve/serve.txt
 
 docs: $(READY)
 	$(BIN)/python docs/update.py

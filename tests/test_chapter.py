@@ -1,4 +1,4 @@
-"""The chapter's formula in benchmarks/chapter.py, against its description written out with a dense table."""
+"""The chapter's formula in benchmarks/evaluate/chapter.py, against its description written out with a dense table."""
 
 import itertools
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-CHAPTER = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "chapter.py"))
+CHAPTER = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "evaluate" / "chapter.py"))
 
 
 def dense_perplexity(train, validation):

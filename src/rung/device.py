@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # How often a thread looks whether the others have come before it sleeps: about a millisecond. libgomp's own
-# 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/threads.py).
+# 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/device/threads.py).
 SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
@@ -49,7 +49,8 @@ def choose_device() -> "torch.device":
 def has_fast_bfloat16(device: "torch.device") -> bool:
     """Whether bfloat16 matrix products are faster than float32's; a CPU that has both is timed.
 
-    Having them is not enough: an Intel Xeon with avx512_bf16 and no AMX is slower in them (benchmarks/precision.txt).
+    Having them is not enough: an Intel Xeon with avx512_bf16 and no AMX is slower in them
+    (benchmarks/device/precision.txt).
     """
     import torch
 
@@ -103,7 +104,7 @@ def keep_freed_memory() -> None:
     """Have the C library keep what a training step frees for the next one, where it is glibc.
 
     Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small model's step
-    (benchmarks/memory.py). The process keeps the memory of its largest step until it ends.
+    (benchmarks/device/memory.py). The process keeps the memory of its largest step until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -193,7 +193,7 @@ def attend(
 
 
 def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """One token's queries of a group read its keys together: faster too (benchmarks/grouped.py)."""
+    """One token's queries of a group read its keys together: faster too (benchmarks/models/grouped.py)."""
     queries, groups = q.shape[2], q.shape[1] // k.shape[1]
     if queries > 1:
         mask = (
@@ -208,7 +208,7 @@ def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 
 def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
-    """Where plain bfloat16 products beat the fused kernel, up to 512 tokens (measured: benchmarks/attention.py)."""
+    """Where plain bfloat16 products beat the fused kernel, up to 512 tokens (benchmarks/models/attention.py)."""
     return q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.shape[2] == k.shape[2] <= 512
 
 

@@ -1,8 +1,8 @@
 """The dial: minutes go in; a model, and the bits per byte to expect of it, come out.
 
 Real steps of two models say how fast this machine is, counting how hard the text is, and the laws below what a model of
-so many weights learns from so many tokens. They were fitted on small runs: docs/results/scaling.md, made by
-benchmarks/scaling.py.
+so many weights learns from so many tokens. They were fitted on small runs: benchmarks/recipe/scaling.txt, made by
+benchmarks/recipe/scaling.py.
 """
 
 import logging

@@ -22,7 +22,7 @@ from rung.train.recording import Hooks
 ADAPTER = "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
 SCALE = 2.0  # of the change: PEFT's `lora_alpha / r`, the same at every rank, so that one learning rate serves all
 # AdamW: Muon's step is orthogonal in a matrix, and a factor of one is none. At rates that learn well AdamW learned more
-# of the new text and forgot less of the old, for less work (docs/results/lora.txt).
+# of the new text and forgot less of the old, for less work (benchmarks/train/adapters.txt).
 ADAPTER_ARGUMENTS: dict[str, Any] = {"optim": "adamw_torch_fused", "learning_rate": 5e-3, "weight_decay": 0.0}
 
 

@@ -2,7 +2,7 @@
 
 The gradient ends where a stretch begins, the state does not (Mikolov et al. 2010; Zaremba et al. 2014, section 4.1;
 Merity et al. 2018). The state also flows from one document into the next: what BOS ends, the model learns. Nothing
-is lost by that, though the ruler begins a document with no state (docs/results/carry-state.txt), and a reset inside
+is lost by that, though the ruler begins a document with no state (benchmarks/train/carried.txt), and a reset inside
 a stretch would break up the kernels that run over it. At an epoch's end all streams begin anew.
 """
 

@@ -1,12 +1,12 @@
 """Small runs of many sizes, and the laws fitted to them that the dial (recipe/dial.py) chooses by.
 
 Every run is one of `rung train llama3`, and its figure the one that training watches: bits per byte of the first 32 kB
-of the validation text, of the weights that are kept. Runs made before are read from docs/results/scaling.jsonl and not
-made again; two processes of one thread each share two cores best.
+of the validation text, of the weights that are kept. Runs made before are read from scaling.jsonl beside this file and
+not made again; two processes of one thread each share two cores best.
 
-python benchmarks/scaling.py --run CORPUS=PATH ...      # make what is missing
-python benchmarks/scaling.py --read RUN ...             # add runs that were made otherwise, such as by `--minutes 5`
-python benchmarks/scaling.py > docs/results/scaling.md  # fit, and write it down
+python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
+python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise, such as by `--minutes 5`
+python benchmarks/recipe/scaling.py > benchmarks/recipe/scaling.txt  # fit, and write it down
 """
 
 import argparse
@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-FOUND = Path(__file__).parents[1] / "docs" / "results" / "scaling.jsonl"
+FOUND = Path(__file__).with_suffix(".jsonl")
 COLUMNS = (
     *("corpus", "weights", "tokens, M", "epochs", "dropout", "minutes"),
     *("n-gram", "copying", "bits per byte", "law", "off"),
@@ -153,7 +153,7 @@ def write(runs):
     from rung.recipe.dial import LAWS
 
     print("# What a small model learns from how many tokens\n")
-    print("Written by `benchmarks/scaling.py`; the runs are in `scaling.jsonl`, each one of `rung train llama3`. The")
+    print("Runs of `rung train llama3`, in `scaling.jsonl`; written by `benchmarks/recipe/scaling.py`. The")
     print("laws are fitted to those of so many steps; those of so many minutes, planned by the dial with these laws,")
     print("try them. Bits per byte on the 32 kB of validation text that")
     print("training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same text, `copying` the")

@@ -1,6 +1,6 @@
 """Counting beyond memory: seconds and peak memory of each engine on a text of ten times what a laptop counts at ease.
 
-    python benchmarks/engines.py TEXT > benchmarks/engines.txt
+    python benchmarks/models/engines.py TEXT > benchmarks/models/engines.txt
 
 TEXT is a folder of .txt. It is counted ten times over, its words numbered anew each time, so that no two copies
 share an n-gram. Memory is what no file stands behind (RssAnon of Linux), the model itself included: pages of mapped

@@ -1,7 +1,7 @@
 """The perplexity that the book's chapter prints for its bigram, beside the ruler's figures of the same text.
 
-    python benchmarks/chapter.py                    # WikiText-2 from the Hub, or from $RUNG_HUB_MIRROR
-    python benchmarks/chapter.py TRAIN VALIDATION   # files with a row of WikiText-2 on each line, empty ones too
+    python benchmarks/evaluate/chapter.py                    # WikiText-2 from the Hub, or from $RUNG_HUB_MIRROR
+    python benchmarks/evaluate/chapter.py TRAIN VALIDATION   # files, a row of WikiText-2 on each line, empty ones too
 
 The chapter reads rows (a paragraph or a heading each), lower-cased and split on white space, and takes for each pair of
 neighbours in a row (C(hw) + 1) / (C(h) + V), V counting the words of the training text. Its formula differs from the

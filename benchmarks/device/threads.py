@@ -3,8 +3,8 @@
 A process for each policy, because OpenMP reads it once. All of them in turn, some rounds, first with nothing else to
 do and then beside two processes that never rest. Only ratios within this run mean anything:
 
-python benchmarks/threads.py > benchmarks/threads.txt
-python benchmarks/threads.py --spins 0,1000,10000       # other numbers of spins beside them
+python benchmarks/device/threads.py > benchmarks/device/threads.txt
+python benchmarks/device/threads.py --spins 0,1000,10000       # other numbers of spins beside them
 """
 
 import argparse

@@ -5,7 +5,7 @@ random weights. The numbers of texts in turn, the best of some rounds each. `eng
 each text streamed to a reader, as pieces of text. `HTTP`: as server-sent events through uvicorn, to a client that is a
 process of its own, on the same cores.
 
-python benchmarks/serve.py runs/python-docs/llama3 runs/python-docs/gpt2 > benchmarks/serve.txt
+python benchmarks/serve/serve.py runs/python-docs/llama3 runs/python-docs/gpt2 > benchmarks/serve/serve.txt
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Text to a row of token ids on disk: tokens a second, and memory over time, at 30 MB and at a hundred times that.
 
-    python benchmarks/tokenizing.py TEXT > benchmarks/tokenizing.txt        # draws benchmarks/tokenizing.svg
+    python benchmarks/tokenizer/tokenizing.py TEXT > benchmarks/tokenizer/tokenizing.txt      # draws tokenizing.svg
 
 TEXT is a folder of .txt; its train/ is read. At its own size three ways take turns, each in a process of its own, from
 documents that are stored already to ids that are stored too: one batch after another, as rung did at first;

@@ -3,7 +3,7 @@
 Same model, same optimizer, batches of the same size from the same text; the loop does what a step must do and nothing
 else. Small models, where a step is short and whatever is done beside it weighs most. Both in one process, in turn:
 
-python benchmarks/overhead.py > benchmarks/overhead.txt
+python benchmarks/train/overhead.py > benchmarks/train/overhead.txt
 """
 
 import itertools

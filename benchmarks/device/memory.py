@@ -1,6 +1,6 @@
 """A training step with and without `keep_freed_memory`, in turn, each in a process of its own.
 
-python benchmarks/memory.py > benchmarks/memory.txt
+python benchmarks/device/memory.py > benchmarks/device/memory.txt
 """
 
 import statistics

@@ -1,8 +1,9 @@
 """Fitting and asking the n-gram rung: seconds, rates, memory, the cost as the text grows, and what others take.
 
-    python benchmarks/ngram.py TEXT VALID [--lmplz PATH] > benchmarks/ngram.txt      # draws benchmarks/ngram.svg
+    python benchmarks/models/ngram.py TEXT VALID [--lmplz PATH] > benchmarks/models/ngram.txt
 
-TEXT and VALID are files or folders of .txt; words and punctuation are apart, a line is a document. Beside the fit
+TEXT and VALID are files or folders of .txt; words and punctuation are apart, a line is a document. ngram.svg is drawn
+beside this file. Beside the fit
 stands KenLM's `lmplz` on the same text where it is built (it reads text and writes an ARPA file, or with
 --intermediate its own binary files), and numpy's sorts of the same keys; beside the look-up the package `kenlm` on
 the same model; nltk on the smallest text, for it takes long.

@@ -4,7 +4,7 @@ Greedy, from a run and an n-gram run of the same tokenizer; that no draft change
 
 rung train ngram --out ngram
 rung train llama3-micro --tokenizer ngram --minutes 4 --out micro
-python benchmarks/drafts.py micro ngram > benchmarks/drafts.txt
+python benchmarks/generate/drafts.py micro ngram > benchmarks/generate/drafts.txt
 """
 
 import sys

@@ -3,7 +3,7 @@
 The kernel is told of the groups; the keys are repeated for it; a group's queries are rows of one head, as rung
 has it.
 
-python benchmarks/grouped.py > benchmarks/grouped.txt
+python benchmarks/models/grouped.py > benchmarks/models/grouped.txt
 """
 
 import statistics

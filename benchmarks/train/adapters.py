@@ -1,6 +1,6 @@
 """Going on from a model: all its weights, or a change of low rank to them, and with which optimizer.
 
-python benchmarks/adapters.py TEXT [STEPS] > docs/results/lora.txt
+python benchmarks/train/adapters.py TEXT [STEPS] > benchmarks/train/adapters.txt
 
 A Llama is trained on python-docs, and then for as many steps on TEXT in each way: what it says of TEXT, and what it
 still knows of python-docs.
@@ -41,7 +41,7 @@ def main():
     text, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 300
     name = Path(text).name
     machine = f"{describe(torch.device('cpu'))}, {torch.get_num_threads()} used; one seed"
-    print(f"$ python benchmarks/adapters.py {name} {steps}          # {machine}")
+    print(f"$ python benchmarks/train/adapters.py {name} {steps}          # {machine}")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         execute(make_recipe(BASE | {"steps": 2 * steps}), base)

@@ -3,7 +3,7 @@
 One process, the sides in turn, the best of some runs each. Reading the prompt is in the time on both sides; of
 llama.cpp, which times its own decoding, it is not. llama.cpp is measured where `xllamacpp` and `gguf` are installed.
 
-python benchmarks/decode.py > benchmarks/decode.txt
+python benchmarks/generate/decode.py > benchmarks/generate/decode.txt
 """
 
 import contextlib

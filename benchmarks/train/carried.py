@@ -1,6 +1,6 @@
 """Whether carrying the state from step to step helps an RNN: equal steps on equal tokens, with and without.
 
-python benchmarks/carried.py [STEPS] [WIDTH] > docs/results/carry-state.txt
+python benchmarks/train/carried.py [STEPS] [WIDTH] > benchmarks/train/carried.txt
 
 `empty` is the ruler's figure: a document begins with an empty state. `strange` begins it with the state that the
 end of the training text left, as carried training does.
@@ -30,9 +30,8 @@ def main():
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     width = int(sys.argv[2]) if len(sys.argv) > 2 else 192
     device = torch.device("cpu")
-    print(
-        f"$ python benchmarks/carried.py {steps} {width}          # {describe(device)}, {torch.get_num_threads()} used"
-    )
+    machine = f"{describe(device)}, {torch.get_num_threads()} used; one seed"
+    print(f"$ python benchmarks/train/carried.py {steps} {width}          # {machine}")
     print(f"rnn on python-docs, LSTM {width} wide, {steps} steps of 2048 tokens; bits per byte of the test text")
     print(f"{'stretch':>9}  {'streams':>7}  {'state':>7}  {'empty':>19}  {'strange':>7}")
     for length, rows in ((256, 8), (64, 32)):

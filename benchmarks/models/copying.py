@@ -1,6 +1,6 @@
 """What the heads are worth that Llama begins to copy with (models/copying.py): the same runs with them and without.
 
-python benchmarks/copying.py python-docs TEXT ... > benchmarks/copying.txt
+python benchmarks/models/copying.py python-docs TEXT ... > benchmarks/models/copying.txt
 """
 
 import argparse

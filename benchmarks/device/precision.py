@@ -3,7 +3,7 @@
 A processor may have bfloat16 products and be slower in them, so `device.has_fast_bfloat16` tries both on one size; here
 are the sizes that training has:
 
-python benchmarks/precision.py > benchmarks/precision.txt
+python benchmarks/device/precision.py > benchmarks/device/precision.txt
 """
 
 import statistics

@@ -1,6 +1,6 @@
 """What it saves to compute activations again, and what it costs: peak memory above what the process had, and CPU time.
 
-python benchmarks/activations.py > benchmarks/activations.txt
+python benchmarks/train/activations.py > benchmarks/train/activations.txt
 
 Each line is a process of its own: forward and backward passes of one batch, under autocast where bfloat16 is fast.
 """
@@ -35,7 +35,7 @@ def main():
         measure(sys.argv[1], sys.argv[2] == "again")
         return
     machine = describe(torch.device("cpu"))
-    print(f"$ python benchmarks/activations.py          # {machine}, {torch.get_num_threads()} used")
+    print(f"$ python benchmarks/train/activations.py          # {machine}, {torch.get_num_threads()} used")
     print(f"{LAYERS} layers of {WIDTH}, vocabulary of {VOCABULARY}, {ROWS} rows of {LENGTH} tokens")
     print(f"{'model':>8}  {'activations':>11}  {'MiB above':>9}  {'CPU s':>7}", flush=True)
     for name in SHAPES:

@@ -1,6 +1,6 @@
 """Which size learns most in a given time: one rung at several widths, the same minutes each.
 
-python benchmarks/sizes.py [MINUTES] [RUNG] [WIDTH ...] > benchmarks/sizes.txt
+python benchmarks/recipe/sizes.py [MINUTES] [RUNG] [WIDTH ...] > benchmarks/sizes.txt
 """
 
 import sys

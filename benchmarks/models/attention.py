@@ -1,6 +1,6 @@
 """Causal attention on a CPU in bfloat16: two plain products against the fused kernel, forward and backward.
 
-python benchmarks/attention.py > benchmarks/attention.txt
+python benchmarks/models/attention.py > benchmarks/models/attention.txt
 """
 
 import statistics

@@ -5,7 +5,7 @@ weights and read the same batches in the same order, with AdamW at the same sett
 compared step by step; rung's own optimizer stands beside. The Trainer is told its precision and measured in both, rung
 chooses the faster one for itself. Shakespeare is timed to a validation loss:
 
-python benchmarks/train.py [--shakespeare FILE] > benchmarks/train.txt
+python benchmarks/train/train.py [--shakespeare FILE] > benchmarks/train/train.txt
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Which order and which smoothing: bits per byte of n-grams of order 1 to 7 and of any length, in words and in BPE.
 
-    python benchmarks/orders.py CORPUS > docs/results/ngram-orders.txt
+    python benchmarks/models/orders.py CORPUS > benchmarks/models/orders.txt
 
 CORPUS is what `rung train` takes; its test split is scored, with Kneser-Ney and then, at order 5, with every smoothing.
 """
@@ -57,7 +57,7 @@ def main() -> None:
     keep_freed_memory()
     corpus = load_corpus(chosen.corpus, "paragraphs")
     texts = corpus.test["text"]
-    print(f"$ python benchmarks/orders.py {chosen.corpus}")
+    print(f"$ python benchmarks/models/orders.py {chosen.corpus}")
     print(f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} bytes")
     for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):
         prepared = prepare(kind, corpus)
