@@ -28,6 +28,7 @@ from rung.models.llama3 import LlamaForCausalLM
 from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.unbounded import InfinigramConfig, InfinigramForCausalLM
 from rung.models.reading import (
+    check_has_weights,
     check_tables,
     check_weights,
     find_model,
@@ -193,6 +194,8 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
     where, is_local = find_model(path)
     is_folder = Path(where).is_dir()
     config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, is_local)
+    if is_folder:
+        check_has_weights(Path(where))
     rung = RUNGS.get(config.model_type)
     if rung is None:
         kinds = ", ".join(RUNGS)

@@ -34,8 +34,6 @@ def find_model(path: str | Path) -> tuple[str, bool]:
     model_files.check_folder(folder)
     if not (folder / model_files.CONFIG).exists():
         raise RunError(f"{where} {runs.say_why_no_model(folder)}")
-    if not model_files.has_weights(folder):
-        raise RunError(f"{where} {runs.say_why_no_weights(folder)}")
     return where, True
 
 
@@ -55,13 +53,19 @@ def read_config(where: str | Path, known: Mapping[str, Any], local_files_only: b
         config = AutoConfig.from_pretrained(where, local_files_only=local_files_only, trust_remote_code=False)
         if config.model_type in known:
             check_config(config)
-        return config
     except Exception as error:  # no network, no such repository, a value that its class refuses
         unreachable = local_files_only and not folder
         why = "it is no folder here, and the Hub cannot be reached" if unreachable else say_in_a_line(error)
         if "custom code" in str(error):
             why = "it comes with code of its own, which is never run here"
         raise RunError(f"{where} could not be read: {why}") from error
+    return config
+
+
+def check_has_weights(folder: Path) -> None:
+    """Raise `RunError` where there is a configuration and no weights: a run that was stopped, or a part of a model."""
+    if not model_files.has_weights(folder):
+        raise RunError(f"{folder} {runs.say_why_no_weights(folder)}")
 
 
 def check_whole(folder: Path) -> None:

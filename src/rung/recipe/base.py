@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rung.errors import RecipeError, RunError
 from rung.models import RUNGS, CausalModel, find_rung, load, make_config
-from rung.models.reading import check_weights, find_model, read_config
+from rung.models.reading import check_has_weights, check_weights, find_model, read_config
 from rung.recipe import Recipe
 from rung.tokenizer import load_tokenizer
 
@@ -43,6 +43,8 @@ def read_base_config(recipe: Recipe) -> PreTrainedConfig:
     where, is_local = find_model(_check_path(recipe))
     config = read_config(where, RUNGS, is_local)
     _check_rung(recipe, config)
+    if Path(where).is_dir():
+        check_has_weights(Path(where))
     changes = _find_changes(recipe, config, load_tokenizer(where))
     for key, value in changes.items():
         setattr(config, key, value)
