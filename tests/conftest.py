@@ -10,9 +10,11 @@ import pytest
 
 from rung.device import configure_threads, count_cores
 
-# A choice: no run takes fewer where others run beside it. Processes that run tests side by side share the cores.
+# A choice: no run takes fewer where others run beside it. Processes that run tests side by side share the cores; the
+# one that starts them has made its own choice before, which they inherit.
 THREADS = max(1, count_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+if "OMP_NUM_THREADS" not in os.environ or "RUNG_TEST_THREADS" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = os.environ["RUNG_TEST_THREADS"] = str(THREADS)
 configure_threads()  # before torch is imported
 
 import torch  # noqa: E402
@@ -116,6 +118,15 @@ def cache(tmp_path_factory):
         os.environ.pop(name, None)
         if value is not None:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="module")
+def few_objects():
+    """Out of the collector's sight what was imported: the Trainer has it look through everything at each start."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ from rung.recipe import make_recipe
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, check_activations, train
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 LAYERED = ["gpt2", "llama3", "swaps"]
 DROPOUT = {
     "gpt2": {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2},

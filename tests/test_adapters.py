@@ -19,6 +19,8 @@ from rung.recipe import Recipe, make_recipe
 from rung.recipe.base import load_base, read_base_config
 from rung.recipe.making import WATCHED_BYTES, execute, read_begun
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 TRAIN = {"per_device_train_batch_size": 2, "bf16": False}
 needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'")
 

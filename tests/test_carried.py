@@ -22,6 +22,8 @@ from rung.recipe.making import read_begun
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, last_checkpoint, train
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 LENGTH, ROWS = 8, 4
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import gc
 import json
 import os
 import random
@@ -26,6 +25,8 @@ from rung.pack import Packed
 from rung.tokenizer import encode_documents
 from rung.train import Hooks, TrainSettings, find_checkpoints, last_checkpoint, train
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 DROPOUT = {
     "rnn": {"dropout": 0.1, "num_hidden_layers": 2},
     "rnn-attention": {"dropout": 0.1},
@@ -42,15 +43,6 @@ ARGUMENTS = {
     "save_steps": 4,
     "eval_steps": 8,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_objects():
-    """Out of the collector's sight what was imported: the Trainer has it look through everything at each start."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from rung.train import Hooks, TrainSettings, check_arguments, last_checkpoint, t
 from rung.train.noise import dropping_out
 from rung.train.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 FAST = {"per_device_train_batch_size": 4, "bf16": False}
 
 

@@ -38,6 +38,8 @@ from rung.recipe.making import execute, read_begun
 from rung.recipe.record import warn_unmoved
 from rung.recipe.tuning import Tuning, tune
 
+pytestmark = pytest.mark.usefixtures("few_objects")
+
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 THINGS = ("cat", "dog", "mat", "log", "sun", "sea", "tree", "hat", "box", "cup")
 RUNGS = ("rnn", "rnn-attention", "gpt2", "llama3")
