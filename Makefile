@@ -8,7 +8,17 @@ WORKERS ?= 2
 PEERS := $(VENV)/.peers
 OLDEST := .venv-oldest
 
-.PHONY: climb test test-all check format bench docs clean
+OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
+# What benchmarks read, to be named on the command line: `make bench TEXT=novels SHAKESPEARE=shakespeare.txt`.
+# TEXT is a folder with .txt in train/ and validation/, the standard library's source by default; SHAKESPEARE is a
+# file; WIKITEXT are two files, of training and validation rows of WikiText-2, from the Hub by default.
+TEXT ?= $(VENV)/text
+SHAKESPEARE ?=
+WIKITEXT ?=
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/copying models/engines models/ngram models/orders tokenizer/tokenizing)
+
+.PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
+.NOTPARALLEL:
 
 climb: $(READY)
 	$(BIN)/rung climb $(ARGS)
@@ -30,15 +40,28 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(PEERS)
-	$(BIN)/python benchmarks/models/attention.py | tee benchmarks/models/attention.txt
-	$(BIN)/python benchmarks/models/grouped.py | tee benchmarks/models/grouped.txt
-	$(BIN)/python benchmarks/device/precision.py | tee benchmarks/device/precision.txt
-	$(BIN)/python benchmarks/generate/decode.py | tee benchmarks/generate/decode.txt
-	$(BIN)/python benchmarks/device/threads.py | tee benchmarks/device/threads.txt
-	$(BIN)/python benchmarks/train/overhead.py | tee benchmarks/train/overhead.txt
-	$(BIN)/python benchmarks/train/train.py | tee benchmarks/train/train.txt
-	$(BIN)/python benchmarks/serve/serve.py | tee benchmarks/serve/serve.txt
+# All measurements, one after another. One alone: make benchmarks/models/attention.txt
+bench: $(OUTPUTS)
+
+# What each says stands in the .txt beside it; one that fails leaves that as it was.
+$(OUTPUTS): %.txt: %.py $(PEERS)
+	$(BIN)/python $< $(GIVEN) | tee $@.new && mv $@.new $@
+$(OUTPUTS): SHELL := bash
+$(OUTPUTS): .SHELLFLAGS := -o pipefail -c
+
+benchmarks/evaluate/chapter.txt: GIVEN = $(WIKITEXT)
+benchmarks/models/copying.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
+benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/train
+benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
+benchmarks/tokenizer/tokenizing.txt: GIVEN = $(TEXT)
+benchmarks/train/adapters.txt: GIVEN = $(SHAKESPEARE)
+benchmarks/train/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)
+$(READ_TEXT): | $(TEXT)
+
+$(VENV)/text: $(READY)
+	rm -rf $@.new
+	$(BIN)/python tools/benchmark_text.py $@.new
+	rm -rf $@ && mv $@.new $@
 
 docs: $(READY)
 	$(BIN)/python docs/update.py

@@ -1,6 +1,8 @@
-"""A training step with and without `keep_freed_memory`, in turn, each in a process of its own.
+"""Time a training step with and without `keep_freed_memory`, in milliseconds.
 
-python benchmarks/device/memory.py > benchmarks/device/memory.txt
+Both ways take turns, each in a process of its own.
+
+    python benchmarks/device/memory.py > benchmarks/device/memory.txt
 """
 
 import statistics

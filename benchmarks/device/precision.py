@@ -1,9 +1,9 @@
-"""Matrix products of a training step in float32 and in bfloat16: which of the two this machine is faster in.
+"""Time matrix products in float32 and in bfloat16, to see which is faster on this machine.
 
-A processor may have bfloat16 products and be slower in them, so `device.has_fast_bfloat16` tries both on one size; here
-are the sizes that training has:
+A processor may have bfloat16 products and still be slower in them, so `device.has_fast_bfloat16`
+times both at one size. The sizes here are those of training.
 
-python benchmarks/device/precision.py > benchmarks/device/precision.txt
+    python benchmarks/device/precision.py > benchmarks/device/precision.txt
 """
 
 import statistics

@@ -1,10 +1,11 @@
-"""How threads wait for each other: decoding and training with OpenMP's own policy and with rung's, quiet and busy.
+"""Compare OpenMP's policy of waiting threads with rung's: decoding and training, quiet and busy.
 
-A process for each policy, because OpenMP reads it once. All of them in turn, some rounds, first with nothing else to
-do and then beside two processes that never rest. Only ratios within this run mean anything:
+OpenMP reads its policy once, so each policy has a process of its own. All of them take turns for
+some rounds, first with nothing else to do and then beside two processes that never rest. Only
+ratios within one run mean anything.
 
-python benchmarks/device/threads.py > benchmarks/device/threads.txt
-python benchmarks/device/threads.py --spins 0,1000,10000       # other numbers of spins beside them
+    python benchmarks/device/threads.py > benchmarks/device/threads.txt
+    python benchmarks/device/threads.py --spins 0,1000,10000       # other numbers of spins too
 """
 
 import argparse

@@ -1,13 +1,17 @@
-"""The perplexity that the book's chapter prints for its bigram, beside the ruler's figures of the same text.
+"""Compute the perplexity of the book's bigram as its chapter does, beside the ruler's figures.
 
-    python benchmarks/evaluate/chapter.py                    # WikiText-2 from the Hub, or from $RUNG_HUB_MIRROR
-    python benchmarks/evaluate/chapter.py TRAIN VALIDATION   # files, a row of WikiText-2 on each line, empty ones too
+The chapter reads rows (a paragraph or a heading each), lower-cased and split on white space. For
+each pair of neighbours in a row it takes (C(hw) + 1) / (C(h) + V), where V is the number of words
+of the training text. Its formula differs from the ruler's in three ways. A pair with a word that
+the training text lacks costs 1e-8, whatever the word is, where the ruler has the word spelled, byte
+by byte. Neither the beginning nor the end of a row is predicted. Each row, an empty one too, takes
+one from the number of words that is divided by. On all of WikiText-2 (raw) the chapter prints
+9393.72.
 
-The chapter reads rows (a paragraph or a heading each), lower-cased and split on white space, and takes for each pair of
-neighbours in a row (C(hw) + 1) / (C(h) + V), V counting the words of the training text. Its formula differs from the
-ruler's: a pair with a word that the training text lacks costs 1e-8, whatever the word is (the ruler has the word
-spelled, byte by byte); neither the beginning nor the end of a row is predicted; and each row, the empty ones too, takes
-one from the number of words that is divided by. On the whole of WikiText-2 (raw) the chapter prints 9393.72.
+    python benchmarks/evaluate/chapter.py [TRAIN VALIDATION] > benchmarks/evaluate/chapter.txt
+
+TRAIN and VALIDATION are files with a row of WikiText-2 on each line, empty ones too. Left out, they
+are read from the Hub, or from the folder $RUNG_HUB_MIRROR.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from pathlib import Path
 import numpy
 
 from rung.corpus.named import WIKITEXT, join_articles, load_splits
+from rung.device import choose_device, describe
 from rung.evaluate import Score, score_documents
 from rung.models import find_rung, make_config
 from rung.tokenizer import build_tokenizer, encode_documents
@@ -82,6 +87,7 @@ def main() -> None:
         parser.error("name two files, TRAIN and VALIDATION, or none")
     train, validation = read_rows(paths)
     score = score_articles(train, validation)
+    print(describe(choose_device()))
     print(f"{len(train):,} training rows, {len(validation):,} validation rows")
     print(f"the chapter's perplexity    {chapter_perplexity(train, validation):12,.2f}")
     print(f"the ruler's word perplexity {score.word_perplexity:12,.2f}")

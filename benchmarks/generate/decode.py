@@ -1,9 +1,10 @@
-"""Decoding: rung's own loop against `generate` of Hugging Face, llama.cpp, and the rate at which memory is read.
+"""Time decoding beside Hugging Face's `generate`, llama.cpp, and the rate of reading memory.
 
-One process, the sides in turn, the best of some runs each. Reading the prompt is in the time on both sides; of
-llama.cpp, which times its own decoding, it is not. llama.cpp is measured where `xllamacpp` and `gguf` are installed.
+The sides take turns in one process, and the best of some runs of each counts. Reading the prompt
+is in the time of rung and of Hugging Face. It is not in that of llama.cpp, which times its own
+decoding. llama.cpp is measured where `xllamacpp` and `gguf` are installed.
 
-python benchmarks/generate/decode.py > benchmarks/generate/decode.txt
+    python benchmarks/generate/decode.py > benchmarks/generate/decode.txt
 """
 
 import contextlib

@@ -1,13 +1,17 @@
-"""Guessing ahead: what a draft buys on text that repeats itself and on text that does not.
+"""Time greedy decoding with drafts beside decoding without, on two kinds of text.
 
-Greedy, from a run and an n-gram run of the same tokenizer; that no draft changes the text is checked here too.
+One text repeats itself, the other does not. RUN is a model and NGRAM an n-gram run with the same
+tokenizer. Left out, they are trained first, as the first two commands do it. The script also
+checks that no draft changes the text.
 
-rung train ngram --out ngram
-rung train llama3-micro --tokenizer ngram --minutes 4 --out micro
-python benchmarks/generate/drafts.py micro ngram > benchmarks/generate/drafts.txt
+    rung train ngram --out ngram
+    rung train llama3-micro --tokenizer ngram --minutes 4 --out micro
+    python benchmarks/generate/drafts.py [RUN NGRAM] > benchmarks/generate/drafts.txt
 """
 
+import subprocess
 import sys
+import tempfile
 
 import torch
 
@@ -49,8 +53,24 @@ def measure(decoder, tokenizer, prompt, drafts):
     return {name: (made.tokens / min(seconds[name]), passes[name]) for name in drafts}
 
 
+def train_both(folder):
+    """Train what is measured where no runs are named: a small Llama and an n-gram of its tokenizer."""
+    run, ngram = f"{folder}/micro", f"{folder}/ngram"
+    commands = (
+        ("ngram", "--out", ngram),
+        ("llama3-micro", "--tokenizer", ngram, "--minutes", "4", "--out", run),
+    )
+    for words in commands:
+        subprocess.run([sys.executable, "-m", "rung", "train", *words], check=True, stdout=sys.stderr)
+    return run, ngram
+
+
 def main():
-    run, ngram = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as folder:
+        compare(*(sys.argv[1:] or train_both(folder)))
+
+
+def compare(run, ngram):
     model, tokenizer = load(run)
     decoder = Decoder(model)
     print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; greedy, {NEW} tokens, the best of {REPEATS}")

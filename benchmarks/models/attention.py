@@ -1,6 +1,8 @@
-"""Causal attention on a CPU in bfloat16: two plain products against the fused kernel, forward and backward.
+"""Time causal attention on a CPU in bfloat16: two plain products beside the fused kernel.
 
-python benchmarks/models/attention.py > benchmarks/models/attention.txt
+Forward and backward passes are timed together.
+
+    python benchmarks/models/attention.py > benchmarks/models/attention.txt
 """
 
 import statistics

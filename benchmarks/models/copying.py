@@ -1,6 +1,9 @@
-"""What the heads are worth that Llama begins to copy with (models/copying.py): the same runs with them and without.
+"""Train Llama with and without the copying heads that it begins with, and compare bits per byte.
 
-python benchmarks/models/copying.py python-docs TEXT ... > benchmarks/models/copying.txt
+The heads are those of `models/copying.py`. The runs of a pair differ in nothing else; there is a
+pair for each corpus and seed.
+
+    python benchmarks/models/copying.py [CORPUS ...] > benchmarks/models/copying.txt
 """
 
 import argparse
@@ -23,12 +26,14 @@ def make_run(corpus, seed, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("corpora", nargs="+", metavar="CORPUS")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", nargs="*", metavar="CORPUS", default=["python-docs", "python-source"])
     corpora = parser.parse_args().corpora
+    from rung.device import choose_device, describe
     from rung.models import llama3
 
     begin = llama3.begin_to_copy
+    print(describe(choose_device()))
     print(f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and of the test text")
     for corpus in corpora:
         for seed in SEEDS:

@@ -1,10 +1,10 @@
-"""Counting beyond memory: seconds and peak memory of each engine on a text of ten times what a laptop counts at ease.
+"""Measure the time and the peak memory of counting n-grams: numpy in memory beside DuckDB on disk.
+
+TEXT is a folder of .txt. It is counted ten times over, its words numbered anew each time, so that
+no two copies share an n-gram. Memory is what no file stands behind (RssAnon of Linux), the model
+included; the system can take back pages of mapped files at any time.
 
     python benchmarks/models/engines.py TEXT > benchmarks/models/engines.txt
-
-TEXT is a folder of .txt. It is counted ten times over, its words numbered anew each time, so that no two copies
-share an n-gram. Memory is what no file stands behind (RssAnon of Linux), the model itself included: pages of mapped
-files the system can take back at any time.
 """
 
 import argparse

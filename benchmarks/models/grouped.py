@@ -1,9 +1,9 @@
-"""One new token's queries over keys that groups of them share, on one core, three ways.
+"""Time grouped-query attention of one new token on one core, in three ways.
 
-The kernel is told of the groups; the keys are repeated for it; a group's queries are rows of one head, as rung
-has it.
+The kernel is told of the groups; or the keys are repeated for it; or the queries of a group are
+rows of one head, as rung has it.
 
-python benchmarks/models/grouped.py > benchmarks/models/grouped.txt
+    python benchmarks/models/grouped.py > benchmarks/models/grouped.txt
 """
 
 import statistics

@@ -1,12 +1,13 @@
-"""Fitting and asking the n-gram rung: seconds, rates, memory, the cost as the text grows, and what others take.
+"""Measure counting and scoring by the n-gram rung beside KenLM, numpy's sorts and nltk.
+
+The text grows from 1 MB to 30 MB. TEXT and VALID are files or folders of .txt; words and
+punctuation are apart, and a line is a document. Beside the fit stands KenLM's `lmplz` on the same
+text, where it is built (it reads text and writes an ARPA file, or with --intermediate its own
+binary files), and numpy's sorts of the same keys. Beside scoring stands the package `kenlm` with
+the same model. nltk counts the smallest text only, because it takes long. ngram.svg, beside this
+file, is drawn too.
 
     python benchmarks/models/ngram.py TEXT VALID [--lmplz PATH] > benchmarks/models/ngram.txt
-
-TEXT and VALID are files or folders of .txt; words and punctuation are apart, a line is a document. ngram.svg is drawn
-beside this file. Beside the fit
-stands KenLM's `lmplz` on the same text where it is built (it reads text and writes an ARPA file, or with
---intermediate its own binary files), and numpy's sorts of the same keys; beside the look-up the package `kenlm` on
-the same model; nltk on the smallest text, for it takes long.
 """
 
 import argparse

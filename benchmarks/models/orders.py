@@ -1,8 +1,9 @@
-"""Which order and which smoothing: bits per byte of n-grams of order 1 to 7 and of any length, in words and in BPE.
+"""Score n-grams of several orders beside those of any length, and smoothings beside each other.
+
+CORPUS is what `rung train` takes. Its test split is scored, in bits per byte: in words and in byte
+pairs, with Kneser-Ney of order 1 to 7, and with every smoothing at order 5.
 
     python benchmarks/models/orders.py CORPUS > benchmarks/models/orders.txt
-
-CORPUS is what `rung train` takes; its test split is scored, with Kneser-Ney and then, at order 5, with every smoothing.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def print_row(label: str, size: int, seconds: float, score: Score) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus")
     chosen = parser.parse_args()
     keep_freed_memory()

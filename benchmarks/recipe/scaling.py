@@ -1,12 +1,13 @@
-"""Small runs of many sizes, and the laws fitted to them that the dial (recipe/dial.py) chooses by.
+"""Fit laws to small runs of many sizes, and show beside each run what its law expects of it.
 
-Every run is one of `rung train llama3`, and its figure the one that training watches: bits per byte of the first 32 kB
-of the validation text, of the weights that are kept. Runs made before are read from scaling.jsonl beside this file and
-not made again; two processes of one thread each share two cores best.
+`recipe/dial.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its figure
+is the one that training watches: bits per byte of the first 32 kB of the validation text, of the
+weights that are kept. Runs made before are read from scaling.jsonl, beside this file, and not made
+again. Two processes of one thread each share two cores best.
 
-python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
-python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise, such as by `--minutes 5`
-python benchmarks/recipe/scaling.py > benchmarks/recipe/scaling.txt  # fit, and write it down
+    python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
+    python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise
+    python benchmarks/recipe/scaling.py > benchmarks/recipe/scaling.txt  # fit, and write it down
 """
 
 import argparse
@@ -82,6 +83,7 @@ def read_run(folder, corpus=None):
         "bits_per_byte": round(min(reached), 4),
         "test": round(record["scores"]["test"]["bits_per_byte"], 4),
         "seconds": round(training["seconds"], 1),
+        "hardware": record["hardware"],
     }
 
 
@@ -158,6 +160,9 @@ def write(runs):
     print("try them. Bits per byte on the 32 kB of validation text that")
     print("training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same text, `copying` the")
     print("same where matches of what stood before are believed too (`recipe/counted.py`).")
+    machines = sorted({run["hardware"] for run in runs if "hardware" in run})  # old runs do not say it
+    if machines:
+        print(f"Runs were made on {' and on '.join(machines)}.")
     for name, laws in LAWS.items():
         for with_dropout, law in laws.items():
             mine = [run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout]
@@ -180,7 +185,7 @@ def add(run):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", metavar="CORPUS=PATH", help="make the missing runs on these")
     parser.add_argument("--read", nargs="+", metavar="RUN", type=Path, help="add these runs")
     parser.add_argument("--fit", action="store_true", help="print the laws, for recipe/dial.py")

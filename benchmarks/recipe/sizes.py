@@ -1,6 +1,8 @@
-"""Which size learns most in a given time: one rung at several widths, the same minutes each.
+"""Train one rung at several widths, the same minutes each, to see which size learns most.
 
-python benchmarks/recipe/sizes.py [MINUTES] [RUNG] [WIDTH ...] > benchmarks/sizes.txt
+Without arguments it is llama3, 75 seconds at each of five widths.
+
+    python benchmarks/recipe/sizes.py [MINUTES] [RUNG] [WIDTH ...] > benchmarks/recipe/sizes.txt
 """
 
 import sys
@@ -8,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from rung import runs
+from rung.device import choose_device, describe
 from rung.recipe import make_recipe
 from rung.recipe.making import execute
 
@@ -16,7 +19,7 @@ def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.25
     rung = sys.argv[2] if len(sys.argv) > 2 else "llama3"
     widths = [int(width) for width in sys.argv[3:]] or [96, 128, 160, 192, 256]
-    print(f"{rung} on python-docs, {minutes} minutes each")
+    print(f"{rung} on python-docs, {minutes} minutes each; {describe(choose_device())}")
     for width in widths:
         with tempfile.TemporaryDirectory() as folder:
             page = {"rung": rung, "minutes": minutes, "model": {"hidden_size": width}}
@@ -26,7 +29,7 @@ def main():
         print(
             f"width {width:4}  {record['parameters']:>9,} parameters  {training['steps']:>6,} steps  "
             f"{training['tokens_per_second']:>8,.0f} tokens/s  {score['bits_per_byte']:.3f} bits per byte"
-            f" ({score['low']:.2f}-{score['high']:.2f})  {record['hardware']}",
+            f" ({score['low']:.2f}-{score['high']:.2f})",
             flush=True,
         )
 

@@ -1,11 +1,12 @@
-"""Serving: what texts that share a model's steps gain over one alone, and a server under load for a minute.
+"""Measure the server: texts that share a model's steps beside one alone, and memory under load.
 
-Of runs that are named, or of models of the size and shape that five minutes of `rung climb` make on two cores, with
-random weights. The numbers of texts in turn, the best of some rounds each. `engine`: through the engine and its queue,
-each text streamed to a reader, as pieces of text. `HTTP`: as server-sent events through uvicorn, to a client that is a
+The load lasts a minute. RUN names runs. Left out, models with random weights are served, of the
+size and shape that five minutes of `rung climb` make on two cores. The numbers of texts take turns,
+and the best of some rounds of each counts. `engine` is the engine and its queue, each text streamed
+to a reader, as pieces of text. `HTTP` is server-sent events through uvicorn, to a client that is a
 process of its own, on the same cores.
 
-python benchmarks/serve/serve.py runs/python-docs/llama3 runs/python-docs/gpt2 > benchmarks/serve/serve.txt
+    python benchmarks/serve/serve.py [RUN ...] > benchmarks/serve/serve.txt
 """
 
 import argparse
@@ -196,7 +197,7 @@ def show(title, rates):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="*", help="Run folders.")
     parser.add_argument("--soak", type=float, default=60, help="Seconds under load; 0 for none.")
     asked = parser.parse_args()

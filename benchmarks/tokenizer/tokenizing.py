@@ -1,13 +1,16 @@
-"""Text to a row of token ids on disk: tokens a second, and memory over time, at 30 MB and at a hundred times that.
+"""Measure speed and memory of making tokens of a text on disk, beside `datasets.map`.
 
-    python benchmarks/tokenizer/tokenizing.py TEXT > benchmarks/tokenizer/tokenizing.txt      # draws tokenizing.svg
+Memory is watched over time. TEXT is a folder of .txt; its train/ is read. At its own size three
+ways take turns, each in a process of its own, from documents that are stored already to ids that
+are stored too: one batch after another, as rung did at first; `pack_train` as it is now; and
+`datasets.map` in two processes with the ids joined into one file, as nanoGPT's prepare.py for
+OpenWebText does it. The text a hundred times over goes through all of it: it is read, stored and
+cut, a tokenizer is trained, and the text is packed. Memory is what no file stands behind, of all
+processes together, shared pages divided (RssAnon of Linux, Pss_Anon where there are several); the
+system can take back pages of mapped files at any time. tokenizing.svg, beside this file, is drawn
+too.
 
-TEXT is a folder of .txt; its train/ is read. At its own size three ways take turns, each in a process of its own, from
-documents that are stored already to ids that are stored too: one batch after another, as rung did at first;
-`pack_train` as it is now; and `datasets.map` in two processes with the ids joined into one file, as nanoGPT's
-prepare.py for OpenWebText does it. The text a hundred times over goes through all of it: read, stored and cut,
-a tokenizer trained, packed. Memory is what no file stands behind, of all processes together, shared pages divided
-(RssAnon of Linux, Pss_Anon where there are several): pages of mapped files the system can take back at any time.
+    python benchmarks/tokenizer/tokenizing.py TEXT > benchmarks/tokenizer/tokenizing.txt
 """
 
 import argparse

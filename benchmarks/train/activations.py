@@ -1,8 +1,9 @@
-"""What it saves to compute activations again, and what it costs: peak memory above what the process had, and CPU time.
+"""Measure memory and time of training that keeps activations beside computing them again.
 
-python benchmarks/train/activations.py > benchmarks/train/activations.txt
+Each line is a process of its own: forward and backward passes of one batch, under autocast where
+bfloat16 is fast. Memory is counted above what the process had before.
 
-Each line is a process of its own: forward and backward passes of one batch, under autocast where bfloat16 is fast.
+    python benchmarks/train/activations.py > benchmarks/train/activations.txt
 """
 
 import resource

@@ -1,9 +1,10 @@
-"""Going on from a model: all its weights, or a change of low rank to them, and with which optimizer.
+"""Compare ways to go on from a trained model: all its weights beside a change of low rank.
 
-python benchmarks/train/adapters.py TEXT [STEPS] > benchmarks/train/adapters.txt
+Each way is tried with several optimizers and learning rates. A Llama is trained on python-docs, and
+then in each way for as many steps on TEXT (any corpus that `rung train` takes). Bits per byte of
+both texts say what it learned and what it still knows.
 
-A Llama is trained on python-docs, and then for as many steps on TEXT in each way: what it says of TEXT, and what it
-still knows of python-docs.
+    python benchmarks/train/adapters.py [TEXT [STEPS]] > benchmarks/train/adapters.txt
 """
 
 import sys
@@ -38,7 +39,8 @@ WAYS = [
 
 
 def main():
-    text, steps = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 300
+    text = sys.argv[1] if len(sys.argv) > 1 else "python-source"
+    steps = int(sys.argv[2]) if len(sys.argv) > 2 else 300
     name = Path(text).name
     machine = f"{describe(torch.device('cpu'))}, {torch.get_num_threads()} used; one seed"
     print(f"$ python benchmarks/train/adapters.py {name} {steps}          # {machine}")

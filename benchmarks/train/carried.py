@@ -1,9 +1,9 @@
-"""Whether carrying the state from step to step helps an RNN: equal steps on equal tokens, with and without.
+"""Train an RNN with the state carried from step to step, beside one without, on equal tokens.
 
-python benchmarks/train/carried.py [STEPS] [WIDTH] > benchmarks/train/carried.txt
+`empty` is the ruler's figure: a document begins with an empty state. `strange` begins it with the
+state that the end of the training text left, as carried training does.
 
-`empty` is the ruler's figure: a document begins with an empty state. `strange` begins it with the state that the
-end of the training text left, as carried training does.
+    python benchmarks/train/carried.py [STEPS] [WIDTH] > benchmarks/train/carried.txt
 """
 
 import math

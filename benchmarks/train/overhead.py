@@ -1,9 +1,10 @@
-"""What the Trainer costs: a step of `rung train` beside the same step in a bare loop.
+"""Time a step of `rung train` beside the same step in a bare loop, to see the Trainer's cost.
 
-Same model, same optimizer, batches of the same size from the same text; the loop does what a step must do and nothing
-else. Small models, where a step is short and whatever is done beside it weighs most. Both in one process, in turn:
+Both have the same model, the same optimizer and batches of the same size from the same text. The
+loop does what a step must do and nothing else. The models are small, because there a step is short
+and whatever is done beside it weighs most. Both take turns in one process.
 
-python benchmarks/train/overhead.py > benchmarks/train/overhead.txt
+    python benchmarks/train/overhead.py > benchmarks/train/overhead.txt
 """
 
 import itertools

@@ -1,11 +1,12 @@
-"""Training: rung against the Hugging Face Trainer with stock models, and against nanoGPT's recipe for a CPU.
+"""Time training beside the Hugging Face Trainer with stock models and nanoGPT's recipe for a CPU.
 
-Every side runs in a process of its own, the sides in turn, some rounds of each. Both sides of a row begin with the same
-weights and read the same batches in the same order, with AdamW at the same settings, so that their losses can be
-compared step by step; rung's own optimizer stands beside. The Trainer is told its precision and measured in both, rung
-chooses the faster one for itself. Shakespeare is timed to a validation loss:
+Every side runs in a process of its own; the sides take turns for some rounds. Both sides of a row
+begin with the same weights and read the same batches in the same order, with AdamW at the same
+settings, so that their losses can be compared step by step. rung's own optimizer stands beside. The
+Trainer is told its precision and measured in both; rung chooses the faster one for itself. On
+Shakespeare, the time to a validation loss is measured.
 
-python benchmarks/train/train.py [--shakespeare FILE] > benchmarks/train/train.txt
+    python benchmarks/train/train.py [--shakespeare FILE] > benchmarks/train/train.txt
 """
 
 import argparse
@@ -347,7 +348,7 @@ def print_shakespeare(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shakespeare", help="the text that nanoGPT calls shakespeare_char")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--child", nargs="+")
