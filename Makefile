@@ -64,7 +64,7 @@ $(VENV)/text: $(READY)
 	rm -rf $@ && mv $@.new $@
 
 docs: $(READY)
-	$(BIN)/python docs/update.py
+	$(BIN)/python tools/update.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST)

@@ -256,7 +256,7 @@ def test_how_it_was_started_is_said(monkeypatch):
 
 def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
     """docs/distributed.md's formula, against what a small Llama keeps for the backward pass."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
     scaling = importlib.import_module("scaling")
 
     def keep(layers):
@@ -282,7 +282,7 @@ def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
 
 @pytest.mark.parametrize("name", ["llama3.2-1b", "llama3-8b"])
 def test_the_weights_of_a_size_add_up(name, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "docs")
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
     scaling = importlib.import_module("scaling")
     model = scaling.read_size(SIZES[name])
     assert model.L * model.P + model.E + model.D == model.N

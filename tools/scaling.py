@@ -1,4 +1,4 @@
-"""The arithmetic of docs/distributed.md: `python docs/scaling.py` prints its tables, docs/update.py fills them in."""
+"""The arithmetic of docs/distributed.md: run, it prints the tables; tools/update.py fills them in."""
 
 from dataclasses import dataclass
 

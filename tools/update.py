@@ -1,7 +1,7 @@
 """Write the generated parts of the documentation again; with --check, say what is out of date and exit with 1.
 
 README.md: the map from the modules' own first lines, the table from docs/results. docs/cli.md: from --help.
-docs/distributed.md: the tables from the arithmetic in docs/scaling.py.
+docs/distributed.md: the tables from the arithmetic in tools/scaling.py.
 """
 
 import ast
