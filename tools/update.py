@@ -1,7 +1,8 @@
-"""Write the generated parts of the documentation again; with --check, say what is out of date and exit with 1.
+"""Write the generated parts of the documentation; with --check, name what is out of date and exit with 1.
 
-README.md: the map from the modules' own first lines, the table from docs/results. docs/cli.md: from --help.
-docs/distributed.md: the tables from the arithmetic in tools/scaling.py.
+README.md: the table of a climb from docs/results, the table of the ladder from the rungs' own files.
+docs/architecture.md: the map, from the first line of every module. docs/cli.md: from --help.
+docs/distributed.md: the tables that tools/scaling.py computes.
 """
 
 import ast
@@ -14,29 +15,57 @@ from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rung"
+RUNGS = {
+    "bigram": "bigram.py",
+    "ngram": "ngram/__init__.py",
+    "rnn": "rnn.py",
+    "rnn-attention": "rnn_attention.py",
+    "gpt2": "gpt2.py",
+    "llama3": "llama3.py",
+}
 OTHERS = {
-    "recipes/": "a page for each rung, and `book/` with the chapter's own settings",
-    "benchmarks/": "the measurements that claims appeal to, their output beside them",
-    "docs/": "the command in full, and results with the command that made them",
-    "tests/": "one file a room, and contracts over all rungs",
+    "recipes/": "A recipe for each rung, and `book/` with the settings of the book's chapter",
+    "benchmarks/": "The measurements that claims appeal to, by room, each with its output beside it",
+    "docs/": "These pages, and `results/` with the command that made each of them",
+    "tools/": "Programs that write the generated parts of the documentation",
+    "tests/": "Tests of every room, and contracts over all rungs",
 }
 
 
+def read_docstring(path: Path) -> str:
+    """The docstring of a module."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
 def draw_map() -> str:
-    """The files, a phrase each: the first line of every module's docstring."""
+    """A line for each file: the first line of the module's docstring."""
     lines = []
     for path in sorted(SOURCE.rglob("*.py"), key=lambda p: (p.relative_to(SOURCE).parts[:-1], p.name)):
-        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
+        first = read_docstring(path).splitlines()[0]
         lines.append(f"src/{path.relative_to(SOURCE.parent)!s:<32} {first.rstrip('.')}")
     lines += [f"{name:<36} {phrase}" for name, phrase in OTHERS.items()]
-    return "```\n" + "\n".join(lines) + "\n```"
+    return "```text\n" + "\n".join(lines) + "\n```"
+
+
+def draw_ladder() -> str:
+    """A row for each rung: idea and addition as its file's docstring has them, and the file's lines."""
+    rows = ["| rung | idea | what it adds | file | lines |", "| --- | --- | --- | --- | ---: |"]
+    for name, file in RUNGS.items():
+        path = SOURCE / "models" / file
+        text = read_docstring(path)
+        idea = re.match(r"Rung \d: (.*)\.\n", text)
+        new = re.search(r"^New: +(.*?)\.\n", text, re.DOTALL | re.MULTILINE)
+        assert idea and new, f"{path} does not say which rung it is"
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        place = path.relative_to(ROOT).as_posix()
+        rows.append(f"| `{name}` | {idea[1]} | {' '.join(new[1].split())} | [`{file}`]({place}) | {lines} |")
+    return "\n".join(rows)
 
 
 def show_climb() -> str:
     """The table that `rung climb` printed, with the command."""
-    return (
-        "```\n" + (ROOT / "docs" / "results" / "climb-python-docs.txt").read_text(encoding="utf-8").rstrip() + "\n```"
-    )
+    table = (ROOT / "docs" / "results" / "climb-python-docs.txt").read_text(encoding="utf-8")
+    return f"```text\n{table.rstrip()}\n```"
 
 
 def write_cli() -> str:
@@ -49,30 +78,30 @@ def write_cli() -> str:
     for args in ([], *([name] for name in names)):
         shown = CliRunner().invoke(app, [*args, "--help"], env=environment, prog_name="rung").stdout
         shown = "\n".join(line.rstrip() for line in shown.strip().splitlines())
-        parts.append(f"## {' '.join(['rung', *args])}\n\n```\n{shown}\n```\n")
+        parts.append(f"## {' '.join(['rung', *args])}\n\n```text\n{shown}\n```\n")
     return "\n".join(parts)
-
-
-def fill_scaling(text: str) -> str:
-    """The page with its tables as they are computed now."""
-    for name, show in scaling.TABLES.items():
-        text = fill(text, name, show())
-    return text
 
 
 def fill(text: str, name: str, content: str) -> str:
     """`text` with the part between <!-- name --> and <!-- /name --> replaced."""
+    assert f"<!-- {name} -->\n" in text and f"<!-- /{name} -->" in text, f"no page has the marks of {name}"
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
 
 def main() -> int:
     """Write or check."""
-    readme = ROOT / "README.md"
-    wanted = fill(readme.read_text(encoding="utf-8"), "map", draw_map())
-    pages = {readme: fill(wanted, "climb", show_climb()), ROOT / "docs" / "cli.md": write_cli()}
-    page = ROOT / "docs" / "distributed.md"
-    pages[page] = fill_scaling(page.read_text(encoding="utf-8"))
+    parts = {
+        "README.md": {"climb": show_climb, "ladder": draw_ladder},
+        "docs/architecture.md": {"map": draw_map},
+        "docs/distributed.md": scaling.TABLES,
+    }
+    pages = {ROOT / "docs" / "cli.md": write_cli()}
+    for page, shows in parts.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, show in shows.items():
+            text = fill(text, name, show())
+        pages[ROOT / page] = text
     stale = [p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in sys.argv:
