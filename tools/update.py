@@ -27,7 +27,7 @@ OTHERS = {
     "recipes/": "A recipe for each rung, and `book/` with the settings of the book's chapter",
     "benchmarks/": "The measurements that claims appeal to, by room, each with its output beside it",
     "docs/": "These pages, and `results/` with the command that made each of them",
-    "tools/": "Programs that write the generated parts of the documentation",
+    "tools/": "Programs that write generated parts of the documentation, and a text for benchmarks",
     "tests/": "Tests of every room, and contracts over all rungs",
 }
 
