@@ -296,15 +296,15 @@ def test_training_that_is_never_evaluated_keeps_its_last_weights(make_tiny, toke
 def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
     seen = {}
     monkeypatch.setattr(Muon, "__init__", lambda *_, **__: pytest.fail("another optimizer was asked for"))
-    real = torch.optim.AdamW.__init__
+    real = torch.optim.SGD.__init__
     monkeypatch.setattr(
-        torch.optim.AdamW,
+        torch.optim.SGD,
         "__init__",
         lambda self, *args, **options: seen.update(options) or real(self, *args, **options),
     )
-    arguments = {"optim": "adamw_torch", "optim_args": "amsgrad=True", "learning_rate": 1e-3}
+    arguments = {"optim": "sgd", "optim_args": "momentum=0.5", "learning_rate": 1e-3}
     train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(steps=2, arguments=arguments), Listener().hooks())
-    assert seen["lr"] == 1e-3
+    assert (seen["lr"], seen["momentum"]) == (1e-3, 0.5)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
@@ -428,7 +428,7 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
     [
         ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
         ({"output_dir": "x"}, "train.output_dir cannot be set"),
-        ({"optim": "sgdd"}, "train: .*sgdd"),
+        ({"optim": "sgdd"}, "train.optim is 'sgdd': did you mean 'sgd'"),
         ({"eval_strategy": "epoch"}, "train.eval_strategy is 'epoch': choose from steps, no"),
     ],
 )
