@@ -164,7 +164,7 @@ def test_the_memory_is_that_of_the_process(monkeypatch):
 
 @pytest.mark.parametrize(("engine", "size"), [("numpy", 200_000), ("duckdb", 50_000)])
 def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_memory):
-    """Counting, building, and the files that are mapped."""
+    """Counting, building, and the files that are mapped; a process that has freed memory before grows by less."""
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row(generator.integers(3, 5000, (size // 100, 100)).tolist())
     least = Counting(engine="numpy").find_least(engine) if engine != "numpy" else None
@@ -174,7 +174,7 @@ def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_me
     grown, ngrams = watch_memory(), 3 * len(tokens)
     said = counting.find_peak(ngrams) - budget.measure_process() + bool(least) * budget.MAPPED * ngrams
     NgramForCausalLM.fit(config, tokens, starts, choose_counter(counting, tmp_path / "counting"))
-    assert 0.2 * said < grown() < said
+    assert grown() < said
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])

@@ -128,6 +128,11 @@ def test_what_a_field_may_leave_open_may_be_said_to_be_open():
     check_arguments({"save_total_limit": None, "neftune_noise_alpha": None, "tf32": None, "eval_steps": 10})
 
 
+@pytest.mark.parametrize("value", [True, "full_shard auto_wrap"])
+def test_sharding_is_asked_for_by_true_or_by_its_options(value):
+    check_arguments({"fsdp": value})
+
+
 @pytest.mark.parametrize(
     ("page", "message"),
     [

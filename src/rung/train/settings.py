@@ -209,7 +209,9 @@ def _check_value(key: str, value: Any) -> None:
             raise RecipeError(f"train.{key} is {value!r}: it must be true or false")
         return
     if kinds <= {str, type(None)}:
-        if not isinstance(value, str) and key not in POSSIBLE:
+        # Its type is text, but true is what the Trainer wants there.
+        is_fsdp = key == "fsdp" and isinstance(value, bool)
+        if not isinstance(value, str) and key not in POSSIBLE and not is_fsdp:
             raise RecipeError(f"train.{key} is {value!r}: it must be a text")
         return
     whole = float not in kinds
