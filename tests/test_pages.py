@@ -4,7 +4,8 @@ The rules for a page:
 
 - Blocks of ```bash and ```python run in the order of the page, in a folder of the page's own: those of bash with
   `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks of ```text are not run.
-- `--minutes N` becomes `--minutes 0.1`; `--steps N`, and `steps: N` in a recipe, become 20.
+- `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too; `--steps N`, and `steps: N`
+  in a recipe, become 20.
 - A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped with the mark as the
   reason. A block below *Needs a package: pip install NAME.* runs where that package is installed.
 """
@@ -28,7 +29,12 @@ ROOT = Path(__file__).parents[1]
 FORKS = Path(__file__).with_name("forks.py")
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 GENERATED = "docs/cli.md"
-SHORTER = {r"--minutes [\d.]+": "--minutes 0.1", r"--steps \d+": "--steps 20", r"\bsteps: \d+": "steps: 20"}
+SHORTER = {
+    r"--minutes [\d.]+": "--minutes 0.1",
+    r"\brung climb (?!.*--(?:minutes|between))": "rung climb --minutes 0.1 ",
+    r"--steps \d+": "--steps 20",
+    r"\bsteps: \d+": "steps: 20",
+}
 MARK = r"\*((?:Needs |Takes |Press |Runs until you stop it)[^*\n]*)\.\*"
 BLOCK = re.compile(rf"^(?:{MARK}\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PACKAGE = re.compile(r"Needs a package: pip install '?([\w.-]+?)(?:\[(\w+)\])?'?")
