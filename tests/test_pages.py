@@ -115,16 +115,15 @@ def shell():
             server.stdin.close()
 
 
-def list_pages_to_run():
-    for page in PAGES:
-        if any(block.language in ("bash", "python") for block in read_blocks(page)):
-            yield pytest.param(page, marks=pytest.mark.slow, id=page)
+def runs(block):
+    return block.language in ("bash", "python")
 
 
-@pytest.mark.parametrize("page", list_pages_to_run())
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, read_blocks(page)))])
 def test_what_a_page_shows_can_be_done(page, shell, tmp_path, subtests):
     for block in read_blocks(page):
-        if block.language not in ("bash", "python"):
+        if not runs(block):
             continue
         if obstacle := find_obstacle(block.mark):
             with subtests.test(block.place):
