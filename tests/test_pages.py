@@ -35,6 +35,17 @@ SHORTER = {
     r"--steps \d+": "--steps 20",
     r"\bsteps: \d+": "steps: 20",
 }
+WAITING = {  # pages whose blocks nobody has run in a row yet: run one, mend it, and take it out
+    "docs/chat.md",
+    "docs/distributed.md",
+    "docs/export.md",
+    "docs/fine-tuning.md",
+    "docs/generation.md",
+    "docs/minutes.md",
+    "docs/serving.md",
+    "docs/swaps.md",
+    "docs/training.md",
+}
 MARK = r"\*((?:Needs |Takes |Press |Runs until you stop it)[^*\n]*)\.\*"
 BLOCK = re.compile(rf"^(?:{MARK}\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PACKAGE = re.compile(r"Needs a package: pip install '?([\w.-]+?)(?:\[(\w+)\])?'?")
@@ -122,6 +133,8 @@ def runs(block):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, read_blocks(page)))])
 def test_what_a_page_shows_can_be_done(page, shell, tmp_path, subtests):
+    if page in WAITING:
+        pytest.skip("its blocks have not been run in a row yet")
     for block in read_blocks(page):
         if not runs(block):
             continue
