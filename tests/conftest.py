@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,11 @@ def overflow(model):
     signs = torch.randint(0, 2, head.shape, generator=torch.Generator().manual_seed(3))
     head.data = torch.where(signs > 0, 3e38, -3e38)
     return model
+
+
+def hear_ctrl_c():
+    """Called in a process that a test starts: a suite in the background ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Largest(TorchDispatchMode):

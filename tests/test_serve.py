@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import copy
-import functools
 import itertools
 import json
 import signal
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from conftest import SENTENCES, TINY, shake
+from conftest import SENTENCES, TINY, hear_ctrl_c, shake
 
 reason = "needs the server's packages: pip install 'rung[serve]'"
 fastapi = pytest.importorskip("fastapi", reason=reason)
@@ -799,8 +798,7 @@ def test_where_it_cannot_listen_it_says_so():
 def test_the_command_serves_until_ctrl_c(make_tiny, tokenizer, tmp_path):
     runs.save_model(runs.make_folder(tmp_path / "ngram"), make_tiny("ngram"), tokenizer)
     command = [sys.executable, "-m", "rung", "serve", str(tmp_path / "ngram"), "--port", "0"]
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a suite in the background ignores it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
     try:
         lines = [process.stderr.readline() for _ in range(4)]
         assert lines[0] == "Serving ngram\n" and "curl" in lines[2]

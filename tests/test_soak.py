@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import hear_ctrl_c
 
 reason = "needs the server's packages: pip install 'rung[serve]'"
 pytest.importorskip("fastapi", reason=reason)
@@ -160,7 +161,7 @@ def soak(make_tiny, tokenizer, tmp_path):
     command = [sys.executable, "-m", "rung", "serve", str(tmp_path / "llama3"), "--port", "0"]
     command += ["--max-batch", "8", "--max-queue", "100", "--timeout", str(seconds)]
     with (tmp_path / "log").open("w+", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stderr=log)
+        process = subprocess.Popen(command, stderr=log, preexec_fn=hear_ctrl_c)
         try:
             while (found := re.search(r"Open +(\S+)", (tmp_path / "log").read_text(encoding="utf-8"))) is None:
                 assert process.poll() is None
