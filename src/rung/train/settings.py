@@ -209,9 +209,7 @@ def _check_value(key: str, value: Any) -> None:
             raise RecipeError(f"train.{key} is {value!r}: it must be true or false")
         return
     if kinds <= {str, type(None)}:
-        # Its type is text, but true is what the Trainer wants there.
-        is_fsdp = key == "fsdp" and isinstance(value, bool)
-        if not isinstance(value, str) and key not in POSSIBLE and not is_fsdp:
+        if not isinstance(value, str) and key not in POSSIBLE:
             raise RecipeError(f"train.{key} is {value!r}: it must be a text")
         return
     whole = float not in kinds
@@ -228,6 +226,7 @@ def _check_value(key: str, value: Any) -> None:
 def _list_types() -> dict[str, set[type]]:
     """The types of the fields of `TrainingArguments` that hold a number, or yes or no, or text, and nothing else."""
     hints = {key: set(get_args(hint) or (hint,)) for key, hint in get_type_hints(TrainingArguments).items()}
+    hints["fsdp"].add(bool)  # true is what the Trainer wants there, though its hint says text alone
     plain = ({int, float, type(None)}, {bool, type(None)}, {str, type(None)})
     return {key: kinds for key, kinds in hints.items() if any(kinds <= kind for kind in plain)}
 
