@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/copying models/engines models/ngram models/orders tokenizer/tokenizing)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/copying models/engines models/ngram models/orders data/tokenizing)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -49,13 +49,13 @@ $(OUTPUTS): %.txt: %.py $(PEERS)
 $(OUTPUTS): SHELL := bash
 $(OUTPUTS): .SHELLFLAGS := -o pipefail -c
 
-benchmarks/evaluate/chapter.txt: GIVEN = $(WIKITEXT)
+benchmarks/evaluation/chapter.txt: GIVEN = $(WIKITEXT)
 benchmarks/models/copying.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
 benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/train
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
-benchmarks/tokenizer/tokenizing.txt: GIVEN = $(TEXT)
-benchmarks/train/adapters.txt: GIVEN = $(SHAKESPEARE)
-benchmarks/train/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)
+benchmarks/data/tokenizing.txt: GIVEN = $(TEXT)
+benchmarks/training/adapters.txt: GIVEN = $(SHAKESPEARE)
+benchmarks/training/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)
 $(READ_TEXT): | $(TEXT)
 
 $(VENV)/text: $(READY)

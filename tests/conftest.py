@@ -27,8 +27,8 @@ from transformers import PreTrainedConfig  # noqa: E402
 # Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
 # builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
-CHECKED = [f"rung.generate.{name}" for name in ("decoder", "native", "rounding", "slots", "speculative")]
-CHECKED += ["rung.models", "rung.evaluate.cache", "rung.evaluate.mixing", "rung.train.optimizer"]
+CHECKED = [f"rung.generation.{name}" for name in ("decoder", "native", "quantize", "batching", "speculative")]
+CHECKED += ["rung.models", "rung.evaluation.cache", "rung.evaluation.mixture", "rung.training.optimizer"]
 install_import_hook(CHECKED, "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -138,7 +138,7 @@ def few_objects():
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-pair tokenizer that knows the sentences well."""
-    from rung.tokenizer import build_tokenizer
+    from rung.data.tokenizer_training import build_tokenizer
 
     return build_tokenizer("bpe", SENTENCES * 20, 300)
 
@@ -149,8 +149,8 @@ def make_tiny(tokenizer):
     import numpy
     import torch
 
+    from rung.data.tokenizer import encode_documents
     from rung.models import build_model, find_rung, make_config
-    from rung.tokenizer import encode_documents
 
     def make(name, **settings):
         settings = VARIANTS.get(name, {}) | settings

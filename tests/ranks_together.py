@@ -1,4 +1,4 @@
-"""What tests/test_ranks.py has done by one process or by two: torchrun ... tests/ranks_together.py FOLDER."""
+"""What tests/test_distributed.py has done by one process or by two: torchrun ... tests/ranks_together.py FOLDER."""
 
 import io
 import json
@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy
 import torch
 
-from rung import cli, ranks, runs
+from rung import distributed, runs
+from rung.cli import main as cli
+from rung.data.packing import Blocks, Packed
+from rung.data.tokenizer import encode_documents
+from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RecipeError
 from rung.models import build_model, make_config
-from rung.models.ngram import NgramForCausalLM
-from rung.pack import Blocks, Packed
+from rung.models.ngram.model import NgramForCausalLM
 from rung.recipe import make_recipe
-from rung.recipe.making import execute
-from rung.recipe.tuning import Tuning, tune
-from rung.tokenizer import build_tokenizer, encode_documents
-from rung.train import Hooks, TrainSettings, train
+from rung.training.recorder import Hooks
+from rung.training.settings import TrainSettings
+from rung.training.train import train
+from rung.workflows.train import execute
+from rung.workflows.tune import Tuning, tune
 
 # Not conftest's: it has every shape checked, which takes long to begin with.
 SENTENCES = ("the cat sat on the mat", "the dog sat on the log", "a cat and a dog sat on a mat", "a dog is not a cat")
@@ -80,7 +84,7 @@ class Ground:
         hooks = Hooks(
             evaluate=lambda model: sign * self.judge(model),
             sample=lambda model: "",
-            progress=interrupt if ranks.is_main() else lambda progress: None,
+            progress=interrupt if distributed.is_main() else lambda progress: None,
         )
         trained = train(model, self.tokenizer, self.packed, folder, settings, hooks)
         assert trained.interrupted == (stop is not None)
@@ -89,7 +93,7 @@ class Ground:
         return {
             "losses": [line["loss"] for line in lines if "loss" in line],
             "judged": [line["bits_per_byte"] for line in lines if "bits_per_byte" in line],
-            "final": self.judge(model) if ranks.is_main() else None,
+            "final": self.judge(model) if distributed.is_main() else None,
         }
 
     @torch.no_grad()
@@ -104,7 +108,7 @@ def count_fits(folder):
     fitted, fit = [], NgramForCausalLM.fit.__func__
     NgramForCausalLM.fit = classmethod(lambda *args, **options: fitted.append(1) or fit(*args, **options))
     text = folder / "text.txt"
-    if ranks.is_main():
+    if distributed.is_main():
         text.write_text("\n\n".join(f"{number}: {sentence}" for number in range(40) for sentence in SENTENCES))
     assert execute(make_recipe({"rung": "ngram", "corpus": str(text)}), folder / "ngram")
     return len(fitted)
@@ -116,7 +120,7 @@ def tune_together(folder):
     shape = SHAPES["llama3"] | {"max_position_embeddings": 32}
     assert execute(make_recipe({"rung": "llama3", "corpus": text, "steps": 1, "model": shape}), base)
     says = [{"role": "user", "content": "What sat?"}, {"role": "assistant", "content": "The cat."}]
-    if ranks.is_main():
+    if distributed.is_main():
         lines = [{"messages": [{**says[0], "content": f"{number} What sat?"}, says[1]]} for number in range(20)]
         (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
     plan = Tuning(base=str(base), data=str(folder / "chats.jsonl"), steps=4)
@@ -145,10 +149,10 @@ def fail_on_one():
     heard = []
 
     def fail():
-        if ranks.number() == 1:
+        if distributed.number() == 1:
             raise runs.RunError("the second has a cold")
 
-    for do in (lambda: ranks.together(fail), lambda: ranks.from_main(lambda: [][0])):
+    for do in (lambda: distributed.together(fail), lambda: distributed.from_main(lambda: [][0])):
         try:
             do()
         except Exception as error:
@@ -175,7 +179,7 @@ def ask_together():
         "generate": run_command("generate", "base", "The cat", "--temperature", "0", "--json"),
         "no run": run_command("eval", "nowhere"),
     }
-    ranks.give_way = lambda: ranks.is_main() or sys.exit(-signal.SIGTERM)
+    distributed.give_way = lambda: distributed.is_main() or sys.exit(-signal.SIGTERM)
     asked["a bad value"] = run_command("train", "llama3", "text.txt", "--set", "hidden_size=31", "--out", "none")
     asked["a bad key"] = run_command("train", "llama3", "text.txt", "--set", "hiddensize=32", "--out", "none")
     asked["no text"] = run_command("train", "llama3", "missing.txt", "--out", "none")
@@ -194,7 +198,7 @@ def main():
     found["kept"] = {way: ground.train(way, f"{way}-kept", sign=-1) for way in ("plain", "sharded")}
     found |= {"fits": count_fits(ground.folder), "refused": tune_together(ground.folder), "heard": fail_on_one()}
     os.chdir(ground.folder)
-    leave, ranks.leave = ranks.leave, lambda: None  # one command comes after another here
+    leave, distributed.leave = distributed.leave, lambda: None  # one command comes after another here
     sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2,llama3", "--minutes", "0.03"]
     try:
         cli.main()
@@ -202,7 +206,7 @@ def main():
         found["climbed"] = end.code
     found["asked"] = ask_together()
     leave()
-    (ground.folder / f"found-{ranks.number()}.json").write_text(json.dumps(found))
+    (ground.folder / f"found-{distributed.number()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

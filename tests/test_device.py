@@ -210,7 +210,7 @@ def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
 
 def test_what_the_threads_are_is_chosen_before_torch():
     """The command's modules, and this one's, import no torch: OpenMP reads the variables when torch is loaded."""
-    code = "import sys, rung.cli, rung.device; sys.exit('torch' in sys.modules)"
+    code = "import sys, rung.cli.main, rung.device; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -221,8 +221,8 @@ from rung.device import configure_threads
 configure_threads()
 import torch
 from transformers import LlamaConfig
-from rung.generate import Decoder, Sampling
-from rung.generate.decoder import write_tokens
+from rung.generation.generate import Decoder, Sampling
+from rung.generation.decoder import write_tokens
 from rung.models.llama3 import LlamaForCausalLM
 
 model = LlamaForCausalLM(LlamaConfig(

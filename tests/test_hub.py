@@ -3,10 +3,10 @@
 import pytest
 
 from rung import hub
-from rung.corpus import load_corpus
+from rung.data.corpus import load_corpus
+from rung.data.tokenizer import load_tokenizer
 from rung.errors import CorpusError, RunError, TokenizerError
 from rung.models import load
-from rung.tokenizer import load_tokenizer
 
 PLACES = ("runs/missing", "./missing", "../missing", "~/missing", "/missing", "a/b/missing", "my run/missing")
 

@@ -8,11 +8,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from rung import model_files, runs
+from rung.data.tokenizer import load_tokenizer
+from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, RungError, TokenizerError
-from rung.export import export
-from rung.export.folders import read_weights
+from rung.export.export import export
+from rung.export.hf import read_weights
 from rung.models import load
-from rung.tokenizer import build_tokenizer, load_tokenizer
 
 DAMAGES = {
     "empty": "it is empty",

@@ -15,6 +15,6 @@ def test_a_module_is_imported_when_it_is_asked_for():
 
 
 def test_what_is_there_is_listed_and_what_is_not_is_refused():
-    assert {"models", "generate", "evaluate", "report", "__version__"} <= set(dir(rung))
+    assert {"models", "generation", "evaluation", "report", "__version__"} <= set(dir(rung))
     with pytest.raises(AttributeError, match="module 'rung' has no attribute 'nonsense'"):
         _ = rung.nonsense

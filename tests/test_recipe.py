@@ -7,20 +7,20 @@ import pytest
 import yaml
 
 from rung import runs
-from rung.corpus import load_corpus
+from rung.data.corpus import load_corpus
+from rung.data.packing import Blocks
+from rung.data.tokenizer import fingerprint
 from rung.errors import CorpusError, RecipeError, RunError, RungError
-from rung.figures import AFTER_TRAIN
-from rung.pack import Blocks
+from rung.evaluation.metrics import AFTER_TRAIN
 from rung.recipe import Recipe, make_recipe, read_recipe
-from rung.recipe.dial import suggest_parameters
-from rung.recipe.foreseen import foresee
-from rung.recipe.making import check_unused, execute, read_begun
-from rung.recipe.record import find_marks
-from rung.recipe.scoring import evaluate_run
-from rung.recipe.switches import choose_fitting
-from rung.recipe.text import prepare_tokenizer
-from rung.tokenizer import fingerprint
-from rung.train.order import Order
+from rung.training.sampler import Order
+from rung.workflows.budget import suggest_parameters
+from rung.workflows.estimate import foresee
+from rung.workflows.evaluate import evaluate_run
+from rung.workflows.prepare import prepare_tokenizer
+from rung.workflows.record import find_marks
+from rung.workflows.train import check_unused, execute, read_begun
+from rung.workflows.variants import choose_fitting
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
@@ -202,7 +202,7 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
 def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
-        patched.setattr("rung.recipe.making.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr("rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             execute(recipe, tmp_path / "run")
     Path(text).write_text(Path(text).read_text() + "\n\nOne more paragraph.\n")
@@ -221,7 +221,7 @@ def test_other_text_is_scored_whole(text, tmp_path):
 def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
     import pandas
 
-    from rung.corpus import stream
+    from rung.data import stream
 
     (tmp_path / "set").mkdir()
     rows = [paragraph for paragraph in Path(text).read_text().split("\n\n") if paragraph.strip()]
@@ -235,7 +235,7 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):
-    monkeypatch.setattr("rung.recipe.text.SAMPLE_BYTES", 4_000)
+    monkeypatch.setattr("rung.workflows.prepare.SAMPLE_BYTES", 4_000)
     for kind, stride in (("bpe", -(-load_corpus(text).bytes["train"] // 4_000)), ("word", 1)):
         recipe = make_recipe({"rung": "bigram", "corpus": text, "tokenizer": {"kind": kind}})
         execute(recipe, tmp_path / kind)
@@ -359,7 +359,7 @@ def test_after_any_bad_recipe_a_right_one_works_in_the_folder(text, tmp_path):
 def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched, pytest.raises(RunError, match="no ruler") as caught:
-        patched.setattr("rung.recipe.making.judge", raise_run_error)
+        patched.setattr("rung.workflows.train.judge", raise_run_error)
         execute(recipe, tmp_path / "run")
     assert caught.value.__notes__ == [
         f"what was made so far is kept: go on with `rung train --out {tmp_path / 'run'} --resume`, "
@@ -379,8 +379,8 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
     read.append([])
     stop_at(5, make_recipe(page | {"train": train}), run)
     with monkeypatch.context() as three, pytest.raises(RunError, match="8 rows a step, which 3 processes cannot") as no:
-        three.setattr("rung.ranks.count", lambda: 3)
-        three.setattr("rung.ranks.command", lambda: "torchrun -m rung")
+        three.setattr("rung.distributed.count", lambda: 3)
+        three.setattr("rung.distributed.command", lambda: "torchrun -m rung")
         read_begun(run)
     assert f"`torchrun -m rung train --out {run} --resume --set global_batch_size=9`" in str(no.value)
     for batch, step in ((12, 5), (9, 8)):
@@ -453,8 +453,8 @@ def test_a_vocabulary_alone_is_of_the_default_kind():
 def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
     """As KenLM does of a file: a tenth was left out without a word."""
     from rung import runs
-    from rung.recipe.making import execute
-    from rung.report import read_rows
+    from rung.report.page import read_rows
+    from rung.workflows.train import execute
 
     (tmp_path / "my.txt").write_text(prose)
     told = []
@@ -498,7 +498,7 @@ def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monke
         tell(5, 10)
         return (None, 199.0) if seconds < 199 else (1.5, 180.0)
 
-    monkeypatch.setattr("rung.recipe.record.mark_after_train", mark)
+    monkeypatch.setattr("rung.workflows.record.mark_after_train", mark)
     for seconds, keys in ((0.1, 3), (30.0, 3), (300.0, 4), (0.1, 4)):
         found = find_marks(corpus, stages.append, seconds)
         assert len(found["marks"]) == keys

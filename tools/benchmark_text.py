@@ -6,7 +6,8 @@ python tools/benchmark_text.py FOLDER [CORPUS]      # python-source, if no corpu
 import sys
 from pathlib import Path
 
-from rung.corpus import SPLITS, load_corpus
+from rung.data.corpus import load_corpus
+from rung.data.store import SPLITS
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "rung"
 RUNGS = {
     "bigram": "bigram.py",
-    "ngram": "ngram/__init__.py",
+    "ngram": "ngram/model.py",
     "rnn": "rnn.py",
     "rnn-attention": "rnn_attention.py",
     "gpt2": "gpt2.py",
@@ -70,7 +70,7 @@ def show_climb() -> str:
 
 def write_cli() -> str:
     """Every verb's --help."""
-    from rung.cli import app
+    from rung.cli.main import app
 
     names = [command.name for command in app.registered_commands]
     environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}

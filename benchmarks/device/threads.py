@@ -34,10 +34,10 @@ def make_runs():
     """For each row a function that computes some tokens, and how many."""
     import torch
 
-    from rung.generate import Decoder, Sampling
-    from rung.generate.decoder import write_tokens
+    from rung.data.tokenizer_training import build_tokenizer
+    from rung.generation.decoder import Decoder, write_tokens
+    from rung.generation.sampling import Sampling
     from rung.models import build_model, make_config
-    from rung.tokenizer import build_tokenizer
 
     def make(kind, fields, vocabulary, rows, length):
         tokenizer = build_tokenizer("char", ["".join(map(chr, range(0x4E00, 0x4E00 + vocabulary)))])

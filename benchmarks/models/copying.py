@@ -1,6 +1,6 @@
 """Train Llama with and without the copying heads that it begins with, and compare bits per byte.
 
-The heads are those of `models/copying.py`. The runs of a pair differ in nothing else; there is a
+The heads are those of `models/induction.py`. The runs of a pair differ in nothing else; there is a
 pair for each corpus and seed.
 
     python benchmarks/models/copying.py [CORPUS ...] > benchmarks/models/copying.txt
@@ -17,7 +17,7 @@ def make_run(corpus, seed, folder):
     """Bits per byte of the watched text at each evaluation, and of the test text at the end."""
     from rung import runs
     from rung.recipe import make_recipe
-    from rung.recipe.making import execute
+    from rung.workflows.train import execute
 
     page = {"rung": "llama3", "corpus": corpus, "steps": STEPS, "seed": seed, "model": {"hidden_size": WIDTH}}
     execute(make_recipe(page), folder)

@@ -18,11 +18,12 @@ from pathlib import Path
 import numpy
 from ngram import ORDER, read_lines
 
+from rung.data.tokenizer import encode_documents
+from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.models.ngram import NgramConfig, NgramForCausalLM
 from rung.models.ngram.budget import Counting
 from rung.models.ngram.engines import choose_counter
-from rung.tokenizer import build_tokenizer, encode_documents
+from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
 ENGINES = (("numpy", ""), ("duckdb", "2GB"))
 COPIES = 10

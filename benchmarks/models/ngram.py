@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy
 import torch
 
+from rung.data.tokenizer import encode_documents
+from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.models.ngram import NgramConfig, NgramForCausalLM
-from rung.models.ngram.arpa import write_arpa
-from rung.tokenizer import build_tokenizer, encode_documents
+from rung.export.arpa import write_arpa
+from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
 ORDER = 5
 MEGABYTES = (1, 3, 10, 30)

@@ -12,12 +12,13 @@ from collections.abc import Iterable
 
 import numpy
 
-from rung.corpus import Corpus, load_corpus
+from rung.data.corpus import Corpus, load_corpus
+from rung.data.tokenizer import encode_documents
+from rung.data.tokenizer_training import build_tokenizer, suggest_vocab_size
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.evaluate import Score, score_documents
+from rung.evaluation.score import Score, score_documents
 from rung.models import count_parameters, find_rung, make_config
-from rung.models.ngram import SMOOTHINGS
-from rung.tokenizer import build_tokenizer, encode_documents, suggest_vocab_size
+from rung.models.ngram.smoothing import SMOOTHINGS
 
 ORDERS = (1, 2, 3, 4, 5, 6, 7)
 COMPARED = 5  # the order at which smoothings are compared

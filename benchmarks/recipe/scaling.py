@@ -1,6 +1,6 @@
 """Fit laws to small runs of many sizes, and show beside each run what its law expects of it.
 
-`recipe/dial.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its figure
+`workflows/budget.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its figure
 is the one that training watches: bits per byte of the first 32 kB of the validation text, of the
 weights that are kept. Runs made before are read from scaling.jsonl, beside this file, and not made
 again. Two processes of one thread each share two cores best.
@@ -37,12 +37,12 @@ GRID = {  # corpus, dropout: widths and steps
 @functools.cache
 def read_text(source):
     """How many tokens there are to train on, and what counting finds."""
-    from rung.corpus import load_corpus
+    from rung.data.corpus import load_corpus
+    from rung.data.tokenizer_training import suggest_vocab_size
     from rung.recipe import make_recipe
-    from rung.recipe.counted import count_text
-    from rung.recipe.making import CONTEXT, read_watched
-    from rung.recipe.text import pack_train, prepare_tokenizer
-    from rung.tokenizer import suggest_vocab_size
+    from rung.workflows.difficulty import count_text
+    from rung.workflows.prepare import pack_train, prepare_tokenizer
+    from rung.workflows.train import CONTEXT, read_watched
 
     corpus = load_corpus(source, "paragraphs")
     spec = {"kind": "bpe", "vocab_size": suggest_vocab_size(corpus.bytes["train"])}
@@ -104,7 +104,7 @@ def fit(runs, fixed=None):
     import torch
     from torch.nn.functional import softplus
 
-    from rung.recipe.dial import Law
+    from rung.workflows.budget import Law
 
     starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0, "copying": 0.2}
     known = vars(fixed) if fixed else EXPONENTS
@@ -137,7 +137,7 @@ def fit(runs, fixed=None):
 
 
 def expect(law, run):
-    from rung.recipe.counted import Counted
+    from rung.workflows.difficulty import Counted
 
     counted = Counted(run["ngram"], run["copying"])
     return law(run["parameters"], run["tokens"], run["text"]) * law.begin(counted)
@@ -152,14 +152,14 @@ def laws_of(runs):
 
 def write(runs):
     """The runs, the laws, and how far apart they are."""
-    from rung.recipe.dial import LAWS
+    from rung.workflows.budget import LAWS
 
     print("# What a small model learns from how many tokens\n")
     print("Runs of `rung train llama3`, in `scaling.jsonl`; written by `benchmarks/recipe/scaling.py`. The")
     print("laws are fitted to those of so many steps; those of so many minutes, planned by the dial with these laws,")
     print("try them. Bits per byte on the 32 kB of validation text that")
     print("training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same text, `copying` the")
-    print("same where matches of what stood before are believed too (`recipe/counted.py`).")
+    print("same where matches of what stood before are believed too (`workflows/difficulty.py`).")
     machines = sorted({run["hardware"] for run in runs if "hardware" in run})  # old runs do not say it
     if machines:
         print(f"Runs were made on {' and on '.join(machines)}.")
@@ -188,7 +188,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs="+", metavar="CORPUS=PATH", help="make the missing runs on these")
     parser.add_argument("--read", nargs="+", metavar="RUN", type=Path, help="add these runs")
-    parser.add_argument("--fit", action="store_true", help="print the laws, for recipe/dial.py")
+    parser.add_argument("--fit", action="store_true", help="print the laws, for workflows/budget.py")
     chosen = parser.parse_args()
     if chosen.run:
         sources = dict(pair.split("=") for pair in chosen.run)

@@ -12,7 +12,7 @@ from pathlib import Path
 from rung import runs
 from rung.device import choose_device, describe
 from rung.recipe import make_recipe
-from rung.recipe.making import execute
+from rung.workflows.train import execute
 
 
 def main():

@@ -27,15 +27,16 @@ import torch
 import transformers
 import uvicorn
 
-from rung.corpus import load_corpus
+from rung.data.corpus import load_corpus
+from rung.data.tokenizer_training import build_tokenizer
 from rung.device import describe
-from rung.generate import Sampling
+from rung.generation.sampling import Sampling
 from rung.models import build_model, count_parameters, make_config
-from rung.serve import Limits, Served, build_app, load_served
+from rung.serve.app import build_app
 from rung.serve.engine import Engine, Worker, leave_a_core
-from rung.serve.limits import Metrics
-from rung.serve.texts import Order
-from rung.tokenizer import build_tokenizer
+from rung.serve.middleware import Limits, Metrics
+from rung.serve.registry import Served, load_served
+from rung.serve.sequences import Order
 
 SHAPES = {  # as README's climb made them
     "llama3": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 352},

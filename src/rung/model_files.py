@@ -16,6 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from rung.errors import RunError
 
+# A run has these beside its model.
+RECORD, METRICS, CHECKPOINTS = "rung.json", "metrics.jsonl", "checkpoints"
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BINARY, BINARY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -46,6 +48,17 @@ KINDS: dict[str, dict[str, tuple[type, ...]]] = {
 # Keys by which transformers reads other files in the place of those that are looked at here.
 ELSEWHERE = {CONFIG: ("configuration_files", "transformers_weights"), TOKENIZER: ("fast_tokenizer_files",)}
 WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+
+
+def is_run(folder: Path) -> bool:
+    """Whether rung made the folder: it has a run's record, or a damaged one beside what a run has."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return any((folder / name).exists() for name in (METRICS, CHECKPOINTS, "config.json"))
+    return isinstance(record, dict) and "rung" in record
 
 
 def check_folder(folder: Path) -> None:

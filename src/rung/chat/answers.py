@@ -10,12 +10,14 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rung.chat.formats import Conversation, Encoded, encode_prompt, find_ends
-from rung.evaluate import token_nats
-from rung.figures import perplexity
-from rung.generate import Decoder, Sampling, continue_tokens, generate_batch
-from rung.models import CausalModel
-from rung.tokenizer import encode_plainly
+from rung.chat.template import Conversation, Encoded, encode_prompt, find_ends
+from rung.data.tokenizer import encode_plainly
+from rung.evaluation.metrics import perplexity
+from rung.evaluation.score import token_nats
+from rung.generation.decoder import Decoder
+from rung.generation.generate import continue_tokens, generate_batch
+from rung.generation.sampling import Sampling
+from rung.models.base import CausalModel
 
 AT_ONCE = 16  # questions
 LONGEST = 128  # tokens of an answer

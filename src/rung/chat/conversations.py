@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.chat.formats import Conversation, Message
-from rung.chat.questions import ask_about_python
-from rung.corpus.files import hash_unit
-from rung.corpus.named import load_splits, parse_hub_name
+from rung.chat.python_qa import ask_about_python
+from rung.chat.template import Conversation, Message
+from rung.data.files import hash_unit
+from rung.data.sources import load_splits, parse_hub_name
 from rung.errors import CorpusError
 
 logger = logging.getLogger(__name__)

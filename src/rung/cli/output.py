@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
-from rung import ranks
+from rung import distributed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def set_quiet(quiet: bool) -> None:
 
 def is_quiet() -> bool:
     """Whether progress and hints are left out: asked for with `--quiet`, or another process speaks."""
-    return _manner["quiet"] or not ranks.is_main()
+    return _manner["quiet"] or not distributed.is_main()
 
 
 def use_any_encoding() -> None:
@@ -88,7 +88,7 @@ def replace_word(word: str, by: str) -> None:
 def write_resuming(*words: object) -> str:
     """A command, by default the present one, quoted for the shell; of several processes, one that starts them all."""
     given = [str(word) for word in words] or [_words.get(word, word) for word in sys.argv[1:]]
-    return f"{ranks.command() if ranks.count() > 1 else program()} {shlex.join(given)}"
+    return f"{distributed.command() if distributed.count() > 1 else program()} {shlex.join(given)}"
 
 
 def program() -> str:
@@ -137,5 +137,5 @@ def show_logs() -> None:
     for handler in [handler for handler in root.handlers if isinstance(handler, _Lines)]:
         root.removeHandler(handler)
     root.addHandler(_Lines())
-    root.setLevel(logging.WARNING if ranks.is_main() else logging.ERROR)
+    root.setLevel(logging.WARNING if distributed.is_main() else logging.ERROR)
     logging.getLogger("rung").setLevel(logging.NOTSET if is_quiet() else logging.INFO)

@@ -18,7 +18,7 @@ from rich.text import Text
 from rung.cli.output import escape_controls, find_overflow, is_quiet
 
 if TYPE_CHECKING:
-    from rung.recipe.stages import Stage
+    from rung.progress import Stage
 
 BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
 NAMES = 14  # characters that the names of rungs take

@@ -1,13 +1,37 @@
-"""N-grams to and from ARPA files."""
+"""ARPA files, the format that every n-gram toolkit reads: log10 probabilities and back-off weights as text.
 
+The words <s>, </s> and <unk> stand for the tokenizer's begin, end and unknown; padding is left out. Columns of
+text are made by Arrow, and taken apart by it (`arpa_parser.py`): there is no loop over n-grams.
+"""
+
+import gzip
+import re
+from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
+from typing import Any, cast
+
+import numpy
+import pyarrow
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from tokenizers import models
+from transformers import PreTrainedTokenizerBase
 
 from rung import __version__, runs
+from rung.data.tokenizer_training import BOS, EOS, PAD, UNKNOWN, build_tokenizer
 from rung.errors import RunError
-from rung.export.folders import writing_file
+from rung.export.arpa_parser import IMPOSSIBLE, ArpaText, Section
+from rung.export.hf import writing_file
 from rung.models import count_parameters, load
-from rung.models.ngram import NgramConfig, NgramForCausalLM
-from rung.models.ngram.arpa import read_arpa, write_arpa
+from rung.models.ngram.model import NgramConfig, NgramForCausalLM
+from rung.models.ngram.smoothing import Table
+
+BEGIN, END = "<s>", "</s>"
+ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read
+MISSING_UNKNOWN = -100.0  # log10
+SPACE, TAB, NEWLINE, NOTHING = (pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", ""))
+ROWS_AT_ONCE = 2**20
 
 
 def export_arpa(run: str, out: Path) -> None:
@@ -35,3 +59,205 @@ def import_arpa(path: Path, folder: Path) -> NgramConfig:
         facts = {"imported": str(path), "parameters": count_parameters(model), "versions": {"rung": __version__}}
         runs.write_record(folder, {"rung": "ngram", **facts})
     return model.config
+
+
+def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write the model as an ARPA file, compressed where the name ends in .gz.
+
+    Raises `RunError` for a tokenizer whose words an ARPA file cannot hold, and for scores that are no probabilities:
+    whoever read them would take them for such.
+    """
+    if not model.is_normalized:
+        raise RunError(
+            f"an ARPA file holds probabilities, and the scores of {model.config.smoothing} are none: count again with "
+            "another smoothing, as in --set smoothing=kneser-ney"
+        )
+    words = pyarrow.array(_arpa_words(tokenizer), type=pyarrow.large_string())
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id != tokenizer.eos_token_id else None
+    with _open(path, compressed=path.suffix == ".gz") as file:
+        sizes = list(model.config.num_ngrams)
+        sizes[0] -= padding is not None
+        counts = "".join(f"ngram {order}={size}\n" for order, size in enumerate(sizes, start=1))
+        file.write(f"\\data\\\n{counts}".encode())
+        for order in range(1, len(sizes) + 1):
+            file.write(f"\n\\{order}-grams:\n".encode())
+            for lines in _lines(model, words, order, padding):
+                file.write(lines)
+        file.write(b"\n\\end\\\n")
+
+
+def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
+    """The model in an ARPA file, and a tokenizer that splits text on white space into its words.
+
+    Raises `RunError` when it is no ARPA file, or one that would give wrong figures (`arpa_parser.py`).
+    """
+    text = ArpaText.read(path)
+    sections = list(text.sections())
+    vocabulary = cast(list[str], sections[0].words[0].to_pylist())
+    tokenizer = _make_tokenizer(vocabulary)
+    number = _number_words(text, sections[0], vocabulary, tokenizer)
+    tables = _build_tables(text, sections, number, tokenizer)
+    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = NgramConfig(vocab_size=len(tokenizer), **special)
+    return NgramForCausalLM.from_tables(config, tables), tokenizer
+
+
+def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each token as a word of an ARPA file, by id."""
+    if tokenizer.bos_token_id == tokenizer.eos_token_id:
+        raise RunError("this tokenizer opens and ends documents with one token; an ARPA file needs <s> and </s>")
+    words = cast(list[str], tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    special = {tokenizer.bos_token_id: BEGIN, tokenizer.eos_token_id: END}
+    if tokenizer.unk_token_id is not None:
+        special[tokenizer.unk_token_id] = ARPA_UNKNOWN[0]
+    for number, word in enumerate(words):
+        if number in special:
+            words[number] = special[number]
+        elif word in (BEGIN, END, *ARPA_UNKNOWN):
+            raise RunError(
+                f"{word!r} is a word of this model's text, and in an ARPA file it means something else: "
+                "give it another name in the text and train again"
+            )
+        elif not word or re.search(r"[ \t\n\r]", word):
+            raise RunError(f"the token {word!r} holds white space; an ARPA file separates words by it")
+    return words
+
+
+def _lines(
+    model: NgramForCausalLM, words: pyarrow.LargeStringArray, order: int, padding: int | None
+) -> Iterator[bytes]:
+    """The lines of one order, many at a time."""
+    columns = _ngram_columns(model, order)
+    probability = model.get_parameter(f"log10_probability_{order}").detach().numpy().copy()
+    if order == 1:
+        probability[model.config.bos_token_id] = 0  # <s> is never predicted; lmplz writes 0 for it
+    is_highest = order == len(model.config.num_ngrams)
+    backoff = None if is_highest else model.get_parameter(f"log10_backoff_{order}").detach().numpy()
+    probability[numpy.isneginf(probability)] = IMPOSSIBLE
+    for start in range(0, len(probability), ROWS_AT_ONCE):
+        rows = numpy.arange(start, min(start + ROWS_AT_ONCE, len(probability)))
+        rows = rows[rows != padding] if order == 1 else rows
+        ngrams = pc.binary_join_element_wise(*(words.take(pyarrow.array(c[rows])) for c in columns), SPACE)
+        fields = [_format(probability[rows]), ngrams, *([] if backoff is None else [_format(backoff[rows])])]
+        lines = pc.binary_join_element_wise(pc.binary_join_element_wise(*fields, TAB), NOTHING, NEWLINE)
+        yield "".join(lines.to_pylist()).encode()
+
+
+def _format(values: NDArray[numpy.float32]) -> pyarrow.LargeStringArray:
+    """The shortest text that gives the same float32 back."""
+    return pyarrow.array(values).cast(pyarrow.large_string())
+
+
+def _ngram_columns(model: NgramForCausalLM, order: int) -> list[NDArray[numpy.int64]]:
+    """The first, second, ... token of every n-gram of `order`."""
+    columns: list[NDArray[numpy.int64]] = []
+    rows = numpy.arange(model.config.num_ngrams[order - 1])
+    for level in range(order, 1, -1):
+        columns.append(model.get_buffer(f"tokens_{level}").numpy()[rows].astype(numpy.int64))
+        rows = numpy.searchsorted(model.get_buffer(f"first_{level - 1}").numpy(), rows, side="right") - 1
+    return [rows, *reversed(columns)]
+
+
+def _make_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerBase:
+    """White space apart, these words known; the kind that `--tokenizer whitespace` trains."""
+    tokenizer = build_tokenizer("whitespace", [])
+    known = tokenizer.get_vocab()
+    for word in vocabulary:
+        if word not in (BEGIN, END, *ARPA_UNKNOWN):
+            known.setdefault(word, len(known))
+    tokenizer.backend_tokenizer.model = models.WordLevel(vocab=known, unk_token=UNKNOWN)
+    return tokenizer
+
+
+def _number_words(
+    text: ArpaText, unigrams: Section, vocabulary: list[str], tokenizer: PreTrainedTokenizerBase
+) -> NDArray[numpy.int64]:
+    """The id of each of the 1-grams."""
+    ids = tokenizer.get_vocab()
+    renamed = {BEGIN: tokenizer.bos_token, END: tokenizer.eos_token, **dict.fromkeys(ARPA_UNKNOWN, UNKNOWN)}
+    for needed in (BEGIN, END):
+        if needed not in vocabulary:
+            raise text.refuse(
+                int(unigrams.lines[0]), f"the 1-grams that begin here hold no {needed}: sentences have no bounds"
+            )
+    for special in {BOS, EOS, PAD, UNKNOWN} - {*ARPA_UNKNOWN}:
+        if special in vocabulary:
+            line = int(unigrams.lines[vocabulary.index(special)])
+            raise text.refuse(line, f"the word {special!r} is the name of a special token here: give it another")
+    number = numpy.array([ids[renamed.get(word, word)] for word in vocabulary], dtype=numpy.int64)
+    _, first = numpy.unique(number, return_index=True)
+    again = numpy.ones(len(number), dtype=bool)
+    again[first] = False
+    text.check(unigrams.lines, again, lambda place: f"the word {vocabulary[place]!r} is there twice")
+    return number
+
+
+def _build_tables(
+    text: ArpaText, sections: list[Section], number: NDArray[numpy.int64], tokenizer: PreTrainedTokenizerBase
+) -> list[Table]:
+    """Sort every order by parent and token."""
+    words, vocab_size = sections[0].words[0], len(tokenizer)
+    keys: list[NDArray[numpy.int64]] = []  # parent * V + token, of order 2, 3, ...
+    tables = [_unigrams(sections[0].log10_probability, sections[0].log10_backoff, number, vocab_size, tokenizer)]
+    for order, section in enumerate(sections[1:], start=2):
+        ids = numpy.stack([_look_up(text, section, column, words, number) for column in section.words])
+        parents = ids[0]
+        for column, known in zip(ids[1:-1], keys, strict=True):
+            wanted = parents * vocab_size + column
+            parents = numpy.searchsorted(known, wanted)
+            is_there = known[numpy.minimum(parents, len(known) - 1)] == wanted if len(known) else wanted < 0
+            text.check(section.lines, ~is_there, lambda _: "this n-gram is there, but not what it begins with")
+        found = parents * vocab_size + ids[-1]
+        by_key = numpy.argsort(found, kind="stable")
+        keys.append(found[by_key])
+        again = numpy.zeros(len(found), dtype=bool)
+        again[by_key[1:]] = keys[-1][1:] == keys[-1][:-1]
+        text.check(section.lines, again, lambda _: "this n-gram is there twice")
+        if order == len(sections):
+            weighted = section.log10_backoff != 0
+            text.check(section.lines, weighted, lambda _: "an n-gram of the highest order has a back-off weight")
+        tables.append(
+            Table(
+                tokens=ids[-1][by_key],
+                parents=parents[by_key],
+                log10_probability=section.log10_probability[by_key],
+                log10_backoff=section.log10_backoff[by_key],
+            )
+        )
+    return tables
+
+
+def _look_up(
+    text: ArpaText, section: Section, column: Any, words: Any, number: NDArray[numpy.int64]
+) -> NDArray[numpy.int64]:
+    """The ids of a column of words."""
+    found = pc.index_in(column, value_set=words)
+    missing = found.is_null().to_numpy(zero_copy_only=False)
+    text.check(section.lines, missing, lambda place: f"the word {column[place].as_py()!r} is not among the 1-grams")
+    return number[found.to_numpy()]
+
+
+def _unigrams(
+    probability: NDArray[numpy.float32],
+    backoff: NDArray[numpy.float32],
+    number: NDArray[numpy.int64],
+    vocab_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Table:
+    """Order 1: a row for each token. Padding cannot come; an <unk> that the file lacks costs what KenLM says."""
+    by_id = numpy.full(vocab_size, -numpy.inf, dtype=numpy.float32)
+    by_id[tokenizer.unk_token_id] = MISSING_UNKNOWN
+    by_id[number] = probability
+    by_id[tokenizer.bos_token_id] = -numpy.inf
+    weights = numpy.zeros(vocab_size, dtype=numpy.float32)
+    weights[number] = backoff
+    return Table(
+        tokens=numpy.arange(vocab_size),
+        parents=numpy.zeros(vocab_size, dtype=numpy.int64),
+        log10_probability=by_id,
+        log10_backoff=weights,
+    )
+
+
+def _open(path: Path, *, compressed: bool) -> BufferedIOBase:
+    return cast(BufferedIOBase, gzip.open(path, "wb", compresslevel=6) if compressed else path.open("wb"))

@@ -10,10 +10,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
 from rung import runs
-from rung.corpus import WIKITEXT_CONFIGS
-from rung.corpus.named import WIKITEXT
+from rung.data.corpus import WIKITEXT_CONFIGS
+from rung.data.sources import WIKITEXT
 from rung.errors import RunError
-from rung.figures import RENORMALIZED, show_token_perplexity, show_word_perplexity
+from rung.evaluation.metrics import RENORMALIZED, show_token_perplexity, show_word_perplexity
 from rung.models import BESIDE, LADDER, read_folder
 
 Record = Mapping[str, Any]

@@ -20,25 +20,18 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 
 from rung import model_files
+from rung.data.tokenizer import load_tokenizer
 from rung.errors import RunError, TokenizerError
-from rung.export.consolidated import read_consolidated, write_consolidated
-from rung.export.folders import (
-    Weights,
-    copy_files,
-    find_folder,
-    read_weights,
-    write_weights,
-    writing,
-)
+from rung.export.hf import Weights, copy_files, find_folder, read_weights, write_weights, writing
 from rung.export.tiktoken import LLAMA3, LLAMA31, read_tiktoken, write_tiktoken
+from rung.export.torch_archive import read_consolidated, write_consolidated
 from rung.files import write_atomically
 from rung.model_files import TOKENIZER_FILES
 from rung.models import read_folder
-from rung.models.checks import MOST, check_config, check_values
+from rung.models.config_checks import MOST, check_config, check_values
 from rung.models.llama3 import LlamaForCausalLM
-from rung.models.reading import say_in_a_line
+from rung.models.loading import say_in_a_line
 from rung.models.sizes import SIZES, rope
-from rung.tokenizer import load_tokenizer
 
 logger = logging.getLogger(__name__)
 

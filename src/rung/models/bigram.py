@@ -13,8 +13,8 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.causal import State, StatefulModel, keep_logits
-from rung.models.checks import RungConfig
+from rung.models.base import State, StatefulModel, keep_logits
+from rung.models.config_checks import RungConfig
 from rung.models.contract import keep_contract
 
 PAIRS_AT_ONCE = 2**22  # that are counted together: 200 MB

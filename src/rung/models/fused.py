@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from rung.compiled import Address, compile_source
+from rung.compiler import Address, compile_source
 
 SOURCE = Path(__file__).with_name("fused.c")
 LOGITS_AT_ONCE = 2**26  # rows times vocabulary: 128 MiB in bfloat16

@@ -23,7 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from rung.models.causal import CausalModel, Mask, is_loaded
+from rung.models.base import CausalModel, Mask, is_loaded
 from rung.models.contract import Trace, keep_contract
 from rung.models.rnn_attention import attend_traced, causal_mask, join_heads, split_heads
 

@@ -21,11 +21,11 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.causal import CausalModel, Mask, find_padding, is_loaded
+from rung.models.base import CausalModel, Mask, find_padding, is_loaded
 from rung.models.contract import keep_contract
-from rung.models.copying import Head, begin_to_copy
 from rung.models.fused import rms_norm
 from rung.models.gpt2 import Reading, begin_reading, mark_residual
+from rung.models.induction import Head, begin_to_copy
 from rung.models.rnn_attention import join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02

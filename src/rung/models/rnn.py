@@ -15,8 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
-from rung.models.causal import State, StatefulModel, is_loaded, real_tokens
-from rung.models.checks import RungConfig
+from rung.models.base import State, StatefulModel, is_loaded, real_tokens
+from rung.models.config_checks import RungConfig
 from rung.models.contract import Trace, keep_contract
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.causal import Mask, State, StatefulModel, real_tokens
+from rung.models.base import Mask, State, StatefulModel, real_tokens
 from rung.models.contract import Trace, keep_contract
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 

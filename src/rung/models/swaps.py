@@ -16,16 +16,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig
 
 from rung.errors import RecipeError, did_you_mean
-from rung.models.causal import CausalModel, find_padding
-from rung.models.checks import RungConfig
+from rung.models.base import CausalModel, find_padding
+from rung.models.config_checks import RungConfig
 from rung.models.gpt2 import GPT2MLP, Reading, init_positions, init_residual
-from rung.models.llama3 import (
-    LlamaDecoderLayer,
-    LlamaForCausalLM,
-    LlamaRMSNorm,
-    add_common_vector,
-    find_rotation,
-)
+from rung.models.llama3 import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm, add_common_vector, find_rotation
 
 SWAPS = {  # name: what it takes out, what it puts in
     "rmsnorm": ("LayerNorm", "RMSNorm"),

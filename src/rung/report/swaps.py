@@ -8,11 +8,12 @@ from pathlib import Path
 
 from rung import runs
 from rung.errors import RunError
-from rung.figures import find_interval
+from rung.evaluation.metrics import find_interval
 from rung.files import write_atomically
 from rung.models.swaps import SWAPS
-from rung.report import build_figure, build_header, charts, fill_page
-from rung.report.rows import Group, Run, make_cell, read_runs, whole
+from rung.report import charts
+from rung.report.page import build_figure, build_header, fill_page
+from rung.report.table import Group, Run, make_cell, read_runs, whole
 
 BASE, END = "gpt2", "llama3"
 HEADS = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")

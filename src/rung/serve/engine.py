@@ -20,14 +20,14 @@ import torch
 from anyio import CapacityLimiter
 from torch import Tensor
 
-from rung.generate.pieces import Pieces, show_token, spell_token
-from rung.generate.sampling import choose_each
-from rung.generate.slots import Slots
-from rung.serve.limits import ApiError, Limits, Metrics, check_ids, note_failure
-from rung.serve.served import Served, identify
-from rung.serve.texts import BUFFER, Order, Piece, Text
-from rung.serve.turns import run_in_turn
-from rung.serve.weighing import weigh, weigh_prompt
+from rung.generation.batching import Slots
+from rung.generation.detokenize import Pieces, show_token, spell_token
+from rung.generation.sampling import choose_each
+from rung.serve.logprobs import weigh, weigh_prompt
+from rung.serve.middleware import ApiError, Limits, Metrics, check_ids, note_failure
+from rung.serve.registry import Served, identify
+from rung.serve.sequences import BUFFER, Order, Piece, Text
+from rung.serve.threads import run_in_turn
 
 logger = logging.getLogger(__name__)
 

@@ -11,13 +11,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from rung.chat import drop_turns, find_ends
+from rung.chat.session import drop_turns
+from rung.chat.template import find_ends
+from rung.data.tokenizer import encode_plainly
 from rung.errors import RunError
-from rung.generate import Sampling
-from rung.generate.pieces import Pieces
+from rung.generation.detokenize import Pieces
+from rung.generation.sampling import Sampling
 from rung.serve.engine import Engine
-from rung.serve.limits import ApiError, Limits, check_ids, find_arrival, look_up
-from rung.serve.replies import ChatReply, CompletionReply, finish_unless_gone
+from rung.serve.middleware import ApiError, Limits, check_ids, find_arrival, look_up
+from rung.serve.responses import ChatReply, CompletionReply, finish_unless_gone
 from rung.serve.schemas import (
     REFUSALS,
     Asked,
@@ -28,8 +30,7 @@ from rung.serve.schemas import (
     Model,
     Models,
 )
-from rung.serve.texts import Order, Prompt
-from rung.tokenizer import encode_plainly
+from rung.serve.sequences import Order, Prompt
 
 DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
 STREAM: dict[str, Any] = {"text/event-stream": {}}

@@ -19,17 +19,17 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rung import runs
-from rung.evaluate import is_renormalized, score_text
-from rung.evaluate.attention import attention_shape, read_attention
-from rung.generate.pieces import show_token
-from rung.generate.sampling import Sampling, find_shares
+from rung.data.tokenizer import encode_plainly, fingerprint
+from rung.evaluation.attention import attention_shape, read_attention
+from rung.evaluation.score import is_renormalized, score_text
+from rung.generation.detokenize import show_token
+from rung.generation.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
 from rung.serve.engine import Engine
-from rung.serve.limits import ApiError, check_ids, find_arrival, look_up
-from rung.serve.replies import finish_unless_gone
+from rung.serve.middleware import ApiError, check_ids, find_arrival, look_up
+from rung.serve.registry import Served
+from rung.serve.responses import finish_unless_gone
 from rung.serve.schemas import REFUSALS, Body
-from rung.serve.served import Served
-from rung.tokenizer import encode_plainly, fingerprint
 
 LONGEST = 8_000  # characters of a text; of ids as many tokens
 WIDEST = 96  # tokens whose attention is shown
@@ -108,7 +108,7 @@ def make_router(engines: dict[str, Engine]) -> APIRouter:
 
 def _add_page(router: APIRouter) -> None:
     """The page's files, read once: no address ever reaches the disk."""
-    folder = resources.files("rung.serve").joinpath("page")
+    folder = resources.files("rung.serve.app").joinpath("page")
     parts = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.split(".")[-1] in KINDS}
 
     @router.get("/", include_in_schema=False)

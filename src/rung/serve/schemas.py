@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from rung.chat.conversations import read_message
 from rung.errors import CorpusError, did_you_mean
-from rung.serve.limits import ApiError
+from rung.serve.middleware import ApiError
 
 # What no answer depends on, here as little as at OpenAI's.
 HARMLESS = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}

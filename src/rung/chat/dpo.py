@@ -1,0 +1,245 @@
+"""Learning which of two answers is the better one: direct preference optimization (Rafailov et al. 2023)."""
+
+import functools
+import itertools
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rung.chat.conversations import read_side, read_values
+from rung.chat.template import Conversation, Encoded, encode_conversations
+from rung.data.files import hash_unit
+from rung.data.packing import IGNORED
+from rung.device import has_fast_bfloat16
+from rung.errors import CorpusError
+from rung.models.base import CausalModel
+
+logger = logging.getLogger(__name__)
+
+ROWS = 8  # pairs of a step
+FEWEST = 2
+HELD_OUT = 0.1  # of the pairs, to see what was learned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """A prompt, the answer that is preferred, and the one that is not."""
+
+    prompt: Conversation
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceSettings:
+    """How often the pairs are gone through, and what holds the model to what it was: the more `beta`, the more."""
+
+    epochs: float = 1.0
+    learning_rate: float = 1e-4
+    beta: float = 0.1
+    seed: int = 0
+
+
+def read_preferences(path: Path) -> list[Preference]:
+    """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have them.
+
+    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Pairs of equal answers, from
+    which nothing can be learned, are left out; the log says so. Raises `CorpusError` where a line is none, or there
+    are too few.
+    """
+    rows = read_values(path, "preferences")
+    read = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
+    found = [preference for preference in read if preference.chosen != preference.rejected]
+    if equal := len(read) - len(found):
+        logger.warning("%d preferences are left out: `chosen` and `rejected` are the same answer", equal)
+    different = len(set(map(_name, found)))
+    if different < FEWEST:
+        raise CorpusError(f"{path} has {different} different preferences: at least {FEWEST} are needed")
+    return found
+
+
+def hold_out(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+    """Those to learn from, and those to be asked about in the end: one at least of either."""
+    places = [hash_unit(_name(preference)) for preference in preferences]
+    border = HELD_OUT if min(places) <= HELD_OUT < max(places) else min(places)
+    kept = [p for p, place in zip(preferences, places, strict=True) if place > border]
+    return kept, [p for p, place in zip(preferences, places, strict=True) if place <= border]
+
+
+def _name(preference: Preference) -> str:
+    """What is the same in preferences that are held out together."""
+    return f"{preference.prompt} {preference.chosen}"
+
+
+def _read(row: Any, where: str) -> Preference:
+    fields = row if isinstance(row, dict) else {}
+    if not {"chosen", "rejected"} <= fields.keys():
+        raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages")
+    sides = [read_side(fields[name], "assistant", where) for name in ("chosen", "rejected")]
+    if "prompt" in fields:
+        prompt = read_side(fields["prompt"], "user", where)
+        sides = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in sides]
+    else:
+        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*(side[:-1] for side in sides), strict=False))
+        prompt = [message for message, _ in pairs]
+        sides = [side[len(prompt) :] for side in sides]
+    if not prompt:
+        raise CorpusError(f"{where}: it has no `prompt`, and `chosen` and `rejected` begin with no message in common")
+    if any([message["role"] for message in side] != ["assistant"] for side in sides):
+        raise CorpusError(f"{where}: `chosen` and `rejected` must each be one answer of the assistant to the prompt")
+    return Preference(prompt=prompt, chosen=sides[0][0]["content"], rejected=sides[1][0]["content"])
+
+
+def keep_fitting(
+    tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference], window: int | None
+) -> list[Preference]:
+    """Those whose answers both begin within what the model looks at; the log says what is left out or cut off.
+
+    Raises `CorpusError` where there are too few.
+    """
+    if window is None:
+        return list(preferences)
+    kept, cuts = [], []
+    for preference in preferences:
+        sides = _write(tokenizer, preference)
+        if all(any(said[1 : window + 1]) for _, said in sides):
+            kept.append(preference)
+            cuts.append(sum(len(ids) > window + 1 for ids, _ in sides))
+    if len(set(map(_name, kept))) < FEWEST:
+        raise CorpusError(
+            f"of {len(preferences)} preferences {len(kept)} have answers that both begin within the {window} tokens "
+            f"that the model looks at: at least {FEWEST} different ones are needed; shorten what is asked"
+        )
+    if left_out := len(preferences) - len(kept):
+        logger.warning("%d preferences are left out: an answer begins beyond %d tokens", left_out, window)
+    if cut := sum(map(bool, cuts)):
+        one = cuts.count(1)
+        logger.warning("%d preferences are cut off after %d tokens, %d of them on one side", cut, window, one)
+    return kept
+
+
+def learn_preferences(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    preferences: Sequence[Preference],
+    settings: PreferenceSettings,
+    on_step: Callable[[int, int], None] = lambda done, steps: None,
+) -> None:
+    """Train `model` in place to find the chosen answers likelier, and the rejected ones less likely, than it did.
+
+    What it did is computed before, once, so that no second model stands in memory.
+    """
+    rows = [_encode(tokenizer, preference, model.context_length) for preference in preferences]
+    collate = functools.partial(_collate, pad=tokenizer.pad_token_id)
+    with torch.no_grad():
+        for at in range(0, len(rows), ROWS):
+            scores = score_answers(model.eval(), collate(rows[at : at + ROWS]))
+            for row, reference in zip(rows[at : at + ROWS], scores, strict=True):
+                row["reference"] = reference.cpu()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            num_train_epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
+            per_device_train_batch_size=ROWS,
+            bf16=has_fast_bfloat16(model.device),
+            use_cpu=model.device.type == "cpu",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=model.device.type == "cuda",
+            use_cache=True,  # as `make_arguments`
+            seed=settings.seed,
+        )
+        trainer = _PreferenceTrainer(
+            model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[_Steps(on_step)]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.beta = settings.beta
+        trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+
+
+def score_answers(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[Tensor, "B 2"]:
+    """The log probability of each pair's chosen and of its rejected answer."""
+    ids, targets = (batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets"))  # 2B T
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+    return -nats.sum(-1).view(-1, 2)
+
+
+def preference_loss(scores: Float[Tensor, "B 2"], reference: Float[Tensor, "B 2"], beta: float) -> Float[Tensor, ""]:
+    """-log sigmoid of beta times how much more the chosen answer has gained than the rejected one (equation 7)."""
+    gained = scores - reference
+    return -F.logsigmoid(beta * (gained[:, 0] - gained[:, 1])).mean()
+
+
+def share_preferred(model: CausalModel, tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]) -> float:
+    """The share of pairs whose chosen answer is the likelier one, token for token."""
+    better = 0
+    for preference in preferences:
+        batch = _collate([_encode(tokenizer, preference, model.context_length)], tokenizer.pad_token_id)
+        with torch.no_grad():
+            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORED).sum(-1).to(model.device)
+        better += int(scores[0] > scores[1])
+    return better / len(preferences)
+
+
+class _PreferenceTrainer(Trainer):
+    beta: float
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
+        """That of the preferences."""
+        return preference_loss(score_answers(model, inputs), inputs["reference"], self.beta)
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self.tell = tell
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Move the bar."""
+        self.tell(state.global_step, state.max_steps)
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, preference: Preference, window: int | None) -> dict[str, Any]:
+    """Both answers after the prompt; what is beyond the window is cut off."""
+    end = window and window + 1
+    return {"pair": [(ids[:end], said[:end]) for ids, said in _write(tokenizer, preference)]}
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, preference: Preference) -> list[tuple[list[int], list[bool]]]:
+    answers = (preference.chosen, preference.rejected)
+    said = [[*preference.prompt, {"role": "assistant", "content": answer}] for answer in answers]
+    return [(encoded.ids, _mask_prompt(encoded)) for encoded in encode_conversations(tokenizer, said)]
+
+
+def _mask_prompt(encoded: Encoded) -> list[bool]:
+    """Only the last answer counts, whatever the assistant said before it."""
+    start = max((i for i, said in enumerate(encoded.said) if said and not encoded.said[i - 1]), default=0)
+    return [said and i >= start for i, said in enumerate(encoded.said)]
+
+
+def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
+    """`input_ids` and `targets` (B, 2, T), padded on the right, and what the model thought before (B, 2)."""
+    width = max(len(ids) for row in rows for ids, _ in row["pair"]) - 1
+    batch = torch.full((2, len(rows), 2, width), IGNORED)
+    batch[0] = pad
+    for number, row in enumerate(rows):
+        for side, (ids, said) in enumerate(row["pair"]):
+            tokens = torch.tensor(ids)
+            batch[0, number, side, : len(ids) - 1] = tokens[:-1]
+            batch[1, number, side, : len(ids) - 1] = torch.where(torch.tensor(said)[1:], tokens[1:], IGNORED)
+    known = {"reference": torch.stack([row["reference"] for row in rows])} if "reference" in rows[0] else {}
+    return {"input_ids": batch[0], "targets": batch[1], **known}

@@ -1,0 +1,147 @@
+"""python-qa: questions about the running interpreter's standard library, answered by its own documentation.
+
+What does it do, how is it called, what is a module for, each asked in several ways. Of every object that is learned one
+way of asking is held out (`phrasings`); of some objects all are (`objects`).
+"""
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rung.chat.template import Conversation
+from rung.data.files import hash_unit
+from rung.data.sources import read_modules, walk_definitions
+
+LONGEST_ANSWER = 200  # characters: what is longer explains more than it says
+ASKED = {  # of what kind a fact is, and the ways to ask for it
+    "does": (
+        "What does `{name}` do?",
+        "What is `{name}` for?",
+        "Explain `{name}`.",
+        "Can you tell me what `{name}` does?",
+        "I found `{name}` in some code. What is it?",
+    ),
+    "takes": (
+        "What is the signature of `{name}`?",
+        "How do I call `{name}`?",
+        "Which arguments does `{name}` take?",
+        "Show me the parameters of `{name}`.",
+    ),
+    "module": (
+        "What is the module `{name}` about?",
+        "What can I use `{name}` for?",
+        "Summarize the module `{name}`.",
+        "When would I import `{name}`?",
+    ),
+}
+UNSEEN = 0.05  # of the objects: nothing about them is learned
+WATCHED = 0.03  # of the held-out questions, asked while it learns
+LEFT_OUT = {
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "distutils",
+    "msilib",
+    "encodings",
+    "ensurepip",
+    "antigravity",
+    "this",
+    "ntpath",
+}
+ALIASES = {"posixpath": "os.path", "posix": "os", "builtins": ""}
+COMPILED = ("builtins", "math", "itertools", "time", "sys", "posix", "zlib", "unicodedata", "gc")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is known of an object: its name, which kind of fact, and the answer."""
+
+    name: str
+    kind: str
+    answer: str
+
+
+def ask_about_python() -> dict[str, list[Conversation]]:
+    """train, validation, and two sets of held-out questions: `phrasings` of known objects, and unknown `objects`."""
+    parts: dict[str, list[Conversation]] = {name: [] for name in ("train", "validation", "phrasings", "objects")}
+    facts = {(fact.name, fact.kind): fact for fact in _find_facts()}  # what is defined twice counts as it is in the end
+    for fact in facts.values():
+        ways = ASKED[fact.kind]
+        asked = [_ask(fact, way) for way in ways]
+        if hash_unit(fact.name) < UNSEEN:
+            parts["objects"].append(asked[int(hash_unit(f"way {fact}") * len(ways))])
+            continue
+        held_out = asked.pop(int(hash_unit(f"way {fact}") * len(ways)))
+        parts["validation" if hash_unit(f"watched {fact}") < WATCHED else "phrasings"].append(held_out)
+        parts["train"] += asked
+    return parts
+
+
+def _ask(fact: Fact, way: str) -> Conversation:
+    question = way.format(name=fact.name)
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": fact.answer}]
+
+
+def _find_facts() -> Iterator[Fact]:
+    """Of every public module, function and class that says what it is, and of the most used that are not in Python."""
+    for path, _, source in read_modules():
+        if _is_public(path) and not LEFT_OUT & set(path.split(".")):
+            yield from _read_module(path, source)
+    for name in COMPILED:
+        yield from _read_compiled(name)
+
+
+def _is_public(path: str) -> bool:
+    return not any(part.startswith("_") for part in path.split("."))
+
+
+def _read_module(path: str, source: str) -> Iterator[Fact]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return
+    module = ALIASES.get(path, path)
+    for name, node in walk_definitions(tree, module):
+        if not _is_public(name.removeprefix(module)) and name != module:
+            continue
+        answer = _first_paragraph(ast.get_docstring(node) or "")
+        if answer:
+            yield Fact(name, "module" if node is tree else "does", answer)
+        if isinstance(node, ast.FunctionDef) and answer:
+            yield Fact(name, "takes", f"{node.name}({ast.unparse(node.args)})")
+
+
+def _read_compiled(module: str) -> Iterator[Fact]:
+    """What a module in C says of itself; the interpreter may have been built without it."""
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError:
+        return
+    prefix = ALIASES.get(module, module)
+    for name, value in sorted(found.items()):
+        if name.startswith("_") or not callable(value) or getattr(value, "__module__", "") != module:
+            continue
+        path = f"{prefix}.{name}".lstrip(".")
+        if answer := _first_paragraph(inspect.getdoc(value) or ""):
+            yield Fact(path, "does", answer)
+        try:
+            yield Fact(path, "takes", f"{name}{inspect.signature(value)}")
+        except (ValueError, TypeError):  # not all of them tell
+            continue
+
+
+def _first_paragraph(docstring: str) -> str:
+    """The first paragraph that is prose, on one line; of a long one its first sentence; empty where that is long."""
+    for paragraph in docstring.split("\n\n"):
+        line = " ".join(paragraph.split())
+        if not re.match(r"[\w.]+\(|[^\w\s]|.*->", line) and " " in line:
+            return line if len(line) <= LONGEST_ANSWER else _first_sentence(line)
+    return ""
+
+
+def _first_sentence(line: str) -> str:
+    end = re.search(r"[.:](?= )", line[:LONGEST_ANSWER])
+    return line[: end.start()] + "." if end else ""

@@ -1,0 +1,120 @@
+"""A conversation with a model: what was said, as much of it as the model can look at, and the next answer."""
+
+import json
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from rung.chat.conversations import read_conversation
+from rung.chat.template import Conversation, encode_prompt, find_ends
+from rung.errors import CorpusError, RunError, RungError
+from rung.files import write_atomically
+from rung.generation.decoder import Decoder
+from rung.generation.generate import Generation, continue_tokens
+from rung.generation.sampling import Sampling
+
+
+def drop_turns(
+    tokenizer: PreTrainedTokenizerBase, messages: Conversation, window: int | None, wanted: int
+) -> tuple[Conversation, int, list[int]]:
+    """What is left of a conversation, how many of its oldest turns were dropped, each whole, and the prompt.
+
+    `wanted` tokens fit behind it, of which a quarter of the window is kept at the most. What stands before the first
+    question is never dropped. Raises `RunError` where the last question alone leaves no room.
+    """
+    asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
+
+    def write(turns: int) -> tuple[Conversation, list[int]]:
+        kept = [*messages[: asked[0]], *messages[asked[turns] :]] if turns else messages
+        return kept, encode_prompt(tokenizer, kept)
+
+    def fits(turns: int) -> bool:
+        return window is None or len(write(turns)[1]) + min(wanted, window // 4) <= window
+
+    most = max(0, len(asked) - 1)
+    dropped = _find_fewest(most, fits)
+    kept, ids = write(min(dropped, most))
+    if dropped > most:
+        what = "the question has" if len(kept) == 1 else "the question and what stands before it have"
+        raise RunError(f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer words")
+    return kept, dropped, ids
+
+
+def _find_fewest(most: int, fits: Callable[[int], bool]) -> int:
+    """The fewest turns whose dropping lets the rest fit; `most` + 1 where dropping `most` does not.
+
+    Twice as many are kept at each try: what is far beyond the window is never written down.
+    """
+    kept, enough = 1, most + 1
+    while enough and fits(max(0, most + 1 - kept)):
+        enough = max(0, most + 1 - kept)
+        kept *= 2
+    first = min(enough, max(0, most + 1 - kept) + 1)
+    return bisect_left(range(enough), True, lo=first, key=fits)
+
+
+@dataclass
+class Talk:
+    """A conversation as it goes on. `system` stands before it, and is never dropped."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    system: str = ""
+    messages: Conversation = field(default_factory=list)
+    dropped: int = 0  # turns, before the last answer
+
+    def answer(
+        self, question: str, sampling: Sampling, on_text: Callable[[str], None] = lambda text: None
+    ) -> Generation:
+        """What the model says to that; `on_text` gets it piece by piece. Stopped in the middle, what was said is kept.
+
+        Raises `RunError` for a question that leaves no room for an answer.
+        """
+        self.messages.append({"role": "user", "content": question})
+        said: list[str] = []
+
+        def hear(text: str) -> None:
+            said.append(text)
+            on_text(text)
+
+        try:
+            ids = self.make_room(sampling.max_new_tokens)
+            ends = find_ends(self.decoder.model, self.tokenizer)
+            made = continue_tokens(self.decoder, self.tokenizer, [ids], sampling, ends, hear)[0]
+        except RungError:
+            self.messages.pop()
+            raise
+        except KeyboardInterrupt:
+            self.messages.append({"role": "assistant", "content": "".join(said)})
+            raise
+        self.messages.append({"role": "assistant", "content": made.text})
+        return made
+
+    def make_room(self, wanted: int) -> list[int]:
+        """The prompt, after the oldest turns were dropped until `wanted` tokens fit; `dropped` says how many went."""
+        window = self.decoder.model.context_length
+        kept, self.dropped, ids = drop_turns(self.tokenizer, [*self._opening(), *self.messages], window, wanted)
+        self.messages = kept[len(self._opening()) :]
+        return ids
+
+    def _opening(self) -> Conversation:
+        return [{"role": "system", "content": self.system}] if self.system else []
+
+    def save(self, path: Path) -> None:
+        """Write what was said as one line of `messages`, which `rung tune` can learn from."""
+        write_atomically(path, json.dumps({"messages": [*self._opening(), *self.messages]}, ensure_ascii=False) + "\n")
+
+    def load(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises `CorpusError` where that is none.
+        """
+        try:
+            said = read_conversation(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError) as error:
+            raise CorpusError(f"{path} is no conversation that can be gone on from: {error}") from error
+        self.system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
+        self.messages = said

@@ -1,0 +1,94 @@
+"""Verbs that show and ship runs: export, report, runs, sizes, corpora, tokenizers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rung.cli.app import Json, print_json, verb
+from rung.cli.output import say, write_command
+
+
+@verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
+def export(
+    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format.")],
+    out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
+    to: Annotated[str, typer.Option(help="The format: arpa, gguf, hf or meta.")] = "arpa",
+    type: Annotated[str, typer.Option(help="Of gguf: f32, f16 or q8_0.", show_default="f16")] = "",
+) -> None:
+    """Write a run in another tool's format."""
+    from rung.cli.results import make_quiet
+
+    make_quiet()
+    from rung.export import export as write
+
+    found = write(run, to, out, type)
+    say(f"Wrote {out}" + (f": {found}" if found else ""))
+
+
+@verb("rung report runs/python-docs --out report.html")
+def report(
+    run: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+) -> None:
+    """One page that compares runs; it opens offline."""
+    from rung import runs
+    from rung.report.page import write_report
+
+    folders = [folder for root in run for folder in runs.find_runs(root)]
+    for root in run:
+        if root in folders or not any(folder.is_relative_to(root) for folder in folders):
+            runs.read_record(root)  # says what is wrong with it
+    write_report(folders, out)
+    say(f"Report: {out}")
+
+
+@verb("rung runs")
+def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: Json = False) -> None:
+    """The runs there are, and their scores; with --json the whole record of a run that is named."""
+    from rung import runs
+    from rung.cli.fitted_table import show
+    from rung.cli.results import runs_table, summarize_run
+
+    found = [(folder, runs.read_any_record(folder)) for folder in runs.find_runs(root)]
+    if as_json and (root / runs.RECORD).exists():
+        print_json({"folder": str(root), **runs.read_record(root)})
+    elif as_json:
+        print_json({"runs": [summarize_run(folder, record) for folder, record in found]})
+    elif found:
+        show(runs_table(found))
+    else:
+        say(f"no runs below {root}. Make some: {write_command('climb')}")
+
+
+@verb("rung sizes")
+def sizes(as_json: Json = False) -> None:
+    """The sizes of GPT-2 and Llama 3 that can be named wherever a rung is."""
+    from rung.cli.fitted_table import show
+    from rung.cli.results import sizes_table
+    from rung.models.sizes import SIZES
+
+    if as_json:
+        print_json({"sizes": [size.as_dict() | {"name": name} for name, size in SIZES.items()]})
+    else:
+        show(sizes_table(SIZES))
+
+
+@verb("rung corpora")
+def corpora(as_json: Json = False) -> None:
+    """The corpora that can be named."""
+    from rung.cli.fitted_table import show
+    from rung.cli.results import names_table
+    from rung.data.corpus import CORPORA
+
+    print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
+
+
+@verb("rung tokenizers")
+def tokenizers(as_json: Json = False) -> None:
+    """The tokenizers that can be named."""
+    from rung.cli.fitted_table import show
+    from rung.cli.results import names_table
+    from rung.data.tokenizer_training import TOKENIZERS
+
+    print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))

@@ -1,0 +1,49 @@
+"""The verb that proves a promise: verify-resume."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rung.cli.app import Json, Seed, print_json, verb
+
+
+@verb("rung verify-resume recipes/gpt2.yaml --kills 10 --steps 60")
+def verify_resume(
+    run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (recipes/*.yaml).")],
+    kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Train so many steps; as the recipe says by default, or 60.")
+    ] = None,
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Kill a training run at random moments, resume it each time, and compare it with one left alone.
+
+    Exit code 1 where losses, samples, weights or scores are not the same to the last bit.
+    """
+    from rung.cli.fitted_table import show
+    from rung.cli.progress import Display
+    from rung.cli.results import make_quiet, resume_table
+
+    make_quiet()
+    from rung.workflows.verify_resume import read_source
+    from rung.workflows.verify_resume import verify_resume as verify
+
+    recipe = read_source(run, steps)
+    folder = Path(tempfile.mkdtemp(prefix="rung-verify-resume-"))
+    kept = False
+    try:
+        with Display() as display:
+            verdict = verify(recipe, kills, folder, display.tell, seed)
+        kept = not verdict.is_equal
+    finally:
+        if not kept:
+            shutil.rmtree(folder, ignore_errors=True)
+    print_json(verdict.as_dict()) if as_json else show(resume_table(verdict))
+    if kept:
+        print(f"rung: not the same; both runs are kept in {folder}", file=sys.stderr)
+        raise typer.Exit(1)

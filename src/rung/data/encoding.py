@@ -1,0 +1,220 @@
+"""A file's bytes as text: unzipped, decoded, and cut into lines, a chunk in memory at a time.
+
+The encoding is UTF-8, or the one that is named, or the one that a byte-order mark gives; none is guessed.
+"""
+
+import codecs
+import gzip
+import io
+import itertools
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from rung.data.notes import Notes, show_path
+from rung.errors import CorpusError, did_you_mean, first_line
+
+CHUNK_BYTES = 1 << 20
+ZIPPED_BYTES = 1 << 14  # read at a time from a .zst: text comes out of it many times as long
+COMPRESSED_SUFFIXES = (".gz", ".zst")
+BYTE_ORDER_MARKS = {  # the longer ones first: UTF-16's is the beginning of UTF-32's
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+NOT_TEXT = {  # how a file begins, and what it is
+    b"%PDF-": "a PDF; write its text to a .txt file, as `pdftotext` does",
+    b"PK\3\4": "a zip archive (.docx, .xlsx, .epub and .odt are some); unzip it, or save its text as .txt",
+    b"BZh91AY": "compressed by bzip2; unzip it, or compress it with gzip",
+    b"\xfd7zXZ": "compressed by xz; unzip it, or compress it with gzip",
+    b"\x1f\x8b": "compressed by gzip; give it a name that ends in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by Zstandard; give it a name that ends in .zst",
+    b"PAR1\x15": "a Parquet table; give it a name that ends in .parquet",
+}
+WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # in these a byte of zero is part of a character
+USUAL_ENCODINGS = (
+    "utf-8",
+    "utf-16",
+    *WIDE,
+    "latin-1",
+    "cp1252",
+    "iso8859-15",
+    "gb18030",
+    "shift_jis",
+    "big5",
+    "koi8-r",
+)
+
+
+def check_encoding(name: str) -> str:
+    """The encoding's usual name.
+
+    Raises `CorpusError` for one that Python does not know.
+    """
+    try:
+        found = codecs.lookup(name)
+        found.incrementaldecoder().decode(b"")  # None where it only works on the whole
+    except (LookupError, TypeError, ValueError):
+        found = None
+    if found is None or not getattr(found, "_is_text_encoding", True):
+        raise CorpusError(f"unknown encoding {name!r}: {did_you_mean(name, USUAL_ENCODINGS)}")
+    return "utf-8" if found.name == "utf-8-sig" else found.name
+
+
+def read_lines(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
+    """The lines of a file with `\\n` at their ends, which were `\\n`, `\\r\\n` or `\\r`; nothing else ends a line."""
+    unfinished: list[str] = []  # pieces of a line that the next chunk goes on with
+    newlines = io.IncrementalNewlineDecoder(None, translate=True)
+    returns = pairs = 0
+    last = ""
+    for text in decode(path, encoding, notes):
+        returns += text.count("\r")
+        pairs += text.count("\r\n") + (last == "\r" and text[0] == "\n")
+        last = text[-1]
+        *lines, rest = newlines.decode(text).split("\n")
+        for line in lines:
+            yield "".join((*unfinished, line, "\n"))
+            unfinished.clear()
+        unfinished.append(rest)
+    if end := "".join((*unfinished, newlines.decode("", final=True))):
+        yield end
+    if pairs:
+        notes.add(r"{count} line end{s} \r\n read as \n", show_path(path), pairs)
+    if returns > pairs:
+        notes.add(r"{count} lone \r read as line end{s}", show_path(path), returns - pairs)
+
+
+def split_rows(chunks: Iterator[str]) -> Iterator[str]:
+    """The lines of a text with the line ends that they have: a quoted value keeps its own."""
+    unfinished: list[str] = []
+    for chunk in chunks:
+        if unfinished and unfinished[-1].endswith("\r"):  # perhaps half of a line end
+            chunk = unfinished.pop() + chunk
+        *lines, last = io.StringIO(chunk, newline="")
+        for line in lines:
+            yield "".join((*unfinished, line))
+            unfinished.clear()
+        unfinished.append(last)
+        if last.endswith("\n"):
+            yield "".join(unfinished)
+            unfinished.clear()
+    if unfinished:
+        yield "".join(unfinished)
+
+
+def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
+    """The text of a file in chunks, none of them empty, without its byte-order mark.
+
+    Raises `CorpusError` for a file that is binary, in another encoding, damaged, or not permitted.
+    """
+    shown = show_path(path)
+    chunks = read_bytes(path)
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= 4:
+            break
+    if kind := next((kind for sign, kind in NOT_TEXT.items() if start.startswith(sign)), None):
+        raise CorpusError(f"{shown} is no text: it is {kind}")
+    codec, read = _find_codec(start, encoding, shown, notes)
+    decoder = codecs.getincrementaldecoder(codec)()
+    for chunk in itertools.chain(filter(None, [start[read:]]), chunks, [b""]):
+        before = read - len(decoder.getstate()[0])  # what waits there is the beginning of a character
+        if codec not in WIDE and (nul := chunk.find(b"\0")) >= 0:
+            raise CorpusError(_explain_nul(shown, read + nul, start))
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            why = _explain_bad_byte(shown, before, error, encoding or (codec if codec in WIDE else None))
+            raise CorpusError(why) from error
+        if "\0" in text:
+            at = before + len(text[: text.index("\0")].encode(codec))
+            raise CorpusError(f"{shown} is binary, not text: it has a NUL at byte {at}")
+        if text:
+            yield text
+        read += len(chunk)
+
+
+def _find_codec(start: bytes, named: str | None, where: str, notes: Notes) -> tuple[str, int]:
+    """The codec of a file that begins so, and how many bytes its mark has: the mark decides."""
+    for mark, codec in BYTE_ORDER_MARKS.items():
+        if start.startswith(mark):
+            if codec != (named or "utf-8"):
+                notes.add(f"read as {codec}, as the byte-order mark says", where)
+            return codec, len(mark)
+    if named in ("utf-16", "utf-32"):
+        raise CorpusError(
+            f"{where} has no byte-order mark: say which {named} it is, --encoding {named}-le or --encoding {named}-be"
+        )
+    return named or "utf-8", 0
+
+
+def _explain_nul(where: str, at: int, start: bytes) -> str:
+    """A file that reads as text in UTF-16 or UTF-32, some of it ASCII, may be in it, without a mark."""
+    message = f"{where} is binary, not text: it has a NUL at byte {at:,}"
+    start = start[: min(400, len(start) // 4 * 4)]
+    if start.count(0) <= len(start) / 10 and start.isascii():  # ASCII with a stray zero reads as Chinese
+        return message
+    for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
+        letters = start.decode(codec, "replace")[:-1]  # the last may be half of one
+        is_text = all((letter.isprintable() and letter != "\ufffd") or letter.isspace() for letter in letters)
+        if is_text and any(map(str.isascii, letters)):
+            return f"{message}; if it is {codec[:6].upper()}, say so with --encoding {codec}"
+    return message
+
+
+def _explain_bad_byte(where: str, before: int, error: UnicodeDecodeError, named: str | None) -> str:
+    at, byte = before + error.start, error.object[error.start]
+    message = f"{where} is not {named or 'UTF-8'}: byte {at:,} is 0x{byte:02x}"
+    if named in WIDE and error.reason in ("truncated data", "unexpected end of data"):
+        return f"{where} is damaged: it breaks off within a character of {named}, at byte {at:,}"
+    if named:
+        return f"{message}; name its own encoding, as in --encoding latin-1"
+    beyond_latin = any(0x80 <= other < 0xA0 for other in error.object)
+    like = ("cp1252", "cp1252") if beyond_latin else ("latin-1", "latin1")
+    return (
+        f"{message}; name its encoding, as in --encoding {like[0]} (or gb18030, shift_jis, koi8-r, ...), or convert it "
+        f"with `iconv -f {like[1]} -t utf-8`"
+    )
+
+
+def read_bytes(path: Path) -> Iterator[bytes]:
+    """The file in chunks, unzipped, none of them empty."""
+    try:
+        with path.open("rb") as file:
+            yield from filter(None, _UNZIP.get(path.suffix.lower(), _read_chunks)(file))
+    except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as error:
+        raise CorpusError(f"{show_path(path)} is damaged and cannot be unzipped: {first_line(error)}") from error
+    except OSError as error:
+        raise CorpusError(f"{show_path(path)} cannot be read: {error.strerror or first_line(error)}") from error
+
+
+def _read_chunks(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
+
+
+def _unzip_gzip(file: IO[bytes]) -> Iterator[bytes]:
+    with gzip.open(file) as unzipped:
+        yield from _read_chunks(unzipped)
+
+
+def _unzip_zstandard(file: IO[bytes]) -> Iterator[bytes]:
+    """Frame by frame: the library's own reader takes a file that breaks off for one that ends."""
+    frame = None
+    while zipped := file.read(ZIPPED_BYTES):
+        while zipped:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(zipped)
+            zipped = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame:
+        raise EOFError("it breaks off")
+
+
+_UNZIP = {".gz": _unzip_gzip, ".zst": _unzip_zstandard}

@@ -1,0 +1,314 @@
+"""Tables in files: the text column of CSV, JSON lines and Parquet, row by row, and nothing else of them.
+
+What the other columns hold never matters. Values are the strings that are written: `007` keeps its zeros. A row that
+does not fit the table is an error that names its line, never a row of another width.
+"""
+
+import csv
+import functools
+import io
+import itertools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rung.data.encoding import COMPRESSED_SUFFIXES, decode, read_bytes, split_rows
+from rung.data.notes import Notes, show_path
+from rung.errors import CorpusError, first_line
+
+TEXT_COLUMNS = ("text", "content", "document", "page")
+DELIMITER = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
+SHOWN_COLUMNS = 8
+ROWS_AT_ONCE = 256
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class NoTextColumnError(CorpusError):
+    """A table has no column that is known to hold text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A file that is a table, the name of its text column where one was given, and its encoding."""
+
+    path: Path
+    kind: str  # a suffix: .csv, .tsv, .json, .jsonl, .ndjson or .parquet
+    column: str | None
+    encoding: str | None
+    notes: Notes
+
+    @functools.cached_property
+    def where(self) -> str:
+        """The path as it can be printed."""
+        return show_path(self.path)
+
+
+def read_table(table: Table) -> Iterator[str]:
+    """The text of each row that has one.
+
+    Raises `CorpusError` for a table that is damaged or has a row that does not fit, `NoTextColumnError` for one that
+    has no such column.
+    """
+    without: Counter[str] = Counter()
+    for column, text in _READERS[table.kind](table):
+        if text and not text.isspace():
+            yield text
+        else:
+            without[column] += 1
+    for column, count in without.items():
+        note_without_text(count, column, table.where, table.notes)
+
+
+def note_without_text(count: int, column: str, where: str, notes: Notes) -> None:
+    """Note how many rows, if any, have nothing in their text column; "" where they are no more than a text."""
+    if count:
+        notes.add(f"{{count}} row{{s}} without text{_in_column(column)} passed over", where, count)
+
+
+def _in_column(column: str) -> str:
+    return f" in column {column!r}" if column else ""
+
+
+def find_text_column(columns: Sequence[str], where: str, column: str | None = None) -> str:
+    """The column that holds the text: `column`, or the first of the usual names.
+
+    Raises `CorpusError`, naming the columns there are, when there is none, or two of that name.
+    """
+    wanted = next((name for name in ((column,) if column else TEXT_COLUMNS) if name in columns), None)
+    if wanted is not None and columns.count(wanted) > 1:
+        raise CorpusError(f"{where} has {columns.count(wanted)} columns called {wanted!r}: rename all but one")
+    if wanted is not None:
+        return wanted
+    shown = ", ".join(f"{name:.40}" for name in columns[:SHOWN_COLUMNS]) or "no columns"
+    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    what = f"column {column!r}" if column else "text column"
+    raise NoTextColumnError(f"{where} has no {what}: it has {shown}{more}; name the one to read with --column")
+
+
+def _choose_column(columns: list[str], table: Table) -> str:
+    """The text column, with a note where others might have been meant."""
+    chosen = find_text_column(columns, table.where, table.column)
+    usual = [name for name in TEXT_COLUMNS if name in columns]
+    if len(usual) > 1 and table.column is None:
+        others = ", ".join(usual[1:])
+        table.notes.add(f"column {chosen!r} is read, and not {others} (--column chooses)", table.where)
+    return chosen
+
+
+def check_text(text: Any, column: str, where: str) -> str:
+    """What a row has in its text column; "" where that is blank.
+
+    Raises `CorpusError` when it is no text.
+    """
+    if text is not None and not isinstance(text, str):
+        shown = f"{type(text).__name__}, not text: {text!r:.40}"
+        raise CorpusError(f"{where}: the column {column!r} holds {shown}; --column names another")
+    if text and not text.isascii() and SURROGATE.search(text):
+        raise CorpusError(f"{where}: the column {column!r} holds half a character (a lone surrogate), which is no text")
+    return text if text and text.strip() else ""
+
+
+def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
+    """The rows below the header, each as wide as it is: the name of the text column, and what is in it."""
+    csv.field_size_limit(sys.maxsize)  # of the whole process; a document may be long
+    delimiter = DELIMITER[table.kind]
+    lines = split_rows(decode(table.path, table.encoding, table.notes))
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    columns: list[str] = []
+    place, begins = 0, 1
+    try:
+        for row in reader:
+            if row and not columns:
+                columns = row
+                place = columns.index(_find_csv_column(columns, delimiter, table))
+            elif row and len(row) != len(columns):
+                raise CorpusError(_explain_width(table.where, begins, len(row), columns))
+            elif row:
+                yield columns[place], row[place]
+            begins = reader.line_num + 1
+    except csv.Error as error:
+        why = "a quote is opened and not closed" if "unexpected end" in str(error) else first_line(error)
+        raise CorpusError(
+            f"{table.where}, line {begins}: cannot be read as {table.kind[1:]}: {why}; a value with a quote in it must "
+            'stand in quotes, and its own be doubled ("")'
+        ) from error
+
+
+def _find_csv_column(columns: list[str], delimiter: str, table: Table) -> str:
+    try:
+        return _choose_column(columns, table)
+    except NoTextColumnError:
+        first_line = delimiter.join(columns)
+        wanted = {table.column} if table.column else set(TEXT_COLUMNS)
+        parts = {d: {part.strip(' "') for part in first_line.split(d)} for d in DELIMITERS if d != delimiter}
+        other = next((d for d, found in parts.items() if found & wanted or (len(found) > 1 == len(columns))), None)
+        if other is None:
+            raise
+        raise NoTextColumnError(
+            f"{table.where}: the delimiter of its columns seems to be {DELIMITERS[other]}, and that of {table.kind} is "
+            f"{DELIMITERS[delimiter]}: its first line is {first_line!r:.60}; {_give_remedy(other)}"
+        ) from None
+
+
+def _give_remedy(delimiter: str) -> str:
+    """How a table with another delimiter becomes one that is read."""
+    if delimiter == "\t":
+        return "rename it to .tsv"
+    if delimiter == ",":
+        return "rename it to .csv"
+    program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{delimiter}'))"
+    return f'write it with commas: python3 -c "{program}" < IN.csv > OUT.csv'
+
+
+def _explain_width(where: str, line: int, width: int, columns: list[str]) -> str:
+    return (
+        f"{where}, line {line}: the row has {width} {'column' if width == 1 else 'columns'} and the first line "
+        f"{len(columns)} ({', '.join(f'{name:.40}' for name in columns[:SHOWN_COLUMNS])}): a value with the delimiter "
+        "or a line end in it must stand in quotes"
+    )
+
+
+class _Digits(str):
+    """A number as it is written."""
+
+    __slots__ = ()
+
+
+# Numbers stay as they are written; NaN, which is no JSON but is often there, is nothing.
+_JSON = json.JSONDecoder(parse_int=_Digits, parse_float=_Digits, parse_constant=lambda name: None)
+
+
+def _read_json(table: Table) -> Iterator[tuple[str, str]]:
+    """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may be the text itself,
+    of no column.
+    """
+    lines = split_rows(decode(table.path, table.encoding, table.notes))
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
+    first = next(numbered, None)
+    if first is None:
+        return
+    whole = _is_whole(first[1].strip(), table)
+    unit, rows = (
+        ("row", _parse_whole(first, numbered, table)) if whole else ("line", _parse_lines(first, numbered, table))
+    )
+    column: str | None = None
+    missed: dict[str, None] = {}
+    waiting = numbers = 0  # rows before the first that has a text column; rows whose text is a number
+    for number, row in rows:
+        if not isinstance(row, dict | str):
+            raise CorpusError(f"{table.where}, {unit} {number}: it must be an object, and is {type(row).__name__}")
+        if column is None and isinstance(row, dict):
+            column = _find_json_column(row, table)
+            if column is None:
+                missed |= dict.fromkeys(row)
+                waiting += 1
+                continue
+        text = row if isinstance(row, str) else row.get(column)
+        if not (isinstance(text, str) and text.isascii()):
+            text = check_text(text, column or "text", f"{table.where}, {unit} {number}")
+        numbers += isinstance(text, _Digits)
+        yield ("" if isinstance(row, str) else column or ""), str(text)
+    if column is None and missed:
+        find_text_column(list(missed), table.where, table.column)
+    if numbers:
+        table.notes.add(f"{{count}} number{{s}}{_in_column(column or '')} read as digits", table.where, numbers)
+    yield from itertools.repeat((column or "", ""), waiting)
+
+
+def _find_json_column(row: dict[str, Any], table: Table) -> str | None:
+    try:
+        return _choose_column(list(row), table)
+    except NoTextColumnError:
+        return None
+
+
+def _is_whole(opening: str, table: Table) -> bool:
+    """Whether the file is one JSON value over all its lines: an array, or an object that its first line only opens."""
+    if opening[0] == "[":
+        return True
+    if table.kind != ".json":
+        return False
+    try:
+        _JSON.decode(opening)
+    except (ValueError, RecursionError):
+        return True
+    return False
+
+
+def _parse_whole(first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table) -> Iterator[tuple[int, Any]]:
+    value = _parse(first[1] + "".join(line for _, line in lines), table, 0)
+    yield from enumerate(value if isinstance(value, list) else [value], 1)
+
+
+def _parse_lines(first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table) -> Iterator[tuple[int, Any]]:
+    for number, line in itertools.chain([first], lines):
+        yield number, _parse(line, table, number)
+
+
+def _parse(text: str, table: Table, line: int) -> Any:
+    """The value of a line, or with `line` 0 of the whole text."""
+    try:
+        return _JSON.decode(text)
+    except json.JSONDecodeError as error:
+        at, why = line or error.lineno, f"{error.msg.removesuffix(' at')} at column {error.colno}"
+    except RecursionError:
+        at, why = line or 1, "values within values, too deep to read"
+    raise CorpusError(f"{table.where}, line {at}: cannot be read as json: {why}")
+
+
+def _read_parquet(table: Table) -> Iterator[tuple[str, str]]:
+    import pyarrow.parquet
+
+    zipped = table.path.suffix.lower() in COMPRESSED_SUFFIXES
+    chunks = read_bytes(table.path)
+    if not (start := next(chunks, b"")):
+        return
+    source: Any = io.BytesIO(b"".join((start, *chunks))) if zipped else str(table.path)
+    chunks.close()  # type: ignore[attr-defined]  # a generator: it closes the file
+    try:
+        with pyarrow.parquet.ParquetFile(source) as file:
+            if file.metadata.num_rows == 0:
+                return
+            columns = file.schema_arrow.names
+            column = _choose_column(columns, table)
+            place = columns.index(column)
+            _check_type(file.schema_arrow.field(place).type, column, table)
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
+                for text in batch.column(column).to_pylist():  # `columns` means what is within `text`, too
+                    yield column, check_text(text if text is None else str(text), column, table.where)
+    except CorpusError:
+        raise
+    except Exception as error:  # pyarrow raises many kinds, and OSError for a file that is none
+        raise CorpusError(f"{table.where} cannot be read as parquet: {first_line(error)}") from error
+
+
+def _check_type(kind: Any, column: str, table: Table) -> None:
+    """A column of text, or of whole numbers, whose digits are their text.
+
+    Raises `CorpusError` for another.
+    """
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    if pyarrow.types.is_integer(kind):
+        table.notes.add(f"column {column!r} holds {kind}: read as digits", table.where)
+        return
+    is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
+    if not (any(is_kind(kind) for is_kind in is_text) or pyarrow.types.is_null(kind)):
+        raise CorpusError(f"{table.where}: the column {column!r} holds {kind}, not text; --column names another")
+
+
+_READERS = {
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".parquet": _read_parquet,
+}

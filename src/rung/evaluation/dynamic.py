@@ -1,0 +1,164 @@
+"""Dynamic evaluation: the model goes on learning from the text that it has been scored on.
+
+Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence models", section 4: after each segment
+a step down its gradient, each weight's divided by the root mean square that its gradient had on training text
+(`rms`), and a pull back to the trained weights, stronger on weights whose gradients are large. A token is scored
+before it is learned from, so the score is still the length of a code. The weights are carried from one document to
+the next as in the paper: the score depends on their order, which is the corpus's.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rung.evaluation.mixture import cost_under_each
+from rung.evaluation.score import Document, first_texts, forward, prepare, windows_of
+from rung.evaluation.variants import Pace, Report, Variant, compare
+from rung.models.base import CausalModel, State
+
+SEGMENT = 64  # tokens between steps
+MEASURED = 2**16  # characters of the training text that the gradients' size is measured on
+FITTED = 2**15  # characters of the validation text that the settings are chosen on, at the most
+LEARNING_RATES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+DECAYS = (0.0, 1e-3, 3e-3, 1e-2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """How fast the weights follow the text, and how strongly they are pulled back."""
+
+    learning_rate: float
+    decay: float
+
+
+def score_dynamically(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    validation: Iterable[str],
+    train: Iterable[str],
+    report: Report,
+) -> Variant:
+    """Score `texts` while learning from them; the model comes out as it went in."""
+    began = time.perf_counter()
+    held = first_texts(validation, FITTED)
+    with torch.backends.cudnn.flags(enabled=False), Learner(model) as learner:  # its RNNs learn in training mode only
+        known = list(prepare(first_texts(train, MEASURED), tokenizer))
+        learner.measure(known, Pace(report, "measuring", len(known)))
+        settings = _choose(learner, list(prepare(held, tokenizer)), report)
+        costs = Pace(report, "scoring", len(texts)).follow(cost_under_each([model], tokenizer, texts))
+        plain = [nats.double().sum().item() for _, nats in costs]
+        learned = learner.follow(prepare(texts, tokenizer), settings, Pace(report, "dynamic", len(texts)))
+        rows = (
+            (document, before, nats.double().sum().item())
+            for before, (document, nats) in zip(plain, learned, strict=True)
+        )
+        fitted = {**asdict(settings), "segment": SEGMENT, "carried_over_documents": True}
+        return compare(rows, fitted, held, began)
+
+
+class Learner:
+    """A model whose weights follow the text it reads, until the block ends: then they are the trained ones again."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.trained = [p.detach().clone() for p in self.weights]
+        self.rms = [torch.ones_like(p) for p in self.trained]
+        self.mean_rms = 1.0
+
+    def __enter__(self) -> "Learner":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the trained weights back."""
+        for weight, trained in zip(self.weights, self.trained, strict=True):
+            weight.copy_(trained)
+            weight.grad = None
+
+    def measure(self, documents: Iterable[Document], pace: Pace) -> None:
+        """Find the root mean square of each weight's gradient over these documents' segments."""
+        squares = [torch.zeros_like(weight) for weight in self.trained]
+        segments = 0
+        for document in documents:
+            for costs in self._read(document.ids):
+                self._find_gradient(costs)
+                segments += 1
+                for square, weight in zip(squares, self.weights, strict=True):
+                    if weight.grad is not None:
+                        square.addcmul_(weight.grad, weight.grad)
+            pace.step(len(document.ids) - 1, documents=1)
+        self.rms = [(square / max(segments, 1)).sqrt() for square in squares]
+        count = sum(rms.numel() for rms in self.rms)
+        self.mean_rms = sum(rms.double().sum().item() for rms in self.rms) / count or 1.0
+
+    def follow(
+        self, documents: Iterable[Document], settings: Adaptation, pace: Pace
+    ) -> Iterator[tuple[Document, Tensor]]:
+        """From the trained weights on, each document with the nats (T - 1) of its tokens, each scored, then learned."""
+        self.restore()
+        for document in documents:
+            nats = []
+            for costs in self._read(document.ids):
+                nats.append(costs.detach())
+                self._find_gradient(costs)
+                self._step(settings)
+                pace.step(len(costs))
+            pace.step(0, documents=1)
+            yield document, torch.cat(nats)
+        self.restore()
+
+    def _read(self, ids: list[int]) -> Iterator[Tensor]:
+        """The costs of each segment, from what the ruler would have its tokens predicted from."""
+        window = self.model.context_length
+        state: Any = None
+        if window is None:
+            for start in range(0, len(ids) - 1, SEGMENT):
+                costs, state = forward(self.model, [ids[start : start + SEGMENT + 1]], state)
+                state = State(tuple(tensor.detach() for tensor in state.tensors), state.length)
+                yield costs[0, : len(ids) - 1 - start]
+            return
+        for first, end, done in windows_of(len(ids) - 1, window):
+            for start in range(done, end, SEGMENT):
+                stop = min(start + SEGMENT, end)
+                yield forward(self.model, [ids[first : stop + 1]], None)[0][0, start - first : stop - first]
+
+    def _find_gradient(self, costs: Tensor) -> None:
+        """A short segment counts for as much less as it is shorter."""
+        for weight in self.weights:
+            weight.grad = None
+        (costs.sum() / SEGMENT).backward()
+
+    @torch.no_grad()
+    def _step(self, settings: Adaptation) -> None:
+        """θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms, the pull never further than θ₀ (section 4.2).
+
+        ε is the mean rms: a weight that training text hardly moved is not thrown far.
+        """
+        for weight, trained, rms in zip(self.weights, self.trained, self.rms, strict=True):
+            pull = (settings.decay / self.mean_rms * rms).clamp(max=1).mul_(trained - weight)
+            if weight.grad is not None:
+                weight.addcdiv_(weight.grad, rms + self.mean_rms, value=-settings.learning_rate)
+            weight.add_(pull)
+
+
+def _choose(learner: Learner, documents: list[Document], report: Report) -> Adaptation:
+    """The best learning rate, then the best decay at it: each tried on the documents from the trained weights on."""
+    pace = Pace(report, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS)))
+
+    def cost(settings: Adaptation) -> float:
+        nats = sum(nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace))
+        return math.inf if math.isnan(nats) else nats  # the steps were too long
+
+    best = min((Adaptation(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost)
+    return min((replace(best, decay=decay) for decay in DECAYS), key=cost)

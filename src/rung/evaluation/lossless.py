@@ -1,0 +1,137 @@
+"""Texts as tokens, and what the tokens do not keep of them.
+
+Not charged, and named: white space, and the case, accents and Unicode form that a tokenizer folds by design
+(`losses`). All else that cannot be had back from the tokens is charged for, spelled out: unknown words, and text that
+is dropped or replaced. A tokenizer that provably loses nothing is believed; of any other each text is compared with
+what its tokens decode to.
+"""
+
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from tokenizers import Encoding, decoders, normalizers
+from transformers import PreTrainedTokenizerBase
+
+from rung.data.tokenizer import ENCODED_AT_ONCE, encode_plainly, find_unknown, losses
+
+Span = tuple[int, int]
+WHITE_SPACE, DROPPED = "white space", "dropped text"
+FOLDS = {
+    "Unicode form": (normalizers.NFKD,),
+    "accents": (normalizers.NFKD, normalizers.StripAccents),
+    "case": (normalizers.Lowercase,),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text's tokens; the spans of it that are spelled out, unknown or dropped; what else it lost."""
+
+    encoding: Encoding
+    unknown: list[Span]
+    dropped: list[Span]
+    lost: tuple[str, ...]
+
+
+class Reader:
+    """Reads texts by a tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.lost = losses(tokenizer)
+        self.unknown = find_unknown(tokenizer) if "unknown words" in self.lost else None
+        self.decoder = _find_decoder(tokenizer)
+        model = tokenizer.backend_tokenizer.model
+        self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
+        self.suffix = getattr(model, "end_of_word_suffix", None) or ""
+        # A byte's token may have a name, <0x41>, that is read as the byte where it stands in a text.
+        self.is_believed = not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
+
+    def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Reading]]:
+        """Each text with what its tokens are and keep, in the memory of a few."""
+        source = iter(texts)
+        while batch := list(itertools.islice(source, ENCODED_AT_ONCE)):
+            for text, encoding in zip(batch, encode_plainly(self.tokenizer, batch), strict=True):
+                yield text, Reading(encoding, [], [], ()) if self.is_believed else self._compare(text, encoding)
+
+    def _compare(self, text: str, encoding: Encoding) -> Reading:
+        unknown = self._find_unknown(encoding)
+        kept = self.decoder.decode(
+            [t for t, id in zip(encoding.tokens, encoding.ids, strict=True) if id != self.unknown]
+        )
+        known = _leave_out(text, unknown)
+        if _fold(known, self.lost) == _fold(kept, self.lost):
+            return Reading(encoding, unknown, [], self.lost)
+        dropped = _fold(known, (*self.lost, WHITE_SPACE)) != _fold(kept, (*self.lost, WHITE_SPACE))
+        spans = self._find_dropped(text, encoding) if dropped else []
+        lost = (*self.lost, DROPPED) if spans else self.lost
+        if WHITE_SPACE not in lost and _count_white_space(kept) < _count_white_space(known):
+            lost = (*lost, WHITE_SPACE)
+        return Reading(encoding, unknown, spans, lost)
+
+    def _find_unknown(self, encoding: Encoding) -> list[Span]:
+        """The spans of unknown words; bytes of one character are one."""
+        if self.unknown is None or self.unknown not in encoding.ids:
+            return []
+        spans = [span for id, span in zip(encoding.ids, encoding.offsets, strict=True) if id == self.unknown]
+        return [(start, stop) for start, stop, _ in join_tokens(spans)]
+
+    def _find_dropped(self, text: str, encoding: Encoding) -> list[Span]:
+        """The spans that no token covers, or whose tokens say otherwise; adjacent ones are one."""
+        found: list[Span] = []
+        at = 0
+        for start, stop, places in [*join_tokens(encoding.offsets), (len(text), len(text), [])]:
+            tokens = [encoding.tokens[place].removeprefix(self.prefix).removesuffix(self.suffix) for place in places]
+            kept = self.decoder.decode(tokens)
+            is_known = self.unknown not in [encoding.ids[place] for place in places]
+            for first, last, said in ((at, start, ""), (start, stop, kept if is_known else text[start:stop])):
+                if _fold(text[first:last], (*self.lost, WHITE_SPACE)) != _fold(said, (*self.lost, WHITE_SPACE)):
+                    first = found.pop()[0] if found and found[-1][1] == first else first
+                    found.append((first, last))
+            at = max(at, stop)
+        return found
+
+
+def join_tokens(offsets: Sequence[Span]) -> list[tuple[int, int, list[int]]]:
+    """The spans of tokens, those that share a character as one, and the places of the tokens in each; a token of no
+    character belongs to the one before it, or to the first.
+    """
+    found: list[tuple[int, int, list[int]]] = []
+    for place, (start, stop) in enumerate(offsets):
+        if found and (start < found[-1][1] or stop <= found[-1][1] or found[-1][0] == found[-1][1]):
+            first, last, places = found[-1]
+            found[-1] = (first if first < last else start, max(last, stop), [*places, place])
+        else:
+            found.append((start, stop, [place]))
+    return found
+
+
+def _find_decoder(tokenizer: PreTrainedTokenizerBase) -> decoders.Decoder:
+    """The tokenizer's own; where it has none, the one that belongs to how it cuts text."""
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is not None:
+        return backend.decoder
+    cut = repr(backend.pre_tokenizer) + repr(backend.normalizer)
+    if "ByteLevel" in cut:
+        return decoders.ByteLevel()
+    return decoders.Metaspace() if "Metaspace" in cut else decoders.Fuse()
+
+
+def _fold(text: str, lost: Collection[str]) -> str:
+    """The text without what these losses take from it."""
+    if WHITE_SPACE in lost:
+        text = "".join(text.split())
+    if not text.isascii():
+        for normalize in (normalize for name, each in FOLDS.items() if name in lost for normalize in each):
+            text = normalize().normalize_str(text)
+    return text.lower() if "case" in lost and text.isascii() else text
+
+
+def _leave_out(text: str, spans: list[Span]) -> str:
+    starts, stops = [0, *(stop for _, stop in spans)], [*(start for start, _ in spans), len(text)]
+    return "".join(text[start:stop] for start, stop in zip(starts, stops, strict=True))
+
+
+def _count_white_space(text: str) -> int:
+    return len(text) - len("".join(text.split()))

@@ -1,0 +1,90 @@
+"""Mixing: the probabilities of several models added up, with weights that validation text chose.
+
+Linear interpolation (Jelinek & Mercer 1980): p = Σ w_k p_k, the weights the same for every token. The tokens must
+be the same ones, so the models share a tokenizer.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from rung.evaluation.score import (
+    DOCUMENTS_AT_ONCE,
+    Document,
+    batched,
+    first_texts,
+    is_renormalized,
+    prepare,
+    token_nats,
+)
+from rung.evaluation.variants import Pace, Report, Variant, compare
+from rung.models.base import CausalModel
+
+FITTED = 2**22  # characters of the validation text that weights are fitted on, at the most
+TOLERANCE = 1e-6  # nats a token that the fitted weights may be from the best
+ROUNDS = 2000
+
+
+def score_mixture(
+    models: Mapping[str, CausalModel],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    validation: Iterable[str],
+    report: Report,
+) -> Variant:
+    """Score `texts` under the mixture of `models`, each by its name; the first is the plain one."""
+    began = time.perf_counter()
+    held = first_texts(validation, FITTED)
+    each = list(models.values())
+    pace = Pace(report, "fit mix", len(held))
+    costs = [nats for _, nats in pace.follow(cost_under_each(each, tokenizer, held))]
+    weights = fit_weights(torch.cat(costs, dim=1))
+    pace = Pace(report, "mix", len(texts))
+    rows = (
+        (document, nats[0].double().sum().item(), mix_nats(nats, weights).sum().item())
+        for document, nats in pace.follow(cost_under_each(each, tokenizer, texts))
+    )
+    fitted: dict[str, Any] = {"weights": dict(zip(models, weights.tolist(), strict=True))}
+    fitted["renormalized"] = [name for name, model in models.items() if is_renormalized(model)]
+    return compare(rows, fitted, held, began)
+
+
+def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
+    """The weights, summing to 1, under which N tokens that cost `nats` in K models cost the least, in float64.
+
+    Each round multiplies a weight by the mean share that its model has in the mixture's probability: EM for weights
+    alone. The likelihood is concave in them, and the largest of those factors bounds what is still to be won, which
+    says when to stop (Cover 1984).
+    """
+    nats = nats[:, nats.isfinite().any(dim=0)].double()
+    weights = torch.full((len(nats),), 1 / len(nats), dtype=torch.float64)
+    if nats.shape[1] == 0:
+        return weights
+    likelihoods = (nats.amin(dim=0) - nats).exp()  # K N, the best model's 1
+    for _ in range(ROUNDS):
+        factors = (likelihoods / (weights @ likelihoods)).mean(dim=1)
+        if factors.max() <= math.exp(TOLERANCE):
+            break
+        weights = weights * factors
+    return weights / weights.sum()
+
+
+def mix_nats(nats: Float[Tensor, "K N"], weights: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+    """The cost of N tokens under the mixture, in float64."""
+    return -(weights.log()[:, None] - nats.double()).logsumexp(dim=0)
+
+
+def cost_under_each(
+    models: Sequence[CausalModel], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
+) -> Iterator[tuple[Document, Tensor]]:
+    """Each document with the nats (K, T - 1) of its tokens under each model."""
+    for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
+        costs = [token_nats(model, [document.ids for document in batch]) for model in models]
+        for document, *nats in zip(batch, *costs, strict=True):
+            yield document, torch.stack(nats)

@@ -1,0 +1,172 @@
+"""Hugging Face folders, read and written one tensor at a time: no more memory than the largest of them needs."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from rung import model_files, runs
+from rung.data.tokenizer import check_tokenizer
+from rung.errors import RunError
+from rung.export.card import CARD, make_card
+from rung.files import write_atomically, write_beside
+from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
+from rung.models import read_folder
+
+SHARD_SIZE = "5GB"  # a file, as the Hub has them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Tensors by name: what each is like, on the meta device, and a way to its values when their turn comes.
+
+    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into memory neither.
+    """
+
+    like: dict[str, Tensor]
+    load: Callable[[str], Tensor]
+
+
+def copy_folder(run: str, out: Path) -> None:
+    """Write the model and the tokenizer at `run` to the folder `out` with a model card: the folder's own where it has
+    one.
+
+    Raises `RungError` where what is there is damaged.
+    """
+    folder = find_folder(run)
+    read_folder(folder)
+    check_tokenizer(folder)
+    weights = read_weights(folder)
+    with writing(out) as beside:
+        copy_files(folder, beside, (CARD, CONFIG, GENERATION, *TOKENIZER_FILES))
+        model_files.spell_for_transformers_4(beside)
+        if not (folder / CARD).exists():
+            write_atomically(beside / CARD, make_card(folder, out.resolve().name))
+        write_weights(beside, weights)
+
+
+def find_folder(run: str) -> Path:
+    """The folder of a run or of a Hugging Face model.
+
+    Raises `RunError` where there is none, or a file of it leads out of it or is damaged.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise RunError(f"no run at {run}: `rung runs` lists what there is")
+    model_files.check_folder(folder)
+    if not (folder / CONFIG).exists():
+        raise RunError(f"{run} {runs.say_why_no_model(folder)}")
+    model_files.check_files(folder)
+    for name in ("tokenizer.json", model_files.TOKENIZER):
+        if (folder / runs.RECORD).exists() and not (folder / name).exists():
+            raise RunError(f"{folder} has no {name}, without which its text is read otherwise: copy it there")
+    return folder
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+
+    Raises `RunError` when something in `out` would be lost.
+    """
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
+        what = "not empty" if out.is_dir() else "a file" if out.exists() else "a link that leads nowhere"
+        raise RunError(f"{out} is {what}: choose another place")
+    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+        beside.mkdir()
+        yield beside
+
+
+@contextmanager
+def writing_file(out: Path) -> Iterator[Path]:
+    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+
+    Raises `RunError` when something would be lost.
+    """
+    if os.path.lexists(out):
+        what = "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
+        raise RunError(f"{out} is {what}")
+    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+        yield beside
+
+
+def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:
+    """Copy the files of `folder` whose names match.
+
+    Raises `RunError` where one is a link out of it.
+    """
+    for path in model_files.list_files(folder, patterns):
+        model_files.check_inside(folder, path)
+        if path.is_file():
+            place = out / path.relative_to(folder)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, place)
+
+
+def read_weights(folder: Path) -> Weights:
+    """The tensors of a folder's safetensors, in one file or several.
+
+    Raises `RunError` where they are missing or damaged.
+    """
+    like: dict[str, Tensor] = {}
+    homes: dict[str, Path] = {}
+    files = model_files.find_weights(folder)
+    if not files:
+        other = f"has no {WEIGHTS}: weights are read as safetensors"
+        raise RunError(f"{folder} {other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)}")
+    for path in files:
+        with model_files.opening(path), safe_open(path, framework="pt") as file:
+            like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
+            homes |= dict.fromkeys(file.keys(), path)
+
+    def load(name: str) -> Tensor:
+        with safe_open(homes[name], framework="pt") as file:
+            return file.get_tensor(name)
+
+    return Weights(like=like, load=load)
+
+
+def write_weights(folder: Path, weights: Weights) -> None:
+    """Write safetensors, split as the Hub wants them."""
+    split = split_torch_state_dict_into_shards(weights.like, max_shard_size=SHARD_SIZE)
+    for filename, names in split.filename_to_tensors.items():
+        _write_file(folder / filename, names, weights)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, names: list[str], weights: Weights) -> None:
+    """One file: the length of a header, the header, the tensors. `safetensors` would want all of them at once."""
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    names = sorted(names, key=lambda name: (-weights.like[name].itemsize, name))  # so that each is aligned
+    end = 0
+    for name in names:
+        tensor = weights.like[name]
+        start, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    with path.open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        for name in names:
+            write_bytes(weights.load(name), file.write)
+
+
+def write_bytes(tensor: Tensor, write: Callable[[memoryview], object]) -> None:
+    """Hand over a tensor's bytes, without a copy of them where they lie together."""
+    write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    """What safetensors calls it."""
+    return json.loads(save({"": torch.empty(0, dtype=dtype)})[8:])[""]["dtype"]

@@ -1,0 +1,1 @@
+"""Continue a prompt: decoding, sampling, batching, speculative drafts."""

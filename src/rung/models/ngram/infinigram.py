@@ -1,0 +1,236 @@
+"""Beside rung 2: n-grams of any length.
+
+Below:   the n-grams of a fixed order are listed, and a history beyond it is cut.
+New:     nothing is listed: in the text's sorted suffixes any context is looked up, as far back as it occurs.
+Missing: the same as an n-gram of fixed order; and shorter contexts count occurrences, where Kneser-Ney does better.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from rung.errors import RecipeError
+from rung.models.base import CountingModel, State, keep_logits, real_tokens
+from rung.models.bigram import list_rows
+from rung.models.config_checks import RungConfig
+from rung.models.contract import keep_contract
+from rung.models.ngram.model import never_predicted
+from rung.models.ngram.suffix_array import SuffixArray, find_discounts, sort_suffixes
+
+
+class InfinigramConfig(RungConfig):
+    """`smoothing` is `absolute`, each length interpolated with the next shorter, or `none`: the longest match alone."""
+
+    model_type = "rung-infinigram"
+
+    vocab_size: int = 1
+    smoothing: str = "absolute"
+    num_tokens: int = 0
+    num_suffixes: int = 0
+    longest_repeat: int = 0  # tokens
+    discounts: list[float] | None = None  # after contexts of 0, 1, ... tokens; the last serves longer ones
+    num_hidden_layers: int = 1
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **options: Any) -> None:
+        if self.smoothing not in ("absolute", "none"):
+            raise RecipeError(f"smoothing is {self.smoothing!r}: n-grams of any length have absolute or none")
+        super().__post_init__(**options)
+
+
+class Continuations(NamedTuple):
+    """What came after the longest end of a context that occurs: its length, the tokens, and how often each did."""
+
+    length: int
+    tokens: Int[Tensor, " kinds"]
+    counts: Int[Tensor, " kinds"]
+
+
+class InfinigramForCausalLM(CountingModel):
+    """A text, asked for the longest context that it holds. On a CPU the weights file is mapped into memory, not read.
+
+    P(w | h) = (c(hw) - D) / c(h) + D n(h) / c(h) P(w | h'), where h is any context, h' the same without its first
+    token and n(h) the number of different tokens after it (Ney et al. 1994); D is estimated for each length, and 0
+    without smoothing, which leaves c(hw) / c(h) of the longest context that occurs (Liu et al. 2024, section 2).
+    """
+
+    config_class = InfinigramConfig
+
+    def __init__(self, config: InfinigramConfig) -> None:
+        super().__init__(config)
+        self.text = SuffixArray(
+            vocab_size=config.vocab_size,
+            num_tokens=config.num_tokens,
+            num_suffixes=config.num_suffixes,
+            longest_repeat=config.longest_repeat,
+        )
+        self.unigrams = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False)  # P of each token
+        self.post_init()
+
+    @classmethod
+    def fit(cls, config: InfinigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "InfinigramForCausalLM":
+        """Sort the suffixes of `tokens` (N,), whose documents begin at `starts` and open with the BOS token."""
+        suffixes = sort_suffixes(tokens, starts, drop_ends=config.bos_token_id == config.eos_token_id)
+        counts = numpy.bincount(tokens, minlength=config.vocab_size)
+        counts[tokens[0]] -= len(starts)  # what opens a document is not predicted
+        config.discounts = find_discounts(counts, suffixes) if config.smoothing == "absolute" else [0.0]
+        config.num_tokens, config.num_suffixes = len(tokens), len(suffixes.places)
+        config.longest_repeat = int(suffixes.shared.max())
+        model = cls(config)
+        model.text.fill(tokens, suffixes)
+        never = never_predicted(config, int(tokens[0]))
+        spread = config.discounts[0] * (counts > 0).sum() / (config.vocab_size - len(never))
+        probability = (numpy.maximum(counts - config.discounts[0], 0) + spread) / counts.sum()
+        probability[list(never)] = 0
+        model.unigrams.copy_(torch.from_numpy(probability))
+        return model
+
+    @keep_contract
+    @torch.no_grad()
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B T"],
+        attention_mask: Shaped[Tensor, "B S"] | None = None,
+        past_key_values: State | None = None,
+        labels: Int[Tensor, "B T"] | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
+        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        batch, time = input_ids.shape
+        real = real_tokens(input_ids, attention_mask)
+        none = input_ids.new_zeros((batch, 0))
+        low, high = past_key_values.tensors if past_key_values else (none, none)
+        kept = set(keep_logits(torch.arange(time)[None], logits_to_keep)[0].tolist())
+        logits = []
+        goes_on = (input_ids != self.config.eos_token_id) | (input_ids == self.config.bos_token_id)
+        real = real & goes_on  # nothing follows the end of a document
+        for t in range(time):
+            low, high = self._step(low, high, input_ids[:, t], real[:, t])
+            if t in kept:
+                logits.append(self._distribution(low, high))
+        state = State((low, high), time + (past_key_values.length if past_key_values else 0))
+        return self.make_output(torch.stack(logits, dim=1), labels, state, options)
+
+    @torch.no_grad()
+    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+        cost = self.unigrams[input_ids].double()
+        order = torch.ones_like(input_ids)
+        constant = len(self._discounts) - 1  # from this length on the discount is the same
+        at = torch.arange(len(input_ids) - 1, device=input_ids.device)  # where a context ends
+        low, high = self.text.begin(input_ids[at])
+        done = torch.zeros_like(input_ids, dtype=torch.bool)
+        length, longest = 0, None
+        while True:
+            length += 1
+            going = (high > low) & ~done[at]
+            at, low, high = at[going], low[going], high[going]
+            if len(at) == 0:
+                return cost.log10().float(), order
+            child_low, child_high = self.text.extend(low, high, length, input_ids[at + 1])
+            seen = child_high - child_low
+            share, weight = self._shares(low, high, length, seen)
+            cost[at + 1] = share + weight * cost[at + 1]
+            order[at[seen > 0] + 1] = length + 1
+            if length >= constant and bool((single := high - low == 1).any()):
+                longest = self.longest_match(input_ids) if longest is None else longest
+                self._go_on(at[single], seen[single] > 0, longest[at[single]] - length, cost, order)
+                done[at[single]] = True
+            on = (input_ids[at + 1] != self.config.bos_token_id) & (at + 2 < len(input_ids))
+            at, low, high = at[on] + 1, child_low[on], child_high[on]
+
+    def longest_match(self, input_ids: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
+        """At every position, how many tokens, it included, make the longest n-gram ending there that the text holds.
+
+        Documents may stand one after another, each opened by BOS.
+        """
+        where = torch.arange(len(input_ids), device=input_ids.device)
+        opens = torch.nonzero(input_ids == self.config.bos_token_id)[:, 0]
+        ends = torch.cat([opens, where.new_tensor([len(input_ids)])])
+        return self.text.longest_match(input_ids, ends[torch.searchsorted(opens, where, right=True)])
+
+    def count(self, input_ids: Int[Tensor, " N"]) -> int:
+        """How often these tokens stand in the text one after another."""
+        size = torch.tensor([len(input_ids)], device=input_ids.device)
+        length, (low, high) = self.text.find(input_ids, torch.zeros_like(size), size)
+        return int(high - low) if int(length) == len(input_ids) else 0
+
+    def find_continuations(self, input_ids: Int[Tensor, " N"]) -> Continuations:
+        """What came after the longest end of `input_ids` that occurs."""
+        length = int(self.longest_match(input_ids)[-1])
+        size = torch.tensor([length], device=input_ids.device)
+        _, (low, high) = self.text.find(input_ids[len(input_ids) - length :], torch.zeros_like(size), size)
+        _, tokens, counts = self._list_children(low, high, size)
+        return Continuations(length, tokens[tokens >= 0], counts[tokens >= 0])  # -1 is the end of the whole text
+
+    @property
+    def _discounts(self) -> list[float]:
+        return self.config.discounts or [0.0]
+
+    def _shares(self, low: Tensor, high: Tensor, length: Tensor | int, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of what was `seen` so often after each context, and the weight of the next shorter one."""
+        discounts = torch.tensor(self._discounts, dtype=torch.double, device=low.device)
+        discount = discounts[torch.as_tensor(length, device=low.device).clamp(max=len(discounts) - 1)]
+        begin, end = self.text.find_changes(low, high, length)
+        total = high - low
+        return (seen - discount).clamp(min=0) / total, discount * (end - begin + 1) / total
+
+    def _go_on(self, at: Tensor, is_seen: Tensor, more: Tensor, cost: Tensor, order: Tensor) -> None:
+        """Interpolate with `more` longer contexts, which all occur once, where the discount no longer changes."""
+        kept = self._discounts[-1] ** more.double()
+        cost[at + 1] = torch.where(is_seen, 1 - kept * (1 - cost[at + 1]), kept * cost[at + 1])
+        order[at[is_seen] + 1] += more[is_seen]
+
+    def _step(self, low: Tensor, high: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the contexts of 1, 2, ... tokens that end with `tokens` (B,) occur, from those that ended before it.
+
+        A column is a length; as many as occur in some row.
+        """
+        lengths = torch.arange(1, low.shape[1] + 1, device=low.device)
+        going = (high > low) & (real & (tokens != self.config.bos_token_id))[:, None]
+        rows, columns = torch.nonzero(going, as_tuple=True)
+        longer = torch.zeros_like(low), torch.zeros_like(high)
+        found = self.text.extend(low[going], high[going], lengths[columns], tokens[rows])
+        ranges = []
+        for single, wider, values in zip(self.text.begin(tokens), longer, found, strict=True):
+            wider[going] = values.long()
+            ranges.append(torch.cat([single.long().masked_fill(~real, 0)[:, None], wider], dim=1))
+        low, high = ranges
+        size = int((high > low).any(dim=0).sum())  # where a context does not occur, no longer one does
+        return low[:, :size], high[:, :size]
+
+    def _distribution(self, low: Int[Tensor, "B lengths"], high: Int[Tensor, "B lengths"]) -> Float[Tensor, "B V"]:
+        """log P of the next token, each length's share times the weights of all longer ones."""
+        going = high > low
+        rows, columns = torch.nonzero(going, as_tuple=True)
+        lengths = columns + 1
+        first, last = low[going], high[going]
+        _, weight = self._shares(first, last, lengths, torch.zeros_like(first))
+        weights = torch.ones(low.shape, dtype=torch.double, device=low.device)
+        weights[going] = weight
+        left = torch.cat([weights, weights.new_ones((len(low), 1))], dim=1).flip(1).cumprod(1).flip(1)  # to each length
+        result = self.unigrams.double() * left[:, :1]
+        places, tokens, counts = self._list_children(first, last, lengths)
+        share, _ = self._shares(first[places], last[places], lengths[places], counts)
+        result.index_put_((rows[places], tokens), share * left[rows[places], lengths[places]], accumulate=True)
+        return result.log().float()
+
+    def _list_children(self, low: Tensor, high: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Every token that followed each range's n-gram, as (range, token, count)."""
+        begin, end = self.text.find_changes(low, high, lengths)
+        inner, changes = list_rows(begin, end)
+        places = torch.cat([torch.arange(len(low), device=low.device), inner])
+        starts = torch.cat([low, self.text.changes[changes].long()])
+        order = torch.argsort(places * len(self.text.suffixes) + starts)
+        places, starts = places[order], starts[order]
+        ends = torch.cat([starts[1:], starts[:1]])
+        is_last = torch.ones_like(places, dtype=torch.bool)
+        is_last[:-1] = places[1:] != places[:-1]
+        ends = torch.where(is_last, high[places], ends)
+        tokens = self.text.tokens[self.text.suffixes[starts] + lengths[places]].long()
+        return places, tokens, ends - starts

@@ -1,0 +1,324 @@
+"""A recipe is a page that says how to make a run.
+
+    rung: llama3                 # which rung, or which size of one: llama3-nano (`rung sizes`)
+    corpus: python-docs          # a name, a path or several, hf:ORG/NAME
+    column: body                 # the text column of tables
+    encoding: latin-1            # of files that are not UTF-8
+    documents: paragraphs        # what a document is in plain text
+    held_out: 0.05               # of a text without splits: for validation and again for test; 0: none
+    tokenizer: {kind: bpe, vocab_size: 1024}
+    model: {hidden_size: 192}    # fields of the rung's config
+    minutes: 5                   # or steps: 2000
+    train: {learning_rate: 3e-3} # fields of TrainingArguments
+    global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
+    dropout: 0.1                 # while it trains, in the model's own places or where GPT-2 has them
+    carry_state: true            # for rnn: begin each stretch with the state that the one before left
+    counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
+    base: runs/python-docs/llama3 # the model to go on from: a run, a model folder, a Hub id; with its tokenizer
+    lora: 8                      # of that base, train only a change of this rank
+    seed: 0
+
+Every key may be left out but `rung`. `making.py` makes the run.
+"""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import TrainingArguments
+
+from rung.data.files import DocumentKind
+from rung.data.tokenizer import PUBLISHED
+from rung.errors import RecipeError, did_you_mean
+from rung.models import config_fields, find_rung
+from rung.models.ngram.budget import Counting
+from rung.models.sizes import fill_size
+from rung.training.gradient_checkpointing import check_activations
+from rung.training.lora import check_lora
+from rung.training.settings import check_arguments, check_length
+from rung.training.tbptt import check_carry_state
+
+__all__ = ["Recipe", "check_positive", "check_seed", "leave_length_open", "make_recipe", "read_override", "read_recipe"]
+
+LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains: one of them
+MOST_TOKENS = 2**31 - 1
+SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
+
+    `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
+    there are; `held_out`, left out, is chosen for the text. A run is resumed with the one that it began with. A size's
+    name as `rung` becomes the rung and the size's `model` fields.
+    """
+
+    rung: str
+    corpus: str | list[str] = "python-docs"
+    documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
+    held_out: float | None = None
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    global_batch_size: int | None = None
+    dropout: float = 0.0
+    carry_state: bool = False
+    counting: dict[str, Any] = field(default_factory=dict)
+    base: str | None = None
+    lora: int | None = None
+    steps: int | None = None
+    minutes: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        find_rung(self.rung)
+        rung, model = fill_size(self.rung, self.model)
+        object.__setattr__(self, "rung", rung)
+        object.__setattr__(self, "model", model)
+        check_arguments(self.train)
+        object.__setattr__(self, "corpus", _check_corpus(self))
+        _check_base(self)
+        own = {"path": self.base} if self.base else {"kind": "bpe"}
+        if self.base and self.tokenizer not in ({}, own):
+            raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
+        if not {"kind", "path"} & set(self.tokenizer):
+            object.__setattr__(self, "tokenizer", {**own, **self.tokenizer})
+        _check_texts(self)
+        for key in self.tokenizer:
+            if key not in ("kind", "path", "vocab_size"):
+                raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
+        _check_vocab_size(self.tokenizer)
+        known = config_fields(self.rung)
+        for key in self.model:
+            if key not in known:
+                near = did_you_mean(key, known, f"all are the fields of {find_rung(self.rung).config.__name__}")
+                raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
+        if self.counting:
+            _check_counting(self.rung, self.counting)
+        if self.held_out is not None:
+            _check_held_out(self.rung, self.held_out)
+        if not isinstance(self.carry_state, bool):
+            raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
+        if self.carry_state:
+            check_carry_state(find_rung(self.rung).model, self.train)
+        if not find_rung(self.rung).counts:
+            check_activations(self.rung, find_rung(self.rung).model, self.train)
+        check_seed(self.seed)
+        check_positive("minutes", self.minutes, float)
+        check_positive("steps", self.steps, int)
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
+        check_positive("global_batch_size", self.global_batch_size, int)
+        check_length(self.steps, self.minutes, self.train)
+        if find_rung(self.rung).counts:
+            _check_counted(self)
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The page as it stands, not yet checked.
+
+    Raises `RecipeError` when it cannot be read or is no mapping.
+    """
+    try:
+        page = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except OSError as error:
+        raise RecipeError(f"no recipe at {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(page, dict):
+        raise RecipeError(f"{path} is not a recipe: it must be a mapping with the key 'rung'")
+    return page
+
+
+def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+    """The checked recipe that `page` and then the overrides `key=value` make.
+
+    An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name of a
+    field of the model or of TrainingArguments, where only one of them has it. Raises `RecipeError`.
+    """
+    page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
+    overrides = list(overrides)
+    if LENGTHS & {override.partition("=")[0].removeprefix("train.") for override in overrides}:
+        page = leave_length_open(page)
+    if "rung" not in page:
+        raise RecipeError("the recipe names no rung: add 'rung: llama3'")
+    find_rung(page["rung"])
+    for override in overrides:
+        _apply(page, override)
+    known = [f.name for f in fields(Recipe)]
+    for key in page:
+        if key not in known:
+            raise RecipeError(f"unknown key {key!r} in the recipe: {did_you_mean(key, known)}")
+    for key in SECTIONS:
+        if key in page and not isinstance(page[key], dict):
+            raise RecipeError(f"{key} is {page[key]!r}: it must be a mapping")
+    if page["rung"] == "ngram" and page.get("model", {}).get("order") in ("inf", math.inf):
+        page["rung"] = "infini-gram"  # what an n-gram of any length is called
+        del page["model"]["order"]
+    return Recipe(**page)
+
+
+def _check_texts(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what is the name of something, and no text, or an empty one."""
+    names = {"documents": recipe.documents, "counting.engine": recipe.counting.get("engine", "numpy")}
+    names |= {f"tokenizer.{key}": recipe.tokenizer[key] for key in ("kind", "path") if key in recipe.tokenizer}
+    for name, value in names.items():
+        if not isinstance(value, str) or not value:
+            raise RecipeError(f"{name} is {value!r}: it must be a name")
+
+
+def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a size that is none, or of a vocabulary that is there already."""
+    size, made = tokenizer.get("vocab_size"), tokenizer.get("path") or tokenizer.get("kind")
+    if size is None:
+        return
+    check_positive("tokenizer.vocab_size", size, int)
+    if size > MOST_TOKENS:
+        raise RecipeError(f"tokenizer.vocab_size is {size}: it must be {MOST_TOKENS:,} or less")
+    if "path" in tokenizer or made in PUBLISHED:
+        raise RecipeError(f"tokenizer.vocab_size is {size}, but {made} has its vocabulary already: leave it out")
+
+
+def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
+    """The page without how long to train, for where something else says it."""
+    page = {key: value for key, value in page.items() if key not in LENGTHS}
+    if isinstance(page.get("train"), dict):
+        page["train"] = {key: value for key, value in page["train"].items() if key not in LENGTHS}
+    return page
+
+
+def _check_counting(rung: str, counting: dict[str, Any]) -> None:
+    if rung != "ngram":
+        raise RecipeError(f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}")
+    known = [f.name for f in fields(Counting)]
+    for key in counting:
+        if key not in known:
+            raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
+    Counting(**counting)
+
+
+def _check_counted(recipe: Recipe) -> None:
+    """Raise `RecipeError` for what only training by gradients would heed."""
+    idle = ("train", "steps", "global_batch_size", "dropout")
+    if said := [f"{name} is {getattr(recipe, name)}" for name in idle if getattr(recipe, name)]:
+        raise RecipeError(
+            f"{' and '.join(said)}, but {recipe.rung} is fitted by counting in one pass, without steps: leave it out"
+        )
+
+
+def _check_held_out(rung: str, share: Any) -> None:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
+        raise RecipeError(
+            f"held_out is {share!r}: it must be the share of the documents that is kept for validation and again for "
+            "test, from 0 up to 0.5"
+        )
+    if share == 0 and not find_rung(rung).counts:
+        raise RecipeError(
+            f"held_out is 0, but {rung} is trained until validation text says that it is best: hold out some, as in "
+            "held_out=0.01; only rungs that count can take all of a text"
+        )
+
+
+def _check_corpus(recipe: Recipe) -> str | list[str]:
+    """The corpus, a list only where it is several paths."""
+    corpus = [recipe.corpus] if isinstance(recipe.corpus, str) else recipe.corpus
+    if not isinstance(corpus, list | tuple) or not corpus or not all(isinstance(c, str) and c for c in corpus):
+        raise RecipeError(f"corpus is {recipe.corpus!r}: it must be a name, a path, or a list of paths")
+    for name in ("column", "encoding"):
+        value = getattr(recipe, name)
+        if value is not None and not (isinstance(value, str) and value):
+            raise RecipeError(f"{name} is {value!r}: it must be a text")
+    return corpus[0] if len(corpus) == 1 else list(corpus)
+
+
+def _check_base(recipe: Recipe) -> None:
+    if recipe.lora is not None:
+        check_lora(recipe.lora, recipe.base)
+    if recipe.base is None:
+        return
+    if not isinstance(recipe.base, str) or not recipe.base:
+        raise RecipeError(f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id")
+    if find_rung(recipe.rung).counts:
+        raise RecipeError(
+            f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with nothing to go on from: "
+            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram --from FILE`"
+        )
+
+
+def check_seed(seed: Any) -> None:
+    """Raise `RecipeError` for what numpy, which is seeded too, cannot begin with."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise RecipeError(f"seed is {seed!r}: it must be a whole number from 0 to {2**32 - 1}")
+
+
+def check_positive(name: str, value: Any, kind: type) -> None:
+    """Raise `RecipeError` for what is given and is no positive number, or for `int` no whole one."""
+    if value is None:
+        return
+    good = isinstance(value, int | float) if kind is float else isinstance(value, int)
+    if isinstance(value, bool) or not good or not 0 < value < math.inf:
+        raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
+
+
+def read_override(override: str) -> tuple[str, Any]:
+    """The key and the value of `key=value`.
+
+    Raises `RecipeError` where it is not that, or the value is no YAML.
+    """
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3")
+    try:
+        return key, yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: the value is not YAML") from error
+
+
+def _apply(page: dict[str, Any], override: str) -> None:
+    key, value = read_override(override)
+    section, dot, name = key.partition(".")
+    if not dot:
+        section, name = _find_section(page["rung"], key)
+    if not name:
+        page[section] = value
+    elif section in SECTIONS:
+        page[section] = {**(page.get(section) or {}), name: value}
+    else:
+        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use {', '.join(SECTIONS)}")
+
+
+def _find_section(rung: str, key: str) -> tuple[str, str]:
+    """Where a bare key belongs: (key, "") for one of the recipe's own, else (section, key)."""
+    own = [f.name for f in fields(Recipe)]
+    if key in own:
+        return key, ""
+    if key == "vocab_size":  # the model's follows from it
+        return "tokenizer", key
+    model = config_fields(rung)
+    arguments = [f.name for f in fields(TrainingArguments)]
+    homes = [section for section, names in (("model", model), ("train", arguments)) if key in names]
+    if len(homes) == 2:
+        raise RecipeError(f"--set {key}: both model and train have it; write model.{key} or train.{key}")
+    if not homes:
+        listed = f"all are the fields of a recipe, of {find_rung(rung).config.__name__} and of TrainingArguments"
+        near = did_you_mean(key, [*own, *model, *arguments], listed)
+        raise RecipeError(f"--set {key}: {rung} has no such setting; {near}")
+    return homes[0], key
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 numbers: `3e-3` is one."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)

@@ -1,0 +1,261 @@
+"""Muon for the matrices, AdamW for everything else, as one optimizer; and the pace of the learning rate.
+
+Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its momentum. It
+learns in far fewer steps than AdamW, and short runs are short of steps. `torch.optim.Muon` takes the matrices
+one by one; here equal shapes go through one batched product, which small models on a CPU need.
+"""
+
+import itertools
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim.adamw import adamw
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from rung import distributed
+from rung.training.clock import now
+from rung.training.sharding import cut_like, local, whole
+
+# Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+ITERATIONS = 5
+# An orthogonal step scaled so has the root mean square of AdamW's: one learning rate serves both
+# (Liu et al. 2025, section 2.2).
+RMS_OF_ADAMW = 0.2
+
+
+WARM_UP = 0.05  # of the steps, where `warmup_steps` says nothing
+CURVE = 10_000  # steps of a schedule of transformers' that is followed to an end which moves
+DECAY = 0.5  # of the steps
+
+
+class Pace:
+    """The learning rate's factor at each step: up in a line, level, and in the second half down in a line to 0.
+
+    The end may be moved at any step: a run that must end in time can see how fast the machine is, and again when that
+    changes (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like this in its state.
+    """
+
+    def __init__(self, end: int, warm_up: float = WARM_UP) -> None:
+        self.asked = warm_up  # steps, or below 1 a share of them
+        self.warm_up = self._count_warm_up(end)
+        self.turn = end - round(end * DECAY)
+        self.end = end
+        self.height = 1.0
+        self.moved, self.passed = 0, 0.0  # the step at which the end was set, the share that was behind it
+
+    def __call__(self, step: int) -> float:
+        """The factor for the step after `step` steps."""
+        if step < self.warm_up:
+            return (step + 1) / (self.warm_up + 1)
+        if step < self.turn:
+            return self.height
+        return self.height * max(0.0, (self.end - step) / max(1, self.end - self.turn))
+
+    def move_end(self, step: int, end: int) -> None:
+        """After `step` steps, be level until half of the way to `end`, or if that is behind, fall from now on."""
+        turn = end - round(end * DECAY)
+        self.height = 1.0 if step < turn or step < self.warm_up else self(step)
+        self.moved, self.passed = step, self.share(step)
+        self.warm_up = self._count_warm_up(end)
+        self.turn = max(step, turn)
+        self.end = end
+
+    def share(self, step: int) -> float:
+        """The part of the way from the last step of the warm-up to the end that is behind; it never goes back."""
+        start = max(self.moved, self.warm_up)
+        onward = min(1.0, max(0, step - start) / max(1, self.end - start))
+        return self.passed + (1 - self.passed) * onward
+
+    def follow(self, curve: Callable[[float], float]) -> Callable[[int], float]:
+        """The factors of a schedule of `CURVE` steps without a warm-up, stretched over the run, and one before it."""
+
+        def factor(step: int) -> float:
+            return float(step / self.warm_up if step < self.warm_up else curve(CURVE * self.share(step)))
+
+        return factor
+
+    def _count_warm_up(self, end: int) -> int:
+        steps = self.asked if self.asked >= 1 else max(1, round(end * self.asked)) if self.asked else 0
+        return int(steps)
+
+
+class Stopwatch(TrainerCallback):
+    """Times steps, the first ones left out, until enough time has passed; so many seconds at the `most`.
+
+    The first one is slower by half or more, so a second is taken unless the first took `most` twice. What comes before
+    it (the Trainer is built, the processes meet) is no part of it.
+    """
+
+    WARM_UP = 2
+
+    def __init__(self, enough: float, most: float) -> None:
+        self.enough = enough  # seconds
+        self.most = most
+        self.times: list[float] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The first step begins here."""
+        self.times = [now()]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Note the time, and stop when it is enough, all processes at once."""
+        self.times.append(now())
+        took, steps = self.times[-1] - self.times[0], len(self.times) - 1
+        too_long = took > self.most and (steps > 1 or took > 2 * self.most)
+        enough = too_long or (took > self.enough and steps > self.WARM_UP + 1)
+        control.should_training_stop = any(distributed.agree(enough))
+
+    def seconds_per_step(self) -> float:
+        """The mean between the median and the mean: a stray pause counts, but not in full."""
+        warm = self.times[min(self.WARM_UP, len(self.times) - 2) :]
+        durations = [b - a for a, b in itertools.pairwise(warm)]
+        return (statistics.median(durations) + statistics.fmean(durations)) / 2
+
+
+class Muon(torch.optim.Optimizer):
+    """Groups with `muon: True` hold matrices; the others are AdamW's.
+
+    One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value or the
+    gates of an LSTM, is stepped as the several that it is. What is orthogonalized is computed in `dtype`.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self.dtype = dtype
+        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            if group["muon"]:
+                self._step_matrices(group)
+            else:
+                self._step_others(group)
+        return loss
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        momentum = group["betas"][1]
+        alike: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            gradient, buffer = local(parameter.grad), local(state["momentum_buffer"])
+            buffer.lerp_(gradient, 1 - momentum)
+            update = gradient.lerp(buffer, momentum)  # Nesterov
+            if isinstance(parameter, DTensor):  # cut up by FSDP2: one at a time is whole
+                self._step_sharded(parameter, update, group)
+                continue
+            for weight, direction in zip(split_matrix(parameter), split_matrix(update), strict=True):
+                alike[weight.shape].append((weight, direction))
+        for shape, pairs in alike.items():
+            steps = orthogonalize(torch.stack([direction for _, direction in pairs]).to(self.dtype))
+            size = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
+            torch._foreach_mul_([w for w, _ in pairs], 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_([w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size)
+
+    def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
+        """Step a matrix that is cut up: every process makes it whole, and steps the part that it holds."""
+        sharded = DTensor.from_local(
+            update.to(self.dtype),
+            parameter.device_mesh,
+            parameter.placements,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
+        directions = split_matrix(whole(sharded))
+        size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
+        steps = orthogonalize(torch.stack(directions))
+        joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
+        weight = local(parameter)
+        weight.mul_(1 - group["lr"] * group["weight_decay"])
+        weight.add_(local(cut_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size)
+
+    def _step_others(self, group: dict[str, Any]) -> None:
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        if parameters:
+            adamw(
+                [local(p) for p in parameters],
+                [local(cast(Tensor, p.grad)) for p in parameters],
+                [local(s["exp_avg"]) for s in states],
+                [local(s["exp_avg_sq"]) for s in states],
+                [],
+                [s["step"] for s in states],
+                foreach=False,
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N rows columns"]:
+    """The nearest semi-orthogonal matrix, roughly, to each.
+
+    Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT.contiguous() if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def split_matrix(matrix: Tensor) -> list[Tensor]:
+    """The square-most matrices that a fused one holds: (D, 3D) is three, (4D, D) of gates is four."""
+    rows, columns = matrix.shape
+    if rows > columns and rows % columns == 0:
+        return list(matrix.split(columns, dim=0))
+    if columns > rows and columns % rows == 0:
+        return list(matrix.split(rows, dim=1))
+    return [matrix]
+
+
+def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never decay."""
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = model.get_output_embeddings()
+    tables |= {id(head.weight)} if head is not None else set()
+    matrices: list[Tensor] = []
+    wide: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            is_table = id(parameter) in tables
+            (vectors if parameter.ndim < 2 else wide if is_table else matrices).append(parameter)
+    return [
+        {"params": matrices, "weight_decay": weight_decay, "muon": True},
+        {"params": wide, "weight_decay": weight_decay, "muon": False},
+        {"params": vectors, "weight_decay": 0.0, "muon": False},
+    ]

@@ -1,0 +1,113 @@
+"""The model that a recipe goes on from: read, held to be what the recipe says, and known again by its weights."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rung.data.tokenizer import load_tokenizer
+from rung.errors import RecipeError, RunError
+from rung.models import RUNGS, find_rung, load, make_config
+from rung.models.base import CausalModel
+from rung.models.loading import check_has_weights, check_weights, find_model, read_config
+from rung.recipe import Recipe
+
+# What may be set anew: it says how the weights are trained, not what they are. The length is also the reach of learned
+# positions, and there it may not.
+FREE = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
+LENGTH = "max_position_embeddings"
+
+
+def load_base(recipe: Recipe) -> CausalModel:
+    """The model of `recipe.base`, in float32, with the fields of `recipe.model` that may be set anew.
+
+    Raises `RunError` when it cannot be read or is of another rung, `RecipeError` for a field that contradicts it.
+    """
+    where = _check_path(recipe)
+    model, tokenizer = load(where)
+    _check_rung(recipe, model.config)
+    if changes := _find_changes(recipe, model.config, tokenizer):
+        with _explain_length(where, changes):
+            model = load(where, changes)[0]
+    return model.float()
+
+
+def read_base_config(recipe: Recipe) -> PreTrainedConfig:
+    """The configuration of the model that `load_base` gives; of a folder the weights' shapes are read, and no more.
+
+    Raises as `load_base` does.
+    """
+    where, is_local = find_model(_check_path(recipe))
+    config = read_config(where, RUNGS, is_local)
+    _check_rung(recipe, config)
+    if Path(where).is_dir():
+        check_has_weights(Path(where))
+    changes = _find_changes(recipe, config, load_tokenizer(where))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    if Path(where).is_dir():
+        with _explain_length(where, changes):
+            check_weights(find_rung(recipe.rung).model, config, Path(where))
+    return config
+
+
+def _check_path(recipe: Recipe) -> str:
+    where = str(recipe.base)
+    if Path(where).is_file():
+        raise RecipeError(
+            f"base is {where}, a file: name a run or a model folder; to read n-grams from an ARPA file the rung must "
+            "be ngram, as in `rung train ngram --from`"
+        )
+    return where
+
+
+def _check_rung(recipe: Recipe, config: PreTrainedConfig) -> None:
+    if config.model_type != find_rung(recipe.rung).config.model_type:
+        raise RunError(f"base: {recipe.base} is a {config.model_type!r} model and no {recipe.rung}")
+
+
+def _find_changes(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The fields of `recipe.model` that are others than the base's."""
+    changes: dict[str, Any] = {}
+    for key, value in recipe.model.items():
+        there = getattr(config, key, None)
+        if there == value:
+            continue
+        if key not in (*FREE, LENGTH):
+            raise RecipeError(f"model.{key} is {value!r}, but {recipe.base} was made with {there!r}: leave it out")
+        changes[key] = value
+    if changes:
+        make_config(recipe.rung, tokenizer, changes)  # refuses a value that is none
+    return changes
+
+
+@contextmanager
+def _explain_length(where: str, changes: dict[str, Any]) -> Iterator[None]:
+    """Say why weights do not fit any more: positions that are learned cannot become more or fewer."""
+    try:
+        yield
+    except RunError as error:
+        if LENGTH not in changes:
+            raise
+        raise RecipeError(
+            f"model.{LENGTH} is {changes[LENGTH]!r}, but {where} has learned a vector for each of its positions: "
+            "leave it out"
+        ) from error
+
+
+def describe_base(path: str | None, model: CausalModel) -> dict[str, Any]:
+    """What a run records of its base: where it was, and what it was."""
+    return {"base": {"path": path, "fingerprint": fingerprint_weights(model)}}
+
+
+def fingerprint_weights(model: CausalModel) -> str:
+    """A name that changes when a weight does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()

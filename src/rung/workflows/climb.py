@@ -1,0 +1,276 @@
+"""The climb: every rung on the same text, with the same tokenizer and an even share of the time that is left.
+
+The minutes hold all of it: reading, counting, training, scoring. What a rung leaves of its share, or takes beyond it,
+is shared among those that are still to come.
+
+The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of its own
+below one folder; one that fails does not take the others with it, and a climb that was stopped is taken up
+where it stopped.
+"""
+
+import logging
+import shlex
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rung import distributed, runs
+from rung.data.files import DocumentKind
+from rung.errors import RunError, RungError
+from rung.models import BESIDE, LADDER, find_rung
+from rung.models.sizes import fill_size
+from rung.progress import Stage
+from rung.recipe import Recipe, check_positive
+from rung.report.page import write_report
+from rung.training.checkpoints import find_checkpoints
+from rung.training.clock import LEAST, now
+from rung.workflows.prepare import read_corpus
+from rung.workflows.train import DEFAULT_MINUTES, execute, read_begun
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+TEXT = "text"  # what is read before any rung is begun, as `tell` hears it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Climb:
+    """What to climb, on what, for how long in all, and where the runs go."""
+
+    corpus: str | list[str] = "python-docs"
+    documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    rungs: tuple[str, ...] = tuple(LADDER)
+    minutes: float = DEFAULT_MINUTES
+    seed: int = 0
+    folder: Path = Path("runs/climb")
+
+    def __post_init__(self) -> None:
+        check_positive("minutes", self.minutes, float)
+
+    def names(self) -> list[str]:
+        """The rungs, and sizes of them, in the order of the ladder."""
+        for name in self.rungs:
+            find_rung(name)
+        order = [*LADDER, *BESIDE]
+        return sorted(dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0]))
+
+    def recipes(self) -> list[Recipe]:
+        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+        wanted = self.names()
+        trained = [name for name in wanted if not find_rung(name).counts]
+        return [
+            Recipe(
+                rung=name,
+                corpus=self.corpus,
+                documents=self.documents,
+                column=self.column,
+                encoding=self.encoding,
+                tokenizer=self.tokenizer,
+                minutes=self.minutes / len(trained) if name in trained else None,
+                seed=self.seed,
+            )
+            for name in wanted
+        ]
+
+
+def climb(
+    plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: None, began: float | None = None
+) -> list[Path]:
+    """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is in.
+
+    The minutes count from `began` by `train.clock.now`, else from now; of a climb that goes on, those of the rungs that
+    are not finished. Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and
+    saved.
+    """
+    recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
+    make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT), began)
+    return list(recipes)
+
+
+def make_runs(
+    recipes: dict[Path, Recipe],
+    tell: Callable[[str, Stage], None],
+    report: Callable[[list[Path]], None],
+    began: float | None = None,
+) -> None:
+    """Make each recipe's run in its folder, unless it is finished; `report` takes those begun, after each.
+
+    Those that have minutes share them, from `began` on. `tell` hears the folder's name and the stage, which in the end
+    is `done` or `failed`; of the text, which all runs share, it hears first. Raises `RungError` when that cannot be
+    read, when a folder holds another run or when all fail, `KeyboardInterrupt` when one was stopped and saved.
+    """
+    with runs.hold(next(iter(recipes)).parent, together=True):
+        _make_runs(recipes, tell, report, now() if began is None else began)
+
+
+def _make_runs(
+    recipes: dict[Path, Recipe],
+    tell: Callable[[str, Stage], None],
+    report: Callable[[list[Path]], None],
+    began: float,
+) -> None:
+    distributed.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
+    distributed.from_main(lambda: _check_folders(recipes))
+    failures: list[RungError] = []
+    finished_before = distributed.from_main(lambda: [folder for folder in recipes if runs.is_finished(folder)])
+    shares = _Shares([r.minutes or 0.0 for f, r in recipes.items() if f not in finished_before], began)
+    for folder, recipe in recipes.items():
+        if folder in finished_before:
+            continue
+        try:
+            finished = _make(recipe, folder, tell, shares.begin(recipe))
+        except RungError as error:
+            tell(folder.name, Stage(name="failed", note=str(error)))
+            failures.append(error)
+            continue
+        if not finished:
+            raise KeyboardInterrupt
+        tell(folder.name, Stage(name="done"))
+        distributed.from_main(lambda: report(_begun(recipes)))
+    if len(failures) == len(recipes):
+        distributed.from_main(lambda: _remove_failed(recipes))
+        raise failures[0]
+    distributed.from_main(lambda: _check_one_text(recipes))
+    distributed.from_main(lambda: report(_begun(recipes)))
+
+
+def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
+    """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the runs find it."""
+    tell(TEXT, Stage(name="reading"))
+    tell(TEXT, Stage(name="read", note=read_corpus(asdict(recipe)).describe()))
+    tell(TEXT, Stage(name="done"))
+
+
+class _Shares:
+    """The minutes of several runs, shared out among those that are still to come as each begins."""
+
+    def __init__(self, minutes: list[float], began: float) -> None:
+        self.ends = began + 60 * sum(minutes)
+        self.waiting = sum(minutes)
+
+    def begin(self, recipe: Recipe) -> float | None:
+        """When the run's minutes would have begun, if they end with its share of what is left; its least part is."""
+        if recipe.minutes is None:
+            return None
+        share = max(LEAST * 60 * recipe.minutes, (self.ends - now()) * recipe.minutes / self.waiting)
+        self.waiting -= recipe.minutes
+        return now() + share - 60 * recipe.minutes
+
+
+def _check_folders(recipes: dict[Path, Recipe]) -> None:
+    """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is being made."""
+    for folder, recipe in recipes.items():
+        runs.make_folder(folder.parent)
+        runs.check_free(folder)
+        _check_same(recipe, folder)
+    before = _find_fingerprints(recipes)
+    if not before:
+        return
+    now = read_corpus(asdict(next(iter(recipes.values()))))
+    for folder, fingerprint in before.items():
+        if fingerprint != now.fingerprint:
+            raise RunError(
+                f"{folder} was made of another text: {now.name} is not what it was then. Choose another folder with "
+                f"--out, as in {_suggest_out(folder)}, or delete {folder.parent} to climb again"
+            )
+
+
+def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
+    """Of the text that each run was made of, where one was read."""
+    begun = [folder for folder in recipes if (folder / runs.RECORD).exists()]
+    records = {folder: runs.read_any_record(folder) for folder in begun}
+    return {
+        folder: record["corpus"]["fingerprint"]
+        for folder, record in records.items()
+        if "fingerprint" in record.get("corpus", {})
+    }
+
+
+def _check_one_text(recipes: Iterable[Path]) -> None:
+    """Raise `RunError` where the text was changed while it was climbed: a table never mixes two."""
+    if len(set(_find_fingerprints(recipes).values())) > 1:
+        folder = next(iter(recipes)).parent
+        raise RunError(f"the text has changed during the climb: delete {folder} and climb again")
+
+
+def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
+    return [folder for folder in recipes if (folder / runs.RECORD).exists()]
+
+
+def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], began: float | None) -> bool:
+    """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`.
+
+    One that was stopped goes on with what it had chosen: by the clock it might choose another size now.
+    """
+    try:
+        begun = distributed.from_main(lambda: read_begun(folder) if find_checkpoints(folder) else recipe)
+        return execute(begun, folder, lambda stage: tell(folder.name, stage), began)
+    except RungError as error:
+        _record_failure(recipe, folder, str(error))
+        raise
+    except Exception as error:  # whatever it is, the rungs above it must still be climbed
+        if distributed.count() > 1:  # but not by some of the processes without the others
+            raise
+        logger.exception("%s failed", folder.name)
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        _record_failure(recipe, folder, message)
+        raise RunError(message) from error
+
+
+def _suggest_out(folder: Path) -> str:
+    """Another folder beside that of the climb."""
+    return f"--out {shlex.quote(f'{folder.parent}-2')}"
+
+
+def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
+    if not distributed.is_main():
+        return
+    try:
+        record = runs.find_record(folder) or {"rung": recipe.rung}
+        folder.mkdir(exist_ok=True)
+        runs.write_record(folder, record | {"failed": message})
+    except (OSError, RunError) as error:  # a record that is damaged says so itself
+        logger.warning("the failure of %s could not be recorded: %s", folder.name, error)
+
+
+def _remove_failed(recipes: dict[Path, Recipe]) -> None:
+    """Leave nothing of a climb that could not be begun."""
+    for folder in recipes:
+        if folder.is_dir() and runs.holds_failure_only(folder):
+            shutil.rmtree(folder)
+    with suppress(OSError):  # there is something else in it
+        next(iter(recipes)).parent.rmdir()
+
+
+def _check_same(recipe: Recipe, folder: Path) -> None:
+    """Raise `RunError` when the folder holds a run made in another way."""
+    if not (folder / runs.RECORD).exists():
+        return
+    before = runs.read_any_record(folder).get("recipe")
+    if before is None:
+        return
+    keys = ("documents", "column", "encoding", "minutes", "steps", "seed")
+    asked: dict[str, Any] = {key: getattr(recipe, key) for key in keys}
+    asked |= {f"model.{key}": value for key, value in recipe.model.items()}
+    before |= {f"model.{key}": value for key, value in before.get("model", {}).items()}
+    for key, value in asked.items():
+        if before.get(key) != value:
+            made = f"{key} {before.get(key)!r}"
+            if key == "minutes" and before.get(key):  # the climb's were shared out
+                made = f"{before[key]:g} minutes for this rung"
+            raise RunError(
+                f"{folder} was made with {made}, not {value!r}: choose another folder with "
+                f"--out, as in {_suggest_out(folder)}, or delete {folder.parent} to climb again"
+            )
+    for key, value in recipe.tokenizer.items():
+        if before.get("tokenizer", {}).get(key) != value:
+            raise RunError(
+                f"{folder} was made with another tokenizer: choose another folder with --out, "
+                f"or delete {folder.parent} to climb again"
+            )

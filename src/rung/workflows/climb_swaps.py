@@ -1,0 +1,98 @@
+"""The climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, equal steps, several seeds."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from rung import runs
+from rung.data.files import DocumentKind
+from rung.errors import RecipeError
+from rung.models.swaps import SWAPS
+from rung.progress import Stage
+from rung.recipe import Recipe
+from rung.report.swaps import BASE, END, write_swaps
+from rung.workflows.climb import REPORT, TEXT, make_runs
+
+# About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of GELU's.
+STEPS = 800
+SHAPE = {
+    "hidden_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 344,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwapClimb:
+    """Between which rungs, on what, for how many steps a run, with which seeds, and where the runs go.
+
+    Raises `RecipeError` for rungs that have no swaps between them, and for no seeds.
+    """
+
+    between: tuple[str, str] = (BASE, END)
+    corpus: str | list[str] = "python-docs"
+    documents: DocumentKind = "paragraphs"
+    column: str | None = None
+    encoding: str | None = None
+    tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
+    steps: int = STEPS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    folder: Path = Path("runs/swaps")
+
+    def __post_init__(self) -> None:
+        if self.between != (BASE, END):
+            asked = " ".join(self.between)
+            raise RecipeError(f"there are no swaps between {asked}: write --between {BASE} {END}")
+        if not self.seeds:
+            raise RecipeError("there are no seeds: --seeds must be 1 or more, and an interval takes 2")
+
+    def recipes(self) -> dict[Path, Recipe]:
+        """A recipe for each folder: seed by seed, so that a climb that was stopped has whole seeds to compare."""
+        sets = {BASE: [], **{name: [name] for name in SWAPS}, END: list(SWAPS)}
+        return {
+            self.folder / f"{name}-seed{seed}": Recipe(
+                rung="swaps",
+                corpus=self.corpus,
+                documents=self.documents,
+                column=self.column,
+                encoding=self.encoding,
+                tokenizer=self.tokenizer,
+                model={**SHAPE, "swaps": swaps},
+                steps=self.steps,
+                seed=seed,
+            )
+            for seed in self.seeds
+            for name, swaps in sets.items()
+        }
+
+
+def climb_swaps(plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda seed, stage: None) -> list[Path]:
+    """The folders of the runs, made or found finished; `tell` hears the seed, and the stage with the model's name.
+
+    Raises as `climb` does.
+    """
+    recipes = plan.recipes()
+    models = len(recipes) // len(plan.seeds)
+    places = {folder.name: place % models + 1 for place, folder in enumerate(recipes)}
+
+    def tell_seed(run: str, stage: Stage) -> None:
+        if run == TEXT:
+            tell(run, stage)
+            return
+        if stage.name == "done" and places[run] < models:  # of the seed's models others are still to come
+            return
+        name, _, seed = run.rpartition("-seed")
+        note = f"{places[run]} of {models}: {name} {stage.note}"
+        tell(f"seed {seed}", replace(stage, note=note))
+
+    def report(begun: list[Path]) -> None:
+        for folder in filter(runs.is_finished, begun):  # so many runs, and nothing resumes from them
+            shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
+        write_swaps(begun, plan.folder / REPORT)
+
+    make_runs(recipes, tell_seed, report)
+    return list(recipes)

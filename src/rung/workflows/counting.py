@@ -1,0 +1,74 @@
+"""Fitting a counting rung: which engine counts, what it goes on from, and what is said meanwhile."""
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy
+from numpy.typing import NDArray
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from rung import __version__, runs
+from rung.data.packing import Packed
+from rung.device import keep_freed_memory
+from rung.models import find_rung, make_config
+from rung.models.base import CausalModel
+from rung.models.ngram.budget import Counting
+from rung.models.ngram.checkpoints import OrderCheckpoints
+from rung.models.ngram.counting import Counter, Ids, Levels
+from rung.models.ngram.engines import choose_counter
+from rung.progress import Stage, Tell
+from rung.recipe import Recipe
+
+
+def fit_counts(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, key: str, folder: Path, tell: Tell
+) -> CausalModel:
+    """The recipe's counting rung of the text that is packed under `key`, for the run in `folder`.
+
+    A long count goes on from the orders that an earlier try has left there.
+    """
+    config = make_config(recipe.rung, tokenizer, recipe.model)
+    counting = Counting(**recipe.counting)
+    if counting.engine == "numpy":
+        keep_freed_memory()
+    else:
+        tell(Stage(name="noted", note=counting.describe(len(packed), config.order)))
+    tell(Stage(name="counting"))
+    rung = find_rung(recipe.rung)
+    if recipe.rung != "ngram":
+        return rung.model.fit(config, packed.tokens, packed.starts)
+    checkpoints = None
+    if counting.keeps_orders(len(packed)):
+        facts = _describe_count(counting, config, packed, key)
+        checkpoints = OrderCheckpoints(folder / runs.CHECKPOINTS, facts)
+        if (highest := checkpoints.highest) > 1:
+            going_on = f", going on with {highest + 1}" if highest < config.order else ""
+            tell(Stage(name="noted", note=f"orders 1 to {highest} are kept{going_on}"))
+    count = choose_counter(counting, counting.find_scratch(folder), checkpoints)
+    return rung.model.fit(config, packed.tokens, packed.starts, count=_follow(count, tell))
+
+
+def _describe_count(counting: Counting, config: PreTrainedConfig, packed: Packed, key: str) -> dict[str, Any]:
+    """By what the orders of this count are told from those of another."""
+    return {
+        "rung": __version__,
+        "text": key,
+        "tokens": len(packed),
+        "documents": len(packed.starts),
+        "vocab_size": config.vocab_size,
+        "order": config.order,
+        "engine": counting.engine,
+    }
+
+
+def _follow(count: Counter, tell: Tell) -> Counter:
+    """Count as `count` does, and tell of every order."""
+
+    def follow(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Levels:
+        with closing(count(tokens, starts, order, vocab_size)) as levels:
+            for number, level in enumerate(levels, start=1):
+                tell(Stage(name="counting", note=f"order {number} of {order}: {len(level):,} n-grams"))
+                yield level
+
+    return follow

@@ -1,0 +1,94 @@
+"""The text of a run: its corpus, its tokenizer, trained or loaded, and its training split as token ids."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from rung import __version__
+from rung.data.corpus import Corpus, load_corpus
+from rung.data.packing import Packed, pack
+from rung.data.tokenizer import PUBLISHED, count_ids, encode_batches, fingerprint, load_tokenizer
+from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
+from rung.device import cache_folder
+from rung.errors import RecipeError, did_you_mean
+from rung.files import keep
+from rung.models import find_rung
+from rung.progress import Stage, Tell
+from rung.recipe import Recipe
+
+MADE = 3  # one more whenever the same text makes another tokenizer: what was kept before is left
+SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
+
+
+def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
+    """The corpus that a recipe, as a page, names, read as it says."""
+    reading: Any = {key: recipe.get(key) for key in ("held_out", "column", "encoding")}
+    return load_corpus(recipe["corpus"], recipe.get("documents", "paragraphs"), **reading)
+
+
+def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on this corpus."""
+    spec = recipe.tokenizer
+    if "path" in spec or spec.get("kind") in PUBLISHED:
+        return load_tokenizer(spec.get("path") or spec["kind"])
+    kind, vocab_size = spec["kind"], spec.get("vocab_size")
+    if kind not in TOKENIZERS:
+        raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
+    stride = sample_stride(recipe, corpus)
+    made = hashlib.sha256(f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode())
+
+    def make(beside: Path) -> None:
+        build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
+
+    return load_tokenizer(str(keep(cache_folder() / "tokenizers" / made.hexdigest()[:16], make)))
+
+
+def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
+    """One document in how many the tokenizer is trained on; of words and characters none may be missed."""
+    return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind") == "bpe" else 1
+
+
+def skips_empty_lines(recipe: Recipe) -> bool:
+    """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes them as KenLM does."""
+    return recipe.documents == "lines" and not find_rung(recipe.rung).counts
+
+
+def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False) -> str:
+    """What the packed text of a corpus is kept under."""
+    return f"{corpus.fingerprint} train {fingerprint(tokenizer)}{' without empty lines' * skip_empty}"
+
+
+def pack_train(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    tell: Tell = lambda stage: None,
+    *,
+    skip_empty: bool = False,
+) -> Packed:
+    """The training text as token ids, made once and kept; what was made before a stop is gone on from."""
+
+    def read(state: Any) -> Iterator[tuple[list[str], Any]]:
+        for texts, after in corpus.read_train(state):
+            yield [text for text in texts if text.strip() or not skip_empty], after
+
+    tell(Stage(name="tokenizing"))
+    started, before = time.perf_counter(), -1
+    total = None if corpus.stream else len(corpus.train)
+
+    def show(done: int, tokens: int) -> None:
+        nonlocal before
+        before = tokens if before < 0 else before
+        rate = (tokens - before) / max(1e-9, time.perf_counter() - started)
+        tell(Stage(name="tokenizing", done=done, total=total, note=f"{rate:,.0f} tokens/s"))
+
+    return pack(
+        lambda state: encode_batches(read(state), tokenizer),
+        key=packed_key(corpus, tokenizer, skip_empty=skip_empty),
+        vocab_size=count_ids(tokenizer),
+        folder=cache_folder() / "packed",
+        tell=show,
+    )

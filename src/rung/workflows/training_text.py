@@ -1,0 +1,175 @@
+"""The text that a run was trained on: found again where it is now, and told from text that the run has not seen."""
+
+import glob
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rung.data.corpus import Corpus, is_path
+from rung.data.store import SPLITS
+from rung.errors import CorpusError, RunError
+from rung.evaluation.score import first_texts
+from rung.workflows.prepare import read_corpus
+
+COMPARED = 2**22  # characters of a text that are looked for in the training text
+MOST_SEEN = 0.5  # of the bytes: a text of which a run has seen more is no test of it
+
+
+def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
+    """What a run in `folder` records of where its text lies: the paths in full, and seen from the run."""
+    sources = _as_list(corpus)
+    if not is_path(sources[0]):
+        return {}
+    paths = [os.path.abspath(os.path.expanduser(source)) for source in sources]  # noqa: PTH100, PTH111  # globs too
+    try:
+        return {"paths": paths, "paths_from_run": [os.path.relpath(path, folder.resolve()) for path in paths]}
+    except ValueError:  # on another drive of Windows
+        return {"paths": paths}
+
+
+def describe_places(**named: str | None) -> dict[str, str]:
+    """Where lies, in full, what was named by a path; what is none here, as a name on the Hub, is left out."""
+    return {key: os.path.abspath(name) for key, name in named.items() if name and Path(name).exists()}  # noqa: PTH100  # links stay
+
+
+def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """What was named, by its path in full where the name leads elsewhere from the folder that we are in now."""
+    lost = {
+        key: place
+        for key, place in places.items()
+        if isinstance(named.get(key), str) and os.path.abspath(named[key]) != place and Path(place).exists()  # noqa: PTH100
+    }
+    return {**named, **lost}
+
+
+def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
+    """The corpus that the run was trained on: where it was, where it lies seen from the run, or as it was typed.
+
+    Raises `CorpusError` when it is at none of these places.
+    """
+    recipe, wanted = record["recipe"], record["corpus"]["fingerprint"]
+    first: Corpus | None = None
+    for sources in _find_places(run, record):
+        text = read_corpus({**recipe, "corpus": sources, **({"documents": documents} if documents else {})})
+        if text.fingerprint == wanted:
+            return text
+        first = first or text
+    if first is None:
+        places = " or ".join(dict.fromkeys(", ".join(place) for place in _list_places(run, record)))
+        raise CorpusError(
+            f"the text that {run} was trained on is not at {places}: put it back, or name other text, as in "
+            f"`rung eval {shlex.quote(run)} FILE`"
+        )
+    return first
+
+
+def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
+    """The corpus of a run's recipe, as paths that are there; as it was typed where that is the same."""
+    typed = record["recipe"].get("corpus")
+    places = _find_places(str(folder), record)
+    if not places or describe_place(typed, folder).get("paths") == places[0]:
+        return typed
+    return places[0][0] if len(places[0]) == 1 else places[0]
+
+
+def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any], reading: Mapping[str, str]) -> bool:
+    """Whether that is the text of the run, by its place or by its content; what `reading` says is another column of it,
+    or another encoding, is not.
+    """
+    recipe, sources = record["recipe"], _as_list(corpus)
+    for key, usual in (("column", None), ("encoding", "utf-8")):
+        if reading.get(key) not in (None, recipe.get(key) or usual):
+            return False
+    if not is_path(sources[0]):
+        return sources == _read_sources(record)
+    here = [str(Path(source).expanduser().resolve()) for source in sources]
+    for place in _find_places(run, record):
+        if here == [str(Path(path).resolve()) for path in place]:
+            return True
+    try:
+        found = read_corpus({**recipe, "corpus": list(sources)})
+    except CorpusError:  # too little text to cut, as the run's own was
+        return False
+    return found.fingerprint == record["corpus"]["fingerprint"]
+
+
+def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
+    """Of each collection of texts, the share of its bytes in lines that stand in the training text."""
+    found = [_measure_lines(first_texts(texts, COMPARED)) for texts in collections]
+    wanted, seen = set[int]().union(*found), set[int]()
+    for text in own.sample_train(1):
+        seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))
+    return [sum(sizes[line] for line in seen & sizes.keys()) / max(sum(sizes.values()), 1) for sizes in found]
+
+
+def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
+    """The bytes of all lines that are alike, by the line's hash; empty ones left out."""
+    sizes: dict[int, int] = {}
+    for text in texts:
+        for line in filter(None, map(str.strip, text.splitlines())):
+            sizes[hash(line)] = sizes.get(hash(line), 0) + len(line.encode())
+    return sizes
+
+
+def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) -> float | None:
+    """The share of the split's bytes that the run was trained on; None where its training text is not to be had.
+
+    Raises `RunError` where most of it was, unless it is a file that was held out as such: that would be no score of
+    held-out text.
+    """
+    if text.fingerprint == record["corpus"]["fingerprint"]:
+        return 0.0
+    try:
+        own = read_own_text(run, record)
+    except CorpusError:
+        return None
+    (seen,) = find_seen([text.split(split)["text"]], own)
+    if seen >= MOST_SEEN and not _is_held_out(text, split, own):
+        raise RunError(
+            f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that would be no score of "
+            f"text it has not seen; `rung eval {shlex.quote(run)}` scores its test split, and with --split train what "
+            "it has seen"
+        )
+    return seen
+
+
+def _is_held_out(text: Corpus, split: str, own: Corpus) -> bool:
+    """Whether the split has the documents of one that a corpus of several files holds out."""
+    names = [name for name in SPLITS[1:] if not own.is_cut and own.bytes[name] == text.bytes[split]]
+    return any(list(own.split(name)["text"]) == list(text.split(split)["text"]) for name in names)
+
+
+def _as_list(corpus: str | Sequence[str]) -> list[str]:
+    return [corpus] if isinstance(corpus, str) else list(corpus)
+
+
+def _read_sources(record: Mapping[str, Any]) -> list[str]:
+    """The corpus of the run's recipe.
+
+    Raises `RunError` where it names none.
+    """
+    typed = record["recipe"].get("corpus")
+    sources = [typed] if isinstance(typed, str) else typed
+    if not isinstance(sources, list) or not sources or not all(isinstance(source, str) for source in sources):
+        raise RunError(f"the run's record is damaged: its recipe's corpus is {typed!r}, and must be a name or paths")
+    return sources
+
+
+def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
+    """Where the text may be, the likeliest first."""
+    facts, folder = record.get("corpus", {}), Path(run).resolve()
+    from_run = [os.path.normpath(folder / path) for path in facts.get("paths_from_run", [])]
+    places = [facts.get("paths", []), from_run, _read_sources(record)]
+    return [place for place in places if place]
+
+
+def _find_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
+    """Those at which there is something; the name of a corpus is one."""
+
+    def is_there(source: str) -> bool:
+        path = Path(source).expanduser()
+        return not is_path(source) or path.exists() or (glob.has_magic(source) and bool(glob.glob(str(path))))  # noqa: PTH207
+
+    return [place for place in _list_places(run, record) if all(map(is_there, place))]

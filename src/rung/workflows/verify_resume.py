@@ -1,0 +1,340 @@
+"""Whether a run that is killed loses nothing: the same recipe left alone and killed at random moments, side by side.
+
+Both are made in processes of their own, as `rung train` and `rung train --resume` make them, and the second is ended
+by SIGKILL: while it starts, between two instructions of a step, while it saves, while it is scored.
+"""
+
+import contextlib
+import functools
+import hashlib
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rung import runs
+from rung.data.corpus import name_sources
+from rung.errors import RecipeError, RunError, RungError
+from rung.models import find_rung
+from rung.progress import Stage
+from rung.recipe import Recipe, make_recipe, read_recipe
+from rung.training.checkpoints import SAVING
+from rung.workflows.train import execute
+
+STEPS = 60  # of a recipe that says minutes
+PHASES = ("starting", "training", "saving", "ending")
+BEFORE, AFTER = 0.05, 0.1  # so many of the kills fall before the first step, and behind the last one
+POLL = 0.0005  # seconds
+
+Tell = Callable[[str, Stage], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kill:
+    """Where a kill fell: after so many steps, in which of `PHASES`."""
+
+    step: int
+    phase: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a run left that must not depend on kills."""
+
+    metrics: list[dict[str, Any]]
+    samples: str
+    weights: str  # their digest
+    scores: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The run left alone, the ones that were killed (a second where the first ended too soon), and what differs."""
+
+    recipe: Recipe
+    kills: list[Kill]
+    whole: Made
+    resumed: list[Made]
+    failure: str | None  # what a start said that could not go on
+
+    @property
+    def differences(self) -> list[str]:
+        """What is not the same to the last bit."""
+        names = ("metrics", "samples", "weights", "scores")
+        return [
+            name for name in names if any(getattr(made, name) != getattr(self.whole, name) for made in self.resumed)
+        ]
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing was lost."""
+        return self.failure is None and bool(self.resumed) and not self.differences
+
+    def losses(self) -> list[tuple[int, float, float | None]]:
+        """Step, loss of the run left alone, loss of the killed one: of one that differs, if any does."""
+        other = next((made for made in self.resumed if made.metrics != self.whole.metrics), None)
+        other = other or (self.resumed[0] if self.resumed else None)
+        theirs = {line["step"]: line["loss"] for line in other.metrics if "loss" in line} if other else {}
+        return [(line["step"], line["loss"], theirs.get(line["step"])) for line in self.whole.metrics if "loss" in line]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        fell = Counter(kill.phase for kill in self.kills)
+        return {
+            "rung": self.recipe.rung,
+            "corpus": name_sources(self.recipe.corpus),
+            "steps": self.recipe.steps,
+            "equal": self.is_equal,
+            "differences": self.differences,
+            "failure": self.failure,
+            "kills": len(self.kills),
+            "fell": {phase: fell[phase] for phase in PHASES},
+            "killed_at": [kill.step for kill in self.kills],
+            "losses": [{"step": s, "uninterrupted": a, "resumed": b} for s, a, b in self.losses()],
+        }
+
+
+def read_source(source: Path, steps: int | None = None) -> Recipe:
+    """The recipe of a run's folder or of a page, for so many steps; by default as many as it says, or `STEPS`.
+
+    Raises `RungError` when there is none, or one of a rung that is not trained.
+    """
+    page = runs.read_record(source).get("recipe") if source.is_dir() else read_recipe(source)
+    if page is None:
+        raise RunError(f"{source} was imported, not trained: there is nothing to resume")
+    recipe = make_recipe(page)
+    if find_rung(recipe.rung).counts:
+        raise RecipeError(
+            f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a rung that is trained"
+        )
+    return replace(recipe, minutes=None, steps=steps or recipe.steps or STEPS)
+
+
+def verify_resume(
+    recipe: Recipe, kills: int, folder: Path, tell: Tell = lambda name, stage: None, seed: int = 0
+) -> Verdict:
+    """Make the recipe's run once uninterrupted, and again with so many kills; everything stays below `folder`.
+
+    Raises `RungError` when even the uninterrupted run cannot be made.
+    """
+    whole = _Run(recipe, folder / "uninterrupted", lambda stage: tell("uninterrupted", stage))
+    whole.start(until=None)
+    if whole.failure:
+        raise RunError(whole.failure)
+    fallen: list[Kill] = []
+    resumed: list[Made] = []
+    failure = None
+
+    def tell_kills(stage: Stage) -> None:
+        tell("killed", _note(stage, fallen, kills))
+
+    moments = _plan(recipe.steps or 0, kills, random.Random(seed))
+    while failure is None and (moments or not resumed):
+        run, before = _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace), len(fallen)
+        while not run.finished and run.failure is None:
+            kill = run.start(until=moments[0] if moments else None)
+            if kill:
+                fallen.append(kill)
+                moments.pop(0)
+        failure = run.failure
+        resumed.extend([run.read()] if run.finished else [])
+        if moments and len(fallen) == before:  # a save that does not come, or an end that was over too soon
+            moments[0] = replace(moments[0], where="training")
+    return Verdict(recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    """When to kill: in the phase `where` at the earliest after `step`, `late` (0 to 1) into it."""
+
+    step: int
+    where: str
+    late: float
+
+
+@dataclass(kw_only=True)
+class _Pace:
+    """Seconds that the uninterrupted run took."""
+
+    starting: float = 0.0
+    step: float = 0.0
+    saving: float = 0.0
+    ending: float = 0.0
+
+
+def _plan(steps: int, kills: int, dice: random.Random) -> list[_Moment]:
+    """Random moments in the order in which a run comes by; every other one of those in training waits for a save."""
+    moments = []
+    for number, place in enumerate(sorted(dice.uniform(-BEFORE, 1 + AFTER) for _ in range(kills))):
+        where = "starting" if place < 0 else "ending" if place > 1 else PHASES[1 + number % 2]
+        moments.append(_Moment(step=min(int(place * steps), steps - 1), where=where, late=dice.random()))
+    return moments
+
+
+def _note(stage: Stage, fallen: list[Kill], kills: int) -> Stage:
+    in_saves = sum(kill.phase == "saving" for kill in fallen)
+    where = f"{stage.name} {stage.done}/{stage.total}" if stage.total else stage.name
+    return Stage(name="kills", done=len(fallen), total=kills, note=f"{in_saves} in a save; {where}")
+
+
+@dataclass
+class _Run:
+    """A run in processes of its own, one after another until it is finished."""
+
+    recipe: Recipe
+    folder: Path
+    tell: Callable[[Stage], None]
+    pace: _Pace = field(default_factory=_Pace)
+    finished: bool = False
+    failure: str | None = None
+    step: int = 0
+    phase: str = "starting"
+
+    def start(self, until: _Moment | None) -> Kill | None:
+        """Start it, or go on with it, up to the moment; None when it came to its end, or failed, before."""
+        context = _find_context()
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_make, args=(self.recipe, self.folder, there), daemon=True)
+        self.phase, saved_before, watch = "starting", self._saving(), _Watch()
+        process.start()
+        there.close()
+        try:
+            while self._hear(here):
+                saving = self._saving() not in (None, saved_before)
+                watch.see(self.phase, self.step, saving)
+                if until and self._is_time(until, saving):
+                    time.sleep(until.late * getattr(self.pace, "step" if until.where == "training" else until.where))
+                    break
+        finally:
+            process.kill()
+            process.join()
+        if not (self.finished or self.failure):
+            self._hear_out(here)
+        if self.finished:
+            self.pace = watch.pace(self.recipe.steps or 1)
+        if self.finished or self.failure or until is None:
+            return None
+        in_save = self._saving() not in (None, saved_before)
+        return Kill(step=self.step, phase="saving" if in_save else self.phase)
+
+    def read(self) -> Made:
+        """What it left."""
+        return Made(
+            metrics=runs.read_metrics(self.folder),
+            samples=(self.folder / runs.SAMPLES).read_text(encoding="utf-8"),
+            weights=hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest(),
+            scores={
+                key: value for key, value in runs.read_record(self.folder)["scores"]["test"].items() if key != "seconds"
+            },
+        )
+
+    def _hear(self, connection: Connection) -> bool:
+        """Take what the process says, for a moment; False once it is at its end."""
+        if not connection.poll(POLL):
+            return True
+        try:
+            return self._take(*connection.recv())
+        except EOFError:
+            log = self.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()
+            self.failure = f"the process ended by itself: {(log.splitlines() or ['it said nothing'])[-1]}"
+            return False
+
+    def _take(self, kind: str, *said: Any) -> bool:
+        if kind != "stage":
+            self.finished, self.failure = kind == "finished", said[0]
+            return False
+        stage = Stage(*said)
+        if stage.name == "training":
+            self.phase, self.step = "training", stage.done
+        elif self.phase == "training" or stage.name in ("scoring", "comparing"):
+            self.phase = "ending"
+        self.tell(stage)
+        return True
+
+    def _hear_out(self, connection: Connection) -> None:
+        """Take what it had said before it was killed, its last word perhaps cut short."""
+        with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
+            while connection.poll() and self._take(*connection.recv()):
+                pass
+
+    def _is_time(self, until: _Moment, saving: bool) -> bool:
+        if until.where in ("starting", self.phase):
+            return until.where != "training" or self.step >= until.step
+        if until.where == "saving":
+            return saving and self.phase == "training" and self.step >= until.step
+        return until.where == "ending" and self.step >= (self.recipe.steps or 0)
+
+    def _saving(self) -> tuple[int, int] | None:
+        """Which checkpoint is being written, or was when the process ended."""
+        try:
+            found = (self.folder / runs.CHECKPOINTS / SAVING).stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+
+@functools.cache
+def _find_context() -> Any:
+    """A server that has imported everything once, and forks: a start takes a moment instead of seconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+class _Watch:
+    """Notes when phases begin, to know how long they are."""
+
+    def __init__(self) -> None:
+        self.began: dict[Any, float] = {"starting": time.perf_counter()}
+        self.saves: list[float] = []
+        self.save_began: float | None = None
+
+    def see(self, phase: str, step: int, saving: bool) -> None:
+        """What is going on now."""
+        now = time.perf_counter()
+        self.began.setdefault(phase, now)
+        self.began.setdefault(step, now)
+        if saving and self.save_began is None:
+            self.save_began = now
+        if not saving and self.save_began is not None:
+            self.saves.append(now - self.save_began)
+            self.save_began = None
+
+    def pace(self, steps: int) -> _Pace:
+        """Seconds of each phase, of a step, and of the shortest save."""
+        now, training = time.perf_counter(), self.began.get("training", self.began["starting"])
+        last = self.began.get(steps, now)
+        return _Pace(
+            starting=training - self.began["starting"],
+            step=(last - training) / steps,
+            saving=min(self.saves, default=0.0),
+            ending=now - last,
+        )
+
+
+def _make(recipe: Recipe, folder: Path, connection: Connection) -> None:
+    """In a process of its own: make the run, from its last checkpoint where there is one, and say how far it is."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    tqdm.set_lock(threading.RLock())  # else it takes a semaphore of the system, which a kill leaves behind
+    try:
+        execute(recipe, folder, lambda stage: connection.send(("stage", *astuple(stage))))
+        connection.send(("finished", None))
+    except RungError as error:
+        connection.send(("failed", str(error)))

@@ -1,0 +1,423 @@
+"""Texts that share a model's steps: what each gets is what it would get alone."""
+
+import gc
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rung.errors import RecipeError
+from rung.generation import batching, native
+from rung.generation.batching import Slots
+from rung.generation.decoder import Decoder, write_tokens
+from rung.generation.sampling import Draws, Sampling, choose, choose_each, find_shares
+from rung.models.base import KeyValues
+from tests.conftest import SENTENCES, TINY, shake
+
+SETTINGS = [
+    {"temperature": 0.0},
+    {"temperature": 0.8, "top_p": 0.95},
+    {"temperature": 1.3, "top_p": 1.0},
+    {"temperature": 0.9, "top_k": 5, "top_p": 0.9},
+    {"temperature": 2.0, "top_p": 0.3},
+]
+
+
+def make_prompts(tokenizer, count):
+    """Of unequal lengths, some longer than a window of 64."""
+    whole = [token for text in SENTENCES * 3 for token in tokenizer(" " + text, add_special_tokens=False).input_ids]
+    return [[tokenizer.bos_token_id, *whole[7 * i : 7 * i + 3 + (i * 23) % 80]] for i in range(count)]
+
+
+def continue_texts(model, orders, count, late=0):
+    """The tokens of each order; `count` slots, and from the second text on each joins `late` turns after the last."""
+    with torch.inference_mode():
+        pool, waiting, running, found = Slots(model, count), list(enumerate(orders)), {}, {}
+        turn = 0
+        while waiting or running:
+            while waiting and pool.free and (not running or turn >= late * waiting[0][0]):
+                number, (ids, sampling) = waiting.pop(0)
+                slot = pool.begin(ids, sampling.max_new_tokens)
+                running[slot] = number, sampling, Draws(sampling.seed)
+                found[number] = []
+            turn += 1
+            ready, logits = pool.advance(list(running))
+            assert not pool.failed
+            mine = [running[slot] for slot in ready]
+            tokens = choose_each(logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine])
+            for slot, (number, sampling, _), token in zip(ready, mine, tokens, strict=True):
+                found[number].append(token)
+                if len(found[number]) == sampling.max_new_tokens:
+                    del running[slot]
+                    pool.leave(slot)
+                else:
+                    pool.put(slot, token)
+        assert len(pool.free) == count and not pool.texts
+        return [found[number] for number in range(len(orders))]
+
+
+def make_orders(tokenizer, count):
+    return [
+        (ids, Sampling(max_new_tokens=5 + (i * 13) % 25, seed=i, **SETTINGS[i % len(SETTINGS)]))
+        for i, ids in enumerate(make_prompts(tokenizer, count))
+    ]
+
+
+@pytest.mark.parametrize(("name", "native"), [*((name, True) for name in TINY), ("gpt2", False), ("llama3", False)])
+def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenizer, monkeypatch):
+    """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
+    model = shake(make_tiny(name))
+    if not native:
+        monkeypatch.setattr(slots, "native_step", lambda model: None)
+    orders = make_orders(tokenizer, 6)
+    alone = [continue_texts(model, [order], 1)[0] for order in orders]
+    assert continue_texts(model, orders, 6) == alone
+    assert continue_texts(model, orders, 3, late=3) == alone
+    with torch.inference_mode():
+        steps = [write_tokens(Decoder(model), [ids], sampling, ()) for ids, sampling in orders]
+        assert [[token for (token,) in written] for written in steps] == alone
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+@pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8])
+def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny, tokenizer):
+    model = shake(make_tiny(name, hidden_size=44 if name == "gpt2" else 40))
+    step = native.native_step(model, weights)
+    pool = KeyValues(9)
+    pool.rows = [
+        tuple(
+            torch.zeros(12, layer.k.rows * heads_of(model) // layer.q.rows, 9, layer.q.rows // heads_of(model))
+            for _ in "kv"
+        )
+        for layer in step.layers
+    ]
+    tokens, at = torch.arange(12) * 7, torch.arange(12) % 9
+    with torch.inference_mode():
+        step.begin(pool, torch.zeros(12, dtype=torch.long))
+        for rows in pool.rows:
+            for part in rows:
+                part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
+        spans = torch.tensor([[9 * i, 9] for i in range(12)])
+        wanted = [step.step(tokens[i, None], spans[i, None], at[i, None])[0].clone() for i in range(12)]
+        for size in (2, 3, 4, 5, 8, 12):
+            found = step.step(tokens[:size], spans[:size], at[:size])
+            assert torch.equal(found, torch.stack(wanted[:size]))
+
+
+def heads_of(model):
+    return model.config.num_attention_heads
+
+
+def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(slots, "READ_AT_ONCE", 8)
+    for name in ("rnn", "ngram", "llama3"):
+        model = shake(make_tiny(name))
+        short, long = make_prompts(tokenizer, 1)[0], (make_prompts(tokenizer, 4)[3] * 3)[:60]
+        wanted = [continue_texts(model, [(ids, Sampling(max_new_tokens=3))], 1)[0] for ids in (short, long)]
+        with torch.inference_mode():
+            pool = Slots(model, 2)
+            first = pool.begin(short, 20)
+            pool.advance([first])
+            pool.put(first, 5)
+            second = pool.begin(long, 3)
+            for _ in range(7):
+                ready, _ = pool.advance([first, second])
+                assert ready == [first]
+                pool.put(first, 5)
+            ready, logits = pool.advance([first, second])
+            assert ready == [first, second]
+            draws = Draws(0)
+            assert choose_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
+
+
+def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
+    model = shake(make_tiny("llama3")).to(torch.bfloat16)
+    orders = [(ids, Sampling(temperature=0, max_new_tokens=6)) for ids in make_prompts(tokenizer, 3)]
+    assert [len(tokens) for tokens in continue_texts(model, orders, 3)] == [6, 6, 6]
+
+
+@settings(deadline=None, max_examples=15)
+@given(st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=8), st.integers(0, 2**63 - 1))
+def test_each_row_is_chosen_as_if_it_were_alone(kinds, seed):
+    logits = 2 * torch.randn(len(kinds), 40, generator=torch.Generator().manual_seed(seed % 2**32))
+    rows = [Sampling(seed=seed - i if seed > 8 else seed + i, **SETTINGS[kind]) for i, kind in enumerate(kinds)]
+    draws = [Draws(sampling.seed) for sampling in rows]
+    generators = [torch.Generator().manual_seed(sampling.seed) for sampling in rows]
+    for _ in range(30):
+        wanted = [
+            int(choose(logits[i, None], sampling, generator))
+            for i, (sampling, generator) in enumerate(zip(rows, generators, strict=True))
+        ]
+        assert choose_each(logits, rows, draws) == wanted
+
+
+def test_a_token_that_is_hard_to_draw_is_sorted_out():
+    """Nearly alike, of which one makes up all of a tiny top_p: drawing again would take a thousand times."""
+    logits = torch.zeros(3, 1000)
+    logits[:, 17] = 0.001
+    rows = [Sampling(temperature=1.0, top_p=1e-6, seed=seed) for seed in range(3)]
+    draws = [Draws(seed) for seed in range(3)]
+    assert choose_each(logits, rows, draws) == [17, 17, 17]
+
+
+@pytest.mark.parametrize("top_p", [0.0, 5e-324, 1e-50, 1e-46, 1e-40, 1e-30, 5e-8, 1e-4])
+@pytest.mark.parametrize("top_k", [0, 5])
+def test_a_top_p_next_to_nothing_takes_the_likeliest(top_p, top_k):
+    """As a float32 it was 0, and all tokens but the least likely lay outside; alone, a text was drawn for ever."""
+    logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    sampling = Sampling(temperature=1.0, top_p=top_p, top_k=top_k)
+    likeliest = logits.argmax(-1)
+    assert choose_each(logits, [sampling] * 3, [Draws(seed) for seed in range(3)]) == likeliest.tolist()
+    assert torch.equal(find_shares(logits, sampling).argmax(-1), likeliest)
+    assert find_shares(logits, sampling).max(-1).values.tolist() == [1.0] * 3
+    assert torch.equal(choose(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_top_k_of_one_takes_the_likeliest_and_one_of_all_leaves_all(top_p):
+    logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
+    one = Sampling(temperature=1.5, top_k=1, top_p=top_p)
+    draws = [Draws(seed) for seed in range(40)]
+    assert choose_each(logits, [one] * 40, draws) == logits.argmax(-1).tolist()
+    assert torch.equal(choose(logits, one, torch.Generator().manual_seed(0)), logits.argmax(-1))
+    assert torch.equal(find_shares(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float())
+    every = [find_shares(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p)) for k in (0, 5, 9)]
+    torch.testing.assert_close(every[1:], every[:1] * 2)
+    if top_p == 1:
+        torch.testing.assert_close(every[0], (logits / 1.5).softmax(-1))
+
+
+def test_the_ends_of_what_settings_may_be_are_allowed():
+    least = Sampling(max_new_tokens=1, temperature=0, top_k=0, top_p=0, num_beams=1)
+    assert least.is_greedy and not Sampling(temperature=1e-3, top_p=1).is_greedy
+    with pytest.raises(RecipeError, match="top_p is 1.01"):
+        Sampling(top_p=1.01)
+
+
+def test_reading_a_text_leaves_what_the_others_got(make_tiny):
+    """A short text is read by the same step in C, and here as many rows of it as the others are."""
+    model = shake(make_tiny("llama3"))
+
+    def advance(with_another):
+        with torch.inference_mode():
+            texts = batching.Slots(model, 4)
+            begun = [texts.begin([1, 5 + number], 20) for number in range(3)]
+            while any(text.unread for text in texts.texts.values()):
+                for slot in texts.advance(begun)[0]:
+                    texts.put(slot, 7 + slot)
+            if with_another:
+                begun.append(texts.begin([1, 9, 11], 20))
+            ready, logits = texts.advance(begun)
+            return dict(zip(ready, logits.clone(), strict=True))
+
+    alone, among = advance(False), advance(True)
+    assert len(among) == len(alone) + 1
+    assert all(torch.equal(alone[slot], among[slot]) for slot in alone)
+
+
+def advance_all(texts, running, turns, token=5):
+    """Who came to a token in each of so many turns."""
+    came = []
+    for _ in range(turns):
+        came.append(texts.advance(running)[0])
+        for slot in came[-1]:
+            texts.put(slot, token + slot)
+    return came
+
+
+@pytest.fixture(params=["native", "torch"])
+def long_model(request, make_tiny, monkeypatch):
+    """Looks far enough for its keys and values to grow many times."""
+    if request.param == "torch":
+        monkeypatch.setattr(slots, "native_step", lambda model: None)
+    return shake(make_tiny("llama3", max_position_embeddings=4096))
+
+
+def test_memory_is_that_of_the_texts_and_is_given_back(long_model):
+    """A long text does not give each of the others as much, and what it had goes with it."""
+    with torch.inference_mode():
+        texts = Slots(long_model, 32)
+        short = [texts.begin([1, 5, number], 500) for number in range(31)]
+        advance_all(texts, short, 40)
+        long = texts.begin([7] * 3900, 1)
+        while long not in advance_all(texts, [*short, long], 1)[0]:
+            pass
+        assert 3900 < texts.memory.room < 2 * (3900 + 31 * batching.SMALLEST)
+        assert texts.memory.rows[0][0].shape == (2 * texts.memory.room, 8)  # two groups
+        texts.leave(long)
+        assert texts.memory.room <= 2 * 32 * batching.SMALLEST
+        for slot in short:
+            texts.leave(slot)
+        assert texts.memory.room <= 4 * batching.SMALLEST
+
+
+def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
+    """The text that needs it fails; the others go on as they would without it."""
+
+    def refuse(self, more):
+        raise RuntimeError(f"there is no memory for {more} tokens")
+
+    def run(with_another):
+        texts, seen = Slots(long_model, 4), []
+        with torch.inference_mode():
+            running = [texts.begin([1, 5, number], 500) for number in range(3)]
+            advance_all(texts, running, 6)
+            if with_another:
+                monkeypatch.setattr(batching._KeysAndValues, "_move", refuse)
+                running.append(texts.begin([9] * 40, 20))
+            for _ in range(20):
+                ready, logits = texts.advance(running)
+                assert set(texts.failed) == set(running[3:]) and 3 not in ready
+                for slot in texts.failed:
+                    texts.leave(slot)
+                del running[3:]
+                seen.append({slot: row.clone() for slot, row in zip(ready, logits, strict=True)})
+                for slot in ready:
+                    texts.put(slot, 7 + slot)
+        return seen
+
+    alone = run(with_another=False)
+
+    for mine, wanted in zip(run(with_another=True), alone, strict=True):
+        assert mine.keys() == wanted.keys()
+        assert all(torch.equal(mine[slot], wanted[slot]) for slot in mine)
+
+
+def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
+    for name in ("llama3", "gpt2", "rnn", "ngram"):
+        texts = Slots(shake(make_tiny(name)), 3)
+        with torch.inference_mode():
+            running = [texts.begin(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
+            came = advance_all(texts, running, 2)
+            assert running[0] in came[0] and running[1] in {*texts.failed, *came[1]}
+            for slot in (slot for slot in running[::2] if slot in advance_all(texts, [running[0], running[2]], 2)[1]):
+                texts.texts[slot].next = 100_000 if slot else 9
+            ready, _ = texts.advance([running[0], running[2]])
+            assert ready == [running[0]] and list(texts.failed) == [running[2]]
+
+
+def test_a_short_text_is_read_before_long_ones_and_a_long_one_still(make_tiny, monkeypatch):
+    monkeypatch.setattr(slots, "READ_AT_ONCE", 4)
+    texts = Slots(shake(make_tiny("rnn")), 10)
+    with torch.inference_mode():
+        long = [texts.begin([1, 5] * 20, 4) for _ in range(8)]
+        short = texts.begin([1, 5, 7], 4)
+        assert any(short in came for came in advance_all(texts, [*long, short], 2))
+        texts.leave(short)
+        for _ in range(9):  # others keep coming
+            slot = texts.begin([1, 5, 7], 4)
+            came = advance_all(texts, [*long, slot], 2)
+            assert any(slot in turn for turn in came)
+            texts.leave(slot)
+        assert any(long[0] in turn for turn in came)
+
+
+@pytest.mark.parametrize("name", ["ngram", "rnn", "gpt2", "llama3"])
+def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokenizer):
+    model = shake(make_tiny(name))
+    ids = make_prompts(tokenizer, 4)[3]
+
+    def write(paused_at):
+        texts, found = Slots(model, 2), []
+        slot = texts.begin(ids, 90)  # the window fills up meanwhile
+        while len(found) < 90:
+            ready, logits = texts.advance([slot])
+            if ready:
+                found.append(int(logits[0].argmax()))
+                texts.put(slot, found[-1])
+            if len(found) in paused_at:
+                kept = texts.pause(slot)
+                assert len(texts.free) == 2
+                texts.begin([1, 2, 3], 5)
+                slot = texts.resume(kept)
+                texts.leave(1 - slot)
+                paused_at = paused_at - {len(found)}
+        return found
+
+    with torch.inference_mode():
+        assert write({1, 30, 62, 63, 64}) == write(set())
+
+
+@pytest.fixture
+def held(make_tiny):
+    """A step in C with memory for 12 tokens: of two texts, that have room for 8 and for 4."""
+    step = native.native_step(make_tiny("llama3"))
+    step.hold([(torch.zeros(24, 8), torch.zeros(24, 8)) for _ in step.layers], 8)
+    return step
+
+
+SPANS = [[0, 8], [8, 4]]
+
+
+@pytest.mark.parametrize(
+    ("ids", "spans", "at", "wrong"),
+    [
+        ([5, 6], SPANS, [8, 0], ValueError),  # behind its own room
+        ([5, 6], SPANS, [-1, 0], ValueError),
+        ([5, 6], [[0, 8], [8, 5]], [0, 4], ValueError),  # behind all memory
+        ([5, 6], [[-1, 8], [8, 4]], [0, 0], ValueError),
+        ([5, 6], [[0, 8], [2**40, 4]], [0, 0], ValueError),
+        ([5, 6], [[0, 12], [8, 4]], [8, 0], ValueError),  # longer than what there are rotations for
+        ([5, 10**6], SPANS, [0, 0], IndexError),
+        ([5, -1], SPANS, [0, 0], IndexError),
+    ],
+)
+def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held):
+    with pytest.raises(wrong):
+        held.step(torch.tensor(ids), torch.tensor(spans), torch.tensor(at))
+    assert held.step(torch.tensor([5, 6]), torch.tensor(SPANS), torch.tensor([7, 3])).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        (torch.zeros(24, 8), torch.zeros(16, 8)),
+        (torch.zeros(24, 8), torch.zeros(24, 8, dtype=torch.bfloat16)),
+        (torch.zeros(24, 8), torch.zeros(8, 24).T),
+        (torch.zeros(3, 5), torch.zeros(3, 5)),
+    ],
+)
+def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
+    before = held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])).clone()
+    with pytest.raises(ValueError):
+        held.hold([layer] * len(held.layers), 8)
+    assert torch.equal(held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before)
+
+
+def test_no_more_texts_are_appended_to_than_were_read(make_tiny):
+    decoder = Decoder(make_tiny("gpt2"))
+    with torch.inference_mode():
+        decoder.read([[5, 6]], 3)
+        with pytest.raises(ValueError, match="3 texts of 3 tokens, but there is room for 1 texts of 5"):
+            decoder.native.append(torch.tensor([[5], [6], [7]]))
+
+
+def test_layers_of_unequal_sizes_are_left_to_the_model(make_tiny):
+    """The step in C has one set of buffers for all layers: it would write beyond it."""
+    model = make_tiny("llama3")
+    assert native.native_step(model) is not None
+    for name, shape in (("gate_proj", (200, 32)), ("up_proj", (200, 32)), ("down_proj", (32, 200))):
+        getattr(model.model.layers[1].mlp, name).weight = torch.nn.Parameter(torch.randn(shape))
+    assert native.native_step(model) is None
+
+
+def count_numbers():
+    """All numbers in tensors that are alive."""
+    gc.collect()
+    alive = {t.untyped_storage().data_ptr(): t.numel() for t in gc.get_objects() if type(t) is torch.Tensor}
+    return sum(alive.values())
+
+
+def test_steps_of_every_size_share_one_set_of_buffers(make_tiny):
+    step = native.native_step(make_tiny("llama3", vocab_size=5000))
+    step.hold([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
+    tokens, at = torch.arange(40), torch.zeros(40, dtype=torch.long)
+    spans = torch.tensor([[16 * text, 16] for text in range(40)])
+    before = count_numbers()
+    step.step(tokens, spans, at)
+    one = count_numbers() - before
+    assert one > 40 * 5000
+    for rows in [*range(1, 41), *range(40, 0, -1)]:
+        step.step(tokens[:rows], spans[:rows], at[:rows])
+    assert count_numbers() - before < 1.1 * one

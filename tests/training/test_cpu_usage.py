@@ -1,0 +1,88 @@
+"""The share of the CPU that a run got, as Linux counts it."""
+
+import types
+
+import pytest
+
+from rung.training import cpu_usage
+from rung.training.clock import Clock
+from rung.training.cpu_usage import CpuMeter, is_busy
+from rung.training.recorder import NO_HOOKS, Recorder
+
+
+@pytest.fixture
+def threads(tmp_path, monkeypatch):
+    """A function that sets, of each thread, for how long it ran and waited."""
+    monkeypatch.setattr(cpu, "TASKS", tmp_path / "task")
+
+    def set_threads(**times):
+        for name, (ran, waited) in times.items():
+            (tmp_path / "task" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "task" / name / "schedstat").write_text(f"{ran} {waited} 12\n")
+
+    return set_threads
+
+
+def test_the_share_is_what_ran_of_what_could_have(threads):
+    threads(main=(1000, 5000))
+    meter = CpuMeter()
+    meter.start()
+    threads(main=(1300, 5600), helper=(100, 200))  # one that was begun meanwhile
+    meter.stop()
+    assert meter.share == pytest.approx(400 / 1200)
+
+
+def test_where_nobody_counts_there_is_no_share(threads, tmp_path):
+    for text in (None, "0 0 0\n", "gone"):
+        if text:
+            threads(main=(0, 0))
+            (tmp_path / "task" / "main" / "schedstat").write_text(text)
+        meter = CpuMeter()
+        meter.start()
+        meter.stop()
+        assert meter.share is None
+    assert not is_busy(None)
+
+
+def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkeypatch):
+    monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: 2)
+    for cores, share, busy in ((2, 0.95, False), (2, 0.5, True), (1, 0.5, False), (1, 0.25, True), (4, 0.9, False)):
+        monkeypatch.setattr(cpu, "count_cores", lambda cores=cores: cores)
+        assert is_busy(share) == busy
+
+
+@pytest.mark.parametrize(
+    ("minutes", "waited", "running", "asked"),
+    [
+        (1.0, 10, 2, 0),  # a quiet machine: nothing is looked for
+        (1.0, 900, 2, 1),
+        (1.0, 10, 1, 1),  # cores may be free again
+        (None, 900, 1, 0),  # a run of steps keeps its threads
+    ],
+)
+def test_cores_are_looked_for_again_at_evaluations(minutes, waited, running, asked, threads, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(recording, "leave_busy_cores", lambda: looked.append(1))
+    monkeypatch.setattr(recording, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: running)
+    recorder = Recorder(tmp_path, NO_HOOKS, 1.0, Clock(minutes))
+    recorder.pace = types.SimpleNamespace(end=10)
+    state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
+    monkeypatch.setattr("rung.training.recorder.distributed.is_main", lambda: False)  # no sample is written
+    threads(main=(1000, 5000))
+    recorder.on_train_begin(None, state, control)
+    threads(main=(1900, 5000 + waited))
+    recorder.on_evaluate(None, state, control)
+    assert len(looked) == asked
+    recorder.on_evaluate(None, state, control)  # nothing ran since: nobody knows
+    assert len(looked) == asked * (1 + (running < 2))
+
+
+@pytest.mark.skipif(not cpu_usage.read_threads(), reason="needs Linux to count how long a thread waits")
+def test_this_process_is_counted():
+    meter = CpuMeter()
+    meter.start()
+    sum(range(3_000_000))
+    meter.stop()
+    assert 0 < meter.share <= 1

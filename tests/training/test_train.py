@@ -1,0 +1,530 @@
+"""Training: it learns, it stops on time, it resumes, and what it is told wrongly it says."""
+
+import math
+import os
+import signal
+from dataclasses import replace
+
+import numpy
+import pytest
+import torch
+from torch import nn
+
+import rung.training.train
+from rung import runs
+from rung.data.packing import Packed
+from rung.data.tokenizer import encode_documents
+from rung.errors import RecipeError, RunError
+from rung.training.checkpoints import last_checkpoint
+from rung.training.dropout import dropping_out
+from rung.training.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
+from rung.training.recorder import Hooks
+from rung.training.settings import TrainSettings, check_arguments
+from rung.training.train import train
+from tests.conftest import NEURAL, SENTENCES
+
+pytestmark = pytest.mark.usefixtures("few_objects")
+
+FAST = {"per_device_train_batch_size": 4, "bf16": False}
+
+
+@pytest.fixture
+def packed(tokenizer):
+    documents = list(encode_documents(SENTENCES * 40, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+
+
+class Listener:
+    """Hooks that remember, and may act at a step."""
+
+    def __init__(self, at=None, act=None):
+        self.steps = []
+        self.at, self.act = at, act
+
+    def hooks(self):
+        return Hooks(
+            evaluate=lambda model: 1.5, sample=lambda model: "a sample\n## not a heading", progress=self.progress
+        )
+
+    def progress(self, progress):
+        self.steps.append(progress.step)
+        if progress.step == self.at:
+            self.act()
+
+
+def settings_of(**changes):
+    arguments = {**FAST, **changes.pop("arguments", {})}
+    return TrainSettings(arguments=arguments, **{"steps": 20, **changes})
+
+
+@pytest.mark.conditions
+@pytest.mark.parametrize("name", NEURAL)
+def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny(name)
+    trained = train(model, tokenizer, packed, tmp_path, settings_of(steps=40), Listener().hooks())
+    losses = [line["loss"] for line in runs.read_metrics(tmp_path) if "loss" in line]
+    assert trained.steps == 40
+    assert not trained.interrupted
+    assert losses[0] == pytest.approx(math.log(len(tokenizer)), abs=0.3)
+    assert losses[-1] < losses[0] - 1.5
+
+
+def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path):
+    listener = Listener()
+    train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    lines = runs.read_metrics(tmp_path)
+    assert listener.steps == list(range(1, 21))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
+    assert [line["step"] for line in lines if "bits_per_byte" in line] == [4, 8, 12, 16, 20]
+    blocks = math.ceil((len(packed) - 1) / 64)  # the last one has some padding, which is no token
+    assert all(line["tokens"] == round(line["step"] * 4 * (len(packed) - 1) / blocks) for line in lines)
+    samples = (tmp_path / runs.SAMPLES).read_text()
+    assert samples.count("## Step") == 5
+    assert "> ## not a heading" in samples
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_the_weights_of_the_best_evaluation_are_kept(lora, make_tiny, tokenizer, packed, tmp_path):
+    """A model that gets worse after the fourth of five evaluations is the one of then; ties go to the later."""
+    if lora:
+        pytest.importorskip("peft", reason="needs PEFT: pip install 'rung[lora]'")
+    told, seen = iter([3.0, 2.0, 2.5, 2.0, 2.2]), []
+
+    def evaluate(model):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return next(told)
+
+    model = make_tiny("llama3")
+    hooks = replace(Listener().hooks(), evaluate=evaluate)
+    trained = train(model, tokenizer, packed, tmp_path, settings_of(lora=lora), hooks)
+    assert (trained.steps, trained.kept_step) == (20, 16)
+    assert all(torch.equal(seen[3][name], tensor) for name, tensor in model.state_dict().items())
+    assert not all(torch.equal(seen[4][name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed, tmp_path, caplog):
+    def worse(model):
+        for weights in (tmp_path / runs.CHECKPOINTS).glob("checkpoint-4/model.safetensors"):
+            weights.write_bytes(weights.read_bytes()[:-1])
+        return next(told)
+
+    told = iter([1.0, 2.0, 3.0, 4.0, 5.0])
+    hooks = replace(Listener().hooks(), evaluate=worse)
+    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), hooks).kept_step == 20
+    assert "the best checkpoint, step 4, is damaged" in caplog.text
+
+
+def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
+    listener = Listener(at=3, act=lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.getsignal(signal.SIGINT)
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    assert trained.interrupted
+    assert trained.steps == 4
+    assert last_checkpoint(tmp_path).name == "checkpoint-4"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+class Machine:
+    """A clock of its own: a step and a look take as long as it is told, and nothing else takes time."""
+
+    def __init__(self, monkeypatch, step, look=0.0):
+        self.time, self.step, self.look = 0.0, step, look
+        self.evaluated = []
+        monkeypatch.setattr("rung.training.clock.time", self)
+        real = rung.training.train._Trainer.training_step
+        monkeypatch.setattr(
+            "rung.training.train._Trainer.training_step",
+            lambda *args, **options: (self.wait(self.pace()), real(*args, **options))[1],
+        )
+
+    def perf_counter(self):
+        return self.time
+
+    def wait(self, seconds):
+        self.time += seconds
+
+    def pace(self):
+        return self.step(self.time) if callable(self.step) else self.step
+
+    def hooks(self, **more):
+        return Hooks(evaluate=self.evaluate, sample=self.sample, progress=lambda _: None, **more)
+
+    def evaluate(self, model):
+        self.wait(self.look / 2)
+        self.evaluated.append(self.time)
+        return 1.5
+
+    def sample(self, model):
+        self.wait(self.look / 2)
+        return "a sample"
+
+
+@pytest.fixture
+def timed(make_tiny, tokenizer, packed, tmp_path):
+    """A function that trains for a minute of a machine's own time."""
+
+    def timed(machine, minutes=1.0, arguments=None, scoring=0.0, **changes):
+        settings = settings_of(steps=None, minutes=minutes, arguments=arguments or {}, **changes)
+        return train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, machine.hooks(scoring=scoring))
+
+    return timed
+
+
+def find_rates(folder):
+    return [line["learning_rate"] for line in runs.read_metrics(folder) if "learning_rate" in line]
+
+
+MACHINES = {
+    "steady": 0.5,
+    "slow from the beginning": lambda time: 0.1 if time < 3 else 2.0,
+    "busy in the middle": lambda time: 0.3 if time < 25 else 1.5,
+    "busy for a while": lambda time: 2.0 if 10 < time < 35 else 0.3,
+    "quiet in the middle": lambda time: 1.5 if time < 35 else 0.3,
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(name, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, MACHINES[name], look=0.2)
+    trained = timed(machine)
+    assert 56 < machine.time < 61
+    assert trained.steps > 20
+    rates = find_rates(tmp_path)
+    assert rates[-1] < max(rates) / 5
+    assert 3 <= len(machine.evaluated) - 2 <= 8
+
+
+@pytest.mark.parametrize(("first", "measured"), [(3.0, 1.0), (9.0, 9.0)])
+def test_the_step_that_is_measured_is_a_warm_one(first, measured, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    """Of a few seconds for measuring: neither what comes before the first step, nor that one, unless it took long."""
+    machine = Machine(monkeypatch, lambda time: first if time < first else 1.0)
+    build = rung.training.train._Trainer.__init__
+
+    def build_slowly(*args):
+        build(*args)
+        machine.wait(1000.0)  # until all processes are there
+
+    monkeypatch.setattr("rung.training.train._Trainer.__init__", build_slowly)
+    machine.wait(-1000.0)
+    settings = settings_of(steps=None, minutes=1.5)
+    assert rung.training.train.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings) == measured
+
+
+def test_what_follows_training_is_left_time_for(timed, monkeypatch):
+    """Scoring that is twenty evaluations' work, from a beginning ten seconds ago."""
+    machine = Machine(monkeypatch, 0.5, look=1.0)
+    machine.time = 10.0
+    timed(machine, scoring=20.0, began=0.0)
+    assert 48 < machine.time < 51
+
+
+def test_training_has_its_least_part_however_late_it_is(timed, monkeypatch):
+    machine = Machine(monkeypatch, 0.5)
+    machine.time = 100.0
+    assert 25 < timed(machine, began=0.0).steps < 35
+    assert 115 <= machine.time < 118
+
+
+def test_slow_looks_become_fewer_and_the_last_is_taken(timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, 0.2, look=5.0)
+    trained = timed(machine)
+    assert len(machine.evaluated) == 3  # to see what one takes, on the way, and the last
+    assert machine.time < 62
+    assert trained.steps > 200
+    assert last_checkpoint(tmp_path).name == f"checkpoint-{trained.steps}"
+
+
+def test_a_machine_on_which_a_step_takes_a_minute_takes_few(timed, monkeypatch):
+    machine = Machine(monkeypatch, 30.0, look=20.0)
+    trained = timed(machine)
+    assert trained.steps == 1
+    assert machine.time == 70  # a look, a step, the last look
+
+
+def test_first_steps_that_are_slow_are_no_measure(timed, tmp_path, monkeypatch):
+    """Such as where something is compiled first."""
+    machine = Machine(monkeypatch, lambda time: 8.0 if time < 8 else 0.3, look=0.2)
+    assert timed(machine).steps > 130
+    assert 56 < machine.time < 61
+    assert find_rates(tmp_path)[-1] < max(find_rates(tmp_path)) / 5
+
+
+@pytest.mark.parametrize("name", ["slow from the beginning", "busy in the middle"])
+@pytest.mark.parametrize("kind", ["linear", "cosine"])
+def test_another_schedule_too_ends_where_the_clock_does(kind, name, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, MACHINES[name], look=0.2)
+    trained = timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 4})
+    assert 56 < machine.time < 61
+    rates = find_rates(tmp_path)
+    assert rates[-1] < max(rates) / 5
+    assert [rate / 6e-3 for rate in rates[:4]] == pytest.approx([0, 0.25, 0.5, 0.75])
+    assert trained.steps == len(rates)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+
+def test_a_schedule_of_minutes_is_transformers_own_stretched(monkeypatch, timed, tmp_path):
+    """On a steady machine it is the curve of a run whose steps were given."""
+    steps = timed(Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1}).steps
+    rates = find_rates(tmp_path)
+    wanted = [6e-3 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
+    assert rates[10:] == pytest.approx(wanted[10:], abs=3e-4)
+
+
+@pytest.mark.parametrize("kind", ["constant", "inverse_sqrt", "reduce_lr_on_plateau"])
+def test_a_schedule_that_knows_no_end_is_left_as_it_is(kind, timed, tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, 1.0)
+    timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 2})
+    assert 56 < machine.time < 61
+    assert min(find_rates(tmp_path)[2:]) > 1e-3
+
+
+@pytest.mark.parametrize(("asked", "steps"), [(10, 10), (0.25, 10), (0, 0), (None, 2)])
+def test_the_steps_of_the_warm_up_are_those_asked_for(asked, steps, make_tiny, tokenizer, packed, tmp_path):
+    arguments = {"logging_steps": 1} | ({} if asked is None else {"warmup_steps": asked})
+    settings = settings_of(steps=40, arguments=arguments)
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    rates = find_rates(tmp_path)
+    assert sum(rate < 6e-3 for rate in rates[:20]) == steps
+    assert max(rates) == 6e-3
+
+
+def test_training_that_is_never_evaluated_keeps_its_last_weights(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(arguments={"eval_strategy": "no"})
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    assert (trained.steps, trained.kept_step) == (20, 20)
+    assert not [line for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
+
+
+def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(Muon, "__init__", lambda *_, **__: pytest.fail("another optimizer was asked for"))
+    real = torch.optim.SGD.__init__
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "__init__",
+        lambda self, *args, **options: seen.update(options) or real(self, *args, **options),
+    )
+    arguments = {"optim": "sgd", "optim_args": "momentum=0.5", "learning_rate": 1e-3}
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(steps=2, arguments=arguments), Listener().hooks())
+    assert (seen["lr"], seen["momentum"]) == (1e-3, 0.5)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
+def test_muon_steps_as_torchs_own(shape):
+    """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches AdamW's."""
+    generator = torch.Generator().manual_seed(0)
+    ours = nn.Parameter(torch.randn(shape, generator=generator))
+    theirs = nn.Parameter(ours.detach().clone())
+    group = {"params": [ours], "weight_decay": 0.1, "muon": True}
+    one = Muon([group], lr=0.02, betas=(0.9, 0.95), eps=1e-8, dtype=torch.bfloat16)
+    other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    for _ in range(5):
+        before = ours.detach().clone()
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        one.step()
+        other.step()
+        moved = (ours - before).norm()
+        assert (ours - theirs).norm() < 0.03 * moved
+        theirs.data.copy_(ours.data)
+
+
+def test_a_fused_matrix_steps_as_its_parts_would_and_what_has_no_gradient_stays():
+    generator = torch.Generator().manual_seed(0)
+    draws = {0: torch.randn(3, 18, 6, generator=generator), 1: torch.randn(3, 6, 18, generator=generator)}
+    fused = [nn.Parameter(draw[0].clone()) for draw in draws.values()]
+    parts = [[nn.Parameter(part.clone()) for part in draw[0].split(6, dim=axis)] for axis, draw in draws.items()]
+    still, vector = nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(6))
+    options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "dtype": torch.float32}
+    groups = [{"params": [*fused, still], "muon": True}, {"params": [vector]}]  # nothing decays unless it is asked
+    one = Muon(groups, **options)
+    other = Muon([{"params": [*parts[0], *parts[1]], "muon": True, "weight_decay": 0.0}], **options)
+    for step in (1, 2):
+        for axis, draw in draws.items():
+            fused[axis].grad = draw[step].clone()
+            for part, gradient in zip(parts[axis], draw[step].split(6, dim=axis), strict=True):
+                part.grad = gradient.clone()
+        one.step()
+        other.step()
+    for axis in draws:
+        torch.testing.assert_close(fused[axis], torch.cat(parts[axis], dim=axis))
+    assert (still == 1).all() and (vector == 1).all()
+
+
+def test_each_matrix_of_a_batch_is_orthogonalized_alone():
+    sizes = torch.tensor([1.0, 100.0, 0.01, 0.0])[:, None, None]
+    matrices = sizes * torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
+    torch.testing.assert_close(orthogonalize(matrices), alone)
+    assert (alone[3] == 0).all()
+
+
+def test_the_pace_rises_stays_and_falls():
+    assert Pace(1)(1) == 0  # a run of one step looks one ahead
+    pace = Pace(100)
+    rates = [pace(step) for step in range(101)]
+    assert rates[:5] == sorted(rates[:5])
+    assert rates[5:50] == [1.0] * 45
+    assert rates[50:] == sorted(rates[50:], reverse=True)
+    assert rates[100] == 0
+    pace.move_end(40, 60)
+    assert (pace(39), pace(50), pace(60)) == (1.0, 0.5, 0.0)
+    pace.move_end(50, 80)  # half way down it goes on from there
+    assert (pace(50), pace(65), pace(80)) == (0.5, 0.25, 0.0)
+    pace.move_end(50, 200)  # before half of the way it is level again
+    assert (pace(50), pace(100), pace(150), pace(200)) == (1.0, 1.0, 0.5, 0.0)
+    pace = Pace(1000)
+    pace.move_end(10, 100)  # a machine that is ten times slower warms up in a tenth of the steps
+    assert (pace(10), pace(75)) == (1.0, 0.5)
+
+
+def test_the_pace_is_its_formula_at_every_step():
+    assert [Pace(2)(step) for step in range(4)] == [0.5, 1.0, 0.0, 0.0]
+    pace = Pace(100)
+    assert [pace(step) for step in range(7)] == [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0]
+    assert [pace(step) for step in (49, 50, 75, 99, 100, 110)] == [1.0, 1.0, 0.5, 0.02, 0.0, 0.0]
+    pace.move_end(75, 150)  # its half is now, half way down
+    assert [pace(step) for step in (75, 90, 150)] == [0.5, 0.4, 0.0]
+    pace = Pace(100)
+    pace.move_end(3, 5)  # within the warm-up, which was then too long
+    assert [pace(step) for step in (3, 4, 5)] == [1.0, 0.5, 0.0]
+    for warm_up, steps in ((10.0, 10), (1.0, 1), (0.25, 25), (0.001, 1), (0.0, 0)):
+        assert Pace(100, warm_up).warm_up == steps
+
+
+def test_the_share_of_a_run_grows_to_one_wherever_its_end_is_moved():
+    pace = Pace(100)
+    assert [pace.share(step) for step in (0, 3, 5, 24, 100, 200)] == [0.0, 0.0, 0.0, 0.2, 1.0, 1.0]
+    assert Pace(100, 0.0).share(25) == 0.25
+    factor = pace.follow(lambda at: at)
+    assert [factor(step) for step in (0, 2, 5, 24)] == [0.0, 0.4, 0.0, 2000.0]
+    pace.move_end(43, 81)
+    assert [pace.share(step) for step in (43, 62, 81, 90)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
+    pace.move_end(62, 62)
+    assert pace.share(62) == pytest.approx(0.7)
+
+
+def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8})
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    blocks = math.ceil((len(packed) - 1) / 256)
+    assert trained.steps == 2 * math.ceil(blocks / 8)
+
+
+def test_padding_is_no_token(make_tiny, tokenizer, tmp_path):
+    """A text of 45 tokens in a block of 64: every row of a step has 44 to learn from."""
+    short = Packed(tokens=numpy.arange(45, dtype=numpy.uint16), starts=numpy.array([0]))
+    trained = train(make_tiny("llama3"), tokenizer, short, tmp_path, settings_of(steps=3), Listener().hooks())
+    assert trained.tokens == 3 * 4 * 44
+
+
+def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny("gpt2")
+    nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    with pytest.raises(RunError, match="the loss is nan at step 1 .*train.learning_rate=0.002"):
+        train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rat": 1}, "train.learning_rat: .* did you mean 'learning_rate'"),
+        ({"output_dir": "x"}, "train.output_dir cannot be set"),
+        ({"optim": "sgdd"}, "train.optim is 'sgdd': did you mean 'sgd'"),
+        ({"eval_strategy": "epoch"}, "train.eval_strategy is 'epoch': choose from steps, no"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(arguments=arguments), Listener().hooks())
+
+
+def test_any_optimizer_of_the_trainer_can_be_had(make_tiny, tokenizer, packed, tmp_path):
+    settings = settings_of(steps=2, arguments={"optim": "adafactor", "learning_rate": 1e-2})
+    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 2
+
+
+def test_check_arguments_knows_the_trainers_own():
+    check_arguments({"learning_rate": 1e-3, "report_to": "tensorboard", "optim": "muon"})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
+def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values = torch.linalg.svdvals(orthogonalize(matrices).float())
+    assert values.min() > 0.4
+    assert values.max() < 1.4
+
+
+@pytest.mark.conditions
+@pytest.mark.parametrize("bf16", [True, False])
+def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+    """Each process would measure for itself, and two that find otherwise cannot share a matrix."""
+    seen = set()
+    monkeypatch.setattr(
+        "rung.training.optimizer.orthogonalize", lambda matrices: seen.add(matrices.dtype) or orthogonalize(matrices)
+    )
+    settings = settings_of(steps=1, arguments={"bf16": bf16})
+    train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
+
+
+def test_float16_gives_way_where_there_is_no_gpu(make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("rung.training.train.choose_device", lambda: torch.device("cpu"))
+    settings = TrainSettings(steps=1, arguments={"per_device_train_batch_size": 4, "fp16": True})
+    with caplog.at_level("WARNING"):
+        assert train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 1
+    assert "train.fp16 needs a GPU" in caplog.text
+
+
+@pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])
+def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
+    pieces = split_matrix(torch.zeros(shape))
+    assert len(pieces) == parts
+    assert sum(piece.numel() for piece in pieces) == shape[0] * shape[1]
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest(make_tiny):
+    model = make_tiny("llama3")
+    matrices, tables, vectors = group_parameters(model, weight_decay=0.1)
+    assert [p.shape for p in tables["params"]] == [model.lm_head.weight.shape]
+    assert all(p.ndim == 2 for p in matrices["params"])
+    assert all(p.ndim == 1 for p in vectors["params"])
+    assert vectors["weight_decay"] == 0
+    counted = sum(len(group["params"]) for group in (matrices, tables, vectors))
+    assert counted == len(list(model.parameters()))
+
+
+def test_adamw_inside_muon_is_torchs():
+    torch.manual_seed(0)
+    start = torch.randn(5)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    reference = torch.optim.AdamW([theirs], **options)
+    group = {"params": [ours], "weight_decay": options.pop("weight_decay")}
+    optimizer = Muon([group], **options, dtype=torch.float32)
+    for _ in range(5):
+        gradient = torch.randn(5)
+        for parameter, stepper in ((ours, optimizer), (theirs, reference)):
+            parameter.grad = gradient.clone()
+            stepper.step()
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["llama3", "swaps"])
+def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):
+    model = make_tiny(name)
+    ids = torch.randint(4, 40, (2, 16), generator=torch.Generator().manual_seed(0))
+    with dropping_out(model, 0.5):
+        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
+        torch.testing.assert_close(model.eval()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    torch.testing.assert_close(model.train()(ids).logits, model(ids).logits, rtol=0, atol=0)
+    found = []
+    for dropout in (0.0, 0.3):
+        (tmp_path / str(dropout)).mkdir()
+        settings = settings_of(steps=3, dropout=dropout)
+        train(make_tiny(name), tokenizer, packed, tmp_path / str(dropout), settings, Listener().hooks())
+        found.append([line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line])
+    assert found[0] != found[1]

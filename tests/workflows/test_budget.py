@@ -1,0 +1,153 @@
+"""The dial: what minutes buy, and what it says it expects."""
+
+import math
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rung import runs
+from rung.data.packing import Packed
+from rung.data.tokenizer import encode_documents
+from rung.recipe import make_recipe
+from rung.workflows.budget import LAWS, NEAR, WIDTHS, Law, suggest_parameters, turn_dial
+from rung.workflows.train import execute
+from tests.conftest import SENTENCES
+
+LAW = Law(floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0, copying=0.5)
+MILLIONS = st.floats(0.1, 1e4)
+
+
+@given(MILLIONS, MILLIONS, MILLIONS, st.floats(1.01, 10))
+def test_more_of_anything_never_hurts(parameters, tokens, text, times):
+    base = LAW(parameters * 1e6, tokens * 1e6, text * 1e6)
+    assert math.isfinite(base)
+    assert base >= LAW.floor
+    for grown in ((times, 1, 1), (1, times, 1), (1, 1, times)):
+        p, t, x = (value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True))
+        assert LAW(p, t, x) <= base * (1 + 1e-9)
+
+
+def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
+    assert LAW(1e6, 5e6, 5e6) == LAW(1e6, 5e6, 50e6)
+    assert LAW(1e6, 10e6, 5e6) > LAW(1e6, 10e6, 50e6)
+    assert LAW(1e6, 1e12, 5e6) == pytest.approx(LAW(1e6, 25e6, 25e6))  # patience and the first one
+
+
+@pytest.fixture(scope="module")
+def packed(tokenizer):
+    documents = list(encode_documents(SENTENCES * 40, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+
+
+class Bench:
+    """A machine whose step takes as long as it is told, by the weights."""
+
+    def __init__(self, monkeypatch, seconds_a_token):
+        monkeypatch.setattr(
+            "rung.workflows.budget.measure_step",
+            lambda model, *_: seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128,
+        )
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    seconds = 0.0
+
+    def perf_counter(self):
+        return self.seconds
+
+
+def turn(tokenizer, packed, tmp_path, began=None, **page):
+    recipe = make_recipe({"rung": "llama3", "model": {"max_position_embeddings": 128}, "global_batch_size": 16, **page})
+    return turn_dial(recipe, tokenizer, packed, tmp_path, SENTENCES, began)
+
+
+def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tmp_path, monkeypatch):
+    plans = []
+    for minutes, speed in ((1, 1e-9), (30, 1e-9), (30, 1e-10)):
+        Bench(monkeypatch, speed)
+        plans.append(turn(tokenizer, packed, tmp_path, minutes=minutes)[1])
+    sizes = [plan.parameters for plan in plans]
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1]
+    expected = [plan.bits_per_byte for plan in plans]
+    assert expected == sorted(expected, reverse=True)
+
+
+def test_a_much_faster_machine_is_measured_again_further_out(tokenizer, packed, tmp_path, monkeypatch):
+    """Not bound to what a laptop would train; a text that is long enough is taken for granted."""
+    monkeypatch.setattr("rung.data.packing.Packed.__len__", lambda self: 10**12)
+    Bench(monkeypatch, 1e-14)
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
+    assert plan.parameters > NEAR * suggest_parameters(5)
+    assert recipe.model["hidden_size"] == plan.hidden_size < WIDTHS[-1]
+
+
+def test_measuring_gives_up_where_a_step_takes_its_share(tokenizer, packed, tmp_path, monkeypatch):
+    """The second model is not measured, and is taken to be slower by its size."""
+    time, measured = Clock(), []
+
+    def measure(model, *_):
+        measured.append(model)
+        time.seconds += 10.0
+        return 10.0
+
+    monkeypatch.setattr("rung.training.clock.time", time)
+    monkeypatch.setattr("rung.workflows.budget.measure_step", measure)
+    _, plan = turn(tokenizer, packed, tmp_path, minutes=1)
+    assert len(measured) == 1
+    assert plan.seconds == 10
+    assert plan.parameters < suggest_parameters(1)
+    assert plan.tokens == pytest.approx(plan.tokens_per_second * 50 * 0.97, rel=0.01)
+
+
+def test_what_was_spent_before_buys_nothing(tokenizer, packed, tmp_path, monkeypatch):
+    Bench(monkeypatch, 1e-9)
+    monkeypatch.setattr("rung.training.clock.time", Clock())
+    whole = turn(tokenizer, packed, tmp_path, minutes=1)[1]
+    late = turn(tokenizer, packed, tmp_path, minutes=1, began=-30.0)[1]
+    none_left = turn(tokenizer, packed, tmp_path, minutes=1, began=-3000.0)[1]
+    seconds = [plan.tokens / plan.tokens_per_second for plan in (whole, late, none_left)]
+    assert seconds == [pytest.approx(value, rel=0.01) for value in (60 * 0.97, 30 * 0.97, 15)]
+
+
+def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
+    Bench(monkeypatch, 1e-9)
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
+    assert plan.epochs > 5
+    assert recipe.dropout == plan.dropout > 0
+    assert "the text is small" in plan.describe()
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
+    assert recipe.dropout == 0.25
+
+
+def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
+    recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, model={"hidden_size": 64})
+    assert plan is None
+    assert recipe.model["hidden_size"] == 64
+    assert turn(tokenizer, packed, tmp_path, steps=5)[1] is None
+    assert turn(tokenizer, packed, tmp_path, minutes=5, base="runs/x")[1] is None
+
+
+def test_the_laws_know_what_they_were_fitted_on():
+    """A million weights after a few million tokens of a large text are ahead of the n-gram model."""
+    for laws in LAWS.values():
+        for law in laws.values():
+            assert 0.7 < law(1e6, 3e6, 1e9) < 1.0
+
+
+def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):
+    text = tmp_path / "my.txt"
+    text.write_text(prose)
+    told = []
+    recipe = make_recipe({"rung": "llama3", "corpus": str(text), "minutes": 0.1})
+    assert execute(recipe, tmp_path / "run", told.append)
+    plan = runs.read_record(tmp_path / "run")["plan"]
+    assert plan["error"] == pytest.approx(plan["bits_per_byte"] / plan["reached"] - 1)
+    lines = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path / "run") if "bits_per_byte" in line]
+    assert plan["reached"] == min(lines)
+    assert next(stage.note for stage in told if stage.name == "planned").count("expecting") == 1

@@ -1,0 +1,408 @@
+"""`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with, and talked to."""
+
+import copy
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rung import runs
+from rung.chat.dpo import (
+    Preference,
+    PreferenceSettings,
+    hold_out,
+    keep_fitting,
+    learn_preferences,
+    preference_loss,
+    read_preferences,
+    share_preferred,
+)
+from rung.chat.session import Talk
+from rung.chat.template import LLAMA3, teach_format
+from rung.cli.main import app
+from rung.errors import CorpusError, RecipeError, RunError
+from rung.generation.decoder import Decoder
+from rung.generation.generate import generate
+from rung.generation.sampling import Sampling
+from rung.models import load
+from rung.recipe import make_recipe
+from rung.workflows.record import warn_unmoved
+from rung.workflows.train import execute, read_begun
+from rung.workflows.tune import Tuning, tune
+from tests.cli.test_app import rung
+
+pytestmark = pytest.mark.usefixtures("few_objects")
+
+COLOURS = ("red", "blue", "green", "black", "white", "grey")
+THINGS = ("cat", "dog", "mat", "log", "sun", "sea", "tree", "hat", "box", "cup")
+RUNGS = ("rnn", "rnn-attention", "gpt2", "llama3")
+SMALL = {"hidden_size": 32, "max_position_embeddings": 64}
+
+
+def talk(number):
+    thing = THINGS[number % len(THINGS)]
+    way = ("Which colour has the {}?", "Tell me the colour of the {}.", "The {} is")[number // len(THINGS) % 3]
+    colour = COLOURS[number % len(THINGS) % len(COLOURS)]
+    return [{"role": "user", "content": way.format(thing)}, {"role": "assistant", "content": f"It is {colour}."}]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """Text, conversations, preferences, a tiny run of every rung that can be tuned, and one of one that cannot."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("tuning")
+    (folder / "my.txt").write_text("\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000])
+    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk(i)}) for i in range(30)))
+    pairs = [{"prompt": f"The {thing} is", "chosen": "It is red.", "rejected": "It is blue."} for thing in THINGS]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    for name in RUNGS:
+        page = {"rung": name, "corpus": str(folder / "my.txt"), "steps": 2, "model": SMALL}
+        execute(make_recipe(page), folder / name)
+    execute(make_recipe({"rung": "bigram", "corpus": str(folder / "my.txt")}), folder / "bigram")
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNGS)
+def test_every_neural_rung_learns_to_answer(name, ground):
+    out = ground / f"{name}-chat"
+    plan = Tuning(base=str(ground / name), data=str(ground / "talks.jsonl"), steps=60)
+    assert tune(plan, out)
+    record = runs.read_record(out)
+    tuned = record["tune"]
+    before, after = (tuned[side]["answers"]["test"]["token_perplexity"] for side in ("before", "after"))
+    assert after < before / 4
+    assert tuned["after"]["bits_per_byte"] == record["scores"]["test"]["bits_per_byte"]
+    assert {"f1", "exact", "questions"} <= tuned["lookup"]["test"]["n-grams"].keys()
+    assert len(tuned["best"]) > 0
+    assert not any(answer in tuned["best"] for answer in tuned["worst"])
+    model, tokenizer = load(out)
+    assert tokenizer.chat_template
+    assert model.config.vocab_size == len(tokenizer) == record["tokenizer"]["vocab_size"]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_a_tuned_run_opens_in_stock_transformers(name, ground):
+    program = f"""
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(ground / f"{name}-chat")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(ground / f"{name}-chat")!r})
+asked = tokenizer.apply_chat_template([{{"role": "user", "content": "The cat is"}}], add_generation_prompt=True,
+                                      return_tensors="pt")["input_ids"]
+out = model.generate(asked, max_new_tokens=20, do_sample=False)
+print(out[0, asked.shape[1]:].tolist())
+assert "rung" not in sys.modules
+"""
+    if not (ground / f"{name}-chat").exists():
+        pytest.skip("the run that the test before makes is not there")
+    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    from rung.chat.template import encode_prompt, find_ends
+    from rung.generation.decoder import write_tokens
+
+    model, tokenizer = load(ground / f"{name}-chat")
+    ids = encode_prompt(tokenizer, [{"role": "user", "content": "The cat is"}])
+    with torch.inference_mode():
+        sampling = Sampling(max_new_tokens=20, temperature=0)
+        ours = [step[0] for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))]
+    assert json.loads(made.stdout.splitlines()[-1]) == ours
+
+
+@pytest.fixture(scope="module")
+def stock_server(ground):
+    """The address of `transformers serve`, which loads the runs that it is asked for."""
+    pytest.importorskip("uvicorn", reason="transformers serves with it: pip install 'rung[serve]'")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+    said = ground / "said"
+    command = [find_program("transformers"), "serve", "--host", "127.0.0.1", "--port", port]
+    with said.open("w") as stream:
+        process = subprocess.Popen(command, cwd=ground, stdout=stream, stderr=subprocess.STDOUT)
+    while "startup complete" not in said.read_text():
+        assert process.poll() is None, said.read_text()
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    process.kill()
+    process.wait()
+
+
+def find_program(name):
+    """As it stands beside the Python that runs this."""
+    return str(Path(sys.executable).with_name(name))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_stock_transformers_serves_and_chats(name, ground, stock_server):
+    """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be offline it would not ask
+    even this machine.
+    """
+    httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
+    if not (ground / f"{name}-chat").exists():
+        pytest.skip("the run that a test before makes is not there")
+    model, tokenizer = load(ground / name)
+    asked = {"model": name, "prompt": "The cat", "max_tokens": 12, "temperature": 0}
+    answer = httpx.post(f"{stock_server}/v1/completions", json=asked, timeout=None)
+    wanted = generate(model, tokenizer, "The cat", Sampling(max_new_tokens=12, temperature=0)).text
+    assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == wanted
+    command = [find_program("transformers"), "chat", f"{name}-chat", stock_server]
+    talked = subprocess.run(
+        [*command, "max_new_tokens=20", "do_sample=False"],
+        input="The cat is\nn\n!exit\n",  # n: not to go on, where it asks after a long answer
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ground,
+        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+    )
+    assert talked.returncode == 0, talked.stderr
+    model, tokenizer = load(ground / f"{name}-chat")
+    ours = Talk(Decoder(model), tokenizer).answer("The cat is", Sampling(max_new_tokens=20, temperature=0)).text.split()
+    answer = talked.stdout.split(f"<{name}-chat>:")[1].split()
+    assert ours and answer[: len(ours)] == ours
+
+
+def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path, monkeypatch):
+    """From another folder, too."""
+    monkeypatch.chdir(ground)
+    plan = Tuning(base="llama3", data="talks.jsonl", steps=20, train={"logging_steps": 1})
+
+    def stop(stage):
+        if stage.name == "tuning" and stage.done == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert tune(plan, tmp_path / "whole")
+    assert not tune(plan, tmp_path / "stopped", stop)
+    with pytest.raises(RunError, match="rung tune --out"):
+        read_begun(tmp_path / "stopped")
+    monkeypatch.chdir(tmp_path)
+    made = rung("tune", "--out", tmp_path / "stopped", "--resume")
+    assert made.returncode == 0, made.stderr
+    assert runs.read_metrics(tmp_path / "stopped") == runs.read_metrics(tmp_path / "whole")
+    again = rung("tune", "--out", tmp_path / "stopped", "--resume")
+    assert again.returncode == 2
+    assert "finished" in again.stderr
+
+
+def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
+    talks = str(ground / "talks.jsonl")
+    with pytest.raises(RunError, match="counts"):
+        tune(Tuning(base=str(ground / "bigram"), data=talks), tmp_path / "a")
+    with pytest.raises(CorpusError, match="no conversations at"):
+        tune(Tuning(base=str(ground / "llama3"), data="nowhere.jsonl"), tmp_path / "b")
+    with pytest.raises(RecipeError, match="choose one"):
+        Tuning(base="x", steps=3, minutes=1.0)
+    with pytest.raises(RecipeError, match="learning_rate"):
+        Tuning(base="x", train={"learning_rat": 1})
+    with pytest.raises(RunError, match="answers nothing yet"):
+        tune(Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")), tmp_path / "c")
+    long = [{"messages": [{"role": "user", "content": f"{i} cat" * 99}, talk(0)[1]]} for i in range(9)]
+    (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
+    with pytest.raises(CorpusError, match="no answer begins within the 64 tokens"):
+        tune(Tuning(base=str(ground / "llama3"), data=str(tmp_path / "long.jsonl"), steps=1), tmp_path / "d")
+    assert not any((tmp_path / name).exists() for name in "abcd")
+    made = rung("tune", ground / "llama3", talks, "--out", ground / "gpt2")
+    assert made.returncode == 2
+    assert "not empty" in made.stderr
+
+
+def test_a_run_may_be_the_folder_one_is_in(ground, monkeypatch):
+    monkeypatch.chdir(ground / "llama3")
+    made = CliRunner().invoke(app, ["tune", ".", "--preference", "nowhere.jsonl"])
+    assert made.exit_code == 2
+    assert "no preferences at nowhere.jsonl" in made.stderr
+
+
+def test_preferences_are_learned(ground):
+    if not (ground / "llama3-chat").exists():
+        pytest.skip("the run that a test before makes is not there")
+    made = rung("tune", ground / "llama3-chat", "--preference", ground / "pairs.jsonl", "--out", ground / "preferring")
+    assert made.returncode == 0, made.stderr
+    tuned = runs.read_record(ground / "preferring")["tune"]
+    assert tuned["preferences"] + tuned["held_out"] == len(THINGS)
+    assert "chosen answer likelier" in made.stdout
+    model, tokenizer = load(ground / "llama3-chat")
+    pairs = [
+        Preference(prompt=[{"role": "user", "content": f"The {t} is"}], chosen="It is blue.", rejected="It is red.")
+        for t in THINGS
+    ]
+    learn_preferences(model, tokenizer, pairs, PreferenceSettings(epochs=30, learning_rate=1e-3))
+    assert share_preferred(model, tokenizer, pairs) == 1.0
+    swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs]
+    assert share_preferred(model, tokenizer, swapped) == 0.0
+
+
+def test_some_preferences_are_learned_and_some_asked(tmp_path):
+    pairs = [Preference(prompt=[], chosen=str(i), rejected="no") for i in range(200)]
+    for some in (pairs, *itertools.pairwise(pairs)):
+        learned, asked = hold_out(some)
+        assert learned and asked and sorted([*learned, *asked], key=str) == sorted(some, key=str)
+    line = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
+    (tmp_path / "same.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(CorpusError, match="1 different preferences"):
+        read_preferences(tmp_path / "same.jsonl")
+    (tmp_path / "half.jsonl").write_text(line.replace('"b"', '"\\ud83d"'))
+    with pytest.raises(CorpusError, match="half a character"):
+        read_preferences(tmp_path / "half.jsonl")
+
+
+def answered(role, content):
+    return {"role": role, "content": content}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": [answered("user", [{"type": "text", "text": "a"}])], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", [{"type": "text", "text": "b"}])], "rejected": "c"},
+        {
+            "prompt": "a",
+            "chosen": [answered("user", "a"), answered("assistant", "b")],
+            "rejected": [answered("user", "a"), answered("assistant", "c")],
+        },
+        {
+            "chosen": [answered("user", "a"), answered("assistant", "b")],
+            "rejected": [answered("user", "a"), answered("assistant", "c")],
+        },
+    ],
+    ids=str,
+)
+def test_preferences_are_read_in_every_form(row, tmp_path):
+    other = {"prompt": "a", "chosen": "d", "rejected": "e"}
+    (tmp_path / "x.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(other)}\n")
+    wanted = Preference(prompt=[answered("user", "a")], chosen="b", rejected="c")
+    assert read_preferences(tmp_path / "x.jsonl")[0] == wanted
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [answered("system", None), answered("user", "a")], "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", None)], "rejected": "c"},
+        {"prompt": "a", "chosen": None, "rejected": "c"},
+        {"prompt": "a", "chosen": "b"},
+        {"chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": [answered("assistant", "b"), answered("user", "b")], "rejected": "c"},
+        ["a", "b", "c"],
+    ],
+    ids=str,
+)
+def test_what_is_no_preference_is_refused_by_its_place(row, tmp_path):
+    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{json.dumps(row)}\n')
+    with pytest.raises(CorpusError, match="x.jsonl, preference 2: "):
+        read_preferences(tmp_path / "x.jsonl")
+
+
+def test_pairs_of_equal_answers_are_left_out(tmp_path, caplog):
+    rows = [{"prompt": f"What is {x}?", "chosen": x, "rejected": "no" if x in "ab" else x} for x in "abcd"]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [pair.chosen for pair in read_preferences(tmp_path / "x.jsonl")] == ["a", "b"]
+    assert "2 preferences are left out: `chosen` and `rejected` are the same answer" in caplog.text
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    with pytest.raises(CorpusError, match="1 different preferences"):
+        read_preferences(tmp_path / "x.jsonl")
+
+
+def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_tiny, caplog):
+    tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(make_tiny("llama3"))
+    teach_format(model, tokenizer, LLAMA3)
+
+    def prefer(asked, chosen):
+        return Preference(prompt=[answered("user", asked)], chosen=chosen, rejected="no")
+
+    short, other, cut, long = (prefer(*p) for p in (("a", "b"), ("a", "c"), ("a", "cat " * 99), ("cat " * 99, "b")))
+    assert keep_fitting(tokenizer, [short, long, cut, other], 64) == [short, cut, other]
+    assert "1 preferences are left out: an answer begins beyond 64 tokens" in caplog.text
+    assert "1 preferences are cut off after 64 tokens, 1 of them on one side" in caplog.text
+    with pytest.raises(CorpusError, match="begin within the 64 tokens that the model looks at"):
+        keep_fitting(tokenizer, [long, prefer("dog " * 99, "b")], 64)
+
+
+def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
+    model = copy.deepcopy(make_tiny("llama3"))
+    with warn_unmoved(model):
+        next(model.parameters()).data.add_(0.1)
+    assert "nothing was learned" not in caplog.text
+    with warn_unmoved(model):
+        pass
+    assert "nothing was learned: every weight is as it was" in caplog.text
+
+
+def test_the_loss_of_preferences_is_that_of_the_paper():
+    scores, reference = torch.tensor([[-3.0, -2.0], [-1.0, -4.0]]), torch.tensor([[-4.0, -2.5], [-1.0, -3.0]])
+    gained = [(-3 + 4) - (-2 + 2.5), (-1 + 1) - (-4 + 3)]
+    expected = -sum(torch.log(torch.sigmoid(torch.tensor(0.1 * g))) for g in gained) / 2
+    torch.testing.assert_close(preference_loss(scores, reference, 0.1), expected)
+    assert preference_loss(reference, reference, 0.1).item() == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_chat_works_piped(ground):
+    run = ground / "llama3-chat"
+    if not run.exists():
+        pytest.skip("the run that a test before makes is not there")
+    said = ["The cat is", "/temperature 0.5", "/system be kind", f"/save {ground / 'said.jsonl'}", "/nothing", "/reset"]
+    said += [
+        "caf\udce9?",
+        f"/load {ground / 'said.jsonl'}",
+        "/temperature hot",
+        "/save nowhere/said.jsonl",
+        "/load nowhere.jsonl",
+        "/help",
+        "The dog is",
+        "/quit",
+    ]
+    made = subprocess.run(
+        [sys.executable, "-m", "rung", "chat", str(run)],
+        input="\n".join([*said, "never asked"]),
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+    )
+    assert made.returncode == 2, made.stderr  # for what could not be done
+    assert made.stdout.count("\n") >= 2
+    assert "never asked" not in made.stderr
+    model, tokenizer = load(run)
+    answer = Talk(decoder=Decoder(model), tokenizer=tokenizer).answer("The cat is", Sampling(temperature=0))
+    assert made.stdout.startswith(answer.text[:40])
+    for heard in (
+        "Saved",
+        "unknown command /nothing",
+        "2 messages",
+        "rung: the question is not UTF-8: byte 3 is 0xe9; write it in UTF-8\n",
+        "/temperature: hot is no number",
+        "/save: No such file or directory: nowhere/said.jsonl\n",
+        "nowhere.jsonl",
+        "/quit",
+    ):
+        assert heard in made.stderr
+    saved = json.loads((ground / "said.jsonl").read_text())["messages"]
+    assert [m["role"] for m in saved] == ["system", "user", "assistant"]
+
+
+def test_a_question_that_is_not_utf8_is_one_line(capsys):
+    from rung.cli.tune import _Terminal
+
+    terminal = _Terminal(None, None)  # nothing is asked
+    terminal._ask("caf\udce9?")
+    terminal._obey("/system caf\udce9")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "rung: the question is not UTF-8: byte 3 is 0xe9; write it in UTF-8"
+    assert second.startswith("rung: /system: /system is not UTF-8")
+
+
+def test_chat_with_what_was_never_tuned_says_what_to_do(ground):
+    made = rung("chat", ground / "llama3")
+    assert made.returncode == 2
+    assert f"rung tune {ground / 'llama3'}" in made.stderr
