@@ -11,8 +11,8 @@ import pytest
 
 from rung.device import configure_threads, count_cores
 
-# A choice: no run takes fewer where others run beside it. Processes that run tests side by side share the cores; the
-# one that starts them has made its own choice before, which they inherit.
+# A choice: no run takes fewer where others run beside it. Processes that run tests side by side
+# share the cores; the one that starts them has made its own choice before, which they inherit.
 THREADS = max(1, count_cores() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 if "OMP_NUM_THREADS" not in os.environ or "RUNG_TEST_THREADS" in os.environ:
     os.environ["OMP_NUM_THREADS"] = os.environ["RUNG_TEST_THREADS"] = str(THREADS)
@@ -24,11 +24,19 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import PreTrainedConfig  # noqa: E402
 
-# Under test, and only there, the shapes written in annotations are held to. Not the configurations': transformers
-# builds those in its own way.
+# Under test, and only there, the shapes written in annotations are held to. Not the
+# configurations': transformers builds those in its own way.
 PreTrainedConfig.__no_type_check__ = True
-CHECKED = [f"rung.generation.{name}" for name in ("decoder", "native", "quantize", "batching", "speculative")]
-CHECKED += ["rung.models", "rung.evaluation.cache", "rung.evaluation.mixture", "rung.training.optimizer"]
+CHECKED = [
+    f"rung.generation.{name}"
+    for name in ("decoder", "native", "quantize", "batching", "speculative")
+]
+CHECKED += [
+    "rung.models",
+    "rung.evaluation.cache",
+    "rung.evaluation.mixture",
+    "rung.training.optimizer",
+]
 install_import_hook(CHECKED, "beartype.beartype")
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -48,7 +56,12 @@ TINY = {
     "infini-gram": {},
     "rnn": {"hidden_size": 32},
     "rnn-attention": {"hidden_size": 32, "max_position_embeddings": 64},
-    "gpt2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
+    "gpt2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+    },
     "llama3": {
         "hidden_size": 32,
         "num_hidden_layers": 2,
@@ -77,7 +90,9 @@ NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram"
 
 
 def shake(model):
-    """A new model says nearly the same of any text, and its biases and norms are plain: make them matter."""
+    """A new model says nearly the same of any text, and its biases and norms are plain: make them
+    matter.
+    """
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -94,7 +109,9 @@ def overflow(model):
 
 
 def hear_ctrl_c():
-    """Called in a process that a test starts: a suite in the background ignores Ctrl-C, and so would what it starts."""
+    """Called in a process that a test starts: a suite in the background ignores Ctrl-C, and so
+    would what it starts.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -107,9 +124,15 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        given = {
+            t.untyped_storage().data_ptr()
+            for t in tree_leaves((args, kwargs))
+            if isinstance(t, torch.Tensor)
+        }
         new = [t.untyped_storage() for t in tree_leaves(made) if isinstance(t, torch.Tensor)]
-        self.bytes = max([self.bytes, *(memory.nbytes() for memory in new if memory.data_ptr() not in given)])
+        self.bytes = max(
+            [self.bytes, *(memory.nbytes() for memory in new if memory.data_ptr() not in given)]
+        )
         return made
 
 
@@ -128,7 +151,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def few_objects():
-    """Out of the collector's sight what was imported: the Trainer has it look through everything at each start."""
+    """Out of the collector's sight what was imported: the Trainer has it look through everything at
+    each start.
+    """
     gc.collect()
     gc.freeze()
     yield
@@ -176,25 +201,37 @@ def prose():
 
 @pytest.fixture(scope="session")
 def shared():
-    """The folder of texts and golden figures that stands beside the repository here; a user has none."""
+    """The folder of texts and golden figures that stands beside the repository here; a user has
+    none.
+    """
     if not SHARED.is_dir():
-        pytest.skip("needs the texts and golden figures that are kept beside the repository, not in it")
+        pytest.skip(
+            "needs the texts and golden figures that are kept beside the repository, not in it"
+        )
     return SHARED
 
 
 @pytest.fixture
 def watch_memory():
-    """A function that begins to watch this process's memory, and gives one that says by how many bytes it grew at most.
+    """A function that begins to watch this process's memory, and gives one that says by how many
+    bytes it grew at most.
 
     All of it is counted, with the pages of mapped files.
     """
     forget, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     trim = None if os.name == "nt" else getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None or not os.access(forget, os.W_OK):
-        pytest.skip("needs Linux to say how large a process has been, and glibc to give back what was freed before")
+        pytest.skip(
+            "needs Linux to say how large a process has been, and glibc to give back what was "
+            "freed before"
+        )
 
     def read(name):
-        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(name))
+        return next(
+            int(line.split()[1]) * 1024
+            for line in status.read_text().splitlines()
+            if line.startswith(name)
+        )
 
     def begin():
         gc.collect()

@@ -1,11 +1,12 @@
-"""Run rung, or a file of Python, in a fork of a process that has imported torch already, which takes seconds.
+"""Run rung, or a file of Python, in a fork of a process that has imported torch already, which
+takes seconds.
 
     python tests/forks.py serve NUMBER                # answers at the listening socket with this number
     python tests/forks.py ask SOCKET rung eval RUN    # does what `rung eval RUN` does
     python tests/forks.py ask SOCKET block.py         # does what `python block.py` does
 
-The server ends when its standard input is closed. A fork imports rung anew, and has the arguments, the folder, the
-environment and the standard streams of the process that asks for it.
+The server ends when its standard input is closed. A fork imports rung anew, and has the arguments,
+the folder, the environment and the standard streams of the process that asks for it.
 """
 
 import json
@@ -29,7 +30,9 @@ def ask(path, arguments):
 
 
 def serve(number):
-    """Fork for every request. It is in the forks that this function returns, each with a command to run."""
+    """Fork for every request. It is in the forks that this function returns, each with a command to
+    run.
+    """
     from rung.device import configure_threads
 
     configure_threads()  # before torch is imported, as the command does it
@@ -53,7 +56,9 @@ def serve(number):
 
 
 def answer(connection):
-    """Fork once more, and tell how the command ended. It is in the second fork that this function returns."""
+    """Fork once more, and tell how the command ended. It is in the second fork that this function
+    returns.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     arguments, folder, environment = json.load(connection.makefile())
@@ -65,7 +70,11 @@ def answer(connection):
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(0),
+        os.fdopen(1, "w"),
+        os.fdopen(2, "w", buffering=1),
+    )
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

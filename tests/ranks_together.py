@@ -1,4 +1,6 @@
-"""What tests/test_distributed.py has done by one process or by two: torchrun ... tests/ranks_together.py FOLDER."""
+"""What tests/test_distributed.py has done by one process or by two: torchrun ...
+tests/ranks_together.py FOLDER.
+"""
 
 import io
 import json
@@ -27,16 +29,34 @@ from rung.workflows.train import execute
 from rung.workflows.tune import Tuning, tune
 
 # Not conftest's: it has every shape checked, which takes long to begin with.
-SENTENCES = ("the cat sat on the mat", "the dog sat on the log", "a cat and a dog sat on a mat", "a dog is not a cat")
+SENTENCES = (
+    "the cat sat on the mat",
+    "the dog sat on the log",
+    "a cat and a dog sat on a mat",
+    "a dog is not a cat",
+)
 SHAPES = {
     "rnn": {"hidden_size": 32},
-    "gpt2": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    "gpt2": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    }
     | {"resid_pdrop": 0.0},
-    "llama3": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2},
+    "llama3": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    },
 }
 STEPS, STOP = 10, 5
 ROWS = 8  # a step
-MUON = {"learning_rate": 2e-3}  # its products are rounded to bfloat16: what that adds grows with the rate
+MUON = {
+    "learning_rate": 2e-3
+}  # its products are rounded to bfloat16: what that adds grows with the rate
 # Of every way to train: the rung, and what is set.
 WAYS = {
     "plain": ("llama3", MUON),
@@ -46,7 +66,13 @@ WAYS = {
     "carried": ("rnn", {}),
 }
 RESUMED = ("plain", "sharded", "carried")
-ALONE = {"plain": "plain", "accumulated": "plain", "sharded": "plain", "adamw": "adamw", "carried": "carried"}
+ALONE = {
+    "plain": "plain",
+    "accumulated": "plain",
+    "sharded": "plain",
+    "adamw": "adamw",
+    "carried": "carried",
+}
 
 
 class Ground:
@@ -57,10 +83,13 @@ class Ground:
         self.tokenizer = build_tokenizer("bpe", SENTENCES * 20, 300)
         documents = list(encode_documents(SENTENCES * 17, self.tokenizer))
         starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-        self.packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+        self.packed = Packed(
+            tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts
+        )
 
     def train(self, way, name, stop=None, sign=1):
-        """The losses of a way to train in the folder `name`; after step `stop` the main process is interrupted.
+        """The losses of a way to train in the folder `name`; after step `stop` the main process is
+        interrupted.
 
         With `sign` -1 what is worst is called best.
         """
@@ -106,28 +135,42 @@ class Ground:
 def count_fits(folder):
     """How often an n-gram was fitted here, when all processes were to make the same run."""
     fitted, fit = [], NgramForCausalLM.fit.__func__
-    NgramForCausalLM.fit = classmethod(lambda *args, **options: fitted.append(1) or fit(*args, **options))
+    NgramForCausalLM.fit = classmethod(
+        lambda *args, **options: fitted.append(1) or fit(*args, **options)
+    )
     text = folder / "text.txt"
     if distributed.is_main():
-        text.write_text("\n\n".join(f"{number}: {sentence}" for number in range(40) for sentence in SENTENCES))
+        text.write_text(
+            "\n\n".join(f"{number}: {sentence}" for number in range(40) for sentence in SENTENCES)
+        )
     assert execute(make_recipe({"rung": "ngram", "corpus": str(text)}), folder / "ngram")
     return len(fitted)
 
 
 def tune_together(folder):
-    """What becomes of a run that all processes tune, and of what is refused before any of them begins."""
+    """What becomes of a run that all processes tune, and of what is refused before any of them
+    begins.
+    """
     base, text = folder / "base", str(folder / "text.txt")
     shape = SHAPES["llama3"] | {"max_position_embeddings": 32}
-    assert execute(make_recipe({"rung": "llama3", "corpus": text, "steps": 1, "model": shape}), base)
+    assert execute(
+        make_recipe({"rung": "llama3", "corpus": text, "steps": 1, "model": shape}), base
+    )
     says = [{"role": "user", "content": "What sat?"}, {"role": "assistant", "content": "The cat."}]
     if distributed.is_main():
-        lines = [{"messages": [{**says[0], "content": f"{number} What sat?"}, says[1]]} for number in range(20)]
+        lines = [
+            {"messages": [{**says[0], "content": f"{number} What sat?"}, says[1]]}
+            for number in range(20)
+        ]
         (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)))
     plan = Tuning(base=str(base), data=str(folder / "chats.jsonl"), steps=4)
     assert tune(plan, folder / "tuned")
     refused = []
     for attempt in (
-        lambda: execute(make_recipe({"rung": "llama3", "corpus": text, "global_batch_size": 7}), folder / "refused"),
+        lambda: execute(
+            make_recipe({"rung": "llama3", "corpus": text, "global_batch_size": 7}),
+            folder / "refused",
+        ),
         lambda: tune(Tuning(base=str(base), preference="pairs.jsonl"), folder / "refused"),
     ):
         try:
@@ -161,7 +204,9 @@ def fail_on_one():
 
 
 def run_command(*words):
-    """What `rung` does in this process when all are started so: its exit code, what it prints and what it says."""
+    """What `rung` does in this process when all are started so: its exit code, what it prints and
+    what it says.
+    """
     sys.argv = ["rung", *words]
     printed, said = io.StringIO(), io.StringIO()
     with redirect_stdout(printed), redirect_stderr(said):
@@ -172,7 +217,9 @@ def run_command(*words):
 
 
 def ask_together():
-    """Commands that train nothing, and some that fail; a process that is to give way is ended, as the launcher does."""
+    """Commands that train nothing, and some that fail; a process that is to give way is ended, as
+    the launcher does.
+    """
     asked = {
         "eval": run_command("eval", "base", "--json"),
         "score": run_command("score", "base", "The cat sat.", "--json"),
@@ -180,8 +227,12 @@ def ask_together():
         "no run": run_command("eval", "nowhere"),
     }
     distributed.give_way = lambda: distributed.is_main() or sys.exit(-signal.SIGTERM)
-    asked["a bad value"] = run_command("train", "llama3", "text.txt", "--set", "hidden_size=31", "--out", "none")
-    asked["a bad key"] = run_command("train", "llama3", "text.txt", "--set", "hiddensize=32", "--out", "none")
+    asked["a bad value"] = run_command(
+        "train", "llama3", "text.txt", "--set", "hidden_size=31", "--out", "none"
+    )
+    asked["a bad key"] = run_command(
+        "train", "llama3", "text.txt", "--set", "hiddensize=32", "--out", "none"
+    )
     asked["no text"] = run_command("train", "llama3", "missing.txt", "--out", "none")
     return asked
 
@@ -196,9 +247,16 @@ def main():
         ground.train(way, f"{way}-to-one", stop=STOP)
         found["went on"][way] = ground.train(way, f"{ALONE[way]}-to-two-{way}")
     found["kept"] = {way: ground.train(way, f"{way}-kept", sign=-1) for way in ("plain", "sharded")}
-    found |= {"fits": count_fits(ground.folder), "refused": tune_together(ground.folder), "heard": fail_on_one()}
+    found |= {
+        "fits": count_fits(ground.folder),
+        "refused": tune_together(ground.folder),
+        "heard": fail_on_one(),
+    }
     os.chdir(ground.folder)
-    leave, distributed.leave = distributed.leave, lambda: None  # one command comes after another here
+    leave, distributed.leave = (
+        distributed.leave,
+        lambda: None,
+    )  # one command comes after another here
     sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2,llama3", "--minutes", "0.03"]
     try:
         cli.main()

@@ -47,12 +47,18 @@ def imports_of(path):
     """The modules of rung that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "rung" else [node.module]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "rung"
+                else [node.module]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
             continue
-        yield from (name.split(".") for name in names if name.split(".")[0] == "rung" and "." in name)
+        yield from (
+            name.split(".") for name in names if name.split(".")[0] == "rung" and "." in name
+        )
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -67,17 +73,21 @@ def test_imports_point_strictly_down(path):
             continue
         assert there in FLOOR, f"{path.name} imports {'.'.join(parts)}, which is no room"
         if here in GROUND and there in GROUND:
-            assert GROUND.index(there) < GROUND.index(here), f"{here} imports {there}, which stands after it"
+            assert GROUND.index(there) < GROUND.index(here), (
+                f"{here} imports {there}, which stands after it"
+            )
         elif (here, there) != ("__main__", "cli"):
-            assert FLOOR[there] < FLOOR[here], f"{here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR[there]})"
+            assert FLOOR[there] < FLOOR[here], (
+                f"{here} (floor {FLOOR[here]}) imports {there} (floor {FLOOR[there]})"
+            )
 
 
 def test_the_table_of_floors_is_the_one_that_is_held():
     page = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
     rows = re.findall(r"^\| (\d+) \| (.*) \|$", page, re.MULTILINE)
-    assert [(int(number), tuple(re.findall("`(.*?)`", rooms))) for number, rooms in reversed(rows)] == [
-        *enumerate(FLOORS)
-    ]
+    assert [
+        (int(number), tuple(re.findall("`(.*?)`", rooms))) for number, rooms in reversed(rows)
+    ] == [*enumerate(FLOORS)]
 
 
 def test_a_rung_imports_only_rungs_below_it():
@@ -93,7 +103,9 @@ def test_functions_fit_on_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             statements = sum(isinstance(inner, ast.stmt) for inner in ast.walk(node)) - 1
-            assert node.end_lineno - node.body[0].lineno < 50, f"{path.name}: {node.name} is too long"
+            assert node.end_lineno - node.body[0].lineno < 50, (
+                f"{path.name}: {node.name} is too long"
+            )
             assert statements <= 42, f"{path.name}: {node.name} has {statements} statements"
 
 
@@ -108,7 +120,9 @@ def test_an_init_only_re_exports():
         for node in ast.parse(path.read_text()).body:
             is_docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             is_list = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
-            assert is_docstring or is_list or isinstance(node, ast.ImportFrom), f"{path} has logic: {ast.unparse(node)}"
+            assert is_docstring or is_list or isinstance(node, ast.ImportFrom), (
+                f"{path} has logic: {ast.unparse(node)}"
+            )
 
 
 def test_every_module_says_what_it_is():
@@ -120,11 +134,19 @@ def test_no_model_is_a_subclass_of_another_rung():
     for path in (SOURCE / "models").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name.endswith(("ForCausalLM", "HeadModel")):
-                assert {ast.unparse(base) for base in node.bases} <= {"CausalModel", "StatefulModel", "CountingModel"}
+                assert {ast.unparse(base) for base in node.bases} <= {
+                    "CausalModel",
+                    "StatefulModel",
+                    "CountingModel",
+                }
 
 
 def test_every_room_has_its_tests():
     tests = Path(__file__).parent
     rooms = {room_of(path) for path in FILES} - {"__init__", "__main__"}
-    missing = [room for room in sorted(rooms) if not ((tests / f"test_{room}.py").exists() or (tests / room).is_dir())]
+    missing = [
+        room
+        for room in sorted(rooms)
+        if not ((tests / f"test_{room}.py").exists() or (tests / room).is_dir())
+    ]
     assert not missing

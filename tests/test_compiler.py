@@ -1,4 +1,6 @@
-"""C sources are compiled once, kept, and done without where they cannot be; no other user's library is run."""
+"""C sources are compiled once, kept, and done without where they cannot be; no other user's library
+is run.
+"""
 
 import ctypes
 import os
@@ -70,7 +72,9 @@ def test_what_cannot_be_compiled_is_done_without(source, tmp_path):
 
 @needs_compiler
 def test_the_library_of_another_processor_is_not_loaded(source, tmp_path, monkeypatch):
-    """A cache that machines share: what one compiled for its instructions is nothing that the other has to know."""
+    """A cache that machines share: what one compiled for its instructions is nothing that the other
+    has to know.
+    """
     for flags in ("flags : avx2 avx512f", "flags : avx2"):
         monkeypatch.setattr(compiled, "_processor", lambda flags=flags: flags)
         assert load_again(source) == 4
@@ -96,9 +100,13 @@ def test_threads_at_first_use_all_get_the_library(source, compiling):
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", [lambda code: code[:2000], lambda code: code[:-64] + bytes(64), lambda code: b""])
+@pytest.mark.parametrize(
+    "damage", [lambda code: code[:2000], lambda code: code[:-64] + bytes(64), lambda code: b""]
+)
 def test_a_damaged_library_is_made_again(damage, source, tmp_path, compiling):
-    """A library that is cut short is mapped into memory, and its first use ends the process with SIGBUS."""
+    """A library that is cut short is mapped into memory, and its first use ends the process with
+    SIGBUS.
+    """
     assert compiler.compile_source(source).half(8) == 4
     (library,) = kept(tmp_path)
     whole = library.read_bytes()
@@ -112,12 +120,17 @@ def test_a_damaged_library_is_made_again(damage, source, tmp_path, compiling):
 @needs_compiler
 @pytest.mark.parametrize("place", ["cache", "native", "entry", "library"])
 @pytest.mark.parametrize("doubt", ["everyone's", "another's"])
-def test_what_others_can_write_is_not_run(place, doubt, source, tmp_path, compiling, monkeypatch, caplog):
+def test_what_others_can_write_is_not_run(
+    place, doubt, source, tmp_path, compiling, monkeypatch, caplog
+):
     assert compiler.compile_source(source).half(8) == 4
     (library,) = kept(tmp_path)
-    path = {"library": library, "entry": library.parent, "native": library.parents[1], "cache": library.parents[2]}[
-        place
-    ]
+    path = {
+        "library": library,
+        "entry": library.parent,
+        "native": library.parents[1],
+        "cache": library.parents[2],
+    }[place]
     if doubt == "everyone's":
         path.chmod(0o777)
     elif os.geteuid() == 0:
@@ -127,7 +140,9 @@ def test_what_others_can_write_is_not_run(place, doubt, source, tmp_path, compil
     before = library.stat().st_mtime_ns
     assert load_again(source) == 4
     assert library.stat().st_mtime_ns == before
-    assert len(compiling) == 2 and not compiling[-1].is_relative_to(tmp_path)  # for this process alone
+    assert len(compiling) == 2 and not compiling[-1].is_relative_to(
+        tmp_path
+    )  # for this process alone
     assert not compiling[-1].exists()
     assert "compiled for this process alone" in caplog.text
 
@@ -162,13 +177,18 @@ def test_a_cache_that_cannot_be_written_to_costs_no_library(source, tmp_path, mo
     ],
 )
 def test_a_tensor_that_c_would_read_wrong_is_refused(tensor, shape):
-    with pytest.raises(ValueError, match="a tensor for C is .* of torch.float.* on .*: it must be .* on the CPU"):
+    with pytest.raises(
+        ValueError, match="a tensor for C is .* of torch.float.* on .*: it must be .* on the CPU"
+    ):
         compiler.Address(tensor, shape, torch.float32)
 
 
 @needs_compiler
 def test_a_tensor_lives_as_long_as_its_address(source):
-    source.write_text("int total(const long *of, int count) { int t = 0; while (count--) t += of[count]; return t; }")
+    source.write_text(
+        "int total(const long *of, int count) { int t = 0; while (count--) t += of[count]; return "
+        "t; }"
+    )
     total = compiler.compile_source(source).total
     total.argtypes = [ctypes.c_void_p, ctypes.c_int]
     tensor = torch.arange(1000)[::2]

@@ -74,7 +74,9 @@ def make_groups(folder, cgroup, mounts, files):
     at = str(folder).replace(" ", "\\040")
     (process / "mountinfo").write_text(
         "22 1 0:5 / /proc rw - proc proc rw\n"
-        + "".join(f"{31 + i} 23 0:28 {line.replace('FOLDER', at)}\n" for i, line in enumerate(mounts))
+        + "".join(
+            f"{31 + i} 23 0:28 {line.replace('FOLDER', at)}\n" for i, line in enumerate(mounts)
+        )
     )
     for name, text in files.items():
         path = folder / name
@@ -92,10 +94,26 @@ V1 = (
 )
 V2 = ["0::/a/b"], ["/ FOLDER/two rw - cgroup2 cgroup2 rw,nsdelegate"]
 QUOTAS = {
-    "v1, of its own": (*V1, {"cpu/a/b/cpu.cfs_quota_us": "300000", "cpu/a/b/cpu.cfs_period_us": "100000"}, 3),
-    "v1, of the group above": (*V1, {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "50000"}, 2),
-    "v1, none": (*V1, {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"}, 8),
-    "v1, another controller's": (*V1, {"memory/cpu.cfs_quota_us": "100000", "memory/cpu.cfs_period_us": "100000"}, 8),
+    "v1, of its own": (
+        *V1,
+        {"cpu/a/b/cpu.cfs_quota_us": "300000", "cpu/a/b/cpu.cfs_period_us": "100000"},
+        3,
+    ),
+    "v1, of the group above": (
+        *V1,
+        {"cpu/a/cpu.cfs_quota_us": "100000", "cpu/a/cpu.cfs_period_us": "50000"},
+        2,
+    ),
+    "v1, none": (
+        *V1,
+        {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n"},
+        8,
+    ),
+    "v1, another controller's": (
+        *V1,
+        {"memory/cpu.cfs_quota_us": "100000", "memory/cpu.cfs_period_us": "100000"},
+        8,
+    ),
     "v1, mounted from within": (
         ["2:cpu:/docker/x"],
         ["/docker/x FOLDER/cpu rw - cgroup cgroup rw,cpu"],
@@ -104,7 +122,11 @@ QUOTAS = {
     ),
     "v2, a part of a core": (*V2, {"two/a/b/cpu.max": "150000 100000\n"}, 2),
     "v2, less than a core": (*V2, {"two/a/b/cpu.max": "20000 100000\n"}, 1),
-    "v2, the least of all": (*V2, {"two/a/b/cpu.max": "400000 100000", "two/a/cpu.max": "300000 100000"}, 3),
+    "v2, the least of all": (
+        *V2,
+        {"two/a/b/cpu.max": "400000 100000", "two/a/cpu.max": "300000 100000"},
+        3,
+    ),
     "v2, none": (*V2, {"two/a/b/cpu.max": "max 100000\n", "two/a/cpu.max": "max 100000\n"}, 8),
     "v2, more than there are": (*V2, {"two/a/b/cpu.max": "6400000 100000\n"}, 8),
     "v2, that is no number": (*V2, {"two/a/b/cpu.max": "", "two/a/cpu.max": "x y z"}, 8),
@@ -112,7 +134,11 @@ QUOTAS = {
     "both": (
         ["1:cpu:/", "0::/"],
         ["/ FOLDER/cpu rw - cgroup cgroup rw,cpu", "/ FOLDER/cpu/unified rw - cgroup2 cgroup2 rw"],
-        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000", "cpu/unified/cgroup.procs": "1"},
+        {
+            "cpu/cpu.cfs_quota_us": "100000",
+            "cpu/cpu.cfs_period_us": "100000",
+            "cpu/unified/cgroup.procs": "1",
+        },
         1,
     ),
 }
@@ -149,23 +175,34 @@ SHOWN = (
         ({"GOMP_SPINCOUNT": "7", "RAYON_NUM_THREADS": "3"}, ["1", "1", "7", "None", "3"]),
     ],
 )
-def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_otherwise(given, wanted):
+def test_threads_are_as_many_as_cores_and_wait_briefly_unless_the_user_says_otherwise(
+    given, wanted
+):
     """In a process that is allowed one core, before torch is there."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("there is no affinity on this system")
     code = f"import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); {SHOWN}"
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
     run = [sys.executable, "-c", code]
-    found = subprocess.run(run, env=environment | given, capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        run, env=environment | given, capture_output=True, text=True, check=True
+    ).stdout
     assert found.split() == wanted
 
 
 @pytest.mark.parametrize(
     ("ours", "idle", "wanted"),
-    [(True, (100, 100, 100, 100), 4), (True, (100, 90, 0, 0), 2), (True, (3, 0, 0, 1), 1), (False, (0, 0, 0, 0), 4)],
+    [
+        (True, (100, 100, 100, 100), 4),
+        (True, (100, 90, 0, 0), 2),
+        (True, (3, 0, 0, 1), 1),
+        (False, (0, 0, 0, 0), 4),
+    ],
 )
 def test_threads_leave_the_cores_that_others_use(ours, idle, wanted, tmp_path, monkeypatch):
-    """Of a hundred ticks that pass, so many are idle on each of the allowed cores; a number of the user's stands."""
+    """Of a hundred ticks that pass, so many are idle on each of the allowed cores; a number of the
+    user's stands.
+    """
 
     def write(ticks):
         lines = [
@@ -209,7 +246,9 @@ def test_after_torch_only_the_number_of_threads_is_changed(monkeypatch):
 
 
 def test_what_the_threads_are_is_chosen_before_torch():
-    """The command's modules, and this one's, import no torch: OpenMP reads the variables when torch is loaded."""
+    """The command's modules, and this one's, import no torch: OpenMP reads the variables when torch
+    is loaded.
+    """
     code = "import sys, rung.cli.main, rung.device; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -249,7 +288,10 @@ for line in sys.stdin:
 @contextmanager
 def processes(count, *command, **options):
     """So many processes that run this; killed in the end."""
-    running = [subprocess.Popen([sys.executable, "-c", *command], text=True, **options) for _ in range(count)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", *command], text=True, **options)
+        for _ in range(count)
+    ]
     try:
         yield running
     finally:
@@ -260,9 +302,13 @@ def processes(count, *command, **options):
 
 
 def test_beside_busy_processes_decoding_keeps_half_its_fair_share():
-    """Tokens a second beside them and without, in turn; what else the machine does weighs on both."""
+    """Tokens a second beside them and without, in turn; what else the machine does weighs on
+    both.
+    """
     environment = {name: value for name, value in os.environ.items() if name not in THREAD_SETTINGS}
-    with processes(1, WRITE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as [writer]:
+    with processes(1, WRITE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as [
+        writer
+    ]:
 
         def ask(name, seconds=0.7):
             print(name, seconds, file=writer.stdin, flush=True)

@@ -1,4 +1,6 @@
-"""Several processes as one: what two compute is what one computes, each reads its own part, and one speaks for both."""
+"""Several processes as one: what two compute is what one computes, each reads its own part, and one
+speaks for both.
+"""
 
 import importlib
 import json
@@ -42,7 +44,9 @@ def alone(ground):
         if others:
             ground.train(way, f"{way}-stopped", stop=STOP)
         for other in others:
-            shutil.copytree(ground.folder / f"{way}-stopped", ground.folder / f"{way}-to-two-{other}")
+            shutil.copytree(
+                ground.folder / f"{way}-stopped", ground.folder / f"{way}-to-two-{other}"
+            )
     return found
 
 
@@ -55,7 +59,9 @@ def two(ground, alone):
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    found = [json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)]
+    found = [
+        json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)
+    ]
     assert [each["climbed"] for each in found] == [0, 0]
     return [*found, made]
 
@@ -84,7 +90,9 @@ def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
 
 def test_the_states_of_all_streams_are_saved(two, ground):
     name = Path("checkpoints") / f"checkpoint-{STOP + 1}" / f"carried-{ROWS}.safetensors"
-    ours, theirs = (load_file(ground.folder / run / name) for run in ("carried-to-one", "carried-stopped"))
+    ours, theirs = (
+        load_file(ground.folder / run / name) for run in ("carried-to-one", "carried-stopped")
+    )
     assert {len(states) for states in ours.values()} == {ROWS}
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)  # Muon rounds to bfloat16
 
@@ -96,10 +104,15 @@ def test_each_process_reads_its_own_blocks(two, ground):
     one, other = one[:mine], other[:mine]
     blocks = -(-(len(ground.packed) - 1) // 16)
     assert blocks < STEPS * ROWS  # the second epoch is begun
-    order = [[*one[at : at + ROWS // 2], *other[at : at + ROWS // 2]] for at in range(0, len(one), ROWS // 2)]
+    order = [
+        [*one[at : at + ROWS // 2], *other[at : at + ROWS // 2]]
+        for at in range(0, len(one), ROWS // 2)
+    ]
     order = [block for step in order for block in step]
     assert sorted(order[:blocks]) == list(range(blocks))
-    assert len(set(order[blocks : 2 * blocks])) == min(blocks, len(order) - blocks)  # and again, in another order
+    assert len(set(order[blocks : 2 * blocks])) == min(
+        blocks, len(order) - blocks
+    )  # and again, in another order
     assert order[:10] != order[blocks : blocks + 10]
 
 
@@ -108,7 +121,9 @@ def test_an_n_gram_is_fitted_once(two):
 
 
 def test_a_run_is_tuned_together(two, ground):
-    """`torchrun -m rung tune` hung: the second process left at once, and the first waited for it."""
+    """`torchrun -m rung tune` hung: the second process left at once, and the first waited for
+    it.
+    """
     record = json.loads((ground.folder / "tuned" / "rung.json").read_text())
     assert record["training"]["steps"] == 4
     assert {"before", "after"} <= record["tune"].keys()
@@ -127,7 +142,9 @@ def test_what_is_refused_leaves_nothing(two, ground):
 
 @pytest.mark.parametrize("way", ["plain", "sharded"])
 def test_the_best_weights_are_kept(way, two):
-    """The losses fall and are judged the wrong way round: what is kept is of the first evaluation."""
+    """The losses fall and are judged the wrong way round: what is kept is of the first
+    evaluation.
+    """
     kept = two[0]["kept"][way]
     assert kept["final"] == pytest.approx(-kept["judged"][0], rel=1e-6)
     assert kept["final"] > -kept["judged"][-1] + 1e-3
@@ -144,7 +161,9 @@ def test_what_trains_nothing_is_done_and_said_once(two, ground):
     """docs/distributed.md: by the first process alone, as without torchrun."""
     asked, other = (found["asked"] for found in two[:2])
     score = evaluate_run(str(ground.folder / "base"), "", "test", {})
-    assert json.loads(asked["eval"][1])["bits_per_byte"] == pytest.approx(score["bits_per_byte"], rel=1e-6)
+    assert json.loads(asked["eval"][1])["bits_per_byte"] == pytest.approx(
+        score["bits_per_byte"], rel=1e-6
+    )
     model, tokenizer = load(ground.folder / "base")
     bits = sum(piece.bits for piece in score_text(model, tokenizer, "The cat sat."))
     assert json.loads(asked["score"][1])["bits"] == pytest.approx(bits, rel=1e-6)
@@ -168,7 +187,11 @@ class Line:
 
     def __init__(self, monkeypatch):
         self.number = self.other = None
-        for name, value in {"count": lambda: 2, "number": lambda: self.number, "_group": lambda: None}.items():
+        for name, value in {
+            "count": lambda: 2,
+            "number": lambda: self.number,
+            "_group": lambda: None,
+        }.items():
             monkeypatch.setattr(ranks, name, value)
         monkeypatch.setattr(ranks, "_distributed", lambda: self)
 
@@ -177,7 +200,9 @@ class Line:
         errors[:] = [pickle.loads(pickle.dumps(error)) for error in errors]
 
     def fail(self, number, error, other=None):
-        """What process `number` raises where `error` is raised in it, and `other` told by the other one."""
+        """What process `number` raises where `error` is raised in it, and `other` told by the other
+        one.
+        """
         self.number, self.other = number, other
 
         def make():
@@ -198,13 +223,17 @@ def test_an_error_is_told_as_it_is_however_often_it_is_passed_on(monkeypatch):
     for error in (told, again, line.fail(0, told), line.fail(0, again)):
         assert str(error) == "IndexError: out of range"
         assert error.__cause__ is None
-    missing = line.fail(0, None, other=distributed._portable(FileNotFoundError(2, "No such file", "my.txt")))
+    missing = line.fail(
+        0, None, other=distributed._portable(FileNotFoundError(2, "No such file", "my.txt"))
+    )
     assert (type(missing), missing.filename) == (FileNotFoundError, "my.txt")
 
 
 def test_the_command_speaks_once(two, ground):
     made = two[2]
-    rows = [line.split()[0] for line in made.stdout.splitlines() if line.strip()]  # below them is what is said of each
+    rows = [
+        line.split()[0] for line in made.stdout.splitlines() if line.strip()
+    ]  # below them is what is said of each
     assert rows.count("bigram") == rows.count("gpt2") == 1
     assert made.stderr.count("Report:") == 1
     record = json.loads((ground.folder / "runs" / "text" / "gpt2" / "rung.json").read_text())
@@ -233,7 +262,9 @@ def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, par
 
 def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
     monkeypatch.setattr(ranks, "count", lambda: 3)
-    with pytest.raises(RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"):
+    with pytest.raises(
+        RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"
+    ):
         share_batch(8, {})
 
 
@@ -246,7 +277,12 @@ def test_one_process_is_the_main_one():
 
 
 def test_how_it_was_started_is_said(monkeypatch):
-    for key, value in {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+    for key, value in {
+        "LOCAL_RANK": "1",
+        "RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }.items():
         monkeypatch.setenv(key, value)
     assert distributed.command() == "torchrun --nproc-per-node 2 -m rung"
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -260,10 +296,20 @@ def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
     scaling = importlib.import_module("scaling")
 
     def keep(layers):
-        shape = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2}
-        config = LlamaConfig(**shape, num_hidden_layers=layers, vocab_size=96, max_position_embeddings=64)
+        shape = {
+            "hidden_size": 64,
+            "intermediate_size": 160,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        config = LlamaConfig(
+            **shape, num_hidden_layers=layers, vocab_size=96, max_position_embeddings=64
+        )
         model = LlamaForCausalLM(config).bfloat16()
-        own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+        own = {
+            tensor.untyped_storage().data_ptr()
+            for tensor in (*model.parameters(), *model.buffers())
+        }
         kept = {}
 
         def note(tensor):
@@ -274,7 +320,10 @@ def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             loss = model(ids, labels=ids).loss
         assert loss.requires_grad
-        return sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own) / ids.numel()
+        return (
+            sum(storage.nbytes() for pointer, storage in kept.items() if pointer not in own)
+            / ids.numel()
+        )
 
     model = scaling.Llama(N=0, L=3, D=64, F=160, H=4, G=2, V=96, tied=True)
     assert keep(3) - keep(2) == pytest.approx(scaling.count_activations(model), rel=0.05)

@@ -29,6 +29,8 @@ def test_a_setting_that_is_nothing_like_any_is_answered_in_a_line():
     from rung.recipe import make_recipe
 
     for override in ("qqqqqq=1", "model.qqqqqq=1", "train.qqqqqq=1"):
-        with pytest.raises(RecipeError, match=r"the nearest of \d+ are .*(lists them|all are the fields of)") as caught:
+        with pytest.raises(
+            RecipeError, match=r"the nearest of \d+ are .*(lists them|all are the fields of)"
+        ) as caught:
             make_recipe({"rung": "llama3"}, [override])
         assert len(str(caught.value)) < 300

@@ -63,8 +63,14 @@ def test_a_folder_takes_the_place_of_another(tmp_path):
 def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
     synced, replaced = [], []
     fsync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").resolve().name) or fsync(fd))
-    monkeypatch.setattr(Path, "replace", lambda self, to: replaced.append([*synced]) or replace(self, to))
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").resolve().name) or fsync(fd),
+    )
+    monkeypatch.setattr(
+        Path, "replace", lambda self, to: replaced.append([*synced]) or replace(self, to)
+    )
     files.keep(tmp_path / "kept", write_text("whole"))
     if Path("/proc/self/fd").exists():
         assert {"text.txt", files.MANIFEST} <= set(replaced[0]) and tmp_path.name in synced
@@ -136,7 +142,12 @@ def test_a_kill_leaves_no_lock_and_its_traces_are_swept(tmp_path):
 def test_what_others_are_writing_is_not_swept(tmp_path):
     pid = run_killed("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     machine, path = files._machine(), tmp_path / "a.txt"
-    there = [f".{os.getpid()}-{machine}-00000000.a.txt", f".{pid}-ffffff-00000000.a.txt", ".12.a.txt", ".gitignore"]
+    there = [
+        f".{os.getpid()}-{machine}-00000000.a.txt",
+        f".{pid}-ffffff-00000000.a.txt",
+        ".12.a.txt",
+        ".gitignore",
+    ]
     gone = [f".{pid}-{machine}-0000000{n}.a.txt" for n in range(2)]
     other = f".{pid}-{machine}-00000000.b.txt"
     for name in (*there, *gone, other):
@@ -163,7 +174,10 @@ def test_many_at_once_make_it_once(tmp_path):
 
     def work():
         together.wait()
-        files.keep(tmp_path / "kept", lambda beside: made.append(beside) or (beside / "a").write_text("a" * 10_000))
+        files.keep(
+            tmp_path / "kept",
+            lambda beside: made.append(beside) or (beside / "a").write_text("a" * 10_000),
+        )
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -194,7 +208,9 @@ def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
 def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     found = []
     for _ in range(2):
-        assert files.remember(tmp_path / "value", lambda: found.append(1) or {"b": 1, "a": [2.5]}) == {
+        assert files.remember(
+            tmp_path / "value", lambda: found.append(1) or {"b": 1, "a": [2.5]}
+        ) == {
             "b": 1,
             "a": [2.5],
         }
@@ -203,4 +219,6 @@ def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     assert files.recall(tmp_path / "value") is None
     assert files.remember(tmp_path / "value", lambda: 5) == 5
     files.revise(tmp_path / "value", [6])
-    assert files.recall(tmp_path / "value") == [6] and files.remember(tmp_path / "value", lambda: 7) == [6]
+    assert files.recall(tmp_path / "value") == [6] and files.remember(
+        tmp_path / "value", lambda: 7
+    ) == [6]

@@ -8,7 +8,15 @@ from rung.data.tokenizer import load_tokenizer
 from rung.errors import CorpusError, RunError, TokenizerError
 from rung.models import load
 
-PLACES = ("runs/missing", "./missing", "../missing", "~/missing", "/missing", "a/b/missing", "my run/missing")
+PLACES = (
+    "runs/missing",
+    "./missing",
+    "../missing",
+    "~/missing",
+    "/missing",
+    "a/b/missing",
+    "my run/missing",
+)
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -34,8 +42,13 @@ def test_a_name_that_may_be_on_the_hub_is_no_place(tmp_path, monkeypatch):
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "answers", lambda *names: asked.append(names))
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)  # as for who does not ask to be left offline
-    with pytest.raises(RunError, match="nobody/missing could not be read: it is no folder here, and the Hub cannot be"):
+    monkeypatch.setattr(
+        "datasets.config.HF_HUB_OFFLINE", False
+    )  # as for who does not ask to be left offline
+    with pytest.raises(
+        RunError,
+        match="nobody/missing could not be read: it is no folder here, and the Hub cannot be",
+    ):
         load("nobody/missing")
     with pytest.raises(TokenizerError, match="could not be loaded"):
         load_tokenizer("nobody/missing")

@@ -1,4 +1,6 @@
-"""The files of a model's folder: what leads out of it, what is damaged, and the names of transformers 4."""
+"""The files of a model's folder: what leads out of it, what is damaged, and the names of
+transformers 4.
+"""
 
 import json
 import shutil
@@ -53,7 +55,9 @@ def assert_refused(folder, said):
     assert not (folder.parent / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"]
+)
 def test_damaged_json_is_named_in_a_line(name, folder):
     for text, said in DAMAGES.items():
         (folder / name).write_text("" if text == "empty" else text)
@@ -68,15 +72,21 @@ def test_damaged_json_is_named_in_a_line(name, folder):
 @pytest.mark.parametrize(
     ("name", "facts", "said"),
     [
-        ("config.json", {"model_type": 5}, "config.json is damaged: model_type is 5, and must be text"),
-        ("config.json", {"vocab_size": "many"}, "run could not be read: vocab_size is 'many': it must be a whole"),
+        ("config.json", {"model_type": 5}, "config.json is damaged: model_type is 5, and must be "
+                                           "text"),
+        ("config.json", {"vocab_size": "many"}, "run could not be read: vocab_size is 'many': it "
+                                                "must be a whole"),
         ("config.json", {"n_layer": 10**6}, "n_layer is 1000000: it must be 1000 or less"),
         ("config.json", {"n_embd": 64}, r"\] in its weights, \[.*\] by config.json: one is damaged"),
-        ("config.json", {"vocab_size": 10**9}, "wte.weight is \\[284, 32\\] in its weights, \\[1000000000, 32\\]"),
+        ("config.json", {"vocab_size": 10**9}, "wte.weight is \\[284, 32\\] in its weights, "
+                                               "\\[1000000000, 32\\]"),
         ("config.json", {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"}, "code of its own, which is"),
-        ("generation_config.json", {"eos_token_id": [1, "a"]}, r"eos_token_id is \[1, 'a'\], and must be a whole"),
-        ("generation_config.json", {"max_length": "long"}, "max_length is 'long', and must be a whole number"),
-        ("tokenizer_config.json", {"chat_template": 5}, "chat_template is 5, and must be text or a list or an object"),
+        ("generation_config.json", {"eos_token_id": [1, "a"]}, r"eos_token_id is \[1, 'a'\], and "
+                                                               r"must be a whole"),
+        ("generation_config.json", {"max_length": "long"}, "max_length is 'long', and must be a "
+                                                           "whole number"),
+        ("tokenizer_config.json", {"chat_template": 5}, "chat_template is 5, and must be text or a "
+                                                        "list or an object"),
         ("tokenizer.json", {"model": {"type": "BPE"}}, "tokenizer.json is damaged: "),
     ],
 )  # fmt: skip
@@ -106,7 +116,9 @@ def make_index(folder):
     def make(place):
         weights = load_file(folder / "model.safetensors")
         (folder / "model.safetensors").replace(folder / "part.safetensors")
-        (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, place)}))
+        (folder / INDEX).write_text(
+            json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, place)})
+        )
 
     return make
 
@@ -127,7 +139,10 @@ def test_an_index_stays_in_its_folder(place, said, folder, make_index):
 
 
 def test_an_index_is_read(folder, make_index):
-    before = {name: tuple(tensor.shape) for name, tensor in load_file(folder / "model.safetensors").items()}
+    before = {
+        name: tuple(tensor.shape)
+        for name, tensor in load_file(folder / "model.safetensors").items()
+    }
     make_index("part.safetensors")
     assert model_files.read_shapes(folder) == before
     assert load(folder)
@@ -137,8 +152,13 @@ def test_an_index_is_read(folder, make_index):
 
 def test_an_index_of_torchs_own_files_stays_in_its_folder_too(folder):
     (folder / "model.safetensors").unlink()
-    for place, said in (("../a.bin", "weights must lie in the folder itself"), ("a.bin", "which is not there")):
-        (folder / model_files.BINARY_INDEX).write_text(json.dumps({"weight_map": {"wte.weight": place}}))
+    for place, said in (
+        ("../a.bin", "weights must lie in the folder itself"),
+        ("a.bin", "which is not there"),
+    ):
+        (folder / model_files.BINARY_INDEX).write_text(
+            json.dumps({"weight_map": {"wte.weight": place}})
+        )
         assert_refused(folder, f"pytorch_model.bin.index.json names .*{said}")
 
 
@@ -153,12 +173,17 @@ def test_an_index_of_torchs_own_files_stays_in_its_folder_too(folder):
 def test_no_other_file_is_read_in_the_place_of_one_that_is_known(name, facts, folder):
     change(folder / name, **facts)
     (key,) = facts
-    assert_refused(folder, f"{name}: {key} would have other files read than the model's own: leave it out")
+    assert_refused(
+        folder, f"{name}: {key} would have other files read than the model's own: leave it out"
+    )
 
 
 def test_an_adapter_beside_a_model_is_neither_merged_nor_left_out_in_silence(folder):
     (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../other"}')
-    assert_refused(folder, "holds a model and an adapter, adapter_config.json, that is not merged into it: merge them")
+    assert_refused(
+        folder,
+        "holds a model and an adapter, adapter_config.json, that is not merged into it: merge them",
+    )
 
 
 @pytest.mark.parametrize("name", ["rung.json", "metrics.jsonl"])
@@ -171,8 +196,21 @@ def test_no_record_is_read_over_a_link_out_of_the_folder(name, folder):
         (runs.read_record if name == "rung.json" else runs.read_metrics)(folder)
 
 
-MADE = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors")
-OTHERS = ("special_tokens_map.json", "vocab.json", "merges.txt", "spiece.model", "pytorch_model.bin", "README.md")
+MADE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "model.safetensors",
+)
+OTHERS = (
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "pytorch_model.bin",
+    "README.md",
+)
 OTHERS += ("added_tokens.json", "rung.json", INDEX, model_files.BINARY_INDEX)
 TEMPLATES = ("chat_template.jinja", "additional_chat_templates/tools.jinja")
 
@@ -220,11 +258,15 @@ def test_every_template_of_a_tokenizer_is_published(folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
 
 
-def test_a_tokenizer_of_more_tokens_than_the_model_has_rows_is_refused(folder, make_tiny, tokenizer, tmp_path):
+def test_a_tokenizer_of_more_tokens_than_the_model_has_rows_is_refused(
+    folder, make_tiny, tokenizer, tmp_path
+):
     longer = AutoTokenizer.from_pretrained(folder)
     longer.add_tokens(["<|eot_id|>", "<|more|>"], special_tokens=True)
     longer.save_pretrained(folder)
-    with pytest.raises(RunError, match="its tokenizer has 286 tokens and its model knows 284: they do not belong"):
+    with pytest.raises(
+        RunError, match="its tokenizer has 286 tokens and its model knows 284: they do not belong"
+    ):
         load(folder)
     padded = make_tiny("gpt2", vocab_size=320)
     runs.save_model(runs.make_folder(tmp_path / "padded"), padded, tokenizer)
@@ -244,8 +286,13 @@ def test_transformers_4_finds_its_names_and_5_its_own(scaled, make_tiny, tmp_pat
     assert config["torch_dtype"] == config["dtype"] == "float32"
     settings = json.loads((tmp_path / "run/tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
-    assert settings["additional_special_tokens"] == ["<|tool|>"] and "extra_special_tokens" not in settings
-    assert AutoConfig.from_pretrained(tmp_path / "run").rope_parameters == model.config.rope_parameters
+    assert (
+        settings["additional_special_tokens"] == ["<|tool|>"]
+        and "extra_special_tokens" not in settings
+    )
+    assert (
+        AutoConfig.from_pretrained(tmp_path / "run").rope_parameters == model.config.rope_parameters
+    )
     assert AutoTokenizer.from_pretrained(tmp_path / "run").extra_special_tokens == ["<|tool|>"]
     before = config | settings
     model_files.spell_for_transformers_4(tmp_path / "run")
@@ -259,7 +306,11 @@ def test_transformers_4_finds_its_names_and_5_its_own(scaled, make_tiny, tmp_pat
         ("tokens_2", 10**6, "its 2-grams are damaged: a token is not among the 284"),
         ("tokens_3", -1, "its 3-grams are damaged: a token is not among"),
         ("first_1", 10**6, "its 2-grams are damaged: what follows a history is out of order"),
-        ("log10_probability_2", float("nan"), "its 2-grams are damaged: a probability is no number"),
+        (
+            "log10_probability_2",
+            float("nan"),
+            "its 2-grams are damaged: a probability is no number",
+        ),
     ],
 )
 def test_damaged_ngrams_are_named_in_a_line(name, value, said, make_tiny, tokenizer, tmp_path):
@@ -280,22 +331,32 @@ def test_damaged_ngrams_are_named_in_a_line(name, value, said, make_tiny, tokeni
         ("bigram", "tokens", 2**31 - 1, "its pairs are damaged: a token is not among the 284"),
         ("bigram", "tokens", -1, "its pairs are damaged: a token is not among the 284"),
         ("bigram", "first", -1, "its pairs are damaged: what follows a token is out of order"),
-        ("ngram", "log10_backoff_1", float("nan"), "its 1-grams are damaged: a back-off weight is no number"),
-        ("infini-gram", "unigrams", -1.0, "its text is damaged: the shares of its tokens are no probabilities"),
-        ("infini-gram", "unigrams", float("nan"), "its text is damaged: the shares of its tokens are no"),
+        ("ngram", "log10_backoff_1", float("nan"), "its 1-grams are damaged: a back-off weight is "
+                                                   "no number"),
+        ("infini-gram", "unigrams", -1.0, "its text is damaged: the shares of its tokens are no "
+                                          "probabilities"),
+        ("infini-gram", "unigrams", float("nan"), "its text is damaged: the shares of its tokens "
+                                                  "are no"),
         ("infini-gram", "text.first", -5, "its text is damaged: its index is out of order"),
-        ("infini-gram", "text.first_change", 2**31 - 1, "its text is damaged: its index is out of order"),
-        ("infini-gram", "text.tokens", 2**31 - 1, "its text is damaged: a token is not among the 284"),
+        ("infini-gram", "text.first_change", 2**31 - 1, "its text is damaged: its index is out of "
+                                                        "order"),
+        ("infini-gram", "text.tokens", 2**31 - 1, "its text is damaged: a token is not among the "
+                                                  "284"),
         ("infini-gram", "text.tokens", -1, "its text is damaged: a token is not among the 284"),
-        ("infini-gram", "text.suffixes", 2**31 - 1, "its text is damaged: its index points elsewhere"),
+        ("infini-gram", "text.suffixes", 2**31 - 1, "its text is damaged: its index points "
+                                                    "elsewhere"),
         ("infini-gram", "text.suffixes", 1, "its text is damaged: its index points elsewhere"),
         ("infini-gram", "text.changes", -1, "its text is damaged: its index points elsewhere"),
         ("rnn", "*", float("nan"), "its weights are damaged: in .* there is nan; copy them again"),
-        ("gpt2", "transformer.h.1.mlp.c_fc.bias", float("inf"), "weights are damaged: in .*c_fc.bias there is inf"),
-        ("llama3", "model.norm.weight", float("-inf"), "its weights are damaged: in model.norm.weight there is -inf"),
+        ("gpt2", "transformer.h.1.mlp.c_fc.bias", float("inf"), "weights are damaged: in "
+                                                                ".*c_fc.bias there is inf"),
+        ("llama3", "model.norm.weight", float("-inf"), "its weights are damaged: in "
+                                                       "model.norm.weight there is -inf"),
     ],
 )  # fmt: skip
-def test_numbers_that_give_no_figure_are_named_in_a_line(rung, name, value, said, make_tiny, tokenizer, tmp_path):
+def test_numbers_that_give_no_figure_are_named_in_a_line(
+    rung, name, value, said, make_tiny, tokenizer, tmp_path
+):
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
     weights = load_file(tmp_path / "run/model.safetensors")
     weights[min(weights) if name == "*" else name].view(-1)[3] = value

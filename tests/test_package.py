@@ -9,7 +9,10 @@ import rung
 
 
 def test_a_module_is_imported_when_it_is_asked_for():
-    code = "import sys, rung; assert 'torch' not in sys.modules; print(rung.runs.RECORD, rung.models.load.__name__)"
+    code = (
+        "import sys, rung; assert 'torch' not in sys.modules; print(rung.runs.RECORD, "
+        "rung.models.load.__name__)"
+    )
     made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert made.stdout.split() == ["rung.json", "load"]
 

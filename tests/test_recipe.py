@@ -39,19 +39,31 @@ def test_every_recipe_that_ships_is_one(path):
     assert recipe.rung.replace("-", "_") in path.stem.replace("-", "_")
 
 
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name == "book"], ids=lambda p: p.stem)
-def test_the_books_recipes_run_from_a_local_mirror_of_the_hub(path, prose, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "path", [path for path in RECIPES if path.parent.name == "book"], ids=lambda p: p.stem
+)
+def test_the_books_recipes_run_from_a_local_mirror_of_the_hub(
+    path, prose, tokenizer, tmp_path, monkeypatch
+):
     """WikiText-2 and GPT-2's tokenizer in folders laid out as on the Hub, no network."""
     monkeypatch.setenv("RUNG_HUB_MIRROR", str(tmp_path / "hub"))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "prepared")
     tokenizer.save_pretrained(tmp_path / "hub/openai-community/gpt2")
-    lines = [f"{line}\n" if line else "" for line in ("", " = A title = ", "", *prose[:2000].split("\n"))] * 3
+    lines = [
+        f"{line}\n" if line else "" for line in ("", " = A title = ", "", *prose[:2000].split("\n"))
+    ] * 3
     for split in ("train", "validation", "test"):
-        place = tmp_path / f"hub/Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        place = (
+            tmp_path / f"hub/Salesforce/wikitext/wikitext-2-raw-v1/{split}-00000-of-00001.parquet"
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         datasets.Dataset.from_dict({"text": lines}).to_parquet(place)
     page = read_recipe(path)
-    changes = [] if page["rung"] == "bigram" else ["steps=2", "hidden_size=16", "train.per_device_train_batch_size=2"]
+    changes = (
+        []
+        if page["rung"] == "bigram"
+        else ["steps=2", "hidden_size=16", "train.per_device_train_batch_size=2"]
+    )
     recipe = make_recipe(page, changes)
     assert execute(recipe, tmp_path / "run")
     record = runs.read_record(tmp_path / "run")
@@ -84,7 +96,9 @@ def test_an_override_reaches_its_section(override, section, key, value):
     assert getattr(recipe, section)[key] == value
 
 
-@pytest.mark.parametrize("override", ["steps=5", "minutes=2", "train.num_train_epochs=3", "num_train_epochs=3"])
+@pytest.mark.parametrize(
+    "override", ["steps=5", "minutes=2", "train.num_train_epochs=3", "num_train_epochs=3"]
+)
 @pytest.mark.parametrize("page", [{"steps": 9}, {"minutes": 9}, {"train": {"num_train_epochs": 9}}])
 def test_an_override_of_how_long_replaces_whatever_the_page_says_of_it(override, page):
     recipe = make_recipe({"rung": "rnn", **page}, [override])
@@ -102,7 +116,11 @@ def test_an_override_reaches_the_recipe_itself():
     [
         ({}, [], "names no rung"),
         ({"rung": "lama3"}, [], "unknown rung 'lama3': did you mean 'llama3'"),
-        ({"rung": "gpt2", "modle": {}}, [], "unknown key 'modle' in the recipe: did you mean 'model'"),
+        (
+            {"rung": "gpt2", "modle": {}},
+            [],
+            "unknown key 'modle' in the recipe: did you mean 'model'",
+        ),
         (
             {"rung": "gpt2", "model": {"n_layers": 2}},
             [],
@@ -118,13 +136,25 @@ def test_an_override_reaches_the_recipe_itself():
         ({"rung": "gpt2", "seed": -1}, [], "seed is -1: it must be a whole number from 0"),
         ({"rung": "gpt2"}, ["seed=0.5"], "seed is 0.5"),
         ({"rung": "gpt2"}, ["learning_rate"], "write key=value"),
-        ({"rung": "gpt2"}, ["learning_rat=1"], "gpt2 has no such setting; did you mean 'learning_rate'"),
+        (
+            {"rung": "gpt2"},
+            ["learning_rat=1"],
+            "gpt2 has no such setting; did you mean 'learning_rate'",
+        ),
         ({"rung": "gpt2"}, ["corpus.x=1"], "'corpus' has no keys"),
         ({"rung": "gpt2"}, ["seed=[1"], "not YAML"),
-        ({"rung": "gpt2"}, ["vocab_size=0"], "tokenizer.vocab_size is 0: it must be a positive whole number"),
+        (
+            {"rung": "gpt2"},
+            ["vocab_size=0"],
+            "tokenizer.vocab_size is 0: it must be a positive whole number",
+        ),
         ({"rung": "gpt2"}, ["vocab_size=many"], "tokenizer.vocab_size is 'many'"),
         ({"rung": "gpt2"}, ["vocab_size=99999999999"], "it must be 2,147,483,647 or less"),
-        ({"rung": "gpt2", "tokenizer": {"kind": "gpt2"}}, ["vocab_size=500"], "gpt2 has its vocabulary already"),
+        (
+            {"rung": "gpt2", "tokenizer": {"kind": "gpt2"}},
+            ["vocab_size=500"],
+            "gpt2 has its vocabulary already",
+        ),
         ({"rung": "gpt2"}, ["steps=5", "minutes=1"], "both given"),
     ],
 )
@@ -143,7 +173,9 @@ def test_a_page_that_is_none_is_said(tmp_path):
 
 
 def test_yaml_reads_the_numbers_people_write(tmp_path):
-    (tmp_path / "page.yaml").write_text("a: 3e-3\nb: 1e4\nc: .5\nd: 5\ne: 1.0e-3\nf: '3e-3'\ng: 1e\n")
+    (tmp_path / "page.yaml").write_text(
+        "a: 3e-3\nb: 1e4\nc: .5\nd: 5\ne: 1.0e-3\nf: '3e-3'\ng: 1e\n"
+    )
     page = read_recipe(tmp_path / "page.yaml")
     assert page == {"a": 0.003, "b": 10000.0, "c": 0.5, "d": 5, "e": 0.001, "f": "3e-3", "g": "1e"}
     assert isinstance(page["d"], int)
@@ -156,7 +188,9 @@ def test_a_sizes_name_stands_for_a_rung():
     assert recipe.model["hidden_size"] == 2048
     assert recipe.model["rope_parameters"]["factor"] == 32.0
     assert Recipe(rung=recipe.rung, model=recipe.model) == recipe
-    recipe = make_recipe({"rung": "gpt2-medium"}, ["hidden_size=64"])  # one name of two that GPT-2 has for it
+    recipe = make_recipe(
+        {"rung": "gpt2-medium"}, ["hidden_size=64"]
+    )  # one name of two that GPT-2 has for it
     assert recipe.rung == "gpt2"
     assert {"hidden_size": 64, "n_head": 16}.items() <= recipe.model.items()
     assert "n_embd" not in recipe.model
@@ -187,7 +221,9 @@ def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
     assert stages[-1] == "comparing"
     assert Recipe(**record["recipe"]).rung == rung
     found = evaluate_run(str(folder), "", "test", {})
-    assert found["bits_per_byte"] == pytest.approx(record["scores"]["test"]["bits_per_byte"], rel=1e-6)
+    assert found["bits_per_byte"] == pytest.approx(
+        record["scores"]["test"]["bits_per_byte"], rel=1e-6
+    )
 
 
 def test_the_same_recipe_gives_the_same_run(text, tmp_path):
@@ -202,7 +238,9 @@ def test_the_same_recipe_gives_the_same_run(text, tmp_path):
 def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
-        patched.setattr("rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             execute(recipe, tmp_path / "run")
     Path(text).write_text(Path(text).read_text() + "\n\nOne more paragraph.\n")
@@ -229,9 +267,18 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BEGINNING", 5_000)
     execute(make_recipe({"rung": "bigram", "corpus": f"stream:{tmp_path}/set"}), tmp_path / "run")
     corpus = runs.read_record(tmp_path / "run")["corpus"]
-    assert corpus["bytes"]["train stored"] < 6_000 < 15_000 < corpus["bytes"]["train"] < len(Path(text).read_bytes())
+    assert (
+        corpus["bytes"]["train stored"]
+        < 6_000
+        < 15_000
+        < corpus["bytes"]["train"]
+        < len(Path(text).read_bytes())
+    )
     assert corpus["documents"]["train"] < len(rows)
-    assert evaluate_run(str(tmp_path / "run"), "", "test", {})["documents"] == corpus["documents"]["test"]
+    assert (
+        evaluate_run(str(tmp_path / "run"), "", "test", {})["documents"]
+        == corpus["documents"]["test"]
+    )
 
 
 def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):
@@ -244,7 +291,9 @@ def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkey
 
 @pytest.mark.parametrize("lost", ["tokenizer_config.json", "tokenizer.json"])
 def test_a_tokenizer_that_was_kept_in_part_is_made_again(lost, text, tmp_path, monkeypatch):
-    """As once after a kill between the files: it was without its special tokens, for every run on that text."""
+    """As once after a kill between the files: it was without its special tokens, for every run on
+    that text.
+    """
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     recipe, corpus = make_recipe({"rung": "bigram", "corpus": text}), load_corpus(text)
     first = fingerprint(prepare_tokenizer(recipe, corpus))
@@ -302,17 +351,34 @@ def test_a_start_that_fails_leaves_nothing(page, message, text, tmp_path):
         ({"model": {"hidden_size": 33}}, "an attention head is 33 wide"),
         ({"model": {"rope_parameters": 5}}, "model.rope_parameters is 5: it must be a mapping"),
         ({"model": {"hidden_act": "nope"}}, "model.hidden_act is 'nope', which is no activation"),
-        ({"rung": "llama3-nano", "model": {"num_key_value_heads": 3}}, "2 cannot be divided by 3 key-value heads"),
-        ({"rung": "gpt2", "model": {"hidden_size": 32, "num_attention_heads": 3}}, "cannot be divided by 3"),
+        (
+            {"rung": "llama3-nano", "model": {"num_key_value_heads": 3}},
+            "2 cannot be divided by 3 key-value heads",
+        ),
+        (
+            {"rung": "gpt2", "model": {"hidden_size": 32, "num_attention_heads": 3}},
+            "cannot be divided by 3",
+        ),
         ({"rung": "rnn", "model": {"cell": "gur"}}, "unknown cell 'gur': did you mean 'gru'"),
         ({"rung": "rnn-attention", "model": {"num_attention_heads": 3}}, "cannot be divided by 3"),
-        ({"rung": "ngram", "steps": None, "model": {"order": 10**6}}, "model.order is 1000000: it must be 1000 or"),
-        ({"rung": "bigram", "steps": None, "model": {"num_bigrams": -1}}, "model.num_bigrams is -1"),
+        (
+            {"rung": "ngram", "steps": None, "model": {"order": 10**6}},
+            "model.order is 1000000: it must be 1000 or",
+        ),
+        (
+            {"rung": "bigram", "steps": None, "model": {"num_bigrams": -1}},
+            "model.num_bigrams is -1",
+        ),
     ],
 )
 def test_what_the_model_cannot_be_is_told_before_a_text_is_looked_for(page, message, tmp_path):
-    recipe = make_recipe({"rung": "llama3", "corpus": str(tmp_path / "nowhere.txt"), "steps": 3} | page)
-    for start in (lambda: execute(recipe, tmp_path / "run"), lambda: foresee(recipe, tmp_path / "run")):
+    recipe = make_recipe(
+        {"rung": "llama3", "corpus": str(tmp_path / "nowhere.txt"), "steps": 3} | page
+    )
+    for start in (
+        lambda: execute(recipe, tmp_path / "run"),
+        lambda: foresee(recipe, tmp_path / "run"),
+    ):
         with pytest.raises(RecipeError, match=message):
             start()
     assert not (tmp_path / "run").exists()
@@ -326,7 +392,9 @@ BAD = {
     "vocabulary of the model": {"model": {"vocab_size": 7}},
     "rate": {"train": {"learning_rate": -1}},
     "schedule": {"train": {"lr_scheduler_type": "nope"}},
-    "schedule's options": {"train": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nope": 1}}},
+    "schedule's options": {
+        "train": {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"nope": 1}}
+    },
     "optimizer": {"train": {"optim": "nope"}},
     "optimizer's options": {"train": {"optim": "sgd", "optim_args": "nope"}},
     "tracker": {"train": {"report_to": "nope"}},
@@ -349,7 +417,9 @@ def test_after_any_bad_recipe_a_right_one_works_in_the_folder(text, tmp_path):
     run = tmp_path / "runs" / "mine"
     good = {"rung": "llama3", "corpus": text, "steps": 1, "model": QUICK["model"]}
     for what, bad in BAD.items():
-        with pytest.raises((RungError, ValueError, TypeError)):  # the last two are raised by transformers' own parts
+        with pytest.raises(
+            (RungError, ValueError, TypeError)
+        ):  # the last two are raised by transformers' own parts
             execute(make_recipe(good | {"model": {}} | bad if "rung" in bad else good | bad), run)
         assert not run.parent.exists(), what
     assert execute(make_recipe(good), run)
@@ -370,19 +440,34 @@ def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
 
 
 def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp_path, monkeypatch):
-    """Killed before and behind the next checkpoint: each row is read once, and the record says from where on."""
+    """Killed before and behind the next checkpoint: each row is read once, and the record says from
+    where on.
+    """
     read, fetch = [], Blocks.__getitems__
-    monkeypatch.setattr(Blocks, "__getitems__", lambda blocks, rows: read[-1].extend(rows) or fetch(blocks, rows))
-    page = {"rung": "gpt2", "corpus": text, "steps": 9, "global_batch_size": 8, "model": QUICK["model"]}
+    monkeypatch.setattr(
+        Blocks, "__getitems__", lambda blocks, rows: read[-1].extend(rows) or fetch(blocks, rows)
+    )
+    page = {
+        "rung": "gpt2",
+        "corpus": text,
+        "steps": 9,
+        "global_batch_size": 8,
+        "model": QUICK["model"],
+    }
     train = {"save_steps": 2, "logging_steps": 1, "eval_steps": 9}
     run = tmp_path / "run"
     read.append([])
     stop_at(5, make_recipe(page | {"train": train}), run)
-    with monkeypatch.context() as three, pytest.raises(RunError, match="8 rows a step, which 3 processes cannot") as no:
+    with (
+        monkeypatch.context() as three,
+        pytest.raises(RunError, match="8 rows a step, which 3 processes cannot") as no,
+    ):
         three.setattr("rung.distributed.count", lambda: 3)
         three.setattr("rung.distributed.command", lambda: "torchrun -m rung")
         read_begun(run)
-    assert f"`torchrun -m rung train --out {run} --resume --set global_batch_size=9`" in str(no.value)
+    assert f"`torchrun -m rung train --out {run} --resume --set global_batch_size=9`" in str(
+        no.value
+    )
     for batch, step in ((12, 5), (9, 8)):
         read.append([])
         stop_at(step, read_begun(run, batch), run)
@@ -390,14 +475,21 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
     assert execute(read_begun(run), run)
     record = runs.read_record(run)
     assert record["recipe"]["global_batch_size"] == 9
-    assert record["batches"] == [{"from_step": 0, "global_batch_size": 8}, {"from_step": 4, "global_batch_size": 9}]
-    in_order = read[0][:32] + read[2][:18] + read[3][:27]  # to the checkpoints of the steps 4 and 6, and to the end
+    assert record["batches"] == [
+        {"from_step": 0, "global_batch_size": 8},
+        {"from_step": 4, "global_batch_size": 9},
+    ]
+    in_order = (
+        read[0][:32] + read[2][:18] + read[3][:27]
+    )  # to the checkpoints of the steps 4 and 6, and to the end
     blocks = max(map(max, read)) + 1
     assert in_order == list(Order(blocks, seed=0, first=0, last=77))
     lines = [line for line in runs.read_metrics(run) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 10))
     per_row = lines[0]["tokens"] / 8
-    assert [line["tokens"] / per_row for line in lines] == pytest.approx([*range(8, 33, 8), *range(41, 78, 9)], abs=0.1)
+    assert [line["tokens"] / per_row for line in lines] == pytest.approx(
+        [*range(8, 33, 8), *range(41, 78, 9)], abs=0.1
+    )
     assert record["training"]["tokens"] == lines[-1]["tokens"]
 
 
@@ -419,14 +511,19 @@ def raise_run_error(*_):
 def test_what_failed_before_it_began_is_begun_again(tmp_path):
     runs.write_record(tmp_path, {"rung": "gpt2", "failed": "no such file"})
     check_unused(tmp_path)
-    with pytest.raises(RunError, match="failed before there was anything to resume .no such file.: leave out --resume"):
+    with pytest.raises(
+        RunError,
+        match="failed before there was anything to resume .no such file.: leave out --resume",
+    ):
         read_begun(tmp_path)
 
 
 def test_a_setting_that_must_be_a_number_is_one():
     with pytest.raises(RecipeError, match="train.learning_rate is 'soon': it must be a number"):
         make_recipe({"rung": "gpt2"}, ["train.learning_rate=soon"])
-    assert make_recipe({"rung": "gpt2"}, ["train.save_total_limit=null"]).train == {"save_total_limit": None}
+    assert make_recipe({"rung": "gpt2"}, ["train.save_total_limit=null"]).train == {
+        "save_total_limit": None
+    }
 
 
 def test_what_is_finished_is_not_resumed(text, tmp_path):
@@ -472,7 +569,10 @@ def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
         tmp_path / "part",
         lambda s: told.append(s.note),
     )
-    assert any("cut from the text (rung train ngram --set held_out=0 counts all of it)" in note for note in told)
+    assert any(
+        "cut from the text (rung train ngram --set held_out=0 counts all of it)" in note
+        for note in told
+    )
 
 
 @pytest.mark.parametrize(
@@ -480,7 +580,10 @@ def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
     [
         ({"rung": "ngram", "held_out": 0.5}, "held_out is 0.5: it must be the share"),
         ({"rung": "ngram", "held_out": "none"}, "held_out is 'none': it must be the share"),
-        ({"rung": "llama3", "held_out": 0}, "held_out is 0, but llama3 is trained until validation text"),
+        (
+            {"rung": "llama3", "held_out": 0},
+            "held_out is 0, but llama3 is trained until validation text",
+        ),
     ],
 )
 def test_a_share_that_cannot_be_held_out_is_refused(page, message):
@@ -489,7 +592,9 @@ def test_a_share_that_cannot_be_held_out_is_refused(page, message):
 
 
 def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monkeypatch):
-    """What it would take is kept, so that the next run asks nothing; one that has the time for it makes it."""
+    """What it would take is kept, so that the next run asks nothing; one that has the time for it
+    makes it.
+    """
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     corpus, stages, asked = load_corpus(f"{text}"), [], []
 
@@ -504,5 +609,7 @@ def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monke
         assert len(found["marks"]) == keys
         assert ("199 s" in found.get("marks_left_out", "")) == (keys == 3)
     assert asked == [10.0, 300.0]
-    assert [(stage.done, stage.total, stage.note) for stage in stages if stage.done] == [(5, 10, AFTER_TRAIN)] * 2
+    assert [(stage.done, stage.total, stage.note) for stage in stages if stage.done] == [
+        (5, 10, AFTER_TRAIN)
+    ] * 2
     assert [stage.name for stage in stages].count("noted") == 2

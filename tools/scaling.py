@@ -1,4 +1,6 @@
-"""The arithmetic of docs/distributed.md: run, it prints the tables; tools/update.py fills them in."""
+"""The arithmetic of docs/distributed.md: run, it prints the tables; tools/update.py fills them
+in.
+"""
 
 from dataclasses import dataclass
 
@@ -42,8 +44,19 @@ class Llama:
 
 def read_size(size: Size) -> Llama:
     """The numbers of a size by name."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    return Llama(size.parameters, *(size.model[n] for n in names), size.vocab_size, size.model["tie_word_embeddings"])
+    names = (
+        "num_hidden_layers",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    return Llama(
+        size.parameters,
+        *(size.model[n] for n in names),
+        size.vocab_size,
+        size.model["tie_word_embeddings"],
+    )
 
 
 def count_state(model: Llama, optimizer: str) -> int:
@@ -59,23 +72,31 @@ def count_activations(model: Llama) -> int:
 
 
 def count_kept(model: Llama, tokens: int, checkpointing: bool) -> int:
-    """Bytes that all layers keep of so many tokens; with checkpointing their inputs, and one layer's own at a time."""
+    """Bytes that all layers keep of so many tokens; with checkpointing their inputs, and one
+    layer's own at a time.
+    """
     each = count_activations(model)
     return tokens * (model.L * 2 * model.D + each if checkpointing else model.L * each)
 
 
 def count_logits(model: Llama, tokens: int) -> int:
-    """Bytes of the logits where the backward pass is at its most: bfloat16, log-probabilities, gradients of both."""
+    """Bytes of the logits where the backward pass is at its most: bfloat16, log-probabilities,
+    gradients of both.
+    """
     return (2 + 4 + 4 + 2) * tokens * model.V
 
 
 def count_gathered(model: Llama) -> int:
-    """Bytes of what FSDP2 has put together at a time, in bfloat16: two layers, the embedding, the head."""
+    """Bytes of what FSDP2 has put together at a time, in bfloat16: two layers, the embedding, the
+    head.
+    """
     return 2 * (2 * model.P + model.V * model.D * (1 if model.tied else 2))
 
 
 def count_flops(model: Llama, context: int = CONTEXT) -> float:
-    """FLOP of a token, forward and backward; attention as it is counted, without the half that it leaves out."""
+    """FLOP of a token, forward and backward; attention as it is counted, without the half that it
+    leaves out.
+    """
     multiplied = model.N - (0 if model.tied else model.V * model.D)  # the embedding is looked up
     return 6 * multiplied + 12 * model.L * model.D * context
 
@@ -109,11 +130,30 @@ def show_memory() -> str:
             for checkpointing in (False, True):
                 state = [count_state(m, optimizer) / gpus for optimizer in ("adamw", "muon")]
                 kept, logits = count_kept(m, CONTEXT, checkpointing), count_logits(m, CONTEXT)
-                gathered = count_gathered(m) if gpus > 1 else 2 * m.N  # autocast's copy of the weights
+                gathered = (
+                    count_gathered(m) if gpus > 1 else 2 * m.N
+                )  # autocast's copy of the weights
                 totals = [s + kept + logits + gathered for s in state]
-                title = f"{name}, {gpus} GPU{'s' if gpus > 1 else ''}, {'with' if checkpointing else 'without'}"
-                rows.append([title, *(f"{n / GIGABYTE:,.1f}" for n in (*state, kept, logits, gathered, *totals))])
-    head = ["size, GPUs, with or without checkpointing", "states, AdamW", "states, Muon", "activations", "logits"]
+                title = (
+                    f"{name}, {gpus} GPU{'s' if gpus > 1 else ''}, "
+                    f"{'with' if checkpointing else 'without'}"
+                )
+                rows.append(
+                    [
+                        title,
+                        *(
+                            f"{n / GIGABYTE:,.1f}"
+                            for n in (*state, kept, logits, gathered, *totals)
+                        ),
+                    ]
+                )
+    head = [
+        "size, GPUs, with or without checkpointing",
+        "states, AdamW",
+        "states, Muon",
+        "activations",
+        "logits",
+    ]
     return draw([*head, "weights in bfloat16", "in all, AdamW", "in all, Muon"], rows)
 
 
@@ -126,8 +166,18 @@ def show_time() -> str:
         speed = PEAK * UTILIZATION / count_flops(m)
         hours = [count_hours(m, tokens, gpus) for gpus in (1, 8, 64)]
         flops = f"{count_flops(m) / GIGABYTE:,.2f}"
-        rows.append([name, flops, f"{speed:,.0f}", f"{tokens / 1e9:,.1f}", *(f"{h:,.0f}" for h in hours)])
-    head = ["size", "GFLOP a token", "tokens a second on a GPU", "tokens, in 10⁹", "hours on 1 GPU", "on 8", "on 64"]
+        rows.append(
+            [name, flops, f"{speed:,.0f}", f"{tokens / 1e9:,.1f}", *(f"{h:,.0f}" for h in hours)]
+        )
+    head = [
+        "size",
+        "GFLOP a token",
+        "tokens a second on a GPU",
+        "tokens, in 10⁹",
+        "hours on 1 GPU",
+        "on 8",
+        "on 64",
+    ]
     return draw(head, rows)
 
 

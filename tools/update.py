@@ -1,7 +1,8 @@
-"""Write the generated parts of the documentation; with --check, name what is out of date and exit with 1.
+"""Write the generated parts of the documentation; with --check, name what is out of date and exit
+with 1.
 
-README.md: the table of a climb from docs/results, the table of the ladder from the rungs' own files.
-docs/architecture.md: the map, from the first line of every module. docs/cli.md: from --help.
+README.md: the table of a climb from docs/results, the table of the ladder from the rungs' own
+files. docs/architecture.md: the map, from the first line of every module. docs/cli.md: from --help.
 docs/distributed.md: the tables that tools/scaling.py computes.
 """
 
@@ -40,7 +41,9 @@ def read_docstring(path: Path) -> str:
 def draw_map() -> str:
     """A line for each file: the first line of the module's docstring."""
     lines = []
-    for path in sorted(SOURCE.rglob("*.py"), key=lambda p: (p.relative_to(SOURCE).parts[:-1], p.name)):
+    for path in sorted(
+        SOURCE.rglob("*.py"), key=lambda p: (p.relative_to(SOURCE).parts[:-1], p.name)
+    ):
         first = read_docstring(path).splitlines()[0]
         lines.append(f"src/{path.relative_to(SOURCE.parent)!s:<32} {first.rstrip('.')}")
     lines += [f"{name:<36} {phrase}" for name, phrase in OTHERS.items()]
@@ -48,7 +51,9 @@ def draw_map() -> str:
 
 
 def draw_ladder() -> str:
-    """A row for each rung: idea and addition as its file's docstring has them, and the file's lines."""
+    """A row for each rung: idea and addition as its file's docstring has them, and the file's
+    lines.
+    """
     rows = ["| rung | idea | what it adds | file | lines |", "| --- | --- | --- | --- | ---: |"]
     for name, file in RUNGS.items():
         path = SOURCE / "models" / file
@@ -58,7 +63,9 @@ def draw_ladder() -> str:
         assert idea and new, f"{path} does not say which rung it is"
         lines = len(path.read_text(encoding="utf-8").splitlines())
         place = path.relative_to(ROOT).as_posix()
-        rows.append(f"| `{name}` | {idea[1]} | {' '.join(new[1].split())} | [`{file}`]({place}) | {lines} |")
+        rows.append(
+            f"| `{name}` | {idea[1]} | {' '.join(new[1].split())} | [`{file}`]({place}) | {lines} |"
+        )
     return "\n".join(rows)
 
 
@@ -84,7 +91,9 @@ def write_cli() -> str:
 
 def fill(text: str, name: str, content: str) -> str:
     """`text` with the part between <!-- name --> and <!-- /name --> replaced."""
-    assert f"<!-- {name} -->\n" in text and f"<!-- /{name} -->" in text, f"no page has the marks of {name}"
+    assert f"<!-- {name} -->\n" in text and f"<!-- /{name} -->" in text, (
+        f"no page has the marks of {name}"
+    )
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     return re.sub(pattern, lambda match: f"{match[1]}{content}\n{match[2]}", text, flags=re.DOTALL)
 
@@ -102,7 +111,9 @@ def main() -> int:
         for name, show in shows.items():
             text = fill(text, name, show())
         pages[ROOT / page] = text
-    stale = [p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    stale = [
+        p for p, text in pages.items() if not p.exists() or p.read_text(encoding="utf-8") != text
+    ]
     for path in stale:
         if "--check" in sys.argv:
             print(f"{path.relative_to(ROOT)} is out of date: run `make docs`")

@@ -29,24 +29,41 @@ WAYS = {"one by one": "before", "datasets.map": "peer", "rung": "now"}
 
 
 def own_memory(process: int, alone: bool = True) -> float:
-    """Megabytes of a process and those it started that no file stands behind; what they share is divided."""
+    """Megabytes of a process and those it started that no file stands behind; what they share is
+    divided.
+    """
     try:
         tasks = list(Path(f"/proc/{process}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+        children = [
+            int(child) for task in tasks for child in (task / "children").read_text().split()
+        ]
         if alone and not children:
-            return read_size(f"/proc/{process}/status", "RssAnon")  # the same where none is shared, and found at once
-        return read_size(f"/proc/{process}/smaps_rollup", "Pss_Anon") + sum(own_memory(c, False) for c in children)
+            return read_size(
+                f"/proc/{process}/status", "RssAnon"
+            )  # the same where none is shared, and found at once
+        return read_size(f"/proc/{process}/smaps_rollup", "Pss_Anon") + sum(
+            own_memory(c, False) for c in children
+        )
     except (OSError, StopIteration):  # it has ended
         return 0.0
 
 
 def read_size(path: str, name: str) -> float:
     """Megabytes that a line of one of Linux's files names."""
-    return next(int(line.split()[1]) for line in Path(path).read_text().splitlines() if line.startswith(name)) / 1024
+    return (
+        next(
+            int(line.split()[1])
+            for line in Path(path).read_text().splitlines()
+            if line.startswith(name)
+        )
+        / 1024
+    )
 
 
 def watch(*arguments: str, cache: Path) -> tuple[dict, list[tuple[float, float]]]:
-    """What a child process of this script printed last, and its memory at each second since it began."""
+    """What a child process of this script printed last, and its memory at each second since it
+    began.
+    """
     child = subprocess.Popen(
         [sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE,
@@ -97,13 +114,19 @@ def pack_like_nanogpt(rows, tokenizer, path: Path) -> int:
     datasets.disable_progress_bars()
 
     def process(batch):
-        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        ids = tokenizer(batch["text"], add_special_tokens=False, return_attention_mask=False)[
+            "input_ids"
+        ]
         ids = [[tokenizer.bos_token_id, *row, tokenizer.eos_token_id] for row in ids]
         return {"ids": ids, "len": list(map(len, ids))}
 
     found = rows.map(process, batched=True, num_proc=2, remove_columns=["text"])
     total = int(numpy.sum(found["len"]))
-    row, at, shards = numpy.memmap(path, dtype=numpy.uint16, mode="w+", shape=(total,)), 0, min(1024, len(found))
+    row, at, shards = (
+        numpy.memmap(path, dtype=numpy.uint16, mode="w+", shape=(total,)),
+        0,
+        min(1024, len(found)),
+    )
     for number in range(shards):
         batch = found.shard(num_shards=shards, index=number, contiguous=True).with_format("numpy")
         ids = numpy.concatenate(batch["ids"])
@@ -127,12 +150,19 @@ def run_one(way: str, text: str, tokenizer_folder: str) -> None:
     else:
         pack = pack_before if way == "before" else pack_like_nanogpt
         tokens = pack(corpus.train, tokenizer, cache_folder() / "row.bin")
-    facts = {"began": began, "seconds": time.time() - began, "tokens": tokens, "bytes": corpus.bytes["train"]}
+    facts = {
+        "began": began,
+        "seconds": time.time() - began,
+        "tokens": tokens,
+        "bytes": corpus.bytes["train"],
+    }
     print(json.dumps(facts | {"cpu": sum(os.times()[:4]) - before}))
 
 
 def run_all(text: str) -> None:
-    """Text to packed tokens, and print when each stage began and how far packing was at each second."""
+    """Text to packed tokens, and print when each stage began and how far packing was at each
+    second.
+    """
     from rung.data.corpus import load_corpus
     from rung.recipe import Recipe
     from rung.workflows.prepare import pack_train, prepare_tokenizer
@@ -141,7 +171,8 @@ def run_all(text: str) -> None:
     corpus = load_corpus(text)
     stages = {"reading": 0.0, "training the tokenizer": time.time() - began}
     tokenizer = prepare_tokenizer(
-        Recipe(rung="bigram", corpus=text, tokenizer={"kind": "bpe", "vocab_size": VOCABULARY}), corpus
+        Recipe(rung="bigram", corpus=text, tokenizer={"kind": "bpe", "vocab_size": VOCABULARY}),
+        corpus,
     )
     stages["tokenizing"] = time.time() - began
 
@@ -150,7 +181,12 @@ def run_all(text: str) -> None:
             marks.append((time.time() - began, sum(os.times()[:4]), stage.done))
 
     packed = pack_train(corpus, tokenizer, mark)
-    facts = {"began": began, "seconds": time.time() - began, "tokens": len(packed), "bytes": corpus.bytes["train"]}
+    facts = {
+        "began": began,
+        "seconds": time.time() - began,
+        "tokens": len(packed),
+        "bytes": corpus.bytes["train"],
+    }
     facts["cpu"] = sum(os.times()[:4]) - before
     print(json.dumps(facts | {"stages": stages, "marks": marks, "documents": len(packed.starts)}))
 
@@ -168,11 +204,16 @@ def compare(text: str, folder: Path) -> None:
         for name, way in WAYS.items():
             for kept in (*folder.glob("small/packed/*"), *folder.glob("small/corpora/cache-*")):
                 kept.unlink()  # what was made the last time
-            facts, seen = watch("--one", way, text, str(folder / "tokenizer"), cache=folder / "small")
+            facts, seen = watch(
+                "--one", way, text, str(folder / "tokenizer"), cache=folder / "small"
+            )
             base = max((size for at, size in seen if at <= facts["began"]), default=0.0)
             peak = max(size for _, size in seen)
             found[name].append((facts["tokens"] / facts["seconds"], facts, base, peak))
-    print(f"{corpus.bytes['train'] / 1e6:.0f} MB, {len(corpus.train):,} documents, a vocabulary of {VOCABULARY:,}\n")
+    print(
+        f"{corpus.bytes['train'] / 1e6:.0f} MB, {len(corpus.train):,} documents, a vocabulary of "
+        f"{VOCABULARY:,}\n"
+    )
     print(
         f"{'way':<14}{'tokens':>12}{'tokens/s':>12}{'MB/s':>8}{'ratio':>8}{'CPU s':>8}{'MB before':>12}{'MB peak':>10}"
     )
@@ -188,7 +229,9 @@ def compare(text: str, folder: Path) -> None:
 
 
 def climb_all(text: str, folder: Path, copies: int) -> tuple[dict, list[tuple[float, float]]]:
-    """The text so many times over from files to packed tokens; its facts and its memory over time."""
+    """The text so many times over from files to packed tokens; its facts and its memory over
+    time.
+    """
     path = folder / f"{copies}.txt"
     files = sorted((Path(text) / "train").glob("*.txt"))
     with path.open("w") as file:
@@ -199,7 +242,10 @@ def climb_all(text: str, folder: Path, copies: int) -> tuple[dict, list[tuple[fl
     path.unlink()
     stages = facts["stages"]
     packing = facts["seconds"] - stages["tokenizing"]
-    sizes = [[m for at, m in seen if at - facts["began"] >= start] for start in (0.0, stages["tokenizing"])]
+    sizes = [
+        [m for at, m in seen if at - facts["began"] >= start]
+        for start in (0.0, stages["tokenizing"])
+    ]
     seen_at_start = max(m for at, m in seen if at <= facts["began"])
     half = [m for at, m in seen if at - facts["began"] >= stages["tokenizing"] + packing / 2]
     print(
@@ -222,17 +268,33 @@ def draw(runs: dict[str, tuple[dict, list[tuple[float, float]]]], path: Path) ->
     figure, (memory, rate) = pyplot.subplots(2, 1, figsize=(7, 5.5), sharex=True)
     for name, (facts, seen) in runs.items():
         kept = seen[:: max(1, len(seen) // 400)]
-        memory.plot([at - facts["began"] for at, _ in kept], [size for _, size in kept], label=name, linewidth=1)
+        memory.plot(
+            [at - facts["began"] for at, _ in kept],
+            [size for _, size in kept],
+            label=name,
+            linewidth=1,
+        )
         marks, tokens = facts["marks"], facts["tokens"] / facts["documents"]
         step = max(1, len(marks) // 60)
         ends = list(zip(marks[::step], marks[step::step], strict=False))
         rates = [(end[2] - start[2]) * tokens / (end[1] - start[1]) / 1e6 for start, end in ends]
-        rate.plot([end[0] for _, end in ends], rates, label=name, linewidth=1, marker="." if len(ends) < 9 else "")
+        rate.plot(
+            [end[0] for _, end in ends],
+            rates,
+            label=name,
+            linewidth=1,
+            marker="." if len(ends) < 9 else "",
+        )
     for number, (stage, start) in enumerate(list(runs.values())[-1][0]["stages"].items()):
         for axes in (memory, rate):
             axes.axvline(start, color="0.7", linewidth=0.8)
         memory.annotate(
-            stage, (start, 0), xytext=(3, 3 + 10 * number), textcoords="offset points", fontsize=8, color="0.4"
+            stage,
+            (start, 0),
+            xytext=(3, 3 + 10 * number),
+            textcoords="offset points",
+            fontsize=8,
+            color="0.4",
         )
     memory.set(ylabel="MB that no file stands behind", ylim=(0, None))
     rate.set(ylabel="million tokens a second\nof processor time", xlabel="seconds", ylim=(0, None))
@@ -243,7 +305,9 @@ def draw(runs: dict[str, tuple[dict, list[tuple[float, float]]]], path: Path) ->
 
 def main() -> None:
     """Print both tables, and draw the second."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", nargs="?")
     parser.add_argument("--copies", type=int, default=COPIES)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -260,7 +324,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             compare(chosen.text, folder)
-            print("\nfrom files to packed tokens; MB of memory before, at the peak of reading, training and packing,")
+            print(
+                "\nfrom files to packed tokens; MB of memory before, at the peak of reading, "
+                "training and packing,"
+            )
             print("at that of packing, and at that of its second half")
             print(
                 f"{'MB':>8}{'documents':>12}{'tokens':>14}{'read s':>10}{'train s':>10}{'pack s':>10}{'tokens/s':>12}"

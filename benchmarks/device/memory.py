@@ -54,11 +54,16 @@ def main() -> None:
     if sys.argv[1:]:
         print(time_step(sys.argv[1] == "keep"))
         return
-    print(f"forward and backward of a small Llama, {SHAPE[0]} x {SHAPE[1]} tokens: {describe(choose_device())}")
+    print(
+        f"forward and backward of a small Llama, {SHAPE[0]} x {SHAPE[1]} tokens: "
+        f"{describe(choose_device())}"
+    )
     found: dict[str, list[float]] = {"as it is": [], "keep": []}
     for _ in range(ROUNDS):
         for name, times in found.items():
-            run = subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True)
+            run = subprocess.run(
+                [sys.executable, __file__, name], capture_output=True, text=True, check=True
+            )
             times.append(float(run.stdout))
     plain, kept = (statistics.median(times) for times in found.values())
     print(f"as it is {plain:6.1f} ms\nkept     {kept:6.1f} ms\nratio    {plain / kept:6.2f}")

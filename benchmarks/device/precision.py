@@ -42,7 +42,10 @@ def main():
     print(f"{'rows x inner x columns':24}{'float32':>10}{'bfloat16':>10}{'ratio':>8}")
     for size in SIZES:
         plain, half = (measure(*size, dtype) for dtype in (torch.float32, torch.bfloat16))
-        print(f"{' x '.join(map(str, size)):24}{plain:10,.0f}{half:10,.0f}{half / plain:8.2f}", flush=True)
+        print(
+            f"{' x '.join(map(str, size)):24}{plain:10,.0f}{half:10,.0f}{half / plain:8.2f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -19,8 +19,18 @@ import time
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
 LOADS = ("quiet", "busy")
 BUSY = 2  # processes beside
-SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 512}
-WIDE = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "max_position_embeddings": 512}
+SMALL = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
+WIDE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+}
 ROWS = {  # what is timed, fields of the model, vocabulary, rows and tokens of a batch
     "decoding in C, Llama of 0.3 M": ("decode", SMALL, 1024, 1, 100),
     "decoding in C, Llama of 6.8 M": ("decode", WIDE, 8192, 1, 100),
@@ -85,12 +95,17 @@ def serve(seconds):
 def start(policy, seconds):
     """A child under this policy: OpenMP's own, rung's, or so many spins."""
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    begin = "from rung.device import configure_threads; configure_threads()\n" if policy == "rung's" else ""
+    begin = (
+        "from rung.device import configure_threads; configure_threads()\n"
+        if policy == "rung's"
+        else ""
+    )
     if policy not in ("OpenMP's", "rung's"):
         environment["GOMP_SPINCOUNT"] = policy
     arguments = ["--child", "--seconds", str(seconds)]
     code = (
-        f"import runpy, sys; sys.argv = [{__file__!r}, *{arguments}]; runpy.run_path({__file__!r}, run_name='__main__')"
+        f"import runpy, sys; sys.argv = [{__file__!r}, *{arguments}]; runpy.run_path({__file__!r}, "
+        f"run_name='__main__')"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen([sys.executable, "-c", begin + code], env=environment, **pipes)
@@ -111,7 +126,9 @@ def measure_all(children, rounds, loads):
     for _ in range(rounds):
         for load in loads:
             count = BUSY if load == "busy" else 0
-            beside = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+            beside = [
+                subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)
+            ]
             try:
                 for row in ROWS:
                     for policy, child in children.items():
@@ -124,22 +141,36 @@ def measure_all(children, rounds, loads):
 
 
 def print_table(policies, found):
-    """Tokens a second of the first policy, and the ratio of each to it; the median over rounds of the ratios."""
-    print(f"\n{'':36}{'beside':>8}{policies[0]:>12}" + "".join(f"{policy:>12}" for policy in policies[1:]))
+    """Tokens a second of the first policy, and the ratio of each to it; the median over rounds of
+    the ratios.
+    """
+    print(
+        f"\n{'':36}{'beside':>8}{policies[0]:>12}"
+        + "".join(f"{policy:>12}" for policy in policies[1:])
+    )
     for row in ROWS:
         for load in [load for load in LOADS if (row, load, policies[0]) in found]:
             base = found[row, load, policies[0]]
-            ratios = [[a / b for a, b in zip(found[row, load, p], base, strict=True)] for p in policies[1:]]
+            ratios = [
+                [a / b for a, b in zip(found[row, load, p], base, strict=True)]
+                for p in policies[1:]
+            ]
             cells = "".join(f"{statistics.median(several):>11.2f}x" for several in ratios)
             beside = f"{BUSY} busy" if load == "busy" else "nothing"
             print(f"{row:36}{beside:>8}{statistics.median(base):>12,.0f}{cells}", flush=True)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--spins", default="", help="other values of GOMP_SPINCOUNT, with commas between")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--spins", default="", help="other values of GOMP_SPINCOUNT, with commas between"
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement, at the least")
+    parser.add_argument(
+        "--seconds", type=float, default=1.5, help="of one measurement, at the least"
+    )
     parser.add_argument("--loads", default=",".join(LOADS))
     parser.add_argument("--child", action="store_true")
     chosen = parser.parse_args()
@@ -158,8 +189,14 @@ def main():
 
     from rung.device import describe
 
-    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second with OpenMP's own policy, and")
-    print(f"how many times as many with rung's and with so many spins; the median of {chosen.rounds} rounds")
+    print(
+        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second with "
+        f"OpenMP's own policy, and"
+    )
+    print(
+        f"how many times as many with rung's and with so many spins; the median of {chosen.rounds} "
+        f"rounds"
+    )
     print_table(policies, found)
 
 

@@ -34,7 +34,9 @@ UNKNOWN_PAIR = 1e-8
 
 
 def chapter_perplexity(train: Iterable[str], validation: Iterable[str]) -> float:
-    """What the chapter's formula gives for rows of text; summed up in float32, as the chapter does."""
+    """What the chapter's formula gives for rows of text; summed up in float32, as the chapter
+    does.
+    """
     pairs: Counter[tuple[str, str]] = Counter()
     histories: Counter[str] = Counter()
     vocabulary: set[str] = set()
@@ -81,7 +83,9 @@ def read_rows(paths: Sequence[Path]) -> list[list[str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE")
     paths = parser.parse_args().files
     if len(paths) not in (0, 2):
@@ -94,7 +98,10 @@ def main() -> None:
     print(f"the ruler's word perplexity {score.word_perplexity:12,.2f}")
     print(f"     its token perplexity   {score.token_perplexity:12,.2f}")
     print(f"     its bits per byte      {score.bits_per_byte:12.3f}")
-    print(f"unknown words               {score.unknown_words:12,} of {score.words:,}, spelled by the ruler")
+    print(
+        f"unknown words               {score.unknown_words:12,} of {score.words:,}, spelled by the "
+        f"ruler"
+    )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def best(run, tokens):
 def with_hugging_face(model, ids, new):
     options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     with torch.inference_mode():
-        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, ids.shape[1] :]
+        return model.generate(ids, attention_mask=torch.ones_like(ids), **options)[
+            :, ids.shape[1] :
+        ]
 
 
 def with_rung(decoder, ids, new):
@@ -69,28 +71,43 @@ def with_rung(decoder, ids, new):
 
 
 def memory_limit(size):
-    """How often a second so many bytes can be read, by all threads, from a piece of memory of that size."""
+    """How often a second so many bytes can be read, by all threads, from a piece of memory of that
+    size.
+    """
     piece = torch.ones(size // 4)
     return best(lambda: [piece.sum() for _ in range(20)], 20)
 
 
 def compare(model, peer, batch, prompt, new):
-    ids = torch.randint(3, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        3, model.config.vocab_size, (batch, prompt), generator=torch.Generator().manual_seed(0)
+    )
     rates = {}
     for name in ("float32", "bfloat16"):
         theirs = peer if name == "float32" else copy.deepcopy(peer).to(torch.bfloat16)
-        rates[f"HF {name}"] = best(lambda theirs=theirs: with_hugging_face(theirs, ids, new), batch * new)
+        rates[f"HF {name}"] = best(
+            lambda theirs=theirs: with_hugging_face(theirs, ids, new), batch * new
+        )
     for name, weights in WEIGHTS.items():
         decoder = Decoder(model, weights)
-        rates[f"rung {name}"] = best(lambda decoder=decoder: with_rung(decoder, ids, new), batch * new)
+        rates[f"rung {name}"] = best(
+            lambda decoder=decoder: with_rung(decoder, ids, new), batch * new
+        )
     same = (with_hugging_face(peer, ids, new) == with_rung(Decoder(model), ids, new)).float().mean()
     ratios = (f"{rates['rung ' + n] / rates['HF ' + n]:>6.1f}x" for n in ("float32", "bfloat16"))
-    print(f"{batch:>5}{prompt:>8}" + "".join(f"{rate:>10,.0f}" for rate in rates.values()), *ratios, f"{same:>8.1%}")
+    print(
+        f"{batch:>5}{prompt:>8}" + "".join(f"{rate:>10,.0f}" for rate in rates.values()),
+        *ratios,
+        f"{same:>8.1%}",
+    )
 
 
 def show(title, model, peer, cases):
     weights = sum(p.numel() for p in model.parameters())
-    limit = {name: memory_limit(weights * size) for name, size in (("float32", 4), ("bfloat16", 2), ("int8", 1))}
+    limit = {
+        name: memory_limit(weights * size)
+        for name, size in (("float32", 4), ("bfloat16", 2), ("int8", 1))
+    }
     print(f"\n{title}: {weights / 1e6:.1f} M weights; memory allows a text", end=" ")
     print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in limit.items()))
     sides = ("HF", "HF bf16", "rung", "rung bf16", "rung int8", "ratio", "bf16", "same")
@@ -104,16 +121,23 @@ def show(title, model, peer, cases):
 
 
 def with_llama_cpp(model, folder):
-    """llama.cpp's own timing of decoding, float32 and float16, with one thread or all, whichever is faster."""
+    """llama.cpp's own timing of decoding, float32 and float16, with one thread or all, whichever is
+    faster.
+    """
     import xllamacpp
 
-    tokenizer = build_tokenizer("bpe", load_corpus("python-docs").train["text"], model.config.vocab_size)
+    tokenizer = build_tokenizer(
+        "bpe", load_corpus("python-docs").train["text"], model.config.vocab_size
+    )
     runs.save_model(runs.make_folder(folder / "run"), model, tokenizer)
     rates = {}
     for name, type in (("float32", "f32"), ("float16", "f16")):
         path = folder / f"{name}.gguf"
         export(str(folder / "run"), "gguf", path, type)
-        rates[name] = max(time_llama_cpp(xllamacpp, path, threads) for threads in sorted({1, torch.get_num_threads()}))
+        rates[name] = max(
+            time_llama_cpp(xllamacpp, path, threads)
+            for threads in sorted({1, torch.get_num_threads()})
+        )
     print(f"llama.cpp ({xllamacpp.__version__}), decoding alone: ", end="")
     print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in rates.items()))
 
@@ -126,7 +150,10 @@ def time_llama_cpp(xllamacpp, path, threads):
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     server = xllamacpp.Server(params)
     asked = {"prompt": list(range(3, 19)), "n_predict": NEW, "temperature": 0, "ignore_eos": True}
-    return max(server.handle_completions(asked)["timings"]["predicted_per_second"] for _ in range(REPEATS + 1))
+    return max(
+        server.handle_completions(asked)["timings"]["predicted_per_second"]
+        for _ in range(REPEATS + 1)
+    )
 
 
 @contextlib.contextmanager
@@ -147,7 +174,10 @@ def main():
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(f"{describe(torch.device('cpu'))}, {versions}; tokens a second, the best of {REPEATS}, {NEW} new tokens")
+    print(
+        f"{describe(torch.device('cpu'))}, {versions}; tokens a second, the best of {REPEATS}, "
+        f"{NEW} new tokens"
+    )
     model, peer = LlamaForCausalLM(LLAMA).eval(), transformers.LlamaForCausalLM(LLAMA).eval()
     peer.load_state_dict(model.state_dict())
     show("Llama", model, peer, [(b, p, NEW) for b in (1, 16) for p in (16, 512)])

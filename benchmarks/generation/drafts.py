@@ -25,8 +25,10 @@ from rung.models import count_parameters, load
 REPEATS = 15
 NEW = 150  # tokens
 PROMPTS = {
-    "repetitive": "Return the sine of x.\n\nReturn the cosine of x.\n\nReturn the tangent of x.\n\n" * 3,
-    "ordinary": "The following methods are used to open a file and to read what is in it, one line after another.",
+    "repetitive": "Return the sine of x.\n\nReturn the cosine of x.\n\nReturn the tangent of x.\n\n"
+    * 3,
+    "ordinary": "The following methods are used to open a file and to read what is in it, one line "
+    "after another.",
 }
 
 
@@ -42,7 +44,9 @@ class Counting:
 
 
 def measure(decoder, tokenizer, prompt, drafts):
-    """Of each draft: tokens a second of the fastest run, and tokens for each pass. The drafts take turns."""
+    """Of each draft: tokens a second of the fastest run, and tokens for each pass. The drafts take
+    turns.
+    """
     sampling = Sampling(temperature=0, max_new_tokens=NEW)
     seconds, passes, texts = {name: [] for name in drafts}, {}, set()
     for _ in range(REPEATS):
@@ -57,14 +61,18 @@ def measure(decoder, tokenizer, prompt, drafts):
 
 
 def train_both(folder):
-    """Train what is measured where no runs are named: a small Llama and an n-gram of its tokenizer."""
+    """Train what is measured where no runs are named: a small Llama and an n-gram of its
+    tokenizer.
+    """
     run, ngram = f"{folder}/micro", f"{folder}/ngram"
     commands = (
         ("ngram", "--out", ngram),
         ("llama3-micro", "--tokenizer", ngram, "--minutes", "4", "--out", run),
     )
     for words in commands:
-        subprocess.run([sys.executable, "-m", "rung", "train", *words], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [sys.executable, "-m", "rung", "train", *words], check=True, stdout=sys.stderr
+        )
     return run, ngram
 
 
@@ -76,13 +84,20 @@ def main():
 def compare(run, ngram):
     model, tokenizer = load(run)
     decoder = Decoder(model)
-    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; greedy, {NEW} tokens, the best of {REPEATS}")
+    print(
+        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; greedy, {NEW} tokens, the "
+        f"best of {REPEATS}"
+    )
     print(f"{model.config.model_type}, {count_parameters(model):,} weights")
     print(f"{'text':<12}{'draft':<8}{'tokens/s':>10}{'ratio':>8}{'tokens a pass':>15}")
     for kind, prompt in PROMPTS.items():
-        rates = measure(decoder, tokenizer, prompt, {"none": None, "prompt": "prompt", "ngram": ngram})
+        rates = measure(
+            decoder, tokenizer, prompt, {"none": None, "prompt": "prompt", "ngram": ngram}
+        )
         for name, (rate, a_pass) in rates.items():
-            print(f"{kind:<12}{name:<8}{rate:>10,.0f}{rate / rates['none'][0]:>8.2f}{a_pass:>15.2f}")
+            print(
+                f"{kind:<12}{name:<8}{rate:>10,.0f}{rate / rates['none'][0]:>8.2f}{a_pass:>15.2f}"
+            )
 
 
 if __name__ == "__main__":

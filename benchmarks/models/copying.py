@@ -19,30 +19,52 @@ def make_run(corpus, seed, folder):
     from rung.recipe import make_recipe
     from rung.workflows.train import execute
 
-    page = {"rung": "llama3", "corpus": corpus, "steps": STEPS, "seed": seed, "model": {"hidden_size": WIDTH}}
+    page = {
+        "rung": "llama3",
+        "corpus": corpus,
+        "steps": STEPS,
+        "seed": seed,
+        "model": {"hidden_size": WIDTH},
+    }
     execute(make_recipe(page), folder)
-    watched = {line["tokens"]: line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line}
+    watched = {
+        line["tokens"]: line["bits_per_byte"]
+        for line in runs.read_metrics(folder)
+        if "bits_per_byte" in line
+    }
     return watched, runs.read_record(folder)["scores"]["test"]["bits_per_byte"]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpora", nargs="*", metavar="CORPUS", default=["python-docs", "python-source"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "corpora", nargs="*", metavar="CORPUS", default=["python-docs", "python-source"]
+    )
     corpora = parser.parse_args().corpora
     from rung.device import choose_device, describe
     from rung.models import llama3
 
     begin = llama3.begin_to_copy
     print(describe(choose_device()))
-    print(f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and of the test text")
+    print(
+        f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and "
+        f"of the test text"
+    )
     for corpus in corpora:
         for seed in SEEDS:
             for name, copying in (("without", lambda *_: None), ("with", begin)):
                 llama3.begin_to_copy = copying
                 with tempfile.TemporaryDirectory() as folder:
                     watched, test = make_run(corpus, seed, Path(folder) / "run")
-                learned = "  ".join(f"{tokens / 1e6:.2f} M: {bits:.3f}" for tokens, bits in watched.items())
-                print(f"{Path(corpus).stem:12} seed {seed} {name:8} {learned}   test {test:.3f}", flush=True)
+                learned = "  ".join(
+                    f"{tokens / 1e6:.2f} M: {bits:.3f}" for tokens, bits in watched.items()
+                )
+                print(
+                    f"{Path(corpus).stem:12} seed {seed} {name:8} {learned}   test {test:.3f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -39,9 +39,13 @@ def write_text(text: Path, folder: Path) -> int:
     generator, size = numpy.random.default_rng(0), len(tokenizer)
     with (folder / "tokens.bin").open("wb") as file:
         for _ in range(COPIES):
-            number = numpy.concatenate([numpy.arange(SPECIAL), SPECIAL + generator.permutation(size - SPECIAL)])
+            number = numpy.concatenate(
+                [numpy.arange(SPECIAL), SPECIAL + generator.permutation(size - SPECIAL)]
+            )
             file.write(number[tokens].astype(numpy.uint32).tobytes())
-    numpy.save(folder / "starts.npy", numpy.concatenate([starts + i * len(tokens) for i in range(COPIES)]))
+    numpy.save(
+        folder / "starts.npy", numpy.concatenate([starts + i * len(tokens) for i in range(COPIES)])
+    )
     return size
 
 
@@ -65,12 +69,16 @@ def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
-    config = NgramConfig(vocab_size=vocab_size, order=ORDER, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    config = NgramConfig(
+        vocab_size=vocab_size, order=ORDER, bos_token_id=0, eos_token_id=1, pad_token_id=2
+    )
     counter = choose_counter(Counting(engine=engine, memory=memory or None), folder / "counting")
     before = time.perf_counter()
     model = NgramForCausalLM.fit(config, tokens, starts, counter)
     seconds = time.perf_counter() - before
-    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]) / 2**30
+    size = (
+        sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()]) / 2**30
+    )
     ngrams = sum(model.config.num_ngrams)
     print(
         f"{engine:<8}{memory:>8}{len(tokens):>14,}{ngrams:>14,}{seconds:>10.1f}{peak[0]:>10.2f}{size:>10.2f}",
@@ -80,7 +88,9 @@ def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
 
 def main() -> None:
     """Print the table, each line from a process of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", type=Path)
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -92,7 +102,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         size = write_text(chosen.text, Path(folder))
         for engine, memory in ENGINES:
-            subprocess.run([sys.executable, __file__, folder, "--one", str(size), engine, memory], check=True)
+            subprocess.run(
+                [sys.executable, __file__, folder, "--one", str(size), engine, memory], check=True
+            )
 
 
 if __name__ == "__main__":

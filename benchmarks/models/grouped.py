@@ -23,7 +23,9 @@ def told(q, k, v):
 
 
 def repeated(q, k, v):
-    return F.scaled_dot_product_attention(q, *(t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v)))
+    return F.scaled_dot_product_attention(
+        q, *(t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
+    )
 
 
 def as_rows(q, k, v):
@@ -41,15 +43,24 @@ def milliseconds(function, tensors):
 
 def main():
     torch.set_num_threads(1)
-    print(f"{describe(torch.device('cpu'))}, of which one is used, torch {torch.__version__}; median of {REPEATS}")
-    print(f"{'batch x heads, shared x keys':<32}{'told ms':>10}{'repeated':>10}{'rows ms':>10}{'told/rows':>10}")
+    print(
+        f"{describe(torch.device('cpu'))}, of which one is used, torch {torch.__version__}; median "
+        f"of {REPEATS}"
+    )
+    print(
+        f"{'batch x heads, shared x keys':<32}{'told ms':>10}{'repeated':>10}{'rows ms':>10}{'told/rows':>10}"
+    )
     for dtype in (torch.float32, torch.bfloat16):
         for batch, heads, groups, keys in ((4, 4, 2, 256), (1, 32, 8, 1024), (1, 32, 8, 4096)):
             shapes = ((batch, heads, 1, 64), (batch, groups, keys, 64), (batch, groups, keys, 64))
             tensors = [torch.randn(shape, dtype=dtype) for shape in shapes]
             times = [milliseconds(function, tensors) for function in (told, repeated, as_rows)]
             name = f"{batch} x {heads}, {groups} x {keys} {str(dtype).removeprefix('torch.')}"
-            print(f"{name:<32}" + "".join(f"{t:>10.3f}" for t in times) + f"{times[0] / times[2]:>10.2f}")
+            print(
+                f"{name:<32}"
+                + "".join(f"{t:>10.3f}" for t in times)
+                + f"{times[0] / times[2]:>10.2f}"
+            )
 
 
 if __name__ == "__main__":

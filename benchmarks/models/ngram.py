@@ -42,7 +42,9 @@ def read_lines(path: Path, limit: int) -> list[str]:
 
 
 def sort_keys(tokens: numpy.ndarray, vocab_size: int) -> float:
-    """Seconds that numpy takes to sort the windows of 2, 3, ... tokens, each packed into 64 bits."""
+    """Seconds that numpy takes to sort the windows of 2, 3, ... tokens, each packed into 64
+    bits.
+    """
     keys, seconds = tokens.astype(numpy.uint64), 0.0
     for order in range(2, ORDER + 1):
         keys = keys[:-1] * numpy.uint64(vocab_size) + tokens[order - 1 :].astype(numpy.uint64)
@@ -64,7 +66,9 @@ def best_of(times: int, function, *arguments) -> tuple[float, object]:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """What one size of text cost, in seconds, bytes and gigabytes; None where lmplz is not there."""
+    """What one size of text cost, in seconds, bytes and gigabytes; None where lmplz is not
+    there.
+    """
 
     tokens: int
     ngrams: int
@@ -78,9 +82,13 @@ class Line:
 
     def show(self) -> str:
         ratios = (
-            "" if self.lmplz is None else f"{self.lmplz / self.fit:>8.1f}{(self.lmplz_binary or 0) / self.whole:>8.1f}"
+            ""
+            if self.lmplz is None
+            else f"{self.lmplz / self.fit:>8.1f}{(self.lmplz_binary or 0) / self.whole:>8.1f}"
         )
-        theirs = "" if self.lmplz is None else f"{self.lmplz:>10.2f}{self.lmplz_binary:>10.2f}{ratios}"
+        theirs = (
+            "" if self.lmplz is None else f"{self.lmplz:>10.2f}{self.lmplz_binary:>10.2f}{ratios}"
+        )
         return (
             f"{self.tokens:>10,}{self.ngrams:>12,}{self.fit:>9.2f}{self.whole:>10.2f}{self.sorts:>9.2f}{theirs}"
             f"{self.bytes_each:>9.1f}{self.peak:>9.1f}"
@@ -94,10 +102,14 @@ def measure(lines: list[str], lmplz: str | None) -> tuple[Line, NgramForCausalLM
     rows = [numpy.array(row, dtype=numpy.uint32) for row in encode_documents(lines, tokenizer)]
     tokens, starts = numpy.concatenate(rows), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
     reading = time.perf_counter() - before
-    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
 
     def fit() -> NgramForCausalLM:
-        return NgramForCausalLM.fit(NgramConfig(vocab_size=len(tokenizer), order=ORDER, **special), tokens, starts)
+        return NgramForCausalLM.fit(
+            NgramConfig(vocab_size=len(tokenizer), order=ORDER, **special), tokens, starts
+        )
 
     fitting, model = best_of(2, fit)
     assert isinstance(model, NgramForCausalLM)
@@ -125,17 +137,32 @@ def run_lmplz(lmplz: str, lines: list[str]) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text"
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        common = [lmplz, "-o", str(ORDER), "-S", "4G", "-T", folder, "--discount_fallback", "--text", str(text)]
+        common = [
+            lmplz,
+            "-o",
+            str(ORDER),
+            "-S",
+            "4G",
+            "-T",
+            folder,
+            "--discount_fallback",
+            "--text",
+            str(text),
+        ]
         outputs = (["--arpa", f"{folder}/model.arpa"], ["--intermediate", f"{folder}/model"])
         seconds = [
-            best_of(2, lambda out=out: subprocess.run([*common, *out], check=True, capture_output=True))[0]
+            best_of(
+                2, lambda out=out: subprocess.run([*common, *out], check=True, capture_output=True)
+            )[0]
             for out in outputs
         ]
     return seconds[0], seconds[1]
 
 
 def measure_probing(lmplz: str, arpa: Path, ngrams: int) -> str:
-    """Bytes an n-gram in KenLM's `probing` format, where its `build_binary` stands beside `lmplz`."""
+    """Bytes an n-gram in KenLM's `probing` format, where its `build_binary` stands beside
+    `lmplz`.
+    """
     program, binary = Path(lmplz).with_name("build_binary"), arpa.with_suffix(".bin")
     if not program.exists():
         return "build_binary is not beside lmplz: no size of KenLM's probing format"
@@ -160,7 +187,10 @@ def run_nltk(lines: list[str], words: int) -> str:
     for at in range(ORDER, ORDER + words):
         model.score(row[at], row[at - ORDER + 1 : at])
     scoring = (time.perf_counter() - before) / words
-    return f"nltk on the smallest: fit {fitting:.1f} s, scoring {1 / scoring:,.1f} words a second ({words} tried)"
+    return (
+        f"nltk on the smallest: fit {fitting:.1f} s, scoring {1 / scoring:,.1f} words a second "
+        f"({words} tried)"
+    )
 
 
 def draw(lines: list[Line], path: Path) -> None:
@@ -176,9 +206,13 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.loglog(tokens, [line.whole for line in lines], "o--", label="rung: text to model folder")
     if lines[0].lmplz is not None:
         axes.loglog(tokens, [line.lmplz for line in lines], "s-", label="lmplz: text to ARPA")
-        axes.loglog(tokens, [line.lmplz_binary for line in lines], "s--", label="lmplz: text to binary")
+        axes.loglog(
+            tokens, [line.lmplz_binary for line in lines], "s--", label="lmplz: text to binary"
+        )
     axes.set(
-        xlabel="tokens of text", ylabel="seconds", title=f"Kneser-Ney of order {ORDER}, {describe(choose_device())}"
+        xlabel="tokens of text",
+        ylabel="seconds",
+        title=f"Kneser-Ney of order {ORDER}, {describe(choose_device())}",
     )
     axes.set_xticks(tokens, [f"{size / 1e6:.2g} M" for size in tokens])
     axes.minorticks_off()
@@ -208,18 +242,28 @@ def look_up(model: NgramForCausalLM, tokenizer, valid: list[str], lmplz: str | N
             print(measure_probing(lmplz, Path(folder) / "model.arpa", sum(model.config.num_ngrams)))
         theirs = kenlm.Model(str(Path(folder) / "model.arpa"))
     kenlms, _ = best_of(3, lambda: [theirs.score(line) for line in valid])
-    print(f"kenlm from Python, a sentence at a time: {len(ids) / kenlms:,.0f} a second; ratio {kenlms / ours:.1f}")
+    print(
+        f"kenlm from Python, a sentence at a time: {len(ids) / kenlms:,.0f} a second; ratio "
+        f"{kenlms / ours:.1f}"
+    )
 
 
 def main() -> None:
     """Print the table and the rates, and draw the growth."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("text", type=Path)
     parser.add_argument("valid", type=Path)
-    parser.add_argument("--lmplz", default=shutil.which("lmplz"), help="KenLM's program; from the PATH by default")
+    parser.add_argument(
+        "--lmplz", default=shutil.which("lmplz"), help="KenLM's program; from the PATH by default"
+    )
     chosen = parser.parse_args()
     keep_freed_memory()
-    print(f"Kneser-Ney of order {ORDER}: {describe(choose_device())}; seconds, ratios of lmplz's to ours\n")
+    print(
+        f"Kneser-Ney of order {ORDER}: {describe(choose_device())}; seconds, ratios of lmplz's to "
+        f"ours\n"
+    )
     theirs = "     lmplz    binary   ratio   ratio" if chosen.lmplz else ""
     print(f"    tokens     n-grams      fit     whole    sorts{theirs}  bytes ea  peak GB")
     lines = []
@@ -228,9 +272,12 @@ def main() -> None:
         lines.append(line)
         print(line.show(), flush=True)
     print(
-        "\nfit: from tokens in memory. whole: from text to a model folder. lmplz: from text to an ARPA file; binary: to"
+        "\nfit: from tokens in memory. whole: from text to a model folder. lmplz: from text to an "
+        "ARPA file; binary: to"
     )
-    print("its own files. The ratios: lmplz / fit, binary / whole. sorts: numpy's, of the same keys.")
+    print(
+        "its own files. The ratios: lmplz / fit, binary / whole. sorts: numpy's, of the same keys."
+    )
     if not chosen.lmplz:
         print("lmplz is not on the PATH: no figures of its")
     look_up(model, tokenizer, read_lines(chosen.valid, 2**30), chosen.lmplz)

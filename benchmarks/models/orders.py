@@ -26,9 +26,16 @@ COMPARED = 5  # the order at which smoothings are compared
 
 def prepare(kind: str, corpus: Corpus):
     """A tokenizer and the train split in its tokens."""
-    size = suggest_vocab_size(sum(len(text.encode()) for text in corpus.train["text"])) if kind == "bpe" else None
+    size = (
+        suggest_vocab_size(sum(len(text.encode()) for text in corpus.train["text"]))
+        if kind == "bpe"
+        else None
+    )
     tokenizer = build_tokenizer(kind, corpus.train["text"], size)
-    rows = [numpy.array(row, dtype=numpy.uint32) for row in encode_documents(corpus.train["text"], tokenizer)]
+    rows = [
+        numpy.array(row, dtype=numpy.uint32)
+        for row in encode_documents(corpus.train["text"], tokenizer)
+    ]
     starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
     return tokenizer, numpy.concatenate(rows), starts
 
@@ -53,14 +60,19 @@ def print_row(label: str, size: int, seconds: float, score: Score) -> None:
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("corpus")
     chosen = parser.parse_args()
     keep_freed_memory()
     corpus = load_corpus(chosen.corpus, "paragraphs")
     texts = corpus.test["text"]
     print(f"$ python benchmarks/models/orders.py {chosen.corpus}")
-    print(f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} bytes")
+    print(
+        f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} "
+        f"bytes"
+    )
     for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):
         prepared = prepare(kind, corpus)
         print(f"\n{len(prepared[1]):,} {words} of train text, {len(prepared[0]):,} different\n")

@@ -1,9 +1,9 @@
 """Fit laws to small runs of many sizes, and show beside each run what its law expects of it.
 
-`workflows/budget.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its figure
-is the one that training watches: bits per byte of the first 32 kB of the validation text, of the
-weights that are kept. Runs made before are read from scaling.jsonl, beside this file, and not made
-again. Two processes of one thread each share two cores best.
+`workflows/budget.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its
+figure is the one that training watches: bits per byte of the first 32 kB of the validation text, of
+the weights that are kept. Runs made before are read from scaling.jsonl, beside this file, and not
+made again. Two processes of one thread each share two cores best.
 
     python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
     python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise
@@ -46,7 +46,9 @@ def read_text(source):
 
     corpus = load_corpus(source, "paragraphs")
     spec = {"kind": "bpe", "vocab_size": suggest_vocab_size(corpus.bytes["train"])}
-    tokenizer = prepare_tokenizer(make_recipe({"rung": "llama3", "corpus": source, "tokenizer": spec}), corpus)
+    tokenizer = prepare_tokenizer(
+        make_recipe({"rung": "llama3", "corpus": source, "tokenizer": spec}), corpus
+    )
     packed = pack_train(corpus, tokenizer)
     return len(packed), count_text(tokenizer, packed, read_watched(corpus), CONTEXT)
 
@@ -54,8 +56,25 @@ def read_text(source):
 def make_run(corpus, source, dropout, width, steps):
     """Train one model, and read what came of it."""
     with tempfile.TemporaryDirectory() as folder:
-        settings = ["--set", f"hidden_size={width}", "--set", f"dropout={dropout}", "--out", f"{folder}/run"]
-        command = [sys.executable, "-m", "rung", "train", "llama3", source, "--steps", str(steps), *settings]
+        settings = [
+            "--set",
+            f"hidden_size={width}",
+            "--set",
+            f"dropout={dropout}",
+            "--out",
+            f"{folder}/run",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "rung",
+            "train",
+            "llama3",
+            source,
+            "--steps",
+            str(steps),
+            *settings,
+        ]
         subprocess.run(command, check=True, stdout=sys.stderr)
         return read_run(Path(folder) / "run", corpus)
 
@@ -67,7 +86,9 @@ def read_run(folder, corpus=None):
     record = runs.read_record(folder)
     recipe, training = record["recipe"], record["training"]
     text, counted = read_text(recipe["corpus"])
-    reached = [line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line]
+    reached = [
+        line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line
+    ]
     return {
         "rung": record["rung"],
         "corpus": corpus or Path(recipe["corpus"]).stem,
@@ -96,10 +117,12 @@ def key_of(run):
 
 
 def fit(runs, fixed=None):
-    """The law of the runs by least squares of the ratio to what was expected, from several beginnings.
+    """The law of the runs by least squares of the ratio to what was expected, from several
+    beginnings.
 
-    Small runs say little about exponents: those of Hoffmann et al. 2022 (section D.3) are taken. With dropout there
-    are few runs: of the law without (`fixed`) only what data are worth is fitted anew.
+    Small runs say little about exponents: those of Hoffmann et al. 2022 (section D.3) are taken.
+    With dropout there are few runs: of the law without (`fixed`) only what data are worth is fitted
+    anew.
     """
     import torch
     from torch.nn.functional import softplus
@@ -121,7 +144,9 @@ def fit(runs, fixed=None):
 
         def error(raw=raw, search=search, make=make):
             search.zero_grad()
-            loss = sum((expect(make(), run) / run["bits_per_byte"] - 1) ** 2 for run in runs) / len(runs)
+            loss = sum((expect(make(), run) / run["bits_per_byte"] - 1) ** 2 for run in runs) / len(
+                runs
+            )
             loss = loss + 1e-6 * (raw - start).square().sum()
             loss.backward()
             return loss
@@ -131,7 +156,12 @@ def fit(runs, fixed=None):
         if best is None or found < best[0]:
             best = (
                 found,
-                Law(**{name: round(float(torch.as_tensor(value).detach()), 4) for name, value in vars(make()).items()}),
+                Law(
+                    **{
+                        name: round(float(torch.as_tensor(value).detach()), 4)
+                        for name, value in vars(make()).items()
+                    }
+                ),
             )
     return best[1]
 
@@ -155,17 +185,30 @@ def write(runs):
     from rung.workflows.budget import LAWS
 
     print("# What a small model learns from how many tokens\n")
-    print("Runs of `rung train llama3`, in `scaling.jsonl`; written by `benchmarks/recipe/scaling.py`. The")
-    print("laws are fitted to those of so many steps; those of so many minutes, planned by the dial with these laws,")
+    print(
+        "Runs of `rung train llama3`, in `scaling.jsonl`; written by "
+        "`benchmarks/recipe/scaling.py`. The"
+    )
+    print(
+        "laws are fitted to those of so many steps; those of so many minutes, planned by the dial "
+        "with these laws,"
+    )
     print("try them. Bits per byte on the 32 kB of validation text that")
-    print("training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same text, `copying` the")
+    print(
+        "training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same "
+        "text, `copying` the"
+    )
     print("same where matches of what stood before are believed too (`workflows/difficulty.py`).")
-    machines = sorted({run["hardware"] for run in runs if "hardware" in run})  # old runs do not say it
+    machines = sorted(
+        {run["hardware"] for run in runs if "hardware" in run}
+    )  # old runs do not say it
     if machines:
         print(f"Runs were made on {' and on '.join(machines)}.")
     for name, laws in LAWS.items():
         for with_dropout, law in laws.items():
-            mine = [run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout]
+            mine = [
+                run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout
+            ]
             print(f"\n## {name}, {'with' if with_dropout else 'without'} dropout\n\n`{law}`\n")
             print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
             for run in sorted(mine, key=key_of):
@@ -173,8 +216,10 @@ def write(runs):
                 off = expected / run["bits_per_byte"] - 1
                 print(
                     f"| {run['corpus']} | {run['parameters']:,} | {run['tokens'] / 1e6:.1f} "
-                    f"| {run['tokens'] / run['text']:.1f} | {run['dropout']} | {run['minutes'] or ''} "
-                    f"| {run['ngram']:.3f} | {run['copying']:.3f} | {run['bits_per_byte']:.3f} | {expected:.3f} "
+                    f"| {run['tokens'] / run['text']:.1f} | {run['dropout']} | "
+                    f"{run['minutes'] or ''} "
+                    f"| {run['ngram']:.3f} | {run['copying']:.3f} | {run['bits_per_byte']:.3f} | "
+                    f"{expected:.3f} "
                     f"| {off:+.1%} |"
                 )
 
@@ -185,10 +230,16 @@ def add(run):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs="+", metavar="CORPUS=PATH", help="make the missing runs on these")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", nargs="+", metavar="CORPUS=PATH", help="make the missing runs on these"
+    )
     parser.add_argument("--read", nargs="+", metavar="RUN", type=Path, help="add these runs")
-    parser.add_argument("--fit", action="store_true", help="print the laws, for workflows/budget.py")
+    parser.add_argument(
+        "--fit", action="store_true", help="print the laws, for workflows/budget.py"
+    )
     chosen = parser.parse_args()
     if chosen.run:
         sources = dict(pair.split("=") for pair in chosen.run)

@@ -27,8 +27,10 @@ def main():
             record = runs.read_record(Path(folder) / "run")
         score, training = record["scores"]["test"], record["training"]
         print(
-            f"width {width:4}  {record['parameters']:>9,} parameters  {training['steps']:>6,} steps  "
-            f"{training['tokens_per_second']:>8,.0f} tokens/s  {score['bits_per_byte']:.3f} bits per byte"
+            f"width {width:4}  {record['parameters']:>9,} parameters  {training['steps']:>6,} "
+            f"steps  "
+            f"{training['tokens_per_second']:>8,.0f} tokens/s  {score['bits_per_byte']:.3f} bits "
+            f"per byte"
             f" ({score['low']:.2f}-{score['high']:.2f})",
             flush=True,
         )

@@ -39,7 +39,12 @@ from rung.serve.registry import Served, load_served
 from rung.serve.sequences import Order
 
 SHAPES = {  # as README's climb made them
-    "llama3": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 352},
+    "llama3": {
+        "hidden_size": 128,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 352,
+    },
     "gpt2": {"hidden_size": 128, "num_attention_heads": 2},
 }
 ROUNDS = 5
@@ -105,7 +110,9 @@ class Listening:
     def __init__(self, served, **limits):
         listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(build_app(served, Limits(**limits)), log_level="warning", access_log=False)
+        config = uvicorn.Config(
+            build_app(served, Limits(**limits)), log_level="warning", access_log=False
+        )
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
 
@@ -122,7 +129,14 @@ class Listening:
 
 async def stream(client, model, new, prompt="Return the number of"):
     """Tokens that a stream says it has written; it must end as streams do."""
-    body = {"model": model, "prompt": prompt, "max_tokens": new, "temperature": 0.8, "top_p": 0.95, "stream": True}
+    body = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": new,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "stream": True,
+    }
     body["stream_options"] = {"include_usage": True}
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
@@ -137,7 +151,9 @@ async def through_http(address, model):
         for _ in range(ROUNDS + 1):
             for count in TEXTS:
                 started = time.perf_counter()
-                tokens = sum(await asyncio.gather(*(stream(client, model, NEW) for _ in range(count))))
+                tokens = sum(
+                    await asyncio.gather(*(stream(client, model, NEW) for _ in range(count)))
+                )
                 best[count] = max(best[count], tokens / (time.perf_counter() - started))
     return best
 
@@ -159,7 +175,9 @@ def resident(process):
 
 
 async def soak(address, models, seconds, server):
-    """Streams without a pause, some of which go away before they end; none that stays may be lost."""
+    """Streams without a pause, some of which go away before they end; none that stays may be
+    lost.
+    """
     ended = lost = gone = tokens = 0
     until = time.monotonic() + seconds
     chance = random.Random(0)
@@ -182,30 +200,46 @@ async def soak(address, models, seconds, server):
     async def watch():
         begun = time.monotonic()
         while time.monotonic() < until:
-            print(f"{time.monotonic() - begun:>4.0f} s {ended:>7,} streams {resident(server):>7.1f} MB", flush=True)
+            print(
+                f"{time.monotonic() - begun:>4.0f} s {ended:>7,} streams {resident(server):>7.1f} "
+                f"MB",
+                flush=True,
+            )
             await asyncio.sleep(seconds / 6)
 
     limits = httpx.Limits(max_connections=SOAK_STREAMS)
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
         await asyncio.gather(watch(), *(keep_asking(client) for _ in range(SOAK_STREAMS)))
-    print(f"{seconds:.0f} s {ended:>7,} streams ended, {gone:,} went away, {lost:,} lost; {tokens:,} tokens;", end=" ")
+    print(
+        f"{seconds:.0f} s {ended:>7,} streams ended, {gone:,} went away, {lost:,} lost; {tokens:,} "
+        f"tokens;",
+        end=" ",
+    )
     print(f"{resident(server):.1f} MB", flush=True)
 
 
 def show(title, rates):
     ratio = rates[TEXTS[-1]] / rates[1]
-    print(f"{title:<20}" + "".join(f"{rates[count]:>10,.0f}" for count in TEXTS) + f"{ratio:>8.1f}x", flush=True)
+    print(
+        f"{title:<20}" + "".join(f"{rates[count]:>10,.0f}" for count in TEXTS) + f"{ratio:>8.1f}x",
+        flush=True,
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", nargs="*", help="Run folders.")
     parser.add_argument("--soak", type=float, default=60, help="Seconds under load; 0 for none.")
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
     leave_a_core()
     served = load_served(asked.run) if asked.run else make_shapes()
-    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second of all texts together")
+    print(
+        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second of all texts "
+        f"together"
+    )
     print(f"{'':<20}" + "".join(f"{f'{count} texts':>10}" for count in TEXTS) + f"{'16 to 1':>9}")
     for name, run in served.items():
         size = count_parameters(run.model) / 1e6
@@ -215,7 +249,8 @@ def main():
             show(f"{name}, HTTP", as_client(through_http, server.address, name))
         if asked.soak:
             print(
-                f"\n{SOAK_STREAMS} streams at a time over HTTP, each of 1 to 200 tokens, one in ten goes away:",
+                f"\n{SOAK_STREAMS} streams at a time over HTTP, each of 1 to 200 tokens, one in "
+                f"ten goes away:",
                 flush=True,
             )
             as_client(soak, server.address, list(served), asked.soak, os.getpid())

@@ -36,7 +36,10 @@ def main():
         measure(sys.argv[1], sys.argv[2] == "again")
         return
     machine = describe(torch.device("cpu"))
-    print(f"$ python benchmarks/training/activations.py          # {machine}, {torch.get_num_threads()} used")
+    print(
+        f"$ python benchmarks/training/activations.py          # {machine}, "
+        f"{torch.get_num_threads()} used"
+    )
     print(f"{LAYERS} layers of {WIDTH}, vocabulary of {VOCABULARY}, {ROWS} rows of {LENGTH} tokens")
     print(f"{'model':>8}  {'activations':>11}  {'MiB above':>9}  {'CPU s':>7}", flush=True)
     for name in SHAPES:
@@ -60,7 +63,9 @@ def measure(name, again):
         loss.backward()
         times.append(time.process_time() - started)
     how = "again" if again else "kept"
-    print(f"{name:>8}  {how:>11}  {(peak() - before) / 2**10:>9,.0f}  {min(times):>7.2f}", flush=True)
+    print(
+        f"{name:>8}  {how:>11}  {(peak() - before) / 2**10:>9,.0f}  {min(times):>7.2f}", flush=True
+    )
 
 
 def peak():

@@ -48,13 +48,21 @@ def main():
         base = Path(folder) / "base"
         execute(make_recipe(BASE | {"steps": 2 * steps}), base)
         print(
-            f"llama3 on python-docs, {2 * steps} steps of 2048 tokens; then {steps} on {name}; bits per byte, test text"
+            f"llama3 on python-docs, {2 * steps} steps of 2048 tokens; then {steps} on {name}; "
+            f"bits per byte, test text"
         )
         print(f"{'trained':>25}  {'rate':>6}  {'parameters':>10}  {name:>15}  {'python-docs':>11}")
         show("nothing, as it is", "", base, text)
         for number, (way, rank, train) in enumerate(WAYS):
             run = Path(folder) / str(number)
-            page = {"rung": "llama3", "corpus": text, "steps": steps, "train": train, "lora": rank, "base": str(base)}
+            page = {
+                "rung": "llama3",
+                "corpus": text,
+                "steps": steps,
+                "train": train,
+                "lora": rank,
+                "base": str(base),
+            }
             if "random" in way:
                 page |= {"base": None, "model": BASE["model"], "tokenizer": {"path": str(base)}}
             execute(make_recipe(page), run)
@@ -63,7 +71,9 @@ def main():
 
 def show(way, rate, run, text):
     facts = runs.read_record(run)["training"]
-    learned, kept = (score_documents(*load(run), load_corpus(c).test["text"]) for c in (text, "python-docs"))
+    learned, kept = (
+        score_documents(*load(run), load_corpus(c).test["text"]) for c in (text, "python-docs")
+    )
     print(
         f"{way:>25}  {rate:>6}  {facts['trainable_parameters']:>10,}  "
         f"{learned.bits_per_byte:>15.3f}  {kept.bits_per_byte:>11.3f}",

@@ -32,7 +32,10 @@ def main():
     device = torch.device("cpu")
     machine = f"{describe(device)}, {torch.get_num_threads()} used; one seed"
     print(f"$ python benchmarks/training/carried.py {steps} {width}          # {machine}")
-    print(f"rnn on python-docs, LSTM {width} wide, {steps} steps of 2048 tokens; bits per byte of the test text")
+    print(
+        f"rnn on python-docs, LSTM {width} wide, {steps} steps of 2048 tokens; bits per byte of "
+        f"the test text"
+    )
     print(f"{'stretch':>9}  {'streams':>7}  {'state':>7}  {'empty':>19}  {'strange':>7}")
     for length, rows in ((256, 8), (64, 32)):
         for carried in (False, True):
@@ -51,7 +54,9 @@ def main():
 
 @torch.no_grad()
 def score_from_a_strange_state(folder):
-    """Bits per byte of the test documents, each begun with the state that the training text's end left."""
+    """Bits per byte of the test documents, each begun with the state that the training text's end
+    left.
+    """
     model, tokenizer = load(folder)
     corpus = load_corpus("python-docs")
     texts, size = [], 0

@@ -36,11 +36,17 @@ ROWS = {  # rung, width, layers, tokens of a block, blocks of a batch, vocabular
 
 
 def prepare(rung, width, layers, length, batch, vocabulary):
-    """A model that has learned nothing, its tokenizer, and random tokens: what they say costs no time."""
+    """A model that has learned nothing, its tokenizer, and random tokens: what they say costs no
+    time.
+    """
     torch.manual_seed(0)
-    tokenizer = build_tokenizer("char", ["".join(map(chr, range(0x4E00, 0x4E00 + vocabulary)))])  # only its size counts
+    tokenizer = build_tokenizer(
+        "char", ["".join(map(chr, range(0x4E00, 0x4E00 + vocabulary)))]
+    )  # only its size counts
     fields = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
-    model = build_model(rung, make_config(rung, tokenizer, {**fields, "max_position_embeddings": length}))
+    model = build_model(
+        rung, make_config(rung, tokenizer, {**fields, "max_position_embeddings": length})
+    )
     tokens = numpy.random.default_rng(0).integers(3, vocabulary, 2_000_000).astype(numpy.uint16)
     return model, tokenizer, Packed(tokens=tokens, starts=numpy.zeros(1))
 
@@ -48,10 +54,21 @@ def prepare(rung, width, layers, length, batch, vocabulary):
 def by_trainer(model, tokenizer, packed, length, batch):
     """When each step ended."""
     times = []
-    hooks = Hooks(evaluate=lambda model: 0.0, sample=lambda model: "", progress=lambda now: times.append(clock()))
+    hooks = Hooks(
+        evaluate=lambda model: 0.0,
+        sample=lambda model: "",
+        progress=lambda now: times.append(clock()),
+    )
     arguments = {"per_device_train_batch_size": batch, "eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:
-        train(model, tokenizer, packed, Path(out), TrainSettings(steps=STEPS, arguments=arguments), hooks)
+        train(
+            model,
+            tokenizer,
+            packed,
+            Path(out),
+            TrainSettings(steps=STEPS, arguments=arguments),
+            hooks,
+        )
     return times
 
 
@@ -80,7 +97,10 @@ def clock():
 
 def main():
     keep_freed_memory()
-    print(f"{describe(choose_device())}; milliseconds a step, the median of {ROUNDS} rounds of {STEPS} steps")
+    print(
+        f"{describe(choose_device())}; milliseconds a step, the median of {ROUNDS} rounds of "
+        f"{STEPS} steps"
+    )
     print(f"{'':36}{'bare loop':>10}{'Trainer':>10}{'ratio':>8}")
     for name, row in ROWS.items():
         found = {by_loop: [], by_trainer: []}

@@ -21,17 +21,33 @@ from pathlib import Path
 
 WIDE = {"vocab_size": 8192, "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6}
 ROWS = {  # model, its configuration, rows and tokens of a batch, steps timed
-    "llama": ("llama3", {**WIDE, "num_attention_heads": 4, "tie_word_embeddings": True}, 16, 128, 30),
+    "llama": (
+        "llama3",
+        {**WIDE, "num_attention_heads": 4, "tie_word_embeddings": True},
+        16,
+        128,
+        30,
+    ),
     "gpt2": ("gpt2", {"n_embd": 768, "n_layer": 4, "n_head": 4, "n_positions": 128}, 8, 128, 8),
 }
-NAMES = {"llama": "Llama of 7 M, vocabulary 8,192, 16 x 128 tokens", "gpt2": "the book's GPT-2, 67 M, 8 x 128 tokens"}
-SIDES = {  # what it is called; of Hugging Face's whether bfloat16, of rung's the optimizer where it is not the peer's
+NAMES = {
+    "llama": "Llama of 7 M, vocabulary 8,192, 16 x 128 tokens",
+    "gpt2": "the book's GPT-2, 67 M, 8 x 128 tokens",
+}
+# What it is called; of Hugging Face's whether bfloat16, of rung's the optimizer where it is not the
+# peer's.
+SIDES = {
     "hf float32": ("Hugging Face Trainer, float32", False),
     "hf": ("Hugging Face Trainer, bfloat16", True),
     "rung": ("rung, the same AdamW", None),
     "rung muon": ("rung, its own Muon", "muon"),
 }
-ADAMW = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "weight_decay": 0.1, "adam_beta2": 0.95}
+ADAMW = {
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.1,
+    "adam_beta2": 0.95,
+}
 WARM_UP = 3  # steps not timed
 ROUNDS = 3
 CURVE = 30  # steps whose losses are compared
@@ -61,7 +77,9 @@ def prepare(folder):
             transformers.LlamaForCausalLM(config).save_pretrained(folder / row)
         else:
             still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-            transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields, **still)).save_pretrained(folder / row)
+            transformers.GPT2LMHeadModel(
+                transformers.GPT2Config(**fields, **still)
+            ).save_pretrained(folder / row)
 
 
 def train_with_hugging_face(row, folder, bf16, steps, order):
@@ -107,7 +125,9 @@ def train_with_hugging_face(row, folder, bf16, steps, order):
 
 
 def train_with_rung(row, folder, optimizer, steps, order=None):
-    """`rung.training.train.train`; where `order` is a list, the blocks that it reads are appended to it."""
+    """`rung.training.train.train`; where `order` is a list, the blocks that it reads are appended
+    to it.
+    """
     from rung import runs
     from rung.data.packing import Blocks, Packed
     from rung.data.tokenizer import load_tokenizer
@@ -136,7 +156,11 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
     )
     times = []
     with tempfile.TemporaryDirectory() as out:
-        hooks = Hooks(evaluate=lambda model: 0.0, sample=lambda model: "", progress=lambda _: times.append(now()))
+        hooks = Hooks(
+            evaluate=lambda model: 0.0,
+            sample=lambda model: "",
+            progress=lambda _: times.append(now()),
+        )
         train(model, tokenizer, packed, Path(out), settings, hooks)
         losses = [line["loss"] for line in runs.read_metrics(Path(out)) if "loss" in line]
     return times, losses
@@ -151,7 +175,9 @@ def read_blocks(folder, length):
 
     from rung.data.packing import Blocks, Packed
 
-    return Blocks(Packed(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1)), length, 0)
+    return Blocks(
+        Packed(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1)), length, 0
+    )
 
 
 def measure(side, row, folder):
@@ -167,11 +193,15 @@ def measure(side, row, folder):
 
 
 def compare_curves(row, folder):
-    """The losses of both sides, and of theirs in float32, over the same batches from the same weights."""
+    """The losses of both sides, and of theirs in float32, over the same batches from the same
+    weights.
+    """
     order = []
     _, ours = train_with_rung(row, folder, None, CURVE, order)
     order = order[: CURVE * ROWS[row][2]]
-    theirs = {bf16: train_with_hugging_face(row, folder, bf16, CURVE, order)[1] for bf16 in (True, False)}
+    theirs = {
+        bf16: train_with_hugging_face(row, folder, bf16, CURVE, order)[1] for bf16 in (True, False)
+    }
     return {"rung": ours, "hf": theirs[True], "hf float32": theirs[False]}
 
 
@@ -184,7 +214,12 @@ def read_shakespeare(path):
     data = torch.tensor([number[character] for character in text])
     train, rest = data[: int(0.9 * len(data))], data[int(0.9 * len(data)) :]
     count = (len(rest) - 1) // 64
-    return train, rest[: count * 64].view(count, 64), rest[1 : count * 64 + 1].view(count, 64), len(number)
+    return (
+        train,
+        rest[: count * 64].view(count, 64),
+        rest[1 : count * 64 + 1].view(count, 64),
+        len(number),
+    )
 
 
 def validation_loss(logits_of, inputs, targets):
@@ -194,12 +229,16 @@ def validation_loss(logits_of, inputs, targets):
     total = 0.0
     with torch.no_grad():
         for x, y in zip(inputs.split(256), targets.split(256), strict=True):
-            total += F.cross_entropy(logits_of(x).float().flatten(0, 1), y.flatten(), reduction="sum").item()
+            total += F.cross_entropy(
+                logits_of(x).float().flatten(0, 1), y.flatten(), reduction="sum"
+            ).item()
     return total / targets.numel()
 
 
 def shakespeare_nanogpt(path):
-    """nanoGPT's recipe for a CPU: float32, AdamW, 2,000 steps of 12 x 64; timed without its evaluations."""
+    """nanoGPT's recipe for a CPU: float32, AdamW, 2,000 steps of 12 x 64; timed without its
+    evaluations.
+    """
     import math
 
     import torch
@@ -217,7 +256,10 @@ def shakespeare_nanogpt(path):
             self.up, self.down = nn.Linear(128, 512, bias=False), nn.Linear(512, 128, bias=False)
 
         def forward(self, x):
-            q, k, v = (t.unflatten(-1, (4, 32)).transpose(1, 2) for t in self.attn(self.ln_1(x)).split(128, dim=2))
+            q, k, v = (
+                t.unflatten(-1, (4, 32)).transpose(1, 2)
+                for t in self.attn(self.ln_1(x)).split(128, dim=2)
+            )
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.proj(y.transpose(1, 2).flatten(2))
             return x + self.down(F.gelu(self.up(self.ln_2(x))))
@@ -226,10 +268,16 @@ def shakespeare_nanogpt(path):
         def __init__(self):
             super().__init__()
             self.tokens, self.positions = nn.Embedding(characters, 128), nn.Embedding(64, 128)
-            self.blocks, self.norm = nn.Sequential(*(Block() for _ in range(4))), nn.LayerNorm(128, bias=False)
+            self.blocks, self.norm = (
+                nn.Sequential(*(Block() for _ in range(4))),
+                nn.LayerNorm(128, bias=False),
+            )
             for name, parameter in self.named_parameters():
                 if parameter.ndim == 2:
-                    nn.init.normal_(parameter, std=0.02 / (math.sqrt(8) if "proj" in name or "down" in name else 1))
+                    nn.init.normal_(
+                        parameter,
+                        std=0.02 / (math.sqrt(8) if "proj" in name or "down" in name else 1),
+                    )
 
         def forward(self, ids):
             x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
@@ -257,11 +305,19 @@ def shakespeare_nanogpt(path):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds += now() - started
-    return {"seconds": reached or seconds, "reached": reached is not None, "loss": loss, "all": seconds, "steps": 2000}
+    return {
+        "seconds": reached or seconds,
+        "reached": reached is not None,
+        "loss": loss,
+        "all": seconds,
+        "steps": 2000,
+    }
 
 
 def shakespeare_rung(path):
-    """`rung.training` on a Llama of the same depth, width and context, with rung's own optimizer and schedule."""
+    """`rung.training` on a Llama of the same depth, width and context, with rung's own optimizer
+    and schedule.
+    """
     import torch
 
     from rung.data.packing import Packed
@@ -273,26 +329,44 @@ def shakespeare_rung(path):
 
     tokens, inputs, targets, characters = read_shakespeare(path)
     torch.manual_seed(0)
-    tokenizer = build_tokenizer("char", ["".join(map(chr, range(97, 97 + characters)))])  # only its size counts
-    fields = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "max_position_embeddings": 64}
+    tokenizer = build_tokenizer(
+        "char", ["".join(map(chr, range(97, 97 + characters)))]
+    )  # only its size counts
+    fields = {
+        "hidden_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+    }
     model = build_model("llama3", make_config("llama3", tokenizer, fields))
     packed = Packed(tokens=tokens.numpy().astype("uint16"), starts=torch.zeros(1).numpy())
     arguments = {"per_device_train_batch_size": 24, "learning_rate": 1.5e-2}  # for so short a run
     arguments |= {"eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:
-        hooks = Hooks(evaluate=lambda model: 0.0, sample=lambda model: "", progress=lambda progress: None)
+        hooks = Hooks(
+            evaluate=lambda model: 0.0, sample=lambda model: "", progress=lambda progress: None
+        )
         settings = TrainSettings(steps=SHAKESPEARE_STEPS, arguments=arguments)
         trained = train(model, tokenizer, packed, Path(out), settings, hooks)
     model.eval()
     loss = validation_loss(lambda ids: model(ids).logits, inputs, targets)
-    return {"seconds": trained.seconds, "reached": loss <= GOAL, "loss": loss, "steps": trained.steps}
+    return {
+        "seconds": trained.seconds,
+        "reached": loss <= GOAL,
+        "loss": loss,
+        "steps": trained.steps,
+    }
 
 
 def in_a_process(*arguments):
     """What this file prints for these arguments, run by itself."""
     command = [sys.executable, __file__, "--child", *map(str, arguments)]
     run = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONWARNINGS": "ignore"}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
     )
     if run.returncode:
         sys.exit(run.stderr)
@@ -315,28 +389,41 @@ def run_child(kind, *arguments):
 
 
 def print_row(row, folder):
-    """Tokens a second of every side, the ratios to both of Hugging Face's, and how far apart the losses are."""
+    """Tokens a second of every side, the ratios to both of Hugging Face's, and how far apart the
+    losses are.
+    """
     _, _, batch, length, _ = ROWS[row]
     times = {side: [] for side in SIDES}
     for _ in range(ROUNDS):
         for side, found in times.items():
             found += in_a_process(side, row, folder)
-    rates = {side: 1000 * batch * length / statistics.median(found) for side, found in times.items()}
+    rates = {
+        side: 1000 * batch * length / statistics.median(found) for side, found in times.items()
+    }
     print(f"\n{NAMES[row]}\n{'':44}{'tokens/s':>10}{'to float32':>12}{'to bfloat16':>13}")
     for side, (name, _) in SIDES.items():
         ratios = [rates[side] / rates[peer] for peer in ("hf float32", "hf")]
         print(f"{name:44}{rates[side]:10,.0f}{ratios[0]:12.2f}{ratios[1]:13.2f}", flush=True)
     curves = in_a_process("curve", row, folder)
-    ends = ", ".join(f"{name} {losses[0]:.3f} to {losses[-1]:.3f}" for name, losses in curves.items())
+    ends = ", ".join(
+        f"{name} {losses[0]:.3f} to {losses[-1]:.3f}" for name, losses in curves.items()
+    )
     print(f"losses over the same {CURVE} steps: {ends}")
     for name in ("rung", "hf float32"):
         apart = [abs(a - b) for a, b in zip(curves[name], curves["hf"], strict=True)]
-        print(f"{name} and hf apart by {statistics.fmean(apart):.4f} on average, {max(apart):.4f} at most", flush=True)
+        print(
+            f"{name} and hf apart by {statistics.fmean(apart):.4f} on average, {max(apart):.4f} at "
+            f"most",
+            flush=True,
+        )
 
 
 def print_shakespeare(path):
     """Seconds to the goal on both sides, the last step of each left where it falls."""
-    print(f"\nShakespeare's characters, 4 layers, 4 heads, 128 wide, 64 tokens, to a validation loss of {GOAL}")
+    print(
+        f"\nShakespeare's characters, 4 layers, 4 heads, 128 wide, 64 tokens, to a validation loss "
+        f"of {GOAL}"
+    )
     print(f"{'':44}{'steps':>6}{'s':>8}{'loss':>8}{'ratio':>8}")
     found = {"nanoGPT's recipe, float32": [], "rung": []}
     for _ in range(ROUNDS):
@@ -348,12 +435,15 @@ def print_shakespeare(path):
         losses, reached = [run["loss"] for run in several], all(run["reached"] for run in several)
         note = "" if reached else "   not reached"
         print(
-            f"{name:44}{several[0]['steps']:6}{seconds:8.1f}{max(losses):8.3f}{peer / seconds:8.1f}{note}", flush=True
+            f"{name:44}{several[0]['steps']:6}{seconds:8.1f}{max(losses):8.3f}{peer / seconds:8.1f}{note}",
+            flush=True,
         )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shakespeare", help="the text that nanoGPT calls shakespeare_char")
     parser.add_argument("--rows", default=",".join(ROWS))
     parser.add_argument("--child", nargs="+")

@@ -3,9 +3,10 @@
 >>> import rung
 >>> model, tokenizer = rung.models.load("runs/my-run")    # any run, any rung
 
-A module of rung is imported when it is first asked for: `import rung` alone takes no time. `import rung.models`
-teaches transformers' `Auto*` classes the rungs that are rung's own. Threads are set up then too, as the command does
-it (`rung.device.configure_threads`); where torch is imported before, call that function first.
+A module of rung is imported when it is first asked for: `import rung` alone takes no time. `import
+rung.models` teaches transformers' `Auto*` classes the rungs that are rung's own. Threads are set up
+then too, as the command does it (`rung.device.configure_threads`); where torch is imported before,
+call that function first.
 """
 
 from importlib import import_module
@@ -24,4 +25,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return ["__version__", *(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))]
+    return [
+        "__version__",
+        *(module.name for module in iter_modules(__path__) if not module.name.startswith("_")),
+    ]

@@ -1,4 +1,6 @@
-"""C beside Python: a source compiled once by the machine's own compiler, for its processor, and kept in the cache."""
+"""C beside Python: a source compiled once by the machine's own compiler, for its processor, and
+kept in the cache.
+"""
 
 import ctypes
 import hashlib
@@ -28,7 +30,8 @@ COMPILING_SECONDS = 60
 def compile_source(source: Path) -> ctypes.CDLL | None:
     """The library that `source` makes on this processor; None where nothing can compile it.
 
-    It is kept in the cache, and run from there only where no other user can have put it there or changed it.
+    It is kept in the cache, and run from there only where no other user can have put it there or
+    changed it.
     """
     facts = f"{source.read_text()} {FLAGS} {platform.machine()} {_processor()}"
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -44,7 +47,9 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     except OSError as error:  # that may not be run, or a cache that cannot be written to
         logger.warning("%s: C is compiled for this process alone", error)
     try:
-        with tempfile.TemporaryDirectory(prefix="rung-") as folder:  # nobody else's; a library stays once it is loaded
+        with tempfile.TemporaryDirectory(
+            prefix="rung-"
+        ) as folder:  # nobody else's; a library stays once it is loaded
             make(Path(folder))
             return ctypes.CDLL(str(Path(folder) / name))
     except (OSError, _NoCompilerError) as error:
@@ -74,16 +79,27 @@ def _compile(source: Path, name: str, folder: Path) -> None:
 class Address:
     """Where C finds the numbers of a tensor, which stays alive as long as its address does.
 
-    Raises `ValueError` for a tensor that is not on the CPU, in one piece, of this shape and type: C would read and
-    write what lies beside it.
+    Raises `ValueError` for a tensor that is not on the CPU, in one piece, of this shape and type: C
+    would read and write what lies beside it.
     """
 
     __slots__ = ("_as_parameter_", "tensor", "value")
 
     def __init__(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        if not (tensor.is_contiguous() and tensor.is_cpu and tensor.dtype == dtype and tensor.shape == shape):
-            found = f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides {list(tensor.stride())}"
-            raise ValueError(f"a tensor for C is {found}: it must be {list(shape)} of {dtype}, contiguous, on the CPU")
+        if not (
+            tensor.is_contiguous()
+            and tensor.is_cpu
+            and tensor.dtype == dtype
+            and tensor.shape == shape
+        ):
+            found = (
+                f"{list(tensor.shape)} of {tensor.dtype} on {tensor.device}, strides "
+                f"{list(tensor.stride())}"
+            )
+            raise ValueError(
+                f"a tensor for C is {found}: it must be {list(shape)} of {dtype}, contiguous, on "
+                f"the CPU"
+            )
         self.tensor = tensor
         self.value = self._as_parameter_ = tensor.data_ptr()  # the latter is what ctypes reads
 
@@ -102,7 +118,9 @@ def _run(compiler: str, source: Path, out: Path) -> bool:
 
 
 def _processor() -> str:
-    """What the instructions are chosen by: a cache that several machines share keeps a library for each."""
+    """What the instructions are chosen by: a cache that several machines share keeps a library for
+    each.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

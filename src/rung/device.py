@@ -1,4 +1,5 @@
-"""What this machine computes with: device, cores, threads and how they wait, bfloat16, and its name in words.
+"""What this machine computes with: device, cores, threads and how they wait, bfloat16, and its name
+in words.
 
 torch is imported by what needs it: how OpenMP's threads wait can be chosen only before.
 """
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a thread looks whether the others have come before it sleeps: about a millisecond. libgomp's own
-# 300,000 are more than a time slice, and 1,000 are over before the next layer begins (benchmarks/device/threads.py).
+# How often a thread looks whether the others have come before it sleeps: about a millisecond.
+# libgomp's own 300,000 are more than a time slice, and 1,000 are over before the next layer begins
+# (benchmarks/device/threads.py).
 SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 MIRROR = "RUNG_HUB_MIRROR"
@@ -58,13 +60,17 @@ def has_fast_bfloat16(device: "torch.device") -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
-        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) and _bfloat16_gain() > 1
+        return (
+            bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+            and _bfloat16_gain() > 1
+        )
     return False
 
 
 @cache
 def _bfloat16_gain() -> float:
-    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some milliseconds, once.
+    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some
+    milliseconds, once.
 
     One thread's own time is measured, which does not run while something else has the core.
     """
@@ -86,11 +92,16 @@ def _bfloat16_gain() -> float:
 
 @cache
 def has_bfloat16_lstm() -> bool:
-    """Whether this CPU has an LSTM under autocast to bfloat16: oneDNN has none for AVX2. Where not, says so once."""
+    """Whether this CPU has an LSTM under autocast to bfloat16: oneDNN has none for AVX2. Where not,
+    says so once.
+    """
     import torch
 
     zeros = torch.zeros(4, 1, 1)
-    state, weights = [zeros[:1], zeros[:1]], [zeros[:, 0], zeros[:, 0], zeros[:, 0, 0], zeros[:, 0, 0]]
+    state, weights = (
+        [zeros[:1], zeros[:1]],
+        [zeros[:, 0], zeros[:, 0], zeros[:, 0, 0], zeros[:, 0, 0]],
+    )
     try:
         with torch.autocast("cpu", torch.bfloat16):
             torch.lstm(zeros[:1], state, weights, True, 1, 0.0, False, False, True)
@@ -103,8 +114,9 @@ def has_bfloat16_lstm() -> bool:
 def keep_freed_memory() -> None:
     """Have the C library keep what a training step frees for the next one, where it is glibc.
 
-    Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small model's step
-    (benchmarks/device/memory.py). The process keeps the memory of its largest step until it ends.
+    Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small
+    model's step (benchmarks/device/memory.py). The process keeps the memory of its largest step
+    until it ends.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -121,38 +133,47 @@ def cache_folder() -> Path:
     """
     if folder := os.environ.get("RUNG_CACHE"):
         return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    )
     try:
         return Path(base).expanduser() / "rung"
     except RuntimeError:  # nobody says where this user's home is
         place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
         if place.exists() and place.stat().st_uid != os.getuid():
             raise RunError(
-                f"there is no home folder for a cache, and {place} is another user's: name one in RUNG_CACHE"
+                f"there is no home folder for a cache, and {place} is another user's: name one in "
+                f"RUNG_CACHE"
             ) from None
         return place
 
 
 def find_mirror(path: str) -> Path | None:
-    """The folder that stands for a repository of the Hub, `$RUNG_HUB_MIRROR/ORG/NAME`; None where there is none."""
+    """The folder that stands for a repository of the Hub, `$RUNG_HUB_MIRROR/ORG/NAME`; None where
+    there is none.
+    """
     folder = os.environ.get(MIRROR)
     return Path(folder) / path if folder and (Path(folder) / path).is_dir() else None
 
 
 def configure_threads() -> None:
-    """Have as many threads as cores that this process may use, and have them sleep soon when they wait for each other.
+    """Have as many threads as cores that this process may use, and have them sleep soon when they
+    wait for each other.
 
-    OpenMP's threads spin at a barrier for milliseconds. Beside other processes, the thread that they wait for is often
-    one that has no core meanwhile: 200 tokens of a small Llama took 13 s so, and 0.2 s with threads that sleep.
+    OpenMP's threads spin at a barrier for milliseconds. Beside other processes, the thread that
+    they wait for is often one that has no core meanwhile: 200 tokens of a small Llama took 13 s so,
+    and 0.2 s with threads that sleep.
 
-    Sets environment variables, for child processes too; what the user has set stands. OpenMP reads them when torch is
-    loaded: the command calls this first of all, a program that imports rung calls it before torch is imported. After
-    that only the number of threads is changed.
+    Sets environment variables, for child processes too; what the user has set stands. OpenMP reads
+    them when torch is loaded: the command calls this first of all, a program that imports rung
+    calls it before torch is imported. After that only the number of threads is changed.
     """
     cores = count_cores()
     if not any(name in os.environ for name in WAIT_SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = SPINS
-        os.environ["KMP_BLOCKTIME"] = "1"  # millisecond, of Intel's and LLVM's OpenMP; theirs is 200
+        os.environ["KMP_BLOCKTIME"] = (
+            "1"  # millisecond, of Intel's and LLVM's OpenMP; theirs is 200
+        )
     os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # of tokenizers
     if not may_choose_threads() or "OMP_NUM_THREADS" in os.environ:
         return
@@ -165,15 +186,18 @@ def configure_threads() -> None:
 
 @cache
 def may_choose_threads() -> bool:
-    """Whether the number of threads is rung's to choose: the user has set none. Asked before rung itself sets it."""
+    """Whether the number of threads is rung's to choose: the user has set none. Asked before rung
+    itself sets it.
+    """
     return "OMP_NUM_THREADS" not in os.environ
 
 
 def leave_busy_cores() -> None:
     """Have no more threads than there are cores that other processes leave free, and one at least.
 
-    Threads that share a core with something else hold each other up at every operation: beside four busy processes a
-    small RNN learned 564 tokens a second with two threads, and 4,340 with one. A number that the user set stands.
+    Threads that share a core with something else hold each other up at every operation: beside four
+    busy processes a small RNN learned 564 tokens a second with two threads, and 4,340 with one. A
+    number that the user set stands.
     """
     import torch
 
@@ -182,12 +206,16 @@ def leave_busy_cores() -> None:
     cores, free = count_cores(), _watch_free_cores()
     threads = cores if free >= cores else max(1, round(free))
     if threads < min(cores, torch.get_num_threads()):
-        logger.info("other processes keep this machine's cores busy: %d of %d threads", threads, cores)
+        logger.info(
+            "other processes keep this machine's cores busy: %d of %d threads", threads, cores
+        )
     torch.set_num_threads(threads)
 
 
 def keep_threads(threads: int) -> None:
-    """Go on with so many threads as a run was begun with, where there are cores for them; a user's number stands."""
+    """Go on with so many threads as a run was begun with, where there are cores for them; a user's
+    number stands.
+    """
     import torch
 
     if may_choose_threads():
@@ -195,7 +223,9 @@ def keep_threads(threads: int) -> None:
 
 
 def _watch_free_cores(statistics: Path = Path("/proc/stat")) -> float:
-    """How many of the cores that this process may use nothing used for a moment; infinitely many where nobody knows."""
+    """How many of the cores that this process may use nothing used for a moment; infinitely many
+    where nobody knows.
+    """
     before = _read_core_times(statistics)
     time.sleep(WATCHED_SECONDS)
     after = _read_core_times(statistics)
@@ -207,7 +237,9 @@ def _watch_free_cores(statistics: Path = Path("/proc/stat")) -> float:
 
 
 def _read_core_times(statistics: Path) -> dict[int, tuple[int, int]]:
-    """Of each core that this process may use, how long it was idle and how long it has been there, in clock ticks."""
+    """Of each core that this process may use, how long it was idle and how long it has been there,
+    in clock ticks.
+    """
     try:
         lines = statistics.read_text(encoding="ascii").splitlines()
         allowed = os.sched_getaffinity(0)
@@ -217,38 +249,61 @@ def _read_core_times(statistics: Path) -> dict[int, tuple[int, int]]:
     for line in lines:
         name, *fields = line.split()
         if re.fullmatch(r"cpu\d+", name) and int(name[3:]) in allowed:
-            ticks = [int(field) for field in fields[:8]]  # user, nice, system, idle, waiting for disks, ..., stolen
+            ticks = [
+                int(field) for field in fields[:8]
+            ]  # user, nice, system, idle, waiting for disks, ..., stolen
             found[int(name[3:])] = (ticks[3] + ticks[4], sum(ticks))
     return found
 
 
 def count_cores(process: Path = Path("/proc/self")) -> int:
-    """The cores that this process may use: those that its affinity allows, no more than its container's quota.
+    """The cores that this process may use: those that its affinity allows, no more than its
+    container's quota.
 
-    A part of a core counts as one: two threads use up a quota of 1.5 cores, one leaves a third of it.
+    A part of a core counts as one: two threads use up a quota of 1.5 cores, one leaves a third of
+    it.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     quota = min((_read_quota(folder) for folder in _control_groups(process)), default=math.inf)
     return allowed if quota >= allowed else max(1, math.ceil(quota))
 
 
 def _control_groups(process: Path) -> Iterator[Path]:
-    """The folders of the control groups (versions 1 and 2) that share out CPU time to this process, and all above."""
+    """The folders of the control groups (versions 1 and 2) that share out CPU time to this process,
+    and all above.
+    """
     try:
-        groups = [line.split(":", 2) for line in (process / "cgroup").read_text(encoding="utf-8").splitlines()]
-        mounts = [line.split() for line in (process / "mountinfo").read_text(encoding="utf-8").splitlines()]
+        groups = [
+            line.split(":", 2)
+            for line in (process / "cgroup").read_text(encoding="utf-8").splitlines()
+        ]
+        mounts = [
+            line.split()
+            for line in (process / "mountinfo").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return  # no Linux, or nothing that may be read
     paths = {
-        "cgroup" if names else "cgroup2": path for _, names, path in groups if "cpu" in names.split(",") or not names
+        "cgroup" if names else "cgroup2": path
+        for _, names, path in groups
+        if "cpu" in names.split(",") or not names
     }
     for mount in mounts:
         kind, _, options = mount[mount.index("-") + 1 :][:3]
         if kind not in paths or (kind == "cgroup" and "cpu" not in options.split(",")):
             continue
-        root, top = (Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part)) for part in mount[3:5])
+        root, top = (
+            Path(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), part))
+            for part in mount[3:5]
+        )
         path = Path(paths[kind])
-        inside = path.relative_to(root) if path.is_relative_to(root) and ".." not in path.parts else Path()
+        inside = (
+            path.relative_to(root)
+            if path.is_relative_to(root) and ".." not in path.parts
+            else Path()
+        )
         yield from (top / part for part in (inside, *inside.parents))
 
 
@@ -258,7 +313,9 @@ def _read_quota(group: Path) -> float:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()
         else:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
         return float(quota) / float(period) if float(quota) > 0 else math.inf
     except (OSError, ValueError):  # none, "max", or nothing that may be read
         return math.inf
@@ -278,7 +335,9 @@ def describe(device: "torch.device") -> str:
 def _processor_name() -> str:
     try:
         with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()

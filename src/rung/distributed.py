@@ -1,7 +1,9 @@
-"""Several processes as one: how many train together, which of them this is, and what only the first of them does.
+"""Several processes as one: how many train together, which of them this is, and what only the first
+of them does.
 
-`torchrun` starts the processes and numbers them; the first, the main one, reads, writes and speaks for all. Without
-`torchrun` there is one process, and nothing here costs anything. How gradients are shared is the Trainer's.
+`torchrun` starts the processes and numbers them; the first, the main one, reads, writes and speaks
+for all. Without `torchrun` there is one process, and nothing here costs anything. How gradients are
+shared is the Trainer's.
 """
 
 import functools
@@ -21,7 +23,9 @@ LONGEST_WAIT = timedelta(weeks=4)  # for the main process, while it reads and to
 
 
 class OtherProcessError(RuntimeError):
-    """What went wrong in another process, that no user can mend: the kind of the error and its message."""
+    """What went wrong in another process, that no user can mend: the kind of the error and its
+    message.
+    """
 
 
 def count() -> int:
@@ -44,14 +48,18 @@ def command() -> str:
     if count() == 1:
         return "rung"
     here, everywhere = os.environ.get("LOCAL_WORLD_SIZE", str(count())), count()
-    elsewhere = "" if int(here) == everywhere else " ..."  # what else was on torchrun's line, it does not say
+    elsewhere = (
+        "" if int(here) == everywhere else " ..."
+    )  # what else was on torchrun's line, it does not say
     return f"torchrun --nproc-per-node {here}{elsewhere} -m rung"
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns on the main process, on every process: the others wait for it, and fail as it does.
+    """What `make` returns on the main process, on every process: the others wait for it, and fail
+    as it does.
 
-    It goes to the others pickled. Within it there are no others: nothing that all do together may be called.
+    It goes to the others pickled. Within it there are no others: nothing that all do together may
+    be called.
     """
     if count() == 1:
         return make()
@@ -73,7 +81,9 @@ def from_main(make: Callable[[], T]) -> T:
 
 
 def together(make: Callable[[], T]) -> T:
-    """What `make` returns here; where it fails on one process it fails on all, with the error of the first that did."""
+    """What `make` returns here; where it fails on one process it fails on all, with the error of
+    the first that did.
+    """
     if count() == 1:
         return make()
     made, error = None, None
@@ -90,7 +100,9 @@ def together(make: Callable[[], T]) -> T:
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order, on the main one; nothing on the others. They go there pickled."""
+    """The values of all processes, in their order, on the main one; nothing on the others. They go
+    there pickled.
+    """
     if count() == 1:
         return [value]
     values: list[Any] = [None] * count()
@@ -110,7 +122,9 @@ def agree(*values: int) -> list[int]:
 
 
 def give_way() -> None:
-    """Before this process says what went wrong: if the main one says it too, the launcher ends this one meanwhile."""
+    """Before this process says what went wrong: if the main one says it too, the launcher ends this
+    one meanwhile.
+    """
     if not is_main():
         time.sleep(PATIENCE)
 
@@ -124,7 +138,8 @@ def leave() -> None:
 
 @functools.cache
 def _group() -> Any:
-    """The processes, joined on their CPUs: for what is small, and may be waited for longer than for gradients.
+    """The processes, joined on their CPUs: for what is small, and may be waited for longer than for
+    gradients.
 
     Raises `RunError` when there are more processes than GPUs on a machine that has some.
     """
@@ -134,7 +149,10 @@ def _group() -> Any:
     if torch.cuda.is_available():
         gpus, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if wanted > gpus:
-            raise RunError(f"{wanted} processes on a machine with {gpus} GPUs: torchrun --nproc-per-node {gpus}")
+            raise RunError(
+                f"{wanted} processes on a machine with {gpus} GPUs: torchrun --nproc-per-node "
+                f"{gpus}"
+            )
         torch.cuda.set_device(here)
         backend = "cuda:nccl,cpu:gloo"
     if not _distributed().is_initialized():

@@ -36,7 +36,8 @@ class RunError(RungError):
 
 
 def did_you_mean(name: Any, choices: Iterable[str], listed: str = "") -> str:
-    """The end of an error message: the nearest choice; when none is near all of them, or of many a few.
+    """The end of an error message: the nearest choice; when none is near all of them, or of many a
+    few.
 
     `listed` says where many are listed. The name may be anything that a recipe holds.
     """

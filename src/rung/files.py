@@ -1,7 +1,9 @@
-"""Files that are whole or not there: written beside, synced, renamed; and folders of a cache that know their damage.
+"""Files that are whole or not there: written beside, synced, renamed; and folders of a cache that
+know their damage.
 
-What is kept in a cache is a folder with a manifest of its files, their sizes and digests. It is made once, by one
-process while others wait, is checked whenever it is opened, and is made again where it is damaged.
+What is kept in a cache is a folder with a manifest of its files, their sizes and digests. It is
+made once, by one process while others wait, is checked whenever it is opened, and is made again
+where it is damaged.
 """
 
 import functools
@@ -25,18 +27,22 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 VALUE = "value.json"
-HASHED_BYTES = 1 << 24  # of a larger file of a cache the size must do: reading all of it takes seconds
+HASHED_BYTES = (
+    1 << 24
+)  # of a larger file of a cache the size must do: reading all of it takes seconds
 SOON = 1.0  # seconds after which it is said that another process is waited for
 CLOCKS_DIFFER = 2.0  # seconds, between when a process began and when it wrote a file
-BESIDE = re.compile(r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL)  # process, machine, chance, name
+BESIDE = re.compile(
+    r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL
+)  # process, machine, chance, name
 
 
 @contextmanager
 def write_beside(path: Path) -> Iterator[Path]:
     """A name to write a file or a folder under, which then takes the place of `path`.
 
-    A reader sees the old one or the new one, never half. After a failure nothing is left; what a kill leaves is removed
-    when `path` is written the next time.
+    A reader sees the old one or the new one, never half. After a failure nothing is left; what a
+    kill leaves is removed when `path` is written the next time.
     """
     with choose_beside(path) as beside:
         yield beside
@@ -45,7 +51,9 @@ def write_beside(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def choose_beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other process or thread has; what is written under it is removed in the end."""
+    """A name beside `path` that no other process or thread has; what is written under it is removed
+    in the end.
+    """
     remove_leftovers(path.parent, path.name)
     beside = _name_beside(path)
     try:
@@ -67,13 +75,16 @@ def put_in_place(beside: Path, path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, sync, and rename: a reader sees the old file or the new one, never half."""
+    """Write beside `path`, sync, and rename: a reader sees the old file or the new one, never
+    half.
+    """
     with write_beside(path) as beside:
         beside.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> None:
-    """Remove what processes that were killed had written beside `name`, or beside anything in the folder.
+    """Remove what processes that were killed had written beside `name`, or beside anything in the
+    folder.
 
     Those of another machine may still run, unless this one is `alone` there.
     """
@@ -83,7 +94,11 @@ def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> No
         return
     for entry in entries:
         found = BESIDE.fullmatch(entry.name)
-        if found and name in ("", found[3]) and (alone or _is_abandoned(entry, int(found[1]), found[2])):
+        if (
+            found
+            and name in ("", found[3])
+            and (alone or _is_abandoned(entry, int(found[1]), found[2]))
+        ):
             _remove(Path(entry.path))
 
 
@@ -99,7 +114,8 @@ def sync(path: Path) -> None:
 
 
 def settle_folder(folder: Path) -> None:
-    """Have a folder that was just made, with all in it, on the disk and as readable as the folder itself is.
+    """Have a folder that was just made, with all in it, on the disk and as readable as the folder
+    itself is.
 
     The umask decided on the folder; safetensors and tempfile write with mode 0600 whatever it is.
     """
@@ -111,7 +127,9 @@ def settle_folder(folder: Path) -> None:
 
 
 def seal(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
-    """Write the manifest of a folder: the size of every file, and the digest of those of at most so many bytes."""
+    """Write the manifest of a folder: the size of every file, and the digest of those of at most so
+    many bytes.
+    """
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {
         path.relative_to(folder).as_posix(): (size, _digest(path) if size <= hashed_bytes else None)
@@ -122,7 +140,9 @@ def seal(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
 
 
 def find_damage(folder: Path, *needed: str) -> str | None:
-    """What is wrong with the files of a sealed folder; None where all, and those `needed`, are as they were written."""
+    """What is wrong with the files of a sealed folder; None where all, and those `needed`, are as
+    they were written.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, (size, digest) in manifest.items():
@@ -140,7 +160,9 @@ def find_damage(folder: Path, *needed: str) -> str | None:
 
 
 def keep(folder: Path, make: Callable[[Path], object]) -> Path:
-    """The folder of a cache with what `make` writes into the folder that it is given; made where it is not whole."""
+    """The folder of a cache with what `make` writes into the folder that it is given; made where it
+    is not whole.
+    """
     if find_damage(folder) is None:
         return folder
     with locked(folder):
@@ -155,7 +177,9 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
                 make(beside)
                 seal(beside)
             except OSError as error:
-                error.filename = error.filename or str(folder)  # libraries do not say where a disk was full
+                error.filename = error.filename or str(
+                    folder
+                )  # libraries do not say where a disk was full
                 raise
     return folder
 
@@ -168,7 +192,11 @@ def remember(folder: Path, find: Callable[[], Any]) -> Any:
 
 def recall(folder: Path) -> Any:
     """What is remembered in a folder of a cache; None where nothing is."""
-    return None if find_damage(folder, VALUE) else json.loads((folder / VALUE).read_text(encoding="utf-8"))
+    return (
+        None
+        if find_damage(folder, VALUE)
+        else json.loads((folder / VALUE).read_text(encoding="utf-8"))
+    )
 
 
 def revise(folder: Path, value: Any) -> None:
@@ -181,7 +209,9 @@ def revise(folder: Path, value: Any) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only thread of all processes that makes `path`; whoever comes second waits, and says so."""
+    """Be the only thread of all processes that makes `path`; whoever comes second waits, and says
+    so.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path.with_name(f".{path.name}.lock"))  # a kill lets go of it
     try:
@@ -201,7 +231,9 @@ def _name_beside(path: Path) -> Path:
 
 @functools.cache
 def _machine() -> str:
-    """What tells this machine from others that share the folder: their processes have the same numbers."""
+    """What tells this machine from others that share the folder: their processes have the same
+    numbers.
+    """
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
@@ -213,7 +245,9 @@ def _is_abandoned(entry: "os.DirEntry[str]", process: int, machine: str) -> bool
 
     try:
         writer = psutil.Process(process)
-        is_another = writer.create_time() > entry.stat(follow_symlinks=False).st_mtime + CLOCKS_DIFFER
+        is_another = (
+            writer.create_time() > entry.stat(follow_symlinks=False).st_mtime + CLOCKS_DIFFER
+        )
         return is_another or writer.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -10,13 +10,15 @@ HERE = ("/", ".", "~", "runs/")
 
 
 def is_place(name: str) -> bool:
-    """Whether a name means a place on this machine, there or not: the Hub is never asked for one."""
+    """Whether a name means a place on this machine, there or not: the Hub is never asked for
+    one.
+    """
     return Path(name).exists() or name.startswith(HERE) or not REPOSITORY.fullmatch(name)
 
 
 def answers(repository: str, kind: Literal["model", "dataset"] = "model") -> bool:
-    """Whether the Hub says anything about a repository, be it no: one try, for without a network the libraries that
-    load from it try again for most of a minute.
+    """Whether the Hub says anything about a repository, be it no: one try, for without a network
+    the libraries that load from it try again for most of a minute.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -25,6 +27,8 @@ def answers(repository: str, kind: Literal["model", "dataset"] = "model") -> boo
         HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE)
     except HfHubHTTPError:
         return True
-    except Exception:  # no network, no name service, a firewall, offline mode: each client has its own kinds
+    except (
+        Exception
+    ):  # no network, no name service, a firewall, offline mode: each client has its own kinds
         return False
     return True

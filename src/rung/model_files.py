@@ -1,7 +1,9 @@
-"""The files of a model's folder: none leads out of it or is damaged, and all that is written opens in transformers 4.
+"""The files of a model's folder: none leads out of it or is damaged, and all that is written opens
+in transformers 4.
 
-Names changed between transformers 4 and 5. A folder is written with both, so that either reads the same model out of
-it; without `rope_theta` transformers 4 takes 10,000 for any other base of the rotation, and says nothing.
+Names changed between transformers 4 and 5. A folder is written with both, so that either reads the
+same model out of it; without `rope_theta` transformers 4 takes 10,000 for any other base of the
+rotation, and says nothing.
 """
 
 import errno
@@ -33,25 +35,41 @@ TOKENIZER_FILES = (
 )
 META_FILES = ("params.json", "consolidated.*.pth")
 # All that somebody may read: each tokenizer of transformers has names of its own for its files.
-FILES = ("*.json", "*.model", "*.txt", "*.safetensors", "pytorch_model*", *META_FILES, *TOKENIZER_FILES)
-# Read whole before the model is: the tokenizer's own, which is large, is looked at where it is loaded.
+FILES = (
+    "*.json",
+    "*.model",
+    "*.txt",
+    "*.safetensors",
+    "pytorch_model*",
+    *META_FILES,
+    *TOKENIZER_FILES,
+)
+# Read whole before the model is: the tokenizer's own, which is large, is looked at where it is
+# loaded.
 SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, "special_tokens_map.json", "added_tokens.json", INDEX)
 
 
 # What transformers takes whatever it is, and fails over later or never.
-IDS: dict[str, tuple[type, ...]] = {f"{name}_token_id": (int,) for name in ("bos", "eos", "pad")}  # or a list of them
+IDS: dict[str, tuple[type, ...]] = {
+    f"{name}_token_id": (int,) for name in ("bos", "eos", "pad")
+}  # or a list of them
 KINDS: dict[str, dict[str, tuple[type, ...]]] = {
     CONFIG: {"model_type": (str,)},
     GENERATION: {**IDS, "max_length": (int,), "temperature": (int, float)},
     TOKENIZER: {"tokenizer_class": (str,), "chat_template": (str, list, dict)},
 }
 # Keys by which transformers reads other files in the place of those that are looked at here.
-ELSEWHERE = {CONFIG: ("configuration_files", "transformers_weights"), TOKENIZER: ("fast_tokenizer_files",)}
+ELSEWHERE = {
+    CONFIG: ("configuration_files", "transformers_weights"),
+    TOKENIZER: ("fast_tokenizer_files",),
+}
 WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 
 
 def is_run(folder: Path) -> bool:
-    """Whether rung made the folder: it has a run's record, or a damaged one beside what a run has."""
+    """Whether rung made the folder: it has a run's record, or a damaged one beside what a run
+    has.
+    """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except OSError:
@@ -62,13 +80,19 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `RunError` where the files in `folder` may not be listed and opened: part of them would be read as all."""
+    """Raise `RunError` where the files in `folder` may not be listed and opened: part of them would
+    be read as all.
+    """
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise RunError(f"{folder} cannot be read: {os.strerror(errno.EACCES)}; `chmod u+rx` lets its owner in")
+        raise RunError(
+            f"{folder} cannot be read: {os.strerror(errno.EACCES)}; `chmod u+rx` lets its owner in"
+        )
 
 
 def check_files(folder: Path) -> None:
-    """Raise `RunError` where a file of the model in `folder` is a link to elsewhere, or no JSON where it must be."""
+    """Raise `RunError` where a file of the model in `folder` is a link to elsewhere, or no JSON
+    where it must be.
+    """
     check_folder(folder)
     for path in list_files(folder, FILES):
         check_inside(folder, path)
@@ -80,30 +104,39 @@ def check_files(folder: Path) -> None:
 def _check_facts(path: Path, facts: dict[str, Any]) -> None:
     for key in ELSEWHERE.get(path.name, ()):
         if facts.get(key) is not None:
-            raise RunError(f"{path}: {key} would have other files read than the model's own: leave it out")
+            raise RunError(
+                f"{path}: {key} would have other files read than the model's own: leave it out"
+            )
     for key, kinds in KINDS.get(path.name, {}).items():
         value = facts.get(key)
         values = value if key in IDS and isinstance(value, list) else [value]
-        if value is not None and not all(isinstance(one, kinds) and not isinstance(one, bool) for one in values):
+        if value is not None and not all(
+            isinstance(one, kinds) and not isinstance(one, bool) for one in values
+        ):
             wanted = " or ".join(WORDS[kind] for kind in kinds)
             raise RunError(f"{path} is damaged: {key} is {value!r:.60}, and must be {wanted}")
 
 
 def list_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     """What is in `folder` under these names, in order, links that lead nowhere among them."""
-    return sorted({path for pattern in patterns for path in folder.glob(pattern) if not path.is_dir()})
+    return sorted(
+        {path for pattern in patterns for path in folder.glob(pattern) if not path.is_dir()}
+    )
 
 
 def check_inside(folder: Path, path: Path) -> None:
     """Raise `RunError` where `path`, links followed, does not lie in `folder`.
 
-    What the Hub's client has downloaded are links to its store beside the folder: they lie in it, too.
+    What the Hub's client has downloaded are links to its store beside the folder: they lie in it,
+    too.
     """
     root = Path(os.path.realpath(folder))
     store = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
     real = Path(os.path.realpath(path))
     if not any(real.is_relative_to(place) for place in (root, os.path.realpath(store))):
-        raise RunError(f"{path} leads out of the folder, to {real}: copy into {folder} what belongs there")
+        raise RunError(
+            f"{path} leads out of the folder, to {real}: copy into {folder} what belongs there"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -112,7 +145,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises `RunError` where it holds none.
     """
     if not path.is_file():
-        raise RunError(f"{path} is {'a folder' if path.is_dir() else 'no file'}: it must be a JSON file")
+        raise RunError(
+            f"{path} is {'a folder' if path.is_dir() else 'no file'}: it must be a JSON file"
+        )
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -123,14 +158,19 @@ def read_json(path: Path) -> dict[str, Any]:
         why = "it is empty" if path.stat().st_size == 0 else f"it is no JSON ({error})"
         raise RunError(f"{path} is damaged: {why}") from error
     if not isinstance(facts, dict):
-        raise RunError(f"{path} is damaged: it holds {json.dumps(facts):.20}, and must hold names and values in {{}}")
+        raise RunError(
+            f"{path} is damaged: it holds {json.dumps(facts):.20}, and must hold names and values "
+            f"in {{}}"
+        )
     return facts
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The files of safetensors that transformers reads in `folder`; none where it has other weights.
+    """The files of safetensors that transformers reads in `folder`; none where it has other
+    weights.
 
-    Raises `RunError` where the index is damaged, or names files that are not there or not in the folder.
+    Raises `RunError` where the index is damaged, or names files that are not there or not in the
+    folder.
     """
     whole = folder / WEIGHTS
     return [whole] if whole.is_file() else _read_index(folder / INDEX)
@@ -138,7 +178,9 @@ def find_weights(folder: Path) -> list[Path]:
 
 def has_weights(folder: Path) -> bool:
     """Whether there are weights of any kind that transformers reads in `folder`."""
-    return bool(find_weights(folder) or (folder / BINARY).is_file() or _read_index(folder / BINARY_INDEX))
+    return bool(
+        find_weights(folder) or (folder / BINARY).is_file() or _read_index(folder / BINARY_INDEX)
+    )
 
 
 def _read_index(index: Path) -> list[Path]:
@@ -179,11 +221,15 @@ def opening(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if path.exists() and not os.access(path, os.R_OK):  # safetensors says that it is not there
             raise RunError(f"{path} cannot be read: {os.strerror(errno.EACCES)}") from error
-        raise RunError(f"{path} is damaged: {error}; copy it again, or train the model again") from error
+        raise RunError(
+            f"{path} is damaged: {error}; copy it again, or train the model again"
+        ) from error
 
 
 def spell_for_transformers_4(folder: Path) -> None:
-    """Add the names that transformers 4 reads to the settings of the model and the tokenizer in `folder`."""
+    """Add the names that transformers 4 reads to the settings of the model and the tokenizer in
+    `folder`.
+    """
     for name, spell in ((CONFIG, _spell_config), (TOKENIZER, _spell_tokenizer)):
         if (folder / name).exists():
             before = read_json(folder / name)
@@ -199,7 +245,9 @@ def _spell_config(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(rope, dict) and "rope_theta" in rope and not config.get("rope_scaling"):
         scaled = rope.get("rope_type", "default") != "default"
         config["rope_theta"] = rope["rope_theta"]
-        config["rope_scaling"] = {key: rope[key] for key in rope if key != "rope_theta"} if scaled else None
+        config["rope_scaling"] = (
+            {key: rope[key] for key in rope if key != "rope_theta"} if scaled else None
+        )
     if "dtype" in config:
         config.setdefault("torch_dtype", config["dtype"])
     return config

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Where the making of a run is: for whoever draws a bar. `total` and `seconds_left` are None where nobody knows.
+    """Where the making of a run is: for whoever draws a bar. `total` and `seconds_left` are None
+    where nobody knows.
 
-    `read`, `planned` and `noted` are facts, in the note; `done` and `failed`, with the reason in the note, end a run.
+    `read`, `planned` and `noted` are facts, in the note; `done` and `failed`, with the reason in
+    the note, end a run.
     """
 
     name: str

@@ -42,7 +42,15 @@ from rung.training.lora import check_lora
 from rung.training.settings import check_arguments, check_length
 from rung.training.tbptt import check_carry_state
 
-__all__ = ["Recipe", "check_positive", "check_seed", "leave_length_open", "make_recipe", "read_override", "read_recipe"]
+__all__ = [
+    "Recipe",
+    "check_positive",
+    "check_seed",
+    "leave_length_open",
+    "make_recipe",
+    "read_override",
+    "read_recipe",
+]
 
 LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains: one of them
 MOST_TOKENS = 2**31 - 1
@@ -51,11 +59,13 @@ SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold key
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it is a base's own.
+    """How to make a run. `tokenizer` has `kind` or `path`, and for a trained kind `vocab_size`; it
+    is a base's own.
 
-    `global_batch_size` is shared out evenly among the processes; left out, it follows from `train` and from how many
-    there are; `held_out`, left out, is chosen for the text. A run is resumed with the one that it began with. A size's
-    name as `rung` becomes the rung and the size's `model` fields.
+    `global_batch_size` is shared out evenly among the processes; left out, it follows from `train`
+    and from how many there are; `held_out`, left out, is chosen for the text. A run is resumed with
+    the one that it began with. A size's name as `rung` becomes the rung and the size's `model`
+    fields.
     """
 
     rung: str
@@ -87,18 +97,24 @@ class Recipe:
         _check_base(self)
         own = {"path": self.base} if self.base else {"kind": "bpe"}
         if self.base and self.tokenizer not in ({}, own):
-            raise RecipeError(f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out")
+            raise RecipeError(
+                f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out"
+            )
         if not {"kind", "path"} & set(self.tokenizer):
             object.__setattr__(self, "tokenizer", {**own, **self.tokenizer})
         _check_texts(self)
         for key in self.tokenizer:
             if key not in ("kind", "path", "vocab_size"):
-                raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}")
+                raise RecipeError(
+                    f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}"
+                )
         _check_vocab_size(self.tokenizer)
         known = config_fields(self.rung)
         for key in self.model:
             if key not in known:
-                near = did_you_mean(key, known, f"all are the fields of {find_rung(self.rung).config.__name__}")
+                near = did_you_mean(
+                    key, known, f"all are the fields of {find_rung(self.rung).config.__name__}"
+                )
                 raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
         if self.counting:
             _check_counting(self.rung, self.counting)
@@ -113,7 +129,11 @@ class Recipe:
         check_seed(self.seed)
         check_positive("minutes", self.minutes, float)
         check_positive("steps", self.steps, int)
-        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+        if (
+            isinstance(self.dropout, bool)
+            or not isinstance(self.dropout, int | float)
+            or not 0 <= self.dropout < 1
+        ):
             raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
         check_positive("global_batch_size", self.global_batch_size, int)
         check_length(self.steps, self.minutes, self.train)
@@ -140,8 +160,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
     """The checked recipe that `page` and then the overrides `key=value` make.
 
-    An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name of a
-    field of the model or of TrainingArguments, where only one of them has it. Raises `RecipeError`.
+    An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name
+    of a field of the model or of TrainingArguments, where only one of them has it. Raises
+    `RecipeError`.
     """
     page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
     overrides = list(overrides)
@@ -167,8 +188,15 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
 
 def _check_texts(recipe: Recipe) -> None:
     """Raise `RecipeError` for what is the name of something, and no text, or an empty one."""
-    names = {"documents": recipe.documents, "counting.engine": recipe.counting.get("engine", "numpy")}
-    names |= {f"tokenizer.{key}": recipe.tokenizer[key] for key in ("kind", "path") if key in recipe.tokenizer}
+    names = {
+        "documents": recipe.documents,
+        "counting.engine": recipe.counting.get("engine", "numpy"),
+    }
+    names |= {
+        f"tokenizer.{key}": recipe.tokenizer[key]
+        for key in ("kind", "path")
+        if key in recipe.tokenizer
+    }
     for name, value in names.items():
         if not isinstance(value, str) or not value:
             raise RecipeError(f"{name} is {value!r}: it must be a name")
@@ -183,7 +211,9 @@ def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
     if size > MOST_TOKENS:
         raise RecipeError(f"tokenizer.vocab_size is {size}: it must be {MOST_TOKENS:,} or less")
     if "path" in tokenizer or made in PUBLISHED:
-        raise RecipeError(f"tokenizer.vocab_size is {size}, but {made} has its vocabulary already: leave it out")
+        raise RecipeError(
+            f"tokenizer.vocab_size is {size}, but {made} has its vocabulary already: leave it out"
+        )
 
 
 def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +226,9 @@ def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
 
 def _check_counting(rung: str, counting: dict[str, Any]) -> None:
     if rung != "ngram":
-        raise RecipeError(f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}")
+        raise RecipeError(
+            f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}"
+        )
     known = [f.name for f in fields(Counting)]
     for key in counting:
         if key not in known:
@@ -209,19 +241,22 @@ def _check_counted(recipe: Recipe) -> None:
     idle = ("train", "steps", "global_batch_size", "dropout")
     if said := [f"{name} is {getattr(recipe, name)}" for name in idle if getattr(recipe, name)]:
         raise RecipeError(
-            f"{' and '.join(said)}, but {recipe.rung} is fitted by counting in one pass, without steps: leave it out"
+            f"{' and '.join(said)}, but {recipe.rung} is fitted by counting in one pass, without "
+            f"steps: leave it out"
         )
 
 
 def _check_held_out(rung: str, share: Any) -> None:
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
         raise RecipeError(
-            f"held_out is {share!r}: it must be the share of the documents that is kept for validation and again for "
+            f"held_out is {share!r}: it must be the share of the documents that is kept for "
+            f"validation and again for "
             "test, from 0 up to 0.5"
         )
     if share == 0 and not find_rung(rung).counts:
         raise RecipeError(
-            f"held_out is 0, but {rung} is trained until validation text says that it is best: hold out some, as in "
+            f"held_out is 0, but {rung} is trained until validation text says that it is best: "
+            f"hold out some, as in "
             "held_out=0.01; only rungs that count can take all of a text"
         )
 
@@ -229,8 +264,14 @@ def _check_held_out(rung: str, share: Any) -> None:
 def _check_corpus(recipe: Recipe) -> str | list[str]:
     """The corpus, a list only where it is several paths."""
     corpus = [recipe.corpus] if isinstance(recipe.corpus, str) else recipe.corpus
-    if not isinstance(corpus, list | tuple) or not corpus or not all(isinstance(c, str) and c for c in corpus):
-        raise RecipeError(f"corpus is {recipe.corpus!r}: it must be a name, a path, or a list of paths")
+    if (
+        not isinstance(corpus, list | tuple)
+        or not corpus
+        or not all(isinstance(c, str) and c for c in corpus)
+    ):
+        raise RecipeError(
+            f"corpus is {recipe.corpus!r}: it must be a name, a path, or a list of paths"
+        )
     for name in ("column", "encoding"):
         value = getattr(recipe, name)
         if value is not None and not (isinstance(value, str) and value):
@@ -244,11 +285,15 @@ def _check_base(recipe: Recipe) -> None:
     if recipe.base is None:
         return
     if not isinstance(recipe.base, str) or not recipe.base:
-        raise RecipeError(f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id")
+        raise RecipeError(
+            f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id"
+        )
     if find_rung(recipe.rung).counts:
         raise RecipeError(
-            f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with nothing to go on from: "
-            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram --from FILE`"
+            f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with "
+            f"nothing to go on from: "
+            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram "
+            "--from FILE`"
         )
 
 
@@ -259,12 +304,17 @@ def check_seed(seed: Any) -> None:
 
 
 def check_positive(name: str, value: Any, kind: type) -> None:
-    """Raise `RecipeError` for what is given and is no positive number, or for `int` no whole one."""
+    """Raise `RecipeError` for what is given and is no positive number, or for `int` no whole
+    one.
+    """
     if value is None:
         return
     good = isinstance(value, int | float) if kind is float else isinstance(value, int)
     if isinstance(value, bool) or not good or not 0 < value < math.inf:
-        raise RecipeError(f"{name} is {value!r}: it must be a positive {'number' if kind is float else 'whole number'}")
+        raise RecipeError(
+            f"{name} is {value!r}: it must be a positive "
+            f"{'number' if kind is float else 'whole number'}"
+        )
 
 
 def read_override(override: str) -> tuple[str, Any]:
@@ -274,7 +324,9 @@ def read_override(override: str) -> tuple[str, Any]:
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise RecipeError(f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3")
+        raise RecipeError(
+            f"--set {override!r}: write key=value, as in --set train.learning_rate=1e-3"
+        )
     try:
         return key, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -305,9 +357,14 @@ def _find_section(rung: str, key: str) -> tuple[str, str]:
     arguments = [f.name for f in fields(TrainingArguments)]
     homes = [section for section, names in (("model", model), ("train", arguments)) if key in names]
     if len(homes) == 2:
-        raise RecipeError(f"--set {key}: both model and train have it; write model.{key} or train.{key}")
+        raise RecipeError(
+            f"--set {key}: both model and train have it; write model.{key} or train.{key}"
+        )
     if not homes:
-        listed = f"all are the fields of a recipe, of {find_rung(rung).config.__name__} and of TrainingArguments"
+        listed = (
+            f"all are the fields of a recipe, of {find_rung(rung).config.__name__} and of "
+            f"TrainingArguments"
+        )
         near = did_you_mean(key, [*own, *model, *arguments], listed)
         raise RecipeError(f"--set {key}: {rung} has no such setting; {near}")
     return homes[0], key
@@ -319,6 +376,8 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    re.compile(
+        r"^[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
+    ),
     list("-+0123456789."),
 )

@@ -1,4 +1,6 @@
-"""Conversations written down, learned from, judged and held: the room `chat`, and `rung tune` and `rung chat`."""
+"""Conversations written down, learned from, judged and held: the room `chat`, and `rung tune` and
+`rung chat`.
+"""
 
 import itertools
 import json
@@ -18,7 +20,14 @@ from rung.chat.conversations import DEFAULT, load_conversations, read_conversati
 from rung.chat.packing import Examples, fill_rows
 from rung.chat.python_qa import ASKED, ask_about_python
 from rung.chat.session import Talk
-from rung.chat.template import CHATML, LLAMA3, encode_conversations, encode_prompt, find_ends, teach_format
+from rung.chat.template import (
+    CHATML,
+    LLAMA3,
+    encode_conversations,
+    encode_prompt,
+    find_ends,
+    teach_format,
+)
 from rung.errors import CorpusError, RunError, TokenizerError
 from rung.generation.decoder import Decoder
 from rung.generation.sampling import Sampling
@@ -55,7 +64,9 @@ class TestFormats:
     @pytest.mark.parametrize("chat_format", FORMATS.values(), ids=FORMATS)
     def test_stock_apply_chat_template_gives_our_ids_and_mask(self, make_chat, chat_format):
         _, tokenizer = make_chat("llama3", chat_format)
-        stock = tokenizer.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
+        stock = tokenizer.apply_chat_template(
+            TALK, return_dict=True, return_assistant_tokens_mask=True
+        )
         ours = encode_conversations(tokenizer, [TALK])[0]
         assert ours.ids == stock["input_ids"]
         assert [int(said) for said in ours.said] == stock["assistant_masks"]
@@ -67,7 +78,10 @@ class TestFormats:
         """An answer is asked for with the very tokens that it was trained to follow."""
         _, tokenizer = make_chat("llama3", chat_format)
         prompt = encode_prompt(tokenizer, TALK[:2])
-        assert prompt == tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True)["input_ids"]
+        assert (
+            prompt
+            == tokenizer.apply_chat_template(TALK[:2], add_generation_prompt=True)["input_ids"]
+        )
         assert encode_conversations(tokenizer, [TALK[:3]])[0].ids[: len(prompt)] == prompt
 
     @pytest.mark.parametrize(
@@ -82,7 +96,9 @@ class TestFormats:
         ],
     )
     def test_llama3_is_written_as_meta_writes_it(self, make_chat, messages):
-        formatter = pytest.importorskip("llama_models.llama3.chat_format", reason="llama-models is not installed")
+        formatter = pytest.importorskip(
+            "llama_models.llama3.chat_format", reason="llama-models is not installed"
+        )
         from llama_models.datatypes import RawMessage
         from llama_models.llama3.tokenizer import Tokenizer
 
@@ -90,9 +106,18 @@ class TestFormats:
         said = [RawMessage(role=m["role"], content=m["content"]) for m in messages]
         text = theirs.decode(formatter.ChatFormat(theirs).encode_dialog_prompt(said).tokens)
         _, tokenizer = make_chat("llama3")
-        assert tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == text
+        assert (
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            == text
+        )
 
-    @given(st.lists(st.sampled_from(["<|eot_id|>", "<|im_end|>", "the cat", "\n\n", "<|begin_of_text|>", " é"])))
+    @given(
+        st.lists(
+            st.sampled_from(
+                ["<|eot_id|>", "<|im_end|>", "the cat", "\n\n", "<|begin_of_text|>", " é"]
+            )
+        )
+    )
     @settings(max_examples=50, deadline=None)
     def test_nothing_in_a_message_becomes_a_special_token(self, tokenizer, make_tiny, parts):
         import copy
@@ -107,7 +132,9 @@ class TestFormats:
         assert own.decode(said[:-1]) == content
 
     def test_an_answer_is_asked_for_without_marking_what_was_said(self, make_chat, monkeypatch):
-        """Marking takes time quadratic in the length of a conversation: a client could hold a server with one."""
+        """Marking takes time quadratic in the length of a conversation: a client could hold a
+        server with one.
+        """
         from rung.chat import template
 
         _, tokenizer = make_chat("llama3")
@@ -136,42 +163,55 @@ class TestFormats:
         new = model(ids).logits
         assert new.shape[-1] == len(own) == model.config.vocab_size > old.shape[-1]
         assert torch.allclose(new[..., : old.shape[-1]], old, atol=1e-5)
-        assert set(find_ends(model, own)) == {own.eos_token_id, *own.convert_tokens_to_ids([own_end(name)])}
+        assert set(find_ends(model, own)) == {
+            own.eos_token_id,
+            *own.convert_tokens_to_ids([own_end(name)]),
+        }
 
 
 # Published templates, as short as they can be and with what is special about each.
 ALTERNATE = (
-    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must alternate') }}{% endif %}"
+    "{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('must "
+    "alternate') }}{% endif %}"
 )
 HEADERS = "<|start_header_id|>{{ message.role }}<|end_header_id|>\n\n"
 INST = (
     "{{ bos_token }}{% for message in messages %}" + ALTERNATE + "{% if message.role == 'user' %}"
-    "[INST] {{ message.content }} [/INST]{% else %} {{ message.content | trim }} <|eos|>{% endif %}{% endfor %}"
+    "[INST] {{ message.content }} [/INST]{% else %} {{ message.content | trim }} <|eos|>{% endif "
+    "%}{% endfor %}"
 )
 PUBLISHED = {
-    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + "
+    "chatml": "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + "
+    "message.content + '<|im_end|>' + "
     "'\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
     "llama 3": "{{ bos_token }}{% for message in messages %}"
     + HEADERS.replace("\n\n", "{{ '\n\n' }}")
     + "{{ message.content | trim }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}"
     "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
     "llama 2": INST,
-    "gemma": "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+    "gemma": "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role "
+    "not supported') }}"
     "{% endif %}{% for message in messages %}"
     + ALTERNATE
     + "{{ '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' "
     "+ message.content | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
-    "phi 3": "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+    "phi 3": "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + "
+    "'<|end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% "
+    "endif %}",
     "mistral": "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}[INST]"
-    "{% if loop.last or loop.index0 == messages | length - 2 %}be kind {% endif %}{{ message.content }}[/INST]"
-    "{% else %} {{ message.content }}<|eos|>{% endif %}{% endfor %}",  # as Nemo, writes something before the last one
-    "qwen 3": "{% for message in messages %}{% set content = message.content.split('</think>')[-1].lstrip('\n') %}"
+    "{% if loop.last or loop.index0 == messages | length - 2 %}be kind {% endif %}{{ "
+    "message.content }}[/INST]"
+    # As Nemo, writes something before the last one.
+    "{% else %} {{ message.content }}<|eos|>{% endif %}{% endfor %}",
+    "qwen 3": "{% for message in messages %}{% set content = "
+    "message.content.split('</think>')[-1].lstrip('\n') %}"
     "{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' and loop.last %}"
     "{{ '<think>\n\n</think>\n\n' }}{% endif %}{{ content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "vicuna": "{% for message in messages %}{% if message.role == 'user' %}{{ 'USER: ' + message.content + ' ' }}"
+    "vicuna": "{% for message in messages %}{% if message.role == 'user' %}{{ 'USER: ' + "
+    "message.content + ' ' }}"
     "{% else %}{{ 'ASSISTANT: ' + message.content + '<|eos|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
 }
@@ -186,19 +226,24 @@ SAID = {  # of two answers, "yes" and " no\n"; what trims, trims
     "vicuna": [" yes<|eos|>", "  no\n<|eos|>"],
 }
 SPECIAL = (
-    "<|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|> <start_of_turn> <end_of_turn> <|end|>"
+    "<|im_start|> <|im_end|> <|start_header_id|> <|end_header_id|> <|eot_id|> <start_of_turn> "
+    "<end_of_turn> <|end|>"
 )
 SPECIAL += " <|user|> <|assistant|> <|system|> [INST] [/INST]"
 
 
 @pytest.fixture
 def make_published(tokenizer):
-    """A function that gives a tokenizer with a published template, none of which marks what the assistant says."""
+    """A function that gives a tokenizer with a published template, none of which marks what the
+    assistant says.
+    """
     import copy
 
     def make(template):
         own = copy.deepcopy(tokenizer)
-        own.add_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL.split()], True)
+        own.add_tokens(
+            [AddedToken(name, special=True, normalized=False) for name in SPECIAL.split()], True
+        )
         own.chat_template = template.replace("<|eos|>", own.eos_token)
         return own
 
@@ -214,12 +259,16 @@ class TestTemplatesWithoutMarks:
         encoded = encode_conversations(tokenizer, [list(self.TALK)])[0]
         stock = tokenizer.apply_chat_template(list(self.TALK))
         assert encoded.ids == stock["input_ids"]
-        runs = itertools.groupby(zip(encoded.ids, encoded.said, strict=True), key=lambda pair: pair[1])
+        runs = itertools.groupby(
+            zip(encoded.ids, encoded.said, strict=True), key=lambda pair: pair[1]
+        )
         said = [tokenizer.decode([token for token, _ in run]) for is_said, run in runs if is_said]
         wanted = [text.replace("<|eos|>", tokenizer.eos_token) for text in SAID[name]]
         assert said == wanted
         end = tokenizer.convert_tokens_to_ids(re.search(r"<[|\w]+>$", wanted[0]).group())
-        assert find_ends(make_tiny("llama3"), tokenizer) == tuple(sorted({tokenizer.eos_token_id, end}))
+        assert find_ends(make_tiny("llama3"), tokenizer) == tuple(
+            sorted({tokenizer.eos_token_id, end})
+        )
 
     @pytest.mark.parametrize("name", PUBLISHED)
     def test_an_answer_is_asked_for_with_what_it_was_trained_to_follow(self, make_published, name):
@@ -232,11 +281,17 @@ class TestTemplatesWithoutMarks:
 
     def test_what_a_template_refuses_is_said_in_its_words(self, make_published):
         tokenizer = make_published(PUBLISHED["gemma"])
-        with pytest.raises(TokenizerError, match=r"conversation \(2 of 2\): System role not supported"):
-            encode_conversations(tokenizer, [list(self.TALK), [{"role": "system", "content": "x"}, *self.TALK]])
+        with pytest.raises(
+            TokenizerError, match=r"conversation \(2 of 2\): System role not supported"
+        ):
+            encode_conversations(
+                tokenizer, [list(self.TALK), [{"role": "system", "content": "x"}, *self.TALK]]
+            )
 
     def test_a_template_that_changes_what_is_said_is_refused(self, make_published):
-        tokenizer = make_published(PUBLISHED["chatml"].replace("message.content", "(message.content | length) ~ ''"))
+        tokenizer = make_published(
+            PUBLISHED["chatml"].replace("message.content", "(message.content | length) ~ ''")
+        )
         with pytest.raises(TokenizerError, match="it changes what the assistant says"):
             encode_conversations(tokenizer, [list(self.TALK)])
 
@@ -244,7 +299,9 @@ class TestTemplatesWithoutMarks:
         tokenizer = make_published(PUBLISHED["qwen 3"])
         talk = [*ask("a", "<think>hm</think>yes"), *ask("b", "no")]
         encoded = encode_conversations(tokenizer, [talk])[0]
-        said = tokenizer.decode([token for token, own in zip(encoded.ids, encoded.said, strict=True) if own])
+        said = tokenizer.decode(
+            [token for token, own in zip(encoded.ids, encoded.said, strict=True) if own]
+        )
         assert said == "yes<|im_end|><think>\n\n</think>\n\nno<|im_end|>"
 
     def test_the_template_is_kept_and_the_log_says_so(self, make_published, make_tiny, caplog):
@@ -254,9 +311,15 @@ class TestTemplatesWithoutMarks:
         tokenizer, model = make_published(PUBLISHED["gemma"]), copy.deepcopy(make_tiny("llama3"))
         template, size = tokenizer.chat_template, len(tokenizer)
         teach_format(model, tokenizer, LLAMA3)
-        assert (tokenizer.chat_template, len(tokenizer), model.config.vocab_size) == (template, size, size)
+        assert (tokenizer.chat_template, len(tokenizer), model.config.vocab_size) == (
+            template,
+            size,
+            size,
+        )
         assert "the chat template is kept" in caplog.text
-        assert tokenizer.convert_tokens_to_ids("<end_of_turn>") in model.generation_config.eos_token_id
+        assert (
+            tokenizer.convert_tokens_to_ids("<end_of_turn>") in model.generation_config.eos_token_id
+        )
 
     def test_new_tokens_are_named_in_the_log(self, make_chat, caplog):
         caplog.set_level("INFO")
@@ -284,26 +347,37 @@ class TestExamples:
         model, tokenizer = make_chat(name)
         talks = [ask(SENTENCES[i], SENTENCES[-i]) for i in range(len(SENTENCES))]
         encoded = encode_conversations(tokenizer, talks)
-        examples = Examples(encoded, 64, tokenizer.pad_token_id, packed=name in ("gpt2", "llama3", "swaps"))
+        examples = Examples(
+            encoded, 64, tokenizer.pad_token_id, packed=name in ("gpt2", "llama3", "swaps")
+        )
         batch = examples.__getitems__(list(range(len(examples))))
-        logits = model(**{k: v for k, v in batch.items() if k not in ("labels", "shift_labels")}).logits
+        logits = model(
+            **{k: v for k, v in batch.items() if k not in ("labels", "shift_labels")}
+        ).logits
         targets = batch["shift_labels"]
         nats = F.cross_entropy(logits[targets >= 0], targets[targets >= 0], reduction="sum")
         alone = 0.0
         for each in encoded:
             row = torch.tensor([each.ids])
             said = torch.tensor(each.said[1:])
-            alone += F.cross_entropy(model(row[:, :-1]).logits[0][said], row[0, 1:][said], reduction="sum").item()
+            alone += F.cross_entropy(
+                model(row[:, :-1]).logits[0][said], row[0, 1:][said], reduction="sum"
+            ).item()
         assert int((targets >= 0).sum()) == sum(sum(e.said[1:]) for e in encoded)
         assert nats.item() == pytest.approx(alone, rel=1e-5)
 
     def test_what_is_longer_than_a_row_is_cut_off_and_counted(self, make_chat):
         _, tokenizer = make_chat("llama3")
-        encoded = encode_conversations(tokenizer, [ask("a", "the cat " * 40), ask("b", "no"), ask("c " * 99, "no")])
+        encoded = encode_conversations(
+            tokenizer, [ask("a", "the cat " * 40), ask("b", "no"), ask("c " * 99, "no")]
+        )
         examples = Examples(encoded, 32, tokenizer.pad_token_id, packed=True)
         assert (examples.cut, examples.left_out) == (1, 1)
         assert len(examples.pieces) == 2  # of the third nothing would be learned
-        assert all(batch["input_ids"].shape == (32,) for batch in (examples[i] for i in range(len(examples))))
+        assert all(
+            batch["input_ids"].shape == (32,)
+            for batch in (examples[i] for i in range(len(examples)))
+        )
 
 
 class TestConversations:
@@ -312,7 +386,9 @@ class TestConversations:
         names = {"user": "human", "assistant": "gpt"}
         (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"messages": row}) for row in rows))
         shared = [[{"from": names[m["role"]], "value": m["content"]} for m in row] for row in rows]
-        (tmp_path / "b.jsonl").write_text("\n".join(json.dumps({"conversations": row}) for row in shared))
+        (tmp_path / "b.jsonl").write_text(
+            "\n".join(json.dumps({"conversations": row}) for row in shared)
+        )
         (tmp_path / "c.json").write_text(json.dumps([{"messages": row} for row in rows]))
         a, b = (load_conversations(str(tmp_path / name)) for name in ("a.jsonl", "b.jsonl"))
         assert (a.train, a.validation, a.tests) == (b.train, b.validation, b.tests)
@@ -333,7 +409,10 @@ class TestConversations:
             ('{"messages": [{"role": ["user"], "content": "x"}]}', "no message"),
             ('{"messages": [{"role": "assistant", "content": "x"}]}', "nothing is said before"),
             ('{"messages": [{"role": "user", "content": "\\ud83d!"}]}', "half a character"),
-            (json.dumps({"messages": ask("a", "b")}), "has 1 lines, 1 different conversation: at least 3"),
+            (
+                json.dumps({"messages": ask("a", "b")}),
+                "has 1 lines, 1 different conversation: at least 3",
+            ),
             ("", "has 0 lines, 0 different conversations"),
         ],
     )
@@ -354,10 +433,17 @@ class TestConversations:
                 [{"role": "system", "content": "be"}, *ask("a", "b")],
             ),
             (
-                {"messages": ask([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "c")},
+                {
+                    "messages": ask(
+                        [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "c"
+                    )
+                },
                 ask("ab", "c"),
             ),
-            ({"messages": ask(" a\n", "    return 1\n")}, ask(" a\n", "    return 1\n")),  # a template may trim
+            (
+                {"messages": ask(" a\n", "    return 1\n")},
+                ask(" a\n", "    return 1\n"),
+            ),  # a template may trim
         ],
         ids=str,
     )
@@ -384,7 +470,9 @@ class TestConversations:
         caplog.set_level("INFO")
         lines = [json.dumps({"messages": ask("hello", "world")})] * 100
         (tmp_path / "x.jsonl").write_text("\n".join(lines))
-        with pytest.raises(CorpusError, match="100 lines, 1 different conversation: at least 3 are needed"):
+        with pytest.raises(
+            CorpusError, match="100 lines, 1 different conversation: at least 3 are needed"
+        ):
             load_conversations(str(tmp_path / "x.jsonl"))
         more = [json.dumps({"messages": ask(f"hello {i}", "world")}) for i in range(9)]
         (tmp_path / "x.jsonl").write_text("\n".join(lines + more))
@@ -443,7 +531,9 @@ class TestQuestions:
         assert " ".join(first.split()) in {
             answers.get(way.format(name="statistics.geometric_mean")) for way in ASKED["does"]
         }
-        assert "join(a, *p)" in {answers.get(way.format(name="os.path.join")) for way in ASKED["takes"]}
+        assert "join(a, *p)" in {
+            answers.get(way.format(name="os.path.join")) for way in ASKED["takes"]
+        }
         assert os.path.join
 
     def test_it_is_the_same_every_time(self, parts):
@@ -492,7 +582,10 @@ class TestAnswers:
         talks = [ask("the cat", "sat on the mat"), ask("a dog", "is not a cat")]
         assert len(answer_questions(model, tokenizer, talks)) == 2
         plain = write_plainly(tokenizer, talks)
-        text = [tokenizer.decode([i for i, own in zip(e.ids, e.said, strict=True) if own][:-1]) for e in plain]
+        text = [
+            tokenizer.decode([i for i, own in zip(e.ids, e.said, strict=True) if own][:-1])
+            for e in plain
+        ]
         assert text == ["sat on the mat", "is not a cat"]
         costs = find_costs(model, plain, 26)
         assert costs["token_perplexity"] == pytest.approx(model.config.vocab_size, rel=0.2)
@@ -508,7 +601,9 @@ class TestTalk:
         talk.system = "cat"
         for number in range(9):
             talk.answer(f"the mat {number}", Sampling(max_new_tokens=4, temperature=0))
-            assert [m["role"] for m in talk.messages] == ["user", "assistant"] * (len(talk.messages) // 2)
+            assert [m["role"] for m in talk.messages] == ["user", "assistant"] * (
+                len(talk.messages) // 2
+            )
         assert talk.dropped
         assert len(talk.messages) < 18
         assert len(talk.make_room(4)) + 4 <= 64
@@ -519,7 +614,9 @@ class TestTalk:
         with pytest.raises(RunError, match="the question has .* fewer words"):
             talk.answer("the cat " * 100, Sampling(max_new_tokens=4))
         talk.system = "the cat " * 100
-        with pytest.raises(RunError, match="the question and what stands before it have .* fewer words"):
+        with pytest.raises(
+            RunError, match="the question and what stands before it have .* fewer words"
+        ):
             talk.answer("the cat", Sampling(max_new_tokens=4))
         assert talk.messages == []
 
@@ -527,8 +624,14 @@ class TestTalk:
         _, tokenizer = make_chat("llama3")
         written = []
         write = session.encode_prompt
-        monkeypatch.setattr(session, "encode_prompt", lambda *args: written.append(len(args[1])) or write(*args))
-        said = [{"role": "system", "content": "cat"}] + ask("the mat", "on the log") * 300 + ask("a dog", "")[:1]
+        monkeypatch.setattr(
+            session, "encode_prompt", lambda *args: written.append(len(args[1])) or write(*args)
+        )
+        said = (
+            [{"role": "system", "content": "cat"}]
+            + ask("the mat", "on the log") * 300
+            + ask("a dog", "")[:1]
+        )
         kept, dropped, ids = session.drop_turns(tokenizer, said, 64, 16)
         assert len(written) < 15
         assert sum(written) < 120  # messages: what is far beyond the window is never looked at
@@ -538,7 +641,9 @@ class TestTalk:
     @pytest.mark.parametrize("most", [0, 1, 2, 3, 10, 100])
     def test_the_fewest_turns_are_dropped(self, most):
         for needed in range(most + 2):
-            assert session._find_fewest(most, lambda turns, needed=needed: turns >= needed) == needed
+            assert (
+                session._find_fewest(most, lambda turns, needed=needed: turns >= needed) == needed
+            )
 
     def test_a_recurrent_model_drops_nothing(self, make_chat):
         talk = self.make(make_chat, "rnn")

@@ -1,4 +1,6 @@
-"""The command, as a person runs it, on real text; in a process of its own where it is the process that matters."""
+"""The command, as a person runs it, on real text; in a process of its own where it is the process
+that matters.
+"""
 
 import contextlib
 import io
@@ -13,7 +15,19 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-VERBS = ("climb", "train", "eval", "score", "generate", "verify-resume", "export", "report", "runs", "sizes", "corpora")
+VERBS = (
+    "climb",
+    "train",
+    "eval",
+    "score",
+    "generate",
+    "verify-resume",
+    "export",
+    "report",
+    "runs",
+    "sizes",
+    "corpora",
+)
 VERBS += ("tokenizers", "tune", "chat", "serve")
 RUNG = Path(sys.executable).with_name("rung")
 
@@ -21,7 +35,12 @@ RUNG = Path(sys.executable).with_name("rung")
 def rung_process(*args, cwd=None):
     """The command in a process of its own, which takes seconds to begin."""
     return subprocess.run(
-        [str(RUNG), *map(str, args)], capture_output=True, text=True, cwd=cwd, timeout=300, check=False
+        [str(RUNG), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=300,
+        check=False,
     )
 
 
@@ -66,11 +85,16 @@ def _cpu_seconds(call):
     before = os.times()
     call()
     after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+    return (
+        after.children_user + after.children_system - before.children_user - before.children_system
+    )
 
 
 def test_help_does_not_import_torch():
-    program = "import sys, rung.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    program = (
+        "import sys, rung.cli.main; sys.exit('torch' in sys.modules or 'transformers' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -89,13 +113,31 @@ def test_train_prints_a_score_and_the_next_command(ground):
 
 
 def test_an_arpa_file_goes_out_and_comes_in(ground):
-    made = rung("train", "ngram", "my.txt", "--tokenizer", "whitespace", "--out", "w", "--set", "order=3", cwd=ground)
+    made = rung(
+        "train",
+        "ngram",
+        "my.txt",
+        "--tokenizer",
+        "whitespace",
+        "--out",
+        "w",
+        "--set",
+        "order=3",
+        cwd=ground,
+    )
     assert made.returncode == 0, made.stderr
     assert rung("export", "w", "w.arpa.gz", "--to", "arpa", cwd=ground).returncode == 0
-    assert rung("train", "ngram", "--from", "w.arpa.gz", "--out", "again", cwd=ground).returncode == 0
-    lines = (ground / "my.txt").read_text().splitlines()  # other text: of its own, a run scores what was held out
+    assert (
+        rung("train", "ngram", "--from", "w.arpa.gz", "--out", "again", cwd=ground).returncode == 0
+    )
+    lines = (
+        (ground / "my.txt").read_text().splitlines()
+    )  # other text: of its own, a run scores what was held out
     (ground / "other.txt").write_text("\n".join(" ".join(reversed(line.split())) for line in lines))
-    first, second = (json.loads(rung("eval", run, "other.txt", "--json", cwd=ground).stdout) for run in ("w", "again"))
+    first, second = (
+        json.loads(rung("eval", run, "other.txt", "--json", cwd=ground).stdout)
+        for run in ("w", "again")
+    )
     assert second["kenlm"] == first["kenlm"]
     assert {"rung": "ngram", "imported": "w.arpa.gz"}.items() <= json.loads(
         (ground / "again/rung.json").read_text()
@@ -114,16 +156,24 @@ def test_a_size_is_trained_by_its_name_and_goes_to_meta_and_back(ground, monkeyp
 
     monkeypatch.chdir(ground)
     fewer = ("hidden_size=64", "max_position_embeddings=32", "num_hidden_layers=1")
-    assert run("train", "llama3-nano", "my.txt", "--steps", "3", *(f"--set={part}" for part in fewer))[0] == 0
+    assert (
+        run("train", "llama3-nano", "my.txt", "--steps", "3", *(f"--set={part}" for part in fewer))[
+            0
+        ]
+        == 0
+    )
     config = json.loads(Path("runs/my-llama3-nano/config.json").read_text())
-    assert config.items() >= {"hidden_size": 64, "intermediate_size": 384, "vocab_size": 320}.items()
+    assert (
+        config.items() >= {"hidden_size": 64, "intermediate_size": 384, "vocab_size": 320}.items()
+    )
     assert run("export", "runs/my-llama3-nano", "m", "--to", "meta")[0] == 0
     assert run("export", "m", "from-meta", "--to", "hf")[0] == 0
     code, said = run("score", "m", "Return")
     assert code == 2
     assert "rung export m OUT --to hf" in said
     bits = [
-        json.loads(run("score", name, "Return", "--json")[1])["bits"] for name in ("runs/my-llama3-nano", "from-meta")
+        json.loads(run("score", name, "Return", "--json")[1])["bits"]
+        for name in ("runs/my-llama3-nano", "from-meta")
     ]
     assert bits[0] == bits[1]
     assert "1,235,814,400" in run("sizes")[1]
@@ -152,17 +202,26 @@ def test_the_switches_stand_beside_the_plain_score(ground):
     switches = {name: found[name] for name in ("mix", "cache", "dynamic")}
     assert {key: found[key] for key in plain} == plain | {"seconds": 0.0}
     for score in switches.values():
-        assert score["difference"] == pytest.approx(score["bits_per_byte"] - plain["bits_per_byte"], abs=1e-5)
+        assert score["difference"] == pytest.approx(
+            score["bits_per_byte"] - plain["bits_per_byte"], abs=1e-5
+        )
         assert score["low"] <= score["bits_per_byte"] <= score["high"]
         assert score["difference_low"] <= score["difference"] <= score["difference_high"]
         assert score["validation_bytes"] > 0
     assert list(switches["mix"]["weights"]) == ["l", "b"]
     assert {"weight", "sharpness", "size"} <= switches["cache"].keys()
-    assert {"learning_rate", "decay", "segment", "carried_over_documents"} <= switches["dynamic"].keys()
+    assert {"learning_rate", "decay", "segment", "carried_over_documents"} <= switches[
+        "dynamic"
+    ].keys()
     console = Console(width=120, file=io.StringIO())
     console.print(score_table("llama3", "my.txt", "test", found))
     table = console.file.getvalue()
-    assert table.index("bits per byte") < table.index("--mix") < table.index("--cache") < table.index("--dynamic")
+    assert (
+        table.index("bits per byte")
+        < table.index("--mix")
+        < table.index("--cache")
+        < table.index("--dynamic")
+    )
 
 
 def test_a_count_that_failed_can_be_tried_again(ground):
@@ -178,7 +237,9 @@ def test_a_count_that_failed_can_be_tried_again(ground):
 
 
 def test_an_infinite_cost_is_said_to_be_one(ground):
-    pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
+    pytest.importorskip(
+        "pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'"
+    )
     settings = ("--set", "order=inf", "--set", "smoothing=none")
     made = rung("train", "ngram", "my.txt", "--out", "bare", *settings, cwd=ground)
     assert made.returncode == 0, made.stderr
@@ -195,11 +256,18 @@ def test_score_shows_how_each_word_was_counted(ground):
     shown = rung("score", "counted", "Return the", cwd=ground).stdout
     assert all(column in shown.splitlines()[1] for column in ("order", "seen", "discount"))
     found = json.loads(rung("score", "counted", "Return the", "--json", cwd=ground).stdout)
-    assert all(token["discount"] < token["count"] or token["count"] == 0 for token in found["tokens"])
+    assert all(
+        token["discount"] < token["count"] or token["count"] == 0 for token in found["tokens"]
+    )
     assert found["renormalized"] is False and "no distribution" not in shown
     stupid = ("--out", "stupid", "--set", "smoothing=stupid-backoff", "--set", "order=2")
     assert "no distribution" in rung("train", "ngram", "my.txt", *stupid, cwd=ground).stdout
-    assert json.loads(rung("score", "stupid", "Return the", "--json", cwd=ground).stdout)["renormalized"] is True
+    assert (
+        json.loads(rung("score", "stupid", "Return the", "--json", cwd=ground).stdout)[
+            "renormalized"
+        ]
+        is True
+    )
     assert "no distribution" in rung("score", "stupid", "Return the", cwd=ground).stdout
 
 
@@ -210,7 +278,9 @@ def test_generating_with_drafts_stops_and_rounded_weights(ground):
     assert {"text", "tokens", "seconds", "tokens_per_second"} <= set(plain)
     assert plain["tokens_per_second"] == pytest.approx(plain["tokens"] / plain["seconds"])
     for draft in ("prompt", "guess"):
-        assert json.loads(rung(*asked, "--draft", draft, cwd=ground).stdout)["text"] == plain["text"]
+        assert (
+            json.loads(rung(*asked, "--draft", draft, cwd=ground).stdout)["text"] == plain["text"]
+        )
     stop = plain["text"][3:6]
     stopped = json.loads(rung(*asked, "--stop", stop, cwd=ground).stdout)
     assert stopped["text"] == plain["text"][: plain["text"].index(stop)]
@@ -222,7 +292,9 @@ def test_generating_with_drafts_stops_and_rounded_weights(ground):
 
 
 def test_an_ngram_of_any_length(ground):
-    pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
+    pytest.importorskip(
+        "pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'"
+    )
     made = rung("train", "ngram", "my.txt", "--out", "any", "--set", "order=inf", cwd=ground)
     assert made.returncode == 0, made.stderr
     assert "bits per byte" in made.stdout
@@ -230,7 +302,18 @@ def test_an_ngram_of_any_length(ground):
     found = json.loads(rung("score", "any", "Return the", "--json", cwd=ground).stdout)
     assert max(token["order"] for token in found["tokens"]) > 1
     assert rung("generate", "any", "Return", "--max-new-tokens", "5", cwd=ground).returncode == 0
-    refused = rung("train", "ngram", "my.txt", "--out", "refused", "--set", "order=inf", "--set", "k=2", cwd=ground)
+    refused = rung(
+        "train",
+        "ngram",
+        "my.txt",
+        "--out",
+        "refused",
+        "--set",
+        "order=inf",
+        "--set",
+        "k=2",
+        cwd=ground,
+    )
     assert refused.returncode == 2
     assert "infini-gram has no such field" in refused.stderr
 
@@ -244,7 +327,16 @@ def test_score_prints_the_probability_of_the_sentence(ground):
     for split in ("train", "test"):
         (ground / "splits" / f"{split}.txt").write_text((ground / "five.txt").read_text())
     made = rung(
-        "train", "bigram", "splits", "--documents", "lines", "--tokenizer", "word-split", "--out", "five", cwd=ground
+        "train",
+        "bigram",
+        "splits",
+        "--documents",
+        "lines",
+        "--tokenizer",
+        "word-split",
+        "--out",
+        "five",
+        cwd=ground,
     )
     assert made.returncode == 0, made.stderr
     # (C(hw) + 1) / (C(h) + 15): begin the, the cat, cat sat, sat on, on the, the mat, mat end
@@ -255,12 +347,16 @@ def test_score_prints_the_probability_of_the_sentence(ground):
 
 
 def test_climb_prints_a_table_and_writes_the_report(ground):
-    made = rung("climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground)
+    made = rung(
+        "climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground
+    )
     assert made.returncode == 0, made.stderr
     assert all(word in made.stdout for word in ("bigram", "gpt2", "bits per byte", "lzma"))
     assert (ground / "c" / "report.html").stat().st_size > 10_000
     assert "Report: c/report.html" in made.stderr
-    again = rung("climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground)
+    again = rung(
+        "climb", "my.txt", "--rungs", "bigram,gpt2", "--minutes", "0.05", "--out", "c", cwd=ground
+    )
     assert again.stdout == made.stdout
 
 
@@ -280,7 +376,9 @@ def bad_ground(ground):
     (ground / "columns.csv").write_text("a,b\n1,2\n")
     (ground / "folder").mkdir(exist_ok=True)
     if not (ground / "words").exists():
-        made = rung("train", "bigram", "my.txt", "--tokenizer", "whitespace", "--out", "words", cwd=ground)
+        made = rung(
+            "train", "bigram", "my.txt", "--tokenizer", "whitespace", "--out", "words", cwd=ground
+        )
         assert made.returncode == 0, made.stderr
     broken = ground / "broken"
     if not broken.exists():
@@ -297,20 +395,23 @@ MISTAKES = {
     "missing": (["train", "bigram", "nowhere.txt"], "no such file or folder: nowhere.txt"),
     "empty": (["train", "bigram", "empty.txt"], "empty.txt is empty"),
     "blank": (["train", "bigram", "blank.txt"], "too little text"),
-    "one word": (["train", "bigram", "word.txt"], "too little text to split into train, validation and test: 1 doc"),
+    "one word": (["train", "bigram", "word.txt"], "too little text to split into train, validation "
+                                                  "and test: 1 doc"),
     "200 bytes": (["climb", "small.txt"], "give at least 4,000 bytes"),
     "binary": (["train", "bigram", "binary.txt"], "binary.txt is binary"),
     "not UTF-8": (["train", "bigram", "latin.txt"], "latin.txt is not UTF-8: byte 2 is 0xef"),
     "no text column": (["train", "bigram", "columns.csv"], "no text column: it has a, b"),
     "folder without text": (["train", "bigram", "folder"], "no file that can be read"),
     "glob": (["train", "bigram", "*.xyz"], "no file matches *.xyz"),
-    "documents": (["train", "bigram", "my.txt", "--documents", "pages"], "choose from lines, paragraphs, file"),
+    "documents": (["train", "bigram", "my.txt", "--documents", "pages"], "choose from lines, "
+                                                                         "paragraphs, file"),
     "no network": (["train", "bigram", "hf:some/where"], "python-docs"),
     "rungs": (["climb", "my.txt", "--rungs", "nonsense"], "unknown rung 'nonsense'"),
     "rung": (["train", "lama3", "my.txt"], "did you mean 'llama3'"),
     "no rung": (["train"], "names no rung"),
     "minutes": (["climb", "my.txt", "--minutes", "-1"], "it must be a positive number"),
-    "no minutes": (["train", "gpt2", "my.txt", "--minutes", "0"], "minutes is 0.0: it must be a positive number"),
+    "no minutes": (["train", "gpt2", "my.txt", "--minutes", "0"], "minutes is 0.0: it must be a "
+                                                                  "positive number"),
     "steps": (["train", "gpt2", "my.txt", "--steps", "-5"], "steps is -5"),
     "set": (["train", "gpt2", "my.txt", "--set", "learning_rat=1"], "did you mean 'learning_rate'"),
     "set value": (["train", "gpt2", "my.txt", "--set", "hidden_size=abc"], "hidden_size"),
@@ -330,29 +431,37 @@ MISTAKES = {
     "resume with a seed": (["train", "--out", "b", "--resume", "--seed", "0"], "own recipe: --seed: leave it out"),
     "tune on with a seed": (["tune", "--out", "l", "--resume", "--seed", "1"], "as the run was begun: --seed: leave"),
     "no data": (["tune", "l", ""], "DATA is an empty text, as of a variable that is not set"),
-    "out is a file": (["train", "bigram", "my.txt", "--out", "my.txt"], "my.txt is a file, and a run is a folder"),
+    "out is a file": (["train", "bigram", "my.txt", "--out", "my.txt"], "my.txt is a file, and a "
+                                                                        "run is a folder"),
     "folder as a file": (["score", "b", "--file", "folder"], "folder is a folder: name a file"),
     "tokenizer's name": (["train", "bigram", "my.txt", "--set", "tokenizer.path=''"], "'': it must be a name"),
     "tokenizer's kind": (["train", "bigram", "my.txt", "--set", "tokenizer.kind=[1]"], "[1]: it must be a name"),
-    "preference": (["tune", "l", "--preference", "p.jsonl", "--steps", "3"], "leave out DATA, --minutes, --steps and"),
-    "seed": (["train", "gpt2", "my.txt", "--seed", "-1"], "seed is -1: it must be a whole number from 0"),
+    "preference": (["tune", "l", "--preference", "p.jsonl", "--steps", "3"], "leave out DATA, "
+                                                                             "--minutes, --steps "
+                                                                             "and"),
+    "seed": (["train", "gpt2", "my.txt", "--seed", "-1"], "seed is -1: it must be a whole number "
+                                                          "from 0"),
     "verify counts": (["verify-resume", "b"], "bigram is fitted by counting, and takes no steps"),
     "verify nothing": (["verify-resume", "nowhere.yaml"], "no recipe at nowhere.yaml"),
-    "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing 'laplace'"),
+    "smoothing": (["train", "ngram", "my.txt", "--set", "smoothing=laplace"], "unknown smoothing "
+                                                                              "'laplace'"),
     "prune": (["train", "ngram", "my.txt", "--set", "prune=[1]"], "its first entry must be 0"),
     "not ARPA": (["train", "ngram", "--from", "my.txt"], "not a whole ARPA file"),
     "no ARPA": (["train", "ngram", "--from", "no.arpa"], "could not be read as an ARPA file"),
     "ARPA rung": (["train", "rnn", "--from", "my.txt"], "the rung must be ngram"),
     "ARPA and steps": (["train", "ngram", "--from", "my.txt", "--steps", "3"], "leave out steps"),
     "unknown engine": (["train", "ngram", "my.txt", "--engine", "duck"], "unknown engine 'duck'"),
-    "engine of a network": (["train", "rnn", "my.txt", "--engine", "spark"], "only ngram counts with an engine"),
+    "engine of a network": (["train", "rnn", "my.txt", "--engine", "spark"], "only ngram counts "
+                                                                             "with an engine"),
     "no memory": (["train", "ngram", "my.txt", "--memory", "much"], "memory is 'much'"),
     "format": (["export", "b", "b.bin", "--to", "bin"], "unknown format 'bin'"),
     "not n-grams": (["export", "b", "b.arpa"], "ARPA holds n-grams"),
-    "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, test"),
+    "split": (["eval", "b", "--split", "best"], "no split 'best': choose from train, validation, "
+                                                "test"),
     "mix": (["eval", "l", "--mix", "b"], "--mix is 'b': write it as RUNG=RUN"),
     "mix rung": (["eval", "l", "--mix", "ngram=b"], "b is a 'rung-bigram' model and no ngram"),
-    "mix tokenizer": (["eval", "l", "--mix", "bigram=words"], "rung train bigram CORPUS --tokenizer l"),
+    "mix tokenizer": (["eval", "l", "--mix", "bigram=words"], "rung train bigram CORPUS "
+                                                              "--tokenizer l"),
     "cache": (["eval", "b", "--cache"], "bigram counts, so it has no hidden states"),
     "dynamic": (["eval", "b", "--dynamic"], "no gradient for --dynamic"),
     "fitted where scored": (["eval", "l", "--split", "validation", "--cache"], "is the only validation text there is"),
@@ -385,7 +494,12 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(mistake, ground, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "args", [["train", "bigram", "empty.txt", "--out", "o1"], ["eval", "folder"], ["climb", "--minutes", "x"]]
+    "args",
+    [
+        ["train", "bigram", "empty.txt", "--out", "o1"],
+        ["eval", "folder"],
+        ["climb", "--minutes", "x"],
+    ],
 )
 def test_a_mistake_in_a_real_process(args, ground):
     bad_ground(ground)
@@ -413,9 +527,20 @@ def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
 
 def test_a_kill_is_survived(ground):
     """SIGKILL in the middle, then --resume to the end."""
-    settings = ["--steps", "60", "--set", "hidden_size=32", "--set", "save_steps=5", "--set", "logging_steps=1"]
+    settings = [
+        "--steps",
+        "60",
+        "--set",
+        "hidden_size=32",
+        "--set",
+        "save_steps=5",
+        "--set",
+        "logging_steps=1",
+    ]
     process = subprocess.Popen(
-        [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings], cwd=ground, stderr=subprocess.DEVNULL
+        [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings],
+        cwd=ground,
+        stderr=subprocess.DEVNULL,
     )
     while not list((ground / "k").glob("checkpoints/*/manifest.json")) and process.poll() is None:
         time.sleep(0.02)
@@ -423,7 +548,10 @@ def test_a_kill_is_survived(ground):
     process.wait()
     made = rung("train", "--out", "k", "--resume", cwd=ground)
     assert made.returncode == 0, made.stderr
-    steps = [json.loads(line)["step"] for line in (ground / "k" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (ground / "k" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(steps)
     assert max(steps) == 60
 
@@ -432,6 +560,8 @@ def test_counting_on_disk_changes_nothing(ground):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     for out, more in (("in-memory", ()), ("on-disk", ("--memory", "2GB"))):
         assert rung("train", "ngram", "my.txt", "--out", out, *more, cwd=ground).returncode == 0
-    first, second = (json.loads((ground / out / "rung.json").read_text()) for out in ("in-memory", "on-disk"))
+    first, second = (
+        json.loads((ground / out / "rung.json").read_text()) for out in ("in-memory", "on-disk")
+    )
     assert second["recipe"]["counting"] == {"memory": "2GB"}
     assert second["scores"]["test"]["nats"] == first["scores"]["test"]["nats"]

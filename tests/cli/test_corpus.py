@@ -1,4 +1,6 @@
-"""How the command is told which text to read: paths, standard input, column, encoding, names that are not UTF-8."""
+"""How the command is told which text to read: paths, standard input, column, encoding, names that
+are not UTF-8.
+"""
 
 import contextlib
 import json
@@ -46,13 +48,19 @@ def test_several_paths_are_recorded_and_scored_again(ground):
     code, out, _ = rung("eval", str(folder), "--json", cwd=ground)
     assert code == 0
     assert json.loads(out)["corpus"] == "a.txt and 1 more"
-    assert json.loads(out)["bits_per_byte"] == runs.read_record(folder)["scores"]["test"]["bits_per_byte"]
+    assert (
+        json.loads(out)["bits_per_byte"]
+        == runs.read_record(folder)["scores"]["test"]["bits_per_byte"]
+    )
     code, out, _ = rung("eval", str(folder), "a.txt", "b.txt", "--json", cwd=ground)
     assert code == 0
 
 
 def test_a_climb_with_another_column_or_encoding_is_another(ground):
-    rows = "".join(json.dumps({"text": text, "body": text.upper()}) + "\n" for text in make_text(60).split("\n\n"))
+    rows = "".join(
+        json.dumps({"text": text, "body": text.upper()}) + "\n"
+        for text in make_text(60).split("\n\n")
+    )
     write(ground / "c.jsonl", rows)
     climb = ("climb", "c.jsonl", "--rungs", "bigram", "--tokenizer", "char")
     assert rung(*climb, "--column", "body", cwd=ground)[0] == 0
@@ -76,8 +84,13 @@ def test_standard_input_is_kept_beside_the_run(ground):
     assert Path(recipe_of(folder)["corpus"]).name == kept.name
     assert rung("eval", str(folder), cwd=ground)[0] == 0
     assert rung("eval", str(folder), "-", "--json", cwd=ground, pipe=text)[0] == 0
-    for way in (("--out", str(folder)), ()):  # the folder is found by what is piped in where it is not named
-        code, _, said = rung("train", "bigram", "-", "--resume", *way, cwd=ground, pipe="" if way else text)
+    for way in (
+        ("--out", str(folder)),
+        (),
+    ):  # the folder is found by what is piped in where it is not named
+        code, _, said = rung(
+            "train", "bigram", "-", "--resume", *way, cwd=ground, pipe="" if way else text
+        )
         assert code == 2
         assert "is finished: there is nothing to resume" in said
     code, _, said = rung("train", "bigram", "-", "--resume", cwd=ground, pipe=make_text(60, seed=8))
@@ -87,19 +100,28 @@ def test_standard_input_is_kept_beside_the_run(ground):
     assert (code, said.count("\n")) == (2, 1)
     assert "the corpus is an empty text" in said
     code, _, said = rung("climb", "-", cwd=ground, pipe="")
-    assert (code, said) == (2, "rung: standard input is empty: pipe a text into it, or name a file\n")
+    assert (code, said) == (
+        2,
+        "rung: standard input is empty: pipe a text into it, or name a file\n",
+    )
 
 
 def test_score_reads_a_file_and_standard_input(ground):
     run = "runs/a-and-1-more-bigram"
     write(ground / "one.txt", "Café of the\nto\n".encode("latin-1"))
     ways = [("Café of the\nto\n",), ("--file", "one.txt", "--encoding", "latin-1"), ("-",)]
-    found = [json.loads(rung("score", run, *way, "--json", cwd=ground, pipe="Café of the\nto\n")[1]) for way in ways]
+    found = [
+        json.loads(rung("score", run, *way, "--json", cwd=ground, pipe="Café of the\nto\n")[1])
+        for way in ways
+    ]
     assert found[0] == found[1] == found[2]
     for way, message in {
         (): "name one text",
         ("a", "--file", "one.txt"): "name one text",
-        ("--file", "one.txt"): "one.txt is not UTF-8: byte 3 is 0xe9; name its encoding, as in --encoding latin-1",
+        (
+            "--file",
+            "one.txt",
+        ): "one.txt is not UTF-8: byte 3 is 0xe9; name its encoding, as in --encoding latin-1",
         ("--file", "none.txt"): "no such file: none.txt",
         ("a", "--encoding", "latin-1"): "--encoding is 'latin-1', but it is of --file",
     }.items():
@@ -117,11 +139,19 @@ def test_text_that_is_not_utf_8_is_one_line(ground, command):
 
 
 def test_text_is_utf_8_whatever_the_locale(ground):
-    """In a locale of ASCII, Python hands on each byte of an argument that is beyond it as a lone surrogate."""
-    code = "import sys; from rung.cli.app import read_typed; print(ascii(read_typed('PROMPT', sys.argv[1])))"
+    """In a locale of ASCII, Python hands on each byte of an argument that is beyond it as a lone
+    surrogate.
+    """
+    code = (
+        "import sys; from rung.cli.app import read_typed; print(ascii(read_typed('PROMPT', "
+        "sys.argv[1])))"
+    )
     environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C"}
     command = [sys.executable, "-c", code, "café"]
-    assert subprocess.run(command, env=environment, capture_output=True, check=True).stdout == b"'caf\\xe9'\n"
+    assert (
+        subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+        == b"'caf\\xe9'\n"
+    )
     run, escaped = "runs/a-and-1-more-bigram", "caf\udcc3\udca9"
     assert json.loads(rung("score", run, escaped, "--json", cwd=ground)[1])["text"] == "café"
     for words in ([escaped], ["the", "--stop", escaped]):
@@ -133,11 +163,18 @@ def test_text_is_utf_8_whatever_the_locale(ground):
     code, _, said = rung("train", "bigram", "a.txt", "--set", f"model.{escaped}=1", cwd=ground)
     assert "model.café: bigram has no such field" in said
     code, _, said = rung("score", run, "half \ud83d", cwd=ground)
-    assert (code, said) == (2, "rung: TEXT holds half a character (a lone surrogate): write it in UTF-8\n")
+    assert (code, said) == (
+        2,
+        "rung: TEXT holds half a character (a lone surrogate): write it in UTF-8\n",
+    )
 
 
 def test_a_column_of_plain_text_is_refused_wherever_it_is_named(ground):
-    for command in (("train", "bigram", "a.txt", "--out", "none"), ("climb", "a.txt"), ("eval", "{}", "b.txt")):
+    for command in (
+        ("train", "bigram", "a.txt", "--out", "none"),
+        ("climb", "a.txt"),
+        ("eval", "{}", "b.txt"),
+    ):
         words = [word.format("runs/a-and-1-more-bigram") for word in command]
         code, out, said = rung(*words, "--column", "body", cwd=ground)
         assert (code, out) == (2, "")

@@ -1,4 +1,6 @@
-"""What the reader of the screen gets: progress, tables as wide as the terminal, lines that work as printed."""
+"""What the reader of the screen gets: progress, tables as wide as the terminal, lines that work as
+printed.
+"""
 
 import io
 import json
@@ -68,7 +70,9 @@ def aloud(monkeypatch):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Records of finished runs and a failed one, with text in them that means something to a terminal and to rich."""
+    """Records of finished runs and a failed one, with text in them that means something to a
+    terminal and to rich.
+    """
     common = {
         "corpus": {"name": f"{HOSTILE}.txt", "fingerprint": "f"},
         "tokenizer": {"kind": "bpe", "vocab_size": 1024, "fingerprint": "t"},
@@ -125,7 +129,9 @@ def test_perplexities_are_powers_of_ten_where_digits_mean_nothing(folders):
 def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     record = runs.read_record(folders[0])
     stupid = SCORE | {"renormalized": True}
-    runs.write_record(folders[0], record | {"scores": {"test": stupid}, "sample": "\u2031\ufffdz\ufffdV"})
+    runs.write_record(
+        folders[0], record | {"scores": {"test": stupid}, "sample": "\u2031\ufffdz\ufffdV"}
+    )
     shown = draw(climb_table(read_rows(folders), folders), width)
     assert "2.112 (1.94-2.26)*" in shown
     assert "* bigram: no distribution;" in " ".join(shown.split())
@@ -135,11 +141,22 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     assert "2.112*" in listed and "* no distribution;" in " ".join(listed.split())
     for mark in (True, False):
         shown = draw(surprisal_table([TokenScore(text="a", bits=2.0, renormalized=mark)]), width)
-        asked = {"rung": "ngram", "harness": "lm_eval", "limit": None, "renormalized": mark, "tasks": {}}
-        mixed = dict.fromkeys(("bits_per_byte", "difference"), 0.5) | dict.fromkeys(("difference_low", "low", "high"))
+        asked = {
+            "rung": "ngram",
+            "harness": "lm_eval",
+            "limit": None,
+            "renormalized": mark,
+            "tasks": {},
+        }
+        mixed = dict.fromkeys(("bits_per_byte", "difference"), 0.5) | dict.fromkeys(
+            ("difference_low", "low", "high")
+        )
         mixed |= {"difference_high": None, "weights": {"a": 1.0}, "renormalized": ["a"] * mark}
         mixture = draw(score_table("rnn", "my.txt", "test", SCORE | {"mix": mixed}), width)
-        marked = ["no distribution" in " ".join(s.split()) for s in (shown, draw(tasks_table(asked), width), mixture)]
+        marked = [
+            "no distribution" in " ".join(s.split())
+            for s in (shown, draw(tasks_table(asked), width), mixture)
+        ]
         assert marked == [mark] * 3
     assert summarize_run(folders[0], runs.read_record(folders[0]))["renormalized"]
     assert "no distribution" not in draw(score_table("ngram", "my.txt", "test", SCORE), width)
@@ -148,10 +165,19 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
 def test_runs_on_one_text_stand_together_and_doubt_is_marked():
     def record(text, steps):
         training = {"steps": steps, "tokens": 100, "seconds": 1.0}
-        made = {"rung": "rnn", "recipe": {"rung": "rnn"}, "training": training, "scores": {"test": SCORE}}
+        made = {
+            "rung": "rnn",
+            "recipe": {"rung": "rnn"},
+            "training": training,
+            "scores": {"test": SCORE},
+        }
         return made | {"corpus": {"name": "my.txt", "fingerprint": text}}
 
-    found = [(Path("a"), record("one", 500)), (Path("b"), record("other", 500)), (Path("c"), record("one", 2))]
+    found = [
+        (Path("a"), record("one", 500)),
+        (Path("b"), record("other", 500)),
+        (Path("c"), record("one", 2)),
+    ]
     lines = [line.split() for line in draw(runs_table(found), 80).splitlines() if "2.112" in line]
     assert [line[0] for line in lines] == ["a", "c", "b"]
     assert ["‡" in line for line in lines] == [False, True, False]
@@ -166,7 +192,12 @@ def test_other_tables_keep_their_figures(folders, width):
         (score_table(HOSTILE, HOSTILE, "test", SCORE), "2.1120"),
         (runs_table(found), "2.112"),
         (sizes_table(SIZES), "70,553,706,496"),
-        (surprisal_table([TokenScore(text=HOSTILE, bits=2000.0, order=3, count=1, discount=0.5)]), "e-603"),
+        (
+            surprisal_table(
+                [TokenScore(text=HOSTILE, bits=2000.0, order=3, count=1, discount=0.5)]
+            ),
+            "e-603",
+        ),
     ):
         shown = draw(table, width)
         assert kept in shown
@@ -185,12 +216,16 @@ def test_a_run_in_json_is_a_summary(folders):
     assert (found[2]["finished"], found[2]["failed"]) == (False, f"no memory {HOSTILE}")
 
 
-TRAINING = Stage("training", 50, 1000, f"35,850 tokens/s, loss 3.200, 2.112 bits per byte {HOSTILE}")
+TRAINING = Stage(
+    "training", 50, 1000, f"35,850 tokens/s, loss 3.200, 2.112 bits per byte {HOSTILE}"
+)
 
 
 def told(width, clock, **how):
     """A display that has heard of a run that is done, one that failed, and one that is at it."""
-    console = Console(width=width, file=io.StringIO(), force_terminal=True, color_system=None, **how)
+    console = Console(
+        width=width, file=io.StringIO(), force_terminal=True, color_system=None, **how
+    )
     display = Display(lambda: clock[0], console)
     display.tell("rnn-attention", Stage("reading"))
     display.tell("rnn-attention", Stage("done"))
@@ -243,7 +278,11 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds():
         "llama3: training 10 of 1,000, 35,850 tokens/s, 16:30 left",
         "llama3: training 20 of 1,000, 35,850 tokens/s, 16:20 left",
     ]
-    assert said[7:] == ["llama3: training took 1:00, 35,850 tokens/s", "llama3: scoring", "llama3: done after 1:00"]
+    assert said[7:] == [
+        "llama3: training took 1:00, 35,850 tokens/s",
+        "llama3: scoring",
+        "llama3: done after 1:00",
+    ]
 
 
 def test_a_stage_that_says_nothing_is_told_of_all_the_same():
@@ -261,7 +300,10 @@ def test_a_fact_is_told_once_and_a_text_without_its_rung():
     for name in ("bigram", "gpt2"):
         display.tell(name, Stage("read", note="my.txt: 20 bytes"))
     display.tell("gpt2", Stage("planned", note="2 layers"))
-    assert [line.split(" ", 1)[1] for line in file.getvalue().splitlines()] == ["my.txt: 20 bytes", "gpt2: 2 layers"]
+    assert [line.split(" ", 1)[1] for line in file.getvalue().splitlines()] == [
+        "my.txt: 20 bytes",
+        "gpt2: 2 layers",
+    ]
 
 
 def test_quiet_leaves_out_progress_and_hints(capsys):
@@ -337,11 +379,17 @@ def test_a_next_line_means_what_it_says(prompt, capsys, tmp_path, monkeypatch):
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     script = f"""set -- {line.split("rung", 1)[1]}\nprintf '%s\\n' "$@\""""
-    words = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    words = subprocess.run(
+        ["sh", "-c", script], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert words[0] == "generate"
     arguments = [word for word in words[1:] if word != "--"]
     assert arguments[0] == str(folder)
-    assert " ".join(prompt.split()).startswith(arguments[1]) if prompt[0] != "\x1b" else arguments[1] == "[31m"
+    assert (
+        " ".join(prompt.split()).startswith(arguments[1])
+        if prompt[0] != "\x1b"
+        else arguments[1] == "[31m"
+    )
     assert len(arguments[1]) <= 40
     assert ("--" in words) == prompt.startswith("-")
 
@@ -362,7 +410,10 @@ def test_rung_is_called_as_it_can_be_from_here(tmp_path, monkeypatch):
 
 
 def test_controls_are_escaped_and_text_is_not():
-    assert escape_controls("a\tb\r\nc\x1b]0;title\x07\x9b\u202ed") == "a\tb\nc\\x1b]0;title\\x07\\x9b\\u202ed"
+    assert (
+        escape_controls("a\tb\r\nc\x1b]0;title\x07\x9b\u202ed")
+        == "a\tb\nc\\x1b]0;title\\x07\\x9b\\u202ed"
+    )
     assert escape_controls("日本語 [/b] é") == "日本語 [/b] é"
 
 
@@ -387,7 +438,9 @@ print_text("é\\udce9日\\n")
 print_json({{"text": "é\\udce9"}})
 """
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    made = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment, check=False)
+    made = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, check=False
+    )
     assert made.returncode == 0, made.stderr
     assert b"\\u65e5" in made.stdout and made.stdout.isascii()
     assert json.loads(made.stdout[made.stdout.index(b"{") :]) == {"text": "é\udce9"}
@@ -395,7 +448,12 @@ print_json({{"text": "é\\udce9"}})
 
 
 def test_time_is_short():
-    assert [progress.show_time(seconds) for seconds in (0, 59.9, 60, 3661)] == ["0:00", "0:59", "1:00", "1:01:01"]
+    assert [progress.show_time(seconds) for seconds in (0, 59.9, 60, 3661)] == [
+        "0:00",
+        "0:59",
+        "1:00",
+        "1:01:01",
+    ]
 
 
 def rung(*args):
@@ -405,7 +463,9 @@ def rung(*args):
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch, prose):
-    """A folder to be in, and a text in it whose documents begin with a dash and hold what a shell would read."""
+    """A folder to be in, and a text in it whose documents begin with a dash and hold what a shell
+    would read.
+    """
     monkeypatch.chdir(tmp_path)
     Path("it's my text.txt").write_text(prose.replace("\n\n", "\n\n- it's $HOME `x` [/b] "))
     return "it's my text.txt"
@@ -417,7 +477,9 @@ def test_the_next_line_of_a_run_does_what_it_says(corpus):
     assert [line for line in made.stderr.splitlines() if ".txt: train " in line]
     following = next(line for line in made.stderr.splitlines() if line.startswith("Next:"))
     words = shlex.split(following)
-    shown = rung(words[words.index("rung") + 1], "--max-new-tokens", 2, *words[words.index("rung") + 2 :])
+    shown = rung(
+        words[words.index("rung") + 1], "--max-new-tokens", 2, *words[words.index("rung") + 2 :]
+    )
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.startswith(runs.read_record(Path("my runs/bigram"))["prompt"][:10])
     quiet = rung("climb", corpus, "--rungs", "bigram", "--out", "my runs", "--quiet")
@@ -425,10 +487,33 @@ def test_the_next_line_of_a_run_does_what_it_says(corpus):
 
 
 def test_a_longer_climb_that_is_advised_is_of_the_same_text():
-    plan = Climb(corpus=["it's a.txt", "b.txt"], column="body", encoding="cp1252", seed=3, folder=Path("my runs"))
+    plan = Climb(
+        corpus=["it's a.txt", "b.txt"],
+        column="body",
+        encoding="cp1252",
+        seed=3,
+        folder=Path("my runs"),
+    )
     words = shlex.split(_write_longer(plan, "gpt2"))
-    given = ["--minutes", "20", "--rungs", "gpt2", "--column", "body", "--encoding", "cp1252", "--seed", "3"]
-    assert words[words.index("climb") + 1 :] == ["it's a.txt", "b.txt", *given, "--out", "my runs-longer"]
+    given = [
+        "--minutes",
+        "20",
+        "--rungs",
+        "gpt2",
+        "--column",
+        "body",
+        "--encoding",
+        "cp1252",
+        "--seed",
+        "3",
+    ]
+    assert words[words.index("climb") + 1 :] == [
+        "it's a.txt",
+        "b.txt",
+        *given,
+        "--out",
+        "my runs-longer",
+    ]
     assert shlex.split(_write_longer(Climb(corpus="-x.txt"), ""))[-2:] == ["--", "-x.txt"]
 
 
@@ -473,7 +558,10 @@ def test_ctrl_c_gives_the_line_that_goes_on(tmp_path, capsys, monkeypatch):
     runs.write_record(begun, {"rung": "gpt2"})
     for folder, said in (
         (begun, f"so far is saved. Go on with: rung train --out '{begun}' --resume\n"),
-        (tmp_path / "none", "before anything was saved. Begin again with: rung train gpt2 'my text.txt'\n"),
+        (
+            tmp_path / "none",
+            "before anything was saved. Begin again with: rung train gpt2 'my text.txt'\n",
+        ),
     ):
         with pytest.raises(typer.Exit) as left, resumable("train", folder):
             raise KeyboardInterrupt
@@ -508,7 +596,9 @@ def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypat
     assert made.stderr.splitlines()[-1].endswith("train --out 'my run' --resume")
 
 
-def test_a_count_that_is_stopped_prints_the_line_that_goes_on_with_the_next_order(corpus, monkeypatch):
+def test_a_count_that_is_stopped_prints_the_line_that_goes_on_with_the_next_order(
+    corpus, monkeypatch
+):
     monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
 
     def stop(display, name, stage):

@@ -1,7 +1,8 @@
-"""The contract of Hugging Face, over every rung: what transformers asks of its own causal models, and how it refuses.
+"""The contract of Hugging Face, over every rung: what transformers asks of its own causal models,
+and how it refuses.
 
-The cases are those of transformers' `ModelTesterMixin` and `GenerationTesterMixin`; its source distribution lacks half
-of the files that these need, so they are written anew here.
+The cases are those of transformers' `ModelTesterMixin` and `GenerationTesterMixin`; its source
+distribution lacks half of the files that these need, so they are written anew here.
 """
 
 import copy
@@ -31,7 +32,10 @@ COUNTING = [name for name in RUNGS if name not in NEURAL]
 TRANSFORMERS = ["gpt2", "llama3", "swaps"]
 STATEFUL = [name for name in RUNGS if name not in TRANSFORMERS]
 ATTENTIVE = ["rnn-attention", *TRANSFORMERS]
-LAYERED = {"rnn": {"num_hidden_layers": 3}, "rnn-attention": {"num_hidden_layers": 2, "num_attention_heads": 2}}
+LAYERED = {
+    "rnn": {"num_hidden_layers": 3},
+    "rnn-attention": {"num_hidden_layers": 2, "num_attention_heads": 2},
+}
 GREEDY = {"do_sample": False, "max_new_tokens": 6, "min_new_tokens": 6, "pad_token_id": 0}
 
 
@@ -116,12 +120,18 @@ def test_a_static_cache_holds_the_past(name, padding, shaken, ids):
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_generates_with_a_static_cache(name, padding, shaken, ids):
     model, (ids, mask) = shaken(name), pad_left(ids, padding)
-    options = GREEDY | {"attention_mask": mask, "return_dict_in_generate": True, "output_logits": True}
+    options = GREEDY | {
+        "attention_mask": mask,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
     static = model.generate(ids, cache_implementation="static", **options)
     dynamic = model.generate(ids, **options)
     assert static.sequences.tolist() == dynamic.sequences.tolist()
     same(torch.stack(static.logits), torch.stack(dynamic.logits))
-    by_hand = model.generate(ids, past_key_values=StaticCache(config=model.config, max_cache_len=30), **options)
+    by_hand = model.generate(
+        ids, past_key_values=StaticCache(config=model.config, max_cache_len=30), **options
+    )
     assert by_hand.sequences.tolist() == dynamic.sequences.tolist()
 
 
@@ -129,7 +139,10 @@ def test_generates_with_a_static_cache(name, padding, shaken, ids):
 def test_a_past_of_another_kind_is_refused(name, shaken, ids):
     model = shaken(name)
     wrong = State((), 3) if name in TRANSFORMERS else DynamicCache()
-    with pytest.raises(ValueError, match=f"past_key_values is a {type(wrong).__name__}: {type(model).__name__} takes"):
+    with pytest.raises(
+        ValueError,
+        match=f"past_key_values is a {type(wrong).__name__}: {type(model).__name__} takes",
+    ):
         model(ids, past_key_values=wrong)
 
 
@@ -150,7 +163,10 @@ def test_generation_goes_on_from_a_past(name, shaken, ids):
 
 @pytest.mark.parametrize("name", RUNGS)
 def test_an_unknown_keyword_is_an_error(name, shaken, ids):
-    with pytest.raises(TypeError, match="unexpected keyword argument 'atention_mask': did you mean 'attention_mask'"):
+    with pytest.raises(
+        TypeError,
+        match="unexpected keyword argument 'atention_mask': did you mean 'attention_mask'",
+    ):
         shaken(name)(ids, atention_mask=torch.ones_like(ids))
     with pytest.raises(TypeError, match="multiple values for argument 'input_ids'"):
         shaken(name)(ids, input_ids=ids)
@@ -162,7 +178,10 @@ def test_an_unknown_keyword_is_an_error(name, shaken, ids):
 def test_without_a_dict_the_answer_is_a_tuple(name, own, ids):
     model = own(name)
     full = model(ids, labels=ids)
-    for found in (model(ids, labels=ids, return_dict=False), _by_config(model, "return_dict", False, ids)):
+    for found in (
+        model(ids, labels=ids, return_dict=False),
+        _by_config(model, "return_dict", False, ids),
+    ):
         assert type(found) is tuple
         same(found[0], full.loss, 0.0)
         same(found[1], full.logits, 0.0)
@@ -185,12 +204,16 @@ def test_hidden_states(name, own, ids):
     if name in COUNTING:
         assert output.hidden_states == ()
         return
-    assert [tuple(t.shape) for t in output.hidden_states] == [(2, 9, 32)] * (model.config.num_hidden_layers + 1)
+    assert [tuple(t.shape) for t in output.hidden_states] == [(2, 9, 32)] * (
+        model.config.num_hidden_layers + 1
+    )
     same(model.get_output_embeddings()(output.hidden_states[-1]), output.logits)
     by_config = _by_config(model, "output_hidden_states", True, ids).hidden_states
     for found, wanted in zip(by_config, output.hidden_states, strict=True):
         same(found, wanted, 0.0)
-    tail = model(ids[:, 5:], past_key_values=model(ids[:, :5]).past_key_values, output_hidden_states=True)
+    tail = model(
+        ids[:, 5:], past_key_values=model(ids[:, :5]).past_key_values, output_hidden_states=True
+    )
     for found, wanted in zip(tail.hidden_states, output.hidden_states, strict=True):
         same(found, wanted[:, 5:])
 
@@ -198,11 +221,16 @@ def test_hidden_states(name, own, ids):
 def test_hidden_states_of_recurrent_layers_are_those_of_the_cell(own, ids):
     """The states after two of three layers are the last of a model of two."""
     model = own("rnn")
-    fewer = type(model)(model.config.from_dict(model.config.to_dict() | {"num_hidden_layers": 2})).eval()
+    fewer = type(model)(
+        model.config.from_dict(model.config.to_dict() | {"num_hidden_layers": 2})
+    ).eval()
     fewer.load_state_dict({k: v for k, v in model.state_dict().items() if "_l2" not in k})
     _, mask = pad_left(ids, 2)
     found = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[2]
-    same(found[mask.bool()], fewer(ids, attention_mask=mask, output_hidden_states=True).hidden_states[2][mask.bool()])
+    same(
+        found[mask.bool()],
+        fewer(ids, attention_mask=mask, output_hidden_states=True).hidden_states[2][mask.bool()],
+    )
 
 
 @pytest.mark.parametrize("padding", [0, 3])
@@ -225,7 +253,9 @@ def test_attentions(name, padding, own, ids):
         assert not weights.triu(1).any()
         assert not weights[0, :, padding:, :padding].any()
     model.config.output_attentions = True
-    same(torch.stack(model(ids, attention_mask=mask).attentions), torch.stack(output.attentions), 0.0)
+    same(
+        torch.stack(model(ids, attention_mask=mask).attentions), torch.stack(output.attentions), 0.0
+    )
     past = model(ids[:, :5], attention_mask=mask[:, :5], use_cache=True).past_key_values
     tail = model(ids[:, 5:], attention_mask=mask, past_key_values=past)
     same(torch.stack(tail.attentions), torch.stack(output.attentions)[:, :, :, 5:])
@@ -234,7 +264,11 @@ def test_attentions(name, padding, own, ids):
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
 def test_hidden_states_and_attentions_are_those_of_transformers(name, shaken, ids):
     ours = shaken(name)
-    theirs = getattr(transformers, type(ours).__name__)._from_config(ours.config, attn_implementation="eager").eval()
+    theirs = (
+        getattr(transformers, type(ours).__name__)
+        ._from_config(ours.config, attn_implementation="eager")
+        .eval()
+    )
     theirs.load_state_dict(ours.state_dict())
     options = {"output_hidden_states": True, "output_attentions": True}
     found, wanted = (model(ids, **options) for model in (ours, theirs))
@@ -309,7 +343,9 @@ def test_losses_are_those_of_transformers(name, shaken, ids):
     logits = model(ids).logits
     labels = ids.clone()
     labels[0, :4] = -100
-    counted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+    counted = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum"
+    )
     number = int((labels[:, 1:] >= 0).sum())
     same(model(ids, labels=labels).loss, counted / number)
     same(model(ids, labels=labels, num_items_in_batch=torch.tensor(7)).loss, counted / 7)
@@ -327,7 +363,12 @@ def test_generates_alike_with_a_cache_and_without(name, how, shaken, ids):
     options = {"num_beams": 3, "num_return_sequences": 2} if "beam" in how else {}
     if how == "sample":
         options = {"num_return_sequences": 2, "temperature": 0.8, "top_k": 20}
-    options |= {"do_sample": "sample" in how, "max_new_tokens": 5, "min_new_tokens": 5, "pad_token_id": 0}
+    options |= {
+        "do_sample": "sample" in how,
+        "max_new_tokens": 5,
+        "min_new_tokens": 5,
+        "pad_token_id": 0,
+    }
     written = []
     for cached in (True, False):
         torch.manual_seed(0)
@@ -372,40 +413,60 @@ def test_a_left_padded_row_is_written_as_it_is_alone(name, beams, shaken, ids):
 @pytest.mark.parametrize("name", RUNGS)
 def test_drafts_are_taken_or_refused_as_transformers_does(name, how, shaken, make_tiny, ids):
     model = shaken(name)
-    options = {"assistant_model": make_tiny("gpt2")} if how == "assistant" else {"prompt_lookup_num_tokens": 3}
+    options = (
+        {"assistant_model": make_tiny("gpt2")}
+        if how == "assistant"
+        else {"prompt_lookup_num_tokens": 3}
+    )
     if name in STATEFUL:
         with pytest.raises(ValueError, match="not supported with stateful models"):
             model.generate(ids[:1], **options, **GREEDY)
         return
-    assert model.generate(ids[:1], **options, **GREEDY).tolist() == model.generate(ids[:1], **GREEDY).tolist()
+    assert (
+        model.generate(ids[:1], **options, **GREEDY).tolist()
+        == model.generate(ids[:1], **GREEDY).tolist()
+    )
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_drafts_of_its_first_layers_leave_the_others_out(name, own, ids):
     model, read = own(name), []
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [
+        module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)
+    ]
     for place, layer in enumerate(layers):
         layer.register_forward_hook(lambda *_, place=place: read.append(place))
     wanted = model.generate(ids[:1], **GREEDY).tolist()
     assert read.count(0) == read.count(1) > 0
     assert model.generate(ids[:1], assistant_early_exit=1, **GREEDY).tolist() == wanted
     assert read.count(0) > read.count(1)
-    assert len(model(ids, output_hidden_states=True).hidden_states) == 3  # and afterwards it is whole
+    assert (
+        len(model(ids, output_hidden_states=True).hidden_states) == 3
+    )  # and afterwards it is whole
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_drafts_of_a_model_with_another_tokenizer(name, shaken, tokenizer, ids):
     other = build_tokenizer("bpe", SENTENCES * 20, 280)
     assistant = build_model("llama3", make_config("llama3", other, TINY["llama3"])).eval()
-    options = {"assistant_model": assistant, "tokenizer": tokenizer, "assistant_tokenizer": other, **GREEDY}
+    options = {
+        "assistant_model": assistant,
+        "tokenizer": tokenizer,
+        "assistant_tokenizer": other,
+        **GREEDY,
+    }
     found = shaken(name).generate(ids[:1], **options)
     assert found.tolist() == shaken(name).generate(ids[:1], **GREEDY).tolist()
 
 
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_rung_that_carries_a_state_is_no_assistant(name, shaken, ids):
-    with pytest.raises(ValueError, match="cannot be an assistant_model: its state takes no token back"):
-        shaken("llama3").generate(ids[:1], assistant_model=shaken(name), **GREEDY | {"max_new_tokens": 20})
+    with pytest.raises(
+        ValueError, match="cannot be an assistant_model: its state takes no token back"
+    ):
+        shaken("llama3").generate(
+            ids[:1], assistant_model=shaken(name), **GREEDY | {"max_new_tokens": 20}
+        )
 
 
 @pytest.mark.parametrize("name", RUNGS)
@@ -445,8 +506,12 @@ def test_the_begin_token_is_learned_where_it_pads_too(make_tiny, tokenizer, ids)
     """Also one that ends texts; a token that only pads is not learned."""
     for name in ("llama3", "swaps"):
         config = make_tiny(name).config
-        both = type(config).from_dict(config.to_dict() | {"bos_token_id": 2, "eos_token_id": [5, 2], "pad_token_id": 2})
-        alone = type(config).from_dict(config.to_dict() | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2})
+        both = type(config).from_dict(
+            config.to_dict() | {"bos_token_id": 2, "eos_token_id": [5, 2], "pad_token_id": 2}
+        )
+        alone = type(config).from_dict(
+            config.to_dict() | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+        )
         assert (find_padding(both), find_padding(alone)) == (None, 2)
         with torch.enable_grad():
             for made, learns in ((both, True), (alone, False)):
@@ -480,7 +545,9 @@ def test_saves_and_loads_again(name, shaken, ids, tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", NEURAL)
 def test_more_tokens_and_fewer(name, tied, make_tiny, ids, tmp_path):
-    settings = {"swaps": ["tied"] if tied else []} if name == "swaps" else {"tie_word_embeddings": tied}
+    settings = (
+        {"swaps": ["tied"] if tied else []} if name == "swaps" else {"tie_word_embeddings": tied}
+    )
     model = shake(make_tiny(name, **settings))
     wanted = model(ids).logits
     size = model.config.vocab_size
@@ -539,7 +606,11 @@ def _change(model, how):
     elif how == "another forward":
         layer.forward = lambda x: 2 * type(layer).forward(layer, x)
     elif how == "adapter":
-        settings = {"target_modules": [name], "init_lora_weights": False, "fan_in_fan_out": name == "c_fc"}
+        settings = {
+            "target_modules": [name],
+            "init_lora_weights": False,
+            "fan_in_fan_out": name == "c_fc",
+        }
         peft.get_peft_model(model, peft.LoraConfig(**settings)).eval()
     elif how == "head with a bias":
         model.lm_head.bias = torch.nn.Parameter(torch.linspace(-3, 3, model.config.vocab_size))
@@ -551,7 +622,14 @@ class _Doubled(torch.nn.Module):
         return 2 * weight
 
 
-CHANGES = ["hook", "hook on all", "parametrization", "another module", "another activation", "another forward"]
+CHANGES = [
+    "hook",
+    "hook on all",
+    "parametrization",
+    "another module",
+    "another activation",
+    "another forward",
+]
 
 
 @pytest.mark.parametrize("how", [*CHANGES, "adapter", "head with a bias"])
@@ -582,7 +660,9 @@ def test_the_step_in_c_is_not_for_dropout_at_work(make_tiny):
     assert not native.is_computed(model.train())
 
 
-@pytest.mark.parametrize("how", ["hook", "parametrization", "another forward", "weights of another kind"])
+@pytest.mark.parametrize(
+    "how", ["hook", "parametrization", "another forward", "weights of another kind"]
+)
 def test_the_kernel_of_the_loss_keeps_what_stands_on_the_head(how, own, ids):
     model = own("llama3")
     head = model.lm_head
@@ -608,7 +688,13 @@ class _Kind(torch.Tensor):
 def test_signatures_name_what_transformers_looks_for(shaken):
     for name in RUNGS:
         taken = inspect.signature(shaken(name).forward).parameters
-        assert {"input_ids", "attention_mask", "past_key_values", "labels", "logits_to_keep"} <= set(taken)
+        assert {
+            "input_ids",
+            "attention_mask",
+            "past_key_values",
+            "labels",
+            "logits_to_keep",
+        } <= set(taken)
         assert ("inputs_embeds" in taken) == (name in NEURAL)
 
 
@@ -618,5 +704,7 @@ def test_a_weights_file_of_another_shape_is_named(make_tiny, tokenizer, tmp_path
     tokenizer.save_pretrained(tmp_path)
     config = model.config.to_dict() | {"intermediate_size": 48}
     type(model.config).from_dict(config).save_pretrained(tmp_path)
-    with pytest.raises(RunError, match=r"mlp\.down_proj\.weight is \[32, \d+\] in its weights, \[32, 48\]"):
+    with pytest.raises(
+        RunError, match=r"mlp\.down_proj\.weight is \[32, \d+\] in its weights, \[32, 48\]"
+    ):
         load(tmp_path)

@@ -1,4 +1,6 @@
-"""Published models in and out: Hugging Face folders and Meta's own, and the tokenizer of Llama 3."""
+"""Published models in and out: Hugging Face folders and Meta's own, and the tokenizer of Llama
+3.
+"""
 
 import base64
 import json
@@ -33,14 +35,18 @@ def tokenizer_model(tmp_path_factory):
     """A `tokenizer.model` of the bytes and a few pairs."""
     path = tmp_path_factory.mktemp("tiktoken") / "tokenizer.model"
     tokens = [bytes([byte]) for byte in range(256)] + list(TINY_PAIRS)
-    path.write_bytes(b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for rank, t in enumerate(tokens)))
+    path.write_bytes(
+        b"".join(b"%s %d\n" % (base64.b64encode(t), rank) for rank, t in enumerate(tokens))
+    )
     return path
 
 
 @pytest.fixture(scope="session")
 def llama_models():
     """Meta's own package."""
-    return pytest.importorskip("llama_models", reason="llama-models is not installed: pip install 'rung[peers]'")
+    return pytest.importorskip(
+        "llama_models", reason="llama-models is not installed: pip install 'rung[peers]'"
+    )
 
 
 @pytest.fixture
@@ -49,7 +55,12 @@ def make_folder(tokenizer_model, tmp_path):
 
     def make(name="stock", dtype=torch.float32, shard="5GB", **settings):
         tokenizer = read_tiktoken(tokenizer_model)
-        shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        shape = {
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         config = transformers.LlamaConfig(
             vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
             **{**shape, "num_key_value_heads": 2, "rope_parameters": SCALED, "max_position_embeddings": 131_072,
@@ -69,7 +80,11 @@ def make_folder(tokenizer_model, tmp_path):
 
 
 def tensors_of(folder):
-    return {key: value for path in folder.glob("*.safetensors") for key, value in load_file(path).items()}
+    return {
+        key: value
+        for path in folder.glob("*.safetensors")
+        for key, value in load_file(path).items()
+    }
 
 
 def consolidated(folder):
@@ -104,7 +119,9 @@ def test_a_stock_gpt2_opens(tied, shard, make_tiny, tokenizer, tmp_path):
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path, max_shard_size=shard)
     assert (len(list(tmp_path.glob("*.safetensors"))) == 1) == (shard == "5GB")
-    torch.testing.assert_close(load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_the_published_gpt2_has_names_and_masks_of_its_own(make_tiny, tokenizer, tmp_path):
@@ -113,11 +130,15 @@ def test_the_published_gpt2_has_names_and_masks_of_its_own(make_tiny, tokenizer,
     model.config.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     weights = {
-        name.removeprefix("transformer."): t for name, t in model.state_dict().items() if name != "lm_head.weight"
+        name.removeprefix("transformer."): t
+        for name, t in model.state_dict().items()
+        if name != "lm_head.weight"
     }
     weights |= {f"h.{layer}.attn.bias": torch.ones(1, 1, 64, 64).tril() for layer in range(2)}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    torch.testing.assert_close(load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        load(tmp_path)[0](IDS % 200).logits, model(IDS % 200).logits, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -125,7 +146,9 @@ def test_the_published_gpt2_has_names_and_masks_of_its_own(make_tiny, tokenizer,
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_to_meta_and_back_is_the_same_to_the_bit(tied, scaled, dtype, make_folder, tmp_path):
     rope = {} if scaled else {"rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
-    folder, model = make_folder(tie_word_embeddings=tied, dtype=dtype, max_position_embeddings=96, **rope)
+    folder, model = make_folder(
+        tie_word_embeddings=tied, dtype=dtype, max_position_embeddings=96, **rope
+    )
     export(str(folder), "meta", tmp_path / "meta")
     export(str(tmp_path / "meta"), "hf", tmp_path / "again")
     assert_same(tensors_of(tmp_path / "again"), tensors_of(folder))
@@ -133,14 +156,27 @@ def test_to_meta_and_back_is_the_same_to_the_bit(tied, scaled, dtype, make_folde
     assert kept == {**model.config.to_diff_dict(), "dtype": kept["dtype"]}
     export(str(tmp_path / "again"), "meta", tmp_path / "twice")
     assert_same(consolidated(tmp_path / "twice"), consolidated(tmp_path / "meta"))
-    assert (tmp_path / "twice/params.json").read_text() == (tmp_path / "meta/params.json").read_text()
-    assert (tmp_path / "twice/tokenizer.model").read_bytes() == (tmp_path / "meta/tokenizer.model").read_bytes()
+    assert (tmp_path / "twice/params.json").read_text() == (
+        tmp_path / "meta/params.json"
+    ).read_text()
+    assert (tmp_path / "twice/tokenizer.model").read_bytes() == (
+        tmp_path / "meta/tokenizer.model"
+    ).read_bytes()
     ours, tokenizer = load(tmp_path / "again")
     torch.testing.assert_close(ours.float()(IDS).logits, model(IDS).logits, rtol=1e-5, atol=1e-5)
-    assert tokenizer.decode(tokenizer(SENTENCES[0]).input_ids, skip_special_tokens=True) == SENTENCES[0]
+    assert (
+        tokenizer.decode(tokenizer(SENTENCES[0]).input_ids, skip_special_tokens=True)
+        == SENTENCES[0]
+    )
 
 
-PARALLEL = {"attention.wo": 1, "feed_forward.w2": 1, "norm": None, "attention_norm": None, "ffn_norm": None}
+PARALLEL = {
+    "attention.wo": 1,
+    "feed_forward.w2": 1,
+    "norm": None,
+    "attention_norm": None,
+    "ffn_norm": None,
+}
 
 
 @pytest.mark.parametrize("split", [0, 1])
@@ -195,12 +231,19 @@ REFERENCE = """
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"num_key_value_heads": 4, "rope_parameters": None}, {"tie_word_embeddings": True}]
+    "settings",
+    [{}, {"num_key_value_heads": 4, "rope_parameters": None}, {"tie_word_embeddings": True}],
 )
 def test_metas_own_code_computes_the_same(settings, make_folder, llama_models, tmp_path):
     folder, _ = make_folder(intermediate_size=100, **settings)
     export(str(folder), "meta", tmp_path / "meta")
-    program = [sys.executable, "-c", textwrap.dedent(REFERENCE), str(tmp_path / "meta"), json.dumps(IDS.tolist())]
+    program = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(REFERENCE),
+        str(tmp_path / "meta"),
+        json.dumps(IDS.tolist()),
+    ]
     ran = subprocess.run(program, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     theirs = torch.load(tmp_path / "meta/logits.pt", weights_only=True)
@@ -218,18 +261,24 @@ def test_rows_are_turned_as_meta_turns_them():
 def test_published_params_are_metas(ours, metas, llama_models):
     from llama_models.sku_list import all_registered_models
 
-    args = next(m.arch_args for m in all_registered_models() if m.core_model_id.name == f"llama{ours}")
+    args = next(
+        m.arch_args for m in all_registered_models() if m.core_model_id.name == f"llama{ours}"
+    )
     config = published_config(metas)
     assert make_params(config) == args
     again = make_config(args, tied=config.tie_word_embeddings).to_diff_dict()
     assert {**again, "bos_token_id": 128_000, "eos_token_id": 128_001} == {
-        key: value for key, value in config.to_diff_dict().items() if key not in ("architectures", "dtype")
+        key: value
+        for key, value in config.to_diff_dict().items()
+        if key not in ("architectures", "dtype")
     }
 
 
 @pytest.mark.parametrize("inner", [32, 97, 100, 352, 1376, 11_008])
 def test_any_width_of_the_mlp_can_be_said(inner):
-    config = transformers.LlamaConfig(hidden_size=64, num_attention_heads=4, intermediate_size=inner)
+    config = transformers.LlamaConfig(
+        hidden_size=64, num_attention_heads=4, intermediate_size=inner
+    )
     assert make_config(make_params(config), tied=False).intermediate_size == inner
 
 
@@ -257,7 +306,9 @@ def test_a_run_becomes_a_clean_folder(name, make_tiny, tokenizer, tmp_path, monk
     assert name == "ngram" or (tmp_path / "clean/model.safetensors.index.json").exists()
     assert_same(tensors_of(tmp_path / "clean"), tensors_of(tmp_path / "run"))
     ids = torch.tensor([tokenizer(SENTENCES[0]).input_ids])
-    assert torch.equal(load(tmp_path / "clean")[0](ids).logits, load(tmp_path / "run")[0](ids).logits)
+    assert torch.equal(
+        load(tmp_path / "clean")[0](ids).logits, load(tmp_path / "run")[0](ids).logits
+    )
 
 
 def test_what_fails_leaves_nothing(make_folder, tmp_path, monkeypatch):
@@ -379,11 +430,20 @@ MEASURE = """
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process as Linux tells it")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="reads the memory of a process as Linux tells it"
+)
 def test_a_checkpoint_needs_the_memory_of_a_tensor(make_folder, tmp_path):
-    """A checkpoint of 120 MB, of which the largest tensor has 8: copied, to Meta's format and back."""
+    """A checkpoint of 120 MB, of which the largest tensor has 8: copied, to Meta's format and
+    back.
+    """
     small, _ = make_folder("small")
-    shape = {"hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 3, "num_attention_heads": 16}
+    shape = {
+        "hidden_size": 1024,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 16,
+    }
     big, _ = make_folder("big", **shape, num_key_value_heads=8, shard="50MB")
     assert sum(path.stat().st_size for path in big.glob("*.safetensors")) > 110e6
     steps = [

@@ -1,4 +1,6 @@
-"""What others read of ours: runs and exports in the oldest and the newest transformers that their users have."""
+"""What others read of ours: runs and exports in the oldest and the newest transformers that their
+users have.
+"""
 
 import json
 import os
@@ -21,10 +23,26 @@ from rung.training.lora import Adapter
 from tests.conftest import SENTENCES, shake
 
 OLDEST = Path(__file__).parents[2] / ".venv-oldest/bin/python"
-needs_oldest = pytest.mark.skipif(not OLDEST.exists(), reason="needs transformers 4.57: `make test-all` installs it")
+needs_oldest = pytest.mark.skipif(
+    not OLDEST.exists(), reason="needs transformers 4.57: `make test-all` installs it"
+)
 ODD_TEXTS = (
-    *("", " ", "\n\n  the cat\t", "the  cat\r\nsat", "Zażółć gęślą jaźń", "e\u0301 \u00e9 \ufb01 \u2126", "a\u0000b"),
-    *("\U0001f469\u200d\U0001f52c!", "猫 坐 在", "<|end_of_text|> the<|pad|>", "<|eot_id|>cat<|im_end|>", "x" * 300),
+    *(
+        "",
+        " ",
+        "\n\n  the cat\t",
+        "the  cat\r\nsat",
+        "Zażółć gęślą jaźń",
+        "e\u0301 \u00e9 \ufb01 \u2126",
+        "a\u0000b",
+    ),
+    *(
+        "\U0001f469\u200d\U0001f52c!",
+        "猫 坐 在",
+        "<|end_of_text|> the<|pad|>",
+        "<|eot_id|>cat<|im_end|>",
+        "x" * 300,
+    ),
     *("I'm DON'T 12345 3.14", "\u200b\ufeff the", "<unk> [UNK] <s>", "the cat sat on the mat."),
 )
 CHAT = [{"role": "user", "content": "the cat?\n"}, {"role": "assistant", "content": " the dog"}]
@@ -65,10 +83,17 @@ def read(tmp_path):
     """A function that has an interpreter read folders without rung, and gives what it found."""
 
     def run(python, folders):
-        arguments = [str(tmp_path / "seen.pt"), json.dumps(ODD_TEXTS), json.dumps(CHAT), *map(str, folders)]
+        arguments = [
+            str(tmp_path / "seen.pt"),
+            json.dumps(ODD_TEXTS),
+            json.dumps(CHAT),
+            *map(str, folders),
+        ]
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         program = [str(python), "-c", textwrap.dedent(READER), *arguments]
-        ran = subprocess.run(program, capture_output=True, text=True, check=False, env=clean, cwd=tmp_path)
+        ran = subprocess.run(
+            program, capture_output=True, text=True, check=False, env=clean, cwd=tmp_path
+        )
         assert ran.returncode == 0, ran.stderr
         return torch.load(tmp_path / "seen.pt", weights_only=True)
 
@@ -77,7 +102,9 @@ def read(tmp_path):
 
 @pytest.fixture
 def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
-    """A function that makes runs, and what is exported of them: each rung, each kind of tokenizer, chats."""
+    """A function that makes runs, and what is exported of them: each rung, each kind of tokenizer,
+    chats.
+    """
     monkeypatch.setattr(rung.export.hf, "SHARD_SIZE", "30KB")
 
     def save(name, model, its_tokenizer=tokenizer):
@@ -89,8 +116,12 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
     def make():
         half = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
         scaled = {"rope_parameters": rope(8.0) | {"original_max_position_embeddings": 16}}
-        found = save("untied", make_tiny("gpt2", tie_word_embeddings=False)) + save("gpt2", make_tiny("gpt2"))
-        found += save("turned", make_tiny("llama3", **half)) + save("scaled", make_tiny("llama3", **scaled))
+        found = save("untied", make_tiny("gpt2", tie_word_embeddings=False)) + save(
+            "gpt2", make_tiny("gpt2")
+        )
+        found += save("turned", make_tiny("llama3", **half)) + save(
+            "scaled", make_tiny("llama3", **scaled)
+        )
         found += save("bf16", make_tiny("llama3", tie_word_embeddings=False).bfloat16())
         for name in ("rnn", "ngram"):
             found += save(name, make_tiny(name))
@@ -103,7 +134,9 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
             teach_format(model, its, form)
             found += save(f"chat-{name}", model, its)
         for name in ("gpt2", "llama3"):
-            found += save(f"adapted-{name}", make_adapted(make_tiny(name), tmp_path / f"adapted-{name}"))
+            found += save(
+                f"adapted-{name}", make_adapted(make_tiny(name), tmp_path / f"adapted-{name}")
+            )
         export(str(tmp_path / "turned"), "meta", tmp_path / "meta")
         export(str(tmp_path / "meta"), "hf", tmp_path / "from-meta")
         return [*found, tmp_path / "from-meta"]
@@ -112,7 +145,9 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
 
 
 def make_adapted(model, folder):
-    """The model with a change of low rank merged into it; the change alone lies in the folder, too."""
+    """The model with a change of low rank merged into it; the change alone lies in the folder,
+    too.
+    """
     pytest.importorskip("peft", reason="PEFT is not installed: pip install 'rung[lora]'")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     adapter = Adapter(model, 2)
@@ -122,7 +157,9 @@ def make_adapted(model, folder):
             weight.data.normal_(std=0.3, generator=generator)
     merged = adapter.merge()
     adapter.save(runs.make_folder(folder))
-    assert any(not torch.equal(before[name], weight) for name, weight in merged.state_dict().items())
+    assert any(
+        not torch.equal(before[name], weight) for name, weight in merged.state_dict().items()
+    )
     return merged
 
 
@@ -152,21 +189,36 @@ GGUF_READER = """
 
 @pytest.mark.slow
 def test_the_newest_transformers_reads_our_gguf(make_tiny, tokenizer, tmp_path):
-    """Of Llama alone: of a GPT-2's file transformers reads neither its window nor its inner width, which are not those
-    of every GPT-2, and of a scaled rotation it reads no scales.
+    """Of Llama alone: of a GPT-2's file transformers reads neither its window nor its inner width,
+    which are not those of every GPT-2, and of a scaled rotation it reads no scales.
     """
     pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
     half = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
-    models = {"tied": make_tiny("llama3"), "turned": make_tiny("llama3", tie_word_embeddings=False, **half)}
+    models = {
+        "tied": make_tiny("llama3"),
+        "turned": make_tiny("llama3", tie_word_embeddings=False, **half),
+    }
     models["adapted"] = make_adapted(make_tiny("llama3"), tmp_path / "adapted")
     for name, model in models.items():
-        runs.save_model(runs.make_folder(tmp_path / name), shake(model) if name != "adapted" else model, tokenizer)
+        runs.save_model(
+            runs.make_folder(tmp_path / name),
+            shake(model) if name != "adapted" else model,
+            tokenizer,
+        )
         runs.write_record(tmp_path / name, {"rung": "llama3"})
         export(str(tmp_path / name), "gguf", tmp_path / f"{name}.gguf", type="f32")
     files = [str(tmp_path / f"{name}.gguf") for name in models]
-    program = [sys.executable, "-c", textwrap.dedent(GGUF_READER), str(tmp_path / "seen.pt"), *files]
+    program = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(GGUF_READER),
+        str(tmp_path / "seen.pt"),
+        *files,
+    ]
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    ran = subprocess.run(program, capture_output=True, text=True, check=False, env=clean, cwd=tmp_path)
+    ran = subprocess.run(
+        program, capture_output=True, text=True, check=False, env=clean, cwd=tmp_path
+    )
     assert ran.returncode == 0, ran.stderr
     seen = torch.load(tmp_path / "seen.pt", weights_only=True)
     for name in models:

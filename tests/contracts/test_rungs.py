@@ -13,7 +13,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rung import runs
 from rung.errors import RecipeError, RunError
-from rung.models import BESIDE, LADDER, build_model, count_parameters, load, make_config, match_parameters
+from rung.models import (
+    BESIDE,
+    LADDER,
+    build_model,
+    count_parameters,
+    load,
+    make_config,
+    match_parameters,
+)
 from rung.models.rnn import CELLS
 from rung.models.rnn_attention import _attend_in_groups, _attend_plainly, attend, causal_mask
 from tests.conftest import NEURAL, SENTENCES, TINY, VARIANTS
@@ -65,7 +73,9 @@ def test_cached_logits_equal_full_logits(name, first, make_tiny, tokenizer):
         output = model(ids[:, :first], use_cache=True)
         pieces = [output.logits]
         for at in range(first, 12):
-            output = model(ids[:, at : at + 1], past_key_values=output.past_key_values, use_cache=True)
+            output = model(
+                ids[:, at : at + 1], past_key_values=output.past_key_values, use_cache=True
+            )
             pieces.append(output.logits)
     torch.testing.assert_close(torch.cat(pieces, dim=1), full, rtol=1e-4, atol=1e-5)
 
@@ -79,11 +89,17 @@ def test_left_padding_changes_nothing_cached_or_not(name, make_tiny, tokenizer):
     with torch.no_grad():
         alone = model(ids).logits
         together = model(
-            torch.cat([padded, random_ids(tokenizer, 1, 11)]), attention_mask=torch.cat([mask, mask | 1])
+            torch.cat([padded, random_ids(tokenizer, 1, 11)]),
+            attention_mask=torch.cat([mask, mask | 1]),
         ).logits
         torch.testing.assert_close(together[:1, 3:], alone, rtol=1e-4, atol=1e-5)
         output = model(padded[:, :6], attention_mask=mask[:, :6], use_cache=True)
-        last = model(padded[:, 6:], attention_mask=mask, past_key_values=output.past_key_values, use_cache=True).logits
+        last = model(
+            padded[:, 6:],
+            attention_mask=mask,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        ).logits
     torch.testing.assert_close(last, alone[:, 3:], rtol=1e-4, atol=1e-5)
 
 
@@ -135,7 +151,9 @@ def test_generates_without_a_warning(name, how, make_tiny, tokenizer, caplog):
     batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
     with warnings.catch_warnings(), caplog.at_level("WARNING"):
         warnings.simplefilter("error")
-        output = make_tiny(name).generate(**batch, max_new_tokens=6, **{"do_sample": False, **options})
+        output = make_tiny(name).generate(
+            **batch, max_new_tokens=6, **{"do_sample": False, **options}
+        )
     assert output.shape[0] == 2
     assert not warnings_in(caplog)
 
@@ -155,7 +173,9 @@ def test_a_pipeline_takes_it_as_it_takes_its_own(name, make_tiny, tokenizer, cap
 
 
 def warnings_in(caplog):
-    return {record.getMessage() for record in caplog.records if record.name.startswith("transformers")}
+    return {
+        record.getMessage() for record in caplog.records if record.name.startswith("transformers")
+    }
 
 
 @pytest.mark.parametrize("name", RUNGS)
@@ -177,7 +197,9 @@ def test_generating_with_a_cache_scores_what_it_does_without(name, beams, make_t
     model = make_tiny(name)
     if name in NEURAL:  # new, it says nearly the same of any text
         for parameter in model.parameters():
-            parameter.data.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.3)
+            parameter.data.add_(
+                torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)), alpha=0.3
+            )
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": beams}
     options |= {"output_logits": True, "output_scores": True, "return_dict_in_generate": True}
     batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
@@ -188,12 +210,16 @@ def test_generating_with_a_cache_scores_what_it_does_without(name, beams, make_t
 
 
 def test_transformers_begin_as_they_should(make_tiny):
-    """GPT-2: neighbouring positions are alike, residual writers small. Llama: the tokens have a vector in common."""
+    """GPT-2: neighbouring positions are alike, residual writers small. Llama: the tokens have a
+    vector in common.
+    """
     positions = make_tiny("gpt2").transformer.wpe.weight
     assert positions.square().mean().sqrt().item() == pytest.approx(0.12, rel=0.1)
     assert torch.cosine_similarity(positions[:-1], positions[1:]).min() > 0.5
     blocks = make_tiny("gpt2", hidden_size=64).transformer.h
-    for block, layer in itertools.product(blocks, ("attn", "mlp")):  # what they write is halved for two layers
+    for block, layer in itertools.product(
+        blocks, ("attn", "mlp")
+    ):  # what they write is halved for two layers
         assert getattr(block, layer).c_proj.weight.std().item() == pytest.approx(0.01, rel=0.1)
     tokens = make_tiny("llama3").get_input_embeddings().weight
     assert tokens.mean(0).std().item() == pytest.approx(0.1, rel=0.5)
@@ -263,16 +289,22 @@ def test_agrees_with_transformers_on_logits_and_gradients(shape, make_tiny, toke
     mask[0, :4] = 0
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     for options in ({}, {"attention_mask": mask, "position_ids": positions}):
-        labels = ids.masked_fill(positions == 0, -100)  # a row's first token is predicted from padding
+        labels = ids.masked_fill(
+            positions == 0, -100
+        )  # a row's first token is predicted from padding
         outputs = [model(ids, labels=labels, **options) for model in (ours, reference)]
         real = mask.bool() if options else torch.ones_like(ids, dtype=torch.bool)
-        torch.testing.assert_close(outputs[0].logits[real], outputs[1].logits[real], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            outputs[0].logits[real], outputs[1].logits[real], rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(outputs[0].loss, outputs[1].loss, rtol=1e-5, atol=1e-5)
         for output in outputs:
             output.loss.backward()
         wanted = dict(reference.named_parameters())
         for key, parameter in ours.named_parameters():
-            torch.testing.assert_close(parameter.grad, wanted[key].grad, rtol=1e-4, atol=1e-6, msg=key)
+            torch.testing.assert_close(
+                parameter.grad, wanted[key].grad, rtol=1e-4, atol=1e-6, msg=key
+            )
         ours.zero_grad()
         reference.zero_grad()
 
@@ -284,9 +316,16 @@ def test_generates_what_transformers_does(shape, make_tiny, tokenizer):
     reference = getattr(transformers, type(ours).__name__)(ours.config).eval()
     ours.load_state_dict(reference.state_dict())
     batch = tokenizer(["the cat", "a dog sat on the"], padding=True, return_tensors="pt")
-    options = {"max_new_tokens": 10, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options = {
+        "max_new_tokens": 10,
+        "do_sample": False,
+        "output_logits": True,
+        "return_dict_in_generate": True,
+    }
     mine, theirs = (model.generate(**batch, **options) for model in (ours, reference))
-    torch.testing.assert_close(torch.stack(mine.logits), torch.stack(theirs.logits), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.stack(mine.logits), torch.stack(theirs.logits), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_llama_rope_scaling_agrees_with_transformers(make_tiny, tokenizer):
@@ -334,7 +373,9 @@ def test_llama_says_when_the_text_is_longer_than_it_was_trained_on(make_tiny, to
     state = model(ids[:, :64], use_cache=True).past_key_values
     with pytest.raises(ValueError, match="65 tokens, but this model reads 64"):
         model(ids[:, 64:], past_key_values=state, use_cache=True)
-    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 60, dtype=torch.long)], dim=1)
+    padded = torch.cat(
+        [torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 60, dtype=torch.long)], dim=1
+    )
     model(ids, attention_mask=padded)  # padding is no text
     slowed = make_tiny("llama3", rope_parameters=SLOWED)
     slowed(random_ids(tokenizer, 1, 128))  # 8 times the 16 of its first training
@@ -343,7 +384,9 @@ def test_llama_says_when_the_text_is_longer_than_it_was_trained_on(make_tiny, to
 
 
 def test_a_step_looks_at_no_position_on_the_device(make_tiny, tokenizer, monkeypatch):
-    """Whether the text is too long is told by its shape; to look would wait for the device at every step."""
+    """Whether the text is too long is told by its shape; to look would wait for the device at every
+    step.
+    """
     model, ids = make_tiny("llama3"), random_ids(tokenizer, 2, 9)
     looked = []
     monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: looked.append(tensor))
@@ -363,17 +406,22 @@ class Sizes(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor):
-                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.itemsize)
+                self.largest = max(
+                    self.largest, tensor.untyped_storage().nbytes() // tensor.itemsize
+                )
         return result
 
 
 @pytest.mark.parametrize(
-    ("queries", "masked", "dropout"), [(1, False, 0.0), (1, True, 0.0), (3, True, 0.0), (3, False, 0.5)]
+    ("queries", "masked", "dropout"),
+    [(1, False, 0.0), (1, True, 0.0), (3, True, 0.0), (3, False, 0.5)],
 )
 def test_no_key_is_repeated(queries, masked, dropout):
     torch.manual_seed(0)
     q, k, v = torch.randn(1, 8, queries, 16), torch.randn(1, 2, 64, 16), torch.randn(1, 2, 64, 16)
-    mask = torch.ones(queries, 64, dtype=torch.bool).tril(64 - queries)[None, None] if masked else None
+    mask = (
+        torch.ones(queries, 64, dtype=torch.bool).tril(64 - queries)[None, None] if masked else None
+    )
     with Sizes() as sizes:
         grouped = attend(q, k, v, mask, dropout)
     assert sizes.largest <= k.numel()
@@ -395,7 +443,11 @@ def test_grouped_queries_with_dropout_are_attention(masked):
 @pytest.mark.parametrize("groups", [1, 2])
 def test_plain_attention_is_attention(groups, masks):
     torch.manual_seed(0)
-    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, 4 // groups, 9, 8), torch.randn(2, 4 // groups, 9, 8)
+    q, k, v = (
+        torch.randn(2, 4, 9, 8),
+        torch.randn(2, 4 // groups, 9, 8),
+        torch.randn(2, 4 // groups, 9, 8),
+    )
     numbers = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 3, 3], [1, 2, 2, 2, 2, 2, 3, 3, 0]])
     own = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril()
     mask = {"none": None, "one for all": own[:1], "one each": own}[masks]
@@ -413,7 +465,9 @@ def test_causal_mask_lets_padding_see_itself():
 def test_match_parameters_comes_near(name, tokenizer):
     name, settings = name.split()[0], VARIANTS.get(name, {})
     width = match_parameters(name, tokenizer, 1_000_000, settings)
-    size = count_parameters(build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width})))
+    size = count_parameters(
+        build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width}))
+    )
     assert abs(size - 1_000_000) < 250_000
 
 
@@ -422,11 +476,15 @@ def test_config_refuses_what_it_does_not_know(tokenizer):
         make_config("llama3", tokenizer, {"hiden_size": 8})
     with pytest.raises(RecipeError, match="unknown rung 'lama3': did you mean 'llama3'"):
         make_config("lama3", tokenizer, {})
-    with pytest.raises(RecipeError, match="model.vocab_size is 10, but .*: set tokenizer.vocab_size"):
+    with pytest.raises(
+        RecipeError, match="model.vocab_size is 10, but .*: set tokenizer.vocab_size"
+    ):
         make_config("llama3", tokenizer, {"vocab_size": 10})
     with pytest.raises(RecipeError, match="model.eos_token_id is 77, but the tokenizer's is"):
         make_config("llama3", tokenizer, {"eos_token_id": 77})
-    assert make_config("rnn", tokenizer, {"vocab_size": 4096}).vocab_size == 4096  # more rows than tokens
+    assert (
+        make_config("rnn", tokenizer, {"vocab_size": 4096}).vocab_size == 4096
+    )  # more rows than tokens
     with pytest.raises(RecipeError, match="unknown cell 'gur': did you mean 'gru'"):
         build_model("rnn", make_config("rnn", tokenizer, {"cell": "gur"}))
 
@@ -446,15 +504,23 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
 
 def test_every_rung_has_its_idea():
     assert sorted(LADDER | BESIDE) == sorted(TINY)
-    assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == ["bigram", "ngram", "infini-gram"]
+    assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == [
+        "bigram",
+        "ngram",
+        "infini-gram",
+    ]
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_folder_opens_in_a_pipeline_and_ends_where_its_window_does(name, make_tiny, tokenizer, tmp_path):
+def test_a_folder_opens_in_a_pipeline_and_ends_where_its_window_does(
+    name, make_tiny, tokenizer, tmp_path
+):
     from transformers import pipeline
 
     runs.save_model(tmp_path, make_tiny(name), tokenizer)
-    pipe = pipeline("text-generation", str(tmp_path), do_sample=False)  # of stock transformers where it ships the model
+    pipe = pipeline(
+        "text-generation", str(tmp_path), do_sample=False
+    )  # of stock transformers where it ships the model
     model = pipe.model
     assert model.generation_config.max_length == make_tiny(name).context_length
     model.generation_config.eos_token_id = None  # so that nothing ends before the window does

@@ -1,7 +1,7 @@
 """Both C sources under AddressSanitizer and UndefinedBehaviorSanitizer, called as rung calls them.
 
-What Python passes is recorded here, and passed again in a process of its own, where every array ends where its memory
-does: what Python takes to be long enough, and is not, is found too.
+What Python passes is recorded here, and passed again in a process of its own, where every array
+ends where its memory does: what Python takes to be long enough, and is not, is found too.
 """
 
 import ctypes
@@ -26,12 +26,22 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 
 REPLAY = Path(__file__).with_name("replay_calls.py")
-CHECKS = ("-O0", "-g", "-fsanitize=address,undefined", "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all")
-FLAGS = [flag for flag in compiler.FLAGS if flag != "-O3"]  # the optimizer would take ten seconds over the checks
+CHECKS = (
+    "-O0",
+    "-g",
+    "-fsanitize=address,undefined",
+    "-fsanitize=float-cast-overflow",
+    "-fno-sanitize-recover=all",
+)
+FLAGS = [
+    flag for flag in compiler.FLAGS if flag != "-O3"
+]  # the optimizer would take ten seconds over the checks
 
 
 class Recorder(CDLL):
-    """Stands in the place of a library, and keeps what goes into each call; `known` finds arrays that structs name."""
+    """Stands in the place of a library, and keeps what goes into each call; `known` finds arrays
+    that structs name.
+    """
 
     def __init__(self, loaded):
         self.loaded, self.calls, self.known = loaded, [], lambda: ()
@@ -64,10 +74,14 @@ class Image:
         return kind.__name__, value
 
     def find(self, place):
-        """The number of the block for the tensor that begins there: there is none, if nobody keeps it alive."""
+        """The number of the block for the tensor that begins there: there is none, if nobody keeps
+        it alive.
+        """
         if place not in self.numbers:
             tensor = self.tensors[place]
-            self.numbers[place] = self.append(ctypes.string_at(place, tensor.numel() * tensor.element_size()))
+            self.numbers[place] = self.append(
+                ctypes.string_at(place, tensor.numel() * tensor.element_size())
+            )
         return self.numbers[place]
 
     def append(self, block):
@@ -93,7 +107,10 @@ class Image:
             elif kind is c_void_p and value:
                 yield offset, self.find(value)
             elif issubclass(kind, ctypes._Pointer):
-                yield offset, self.add(value.contents, ctypes.addressof(value.contents), structure.layers)
+                yield (
+                    offset,
+                    self.add(value.contents, ctypes.addressof(value.contents), structure.layers),
+                )
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +121,9 @@ def check(tmp_path_factory):
     def run(source, calls):
         folder = tmp_path_factory.mktemp("checked")
         library, file = folder / "checked.so", folder / "calls.pickle"
-        made = subprocess.run(["gcc", *FLAGS, *CHECKS, "-fopenmp", source, "-o", library, "-lm"], capture_output=True)
+        made = subprocess.run(
+            ["gcc", *FLAGS, *CHECKS, "-fopenmp", source, "-o", library, "-lm"], capture_output=True
+        )
         assert made.returncode == 0, made.stderr.decode()
         file.write_bytes(pickle.dumps(calls))
         # Python forgets memory at its end; two threads, so that what each is to write to is seen.
@@ -120,7 +139,9 @@ def find_runtime():
     if sys.platform != "linux":
         pytest.skip("the sanitizers are loaded before Python as Linux does it")
     try:
-        asked = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+        asked = subprocess.run(
+            ["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("there is no gcc on this machine")
     if not Path(asked.stdout.strip()).is_absolute():
@@ -140,12 +161,18 @@ def recorder(request, monkeypatch):
 
 
 def fused_calls(recorder):
-    """Shapes, strides and types as they come; labels among them that are not counted, and numbers that are none."""
+    """Shapes, strides and types as they come; labels among them that are not counted, and numbers
+    that are none.
+    """
     draw, generator = random.Random(0), torch.Generator().manual_seed(0)
     for _ in range(40):
         rows, width, size = draw.randint(1, 40), draw.randint(1, 70), draw.randint(1, 90)
         scale = draw.choice([0.1, 1.0, 300.0])
-        x = scale * torch.randn(width, rows, generator=generator).T if draw.random() < 0.5 else torch.randn(rows, width)
+        x = (
+            scale * torch.randn(width, rows, generator=generator).T
+            if draw.random() < 0.5
+            else torch.randn(rows, width)
+        )
         x[0, 0] = draw.choice([0.0, float("nan"), float("inf"), 1e30])
         x.requires_grad_()
         weight = torch.randn(size, width, requires_grad=True)
@@ -159,7 +186,9 @@ def fused_calls(recorder):
 
 
 def step_calls(recorder):
-    """Models of odd sizes, their weights of every type, texts with padding and without, few rows and many."""
+    """Models of odd sizes, their weights of every type, texts with padding and without, few rows
+    and many.
+    """
     draw = random.Random(0)
     for number in range(18):
         model = make_odd_model(draw)
@@ -178,8 +207,12 @@ def step_calls(recorder):
         while (steps := draw.randint(1, 3)) + state.get_seq_length() <= longest and number % 2:
             step.append(torch.randint(model.config.vocab_size, (texts, steps)))
         for rows in (texts, 1, draw.randint(1, texts)):
-            spans = torch.tensor([[text * longest, longest] for text in draw.sample(range(texts), rows)])
-            at = torch.tensor([draw.choice([0, longest - 1, draw.randrange(longest)]) for _ in range(rows)])
+            spans = torch.tensor(
+                [[text * longest, longest] for text in draw.sample(range(texts), rows)]
+            )
+            at = torch.tensor(
+                [draw.choice([0, longest - 1, draw.randrange(longest)]) for _ in range(rows)]
+            )
             step.step(torch.randint(model.config.vocab_size, (rows,)), spans, at)
     return recorder.calls
 
@@ -190,16 +223,31 @@ def make_odd_model(draw):
     inner, layers, vocabulary = draw.randint(1, 90), draw.randint(1, 2), draw.randint(5, 70)
     kind = torch.bfloat16 if draw.random() < 0.3 else torch.float32
     if draw.random() < 0.5:
-        odd = {"n_embd": heads * size, "n_head": heads, "n_inner": inner, "n_layer": layers, "n_positions": 32}
+        odd = {
+            "n_embd": heads * size,
+            "n_head": heads,
+            "n_inner": inner,
+            "n_layer": layers,
+            "n_positions": 32,
+        }
         return GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, **odd)).to(kind).eval()
-    odd = {"num_attention_heads": heads, "num_key_value_heads": groups, "head_dim": size, "num_hidden_layers": layers}
+    odd = {
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": size,
+        "num_hidden_layers": layers,
+    }
     odd |= {"hidden_size": heads * draw.randint(1, 14), "intermediate_size": inner}
     odd |= {"attention_bias": draw.random() < 0.5, "mlp_bias": draw.random() < 0.5}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, pad_token_id=0, **odd)).to(kind).eval()
+    return (
+        LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, pad_token_id=0, **odd)).to(kind).eval()
+    )
 
 
 @pytest.mark.conditions
-@pytest.mark.parametrize(("recorder", "make"), [(fused, fused_calls), (native, step_calls)], indirect=["recorder"])
+@pytest.mark.parametrize(
+    ("recorder", "make"), [(fused, fused_calls), (native, step_calls)], indirect=["recorder"]
+)
 def test_c_stays_within_its_arrays_and_within_what_c_defines(recorder, make, check):
     with torch.inference_mode(make is step_calls):
         calls = make(recorder)
@@ -211,7 +259,9 @@ def test_c_stays_within_its_arrays_and_within_what_c_defines(recorder, make, che
 @pytest.mark.parametrize("recorder", [fused], indirect=True)
 def test_a_number_beyond_an_array_is_seen(recorder, check):
     """So that the test above can fail: one label too few."""
-    name, arguments, blocks, links = next(call for call in fused_calls(recorder) if call[0] == "cross_entropy")
+    name, arguments, blocks, links = next(
+        call for call in fused_calls(recorder) if call[0] == "cross_entropy"
+    )
     blocks[arguments[3][1]] = blocks[arguments[3][1]][:-8]
     done = check(fused.SOURCE, [(name, arguments, blocks, links)])
     assert done.returncode != 0 and "heap-buffer-overflow" in done.stderr

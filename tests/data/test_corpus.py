@@ -21,7 +21,25 @@ from rung.errors import CorpusError
 from rung.workflows.prepare import pack_train
 
 ROWS = [f"row {i} says “{i * i}”" for i in range(60)]
-WORDS = ("the", "of", "and", "to", "in", "is", "was", "he", "for", "with", "as", "his", "on", "be", "by", "had", "not")
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "was",
+    "he",
+    "for",
+    "with",
+    "as",
+    "his",
+    "on",
+    "be",
+    "by",
+    "had",
+    "not",
+)
 
 
 def write(path, data):
@@ -32,7 +50,12 @@ def write(path, data):
 
 def make_text(paragraphs, seed=0, between="\n\n", words=60):
     dice = random.Random(seed)
-    return between.join(" ".join(dice.choices(WORDS, k=dice.randint(1, 2 * words))) for _ in range(paragraphs)) + "\n"
+    return (
+        between.join(
+            " ".join(dice.choices(WORDS, k=dice.randint(1, 2 * words))) for _ in range(paragraphs)
+        )
+        + "\n"
+    )
 
 
 def make_table(suffix, rows):
@@ -69,20 +92,36 @@ def test_an_empty_line_is_a_line_where_the_text_is_not_cut(tmp_path):
     corpus = load_corpus(str(tmp_path / "split"), "lines")
     assert list(corpus.train["text"]) == ["", "train", "", "", "last", ""]
     path = write(tmp_path / "a.txt", "1\n\n2\n \n3\n")
-    assert list(load_corpus(str(path), "lines", whole=True).test["text"]) == ["1", "", "2", " ", "3"]
+    assert list(load_corpus(str(path), "lines", whole=True).test["text"]) == [
+        "1",
+        "",
+        "2",
+        " ",
+        "3",
+    ]
     assert sorted(texts(load_corpus(str(path), "lines"))) == ["1", "2", "3"]
-    assert list(load_corpus(str(path), "lines", held_out=0).train["text"]) == ["1", "", "2", " ", "3"]
+    assert list(load_corpus(str(path), "lines", held_out=0).train["text"]) == [
+        "1",
+        "",
+        "2",
+        " ",
+        "3",
+    ]
 
 
 def test_an_empty_file_among_others_is_passed_over(tmp_path):
     for name in ("__init__.py", "blank.txt", "rows.csv"):
-        write(tmp_path / name, {"__init__.py": "", "blank.txt": "\n \n", "rows.csv": "text\n"}[name])
+        write(
+            tmp_path / name, {"__init__.py": "", "blank.txt": "\n \n", "rows.csv": "text\n"}[name]
+        )
     write(tmp_path / "full.py", "1\n2\n3\n")
     assert sorted(texts(load_corpus(str(tmp_path), "lines"))) == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("validation", ["valid", "validation", "dev"])
-@pytest.mark.parametrize("entry", ["{}.txt", "{}.jsonl.gz", "{}/deep/a.md", "{}-00000-of-00001.parquet"])
+@pytest.mark.parametrize(
+    "entry", ["{}.txt", "{}.jsonl.gz", "{}/deep/a.md", "{}-00000-of-00001.parquet"]
+)
 def test_entries_called_after_splits_are_splits(tmp_path, entry, validation):
     for name in ("train", validation, "test"):
         path = tmp_path / entry.format(name)
@@ -91,9 +130,15 @@ def test_entries_called_after_splits_are_splits(tmp_path, entry, validation):
         write(path, gzip.compress(data) if path.suffix == ".gz" else data)
     write(tmp_path / "README.md", "About the data.")
     corpus = load_corpus(str(tmp_path))
-    assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["train"], [validation], ["test"]]
+    assert [list(corpus.split(split)["text"]) for split in SPLITS] == [
+        ["train"],
+        [validation],
+        ["test"],
+    ]
     train = next(path for path in tmp_path.iterdir() if path.name.startswith("train"))
-    assert texts(load_corpus(str(train), whole=True)) == ["train"] * 3  # named alone it is without its neighbours
+    assert (
+        texts(load_corpus(str(train), whole=True)) == ["train"] * 3
+    )  # named alone it is without its neighbours
 
 
 def test_validation_stands_in_for_test(tmp_path):
@@ -146,18 +191,25 @@ def test_splits_are_disjoint_and_cover_everything(lines):
     assert sum(map(len, parts)) == len(set(lines))
 
 
-@pytest.mark.parametrize("places", [[0.01, 0.02, 0.5], [0.01, 0.02, 0.03], [0.9, 0.8, 0.7], [0.07, 0.08, 0.09, 0.06]])
+@pytest.mark.parametrize(
+    "places", [[0.01, 0.02, 0.5], [0.01, 0.02, 0.03], [0.9, 0.8, 0.7], [0.07, 0.08, 0.09, 0.06]]
+)
 def test_a_split_left_empty_takes_its_neighbour(tmp_path, monkeypatch, places):
     monkeypatch.setattr(files, "hash_unit", lambda text: places[int(text)])
     path = write(tmp_path / "a.txt", "\n".join(str(i) for i in range(len(places))))
     corpus = load_corpus(str(path), "lines")
-    placed = [[places[int(t)] for t in corpus.split(split)["text"]] for split in ("test", "validation", "train")]
+    placed = [
+        [places[int(t)] for t in corpus.split(split)["text"]]
+        for split in ("test", "validation", "train")
+    ]
     assert all(placed)
     assert [p for part in placed for p in sorted(part)] == sorted(places)
 
 
 def test_the_usual_cut_is_by_place_alone(tmp_path):
-    lines = "\n".join(f"line {i} of two thousand, and of some length as lines go" for i in range(2000))
+    lines = "\n".join(
+        f"line {i} of two thousand, and of some length as lines go" for i in range(2000)
+    )
     corpus = load_corpus(str(write(tmp_path / "a.txt", lines)), "lines")
     bounds = {"test": (0, 0.05), "validation": (0.05, 0.1), "train": (0.1, 1)}
     for split, (low, high) in bounds.items():
@@ -169,15 +221,21 @@ def place_of(corpus):
 
 
 def test_a_small_text_holds_out_more_and_gives_it_back_as_it_grows(tmp_path):
-    """From a few documents to many: test is never too small to say something, and nothing moves towards test."""
+    """From a few documents to many: test is never too small to say something, and nothing moves
+    towards test.
+    """
     before, order = {}, list(reversed(SPLITS))
     for paragraphs in (100, 250, 500, 1000):
-        corpus = load_corpus(str(write(tmp_path / "a.txt", make_text(paragraphs, between="\n"))), "lines")
+        corpus = load_corpus(
+            str(write(tmp_path / "a.txt", make_text(paragraphs, between="\n"))), "lines"
+        )
         assert len(set(corpus.test["text"])) >= store.TEST_DOCUMENTS
         assert corpus.bytes["test"] >= min(store.TEST_BYTES, 0.1 * sum(corpus.bytes.values()))
         assert len(corpus.train) > 0.6 * len(texts(corpus))
         after = place_of(corpus)
-        moved = [(before[t], after[t]) for t in before.keys() & after.keys() if before[t] != after[t]]
+        moved = [
+            (before[t], after[t]) for t in before.keys() & after.keys() if before[t] != after[t]
+        ]
         assert all(order.index(there) > order.index(here) for here, there in moved)
         before = after
     again = load_corpus(str(write(tmp_path / "a.txt", make_text(1400, between="\n"))), "lines")
@@ -195,7 +253,9 @@ def test_a_small_file_has_a_test_split_that_says_something(tmp_path, size):
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.3])
 def test_a_share_that_is_asked_for_is_held_out(tmp_path, share):
-    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines", held_out=share)
+    corpus = load_corpus(
+        str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines", held_out=share
+    )
     for split in ("validation", "test"):
         assert len(corpus.split(split)) == pytest.approx(3000 * share, rel=0.3)
 
@@ -207,10 +267,14 @@ def test_nothing_is_held_out_where_that_is_asked_for(tmp_path):
     assert "".join(corpus.train["text"]) == Path(path).read_text()
     assert (len(corpus.validation), len(corpus.test), corpus.bytes["test"]) == (0, 0, 0)
     assert corpus.fingerprint != load_corpus(path).fingerprint
-    assert list(load_corpus(str(write(tmp_path / "b.txt", "one line")), held_out=0).train["text"]) == ["one line"]
+    assert list(
+        load_corpus(str(write(tmp_path / "b.txt", "one line")), held_out=0).train["text"]
+    ) == ["one line"]
     for name in ("train", "test"):
         write(tmp_path / f"own/{name}.txt", name)
-    with pytest.raises(CorpusError, match="held_out is 0, but .*own has splits of its own: leave it out"):
+    with pytest.raises(
+        CorpusError, match="held_out is 0, but .*own has splits of its own: leave it out"
+    ):
         load_corpus(str(tmp_path / "own"), held_out=0)
 
 
@@ -219,11 +283,14 @@ def test_a_text_of_equal_documents_is_called_so(tmp_path, documents):
     """The advice was to give more text, or to try what was tried."""
     path = write(tmp_path / "a.txt", "the same line, over and over again, fifty bytes.\n" * 1000)
     with pytest.raises(
-        CorpusError, match="too little text .* all documents are equal, one line 1,000 times; give text"
+        CorpusError,
+        match="too little text .* all documents are equal, one line 1,000 times; give text",
     ):
         load_corpus(str(path), documents)
     write(path, "one line, fifty bytes long.\n" * 300 + "and another line, also as long.\n" * 300)
-    with pytest.raises(CorpusError, match="only 2 of its 600 lines are different; give text that says more"):
+    with pytest.raises(
+        CorpusError, match="only 2 of its 600 lines are different; give text that says more"
+    ):
         load_corpus(str(path), "lines")
 
 
@@ -260,7 +327,9 @@ def test_the_fingerprint_knows_content_and_split(tmp_path):
     for folder in ("a", "b"):
         for name in ("train", "valid", "test"):
             write(tmp_path / folder / f"{name}.txt", name)
-    assert load_corpus(str(tmp_path / "a")).fingerprint == load_corpus(str(tmp_path / "b")).fingerprint
+    assert (
+        load_corpus(str(tmp_path / "a")).fingerprint == load_corpus(str(tmp_path / "b")).fingerprint
+    )
     write(tmp_path / "a/valid.txt", "b\nc")
     write(tmp_path / "b/train.txt", "train\nb")
     write(tmp_path / "b/valid.txt", "c")  # the same documents in the same order
@@ -278,7 +347,9 @@ def test_a_failure_leaves_nothing_in_the_cache(tmp_path):
 
 
 def test_a_stored_text_that_was_cut_short_is_read_again(tmp_path, monkeypatch):
-    """Cut where one batch ends and the next begins, an Arrow file is one of fewer documents: no reader complains."""
+    """Cut where one batch ends and the next begins, an Arrow file is one of fewer documents: no
+    reader complains.
+    """
     import pyarrow
 
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
@@ -331,7 +402,9 @@ def test_memory_stays_flat(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("".join(f"{i} {i % 97}\n" for i in range(600_000)))
     command = [sys.executable, "-c", FLAT, path]
-    documents, megabytes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    documents, megabytes = subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert int(documents) > 500_000
     assert float(megabytes) < 40, megabytes
 
@@ -352,7 +425,11 @@ def test_python_source():
     packages = dict(sources.read_source())
     assert sorted(texts(corpus)) == sorted(packages)
     check_packages(corpus, packages)
-    assert load_corpus("python-source").fingerprint == corpus.fingerprint != load_corpus("python-docs").fingerprint
+    assert (
+        load_corpus("python-source").fingerprint
+        == corpus.fingerprint
+        != load_corpus("python-docs").fingerprint
+    )
 
 
 def check_packages(corpus, packages):
@@ -362,11 +439,26 @@ def check_packages(corpus, packages):
 
 
 def test_twins_are_one_package():
-    twins = {"_pydecimal": "decimal", "_pyio": "io", "_py_abc": "abc", "_strptime": "strptime", "pydoc": "pydoc"}
+    twins = {
+        "_pydecimal": "decimal",
+        "_pyio": "io",
+        "_py_abc": "abc",
+        "_strptime": "strptime",
+        "pydoc": "pydoc",
+    }
     assert {top: sources._package(top) for top in twins} == twins
 
 
-WIKI = ["", " = {0} = \n", "", " One body = {0} <unk> @-@ 1 . \n", " = = Section = = \n", "", " Two . \n", ""]
+WIKI = [
+    "",
+    " = {0} = \n",
+    "",
+    " One body = {0} <unk> @-@ 1 . \n",
+    " = = Section = = \n",
+    "",
+    " Two . \n",
+    "",
+]
 SIZES = {"train": 5, "validation": 2, "test": 1}
 
 
@@ -395,10 +487,19 @@ def test_wikitext_is_joined_into_articles(hub):
     corpus = load_corpus("wikitext-2")
     assert {split: len(corpus.split(split)) for split in SPLITS} == SIZES
     lines = [line.format("train 3").strip("\n") or " " for line in WIKI]
-    assert corpus.train["text"][3] == "\n".join([*lines[1:], " "]) + "\n"  # the blank line before the next heading
-    assert "".join(corpus.test["text"]) == "".join(f"{line.format('test 0').strip(chr(10)) or ' '}\n" for line in WIKI)
-    assert (corpus.name, corpus.fingerprint) == ("wikitext-2", load_corpus("wikitext-2").fingerprint)
-    with pytest.raises(CorpusError, match="no configuration 'wikitext-103-raw-v1': choose from wikitext-2-raw-v1"):
+    assert (
+        corpus.train["text"][3] == "\n".join([*lines[1:], " "]) + "\n"
+    )  # the blank line before the next heading
+    assert "".join(corpus.test["text"]) == "".join(
+        f"{line.format('test 0').strip(chr(10)) or ' '}\n" for line in WIKI
+    )
+    assert (corpus.name, corpus.fingerprint) == (
+        "wikitext-2",
+        load_corpus("wikitext-2").fingerprint,
+    )
+    with pytest.raises(
+        CorpusError, match="no configuration 'wikitext-103-raw-v1': choose from wikitext-2-raw-v1"
+    ):
         load_corpus("wikitext-103")
 
 
@@ -447,17 +548,23 @@ def write_shards(folder, rows, count=3, names=("train",)):
     for name in names:
         for shard in range(count):
             path = folder / f"{name}-{shard:05}-of-{count:05}.parquet"
-            path.write_bytes(make_table(".parquet", [f"{name} {row}" for row in rows[shard::count]]))
+            path.write_bytes(
+                make_table(".parquet", [f"{name} {row}" for row in rows[shard::count]])
+            )
 
 
 def read_stream(corpus, state=None):
     return [text for batch, _ in corpus.read_train(state) for text in batch]
 
 
-@pytest.mark.parametrize("names", [("train",), ("train", "validation"), ("train", "validation", "test")])
+@pytest.mark.parametrize(
+    "names", [("train",), ("train", "validation"), ("train", "validation", "test")]
+)
 def test_a_stream_is_the_data_set(hub, small_reads, names):
     write_shards(hub / "my/set", ROWS * 3, names=names)
-    share = None if "validation" in names else 0.05  # a stored text that is small would hold out more
+    share = (
+        None if "validation" in names else 0.05
+    )  # a stored text that is small would hold out more
     stored, streamed = load_corpus("hf:my/set", held_out=share), load_corpus("stream:my/set")
     for split in SPLITS:
         assert list(streamed.split(split)["text"]) == list(store.split(split)["text"])
@@ -466,7 +573,9 @@ def test_a_stream_is_the_data_set(hub, small_reads, names):
     assert load_corpus("stream:my/set").fingerprint == streamed.fingerprint
 
 
-def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_trained_on(hub, small_reads):
+def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_trained_on(
+    hub, small_reads
+):
     rows = [f"{i} {make_text(1, seed=i)}" for i in range(600)]
     write_shards(hub / "my/set", rows)
     corpus = load_corpus("stream:my/set")
@@ -480,12 +589,17 @@ def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_traine
     assert trained == list(load_corpus("hf:my/set").train["text"])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(places=st.lists(st.floats(0, 0.999), min_size=3, max_size=9, unique=True))
 def test_a_stream_of_few_documents_trains_on_what_is_not_held_out(hub, monkeypatch, places):
     monkeypatch.setattr(files, "hash_unit", lambda text: float(text))
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder) / "train-00000-of-00001.parquet", make_table(".parquet", [repr(place) for place in places]))
+        write(
+            Path(folder) / "train-00000-of-00001.parquet",
+            make_table(".parquet", [repr(place) for place in places]),
+        )
         corpus = load_corpus(f"stream:{folder}")
         assert sorted(texts(corpus)) == sorted(map(repr, places))
         assert read_stream(corpus) == list(corpus.train["text"])
@@ -520,7 +634,9 @@ def test_a_changed_data_set_is_another_stream(hub, small_reads):
     assert before.fingerprint != after.fingerprint
 
 
-def test_a_broken_connection_keeps_what_was_read(hub, small_reads, tmp_path, tokenizer, monkeypatch):
+def test_a_broken_connection_keeps_what_was_read(
+    hub, small_reads, tmp_path, tokenizer, monkeypatch
+):
     write_shards(hub / "my/set", ROWS * 4)
     corpus = load_corpus("stream:my/set")
     whole = pack_train(corpus, tokenizer)
@@ -531,11 +647,18 @@ def test_a_broken_connection_keeps_what_was_read(hub, small_reads, tmp_path, tok
         rows, column = select(rows, *where)
         return BrokenRows(rows, 100, states), column
 
-    with monkeypatch.context() as patched, pytest.raises(CorpusError, match="broke off after .* bytes .*reset by peer"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(CorpusError, match="broke off after .* bytes .*reset by peer"),
+    ):
         patched.setattr(files, "select_text", break_off)
         pack_train(corpus, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "select_text", lambda *given: (BrokenRows(select(*given)[0], 999, states), "text"))
+        patched.setattr(
+            files,
+            "select_text",
+            lambda *given: (BrokenRows(select(*given)[0], 999, states), "text"),
+        )
         packed = pack_train(corpus, tokenizer)
     assert len(states) == 1  # the second time did not begin at the beginning
     assert packed.tokens.tolist() == whole.tokens.tolist()
@@ -566,7 +689,10 @@ def test_a_stream_that_is_none_is_told(hub, small_reads):
     write_shards(hub / "bodies", ROWS)
     for path in (hub / "bodies").iterdir():
         path.write_bytes(make_table(".parquet", ROWS).replace(b"text", b"body"))
-    for source, message in {"nobody/nothing": "cannot be streamed: ", "": "names no data set: write stream:"}.items():
+    for source, message in {
+        "nobody/nothing": "cannot be streamed: ",
+        "": "names no data set: write stream:",
+    }.items():
         with pytest.raises(CorpusError, match=message):
             load_corpus(f"stream:{source}")
 
@@ -575,12 +701,16 @@ def test_a_full_disk_names_the_stream(hub, monkeypatch):
     write_shards(hub / "my/set", ROWS)
     full = OSError("Not enough disk space. Needed: 9 TB (download: 1 TB)")
     monkeypatch.setattr(named, "_load_folder", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(CorpusError, match="Needed: 9 TB .*; `stream:my/set` reads it without storing its text"):
+    with pytest.raises(
+        CorpusError, match="Needed: 9 TB .*; `stream:my/set` reads it without storing its text"
+    ):
         load_corpus("hf:my/set")
 
 
 def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "READ_AT_ONCE", 1000)  # many reads, none of them a multiple of the stride
+    monkeypatch.setattr(
+        stored, "READ_AT_ONCE", 1000
+    )  # many reads, none of them a multiple of the stride
     corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines")
     train = list(corpus.train["text"])
     for stride in (1, 2, 7, 5000):
@@ -590,7 +720,9 @@ def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
 def test_documents_are_read_from_any_number(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 640)
     monkeypatch.setattr(stored, "READ_AT_ONCE", 100)
-    corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(f"number {i}" for i in range(300)))), "lines")
+    corpus = load_corpus(
+        str(write(tmp_path / "a.txt", "\n".join(f"number {i}" for i in range(300)))), "lines"
+    )
     train = list(corpus.train["text"])
     assert corpus.train.data.column("text").num_chunks > 3
     for start in (0, 1, 64, 100, len(train) - 1, len(train)):
@@ -600,11 +732,15 @@ def test_documents_are_read_from_any_number(tmp_path, monkeypatch):
     assert len(done) > 10
 
 
-@pytest.mark.parametrize("environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}])
+@pytest.mark.parametrize(
+    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]
+)
 def test_without_a_network_one_clear_line_comes_soon(tmp_path, environment):
     code = (
-        "import sys, time\nslept = []\ntime.sleep = slept.append\nfrom rung.data.corpus import load_corpus\n"
-        "try: load_corpus('wikitext-2')\nexcept Exception as e: print(repr(e))\nsys.exit(sum(slept) > 5)"
+        "import sys, time\nslept = []\ntime.sleep = slept.append\nfrom rung.data.corpus import "
+        "load_corpus\n"
+        "try: load_corpus('wikitext-2')\nexcept Exception as e: "
+        "print(repr(e))\nsys.exit(sum(slept) > 5)"
     )
     kept = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     output = subprocess.run(
@@ -624,13 +760,16 @@ def test_a_source_that_is_not_there(tmp_path):
     write(tmp_path / "photo.png", "x")
     for source, message in {
         "nowhere.txt": "no such file or folder: ",
-        "": "has no file that can be read: it should hold .txt .text .md .*.parquet.*; it has photo.png",
+        "": "has no file that can be read: it should hold .txt .text .md .*.parquet.*; it has "
+        "photo.png",
         "*.txt": "no file matches .*: check the pattern, and quote it in the shell",
     }.items():
         with pytest.raises(CorpusError, match=message):
             load_corpus(str(tmp_path / source))
     for source in ("python-docs", str(tmp_path)):
-        with pytest.raises(CorpusError, match="--documents 'words': choose from lines, paragraphs, file"):
+        with pytest.raises(
+            CorpusError, match="--documents 'words': choose from lines, paragraphs, file"
+        ):
             load_corpus(source, "words")
     write(tmp_path / "hollow/a.txt", "")
     write(tmp_path / "hollow/b.txt", "\n")
@@ -646,8 +785,14 @@ def test_pipes_and_folders_that_are_not_entered_are_named(tmp_path, monkeypatch)
     (folder / "more").symlink_to(other)
     os.mkfifo(folder / "pipe.txt")
     access = os.access
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
-    assert [path.name for path in search.find_files([str(folder)]).skipped] == ["more", "pipe.txt", "shut"]
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode)
+    )
+    assert [path.name for path in search.find_files([str(folder)]).skipped] == [
+        "more",
+        "pipe.txt",
+        "shut",
+    ]
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(CorpusError, match="texts cannot be read: Permission denied"):
         load_corpus(str(folder))
@@ -655,7 +800,11 @@ def test_pipes_and_folders_that_are_not_entered_are_named(tmp_path, monkeypatch)
 
 def test_what_is_skipped_is_named_and_counted(tmp_path, caplog):
     for name in ("a.txt", "b.log", "c.tex", "d.rs", "e/f.ndjson", "g.tsv"):
-        data = make_table(files.kind_suffix(Path(name)), ROWS) if name[-3:] in ("son", "tsv") else "\n".join(ROWS)
+        data = (
+            make_table(files.kind_suffix(Path(name)), ROWS)
+            if name[-3:] in ("son", "tsv")
+            else "\n".join(ROWS)
+        )
         write(tmp_path / name, data)
     for name in ("x.pdf", "y.docx", "e/LICENSE", ".hidden.txt", ".git/config"):
         write(tmp_path / name, "x")
@@ -678,19 +827,33 @@ def test_what_was_noticed_in_reading_is_known_the_second_time(tmp_path):
 
 
 def test_several_paths_are_one_corpus(tmp_path):
-    paths = [str(write(tmp_path / f"{name}.txt", f"{name} one\n{name} two\n")) for name in ("a", "b", "c")]
+    paths = [
+        str(write(tmp_path / f"{name}.txt", f"{name} one\n{name} two\n"))
+        for name in ("a", "b", "c")
+    ]
     corpus = load_corpus(paths, "lines")
     assert sorted(texts(corpus)) == ["a one", "a two", "b one", "b two", "c one", "c two"]
     assert corpus.name == "a.txt and 2 more"
-    for same in (paths[::-1], [*paths, paths[0], f"{tmp_path}/./a.txt"], [f"{tmp_path}/*.txt"], [f"{tmp_path}"]):
+    for same in (
+        paths[::-1],
+        [*paths, paths[0], f"{tmp_path}/./a.txt"],
+        [f"{tmp_path}/*.txt"],
+        [f"{tmp_path}"],
+    ):
         assert load_corpus(same, "lines").fingerprint == corpus.fingerprint
-    assert load_corpus(paths[:1], whole=True).name == load_corpus(paths[0], whole=True).name == "a.txt"
+    assert (
+        load_corpus(paths[:1], whole=True).name == load_corpus(paths[0], whole=True).name == "a.txt"
+    )
     for bad, message in {
         "[]": "must name a corpus",
-        "[python-docs, a.txt]": "python-docs is a corpus of its own: only files, folders and globs can be joined",
+        "[python-docs, a.txt]": "python-docs is a corpus of its own: only files, folders and globs "
+        "can be joined",
         "[a.txt, nowhere.txt]": "no such file or folder: ",
     }.items():
-        names = [name if name in ("python-docs",) else str(tmp_path / name) for name in bad.strip("[]").split(", ")]
+        names = [
+            name if name in ("python-docs",) else str(tmp_path / name)
+            for name in bad.strip("[]").split(", ")
+        ]
         with pytest.raises(CorpusError, match=message):
             load_corpus([name for name in names if name != str(tmp_path)])
 
@@ -725,7 +888,10 @@ def test_column_and_encoding_are_of_what_has_them(hub, tmp_path):
     write_hub(hub / "my/set", ROWS[:3], column="body")
     assert list(load_corpus("hf:my/set", column="body").test["text"]) == ROWS[:3]
     assert read_stream(load_corpus("stream:my/set", column="body")) == ROWS[:3] * SIZES["train"]
-    for source, given_settings in (("python-docs", {"column": "x"}), ("hf:my/set", {"encoding": "latin-1"})):
+    for source, given_settings in (
+        ("python-docs", {"column": "x"}),
+        ("hf:my/set", {"encoding": "latin-1"}),
+    ):
         with pytest.raises(CorpusError, match="needs none: leave it out"):
             load_corpus(source, **given_settings)
 
@@ -734,7 +900,9 @@ def test_rows_of_a_data_set_without_text_are_counted(hub):
     write_hub(hub / "my/set", [*ROWS[:2], "", " "], column="content")
     corpus = load_corpus("hf:my/set")
     assert list(corpus.test["text"]) == ROWS[:2]
-    assert corpus.notes == (f"{2 * sum(SIZES.values())} rows without text in column 'content' passed over: set",)
+    assert corpus.notes == (
+        f"{2 * sum(SIZES.values())} rows without text in column 'content' passed over: set",
+    )
     assert load_corpus("hf:my/set").notes == corpus.notes
 
 

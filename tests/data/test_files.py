@@ -20,13 +20,30 @@ from tests.data.test_corpus import ROWS, make_table, make_text, texts, write
 
 ZIP = {".gz": gzip.compress, ".zst": zstandard.compress}
 KINDS = [s + z for s in (*files.PROSE_SUFFIXES, ".py", *files.TABLE_SUFFIXES) for z in ("", *ZIP)]
-# Newlines of three kinds, bytes of every length, and what only looks like a line end or a byte-order mark.
-PIECES = ["a", "some words", "é€😀", " ", "\n", "\n\n", "\n\t\n\n", "\r", "\u2028", "\x0b\x85\x0c", "\ufeff"]
-TEXTS = st.lists(st.sampled_from(PIECES)).map("".join) | st.text(st.characters(codec="utf-8", exclude_characters="\0"))
+# Newlines of three kinds, bytes of every length, and what only looks like a line end or a
+# byte-order mark.
+PIECES = [
+    "a",
+    "some words",
+    "é€😀",
+    " ",
+    "\n",
+    "\n\n",
+    "\n\t\n\n",
+    "\r",
+    "\u2028",
+    "\x0b\x85\x0c",
+    "\ufeff",
+]
+TEXTS = st.lists(st.sampled_from(PIECES)).map("".join) | st.text(
+    st.characters(codec="utf-8", exclude_characters="\0")
+)
 
 
 def read(path, documents="paragraphs", **settings):
-    return list(files.read_documents([Path(path)], files.Reading(documents=documents, **settings), Notes()))
+    return list(
+        files.read_documents([Path(path)], files.Reading(documents=documents, **settings), Notes())
+    )
 
 
 def normalise(text):
@@ -44,7 +61,9 @@ def test_every_suffix_is_read(tmp_path, kind):
 @pytest.mark.parametrize("name", ["f[1].jsonl", "f*.csv", "a b.txt", "x::y.txt", "é.parquet"])
 def test_a_file_name_is_not_a_pattern(tmp_path, name):
     suffix = Path(name).suffix
-    path = write(tmp_path / name, make_table(suffix, ["yes"]) if suffix in files.TABLE_SUFFIXES else "yes")
+    path = write(
+        tmp_path / name, make_table(suffix, ["yes"]) if suffix in files.TABLE_SUFFIXES else "yes"
+    )
     write(tmp_path / "f1.jsonl", make_table(".jsonl", ["no"]))
     write(tmp_path / "fx.csv", make_table(".csv", ["no"]))
     assert read(path) == ["yes"]
@@ -56,11 +75,18 @@ def test_csv_words_that_look_missing_are_words(tmp_path):
 
 def test_frames_and_members_of_a_zipped_file_follow_one_another(tmp_path):
     for suffix, zipped in ZIP.items():
-        assert read(write(tmp_path / f"a.txt{suffix}", zipped(b"ab\xe2") + zipped(b"\x82\xacc\n"))) == ["ab€c\n"]
+        assert read(
+            write(tmp_path / f"a.txt{suffix}", zipped(b"ab\xe2") + zipped(b"\x82\xacc\n"))
+        ) == ["ab€c\n"]
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=TEXTS, chunk=st.integers(1, 9), mark=st.booleans(), newline=st.sampled_from(["\n", "\r\n", "\r"]))
+@given(
+    text=TEXTS,
+    chunk=st.integers(1, 9),
+    mark=st.booleans(),
+    newline=st.sampled_from(["\n", "\r\n", "\r"]),
+)
 def test_documents_give_back_the_file(text, chunk, mark, newline):
     data = ("\ufeff" if mark else "") + text.replace("\n", newline)
     expected = normalise(data)
@@ -68,7 +94,9 @@ def test_documents_give_back_the_file(text, chunk, mark, newline):
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(encoding, "CHUNK_BYTES", chunk):
         path = write(Path(folder) / "a.txt", data)
         if not expected.strip():
-            with pytest.raises(CorpusError, match="is empty" if not data else "holds too little text: none at all"):
+            with pytest.raises(
+                CorpusError, match="is empty" if not data else "holds too little text: none at all"
+            ):
                 read(path)
             return
         for grain in (small, files.COARSE):
@@ -96,7 +124,11 @@ def test_paragraphs_are_joined_and_stay_whole(tmp_path):
 
 
 def test_a_document_ends_where_no_paragraph_says_so(tmp_path):
-    paragraph = next(f"{i} is not the end.\n\n" for i in range(9) if files.hash_unit(f"{i} is not the end.\n\n") > 0.5)
+    paragraph = next(
+        f"{i} is not the end.\n\n"
+        for i in range(9)
+        if files.hash_unit(f"{i} is not the end.\n\n") > 0.5
+    )
     sizes = [len(document) for document in read(write(tmp_path / "a.txt", paragraph * 2000))]
     assert max(sizes) < files.LONGEST_DOCUMENT + len(paragraph)
 
@@ -114,20 +146,39 @@ BAD_FILES = {
     "photo.png": (PNG, "is binary, not text"),
     "latin.txt": (
         "abc é".encode("latin-1"),
-        "is not UTF-8: byte 4 is 0xe9; name its encoding, as in --encoding latin-1 .*`iconv -f latin1 -t utf-8`",
+        "is not UTF-8: byte 4 is 0xe9; name its encoding, as in --encoding latin-1 .*`iconv -f "
+        "latin1 -t utf-8`",
     ),
-    "windows.txt": ("“abc”".encode("cp1252"), "byte 0 is 0x93; .* as in --encoding cp1252 .*`iconv -f cp1252"),
-    "wide.txt": ("Some words".encode("utf-16-le"), "has a NUL at byte 1; if it is UTF-16, .* --encoding utf-16-le"),
-    "wide.csv": ("text\nword\n".encode("utf-16-be"), "has a NUL at byte 0; if it is UTF-16, .* --encoding utf-16-be"),
+    "windows.txt": (
+        "“abc”".encode("cp1252"),
+        "byte 0 is 0x93; .* as in --encoding cp1252 .*`iconv -f cp1252",
+    ),
+    "wide.txt": (
+        "Some words".encode("utf-16-le"),
+        "has a NUL at byte 1; if it is UTF-16, .* --encoding utf-16-le",
+    ),
+    "wide.csv": (
+        "text\nword\n".encode("utf-16-be"),
+        "has a NUL at byte 0; if it is UTF-16, .* --encoding utf-16-be",
+    ),
     "latin.csv": (b"text\n\xe9\n", "is not UTF-8: byte 5 is 0xe9"),
     "chinese.txt": (
         "天地玄黄\n天地\n".encode("utf-16-le"),
         "has a NUL at byte 9; if it is UTF-16, .* --encoding utf-16-le",
     ),
-    "wider.txt": ("Some words".encode("utf-32-be"), "has a NUL at byte 0; if it is UTF-32, .* --encoding utf-32-be"),
+    "wider.txt": (
+        "Some words".encode("utf-32-be"),
+        "has a NUL at byte 0; if it is UTF-32, .* --encoding utf-32-be",
+    ),
     "stray.txt": (b"Some words and\0some", "is binary, not text: it has a NUL at byte 14$"),
-    "half.txt": ("abc".encode("utf-16") + b"a", "is damaged: it breaks off within a character of utf-16-le, at byte 8"),
-    "page.txt": (b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "is no text: it is a PDF; write its text to a .txt file"),
+    "half.txt": (
+        "abc".encode("utf-16") + b"a",
+        "is damaged: it breaks off within a character of utf-16-le, at byte 8",
+    ),
+    "page.txt": (
+        b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
+        "is no text: it is a PDF; write its text to a .txt file",
+    ),
     "office.txt": (b"PK\3\4\x14", "is no text: it is a zip archive .*save its text as .txt"),
     "packed.txt": (
         gzip.compress(SHORT.encode()),
@@ -139,14 +190,23 @@ BAD_FILES = {
     "no.jsonl.gz": (b"abc", "is damaged and cannot be unzipped"),
     "no.txt.zst": (b"abc", "is damaged and cannot be unzipped"),
     "cut.txt.gz": (gzip.compress(SHORT.encode())[:-9], "is damaged and cannot be unzipped"),
-    "cut.txt.zst": (zstandard.compress(SHORT.encode())[:-5], "is damaged and cannot be unzipped: it breaks off"),
+    "cut.txt.zst": (
+        zstandard.compress(SHORT.encode())[:-5],
+        "is damaged and cannot be unzipped: it breaks off",
+    ),
     "bad.json": (b"{bad", "cannot be read as json: "),
     "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "cannot be read as json: "),
     "bad.csv": (b'text,b\n"x\n', "cannot be read as csv: "),
     "bad.parquet": (b"PAR1", "cannot be read as parquet: "),
-    "columns.csv": (b"id,body\n1,a\n", "has no text column: it has id, body; name the one to read with --column"),
+    "columns.csv": (
+        b"id,body\n1,a\n",
+        "has no text column: it has id, body; name the one to read with --column",
+    ),
     "list.jsonl": (b'{"text": ["a"]}\n', "the column 'text' holds list, not text"),
-    "short.txt": (SHORT, f"is too little text to split .*, {len(SHORT)} bytes; give at least 4,000 bytes"),
+    "short.txt": (
+        SHORT,
+        f"is too little text to split .*, {len(SHORT)} bytes; give at least 4,000 bytes",
+    ),
     "twins.txt": ("the same\n\n" * 4000, "is too little text to split"),
 }
 
@@ -177,7 +237,10 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
 
     for name in ("a.txt", "a.parquet"):
         path = write(tmp_path / name, "abc")
-        with monkeypatch.context() as patched, pytest.raises(CorpusError, match="cannot be read: Permission denied"):
+        with (
+            monkeypatch.context() as patched,
+            pytest.raises(CorpusError, match="cannot be read: Permission denied"),
+        ):
             patched.setattr(Path, "open", refuse)
             load_corpus(str(path))
 
@@ -198,7 +261,9 @@ def test_a_few_pages_are_enough(tmp_path, prose, size, kind):
 
 def read_notes(path, documents="paragraphs", **settings):
     notes = Notes()
-    found = list(files.read_documents([path], files.Reading(documents=documents, **settings), notes))
+    found = list(
+        files.read_documents([path], files.Reading(documents=documents, **settings), notes)
+    )
     return found, notes.lines()
 
 
@@ -215,10 +280,14 @@ def test_a_byte_order_mark_decides_and_is_said(tmp_path, chunk, monkeypatch):
     for name, (data, said) in written.items():
         found, notes = read_notes(write(tmp_path / f"{name}.txt", data), "file")
         assert found == [text]
-        assert notes == ([f"read as {said}, as the byte-order mark says: {name}.txt"] if said else [])
+        assert notes == (
+            [f"read as {said}, as the byte-order mark says: {name}.txt"] if said else []
+        )
 
 
-@pytest.mark.parametrize("name", ["latin-1", "cp1252", "utf-16-le", "utf-16-be", "utf-32-be", "utf-7", "cp037"])
+@pytest.mark.parametrize(
+    "name", ["latin-1", "cp1252", "utf-16-le", "utf-16-be", "utf-32-be", "utf-7", "cp037"]
+)
 def test_an_encoding_can_be_named(tmp_path, name):
     text = "Ein schönes Café\nnoch eins\n"
     assert read(write(tmp_path / "a.txt", text.encode(name)), "file", encoding=name) == [text]
@@ -229,7 +298,9 @@ def test_an_encoding_can_be_named(tmp_path, name):
 @pytest.mark.parametrize("name", ["gb18030", "shift_jis", "euc-kr", "big5"])
 def test_an_encoding_of_two_bytes_across_chunks(tmp_path, name, monkeypatch):
     monkeypatch.setattr(encoding, "CHUNK_BYTES", 3)
-    text = {"gb18030": "天地玄黄", "shift_jis": "いろは", "euc-kr": "한국어", "big5": "天地玄黃"}[name] * 9
+    text = {"gb18030": "天地玄黄", "shift_jis": "いろは", "euc-kr": "한국어", "big5": "天地玄黃"}[
+        name
+    ] * 9
     assert read(write(tmp_path / "a.txt", text.encode(name)), "file", encoding=name) == [text]
 
 
@@ -239,8 +310,10 @@ def test_an_encoding_that_is_none_or_does_not_fit(tmp_path):
         "klingon": "unknown encoding 'klingon': choose from utf-8, utf-16",
         "utf-61": "unknown encoding 'utf-61': did you mean 'utf-16'",
         "base64": "unknown encoding 'base64'",
-        "cp1252": "a.txt is not cp1252: byte 4 is 0x81; name its own encoding, as in --encoding latin-1",
-        "utf-16": "has no byte-order mark: say which utf-16 it is, --encoding utf-16-le or --encoding utf-16-be",
+        "cp1252": "a.txt is not cp1252: byte 4 is 0x81; name its own encoding, as in --encoding "
+        "latin-1",
+        "utf-16": "has no byte-order mark: say which utf-16 it is, --encoding utf-16-le or "
+        "--encoding utf-16-be",
     }.items():
         with pytest.raises(CorpusError, match=message):
             load_corpus(str(path), encoding=name)
@@ -264,15 +337,19 @@ def test_line_ends_are_counted(tmp_path):
 @pytest.mark.parametrize("kind", ["words", "unbroken", "chinese"])
 def test_one_line_of_a_megabyte_is_enough(tmp_path, documents, kind):
     text = make_text(1, words=200_000, between=" ").strip()[:400_000]
-    text = {"words": text, "unbroken": text.replace(" ", ""), "chinese": text.translate({32: "，", ord("a"): "天"})}[
-        kind
-    ]
+    text = {
+        "words": text,
+        "unbroken": text.replace(" ", ""),
+        "chinese": text.translate({32: "，", ord("a"): "天"}),
+    }[kind]
     corpus = load_corpus(str(write(tmp_path / "a.txt", text)), documents)
     found = texts(corpus)
     assert sum(map(len, found)) == len(text)
     assert all(len(corpus.split(split)) for split in SPLITS) and len(found) > 30
     assert max(map(len, found)) <= files.LONGEST_DOCUMENT + files.COARSE.longest_paragraph
-    assert corpus.notes[0].startswith("1 text of more than ") and corpus.notes[0].endswith(" cut into documents: a.txt")
+    assert corpus.notes[0].startswith("1 text of more than ") and corpus.notes[0].endswith(
+        " cut into documents: a.txt"
+    )
     if kind == "words":
         assert all(document[-1] == " " for document in found if not text.endswith(document))
 
@@ -283,13 +360,21 @@ def test_a_long_row_of_a_table_is_cut_where_it_must_be(tmp_path):
     rows = [make_text(1, words=3000, seed=seed) * 3 for seed in range(9)]
     one = load_corpus(str(write(tmp_path / "one.jsonl", json.dumps({"text": rows[0]}))))
     assert sum(map(len, texts(one))) == len(rows[0])
-    many = load_corpus(str(write(tmp_path / "many.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows))))
+    many = load_corpus(
+        str(
+            write(
+                tmp_path / "many.jsonl", "".join(json.dumps({"text": row}) + "\n" for row in rows)
+            )
+        )
+    )
     assert sorted(texts(many)) == sorted(rows)
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    text=st.text(st.sampled_from("ab e\u0301\n😀\u200d天"), max_size=200), low=st.integers(1, 9), more=st.integers(1, 9)
+    text=st.text(st.sampled_from("ab e\u0301\n😀\u200d天"), max_size=200),
+    low=st.integers(1, 9),
+    more=st.integers(1, 9),
 )
 def test_pieces_join_to_the_text_and_no_character_is_broken(text, low, more):
     pieces = list(files.cut_text(text, low, low + more))

@@ -1,4 +1,6 @@
-"""Tokens on disk and in blocks: each predicted once, none twice, and no half-written row is ever read."""
+"""Tokens on disk and in blocks: each predicted once, none twice, and no half-written row is ever
+read.
+"""
 
 import itertools
 import subprocess
@@ -26,12 +28,16 @@ IDS = st.integers(0, 2**16 - 1)
 
 
 def read_each(documents, started=None):
-    """A reader that gives one document at a time, its state how many there were; `started` hears where it begins."""
+    """A reader that gives one document at a time, its state how many there were; `started` hears
+    where it begins.
+    """
 
     def read(state):
         if started is not None:
             started.append(state)
-        for number, document in enumerate(itertools.islice(documents, state, None), 1 + (state or 0)):
+        for number, document in enumerate(
+            itertools.islice(documents, state, None), 1 + (state or 0)
+        ):
             yield numpy.array(document, dtype=numpy.int64), numpy.array([len(document)]), number
 
     return read
@@ -107,14 +113,20 @@ def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
 
 
 @settings(max_examples=200, deadline=None)
-@given(tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 9), count=st.integers(1, 8))
+@given(
+    tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 9), count=st.integers(1, 8)
+)
 @example(tokens=list(range(33)), length=4, count=4)  # every stretch is just full
 @example(tokens=list(range(34)), length=4, count=4)  # and one token over
-def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_were(tokens, length, count):
+def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_were(
+    tokens, length, count
+):
     streams = Streams(row(tokens), length, PAD, count)
     inputs, targets = ([[] for _ in range(count)] for _ in range(2))
     for stretch in range(len(streams) // count):
-        batch = keep_batch(streams.__getitems__(list(range(stretch * count, (stretch + 1) * count))))
+        batch = keep_batch(
+            streams.__getitems__(list(range(stretch * count, (stretch + 1) * count)))
+        )
         assert (batch["stretch"], batch["stream"]) == (stretch, 0)
         counted = batch["shift_labels"] != IGNORED
         for stream in range(count):
@@ -171,7 +183,10 @@ def test_what_was_packed_is_used_again(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(documents=st.lists(st.lists(IDS, max_size=5), max_size=9), stops=st.lists(st.integers(0, 9), max_size=4))
+@given(
+    documents=st.lists(st.lists(IDS, max_size=5), max_size=9),
+    stops=st.lists(st.integers(0, 9), max_size=4),
+)
 def test_what_is_packed_before_a_stop_is_not_packed_again(documents, stops):
     with tempfile.TemporaryDirectory() as folder:
         reached, started = 0, []
@@ -180,7 +195,12 @@ def test_what_is_packed_before_a_stop_is_not_packed_again(documents, stops):
                 break
             reached += stop
             with pytest.raises(KeyboardInterrupt):
-                pack(read_each(Breaking(documents, reached), started), key="a", vocab_size=9, folder=Path(folder))
+                pack(
+                    read_each(Breaking(documents, reached), started),
+                    key="a",
+                    vocab_size=9,
+                    folder=Path(folder),
+                )
             assert not list(Path(folder).glob("*.json"))
         packed = pack(read_each(documents, started), key="a", vocab_size=9, folder=Path(folder))
         assert packed.tokens.tolist() == list(itertools.chain(*documents))
@@ -259,11 +279,17 @@ def test_a_full_disk_is_told_and_costs_nothing_twice(tmp_path, monkeypatch):
             raise OSError(28, "No space left on device")
         append(*arguments)
 
-    with monkeypatch.context() as patched, pytest.raises(RunError, match="No space left on device.: make room there"):
+    with (
+        monkeypatch.context() as patched,
+        pytest.raises(RunError, match="No space left on device.: make room there"),
+    ):
         patched.setattr(rung.data.packing, "_append", fill)
         make(tmp_path)
     started = []
-    assert pack(read_each(DOCUMENTS, started), key="a", vocab_size=9, folder=tmp_path).tokens.tolist() == ROW
+    assert (
+        pack(read_each(DOCUMENTS, started), key="a", vocab_size=9, folder=tmp_path).tokens.tolist()
+        == ROW
+    )
     assert started == [2]
 
 
@@ -277,7 +303,9 @@ def test_two_at_once_pack_once(tmp_path):
             yield chunk
 
     with ThreadPoolExecutor(2) as threads:
-        found = [threads.submit(pack, read, key="a", vocab_size=9, folder=tmp_path) for _ in range(2)]
+        found = [
+            threads.submit(pack, read, key="a", vocab_size=9, folder=tmp_path) for _ in range(2)
+        ]
     assert [f.result().tokens.tolist() for f in found] == [ROW + ROW] * 2
     assert started == [None]
 

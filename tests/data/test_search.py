@@ -13,13 +13,33 @@ from rung.data.store import SPLITS
 from rung.errors import CorpusError
 from rung.report.page import fill_page
 
-WORDS = ("the", "of", "and", "to", "in", "is", "was", "he", "for", "with", "as", "his", "on", "be", "by", "had", "not")
+WORDS = (
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "was",
+    "he",
+    "for",
+    "with",
+    "as",
+    "his",
+    "on",
+    "be",
+    "by",
+    "had",
+    "not",
+)
 
 
 def write(path, lines=20):
     dice = random.Random(str(path.name))
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(" ".join(dice.choices(WORDS, k=9)) + f" {path.name} {n}\n" for n in range(lines)))
+    path.write_text(
+        "".join(" ".join(dice.choices(WORDS, k=9)) + f" {path.name} {n}\n" for n in range(lines))
+    )
     return path
 
 
@@ -42,7 +62,9 @@ def place(tmp_path, monkeypatch):
     write(tmp_path / "more" / "b.md")
     for name in ("bigram", "ngram"):
         make_run(tmp_path / "runs" / "mine" / name)
-    (tmp_path / "runs" / "mine" / "report.html").write_text(fill_page("rung: mine", "<p>a report</p>"))
+    (tmp_path / "runs" / "mine" / "report.html").write_text(
+        fill_page("rung: mine", "<p>a report</p>")
+    )
     return tmp_path
 
 
@@ -78,7 +100,9 @@ def test_a_run_is_known_by_what_it_is(place):
             load_corpus(f"{source}/*.md")
     with pytest.raises(CorpusError, match="has no file that can be read: .*; it has bigram, ngram"):
         load_corpus("elsewhere")
-    assert read_names(load_corpus(f"elsewhere/bigram/{runs.SAMPLES}", "lines")) == [runs.SAMPLES]  # it was named
+    assert read_names(load_corpus(f"elsewhere/bigram/{runs.SAMPLES}", "lines")) == [
+        runs.SAMPLES
+    ]  # it was named
 
 
 def test_what_rung_keeps_of_standard_input_and_its_cache_are_no_text(place, monkeypatch):
@@ -105,8 +129,11 @@ def test_links_that_lead_back_are_followed_nowhere(tmp_path):
         corpus = load_corpus(str(tmp_path / source), "lines")
         assert read_names(corpus) == ["a.txt", "b.txt"]
         assert sum(len(corpus.split(split)) for split in SPLITS) == 40
-        assert corpus.notes == ("skipped 3 linked folders, to be named to be read: again, loop and other",) or (
-            corpus.notes == ("skipped 3 linked folders, to be named to be read: again, loop, other",)
+        assert corpus.notes == (
+            "skipped 3 linked folders, to be named to be read: again, loop and other",
+        ) or (
+            corpus.notes
+            == ("skipped 3 linked folders, to be named to be read: again, loop, other",)
         )
     for source in (["texts", "texts/other"], ["texts/**/*.txt", "texts/*/*.txt"]):
         corpus = load_corpus([str(tmp_path / each) for each in source], "lines")
@@ -118,7 +145,9 @@ def test_a_folder_that_may_not_be_read_is_said(source, tmp_path, monkeypatch):
     write(tmp_path / "texts" / "a.txt")
     write(tmp_path / "texts" / "shut" / "b.txt")
     access = os.access
-    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode))
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: Path(path).name != "shut" and access(path, mode)
+    )
     corpus = load_corpus(str(tmp_path / source), "lines")
     assert read_names(corpus) == ["a.txt"]
     assert corpus.notes == ("skipped 1 folder that may not be read: shut",)
@@ -134,7 +163,9 @@ def test_notes_called_train_and_test_are_notes_like_the_others(tmp_path):
     assert load_corpus(paths, "lines").notes == corpus.notes
 
 
-@pytest.mark.parametrize("beside", [["README.txt", "vocabulary.txt"], ["a.md", "b.md", "c.md", "d.md"]])
+@pytest.mark.parametrize(
+    "beside", [["README.txt", "vocabulary.txt"], ["a.md", "b.md", "c.md", "d.md"]]
+)
 def test_two_splits_beside_few_others_are_splits_and_say_what_they_leave(beside, tmp_path):
     for name in ("train.txt", "test.txt", *beside):
         write(tmp_path / name)
@@ -153,7 +184,11 @@ def test_three_splits_and_folders_called_so_are_splits_whatever_stands_beside(tm
     (tmp_path / "folders" / "train").symlink_to(tmp_path / "linked")
     write(tmp_path / "folders" / "test" / "y.txt")
     make_run(tmp_path / "folders" / "runs" / "mine")
-    assert read_names(load_corpus(str(tmp_path / "files"), "lines")) == ["test.txt", "train.txt", "valid.txt"]
+    assert read_names(load_corpus(str(tmp_path / "files"), "lines")) == [
+        "test.txt",
+        "train.txt",
+        "valid.txt",
+    ]
     corpus = load_corpus(str(tmp_path / "folders"), "lines")
     assert read_names(corpus) == ["x.txt", "y.txt"]
     assert "left out what rung made: runs" in corpus.notes

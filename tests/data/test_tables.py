@@ -1,4 +1,6 @@
-"""Tables in files: only the text column is read, as it is written, and no row is lost or moved without a word."""
+"""Tables in files: only the text column is read, as it is written, and no row is lost or moved
+without a word.
+"""
 
 import csv
 import gzip
@@ -18,7 +20,9 @@ from tests.data.test_corpus import texts, write
 
 
 def read(path, notes=None, **settings):
-    return list(files.read_documents([path], files.Reading(**settings), Notes() if notes is None else notes))
+    return list(
+        files.read_documents([path], files.Reading(**settings), Notes() if notes is None else notes)
+    )
 
 
 def read_notes(path, **settings):
@@ -33,7 +37,10 @@ CSV = {
     "returns": ("text,id\rone,1\rtwo,2\r", ["one", "two"]),
     "mark": ("\ufefftext,id\none,1\n", ["one"]),
     "blank": ('\n\ntext,id\none,1\n\n"",2\n  ,3\ntwo,4\n\n', ["one", "two"]),
-    "numbers": ("text\n007\n1e5\n1_000\nNaN\nnull\nNA\nTrue\n123456789012345678901234567890\n", None),
+    "numbers": (
+        "text\n007\n1e5\n1_000\nNaN\nnull\nNA\nTrue\n123456789012345678901234567890\n",
+        None,
+    ),
     "unicode": ("text\na\u2028b\nc\x85d\ne\x0bf\n", ["a\u2028b", "c\x85d", "e\x0bf"]),
     "long": (f'text,id\n"{"word, " * 200_000}",1\n', ["word, " * 200_000]),
 }
@@ -46,7 +53,10 @@ def test_csv_is_read_as_it_is_written(tmp_path, name):
 
 
 @settings(max_examples=60, deadline=None)
-@given(rows=st.lists(st.text(st.sampled_from('ab,;"\n\r\t é'), max_size=9), min_size=1), tab=st.booleans())
+@given(
+    rows=st.lists(st.text(st.sampled_from('ab,;"\n\r\t é'), max_size=9), min_size=1),
+    tab=st.booleans(),
+)
 def test_what_was_written_as_csv_comes_back(tmp_path_factory, rows, tab):
     out = io.StringIO(newline="")
     writer = csv.writer(out, delimiter="\t" if tab else ",")
@@ -58,30 +68,66 @@ def test_what_was_written_as_csv_comes_back(tmp_path_factory, rows, tab):
 
 
 BAD_TABLES = {
-    "wide.csv": ("text,source\none, two,web\nthree,web\n", r"line 2: the row has 3 columns and the first line 2"),
+    "wide.csv": (
+        "text,source\none, two,web\nthree,web\n",
+        r"line 2: the row has 3 columns and the first line 2",
+    ),
     "trail.csv": ("text,source\none,web\ntwo,web,\n", r"line 3: the row has 3 columns"),
-    "narrow.csv": ('text,source\n"one\ntwo",web\nthree\n', r"line 4: the row has 1 column and the first line 2"),
-    "commas.csv": ("text\none, two, three\n", r"line 2: the row has 3 columns and the first line 1 \(text\)"),
-    "open.csv": ('text,id\none,1\n"two,2\nthree,3\n', r"line 3: .* a quote is opened and not closed"),
-    "torn.csv": ('text,id\none,1\n"Hello" he said,2\n', r"line 3: cannot be read as csv: .* a value with a quote"),
+    "narrow.csv": (
+        'text,source\n"one\ntwo",web\nthree\n',
+        r"line 4: the row has 1 column and the first line 2",
+    ),
+    "commas.csv": (
+        "text\none, two, three\n",
+        r"line 2: the row has 3 columns and the first line 1 \(text\)",
+    ),
+    "open.csv": (
+        'text,id\none,1\n"two,2\nthree,3\n',
+        r"line 3: .* a quote is opened and not closed",
+    ),
+    "torn.csv": (
+        'text,id\none,1\n"Hello" he said,2\n',
+        r"line 3: cannot be read as csv: .* a value with a quote",
+    ),
     "semi.csv": (
         "text;id\none;1\n",
         r"the delimiter of its columns seems to be ';', and that of .csv is ','.*write it",
     ),
     "mixed.csv": ("id;text;a, b\n1;one;2\n", r"the delimiter of its columns seems to be ';'"),
     "pipe.csv": ("id|text\n1|one\n", r"the delimiter of its columns seems to be '\|'"),
-    "tab.csv": ("id\ttext\n1\tone\n", r"the delimiter of its columns seems to be a tab.*rename it to .tsv"),
-    "comma.tsv": ("id,text\n1,one\n", r"the delimiter of its columns seems to be ','.*rename it to .csv"),
-    "headless.csv": ("one word,1\ntwo words,2\n", r"has no text column: it has one word, 1; name .* with --column"),
+    "tab.csv": (
+        "id\ttext\n1\tone\n",
+        r"the delimiter of its columns seems to be a tab.*rename it to .tsv",
+    ),
+    "comma.tsv": (
+        "id,text\n1,one\n",
+        r"the delimiter of its columns seems to be ','.*rename it to .csv",
+    ),
+    "headless.csv": (
+        "one word,1\ntwo words,2\n",
+        r"has no text column: it has one word, 1; name .* with --column",
+    ),
     "twice.csv": ("text,text\none,two\n", "has 2 columns called 'text': rename all but one"),
-    "cut.jsonl": ('{"text": "one"}\n{"text": "tw', r"line 2: cannot be read as json: Unterminated string"),
-    "two.jsonl": ('{"text": "one"} {"text": "two"}\n', r"line 1: cannot be read as json: Extra data"),
+    "cut.jsonl": (
+        '{"text": "one"}\n{"text": "tw',
+        r"line 2: cannot be read as json: Unterminated string",
+    ),
+    "two.jsonl": (
+        '{"text": "one"} {"text": "two"}\n',
+        r"line 1: cannot be read as json: Extra data",
+    ),
     "list.jsonl": ('{"text": "one"}\n[1]\n', r"line 2: it must be an object, and is list"),
-    "bool.jsonl": ('{"text": "one"}\n\n{"text": true}\n', r"line 3: the column 'text' holds bool, not text: True"),
+    "bool.jsonl": (
+        '{"text": "one"}\n\n{"text": true}\n',
+        r"line 3: the column 'text' holds bool, not text: True",
+    ),
     "object.jsonl": ('{"text": {"a": 1}}\n', r"line 1: the column 'text' holds dict, not text"),
     "half.jsonl": ('{"text": "\\ud83d"}\n', r"line 1: the column 'text' holds half a character"),
     "deep.jsonl": ('{"text": "one", "x": ' + "[" * 100_000, r"line 1: cannot be read as json"),
-    "none.jsonl": ('{"id": 1}\n{"body": "one"}\n', r"has no text column: it has id, body; name .* with --column"),
+    "none.jsonl": (
+        '{"id": 1}\n{"body": "one"}\n',
+        r"has no text column: it has id, body; name .* with --column",
+    ),
     "none.json": ('{"id": 1,\n "body": "one"}\n', r"has no text column: it has id, body"),
     "array.json": (
         '[{"text": "one"},\n {"text": 2.5}, {"text": []}]',
@@ -114,12 +160,21 @@ def test_the_remedy_for_another_delimiter_works(tmp_path):
 
 
 JSON = {
-    "numbers": ('{"text": 7}\n{"text": 1e5}\n{"text": 123456789012345678901234567890}\n', ["7", "1e5", None]),
-    "array": ('[{"text": "one"}, {"text": null}, {"text": "two", "id": {"a": [1]}}]', ["one", "two"]),
+    "numbers": (
+        '{"text": 7}\n{"text": 1e5}\n{"text": 123456789012345678901234567890}\n',
+        ["7", "1e5", None],
+    ),
+    "array": (
+        '[{"text": "one"}, {"text": null}, {"text": "two", "id": {"a": [1]}}]',
+        ["one", "two"],
+    ),
     "strings": ('["one", "two"]', ["one", "two"]),
     "pretty": ('{\n  "text": "one"\n}\n', ["one"]),
     "mark": ('\ufeff{"text": "one"}\r\n{"text": "two"}\r\n', ["one", "two"]),
-    "blank": ('\n{"text": "one"}\n\n{"text": "  "}\n{"id": 1}\n{"text": NaN}\n{"text": "two"}', ["one", "two"]),
+    "blank": (
+        '\n{"text": "one"}\n\n{"text": "  "}\n{"id": 1}\n{"text": NaN}\n{"text": "two"}',
+        ["one", "two"],
+    ),
     "unicode": ('{"text": "a\u2028b\x85c\\nd\\r"}\n', ["a\u2028b\x85c\nd\r"]),
     "huge": ('{"id": ' + "9" * 5000 + ', "text": "one"}\n', ["one"]),
     "late": ('{"id": 1}\n{"text": "one"}\n', ["one"]),
@@ -135,7 +190,13 @@ def test_json_is_read_as_it_is_written(tmp_path, name):
         assert read(write(tmp_path / "a.jsonl", data)) == expected
 
 
-OTHERS = [[None, {"a": 1}], [1, "x"], ["2020-01-01T00:00:00", "unknown"], [{"a": 1}, "s"], [[1], {"b": None}]]
+OTHERS = [
+    [None, {"a": 1}],
+    [1, "x"],
+    ["2020-01-01T00:00:00", "unknown"],
+    [{"a": 1}, "s"],
+    [[1], {"b": None}],
+]
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -155,7 +216,10 @@ def test_rows_without_text_are_counted(tmp_path):
         said = f"53 rows without text in column {column!r} passed over: {column}.jsonl"
         assert read_notes(path, **named) == (["one"], [said])
     said = "1 row without text in column 'content' passed over: a"
-    assert read_notes(write(tmp_path / "a.csv", 'content,id\none,1\n"",2\n')) == (["one"], [f"{said}.csv"])
+    assert read_notes(write(tmp_path / "a.csv", 'content,id\none,1\n"",2\n')) == (
+        ["one"],
+        [f"{said}.csv"],
+    )
     path = write_parquet(tmp_path / "a.parquet", content=(["one", None],))
     assert read_notes(path) == (["one"], [f"{said}.parquet"])
     assert read_notes(write(tmp_path / "a.json", '["one", " "]')) == (
@@ -172,17 +236,33 @@ def test_numbers_that_are_read_as_text_are_counted(tmp_path):
 def test_a_column_and_an_encoding_are_of_files_that_have_them(tmp_path):
     prose = "\n\n".join(f"paragraph {n} " * 20 for n in range(60))
     plain = write(tmp_path / "a.txt", prose)
-    table = write(tmp_path / "b.jsonl", "".join(json.dumps({"body": f"row {n}"}) + "\n" for n in range(60)))
+    table = write(
+        tmp_path / "b.jsonl", "".join(json.dumps({"body": f"row {n}"}) + "\n" for n in range(60))
+    )
     parquet = write_parquet(tmp_path / "c.parquet", text=([f"row {n}" for n in range(60)],))
-    with pytest.raises(CorpusError, match="--column is 'body', but cannot be of a.txt: plain text has no columns"):
+    with pytest.raises(
+        CorpusError, match="--column is 'body', but cannot be of a.txt: plain text has no columns"
+    ):
         load_corpus(str(plain), column="body")
-    with pytest.raises(CorpusError, match="--encoding is 'cp1252', but cannot be of c.parquet: Parquet knows its own"):
+    with pytest.raises(
+        CorpusError,
+        match="--encoding is 'cp1252', but cannot be of c.parquet: Parquet knows its own",
+    ):
         load_corpus(str(parquet), encoding="cp1252")
-    assert "--column is not for 1 file: a.txt" in load_corpus([str(plain), str(table)], column="body").notes
-    assert "--encoding is not for 1 file: c.parquet" in load_corpus([str(plain), str(parquet)], encoding="cp1252").notes
+    assert (
+        "--column is not for 1 file: a.txt"
+        in load_corpus([str(plain), str(table)], column="body").notes
+    )
+    assert (
+        "--encoding is not for 1 file: c.parquet"
+        in load_corpus([str(plain), str(parquet)], encoding="cp1252").notes
+    )
     write(tmp_path / "named/train.jsonl", table.read_bytes())
     write(tmp_path / "named/test.txt", prose)
-    assert "--column is not for 1 file: test.txt" in load_corpus(str(tmp_path / "named"), column="body").notes
+    assert (
+        "--column is not for 1 file: test.txt"
+        in load_corpus(str(tmp_path / "named"), column="body").notes
+    )
 
 
 def write_parquet(path, **columns):
@@ -205,7 +285,12 @@ def test_parquet_is_read_by_its_text_column(tmp_path, zipped):
         "encoded": (rows, kind),
         "large": (rows, pyarrow.large_string()),
     }.items():
-        path = write_parquet(tmp_path / f"{name}.parquet", id=(range(1000),), text=given_rows, blob=([b"\xff"] * 1000,))
+        path = write_parquet(
+            tmp_path / f"{name}.parquet",
+            id=(range(1000),),
+            text=given_rows,
+            blob=([b"\xff"] * 1000,),
+        )
         if zipped:
             data = (gzip.compress if zipped == ".gz" else zstandard.compress)(path.read_bytes())
             path = write(tmp_path / f"{name}.parquet{zipped}", data)
@@ -221,15 +306,24 @@ def test_an_empty_part_is_passed_over(tmp_path):
     write(tmp_path / "part-3.parquet", b"")
     corpus = load_corpus(str(tmp_path))
     assert len(texts(corpus)) == 30
-    assert corpus.notes == ("3 files without text passed over: part-1.parquet, part-2.parquet, part-3.parquet",)
+    assert corpus.notes == (
+        "3 files without text passed over: part-1.parquet, part-2.parquet, part-3.parquet",
+    )
 
 
 def test_parquet_of_numbers_and_of_what_is_no_text(tmp_path):
     found = read_notes(write_parquet(tmp_path / "a.parquet", text=([7, None, 12],)))
     assert found[0] == ["7", "12"]
     assert found[1][0] == "column 'text' holds int64: read as digits: a.parquet"
-    for kind, rows in {"double": [1.5], "binary": [b"one"], "list": [["one"]], "struct": [{"a": 1}]}.items():
-        with pytest.raises(CorpusError, match=f"the column 'text' holds {kind}.*, not text; --column names another"):
+    for kind, rows in {
+        "double": [1.5],
+        "binary": [b"one"],
+        "list": [["one"]],
+        "struct": [{"a": 1}],
+    }.items():
+        with pytest.raises(
+            CorpusError, match=f"the column 'text' holds {kind}.*, not text; --column names another"
+        ):
             read(write_parquet(tmp_path / "b.parquet", text=(rows,)))
 
 
@@ -248,7 +342,10 @@ def test_a_column_can_be_named_and_the_choice_is_said(tmp_path, suffix):
         write(path, "content,text,body\none,two,three\n")
     else:
         write(path, json.dumps({name: rows[0] for name, rows in columns.items()}) + "\n")
-    assert read_notes(path) == (["two"], [f"column 'text' is read, and not content (--column chooses): a{suffix}"])
+    assert read_notes(path) == (
+        ["two"],
+        [f"column 'text' is read, and not content (--column chooses): a{suffix}"],
+    )
     assert read_notes(path, column="body") == (["three"], [])
     with pytest.raises(CorpusError, match=r"has no column 'title': it has content, text, body"):
         read(path, column="title")
@@ -257,7 +354,9 @@ def test_a_column_can_be_named_and_the_choice_is_said(tmp_path, suffix):
 def test_a_table_of_settings_in_a_folder_is_passed_over_and_others_are_refused(tmp_path):
     write(tmp_path / "a.txt", "\n".join(map(str, range(30))))
     write(tmp_path / "package.json", '{"name": "x"}\n')
-    assert load_corpus(str(tmp_path), "lines").notes == ("1 file without a text column passed over: package.json",)
+    assert load_corpus(str(tmp_path), "lines").notes == (
+        "1 file without a text column passed over: package.json",
+    )
     write(tmp_path / "rows.jsonl", '{"name": "x"}\n')
     with pytest.raises(CorpusError, match=r"rows.jsonl has no text column: it has name"):
         load_corpus(str(tmp_path), "lines")

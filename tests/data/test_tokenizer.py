@@ -1,4 +1,6 @@
-"""Text to ids and back: what is lossless comes back, what is lost is named, no text is taken for a mark."""
+"""Text to ids and back: what is lossless comes back, what is lost is named, no text is taken for a
+mark.
+"""
 
 import itertools
 import json
@@ -12,7 +14,16 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rung.data.tokenizer import (
@@ -48,7 +59,9 @@ LLAMA3_SPLIT = (
 )
 HARD = "\n\tThe  café, e\u0301 and 𝔘ñí😀 don't 1234\r\n at  <unk>. "
 # Any text, the names of special tokens among it.
-TEXTS = st.lists(st.text(max_size=9) | st.sampled_from([BOS, EOS, PAD, UNKNOWN, GPT2_END, " ", HARD])).map("".join)
+TEXTS = st.lists(
+    st.text(max_size=9) | st.sampled_from([BOS, EOS, PAD, UNKNOWN, GPT2_END, " ", HARD])
+).map("".join)
 
 
 def train_bytes(normalizer=None, pre_tokenizer=None, special=(GPT2_END,), alphabet=True):
@@ -75,8 +88,12 @@ def save_llama3(folder):
     """Llama 3's tokenizer.json: its own pattern, BOS put in front, no padding token."""
     split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer = train_bytes(pre_tokenizer=pre_tokenizers.Sequence([split, level]), special=(BOS, EOS))
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
+    tokenizer = train_bytes(
+        pre_tokenizer=pre_tokenizers.Sequence([split, level]), special=(BOS, EOS)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+    )
     whole = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=True
     )
@@ -138,7 +155,11 @@ def test_a_document_begins_and_ends_and_holds_no_mark(any_tokenizer, documents):
     encoded = list(encode_documents(documents, any_tokenizer))
     assert len(encoded) == len(documents)
     for ids, text in zip(encoded, documents, strict=True):
-        assert ids == [any_tokenizer.bos_token_id, *ids_of(any_tokenizer, text), any_tokenizer.eos_token_id]
+        assert ids == [
+            any_tokenizer.bos_token_id,
+            *ids_of(any_tokenizer, text),
+            any_tokenizer.eos_token_id,
+        ]
         assert not special_ids(any_tokenizer) & set(ids[1:-1])
 
 
@@ -167,7 +188,10 @@ def test_losses_are_named(kind, lost):
     [
         ({}, ()),
         ({"normalizer": normalizers.NFC()}, ("Unicode form",)),
-        ({"normalizer": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])}, ("case", "Unicode form")),
+        (
+            {"normalizer": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])},
+            ("case", "Unicode form"),
+        ),
         ({"normalizer": normalizers.Replace(" ", "▁")}, ("white space",)),
         ({"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=True)}, ("white space",)),
         ({"alphabet": False}, ("unknown words",)),
@@ -175,7 +199,10 @@ def test_losses_are_named(kind, lost):
         (
             {
                 "pre_tokenizer": pre_tokenizers.Sequence(
-                    [pre_tokenizers.Split(",", "removed"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+                    [
+                        pre_tokenizers.Split(",", "removed"),
+                        pre_tokenizers.ByteLevel(add_prefix_space=False),
+                    ]
                 )
             },
             ("separators",),
@@ -191,11 +218,15 @@ def test_losses_of_a_foreign_tokenizer(settings, lost):
 
 def test_losses_of_other_models():
     pieces = [("<unk>", 0.0), *((chr(c), -1.0) for c in range(97, 123))]
-    assert "unknown words" in losses(wrap(Tokenizer(models.Unigram(pieces, unk_id=0)), eos_token="a"))
+    assert "unknown words" in losses(
+        wrap(Tokenizer(models.Unigram(pieces, unk_id=0)), eos_token="a")
+    )
     spelt = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -1.0) for byte in range(256))]
     model = models.Unigram(spelt, unk_id=0, byte_fallback=True)
     assert losses(wrap(Tokenizer(model), eos_token="<0x00>")) == ()
-    assert "unknown words" in losses(wrap(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))))
+    assert "unknown words" in losses(
+        wrap(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")))
+    )
 
 
 @pytest.mark.parametrize("affix", ["end_of_word_suffix", "continuing_subword_prefix"])
@@ -203,15 +234,23 @@ def test_a_byte_has_a_token_wherever_in_a_word_it_stands(affix):
     tokenizer = train_bytes()
     letters = pre_tokenizers.ByteLevel.alphabet()
     mark = {"end_of_word_suffix": "{}@", "continuing_subword_prefix": "@{}"}[affix]
-    for pieces, lost in ((letters, ("unknown words",)), ([*letters, *map(mark.format, letters)], ())):
-        tokenizer.model = models.BPE({piece: i for i, piece in enumerate(pieces)}, [], **{affix: "@"})
+    for pieces, lost in (
+        (letters, ("unknown words",)),
+        ([*letters, *map(mark.format, letters)], ()),
+    ):
+        tokenizer.model = models.BPE(
+            {piece: i for i, piece in enumerate(pieces)}, [], **{affix: "@"}
+        )
         assert losses(wrap(tokenizer)) == lost
 
 
 def test_bos_in_front_and_nothing_behind(any_tokenizer):
     if any_tokenizer.bos_token == GPT2_END:
         pytest.skip("GPT-2 puts nothing in front")
-    assert any_tokenizer("the cat").input_ids == [any_tokenizer.bos_token_id, *ids_of(any_tokenizer, "the cat")]
+    assert any_tokenizer("the cat").input_ids == [
+        any_tokenizer.bos_token_id,
+        *ids_of(any_tokenizer, "the cat"),
+    ]
     assert any_tokenizer("").input_ids == [any_tokenizer.bos_token_id]
     batch = any_tokenizer(["a cat", "a"], padding=True)
     assert batch.input_ids[1][0] == any_tokenizer.pad_token_id  # generation goes on at the right
@@ -225,7 +264,8 @@ def test_the_book_s_words():
 
 
 @pytest.mark.parametrize(
-    ("kind", "pieces"), [("word-split", ["a", "cat,", "é", "."]), ("whitespace", ["A", "Cat,", "É", "."])]
+    ("kind", "pieces"),
+    [("word-split", ["a", "cat,", "é", "."]), ("whitespace", ["A", "Cat,", "É", "."])],
 )
 def test_words_between_white_space(kind, pieces):
     tokenizer = build_tokenizer(kind, ["A Cat, É\n."])
@@ -234,10 +274,13 @@ def test_words_between_white_space(kind, pieces):
 
 def test_only_ascii_white_space_parts_words_as_for_kenlm():
     text = "".join(
-        f"a{space}b" for space in "\t\n\x0b\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
+        f"a{space}b"
+        for space in "\t\n\x0b\f\r \x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u202f\u205f\u3000"
     )
     tokenizer = build_tokenizer("whitespace", [text])
-    expected = [word.decode() for word in text.encode().split()]  # of bytes: ASCII's, as in KenLM's Python module
+    expected = [
+        word.decode() for word in text.encode().split()
+    ]  # of bytes: ASCII's, as in KenLM's Python module
     assert encode_plainly(tokenizer, [text])[0].tokens == expected
     lower = build_tokenizer("word-split", ["a b"])
     assert encode_plainly(lower, ["A\xa0B\u3000a"])[0].tokens == ["a", "b", "a"]
@@ -248,7 +291,9 @@ MARKS = ["<unk>", "<s>", "</s>", "<pad>", "[UNK]", BOS, EOS, PAD, UNKNOWN, GPT2_
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_names_of_special_tokens_are_words_like_any_other(kind):
-    """In training text and in what is encoded: all ids are in the vocabulary, and no text becomes a special token."""
+    """In training text and in what is encoded: all ids are in the vocabulary, and no text becomes a
+    special token.
+    """
     text = " ".join(["one", *MARKS, "two"] * 3)
     tokenizer = build_tokenizer(kind, [text, *SENTENCES])
     special = set(tokenizer.all_special_ids)
@@ -265,17 +310,27 @@ def test_the_names_of_special_tokens_are_words_like_any_other(kind):
 def test_a_mark_of_tokenized_text_is_a_word_as_it_would_be_by_another_name(mark):
     texts = [f"a {mark} sat", f"{mark} and {mark} ran"]
     for kind in ("whitespace", "word-split"):
-        tokenizer, other = (build_tokenizer(kind, [t.replace(mark, name) for t in texts]) for name in (mark, "unkw"))
+        tokenizer, other = (
+            build_tokenizer(kind, [t.replace(mark, name) for t in texts]) for name in (mark, "unkw")
+        )
         assert len(tokenizer) == len(other)
         for text in texts:
-            assert len(ids_of(tokenizer, text)) == len(ids_of(other, text.replace(mark, "unkw"))) == len(text.split())
+            assert (
+                len(ids_of(tokenizer, text))
+                == len(ids_of(other, text.replace(mark, "unkw")))
+                == len(text.split())
+            )
 
 
 def make_words(words, unknown="<unk>", **special):
-    """A tokenizer of words as others train them: its special tokens stand in its vocabulary, by the names of texts."""
+    """A tokenizer of words as others train them: its special tokens stand in its vocabulary, by the
+    names of texts.
+    """
     names = [*(name for name in (unknown, "<s>", "</s>", "<pad>") if name), *words]
     backend = Tokenizer(
-        models.WordLevel({name: i for i, name in enumerate(names)}, **({"unk_token": unknown} if unknown else {}))
+        models.WordLevel(
+            {name: i for i, name in enumerate(names)}, **({"unk_token": unknown} if unknown else {})
+        )
     )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return wrap(backend, eos_token="</s>", pad_token="<pad>", bos_token="<s>", **special)
@@ -289,7 +344,9 @@ def test_a_loaded_tokenizer_that_reads_a_special_token_out_of_text_is_refused(ma
         lambda: encode_plainly(words, ["the cat", f"the {mark}"]),
         lambda: [*encode_documents([mark], words)],
     ):
-        with pytest.raises(TokenizerError, match=f"'{mark}' stands in the text, and the tokenizer reads it as"):
+        with pytest.raises(
+            TokenizerError, match=f"'{mark}' stands in the text, and the tokenizer reads it as"
+        ):
             encode()
 
 
@@ -317,7 +374,9 @@ def test_chance_is_switched_off(tmp_path, caplog):
     expected = ids_of(tokenizer, HARD)
     tokenizer.backend_tokenizer.model.dropout = 0.5
     assert all(ids_of(tokenizer, HARD) == expected for _ in range(5))
-    assert all([ids[1:-1] for ids in encode_documents([HARD], tokenizer)] == [expected] for _ in range(5))
+    assert all(
+        [ids[1:-1] for ids in encode_documents([HARD], tokenizer)] == [expected] for _ in range(5)
+    )
     assert tokenizer.backend_tokenizer.model.dropout == 0.5
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(str(tmp_path))
@@ -326,7 +385,9 @@ def test_chance_is_switched_off(tmp_path, caplog):
 
 
 def test_ids_that_are_nobodys_count(tmp_path):
-    """The library's trainer leaves a gap where the text has the name of a special token; a model needs a row there."""
+    """The library's trainer leaves a gap where the text has the name of a special token; a model
+    needs a row there.
+    """
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 4}, unk_token="<unk>"))
     assert count_ids(wrap(backend, eos_token="the")) == 5
 
@@ -346,8 +407,17 @@ def test_long_words_are_cut_for_the_trainer_alone(caplog):
 
 
 def test_ordinary_text_is_learned_from_as_it_is(prose, caplog):
-    """The trainer is given the text itself, so that no token changes: also of what has few breaks."""
-    for text in (prose, "=" * LONGEST_WORD, "中文，" * 999, "x" * LONGEST_WORD + " y", "a1" * 2000, "\n \t" * 300):
+    """The trainer is given the text itself, so that no token changes: also of what has few
+    breaks.
+    """
+    for text in (
+        prose,
+        "=" * LONGEST_WORD,
+        "中文，" * 999,
+        "x" * LONGEST_WORD + " y",
+        "a1" * 2000,
+        "\n \t" * 300,
+    ):
         plain, trainer = _byte_pairs(320)
         plain.train_from_iterator([text], trainer)
         assert json.loads(learn([text]))["model"] == json.loads(plain.to_str())["model"]
@@ -397,7 +467,10 @@ def test_the_vocabulary_is_of_the_size_asked_for(prose):
 def test_a_vocabulary_that_is_too_small(kind):
     smallest = 259 if kind == "bpe" else 5
     for size in (-1, 0, smallest - 1):
-        with pytest.raises(TokenizerError, match=f"tokenizer.vocab_size is {size}: {kind} needs at least {smallest}"):
+        with pytest.raises(
+            TokenizerError,
+            match=f"tokenizer.vocab_size is {size}: {kind} needs at least {smallest}",
+        ):
             build_tokenizer(kind, SENTENCES, size)
     assert len(build_tokenizer(kind, SENTENCES, smallest)) == smallest
 
@@ -408,7 +481,11 @@ def test_byte_pairs_come_from_the_given_text_alone():
     assert learned[0] == "zq"
     assert set("".join(learned)) == {"z", "q"}
     again = build_tokenizer("bpe", ["zqzq" * 50], 262)
-    assert fingerprint(again) == fingerprint(tokenizer) != fingerprint(build_tokenizer("bpe", ["qzqz" * 50], 262))
+    assert (
+        fingerprint(again)
+        == fingerprint(tokenizer)
+        != fingerprint(build_tokenizer("bpe", ["qzqz" * 50], 262))
+    )
 
 
 def test_what_a_call_leaves_switched_on_does_not_count(tokenizer):
@@ -448,7 +525,9 @@ def test_threads_share_a_tokenizer():
 
 def encode_one_by_one(tokenizer, texts):
     """The way it is said: BOS, the text's tokens, EOS."""
-    return [[tokenizer.bos_token_id, *ids_of(tokenizer, text), tokenizer.eos_token_id] for text in texts]
+    return [
+        [tokenizer.bos_token_id, *ids_of(tokenizer, text), tokenizer.eos_token_id] for text in texts
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -501,15 +580,24 @@ def test_a_forked_process_tokenizes(tokenizer):
         "tokenizer = build_tokenizer('bpe', sys.argv[2:] * 20, 300)\n"
         "encode_plainly(tokenizer, sys.argv[2:])\n"
         "child = os.fork()\n"
-        "if child == 0: os._exit(str(encode_plainly(tokenizer, [sys.argv[2]])[0].ids) != sys.argv[1])\n"
+        "if child == 0: os._exit(str(encode_plainly(tokenizer, [sys.argv[2]])[0].ids) != "
+        "sys.argv[1])\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    subprocess.run([sys.executable, "-c", code, str(expected), *SENTENCES], env=environment, check=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-c", code, str(expected), *SENTENCES],
+        env=environment,
+        check=True,
+        timeout=600,
+    )
 
 
 def test_published_tokenizers_get_the_marks_they_lack(tmp_path):
-    for name, save, marks in (("gpt2", save_gpt2, [GPT2_END] * 3), ("llama3", save_llama3, [BOS, EOS, EOS])):
+    for name, save, marks in (
+        ("gpt2", save_gpt2, [GPT2_END] * 3),
+        ("llama3", save_llama3, [BOS, EOS, EOS]),
+    ):
         (tmp_path / name).mkdir()
         save(tmp_path / name)
         tokenizer = load_tokenizer(str(tmp_path / name))
@@ -529,7 +617,9 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path):
     (tmp_path / "file.json").write_text("{}")
     for name, message in {
         str(tmp_path / "endless"): "has no end-of-text token",
-        str(tmp_path / "empty"): r"could not be loaded \(it has no tokenizer.json\); give a folder that holds",
+        str(
+            tmp_path / "empty"
+        ): r"could not be loaded \(it has no tokenizer.json\); give a folder that holds",
         str(tmp_path / "damaged"): "damaged/tokenizer.json is damaged: it is no JSON",
         str(tmp_path / "file.json"): "could not be loaded",
         str(tmp_path / "missing"): "no such folder: ",
@@ -537,7 +627,8 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path):
         "gtp2": "unknown tokenizer 'gtp2': did you mean 'gpt2'?",
         "sentencepiece": "unknown tokenizer 'sentencepiece': choose from bpe, .* or give a folder",
         "bpe": "'bpe' is a kind of tokenizer to train, not one to load",
-        "org/missing": "the tokenizer 'org/missing' could not be loaded .* train one: --tokenizer bpe",
+        "org/missing": "the tokenizer 'org/missing' could not be loaded .* train one: --tokenizer "
+        "bpe",
         "llama3": f"the tokenizer '{PUBLISHED['llama3']}' could not be loaded",
     }.items():
         with pytest.raises(TokenizerError, match=message) as caught:
@@ -549,14 +640,19 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path):
 
 def test_without_a_network_one_clear_line_comes_soon(tmp_path):
     code = (
-        "import sys, time\nslept = []\ntime.sleep = slept.append\nfrom rung.data.tokenizer import load_tokenizer\n"
+        "import sys, time\nslept = []\ntime.sleep = slept.append\nfrom rung.data.tokenizer import "
+        "load_tokenizer\n"
         "try: load_tokenizer('gpt2')\nexcept Exception as error: print(repr(error))\n"
         "sys.exit(sum(slept) > 5)"
     )
     environment = {k: v for k, v in os.environ.items() if k != "HF_HUB_OFFLINE"}
     environment |= {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert output.stdout.startswith("TokenizerError(\"the tokenizer 'openai-community/gpt2' could not be loaded")
+    output = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.startswith(
+        "TokenizerError(\"the tokenizer 'openai-community/gpt2' could not be loaded"
+    )
     assert output.stdout.count("\n") == 1
 
 

@@ -15,7 +15,9 @@ SCRIPTS = sorted((ROOT / "benchmarks").glob("*/*.py"))
 NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 # In words, as `device.describe` says it.
 MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
-NOT_RECORDED = {"benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them."}
+NOT_RECORDED = {
+    "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them."
+}
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
     "benchmarks/models/copying.txt": "It was recorded before the script said so, and has no speeds.",
@@ -36,7 +38,11 @@ def read_pages():
     """Every text of the repository that may mention a benchmark, by path."""
     folders = ("docs", "src", "tests", "recipes", "benchmarks", "tools")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    found += [path for path in ROOT.iterdir() if path.suffix in {".md", ".toml"} or path.name == "Makefile"]
+    found += [
+        path
+        for path in ROOT.iterdir()
+        if path.suffix in {".md", ".toml"} or path.name == "Makefile"
+    ]
     suffixes = {"", ".md", ".py", ".txt", ".toml", ".yaml", ".c"}
     return {
         str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -96,7 +102,12 @@ def test_make_bench_runs_every_script_once_and_keeps_what_it_says():
     for name in ("TEXT", "SHAKESPEARE", "WIKITEXT"):
         environment.pop(name, None)
     dry = subprocess.run(
-        ["make", "--dry-run", "bench"], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "bench"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     ran = re.findall(r"python (benchmarks/\S+\.py).*\| tee (\S+\.txt)", dry.stdout)
     assert [script for script, _ in ran] == NAMES

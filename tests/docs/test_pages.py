@@ -89,16 +89,23 @@ def is_installed(name, extra=""):
         needed = [Requirement(line) for line in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
         return False
-    plain, full = ([r for r in needed if not r.marker or r.marker.evaluate({"extra": e})] for e in ("", extra))
+    plain, full = (
+        [r for r in needed if not r.marker or r.marker.evaluate({"extra": e})] for e in ("", extra)
+    )
     return all(is_installed(each.name, *each.extras) for each in full if each not in plain)
 
 
 @pytest.fixture(scope="session")
 def shell():
-    """A function that runs a block in a folder, with a `rung` on the path that need not import torch anew."""
+    """A function that runs a block in a folder, with a `rung` on the path that need not import
+    torch anew.
+    """
     if not hasattr(os, "fork"):
         pytest.skip("needs a system with bash and fork")
-    with tempfile.TemporaryDirectory(prefix="rung-") as name, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="rung-") as name,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
         folder = Path(name)
         ask = [sys.executable, "-I", "-S", str(FORKS), "ask", str(folder / "socket")]
         (folder / "rung").write_text(f'#!/bin/sh\nexec {shlex.join(ask)} rung "$@"\n')
@@ -118,9 +125,17 @@ def shell():
                     (where / "block.py").write_text(code)
                     command = [*ask, "block.py"]
                 environment = os.environ | {"PATH": path}
-                streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-                done = subprocess.run(command, cwd=where, env=environment, text=True, check=False, **streams)
-                assert done.returncode == 0, f"{block.place} ends with {done.returncode}:\n{code}\n{done.stdout}"
+                streams = {
+                    "stdin": subprocess.DEVNULL,
+                    "stdout": subprocess.PIPE,
+                    "stderr": subprocess.STDOUT,
+                }
+                done = subprocess.run(
+                    command, cwd=where, env=environment, text=True, check=False, **streams
+                )
+                assert done.returncode == 0, (
+                    f"{block.place} ends with {done.returncode}:\n{code}\n{done.stdout}"
+                )
 
             yield run
             server.stdin.close()
@@ -147,19 +162,31 @@ def test_what_a_page_shows_can_be_done(page, shell, tmp_path, subtests):
 
 @pytest.mark.parametrize("page", sorted({*PAGES} - {GENERATED}))
 def test_a_block_runs_or_says_why_not(page):
-    """Every block has a language that the rules above name; what looks like a mark is one that they know."""
+    """Every block has a language that the rules above name; what looks like a mark is one that they
+    know.
+    """
     for block in read_blocks(page):
         assert block.language in ("bash", "python", "text"), f"{block.place}: which language is it?"
-        assert not block.mark or block.language != "text", f"{block.place}: text does not run, and needs no mark"
+        assert not block.mark or block.language != "text", (
+            f"{block.place}: text does not run, and needs no mark"
+        )
     for number, line in enumerate(read_prose(page), 1):
-        assert not line.strip().startswith("```"), f"{page}:{number}: a block begins at the left margin"
-        assert not re.fullmatch(r"\*[^*]+\*", line), f"{page}:{number}: no mark, or not directly above a block"
+        assert not line.strip().startswith("```"), (
+            f"{page}:{number}: a block begins at the left margin"
+        )
+        assert not re.fullmatch(r"\*[^*]+\*", line), (
+            f"{page}:{number}: no mark, or not directly above a block"
+        )
 
 
 def read_commands(page):
-    """Each command of rung in a page's blocks of bash, those that are not run too: its place, its line, its words."""
+    """Each command of rung in a page's blocks of bash, those that are not run too: its place, its
+    line, its words.
+    """
     for block in read_blocks(page):
-        code = re.sub(r"<<'END'\n.*?^END$", "", block.code, flags=re.MULTILINE | re.DOTALL).replace("\\\n", "")
+        code = re.sub(r"<<'END'\n.*?^END$", "", block.code, flags=re.MULTILINE | re.DOTALL).replace(
+            "\\\n", ""
+        )
         for line in code.splitlines() if block.language == "bash" else ():
             for words in split_commands(line):
                 if words[0] in ("rung", "torchrun") or "=" in words[0]:
@@ -170,7 +197,9 @@ def split_commands(line):
     """The words of each command in a line of shell."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
-    for end, words in itertools.groupby(lexer, lambda word: bool(re.fullmatch(r"[|&;<>()]+", word))):
+    for end, words in itertools.groupby(
+        lexer, lambda word: bool(re.fullmatch(r"[|&;<>()]+", word))
+    ):
         if not end:
             yield list(words)
 
@@ -203,24 +232,32 @@ def list_anchors(page):
 
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_somewhere(page):
-    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", "\n".join(read_prose(page))):
+    for target, anchor in re.findall(
+        r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", "\n".join(read_prose(page))
+    ):
         if target.startswith(("http://", "https://")):
             continue
         path = (ROOT / page).parent / target if target else ROOT / page
         assert path.exists(), f"{page} links to {target}"
-        assert not anchor or anchor in list_anchors(path.resolve()), f"{page} links to {target}#{anchor}"
+        assert not anchor or anchor in list_anchors(path.resolve()), (
+            f"{page} links to {target}#{anchor}"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_a_page_names_are_there(page):
-    for name in re.findall(r"(?<![\w./-])(?:benchmarks|docs|recipes|src|tests|tools)/[\w./-]*\w", read_page(page)):
+    for name in re.findall(
+        r"(?<![\w./-])(?:benchmarks|docs|recipes|src|tests|tools)/[\w./-]*\w", read_page(page)
+    ):
         assert (ROOT / name).exists(), f"{page} names {name}"
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_prose_fits_a_hundred_columns(page):
     for number, line in enumerate(read_prose(page), 1):
-        assert len(line) <= 100 or line.startswith(("|", "<!--")), f"{page}:{number} has {len(line)} columns"
+        assert len(line) <= 100 or line.startswith(("|", "<!--")), (
+            f"{page}:{number} has {len(line)} columns"
+        )
 
 
 def test_the_index_has_every_page():

@@ -13,7 +13,9 @@ IDS = [0, 7, 12, 31, 7, 12, 45, 3, 60]
 LOOKING = ["rnn-attention", "gpt2", "llama3", "swaps"]
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"num_key_value_heads": 1}, {"num_key_value_heads": 4}], ids=str
+)
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
 def test_the_weights_are_those_of_transformers(name, settings, make_tiny, tmp_path):
     if name == "gpt2" and settings:

@@ -1,4 +1,6 @@
-"""The chapter's formula in benchmarks/evaluation/chapter.py, against its description written out with a dense table."""
+"""The chapter's formula in benchmarks/evaluation/chapter.py, against its description written out
+with a dense table.
+"""
 
 import itertools
 import math
@@ -8,11 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-CHAPTER = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "evaluation" / "chapter.py"))
+CHAPTER = runpy.run_path(
+    str(Path(__file__).parents[2] / "benchmarks" / "evaluation" / "chapter.py")
+)
 
 
 def dense_perplexity(train, validation):
-    """Every pair of words has a cell; a pair with an unknown word costs 1e-8; each row takes one from the count."""
+    """Every pair of words has a cell; a pair with an unknown word costs 1e-8; each row takes one
+    from the count.
+    """
     rows = [row.lower().split() for row in train]
     vocabulary = sorted({word for row in rows for word in row})
     table = torch.ones(len(vocabulary), len(vocabulary))

@@ -19,11 +19,17 @@ from rung.evaluation.metrics import (
 )
 
 DRAWS = 800
-SPREAD = {"equal": 0.0, "skewed": 1.0, "very skewed": 1.5}  # of the logarithm of a document's length
+SPREAD = {
+    "equal": 0.0,
+    "skewed": 1.0,
+    "very skewed": 1.5,
+}  # of the logarithm of a document's length
 
 
 def draw_texts(count, spread, generator):
-    """The bits and bytes of so many documents, the bits of a byte spread around 2 in a skewed way."""
+    """The bits and bytes of so many documents, the bits of a byte spread around 2 in a skewed
+    way.
+    """
     sizes = numpy.exp(generator.normal(7, spread, count)).round() + 1
     return sizes * generator.gamma(25, 2 / 25, count), sizes
 
@@ -82,7 +88,9 @@ def test_where_there_is_none_it_says_why():
 
 
 def test_of_equal_documents_it_is_students_of_their_mean():
-    """Mean ± t s / √n, the t of n - 1 degrees of freedom from a table; copies are added up first."""
+    """Mean ± t s / √n, the t of n - 1 degrees of freedom from a table; copies are added up
+    first.
+    """
     rates = [2.0, 2.5, 1.5, 3.0, 2.25]
     half = 2.7764 * statistics.stdev(rates) / 5**0.5
     found = find_interval([8 * rate for rate in rates], [8] * 5)
@@ -98,8 +106,12 @@ def test_of_unequal_documents_it_is_the_formula():
     half = student_t(34**2 / (10**2 + 4**2 + 20**2) - 1) * error_of(costs, sizes)
     found = find_interval(costs, sizes)
     assert (found.low, found.high) == pytest.approx((63 / 34 - half, 63 / 34 + half))
-    one_is_nearly_all = find_interval([2000.0, 1.0], [1000, 1])  # never less than one degree of freedom
-    assert one_is_nearly_all.high == pytest.approx(2001 / 1001 + student_t(1.0) * error_of([2000.0, 1.0], [1000, 1]))
+    one_is_nearly_all = find_interval(
+        [2000.0, 1.0], [1000, 1]
+    )  # never less than one degree of freedom
+    assert one_is_nearly_all.high == pytest.approx(
+        2001 / 1001 + student_t(1.0) * error_of([2000.0, 1.0], [1000, 1])
+    )
 
 
 def test_a_document_without_text_has_a_cost_too():
@@ -107,13 +119,22 @@ def test_a_document_without_text_has_a_cost_too():
     assert found.low < 25 / 11 < found.high
 
 
-@pytest.mark.parametrize(("freedom", "wanted"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1e9, 1.960)])
+@pytest.mark.parametrize(
+    ("freedom", "wanted"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1e9, 1.960)]
+)
 def test_students_t_is_that_of_the_tables(freedom, wanted):
     assert student_t(freedom) == pytest.approx(wanted, abs=6e-4)
 
 
 def test_perplexities_are_written_in_powers_of_ten_where_they_are_large():
-    shown = {None: "–", math.inf: "infinite", 1.308: "20.3", 3.9602: "9,124", 7.2788: "1.9×10^7", 1680.2: "1.6×10^1680"}
+    shown = {
+        None: "–",
+        math.inf: "infinite",
+        1.308: "20.3",
+        3.9602: "9,124",
+        7.2788: "1.9×10^7",
+        1680.2: "1.6×10^1680",
+    }
     for log10, wanted in shown.items():
         assert show_perplexity(log10) == wanted
     assert show_perplexity(9.9999) == "1.0×10^10"
@@ -121,7 +142,10 @@ def test_perplexities_are_written_in_powers_of_ten_where_they_are_large():
     assert (show_perplexity(2.99), show_perplexity(3.0)) == ("977.2", "1,000")
     assert perplexity(6.0, 3) == pytest.approx(math.exp(2))
     assert log10_perplexity(6.0, 3) == pytest.approx(math.log10(math.exp(2)))
-    assert (perplexity(2.0, 0), log10_perplexity(2.0, 0)) == (perplexity(2.0, 1), log10_perplexity(2.0, 1))
+    assert (perplexity(2.0, 0), log10_perplexity(2.0, 0)) == (
+        perplexity(2.0, 1),
+        log10_perplexity(2.0, 1),
+    )
     assert perplexity(709, 1) < math.inf
     assert perplexity(710, 1) == perplexity(math.inf, 1) == math.inf
 
@@ -132,13 +156,21 @@ def test_a_score_on_record_is_written_from_its_nats():
     assert show_word_perplexity({**score, "nats": None}) == "infinite"
     assert show_word_perplexity({"word_perplexity": 9123.4}) == "9,123"
     assert show_word_perplexity({}) == "–"
-    assert show_word_perplexity({"word_perplexity": None}) == show_word_perplexity({"word_perplexity": math.inf})
+    assert show_word_perplexity({"word_perplexity": None}) == show_word_perplexity(
+        {"word_perplexity": math.inf}
+    )
     assert show_word_perplexity({"word_perplexity": 9123.4, "nats": 5.0}) == "9,123"
 
 
 def test_where_there_are_next_to_no_spaces_words_have_no_perplexity():
-    assert show_word_perplexity({"word_perplexity": 2.0, "nats": 1.0, "words": 10, "bytes": 501}) == "–"
-    assert show_word_perplexity({"word_perplexity": 2.0, "nats": 6.93147, "words": 10, "bytes": 500}) == "2.0"
+    assert (
+        show_word_perplexity({"word_perplexity": 2.0, "nats": 1.0, "words": 10, "bytes": 501})
+        == "–"
+    )
+    assert (
+        show_word_perplexity({"word_perplexity": 2.0, "nats": 6.93147, "words": 10, "bytes": 500})
+        == "2.0"
+    )
 
 
 def test_a_token_perplexity_is_that_of_tokens():
@@ -149,11 +181,18 @@ def test_a_token_perplexity_is_that_of_tokens():
 
 
 def test_a_figure_has_four_places_until_it_is_large():
-    assert [show_value(value) for value in (1.23456, 9_999_999.0, 1e7)] == ["1.2346", "9999999.0000", "1.0×10^7"]
+    assert [show_value(value) for value in (1.23456, 9_999_999.0, 1e7)] == [
+        "1.2346",
+        "9999999.0000",
+        "1.0×10^7",
+    ]
 
 
 def test_an_interval_is_written_with_how_it_was_found():
     score = {"low": 1.23456, "high": 2.0, "interval": "Student's t over 5 documents"}
     assert show_interval(score) == "95% interval 1.235 to 2.000 (Student's t over 5 documents)"
     assert show_interval({"low": 1.0, "high": 2.0}) == "95% interval 1.000 to 2.000"
-    assert show_interval({"low": None, "interval": "none: one document"}) == "no interval: one document"
+    assert (
+        show_interval({"low": None, "interval": "none: one document"})
+        == "no interval: one document"
+    )

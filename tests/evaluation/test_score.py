@@ -44,7 +44,9 @@ def test_scores_are_the_definitions(name, make_tiny, tokenizer):
     score = score_documents(model, tokenizer, SENTENCES)
     nats = sum(cost_by_hand(model, tokenizer, text) for text in SENTENCES)
     sizes, words = sum(len(t.encode()) for t in SENTENCES), sum(len(t.split()) for t in SENTENCES)
-    tokens = sum(len(tokenizer(t).input_ids) for t in SENTENCES)  # BOS is not scored, the end of text is
+    tokens = sum(
+        len(tokenizer(t).input_ids) for t in SENTENCES
+    )  # BOS is not scored, the end of text is
     assert score.nats == pytest.approx(nats, rel=1e-5)
     assert score.bits_per_byte == pytest.approx(nats / math.log(2) / sizes, rel=1e-5)
     assert score.word_perplexity == pytest.approx(math.exp(nats / words), rel=1e-4)
@@ -58,9 +60,14 @@ def test_weights_whose_sums_are_no_numbers_have_no_score(name, make_tiny, tokeni
     untied = {} if name == "swaps" else {"tie_word_embeddings": False}
     model = overflow(make_tiny(name, **untied))
     assert all(weight.isfinite().all() for weight in model.parameters())
-    asks = [lambda: score_documents(model, tokenizer, SENTENCES), lambda: score_text(model, tokenizer, "the cat")]
+    asks = [
+        lambda: score_documents(model, tokenizer, SENTENCES),
+        lambda: score_text(model, tokenizer, "the cat"),
+    ]
     for ask in asks:
-        with pytest.raises(RunError, match="the model computes (nan|inf) in place of a number: its weights are too"):
+        with pytest.raises(
+            RunError, match="the model computes (nan|inf) in place of a number: its weights are too"
+        ):
             ask()
 
 
@@ -110,13 +117,20 @@ def test_windows_score_each_prediction_once_half_a_window_on(window):
         found = list(windows_of(predictions, window))
         assert [at for _, end, done in found for at in range(done, end)] == list(range(predictions))
         assert found[:1] == [(0, min(window, predictions), 0)] * (predictions > 0)
-        assert all(first == end - window and done - first >= window - stride for first, end, done in found[1:])
+        assert all(
+            first == end - window and done - first >= window - stride
+            for first, end, done in found[1:]
+        )
         assert len(found) == (predictions > 0) + max(0, math.ceil((predictions - window) / stride))
 
 
 @pytest.mark.parametrize("name", ["rnn", "rnn-attention", "llama3"])
-def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(name, make_tiny, tokenizer, monkeypatch):
-    """Of a window, one more and one less, of strides more; short ones among long ones, and the empty one."""
+def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(
+    name, make_tiny, tokenizer, monkeypatch
+):
+    """Of a window, one more and one less, of strides more; short ones among long ones, and the
+    empty one.
+    """
     model = make_tiny(name, **({} if name == "rnn" else {"max_position_embeddings": 8}))
     generator = torch.Generator().manual_seed(0)
     sizes = [18, 2, 9, 3, 14, 8, 10, 13, 6, 2, 11, 12]  # tokens, of which the first is not scored
@@ -126,8 +140,13 @@ def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(name, ma
         for ids in documents:
             ends = [8 if at < 8 else 8 + (at - 8) // 4 * 4 + 4 for at in range(len(ids) - 1)]
             firsts = [0 if name == "rnn" else max(0, min(end, len(ids) - 1) - 8) for end in ends]
-            logits = [model(torch.tensor([ids[first : at + 1]])).logits[0, -1] for at, first in enumerate(firsts)]
-            wanted.append(-torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0])
+            logits = [
+                model(torch.tensor([ids[first : at + 1]])).logits[0, -1]
+                for at, first in enumerate(firsts)
+            ]
+            wanted.append(
+                -torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
+            )
     monkeypatch.setattr(evaluate, "CARRIED", 5)
     for at_once in (1, 11 * model.config.vocab_size, 40 * model.config.vocab_size, 2**24):
         monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", at_once)
@@ -143,7 +162,8 @@ def test_the_window_and_its_stride_are_said(make_tiny, tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("limit", "kept"), [(1, ["a"]), (3, ["abc"]), (4, ["abc"]), (5, ["abc", "de"]), (6, ["abc", "de", "f"])]
+    ("limit", "kept"),
+    [(1, ["a"]), (3, ["abc"]), (4, ["abc"]), (5, ["abc", "de"]), (6, ["abc", "de", "f"])],
 )
 def test_the_first_texts_up_to_a_limit(limit, kept):
     assert first_texts(iter(["abc", "de", "f"]), limit) == kept
@@ -153,19 +173,36 @@ def test_the_first_texts_up_to_a_limit(limit, kept):
 def test_documents_are_copies_where_tokens_and_what_is_spelled_are_the_same():
     document = Document([1, 2], 3, 1, ["a"], ["b"], ())
     assert document.key == replace(document, bytes=9, words=9, lost=("case",)).key
-    others = ({"ids": [1, 3]}, {"unknown": ["b"]}, {"dropped": ["a"]}, {"unknown": ["b"], "dropped": ["a"]})
+    others = (
+        {"ids": [1, 3]},
+        {"unknown": ["b"]},
+        {"dropped": ["a"]},
+        {"unknown": ["b"], "dropped": ["a"]},
+    )
     assert all(document.key != replace(document, **other).key for other in others)
 
 
 def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
     """With unknown words, dropped text and empty lines among them, two documents at a time."""
-    words = {"<?>": 0, "<s>": 1, "</s>": 2, **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))}}
+    words = {
+        "<?>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))},
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="<?>"))
     cut = [pre_tokenizers.Split(",", "removed"), pre_tokenizers.WhitespaceSplit()]
     backend.pre_tokenizer = pre_tokenizers.Sequence(cut)
     tokenizer = wrap(backend)
     model, heard = count("ngram", tokenizer, SENTENCES, order=2), []
-    texts = ["the zebra sat on, the mat", "", "a cat", "the okapi, and the héron", " ", SENTENCES[0]]
+    texts = [
+        "the zebra sat on, the mat",
+        "",
+        "a cat",
+        "the okapi, and the héron",
+        " ",
+        SENTENCES[0],
+    ]
     monkeypatch.setattr(evaluate, "DOCUMENTS_AT_ONCE", 2)
     found = score_documents(model, tokenizer, texts, heard.append)
     documents = list(prepare(texts, tokenizer))
@@ -175,24 +212,45 @@ def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
         [sum((len(word.encode()) + 1) * math.log(257) for word in kind) for kind in kinds]
         for kinds in ([d.unknown for d in documents], [d.dropped for d in documents])
     )
-    nats = [sum(cost) + more + most for cost, more, most in zip(costs, spelled, dropped, strict=True)]
+    nats = [
+        sum(cost) + more + most for cost, more, most in zip(costs, spelled, dropped, strict=True)
+    ]
     assert found.nats == pytest.approx(sum(nats))
     assert (found.unknown_nats, found.dropped_nats) == pytest.approx((sum(spelled), sum(dropped)))
     assert found.dropped_bytes == sum(len("".join(d.dropped).encode()) for d in documents)
-    assert (found.documents, found.words, found.unknown_words) == (4, sum(len(t.split()) for t in texts), 3)
-    assert (found.bytes, found.tokens) == (sum(len(t.strip().encode()) for t in texts), sum(map(len, costs)))
+    assert (found.documents, found.words, found.unknown_words) == (
+        4,
+        sum(len(t.split()) for t in texts),
+        3,
+    )
+    assert (found.bytes, found.tokens) == (
+        sum(len(t.strip().encode()) for t in texts),
+        sum(map(len, costs)),
+    )
     assert found.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / found.bytes)
-    interval = find_interval([n / math.log(2) for n in nats], [d.bytes for d in documents], least=0.0)
+    interval = find_interval(
+        [n / math.log(2) for n in nats], [d.bytes for d in documents], least=0.0
+    )
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
     ends = token_nats(model, [[1, 2]])[0].item()
-    pairs = [pair for d, cost in zip(documents, costs, strict=True) for pair in zip(d.ids[1:], cost, strict=True)]
+    pairs = [
+        pair
+        for d, cost in zip(documents, costs, strict=True)
+        for pair in zip(d.ids[1:], cost, strict=True)
+    ]
     unknown = sum(cost for token, cost in pairs if token == words["<?>"])
     plain = sum(map(sum, costs)) + 2 * ends
     assert found.kenlm["tokens"] == found.tokens + 2 and found.kenlm["oov"] == 3
-    assert math.log(found.kenlm["perplexity_including_oov"]) == pytest.approx(plain / (found.tokens + 2))
-    assert math.log(found.kenlm["perplexity_excluding_oov"]) == pytest.approx((plain - unknown) / (found.tokens - 1))
+    assert math.log(found.kenlm["perplexity_including_oov"]) == pytest.approx(
+        plain / (found.tokens + 2)
+    )
+    assert math.log(found.kenlm["perplexity_excluding_oov"]) == pytest.approx(
+        (plain - unknown) / (found.tokens - 1)
+    )
     assert heard == [4, 6]
-    assert {"unknown words", "dropped text"} <= set(found.lost) and len(set(found.lost)) == len(found.lost)
+    assert {"unknown words", "dropped text"} <= set(found.lost) and len(set(found.lost)) == len(
+        found.lost
+    )
 
 
 def test_an_interval_begins_at_zero(make_tiny, tokenizer):
@@ -218,8 +276,14 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
     assert unknown.nats > unknown.unknown_nats
     assert unknown.lost == ["case", "white space", "unknown words"]
     pieces = score_text(model, words, "the  zèbra ")
-    assert [piece.text for piece in pieces] == ["the", "  zèbra", " "]  # the end has what was dropped before it
-    assert sum(piece.bits for piece in pieces) == pytest.approx(unknown.nats / math.log(2), rel=1e-5)
+    assert [piece.text for piece in pieces] == [
+        "the",
+        "  zèbra",
+        " ",
+    ]  # the end has what was dropped before it
+    assert sum(piece.bits for piece in pieces) == pytest.approx(
+        unknown.nats / math.log(2), rel=1e-5
+    )
 
 
 def count(rung, tokenizer, texts, **settings):
@@ -229,13 +293,17 @@ def count(rung, tokenizer, texts, **settings):
 
     documents = list(encode_documents(texts, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return LADDER[rung].model.fit(make_config(rung, tokenizer, settings), numpy.concatenate(documents), starts)
+    return LADDER[rung].model.fit(
+        make_config(rung, tokenizer, settings), numpy.concatenate(documents), starts
+    )
 
 
 @pytest.mark.parametrize("rung", ["bigram", "ngram"])
 @pytest.mark.parametrize("mark", ["<unk>", "<s>", "</s>", "<pad>"])
 def test_a_mark_that_stands_in_the_text_costs_what_any_word_would(rung, mark):
-    """Tokenized WikiText-2 and PTB are full of `<unk>`: it is a word, known if the training text had it."""
+    """Tokenized WikiText-2 and PTB are full of `<unk>`: it is a word, known if the training text
+    had it.
+    """
     texts = [text.replace("cat", "{0}").replace("a ", "a {0} ") for text in SENTENCES] * 3
     scores = []
     for name in (mark, "unkw"):
@@ -260,13 +328,19 @@ def test_bytes_of_one_character_are_one_piece(make_tiny, tokenizer):
 
 
 def wrap(backend):
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    )
 
 
 def byte_pairs(left_out="", affixes=None, **parts):
-    """Byte pairs of others: without some bytes, with affixes, a normalizer or a pre-tokenizer of its own."""
+    """Byte pairs of others: without some bytes, with affixes, a normalizer or a pre-tokenizer of
+    its own.
+    """
     letters = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if letter not in left_out]
-    backend = Tokenizer(models.BPE({letter: i for i, letter in enumerate(letters)}, [], **affixes or {}))
+    backend = Tokenizer(
+        models.BPE({letter: i for i, letter in enumerate(letters)}, [], **affixes or {})
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     for name, part in parts.items():
@@ -282,13 +356,29 @@ def score_by(tokenizer, text):
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)
 LEVEL = pre_tokenizers.Sequence([pre_tokenizers.Split(",", "removed"), BYTES])
 DROPS = {  # a tokenizer, a text, what of it is dropped, and what is lost
-    # The library misplaces what stands behind a dropped byte of a word: the word's rest is charged with it.
+    # The library misplaces what stands behind a dropped byte of a word: the word's rest is charged
+    # with it.
     "bytes": ({"left_out": "ac"}, "the cat sat", ["cat", "at"], {"dropped text"}),
     "bytes of characters": ({"left_out": "æ"}, "the 日日 sat", ["日日"], {"dropped text"}),
-    "ends of words": ({"affixes": {"end_of_word_suffix": "@"}}, "the cat", ["e", "t"], {"dropped text"}),
-    "insides of words": ({"affixes": {"continuing_subword_prefix": "@"}}, "a cat", ["cat"], {"dropped text"}),
+    "ends of words": (
+        {"affixes": {"end_of_word_suffix": "@"}},
+        "the cat",
+        ["e", "t"],
+        {"dropped text"},
+    ),
+    "insides of words": (
+        {"affixes": {"continuing_subword_prefix": "@"}},
+        "a cat",
+        ["cat"],
+        {"dropped text"},
+    ),
     "separators": ({"pre_tokenizer": LEVEL}, "the,cat,,sat", [",", ",,"], {"dropped text"}),
-    "replaced": ({"normalizer": normalizers.Replace("cat", "dog")}, "the cat", ["cat"], {"dropped text"}),
+    "replaced": (
+        {"normalizer": normalizers.Replace("cat", "dog")},
+        "the cat",
+        ["cat"],
+        {"dropped text"},
+    ),
     "nothing": ({"normalizer": normalizers.Replace("cat", "dog")}, "the mat", [], set()),
     "stripped": ({"normalizer": normalizers.Strip()}, "  the mat ", [], {"white space"}),
     "folded": ({"normalizer": normalizers.Lowercase()}, "The mat", [], {"case"}),
@@ -302,7 +392,10 @@ def test_the_name_of_a_byte_in_a_text_is_charged():
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = wrap(backend)
     assert losses(tokenizer) == ()
-    assert [reading.dropped for _, reading in Reader(tokenizer).read(["the A", "the <0x41>"])] == [[], [(4, 10)]]
+    assert [reading.dropped for _, reading in Reader(tokenizer).read(["the A", "the <0x41>"])] == [
+        [],
+        [(4, 10)],
+    ]
 
 
 @pytest.mark.parametrize("case", list(DROPS))
@@ -321,8 +414,15 @@ def test_text_that_a_tokenizer_drops_is_charged_and_named(case):
 
 
 def test_an_unknown_word_is_one_by_whatever_name(tmp_path):
-    """The tokenizer's settings need not say which token stands for unknown words: its model does."""
-    words = {"<?>": 0, "<s>": 1, "</s>": 2, **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))}}
+    """The tokenizer's settings need not say which token stands for unknown words: its model
+    does.
+    """
+    words = {
+        "<?>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        **{word: 3 + i for i, word in enumerate(sorted({*LONG.split()}))},
+    }
     backend = Tokenizer(models.WordLevel(words, unk_token="<?>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     plain, named = wrap(backend), wrap(backend)
@@ -350,19 +450,27 @@ def test_score_text_spells_the_text_and_adds_up(make_tiny, tokenizer):
     pieces = score_text(model, tokenizer, text)
     assert "".join(piece.text for piece in pieces) == text
     assert pieces[-1].text == ""
-    assert score_documents(model, tokenizer, [text]).nats == pytest.approx(sum(p.bits for p in pieces) * math.log(2))
-    assert sum(p.bits for p in pieces) * math.log(2) == pytest.approx(cost_by_hand(model, tokenizer, text), rel=1e-5)
+    assert score_documents(model, tokenizer, [text]).nats == pytest.approx(
+        sum(p.bits for p in pieces) * math.log(2)
+    )
+    assert sum(p.bits for p in pieces) * math.log(2) == pytest.approx(
+        cost_by_hand(model, tokenizer, text), rel=1e-5
+    )
 
 
 def test_the_bigram_of_the_cat_is_the_formula_by_hand():
-    """Five lines, words split at white space; each factor is (C(hw) + 1) / (C(h) + V), worked out on paper."""
+    """Five lines, words split at white space; each factor is (C(hw) + 1) / (C(h) + V), worked out
+    on paper.
+    """
     from rung.data.tokenizer import encode_documents
     from rung.models import LADDER, make_config
 
     words = build_tokenizer("word-split", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+    model = LADDER["bigram"].model.fit(
+        make_config("bigram", words, {}), numpy.concatenate(documents), starts
+    )
     vocabulary = 4 + len(set(" ".join(SENTENCES).split()))
     assert len(words) == vocabulary == 15
     # (C(hw), C(h)): begin the, the cat, cat sat, sat on, on the, the mat, mat end
@@ -392,7 +500,9 @@ def test_perplexities_beyond_a_float_are_infinite_and_have_a_logarithm(make_tiny
     assert found.nats > 1000
     assert found.word_perplexity == math.inf
     assert found.as_dict()["log10_word_perplexity"] == pytest.approx(found.nats / math.log(10))
-    assert found.as_dict()["log10_token_perplexity"] == pytest.approx(math.log10(found.token_perplexity))
+    assert found.as_dict()["log10_token_perplexity"] == pytest.approx(
+        math.log10(found.token_perplexity)
+    )
 
 
 def test_compressors_mark_repetition():
@@ -412,7 +522,10 @@ def test_lzma_reads_the_end_of_the_train_text_before_the_test_text(monkeypatch):
     assert at_the_end < 0.5
     assert at_the_beginning > 6
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 20_000}]
-    sizes = [len(lzma.compress(text.encode(), lzma.FORMAT_RAW, filters=filters)) for text in (last, last + first)]
+    sizes = [
+        len(lzma.compress(text.encode(), lzma.FORMAT_RAW, filters=filters))
+        for text in (last, last + first)
+    ]
     assert at_the_beginning == pytest.approx(8 * (sizes[1] - sizes[0]) / len(first), rel=1e-3)
 
 
@@ -453,12 +566,15 @@ def test_lzma_reads_documents_in_batches(monkeypatch):
 
 
 def test_lzma_looks_back_over_both_texts_up_to_a_limit(monkeypatch):
-    monkeypatch.setattr(compressors.lzma, "LZMACompressor", lambda _, filters: filters[0]["dict_size"])
+    monkeypatch.setattr(
+        compressors.lzma, "LZMACompressor", lambda _, filters: filters[0]["dict_size"]
+    )
     assert [compressors._begin_lzma(size) for size in (10, 10_000, 2**40)] == [4096, 10_000, 2**26]
 
 
 @pytest.mark.parametrize(
-    ("limit", "end"), [(0, b""), (1, b"cc"), (2, b"cc"), (3, b"bbcc"), (5, b"aabbcc"), (9, b"aabbcc")]
+    ("limit", "end"),
+    [(0, b""), (1, b"cc"), (2, b"cc"), (3, b"bbcc"), (5, b"aabbcc"), (9, b"aabbcc")],
 )
 def test_the_end_of_documents_is_of_whole_ones(limit, end):
     assert compressors._end_of(["aa", "bb", "cc"], limit) == end
@@ -480,7 +596,9 @@ def test_lzma_is_left_out_where_it_takes_too_long(monkeypatch):
 
 
 def test_a_slow_start_is_no_proof_that_lzma_takes_too_long(monkeypatch):
-    """Nine seconds for the first hundredth and none for the rest: a tenth of the hundred had not gone by."""
+    """Nine seconds for the first hundredth and none for the rest: a tenth of the hundred had not
+    gone by.
+    """
     monkeypatch.setattr(compressors, "FED_BYTES", 1000)
     for first, is_given in ((9, True), (11, False)):
         hours = itertools.chain([1000], itertools.repeat(1000 + first))
@@ -493,7 +611,11 @@ def test_a_slow_start_is_no_proof_that_lzma_takes_too_long(monkeypatch):
 def test_an_empty_line_is_a_sentence_for_kenlm_alone():
     """KenLM charges the end of a sentence for it; the ruler's documents have text."""
     tokenizer = build_tokenizer("whitespace", ["a b a"])
-    packed = [tokenizer.bos_token_id, *tokenizer("a b a", add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+    packed = [
+        tokenizer.bos_token_id,
+        *tokenizer("a b a", add_special_tokens=False).input_ids,
+        tokenizer.eos_token_id,
+    ]
     config = make_config("ngram", tokenizer, {"order": 2})
     model = find_rung("ngram").model.fit(config, numpy.array(packed), numpy.array([0])).eval()
     texts, more = ["a b", "b"], ["", "a b", " ", "b", ""]
@@ -509,8 +631,12 @@ def test_an_empty_line_is_a_sentence_for_kenlm_alone():
 
 
 @pytest.mark.parametrize("name", ["rnn-attention", "gpt2", "llama3", "swaps", "rnn", "bigram"])
-def test_the_logits_of_a_whole_window_never_stand_in_memory(name, make_tiny, tokenizer, monkeypatch):
-    """64 MiB hold the logits and what a softmax makes of them, of whatever window and vocabulary."""
+def test_the_logits_of_a_whole_window_never_stand_in_memory(
+    name, make_tiny, tokenizer, monkeypatch
+):
+    """64 MiB hold the logits and what a softmax makes of them, of whatever window and
+    vocabulary.
+    """
     model, ids = make_tiny(name), list(range(4, 68))
     whole = token_nats(model, [ids])[0]
     monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 8 * len(tokenizer))
@@ -521,7 +647,11 @@ def test_the_logits_of_a_whole_window_never_stand_in_memory(name, make_tiny, tok
 
 
 def read_memory(name):
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(f"{name}:")
+    )
     return int(line.split()[1]) * 1024
 
 
@@ -530,14 +660,21 @@ def test_a_window_of_a_large_vocabulary_is_scored_in_little_memory():
     resets = Path("/proc/self/clear_refs")
     if not os.access(resets, os.W_OK):
         pytest.skip("the most memory that a process held is counted anew on Linux alone")
-    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    small = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
     config = LlamaConfig(vocab_size=128_256, max_position_embeddings=2048, **small)
     model, ids = find_rung("llama3").model(config).eval(), list(range(4, 2053))
     token_nats(model, [ids[:9]])
     resets.write_text("5")
     before = read_memory("VmRSS")
     costs = token_nats(model, [ids])[0]
-    assert read_memory("VmHWM") - before < 160 * 2**20  # 95 are taken: logits, their softmax, attention
+    assert (
+        read_memory("VmHWM") - before < 160 * 2**20
+    )  # 95 are taken: logits, their softmax, attention
     assert costs.mean() == pytest.approx(math.log(128_256), rel=0.05)
 
 
@@ -550,7 +687,9 @@ def test_pairs_are_counted_a_part_of_the_text_at_a_time(monkeypatch):
     for at_once in (2**22, 500):
         monkeypatch.setattr(bigram, "PAIRS_AT_ONCE", at_once)
         with Largest() as largest:
-            fitted.append(find_rung("bigram").model.fit(make_config("bigram", tokenizer, {}), tokens, starts))
+            fitted.append(
+                find_rung("bigram").model.fit(make_config("bigram", tokenizer, {}), tokens, starts)
+            )
     assert largest.bytes < 20_000
     pairs = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))
     pairs.subtract((tokens[at - 1].item(), tokens[at].item()) for at in starts[1:])
@@ -558,5 +697,8 @@ def test_pairs_are_counted_a_part_of_the_text_at_a_time(monkeypatch):
         rows = torch.repeat_interleave(torch.arange(len(tokenizer)), model.first.diff().long())
         triples = zip(rows.tolist(), model.tokens.tolist(), model.counts.tolist(), strict=True)
         assert {(h, w): count for h, w, count in triples} == +pairs
-        wanted = [sum(count for (h, _), count in pairs.items() if h == row) for row in range(len(tokenizer))]
+        wanted = [
+            sum(count for (h, _), count in pairs.items() if h == row)
+            for row in range(len(tokenizer))
+        ]
         assert model.contexts.tolist() == wanted

@@ -1,4 +1,6 @@
-"""The switches on the ruler: mixing, the cache and dynamic evaluation give codes too, each beside the plain score."""
+"""The switches on the ruler: mixing, the cache and dynamic evaluation give codes too, each beside
+the plain score.
+"""
 
 import math
 from types import SimpleNamespace
@@ -48,7 +50,9 @@ def learn_sentences(model, tokenizer):
 
 
 def synthetic(share, count=4000):
-    """Costs of tokens drawn from `share` of one distribution and the rest of another, under each."""
+    """Costs of tokens drawn from `share` of one distribution and the rest of another, under
+    each.
+    """
     generator = numpy.random.default_rng(0)
     one, other = generator.dirichlet(numpy.ones(20), 2)
     drawn = generator.choice(20, count, p=share * one + (1 - share) * other)
@@ -85,15 +89,23 @@ def test_the_weights_of_three_models_are_the_best_of_a_fine_grid():
     mixed = weights.numpy() @ chances
     assert -numpy.log(mixed).mean() <= costs.min() + 1e-6
     assert weights.tolist() == pytest.approx(grid[costs.argmin()], abs=0.03)
-    assert (chances / mixed).mean(1).max() <= 1 + 1.01e-6  # no model could win by more than this (Cover 1984)
+    assert (chances / mixed).mean(
+        1
+    ).max() <= 1 + 1.01e-6  # no model could win by more than this (Cover 1984)
 
 
 def test_weights_of_next_to_no_tokens():
     assert fit_weights(torch.tensor([[0.1], [5.0]])).tolist() == pytest.approx([1, 0], abs=1e-5)
     for count in (2, 3):
-        assert fit_weights(torch.full((count, 4), math.inf)).tolist() == pytest.approx([1 / count] * count)
-    assert fit_weights(torch.tensor([[1.0, math.inf], [1.0, 2.0]])).tolist() == pytest.approx([0, 1], abs=1e-5)
-    assert fit_weights(torch.tensor([[0.0, 2000.0], [2000.0, 0.0]])).tolist() == pytest.approx([0.5, 0.5])
+        assert fit_weights(torch.full((count, 4), math.inf)).tolist() == pytest.approx(
+            [1 / count] * count
+        )
+    assert fit_weights(torch.tensor([[1.0, math.inf], [1.0, 2.0]])).tolist() == pytest.approx(
+        [0, 1], abs=1e-5
+    )
+    assert fit_weights(torch.tensor([[0.0, 2000.0], [2000.0, 0.0]])).tolist() == pytest.approx(
+        [0.5, 0.5]
+    )
     one = torch.tensor([1.0, 0.0], dtype=torch.float64)
     assert mix_nats(torch.tensor([[2.0, math.inf], [1.0, 1.0]]), one).tolist() == [2.0, math.inf]
 
@@ -103,15 +115,24 @@ def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_valida
 ):
     monkeypatch.setattr("rung.evaluation.mixture.FITTED", len(LONG))
     models, heard = {name: make_tiny(name) for name in ("gpt2", "ngram", "bigram")}, []
-    found = score_mixture(models, tokenizer, SENTENCES, [LONG, "a cat"], lambda *what: heard.append(what[:3]))
+    found = score_mixture(
+        models, tokenizer, SENTENCES, [LONG, "a cat"], lambda *what: heard.append(what[:3])
+    )
     assert found.validation_bytes == len(LONG)
     assert heard == [("fit mix", 1, 1), *(("mix", done, 5) for done in range(1, 6))]
     nats, weights = 0.0, found.fitted["weights"]
     for document in documents_of(tokenizer, *SENTENCES):
         costs = {name: token_nats(model, [document.ids])[0] for name, model in models.items()}
-        nats -= sum(weights[name] * costs[name].double().neg().exp() for name in models).log().sum().item()
+        nats -= (
+            sum(weights[name] * costs[name].double().neg().exp() for name in models)
+            .log()
+            .sum()
+            .item()
+        )
     assert found.nats == pytest.approx(nats, rel=1e-6)
-    held = torch.stack([token_nats(model, [documents_of(tokenizer, LONG)[0].ids])[0] for model in models.values()])
+    held = torch.stack(
+        [token_nats(model, [documents_of(tokenizer, LONG)[0].ids])[0] for model in models.values()]
+    )
     assert list(weights) == list(models)
     assert list(weights.values()) == pytest.approx(fit_weights(held).tolist())
     assert found.fitted["renormalized"] == []
@@ -122,7 +143,9 @@ def test_a_token_that_no_model_allows_costs_infinitely_much_and_does_not_move_th
     with_one = torch.cat([nats, torch.full((2, 1), math.inf)], dim=1)
     assert torch.equal(fit_weights(with_one), fit_weights(nats))
     assert mix_nats(with_one, fit_weights(nats))[-1].item() == math.inf
-    one_allows = mix_nats(torch.tensor([[math.inf], [1.0]]), torch.tensor([0.5, 0.5], dtype=torch.float64))
+    one_allows = mix_nats(
+        torch.tensor([[math.inf], [1.0]]), torch.tensor([0.5, 0.5], dtype=torch.float64)
+    )
     assert one_allows.item() == pytest.approx(1 + math.log(2))
 
 
@@ -141,7 +164,9 @@ def test_a_mixture_is_no_worse_than_its_best_part_on_the_text_it_is_fitted_on(ma
     mixed = score_mixture(models, tokenizer, SENTENCES, SENTENCES, quiet)
     plain = {name: score_documents(model, tokenizer, SENTENCES) for name, model in models.items()}
     assert mixed.nats <= min(score.nats for score in plain.values()) + 1e-4
-    assert mixed.difference == pytest.approx(mixed.bits_per_byte - plain["gpt2"].bits_per_byte, abs=1e-6)
+    assert mixed.difference == pytest.approx(
+        mixed.bits_per_byte - plain["gpt2"].bits_per_byte, abs=1e-6
+    )
     assert mixed.difference_low <= mixed.difference <= mixed.difference_high
     assert mixed.validation_bytes == sum(map(len, SENTENCES))
 
@@ -171,7 +196,10 @@ def test_the_cache_is_the_formula_and_sums_to_one(theta, size, monkeypatch):
     assert found[0] == math.inf
     for at, row in enumerate(wanted, start=1):
         each = [
-            cached_nats(states[: at + 1], torch.cat([targets[:at], torch.tensor([w])]), [theta], size) for w in range(6)
+            cached_nats(
+                states[: at + 1], torch.cat([targets[:at], torch.tensor([w])]), [theta], size
+            )
+            for w in range(6)
         ]
         assert torch.cat(each)[:, -1].neg().exp().numpy() == pytest.approx(row, abs=1e-5)
         assert found[at].neg().exp().item() == pytest.approx(row[targets[at]], abs=1e-5)
@@ -189,14 +217,18 @@ def test_the_cache_reads_the_states_that_the_head_reads(name, make_tiny, tokeniz
         torch.testing.assert_close(found[:, 0], nats)
         logits = model.get_output_embeddings()(found[:, 1:])
         targets = torch.tensor(document.ids[1:])
-        torch.testing.assert_close(torch.nn.functional.cross_entropy(logits, targets, reduction="none"), nats)
+        torch.testing.assert_close(
+            torch.nn.functional.cross_entropy(logits, targets, reduction="none"), nats
+        )
         assert torch.equal(
             _cost_both(model, document, found, [0.0, 0.5])[:, 0], found[0, 0].expand(3)
         )  # empty: nothing to add
 
 
 @pytest.mark.parametrize("name", ["rnn", "llama3"])
-def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(name, make_tiny, tokenizer, monkeypatch):
+def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(
+    name, make_tiny, tokenizer, monkeypatch
+):
     from rung.evaluation import cache
 
     model = make_tiny(name)
@@ -207,8 +239,12 @@ def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(name, ma
     assert 0 < helped.fitted["weight"] < 1
     assert helped.nats < plain.nats
     assert helped.difference == pytest.approx(helped.bits_per_byte - plain.bits_per_byte, abs=1e-6)
-    monkeypatch.setattr(cache, "fit_weights", lambda nats: torch.tensor([1.0, 0.0], dtype=torch.float64))
-    assert score_cached(model, tokenizer, texts, [LONG], quiet).nats == pytest.approx(plain.nats, rel=1e-6)
+    monkeypatch.setattr(
+        cache, "fit_weights", lambda nats: torch.tensor([1.0, 0.0], dtype=torch.float64)
+    )
+    assert score_cached(model, tokenizer, texts, [LONG], quiet).nats == pytest.approx(
+        plain.nats, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", NEURAL)
@@ -217,13 +253,21 @@ def test_learning_at_rate_zero_is_the_plain_score(name, make_tiny, tokenizer):
     with Learner(model) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
         still = Adaptation(learning_rate=0.0, decay=0.01)
-        for document, nats in learner.follow(documents_of(tokenizer, LONG, "a cat", ""), still, pace()):
-            torch.testing.assert_close(nats, token_nats(model, [document.ids])[0], rtol=1e-6, atol=1e-6)
-            assert all(torch.equal(w, t) for w, t in zip(learner.weights, learner.trained, strict=True))
+        for document, nats in learner.follow(
+            documents_of(tokenizer, LONG, "a cat", ""), still, pace()
+        ):
+            torch.testing.assert_close(
+                nats, token_nats(model, [document.ids])[0], rtol=1e-6, atol=1e-6
+            )
+            assert all(
+                torch.equal(w, t) for w, t in zip(learner.weights, learner.trained, strict=True)
+            )
 
 
 @pytest.mark.parametrize("name", NEURAL)
-def test_dynamic_evaluation_learns_a_repetition_and_leaves_the_model_as_it_was(name, make_tiny, tokenizer, monkeypatch):
+def test_dynamic_evaluation_learns_a_repetition_and_leaves_the_model_as_it_was(
+    name, make_tiny, tokenizer, monkeypatch
+):
     monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT", 16)
     model = learn_sentences(make_tiny(name), tokenizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -288,41 +332,67 @@ def test_the_root_mean_square_is_that_of_the_segments_gradients(make_tiny, token
         learner.measure(documents, pace())
         squares = []
         for costs in learner._read(documents[0].ids):
-            gradients = torch.autograd.grad(costs.sum() / SEGMENT, learner.weights, allow_unused=True)
+            gradients = torch.autograd.grad(
+                costs.sum() / SEGMENT, learner.weights, allow_unused=True
+            )
             squares.append([0 if g is None else g**2 for g in gradients])
         assert len(squares) > 2
         for found, *each in zip(learner.rms, *squares, strict=True):
-            torch.testing.assert_close(found, torch.as_tensor(sum(each) / len(squares)).sqrt().expand_as(found))
+            torch.testing.assert_close(
+                found, torch.as_tensor(sum(each) / len(squares)).sqrt().expand_as(found)
+            )
 
 
 def test_the_difference_and_its_interval_are_of_paired_documents(tokenizer):
-    """What is hard for both blurs nothing: a gain of one bit a byte on every document has no width."""
+    """What is hard for both blurs nothing: a gain of one bit a byte on every document has no
+    width.
+    """
     documents = documents_of(tokenizer, *SENTENCES)
     plain = [50.0 * (at + 1) for at in range(len(documents))]
-    rows = [(d, cost, cost - d.bytes * math.log(2)) for d, cost in zip(documents, plain, strict=True)]
+    rows = [
+        (d, cost, cost - d.bytes * math.log(2)) for d, cost in zip(documents, plain, strict=True)
+    ]
     found = compare(rows, {}, SENTENCES, 0.0)
-    assert (found.difference, found.difference_low, found.difference_high) == pytest.approx((-1, -1, -1))
+    assert (found.difference, found.difference_low, found.difference_high) == pytest.approx(
+        (-1, -1, -1)
+    )
     assert found.high - found.low > 1
     noise = [0.0, 3.0, -2.0, 1.0, 4.0]
-    rows = [(d, cost, cost + more * math.log(2)) for d, cost, more in zip(documents, plain, noise, strict=True)]
-    found, wanted = compare(rows, {}, SENTENCES, 0.0), find_interval(noise, [d.bytes for d in documents])
+    rows = [
+        (d, cost, cost + more * math.log(2))
+        for d, cost, more in zip(documents, plain, noise, strict=True)
+    ]
+    found, wanted = (
+        compare(rows, {}, SENTENCES, 0.0),
+        find_interval(noise, [d.bytes for d in documents]),
+    )
     assert (found.difference_low, found.difference_high) == pytest.approx((wanted.low, wanted.high))
     assert found.difference == pytest.approx(sum(noise) / sum(d.bytes for d in documents))
     assert found.validation_bytes == sum(len(text.encode()) for text in SENTENCES)
     assert found.nats == pytest.approx(sum(plain) + sum(noise) * math.log(2))
-    assert found.token_perplexity == pytest.approx(math.exp(found.nats / sum(len(d.ids) - 1 for d in documents)))
-    assert found.word_perplexity == pytest.approx(math.exp(found.nats / sum(d.words for d in documents)))
+    assert found.token_perplexity == pytest.approx(
+        math.exp(found.nats / sum(len(d.ids) - 1 for d in documents))
+    )
+    assert found.word_perplexity == pytest.approx(
+        math.exp(found.nats / sum(d.words for d in documents))
+    )
 
 
 @pytest.mark.filterwarnings("error")
 def test_a_switchs_figures_are_the_rulers(monkeypatch):
-    """By hand, of documents with an unknown word and dropped text, which cost their spelling under both."""
+    """By hand, of documents with an unknown word and dropped text, which cost their spelling under
+    both.
+    """
     documents = [
         Document([0, 5, 6, 1], 40, 3, ["héron"], [], ()),
         Document([0, 7, 1], 30, 2, [], ["日"], ()),
         Document([0, 5, 1], 20, 1, [], [], ()),
     ]
-    plain, nats, spelling = [20.0, 9.0, 1.0], [18.0, 12.0, 0.5], [7 * math.log(257), 4 * math.log(257), 0.0]
+    plain, nats, spelling = (
+        [20.0, 9.0, 1.0],
+        [18.0, 12.0, 0.5],
+        [7 * math.log(257), 4 * math.log(257), 0.0],
+    )
     monkeypatch.setattr(beside, "time", SimpleNamespace(perf_counter=lambda: 5.0))
     found = compare(zip(documents, plain, nats, strict=True), {"theta": 0.5}, ["é", "a"], 2.0)
     costs = [cost + more for cost, more in zip(nats, spelling, strict=True)]
@@ -336,8 +406,13 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
     assert found.log10_token_perplexity == pytest.approx(sum(costs) / 7 / math.log(10))
     assert (found.seconds, found.validation_bytes) == (3.0, 3)
     assert found.as_dict()["theta"] == 0.5 and found.as_dict()["nats"] == found.nats
-    for other in (math.inf, 12.0):  # the plain model, and perhaps the switch too, gives one document no probability
-        found = compare(zip(documents, [20.0, math.inf, 1.0], [18.0, other, 0.5], strict=True), {}, [], 2.0)
+    for other in (
+        math.inf,
+        12.0,
+    ):  # the plain model, and perhaps the switch too, gives one document no probability
+        found = compare(
+            zip(documents, [20.0, math.inf, 1.0], [18.0, other, 0.5], strict=True), {}, [], 2.0
+        )
         assert (found.difference, found.difference_low, found.difference_high) == (None, None, None)
         assert (found.nats == math.inf) == (other == math.inf) == (found.high is None)
 
@@ -367,17 +442,27 @@ def costs_of_all_kinds(make_tiny, tokenizer, text):
     cached = _cost_both(model, document, states, [0.5])
     with Learner(model) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
-        _, learned = next(learner.follow([document], Adaptation(learning_rate=1e-2, decay=1e-3), pace()))
+        _, learned = next(
+            learner.follow([document], Adaptation(learning_rate=1e-2, decay=1e-3), pace())
+        )
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
-    return document.ids, {"mix": mix_nats(pair, half), "cache": mix_nats(cached, half), "dynamic": learned}
+    return document.ids, {
+        "mix": mix_nats(pair, half),
+        "cache": mix_nats(cached, half),
+        "dynamic": learned,
+    }
 
 
 def test_no_token_is_scored_with_what_follows_it(make_tiny, tokenizer, monkeypatch):
     monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT", 3)
-    (ids, one), (others, other) = (costs_of_all_kinds(make_tiny, tokenizer, text) for text in CHANGES)
+    (ids, one), (others, other) = (
+        costs_of_all_kinds(make_tiny, tokenizer, text) for text in CHANGES
+    )
     assert len(ids) == len(others)
     same = next(i for i, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b)
     assert same > 8
     for switch, nats in one.items():
-        torch.testing.assert_close(nats[: same - 1], other[switch][: same - 1], rtol=0, atol=0, msg=switch)
+        torch.testing.assert_close(
+            nats[: same - 1], other[switch][: same - 1], rtol=0, atol=0, msg=switch
+        )
         assert not torch.equal(nats[same - 1 :], other[switch][same - 1 :])

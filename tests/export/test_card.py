@@ -1,4 +1,6 @@
-"""The model card of an exported folder: what it says is in the run's record, and nothing else is said."""
+"""The model card of an exported folder: what it says is in the run's record, and nothing else is
+said.
+"""
 
 import re
 
@@ -20,7 +22,12 @@ def run(tmp_path_factory):
     """A run with all that a record has."""
     folder = tmp_path_factory.mktemp("card")
     (folder / "my text.txt").write_text("\n".join(SENTENCES * 20))
-    page = {"rung": "llama3", "corpus": str(folder / "my text.txt"), "documents": "lines", "steps": 2}
+    page = {
+        "rung": "llama3",
+        "corpus": str(folder / "my text.txt"),
+        "documents": "lines",
+        "steps": 2,
+    }
     small = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 32}
     recipe = make_recipe({**page, "tokenizer": {"kind": "bpe", "vocab_size": 280}, "model": small})
     assert execute(recipe, folder / "run")
@@ -54,11 +61,14 @@ def test_a_run_has_a_card_that_the_hub_reads(run, tmp_path):
     assert index["name"] == "small-llama"
     found = {metric["type"]: metric["value"] for metric in index["results"][0]["metrics"]}
     score = record["scores"]["test"]
-    assert found == {metric: score[metric] for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")}
+    assert found == {
+        metric: score[metric] for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")
+    }
     for fact in (
         f"{record['parameters']:,} parameters",
         record["corpus"]["fingerprint"],
-        f"| train | {record['corpus']['documents']['train']} | {record['corpus']['bytes']['train']:,} |",
+        f"| train | {record['corpus']['documents']['train']} | "
+        f"{record['corpus']['bytes']['train']:,} |",
         f"2 steps, {record['training']['tokens']:,} tokens",
         record["hardware"],
         f"transformers {record['versions']['transformers']}",
@@ -79,15 +89,21 @@ def test_the_recipe_in_the_card_is_one(run, tmp_path):
 def test_the_code_in_the_card_runs(run, tmp_path, monkeypatch, capsys):
     export(str(run), "hf", tmp_path / "small-llama")
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (tmp_path / "small-llama/README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "small-llama/README.md").read_text(), re.DOTALL
+    )
     exec(code, {})
     assert runs.read_prompt(runs.read_record(run)) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["rnn", "ngram", "gpt2"])
-def test_a_model_that_transformers_does_not_ship_says_what_to_import(name, make_tiny, tokenizer, tmp_path):
+def test_a_model_that_transformers_does_not_ship_says_what_to_import(
+    name, make_tiny, tokenizer, tmp_path
+):
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(name), tokenizer)
-    runs.write_record(tmp_path / "run", {"rung": name, "imported": "w.arpa.gz", "versions": {"rung": "0"}})
+    runs.write_record(
+        tmp_path / "run", {"rung": name, "imported": "w.arpa.gz", "versions": {"rung": "0"}}
+    )
     front, text = read_card_of(tmp_path / "run")
     assert ("import rung.models" in text) == (name != "gpt2")
     assert "model-index" not in front
@@ -117,7 +133,13 @@ def test_what_else_a_run_may_know(run, tmp_path):
         "base": {"path": "openai-community/gpt2", "fingerprint": "f00"},
         "corpus": {**record["corpus"], "name": "hf:roneneldan/TinyStories"},
     }
-    score = {**record["scores"]["test"], "word_perplexity": None, "nats": None, "low": None, "high": None}
+    score = {
+        **record["scores"]["test"],
+        "word_perplexity": None,
+        "nats": None,
+        "low": None,
+        "high": None,
+    }
     (tmp_path / "config.json").write_text((run / "config.json").read_text())
     runs.write_record(tmp_path, {**record, **more, "scores": {"test": score}})
     front, text = read_card_of(tmp_path)
@@ -133,7 +155,10 @@ def test_half_an_interval_is_left_out_and_a_damaged_record_named(make_tiny, toke
     runs.save_model(tmp_path, make_tiny("gpt2"), tokenizer)
     score = {"bytes": 9, "documents": 1, "bits_per_byte": 2.0, "low": 1.5, "high": None}
     score |= {"word_perplexity": None, "token_perplexity": None}
-    record = {"rung": "gpt2", "corpus": {"name": "x", "fingerprint": "f", "documents": {}, "bytes": {}}}
+    record = {
+        "rung": "gpt2",
+        "corpus": {"name": "x", "fingerprint": "f", "documents": {}, "bytes": {}},
+    }
     runs.write_record(tmp_path, record | {"scores": {"test": score}})
     assert "| bits per byte | 2.0000 |  |" in make_card(tmp_path, "x")
     runs.write_record(tmp_path, record | {"base": {"path": 5}})

@@ -49,15 +49,21 @@ def test_what_a_kill_left_goes_with_the_next_export(format, kind, make_tiny, tok
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
     (tmp_path / "to").mkdir()
     out = tmp_path / "to" / f"model.{format}"
-    assert subprocess.run([sys.executable, "-c", KILLED, kind, str(out)], check=False).returncode == -9
+    assert (
+        subprocess.run([sys.executable, "-c", KILLED, kind, str(out)], check=False).returncode == -9
+    )
     (left,) = (tmp_path / "to").iterdir()
     assert left.name.startswith(".")
     export(str(tmp_path / "run"), format, out)
     assert list((tmp_path / "to").iterdir()) == [out]
 
 
-@pytest.mark.parametrize(("format", "rung"), [("arpa", "ngram"), ("hf", "gpt2"), ("gguf", "gpt2"), ("meta", "llama3")])
-def test_nothing_is_lost_and_nothing_is_left(format, rung, make_tiny, tokenizer, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("format", "rung"), [("arpa", "ngram"), ("hf", "gpt2"), ("gguf", "gpt2"), ("meta", "llama3")]
+)
+def test_nothing_is_lost_and_nothing_is_left(
+    format, rung, make_tiny, tokenizer, tmp_path, monkeypatch
+):
     if format == "gguf":
         pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
@@ -76,11 +82,16 @@ def test_nothing_is_lost_and_nothing_is_left(format, rung, make_tiny, tokenizer,
     assert [(path.name, path.read_text()) for path in place.iterdir()] == [("kept", "kept")]
 
 
-@pytest.mark.parametrize(("format", "rung"), [("arpa", "ngram"), ("hf", "llama3"), ("meta", "llama3")])
+@pytest.mark.parametrize(
+    ("format", "rung"), [("arpa", "ngram"), ("hf", "llama3"), ("meta", "llama3")]
+)
 def test_a_full_disk_is_said_in_a_line(format, rung, make_tiny, tokenizer, tmp_path, limit_files):
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
     place = runs.make_folder(tmp_path / "place")
-    with limit_files(2_000), pytest.raises(RunError, match="place could not be written to .*: make room there"):
+    with (
+        limit_files(2_000),
+        pytest.raises(RunError, match="place could not be written to .*: make room there"),
+    ):
         export(str(tmp_path / "run"), format, place / "model")
     assert not list(place.iterdir())
 
@@ -90,7 +101,10 @@ def test_a_run_that_was_stopped_says_how_it_goes_on(record, verb, tmp_path):
     runs.make_folder(tmp_path / "run" / "checkpoints")
     runs.write_record(tmp_path / "run", {"rung": "gpt2", **record})
     for format in ("hf", "gguf", "arpa"):
-        with pytest.raises(RunError, match=f"run is not finished: go on with `rung {verb} --out .*run --resume` first"):
+        with pytest.raises(
+            RunError,
+            match=f"run is not finished: go on with `rung {verb} --out .*run --resume` first",
+        ):
             export(str(tmp_path / "run"), format, tmp_path / "model")
 
 
@@ -131,21 +145,57 @@ def test_an_export_leaves_its_run_as_it_is(name, make_run, tmp_path, monkeypatch
     for format in FORMS.get(name, ("hf",)):
         if format == "gguf":
             pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
-        for out in (run / "out", run, run / "../run/out", tmp_path / "linked", tmp_path / "linked/out"):
-            assert_refused(run, out, format, "is in .*run, which an export leaves as it is: choose a place outside")
+        for out in (
+            run / "out",
+            run,
+            run / "../run/out",
+            tmp_path / "linked",
+            tmp_path / "linked/out",
+        ):
+            assert_refused(
+                run,
+                out,
+                format,
+                "is in .*run, which an export leaves as it is: choose a place outside",
+            )
         assert_refused(
-            run, tmp_path / "nowhere", format, "nowhere is (a link that leads nowhere|there already): choose"
+            run,
+            tmp_path / "nowhere",
+            format,
+            "nowhere is (a link that leads nowhere|there already): choose",
         )
-        assert_refused(run / "config.json", tmp_path / "out", format, "no run at .*config.json: `rung runs` lists")
+        assert_refused(
+            run / "config.json",
+            tmp_path / "out",
+            format,
+            "no run at .*config.json: `rung runs` lists",
+        )
         with limit_files(500):
-            assert_refused(run, tmp_path / "out", format, "could not be written to .*: make room there")
+            assert_refused(
+                run, tmp_path / "out", format, "could not be written to .*: make room there"
+            )
         with monkeypatch.context() as patch:
             patch.setattr(os, "access", lambda path, mode: Path(path) != run)
-            assert_refused(run, tmp_path / "out", format, "run cannot be read: Permission denied; `chmod u\\+rx` lets")
+            assert_refused(
+                run,
+                tmp_path / "out",
+                format,
+                "run cannot be read: Permission denied; `chmod u\\+rx` lets",
+            )
         (run / "model.safetensors").rename(tmp_path / "weights")
-        assert_refused(run, tmp_path / "out", format, "run has no model.safetensors: copy its weights there, or train")
+        assert_refused(
+            run,
+            tmp_path / "out",
+            format,
+            "run has no model.safetensors: copy its weights there, or train",
+        )
         (run / "checkpoints").mkdir()
-        assert_refused(run, tmp_path / "out", format, "run is not finished: go on with `rung train --out .* --resume`")
+        assert_refused(
+            run,
+            tmp_path / "out",
+            format,
+            "run is not finished: go on with `rung train --out .* --resume`",
+        )
         (run / "checkpoints").rmdir()
         (tmp_path / "weights").rename(run / "model.safetensors")
 
@@ -154,7 +204,9 @@ def test_an_export_leaves_its_run_as_it_is(name, make_run, tmp_path, monkeypatch
 def test_a_run_without_its_tokenizer_is_not_published(name, make_run, tmp_path):
     run = make_run("gpt2")
     (run / name).unlink()
-    assert_refused(run, tmp_path / "out", "hf", f"run has no {name}, without which its text is read otherwise")
+    assert_refused(
+        run, tmp_path / "out", "hf", f"run has no {name}, without which its text is read otherwise"
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bigram"])
@@ -180,8 +232,12 @@ def refuse(path, **options):
 def test_a_run_without_weights_says_so(name, make_run):
     run = make_run(name)
     (run / "model.safetensors").unlink()
-    with pytest.raises(RunError, match="run has no model.safetensors: copy its weights there, or train it again"):
+    with pytest.raises(
+        RunError, match="run has no model.safetensors: copy its weights there, or train it again"
+    ):
         load(run)
     (run / "checkpoints").mkdir()
-    with pytest.raises(RunError, match="run is not finished: go on with `rung train --out .*run --resume` first"):
+    with pytest.raises(
+        RunError, match="run is not finished: go on with `rung train --out .*run --resume` first"
+    ):
         load(run)

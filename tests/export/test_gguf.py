@@ -42,9 +42,15 @@ AWKWARD = (
     "_underscores__and-dashes--and...dots!!! (brackets)[[]]",
 )
 TEXT = (
-    "the cat sat on the mat, and a dog sat on a log. it's 3 o'clock; naïve café! def f(x):\n    return x + 12\n\n" * 40
+    "the cat sat on the mat, and a dog sat on a log. it's 3 o'clock; naïve café! def f(x):\n    "
+    "return x + 12\n\n" * 40
 )
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 128}
+SHAPE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
 STEPS = {"llama3": 60, "gpt2": 140}  # until they say some of it
 
 
@@ -62,17 +68,26 @@ def tokenizers():
         vocab_size=400, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
     )
     backend.train_from_iterator([TEXT], trainer)
-    llama = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1])
+    llama = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=specials[0], eos_token=specials[1]
+    )
     return {"gpt2": build_tokenizer("bpe", [TEXT], 400), "llama3": llama}
 
 
 @pytest.fixture(scope="module")
 def make_run(tokenizers, tmp_path_factory):
-    """A function that makes a run of a model that knows TEXT a little: trained for a second, so it says something."""
+    """A function that makes a run of a model that knows TEXT a little: trained for a second, so it
+    says something.
+    """
 
     def make(name, cut="gpt2", steps=None, **fields):
         tokenizer = tokenizers[cut]
-        ids = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+        ids = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": None,
+        }
         torch.manual_seed(0)
         if name == "llama3":
             wide = {"intermediate_size": 96, "num_key_value_heads": 2}
@@ -80,7 +95,11 @@ def make_run(tokenizers, tmp_path_factory):
         else:
             still = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
             model = GPT2LMHeadModel(GPT2Config(**SHAPE, **ids, **still, **fields))
-        _train(model.train(), torch.tensor(encode_plainly(tokenizer, [TEXT])[0].ids), steps or STEPS[name])
+        _train(
+            model.train(),
+            torch.tensor(encode_plainly(tokenizer, [TEXT])[0].ids),
+            steps or STEPS[name],
+        )
         folder = tmp_path_factory.mktemp("runs") / name
         runs.save_model(runs.make_folder(folder), model.eval(), tokenizer)
         runs.write_record(folder, {"rung": name})
@@ -92,8 +111,12 @@ def make_run(tokenizers, tmp_path_factory):
 def _train(model, ids, steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
-        starts = torch.randint(0, len(ids) - 80, (8,), generator=torch.Generator().manual_seed(step))
-        rows = torch.stack([torch.cat([torch.tensor([0]), ids[start : start + 80]]) for start in starts])
+        starts = torch.randint(
+            0, len(ids) - 80, (8,), generator=torch.Generator().manual_seed(step)
+        )
+        rows = torch.stack(
+            [torch.cat([torch.tensor([0]), ids[start : start + 80]]) for start in starts]
+        )
         model(rows, labels=rows).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -114,8 +137,12 @@ def _quiet():
 
 @contextlib.contextmanager
 def _llama_cpp(path):
-    """A server of the model, computing as exactly as it can: keys and values in float32, plain attention."""
-    xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp")
+    """A server of the model, computing as exactly as it can: keys and values in float32, plain
+    attention.
+    """
+    xllamacpp = pytest.importorskip(
+        "xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp"
+    )
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.warmup = 128, 1, False
@@ -136,13 +163,17 @@ def _greedy(server, prompt, count):
 def _own_greedy(folder, prompt, count):
     model, _ = load(folder)
     with torch.inference_mode():
-        steps = write_tokens(Decoder(model), [prompt], Sampling(temperature=0, max_new_tokens=count), ())
+        steps = write_tokens(
+            Decoder(model), [prompt], Sampling(temperature=0, max_new_tokens=count), ()
+        )
         return [step[0] for step in steps]
 
 
 def _ask(server, what, **facts):
     request = urllib.request.Request(
-        f"{server.listening_address}/{what}", json.dumps(facts).encode(), {"Content-Type": "application/json"}
+        f"{server.listening_address}/{what}",
+        json.dumps(facts).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=300) as answer:
         return json.load(answer)
@@ -152,7 +183,15 @@ def _ask(server, what, **facts):
     ("name", "fields"),
     [
         ("llama3", {"tie_word_embeddings": True}),
-        ("llama3", {"head_dim": 32, "attention_bias": True, "rms_norm_eps": 1e-5, "rope_parameters": rope(None)}),
+        (
+            "llama3",
+            {
+                "head_dim": 32,
+                "attention_bias": True,
+                "rms_norm_eps": 1e-5,
+                "rope_parameters": rope(None),
+            },
+        ),
         ("llama3", {"rope_parameters": {**rope(8.0), "original_max_position_embeddings": 32}}),
         ("gpt2", {}),
         ("gpt2", {"tie_word_embeddings": False, "n_inner": 96}),
@@ -186,20 +225,30 @@ def test_llama_cpp_reads_the_same_tokens(cut, make_run, tmp_path):
 
 
 TALKS = [
-    [{"role": "user", "content": f"the {one}"}, {"role": "assistant", "content": f"{one} sat on {other} {count}"}]
-    for count, (one, other) in enumerate([("cat", "the mat"), ("dog", "a log"), ("mat", "it, naïve café"), ("o", "x")])
+    [
+        {"role": "user", "content": f"the {one}"},
+        {"role": "assistant", "content": f"{one} sat on {other} {count}"},
+    ]
+    for count, (one, other) in enumerate(
+        [("cat", "the mat"), ("dog", "a log"), ("mat", "it, naïve café"), ("o", "x")]
+    )
 ]
 ASKED = [*TALKS[0], {"role": "user", "content": "the dog"}]
 
 
 @pytest.mark.parametrize(("name", "cut"), [("llama3", "llama3"), ("gpt2", "gpt2")])
 def test_llama_cpp_answers_as_we_do(name, cut, make_run, tmp_path):
-    """A model that was tuned to chat: the template in the file, its special tokens, and where an answer ends."""
+    """A model that was tuned to chat: the template in the file, its special tokens, and where an
+    answer ends.
+    """
     folder = make_run(name, cut, steps=1)
     model, tokenizer = load(folder)
     teach_format(model, tokenizer, LLAMA3 if name == "llama3" else CHATML)
     _tune(
-        model.train(), Examples(encode_conversations(tokenizer, [*TALKS, [*ASKED, TALKS[1][1]]]), 127, 0, packed=True)
+        model.train(),
+        Examples(
+            encode_conversations(tokenizer, [*TALKS, [*ASKED, TALKS[1][1]]]), 127, 0, packed=True
+        ),
     )
     runs.save_model(folder, model.eval(), tokenizer)
     export(str(folder), "gguf", tmp_path / "chat.gguf", "f32")
@@ -210,7 +259,14 @@ def test_llama_cpp_answers_as_we_do(name, cut, make_run, tmp_path):
             ours = _own_greedy(folder, prompt, 40)
             said = next(([*ours[:at]] for at, token in enumerate(ours) if token in ends), None)
             assert said, "an answer that has no end proves nothing of it"
-            found = _ask(server, "v1/chat/completions", messages=messages, temperature=0, top_k=1, max_tokens=40)
+            found = _ask(
+                server,
+                "v1/chat/completions",
+                messages=messages,
+                temperature=0,
+                top_k=1,
+                max_tokens=40,
+            )
             assert found["usage"]["prompt_tokens"] == len(prompt)
             assert found["choices"][0]["message"]["content"] == tokenizer.decode(said)
             assert found["choices"][0]["finish_reason"] == "stop"
@@ -235,15 +291,23 @@ def test_a_smaller_type_costs_little(name, make_run, tmp_path):
         differences.append(float(said.split()[-1]))
     assert sizes == sorted(sizes, reverse=True)
     assert differences == sorted(differences)
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "q8_0.gguf").tensors}
+    kinds = {
+        tensor.name: tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(tmp_path / "q8_0.gguf").tensors
+    }
     assert kinds["blk.0.attn_output.weight"] == "Q8_0"
     assert kinds["blk.0.attn_norm.weight"] == kinds.get("position_embd.weight", "F32") == "F32"
 
 
 def test_rows_that_blocks_do_not_divide_stay_in_float16(make_tiny, tokenizer, tmp_path):
-    runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny("llama3", intermediate_size=72), tokenizer)
+    runs.save_model(
+        runs.make_folder(tmp_path / "run"), make_tiny("llama3", intermediate_size=72), tokenizer
+    )
     export(str(tmp_path / "run"), "gguf", tmp_path / "model.gguf", "q8_0")
-    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    kinds = {
+        tensor.name: tensor.tensor_type.name
+        for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors
+    }
     assert (kinds["blk.0.ffn_down.weight"], kinds["blk.0.ffn_up.weight"]) == ("F16", "Q8_0")
 
 
@@ -261,7 +325,9 @@ def test_what_the_file_says(make_run, tmp_path, tokenizers):
     assert said["tokenizer.ggml.pre"] == "llama-bpe"
     assert said["tokenizer.chat_template"] == tokenizer.chat_template
     assert [said[f"tokenizer.ggml.{name}_token_id"] for name in ("bos", "eos", "eot")] == [0, 1, 2]
-    assert said["tokenizer.ggml.add_bos_token"] is False, "this folder is no run, and its tokenizer adds none"
+    assert said["tokenizer.ggml.add_bos_token"] is False, (
+        "this folder is no run, and its tokenizer adds none"
+    )
     assert said["tokenizer.ggml.token_type"][:4] == [3, 3, 3, 1]
     assert said["llama.rope.freq_base"] == load(folder)[0].config.rope_parameters["rope_theta"]
     with _llama_cpp(tmp_path / "chat.gguf") as server:
@@ -295,7 +361,9 @@ def test_a_file_that_is_not_the_model_is_not_kept(compared, make_run, tmp_path, 
     folder = make_run("llama3", steps=1)
     monkeypatch.setattr(rung.export.gguf, "COMPARED_BYTES", compared)
     write = gguf.GGUFWriter.write_tensor_data
-    monkeypatch.setattr(gguf.GGUFWriter, "write_tensor_data", lambda writer, data: write(writer, data[::-1].copy()))
+    monkeypatch.setattr(
+        gguf.GGUFWriter, "write_tensor_data", lambda writer, data: write(writer, data[::-1].copy())
+    )
     with pytest.raises(RunError, match="is not what is read back"):
         export(str(folder), "gguf", tmp_path / "model.gguf", "f32")
     assert not list(tmp_path.iterdir())
@@ -317,11 +385,21 @@ def test_weights_beyond_float16_are_found(make_run, tmp_path):
         ("rnn", {}, "'rung-rnn' model cannot be written as GGUF.*--to hf"),
         ("ngram", {}, "--to arpa"),
         ("swaps", {}, "knows gpt2 and llama3"),
-        ("gpt2", {"activation_function": "relu"}, "activation_function is 'relu': llama.cpp computes 'gelu_new'"),
-        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        (
+            "gpt2",
+            {"activation_function": "relu"},
+            "activation_function is 'relu': llama.cpp computes 'gelu_new'",
+        ),
+        (
+            "gpt2",
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is True",
+        ),
     ],
 )
-def test_what_llama_cpp_does_not_compute_is_refused(name, fields, said, make_tiny, tokenizer, tmp_path):
+def test_what_llama_cpp_does_not_compute_is_refused(
+    name, fields, said, make_tiny, tokenizer, tmp_path
+):
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(name, **fields), tokenizer)
     with pytest.raises(RunError, match=said):
         export(str(tmp_path / "run"), "gguf", tmp_path / "model.gguf")
@@ -370,7 +448,11 @@ def test_the_command_says_what_it_wrote(make_run, tmp_path, monkeypatch):
 def test_the_code_in_the_documentation_runs(make_run, tmp_path, monkeypatch, capsys):
     pytest.importorskip("xllamacpp", reason="xllamacpp is not installed: pip install xllamacpp")
     page = (Path(__file__).parents[2] / "docs/export.md").read_text()
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "xllamacpp" in block)
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+        if "xllamacpp" in block
+    )
     export(str(make_run("llama3", steps=1)), "gguf", tmp_path / "my-llama.gguf")
     monkeypatch.chdir(tmp_path)
     with _quiet():
@@ -380,6 +462,9 @@ def test_the_code_in_the_documentation_runs(make_run, tmp_path, monkeypatch, cap
 
 def test_a_full_disk_is_said_in_a_line(make_run, tmp_path, limit_files):
     folder = make_run("gpt2", steps=1)
-    with limit_files(60_000), pytest.raises(RunError, match="could not be written to .*: make room there"):
+    with (
+        limit_files(60_000),
+        pytest.raises(RunError, match="could not be written to .*: make room there"),
+    ):
         export(str(folder), "gguf", tmp_path / "model.gguf")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,6 @@
-"""Meta's own folder: what is no value of `params.json`, what is no file of weights, what leads out of the folder."""
+"""Meta's own folder: what is no value of `params.json`, what is no file of weights, what leads out
+of the folder.
+"""
 
 import json
 import shutil
@@ -12,7 +14,21 @@ from rung.export.export import export
 from rung.export.meta import LARGEST, MAY_BE_NULL, POSITIVE, WHOLE
 from rung.models import load
 
-NO_NUMBERS = ("many", "64", None, {}, [64], {"n": [1]}, True, -1, 0, -(10**30), 10**400, float("nan"), float("inf"))
+NO_NUMBERS = (
+    "many",
+    "64",
+    None,
+    {},
+    [64],
+    {"n": [1]},
+    True,
+    -1,
+    0,
+    -(10**30),
+    10**400,
+    float("nan"),
+    float("inf"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +75,10 @@ def test_a_value_of_another_kind_is_named_in_a_line(key, folder):
         ({"n_kv_heads": 3}, "num_attention_heads 4 cannot be divided by 3 key-value heads"),
         ({"dim": 36}, "an attention head is 9 wide"),
         ({"n_layers": 10**6}, "n_layers is 1000000, and must be a whole number from 1 to 1000"),
-        ({"dim": LARGEST - 3, "vocab_size": LARGEST, "n_kv_heads": 1}, "params.json: no model is as it says ("),
+        (
+            {"dim": LARGEST - 3, "vocab_size": LARGEST, "n_kv_heads": 1},
+            "params.json: no model is as it says (",
+        ),
         ({"multiple_of": LARGEST}, "should be"),
         ({"ffn_dim_multiplier": 1e-9, "multiple_of": 1}, "intermediate_size is 0"),
         ({"n_kv_heads": None}, "should be"),
@@ -76,7 +95,9 @@ def test_values_that_no_model_has_together_are_named_in_a_line(facts, said, fold
 
 def test_what_nobody_computes_with_may_be_anything(folder):
     params = json.loads((folder / "params.json").read_text())
-    (folder / "params.json").write_text(json.dumps(params | {"note": [1, None], "ffn_dim_multiplier": None} | params))
+    (folder / "params.json").write_text(
+        json.dumps(params | {"note": [1, None], "ffn_dim_multiplier": None} | params)
+    )
     export(str(folder), "hf", folder.parent / "out")
     assert load(folder.parent / "out")
 
@@ -104,7 +125,9 @@ def test_a_head_without_an_embedding_is_of_no_llama(folder):
     assert_refused(folder, "its weights lack tok_embeddings.weight")
 
 
-@pytest.mark.parametrize("name", ["params.json", "consolidated.00.pth", "tokenizer.json", "tokenizer.model"])
+@pytest.mark.parametrize(
+    "name", ["params.json", "consolidated.00.pth", "tokenizer.json", "tokenizer.model"]
+)
 def test_nothing_is_read_over_a_link_out_of_the_folder(name, folder):
     elsewhere = folder.parent / "secret"
     if (folder / name).exists():

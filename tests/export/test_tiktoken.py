@@ -8,9 +8,11 @@ import transformers
 from rung.export.tiktoken import LLAMA3, LLAMA31, name_specials, read_tiktoken, write_tiktoken
 
 NASTY = (
-    "Hello, naïve café! WE'LL don't I'Ve\n\n\n\t tabs\u00a0and\u3000spaces   \r\n 1234567 ½²٣٤٥ x=y;//z\n"
+    "Hello, naïve café! WE'LL don't I'Ve\n\n\n\t tabs\u00a0and\u3000spaces   \r\n 1234567 ½²٣٤٥ "
+    "x=y;//z\n"
     "你好，世界。日本語のテキスト 한국어 مرحبا بالعالم עברית हिन्दी बिल्ली ไทย Ελληνικά Русский ქართული\n"
-    "🤖👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u202eright\u202c \ufeff\u0000 antidisestablishmentarianism aaaaaaaaaaaaaaaa      end "
+    "🤖👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u202eright\u202c \ufeff\u0000 antidisestablishmentarianism "
+    "aaaaaaaaaaaaaaaa      end "
 )
 
 
@@ -24,9 +26,17 @@ def test_llama_3s_tokenizer_is_tiktokens(tmp_path):
     reference, ours = Tokenizer(path), read_tiktoken(path)
     assert ours(NASTY).input_ids == reference.encode(NASTY, bos=True, eos=False)
     common = [
-        token for token, number in reference.special_tokens.items() if ours.convert_tokens_to_ids(token) == number
+        token
+        for token, number in reference.special_tokens.items()
+        if ours.convert_tokens_to_ids(token) == number
     ]
-    assert {"<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|python_tag|>", "<|finetune_right_pad_id|>"} < {*common}
+    assert {
+        "<|begin_of_text|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|python_tag|>",
+        "<|finetune_right_pad_id|>",
+    } < {*common}
     marked = NASTY + "x".join(common[:9]) + NASTY
     wanted = reference.encode(marked, bos=False, eos=False, allowed_special="all")
     assert ours(marked, add_special_tokens=False).input_ids == wanted
@@ -45,5 +55,8 @@ def test_special_tokens_have_the_published_places():
         "<|reserved_special_token_2|>", "<|reserved_special_token_3|>", "<|start_header_id|>", "<|end_header_id|>",
         "<|reserved_special_token_4|>", "<|eot_id|>", "<|reserved_special_token_5|>",
     ]  # fmt: skip
-    assert (first[-1], second[-1]) == ("<|reserved_special_token_250|>", "<|reserved_special_token_247|>")
+    assert (first[-1], second[-1]) == (
+        "<|reserved_special_token_250|>",
+        "<|reserved_special_token_247|>",
+    )
     assert second[4:6] == ["<|finetune_right_pad_id|>", "<|reserved_special_token_2|>"]

@@ -26,12 +26,20 @@ SETTINGS = [
 
 def make_prompts(tokenizer, count):
     """Of unequal lengths, some longer than a window of 64."""
-    whole = [token for text in SENTENCES * 3 for token in tokenizer(" " + text, add_special_tokens=False).input_ids]
-    return [[tokenizer.bos_token_id, *whole[7 * i : 7 * i + 3 + (i * 23) % 80]] for i in range(count)]
+    whole = [
+        token
+        for text in SENTENCES * 3
+        for token in tokenizer(" " + text, add_special_tokens=False).input_ids
+    ]
+    return [
+        [tokenizer.bos_token_id, *whole[7 * i : 7 * i + 3 + (i * 23) % 80]] for i in range(count)
+    ]
 
 
 def continue_texts(model, orders, count, late=0):
-    """The tokens of each order; `count` slots, and from the second text on each joins `late` turns after the last."""
+    """The tokens of each order; `count` slots, and from the second text on each joins `late` turns
+    after the last.
+    """
     with torch.inference_mode():
         pool, waiting, running, found = Slots(model, count), list(enumerate(orders)), {}, {}
         turn = 0
@@ -45,7 +53,9 @@ def continue_texts(model, orders, count, late=0):
             ready, logits = pool.advance(list(running))
             assert not pool.failed
             mine = [running[slot] for slot in ready]
-            tokens = choose_each(logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine])
+            tokens = choose_each(
+                logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine]
+            )
             for slot, (number, sampling, _), token in zip(ready, mine, tokens, strict=True):
                 found[number].append(token)
                 if len(found[number]) == sampling.max_new_tokens:
@@ -64,7 +74,9 @@ def make_orders(tokenizer, count):
     ]
 
 
-@pytest.mark.parametrize(("name", "native"), [*((name, True) for name in TINY), ("gpt2", False), ("llama3", False)])
+@pytest.mark.parametrize(
+    ("name", "native"), [*((name, True) for name in TINY), ("gpt2", False), ("llama3", False)]
+)
 def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenizer, monkeypatch):
     """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
     model = shake(make_tiny(name))
@@ -87,7 +99,12 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
     pool = KeyValues(9)
     pool.rows = [
         tuple(
-            torch.zeros(12, layer.k.rows * heads_of(model) // layer.q.rows, 9, layer.q.rows // heads_of(model))
+            torch.zeros(
+                12,
+                layer.k.rows * heads_of(model) // layer.q.rows,
+                9,
+                layer.q.rows // heads_of(model),
+            )
             for _ in "kv"
         )
         for layer in step.layers
@@ -99,7 +116,9 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
             for part in rows:
                 part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
         spans = torch.tensor([[9 * i, 9] for i in range(12)])
-        wanted = [step.step(tokens[i, None], spans[i, None], at[i, None])[0].clone() for i in range(12)]
+        wanted = [
+            step.step(tokens[i, None], spans[i, None], at[i, None])[0].clone() for i in range(12)
+        ]
         for size in (2, 3, 4, 5, 8, 12):
             found = step.step(tokens[:size], spans[:size], at[:size])
             assert torch.equal(found, torch.stack(wanted[:size]))
@@ -114,7 +133,10 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
     for name in ("rnn", "ngram", "llama3"):
         model = shake(make_tiny(name))
         short, long = make_prompts(tokenizer, 1)[0], (make_prompts(tokenizer, 4)[3] * 3)[:60]
-        wanted = [continue_texts(model, [(ids, Sampling(max_new_tokens=3))], 1)[0] for ids in (short, long)]
+        wanted = [
+            continue_texts(model, [(ids, Sampling(max_new_tokens=3))], 1)[0]
+            for ids in (short, long)
+        ]
         with torch.inference_mode():
             pool = Slots(model, 2)
             first = pool.begin(short, 20)
@@ -133,15 +155,23 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
 
 def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
     model = shake(make_tiny("llama3")).to(torch.bfloat16)
-    orders = [(ids, Sampling(temperature=0, max_new_tokens=6)) for ids in make_prompts(tokenizer, 3)]
+    orders = [
+        (ids, Sampling(temperature=0, max_new_tokens=6)) for ids in make_prompts(tokenizer, 3)
+    ]
     assert [len(tokens) for tokens in continue_texts(model, orders, 3)] == [6, 6, 6]
 
 
 @settings(deadline=None, max_examples=15)
-@given(st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=8), st.integers(0, 2**63 - 1))
+@given(
+    st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=8),
+    st.integers(0, 2**63 - 1),
+)
 def test_each_row_is_chosen_as_if_it_were_alone(kinds, seed):
     logits = 2 * torch.randn(len(kinds), 40, generator=torch.Generator().manual_seed(seed % 2**32))
-    rows = [Sampling(seed=seed - i if seed > 8 else seed + i, **SETTINGS[kind]) for i, kind in enumerate(kinds)]
+    rows = [
+        Sampling(seed=seed - i if seed > 8 else seed + i, **SETTINGS[kind])
+        for i, kind in enumerate(kinds)
+    ]
     draws = [Draws(sampling.seed) for sampling in rows]
     generators = [torch.Generator().manual_seed(sampling.seed) for sampling in rows]
     for _ in range(30):
@@ -153,7 +183,9 @@ def test_each_row_is_chosen_as_if_it_were_alone(kinds, seed):
 
 
 def test_a_token_that_is_hard_to_draw_is_sorted_out():
-    """Nearly alike, of which one makes up all of a tiny top_p: drawing again would take a thousand times."""
+    """Nearly alike, of which one makes up all of a tiny top_p: drawing again would take a thousand
+    times.
+    """
     logits = torch.zeros(3, 1000)
     logits[:, 17] = 0.001
     rows = [Sampling(temperature=1.0, top_p=1e-6, seed=seed) for seed in range(3)]
@@ -164,11 +196,16 @@ def test_a_token_that_is_hard_to_draw_is_sorted_out():
 @pytest.mark.parametrize("top_p", [0.0, 5e-324, 1e-50, 1e-46, 1e-40, 1e-30, 5e-8, 1e-4])
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_a_top_p_next_to_nothing_takes_the_likeliest(top_p, top_k):
-    """As a float32 it was 0, and all tokens but the least likely lay outside; alone, a text was drawn for ever."""
+    """As a float32 it was 0, and all tokens but the least likely lay outside; alone, a text was
+    drawn for ever.
+    """
     logits = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
     sampling = Sampling(temperature=1.0, top_p=top_p, top_k=top_k)
     likeliest = logits.argmax(-1)
-    assert choose_each(logits, [sampling] * 3, [Draws(seed) for seed in range(3)]) == likeliest.tolist()
+    assert (
+        choose_each(logits, [sampling] * 3, [Draws(seed) for seed in range(3)])
+        == likeliest.tolist()
+    )
     assert torch.equal(find_shares(logits, sampling).argmax(-1), likeliest)
     assert find_shares(logits, sampling).max(-1).values.tolist() == [1.0] * 3
     assert torch.equal(choose(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
@@ -181,8 +218,12 @@ def test_a_top_k_of_one_takes_the_likeliest_and_one_of_all_leaves_all(top_p):
     draws = [Draws(seed) for seed in range(40)]
     assert choose_each(logits, [one] * 40, draws) == logits.argmax(-1).tolist()
     assert torch.equal(choose(logits, one, torch.Generator().manual_seed(0)), logits.argmax(-1))
-    assert torch.equal(find_shares(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float())
-    every = [find_shares(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p)) for k in (0, 5, 9)]
+    assert torch.equal(
+        find_shares(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float()
+    )
+    every = [
+        find_shares(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p)) for k in (0, 5, 9)
+    ]
     torch.testing.assert_close(every[1:], every[:1] * 2)
     if top_p == 1:
         torch.testing.assert_close(every[0], (logits / 1.5).softmax(-1))
@@ -291,7 +332,11 @@ def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
             running = [texts.begin(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
             came = advance_all(texts, running, 2)
             assert running[0] in came[0] and running[1] in {*texts.failed, *came[1]}
-            for slot in (slot for slot in running[::2] if slot in advance_all(texts, [running[0], running[2]], 2)[1]):
+            for slot in (
+                slot
+                for slot in running[::2]
+                if slot in advance_all(texts, [running[0], running[2]], 2)[1]
+            ):
                 texts.texts[slot].next = 100_000 if slot else 9
             ready, _ = texts.advance([running[0], running[2]])
             assert ready == [running[0]] and list(texts.failed) == [running[2]]
@@ -366,7 +411,9 @@ SPANS = [[0, 8], [8, 4]]
 def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held):
     with pytest.raises(wrong):
         held.step(torch.tensor(ids), torch.tensor(spans), torch.tensor(at))
-    assert held.step(torch.tensor([5, 6]), torch.tensor(SPANS), torch.tensor([7, 3])).isfinite().all()
+    assert (
+        held.step(torch.tensor([5, 6]), torch.tensor(SPANS), torch.tensor([7, 3])).isfinite().all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -382,14 +429,18 @@ def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
     before = held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])).clone()
     with pytest.raises(ValueError):
         held.hold([layer] * len(held.layers), 8)
-    assert torch.equal(held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before)
+    assert torch.equal(
+        held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before
+    )
 
 
 def test_no_more_texts_are_appended_to_than_were_read(make_tiny):
     decoder = Decoder(make_tiny("gpt2"))
     with torch.inference_mode():
         decoder.read([[5, 6]], 3)
-        with pytest.raises(ValueError, match="3 texts of 3 tokens, but there is room for 1 texts of 5"):
+        with pytest.raises(
+            ValueError, match="3 texts of 3 tokens, but there is room for 1 texts of 5"
+        ):
             decoder.native.append(torch.tensor([[5], [6], [7]]))
 
 
@@ -405,7 +456,11 @@ def test_layers_of_unequal_sizes_are_left_to_the_model(make_tiny):
 def count_numbers():
     """All numbers in tensors that are alive."""
     gc.collect()
-    alive = {t.untyped_storage().data_ptr(): t.numel() for t in gc.get_objects() if type(t) is torch.Tensor}
+    alive = {
+        t.untyped_storage().data_ptr(): t.numel()
+        for t in gc.get_objects()
+        if type(t) is torch.Tensor
+    }
     return sum(alive.values())
 
 

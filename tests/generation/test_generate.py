@@ -1,4 +1,6 @@
-"""Generation: the tokens of Hugging Face's `generate`, the model's logits, bounds, streaming, drafts, rounding."""
+"""Generation: the tokens of Hugging Face's `generate`, the model's logits, bounds, streaming,
+drafts, rounding.
+"""
 
 import copy
 import json
@@ -34,13 +36,21 @@ from rung.models import LADDER, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, overflow, shake
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
-SAID_OF_OVERFLOW = "the model computes (nan|inf) in place of a number: its weights are too large, as after training"
+SAID_OF_OVERFLOW = (
+    "the model computes (nan|inf) in place of a number: its weights are too large, as after "
+    "training"
+)
 PROMPTS = ["the cat", "a dog sat on the", "a"]
 SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tails of every loop
     "llama": ("llama3", {}),
     "wide and odd": (
         "llama3",
-        {"hidden_size": 84, "num_attention_heads": 6, "num_key_value_heads": 3, "intermediate_size": 109},
+        {
+            "hidden_size": 84,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "intermediate_size": 109,
+        },
     ),
     "biased": ("llama3", {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 1}),
     "scaled": (
@@ -59,7 +69,10 @@ SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tai
     "untied": ("llama3", {"tie_word_embeddings": False, "head_dim": 24}),
     "gpt2": ("gpt2", {}),
     "odd gpt2": ("gpt2", {"hidden_size": 42, "num_attention_heads": 3, "n_inner": 51}),
-    "unscaled gpt2": ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
+    "unscaled gpt2": (
+        "gpt2",
+        {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True},
+    ),
 }
 
 
@@ -72,12 +85,17 @@ def written(decoder, rows, sampling=GREEDY, ends=()):
 @pytest.mark.parametrize("name", list(TINY))
 def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
     model = shake(make_tiny(name))
-    rows = [[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in PROMPTS]
+    rows = [
+        [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
+        for text in PROMPTS
+    ]
     together = written(Decoder(model), rows)
     for row, found in zip(rows, together, strict=True):
         ids = torch.tensor([row])
         options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-        wanted = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, len(row) :].tolist()
+        wanted = model.generate(ids, attention_mask=torch.ones_like(ids), **options)[
+            0, len(row) :
+        ].tolist()
         assert written(Decoder(model), [row]) == [wanted]
         assert found == wanted
 
@@ -86,15 +104,18 @@ def test_greedy_tokens_are_those_of_hugging_face(name, make_tiny, tokenizer):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("texts", "steps"), [(1, 1), (1, 3), (3, 1), (7, 2), (18, 1)])
 def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_tiny, tokenizer):
-    """It is as near to what float64 gives as the model is itself, up to a factor; how near that is, is the shape's and
-    the processor's: of the odd Llama, on one with avx512, the model is 1.8e-5 off.
+    """It is as near to what float64 gives as the model is itself, up to a factor; how near that is,
+    is the shape's and the processor's: of the odd Llama, on one with avx512, the model is 1.8e-5
+    off.
     """
     name, settings = SHAPES[shape]
     model = shake(make_tiny(name, **settings))
     exact = copy.deepcopy(model).double()
     generator = torch.Generator().manual_seed(5)
     rows = [
-        torch.randint(3, len(tokenizer), (4 + (i * 5) % 11 + 2 * steps,), generator=generator).tolist()
+        torch.randint(
+            3, len(tokenizer), (4 + (i * 5) % 11 + 2 * steps,), generator=generator
+        ).tolist()
         for i in range(texts)
     ]
     decoder = Decoder(model)
@@ -102,7 +123,9 @@ def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_ti
     with torch.inference_mode():
         decoder.read([row[: -2 * steps] for row in rows], 2 * steps)
         pieces = [
-            decoder.append(torch.tensor([row[-2 * steps :][half * steps : (half + 1) * steps] for row in rows])).clone()
+            decoder.append(
+                torch.tensor([row[-2 * steps :][half * steps : (half + 1) * steps] for row in rows])
+            ).clone()
             for half in (0, 1)
         ]
         off = torch.zeros(2)
@@ -134,20 +157,31 @@ def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokeniz
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_what_rounding_costs_is_what_the_rounded_model_costs_more(name, weights, make_tiny, tokenizer):
+def test_what_rounding_costs_is_what_the_rounded_model_costs_more(
+    name, weights, make_tiny, tokenizer
+):
     model = shake(make_tiny(name, hidden_size=40)).eval()
     rounded = copy.deepcopy(model)
     for module in rounded.modules():
         if isinstance(module, torch.nn.Linear | Conv1D):
-            axis = 1 if isinstance(module, torch.nn.Linear) else 0  # that a row of inputs runs along
+            axis = (
+                1 if isinstance(module, torch.nn.Linear) else 0
+            )  # that a row of inputs runs along
             weight = module.weight.detach()
             scale = weight.abs().amax(axis, keepdim=True) / 127
-            exact = weight.bfloat16().float() if weights == "bfloat16" else (weight / scale).round() * scale
+            exact = (
+                weight.bfloat16().float()
+                if weights == "bfloat16"
+                else (weight / scale).round() * scale
+            )
             module.weight = torch.nn.Parameter(exact)
-    row = torch.tensor([[tokenizer.bos_token_id, *tokenizer(SENTENCES[0], add_special_tokens=False).input_ids]])
+    row = torch.tensor(
+        [[tokenizer.bos_token_id, *tokenizer(SENTENCES[0], add_special_tokens=False).input_ids]]
+    )
     with torch.no_grad():
         nats = [
-            -m(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None]).sum().item() for m in (model, rounded)
+            -m(row).logits[0, :-1].log_softmax(-1).gather(1, row[0, 1:, None]).sum().item()
+            for m in (model, rounded)
         ]
     wanted = (nats[1] - nats[0]) / math.log(2) / len(SENTENCES[0].encode())
     assert abs(wanted) > 1e-5
@@ -156,7 +190,9 @@ def test_what_rounding_costs_is_what_the_rounded_model_costs_more(name, weights,
 
 
 def test_whole_numbers_are_the_nearest_of_each_rows_own_scale():
-    weight = torch.tensor([[1.0, -12.7, 6.36, 0.04], [0.0, 0.0, 0.0, 0.0], [0.254, 0.001, -0.02, 0.1]])
+    weight = torch.tensor(
+        [[1.0, -12.7, 6.36, 0.04], [0.0, 0.0, 0.0, 0.0], [0.254, 0.001, -0.02, 0.1]]
+    )
     whole, scale = round_to_int8(weight)
     assert whole.tolist() == [[10, -127, 64, 0], [0, 0, 0, 0], [127, 0, -10, 50]]
     assert scale[[0, 2]].tolist() == pytest.approx([0.1, 0.002])
@@ -173,7 +209,11 @@ def test_what_rounding_costs_is_of_one_window_and_its_text(make_tiny, tokenizer)
     long = " ".join(SENTENCES)
     ids = tokenizer(long, add_special_tokens=False).input_ids[:15]
     found = rounding_cost(model, tokenizer, long, torch.int8)
-    assert found == pytest.approx(rounding_cost(model, tokenizer, tokenizer.decode(ids), torch.int8)) != 0
+    assert (
+        found
+        == pytest.approx(rounding_cost(model, tokenizer, tokenizer.decode(ids), torch.int8))
+        != 0
+    )
 
 
 @pytest.mark.conditions
@@ -193,7 +233,9 @@ def forget_compiled():
 
 
 @pytest.mark.parametrize("lacking", ["a compiler", "a place to keep it"])
-def test_without_a_compiler_the_model_itself_writes(lacking, make_tiny, tokenizer, monkeypatch, tmp_path):
+def test_without_a_compiler_the_model_itself_writes(
+    lacking, make_tiny, tokenizer, monkeypatch, tmp_path
+):
     model = shake(make_tiny("llama3"))
     rows = [[1, 5, 6], [1, 7, 8, 9]]
     wanted = written(Decoder(model), rows)
@@ -238,17 +280,25 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
     drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
     for row in range(8):
         shares = torch.bincount(drawn[:, row], minlength=40) / draws
-        assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(torch.nonzero(wanted[row])[:, 0].tolist())
+        assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(
+            torch.nonzero(wanted[row])[:, 0].tolist()
+        )
         assert (shares - wanted[row]).abs().max() < 4 * (0.25 / draws) ** 0.5
 
 
-@pytest.mark.parametrize("settings", [{"top_p": 0.5}, {"top_p": 0.75, "top_k": 4}, {"temperature": 0}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"top_p": 0.5}, {"top_p": 0.75, "top_k": 4}, {"temperature": 0}], ids=str
+)
 def test_the_shares_told_are_those_drawn_from_where_tokens_are_equally_likely(settings):
     sampling = Sampling(**{"temperature": 1.0, **settings})
-    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0, 0.0, 0.0, -torch.inf]])  # as an n-gram model's, backed off
+    logits = torch.tensor(
+        [[2.0, 0.0, 0.0, 0.0, 0.0, 0.0, -torch.inf]]
+    )  # as an n-gram model's, backed off
     told = find_shares(logits, sampling)[0]
     drawn = choose(logits.repeat(20_000, 1), sampling, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(torch.bincount(drawn, minlength=7) / 20_000, told, rtol=0, atol=0.015)
+    torch.testing.assert_close(
+        torch.bincount(drawn, minlength=7) / 20_000, told, rtol=0, atol=0.015
+    )
 
 
 @given(st.text(max_size=40))
@@ -270,7 +320,10 @@ def test_a_character_that_is_not_finished_is_left_out(cut, pieced_tokenizer):
     assert text == pieces.text == ("ab🙂" if cut == 4 else "ab")
 
 
-@given(st.text("ab €", max_size=30), st.lists(st.text("ab €", min_size=1, max_size=4), min_size=1, max_size=3))
+@given(
+    st.text("ab €", max_size=30),
+    st.lists(st.text("ab €", min_size=1, max_size=4), min_size=1, max_size=3),
+)
 def test_the_text_ends_before_the_stop_string_that_is_there_first(pieced_tokenizer, text, stop):
     pieces = Pieces(pieced_tokenizer, stop)
     given_out = ""
@@ -282,35 +335,52 @@ def test_the_text_ends_before_the_stop_string_that_is_there_first(pieced_tokeniz
     given_out += pieces.finish()
     assert given_out == pieces.text
     assert pieces.stopped == any(s in text for s in stop)
-    assert any(text.startswith(given_out + s) for s in stop) if pieces.stopped else given_out == text
+    assert (
+        any(text.startswith(given_out + s) for s in stop) if pieces.stopped else given_out == text
+    )
 
 
 def make_sentencepiece(texts):
-    """As Llama 2's tokenizer.json has it: a mark for each space, one in front, and bytes for unknown characters."""
+    """As Llama 2's tokenizer.json has it: a mark for each space, one in front, and bytes for
+    unknown characters.
+    """
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     spelled = [f"<0x{byte:02X}>" for byte in range(256)]
     backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     backend.train_from_iterator(
-        texts, trainers.BpeTrainer(vocab_size=360, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=360, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False
+        ),
     )
     known = json.loads(backend.to_str())
     vocabulary = known["model"]["vocab"]
-    known["model"]["vocab"] |= {name: len(vocabulary) + number for number, name in enumerate(spelled)}
+    known["model"]["vocab"] |= {
+        name: len(vocabulary) + number for number, name in enumerate(spelled)
+    }
     backend = Tokenizer.from_str(json.dumps(known))
     backend.pre_tokenizer = None
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     ends = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), *ends])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
 
 
 def make_wordpiece(texts):
     """As BERT's: what goes on inside a word begins with ##, and decoding sets words apart."""
     backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(vocab_size=80, special_tokens=["[UNK]", "<s>", "</s>"], show_progress=False)
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=80, special_tokens=["[UNK]", "<s>", "</s>"], show_progress=False
+    )
     backend.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="[UNK]"
+    )
 
 
 MADE = {
@@ -329,11 +399,15 @@ def any_tokenizer(request):
 @given(st.data())
 @settings(deadline=None)
 def test_pieces_join_to_what_all_tokens_are_together(any_tokenizer, data):
-    """Whatever tokens follow whatever tokens, and whatever a later one does to the bytes before it."""
+    """Whatever tokens follow whatever tokens, and whatever a later one does to the bytes before
+    it.
+    """
     backend = any_tokenizer.backend_tokenizer
     context = any_tokenizer(data.draw(st.text("the cat 猫 sat. ", max_size=12))).input_ids
     new = data.draw(st.lists(st.integers(0, backend.get_vocab_size() - 1), max_size=12))
-    before, whole = (any_tokenizer.decode(ids, skip_special_tokens=True) for ids in (context, context + new))
+    before, whole = (
+        any_tokenizer.decode(ids, skip_special_tokens=True) for ids in (context, context + new)
+    )
     assume(whole.startswith(before))  # else nobody can say what is new
     pieces = Pieces(any_tokenizer, context=context)
     given_out = "".join(map(pieces.add, new))
@@ -345,11 +419,15 @@ def test_pieces_join_to_what_all_tokens_are_together(any_tokenizer, data):
 
 
 def test_a_first_piece_is_decoded_after_the_prompt(make_tiny):
-    """A tokenizer like Llama 2's writes the first token of a text without its space, and only that one."""
+    """A tokenizer like Llama 2's writes the first token of a text without its space, and only that
+    one.
+    """
     tokenizer = make_sentencepiece(SENTENCES * 3)
     ids = tokenizer("the cat sat on the mat").input_ids
     pieces = Pieces(tokenizer, context=ids[:-3])
-    assert tokenizer.decode(ids[:-3]) + "".join(map(pieces.add, ids[-3:])) == "the cat sat on the mat"
+    assert (
+        tokenizer.decode(ids[:-3]) + "".join(map(pieces.add, ids[-3:])) == "the cat sat on the mat"
+    )
     model = make_tiny("llama3", vocab_size=len(tokenizer))
     for seed in range(20):
         sampling = Sampling(max_new_tokens=4, temperature=1.0, top_p=1.0, seed=seed)
@@ -360,7 +438,9 @@ def test_a_first_piece_is_decoded_after_the_prompt(make_tiny):
 
 
 def test_an_answer_cut_within_a_character_keeps_those_before_it():
-    """Bytes that are no character make none of the run that they end, in the library's own decoder."""
+    """Bytes that are no character make none of the run that they end, in the library's own
+    decoder.
+    """
     tokenizer = make_sentencepiece(SENTENCES)
     ids = tokenizer("a猫🙂").input_ids
     for cut in (1, 2, 3):
@@ -370,15 +450,23 @@ def test_an_answer_cut_within_a_character_keeps_those_before_it():
 
 
 def test_any_end_that_the_model_names_ends_a_text(make_tiny, tokenizer):
-    """As `generate` of Hugging Face has it: models that chat name the end of a message beside that of a text."""
+    """As `generate` of Hugging Face has it: models that chat name the end of a message beside that
+    of a text.
+    """
     model = copy.deepcopy(make_tiny("llama3"))
     greedy = Sampling(temperature=0, max_new_tokens=12)
     ids = [tokenizer.bos_token_id, *tokenizer("the cat", add_special_tokens=False).input_ids]
     (plain,) = written(Decoder(model), [ids], greedy)
-    ending = next(token for token in plain[3:] if token not in plain[:3]) if len(set(plain)) > 3 else plain[0]
+    ending = (
+        next(token for token in plain[3:] if token not in plain[:3])
+        if len(set(plain)) > 3
+        else plain[0]
+    )
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, ending]
     wanted = plain.index(ending) + 1
-    stock = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    stock = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[
+        0, len(ids) :
+    ].tolist()
     assert find_ends(model, tokenizer) == tuple(sorted((tokenizer.eos_token_id, ending)))
     assert generate(model, tokenizer, "the cat", greedy).tokens == len(stock) == wanted
     assert generate_batch(model, tokenizer, ["the cat"], greedy)[0].tokens == wanted
@@ -397,18 +485,24 @@ def test_a_stop_string_stops(make_tiny, tokenizer):
     whole = generate(model, tokenizer, "the cat", Sampling(temperature=0, max_new_tokens=20)).text
     word = whole.split()[1]
     pieces = []
-    made = generate(model, tokenizer, "the cat", Sampling(temperature=0, stop=(word, "zebra")), pieces.append)
+    made = generate(
+        model, tokenizer, "the cat", Sampling(temperature=0, stop=(word, "zebra")), pieces.append
+    )
     assert made.text == "".join(pieces) == whole[: whole.index(word)]
     with pytest.raises(RecipeError, match="stop is an empty text"):
         Sampling(stop=("",))
 
 
 def test_a_prompt_is_text_as_it_is_for_the_ruler(make_tiny, tokenizer):
-    """The name of a special token in a prompt is no special token: what follows is what the text would be scored by."""
+    """The name of a special token in a prompt is no special token: what follows is what the text
+    would be scored by.
+    """
     model = make_tiny("llama3")
     ids = encode_plainly(tokenizer, [f"a cat {EOS} the"])[0].ids
     assert tokenizer.eos_token_id not in ids
-    wanted = continue_tokens(Decoder(model), tokenizer, [[tokenizer.bos_token_id, *ids]], GREEDY, {-1})[0].text
+    wanted = continue_tokens(
+        Decoder(model), tokenizer, [[tokenizer.bos_token_id, *ids]], GREEDY, {-1}
+    )[0].text
     assert generate(model, tokenizer, f"a cat {EOS} the", GREEDY).text == wanted
     assert generate_batch(model, tokenizer, [f"a cat {EOS} the"], GREEDY)[0].text == wanted
 
@@ -416,7 +510,9 @@ def test_a_prompt_is_text_as_it_is_for_the_ruler(make_tiny, tokenizer):
 def test_a_batch_writes_what_its_prompts_do_alone(make_tiny, tokenizer):
     model = shake(make_tiny("gpt2"))
     together = generate_batch(model, tokenizer, PROMPTS, GREEDY)
-    assert [made.text for made in together] == [generate(model, tokenizer, p, GREEDY).text for p in PROMPTS]
+    assert [made.text for made in together] == [
+        generate(model, tokenizer, p, GREEDY).text for p in PROMPTS
+    ]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "swaps"])
@@ -438,7 +534,9 @@ def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
     size = len(tokenizer)
     with torch.inference_mode():
         first = (model(torch.tensor([row])).logits[0, -1] / temperature).softmax(-1)
-        every = torch.cat([torch.tensor([row]).expand(size, -1), torch.arange(size)[:, None]], dim=1)
+        every = torch.cat(
+            [torch.tensor([row]).expand(size, -1), torch.arange(size)[:, None]], dim=1
+        )
         wanted = first @ (model(every).logits[:, -1] / temperature).softmax(-1)
 
     class Likely:
@@ -466,7 +564,10 @@ def test_a_prompt_draft_guesses_what_followed_the_longest_match():
 def test_an_ngram_draft_guesses_the_likeliest_token(make_tiny, tokenizer):
     model = make_tiny("ngram")
     draft = NgramDraft(model)
-    ids = [tokenizer.bos_token_id, *tokenizer(" ".join(SENTENCES), add_special_tokens=False).input_ids]
+    ids = [
+        tokenizer.bos_token_id,
+        *tokenizer(" ".join(SENTENCES), add_special_tokens=False).input_ids,
+    ]
     seen = sum(
         draft.guess(ids[:end], 1) == [int(model(torch.tensor([ids[:end]])).logits[0, -1].argmax())]
         for end in range(1, len(ids))
@@ -483,13 +584,18 @@ def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
     runs.save_model(runs.make_folder(tmp_path / "ngram"), make_tiny("ngram"), tokenizer)
     assert isinstance(make_draft(str(tmp_path / "ngram"), tokenizer), NgramDraft)
     with pytest.raises(RunError, match="has another tokenizer"):
-        make_draft(str(tmp_path / "ngram"), build_tokenizer("bpe", ["other words entirely"] * 9, 280))
+        make_draft(
+            str(tmp_path / "ngram"), build_tokenizer("bpe", ["other words entirely"] * 9, 280)
+        )
     beams = Sampling(num_beams=2)
     for decoder, options in (
         (Decoder(make_tiny("gpt2"), torch.int8), {}),
         (make_tiny("gpt2"), {"draft": PromptDraft()}),
     ):
-        with pytest.raises(RecipeError, match="with beams there are no stop strings, no draft and no rounded weights"):
+        with pytest.raises(
+            RecipeError,
+            match="with beams there are no stop strings, no draft and no rounded weights",
+        ):
             generate(decoder, tokenizer, "the", beams, **options)
     with pytest.raises(RecipeError, match="unknown weights 'int4'"):
         find_rounding("int4")
@@ -499,15 +605,24 @@ def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
 def test_a_static_cache_of_hugging_face_is_filled_right(name, make_tiny, tokenizer):
     model = shake(make_tiny(name))
     ids = torch.tensor([[1, 5, 6, 7]])
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
-    plain, static = (model.generate(ids, cache_implementation=kind, **options) for kind in (None, "static"))
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": 8,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
+    plain, static = (
+        model.generate(ids, cache_implementation=kind, **options) for kind in (None, "static")
+    )
     assert plain.tolist() == static.tolist()
 
 
 @pytest.mark.parametrize("name", list(TINY))
 def test_streamed_text_is_the_text(name, make_tiny, tokenizer):
     pieces = []
-    made = generate(make_tiny(name), tokenizer, "the cat", Sampling(max_new_tokens=12), pieces.append)
+    made = generate(
+        make_tiny(name), tokenizer, "the cat", Sampling(max_new_tokens=12), pieces.append
+    )
     assert "".join(pieces) == made.text
     assert 1 <= made.tokens <= 12
     assert made.tokens_per_second > 0
@@ -522,7 +637,10 @@ def test_top_p_of_zero_takes_the_likeliest():
 
 def test_the_seed_decides(make_tiny, tokenizer):
     model = make_tiny("llama3")
-    texts = [generate(model, tokenizer, "the", Sampling(seed=seed, temperature=2.0)).text for seed in (1, 1, 2)]
+    texts = [
+        generate(model, tokenizer, "the", Sampling(seed=seed, temperature=2.0)).text
+        for seed in (1, 1, 2)
+    ]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -542,15 +660,27 @@ def test_writing_goes_on_where_the_window_is_full(name, make_tiny, tokenizer):
                 assert token == int(model(torch.tensor([ids[-read:]])).logits[0, -1].argmax())
             ids, read = [*ids, token], read + 1
     for draft in (PromptDraft(), NgramDraft(make_tiny("ngram"))):
-        guessed = generate(model, tokenizer, "the cat sat", long, draft=draft) if name != "rnn-attention" else None
-        assert guessed is None or guessed.text == generate(model, tokenizer, "the cat sat", long).text
+        guessed = (
+            generate(model, tokenizer, "the cat sat", long, draft=draft)
+            if name != "rnn-attention"
+            else None
+        )
+        assert (
+            guessed is None or guessed.text == generate(model, tokenizer, "the cat sat", long).text
+        )
 
 
 @pytest.mark.parametrize("name", NEURAL)
 def test_weights_whose_sums_are_no_numbers_write_nothing(name, make_tiny, tokenizer):
     untied = {} if name == "swaps" else {"tie_word_embeddings": False}
     model = overflow(make_tiny(name, **untied))
-    drawn = [{"temperature": 0}, {"top_p": 1.0}, {"top_k": 3}, {"num_beams": 2}, {"num_beams": 2, "temperature": 0}]
+    drawn = [
+        {"temperature": 0},
+        {"top_p": 1.0},
+        {"top_k": 3},
+        {"num_beams": 2},
+        {"num_beams": 2, "temperature": 0},
+    ]
     for setting in drawn:
         with pytest.raises(RunError, match=SAID_OF_OVERFLOW) as caught:
             generate(model, tokenizer, "the cat", Sampling(max_new_tokens=3, **setting))
@@ -563,11 +693,17 @@ def test_weights_whose_sums_are_no_numbers_write_nothing(name, make_tiny, tokeni
 
 
 def test_words_do_not_run_together(make_tiny):
-    """A tokenizer of words keeps no white space: the first new word stands apart from the prompt."""
+    """A tokenizer of words keeps no white space: the first new word stands apart from the
+    prompt.
+    """
     words = build_tokenizer("whitespace", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
-    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts).eval()
+    model = (
+        LADDER["bigram"]
+        .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+        .eval()
+    )
     greedy = Sampling(temperature=0, max_new_tokens=3)
     for prompt, begins in (("the cat sat", " on"), ("the cat sat ", "on")):
         pieces = []
@@ -577,12 +713,19 @@ def test_words_do_not_run_together(make_tiny):
 
 
 def test_an_empty_prompt_starts_a_document(make_tiny, tokenizer):
-    assert generate(make_tiny("ngram"), tokenizer, "", Sampling(temperature=0, max_new_tokens=5)).tokens >= 1
+    assert (
+        generate(
+            make_tiny("ngram"), tokenizer, "", Sampling(temperature=0, max_new_tokens=5)
+        ).tokens
+        >= 1
+    )
 
 
 def test_beams_find_a_likelier_text_than_greed(make_tiny, tokenizer):
     model = make_tiny("ngram")
-    assert generate(model, tokenizer, "a", Sampling(num_beams=4, temperature=0, max_new_tokens=8)).text
+    assert generate(
+        model, tokenizer, "a", Sampling(num_beams=4, temperature=0, max_new_tokens=8)
+    ).text
 
 
 @pytest.mark.parametrize(
@@ -593,7 +736,10 @@ def test_beams_find_a_likelier_text_than_greed(make_tiny, tokenizer):
         ({"top_k": -1}, "top_k is -1"),
         ({"top_p": -0.1}, r"top_p is -0.1: it must be in \[0, 1\]"),
         ({"num_beams": 0}, "num_beams is 0"),
-        ({"seed": 2**64}, "seed is 18446744073709551616: it must be a whole number from -9223372036854775808 to"),
+        (
+            {"seed": 2**64},
+            "seed is 18446744073709551616: it must be a whole number from -9223372036854775808 to",
+        ),
         ({"seed": 1.5}, "seed is 1.5: it must be a whole number"),
     ],
 )

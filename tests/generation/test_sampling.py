@@ -36,7 +36,9 @@ KINDS = [
 
 
 def split_likely(shares, sampling):
-    """Tokens and their weights by hand, the likeliest first, of those that top-k and then top-p leave."""
+    """Tokens and their weights by hand, the likeliest first, of those that top-k and then top-p
+    leave.
+    """
     likely = sorted(range(len(shares)), key=lambda token: -shares[token])
     if 0 < sampling.top_k < len(shares):
         likely = likely[: sampling.top_k]
@@ -52,7 +54,9 @@ def pick(weights, number):
 
 
 def choose_by_hand(logits, sampling, numbers):
-    """The token that these random numbers choose: of all, again until it is likely enough, then of the likely ones."""
+    """The token that these random numbers choose: of all, again until it is likely enough, then of
+    the likely ones.
+    """
     if sampling.temperature < NEARLY_GREEDY or sampling.top_p < LEAST_TOP_P:
         return int(logits.argmax())
     shares = (logits / sampling.temperature).softmax(-1).numpy()
@@ -83,20 +87,29 @@ def test_a_token_is_the_one_that_its_random_numbers_choose(kind):
         sampling, generator = Sampling(**kind), torch.Generator().manual_seed(seed)
         numbers = count_numbers(seed)
         for _ in range(3):
-            assert int(choose(row[None], sampling, generator)) == choose_by_hand(row, sampling, numbers)
+            assert int(choose(row[None], sampling, generator)) == choose_by_hand(
+                row, sampling, numbers
+            )
 
 
 def test_rows_of_all_kinds_are_each_chosen_by_their_own_numbers():
     logits = 2 * torch.randn(len(KINDS) * 3, 40, generator=torch.Generator().manual_seed(2))
     settings = [Sampling(**kind) for kind in KINDS] * 3
-    draws, numbers = [Draws(seed) for seed in range(30)], [count_numbers(seed) for seed in range(30)]
+    draws, numbers = (
+        [Draws(seed) for seed in range(30)],
+        [count_numbers(seed) for seed in range(30)],
+    )
     for _ in range(10):
         found = choose_each(logits, settings, draws)
-        assert found == [choose_by_hand(*each) for each in zip(logits, settings, numbers, strict=True)]
+        assert found == [
+            choose_by_hand(*each) for each in zip(logits, settings, numbers, strict=True)
+        ]
 
 
 def test_rows_that_are_drawn_again_in_vain_are_each_sorted_out():
-    """Two or three nearly equal tokens of a thousand make up all of top_p; others are drawn at once."""
+    """Two or three nearly equal tokens of a thousand make up all of top_p; others are drawn at
+    once.
+    """
     logits = torch.zeros(24, 1000)
     for row in range(24):
         logits[row, 7 * row : 7 * row + 3] = torch.tensor([0.003, 0.002, 0.001])
@@ -141,7 +154,9 @@ def test_of_equally_likely_tokens_top_p_takes_all_or_none_and_top_k_its_number(t
             kept = [shares[token] for token, _ in split_likely(shares, sampling)]
         wanted = numpy.sort(kept)[::-1] / numpy.sum(kept)
         assert (told > 0).sum() == len(wanted)
-        assert told.sort(descending=True).values[: len(wanted)].tolist() == pytest.approx(wanted.tolist(), rel=1e-4)
+        assert told.sort(descending=True).values[: len(wanted)].tolist() == pytest.approx(
+            wanted.tolist(), rel=1e-4
+        )
         least = row[told > 0].min()
         assert (row[told == 0] <= least).all()
         assert (row[drawn[:, place]] >= least).all()
@@ -160,10 +175,20 @@ def test_a_token_is_left_out_where_the_likelier_ones_make_up_just_top_p():
     top = logits.softmax(-1)[0, 0]
     more = torch.nextafter(top, torch.tensor(1.0))
     assert drawn_of(logits, Sampling(temperature=1.0, top_p=top.item())) == ({0}, {0}, {0})
-    assert drawn_of(logits, Sampling(temperature=1.0, top_p=more.item())) == ({0, 1}, {0, 1}, {0, 1})
+    assert drawn_of(logits, Sampling(temperature=1.0, top_p=more.item())) == (
+        {0, 1},
+        {0, 1},
+        {0, 1},
+    )
     alike = torch.tensor([[0.0, 0.0, -9.0, -9.0]])
-    assert [len(them) for them in drawn_of(alike, Sampling(temperature=1.0, top_k=2, top_p=0.5))] == [1, 1, 1]
-    assert drawn_of(alike, Sampling(temperature=1.0, top_k=2, top_p=0.51)) == ({0, 1}, {0, 1}, {0, 1})
+    assert [
+        len(them) for them in drawn_of(alike, Sampling(temperature=1.0, top_k=2, top_p=0.5))
+    ] == [1, 1, 1]
+    assert drawn_of(alike, Sampling(temperature=1.0, top_k=2, top_p=0.51)) == (
+        {0, 1},
+        {0, 1},
+        {0, 1},
+    )
     assert drawn_of(alike, Sampling(temperature=1.0, top_p=0.5)) == ({0, 1}, {0, 1}, {0, 1})
 
 
@@ -186,7 +211,9 @@ def test_greed_begins_below_its_bounds():
         ({}, False),
     ):
         assert Sampling(**bounds).is_greedy is is_greedy
-    assert 1e-4 < NEARLY_GREEDY < 0.01  # above, people ask for it; below, logits that differ by 1 differ by e^10,000
+    assert (
+        1e-4 < NEARLY_GREEDY < 0.01
+    )  # above, people ask for it; below, logits that differ by 1 differ by e^10,000
     assert LEAST_TOP_P == 1 / 16_777_216
 
 
@@ -200,7 +227,10 @@ def test_the_command_and_the_library_have_the_same_defaults():
     assert len({Sampling(), Sampling(), Sampling(seed=1)}) == 2
     ends = -(2**63), 2**64 - 1
     assert [Sampling(seed=seed).seed for seed in ends] == list(ends)
-    with pytest.raises(RecipeError, match="must be a whole number from -9223372036854775808 to 18446744073709551615$"):
+    with pytest.raises(
+        RecipeError,
+        match="must be a whole number from -9223372036854775808 to 18446744073709551615$",
+    ):
         Sampling(seed=ends[0] - 1)
     with pytest.raises(TypeError, match="positional"):
         Sampling(5)

@@ -36,14 +36,20 @@ def test_rms_norm_is_torchs(shape, side):
     up = torch.randn(shape)
     torch.testing.assert_close(ours, theirs)
     for mine, other in zip(
-        gradients((ours * up).sum(), x, weight), gradients((theirs * up).sum(), x, weight), strict=True
+        gradients((ours * up).sum(), x, weight),
+        gradients((theirs * up).sum(), x, weight),
+        strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_rms_norm_under_autocast_reads_as_the_products_do(side):
     torch.manual_seed(0)
-    norm, linear, x = LlamaRMSNorm(64, 1e-5), torch.nn.Linear(64, 8), torch.randn(4, 9, 64, requires_grad=True)
+    norm, linear, x = (
+        LlamaRMSNorm(64, 1e-5),
+        torch.nn.Linear(64, 8),
+        torch.randn(4, 9, 64, requires_grad=True),
+    )
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = linear(norm(x)), linear(F.rms_norm(x, (64,), norm.weight, 1e-5))
     torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
@@ -62,9 +68,13 @@ def test_linear_cross_entropy_is_torchs(at_once, items, side, monkeypatch):
     targets = torch.randint(31, (11,))
     targets[[2, 10]] = -100
     ours = fused.linear_cross_entropy(hidden, weight, targets, items)
-    theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / (9 if items is None else items)
+    theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / (
+        9 if items is None else items
+    )
     torch.testing.assert_close(ours, theirs)
-    for mine, other in zip(gradients(3 * ours, hidden, weight), gradients(3 * theirs, hidden, weight), strict=True):
+    for mine, other in zip(
+        gradients(3 * ours, hidden, weight), gradients(3 * theirs, hidden, weight), strict=True
+    ):
         torch.testing.assert_close(mine, other)
 
 
@@ -78,7 +88,9 @@ def test_costs_hold_at_both_ends_of_the_range(dtype, scale):
     nats = torch.empty(6)
     grad = fused._costs(logits, targets, nats)
     torch.testing.assert_close(nats, expected.detach(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(grad.float(), gradients(expected.sum(), wide)[0], rtol=1e-2, atol=1e-6)
+    torch.testing.assert_close(
+        grad.float(), gradients(expected.sum(), wide)[0], rtol=1e-2, atol=1e-6
+    )
 
 
 def test_a_logit_that_is_no_number_makes_a_loss_that_is_none(side):
@@ -106,12 +118,20 @@ def test_without_logits_the_loss_and_the_gradients_are_the_same(name, items, mak
 
 
 def test_a_gradient_that_is_one_number_for_all_is_read_as_such(side):
-    """What `sum` hands back has stride 0, so C reads a copy; made for the call alone, it was gone before C read it."""
+    """What `sum` hands back has stride 0, so C reads a copy; made for the call alone, it was gone
+    before C read it.
+    """
     weight = torch.rand(24, requires_grad=True)
     for seed in range(20):
-        x = torch.randn(40, 70, 24, generator=torch.Generator().manual_seed(seed), requires_grad=True)
-        ours, theirs = (norm(x) for norm in (partial(fused.rms_norm, weight=weight, eps=1e-5), torchs(weight)))
-        for mine, other in zip(gradients(ours.sum(), x, weight), gradients(theirs.sum(), x, weight), strict=True):
+        x = torch.randn(
+            40, 70, 24, generator=torch.Generator().manual_seed(seed), requires_grad=True
+        )
+        ours, theirs = (
+            norm(x) for norm in (partial(fused.rms_norm, weight=weight, eps=1e-5), torchs(weight))
+        )
+        for mine, other in zip(
+            gradients(ours.sum(), x, weight), gradients(theirs.sum(), x, weight), strict=True
+        ):
             torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
 
 
@@ -129,8 +149,14 @@ def test_labels_with_gaps_between_them_are_read_as_they_are(side):
 
 @pytest.mark.parametrize("label", [31, -1, -101, 2**40])
 def test_a_label_that_is_no_token_is_refused_as_in_torch(label, side):
-    hidden, weight, targets = torch.randn(5, 6), torch.randn(31, 6), torch.tensor([1, 2, label, -100, 3])
-    with pytest.raises(IndexError, match=f"label {label} is no token: labels are below 31, or -100"):
+    hidden, weight, targets = (
+        torch.randn(5, 6),
+        torch.randn(31, 6),
+        torch.tensor([1, 2, label, -100, 3]),
+    )
+    with pytest.raises(
+        IndexError, match=f"label {label} is no token: labels are below 31, or -100"
+    ):
         fused.linear_cross_entropy(hidden, weight, targets)
     with pytest.raises(IndexError):
         F.cross_entropy(hidden @ weight.T, targets)
@@ -143,10 +169,19 @@ def test_nothing_is_normalised_to_nothing(shape, side):
 
 @st.composite
 def laid_out(draw, *shape):
-    """Numbers of a shape, in memory of any strides: turned, with gaps, each several times, or of one number."""
-    tensor = torch.randn([2 * size for size in shape], generator=torch.Generator().manual_seed(draw(st.integers(0, 9))))
+    """Numbers of a shape, in memory of any strides: turned, with gaps, each several times, or of
+    one number.
+    """
+    tensor = torch.randn(
+        [2 * size for size in shape],
+        generator=torch.Generator().manual_seed(draw(st.integers(0, 9))),
+    )
     order = draw(st.permutations(range(len(shape))))
-    tensor = tensor.permute(order).contiguous().permute([order.index(axis) for axis in range(len(shape))])
+    tensor = (
+        tensor.permute(order)
+        .contiguous()
+        .permute([order.index(axis) for axis in range(len(shape))])
+    )
     for axis, size in enumerate(shape):
         step = draw(st.sampled_from([1, 2]))
         tensor = tensor.narrow(axis, 0, size * step).unfold(axis, 1, step)[..., 0]
@@ -155,18 +190,25 @@ def laid_out(draw, *shape):
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.data(), st.integers(1, 40), st.integers(1, 40), st.sampled_from([torch.float32, torch.float64, torch.bfloat16])
+    st.data(),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
 def test_rms_norm_is_torchs_whatever_the_strides_and_types(data, rows, width, dtype):
     x, up = (data.draw(laid_out(2, rows, width)).to(dtype) for _ in "xy")
     weight = data.draw(laid_out(width)).to(dtype)
     x, weight = x.requires_grad_(), weight.requires_grad_()
-    loose = {"rtol": 5e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+    loose = (
+        {"rtol": 5e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-3, "atol": 1e-3}
+    )
     default = torch.get_default_dtype()
     ours, theirs = fused.rms_norm(x, weight, 1e-2), F.rms_norm(x, (width,), weight, 1e-2)
     torch.testing.assert_close(ours, theirs, **loose)
     try:
-        torch.set_default_dtype(data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16])))
+        torch.set_default_dtype(
+            data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+        )
         mine = torch.autograd.grad(ours, (x, weight), up)
     finally:
         torch.set_default_dtype(default)
@@ -182,12 +224,18 @@ def test_rms_norm_is_torchs_whatever_the_strides_and_types(data, rows, width, dt
     st.integers(1, 50),
     st.sampled_from([torch.float32, torch.float64]),
 )
-def test_linear_cross_entropy_is_torchs_whatever_the_strides_and_types(data, rows, width, size, dtype):
-    hidden, weight = (data.draw(laid_out(count, width)).to(dtype).requires_grad_() for count in (rows, size))
+def test_linear_cross_entropy_is_torchs_whatever_the_strides_and_types(
+    data, rows, width, size, dtype
+):
+    hidden, weight = (
+        data.draw(laid_out(count, width)).to(dtype).requires_grad_() for count in (rows, size)
+    )
     targets = (data.draw(laid_out(rows)) * 1000).long() % size
     targets = targets.where(torch.rand(rows) > 0.2, -100) if data.draw(st.booleans()) else targets
     ours = fused.linear_cross_entropy(hidden, weight, targets, 7)
     theirs = F.cross_entropy(hidden @ weight.T, targets, reduction="sum") / 7
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3, check_dtype=False)
-    for one, other in zip(gradients(ours, hidden, weight), gradients(theirs, hidden, weight), strict=True):
+    for one, other in zip(
+        gradients(ours, hidden, weight), gradients(theirs, hidden, weight), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)

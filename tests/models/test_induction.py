@@ -1,4 +1,6 @@
-"""Heads that copy from the first step: where they look, and that the rest of the model is left alone."""
+"""Heads that copy from the first step: where they look, and that the rest of the model is left
+alone.
+"""
 
 import pytest
 import torch
@@ -28,13 +30,20 @@ def scores(monkeypatch):
 
 def build(tokenizer, width=128, **fields):
     torch.manual_seed(0)
-    fields = {"hidden_size": width, "max_position_embeddings": 2 * LENGTH, "num_hidden_layers": 2, **fields}
+    fields = {
+        "hidden_size": width,
+        "max_position_embeddings": 2 * LENGTH,
+        "num_hidden_layers": 2,
+        **fields,
+    }
     return build_model("llama3", make_config("llama3", tokenizer, fields)).eval()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("heads", [(2, 1), (4, 4), (4, 2)])
-def test_the_first_looks_one_token_back_and_the_second_finds_what_followed(heads, tokenizer, scores):
+def test_the_first_looks_one_token_back_and_the_second_finds_what_followed(
+    heads, tokenizer, scores
+):
     model = build(tokenizer, num_attention_heads=heads[0], num_key_value_heads=heads[1])
     ids = torch.randint(3, len(tokenizer), (4, LENGTH), generator=torch.Generator().manual_seed(1))
     model(torch.cat([ids, ids], dim=1))
@@ -47,7 +56,11 @@ def test_the_first_looks_one_token_back_and_the_second_finds_what_followed(heads
 
 
 def test_small_and_odd_shapes_have_room_for_it(tokenizer):
-    for fields in ({"width": 8, "num_attention_heads": 1}, {"width": 6, "num_attention_heads": 3}, {"width": 64}):
+    for fields in (
+        {"width": 8, "num_attention_heads": 1},
+        {"width": 6, "num_attention_heads": 3},
+        {"width": 64},
+    ):
         model = build(tokenizer, **fields)
         assert all(p.isfinite().all() for p in model.parameters())
     build(tokenizer, num_hidden_layers=1)
@@ -57,7 +70,9 @@ def test_loaded_weights_are_left_alone(tokenizer, tmp_path):
     model = build(tokenizer)
     model.save_pretrained(tmp_path)
     again = LlamaForCausalLM.from_pretrained(tmp_path)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True)
+    )
 
 
 def test_a_seed_makes_one_model(tokenizer):

@@ -1,4 +1,6 @@
-"""The rungs that step through time, over cells, layers, heads and dropout: plain torch's numbers, padding or not."""
+"""The rungs that step through time, over cells, layers, heads and dropout: plain torch's numbers,
+padding or not.
+"""
 
 import os
 import platform
@@ -29,7 +31,10 @@ MASKS = {
 def make(make_tiny):
     def make(name, cell, layers, **settings):
         model = make_tiny(name, hidden_size=16, cell=cell, num_hidden_layers=layers, **settings)
-        for table in {model.embedding.weight, model.head.weight}:  # new, a model says nearly the same of any text
+        for table in {
+            model.embedding.weight,
+            model.head.weight,
+        }:  # new, a model says nearly the same of any text
             table.data.mul_(25)
         return model
 
@@ -60,7 +65,9 @@ class Reference(nn.Module):
         if self.heads:
             self.query_key_value = nn.Linear(width, 3 * width, bias=False)
             self.mix = nn.Linear(width, width, bias=False)
-        self.load_state_dict({k.replace("recurrence.", ""): v for k, v in model.state_dict().items()}, strict=True)
+        self.load_state_dict(
+            {k.replace("recurrence.", ""): v for k, v in model.state_dict().items()}, strict=True
+        )
 
     def forward(self, ids):
         hidden, _ = self.cell(self.dropout(self.embedding(ids)))
@@ -71,10 +78,17 @@ class Reference(nn.Module):
     def look_back(self, hidden):
         """Attention written out: one head after another, one position after another."""
         heads = []
-        for q, k, v in zip(*(t.chunk(self.heads, -1) for t in self.query_key_value(hidden).chunk(3, -1)), strict=True):
+        for q, k, v in zip(
+            *(t.chunk(self.heads, -1) for t in self.query_key_value(hidden).chunk(3, -1)),
+            strict=True,
+        ):
             seen = []
             for t in range(hidden.shape[1]):
-                weights = torch.einsum("bk,bsk->bs", q[:, t], k[:, : t + 1]).div(q.shape[-1] ** 0.5).softmax(-1)
+                weights = (
+                    torch.einsum("bk,bsk->bs", q[:, t], k[:, : t + 1])
+                    .div(q.shape[-1] ** 0.5)
+                    .softmax(-1)
+                )
                 seen.append(torch.einsum("bs,bsk->bk", weights, v[:, : t + 1]))
             heads.append(torch.stack(seen, 1))
         return torch.cat(heads, -1)
@@ -83,7 +97,9 @@ class Reference(nn.Module):
 @over_shapes
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_agrees_with_plain_torch_on_logits_and_gradients(name, cell, layers, tied, dropout, make, ids):
+def test_agrees_with_plain_torch_on_logits_and_gradients(
+    name, cell, layers, tied, dropout, make, ids
+):
     heads = {"num_attention_heads": 2} if name == "rnn-attention" else {}
     model = make(name, cell, layers, tie_word_embeddings=tied, dropout=dropout, **heads).train()
     reference = Reference(model).train()
@@ -102,7 +118,9 @@ def test_agrees_with_plain_torch_on_logits_and_gradients(name, cell, layers, tie
 
 
 class BookReference(nn.Module):
-    """The book's class from its description: states compared as they are, one after another, a head with bias."""
+    """The book's class from its description: states compared as they are, one after another, a head
+    with bias.
+    """
 
     def __init__(self, vocabulary, width):
         super().__init__()
@@ -126,7 +144,9 @@ def test_agrees_with_the_books_class_on_loss_and_gradients(skip_logits, make, id
     model = make("rnn-attention", "elman", 1, **settings).train()
     model.head.bias.data.normal_()
     reference = BookReference(*model.embedding.weight.shape)
-    reference.load_state_dict({k.replace("recurrence.", ""): v for k, v in model.state_dict().items()}, strict=True)
+    reference.load_state_dict(
+        {k.replace("recurrence.", ""): v for k, v in model.state_dict().items()}, strict=True
+    )
     loss = model(ids, labels=ids, skip_logits=skip_logits).loss
     expected = F.cross_entropy(reference(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(loss, expected)
@@ -141,7 +161,9 @@ def test_agrees_with_the_books_class_on_loss_and_gradients(skip_logits, make, id
 
 def step(cell, x, h, c, weights):
     """One token by the published equations, biases of input and state summed."""
-    w, u, b, d = (weights[key] for key in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))
+    w, u, b, d = (
+        weights[key] for key in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")
+    )
     if cell == "elman":  # Elman 1990, with tanh
         return torch.tanh(x @ w.T + b + h @ u.T + d), c
     if cell == "lstm":  # Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000
@@ -173,12 +195,15 @@ def test_padding_changes_nothing_wherever_it_stands(name, cell, layers, where, m
     model, mask = make(name, cell, layers, tie_word_embeddings=False), torch.tensor(MASKS[where])
     with torch.no_grad():
         alone = [
-            model(row[real.bool()][None]).logits[0] if real.any() else None for row, real in zip(ids, mask, strict=True)
+            model(row[real.bool()][None]).logits[0] if real.any() else None
+            for row, real in zip(ids, mask, strict=True)
         ]
         for cuts in ([T], [4, 5], [1, 2, 2, 1, 3], [1] * T):
             pieces, state = [], None
             for end, size in zip(torch.tensor(cuts).cumsum(0).tolist(), cuts, strict=True):
-                output = model(ids[:, end - size : end], attention_mask=mask[:, :end], past_key_values=state)
+                output = model(
+                    ids[:, end - size : end], attention_mask=mask[:, :end], past_key_values=state
+                )
                 state = output.past_key_values
                 pieces.append(output.logits)
             for found, wanted, real in zip(torch.cat(pieces, 1), alone, mask.bool(), strict=True):
@@ -210,7 +235,9 @@ def test_rows_padded_on_the_left_score_what_they_do_alone(name, cell, layers, be
         alone = model.generate(real, attention_mask=torch.ones_like(real), **options)
         assert together.sequences[row, T:].tolist() == alone.sequences[0, real.shape[1] :].tolist()
         if beams > 1:
-            torch.testing.assert_close(together.sequences_scores[row], alone.sequences_scores[0], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                together.sequences_scores[row], alone.sequences_scores[0], rtol=1e-5, atol=1e-5
+            )
         else:
             for found, wanted in zip(together.logits, alone.logits, strict=True):
                 torch.testing.assert_close(found[row], wanted[0], rtol=1e-5, atol=1e-5)
@@ -227,7 +254,9 @@ def test_what_one_precision_remembered_another_goes_on_with(name, cell, layers, 
         for first, second in ((True, False), (False, True)):
             with torch.autocast("cpu", torch.bfloat16, enabled=first):
                 state = model(ids[:, :5], attention_mask=mask[:, :5]).past_key_values
-            assert all(t.dtype == torch.float32 for t in state.tensors[-2 if cell == "lstm" else -1 :])
+            assert all(
+                t.dtype == torch.float32 for t in state.tensors[-2 if cell == "lstm" else -1 :]
+            )
             with torch.autocast("cpu", torch.bfloat16, enabled=second):
                 rest = model(ids[:, 5:], attention_mask=mask, past_key_values=state).logits
             torch.testing.assert_close(rest.float(), full[:, 5:], rtol=0.1, atol=0.1)
@@ -282,9 +311,13 @@ def test_a_cell_starts_orthogonal_and_an_lstm_remembers(make_tiny):
         for layer in range(2):
             for gate in getattr(recurrence, f"weight_hh_l{layer}").split(32):
                 torch.testing.assert_close(gate @ gate.T, torch.eye(32), rtol=0, atol=1e-5)
-            bias = getattr(recurrence, f"bias_ih_l{layer}") + getattr(recurrence, f"bias_hh_l{layer}")
+            bias = getattr(recurrence, f"bias_ih_l{layer}") + getattr(
+                recurrence, f"bias_hh_l{layer}"
+            )
             gates = [part.unique().tolist() for part in bias.split(32)]
-            assert gates == [[1.0] if cell == "lstm" and n == 1 else [0.0] for n in range(len(gates))]
+            assert gates == [
+                [1.0] if cell == "lstm" and n == 1 else [0.0] for n in range(len(gates))
+            ]
 
 
 def test_what_cannot_be_right_is_refused(make, ids):
@@ -292,7 +325,9 @@ def test_what_cannot_be_right_is_refused(make, ids):
         with pytest.raises(ValueError, match="covers 3 of 9 tokens"):
             make(name, "gru", 1)(ids, attention_mask=torch.ones(B, 3))
         with pytest.raises(ValueError, match="assisted generation is not supported"):
-            make(name, "gru", 1).generate(ids, attention_mask=torch.ones_like(ids), prompt_lookup_num_tokens=2)
+            make(name, "gru", 1).generate(
+                ids, attention_mask=torch.ones_like(ids), prompt_lookup_num_tokens=2
+            )
     model, short = make("rnn-attention", "gru", 1), torch.tensor(MASKS["left"])[:, :5]
     state = model(ids[:, :4]).past_key_values
     with pytest.raises(ValueError, match="covers 5 of 9 tokens: it must cover the past"):

@@ -1,4 +1,6 @@
-"""From GPT-2 to Llama 3, one swap at a time: the two ends are the two rungs, and every step between is a model."""
+"""From GPT-2 to Llama 3, one swap at a time: the two ends are the two rungs, and every step between
+is a model.
+"""
 
 import itertools
 import json
@@ -78,16 +80,25 @@ def test_the_ends_are_the_two_rungs(end, make_tiny, ids):
 
 @pytest.mark.parametrize("end", ["gpt2", "llama3"])
 def test_the_ends_begin_as_the_two_rungs_do(end, tokenizer, monkeypatch):
-    """The same spread of every weight; Llama's that write to the residual stream are smaller here, and none copies."""
+    """The same spread of every weight; Llama's that write to the residual stream are smaller here,
+    and none copies.
+    """
     monkeypatch.setattr("rung.models.llama3.begin_to_copy", lambda *_: None)
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     names = list(SWAPS) if end == "llama3" else []
     torch.manual_seed(0)
     ours = build_model("swaps", make_config("swaps", tokenizer, {**shape, "swaps": names}))
     theirs = build_model(end, getattr(ours.config, end))
     wanted = from_gpt2(theirs.state_dict()) if end == "gpt2" else theirs.state_dict()
     for name, tensor in ours.state_dict().items():
-        scale = 0.5 if end == "llama3" and name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        scale = (
+            0.5 if end == "llama3" and name.endswith(("o_proj.weight", "down_proj.weight")) else 1
+        )
         spread = wanted[name].std() * scale
         torch.testing.assert_close(tensor.std(), spread, rtol=0.2, atol=1e-8, msg=name)
 
@@ -100,15 +111,22 @@ def test_every_set_of_swaps_reads_on_from_its_cache(make_tiny, tokenizer, ids):
         with torch.no_grad():
             full = model(ids).logits
             output = model(padded[:, :9], attention_mask=mask[:, :9], use_cache=True)
-            rest = model(padded[:, 9:], attention_mask=mask, past_key_values=output.past_key_values).logits
-        torch.testing.assert_close(output.logits[:, 3:], full[:, :6], rtol=1e-4, atol=1e-4, msg=str(names))
+            rest = model(
+                padded[:, 9:], attention_mask=mask, past_key_values=output.past_key_values
+            ).logits
+        torch.testing.assert_close(
+            output.logits[:, 3:], full[:, :6], rtol=1e-4, atol=1e-4, msg=str(names)
+        )
         torch.testing.assert_close(rest, full[:, 6:], rtol=1e-4, atol=1e-4, msg=str(names))
 
 
 def test_each_swap_changes_its_own_part(make_tiny):
     base = make_tiny("swaps", swaps=[])
     width, layers, heads = 32, 2, 2
-    sizes = {name: count_parameters(make_tiny("swaps", swaps=[name])) - count_parameters(base) for name in SWAPS}
+    sizes = {
+        name: count_parameters(make_tiny("swaps", swaps=[name])) - count_parameters(base)
+        for name in SWAPS
+    }
     assert sizes["rmsnorm"] == -width * (2 * layers + 1)
     assert sizes["rotary"] == -64 * width
     assert sizes["grouped"] == -layers * 2 * (heads * 8) * (width + 1)
@@ -116,7 +134,9 @@ def test_each_swap_changes_its_own_part(make_tiny):
     biases = [name for name, _ in base.named_parameters() if name.endswith("bias")]
     assert biases
     bare = make_tiny("swaps", swaps=["unbiased"])
-    assert [n for n, _ in base.named_parameters() if n not in biases] == [n for n, _ in bare.named_parameters()]
+    assert [n for n, _ in base.named_parameters() if n not in biases] == [
+        n for n, _ in bare.named_parameters()
+    ]
     assert abs(sizes["swiglu"]) < 0.05 * count_parameters(base)
 
 
@@ -130,11 +150,15 @@ def test_what_was_not_learned_is_said(swaps, make_tiny, tokenizer):
 def test_unknown_swaps_are_refused(tokenizer):
     with pytest.raises(RecipeError, match="unknown swap 'rotery': did you mean 'rotary'"):
         make_config("swaps", tokenizer, {"swaps": ["rotery"]})
-    with pytest.raises(RecipeError, match=r"swaps is 'rotary': it must be a list, as in swaps=\[rotary\]"):
+    with pytest.raises(
+        RecipeError, match=r"swaps is 'rotary': it must be a list, as in swaps=\[rotary\]"
+    ):
         make_config("swaps", tokenizer, {"swaps": "rotary"})
     with pytest.raises(RecipeError, match="hidden_size 32 cannot be divided by 3 attention heads"):
         make_config("swaps", tokenizer, {"hidden_size": 32, "num_attention_heads": 3})
-    with pytest.raises(RecipeError, match="num_attention_heads 4 cannot be divided by 3 key-value heads"):
+    with pytest.raises(
+        RecipeError, match="num_attention_heads 4 cannot be divided by 3 key-value heads"
+    ):
         make_config("swaps", tokenizer, {"num_attention_heads": 4, "num_key_value_heads": 3})
 
 
@@ -156,7 +180,10 @@ def finish(monkeypatch):
         record = {
             "rung": recipe.rung,
             "recipe": {"model": recipe.model, "tokenizer": recipe.tokenizer}
-            | {key: getattr(recipe, key) for key in ("corpus", "documents", "minutes", "steps", "seed")},
+            | {
+                key: getattr(recipe, key)
+                for key in ("corpus", "documents", "minutes", "steps", "seed")
+            },
             "corpus": {"name": "a text", "fingerprint": "f"},
             "tokenizer": {"kind": "bpe", "fingerprint": "t", "vocab_size": 300},
             "parameters": 1000,
@@ -188,7 +215,9 @@ def test_a_climb_between_two_rungs(finish, tmp_path):
     for order, row in enumerate(rows[1:], 1):
         pairs = [bits(row.name, seed) - bits("gpt2", seed) for seed in range(3)]
         assert row.difference.values == pytest.approx(pairs)
-        assert row.difference.mean == pytest.approx(-0.01 * order + sum(order * s % 3 for s in range(3)) / 3000)
+        assert row.difference.mean == pytest.approx(
+            -0.01 * order + sum(order * s % 3 for s in range(3)) / 3000
+        )
     page = (plan.folder / REPORT).read_text()
     assert all(f"{row.difference.mean:+.3f}".replace("-", "−") in page for row in rows[1:])
     climb_swaps(plan)
@@ -213,7 +242,10 @@ def test_one_seed_has_no_interval_and_a_lost_run_leaves_a_pair_out(finish, tmp_p
 
 def test_swaps_add_up_or_do_not(finish, tmp_path):
     rows = read_swaps(climb_swaps(SwapClimb(folder=tmp_path, seeds=(0,))))
-    assert sum_of_parts(rows) == "The six alone add up to -0.210 bits per byte; together they make -0.070."
+    assert (
+        sum_of_parts(rows)
+        == "The six alone add up to -0.210 bits per byte; together they make -0.070."
+    )
     assert sum_of_parts(rows[:3]) == ""
 
 
@@ -224,21 +256,30 @@ def test_an_interval_is_the_textbooks():
 
 
 def test_only_these_two_have_swaps_between_them():
-    with pytest.raises(RecipeError, match="no swaps between llama3 gpt2: write --between gpt2 llama3"):
+    with pytest.raises(
+        RecipeError, match="no swaps between llama3 gpt2: write --between gpt2 llama3"
+    ):
         SwapClimb(between=("llama3", "gpt2"))
     with pytest.raises(RecipeError, match="--seeds must be 1 or more"):
         SwapClimb(seeds=())
 
 
 def test_the_command_makes_real_runs(tmp_path, prose, monkeypatch):
-    """End to end, small: trained, scored, one row each, and another answer for another use of the options."""
+    """End to end, small: trained, scored, one row each, and another answer for another use of the
+    options.
+    """
     from typer.testing import CliRunner
 
     from rung.cli.main import app
 
     (tmp_path / "my.txt").write_text(prose)
     monkeypatch.chdir(tmp_path)
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     monkeypatch.setattr("rung.workflows.climb_swaps.SHAPE", small)
     monkeypatch.setattr("rung.workflows.train.SAMPLE_TOKENS", 1)
     options = ["climb", "my.txt", "--between", "gpt2", "llama3", "--steps", "2", "--seeds", "1"]
@@ -246,10 +287,17 @@ def test_the_command_makes_real_runs(tmp_path, prose, monkeypatch):
     assert made.exit_code == 0, made.output
     assert all(f"\n {name} " in made.stdout for name in ("gpt2", *SWAPS, "llama3"))
     assert not list(tmp_path.rglob("checkpoints"))
-    record = json.loads((tmp_path / "runs" / "my-gpt2-llama3" / "tied-seed0" / "rung.json").read_text())
+    record = json.loads(
+        (tmp_path / "runs" / "my-gpt2-llama3" / "tied-seed0" / "rung.json").read_text()
+    )
     assert record["recipe"]["model"]["swaps"] == ["tied"]
     tokens = record["training"]["tokens"] / 2
     assert 2_000 < tokens <= 2_048  # padding is no token
     assert f"2 steps of {tokens:,.0f} tokens" in made.stdout
-    assert "--between has no --minutes" in CliRunner().invoke(app, [*options, "--minutes", "3"]).stderr
-    assert "only --between has --steps" in CliRunner().invoke(app, ["climb", "my.txt", "--steps", "3"]).stderr
+    assert (
+        "--between has no --minutes" in CliRunner().invoke(app, [*options, "--minutes", "3"]).stderr
+    )
+    assert (
+        "only --between has --steps"
+        in CliRunner().invoke(app, ["climb", "my.txt", "--steps", "3"]).stderr
+    )

@@ -1,4 +1,6 @@
-"""The report: the figures of the records and no others, one page that needs nothing else, labels that can be read."""
+"""The report: the figures of the records and no others, one page that needs nothing else, labels
+that can be read.
+"""
 
 import copy
 import html
@@ -18,7 +20,10 @@ from rung.report import charts
 from rung.report.page import read_rows, write_report
 from rung.report.table import _set_powers, group_runs, read_runs
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 HOSTILE = '<script>alert("x")</script>&amp;'
 SCORE = {
     "bits_per_byte": 1.934,
@@ -38,7 +43,13 @@ SCORE = {
 }
 RECORD = {
     "rung": "llama3",
-    "recipe": {"rung": "llama3", "model": {"hidden_size": 192}, "train": {}, "steps": None, "seed": 0},
+    "recipe": {
+        "rung": "llama3",
+        "model": {"hidden_size": 192},
+        "train": {},
+        "steps": None,
+        "seed": 0,
+    },
     "corpus": {
         "name": "python-docs",
         "fingerprint": "96c1",
@@ -98,7 +109,14 @@ def make_page(tmp_path):
 @pytest.fixture
 def ladder(make_run):
     """A run of every rung, with marks that stand close together."""
-    costs = {"bigram": 3.2, "ngram": 2.15, "rnn": 2.16, "rnn-attention": 2.155, "gpt2": 2.0, "llama3": 1.93}
+    costs = {
+        "bigram": 3.2,
+        "ngram": 2.15,
+        "rnn": 2.16,
+        "rnn-attention": 2.155,
+        "gpt2": 2.0,
+        "llama3": 1.93,
+    }
     return [
         make_run(
             name,
@@ -121,7 +139,17 @@ def words_of(page):
 
 def test_the_figures_are_those_of_the_record(make_run, make_page):
     words = words_of(make_page(make_run("a")))
-    for figure in ("1,820,352", "74.2", "14,711", "20.3", "9,123", "1.934", "1.852–2.021", "2.552", "1.893"):
+    for figure in (
+        "1,820,352",
+        "74.2",
+        "14,711",
+        "20.3",
+        "9,123",
+        "1.934",
+        "1.852–2.021",
+        "2.552",
+        "1.893",
+    ):
         assert figure in words
     assert "llama3 needs 1.93 bits for each byte" in words
     assert "lzma needs 2.36 , or 1.89 once it has read the training text" in words
@@ -132,14 +160,25 @@ def test_the_figures_are_those_of_the_record(make_run, make_page):
 
 def test_rows_are_in_the_order_of_the_ladder(ladder):
     rows = read_rows(reversed(ladder))
-    assert [row.rung for row in rows] == ["bigram", "ngram", "rnn", "rnn-attention", "gpt2", "llama3"]
+    assert [row.rung for row in rows] == [
+        "bigram",
+        "ngram",
+        "rnn",
+        "rnn-attention",
+        "gpt2",
+        "llama3",
+    ]
     assert rows[-1].idea == "modernise"
     assert (rows[-1].bits_per_byte, rows[-1].seconds, rows[-1].failed) == (1.93, 74.2, None)
 
 
 @pytest.mark.parametrize("change", [{"corpus__fingerprint": "77"}, {"scores__test__bytes": 90617}])
 def test_different_text_is_never_in_one_table_or_chart(change, make_run, make_page):
-    one, same, other = make_run("one"), make_run("same", rung="gpt2"), make_run("other", rung="rnn", **change)
+    one, same, other = (
+        make_run("one"),
+        make_run("same", rung="gpt2"),
+        make_run("other", rung="rnn", **change),
+    )
     groups = group_runs(read_runs([one, same, other]))
     assert [[run.label for run in group.runs] for group in groups] == [["rnn"], ["gpt2", "llama3"]]
     articles = re.findall(r"<article.*?</article>", make_page(one, same, other), re.DOTALL)
@@ -153,7 +192,10 @@ def test_token_perplexity_is_set_apart_where_tokenizers_differ(make_run, make_pa
     same = make_page(make_run("a"), make_run("b", rung="gpt2"))
     assert "class=mixed" not in same
     assert "†" not in words_of(same)
-    mixed = make_page(make_run("c"), make_run("d", rung="gpt2", tokenizer__fingerprint="f", tokenizer__kind="char"))
+    mixed = make_page(
+        make_run("c"),
+        make_run("d", rung="gpt2", tokenizer__fingerprint="f", tokenizer__kind="char"),
+    )
     assert "class=mixed" in mixed
     assert "gpt2 : char with 1,024 tokens, fingerprint f" in words_of(mixed)
 
@@ -169,12 +211,16 @@ def test_scores_that_are_no_distribution_are_marked(make_run, make_page):
 
 def test_broken_characters_are_explained(make_run, make_page):
     reason = "breaks characters of several"
-    assert reason in words_of(make_page(make_run("a", rung="bigram", sample="\u2031\ufffdz\ufffdV")))
+    assert reason in words_of(
+        make_page(make_run("a", rung="bigram", sample="\u2031\ufffdz\ufffdV"))
+    )
     assert reason not in words_of(make_page(make_run("b", sample="whole")))
 
 
 def test_what_a_tokenizer_loses_is_said(make_run, make_page):
-    folder = make_run("a", scores__test__lost=["case", "unknown words"], scores__test__unknown_words=12)
+    folder = make_run(
+        "a", scores__test__lost=["case", "unknown words"], scores__test__unknown_words=12
+    )
     words = words_of(make_page(folder))
     assert "the tokenizer loses case, and the score does not charge for it" in words
     assert "12 unknown words were spelled out" in words
@@ -184,12 +230,17 @@ BUSY = {"cpu_share": 0.309, "cores": 2, "was_busy": True}
 
 
 def test_runs_that_could_not_train_are_marked_and_ground_nothing(make_run, make_page):
-    """Two steps each on a busy machine: no best of the trained rungs, and none of those that train."""
+    """Two steps each on a busy machine: no best of the trained rungs, and none of those that
+    train.
+    """
     folders = [
         make_run("bigram", rung="bigram", scores__test__bits_per_byte=2.785, training__steps=0),
         make_run("ngram", rung="ngram", scores__test__bits_per_byte=2.158, training__steps=0),
         make_run(
-            "gpt2", rung="gpt2", scores__test__bits_per_byte=1.5, training={**RECORD["training"], "steps": 2} | BUSY
+            "gpt2",
+            rung="gpt2",
+            scores__test__bits_per_byte=1.5,
+            training={**RECORD["training"], "steps": 2} | BUSY,
         ),
         make_run("llama3", scores__test__bits_per_byte=3.1),
     ]
@@ -197,24 +248,37 @@ def test_runs_that_could_not_train_are_marked_and_ground_nothing(make_run, make_
     assert rows["gpt2"].doubt == "2 training steps only: too few to have learned anything"
     assert rows["gpt2"].busyness == "the machine was busy: this run got 31% of 2 cores"
     assert rows["llama3"].doubt == "worse than counting pairs: trained for too short a time"
-    assert (rows["bigram"].doubt, rows["ngram"].doubt, rows["llama3"].busyness) == (None, None, None)
+    assert (rows["bigram"].doubt, rows["ngram"].doubt, rows["llama3"].busyness) == (
+        None,
+        None,
+        None,
+    )
     (group,) = group_runs(read_runs(folders))
     assert group.best.label == "ngram"
     words = words_of(make_page(*folders))
     assert "ngram needs 2.16 bits" in words
     assert "the trained rungs had too little time to be compared" in words
-    assert "2 training steps only: too few to have learned anything. The figures say nothing" in words
+    assert (
+        "2 training steps only: too few to have learned anything. The figures say nothing" in words
+    )
     assert "the machine was busy: this run got 31% of 2 cores." in words
     assert words.count("‡") == 4  # beside two names, and before two notes
     table = climb_table(list(rows.values()), folders)
     assert "‡ llama3: worse than counting pairs" in table.caption.plain
     assert "gpt2: the machine was busy" in table.caption.plain
-    assert [str(cell) for cell in table.columns[0].cells][:4] == ["bigram", "ngram", "gpt2 ‡", "llama3 ‡"]
+    assert [str(cell) for cell in table.columns[0].cells][:4] == [
+        "bigram",
+        "ngram",
+        "gpt2 ‡",
+        "llama3 ‡",
+    ]
 
 
 def test_a_base_had_learned_before_and_text_that_differs_is_no_measure(make_run):
     few = make_run("few", base={"path": "x"}, training__steps=5)
-    bigram = make_run("bigram", rung="bigram", scores__test__bits_per_byte=1.0, corpus__fingerprint="other")
+    bigram = make_run(
+        "bigram", rung="bigram", scores__test__bits_per_byte=1.0, corpus__fingerprint="other"
+    )
     assert [row.doubt for row in read_rows([few, bigram])] == [None, None]
 
 
@@ -227,7 +291,10 @@ def test_failed_and_unfinished_runs_are_listed(make_run, make_page, tmp_path):
     assert page.count("<article") == 1
     assert "failed: out of memory" in words_of(page)
     assert "gpt2 drop recurrence not finished" in words_of(page)
-    assert [row.failed for row in read_rows([early, unfinished])] == ["out of memory", "not finished"]
+    assert [row.failed for row in read_rows([early, unfinished])] == [
+        "out of memory",
+        "not finished",
+    ]
 
 
 def test_a_page_of_nothing_but_failures(tmp_path, make_page):
@@ -240,8 +307,25 @@ def test_a_page_of_nothing_but_failures(tmp_path, make_page):
 @pytest.mark.parametrize(
     "missing",
     [
-        *("recipe", "tokenizer", "parameters", "training", "marks", "prompt", "sample", "passage", "versions"),
-        *("seed", "hardware", "corpus", "corpus__documents", "scores__test__low", "scores__test__window"),
+        *(
+            "recipe",
+            "tokenizer",
+            "parameters",
+            "training",
+            "marks",
+            "prompt",
+            "sample",
+            "passage",
+            "versions",
+        ),
+        *(
+            "seed",
+            "hardware",
+            "corpus",
+            "corpus__documents",
+            "scores__test__low",
+            "scores__test__window",
+        ),
     ],
 )
 def test_every_optional_key_may_be_missing(missing, make_run, make_page):
@@ -251,13 +335,19 @@ def test_every_optional_key_may_be_missing(missing, make_run, make_page):
 
 
 def test_a_run_that_scores_are_all_there_is_of(tmp_path, make_page):
-    (tmp_path / "rung.json").write_text(json.dumps({"rung": "my-own", "scores": {"test": {"bits_per_byte": 2.5}}}))
+    (tmp_path / "rung.json").write_text(
+        json.dumps({"rung": "my-own", "scores": {"test": {"bits_per_byte": 2.5}}})
+    )
     assert "my-own needs 2.50 bits" in words_of(make_page(tmp_path))
 
 
-@pytest.mark.parametrize("metrics", [[], CURVE[:1], CURVE[:2], [{"step": 1, "tokens": 0, "bits_per_byte": 3.0}]])
+@pytest.mark.parametrize(
+    "metrics", [[], CURVE[:1], CURVE[:2], [{"step": 1, "tokens": 0, "bits_per_byte": 3.0}]]
+)
 def test_short_learning_curves(metrics, make_run, make_page):
-    page = make_page(make_run("a", metrics=metrics), make_run("b", rung="ngram", metrics=metrics[-1:]))
+    page = make_page(
+        make_run("a", metrics=metrics), make_run("b", rung="ngram", metrics=metrics[-1:])
+    )
     drawn = any("bits_per_byte" in line for line in metrics)
     assert ("training tokens read" in page) == drawn
     assert ('class="level"' in page) == drawn
@@ -291,12 +381,16 @@ def test_the_page_needs_nothing_else(ladder, make_page):
     page = make_page(*ladder)
     assert not re.findall(r"https?://", page)
     assert not re.search(r"<script|<link[^>]+stylesheet|@import|@font-face|url\(", page)
-    assert all(target.startswith(("#", "data:")) for target in re.findall(r'(?:src|href)="([^"]*)"', page))
+    assert all(
+        target.startswith(("#", "data:")) for target in re.findall(r'(?:src|href)="([^"]*)"', page)
+    )
     assert "default-src 'none'" in page
 
 
 def test_the_bytes_of_one_character_are_one_token(make_run, make_page):
-    page = make_page(make_run("a", passage=[["n", 1.0], ["ï", 2.0], ["", 3.0], ["ve", 4.0], ["", 0.5]]))
+    page = make_page(
+        make_run("a", passage=[["n", 1.0], ["ï", 2.0], ["", 3.0], ["ve", 4.0], ["", 0.5]])
+    )
     shown = re.findall(r'title="([\d.]+) bits(?:, end of text)?"[^>]*>([^<]*)<', page)
     assert shown == [("1.0", "n"), ("5.0", "ï"), ("4.0", "ve"), ("0.5", "")]
 
@@ -305,7 +399,11 @@ def test_runs_of_one_rung_go_by_their_folders(make_run):
     small, large, twin = make_run("a/small"), make_run("a/large"), make_run("b/large")
     labels = {run.label for group in group_runs(read_runs([small, large])) for run in group.runs}
     assert labels == {"small", "large"}
-    labels = {run.label for group in group_runs(read_runs([small, large, twin, twin])) for run in group.runs}
+    labels = {
+        run.label
+        for group in group_runs(read_runs([small, large, twin, twin]))
+        for run in group.runs
+    }
     assert labels == {"a/small", "a/large", "b/large"}
 
 
@@ -329,9 +427,14 @@ def test_a_full_disk_is_one_clear_line_and_the_page_before_stands(make_run, tmp_
     page = tmp_path / "out" / "report.html"
     page.write_text("the one before")
     folder = make_run("a")
-    with limit_files(1000), pytest.raises(RunError, match="could not be written to .*: make room there"):
+    with (
+        limit_files(1000),
+        pytest.raises(RunError, match="could not be written to .*: make room there"),
+    ):
         write_report([folder], page)
-    assert [path.name for path in page.parent.iterdir()] == ["report.html"] and page.read_text() == "the one before"
+    assert [path.name for path in page.parent.iterdir()] == [
+        "report.html"
+    ] and page.read_text() == "the one before"
 
 
 positions = st.lists(st.floats(-50, 400), min_size=1, max_size=12)
@@ -342,7 +445,9 @@ def test_spread_labels_do_not_overlap(wanted):
     placed = charts.spread(wanted, 17, 0, 300)
     stacked = sorted(placed)
     assert all(b - a >= 17 - 1e-6 for a, b in itertools.pairwise(stacked))
-    assert sorted(range(len(wanted)), key=wanted.__getitem__) == sorted(range(len(wanted)), key=placed.__getitem__)
+    assert sorted(range(len(wanted)), key=wanted.__getitem__) == sorted(
+        range(len(wanted)), key=placed.__getitem__
+    )
     assert stacked[0] >= -1e-6
     assert stacked[-1] <= 300 + 1e-6
 
@@ -366,7 +471,9 @@ def test_a_flag_meets_no_other_flag_and_no_pole(flags):
 
 
 @given(
-    st.dictionaries(st.sampled_from(["zlib", "bz2", "lzma", "lzma after train"]), st.floats(0.1, 9), min_size=1),
+    st.dictionaries(
+        st.sampled_from(["zlib", "bz2", "lzma", "lzma after train"]), st.floats(0.1, 9), min_size=1
+    ),
     st.floats(0.1, 9),
     st.sampled_from(charts.WIDTHS),
 )
@@ -379,7 +486,9 @@ def test_every_flag_stays_on_the_chart(marks, value, width):
 
 def test_ticks_are_round():
     assert charts.round_ticks(1.83, 3.4, 5) == pytest.approx([2.0, 2.5, 3.0])
-    assert charts.round_ticks(0, 1_090_000, 5) == pytest.approx([0, 250_000, 500_000, 750_000, 1_000_000])
+    assert charts.round_ticks(0, 1_090_000, 5) == pytest.approx(
+        [0, 250_000, 500_000, 750_000, 1_000_000]
+    )
 
 
 MEASURE = """
@@ -413,8 +522,18 @@ def test_nothing_overlaps_in_a_browser(width, ladder, make_page, tmp_path):
     make_page(*ladder)
     wrapper = tmp_path / "out" / "measure.html"
     wrapper.write_text(MEASURE.format(width=width))
-    quiet = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-    quiet += ("--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}")
+    quiet = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+    )
+    quiet += (
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    )
     command = [BROWSER, *quiet, "--allow-file-access-from-files", "--dump-dom", wrapper.as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "found: []" in html.unescape(seen)

@@ -43,7 +43,9 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
                 raise OSError(28, "No space left on device")
 
     runs.save_model(tmp_path, Part(fails=False))
-    with pytest.raises(RunError, match="No space left on device.*: make room there; what was saved is kept"):
+    with pytest.raises(
+        RunError, match="No space left on device.*: make room there; what was saved is kept"
+    ):
         runs.save_model(tmp_path, Part(fails=True))
     assert (tmp_path / "model.safetensors").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
@@ -51,7 +53,12 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "is not a run"), ("{", "is damaged"), ("[]", "is not a run's record"), ('{"a": 1}', "no key 'rung'")],
+    [
+        (None, "is not a run"),
+        ("{", "is damaged"),
+        ("[]", "is not a run's record"),
+        ('{"a": 1}', "no key 'rung'"),
+    ],
 )
 def test_what_is_no_run_is_said(content, message, tmp_path):
     if content is not None:
@@ -68,7 +75,9 @@ def test_metrics_survive_a_cut_line_and_are_rewound(tmp_path):
         runs.append_metrics(tmp_path, {"step": step, "bits_per_byte": 2.0})
     with (tmp_path / runs.METRICS).open("a") as file:
         file.write('{"step": 4, "lo')
-    samples = "".join(f"## Step {step}: 2.000 bits per byte\n\n> ## Step 9\n\n" for step in (1, 2, 3))
+    samples = "".join(
+        f"## Step {step}: 2.000 bits per byte\n\n> ## Step 9\n\n" for step in (1, 2, 3)
+    )
     (tmp_path / runs.SAMPLES).write_text(samples + "## Step 4")
     assert [line["step"] for line in runs.read_metrics(tmp_path)] == [1, 1, 2, 2, 3, 3]
     runs.rewind(tmp_path, 2, evaluate=False)
@@ -117,7 +126,8 @@ def test_a_folder_is_held_by_one_process_and_a_kill_lets_go_of_it(tmp_path):
     }
     with holder(folder) as process:
         said = (
-            f"bigram is being written by process {process.pid} on {socket.gethostname()}: .* another folder with --out"
+            f"bigram is being written by process {process.pid} on {socket.gethostname()}: .* "
+            f"another folder with --out"
         )
         for name, begin in second.items():
             with pytest.raises(RunError, match=said):
@@ -159,7 +169,14 @@ def test_threads_of_one_process_do_not_share_a_folder(tmp_path):
 
 
 def test_runs_are_found_but_not_their_checkpoints(tmp_path):
-    for name in ("b", "a/deep", "a", "a/checkpoints/x", "checkpoints/c", "checkpoints/c/checkpoints/y"):
+    for name in (
+        "b",
+        "a/deep",
+        "a",
+        "a/checkpoints/x",
+        "checkpoints/c",
+        "checkpoints/c/checkpoints/y",
+    ):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         runs.write_record(tmp_path / name, {"rung": "bigram"})
     found = [str(p.relative_to(tmp_path)) for p in runs.find_runs(tmp_path)]
@@ -181,17 +198,25 @@ def test_runs_are_found_but_not_their_checkpoints(tmp_path):
         ({"rung": None}, "rung is None, and must be a text"),
     ],
 )
-def test_a_malformed_record_is_one_line_and_stops_no_other(part, message, tmp_path, monkeypatch, capsys):
+def test_a_malformed_record_is_one_line_and_stops_no_other(
+    part, message, tmp_path, monkeypatch, capsys
+):
     from rung.cli.main import main
 
     score = {"bits_per_byte": 2.5, "low": 2.0, "high": 3.0}
     for name, more in (("good", {}), ("bad", part)):
         (tmp_path / name).mkdir()
         runs.write_record(tmp_path / name, {"rung": "bigram", "scores": {"test": score}} | more)
-    with pytest.raises(RunError, match=re.escape(f"{runs.RECORD} is damaged ({message}): train the run again")):
+    with pytest.raises(
+        RunError, match=re.escape(f"{runs.RECORD} is damaged ({message}): train the run again")
+    ):
         runs.read_record(tmp_path / "bad")
     monkeypatch.setenv("COLUMNS", "200")
-    for command in (["runs"], ["runs", "--json"], ["report", "--out", str(tmp_path / "report.html")]):
+    for command in (
+        ["runs"],
+        ["runs", "--json"],
+        ["report", "--out", str(tmp_path / "report.html")],
+    ):
         monkeypatch.setattr("sys.argv", ["rung", *command, str(tmp_path)])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -220,7 +245,9 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     [
         SafetensorError("I/O error: No space left on device (os error 28)"),
         RuntimeError("PytorchStreamWriter failed writing file data/7"),
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 1612928 vs 1612816"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 1612928 vs 1612816"
+        ),
     ],
 )
 def test_a_full_disk_is_one_clear_line(error, tmp_path):
@@ -240,13 +267,27 @@ def test_all_that_is_written_has_the_permissions_of_the_umask(umask, prose, tmp_
 
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     (tmp_path / "my.txt").write_text(prose)
-    talks = [[{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": "It."}] for n in range(20)]
-    (tmp_path / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk}) for talk in talks))
-    few = {"corpus": str(tmp_path / "my.txt"), "steps": 1, "train": {"per_device_train_batch_size": 2}}
+    talks = [
+        [{"role": "user", "content": f"Say {n}."}, {"role": "assistant", "content": "It."}]
+        for n in range(20)
+    ]
+    (tmp_path / "talks.jsonl").write_text(
+        "\n".join(json.dumps({"messages": talk}) for talk in talks)
+    )
+    few = {
+        "corpus": str(tmp_path / "my.txt"),
+        "steps": 1,
+        "train": {"per_device_train_batch_size": 2},
+    }
     small = {"hidden_size": 32, "num_hidden_layers": 1, "max_position_embeddings": 64}
     pages = {
         "ngram": {"corpus": few["corpus"], "rung": "ngram", "model": {"order": 2}},
-        "rnn": {**few, "rung": "rnn", "model": {"hidden_size": 32, "max_position_embeddings": 64}, "carry_state": True},
+        "rnn": {
+            **few,
+            "rung": "rnn",
+            "model": {"hidden_size": 32, "max_position_embeddings": 64},
+            "carry_state": True,
+        },
         "llama3": {**few, "rung": "llama3", "model": small},
         "adapted": {**few, "rung": "llama3", "base": str(tmp_path / "made" / "llama3"), "lora": 2},
     }
@@ -255,14 +296,34 @@ def test_all_that_is_written_has_the_permissions_of_the_umask(umask, prose, tmp_
     try:
         for name, page in pages.items():
             execute(make_recipe(page), made / name)
-        tune(Tuning(base=str(made / "llama3"), data=str(tmp_path / "talks.jsonl"), steps=1), made / "chat")
-        for format, name in (("hf", "llama3"), ("gguf", "llama3"), ("meta", "llama3"), ("arpa", "ngram")):
+        tune(
+            Tuning(base=str(made / "llama3"), data=str(tmp_path / "talks.jsonl"), steps=1),
+            made / "chat",
+        )
+        for format, name in (
+            ("hf", "llama3"),
+            ("gguf", "llama3"),
+            ("meta", "llama3"),
+            ("arpa", "ngram"),
+        ):
             export(str(made / name), format, made / f"{name}.{format}")
         write_report([made / "ngram"], made / "report.html")
     finally:
         os.umask(before)
-    found = {path: stat.S_IMODE(path.stat().st_mode) for top in (made, tmp_path / "cache") for path in top.rglob("*")}
-    assert sum(path.suffix == ".safetensors" for path in found) >= 9  # of runs, checkpoints, an adapter, an export
-    assert not {path: oct(mode) for path, mode in found.items() if path.is_dir() and mode != 0o777 & ~umask}
-    files = {path: mode for path, mode in found.items() if path.is_file() and path.suffix not in (".so", ".lock")}
+    found = {
+        path: stat.S_IMODE(path.stat().st_mode)
+        for top in (made, tmp_path / "cache")
+        for path in top.rglob("*")
+    }
+    assert (
+        sum(path.suffix == ".safetensors" for path in found) >= 9
+    )  # of runs, checkpoints, an adapter, an export
+    assert not {
+        path: oct(mode) for path, mode in found.items() if path.is_dir() and mode != 0o777 & ~umask
+    }
+    files = {
+        path: mode
+        for path, mode in found.items()
+        if path.is_file() and path.suffix not in (".so", ".lock")
+    }
     assert not {path: oct(mode) for path, mode in files.items() if mode != 0o666 & ~umask}

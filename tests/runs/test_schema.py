@@ -7,8 +7,16 @@ from rung.runs.schema import find_misfit
 
 def test_any_part_may_be_missing_and_what_is_not_known_may_be_anything():
     assert find_misfit({}) is None
-    assert find_misfit({"rung": "gpt2", "scores": {}, "new": [1], "scores_of": {"a": object()}}) is None
-    assert find_misfit({"scores": {"test": {"bits_per_byte": None, "new": "x"}}, "recipe": {"corpus": 5}}) is None
+    assert (
+        find_misfit({"rung": "gpt2", "scores": {}, "new": [1], "scores_of": {"a": object()}})
+        is None
+    )
+    assert (
+        find_misfit(
+            {"scores": {"test": {"bits_per_byte": None, "new": "x"}}, "recipe": {"corpus": 5}}
+        )
+        is None
+    )
 
 
 @pytest.mark.parametrize(

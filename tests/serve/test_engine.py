@@ -32,7 +32,11 @@ from rung.serve.threads import run_in_turn  # noqa: E402
 @pytest.fixture
 def make_engine(make_tiny, tokenizer):
     def make(name="llama3", limits=None, **settings):
-        return Engine(Served(name, make_tiny(name, **settings), tokenizer, {}), Limits(**limits or {}), Metrics())
+        return Engine(
+            Served(name, make_tiny(name, **settings), tokenizer, {}),
+            Limits(**limits or {}),
+            Metrics(),
+        )
 
     return make
 
@@ -105,7 +109,9 @@ def test_what_is_no_number_ends_its_text_alone_and_is_said(make_engine, monkeypa
 
     monkeypatch.setattr(engine.slots, "advance", spoil)
     assert finish(engine, good) == wanted
-    assert bad.take().error.detail.startswith("the model computes nan in place of a number: its weights are too large")
+    assert bad.take().error.detail.startswith(
+        "the model computes nan in place of a number: its weights are too large"
+    )
 
 
 def test_a_prompt_is_not_weighed_by_what_is_no_number(make_engine):
@@ -242,7 +248,10 @@ def test_what_is_given_up_ends_at_its_next_operation_and_keeps_its_turn_until_th
 def test_what_is_prepared_and_weighed_is_admitted(make_engine):
     engine = make_engine(limits={"max_batch": 1, "max_queue": 2})
     submit(engine, *[order(weighs=True, likeliest=0)] * 3)
-    for attempt in (lambda: submit(engine, order()), lambda: asyncio.run(engine.prepare(int, time.monotonic()))):
+    for attempt in (
+        lambda: submit(engine, order()),
+        lambda: asyncio.run(engine.prepare(int, time.monotonic())),
+    ):
         with pytest.raises(ApiError) as refused:
             attempt()
         assert refused.value.code == "queue_full"
@@ -252,7 +261,10 @@ def test_prompts_are_weighed_in_turns_and_given_up_when_nobody_wants_them(make_e
     monkeypatch.setattr(weighings, "AT_ONCE", 4)
     engine = make_engine("rnn")
     long, gone, text = submit(
-        engine, order([5] * 200, weighs=True, likeliest=2), order([5] * 200, weighs=True, likeliest=0), order(tokens=30)
+        engine,
+        order([5] * 200, weighs=True, likeliest=2),
+        order([5] * 200, weighs=True, likeliest=0),
+        order(tokens=30),
     )
     take_turns(engine, 4)
     engine.drop([gone])
@@ -274,7 +286,9 @@ def test_a_prompt_is_weighed_as_the_ruler_reads_it(name, make_tiny, tokenizer, m
         found = [choice for part in weigh_prompt(model, ids, 3) for choice in part]
         wanted = token_nats(model, [ids])[0]
     assert [choice.token for choice in found] == ids[1:]
-    torch.testing.assert_close(-torch.tensor([choice.log for choice in found]), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        -torch.tensor([choice.log for choice in found]), wanted, atol=1e-4, rtol=1e-4
+    )
     assert all(choice.likeliest[0][1] >= choice.log for choice in found)
 
 

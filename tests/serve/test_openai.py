@@ -1,4 +1,6 @@
-"""The server as clients meet it: OpenAI's own client over a socket, and what comes over one that should not."""
+"""The server as clients meet it: OpenAI's own client over a socket, and what comes over one that
+should not.
+"""
 
 import asyncio
 import contextlib
@@ -65,7 +67,9 @@ class Listening:
         self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)  # soon full
         self.port = self.listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self.server = uvicorn.Server(uvicorn.Config(self.app, log_level="error", timeout_graceful_shutdown=2))
+        self.server = uvicorn.Server(
+            uvicorn.Config(self.app, log_level="error", timeout_graceful_shutdown=2)
+        )
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
 
     def __enter__(self):
@@ -106,7 +110,9 @@ def served(make_tiny, tokenizer):
 @pytest.fixture
 def endless(served, monkeypatch):
     """A model that never comes to an end by itself."""
-    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [65] * len(settings))
+    monkeypatch.setattr(
+        engines, "choose_each", lambda logits, settings, draws: [65] * len(settings)
+    )
     return {"llama3": served["llama3"]}
 
 
@@ -127,16 +133,28 @@ def test_what_a_client_gets_is_what_generate_writes(name, client, served):
     run = served[name]
     for settings_ in ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.9}):
         wanted = generate(
-            run.model, run.tokenizer, "the cat", Sampling(max_new_tokens=20, seed=5, **settings_, stop=("zz",))
+            run.model,
+            run.tokenizer,
+            "the cat",
+            Sampling(max_new_tokens=20, seed=5, **settings_, stop=("zz",)),
         )
-        asked = {"model": name, "prompt": "the cat", "max_tokens": 20, "seed": 5, "stop": "zz", **settings_}
+        asked = {
+            "model": name,
+            "prompt": "the cat",
+            "max_tokens": 20,
+            "seed": 5,
+            "stop": "zz",
+            **settings_,
+        }
         whole = client.completions.create(**asked)
         assert whole.choices[0].text == wanted.text
         assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (
             1 + len(run.tokenizer("the cat", add_special_tokens=False).input_ids),
             wanted.tokens,
         )
-        events = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        events = list(
+            client.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        )
         assert "".join(event.choices[0].text for event in events[:-1]) == wanted.text
         assert events[-1].usage == whole.usage
         assert events[-2].choices[0].finish_reason == whole.choices[0].finish_reason
@@ -169,7 +187,13 @@ def test_several_prompts_and_several_answers(client):
 
 def test_a_chat(client, served):
     messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "the cat"}]
-    asked = {"model": "chat", "messages": messages, "max_completion_tokens": 9, "temperature": 0, "logprobs": True}
+    asked = {
+        "model": "chat",
+        "messages": messages,
+        "max_completion_tokens": 9,
+        "temperature": 0,
+        "logprobs": True,
+    }
     made = client.chat.completions.create(**asked, top_logprobs=2)
     (choice,) = made.choices
     assert choice.message.role == "assistant" and choice.finish_reason in ("stop", "length")
@@ -179,13 +203,20 @@ def test_a_chat(client, served):
     events = list(client.chat.completions.create(**asked, stream=True))
     assert events[0].choices[0].delta.role == "assistant"
     assert "".join(e.choices[0].delta.content or "" for e in events) == choice.message.content
-    parts = [{"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}]}]
+    parts = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "kind"}],
+        }
+    ]
     same = client.chat.completions.create(**{**asked, "messages": [*parts, messages[1]]})
     assert same.choices[0].message == choice.message
 
 
 def test_a_model_without_a_template_says_how_to_get_one(server):
-    answer = server.post("/v1/chat/completions", model="gpt2", messages=[{"role": "user", "content": "hi"}])
+    answer = server.post(
+        "/v1/chat/completions", model="gpt2", messages=[{"role": "user", "content": "hi"}]
+    )
     assert answer.status_code == 400 and "`rung tune RUN`" in answer.json()["error"]["message"]
 
 
@@ -193,8 +224,12 @@ def test_clients_may_be_asynchronous(server):
     openai = pytest.importorskip("openai", reason="needs OpenAI's client: pip install openai")
 
     async def ask():
-        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
-            stream = await client.completions.create(model="gpt2", prompt="a", max_tokens=5, stream=True)
+        async with openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="any", max_retries=0
+        ) as client:
+            stream = await client.completions.create(
+                model="gpt2", prompt="a", max_tokens=5, stream=True
+            )
             return [event async for event in stream]
 
     assert asyncio.run(ask())[-1].choices[0].finish_reason
@@ -202,12 +237,21 @@ def test_clients_may_be_asynchronous(server):
 
 @pytest.mark.parametrize("name", ["ngram", "rnn", "gpt2", "llama3"])
 def test_logprobs_are_those_of_the_ruler(name, client, served):
-    run, text = served[name], f"{SENTENCES[2]} <|end_of_text|> a"  # a prompt is text, the name of the end in it too
+    run, text = (
+        served[name],
+        f"{SENTENCES[2]} <|end_of_text|> a",
+    )  # a prompt is text, the name of the end in it too
     wanted = -sum(piece.bits for piece in score_text(run.model, run.tokenizer, text)[:-1])
-    echoed = client.completions.create(model=name, prompt=text, max_tokens=0, echo=True, logprobs=1).choices[0]
+    echoed = client.completions.create(
+        model=name, prompt=text, max_tokens=0, echo=True, logprobs=1
+    ).choices[0]
     assert echoed.text == text == "".join(echoed.logprobs.tokens)
-    assert sum(echoed.logprobs.token_logprobs) / torch.tensor(2.0).log().item() == pytest.approx(wanted, rel=1e-4)
-    made = client.completions.create(model=name, prompt="the", max_tokens=6, seed=1, logprobs=3, stop="\x00")
+    assert sum(echoed.logprobs.token_logprobs) / torch.tensor(2.0).log().item() == pytest.approx(
+        wanted, rel=1e-4
+    )
+    made = client.completions.create(
+        model=name, prompt="the", max_tokens=6, seed=1, logprobs=3, stop="\x00"
+    )
     ids = [0, *run.tokenizer("the", add_special_tokens=False).input_ids]
     with torch.inference_mode():
         logs = run.model(torch.tensor([ids])).logits[0, -1].float().log_softmax(-1)
@@ -221,14 +265,18 @@ def test_tokens_join_to_the_text_and_say_where_they_stand(client, tokenizer):
     text = "naïve 😀 café"
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert len(ids) > len(text), "characters of many tokens"
-    ends = [len("".join(tokenizer.convert_ids_to_tokens(ids[:n]))) for n in range(len(ids))]  # a symbol is a byte
+    ends = [
+        len("".join(tokenizer.convert_ids_to_tokens(ids[:n]))) for n in range(len(ids))
+    ]  # a symbol is a byte
     wanted = [len(text.encode()[:end].decode(errors="ignore")) for end in ends]
     for prompt, first in ((text, 0), ([0, *ids], 1)):
         asked = {"model": "gpt2", "prompt": prompt, "max_tokens": 0, "echo": True, "logprobs": 5}
         echoed = client.completions.create(**asked).choices[0]
         assert echoed.text == text == "".join(echoed.logprobs.tokens)
         assert echoed.logprobs.text_offset[first:] == wanted
-    more = client.completions.create(**{**asked, "prompt": text, "max_tokens": 9, "seed": 2}).choices[0]
+    more = client.completions.create(
+        **{**asked, "prompt": text, "max_tokens": 9, "seed": 2}
+    ).choices[0]
     assert "".join(more.logprobs.tokens) == more.text
     places = [*more.logprobs.text_offset, len(more.text)]
     assert [more.text[a:b] for a, b in itertools.pairwise(places)] == more.logprobs.tokens
@@ -240,11 +288,20 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
     words = build_tokenizer(kind, SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
-    model = LADDER["bigram"].model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts).eval()
+    model = (
+        LADDER["bigram"]
+        .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+        .eval()
+    )
     with Listening({"m": Served("m", model, words, {})}) as server:
         for prompt in ("  the cat  Zebra sat ", "é 🙂", "", "   "):
-            made = server.post(model="m", prompt=prompt, max_tokens=8, echo=True, logprobs=2, seed=1)
-            text, logprobs = made.json()["choices"][0]["text"], made.json()["choices"][0]["logprobs"]
+            made = server.post(
+                model="m", prompt=prompt, max_tokens=8, echo=True, logprobs=2, seed=1
+            )
+            text, logprobs = (
+                made.json()["choices"][0]["text"],
+                made.json()["choices"][0]["logprobs"],
+            )
             first = logprobs["text_offset"][0] if logprobs["text_offset"] else len(text)
             assert text.startswith(prompt) and "".join(logprobs["tokens"]) == text[first:]
             for place, token in zip(logprobs["text_offset"], logprobs["tokens"], strict=True):
@@ -254,7 +311,9 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
 
 def say(ids, monkeypatch):
     """Have every model say these tokens."""
-    monkeypatch.setattr(engines, "choose_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws])
+    monkeypatch.setattr(
+        engines, "choose_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws]
+    )
     monkeypatch.setattr("rung.serve.sequences.Draws", Counting)
     monkeypatch.setattr(engines, "TOGETHER", 0.0)
 
@@ -268,12 +327,20 @@ def test_of_the_end_and_a_stop_string_there_are_no_logprobs(stop, served, tokeni
     with Listening({"chat": served["chat"]}) as server:
         whole = server.post(model="chat", prompt="the", logprobs=2, **asked).json()["choices"][0]
         assert whole["text"] == wanted == "".join(whole["logprobs"]["tokens"])
-        lines = server.post(model="chat", prompt="the", logprobs=2, stream=True, **asked).text.split("\n\n")
-        parts = [json.loads(line[6:])["choices"][0]["logprobs"] for line in lines if line.startswith("data: {")]
+        lines = server.post(
+            model="chat", prompt="the", logprobs=2, stream=True, **asked
+        ).text.split("\n\n")
+        parts = [
+            json.loads(line[6:])["choices"][0]["logprobs"]
+            for line in lines
+            if line.startswith("data: {")
+        ]
         for name, joined in whole["logprobs"].items():
             assert [value for part in parts for value in part[name]] == joined
         chat = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 2}
-        tokens = server.post("/v1/chat/completions", model="chat", **chat, **asked).json()["choices"][0]["logprobs"]
+        tokens = server.post("/v1/chat/completions", model="chat", **chat, **asked).json()[
+            "choices"
+        ][0]["logprobs"]
     assert b"".join(bytes(token["bytes"]) for token in tokens["content"]).decode() == wanted
     assert all(len(token["top_logprobs"]) == 2 for token in tokens["content"])
 
@@ -299,7 +366,11 @@ def test_a_character_of_many_tokens_arrives_whole(make_tiny, tokenizer, monkeypa
     with Listening({"m": Served("m", make_tiny("bigram"), tokenizer, {})}) as server:
         body = {"model": "m", "prompt": "", "max_tokens": 50, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
-            events = [json.loads(line[6:]) for line in response.iter_lines() if line and "[DONE]" not in line]
+            events = [
+                json.loads(line[6:])
+                for line in response.iter_lines()
+                if line and "[DONE]" not in line
+            ]
     pieces = [event["choices"][0]["text"] for event in events]
     assert "".join(pieces) == text and not any("\ufffd" in piece for piece in pieces)
     assert events[-1]["choices"][0]["finish_reason"] == "stop"
@@ -317,11 +388,20 @@ class Counting:
 
 
 def test_sixty_four_streams_at_once(server):
-    """More than there are slots: the others wait, none is lost, and each gets what it would alone."""
+    """More than there are slots: the others wait, none is lost, and each gets what it would
+    alone.
+    """
 
     async def ask(client, i):
-        body = {"model": ["llama3", "gpt2", "ngram", "rnn"][i % 4], "prompt": "the cat", "seed": i, "stream": True}
-        async with client.stream("POST", "/v1/completions", json=body | {"max_tokens": 5 + i}) as response:
+        body = {
+            "model": ["llama3", "gpt2", "ngram", "rnn"][i % 4],
+            "prompt": "the cat",
+            "seed": i,
+            "stream": True,
+        }
+        async with client.stream(
+            "POST", "/v1/completions", json=body | {"max_tokens": 5 + i}
+        ) as response:
             lines = [line async for line in response.aiter_lines() if line]
         assert lines[-1] == "data: [DONE]"
         return "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1])
@@ -340,7 +420,9 @@ def test_sixty_four_streams_at_once(server):
 @contextlib.contextmanager
 def raw_stream(server, **body):
     """A connection of our own, whose client reads when it likes."""
-    content = json.dumps({"model": "llama3", "prompt": "the", "stream": True, "logit_bias": None, **body}).encode()
+    content = json.dumps(
+        {"model": "llama3", "prompt": "the", "stream": True, "logit_bias": None, **body}
+    ).encode()
     head = "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -397,7 +479,9 @@ def test_what_takes_too_long_is_ended(endless):
         lines = server.post(**asked, stream=True).text.strip().splitlines()
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{"
+            )
             assert b" 408 " in connection.recv(1000)
 
 
@@ -409,7 +493,9 @@ def test_too_large_a_body_is_refused_unread(server):
         for _ in range(100):
             yield b" " * 100_000
 
-    assert httpx.post(f"{server.url}/v1/completions", content=drip(), timeout=300).status_code == 413
+    assert (
+        httpx.post(f"{server.url}/v1/completions", content=drip(), timeout=300).status_code == 413
+    )
     many = server.post(model="rnn", prompt="a b " * 40_000)
     assert many.status_code == 400 and many.json()["error"]["code"] == "context_length_exceeded"
     long = server.post(model="rnn", prompt="a b " * 1_000, max_tokens=3)
@@ -418,7 +504,10 @@ def test_too_large_a_body_is_refused_unread(server):
 
 def test_the_key_and_who_asks(served):
     with Listening(
-        {"gpt2": served["gpt2"]}, api_key="séc-ret", hosts=find_hosts("localhost"), origins=("http://good.example",)
+        {"gpt2": served["gpt2"]},
+        api_key="séc-ret",
+        hosts=find_hosts("localhost"),
+        origins=("http://good.example",),
     ) as server:
         asked = {"model": "gpt2", "prompt": "a"}
         assert server.post(**asked).status_code == 401
@@ -430,7 +519,12 @@ def test_the_key_and_who_asks(served):
         assert server.post(**asked, headers=key).status_code == 200
         assert httpx.get(f"{server.url}/health").status_code == 200
         assert httpx.get(f"{server.url}/metrics").status_code == 401
-        origins = {"http://evil.example": 403, "null": 403, "http://good.example": 200, server.url: 200}
+        origins = {
+            "http://evil.example": 403,
+            "null": 403,
+            "http://good.example": 200,
+            server.url: 200,
+        }
         for origin, status in origins.items():
             assert server.post(**asked, headers=key | {"Origin": origin}).status_code == status
         for host in ("evil.example", "[::1", "127.0.0.1.evil.example"):
@@ -442,7 +536,12 @@ def test_the_key_and_who_asks(served):
 
 def test_a_key_may_be_sent_in_any_case_and_never_be_empty(served):
     with Listening({"gpt2": served["gpt2"]}, api_key="secret") as server:
-        for given, status in (("bearer secret", 200), ("BEARER  secret", 200), ("Basic secret", 401), ("secret", 401)):
+        for given, status in (
+            ("bearer secret", 200),
+            ("BEARER  secret", 200),
+            ("Basic secret", 401),
+            ("secret", 401),
+        ):
             answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": given})
             assert answer.status_code == status
     assert read_key(" secret\n") == "secret" and read_key(None) is None
@@ -468,28 +567,70 @@ def test_pages_that_may_ask_are_named_as_browsers_name_them(served):
 
 
 def test_hosts_go_by_what_the_address_is():
-    for host in ("127.0.0.1", "127.0.0.2", "127.1", "LOCALHOST", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1"):
+    for host in (
+        "127.0.0.1",
+        "127.0.0.2",
+        "127.1",
+        "LOCALHOST",
+        "::1",
+        "0:0:0:0:0:0:0:1",
+        "::ffff:127.0.0.1",
+    ):
         assert {"localhost", "127.0.0.1", "::1"} <= set(find_hosts(host)), host
     assert "127.0.0.2" in find_hosts("127.0.0.2")
-    assert find_hosts("0.0.0.0") == find_hosts("::") == find_hosts("nowhere.invalid") == find_hosts("") == ()
-    assert "my.lan" in find_hosts("127.0.0.1", ["My.LAN:8000"]) and find_hosts("127.0.0.1", ["*"]) == ()
-    assert set(find_hosts("0.0.0.0", ["my.lan"])) == {"localhost", "127.0.0.1", "::1", "0.0.0.0", "my.lan"}
+    assert (
+        find_hosts("0.0.0.0")
+        == find_hosts("::")
+        == find_hosts("nowhere.invalid")
+        == find_hosts("")
+        == ()
+    )
+    assert (
+        "my.lan" in find_hosts("127.0.0.1", ["My.LAN:8000"])
+        and find_hosts("127.0.0.1", ["*"]) == ()
+    )
+    assert set(find_hosts("0.0.0.0", ["my.lan"])) == {
+        "localhost",
+        "127.0.0.1",
+        "::1",
+        "0.0.0.0",
+        "my.lan",
+    }
 
 
 def test_a_foreign_name_is_let_in_when_it_is_allowed(served):
     with Listening({"gpt2": served["gpt2"]}, hosts=find_hosts("127.0.0.2", ["my.lan"])) as server:
-        for host, status in {"evil.example": 403, "MY.lan:80": 200, "[0::1]": 200, "127.0.0.2": 200}.items():
-            assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status
+        for host, status in {
+            "evil.example": 403,
+            "MY.lan:80": 200,
+            "[0::1]": 200,
+            "127.0.0.2": 200,
+        }.items():
+            assert (
+                httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == status
+            )
 
 
 def test_head_is_a_get_without_its_body_and_every_answer_has_a_number(server):
     numbers = set()
-    for address in ("/", "/health", "/metrics", "/v1/models", "/v1/models/gpt2", "/page/app.js", "/api/rungs"):
+    for address in (
+        "/",
+        "/health",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/gpt2",
+        "/page/app.js",
+        "/api/rungs",
+    ):
         got, answer = httpx.get(server.url + address), httpx.head(server.url + address)
         assert (answer.status_code, answer.content) == (200, b"")
         assert got.headers["content-type"] == answer.headers["content-type"] and got.content
         numbers |= {got.headers["x-request-id"], answer.headers["x-request-id"]}
-    refused = [httpx.head(f"{server.url}/v1/completions"), httpx.head(f"{server.url}/nowhere"), server.post(model="no")]
+    refused = [
+        httpx.head(f"{server.url}/v1/completions"),
+        httpx.head(f"{server.url}/nowhere"),
+        server.post(model="no"),
+    ]
     assert [answer.status_code for answer in refused] == [405, 404, 404]
     assert len(numbers | {answer.headers["x-request-id"] for answer in refused}) == 17
 
@@ -536,14 +677,20 @@ def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
         ({"model": "gpt2", "temprature": 0}, "temprature"),
         ({"model": "gpt2", "n": 1.5}, "n"),
         ({"model": "gpt2", "stream_options": {"include_usage": True}}, "stream_options"),
-        ({"model": "gpt2", "stream": True, "stream_options": {"include_usge": True}}, "stream_options"),
+        (
+            {"model": "gpt2", "stream": True, "stream_options": {"include_usge": True}},
+            "stream_options",
+        ),
         ({}, "model"),
     ],
 )
 def test_a_bad_body_is_400_and_says_why(body, param, server):
     answer = server.post(**body)
     assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == param and answer.json()["error"]["type"] == "invalid_request_error"
+    assert (
+        answer.json()["error"]["param"] == param
+        and answer.json()["error"]["type"] == "invalid_request_error"
+    )
 
 
 def test_what_would_change_an_answer_is_refused_by_name(server):
@@ -564,18 +711,41 @@ def test_what_would_change_an_answer_is_refused_by_name(server):
     assert typo["message"] == "unknown parameter 'temprature': did you mean 'temperature'?"
     assert typo["code"] == "unknown_parameter"
     alone = server.post("/v1/chat/completions", **asked, top_logprobs=2)
-    assert alone.status_code == 400 and "only allowed when logprobs is true" in alone.json()["error"]["message"]
-    harmless = {"metadata": {"a": "b"}, "user": "me", "store": False, "service_tier": "auto", "n": 1.0}
-    neutral = {"frequency_penalty": 0.0, "tool_choice": "auto", "logit_bias": None, "tools": None, "max_tokens": 1.0}
-    assert server.post("/v1/chat/completions", **{**asked, **harmless, **neutral}).status_code == 200
+    assert (
+        alone.status_code == 400
+        and "only allowed when logprobs is true" in alone.json()["error"]["message"]
+    )
+    harmless = {
+        "metadata": {"a": "b"},
+        "user": "me",
+        "store": False,
+        "service_tier": "auto",
+        "n": 1.0,
+    }
+    neutral = {
+        "frequency_penalty": 0.0,
+        "tool_choice": "auto",
+        "logit_bias": None,
+        "tools": None,
+        "max_tokens": 1.0,
+    }
+    assert (
+        server.post("/v1/chat/completions", **{**asked, **harmless, **neutral}).status_code == 200
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "named"),
     [
-        ({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "image_url parts are not"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "image_url parts are not",
+        ),
         ({"role": "tool", "content": "4", "tool_call_id": "1"}, "the role 'tool' is not supported"),
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "tool_calls is not supported"),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+            "tool_calls is not supported",
+        ),
         ({"role": "assistant", "content": None}, "content is null"),
     ],
 )
@@ -584,8 +754,12 @@ def test_messages_are_refused_by_what_is_in_them(message, named, server):
     error = server.post("/v1/chat/completions", model="chat", messages=messages).json()["error"]
     assert error["message"].startswith("messages[1]: ") and named in error["message"]
     assert (error["param"], error["code"]) == ("messages", "unsupported_value")
-    wrong = server.post("/v1/chat/completions", model="chat", messages=[{"role": "user", "content": 3}]).json()["error"]
-    assert wrong["message"].startswith('messages[0]: {"role": "user", "content": 3} is no message: it needs a `role`')
+    wrong = server.post(
+        "/v1/chat/completions", model="chat", messages=[{"role": "user", "content": 3}]
+    ).json()["error"]
+    assert wrong["message"].startswith(
+        'messages[0]: {"role": "user", "content": 3} is no message: it needs a `role`'
+    )
 
 
 READ = [  # messages, and what each says; None where it is refused
@@ -594,7 +768,13 @@ READ = [  # messages, and what each says; None where it is refused
     ({"role": "system", "content": "be a cat", "name": "x", "tool_calls": None}, "be a cat"),
     ({"role": "developer", "content": "be a cat"}, "be a cat"),
     ({"role": "assistant", "content": "yes", "tool_calls": [], "refusal": None}, "yes"),
-    ({"role": "user", "content": [{"type": "text", "text": " a "}, {"type": "text", "text": "b"}]}, " a b"),
+    (
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": " a "}, {"type": "text", "text": "b"}],
+        },
+        " a b",
+    ),
     ({"from": "human", "value": "a cat?"}, "a cat?"),
     ({"role": "user", "content": None}, None),
     ({"role": "user"}, None),
@@ -621,7 +801,9 @@ READ = [  # messages, and what each says; None where it is refused
 
 @pytest.mark.parametrize(("message", "says"), READ, ids=str)
 def test_tuning_preference_and_the_server_read_the_same_messages(message, says, tmp_path):
-    pairs = [{"prompt": [message], "chosen": answer, "rejected": "no"} for answer in ("good", "well")]
+    pairs = [
+        {"prompt": [message], "chosen": answer, "rejected": "no"} for answer in ("good", "well")
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     answered = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     readers = (
@@ -639,33 +821,60 @@ def test_tuning_preference_and_the_server_read_the_same_messages(message, says, 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
 def test_an_empty_stop_is_refused(path, server):
-    asked = {"model": "chat", "max_tokens": 1} | ({"messages": [QUESTION]} if "chat" in path else {"prompt": "a"})
+    asked = {"model": "chat", "max_tokens": 1} | (
+        {"messages": [QUESTION]} if "chat" in path else {"prompt": "a"}
+    )
     for stop, where in (("", "stop"), ([""], "stop[0]"), (["a", ""], "stop[1]")):
         answer = server.post(path, **asked, stop=stop)
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "stop"
-        assert answer.json()["error"]["message"].startswith(f"{where}: String should have at least 1 character")
+        assert answer.json()["error"]["message"].startswith(
+            f"{where}: String should have at least 1 character"
+        )
     for stop in (None, [], "x"):
         assert server.post(path, **asked, stop=stop).status_code == 200
 
 
-# What is not done here of OpenAI's, vLLM's and other servers' keys, each with a value that asks for it.
-PENALTIES = "frequency_penalty presence_penalty repetition_penalty length_penalty penalty_alpha dry_multiplier"
+# What is not done here of OpenAI's, vLLM's and other servers' keys, each with a value that asks for
+# it.
+PENALTIES = (
+    "frequency_penalty presence_penalty repetition_penalty length_penalty penalty_alpha "
+    "dry_multiplier"
+)
 CUTS = "min_p typical_p top_a tfs epsilon_cutoff eta_cutoff"
 COUNTS = "min_tokens max_new_tokens best_of num_beams mirostat no_repeat_ngram_size prompt_logprobs"
 COUNTS += " truncate_prompt_tokens thinking_token_budget"
-SWITCHES = "ignore_eos include_stop_str_in_output use_beam_search do_sample early_stopping continue_final_message"
+SWITCHES = (
+    "ignore_eos include_stop_str_in_output use_beam_search do_sample early_stopping "
+    "continue_final_message"
+)
 KEPT = "skip_special_tokens spaces_between_special_tokens add_generation_prompt"
-LISTS = "stop_token_ids allowed_token_ids bad_words bad_words_ids logits_processors guided_choice tools functions"
+LISTS = (
+    "stop_token_ids allowed_token_ids bad_words bad_words_ids logits_processors guided_choice "
+    "tools functions"
+)
 LISTS += " modalities documents"
 OBJECTS = "guided_json structured_outputs vllm_xargs logit_bias response_format audio prediction"
 GRAMMARS = "guided_regex guided_grammar grammar regex ebnf suffix chat_template"
-GROUPS = ((PENALTIES, 1.5), (CUTS, 0.5), (COUNTS, 4), (SWITCHES, True), (KEPT, False), (LISTS, [5]), (GRAMMARS, "a"))
-SAMPLING = {name: value for names, value in (*GROUPS, (OBJECTS, {"a": 1})) for name in names.split()}
+GROUPS = (
+    (PENALTIES, 1.5),
+    (CUTS, 0.5),
+    (COUNTS, 4),
+    (SWITCHES, True),
+    (KEPT, False),
+    (LISTS, [5]),
+    (GRAMMARS, "a"),
+)
+SAMPLING = {
+    name: value for names, value in (*GROUPS, (OBJECTS, {"a": 1})) for name in names.split()
+}
 
 
 @pytest.mark.parametrize("name", SAMPLING)
 def test_a_sampling_key_that_is_not_done_is_refused_by_name(name):
-    for kind, asked in ((CompletionRequest, {"prompt": "a"}), (ChatRequest, {"messages": [QUESTION]})):
+    for kind, asked in (
+        (CompletionRequest, {"prompt": "a"}),
+        (ChatRequest, {"messages": [QUESTION]}),
+    ):
         with pytest.raises(ApiError) as refused:
             kind.model_validate({"model": "m", **asked, name: SAMPLING[name]}).refuse_unknown()
         assert (refused.value.status_code, refused.value.param) == (400, name)
@@ -678,13 +887,22 @@ def test_a_prompt_longer_than_the_window_is_refused(server, served, tokenizer):
     asked = {"model": "gpt2", "max_tokens": 4, "temperature": 0}
     for prompt in (words, ids, ids[: window + 1]):
         answer = server.post(**asked, prompt=prompt)
-        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        assert (
+            answer.status_code == 400
+            and answer.json()["error"]["code"] == "context_length_exceeded"
+        )
         assert f"maximum context length is {window} tokens" in answer.json()["error"]["message"]
     assert server.post(**asked, prompt=ids[:window]).json()["usage"]["prompt_tokens"] == window
-    scored = server.post(**{**asked, "max_tokens": 0}, prompt=words, echo=True, logprobs=0).json()["choices"][0]
+    scored = server.post(**{**asked, "max_tokens": 0}, prompt=words, echo=True, logprobs=0).json()[
+        "choices"
+    ][0]
     assert len(scored["logprobs"]["tokens"]) == len(ids) - 1, "a text is scored in windows"
-    chat = server.post("/v1/chat/completions", model="chat", messages=[{"role": "user", "content": words}])
-    assert chat.status_code == 400 and "maximum context length is" in chat.json()["error"]["message"]
+    chat = server.post(
+        "/v1/chat/completions", model="chat", messages=[{"role": "user", "content": words}]
+    )
+    assert (
+        chat.status_code == 400 and "maximum context length is" in chat.json()["error"]["message"]
+    )
 
 
 def test_a_token_beyond_the_models_is_that_requests_fault(served, tokenizer):
@@ -701,7 +919,10 @@ def test_a_token_beyond_the_models_is_that_requests_fault(served, tokenizer):
             ("/api/attention", {"text": "<|one_more|>"}),
         ):
             answer = server.post(path, model="m", **body)
-            assert answer.status_code == 400 and f"the token {len(tokenizer)} is none of" in answer.text
+            assert (
+                answer.status_code == 400
+                and f"the token {len(tokenizer)} is none of" in answer.text
+            )
         assert server.post(model="m", prompt="a").status_code == 200
 
 
@@ -726,13 +947,26 @@ def test_a_body_that_is_not_said_to_be_json(server):
 
 def test_usage_and_fingerprint_are_those_of_openai(client, server, served, make_tiny, tokenizer):
     made = client.completions.create(model="gpt2", prompt="a", max_tokens=3)
-    chat = client.chat.completions.create(model="chat", messages=[{"role": "user", "content": "a"}], max_tokens=3)
+    chat = client.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "a"}], max_tokens=3
+    )
     assert made.usage.prompt_tokens_details.cached_tokens == 0
     assert chat.usage.completion_tokens_details.reasoning_tokens == 0
-    assert made.system_fingerprint == client.completions.create(model="gpt2", prompt="b").system_fingerprint
-    assert made.system_fingerprint.startswith("fp_") and made.system_fingerprint != chat.system_fingerprint
-    assert identify(Served("other name", served["gpt2"].model, tokenizer, {})) == made.system_fingerprint
-    assert identify(Served("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint, "other weights"
+    assert (
+        made.system_fingerprint
+        == client.completions.create(model="gpt2", prompt="b").system_fingerprint
+    )
+    assert (
+        made.system_fingerprint.startswith("fp_")
+        and made.system_fingerprint != chat.system_fingerprint
+    )
+    assert (
+        identify(Served("other name", served["gpt2"].model, tokenizer, {}))
+        == made.system_fingerprint
+    )
+    assert identify(Served("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint, (
+        "other weights"
+    )
 
 
 def test_top_p_of_zero_takes_the_likeliest(server):
@@ -745,10 +979,27 @@ def test_other_refusals_have_the_same_form(server):
     assert server.post(model="no-such").status_code == 404
     assert server.post(model="no-such").json()["error"]["code"] == "model_not_found"
     for answer in (httpx.get(f"{server.url}/nowhere"), httpx.get(f"{server.url}/v1/completions")):
-        assert answer.status_code in (404, 405) and set(answer.json()["error"]) == {"message", "type", "param", "code"}
-    for content in (b"{", b"\xff", b"[" * 100_000, b'{"model": "\\ud800"}', b"1" * 5000, b"", b"null", b"NaN", NAN):
+        assert answer.status_code in (404, 405) and set(answer.json()["error"]) == {
+            "message",
+            "type",
+            "param",
+            "code",
+        }
+    for content in (
+        b"{",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"model": "\\ud800"}',
+        b"1" * 5000,
+        b"",
+        b"null",
+        b"NaN",
+        NAN,
+    ):
         answer = httpx.post(
-            f"{server.url}/v1/completions", content=content, headers={"Content-Type": "application/json"}
+            f"{server.url}/v1/completions",
+            content=content,
+            headers={"Content-Type": "application/json"},
         )
         assert answer.status_code == 400 and answer.json()["error"]["message"]
 
@@ -771,9 +1022,14 @@ def test_runs_are_named_by_their_folders(make_tiny, tokenizer, tmp_path):
     for place in ("one/gpt2", "two/gpt2", "one/ngram"):
         folder = runs.make_folder(tmp_path / place)
         runs.save_model(folder, make_tiny(Path(place).name), tokenizer)
-        runs.write_record(folder, {"rung": Path(place).name} | ({"scores": {}} if place != "one/ngram" else {}))
+        runs.write_record(
+            folder, {"rung": Path(place).name} | ({"scores": {}} if place != "one/ngram" else {})
+        )
     assert list(load_served([str(tmp_path)])) == ["one/gpt2", "two/gpt2"]
-    assert list(load_served([str(tmp_path / "one" / "ngram"), str(tmp_path / "one")])) == ["ngram", "gpt2"]
+    assert list(load_served([str(tmp_path / "one" / "ngram"), str(tmp_path / "one")])) == [
+        "ngram",
+        "gpt2",
+    ]
     (tmp_path / "empty").mkdir()
     for nothing, message in (("empty", "holds no finished run"), ("missing", "no run at")):
         with pytest.raises(RunError, match=message):
@@ -804,7 +1060,9 @@ def test_the_command_serves_until_ctrl_c(make_tiny, tokenizer, tmp_path):
         assert lines[0] == "Serving ngram\n" and "curl" in lines[2]
         address = lines[1].split()[1]
         answer = httpx.post(
-            f"{address}/v1/completions", json={"model": "ngram", "prompt": "the", "temperature": 0}, timeout=300
+            f"{address}/v1/completions",
+            json={"model": "ngram", "prompt": "the", "temperature": 0},
+            timeout=300,
         )
         assert answer.json()["usage"]["completion_tokens"] > 0
         process.send_signal(signal.SIGINT)
@@ -836,5 +1094,7 @@ def test_a_completion_ends_where_the_model_says(served):
         ended = listening.post(**body).json()
     wanted = generate(model, tokenizer, "the cat", Sampling(temperature=0, max_new_tokens=12))
     assert [made["choices"][0]["finish_reason"] for made in (plain, ended)] == ["length", "stop"]
-    assert ended["usage"]["completion_tokens"] == wanted.tokens <= plain["usage"]["completion_tokens"]
+    assert (
+        ended["usage"]["completion_tokens"] == wanted.tokens <= plain["usage"]["completion_tokens"]
+    )
     assert plain["choices"][0]["text"].startswith(ended["choices"][0]["text"])

@@ -1,4 +1,6 @@
-"""The page in a browser: every part of it, light and dark, on a phone, by keys alone; it asks nobody but its server."""
+"""The page in a browser: every part of it, light and dark, on a phone, by keys alone; it asks
+nobody but its server.
+"""
 
 import copy
 import json
@@ -9,10 +11,17 @@ from urllib.parse import urlencode
 import pytest
 
 pytest.importorskip("fastapi", reason="the playground needs the extra: pip install 'rung[serve]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="the browser tests need playwright, from PyPI")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="the browser tests need playwright, from PyPI"
+)
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 if BROWSER is None:
-    pytest.skip("the browser tests need Chromium: apt-get install chromium", allow_module_level=True)
+    pytest.skip(
+        "the browser tests need Chromium: apt-get install chromium", allow_module_level=True
+    )
 
 import numpy  # noqa: E402
 
@@ -27,7 +36,13 @@ from tests.serve.playground_app import running  # noqa: E402
 
 expect = playwright.expect
 expect.set_options(timeout=120_000)  # the step in C is compiled on the way
-TABS = {"side": ".card", "next": ".bars", "surprise": ".reading .t", "attention": ".head", "chat": ".log"}
+TABS = {
+    "side": ".card",
+    "next": ".bars",
+    "surprise": ".reading .t",
+    "attention": ".head",
+    "chat": ".log",
+}
 NAMES = ["bigram", "ngram", "rnn-attention", "gpt2", "llama3"]
 PHONE = {"viewport": {"width": 360, "height": 740}}
 HOSTILE = '<img src=x onerror="alert(1)"><b>cat</b>'
@@ -36,12 +51,22 @@ TEMPLATE = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
 @pytest.fixture(scope="module")
 def served(make_tiny, tokenizer):
-    record = {"scores": {"test": {"bits_per_byte": 1.5, "low": 1.4, "high": 1.6}}, "marks": {"zlib": 2.5}}
-    record |= {"corpus": {"name": HOSTILE}, "prompt": "the cat", "passage": [["the cat sat\n", 3.0], ["on a mat", 5.0]]}
+    record = {
+        "scores": {"test": {"bits_per_byte": 1.5, "low": 1.4, "high": 1.6}},
+        "marks": {"zlib": 2.5},
+    }
+    record |= {
+        "corpus": {"name": HOSTILE},
+        "prompt": "the cat",
+        "passage": [["the cat sat\n", 3.0], ["on a mat", 5.0]],
+    }
     runs = {name: Served(name, make_tiny(name), tokenizer, record) for name in NAMES}
     able = copy.deepcopy(tokenizer)
     able.chat_template = TEMPLATE
-    return runs | {"tuned": Served("tuned", make_tiny("llama3"), able, record), "letters": spell(record)}
+    return runs | {
+        "tuned": Served("tuned", make_tiny("llama3"), able, record),
+        "letters": spell(record),
+    }
 
 
 def spell(record):
@@ -49,7 +74,9 @@ def spell(record):
     tokenizer = build_tokenizer("char", SENTENCES)
     documents = list(encode_documents(SENTENCES, tokenizer))
     starts = numpy.cumsum([0] + [len(ids) for ids in documents[:-1]])
-    model = BigramForCausalLM.fit(make_config("bigram", tokenizer, {}), numpy.concatenate(documents), starts)
+    model = BigramForCausalLM.fit(
+        make_config("bigram", tokenizer, {}), numpy.concatenate(documents), starts
+    )
     return Served("letters", model.eval(), tokenizer, record)
 
 
@@ -69,8 +96,8 @@ def browser():
 
 @pytest.fixture
 def open_page(address, browser):
-    """A function that opens a view; at the end nothing may have gone elsewhere, and no error to the console but one
-    that was `told` before.
+    """A function that opens a view; at the end nothing may have gone elsewhere, and no error to the
+    console but one that was `told` before.
     """
     wrong, contexts = [], []
 
@@ -123,7 +150,9 @@ def test_every_rung_writes_beside_the_others(open_page):
     assert page.locator(".card:visible h2").count() == 6
     for card in page.locator(".card:visible").all():
         expect(card.locator("b").nth(1)).to_have_text("the dog")
-        expect(card.locator(".note").last).to_contain_text(re.compile(r"\d+ tokens · [\d,]+ tokens/s"))
+        expect(card.locator(".note").last).to_contain_text(
+            re.compile(r"\d+ tokens · [\d,]+ tokens/s")
+        )
         assert len(card.locator(".writing").inner_text()) > len("the dog")
         expect(card.locator(".figures")).to_contain_text("1.50 bits per byte (1.40–1.60)")
     expect(page.get_by_text("zlib 2.50")).to_be_visible()
@@ -144,18 +173,27 @@ def test_writing_can_be_stopped(by, open_page):
 
 
 def test_events_are_read_however_they_arrive_and_mistakes_are_shown(open_page):
-    events = 'data: {"choices": [{"text": "caf"}]}\r\n\r\n: waiting\n\ndata: {"choices": [{"text":\ndata: "é"}]}\n\n'
+    events = (
+        'data: {"choices": [{"text": "caf"}]}\r\n\r\n: waiting\n\ndata: {"choices": '
+        '[{"text":\ndata: "é"}]}\n\n'
+    )
 
     def answer(route):
         name = json.loads(route.request.post_data)["model"]
         if name == "gpt2":
             return route.fulfill(status=429, json={"error": {"message": "the queue is full"}})
-        late = 'data: {"error": {"message": "it took too long"}}\n\n' if name == "ngram" else "data: [DONE]\n\n"
+        late = (
+            'data: {"error": {"message": "it took too long"}}\n\n'
+            if name == "ngram"
+            else "data: [DONE]\n\n"
+        )
         return route.fulfill(body=events + late, content_type="text/event-stream")
 
     page = open_page(prepare=lambda page: page.route("**/v1/completions", answer), told="429")
     page.get_by_role("button", name="Write").click()
-    expect(page.get_by_role("article", name="llama3").locator(".writing")).to_have_text("the catcafé")
+    expect(page.get_by_role("article", name="llama3").locator(".writing")).to_have_text(
+        "the catcafé"
+    )
     expect(page.get_by_role("article", name="gpt2")).to_contain_text("the queue is full")
     expect(page.get_by_role("article", name="ngram")).to_contain_text("it took too long")
 
@@ -207,7 +245,9 @@ def test_a_text_is_coloured_by_what_it_costs(open_page):
     )
     page.get_by_label("ngram", exact=True).check()
     expect(pieces.first.locator(".order")).to_have_text(re.compile(r"\d"))
-    strengths = [piece.evaluate("e => Number(e.style.getPropertyValue('--s'))") for piece in pieces.all()]
+    strengths = [
+        piece.evaluate("e => Number(e.style.getPropertyValue('--s'))") for piece in pieces.all()
+    ]
     assert len(set(strengths)) > 3 and all(0 <= strength <= 1 for strength in strengths)
     page.get_by_role("combobox", name="Second run").select_option("none")
     expect(page.get_by_label("difference")).to_be_hidden()
@@ -220,7 +260,9 @@ def test_runs_with_other_tokens_stand_beside_each_other(open_page):
     expect(pieces).not_to_have_count(0)
     assert page.locator(".reading").inner_text() == "the cat sat on a mat"
     pieces.first.hover()
-    expect(page.locator(".detail:visible")).to_contain_text(re.compile(r"letters [\d.]+ bits, in \d tokens; ngram"))
+    expect(page.locator(".detail:visible")).to_contain_text(
+        re.compile(r"letters [\d.]+ bits, in \d tokens; ngram")
+    )
     sums = page.evaluate(
         """async () => {
         const { align } = await import("/page/surprise.js");
@@ -244,7 +286,9 @@ def test_a_token_picked_by_one_is_read_as_text_by_the_other(open_page):
     expect(page.get_by_label("Text so far")).to_have_value("the cat")
     expect(page.locator(".trail .picked")).to_have_count(1)
     expect(page.locator(".trail .tok").last).to_have_text("t")
-    page.get_by_role("listbox").first.get_by_role("option", name=re.compile("^sat|^and")).first.click()
+    page.get_by_role("listbox").first.get_by_role(
+        "option", name=re.compile("^sat|^and")
+    ).first.click()
     expect(page.get_by_label("Text so far")).to_have_value(re.compile("^the cat (sat|and)$"))
 
 
@@ -277,7 +321,15 @@ def test_what_models_and_visitors_write_is_never_markup(open_page):
         expect(page.locator(f"#{tab} {part}").first).to_be_visible()
     page.get_by_label("Message").fill(HOSTILE)
     page.get_by_label("Message").press("Enter")
-    for part in (".writing", ".trail", ".bars", ".reading", "#attention .trail", ".turn.user", ".turn.assistant"):
+    for part in (
+        ".writing",
+        ".trail",
+        ".bars",
+        ".reading",
+        "#attention .trail",
+        ".turn.user",
+        ".turn.assistant",
+    ):
         expect(page.locator(part).first).to_contain_text("onerror")
     expect(page.locator("#served")).to_have_text(f"7 runs on {HOSTILE}")
     assert page.locator("img").count() == 0
@@ -287,7 +339,9 @@ def test_a_token_shows_what_it_looks_at(open_page):
     page = open_page("attention", who="llama3", look="the cat sat on the mat")
     expect(page.locator(".head")).to_have_count(8)
     page.get_by_role("button", name="Layer 2, head 3").click()
-    expect(page.get_by_role("button", name="Layer 2, head 3")).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_role("button", name="Layer 2, head 3")).to_have_attribute(
+        "aria-pressed", "true"
+    )
     expect(page.get_by_role("heading", name="Layer 2, head 3")).to_be_visible()
     page.locator("#attention .tok").nth(3).hover()
     told = page.locator("#attention .detail").inner_text()
@@ -321,7 +375,9 @@ def test_a_conversation_streams(open_page):
 @pytest.mark.parametrize("tab", ["surprise", "attention", "chat"])
 def test_a_run_is_named_in_full_where_it_is_chosen(tab, open_page):
     choice = open_page(tab).locator(f"#{tab} select").first
-    room, wanted = choice.evaluate("select => [select.offsetWidth, (select.style.width = 'auto', select.offsetWidth)]")
+    room, wanted = choice.evaluate(
+        "select => [select.offsetWidth, (select.style.width = 'auto', select.offsetWidth)]"
+    )
     assert wanted <= room
 
 
@@ -383,7 +439,12 @@ def test_what_could_not_train_is_marked_and_never_advised(open_page):
     page = open_page("chat", prepare=doubt(["llama3", "rnn-attention", "tuned"]))
     expect(page.locator("#chat pre")).to_have_text("rung tune runs/…/gpt2")
     page.locator("#tab-side").click()
-    for told in ("llama3 ‡", "‡ llama3: 5 steps.", "1.50*", "* ngram: no distribution; its scores were divided"):
+    for told in (
+        "llama3 ‡",
+        "‡ llama3: 5 steps.",
+        "1.50*",
+        "* ngram: no distribution; its scores were divided",
+    ):
         expect(page.locator("#side")).to_contain_text(told)
     page = open_page("chat", prepare=doubt([*NAMES, "tuned"]))
     expect(page.locator("#chat pre")).to_contain_text("rung train llama3 --minutes 10")
@@ -393,7 +454,9 @@ def test_light_and_dark_as_the_system_has_it_or_the_button(open_page):
     def paper(page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
 
-    colours = {scheme: paper(open_page(context={"color_scheme": scheme})) for scheme in ("light", "dark")}
+    colours = {
+        scheme: paper(open_page(context={"color_scheme": scheme})) for scheme in ("light", "dark")
+    }
     assert colours["light"] != colours["dark"]
     page = open_page("attention", context={"color_scheme": "dark"})
     expect(page.locator(".head").first).to_be_visible()
@@ -426,7 +489,8 @@ def test_the_map_of_attention_fits_a_phone(words, open_page):
     expect(page.locator("#attention .map svg text.chosen")).to_be_visible()
     assert page.locator("#attention .map").evaluate("map => map.scrollWidth - map.clientWidth") == 0
     outside = page.locator("#attention .map svg *").evaluate_all(
-        "parts => parts.map(p => p.getBoundingClientRect()).filter(box => box.left < 0 || box.right > 360).length"
+        "parts => parts.map(p => p.getBoundingClientRect()).filter(box => box.left < 0 || "
+        "box.right > 360).length"
     )
     assert outside == 0
 

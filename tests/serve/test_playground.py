@@ -1,4 +1,6 @@
-"""What the page asks of the models: every rung answers, in bounds, and every mistake is told in OpenAI's form."""
+"""What the page asks of the models: every rung answers, in bounds, and every mistake is told in
+OpenAI's form.
+"""
 
 import json
 import math
@@ -34,13 +36,20 @@ from rung.serve.registry import Served  # noqa: E402
 from tests.serve.test_openai import Listening, wait_until  # noqa: E402
 
 SCORE = {"bits_per_byte": 1.9, "low": 1.8, "high": 2.0}
-RECORD = {"scores": {"test": SCORE}, "corpus": {"name": "sentences"}, "marks": {"zlib": 2.5}, "prompt": "the cat"}
+RECORD = {
+    "scores": {"test": SCORE},
+    "corpus": {"name": "sentences"},
+    "marks": {"zlib": 2.5},
+    "prompt": "the cat",
+}
 TEXT = "the cat sat on é \U0001f642 mat"
 
 
 @pytest.fixture(scope="module")
 def served(make_tiny, tokenizer):
-    return {name: Served(name, make_tiny(name), tokenizer, {**RECORD, "rung": name}) for name in TINY}
+    return {
+        name: Served(name, make_tiny(name), tokenizer, {**RECORD, "rung": name}) for name in TINY
+    }
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +69,14 @@ def test_every_run_is_described(client, served):
     assert list(rungs) == list(served)
     for name, run in rungs.items():
         model = served[name].model
-        assert run["rung"] == name and run["corpus"] == "sentences" and run["marks"] == {"zlib": 2.5}
+        assert (
+            run["rung"] == name and run["corpus"] == "sentences" and run["marks"] == {"zlib": 2.5}
+        )
         assert run["parameters"] == count_parameters(model)
         assert (run["layers"], run["heads"]) == attention_shape(model)
-        assert run["counts"] == (name in ("bigram", "ngram", "infini-gram")) and run["chat"] is False
+        assert (
+            run["counts"] == (name in ("bigram", "ngram", "infini-gram")) and run["chat"] is False
+        )
         assert (run["bits_per_byte"], run["low"], run["high"]) == (1.9, 1.8, 2.0)
 
 
@@ -73,7 +86,9 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
     answer = ask(client, "next", model=name, text="the cat sat", count=10, **sampling)
     assert "".join(answer["pieces"]) == answer["text"] == "the cat sat"
     for kind in ("probability", "drawn"):
-        assert sum(token[kind] for token in answer["tokens"]) + answer["rest"][kind] == pytest.approx(1, abs=1e-5)
+        assert sum(token[kind] for token in answer["tokens"]) + answer["rest"][
+            kind
+        ] == pytest.approx(1, abs=1e-5)
     assert answer["rest"]["tokens"] == len(tokenizer) - 10
     ids = torch.tensor([[tokenizer.bos_token_id, *answer["ids"]]])
     logits = served[name].model(ids).logits[:, -1].detach()
@@ -82,11 +97,18 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
         assert token["probability"] == pytest.approx(shares[token["id"]].item(), abs=1e-6)
         assert token["text"] == show_token(tokenizer, token["id"])
         assert token["end"] == (token["id"] == tokenizer.eos_token_id)
-    drawn = choose(logits.repeat(4000, 1), Sampling(**sampling), torch.Generator().manual_seed(0)).bincount() / 4000
+    drawn = (
+        choose(
+            logits.repeat(4000, 1), Sampling(**sampling), torch.Generator().manual_seed(0)
+        ).bincount()
+        / 4000
+    )
     kept = {token["id"]: token["drawn"] for token in answer["tokens"] if token["drawn"]}
     assert len(kept) == answer["kept"] and set(drawn.nonzero()[:, 0].tolist()) <= set(kept)
     assert all(abs(drawn[id] - share) < 0.05 for id, share in kept.items() if id < len(drawn))
-    assert answer["entropy"] == pytest.approx(torch.special.entr(shares).sum().item() / math.log(2), abs=1e-4)
+    assert answer["entropy"] == pytest.approx(
+        torch.special.entr(shares).sum().item() / math.log(2), abs=1e-4
+    )
     assert answer["drawn_entropy"] <= math.log2(7)
 
 
@@ -96,7 +118,9 @@ def test_the_name_of_the_end_is_text_wherever_it_is_typed(client, tokenizer):
     assert tokenizer.eos_token_id not in ids
     asked = {"model": "llama3", "text": text}
     assert ask(client, "next", **asked)["ids"] == ids
-    assert ask(client, "attention", **asked)["tokens"][1:] == [show_token(tokenizer, id) for id in ids]
+    assert ask(client, "attention", **asked)["tokens"][1:] == [
+        show_token(tokenizer, id) for id in ids
+    ]
     assert "".join(piece["text"] for piece in ask(client, "surprisal", **asked)["pieces"]) == text
     body = {"model": "llama3", "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 0}
     echoed = client.post("/v1/completions", json=body).json()["choices"][0]["logprobs"]["tokens"]
@@ -132,7 +156,9 @@ def test_surprisal_is_that_of_the_ruler(name, client, served, tokenizer):
     answer = ask(client, "surprisal", model=name, text=TEXT)
     wanted = score_text(served[name].model, tokenizer, TEXT)
     assert "".join(piece["text"] for piece in answer["pieces"]) == TEXT
-    assert [piece["bits"] for piece in answer["pieces"]] == pytest.approx([piece.bits for piece in wanted], abs=1e-4)
+    assert [piece["bits"] for piece in answer["pieces"]] == pytest.approx(
+        [piece.bits for piece in wanted], abs=1e-4
+    )
     assert [piece["order"] for piece in answer["pieces"]] == [piece.order for piece in wanted]
     assert (answer["pieces"][0]["order"] is not None) == (name in ("ngram", "infini-gram"))
     assert answer["bytes"] == len(TEXT.encode())
@@ -153,12 +179,18 @@ def test_attention_is_a_triangle_for_each_head(name, client, served, tokenizer):
     assert not weights.triu(1).any()
     torch.testing.assert_close(weights.sum(-1), torch.ones(layers, heads, count), atol=0.01, rtol=0)
     long = ask(client, "attention", model=name, text="the cat sat on the mat " * 40)
-    assert len(long["tokens"]) == min(WIDEST, served[name].model.context_length) and long["left_out"] > 0
+    assert (
+        len(long["tokens"]) == min(WIDEST, served[name].model.context_length)
+        and long["left_out"] > 0
+    )
 
 
 def test_probability_zero_is_told_as_null(make_tiny, tokenizer):
     model = make_tiny("ngram", order=1, smoothing="witten-bell")
-    model.score_tokens = lambda ids: (torch.full((len(ids),), -math.inf), torch.ones(len(ids), dtype=torch.long))
+    model.score_tokens = lambda ids: (
+        torch.full((len(ids),), -math.inf),
+        torch.ones(len(ids), dtype=torch.long),
+    )
     with testclient.TestClient(build_app({"none": Served("none", model, tokenizer, {})})) as client:
         answer = ask(client, "surprisal", model="none", text="cat")
         run = client.get("/api/rungs").json()["rungs"][0]
@@ -171,7 +203,9 @@ def test_a_run_with_a_chat_template_says_so(make_tiny, tokenizer):
 
     able = copy.deepcopy(tokenizer)
     able.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    with testclient.TestClient(build_app({"chat": Served("chat", make_tiny("gpt2"), able, {})})) as client:
+    with testclient.TestClient(
+        build_app({"chat": Served("chat", make_tiny("gpt2"), able, {})})
+    ) as client:
         assert client.get("/api/rungs").json()["rungs"][0]["chat"] is True
 
 
@@ -210,21 +244,37 @@ def test_mistakes_are_told(what, question, status, named, client):
 
 def test_a_body_that_is_no_json_is_a_mistake_too(client):
     for body in (b"", b"{", b"\xff\xfe", b'{"model": "gpt2", "temperature": NaN}', b"[" * 2000):
-        answer = client.post("/api/next", content=body, headers={"content-type": "application/json"})
+        answer = client.post(
+            "/api/next", content=body, headers={"content-type": "application/json"}
+        )
         assert answer.status_code == 400 and answer.json()["error"]["message"]
 
 
 def test_questions_are_admitted_as_requests_are(served, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(playground, "find_surprisal", lambda run, question: {"waited": release.wait()})
-    app, asked = build_app(served, Limits(max_batch=1, max_queue=1)), {"model": "rnn", "text": "the cat sat"}
+    monkeypatch.setattr(
+        playground, "find_surprisal", lambda run, question: {"waited": release.wait()}
+    )
+    app, asked = (
+        build_app(served, Limits(max_batch=1, max_queue=1)),
+        {"model": "rnn", "text": "the cat sat"},
+    )
     with testclient.TestClient(app) as client, ThreadPoolExecutor(6) as pool:
         answers = [pool.submit(client.post, "/api/surprisal", json=asked) for _ in range(6)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 4)
         done = [answer.result() for answer in answers if answer.done()]
-        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in done} == {(429, "queue_full")}
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in done} == {
+            (429, "queue_full")
+        }
         release.set()
-        assert sorted(answer.result().status_code for answer in answers) == [200, 200, 429, 429, 429, 429]
+        assert sorted(answer.result().status_code for answer in answers) == [
+            200,
+            200,
+            429,
+            429,
+            429,
+            429,
+        ]
 
 
 class Endless:
@@ -247,7 +297,9 @@ def test_a_question_takes_no_longer_than_an_answer_may(served, monkeypatch):
     with testclient.TestClient(build_app(served, Limits(seconds=0.2))) as client:
         answer = client.post("/api/next", json={"model": "rnn"})
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
-        assert not work.begun.is_set() or work.ended.wait(300)  # on a busy machine it does not begin
+        assert not work.begun.is_set() or work.ended.wait(
+            300
+        )  # on a busy machine it does not begin
 
 
 @pytest.mark.parametrize(
@@ -257,7 +309,11 @@ def test_a_question_takes_no_longer_than_an_answer_may(served, monkeypatch):
         ("/api/surprisal", {"text": "a"}, (playground, "find_surprisal")),
         ("/api/attention", {"text": "a"}, (playground, "find_attention")),
         ("/v1/completions", {"prompt": "a"}, (openai, "read_prompts")),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}, (openai, "read_messages")),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "a"}]},
+            (openai, "read_messages"),
+        ),
     ],
     ids=str,
 )
@@ -265,7 +321,10 @@ def test_what_nobody_waits_for_is_given_up(path, body, where, served, monkeypatc
     monkeypatch.setattr(*where, work := Endless())
     with Listening({"llama3": served["llama3"]}) as server:
         content = json.dumps({"model": "llama3", **body}).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: "
+            f"{len(content)}"
+        )
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(head.encode() + b"\r\n\r\n" + content)
             assert work.begun.wait(300)
@@ -279,9 +338,16 @@ def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
 
     def make(name, bits, **record):
         score = {"scores": {"test": {"bits_per_byte": bits, "bytes": 9}}}
-        return Served(name, served[name].model, tokenizer, {"rung": name, **text, **score, **record})
+        return Served(
+            name, served[name].model, tokenizer, {"rung": name, **text, **score, **record}
+        )
 
-    runs = [make("bigram", 2.5), make("ngram", 3.0), make("gpt2", 1.0, training={"steps": 5}), make("rnn", 2.6)]
+    runs = [
+        make("bigram", 2.5),
+        make("ngram", 3.0),
+        make("gpt2", 1.0, training={"steps": 5}),
+        make("rnn", 2.6),
+    ]
     runs += [make("llama3", 2.4), Served("plain", served["swaps"].model, tokenizer, {})]
     doubts = {run["name"]: run["doubt"] for run in describe_all(runs)}
     assert doubts.pop("gpt2") == "5 training steps only: too few to have learned anything"
@@ -299,8 +365,12 @@ def test_bits_that_are_no_distributions_are_marked(client, make_tiny, tokenizer)
         assert f"no distribution; {RENORMALIZED}" in client.get("/page/marks.js").text
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=st.text(max_size=60), name=st.sampled_from(["bigram", "ngram", "rnn-attention", "llama3"]))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    text=st.text(max_size=60), name=st.sampled_from(["bigram", "ngram", "rnn-attention", "llama3"])
+)
 def test_any_text_has_an_answer(text, name, client, tokenizer):
     answer = ask(client, "next", model=name, text=text, count=3)
     assert len(answer["tokens"]) == 3
@@ -339,8 +409,12 @@ def test_the_page_has_no_inline_code_and_names_no_other_place():
     for file in folder.iterdir():
         text = file.read_text(encoding="utf-8")
         outside = text.replace("http://www.w3.org/2000/svg", "")
-        assert "http://" not in outside and "https://" not in outside and "//cdn" not in outside, file.name
-        assert "innerHTML" not in text and "insertAdjacentHTML" not in text and "eval(" not in text, file.name
+        assert "http://" not in outside and "https://" not in outside and "//cdn" not in outside, (
+            file.name
+        )
+        assert (
+            "innerHTML" not in text and "insertAdjacentHTML" not in text and "eval(" not in text
+        ), file.name
         assert len(text.splitlines()) <= 400
     page = folder.joinpath("index.html").read_text(encoding="utf-8")
     assert "<style" not in page and " style=" not in page and " onclick=" not in page

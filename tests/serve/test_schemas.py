@@ -1,4 +1,6 @@
-"""The server held to what it says of itself: bodies made from /openapi.json, those that fit and those that do not."""
+"""The server held to what it says of itself: bodies made from /openapi.json, those that fit and
+those that do not.
+"""
 
 import os
 import re
@@ -13,15 +15,24 @@ from rung import runs
 
 pytest.importorskip("fastapi", reason="needs the server's packages: pip install 'rung[serve]'")
 httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
-schemathesis = pytest.importorskip("schemathesis", reason="makes the bodies: pip install schemathesis")
+schemathesis = pytest.importorskip(
+    "schemathesis", reason="makes the bodies: pip install schemathesis"
+)
 
 BODIES = int(os.environ.get("RUNG_BODIES", "30"))  # of each kind, to each address
 SECONDS = 300  # for an answer
 GROWTH = 6.0  # megabytes that the same bodies may add when they come again
 NAMES = ("gpt2", "rnn-attention", "ngram")
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
-ADDRESSES = ("/v1/completions", "/v1/chat/completions", "/api/next", "/api/surprisal", "/api/attention")
-CHECKS = {  # a body may fit the schema and still ask for more than this server gives: more tokens, other ids
+ADDRESSES = (
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/api/next",
+    "/api/surprisal",
+    "/api/attention",
+)
+# A body may fit the schema and still ask for more than this server gives: more tokens, other ids.
+CHECKS = {
     "positive_data_acceptance": {"enabled": False},
     "negative_data_rejection": {"expected-statuses": ["400", "404", "413"]},
 }
@@ -31,7 +42,17 @@ class Child:
     """`rung serve` in a process of its own, whose memory is nobody else's."""
 
     def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-m", "rung", "serve", str(folder), "--port", "0", "--max-tokens", "64"]
+        command = [
+            sys.executable,
+            "-m",
+            "rung",
+            "serve",
+            str(folder),
+            "--port",
+            "0",
+            "--max-tokens",
+            "64",
+        ]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         head = "".join(self.process.stderr.readline() for _ in range(4))
         self.url = re.search(r"Open +(\S+)", head)[1]
@@ -60,13 +81,17 @@ def child(make_tiny, tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def schema(child):
-    """What the server says of itself; a model's name is one that it serves, or no body would come further."""
+    """What the server says of itself; a model's name is one that it serves, or no body would come
+    further.
+    """
     said = httpx.get(f"{child.url}/openapi.json", timeout=SECONDS).json()
     assert set(ADDRESSES) == {address for address, ways in said["paths"].items() if "post" in ways}
     for part in said["components"]["schemas"].values():
         if "model" in part.get("required", ()):
             part["properties"]["model"] = {"type": "string", "enum": list(NAMES)}
-    return schemathesis.openapi.from_dict(said, config=schemathesis.Config.from_dict({"checks": CHECKS}))
+    return schemathesis.openapi.from_dict(
+        said, config=schemathesis.Config.from_dict({"checks": CHECKS})
+    )
 
 
 @pytest.mark.parametrize("kind", ["positive", "negative"])
@@ -88,6 +113,8 @@ def test_any_body_is_answered_as_the_schema_says(address, kind, child, schema):
     for case in asked:
         case.call(base_url=child.url, timeout=SECONDS)
     after = child.measure()
-    print(f"{address:<22}{kind:<10}{len(asked):>6,} bodies {before:>7.1f} MB, again {after:>7.1f} MB")
+    print(
+        f"{address:<22}{kind:<10}{len(asked):>6,} bodies {before:>7.1f} MB, again {after:>7.1f} MB"
+    )
     assert after - before < GROWTH
     assert httpx.get(f"{child.url}/health", timeout=SECONDS).json() == {"status": "ok"}

@@ -24,7 +24,9 @@ class Serving:
     """A server of one model that never ends a text, in a thread."""
 
     def __init__(self, make_tiny, tokenizer):
-        app = build_app({"m": Served("m", make_tiny("bigram"), tokenizer, {})}, Limits(max_tokens=10**6))
+        app = build_app(
+            {"m": Served("m", make_tiny("bigram"), tokenizer, {})}, Limits(max_tokens=10**6)
+        )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.server = server.Server(app, app.state.worker, 300.0)
@@ -53,7 +55,9 @@ class Serving:
 
 @pytest.fixture
 def serving(make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("rung.serve.engine.choose_each", lambda logits, settings, draws: [65] * len(settings))
+    monkeypatch.setattr(
+        "rung.serve.engine.choose_each", lambda logits, settings, draws: [65] * len(settings)
+    )
     monkeypatch.setattr(listening, "GRACE", 0.2)
     with Serving(make_tiny, tokenizer) as serving:
         yield serving
@@ -70,7 +74,11 @@ def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkey
     stream = serving.ask(max_tokens=10**6, stream=True)
     assert b"200 OK" in stream.recv(1000)
     monkeypatch.setattr(listening, "SILENT", 0.2)
-    for said in (b"", b"GET /health HT", b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\na"):
+    for said in (
+        b"",
+        b"GET /health HT",
+        b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\na",
+    ):
         with serving.connect(said) as silent:
             while not is_closed(silent):
                 pass
@@ -84,7 +92,9 @@ def test_a_newcomer_takes_the_place_of_who_was_silent_for_longest(serving, monke
     silent = [serving.connect() for _ in range(30)]
     for connection in silent[:20]:
         assert is_closed(connection)
-    assert httpx.get(f"http://127.0.0.1:{serving.port}/health", timeout=300).json() == {"status": "ok"}
+    assert httpx.get(f"http://127.0.0.1:{serving.port}/health", timeout=300).json() == {
+        "status": "ok"
+    }
     for connection in silent:
         connection.close()
 
@@ -100,7 +110,10 @@ def test_a_reader_that_takes_nothing_is_closed_in_the_end():
             closed.append(now)
 
     connection = server.Connection.__new__(server.Connection)
-    connection.transport, connection.cycle = Transport(), type("Cycle", (), {"response_complete": False})()
+    connection.transport, connection.cycle = (
+        Transport(),
+        type("Cycle", (), {"response_complete": False})(),
+    )
     for now in (1000.0, 1200.0, 1299.0, 1301.0):
         connection.close_if_idle(now, 300.0)
     assert closed == [1301.0]
@@ -131,7 +144,9 @@ def test_a_second_signal_waits_for_nothing(make_tiny, tokenizer, monkeypatch):
 
 def test_that_no_descriptor_is_left_is_said_once(make_tiny, tokenizer, caplog):
     server, told = Serving(make_tiny, tokenizer).server, []
-    loop = type("Loop", (), {"default_exception_handler": lambda self, context: told.append(context)})()
+    loop = type(
+        "Loop", (), {"default_exception_handler": lambda self, context: told.append(context)}
+    )()
     for _ in range(100):
         server._complain(loop, {"message": "socket.accept() out of system resource"})
     assert [record.message.split(":")[0] for record in caplog.records] == [

@@ -1,4 +1,6 @@
-"""Minutes of a server among clients of all kinds: none that asks properly is lost, and in the end all is as before."""
+"""Minutes of a server among clients of all kinds: none that asks properly is lost, and in the end
+all is as before.
+"""
 
 import asyncio
 import json
@@ -23,7 +25,15 @@ httpx = pytest.importorskip("httpx", reason=reason)
 from rung import runs  # noqa: E402
 
 SECONDS = float(os.environ.get("RUNG_SOAK_SECONDS", "300"))
-CLIENTS = {"whole": 20, "streamed": 20, "weighed": 4, "long": 1, "never reads": 7, "breaks off": 6, "nonsense": 6}
+CLIENTS = {
+    "whole": 20,
+    "streamed": 20,
+    "weighed": 4,
+    "long": 1,
+    "never reads": 7,
+    "breaks off": 6,
+    "nonsense": 6,
+}
 WINDOW = 1024
 MORE_MEMORY = 1.25, 100  # what it may have at the end: times what it had when warm, and MiB
 NONSENSE = (
@@ -50,9 +60,19 @@ class Soak:
 
     async def ask_properly(self, client, kind, number):
         """One request, whose answer must come in time."""
-        body = {"model": "llama3", "prompt": "the cat", "max_tokens": 5 + number % 40, "seed": number}
+        body = {
+            "model": "llama3",
+            "prompt": "the cat",
+            "max_tokens": 5 + number % 40,
+            "seed": number,
+        }
         if kind == "weighed":
-            body |= {"prompt": "the cat sat on " * 100, "echo": True, "logprobs": 2, "max_tokens": 0}
+            body |= {
+                "prompt": "the cat sat on " * 100,
+                "echo": True,
+                "logprobs": 2,
+                "max_tokens": 0,
+            }
         if kind == "long":
             body |= {"prompt": [0] + [5 + number % 50] * (WINDOW - 10), "max_tokens": 5}
         body["stream"] = kind == "streamed"
@@ -66,9 +86,19 @@ class Soak:
 
     async def misbehave(self, kind, number):
         """Ask for much and read none of it, or a little, or ask nothing that makes sense."""
-        body = {"model": "llama3", "prompt": "the", "max_tokens": 4000, "stream": True, "logprobs": 5, "seed": number}
+        body = {
+            "model": "llama3",
+            "prompt": "the",
+            "max_tokens": 4000,
+            "stream": True,
+            "logprobs": 5,
+            "seed": number,
+        }
         content = json.dumps(body).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
+            f"{len(content)}\r\n"
+        )
         asked = f"{head}Content-Type: application/json\r\n\r\n".encode() + content
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port, limit=4096)
         try:
@@ -114,7 +144,9 @@ class Soak:
         assert len(kinds) == 64
         random.Random(0).shuffle(kinds)
         async with httpx.AsyncClient(
-            base_url=self.address, timeout=2 * self.seconds + 60, limits=httpx.Limits(max_connections=None)
+            base_url=self.address,
+            timeout=2 * self.seconds + 60,
+            limits=httpx.Limits(max_connections=None),
         ) as client:
             tasks = [self.be_client(client, kind, number) for number, kind in enumerate(kinds)]
             work = asyncio.gather(*tasks, self.watch(client))
@@ -128,7 +160,11 @@ class Soak:
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
             lines = (await client.get("/metrics")).text.splitlines()
-            left = [float(line.split()[-1]) for line in lines if re.match(r"rung_(running|waiting)_texts\{", line)]
+            left = [
+                float(line.split()[-1])
+                for line in lines
+                if re.match(r"rung_(running|waiting)_texts\{", line)
+            ]
             if not any(left):
                 return
             await asyncio.sleep(0.2)
@@ -138,7 +174,13 @@ class Soak:
         """Stop it while streams are read: the last event that each of them has."""
 
         async def read(client, number):
-            body = {"model": "llama3", "prompt": "the", "max_tokens": 4000, "stream": True, "seed": number}
+            body = {
+                "model": "llama3",
+                "prompt": "the",
+                "max_tokens": 4000,
+                "stream": True,
+                "seed": number,
+            }
             async with client.stream("POST", "/v1/completions", json=body) as response:
                 begun.release()
                 self.events.append([line async for line in response.aiter_lines() if line][-1])
@@ -164,7 +206,9 @@ def soak(make_tiny, tokenizer, tmp_path):
     with (tmp_path / "log").open("w+", encoding="utf-8") as log:
         process = subprocess.Popen(command, stderr=log, preexec_fn=hear_ctrl_c)
         try:
-            while (found := re.search(r"Open +(\S+)", (tmp_path / "log").read_text(encoding="utf-8"))) is None:
+            while (
+                found := re.search(r"Open +(\S+)", (tmp_path / "log").read_text(encoding="utf-8"))
+            ) is None:
                 assert process.poll() is None
                 time.sleep(0.1)
             yield Soak(process, found[1], seconds)
@@ -174,8 +218,8 @@ def soak(make_tiny, tokenizer, tmp_path):
 
 
 def size_timeout(model):
-    """Seconds that are enough for 64 clients on this machine, as busy as it is: what reading a window takes, 200 times;
-    no less than two minutes.
+    """Seconds that are enough for 64 clients on this machine, as busy as it is: what reading a
+    window takes, 200 times; no less than two minutes.
     """
     import torch
 
@@ -197,7 +241,10 @@ def test_a_server_among_all_kinds_of_clients(soak, tmp_path):
     asyncio.run(soak.stop())
     assert len(soak.events) == 8
     for event in soak.events:
-        assert event == "data: [DONE]" or json.loads(event.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        assert (
+            event == "data: [DONE]"
+            or json.loads(event.removeprefix("data: "))["error"]["code"] == "shutting_down"
+        )
     assert soak.process.wait(timeout=soak.seconds) == 130
     log = (tmp_path / "log").read_text(encoding="utf-8")
     assert "Traceback" not in log and len(log.splitlines()) < 20

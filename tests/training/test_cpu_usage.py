@@ -46,7 +46,13 @@ def test_where_nobody_counts_there_is_no_share(threads, tmp_path):
 
 def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkeypatch):
     monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: 2)
-    for cores, share, busy in ((2, 0.95, False), (2, 0.5, True), (1, 0.5, False), (1, 0.25, True), (4, 0.9, False)):
+    for cores, share, busy in (
+        (2, 0.95, False),
+        (2, 0.5, True),
+        (1, 0.5, False),
+        (1, 0.25, True),
+        (4, 0.9, False),
+    ):
         monkeypatch.setattr(cpu, "count_cores", lambda cores=cores: cores)
         assert is_busy(share) == busy
 
@@ -60,7 +66,9 @@ def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkey
         (None, 900, 1, 0),  # a run of steps keeps its threads
     ],
 )
-def test_cores_are_looked_for_again_at_evaluations(minutes, waited, running, asked, threads, tmp_path, monkeypatch):
+def test_cores_are_looked_for_again_at_evaluations(
+    minutes, waited, running, asked, threads, tmp_path, monkeypatch
+):
     looked = []
     monkeypatch.setattr(recording, "leave_busy_cores", lambda: looked.append(1))
     monkeypatch.setattr(recording, "count_cores", lambda: 2)
@@ -69,7 +77,9 @@ def test_cores_are_looked_for_again_at_evaluations(minutes, waited, running, ask
     recorder = Recorder(tmp_path, NO_HOOKS, 1.0, Clock(minutes))
     recorder.pace = types.SimpleNamespace(end=10)
     state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
-    monkeypatch.setattr("rung.training.recorder.distributed.is_main", lambda: False)  # no sample is written
+    monkeypatch.setattr(
+        "rung.training.recorder.distributed.is_main", lambda: False
+    )  # no sample is written
     threads(main=(1000, 5000))
     recorder.on_train_begin(None, state, control)
     threads(main=(1900, 5000 + waited))
@@ -79,7 +89,9 @@ def test_cores_are_looked_for_again_at_evaluations(minutes, waited, running, ask
     assert len(looked) == asked * (1 + (running < 2))
 
 
-@pytest.mark.skipif(not cpu_usage.read_threads(), reason="needs Linux to count how long a thread waits")
+@pytest.mark.skipif(
+    not cpu_usage.read_threads(), reason="needs Linux to count how long a thread waits"
+)
 def test_this_process_is_counted():
     meter = CpuMeter()
     meter.start()

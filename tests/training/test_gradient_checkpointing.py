@@ -38,7 +38,9 @@ def packed(tokenizer):
 
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("name", LAYERED)
-def test_gradients_are_the_same_to_the_bit_with_activations_computed_again(name, dropout, make_tiny, tokenizer):
+def test_gradients_are_the_same_to_the_bit_with_activations_computed_again(
+    name, dropout, make_tiny, tokenizer
+):
     ids = torch.randint(3, len(tokenizer), (2, 20), generator=torch.Generator().manual_seed(1))
     found = []
     for again in (False, True):
@@ -81,16 +83,26 @@ def test_activations_are_computed_again_in_a_run(make_tiny, tokenizer, packed, t
     for again in (False, True):
         (tmp_path / str(again)).mkdir()
         losses.append(
-            losses_of(make_tiny("gpt2"), tokenizer, packed, tmp_path / str(again), gradient_checkpointing=again)
+            losses_of(
+                make_tiny("gpt2"),
+                tokenizer,
+                packed,
+                tmp_path / str(again),
+                gradient_checkpointing=again,
+            )
         )
     assert losses[0] == losses[1]
-    assert not [w for w in recwarn if "deprecated" in str(w.message) and "checkpointing" in str(w.message)]
+    assert not [
+        w for w in recwarn if "deprecated" in str(w.message) and "checkpointing" in str(w.message)
+    ]
 
 
 @pytest.mark.parametrize("name", ["rnn", "rnn-attention"])
 @pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
 def test_a_recurrence_has_no_layers_to_compute_again(name, key):
-    with pytest.raises(RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"):
+    with pytest.raises(
+        RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"
+    ):
         make_recipe({"rung": name}, [f"{key}=true"])
     check_activations("rnn", LADDER["rnn"].model, {key: False})
 
@@ -98,12 +110,18 @@ def test_a_recurrence_has_no_layers_to_compute_again(name, key):
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch_fused"])
 @pytest.mark.parametrize("name", NEURAL)
 def test_four_parts_are_one_batch(name, optim, make_tiny, tokenizer, packed, tmp_path, gradients):
-    """Gradients, loss and what is logged, though the last part is mostly padding and an epoch ends amid a batch."""
+    """Gradients, loss and what is logged, though the last part is mostly padding and an epoch ends
+    amid a batch.
+    """
     found = []
     for rows, parts in ((8, 1), (2, 4)):
         folder = tmp_path / str(parts)
         folder.mkdir()
-        arguments = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": parts, "optim": optim}
+        arguments = {
+            "per_device_train_batch_size": rows,
+            "gradient_accumulation_steps": parts,
+            "optim": optim,
+        }
         losses = losses_of(make_tiny(name), tokenizer, packed, folder, **arguments)
         found.append((losses, list(gradients), runs.read_metrics(folder)))
         gradients.clear()
@@ -114,7 +132,10 @@ def test_four_parts_are_one_batch(name, optim, make_tiny, tokenizer, packed, tmp
     for one, other in zip(parted_steps[0], steps[0], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
     assert [line["tokens"] for line in parted_lines] == [line["tokens"] for line in lines]
-    norms = [[line["grad_norm"] for line in found if "grad_norm" in line] for found in (parted_lines, lines)]
+    norms = [
+        [line["grad_norm"] for line in found if "grad_norm" in line]
+        for found in (parted_lines, lines)
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-2)
 
 
@@ -132,7 +153,12 @@ def gradients():
 
 
 def losses_of(model, tokenizer, packed, folder, **arguments):
-    arguments = {"per_device_train_batch_size": 4, "bf16": False, "learning_rate": 1e-3, **arguments}
+    arguments = {
+        "per_device_train_batch_size": 4,
+        "bf16": False,
+        "learning_rate": 1e-3,
+        **arguments,
+    }
     settings = TrainSettings(steps=5, arguments=arguments)
     train(model, tokenizer, packed, folder, settings, HOOKS)
     return [line["loss"] for line in runs.read_metrics(folder) if "loss" in line]

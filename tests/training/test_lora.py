@@ -1,4 +1,6 @@
-"""Going on from a trained model: what it must be, and a change of low rank to it in the place of all its weights."""
+"""Going on from a trained model: what it must be, and a change of low rank to it in the place of
+all its weights.
+"""
 
 import importlib.util
 import json
@@ -22,7 +24,9 @@ from tests.conftest import NEURAL, TINY
 pytestmark = pytest.mark.usefixtures("few_objects")
 
 TRAIN = {"per_device_train_batch_size": 2, "bf16": False}
-needs_peft = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'")
+needs_peft = pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'"
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,13 @@ def make_base(texts, tmp_path_factory):
     def make(name):
         if name not in made:
             made[name] = root / name
-            page = {"rung": name, "corpus": str(texts / "one.txt"), "model": TINY[name], "steps": 10, "train": TRAIN}
+            page = {
+                "rung": name,
+                "corpus": str(texts / "one.txt"),
+                "model": TINY[name],
+                "steps": 10,
+                "train": TRAIN,
+            }
             assert execute(make_recipe(page), made[name])
         return str(made[name])
 
@@ -50,12 +60,20 @@ def make_base(texts, tmp_path_factory):
 
 
 def page_of(name, texts, its_base, **changes):
-    page = {"rung": name, "corpus": str(texts / "other.txt"), "base": its_base, "steps": 6, "train": TRAIN}
+    page = {
+        "rung": name,
+        "corpus": str(texts / "other.txt"),
+        "base": its_base,
+        "steps": 6,
+        "train": TRAIN,
+    }
     return page | changes
 
 
 def random_ids(model):
-    return torch.randint(3, model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        3, model.config.vocab_size, (2, 12), generator=torch.Generator().manual_seed(1)
+    )
 
 
 def losses_of(folder):
@@ -72,24 +90,43 @@ def test_a_run_goes_on_from_a_model(make_base, texts, tmp_path):
     assert record["recipe"]["base"] == base
     assert Recipe(**record["recipe"]).base == base
     assert record["training"]["trainable_parameters"] == record["parameters"]
-    assert record["tokenizer"]["fingerprint"] == runs.read_record(Path(base))["tokenizer"]["fingerprint"]
+    assert (
+        record["tokenizer"]["fingerprint"]
+        == runs.read_record(Path(base))["tokenizer"]["fingerprint"]
+    )
     model, tokenizer = load(base)
-    assert losses_of(tmp_path / "on")[0] < math.log(len(tokenizer)) - 0.01  # it has learned a little to begin with
-    assert not torch.equal(load(tmp_path / "on")[0](random_ids(model)).logits, model(random_ids(model)).logits)
+    assert (
+        losses_of(tmp_path / "on")[0] < math.log(len(tokenizer)) - 0.01
+    )  # it has learned a little to begin with
+    assert not torch.equal(
+        load(tmp_path / "on")[0](random_ids(model)).logits, model(random_ids(model)).logits
+    )
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
         ({"tokenizer": {"kind": "characters"}}, RecipeError, "reads its own tokens: leave it out"),
-        ({"model": {"hidden_size": 64}}, RecipeError, "model.hidden_size is 64, but .* was made with 32: leave it out"),
+        (
+            {"model": {"hidden_size": 64}},
+            RecipeError,
+            "model.hidden_size is 64, but .* was made with 32: leave it out",
+        ),
         ({"model": {"n_positions": 32}}, RecipeError, "n_positions is 32, but"),
-        ({"model": {"max_position_embeddings": 32}}, RecipeError, "has learned a vector for each of its positions"),
+        (
+            {"model": {"max_position_embeddings": 32}},
+            RecipeError,
+            "has learned a vector for each of its positions",
+        ),
         ({"rung": "llama3"}, RunError, "is a 'gpt2' model and no llama3"),
         ({"rung": "ngram"}, RecipeError, "ngram is fitted by counting in one pass"),
         ({"base": "./nowhere"}, RunError, "no run at ./nowhere"),
         ({"base": 5}, RecipeError, "base is 5: it must name"),
-        ({"base": None, "lora": 8}, RecipeError, "lora is 8, but there is no model to adapt: .* --from RUN"),
+        (
+            {"base": None, "lora": 8},
+            RecipeError,
+            "lora is 8, but there is no model to adapt: .* --from RUN",
+        ),
         ({"lora": 0}, RecipeError, "lora is 0: it must be a rank"),
         ({"lora": True}, RecipeError, "lora is True: it must be a rank"),
     ],
@@ -107,7 +144,11 @@ def test_a_file_is_no_base(texts):
 
 
 def test_what_says_how_to_train_may_be_set_anew(make_base, texts):
-    model = load_base(make_recipe(page_of("gpt2", texts, make_base("gpt2"), model={"resid_pdrop": 0.5, "n_layer": 2})))
+    model = load_base(
+        make_recipe(
+            page_of("gpt2", texts, make_base("gpt2"), model={"resid_pdrop": 0.5, "n_layer": 2})
+        )
+    )
     assert model.transformer.h[0].mlp.dropout.p == 0.5
     changed = page_of("llama3", texts, make_base("llama3"), model={"max_position_embeddings": 32})
     model = load_base(make_recipe(changed))
@@ -138,7 +179,9 @@ def test_every_rung_learns_by_a_change_of_low_rank(name, make_base, texts, tmp_p
     ids = random_ids(model)
     logits, before = model(ids).logits, load(base)[0](ids).logits
     assert (logits - before).abs().max() > 1e-3
-    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter"
+    ).eval()
     torch.testing.assert_close(adapted(ids).logits, logits, rtol=1e-4, atol=1e-5)
     record = runs.read_record(tmp_path)
     trained = record["training"]["trainable_parameters"]
@@ -146,7 +189,9 @@ def test_every_rung_learns_by_a_change_of_low_rank(name, make_base, texts, tmp_p
     assert not [key for key in model.state_dict() if "lora" in key]
     head = model.get_output_embeddings().weight
     assert torch.equal(head, load(base)[0].get_output_embeddings().weight)
-    watched = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
+    watched = [
+        line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line
+    ]
     assert watched[-1] < watched[0]
 
 
@@ -157,13 +202,19 @@ def test_a_merged_run_opens_in_stock_transformers(name, make_base, texts, tmp_pa
 
     execute(make_recipe(page_of(name, texts, make_base(name), lora=4)), tmp_path)
     model = load(tmp_path)[0]
-    stock = {"gpt2": GPT2LMHeadModel, "llama3": LlamaForCausalLM}[name].from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(stock(random_ids(model)).logits, model(random_ids(model)).logits, rtol=1e-4, atol=1e-5)
+    stock = (
+        {"gpt2": GPT2LMHeadModel, "llama3": LlamaForCausalLM}[name].from_pretrained(tmp_path).eval()
+    )
+    torch.testing.assert_close(
+        stock(random_ids(model)).logits, model(random_ids(model)).logits, rtol=1e-4, atol=1e-5
+    )
     assert not (tmp_path / "adapter_config.json").exists()
 
 
 @needs_peft
-@pytest.mark.parametrize("changes", [{}, {"train": TRAIN | {"optim": "muon"}}], ids=["adamw", "muon"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"train": TRAIN | {"optim": "muon"}}], ids=["adamw", "muon"]
+)
 @pytest.mark.parametrize("name", ["rnn-attention", "gpt2"])
 def test_a_change_is_resumed_to_the_bit(name, changes, make_base, texts, tmp_path):
     recipe = make_recipe(page_of(name, texts, make_base(name), lora=4, **changes))
@@ -179,15 +230,23 @@ def test_a_change_is_resumed_to_the_bit(name, changes, make_base, texts, tmp_pat
 def test_the_ruler_reads_the_change_as_it_is_by_then(make_base, texts, tmp_path):
     """What was read at the best step is what the run's own model, that of this step, gives."""
     train = TRAIN | {"learning_rate": 0.05}
-    assert execute(make_recipe(page_of("gpt2", texts, make_base("gpt2"), lora=4, train=train)), tmp_path)
-    watched = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
+    assert execute(
+        make_recipe(page_of("gpt2", texts, make_base("gpt2"), lora=4, train=train)), tmp_path
+    )
+    watched = [
+        line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line
+    ]
     text = first_texts(load_corpus(str(texts / "other.txt")).validation["text"], WATCHED_BYTES)
-    assert min(watched) == pytest.approx(score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6)
+    assert min(watched) == pytest.approx(
+        score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6
+    )
     assert watched[-1] != pytest.approx(watched[-2], rel=1e-6)
 
 
 @needs_peft
-def test_a_change_trains_with_streams_parts_and_activations_computed_again(make_base, texts, tmp_path):
+def test_a_change_trains_with_streams_parts_and_activations_computed_again(
+    make_base, texts, tmp_path
+):
     page = page_of("rnn", texts, make_base("rnn"), lora=2, carry_state=True)
     assert execute(make_recipe(page, ["gradient_accumulation_steps=2"]), tmp_path / "rnn")
     losses = []

@@ -1,4 +1,6 @@
-"""The order of the text: every epoch a permutation, every place of it found without the ones before."""
+"""The order of the text: every epoch a permutation, every place of it found without the ones
+before.
+"""
 
 import time
 import tracemalloc
@@ -12,7 +14,9 @@ from rung.training.sampler import CHUNK, Order, permute
 
 
 def read(order):
-    return list(iter(order))  # a list made of the order itself would make room for its whole length first
+    return list(
+        iter(order)
+    )  # a list made of the order itself would make room for its whole length first
 
 
 @settings(max_examples=60, deadline=None)
@@ -23,7 +27,11 @@ def test_an_epoch_reads_each_item_once(items, seed, epoch):
 
 
 @settings(max_examples=60, deadline=None)
-@given(items=st.integers(1, 3 * CHUNK), first=st.integers(0, 5 * CHUNK), count=st.integers(1, 3 * CHUNK))
+@given(
+    items=st.integers(1, 3 * CHUNK),
+    first=st.integers(0, 5 * CHUNK),
+    count=st.integers(1, 3 * CHUNK),
+)
 def test_it_goes_on_at_any_place_as_if_it_had_begun_at_none(items, first, count):
     whole = Order(items, seed=7, first=0, last=first + count)
     assert read(Order(items, seed=7, first=first, last=first + count)) == read(whole)[first:]
@@ -39,14 +47,20 @@ def test_epochs_and_seeds_are_different_and_the_text_can_be_read_as_it_stands():
 
 @pytest.mark.parametrize("items", [2, 3, 5, 8, 17])
 def test_every_item_is_as_likely_at_every_place(items):
-    """Over many epochs; the deviation of each count from its mean stays within what chance allows."""
+    """Over many epochs; the deviation of each count from its mean stays within what chance
+    allows.
+    """
     epochs = 2000
-    drawn = numpy.array([permute(numpy.arange(items), items, (0, epoch)) for epoch in range(epochs)])
+    drawn = numpy.array(
+        [permute(numpy.arange(items), items, (0, epoch)) for epoch in range(epochs)]
+    )
     for place in range(items):
         counts = numpy.bincount(drawn[:, place], minlength=items)
         spread = numpy.sqrt(epochs / items * (1 - 1 / items))
         assert numpy.abs(counts - epochs / items).max() < 5 * spread
-    together = numpy.mean([(drawn[:, 1] - drawn[:, 0]) % items == step for step in range(1, items)], axis=1)
+    together = numpy.mean(
+        [(drawn[:, 1] - drawn[:, 0]) % items == step for step in range(1, items)], axis=1
+    )
     assert numpy.abs(together - 1 / (items - 1)).max() < 5 * numpy.sqrt(1 / (items - 1) / epochs)
 
 

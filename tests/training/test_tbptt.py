@@ -1,4 +1,6 @@
-"""Truncated back-propagation through time: streams read in order, states carried, and nothing that disturbs them."""
+"""Truncated back-propagation through time: streams read in order, states carried, and nothing that
+disturbs them.
+"""
 
 import itertools
 import math
@@ -41,7 +43,15 @@ def packed(tokenizer):
 def run(make_tiny, tokenizer, packed, tmp_path):
     """A function that trains a tiny RNN and gives the losses of its steps."""
 
-    def run(name="run", steps=20, act=None, evaluate=lambda model: 1.5, model=None, carry=True, **arguments):
+    def run(
+        name="run",
+        steps=20,
+        act=None,
+        evaluate=lambda model: 1.5,
+        model=None,
+        carry=True,
+        **arguments,
+    ):
         def progress(now):
             if act:
                 act(now.step)
@@ -53,7 +63,9 @@ def run(make_tiny, tokenizer, packed, tmp_path):
             carry_state=carry,
         )
         hooks = Hooks(evaluate=evaluate, sample=lambda model: "", progress=progress)
-        model = model or make_tiny("rnn", max_position_embeddings=LENGTH, num_hidden_layers=2, dropout=0.2)
+        model = model or make_tiny(
+            "rnn", max_position_embeddings=LENGTH, num_hidden_layers=2, dropout=0.2
+        )
         train(model, tokenizer, packed, tmp_path / name, settings, hooks)
         return [line["loss"] for line in runs.read_metrics(tmp_path / name) if "loss" in line]
 
@@ -110,10 +122,15 @@ def test_every_process_has_streams_of_its_own(accumulated, packed):
     batches = BatchSampler(SequentialSampler(streams), ROWS, drop_last=False)
     owned = []
     for process in range(2):
-        dealt = [streams.__getitems__(b) for b in BatchSamplerShard(batches, num_processes=2, process_index=process)]
+        dealt = [
+            streams.__getitems__(b)
+            for b in BatchSamplerShard(batches, num_processes=2, process_index=process)
+        ]
         assert [b["stretch"] for b in dealt] == [n // accumulated for n in range(len(dealt))]
         owned.append({b["stream"] for b in dealt})
-        assert all(len({b["stream"] for b in dealt[n::accumulated]}) == 1 for n in range(accumulated))
+        assert all(
+            len({b["stream"] for b in dealt[n::accumulated]}) == 1 for n in range(accumulated)
+        )
     assert len(owned[0]) == len(owned[1]) == accumulated
     assert not owned[0] & owned[1]
 
@@ -121,8 +138,16 @@ def test_every_process_has_streams_of_its_own(accumulated, packed):
 def test_it_is_back_propagation_through_time_written_out(run, make_tiny, packed):
     """Plain SGD by hand: the state detached and carried; the second epoch begins without one."""
     assert stretches_of(packed, ROWS) < 30
-    ours = run(model=make_tiny("rnn", max_position_embeddings=LENGTH), optim="sgd", learning_rate=0.5,
-               lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.0, steps=30)  # fmt: skip
+    ours = run(
+        model=make_tiny("rnn", max_position_embeddings=LENGTH),
+        optim="sgd",
+        learning_rate=0.5,
+        # Fmt: skip.
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        steps=30,
+    )
     model, row = make_tiny("rnn"), torch.from_numpy(packed.tokens.astype(numpy.int64))
     part = -(-(len(row) - 1) // ROWS)
     losses = []
@@ -134,7 +159,10 @@ def test_it_is_back_propagation_through_time_written_out(run, make_tiny, packed)
             for stream in range(ROWS):
                 begin, end = stream * part + start, stream * part + min(start + LENGTH, part)
                 piece = row[begin : min(end, len(row) - 1) + 1]
-                inputs[stream, : len(piece) - 1], targets[stream, : len(piece) - 1] = piece[:-1], piece[1:]
+                inputs[stream, : len(piece) - 1], targets[stream, : len(piece) - 1] = (
+                    piece[:-1],
+                    piece[1:],
+                )
             hidden, state = model.recurrence.cell(model.embedding(inputs), state)
             state = tuple(t.detach() for t in state)
             loss = F.cross_entropy(model.head(hidden).flatten(0, 1), targets.flatten())
@@ -154,7 +182,10 @@ def test_a_resumed_run_goes_on_with_the_same_state(killed, accumulated, run, pac
         if step == killed:
             raise RuntimeError("the machine went away")
 
-    assert stretches_of(packed, ROWS * accumulated) in (6, 11)  # epochs end within, and no checkpoint stands at an end
+    assert stretches_of(packed, ROWS * accumulated) in (
+        6,
+        11,
+    )  # epochs end within, and no checkpoint stands at an end
     options = {"gradient_accumulation_steps": accumulated, "save_steps": 5}
     whole = run("whole", **options)
     with pytest.raises(RuntimeError, match="went away"):
@@ -167,13 +198,17 @@ def test_a_resumed_run_goes_on_with_the_same_state(killed, accumulated, run, pac
 def test_evaluating_or_measuring_changes_nothing(run, make_tiny, tokenizer, packed, tmp_path):
     def read(model):
         with torch.no_grad():
-            model(torch.arange(5)[None], past_key_values=model(torch.arange(6)[None]).past_key_values)
+            model(
+                torch.arange(5)[None], past_key_values=model(torch.arange(6)[None]).past_key_values
+            )
         return 1.5
 
     alone = run("alone", eval_strategy="no")
     assert run("evaluated", evaluate=read, eval_steps=3) == alone
     model = make_tiny("rnn", max_position_embeddings=LENGTH, num_hidden_layers=2, dropout=0.2)
-    settings = TrainSettings(arguments={"per_device_train_batch_size": ROWS, "bf16": False}, carry_state=True)
+    settings = TrainSettings(
+        arguments={"per_device_train_batch_size": ROWS, "bf16": False}, carry_state=True
+    )
     blocks = rung.training.train._cut(model, tokenizer, packed, tmp_path, settings)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(rung.training.train, "MEASURED_SECONDS", 0.1)
@@ -191,13 +226,22 @@ def test_an_epoch_is_as_many_steps_as_a_stream_has_stretches(run, packed):
 
 
 @pytest.mark.parametrize("name", ["bigram", "ngram", "rnn-attention", "gpt2", "llama3"])
-def test_a_rung_that_has_nothing_to_carry_says_which_has(name, make_tiny, tokenizer, packed, tmp_path):
+def test_a_rung_that_has_nothing_to_carry_says_which_has(
+    name, make_tiny, tokenizer, packed, tmp_path
+):
     message = rf"--carry-state \(carry_state\): {name} cannot train so; of the rungs, rnn can"
     with pytest.raises(RecipeError, match=message):
         make_recipe({"rung": name, "carry_state": True})
     if name == "gpt2":
         with pytest.raises(RecipeError, match=message):
-            train(make_tiny(name), tokenizer, packed, tmp_path, TrainSettings(steps=1, carry_state=True), None)
+            train(
+                make_tiny(name),
+                tokenizer,
+                packed,
+                tmp_path,
+                TrainSettings(steps=1, carry_state=True),
+                None,
+            )
 
 
 def test_what_would_mix_the_streams_up_is_refused(run, tmp_path):
@@ -210,21 +254,40 @@ def test_what_would_mix_the_streams_up_is_refused(run, tmp_path):
         with pytest.raises(RecipeError, match=f"train.{key} {why}"):
             make_recipe({"rung": "rnn", "carry_state": True, "train": {key: value}})
     run(steps=5)
-    with pytest.raises(RunError, match=r"has no carried-6.safetensors .*: resume with the batch size of before"):
+    with pytest.raises(
+        RunError, match=r"has no carried-6.safetensors .*: resume with the batch size of before"
+    ):
         run(steps=5, per_device_train_batch_size=6)
     run("other", steps=20, act=lambda step: None, gradient_accumulation_steps=2, save_steps=7)
     (last_checkpoint(tmp_path / "other") / "trainer_state.json").unlink()
-    again = run("other", per_device_train_batch_size=2 * ROWS, save_steps=7)  # the same streams, all at a time
+    again = run(
+        "other", per_device_train_batch_size=2 * ROWS, save_steps=7
+    )  # the same streams, all at a time
     assert len(again) == 20
 
 
 def test_the_command_trains_so_and_the_run_remembers_it(prose, tmp_path):
     (tmp_path / "text.txt").write_text(prose)
-    text, settings = str(tmp_path / "text.txt"), ("--set", "hidden_size=16", "--set", "max_position_embeddings=16")
-    refused = CliRunner().invoke(app, ["train", "gpt2", text, "--carry-state", "--out", str(tmp_path / "gpt2")])
+    text, settings = (
+        str(tmp_path / "text.txt"),
+        ("--set", "hidden_size=16", "--set", "max_position_embeddings=16"),
+    )
+    refused = CliRunner().invoke(
+        app, ["train", "gpt2", text, "--carry-state", "--out", str(tmp_path / "gpt2")]
+    )
     assert refused.exit_code == 2
     assert "gpt2 cannot train so; of the rungs, rnn can" in refused.output
-    command = ["train", "rnn", text, "--carry-state", "--steps", "3", *settings, "--out", str(tmp_path / "run")]
+    command = [
+        "train",
+        "rnn",
+        text,
+        "--carry-state",
+        "--steps",
+        "3",
+        *settings,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert CliRunner().invoke(app, command).exit_code == 0
     record = runs.read_record(tmp_path / "run")
     assert record["recipe"]["carry_state"] is True

@@ -44,7 +44,9 @@ class Listener:
 
     def hooks(self):
         return Hooks(
-            evaluate=lambda model: 1.5, sample=lambda model: "a sample\n## not a heading", progress=self.progress
+            evaluate=lambda model: 1.5,
+            sample=lambda model: "a sample\n## not a heading",
+            progress=self.progress,
         )
 
     def progress(self, progress):
@@ -78,7 +80,9 @@ def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
     assert [line["step"] for line in lines if "bits_per_byte" in line] == [4, 8, 12, 16, 20]
     blocks = math.ceil((len(packed) - 1) / 64)  # the last one has some padding, which is no token
-    assert all(line["tokens"] == round(line["step"] * 4 * (len(packed) - 1) / blocks) for line in lines)
+    assert all(
+        line["tokens"] == round(line["step"] * 4 * (len(packed) - 1) / blocks) for line in lines
+    )
     samples = (tmp_path / runs.SAMPLES).read_text()
     assert samples.count("## Step") == 5
     assert "> ## not a heading" in samples
@@ -86,7 +90,9 @@ def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path)
 
 @pytest.mark.parametrize("lora", [None, 2])
 def test_the_weights_of_the_best_evaluation_are_kept(lora, make_tiny, tokenizer, packed, tmp_path):
-    """A model that gets worse after the fourth of five evaluations is the one of then; ties go to the later."""
+    """A model that gets worse after the fourth of five evaluations is the one of then; ties go to
+    the later.
+    """
     if lora:
         pytest.importorskip("peft", reason="needs PEFT: pip install 'rung[lora]'")
     told, seen = iter([3.0, 2.0, 2.5, 2.0, 2.2]), []
@@ -100,7 +106,9 @@ def test_the_weights_of_the_best_evaluation_are_kept(lora, make_tiny, tokenizer,
     trained = train(model, tokenizer, packed, tmp_path, settings_of(lora=lora), hooks)
     assert (trained.steps, trained.kept_step) == (20, 16)
     assert all(torch.equal(seen[3][name], tensor) for name, tensor in model.state_dict().items())
-    assert not all(torch.equal(seen[4][name], tensor) for name, tensor in model.state_dict().items())
+    assert not all(
+        torch.equal(seen[4][name], tensor) for name, tensor in model.state_dict().items()
+    )
 
 
 def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed, tmp_path, caplog):
@@ -111,7 +119,9 @@ def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed,
 
     told = iter([1.0, 2.0, 3.0, 4.0, 5.0])
     hooks = replace(Listener().hooks(), evaluate=worse)
-    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), hooks).kept_step == 20
+    assert (
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), hooks).kept_step == 20
+    )
     assert "the best checkpoint, step 4, is damaged" in caplog.text
 
 
@@ -126,7 +136,9 @@ def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
 
 
 class Machine:
-    """A clock of its own: a step and a look take as long as it is told, and nothing else takes time."""
+    """A clock of its own: a step and a look take as long as it is told, and nothing else takes
+    time.
+    """
 
     def __init__(self, monkeypatch, step, look=0.0):
         self.time, self.step, self.look = 0.0, step, look
@@ -166,7 +178,9 @@ def timed(make_tiny, tokenizer, packed, tmp_path):
 
     def timed(machine, minutes=1.0, arguments=None, scoring=0.0, **changes):
         settings = settings_of(steps=None, minutes=minutes, arguments=arguments or {}, **changes)
-        return train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, machine.hooks(scoring=scoring))
+        return train(
+            make_tiny("rnn"), tokenizer, packed, tmp_path, settings, machine.hooks(scoring=scoring)
+        )
 
     return timed
 
@@ -185,7 +199,9 @@ MACHINES = {
 
 
 @pytest.mark.parametrize("name", MACHINES)
-def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(name, timed, tmp_path, monkeypatch):
+def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(
+    name, timed, tmp_path, monkeypatch
+):
     machine = Machine(monkeypatch, MACHINES[name], look=0.2)
     trained = timed(machine)
     assert 56 < machine.time < 61
@@ -196,8 +212,12 @@ def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(name, timed, tm
 
 
 @pytest.mark.parametrize(("first", "measured"), [(3.0, 1.0), (9.0, 9.0)])
-def test_the_step_that_is_measured_is_a_warm_one(first, measured, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
-    """Of a few seconds for measuring: neither what comes before the first step, nor that one, unless it took long."""
+def test_the_step_that_is_measured_is_a_warm_one(
+    first, measured, make_tiny, tokenizer, packed, tmp_path, monkeypatch
+):
+    """Of a few seconds for measuring: neither what comes before the first step, nor that one,
+    unless it took long.
+    """
     machine = Machine(monkeypatch, lambda time: first if time < first else 1.0)
     build = rung.training.train._Trainer.__init__
 
@@ -208,7 +228,10 @@ def test_the_step_that_is_measured_is_a_warm_one(first, measured, make_tiny, tok
     monkeypatch.setattr("rung.training.train._Trainer.__init__", build_slowly)
     machine.wait(-1000.0)
     settings = settings_of(steps=None, minutes=1.5)
-    assert rung.training.train.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings) == measured
+    assert (
+        rung.training.train.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings)
+        == measured
+    )
 
 
 def test_what_follows_training_is_left_time_for(timed, monkeypatch):
@@ -254,7 +277,9 @@ def test_first_steps_that_are_slow_are_no_measure(timed, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_another_schedule_too_ends_where_the_clock_does(kind, name, timed, tmp_path, monkeypatch):
     machine = Machine(monkeypatch, MACHINES[name], look=0.2)
-    trained = timed(machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 4})
+    trained = timed(
+        machine, arguments={"lr_scheduler_type": kind, "logging_steps": 1, "warmup_steps": 4}
+    )
     assert 56 < machine.time < 61
     rates = find_rates(tmp_path)
     assert rates[-1] < max(rates) / 5
@@ -265,7 +290,9 @@ def test_another_schedule_too_ends_where_the_clock_does(kind, name, timed, tmp_p
 
 def test_a_schedule_of_minutes_is_transformers_own_stretched(monkeypatch, timed, tmp_path):
     """On a steady machine it is the curve of a run whose steps were given."""
-    steps = timed(Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1}).steps
+    steps = timed(
+        Machine(monkeypatch, 1.0), arguments={"lr_scheduler_type": "cosine", "logging_steps": 1}
+    ).steps
     rates = find_rates(tmp_path)
     wanted = [6e-3 * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
     assert rates[10:] == pytest.approx(wanted[10:], abs=3e-4)
@@ -280,7 +307,9 @@ def test_a_schedule_that_knows_no_end_is_left_as_it_is(kind, timed, tmp_path, mo
 
 
 @pytest.mark.parametrize(("asked", "steps"), [(10, 10), (0.25, 10), (0, 0), (None, 2)])
-def test_the_steps_of_the_warm_up_are_those_asked_for(asked, steps, make_tiny, tokenizer, packed, tmp_path):
+def test_the_steps_of_the_warm_up_are_those_asked_for(
+    asked, steps, make_tiny, tokenizer, packed, tmp_path
+):
     arguments = {"logging_steps": 1} | ({} if asked is None else {"warmup_steps": asked})
     settings = settings_of(steps=40, arguments=arguments)
     train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
@@ -289,7 +318,9 @@ def test_the_steps_of_the_warm_up_are_those_asked_for(asked, steps, make_tiny, t
     assert max(rates) == 6e-3
 
 
-def test_training_that_is_never_evaluated_keeps_its_last_weights(make_tiny, tokenizer, packed, tmp_path):
+def test_training_that_is_never_evaluated_keeps_its_last_weights(
+    make_tiny, tokenizer, packed, tmp_path
+):
     settings = settings_of(arguments={"eval_strategy": "no"})
     trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
     assert (trained.steps, trained.kept_step) == (20, 20)
@@ -298,7 +329,9 @@ def test_training_that_is_never_evaluated_keeps_its_last_weights(make_tiny, toke
 
 def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp_path, monkeypatch):
     seen = {}
-    monkeypatch.setattr(Muon, "__init__", lambda *_, **__: pytest.fail("another optimizer was asked for"))
+    monkeypatch.setattr(
+        Muon, "__init__", lambda *_, **__: pytest.fail("another optimizer was asked for")
+    )
     real = torch.optim.SGD.__init__
     monkeypatch.setattr(
         torch.optim.SGD,
@@ -306,19 +339,30 @@ def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp
         lambda self, *args, **options: seen.update(options) or real(self, *args, **options),
     )
     arguments = {"optim": "sgd", "optim_args": "momentum=0.5", "learning_rate": 1e-3}
-    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(steps=2, arguments=arguments), Listener().hooks())
+    train(
+        make_tiny("rnn"),
+        tokenizer,
+        packed,
+        tmp_path,
+        settings_of(steps=2, arguments=arguments),
+        Listener().hooks(),
+    )
     assert (seen["lr"], seen["momentum"]) == (1e-3, 0.5)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
 def test_muon_steps_as_torchs_own(shape):
-    """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches AdamW's."""
+    """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches
+    AdamW's.
+    """
     generator = torch.Generator().manual_seed(0)
     ours = nn.Parameter(torch.randn(shape, generator=generator))
     theirs = nn.Parameter(ours.detach().clone())
     group = {"params": [ours], "weight_decay": 0.1, "muon": True}
     one = Muon([group], lr=0.02, betas=(0.9, 0.95), eps=1e-8, dtype=torch.bfloat16)
-    other = torch.optim.Muon([theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    other = torch.optim.Muon(
+        [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
     for _ in range(5):
         before = ours.detach().clone()
         ours.grad = torch.randn(shape, generator=generator)
@@ -332,12 +376,21 @@ def test_muon_steps_as_torchs_own(shape):
 
 def test_a_fused_matrix_steps_as_its_parts_would_and_what_has_no_gradient_stays():
     generator = torch.Generator().manual_seed(0)
-    draws = {0: torch.randn(3, 18, 6, generator=generator), 1: torch.randn(3, 6, 18, generator=generator)}
+    draws = {
+        0: torch.randn(3, 18, 6, generator=generator),
+        1: torch.randn(3, 6, 18, generator=generator),
+    }
     fused = [nn.Parameter(draw[0].clone()) for draw in draws.values()]
-    parts = [[nn.Parameter(part.clone()) for part in draw[0].split(6, dim=axis)] for axis, draw in draws.items()]
+    parts = [
+        [nn.Parameter(part.clone()) for part in draw[0].split(6, dim=axis)]
+        for axis, draw in draws.items()
+    ]
     still, vector = nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(6))
     options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "dtype": torch.float32}
-    groups = [{"params": [*fused, still], "muon": True}, {"params": [vector]}]  # nothing decays unless it is asked
+    groups = [
+        {"params": [*fused, still], "muon": True},
+        {"params": [vector]},
+    ]  # nothing decays unless it is asked
     one = Muon(groups, **options)
     other = Muon([{"params": [*parts[0], *parts[1]], "muon": True, "weight_decay": 0.0}], **options)
     for step in (1, 2):
@@ -406,7 +459,9 @@ def test_the_share_of_a_run_grows_to_one_wherever_its_end_is_moved():
 
 
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
-    settings = settings_of(steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8})
+    settings = settings_of(
+        steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8}
+    )
     trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
     blocks = math.ceil((len(packed) - 1) / 256)
     assert trained.steps == 2 * math.ceil(blocks / 8)
@@ -415,7 +470,9 @@ def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
 def test_padding_is_no_token(make_tiny, tokenizer, tmp_path):
     """A text of 45 tokens in a block of 64: every row of a step has 44 to learn from."""
     short = Packed(tokens=numpy.arange(45, dtype=numpy.uint16), starts=numpy.array([0]))
-    trained = train(make_tiny("llama3"), tokenizer, short, tmp_path, settings_of(steps=3), Listener().hooks())
+    trained = train(
+        make_tiny("llama3"), tokenizer, short, tmp_path, settings_of(steps=3), Listener().hooks()
+    )
     assert trained.tokens == 3 * 4 * 44
 
 
@@ -437,12 +494,22 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
 )
 def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, packed, tmp_path):
     with pytest.raises(RecipeError, match=message):
-        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(arguments=arguments), Listener().hooks())
+        train(
+            make_tiny("rnn"),
+            tokenizer,
+            packed,
+            tmp_path,
+            settings_of(arguments=arguments),
+            Listener().hooks(),
+        )
 
 
 def test_any_optimizer_of_the_trainer_can_be_had(make_tiny, tokenizer, packed, tmp_path):
     settings = settings_of(steps=2, arguments={"optim": "adafactor", "learning_rate": 1e-2})
-    assert train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 2
+    assert (
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps
+        == 2
+    )
 
 
 def test_check_arguments_knows_the_trainers_own():
@@ -460,26 +527,38 @@ def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
 
 @pytest.mark.conditions
 @pytest.mark.parametrize("bf16", [True, False])
-def test_muon_computes_in_the_precision_of_the_run(bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch):
+def test_muon_computes_in_the_precision_of_the_run(
+    bf16, make_tiny, tokenizer, packed, tmp_path, monkeypatch
+):
     """Each process would measure for itself, and two that find otherwise cannot share a matrix."""
     seen = set()
     monkeypatch.setattr(
-        "rung.training.optimizer.orthogonalize", lambda matrices: seen.add(matrices.dtype) or orthogonalize(matrices)
+        "rung.training.optimizer.orthogonalize",
+        lambda matrices: seen.add(matrices.dtype) or orthogonalize(matrices),
     )
     settings = settings_of(steps=1, arguments={"bf16": bf16})
     train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks())
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
-def test_float16_gives_way_where_there_is_no_gpu(make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog):
+def test_float16_gives_way_where_there_is_no_gpu(
+    make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog
+):
     monkeypatch.setattr("rung.training.train.choose_device", lambda: torch.device("cpu"))
     settings = TrainSettings(steps=1, arguments={"per_device_train_batch_size": 4, "fp16": True})
     with caplog.at_level("WARNING"):
-        assert train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps == 1
+        assert (
+            train(
+                make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()
+            ).steps
+            == 1
+        )
     assert "train.fp16 needs a GPU" in caplog.text
 
 
-@pytest.mark.parametrize(("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)])
+@pytest.mark.parametrize(
+    ("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)]
+)
 def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
     pieces = split_matrix(torch.zeros(shape))
     assert len(pieces) == parts
@@ -525,6 +604,15 @@ def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, pac
     for dropout in (0.0, 0.3):
         (tmp_path / str(dropout)).mkdir()
         settings = settings_of(steps=3, dropout=dropout)
-        train(make_tiny(name), tokenizer, packed, tmp_path / str(dropout), settings, Listener().hooks())
-        found.append([line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line])
+        train(
+            make_tiny(name),
+            tokenizer,
+            packed,
+            tmp_path / str(dropout),
+            settings,
+            Listener().hooks(),
+        )
+        found.append(
+            [line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line]
+        )
     assert found[0] != found[1]

@@ -1,4 +1,6 @@
-"""What a stop at any moment costs: nothing. And what damages a checkpoint, or is none of this run, is said."""
+"""What a stop at any moment costs: nothing. And what damages a checkpoint, or is none of this run,
+is said.
+"""
 
 import contextlib
 import functools
@@ -37,7 +39,8 @@ DROPOUT = {
     "llama3": {"attention_dropout": 0.1},
     "swaps": {},
 }
-# Neither saves nor epochs (27 blocks of 64 in the text, 4 in a step) fall together with lines of the metrics.
+# Neither saves nor epochs (27 blocks of 64 in the text, 4 in a step) fall together with lines of
+# the metrics.
 ARGUMENTS = {
     "per_device_train_batch_size": 2,
     "gradient_accumulation_steps": 2,
@@ -56,7 +59,9 @@ def packed(tokenizer):
 
 
 def draw(model):
-    """An evaluation that spends randomness, and is different with each: 2.0, then less, then more."""
+    """An evaluation that spends randomness, and is different with each: 2.0, then less, then
+    more.
+    """
     random.random(), numpy.random.rand(), torch.rand(3)
     weight = next(model.parameters())
     return 2.0 + weight.float().abs().sum().item()
@@ -64,13 +69,27 @@ def draw(model):
 
 @pytest.fixture(scope="module")
 def start(make_tiny, tokenizer, packed):
-    """A function that trains a tiny model in a folder, by itself or up to what `act` does at a step."""
+    """A function that trains a tiny model in a folder, by itself or up to what `act` does at a
+    step.
+    """
 
-    def start(folder, rung="gpt2", model=None, act=lambda step: None, evaluate=draw, settings=None, **arguments):
+    def start(
+        folder,
+        rung="gpt2",
+        model=None,
+        act=lambda step: None,
+        evaluate=draw,
+        settings=None,
+        **arguments,
+    ):
         folder.mkdir(exist_ok=True)
-        given = TrainSettings(arguments={**ARGUMENTS, **arguments}, **{"steps": 14, **(settings or {})})
+        given = TrainSettings(
+            arguments={**ARGUMENTS, **arguments}, **{"steps": 14, **(settings or {})}
+        )
         model = model or make_tiny(rung, **DROPOUT[rung])
-        hooks = Hooks(evaluate=evaluate, sample=lambda model: "a sample", progress=lambda now: act(now.step))
+        hooks = Hooks(
+            evaluate=evaluate, sample=lambda model: "a sample", progress=lambda now: act(now.step)
+        )
         torch.manual_seed(1)
         return train(model, tokenizer, packed, folder, given, hooks), model
 
@@ -85,7 +104,9 @@ def run(start, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
-    """A function that gives what a run leaves that nobody stopped: its lines, samples and weights."""
+    """A function that gives what a run leaves that nobody stopped: its lines, samples and
+    weights.
+    """
     root = tmp_path_factory.mktemp("whole")
 
     @functools.cache
@@ -137,8 +158,14 @@ def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run, tmp_path, monk
         assert json.loads((checkpoint / "progress.json").read_text())["bf16"] is True
 
 
-@pytest.mark.parametrize("options", [{"optim": "adamw_torch", "lr_scheduler_type": "cosine"},
-                                     {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 2}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim": "adamw_torch", "lr_scheduler_type": "cosine"},
+        # Fmt: skip.
+        {"lr_scheduler_type": "reduce_lr_on_plateau", "eval_steps": 2},
+    ],
+)
 def test_other_optimizers_and_schedules_go_on_too(options, run, whole, tmp_path):
     with pytest.raises(GoneError):
         run("stopped", act=stop_at(11), **options)
@@ -148,7 +175,9 @@ def test_other_optimizers_and_schedules_go_on_too(options, run, whole, tmp_path)
 
 @pytest.mark.parametrize(("evaluation", "checkpoint"), [(1, 8), (2, 14)])
 def test_a_checkpoint_is_there_before_its_evaluation(evaluation, checkpoint, run, whole, tmp_path):
-    """Stopped in an evaluation, or in the one behind the last step: it is made again, and written once."""
+    """Stopped in an evaluation, or in the one behind the last step: it is made again, and written
+    once.
+    """
     times = []
 
     def break_down(model):
@@ -168,7 +197,9 @@ def test_a_checkpoint_is_there_before_its_evaluation(evaluation, checkpoint, run
 
 
 def test_ctrl_c_between_two_lines_of_metrics_costs_nothing(run, whole, tmp_path):
-    made, _ = run("stopped", act=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 4 else None)
+    made, _ = run(
+        "stopped", act=lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 4 else None
+    )
     assert (made.interrupted, made.steps) == (True, 5)
     assert last_checkpoint(tmp_path / "stopped").name == "checkpoint-5"
     _, model = run("stopped")
@@ -211,7 +242,9 @@ def _flip(file):
 )
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_is_found_wherever_it_is(damage, name, made, caplog):
-    """Every file of the last checkpoint, three ways: the one before is taken, and the warning names both."""
+    """Every file of the last checkpoint, three ways: the one before is taken, and the warning names
+    both.
+    """
     harm, said = DAMAGES[damage]
     path = made / runs.CHECKPOINTS / "checkpoint-12" / name
     kept = path.read_bytes()
@@ -246,7 +279,9 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(made, run, wh
     for path in find_checkpoints(tmp_path / "stopped"):
         assert find_damage(path) is None
         (path / "manifest.json").unlink()
-    with pytest.raises(RunError, match="every checkpoint in .* is damaged .*: delete it to begin again"):
+    with pytest.raises(
+        RunError, match="every checkpoint in .* is damaged .*: delete it to begin again"
+    ):
         run("stopped")
 
 
@@ -254,9 +289,15 @@ def test_a_checkpoint_of_another_model_or_recipe_is_refused_and_kept(made, start
     before = {p: p.read_bytes() for p in sorted(made.rglob("*")) if p.is_file()}
     wider = make_tiny("gpt2", **DROPOUT["gpt2"], n_inner=64)
     for changes, said in (
-        ({"model": wider}, "checkpoint-12 is of another model: n_inner is None there and 64 here; choose"),
+        (
+            {"model": wider},
+            "checkpoint-12 is of another model: n_inner is None there and 64 here; choose",
+        ),
         ({"rung": "llama3"}, "is of another model: .* there and .* here; choose another folder"),
-        ({"learning_rate": 1e-3}, "is of another recipe: train.learning_rate is None there and 0.001 here"),
+        (
+            {"learning_rate": 1e-3},
+            "is of another recipe: train.learning_rate is None there and 0.001 here",
+        ),
         ({"settings": {"steps": 20}}, "is of another recipe: steps is 14 there and 20 here"),
         ({"settings": {"seed": 3}}, "is of another recipe: seed is 0 there and 3 here"),
     ):
@@ -267,14 +308,18 @@ def test_a_checkpoint_of_another_model_or_recipe_is_refused_and_kept(made, start
 
 @pytest.mark.parametrize("room", [200, 30_000])
 def test_a_full_disk_is_said_and_the_one_before_is_kept(room, run, whole, tmp_path, limit_files):
-    """No file may grow beyond `room` bytes as the second checkpoint is written: the system's own refusal."""
+    """No file may grow beyond `room` bytes as the second checkpoint is written: the system's own
+    refusal.
+    """
     with contextlib.ExitStack() as full:
 
         def fill(step):
             if step == 8:
                 full.enter_context(limit_files(room))
 
-        with pytest.raises(RunError, match="could not be written to .*: make room there; what was saved is kept"):
+        with pytest.raises(
+            RunError, match="could not be written to .*: make room there; what was saved is kept"
+        ):
             run("stopped", act=fill)
     assert [path.name for path in find_checkpoints(tmp_path / "stopped")] == ["checkpoint-4"]
     assert find_damage(last_checkpoint(tmp_path / "stopped")) is None
@@ -294,7 +339,10 @@ def test_what_is_no_number_is_never_saved(name, make_tiny, run, tmp_path):
                 next(model.parameters())[0, 0] = float("inf")
             nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
 
-    with pytest.raises(RunError, match=r"the weights are no numbers at step 8 .*train.learning_rate=0.002; the last"):
+    with pytest.raises(
+        RunError,
+        match=r"the weights are no numbers at step 8 .*train.learning_rate=0.002; the last",
+    ):
         run(model=model, act=spoil, logging_steps=50)
     assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["checkpoint-4"]
     assert all(
@@ -311,7 +359,8 @@ class Machine:
         step = rung.training.train._Trainer.training_step
         monkeypatch.setattr("rung.training.clock.time", self)
         monkeypatch.setattr(
-            "rung.training.train._Trainer.training_step", lambda *args: (self.wait(0.25), step(*args))[1]
+            "rung.training.train._Trainer.training_step",
+            lambda *args: (self.wait(0.25), step(*args))[1],
         )
 
     def perf_counter(self):
@@ -322,7 +371,9 @@ class Machine:
 
 
 def test_the_minutes_that_remain_are_those_of_the_training_done(run, tmp_path, monkeypatch):
-    """Stopped on the way, and taken up an hour later: the hour does not count, the seconds before do."""
+    """Stopped on the way, and taken up an hour later: the hour does not count, the seconds before
+    do.
+    """
     machine = Machine(monkeypatch)
     settings = {"steps": None, "minutes": 0.5}
     options = {"save_steps": 20, "logging_steps": 5, "eval_steps": 10_000}
@@ -341,7 +392,11 @@ def test_the_minutes_that_remain_are_those_of_the_training_done(run, tmp_path, m
     assert machine.time - before == pytest.approx(20, abs=1)
     assert made.seconds == pytest.approx(30, abs=1)
     assert made.steps == pytest.approx(60, abs=2)
-    rates = [line["learning_rate"] for line in runs.read_metrics(tmp_path / "run") if "learning_rate" in line]
+    rates = [
+        line["learning_rate"]
+        for line in runs.read_metrics(tmp_path / "run")
+        if "learning_rate" in line
+    ]
     assert rates[-1] < max(rates) / 5
     again, _ = train_until(None)
     assert again.steps == made.steps

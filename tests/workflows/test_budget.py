@@ -25,7 +25,9 @@ def test_more_of_anything_never_hurts(parameters, tokens, text, times):
     assert math.isfinite(base)
     assert base >= LAW.floor
     for grown in ((times, 1, 1), (1, times, 1), (1, 1, times)):
-        p, t, x = (value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True))
+        p, t, x = (
+            value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True)
+        )
         assert LAW(p, t, x) <= base * (1 + 1e-9)
 
 
@@ -48,7 +50,9 @@ class Bench:
     def __init__(self, monkeypatch, seconds_a_token):
         monkeypatch.setattr(
             "rung.workflows.budget.measure_step",
-            lambda model, *_: seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128,
+            lambda model, *_: (
+                seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128
+            ),
         )
 
 
@@ -62,11 +66,20 @@ class Clock:
 
 
 def turn(tokenizer, packed, tmp_path, began=None, **page):
-    recipe = make_recipe({"rung": "llama3", "model": {"max_position_embeddings": 128}, "global_batch_size": 16, **page})
+    recipe = make_recipe(
+        {
+            "rung": "llama3",
+            "model": {"max_position_embeddings": 128},
+            "global_batch_size": 16,
+            **page,
+        }
+    )
     return turn_dial(recipe, tokenizer, packed, tmp_path, SENTENCES, began)
 
 
-def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tmp_path, monkeypatch):
+def test_more_time_and_a_faster_machine_make_larger_models(
+    tokenizer, packed, tmp_path, monkeypatch
+):
     plans = []
     for minutes, speed in ((1, 1e-9), (30, 1e-9), (30, 1e-10)):
         Bench(monkeypatch, speed)
@@ -78,7 +91,9 @@ def test_more_time_and_a_faster_machine_make_larger_models(tokenizer, packed, tm
     assert expected == sorted(expected, reverse=True)
 
 
-def test_a_much_faster_machine_is_measured_again_further_out(tokenizer, packed, tmp_path, monkeypatch):
+def test_a_much_faster_machine_is_measured_again_further_out(
+    tokenizer, packed, tmp_path, monkeypatch
+):
     """Not bound to what a laptop would train; a text that is long enough is taken for granted."""
     monkeypatch.setattr("rung.data.packing.Packed.__len__", lambda self: 10**12)
     Bench(monkeypatch, 1e-14)
@@ -134,7 +149,9 @@ def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
 
 
 def test_the_laws_know_what_they_were_fitted_on():
-    """A million weights after a few million tokens of a large text are ahead of the n-gram model."""
+    """A million weights after a few million tokens of a large text are ahead of the n-gram
+    model.
+    """
     for laws in LAWS.values():
         for law in laws.values():
             assert 0.7 < law(1e6, 3e6, 1e9) < 1.0
@@ -148,6 +165,10 @@ def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):
     assert execute(recipe, tmp_path / "run", told.append)
     plan = runs.read_record(tmp_path / "run")["plan"]
     assert plan["error"] == pytest.approx(plan["bits_per_byte"] / plan["reached"] - 1)
-    lines = [line["bits_per_byte"] for line in runs.read_metrics(tmp_path / "run") if "bits_per_byte" in line]
+    lines = [
+        line["bits_per_byte"]
+        for line in runs.read_metrics(tmp_path / "run")
+        if "bits_per_byte" in line
+    ]
     assert plan["reached"] == min(lines)
     assert next(stage.note for stage in told if stage.name == "planned").count("expecting") == 1

@@ -31,7 +31,9 @@ class Clock:
 def plan(tmp_path, prose, monkeypatch):
     monkeypatch.setattr("rung.training.train.MEASURED_SECONDS", 0.2)
     (tmp_path / "text.txt").write_text(prose)
-    return Climb(corpus=str(tmp_path / "text.txt"), rungs=FEW, minutes=0.03, folder=tmp_path / "out")
+    return Climb(
+        corpus=str(tmp_path / "text.txt"), rungs=FEW, minutes=0.03, folder=tmp_path / "out"
+    )
 
 
 def test_every_rung_is_a_run_and_the_report_stands(plan):
@@ -49,12 +51,21 @@ def test_every_rung_is_a_run_and_the_report_stands(plan):
 
 def test_the_time_is_shared_evenly_and_sizes_match():
     recipes = Climb(minutes=8).recipes()
-    assert [recipe.rung for recipe in recipes] == ["bigram", "ngram", "rnn", "rnn-attention", "gpt2", "llama3"]
+    assert [recipe.rung for recipe in recipes] == [
+        "bigram",
+        "ngram",
+        "rnn",
+        "rnn-attention",
+        "gpt2",
+        "llama3",
+    ]
     assert [recipe.minutes for recipe in recipes] == [None, None, 2, 2, 2, 2]
 
 
 def test_what_a_rung_leaves_or_overdraws_is_shared_by_those_to_come(plan, monkeypatch):
-    """Four minutes for four rungs, by a clock that only they move: each is given a share of what is left."""
+    """Four minutes for four rungs, by a clock that only they move: each is given a share of what is
+    left.
+    """
     time, given = Clock(50.0), []
     monkeypatch.setattr("rung.training.clock.time", time)
     taken = iter([20, 0, 100, 30, 70, 10])  # seconds, the first two by rungs that count
@@ -71,11 +82,21 @@ def test_what_a_rung_leaves_or_overdraws_is_shared_by_those_to_come(plan, monkey
 
 
 def test_rungs_come_in_the_order_of_the_ladder():
-    assert [recipe.rung for recipe in Climb(rungs=("llama3", "bigram")).recipes()] == ["bigram", "llama3"]
-    assert [recipe.rung for recipe in Climb(rungs=("infini-gram", "ngram")).recipes()] == ["ngram", "infini-gram"]
+    assert [recipe.rung for recipe in Climb(rungs=("llama3", "bigram")).recipes()] == [
+        "bigram",
+        "llama3",
+    ]
+    assert [recipe.rung for recipe in Climb(rungs=("infini-gram", "ngram")).recipes()] == [
+        "ngram",
+        "infini-gram",
+    ]
     sized = Climb(rungs=("llama3-nano", "llama3", "gpt2-nano"), minutes=3)
     assert sized.names() == ["gpt2-nano", "llama3-nano", "llama3"]
-    assert [(recipe.rung, recipe.minutes) for recipe in sized.recipes()] == [("gpt2", 1), ("llama3", 1), ("llama3", 1)]
+    assert [(recipe.rung, recipe.minutes) for recipe in sized.recipes()] == [
+        ("gpt2", 1),
+        ("llama3", 1),
+        ("llama3", 1),
+    ]
 
 
 def test_one_that_falls_does_not_take_the_others(plan, monkeypatch):
@@ -110,14 +131,18 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
     folder = plan.folder / "llama3"
 
     def measure(seconds):
-        monkeypatch.setattr("rung.workflows.budget.measure_step", lambda model, *_: seconds * model.num_parameters())
+        monkeypatch.setattr(
+            "rung.workflows.budget.measure_step", lambda model, *_: seconds * model.num_parameters()
+        )
 
     def stop(name, stage):
         if stage.name == "training" and find_checkpoints(folder):
             raise RuntimeError("the machine went away")
 
     plan = replace(plan, rungs=("llama3",), minutes=0.1)
-    monkeypatch.setattr("rung.training.clock.time", Clock(0.0, tick=0.02))  # some steps for everyone
+    monkeypatch.setattr(
+        "rung.training.clock.time", Clock(0.0, tick=0.02)
+    )  # some steps for everyone
     measure(1e-6)
     with pytest.raises(RunError, match="went away"):
         climb(plan, stop)
@@ -127,7 +152,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
     after = runs.read_record(folder)
     assert after["recipe"] == before["recipe"]
     assert after["plan"]["parameters"] == before["plan"]["parameters"] == after["parameters"]
-    assert after["plan"]["error"] == pytest.approx(after["plan"]["bits_per_byte"] / after["plan"]["reached"] - 1)
+    assert after["plan"]["error"] == pytest.approx(
+        after["plan"]["bits_per_byte"] / after["plan"]["reached"] - 1
+    )
 
 
 def test_a_damaged_record_is_named_and_costs_its_own_run_alone(plan):
@@ -143,8 +170,12 @@ def test_a_damaged_record_is_named_and_costs_its_own_run_alone(plan):
     assert rows["bigram"].failed is None and "rung.json is damaged" in rows["ngram"].failed
     listed = CliRunner().invoke(app, ["runs", str(plan.folder), "--json"])
     assert [run["finished"] for run in json.loads(listed.stdout)["runs"]] == [True, False, False]
-    made = CliRunner().invoke(app, ["report", str(plan.folder), "--out", str(plan.folder / "other.html")])
-    assert made.exit_code == 0 and "rung.json is damaged" in (plan.folder / "other.html").read_text()
+    made = CliRunner().invoke(
+        app, ["report", str(plan.folder), "--out", str(plan.folder / "other.html")]
+    )
+    assert (
+        made.exit_code == 0 and "rung.json is damaged" in (plan.folder / "other.html").read_text()
+    )
     climb(replace(plan, rungs=("bigram", "ngram", "llama3")))  # what can be made again at once is
     assert [runs.is_finished(folder) for folder in folders] == [True, True, False]
     assert (folders[2] / runs.RECORD).read_text() == '{"rung": "ll'
@@ -163,14 +194,18 @@ def test_another_climb_in_the_same_folder_is_refused(plan):
     from dataclasses import replace
 
     climb(replace(plan, rungs=("bigram",)))
-    with pytest.raises(RunError, match=r"was made with seed 0, not 1: choose another folder with --out"):
+    with pytest.raises(
+        RunError, match=r"was made with seed 0, not 1: choose another folder with --out"
+    ):
         climb(replace(plan, rungs=("bigram",), seed=1))
     with pytest.raises(RunError, match="another tokenizer"):
         climb(replace(plan, rungs=("bigram",), tokenizer={"kind": "char"}))
 
 
 def test_a_table_never_mixes_texts(plan, prose, monkeypatch):
-    """After my.txt was replaced the old table was shown, or, with one run deleted, one of two texts."""
+    """After my.txt was replaced the old table was shown, or, with one run deleted, one of two
+    texts.
+    """
     import shutil
 
     plan = replace(plan, rungs=("bigram", "ngram"))
@@ -178,7 +213,8 @@ def test_a_table_never_mixes_texts(plan, prose, monkeypatch):
     text = Path(plan.corpus)
     text.write_text(prose[::-1])
     with pytest.raises(
-        RunError, match="bigram was made of another text: text.txt is not what it was then.* --out .*-2"
+        RunError,
+        match="bigram was made of another text: text.txt is not what it was then.* --out .*-2",
     ):
         climb(plan)
     shutil.rmtree(plan.folder / "bigram")
@@ -201,7 +237,9 @@ def test_a_table_never_mixes_texts(plan, prose, monkeypatch):
 def test_when_all_fall_the_reason_is_said(tmp_path):
     (tmp_path / "tiny.txt").write_text("too little")
     with pytest.raises(Exception, match="too little text to split"):
-        climb(Climb(corpus=str(tmp_path / "tiny.txt"), rungs=FEW, minutes=1, folder=tmp_path / "out"))
+        climb(
+            Climb(corpus=str(tmp_path / "tiny.txt"), rungs=FEW, minutes=1, folder=tmp_path / "out")
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.txt"]
 
 
@@ -209,11 +247,15 @@ def test_unknown_rungs_and_minutes_are_refused():
     with pytest.raises(RecipeError, match="unknown rung 'nonsense'"):
         Climb(rungs=("nonsense",)).recipes()
     for minutes in (-1, 0, math.nan, math.inf):
-        with pytest.raises(RecipeError, match=f"minutes is {minutes}: it must be a positive number"):
+        with pytest.raises(
+            RecipeError, match=f"minutes is {minutes}: it must be a positive number"
+        ):
             Climb(minutes=minutes)
 
 
 def test_the_record_is_plain_json(plan):
     folders = climb(plan)
     for folder in folders:
-        json.loads((folder / runs.RECORD).read_text(), parse_constant=lambda name: pytest.fail(name))
+        json.loads(
+            (folder / runs.RECORD).read_text(), parse_constant=lambda name: pytest.fail(name)
+        )

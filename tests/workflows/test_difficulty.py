@@ -20,7 +20,9 @@ DOCUMENT = st.lists(st.integers(0, 3), min_size=2, max_size=30)
 
 @given(st.lists(DOCUMENT, min_size=1, max_size=3), st.integers(1, 40))
 def test_what_copies_say_is_a_probability(documents, reach):
-    """Of all tokens that could stand at a place, whatever came before, the chances add up to one."""
+    """Of all tokens that could stand at a place, whatever came before, the chances add up to
+    one.
+    """
     *before, last = documents
     even = [torch.full((len(ids) - 1,), math.log(4)) for ids in documents]
 
@@ -46,11 +48,19 @@ def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
     packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
     counted = count_text(tokenizer, packed, SENTENCES, reach=64)
-    model = find_rung("ngram").model.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts).eval()
-    assert counted.plain == pytest.approx(score_documents(model, tokenizer, SENTENCES).bits_per_byte)
+    model = (
+        find_rung("ngram")
+        .model.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts)
+        .eval()
+    )
+    assert counted.plain == pytest.approx(
+        score_documents(model, tokenizer, SENTENCES).bits_per_byte
+    )
     with monkeypatch.context() as patched:
         patched.setattr("rung.workflows.difficulty.FIRST_TOKENS", 100)
         assert count_text(tokenizer, packed, SENTENCES, reach=64) == counted
-        assert count_text(tokenizer, packed, SENTENCES, reach=64, seconds=0.0).plain > counted.plain  # of a few tokens
+        assert (
+            count_text(tokenizer, packed, SENTENCES, reach=64, seconds=0.0).plain > counted.plain
+        )  # of a few tokens
     repeated = count_text(tokenizer, packed, ["qzx jvw kpy " * 20], reach=64)
     assert repeated.copying < 0.7 * repeated.plain

@@ -1,4 +1,6 @@
-"""What a run will take: said for every kind of rung, of things that are so, and nothing is written."""
+"""What a run will take: said for every kind of rung, of things that are so, and nothing is
+written.
+"""
 
 import importlib.util
 from pathlib import Path
@@ -26,7 +28,9 @@ def text(tmp_path_factory, prose):
     return str(path)
 
 
-@pytest.mark.parametrize("rung", ["bigram", "ngram", "infini-gram", "rnn", "rnn-attention", "gpt2", "llama3"])
+@pytest.mark.parametrize(
+    "rung", ["bigram", "ngram", "infini-gram", "rnn", "rnn-attention", "gpt2", "llama3"]
+)
 def test_every_rung_says_what_it_takes(rung, text, tmp_path):
     counts = rung in ("bigram", "ngram", "infini-gram")
     page = {"rung": rung, "corpus": text} | ({} if counts else {"steps": 10, "model": SMALL})
@@ -41,7 +45,10 @@ def test_a_long_count_says_what_its_checkpoints_take(text, tmp_path, monkeypatch
     recipe = make_recipe({"rung": "ngram", "corpus": text})
     assert "to go on from" not in foresee(recipe, tmp_path / "run")["disk"]
     monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
-    assert "GB for counts to go on from, until the run is complete" in foresee(recipe, tmp_path / "run")["disk"]
+    assert (
+        "GB for counts to go on from, until the run is complete"
+        in foresee(recipe, tmp_path / "run")["disk"]
+    )
 
 
 def test_counting_says_the_smallest_memory(text, tmp_path):
@@ -63,7 +70,9 @@ def read_gigabytes(text):
 def test_what_training_grows_by_is_foreseen_within_a_factor_of_two(text, tmp_path, watch_memory):
     shape = {"hidden_size": 256, "num_hidden_layers": 2, "max_position_embeddings": 256}
     train = {"per_device_train_batch_size": 4}
-    recipe = make_recipe({"rung": "llama3", "corpus": text, "steps": 2, "model": shape, "train": train})
+    recipe = make_recipe(
+        {"rung": "llama3", "corpus": text, "steps": 2, "model": shape, "train": train}
+    )
     found = foresee(recipe, tmp_path / "run")["memory a process"]
     assert "an estimate" in found
     said = read_gigabytes(found) - measure_process()
@@ -81,7 +90,9 @@ def base(make_tiny, tokenizer, tmp_path):
 
 
 def test_a_base_is_what_is_counted(text, base, make_tiny, tmp_path):
-    found = foresee(make_recipe({"rung": "llama3", "corpus": text, "base": base, "steps": 5}), tmp_path / "run")
+    found = foresee(
+        make_recipe({"rung": "llama3", "corpus": text, "base": base, "steps": 5}), tmp_path / "run"
+    )
     assert found["parameters"] == f"{count_parameters(make_tiny('llama3')):,}"
     assert not (tmp_path / "run").exists()
     changed = {"rung": "llama3", "corpus": text, "base": base, "model": {"hidden_size": 64}}
@@ -89,14 +100,22 @@ def test_a_base_is_what_is_counted(text, base, make_tiny, tmp_path):
         foresee(make_recipe(changed), tmp_path / "run")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'"
+)
 @pytest.mark.parametrize("rung", ["llama3", "gpt2", "rnn"])
-def test_of_a_base_with_adapters_they_alone_have_gradients_and_moments(rung, text, base, make_tiny, tmp_path):
+def test_of_a_base_with_adapters_they_alone_have_gradients_and_moments(
+    rung, text, base, make_tiny, tmp_path
+):
     with torch.device("meta"):
         model = type(make_tiny(rung))(make_tiny(rung).config)
         learner = Adapter(model, 4).learner
-    trained = sum(parameter.numel() for parameter in learner.parameters() if parameter.requires_grad)
-    memory = estimate._count_memory(model, learner, make_arguments(TrainSettings(lora=4), Path(), 1), 1000)
+    trained = sum(
+        parameter.numel() for parameter in learner.parameters() if parameter.requires_grad
+    )
+    memory = estimate._count_memory(
+        model, learner, make_arguments(TrainSettings(lora=4), Path(), 1), 1000
+    )
     assert (memory.gradients, memory.moments) == (4 * trained, 8 * trained)
     assert memory.weights >= 4 * sum(parameter.numel() for parameter in learner.parameters())
     if rung == "llama3":

@@ -32,7 +32,11 @@ def test_the_training_text_is_never_scored_as_held_out(place, prose):
     (place / "copy.txt").write_text(prose)
     for name in ("my.txt", str(place / "my.txt"), "copy.txt"):
         found = score(place / "run", name)
-        assert (found["nats"], found["split"], found["bytes"]) == (own["nats"], "test", own["bytes"])
+        assert (found["nats"], found["split"], found["bytes"]) == (
+            own["nats"],
+            "test",
+            own["bytes"],
+        )
     (place / "more.txt").write_text(prose + "\n\nAnd one more paragraph, of no great length.\n")
     with pytest.raises(RunError, match="was trained on .*% of more.txt"):
         score(place / "run", "more.txt")
@@ -51,21 +55,38 @@ def test_other_text_is_scored_whole_and_called_so(place, prose):
 
 
 def test_a_file_that_was_held_out_as_such_is_scored_whatever_it_has_in_common(tmp_path):
-    """A validation file of few kinds of line, as of generated text, was refused by name and scored without one."""
-    lines = [f"the {colour} {thing} went home" for colour in ("red", "grey", "blue") for thing in ("fox", "cat", "hen")]
+    """A validation file of few kinds of line, as of generated text, was refused by name and scored
+    without one.
+    """
+    lines = [
+        f"the {colour} {thing} went home"
+        for colour in ("red", "grey", "blue")
+        for thing in ("fox", "cat", "hen")
+    ]
     (tmp_path / "train.txt").write_text("\n".join(lines * 9))
     (tmp_path / "valid.txt").write_text("\n".join([*lines[::2], "the red owl went home"]))
     (tmp_path / "other.txt").write_text("\n".join([*lines[::2], "the grey owl went home"]))
-    settings = {"rung": "ngram", "corpus": str(tmp_path), "documents": "lines", "tokenizer": {"kind": "word"}}
+    settings = {
+        "rung": "ngram",
+        "corpus": str(tmp_path),
+        "documents": "lines",
+        "tokenizer": {"kind": "word"},
+    }
     execute(make_recipe(settings), tmp_path / "run")
-    assert score(tmp_path / "run", str(tmp_path / "valid.txt"))["nats"] == score(tmp_path / "run")["nats"]
+    assert (
+        score(tmp_path / "run", str(tmp_path / "valid.txt"))["nats"]
+        == score(tmp_path / "run")["nats"]
+    )
     with pytest.raises(RunError, match="was trained on .*% of other.txt"):
         score(tmp_path / "run", str(tmp_path / "other.txt"))
 
 
 def test_a_run_mixed_in_must_not_have_seen_the_text_either(place, prose):
     execute(
-        make_recipe({"rung": "ngram", "corpus": "my.txt", "tokenizer": {"path": "run"}}, ["held_out=0"]), place / "all"
+        make_recipe(
+            {"rung": "ngram", "corpus": "my.txt", "tokenizer": {"path": "run"}}, ["held_out=0"]
+        ),
+        place / "all",
     )
     with pytest.raises(RunError, match="all was trained on 100% of my.txt"):
         score(place / "run", mix=("ngram=all",))
@@ -87,7 +108,9 @@ def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monke
     monkeypatch.chdir(place)
     assert find_sources(place / "elsewhere" / "run", record) == str(place / "elsewhere" / "my.txt")
     (place / "elsewhere" / "my.txt").unlink()
-    with pytest.raises(CorpusError, match="the text that .*run was trained on is not at .*my.txt: put it back"):
+    with pytest.raises(
+        CorpusError, match="the text that .*run was trained on is not at .*my.txt: put it back"
+    ):
         score(place / "elsewhere" / "run")
 
 
@@ -106,7 +129,12 @@ def test_what_is_named_is_found_again_from_another_folder(place, monkeypatch):
 
 
 def test_a_run_with_its_base_and_tokenizer_goes_on_from_another_folder(place, monkeypatch):
-    few = {"corpus": "my.txt", "rung": "rnn", "steps": 2, "model": {"hidden_size": 32, "max_position_embeddings": 32}}
+    few = {
+        "corpus": "my.txt",
+        "rung": "rnn",
+        "steps": 2,
+        "model": {"hidden_size": 32, "max_position_embeddings": 32},
+    }
     few |= {"train": {"per_device_train_batch_size": 2}}
     execute(make_recipe(few | {"tokenizer": {"path": "run"}}), place / "base")
     execute(make_recipe(few | {"base": "base"}), place / "further")
@@ -125,10 +153,18 @@ def test_a_run_with_its_base_and_tokenizer_goes_on_from_another_folder(place, mo
 
 def test_another_column_of_the_training_text_is_other_text(tmp_path):
     """It was named, and the column that the run was trained on was scored."""
-    rows = [{"text": f"the fox {n} went home", "title": f"Of owls, {n * n}, and hens"} for n in range(60)]
+    rows = [
+        {"text": f"the fox {n} went home", "title": f"Of owls, {n * n}, and hens"}
+        for n in range(60)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    execute(make_recipe({"rung": "bigram", "corpus": str(tmp_path / "rows.jsonl")}), tmp_path / "run")
+    execute(
+        make_recipe({"rung": "bigram", "corpus": str(tmp_path / "rows.jsonl")}), tmp_path / "run"
+    )
     own, title = score(tmp_path / "run"), {"column": "title"}
     assert score(tmp_path / "run", str(tmp_path / "rows.jsonl"))["nats"] == own["nats"]
     found = evaluate_run(str(tmp_path / "run"), str(tmp_path / "rows.jsonl"), "test", title)
-    assert (found["split"], found["bytes"]) == ("whole text", sum(len(row["title"]) for row in rows))
+    assert (found["split"], found["bytes"]) == (
+        "whole text",
+        sum(len(row["title"]) for row in rows),
+    )

@@ -1,4 +1,6 @@
-"""`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with, and talked to."""
+"""`rung tune` and `rung chat`, end to end: a tiny run learns to answer, is stopped, gone on with,
+and talked to.
+"""
 
 import copy
 import itertools
@@ -50,20 +52,34 @@ SMALL = {"hidden_size": 32, "max_position_embeddings": 64}
 
 def talk(number):
     thing = THINGS[number % len(THINGS)]
-    way = ("Which colour has the {}?", "Tell me the colour of the {}.", "The {} is")[number // len(THINGS) % 3]
+    way = ("Which colour has the {}?", "Tell me the colour of the {}.", "The {} is")[
+        number // len(THINGS) % 3
+    ]
     colour = COLOURS[number % len(THINGS) % len(COLOURS)]
-    return [{"role": "user", "content": way.format(thing)}, {"role": "assistant", "content": f"It is {colour}."}]
+    return [
+        {"role": "user", "content": way.format(thing)},
+        {"role": "assistant", "content": f"It is {colour}."},
+    ]
 
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory):
-    """Text, conversations, preferences, a tiny run of every rung that can be tuned, and one of one that cannot."""
+    """Text, conversations, preferences, a tiny run of every rung that can be tuned, and one of one
+    that cannot.
+    """
     from pydoc_data.topics import topics
 
     folder = tmp_path_factory.mktemp("tuning")
-    (folder / "my.txt").write_text("\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000])
-    (folder / "talks.jsonl").write_text("\n".join(json.dumps({"messages": talk(i)}) for i in range(30)))
-    pairs = [{"prompt": f"The {thing} is", "chosen": "It is red.", "rejected": "It is blue."} for thing in THINGS]
+    (folder / "my.txt").write_text(
+        "\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000]
+    )
+    (folder / "talks.jsonl").write_text(
+        "\n".join(json.dumps({"messages": talk(i)}) for i in range(30))
+    )
+    pairs = [
+        {"prompt": f"The {thing} is", "chosen": "It is red.", "rejected": "It is blue."}
+        for thing in THINGS
+    ]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     for name in RUNGS:
         page = {"rung": name, "corpus": str(folder / "my.txt"), "steps": 2, "model": SMALL}
@@ -79,7 +95,9 @@ def test_every_neural_rung_learns_to_answer(name, ground):
     assert tune(plan, out)
     record = runs.read_record(out)
     tuned = record["tune"]
-    before, after = (tuned[side]["answers"]["test"]["token_perplexity"] for side in ("before", "after"))
+    before, after = (
+        tuned[side]["answers"]["test"]["token_perplexity"] for side in ("before", "after")
+    )
     assert after < before / 4
     assert tuned["after"]["bits_per_byte"] == record["scores"]["test"]["bits_per_byte"]
     assert {"f1", "exact", "questions"} <= tuned["lookup"]["test"]["n-grams"].keys()
@@ -105,7 +123,9 @@ assert "rung" not in sys.modules
 """
     if not (ground / f"{name}-chat").exists():
         pytest.skip("the run that the test before makes is not there")
-    made = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    made = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
     assert made.returncode == 0, made.stderr
     from rung.chat.template import encode_prompt, find_ends
     from rung.generation.decoder import write_tokens
@@ -114,7 +134,10 @@ assert "rung" not in sys.modules
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "The cat is"}])
     with torch.inference_mode():
         sampling = Sampling(max_new_tokens=20, temperature=0)
-        ours = [step[0] for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))]
+        ours = [
+            step[0]
+            for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))
+        ]
     assert json.loads(made.stdout.splitlines()[-1]) == ours
 
 
@@ -143,8 +166,8 @@ def find_program(name):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
 def test_stock_transformers_serves_and_chats(name, ground, stock_server):
-    """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be offline it would not ask
-    even this machine.
+    """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be
+    offline it would not ask even this machine.
     """
     httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
     if not (ground / f"{name}-chat").exists():
@@ -166,7 +189,11 @@ def test_stock_transformers_serves_and_chats(name, ground, stock_server):
     )
     assert talked.returncode == 0, talked.stderr
     model, tokenizer = load(ground / f"{name}-chat")
-    ours = Talk(Decoder(model), tokenizer).answer("The cat is", Sampling(max_new_tokens=20, temperature=0)).text.split()
+    ours = (
+        Talk(Decoder(model), tokenizer)
+        .answer("The cat is", Sampling(max_new_tokens=20, temperature=0))
+        .text.split()
+    )
     answer = talked.stdout.split(f"<{name}-chat>:")[1].split()
     assert ours and answer[: len(ours)] == ours
 
@@ -204,11 +231,19 @@ def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
     with pytest.raises(RecipeError, match="learning_rate"):
         Tuning(base="x", train={"learning_rat": 1})
     with pytest.raises(RunError, match="answers nothing yet"):
-        tune(Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")), tmp_path / "c")
-    long = [{"messages": [{"role": "user", "content": f"{i} cat" * 99}, talk(0)[1]]} for i in range(9)]
+        tune(
+            Tuning(base=str(ground / "llama3"), preference=str(ground / "pairs.jsonl")),
+            tmp_path / "c",
+        )
+    long = [
+        {"messages": [{"role": "user", "content": f"{i} cat" * 99}, talk(0)[1]]} for i in range(9)
+    ]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, long)))
     with pytest.raises(CorpusError, match="no answer begins within the 64 tokens"):
-        tune(Tuning(base=str(ground / "llama3"), data=str(tmp_path / "long.jsonl"), steps=1), tmp_path / "d")
+        tune(
+            Tuning(base=str(ground / "llama3"), data=str(tmp_path / "long.jsonl"), steps=1),
+            tmp_path / "d",
+        )
     assert not any((tmp_path / name).exists() for name in "abcd")
     made = rung("tune", ground / "llama3", talks, "--out", ground / "gpt2")
     assert made.returncode == 2
@@ -225,14 +260,25 @@ def test_a_run_may_be_the_folder_one_is_in(ground, monkeypatch):
 def test_preferences_are_learned(ground):
     if not (ground / "llama3-chat").exists():
         pytest.skip("the run that a test before makes is not there")
-    made = rung("tune", ground / "llama3-chat", "--preference", ground / "pairs.jsonl", "--out", ground / "preferring")
+    made = rung(
+        "tune",
+        ground / "llama3-chat",
+        "--preference",
+        ground / "pairs.jsonl",
+        "--out",
+        ground / "preferring",
+    )
     assert made.returncode == 0, made.stderr
     tuned = runs.read_record(ground / "preferring")["tune"]
     assert tuned["preferences"] + tuned["held_out"] == len(THINGS)
     assert "chosen answer likelier" in made.stdout
     model, tokenizer = load(ground / "llama3-chat")
     pairs = [
-        Preference(prompt=[{"role": "user", "content": f"The {t} is"}], chosen="It is blue.", rejected="It is red.")
+        Preference(
+            prompt=[{"role": "user", "content": f"The {t} is"}],
+            chosen="It is blue.",
+            rejected="It is red.",
+        )
         for t in THINGS
     ]
     learn_preferences(model, tokenizer, pairs, PreferenceSettings(epochs=30, learning_rate=1e-3))
@@ -263,8 +309,16 @@ def answered(role, content):
     "row",
     [
         {"prompt": "a", "chosen": "b", "rejected": "c"},
-        {"prompt": [answered("user", [{"type": "text", "text": "a"}])], "chosen": "b", "rejected": "c"},
-        {"prompt": "a", "chosen": [answered("assistant", [{"type": "text", "text": "b"}])], "rejected": "c"},
+        {
+            "prompt": [answered("user", [{"type": "text", "text": "a"}])],
+            "chosen": "b",
+            "rejected": "c",
+        },
+        {
+            "prompt": "a",
+            "chosen": [answered("assistant", [{"type": "text", "text": "b"}])],
+            "rejected": "c",
+        },
         {
             "prompt": "a",
             "chosen": [answered("user", "a"), answered("assistant", "b")],
@@ -287,24 +341,37 @@ def test_preferences_are_read_in_every_form(row, tmp_path):
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": [answered("system", None), answered("user", "a")], "chosen": "b", "rejected": "c"},
+        {
+            "prompt": [answered("system", None), answered("user", "a")],
+            "chosen": "b",
+            "rejected": "c",
+        },
         {"prompt": "a", "chosen": [answered("assistant", None)], "rejected": "c"},
         {"prompt": "a", "chosen": None, "rejected": "c"},
         {"prompt": "a", "chosen": "b"},
         {"chosen": "b", "rejected": "c"},
-        {"prompt": "a", "chosen": [answered("assistant", "b"), answered("user", "b")], "rejected": "c"},
+        {
+            "prompt": "a",
+            "chosen": [answered("assistant", "b"), answered("user", "b")],
+            "rejected": "c",
+        },
         ["a", "b", "c"],
     ],
     ids=str,
 )
 def test_what_is_no_preference_is_refused_by_its_place(row, tmp_path):
-    (tmp_path / "x.jsonl").write_text(f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{json.dumps(row)}\n')
+    (tmp_path / "x.jsonl").write_text(
+        f'{{"prompt": "a", "chosen": "b", "rejected": "c"}}\n{json.dumps(row)}\n'
+    )
     with pytest.raises(CorpusError, match="x.jsonl, preference 2: "):
         read_preferences(tmp_path / "x.jsonl")
 
 
 def test_pairs_of_equal_answers_are_left_out(tmp_path, caplog):
-    rows = [{"prompt": f"What is {x}?", "chosen": x, "rejected": "no" if x in "ab" else x} for x in "abcd"]
+    rows = [
+        {"prompt": f"What is {x}?", "chosen": x, "rejected": "no" if x in "ab" else x}
+        for x in "abcd"
+    ]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert [pair.chosen for pair in read_preferences(tmp_path / "x.jsonl")] == ["a", "b"]
     assert "2 preferences are left out: `chosen` and `rejected` are the same answer" in caplog.text
@@ -320,7 +387,9 @@ def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_t
     def prefer(asked, chosen):
         return Preference(prompt=[answered("user", asked)], chosen=chosen, rejected="no")
 
-    short, other, cut, long = (prefer(*p) for p in (("a", "b"), ("a", "c"), ("a", "cat " * 99), ("cat " * 99, "b")))
+    short, other, cut, long = (
+        prefer(*p) for p in (("a", "b"), ("a", "c"), ("a", "cat " * 99), ("cat " * 99, "b"))
+    )
     assert keep_fitting(tokenizer, [short, long, cut, other], 64) == [short, cut, other]
     assert "1 preferences are left out: an answer begins beyond 64 tokens" in caplog.text
     assert "1 preferences are cut off after 64 tokens, 1 of them on one side" in caplog.text
@@ -339,7 +408,10 @@ def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
 
 
 def test_the_loss_of_preferences_is_that_of_the_paper():
-    scores, reference = torch.tensor([[-3.0, -2.0], [-1.0, -4.0]]), torch.tensor([[-4.0, -2.5], [-1.0, -3.0]])
+    scores, reference = (
+        torch.tensor([[-3.0, -2.0], [-1.0, -4.0]]),
+        torch.tensor([[-4.0, -2.5], [-1.0, -3.0]]),
+    )
     gained = [(-3 + 4) - (-2 + 2.5), (-1 + 1) - (-4 + 3)]
     expected = -sum(torch.log(torch.sigmoid(torch.tensor(0.1 * g))) for g in gained) / 2
     torch.testing.assert_close(preference_loss(scores, reference, 0.1), expected)
@@ -350,7 +422,14 @@ def test_chat_works_piped(ground):
     run = ground / "llama3-chat"
     if not run.exists():
         pytest.skip("the run that a test before makes is not there")
-    said = ["The cat is", "/temperature 0.5", "/system be kind", f"/save {ground / 'said.jsonl'}", "/nothing", "/reset"]
+    said = [
+        "The cat is",
+        "/temperature 0.5",
+        "/system be kind",
+        f"/save {ground / 'said.jsonl'}",
+        "/nothing",
+        "/reset",
+    ]
     said += [
         "caf\udce9?",
         f"/load {ground / 'said.jsonl'}",
@@ -374,7 +453,9 @@ def test_chat_works_piped(ground):
     assert made.stdout.count("\n") >= 2
     assert "never asked" not in made.stderr
     model, tokenizer = load(run)
-    answer = Talk(decoder=Decoder(model), tokenizer=tokenizer).answer("The cat is", Sampling(temperature=0))
+    answer = Talk(decoder=Decoder(model), tokenizer=tokenizer).answer(
+        "The cat is", Sampling(temperature=0)
+    )
     assert made.stdout.startswith(answer.text[:40])
     for heard in (
         "Saved",

@@ -1,4 +1,6 @@
-"""Kills and resumes, in earnest: processes ended by SIGKILL, and what they left compared with a run left alone."""
+"""Kills and resumes, in earnest: processes ended by SIGKILL, and what they left compared with a run
+left alone.
+"""
 
 import io
 import json
@@ -57,8 +59,15 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
     assert verdict.is_equal
     assert len(verdict.kills) == 5
     assert sum(kill.phase == "saving" for kill in verdict.kills) >= 1
-    assert [line["step"] for line in verdict.whole.metrics if "loss" in line] == list(range(3, 31, 3))
-    assert [line["step"] for line in verdict.whole.metrics if "bits_per_byte" in line] == [8, 16, 24, 30]
+    assert [line["step"] for line in verdict.whole.metrics if "loss" in line] == list(
+        range(3, 31, 3)
+    )
+    assert [line["step"] for line in verdict.whole.metrics if "bits_per_byte" in line] == [
+        8,
+        16,
+        24,
+        30,
+    ]
     assert {name for name, _ in told} == {"uninterrupted", "killed"}
     console = Console(width=100, file=io.StringIO())
     console.print(resume_table(verdict))
@@ -72,8 +81,12 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
 def test_an_end_that_is_over_too_soon_is_not_waited_for(recipe, tmp_path, monkeypatch):
     """The machine was slow when the run was left alone, and is fast now."""
     find_pace = verify._Watch.pace
-    monkeypatch.setattr(verify._Watch, "pace", lambda watch, steps: replace(find_pace(watch, steps), ending=4.0))
-    monkeypatch.setattr(random.Random, "uniform", lambda dice, low, high: high)  # behind the last step
+    monkeypatch.setattr(
+        verify._Watch, "pace", lambda watch, steps: replace(find_pace(watch, steps), ending=4.0)
+    )
+    monkeypatch.setattr(
+        random.Random, "uniform", lambda dice, low, high: high
+    )  # behind the last step
     verdict = verify_resume(recipe, 1, tmp_path)
     assert verdict.is_equal
     assert len(verdict.kills) == 1
@@ -107,8 +120,12 @@ def test_the_command_tells_by_its_exit_code(same, recipe, tmp_path, monkeypatch)
     monkeypatch.setattr(verify, "verify_resume", pretend)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "run").mkdir()
-    runs.write_record(tmp_path / "run", {"rung": "gpt2", "recipe": {**PAGE, "corpus": recipe.corpus}})
-    made = CliRunner().invoke(app, ["verify-resume", str(tmp_path / "run"), "--kills", "3", "--json"])
+    runs.write_record(
+        tmp_path / "run", {"rung": "gpt2", "recipe": {**PAGE, "corpus": recipe.corpus}}
+    )
+    made = CliRunner().invoke(
+        app, ["verify-resume", str(tmp_path / "run"), "--kills", "3", "--json"]
+    )
     assert made.exit_code == (0 if same else 1)
     facts = json.loads(made.stdout)
     assert (facts["equal"], facts["kills"], facts["fell"]["training"]) == (same, 3, 3)
@@ -118,7 +135,10 @@ def test_the_command_tells_by_its_exit_code(same, recipe, tmp_path, monkeypatch)
 
 def test_what_cannot_be_verified_is_said(recipe, tmp_path):
     (tmp_path / "minutes.yaml").write_text("rung: gpt2\nminutes: 5\n")
-    assert (read_source(tmp_path / "minutes.yaml").steps, read_source(tmp_path / "minutes.yaml", 7).steps) == (60, 7)
+    assert (
+        read_source(tmp_path / "minutes.yaml").steps,
+        read_source(tmp_path / "minutes.yaml", 7).steps,
+    ) == (60, 7)
     (tmp_path / "counts.yaml").write_text("rung: bigram\n")
     with pytest.raises(RecipeError, match="bigram is fitted by counting, and takes no steps"):
         read_source(tmp_path / "counts.yaml")

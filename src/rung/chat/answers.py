@@ -1,4 +1,6 @@
-"""Held-out questions answered and judged: token F1, exact match, and what looking answers up would have got."""
+"""Held-out questions answered and judged: token F1, exact match, and what looking answers up would
+have got.
+"""
 
 import math
 import re
@@ -26,7 +28,9 @@ NGRAM = 3  # words, that retrieval compares at the most
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """A question, its answer, the one given, and how much of it is right: token F1 (Rajpurkar et al. 2016)."""
+    """A question, its answer, the one given, and how much of it is right: token F1 (Rajpurkar et
+    al. 2016).
+    """
 
     question: str
     expected: str
@@ -34,7 +38,9 @@ class Answer:
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of how many words given are expected, and how many expected are given."""
+        """The harmonic mean of how many words given are expected, and how many expected are
+        given.
+        """
         expected, given = find_words(self.expected), find_words(self.given)
         if not expected or not given:
             return float(expected == given)
@@ -54,7 +60,11 @@ def find_words(text: str) -> list[str]:
 
 def summarize(answers: Sequence[Answer]) -> dict[str, float]:
     """Mean token F1 and share of exact answers."""
-    return {"f1": fmean(a.f1 for a in answers), "exact": fmean(a.is_exact for a in answers), "questions": len(answers)}
+    return {
+        "f1": fmean(a.f1 for a in answers),
+        "exact": fmean(a.is_exact for a in answers),
+        "questions": len(answers),
+    }
 
 
 def answer_questions(
@@ -65,7 +75,8 @@ def answer_questions(
 ) -> list[Answer]:
     """The model's likeliest answer to the last question of each, given all that was said before it.
 
-    One without a chat template is asked in plain text, and has answered where it leaves a blank line.
+    One without a chat template is asked in plain text, and has answered where it leaves a blank
+    line.
     """
     ends, decoder = find_ends(model, tokenizer), Decoder(model)
     plainly = not tokenizer.chat_template
@@ -74,17 +85,23 @@ def answer_questions(
     for at in range(0, len(conversations), AT_ONCE):
         batch = [split_last(conversation) for conversation in conversations[at : at + AT_ONCE]]
         if plainly:
-            given = generate_batch(decoder, tokenizer, [ask_plainly(before) for before, _ in batch], sampling)
+            given = generate_batch(
+                decoder, tokenizer, [ask_plainly(before) for before, _ in batch], sampling
+            )
         else:
             prompts = [encode_prompt(tokenizer, before) for before, _ in batch]
             given = continue_tokens(decoder, tokenizer, prompts, sampling, ends)
         for (before, expected), made in zip(batch, given, strict=True):
-            answers.append(Answer(question=before[-1]["content"], expected=expected, given=made.text))
+            answers.append(
+                Answer(question=before[-1]["content"], expected=expected, given=made.text)
+            )
         on_answer(len(answers))
     return answers
 
 
-def find_costs(model: CausalModel, encoded: Sequence[Encoded], answer_bytes: int) -> dict[str, float]:
+def find_costs(
+    model: CausalModel, encoded: Sequence[Encoded], answer_bytes: int
+) -> dict[str, float]:
     """What the assistant's tokens cost: bits per byte of what it says, and their perplexity."""
     costs = token_nats(model, [e.ids for e in encoded])
     said = [torch.tensor(e.said[1:]) for e in encoded]
@@ -97,18 +114,29 @@ def find_costs(model: CausalModel, encoded: Sequence[Encoded], answer_bytes: int
 
 def count_bytes(conversations: Sequence[Conversation]) -> int:
     """UTF-8 bytes of all that the assistant says."""
-    return sum(len(m["content"].encode()) for c in conversations for m in c if m["role"] == "assistant")
+    return sum(
+        len(m["content"].encode()) for c in conversations for m in c if m["role"] == "assistant"
+    )
 
 
-def write_plainly(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]) -> list[Encoded]:
-    """Each conversation for a model that knows no chat: what is said, a blank line between; its end is the last's."""
+def write_plainly(
+    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
+) -> list[Encoded]:
+    """Each conversation for a model that knows no chat: what is said, a blank line between; its end
+    is the last's.
+    """
     found = []
     for conversation in conversations:
         before, answer = split_last(conversation)
         asked = ask_plainly(before)
         encoding = encode_plainly(tokenizer, [asked + answer])[0]
         said = [start >= len(asked) for start, _ in encoding.offsets]
-        found.append(Encoded([tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id], [False, *said, True]))
+        found.append(
+            Encoded(
+                [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id],
+                [False, *said, True],
+            )
+        )
     return found
 
 
@@ -130,25 +158,33 @@ def spread(conversations: Sequence[Conversation], count: int) -> list[Conversati
 
 
 class Retrieval:
-    """The answer to the most similar question that was learned from: no model at all, and what one must beat.
+    """The answer to the most similar question that was learned from: no model at all, and what one
+    must beat.
 
-    Similar are questions that share many n-grams of one to three words; with `rare` a shared n-gram counts for more
-    the fewer questions have it (the idf of Spärck Jones 1972), which finds the object by its name.
+    Similar are questions that share many n-grams of one to three words; with `rare` a shared n-gram
+    counts for more the fewer questions have it (the idf of Spärck Jones 1972), which finds the
+    object by its name.
     """
 
     def __init__(self, train: Sequence[Conversation], *, rare: bool) -> None:
-        asked = [(before[-1]["content"], answer) for before, answer in map(split_last, train) if before]
+        asked = [
+            (before[-1]["content"], answer) for before, answer in map(split_last, train) if before
+        ]
         questions = [_find_ngrams(question) for question, _ in asked]
         self.answers = [answer for _, answer in asked]
         self.homes: dict[str, list[int]] = defaultdict(list)
         for number, ngrams in enumerate(questions):
             for ngram in ngrams:
                 self.homes[ngram].append(number)
-        self.worth = {n: math.log(len(asked) / len(home)) if rare else 1.0 for n, home in self.homes.items()}
+        self.worth = {
+            n: math.log(len(asked) / len(home)) if rare else 1.0 for n, home in self.homes.items()
+        }
         self.sizes = [sum(self.worth[ngram] for ngram in ngrams) for ngrams in questions]
 
     def answer(self, question: str) -> str:
-        """Of the question that has the largest share of its n-grams in common (Dice 1945); empty where none has one."""
+        """Of the question that has the largest share of its n-grams in common (Dice 1945); empty
+        where none has one.
+        """
         ngrams = sorted(ngram for ngram in _find_ngrams(question) if ngram in self.homes)
         shared: dict[int, float] = defaultdict(float)
         for ngram in ngrams:
@@ -161,14 +197,20 @@ class Retrieval:
 
 def _find_ngrams(question: str) -> set[str]:
     words = re.findall(r"[\w.]*\w", question.lower())
-    return {" ".join(words[i : i + n]) for n in range(1, NGRAM + 1) for i in range(len(words) - n + 1)}
+    return {
+        " ".join(words[i : i + n]) for n in range(1, NGRAM + 1) for i in range(len(words) - n + 1)
+    }
 
 
-def look_up(known: Sequence[Conversation], asked: Sequence[Conversation]) -> dict[str, dict[str, float]]:
+def look_up(
+    known: Sequence[Conversation], asked: Sequence[Conversation]
+) -> dict[str, dict[str, float]]:
     """What the answers of the most similar questions are worth."""
     found = {}
     for name, rare in (("n-grams", False), ("rare n-grams", True)):
         retrieval = Retrieval(known, rare=rare)
         pairs = [(before[-1]["content"], expected) for before, expected in map(split_last, asked)]
-        found[name] = summarize([Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs])
+        found[name] = summarize(
+            [Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs]
+        )
     return found

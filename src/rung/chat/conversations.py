@@ -1,6 +1,8 @@
-"""Conversations to learn from: read from a file, from the Hub, or made of the interpreter's own documentation.
+"""Conversations to learn from: read from a file, from the Hub, or made of the interpreter's own
+documentation.
 
-A source without splits of its own is cut by a hash of each conversation, so that adding some moves none.
+A source without splits of its own is cut by a hash of each conversation, so that adding some moves
+none.
 """
 
 import hashlib
@@ -32,7 +34,9 @@ FEWEST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """What is learned from, what is watched meanwhile, and what is asked in the end, each set under its name."""
+    """What is learned from, what is watched meanwhile, and what is asked in the end, each set under
+    its name.
+    """
 
     name: str
     train: list[Conversation]
@@ -47,20 +51,25 @@ class Conversations:
 
 
 def load_conversations(source: str = DEFAULT) -> Conversations:
-    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; in one of the forms that `read_conversation` knows.
+    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; in one of the forms that
+    `read_conversation` knows.
 
-    Of equal ones one is kept, and the log says so. Raises `CorpusError` where it cannot be read, is no conversation, or
-    has too few of them.
+    Of equal ones one is kept, and the log says so. Raises `CorpusError` where it cannot be read, is
+    no conversation, or has too few of them.
     """
     if source == DEFAULT:
         parts = ask_about_python()
     elif source.startswith("hf:"):
         splits = load_splits(*parse_hub_name(source))
-        parts = {name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()}
+        parts = {
+            name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()
+        }
     else:
         parts = {"train": list(_read_rows(read_values(Path(source).expanduser()), source))}
     lines = len(parts["train"])
-    parts = {name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()}
+    parts = {
+        name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()
+    }
     different = len(parts["train"])
     count = f"{lines:,} lines, {different:,} different conversation{'s' * (different != 1)}"
     if different < FEWEST:
@@ -76,8 +85,12 @@ def load_conversations(source: str = DEFAULT) -> Conversations:
     return Conversations(name=name, train=train, validation=validation, tests=parts)
 
 
-def _hold_out(conversations: list[Conversation], start: float) -> tuple[list[Conversation], list[Conversation]]:
-    """Those whose hash falls outside `start` to `start` + HELD_OUT, and those inside: one at least."""
+def _hold_out(
+    conversations: list[Conversation], start: float
+) -> tuple[list[Conversation], list[Conversation]]:
+    """Those whose hash falls outside `start` to `start` + HELD_OUT, and those inside: one at
+    least.
+    """
     places = [hash_unit(json.dumps(c)) for c in conversations]
     inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT}
     inside = inside or {min(range(len(places)), key=places.__getitem__)}
@@ -93,13 +106,17 @@ def read_values(path: Path, what: str = "conversations") -> Iterator[Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise CorpusError(f"no {what} at {path}: {error.strerror}; name a file of JSON lines") from error
+        raise CorpusError(
+            f"no {what} at {path}: {error.strerror}; name a file of JSON lines"
+        ) from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8 text: {what} are JSON lines") from error
     if text.lstrip().startswith("[") and not _goes_on(text.lstrip()):
         yield from _parse(text, str(path))
         return
-    for number, line in enumerate(text.split("\n"), 1):  # what else Unicode breaks lines at may stand in a message
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # what else Unicode breaks lines at may stand in a message
         if line.strip():
             yield _parse(line, f"{path}, line {number}")
 
@@ -117,7 +134,9 @@ def _parse(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise CorpusError(f"{where}: this is not JSON ({error.msg}): write one value a line") from error
+        raise CorpusError(
+            f"{where}: this is not JSON ({error.msg}): write one value a line"
+        ) from error
 
 
 def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
@@ -128,9 +147,9 @@ def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
 def read_conversation(row: Any, where: str) -> Conversation:
     """The messages of one row, under OpenAI's names.
 
-    It is a list `messages` (OpenAI) or `conversations` (ShareGPT), a `prompt` and its `completion`, or an
-    `instruction`, perhaps with an `input`, and its `output` (Alpaca). Raises `CorpusError` where there is none, or
-    nothing that the assistant says, or nothing that it answers.
+    It is a list `messages` (OpenAI) or `conversations` (ShareGPT), a `prompt` and its `completion`,
+    or an `instruction`, perhaps with an `input`, and its `output` (Alpaca). Raises `CorpusError`
+    where there is none, or nothing that the assistant says, or nothing that it answers.
     """
     fields = row if isinstance(row, dict) else {}
     found = fields.get("messages") or fields.get("conversations")
@@ -138,22 +157,34 @@ def read_conversation(row: Any, where: str) -> Conversation:
         conversation = read_messages(found, where)
     elif "prompt" in fields and "completion" in fields:
         asked, said = (
-            read_side(fields[key], role, where) for key, role in (("prompt", "user"), ("completion", "assistant"))
+            read_side(fields[key], role, where)
+            for key, role in (("prompt", "user"), ("completion", "assistant"))
         )
         conversation = [*asked, *said]
     elif "instruction" in fields and "output" in fields:
-        parts = [*read_side(fields["instruction"], "user", where), *read_side(fields.get("input") or "", "user", where)]
+        parts = [
+            *read_side(fields["instruction"], "user", where),
+            *read_side(fields.get("input") or "", "user", where),
+        ]
         question = "\n\n".join(part["content"] for part in parts if part["content"])
-        conversation = [{"role": "user", "content": question}, *read_side(fields["output"], "assistant", where)]
+        conversation = [
+            {"role": "user", "content": question},
+            *read_side(fields["output"], "assistant", where),
+        ]
     else:
         raise CorpusError(
-            f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT), no `prompt` and `completion`, "
+            f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT), no "
+            f"`prompt` and `completion`, "
             "no `instruction` and `output` (Alpaca)"
         )
     if not any(message["role"] == "assistant" for message in conversation):
-        raise CorpusError(f"{where}: the assistant says nothing in it, so there is nothing to learn")
+        raise CorpusError(
+            f"{where}: the assistant says nothing in it, so there is nothing to learn"
+        )
     if not any(message["role"] == "assistant" for message in conversation[1:]):
-        raise CorpusError(f"{where}: nothing is said before the assistant speaks, so there is nothing to answer")
+        raise CorpusError(
+            f"{where}: nothing is said before the assistant speaks, so there is nothing to answer"
+        )
     return conversation
 
 
@@ -162,7 +193,9 @@ def read_side(said: Any, role: str, where: str) -> Conversation:
 
     Raises `CorpusError` where it is neither.
     """
-    return read_messages(said if isinstance(said, list) else [{"role": role, "content": said}], where)
+    return read_messages(
+        said if isinstance(said, list) else [{"role": role, "content": said}], where
+    )
 
 
 def read_messages(found: list[Any], where: str) -> Conversation:
@@ -171,21 +204,28 @@ def read_messages(found: list[Any], where: str) -> Conversation:
 
 
 def read_message(message: Any, where: str) -> Message:
-    """A message under OpenAI's names, its content as it is written: a template may trim it, here nobody does.
+    """A message under OpenAI's names, its content as it is written: a template may trim it, here
+    nobody does.
 
-    What is learned from and what a server is asked are read by this alone. Raises `CorpusError` for what is no message,
-    and for what no model here can do.
+    What is learned from and what a server is asked are read by this alone. Raises `CorpusError` for
+    what is no message, and for what no model here can do.
     """
     fields = message if isinstance(message, dict) else {}
-    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    role, content = (
+        fields.get("role", fields.get("from")),
+        fields.get("content", fields.get("value")),
+    )
     if why := _find_unsupported(fields, role, content):
         raise CorpusError(f"{where}: {why}")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+    if isinstance(content, list) and all(
+        isinstance(part, dict) and part.get("type") == "text" for part in content
+    ):
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(role, str) or role not in SPEAKERS or not isinstance(content, str):
         raise CorpusError(
-            f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of {', '.join(SPEAKERS)}, and "
+            f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of "
+            f"{', '.join(SPEAKERS)}, and "
             "a text, or parts of the type text, as its `content`"
         )
     check_whole(content, where)
@@ -193,23 +233,38 @@ def read_message(message: Any, where: str) -> Message:
 
 
 def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | None:
-    """What is asked of a message that no model here can do; None where it is a text, or no message at all."""
+    """What is asked of a message that no model here can do; None where it is a text, or no message
+    at all.
+    """
     if role in WITHOUT_TOOLS:
         return f"the role {role!r} is not supported: the models here call no tools"
-    if calls := next((name for name in ("tool_calls", "function_call", "audio") if fields.get(name)), None):
+    if calls := next(
+        (name for name in ("tool_calls", "function_call", "audio") if fields.get(name)), None
+    ):
         return f"{calls} is not supported: leave it out, and its answers"
     if content in (None, []) and isinstance(role, str) and role in SPEAKERS:
-        return f"content is {'null' if content is None else 'an empty list'}: give a text, which may be empty"
-    kinds = [part.get("type") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+        return (
+            f"content is {'null' if content is None else 'an empty list'}: give a text, which may "
+            f"be empty"
+        )
+    kinds = (
+        [part.get("type") for part in content if isinstance(part, dict)]
+        if isinstance(content, list)
+        else []
+    )
     if other := next((kind for kind in kinds if isinstance(kind, str) and kind != "text"), None):
         return f"{other[:100]} parts are not supported: text only"
     return None
 
 
 def check_whole(text: str, where: str) -> None:
-    """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer reads it."""
+    """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer
+    reads it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = json.dumps(text[error.start])
-        raise CorpusError(f"{where}: a text in it has {half}, half a character: mend it, or leave it out") from error
+        raise CorpusError(
+            f"{where}: a text in it has {half}, half a character: mend it, or leave it out"
+        ) from error

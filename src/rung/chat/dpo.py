@@ -1,4 +1,6 @@
-"""Learning which of two answers is the better one: direct preference optimization (Rafailov et al. 2023)."""
+"""Learning which of two answers is the better one: direct preference optimization (Rafailov et al.
+2023).
+"""
 
 import functools
 import itertools
@@ -13,7 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from rung.chat.conversations import read_side, read_values
 from rung.chat.template import Conversation, Encoded, encode_conversations
@@ -41,7 +49,9 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSettings:
-    """How often the pairs are gone through, and what holds the model to what it was: the more `beta`, the more."""
+    """How often the pairs are gone through, and what holds the model to what it was: the more
+    `beta`, the more.
+    """
 
     epochs: float = 1.0
     learning_rate: float = 1e-4
@@ -50,20 +60,25 @@ class PreferenceSettings:
 
 
 def read_preferences(path: Path) -> list[Preference]:
-    """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have them.
+    """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have
+    them.
 
-    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Pairs of equal answers, from
-    which nothing can be learned, are left out; the log says so. Raises `CorpusError` where a line is none, or there
-    are too few.
+    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Pairs of
+    equal answers, from which nothing can be learned, are left out; the log says so. Raises
+    `CorpusError` where a line is none, or there are too few.
     """
     rows = read_values(path, "preferences")
     read = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
     found = [preference for preference in read if preference.chosen != preference.rejected]
     if equal := len(read) - len(found):
-        logger.warning("%d preferences are left out: `chosen` and `rejected` are the same answer", equal)
+        logger.warning(
+            "%d preferences are left out: `chosen` and `rejected` are the same answer", equal
+        )
     different = len(set(map(_name, found)))
     if different < FEWEST:
-        raise CorpusError(f"{path} has {different} different preferences: at least {FEWEST} are needed")
+        raise CorpusError(
+            f"{path} has {different} different preferences: at least {FEWEST} are needed"
+        )
     return found
 
 
@@ -89,20 +104,29 @@ def _read(row: Any, where: str) -> Preference:
         prompt = read_side(fields["prompt"], "user", where)
         sides = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in sides]
     else:
-        pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*(side[:-1] for side in sides), strict=False))
+        pairs = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(*(side[:-1] for side in sides), strict=False)
+        )
         prompt = [message for message, _ in pairs]
         sides = [side[len(prompt) :] for side in sides]
     if not prompt:
-        raise CorpusError(f"{where}: it has no `prompt`, and `chosen` and `rejected` begin with no message in common")
+        raise CorpusError(
+            f"{where}: it has no `prompt`, and `chosen` and `rejected` begin with no message in "
+            f"common"
+        )
     if any([message["role"] for message in side] != ["assistant"] for side in sides):
-        raise CorpusError(f"{where}: `chosen` and `rejected` must each be one answer of the assistant to the prompt")
+        raise CorpusError(
+            f"{where}: `chosen` and `rejected` must each be one answer of the assistant to the "
+            f"prompt"
+        )
     return Preference(prompt=prompt, chosen=sides[0][0]["content"], rejected=sides[1][0]["content"])
 
 
 def keep_fitting(
     tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference], window: int | None
 ) -> list[Preference]:
-    """Those whose answers both begin within what the model looks at; the log says what is left out or cut off.
+    """Those whose answers both begin within what the model looks at; the log says what is left out
+    or cut off.
 
     Raises `CorpusError` where there are too few.
     """
@@ -116,14 +140,20 @@ def keep_fitting(
             cuts.append(sum(len(ids) > window + 1 for ids, _ in sides))
     if len(set(map(_name, kept))) < FEWEST:
         raise CorpusError(
-            f"of {len(preferences)} preferences {len(kept)} have answers that both begin within the {window} tokens "
-            f"that the model looks at: at least {FEWEST} different ones are needed; shorten what is asked"
+            f"of {len(preferences)} preferences {len(kept)} have answers that both begin within "
+            f"the {window} tokens "
+            f"that the model looks at: at least {FEWEST} different ones are needed; shorten what "
+            f"is asked"
         )
     if left_out := len(preferences) - len(kept):
-        logger.warning("%d preferences are left out: an answer begins beyond %d tokens", left_out, window)
+        logger.warning(
+            "%d preferences are left out: an answer begins beyond %d tokens", left_out, window
+        )
     if cut := sum(map(bool, cuts)):
         one = cuts.count(1)
-        logger.warning("%d preferences are cut off after %d tokens, %d of them on one side", cut, window, one)
+        logger.warning(
+            "%d preferences are cut off after %d tokens, %d of them on one side", cut, window, one
+        )
     return kept
 
 
@@ -134,7 +164,8 @@ def learn_preferences(
     settings: PreferenceSettings,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> None:
-    """Train `model` in place to find the chosen answers likelier, and the rejected ones less likely, than it did.
+    """Train `model` in place to find the chosen answers likelier, and the rejected ones less
+    likely, than it did.
 
     What it did is computed before, once, so that no second model stands in memory.
     """
@@ -163,7 +194,11 @@ def learn_preferences(
             seed=settings.seed,
         )
         trainer = _PreferenceTrainer(
-            model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[_Steps(on_step)]
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collate,
+            callbacks=[_Steps(on_step)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.beta = settings.beta
@@ -173,25 +208,37 @@ def learn_preferences(
 
 def score_answers(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[Tensor, "B 2"]:
     """The log probability of each pair's chosen and of its rejected answer."""
-    ids, targets = (batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets"))  # 2B T
+    ids, targets = (
+        batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets")
+    )  # 2B T
     logits = model(input_ids=ids, use_cache=False).logits.float()
     nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
     return -nats.sum(-1).view(-1, 2)
 
 
-def preference_loss(scores: Float[Tensor, "B 2"], reference: Float[Tensor, "B 2"], beta: float) -> Float[Tensor, ""]:
-    """-log sigmoid of beta times how much more the chosen answer has gained than the rejected one (equation 7)."""
+def preference_loss(
+    scores: Float[Tensor, "B 2"], reference: Float[Tensor, "B 2"], beta: float
+) -> Float[Tensor, ""]:
+    """-log sigmoid of beta times how much more the chosen answer has gained than the rejected one
+    (equation 7).
+    """
     gained = scores - reference
     return -F.logsigmoid(beta * (gained[:, 0] - gained[:, 1])).mean()
 
 
-def share_preferred(model: CausalModel, tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]) -> float:
+def share_preferred(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]
+) -> float:
     """The share of pairs whose chosen answer is the likelier one, token for token."""
     better = 0
     for preference in preferences:
-        batch = _collate([_encode(tokenizer, preference, model.context_length)], tokenizer.pad_token_id)
+        batch = _collate(
+            [_encode(tokenizer, preference, model.context_length)], tokenizer.pad_token_id
+        )
         with torch.no_grad():
-            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORED).sum(-1).to(model.device)
+            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORED).sum(-1).to(
+                model.device
+            )
         better += int(scores[0] > scores[1])
     return better / len(preferences)
 
@@ -213,26 +260,36 @@ class _Steps(TrainerCallback):
         self.tell(state.global_step, state.max_steps)
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, preference: Preference, window: int | None) -> dict[str, Any]:
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, preference: Preference, window: int | None
+) -> dict[str, Any]:
     """Both answers after the prompt; what is beyond the window is cut off."""
     end = window and window + 1
     return {"pair": [(ids[:end], said[:end]) for ids, said in _write(tokenizer, preference)]}
 
 
-def _write(tokenizer: PreTrainedTokenizerBase, preference: Preference) -> list[tuple[list[int], list[bool]]]:
+def _write(
+    tokenizer: PreTrainedTokenizerBase, preference: Preference
+) -> list[tuple[list[int], list[bool]]]:
     answers = (preference.chosen, preference.rejected)
     said = [[*preference.prompt, {"role": "assistant", "content": answer}] for answer in answers]
-    return [(encoded.ids, _mask_prompt(encoded)) for encoded in encode_conversations(tokenizer, said)]
+    return [
+        (encoded.ids, _mask_prompt(encoded)) for encoded in encode_conversations(tokenizer, said)
+    ]
 
 
 def _mask_prompt(encoded: Encoded) -> list[bool]:
     """Only the last answer counts, whatever the assistant said before it."""
-    start = max((i for i, said in enumerate(encoded.said) if said and not encoded.said[i - 1]), default=0)
+    start = max(
+        (i for i, said in enumerate(encoded.said) if said and not encoded.said[i - 1]), default=0
+    )
     return [said and i >= start for i, said in enumerate(encoded.said)]
 
 
 def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
-    """`input_ids` and `targets` (B, 2, T), padded on the right, and what the model thought before (B, 2)."""
+    """`input_ids` and `targets` (B, 2, T), padded on the right, and what the model thought before
+    (B, 2).
+    """
     width = max(len(ids) for row in rows for ids, _ in row["pair"]) - 1
     batch = torch.full((2, len(rows), 2, width), IGNORED)
     batch[0] = pad
@@ -240,6 +297,12 @@ def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
         for side, (ids, said) in enumerate(row["pair"]):
             tokens = torch.tensor(ids)
             batch[0, number, side, : len(ids) - 1] = tokens[:-1]
-            batch[1, number, side, : len(ids) - 1] = torch.where(torch.tensor(said)[1:], tokens[1:], IGNORED)
-    known = {"reference": torch.stack([row["reference"] for row in rows])} if "reference" in rows[0] else {}
+            batch[1, number, side, : len(ids) - 1] = torch.where(
+                torch.tensor(said)[1:], tokens[1:], IGNORED
+            )
+    known = (
+        {"reference": torch.stack([row["reference"] for row in rows])}
+        if "reference" in rows[0]
+        else {}
+    )
     return {"input_ids": batch[0], "targets": batch[1], **known}

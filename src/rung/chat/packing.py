@@ -1,7 +1,9 @@
-"""Conversations as rows to train on: several in a row where attention can keep them apart, else one.
+"""Conversations as rows to train on: several in a row where attention can keep them apart, else
+one.
 
-What counts is what the assistant says. Conversations that share a row do not see each other: each counts its positions
-from zero, and its queries see only its own keys (Krell et al. 2021, section 3.2).
+What counts is what the assistant says. Conversations that share a row do not see each other: each
+counts its positions from zero, and its queries see only its own keys (Krell et al. 2021, section
+3.2).
 """
 
 import logging
@@ -27,11 +29,14 @@ BYTES_A_TOKEN = 3  # roughly
 class Examples(Dataset[dict[str, Any]]):
     """Rows of up to `length` tokens, each with its targets; fetched a batch at a time.
 
-    A conversation that is longer is cut off at its end, and left out where the assistant says nothing before. With
-    `packed` the rows are filled up, and a batch has `position_ids` and an `attention_mask` (B, 1, T, T) too.
+    A conversation that is longer is cut off at its end, and left out where the assistant says
+    nothing before. With `packed` the rows are filled up, and a batch has `position_ids` and an
+    `attention_mask` (B, 1, T, T) too.
     """
 
-    def __init__(self, conversations: Sequence[Encoded], length: int, pad: int, *, packed: bool) -> None:
+    def __init__(
+        self, conversations: Sequence[Encoded], length: int, pad: int, *, packed: bool
+    ) -> None:
         self.length = length
         self.pad = pad
         self.packed = packed
@@ -39,9 +44,17 @@ class Examples(Dataset[dict[str, Any]]):
         self.left_out = len(conversations) - len(kept)
         self.cut = sum(len(c.ids) > length + 1 for c in kept)
         if self.left_out:
-            logger.warning("%d conversations are left out: no answer begins within %d tokens", self.left_out, length)
+            logger.warning(
+                "%d conversations are left out: no answer begins within %d tokens",
+                self.left_out,
+                length,
+            )
         if self.cut:
-            logger.warning("%d conversations are longer than %d tokens, and are cut off there", self.cut, length)
+            logger.warning(
+                "%d conversations are longer than %d tokens, and are cut off there",
+                self.cut,
+                length,
+            )
         self.pieces = [_to_arrays(c, length) for c in kept]
         sizes = [len(inputs) for inputs, _ in self.pieces]
         self.rows = fill_rows(sizes, length) if packed else [[i] for i in range(len(sizes))]
@@ -57,13 +70,17 @@ class Examples(Dataset[dict[str, Any]]):
         return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch: `input_ids` and `shift_labels` (B, T), and where rows are packed what keeps conversations apart."""
+        """A batch: `input_ids` and `shift_labels` (B, T), and where rows are packed what keeps
+        conversations apart.
+        """
         rows = [self.rows[index] for index in indices]
         width = self.length if self.packed else max(len(self.pieces[row[0]][0]) for row in rows)
         ids = numpy.full((len(rows), width), self.pad, dtype=numpy.int64)
         targets = numpy.full((len(rows), width), IGNORED, dtype=numpy.int64)
         places = numpy.zeros((len(rows), width), dtype=numpy.int64)
-        numbers = numpy.zeros((len(rows), width), dtype=numpy.int64)  # 0 for padding, from 1 up the conversations
+        numbers = numpy.zeros(
+            (len(rows), width), dtype=numpy.int64
+        )  # 0 for padding, from 1 up the conversations
         for at, row in enumerate(rows):
             start = 0
             for number, piece in enumerate(row, 1):
@@ -76,12 +93,18 @@ class Examples(Dataset[dict[str, Any]]):
         batch = {"input_ids": torch.from_numpy(ids), "labels": labels, "shift_labels": labels}
         if self.packed:
             own = numpy.tril(numbers[:, :, None] == numbers[:, None, :])[:, None]
-            batch |= {"position_ids": torch.from_numpy(places), "attention_mask": torch.from_numpy(own)}
+            batch |= {
+                "position_ids": torch.from_numpy(places),
+                "attention_mask": torch.from_numpy(own),
+            }
         return batch
 
 
-def replay(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float) -> list[Encoded]:
-    """Rows of the base's own training text, about so many tokens from all over it: what is rehearsed is kept.
+def replay(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float
+) -> list[Encoded]:
+    """Rows of the base's own training text, about so many tokens from all over it: what is
+    rehearsed is kept.
 
     Robins 1995; of language models, Scialom et al. 2022.
     """
@@ -92,7 +115,9 @@ def replay(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, toke
 
 
 def fill_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Which pieces share a row: each, the longest first, goes where least room is left after it (best fit)."""
+    """Which pieces share a row: each, the longest first, goes where least room is left after it
+    (best fit).
+    """
     rows: list[list[int]] = []
     with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the room that they have
     for piece in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -106,7 +131,11 @@ def fill_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
     return rows
 
 
-def _to_arrays(conversation: Encoded, length: int) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
+def _to_arrays(
+    conversation: Encoded, length: int
+) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
     """Inputs, and as targets the token after each where the assistant said it."""
-    ids, said = (numpy.array(column[: length + 1]) for column in (conversation.ids, conversation.said))
+    ids, said = (
+        numpy.array(column[: length + 1]) for column in (conversation.ids, conversation.said)
+    )
     return ids[:-1], numpy.where(said[1:], ids[1:], IGNORED)

@@ -1,7 +1,8 @@
-"""python-qa: questions about the running interpreter's standard library, answered by its own documentation.
+"""python-qa: questions about the running interpreter's standard library, answered by its own
+documentation.
 
-What does it do, how is it called, what is a module for, each asked in several ways. Of every object that is learned one
-way of asking is held out (`phrasings`); of some objects all are (`objects`).
+What does it do, how is it called, what is a module for, each asked in several ways. Of every object
+that is learned one way of asking is held out (`phrasings`); of some objects all are (`objects`).
 """
 
 import ast
@@ -65,9 +66,15 @@ class Fact:
 
 
 def ask_about_python() -> dict[str, list[Conversation]]:
-    """train, validation, and two sets of held-out questions: `phrasings` of known objects, and unknown `objects`."""
-    parts: dict[str, list[Conversation]] = {name: [] for name in ("train", "validation", "phrasings", "objects")}
-    facts = {(fact.name, fact.kind): fact for fact in _find_facts()}  # what is defined twice counts as it is in the end
+    """train, validation, and two sets of held-out questions: `phrasings` of known objects, and
+    unknown `objects`.
+    """
+    parts: dict[str, list[Conversation]] = {
+        name: [] for name in ("train", "validation", "phrasings", "objects")
+    }
+    facts = {
+        (fact.name, fact.kind): fact for fact in _find_facts()
+    }  # what is defined twice counts as it is in the end
     for fact in facts.values():
         ways = ASKED[fact.kind]
         asked = [_ask(fact, way) for way in ways]
@@ -75,7 +82,9 @@ def ask_about_python() -> dict[str, list[Conversation]]:
             parts["objects"].append(asked[int(hash_unit(f"way {fact}") * len(ways))])
             continue
         held_out = asked.pop(int(hash_unit(f"way {fact}") * len(ways)))
-        parts["validation" if hash_unit(f"watched {fact}") < WATCHED else "phrasings"].append(held_out)
+        parts["validation" if hash_unit(f"watched {fact}") < WATCHED else "phrasings"].append(
+            held_out
+        )
         parts["train"] += asked
     return parts
 
@@ -86,7 +95,9 @@ def _ask(fact: Fact, way: str) -> Conversation:
 
 
 def _find_facts() -> Iterator[Fact]:
-    """Of every public module, function and class that says what it is, and of the most used that are not in Python."""
+    """Of every public module, function and class that says what it is, and of the most used that
+    are not in Python.
+    """
     for path, _, source in read_modules():
         if _is_public(path) and not LEFT_OUT & set(path.split(".")):
             yield from _read_module(path, source)
@@ -122,7 +133,11 @@ def _read_compiled(module: str) -> Iterator[Fact]:
         return
     prefix = ALIASES.get(module, module)
     for name, value in sorted(found.items()):
-        if name.startswith("_") or not callable(value) or getattr(value, "__module__", "") != module:
+        if (
+            name.startswith("_")
+            or not callable(value)
+            or getattr(value, "__module__", "") != module
+        ):
             continue
         path = f"{prefix}.{name}".lstrip(".")
         if answer := _first_paragraph(inspect.getdoc(value) or ""):
@@ -134,7 +149,9 @@ def _read_compiled(module: str) -> Iterator[Fact]:
 
 
 def _first_paragraph(docstring: str) -> str:
-    """The first paragraph that is prose, on one line; of a long one its first sentence; empty where that is long."""
+    """The first paragraph that is prose, on one line; of a long one its first sentence; empty where
+    that is long.
+    """
     for paragraph in docstring.split("\n\n"):
         line = " ".join(paragraph.split())
         if not re.match(r"[\w.]+\(|[^\w\s]|.*->", line) and " " in line:

@@ -1,4 +1,6 @@
-"""A conversation with a model: what was said, as much of it as the model can look at, and the next answer."""
+"""A conversation with a model: what was said, as much of it as the model can look at, and the next
+answer.
+"""
 
 import json
 from bisect import bisect_left
@@ -20,10 +22,12 @@ from rung.generation.sampling import Sampling
 def drop_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Conversation, window: int | None, wanted: int
 ) -> tuple[Conversation, int, list[int]]:
-    """What is left of a conversation, how many of its oldest turns were dropped, each whole, and the prompt.
+    """What is left of a conversation, how many of its oldest turns were dropped, each whole, and
+    the prompt.
 
-    `wanted` tokens fit behind it, of which a quarter of the window is kept at the most. What stands before the first
-    question is never dropped. Raises `RunError` where the last question alone leaves no room.
+    `wanted` tokens fit behind it, of which a quarter of the window is kept at the most. What stands
+    before the first question is never dropped. Raises `RunError` where the last question alone
+    leaves no room.
     """
     asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
 
@@ -38,8 +42,13 @@ def drop_turns(
     dropped = _find_fewest(most, fits)
     kept, ids = write(min(dropped, most))
     if dropped > most:
-        what = "the question has" if len(kept) == 1 else "the question and what stands before it have"
-        raise RunError(f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer words")
+        what = (
+            "the question has" if len(kept) == 1 else "the question and what stands before it have"
+        )
+        raise RunError(
+            f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer "
+            f"words"
+        )
     return kept, dropped, ids
 
 
@@ -69,7 +78,8 @@ class Talk:
     def answer(
         self, question: str, sampling: Sampling, on_text: Callable[[str], None] = lambda text: None
     ) -> Generation:
-        """What the model says to that; `on_text` gets it piece by piece. Stopped in the middle, what was said is kept.
+        """What the model says to that; `on_text` gets it piece by piece. Stopped in the middle,
+        what was said is kept.
 
         Raises `RunError` for a question that leaves no room for an answer.
         """
@@ -94,9 +104,13 @@ class Talk:
         return made
 
     def make_room(self, wanted: int) -> list[int]:
-        """The prompt, after the oldest turns were dropped until `wanted` tokens fit; `dropped` says how many went."""
+        """The prompt, after the oldest turns were dropped until `wanted` tokens fit; `dropped` says
+        how many went.
+        """
         window = self.decoder.model.context_length
-        kept, self.dropped, ids = drop_turns(self.tokenizer, [*self._opening(), *self.messages], window, wanted)
+        kept, self.dropped, ids = drop_turns(
+            self.tokenizer, [*self._opening(), *self.messages], window, wanted
+        )
         self.messages = kept[len(self._opening()) :]
         return ids
 
@@ -105,7 +119,10 @@ class Talk:
 
     def save(self, path: Path) -> None:
         """Write what was said as one line of `messages`, which `rung tune` can learn from."""
-        write_atomically(path, json.dumps({"messages": [*self._opening(), *self.messages]}, ensure_ascii=False) + "\n")
+        write_atomically(
+            path,
+            json.dumps({"messages": [*self._opening(), *self.messages]}, ensure_ascii=False) + "\n",
+        )
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote.
@@ -115,6 +132,8 @@ class Talk:
         try:
             said = read_conversation(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
-            raise CorpusError(f"{path} is no conversation that can be gone on from: {error}") from error
+            raise CorpusError(
+                f"{path} is no conversation that can be gone on from: {error}"
+            ) from error
         self.system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
         self.messages = said

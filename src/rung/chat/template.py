@@ -1,7 +1,7 @@
 """How a conversation is written down: a chat template, the tokens that it needs, and their ids.
 
-Nothing in a message becomes a special token, whatever it says; for what says nothing of them the ids and the mask are
-those that `tokenizer.apply_chat_template` gives.
+Nothing in a message becomes a special token, whatever it says; for what says nothing of them the
+ids and the mask are those that `tokenizer.apply_chat_template` gives.
 """
 
 import functools
@@ -45,12 +45,16 @@ class ChatFormat:
     @property
     def tokens(self) -> tuple[str, ...]:
         """The special tokens that it needs."""
-        return tuple(dict.fromkeys(re.findall(r"<\|[^|]+\|>", self.opening + self.between + self.end)))
+        return tuple(
+            dict.fromkeys(re.findall(r"<\|[^|]+\|>", self.opening + self.between + self.end))
+        )
 
     @property
     def template(self) -> str:
         """As Jinja; what the assistant says, and its end, is marked as generated."""
-        opening, between, end, after = (json.dumps(p) for p in (self.opening, self.between, self.end, self.after))
+        opening, between, end, after = (
+            json.dumps(p) for p in (self.opening, self.between, self.end, self.after)
+        )
         said = "message['content'] + " + end
         return (
             "{{- bos_token }}{%- for message in messages %}"
@@ -60,41 +64,58 @@ class ChatFormat:
             f"{{%- else %}}{{{{- {said} }}}}{{%- endif %}}"
             f"{{{{- {after} }}}}"
             "{%- endfor %}"
-            f"{{%- if add_generation_prompt %}}{{{{- {opening} + 'assistant' + {between} }}}}{{%- endif %}}"
+            f"{{%- if add_generation_prompt %}}{{{{- {opening} + 'assistant' + {between} }}}}{{%- "
+            f"endif %}}"
         )
 
 
 # Meta's, of Llama 3 (`ChatFormat` of llama_models); and OpenAI's ChatML.
-LLAMA3 = ChatFormat(opening="<|start_header_id|>", between="<|end_header_id|>\n\n", end="<|eot_id|>")
+LLAMA3 = ChatFormat(
+    opening="<|start_header_id|>", between="<|end_header_id|>\n\n", end="<|eot_id|>"
+)
 CHATML = ChatFormat(opening="<|im_start|>", between="\n", end="<|im_end|>", after="\n")
 AFTER_HEADER = r"\A\n\n"  # the blank line that a part between special tokens begins with
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as token ids, and which of them the assistant said, the end of what it said among them."""
+    """A conversation as token ids, and which of them the assistant said, the end of what it said
+    among them.
+    """
 
     ids: list[int]
     said: list[bool]
 
 
-def teach_format(model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat) -> None:
-    """Give the tokenizer the format's special tokens and template, and the model a row for each new token.
+def teach_format(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat
+) -> None:
+    """Give the tokenizer the format's special tokens and template, and the model a row for each new
+    token.
 
     A tokenizer that has a template keeps it. The log says which it was, and which tokens are new.
     """
     known = tokenizer.get_vocab()
     if not tokenizer.chat_template:
-        tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in chat_format.tokens], True)
+        tokenizer.add_tokens(
+            [AddedToken(t, special=True, normalized=False) for t in chat_format.tokens], True
+        )
         _keep_blank_line_whole(tokenizer, chat_format.between)
         tokenizer.chat_template = chat_format.template
     elif not GENERATION.search(tokenizer.get_chat_template()):
         logger.info(
-            "the chat template is kept; it does not mark what the assistant says: that was found by writing each "
+            "the chat template is kept; it does not mark what the assistant says: that was found "
+            "by writing each "
             "conversation with its answers marked"
         )
-    if new := [token for token in chat_format.tokens if token in tokenizer.get_vocab() and token not in known]:
-        logger.info("%d tokens are new to the model, for the chat format: %s", len(new), ", ".join(new))
+    if new := [
+        token
+        for token in chat_format.tokens
+        if token in tokenizer.get_vocab() and token not in known
+    ]:
+        logger.info(
+            "%d tokens are new to the model, for the chat format: %s", len(new), ", ".join(new)
+        )
     if (size := count_ids(tokenizer)) > model.config.vocab_size:
         model.resize_token_embeddings(size)
     model.generation_config.eos_token_id = list(find_ends(model, tokenizer))
@@ -103,11 +124,12 @@ def teach_format(model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_fo
 def encode_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, ask: bool = False
 ) -> list[Encoded]:
-    """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that is to come.
+    """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that
+    is to come.
 
-    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs none. Raises
-    `TokenizerError` where it has no template, the template refuses a conversation, or what the assistant says in it
-    cannot be found.
+    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs
+    none. Raises `TokenizerError` where it has no template, the template refuses a conversation, or
+    what the assistant says in it cannot be found.
     """
     writer = _Writer(tokenizer)
     splitter = re.compile("(" + "|".join(map(re.escape, writer.special)) + ")")
@@ -115,27 +137,41 @@ def encode_conversations(
     for number, messages in enumerate(conversations, 1):
         try:
             hidden = [_hide(message, writer.special) for message in messages]
-            written.append((writer.write(hidden, ask=True), []) if ask else writer.write_marked(hidden))
-        except Exception as error:  # templates raise what they like, to say what they cannot write down
-            which = f"this conversation ({number} of {len(conversations)})" if len(conversations) > 1 else "this"
+            written.append(
+                (writer.write(hidden, ask=True), []) if ask else writer.write_marked(hidden)
+            )
+        except (
+            Exception
+        ) as error:  # templates raise what they like, to say what they cannot write down
+            which = (
+                f"this conversation ({number} of {len(conversations)})"
+                if len(conversations) > 1
+                else "this"
+            )
             raise TokenizerError(f"the chat template cannot write {which}: {error}") from error
     pieces = [splitter.split(text) for text, _ in written]
     plain = [_show(piece, writer.special) for parts in pieces for piece in parts[::2]]
     encodings = iter(encode_plainly(tokenizer, plain))
-    return [_join(tokenizer, parts, encodings, spans) for parts, (_, spans) in zip(pieces, written, strict=True)]
+    return [
+        _join(tokenizer, parts, encodings, spans)
+        for parts, (_, spans) in zip(pieces, written, strict=True)
+    ]
 
 
 class _Writer:
     """Writes conversations by a tokenizer's template, and finds in them what the assistant says.
 
-    A template without marks is given answers that characters of private use stand around. What the assistant says
-    begins where the template, asked for an answer there, would end, and ends with the special token after it.
+    A template without marks is given answers that characters of private use stand around. What the
+    assistant says begins where the template, asked for an answer there, would end, and ends with
+    the special token after it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         template = tokenizer.get_chat_template() if tokenizer.chat_template else None
         if not isinstance(template, str):
-            raise TokenizerError("the tokenizer has no chat template: `rung tune RUN` makes a chat model of a run")
+            raise TokenizerError(
+                "the tokenizer has no chat template: `rung tune RUN` makes a chat model of a run"
+            )
         self.template = template
         self.names = tokenizer.special_tokens_map
         added = tokenizer.added_tokens_decoder.values()
@@ -166,7 +202,9 @@ class _Writer:
         return found[1] if found else None
 
     def _render(self, messages: Conversation, **options: Any) -> tuple[list[str], list[Spans]]:
-        return render_jinja_template(conversations=[messages], chat_template=self.template, **options, **self.names)
+        return render_jinja_template(
+            conversations=[messages], chat_template=self.template, **options, **self.names
+        )
 
     def _find(self, text: str, messages: Conversation, number: int) -> tuple[int, int]:
         """Where the message of that number begins and ends in the text, with what ends it."""
@@ -176,23 +214,33 @@ class _Writer:
         if asked and text.startswith(asked) and len(asked) <= end:
             start = len(asked)
         elif start is None:
-            raise ValueError("it changes what the assistant says, so that nobody can tell what is to be learned")
+            raise ValueError(
+                "it changes what the assistant says, so that nobody can tell what is to be learned"
+            )
         elif not (header := self._find_header(before)) or not text[:start].endswith(header):
             start = len(text[:start].rstrip())  # the space before a word is part of its token
         return start, end + after.end() if after and after[1] == self.end else end
 
-    def _find_answer(self, text: str, messages: Conversation, number: int) -> tuple[int | None, int]:
-        """Where the content of a message begins, None where the template writes something else first, and ends."""
+    def _find_answer(
+        self, text: str, messages: Conversation, number: int
+    ) -> tuple[int | None, int]:
+        """Where the content of a message begins, None where the template writes something else
+        first, and ends.
+        """
         said = messages[number]["content"]
         everything = "".join(message["content"] for message in messages)
         opening, ending = itertools.islice((c for c in map(chr, MARKS) if c not in everything), 2)
         core = said.strip()  # which a template may do too
         at = said.index(core)
         content = said[:at] + opening + core + ending + said[at + len(core) :]
-        marked = self.write([*messages[:number], {**messages[number], "content": content}, *messages[number + 1 :]])
+        marked = self.write(
+            [*messages[:number], {**messages[number], "content": content}, *messages[number + 1 :]]
+        )
         end = marked.replace(opening, "").find(ending)
         if end < 0 or marked.replace(opening, "").replace(ending, "") != text:
-            raise ValueError("it changes what the assistant says, so that nobody can tell what is to be learned")
+            raise ValueError(
+                "it changes what the assistant says, so that nobody can tell what is to be learned"
+            )
         start = marked.find(opening)
         return None if start < 0 else start, end
 
@@ -201,19 +249,27 @@ class _Writer:
         for messages in (before, [{"role": "user", "content": "a"}]):
             plain, asked = self._try(messages), self._try(messages, ask=True)
             if plain and asked:
-                same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(plain, asked, strict=False))
+                same = itertools.takewhile(
+                    lambda pair: pair[0] == pair[1], zip(plain, asked, strict=False)
+                )
                 return asked[sum(1 for _ in same) :]
         return ""
 
     def _try(self, messages: Conversation, *, ask: bool = False) -> str | None:
-        """The text; None where the template refuses it, as some do a beginning without a question."""
+        """The text; None where the template refuses it, as some do a beginning without a
+        question.
+        """
         try:
             return self.write(messages, ask=ask)
         except Exception:  # whatever the template raises
             return None
 
     def _match_special(self, rest: str) -> re.Match[str] | None:
-        return re.match(rf"\s*({'|'.join(map(re.escape, self.special))})", rest) if self.special else None
+        return (
+            re.match(rf"\s*({'|'.join(map(re.escape, self.special))})", rest)
+            if self.special
+            else None
+        )
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
@@ -222,28 +278,38 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation) ->
 
 
 def find_ends(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer: all that end a text, and the one that the template ends an answer with."""
+    """The tokens that end an answer: all that end a text, and the one that the template ends an
+    answer with.
+    """
     ends = generate.find_ends(model, tokenizer)
     end = _Writer(tokenizer).end if tokenizer.chat_template else None
     return ends if end is None else tuple(sorted({*ends, tokenizer.convert_tokens_to_ids(end)}))
 
 
 def _keep_blank_line_whole(tokenizer: PreTrainedTokenizerBase, between: str) -> None:
-    """Where GPT-2's pattern would cut the white space after a header by what follows it, cut it off before.
+    """Where GPT-2's pattern would cut the white space after a header by what follows it, cut it off
+    before.
 
-    Else an answer would be asked for with other tokens than it was trained to follow. Meta's tokenizer needs none.
+    Else an answer would be asked for with other tokens than it was trained to follow. Meta's
+    tokenizer needs none.
     """
     space = between[len(between.rstrip()) :]
     backend = tokenizer.backend_tokenizer
-    whole, alone = (backend.encode(text, add_special_tokens=False).ids for text in (f"{space}A", space))
+    whole, alone = (
+        backend.encode(text, add_special_tokens=False).ids for text in (f"{space}A", space)
+    )
     if whole[: len(alone)] == alone or backend.pre_tokenizer is None:
         return
     first = pre_tokenizers.Split(Regex(AFTER_HEADER), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([first, backend.pre_tokenizer])
 
 
-def _join(tokenizer: PreTrainedTokenizerBase, parts: list[str], encodings: Iterator, marks: Sequence) -> Encoded:
-    """Plain text and special tokens in turn, as one row; `marks` are the characters that the assistant said."""
+def _join(
+    tokenizer: PreTrainedTokenizerBase, parts: list[str], encodings: Iterator, marks: Sequence
+) -> Encoded:
+    """Plain text and special tokens in turn, as one row; `marks` are the characters that the
+    assistant said.
+    """
     ids: list[int] = []
     places: list[int] = []
     at = 0
@@ -272,7 +338,9 @@ def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
 
 
 def _hide(message: Message, special: Sequence[str]) -> dict[str, str]:
-    """The message with as many characters of private use in the place of each name of a special token."""
+    """The message with as many characters of private use in the place of each name of a special
+    token.
+    """
     content = message["content"]
     for number, token in enumerate(special):
         content = content.replace(token, chr(HIDDEN + number) * len(token))

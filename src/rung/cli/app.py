@@ -35,25 +35,42 @@ app = typer.Typer(
 CorpusArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        help="A name (see `rung corpora`), hf:ORG/NAME, paths, or - for standard input; python-docs by default.",
+        help="A name (see `rung corpora`), hf:ORG/NAME, paths, or - for standard input; "
+        "python-docs by default.",
         show_default=False,
     ),
 ]
-Column = Annotated[str, typer.Option(help="The text column of tables; text, content, document or page by default.")]
-Documents = Annotated[str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")]
-Encoding = Annotated[str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints.")]
+Column = Annotated[
+    str, typer.Option(help="The text column of tables; text, content, document or page by default.")
+]
+Documents = Annotated[
+    str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")
+]
+Encoding = Annotated[
+    str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints."),
+]
 Run = Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")]
 Seed = Annotated[int, typer.Option(help="Where randomness starts.")]
-TokenizerOption = Annotated[str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")]
+TokenizerOption = Annotated[
+    str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")
+]
 
 
-def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code 130.
+def verb(
+    example: str, *, spreads: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code
+    130.
 
-    Every command takes `--quiet`. Under `torchrun` all processes do what `spreads`; the rest is done by the main one
-    alone.
+    Every command takes `--quiet`. Under `torchrun` all processes do what `spreads`; the rest is
+    done by the main one alone.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -78,7 +95,11 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
                 if _follows_interrupt(error):
                     fail("stopped", 130)
                 if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-                    fail("an argument or a name is not UTF-8, and cannot be used here: write it in UTF-8", 2)
+                    fail(
+                        "an argument or a name is not UTF-8, and cannot be used here: write it in "
+                        "UTF-8",
+                        2,
+                    )
                 distributed.give_way()
                 raise
 
@@ -90,10 +111,11 @@ def verb(example: str, *, spreads: bool = False) -> Callable[[Callable[..., None
 
 
 def read_typed(name: str, text: str) -> str:
-    """Text that was typed, as an argument or a line, which is UTF-8 whatever the locale says. File names stay as typed.
+    """Text that was typed, as an argument or a line, which is UTF-8 whatever the locale says. File
+    names stay as typed.
 
-    Bytes that the locale's encoding does not have come from Python as lone surrogates. Raises `RecipeError` where they
-    are not UTF-8.
+    Bytes that the locale's encoding does not have come from Python as lone surrogates. Raises
+    `RecipeError` where they are not UTF-8.
     """
     if not SURROGATE.search(text):
         return text
@@ -101,13 +123,18 @@ def read_typed(name: str, text: str) -> str:
         return os.fsencode(text).decode()
     except UnicodeDecodeError as error:
         at, byte = error.start, error.object[error.start]
-        raise RecipeError(f"{name} is not UTF-8: byte {at} is 0x{byte:02x}; write it in UTF-8") from error
+        raise RecipeError(
+            f"{name} is not UTF-8: byte {at} is 0x{byte:02x}; write it in UTF-8"
+        ) from error
     except UnicodeEncodeError as error:  # from no byte
-        raise RecipeError(f"{name} holds half a character (a lone surrogate): write it in UTF-8") from error
+        raise RecipeError(
+            f"{name} holds half a character (a lone surrogate): write it in UTF-8"
+        ) from error
 
 
 def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) -> str | list[str]:
-    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; "" where none was.
+    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; ""
+    where none was.
 
     With `spreads` all processes call it, and the main one reads.
     """
@@ -115,7 +142,10 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
 
     names = list(given or [])
     if "" in names:
-        raise RecipeError("the corpus is an empty text, as of a variable that is not set: name one (`rung corpora`)")
+        raise RecipeError(
+            "the corpus is an empty text, as of a variable that is not set: name one (`rung "
+            "corpora`)"
+        )
     if "-" in names:
         if sys.stdin.isatty():
             say("Type the text; Ctrl-D ends it.")
@@ -136,7 +166,9 @@ def _with_notes(message: str, error: BaseException) -> str:
 def _with_quiet(function: Callable[..., None]) -> inspect.Signature:
     """The command's parameters and `--quiet`."""
     plain = inspect.signature(function)
-    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    quiet = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet
+    )
     return plain.replace(parameters=[*plain.parameters.values(), quiet])
 
 
@@ -151,7 +183,9 @@ def _follows_interrupt(error: BaseException | None) -> bool:
 
 @contextmanager
 def _note_interrupts() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` for an unexpected error after Ctrl-C: Spark swallows the one, and raises its own."""
+    """Raise `KeyboardInterrupt` for an unexpected error after Ctrl-C: Spark swallows the one, and
+    raises its own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -176,7 +210,9 @@ def _note_interrupts() -> Iterator[None]:
 
 @contextmanager
 def resumable(verb: str = "", folder: Path | None = None) -> Iterator[None]:
-    """After Ctrl-C, print the line that goes on: with the run in `folder`, or by the same command as now."""
+    """After Ctrl-C, print the line that goes on: with the run in `folder`, or by the same command
+    as now.
+    """
     try:
         with _note_interrupts():
             yield

@@ -6,7 +6,17 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.app import Column, Encoding, Json, Run, Seed, name_corpus, print_json, read_typed, verb
+from rung.cli.app import (
+    Column,
+    Encoding,
+    Json,
+    Run,
+    Seed,
+    name_corpus,
+    print_json,
+    read_typed,
+    verb,
+)
 from rung.cli.output import print_text, say
 from rung.device import cache_folder, leave_busy_cores
 from rung.errors import RecipeError
@@ -26,33 +36,49 @@ def eval_(
     run: Run,
     corpus: Annotated[
         list[str] | None,
-        typer.Argument(help="Other text to score, - for standard input; the run's own by default.", show_default=False),
+        typer.Argument(
+            help="Other text to score, - for standard input; the run's own by default.",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    documents: Annotated[str, typer.Option(help="What a document is: lines, paragraphs or file.")] = "",
+    documents: Annotated[
+        str, typer.Option(help="What a document is: lines, paragraphs or file.")
+    ] = "",
     column: Column = "",
     encoding: Encoding = "",
     mix: Annotated[
         list[str] | None,
-        typer.Option(metavar="RUNG=RUN", help="Also: mixed with another run. May be given again.", show_default=False),
+        typer.Option(
+            metavar="RUNG=RUN",
+            help="Also: mixed with another run. May be given again.",
+            show_default=False,
+        ),
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache", help="Also: with a cache of the document's own words.")] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Also: with a cache of the document's own words.")
+    ] = False,
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
     ] = False,
     tasks: Tasks = None,
-    limit: Annotated[int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")] = 0,
+    limit: Annotated[
+        int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Score a run on held-out text: bits per byte, word and token perplexity.
 
-    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation split. With --tasks
-    the harness asks its own text of the run instead: tasks by name, a YAML file of one, or a folder of them.
+    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation
+    split. With --tasks the harness asks its own text of the run instead: tasks by name, a YAML file
+    of one, or a folder of them.
     """
     if limit and not tasks:
         raise RecipeError(f"--limit is {limit}, but it is of --tasks: name a task, or leave it out")
     if tasks and (corpus or documents or column or encoding or mix or cache or dynamic):
-        raise RecipeError("--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, --dynamic")
+        raise RecipeError(
+            "--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, --dynamic"
+        )
     if tasks:
         _eval_tasks(run, tasks, limit, as_json)
         return
@@ -68,8 +94,12 @@ def eval_(
     source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(run, source, split, how, lambda stage: display.tell("eval", stage), switches)
-    print_json(found) if as_json else show(score_table(found["rung"], found["corpus"], found["split"], found))
+        found = evaluate_run(
+            run, source, split, how, lambda stage: display.tell("eval", stage), switches
+        )
+    print_json(found) if as_json else show(
+        score_table(found["rung"], found["corpus"], found["split"], found)
+    )
 
 
 def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
@@ -86,8 +116,12 @@ def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
 @verb('rung score runs/python-docs/llama3 "Return the number of items."')
 def score(
     run: Run,
-    text: Annotated[str, typer.Argument(help="A sentence, or - for standard input.", show_default=False)] = "",
-    file: Annotated[Path | None, typer.Option(help="Instead: all of this file, to its last line end.")] = None,
+    text: Annotated[
+        str, typer.Argument(help="A sentence, or - for standard input.", show_default=False)
+    ] = "",
+    file: Annotated[
+        Path | None, typer.Option(help="Instead: all of this file, to its last line end.")
+    ] = None,
     encoding: Encoding = "",
     as_json: Json = False,
 ) -> None:
@@ -114,7 +148,11 @@ def score(
             }
             | {
                 name: value
-                for name, value in (("order", piece.order), ("count", piece.count), ("discount", piece.discount))
+                for name, value in (
+                    ("order", piece.order),
+                    ("count", piece.count),
+                    ("discount", piece.discount),
+                )
                 if value is not None
             }
             for piece in pieces
@@ -133,7 +171,10 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
     from rung.data.files import keep_stream, read_text
 
     if bool(text) == bool(file):
-        raise RecipeError('name one text: rung score RUN "A sentence.", rung score RUN --file PATH, or - for a pipe')
+        raise RecipeError(
+            'name one text: rung score RUN "A sentence.", rung score RUN --file PATH, or - for a '
+            "pipe"
+        )
     if text == "-":
         file = keep_stream(sys.stdin.buffer, cache_folder() / "stdin")
     if encoding and not file:
@@ -148,11 +189,17 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 100,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this probability.")] = 0.95,
+    top_p: Annotated[
+        float, typer.Option(help="Only the likeliest tokens that make up this probability.")
+    ] = 0.95,
     num_beams: Annotated[int, typer.Option(help="Beams to search with.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="A text that ends it. Repeatable.")] = None,
-    draft: Annotated[str, typer.Option(help="Guess ahead: an ngram run of the same tokenizer, or prompt.")] = "",
-    weights: Annotated[str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")] = "",
+    draft: Annotated[
+        str, typer.Option(help="Guess ahead: an ngram run of the same tokenizer, or prompt.")
+    ] = "",
+    weights: Annotated[
+        str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")
+    ] = "",
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
@@ -183,7 +230,9 @@ def generate(
     guesses = make_draft(draft, tokenizer) if draft else None
     if as_json:
         made = continue_text(decoder, tokenizer, prompt, sampling, draft=guesses)
-        facts: dict[str, Any] = {key: getattr(made, key) for key in ("text", "tokens", "seconds", "tokens_per_second")}
+        facts: dict[str, Any] = {
+            key: getattr(made, key) for key in ("text", "tokens", "seconds", "tokens_per_second")
+        }
         if rounded:
             facts["rounding_bits_per_byte"] = _rounding_cost(run, model, tokenizer, prompt, rounded)
         print_json({"run": run, "prompt": prompt, **facts})
@@ -193,7 +242,10 @@ def generate(
     print_text(f"{made.text}\n" if num_beams > 1 else "\n")
     say(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second")
     if rounded:
-        say(f"{weights} weights cost {_rounding_cost(run, model, tokenizer, prompt, rounded):+.4f} bits per byte")
+        say(
+            f"{weights} weights cost {_rounding_cost(run, model, tokenizer, prompt, rounded):+.4f} "
+            f"bits per byte"
+        )
 
 
 def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:

@@ -11,7 +11,10 @@ from rung.cli.output import say, write_command
 
 @verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
 def export(
-    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format.")],
+    run: Annotated[
+        str,
+        typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format."),
+    ],
     out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
     to: Annotated[str, typer.Option(help="The format: arpa, gguf, hf or meta.")] = "arpa",
     type: Annotated[str, typer.Option(help="Of gguf: f32, f16 or q8_0.", show_default="f16")] = "",
@@ -44,7 +47,10 @@ def report(
 
 
 @verb("rung runs")
-def runs(root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"), as_json: Json = False) -> None:
+def runs(
+    root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
     """The runs there are, and their scores; with --json the whole record of a run that is named."""
     from rung import runs
     from rung.cli.fitted_table import show

@@ -17,18 +17,27 @@ LEAST = 16  # characters below which a column that may be cut is left out
 
 
 class FittedTable(Table):
-    """A table that leaves columns out, the first of `gives_way` first, where the terminal is too narrow for all.
+    """A table that leaves columns out, the first of `gives_way` first, where the terminal is too
+    narrow for all.
 
-    A column with a `max_width` is cut before that, a column that may wrap is wrapped; the others are always whole.
-    Cells, heads and titles are taken as they are: nothing in them is markup.
+    A column with a `max_width` is cut before that, a column that may wrap is wrapped; the others
+    are always whole. Cells, heads and titles are taken as they are: nothing in them is markup.
     """
 
-    def __init__(self, title: str = "", gives_way: Sequence[str] = (), title_style: str = "") -> None:
+    def __init__(
+        self, title: str = "", gives_way: Sequence[str] = (), title_style: str = ""
+    ) -> None:
         super().__init__(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        self.title, self.title_justify, self.title_style = Text(escape_controls(title)), "left", title_style
+        self.title, self.title_justify, self.title_style = (
+            Text(escape_controls(title)),
+            "left",
+            title_style,
+        )
         self.caption_justify, self.caption_style = "left", ""
         self.gives_way = gives_way
-        self.captions: dict[str, str] = {}  # by the head of a column: a line below the table, where that is shown
+        self.captions: dict[
+            str, str
+        ] = {}  # by the head of a column: a line below the table, where that is shown
 
     def add_figures(self, *heads: str) -> None:
         """Columns of figures, which are never cut."""
@@ -37,7 +46,9 @@ class FittedTable(Table):
 
     def add_cells(self, *cells: str | Text) -> None:
         """A row; control characters in it are escaped."""
-        self.add_row(*(cell if isinstance(cell, Text) else Text(escape_controls(cell)) for cell in cells))
+        self.add_row(
+            *(cell if isinstance(cell, Text) else Text(escape_controls(cell)) for cell in cells)
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The table with as many columns as there is room for."""
@@ -50,8 +61,14 @@ class FittedTable(Table):
             columns[columns.index(column)] = replace(
                 column, max_width=min(column.max_width or 0, spare), overflow=find_overflow(console)
             )
-        shown = Table(box=self.box, padding=(0, 1, 0, 0), pad_edge=False, show_footer=self.show_footer)
-        shown.title, shown.title_justify, shown.title_style = self.title, self.title_justify, self.title_style
+        shown = Table(
+            box=self.box, padding=(0, 1, 0, 0), pad_edge=False, show_footer=self.show_footer
+        )
+        shown.title, shown.title_justify, shown.title_style = (
+            self.title,
+            self.title_justify,
+            self.title_style,
+        )
         heads = [column.header for column in columns]
         lines = [self.caption, *(line for head, line in self.captions.items() if head in heads)]
         shown.caption = Text("\n").join(Text(str(line)) for line in lines if line) or None
@@ -73,7 +90,9 @@ def _least_width(column: Column) -> int:
 
 
 def show(table: Table) -> None:
-    """Print on standard output, as wide as the table is where that is no terminal and COLUMNS does not say."""
+    """Print on standard output, as wide as the table is where that is no terminal and COLUMNS does
+    not say.
+    """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=WIDTH)

@@ -1,4 +1,6 @@
-"""What the command says beside its result: lines on standard error, and the next command as it can be pasted."""
+"""What the command says beside its result: lines on standard error, and the next command as it can
+be pasted.
+"""
 
 import logging
 import re
@@ -27,12 +29,16 @@ def set_quiet(quiet: bool) -> None:
 
 
 def is_quiet() -> bool:
-    """Whether progress and hints are left out: asked for with `--quiet`, or another process speaks."""
+    """Whether progress and hints are left out: asked for with `--quiet`, or another process
+    speaks.
+    """
     return _manner["quiet"] or not distributed.is_main()
 
 
 def use_any_encoding() -> None:
-    """Print what the terminal's encoding does not have as escapes: a model's text must not end the command."""
+    """Print what the terminal's encoding does not have as escapes: a model's text must not end the
+    command.
+    """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -53,12 +59,16 @@ def find_overflow(console: "Console") -> Literal["crop", "ellipsis"]:
 
 
 def escape_controls(text: str) -> str:
-    r"""The text without what would move a terminal's cursor or colour its words: ESC becomes `\x1b`."""
+    r"""The text without what would move a terminal's cursor or colour its words: ESC becomes
+    `\x1b`.
+    """
     return CONTROL.sub(lambda found: repr(found.group())[1:-1], text.replace("\r\n", "\n"))
 
 
 def print_text(text: str) -> None:
-    """A model's text, or its prompt, on standard output: as it is, but on a terminal without control sequences."""
+    """A model's text, or its prompt, on standard output: as it is, but on a terminal without
+    control sequences.
+    """
     print(escape_controls(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
@@ -74,19 +84,25 @@ def say_next(verb: str, *arguments: object) -> None:
 
 
 def write_command(verb: str, *arguments: object) -> str:
-    """A command of rung, quoted for the shell; what begins with a dash is kept from being read as an option."""
+    """A command of rung, quoted for the shell; what begins with a dash is kept from being read as
+    an option.
+    """
     words = [str(argument) for argument in arguments]
     dash = ["--"] if any(word.startswith("-") for word in words) else []
     return f"{program()} {shlex.join([verb, *dash, *words])}"
 
 
 def replace_word(word: str, by: str) -> None:
-    """In commands that are printed to go on with, write `by` for an argument: standard input is not there again."""
+    """In commands that are printed to go on with, write `by` for an argument: standard input is not
+    there again.
+    """
     _words[word] = by
 
 
 def write_resuming(*words: object) -> str:
-    """A command, by default the present one, quoted for the shell; of several processes, one that starts them all."""
+    """A command, by default the present one, quoted for the shell; of several processes, one that
+    starts them all.
+    """
     given = [str(word) for word in words] or [_words.get(word, word) for word in sys.argv[1:]]
     return f"{distributed.command() if distributed.count() > 1 else program()} {shlex.join(given)}"
 
@@ -101,7 +117,12 @@ def program() -> str:
 
 def _name_program(path: Path) -> str:
     found = shutil.which(path.name)
-    if found and Path(found).exists() and path.exists() and Path(found).absolute() == path.absolute():
+    if (
+        found
+        and Path(found).exists()
+        and path.exists()
+        and Path(found).absolute() == path.absolute()
+    ):
         return path.name
     absolute = path.absolute()
     near = absolute.relative_to(Path.cwd()) if absolute.is_relative_to(Path.cwd()) else absolute
@@ -109,7 +130,9 @@ def _name_program(path: Path) -> str:
 
 
 def suggest_prompt(record: Mapping[str, Any]) -> list[str]:
-    """The beginning of the run's own prompt, as an argument for `rung generate`; none where it cannot be typed."""
+    """The beginning of the run's own prompt, as an argument for `rung generate`; none where it
+    cannot be typed.
+    """
     words = "".join(c for c in " ".join(str(record.get("prompt") or "").split()) if c.isprintable())
     if len(words) > LONGEST_PROMPT:
         words = words[:LONGEST_PROMPT].rsplit(" ", 1)[0]
@@ -117,7 +140,9 @@ def suggest_prompt(record: Mapping[str, Any]) -> list[str]:
 
 
 class _Lines(logging.Handler):
-    """Prints what libraries log as one line each, and the same line once; rung's own also where it only informs."""
+    """Prints what libraries log as one line each, and the same line once; rung's own also where it
+    only informs.
+    """
 
     def __init__(self) -> None:
         super().__init__()

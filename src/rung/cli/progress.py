@@ -1,4 +1,6 @@
-"""How far a command is: on a terminal a bar for each run, elsewhere plain lines that begin with the time of day."""
+"""How far a command is: on a terminal a bar for each run, elsewhere plain lines that begin with the
+time of day.
+"""
 
 import os
 import threading
@@ -23,7 +25,11 @@ if TYPE_CHECKING:
 BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
 NAMES = 14  # characters that the names of rungs take
 ROOM_FOR_BAR, ROOM_FOR_ELAPSED = 72, 48  # columns that a terminal must have to show them
-FACTS = ("read", "planned", "noted")  # stages that take no time, and are told in a line of their own
+FACTS = (
+    "read",
+    "planned",
+    "noted",
+)  # stages that take no time, and are told in a line of their own
 ENDS = ("done", "failed", "stopped")  # stages that a run ends with
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("-", "yellow")}
 ASCII_MARKS = {"done": "+", "failed": "x", "stopped": "-"}
@@ -59,9 +65,13 @@ class _Task:
 
 
 class Display:
-    """Shows on standard error where runs are; of several processes the main one's. Nothing with `--quiet`."""
+    """Shows on standard error where runs are; of several processes the main one's. Nothing with
+    `--quiet`.
+    """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic, console: Console | None = None) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, console: Console | None = None
+    ) -> None:
         self.clock = clock
         self.console = console or Console(stderr=True)
         self.tasks: dict[str, _Task] = {}
@@ -76,13 +86,18 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.live:
-            self.live.start(refresh=True)  # else a line that is printed before the first refresh spoils the bars
+            self.live.start(
+                refresh=True
+            )  # else a line that is printed before the first refresh spoils the bars
         elif not is_quiet():
             threading.Thread(target=self._beat_on, daemon=True).start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self.current:
             stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
@@ -92,7 +107,9 @@ class Display:
             self.live.stop()
 
     def tell(self, name: str, stage: "Stage") -> None:
-        """Show that the run `name` is in this stage, that it has ended (`ENDS`), or a fact about it (`FACTS`)."""
+        """Show that the run `name` is in this stage, that it has ended (`ENDS`), or a fact about it
+        (`FACTS`).
+        """
         if is_quiet():
             return
         with self.lock:
@@ -109,7 +126,9 @@ class Display:
             self._end(self.current, outcome)
 
     def draw(self) -> Table:
-        """A line for each run, as wide as the terminal; what is told last gives way first, the time left never."""
+        """A line for each run, as wide as the terminal; what is told last gives way first, the time
+        left never.
+        """
         width, now, cut = self.console.width, self.clock(), find_overflow(self.console)
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=1)
@@ -117,7 +136,9 @@ class Display:
         table.add_column(width=10, no_wrap=True)
         for room, columns in ((ROOM_FOR_BAR, 15), (ROOM_FOR_ELAPSED, 7), (0, 7)):
             if width >= room:
-                table.add_column(width=columns, no_wrap=True, justify="left" if columns > 7 else "right")
+                table.add_column(
+                    width=columns, no_wrap=True, justify="left" if columns > 7 else "right"
+                )
         table.add_column(ratio=1, no_wrap=True, overflow=cut)
         for task in list(self.tasks.values()):  # `tell` may add one meanwhile
             table.add_row(*self._draw_task(task, width, now))
@@ -160,7 +181,9 @@ class Display:
         task.failed = task.failed or outcome == "failed"
         task.outcome, task.ended = "failed" if task.failed else outcome, self.clock()
         task.stage = replace(task.stage, note=why or task.stage.note)
-        self._say(task, f"{task.outcome} after {show_time(task.seconds(0))}{': ' if why else ''}{why}")
+        self._say(
+            task, f"{task.outcome} after {show_time(task.seconds(0))}{': ' if why else ''}{why}"
+        )
 
     def _tell_fact(self, name: str, stage: "Stage") -> None:
         line = stage.note if stage.name == "read" else f"{name}: {stage.note}"
@@ -211,11 +234,17 @@ def _describe(task: _Task, now: float) -> str:
     stage, left = task.stage, task.seconds_left(now)
     parts = [f"{stage.name} {stage.done:,} of {stage.total:,}" if stage.total else f"{stage.name}"]
     parts += [stage.note] if stage.note else []
-    parts.append(f"{show_time(now - task.entered)} so far" if left is None else f"{show_time(left)} left")
+    parts.append(
+        f"{show_time(now - task.entered)} so far" if left is None else f"{show_time(left)} left"
+    )
     return ", ".join(parts)
 
 
 def show_time(seconds: float) -> str:
     """Minutes and seconds, and hours where there are any."""
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+        if minutes >= 60
+        else f"{minutes}:{rest:02d}"
+    )

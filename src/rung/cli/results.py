@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
 SHOWN_LOSSES = 8
 SHOWN_SEEN = 0.01  # of a text, that a run was trained on
-SHADES = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))  # up to so many bits
+SHADES = (
+    (2, "green"),
+    (5, "yellow"),
+    (9, "dark_orange"),
+    (float("inf"), "red"),
+)  # up to so many bits
 
 
 def make_quiet() -> None:
@@ -52,14 +57,21 @@ def make_quiet() -> None:
 
 
 def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
-    """The ladder: one row for each rung, and the compressors' marks below; why one failed stands under the table."""
-    records = [runs.read_any_record(folder) for folder in folders if (folder / runs.RECORD).exists()]
+    """The ladder: one row for each rung, and the compressors' marks below; why one failed stands
+    under the table.
+    """
+    records = [
+        runs.read_any_record(folder) for folder in folders if (folder / runs.RECORD).exists()
+    ]
     gives_way = ("a sample", "word ppl", "tokens/s", "seconds", "token ppl", "parameters")
     table = FittedTable(_title(records), gives_way, title_style="bold")
     table.add_column("rung", no_wrap=True)
     table.add_figures("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte")
     table.add_column("a sample", no_wrap=True, max_width=48)
-    best = min((row.bits_per_byte for row in rows if row.bits_per_byte is not None and not row.doubt), default=None)
+    best = min(
+        (row.bits_per_byte for row in rows if row.bits_per_byte is not None and not row.doubt),
+        default=None,
+    )
     for row in rows:
         if row.failed:
             state = row.failed if row.failed == "not finished" else "failed"
@@ -82,11 +94,19 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
     if marks:
         table.add_section()
     for name, bits in marks.items():
-        table.add_cells(Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), "")
-    reasons = [f"{row.rung} failed: {row.failed}" for row in rows if row.failed not in (None, "not finished")]
+        table.add_cells(
+            Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), ""
+        )
+    reasons = [
+        f"{row.rung} failed: {row.failed}"
+        for row in rows
+        if row.failed not in (None, "not finished")
+    ]
     broken = any(BROKEN in (row.sample or "") for row in rows)
     table.captions["a sample"] = BROKEN_CHARACTERS if broken else ""
-    reasons += [f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized]
+    reasons += [
+        f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized
+    ]
     reasons += [f"‡ {row.rung}: {row.doubt}" for row in rows if row.doubt]
     reasons += [f"{row.rung}: {row.busyness}" for row in rows if row.busyness]
     left_out = next((r["marks_left_out"] for r in records if "marks_left_out" in r), "")
@@ -96,14 +116,21 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
 
 
 def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> FittedTable:
-    """What each swap buys: a row for each model, its difference from the first, and whether they add up."""
+    """What each swap buys: a row for each model, its difference from the first, and whether they
+    add up.
+    """
     from rung.report.swaps import sum_of_parts
 
     records = [record for record in map(runs.read_any_record, folders) if "scores" in record]
     steps, tokens = (records[0]["training"][key] for key in ("steps", "tokens"))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in records))
-    title = f"{_title(records)};\n{steps:,} steps of {tokens // steps:,} tokens; 95% intervals over the seeds {seeds}"
-    table = FittedTable(title, ("seconds", "parameters", "swap", "bits per byte"), title_style="bold")
+    title = (
+        f"{_title(records)};\n{steps:,} steps of {tokens // steps:,} tokens; 95% intervals over "
+        f"the seeds {seeds}"
+    )
+    table = FittedTable(
+        title, ("seconds", "parameters", "swap", "bits per byte"), title_style="bold"
+    )
     table.caption = Text(sum_of_parts(list(rows)))
     for name in ("model", "swap"):
         table.add_column(name, no_wrap=True)
@@ -124,7 +151,10 @@ def resume_table(verdict: "Verdict") -> FittedTable:
     """Where the kills fell, losses side by side, and what is the same to the last bit."""
     found = verdict.as_dict()
     fell = ", ".join(f"{count} while {phase}" for phase, count in found["fell"].items() if count)
-    title = f"{found['rung']} on {found['corpus']}, {found['steps']:,} steps\nkilled {found['kills']:,} times: {fell}"
+    title = (
+        f"{found['rung']} on {found['corpus']}, {found['steps']:,} steps\nkilled "
+        f"{found['kills']:,} times: {fell}"
+    )
     table = FittedTable(title, title_style="bold")
     table.add_column("", no_wrap=True)
     for name in ("uninterrupted", "killed and resumed"):
@@ -132,18 +162,28 @@ def resume_table(verdict: "Verdict") -> FittedTable:
     table.add_column("", no_wrap=True)
     losses = verdict.losses()
     shown = [row for row in losses if row[1] != row[2]][:SHOWN_LOSSES]
-    shown = shown or [losses[(len(losses) - 1) * n // (SHOWN_LOSSES - 1)] for n in range(SHOWN_LOSSES) if losses]
+    shown = shown or [
+        losses[(len(losses) - 1) * n // (SHOWN_LOSSES - 1)] for n in range(SHOWN_LOSSES) if losses
+    ]
     for step, left, right in dict.fromkeys(shown):
         style, mark = ("", "=") if left == right else ("red", "≠")
         table.add_cells(
-            f"loss at step {step}", repr(left), Text("none" if right is None else repr(right), style=style), mark
+            f"loss at step {step}",
+            repr(left),
+            Text("none" if right is None else repr(right), style=style),
+            mark,
         )
     table.add_section()
     count, weights = f"{len(verdict.whole.metrics)} lines", verdict.whole.weights[:16]
     counts = {"metrics": count, "samples": "", "scores": "", "weights": weights}
     for name, count in counts.items():
         differs = name in verdict.differences or not verdict.resumed
-        table.add_cells(name, count, Text("differ", style="red") if differs else Text("the same", style="green"), "")
+        table.add_cells(
+            name,
+            count,
+            Text("differ", style="red") if differs else Text("the same", style="green"),
+            "",
+        )
     if verdict.failure:
         table.add_cells("failed", "", Text(escape_controls(verdict.failure), style="red"), "")
     return table
@@ -155,7 +195,9 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_column("figure", no_wrap=True)
     table.add_figures("value")
     table.add_column("", overflow="fold")
-    table.add_cells("bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score))
+    table.add_cells(
+        "bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score)
+    )
     if score.get("renormalized"):
         table.add_cells("no distribution", "", RENORMALIZED)
     table.add_cells("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
@@ -165,13 +207,23 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         how = f"window {score['window']}, stride {score['stride']}"
     table.add_cells("text", f"{score['bytes']:,} bytes", f"{_count_documents(score)}; {how}")
     if score.get("seen_in_training", 0) >= SHOWN_SEEN:
-        table.add_cells("seen", f"{score['seen_in_training']:.0%}", "of the bytes, line by line, in the training text")
+        table.add_cells(
+            "seen",
+            f"{score['seen_in_training']:.0%}",
+            "of the bytes, line by line, in the training text",
+        )
     if score["unknown_words"] and score["nats"]:
         bits = score["unknown_nats"] / score["nats"]
-        table.add_cells("unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost")
+        table.add_cells(
+            "unknown words", f"{score['unknown_words']:,}", f"spelled out: {bits:.0%} of the cost"
+        )
     if score.get("dropped_bytes") and score["nats"]:
         bits = score["dropped_nats"] / score["nats"]
-        table.add_cells("dropped text", f"{score['dropped_bytes']:,} bytes", f"spelled out: {bits:.0%} of the cost")
+        table.add_cells(
+            "dropped text",
+            f"{score['dropped_bytes']:,} bytes",
+            f"spelled out: {bits:.0%} of the cost",
+        )
     if score["lost"]:
         table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
     for name, what in (("training ‡", score.get("doubt")), ("machine", score.get("busyness"))):
@@ -193,7 +245,11 @@ def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> N
     if names := variant.get("renormalized"):
         table.add_cells("  no distribution", "", f"{', '.join(names)}: {RENORMALIZED}")
     fitted = variant.get("weights") or {key: variant[key] for key in FITTED if key in variant}
-    table.add_cells("  fitted", "", ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()))
+    table.add_cells(
+        "  fitted",
+        "",
+        ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()),
+    )
 
 
 def tasks_table(found: Mapping[str, Any]) -> FittedTable:
@@ -208,12 +264,18 @@ def tasks_table(found: Mapping[str, Any]) -> FittedTable:
     for task, figures in found["tasks"].items():
         documents = _whole(figures["documents"])
         for row in figures["metrics"]:
-            name = row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
+            name = (
+                row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
+            )
             value = row["value"] if isinstance(row["value"], str) else show_value(row["value"])
             error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
             table.add_cells(task, documents, name, value, error)
     seen = {task: figures.get("seen_in_training", 0) for task, figures in found["tasks"].items()}
-    notes = [f"{task}: {n:.0%} of its bytes, by lines, were trained on" for task, n in seen.items() if n >= SHOWN_SEEN]
+    notes = [
+        f"{task}: {n:.0%} of its bytes, by lines, were trained on"
+        for task, n in seen.items()
+        if n >= SHOWN_SEEN
+    ]
     notes += [f"no distribution; {RENORMALIZED}"] if found.get("renormalized") else []
     table.caption = Text(escape_controls("\n".join(notes)))
     return table
@@ -225,7 +287,9 @@ def show_figure(value: float | None, spec: str) -> str:
 
 
 def show_probability(bits: float) -> str:
-    """The probability that so many bits stand for; also one that is smaller than any floating-point number."""
+    """The probability that so many bits stand for; also one that is smaller than any floating-point
+    number.
+    """
     if bits < 1000:
         return f"{2.0**-bits:.4g}"
     power = math.floor(-bits * math.log10(2))
@@ -233,8 +297,8 @@ def show_probability(bits: float) -> str:
 
 
 def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
-    """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one was found, how often
-    it was seen, and what was taken from that count.
+    """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one
+    was found, how often it was seen, and what was taken from that count.
     """
     from rung.models.ngram.smoothing import MOST_COUNTED
 
@@ -266,7 +330,9 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
 
 
 def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> FittedTable:
-    """A line for each run, and why it failed below its name; runs on one text stand together, for only they compare."""
+    """A line for each run, and why it failed below its name; runs on one text stand together, for
+    only they compare.
+    """
     table = FittedTable(gives_way=("corpus", "rung"))
     table.add_column("run", overflow="fold")
     table.add_column("rung", no_wrap=True)
@@ -274,7 +340,9 @@ def runs_table(found: Iterable[tuple[Path, Mapping[str, Any]]]) -> FittedTable:
     table.add_figures("bits per byte")
     texts: dict[str, list[tuple[Path, Mapping[str, Any]]]] = {}
     for folder, record in found:
-        texts.setdefault(record.get("corpus", {}).get("fingerprint", ""), []).append((folder, record))
+        texts.setdefault(record.get("corpus", {}).get("fingerprint", ""), []).append(
+            (folder, record)
+        )
     for alike in texts.values():
         _add_runs(table, alike)
         table.add_section()
@@ -293,7 +361,9 @@ def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]
         doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
         if doubted:
             table.caption = Text("‡ too few training steps to have learned anything")
-        table.add_cells(name, record["rung"] + doubted, record.get("corpus", {}).get("name", ""), bits + doubted)
+        table.add_cells(
+            name, record["rung"] + doubted, record.get("corpus", {}).get("name", ""), bits + doubted
+        )
 
 
 def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,15 +386,23 @@ def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tuning_table(record: Mapping[str, Any]) -> FittedTable:
-    """What tuning changed: answers to each set of held-out questions, and the text that the base was made of."""
+    """What tuning changed: answers to each set of held-out questions, and the text that the base
+    was made of.
+    """
     tuned = record["tune"]
     before, after, lookup = tuned["before"], tuned["after"], tuned.get("lookup", {})
     table = FittedTable(f"{record['rung']}, tuned on {tuned['data']}")
     table.add_column("", overflow="fold")
-    table.add_figures("before", "after", *(f"by {kind}" for kind in next(iter(lookup.values()), {})))
+    table.add_figures(
+        "before", "after", *(f"by {kind}" for kind in next(iter(lookup.values()), {}))
+    )
     for name, answers in after.get("answers", {}).items():
         sides = [before["answers"][name], answers, *lookup[name].values()]
-        for key, what in (("f1", "token F1"), ("exact", "exact"), ("token_perplexity", "token perplexity")):
+        for key, what in (
+            ("f1", "token F1"),
+            ("exact", "exact"),
+            ("token_perplexity", "token perplexity"),
+        ):
             shown = [f"{side[key]:.3f}" if key in side else "" for side in sides]
             table.add_cells(f"{name}: {what} of {answers['questions']} answers", *shown)
     others = {"preferred": f"chosen answer likelier, of {tuned.get('held_out')} pairs held out"}
@@ -336,15 +414,26 @@ def tuning_table(record: Mapping[str, Any]) -> FittedTable:
 
 
 def sizes_table(sizes: Mapping[str, "Size"]) -> FittedTable:
-    """A line for each size; the weights' memory while they are trained, and in half of the precision."""
-    table = FittedTable(gives_way=("weights", "GB in bfloat16", "vocabulary", "context", "GB in float32"))
+    """A line for each size; the weights' memory while they are trained, and in half of the
+    precision.
+    """
+    table = FittedTable(
+        gives_way=("weights", "GB in bfloat16", "vocabulary", "context", "GB in float32")
+    )
     table.add_column("size", no_wrap=True)
     table.add_figures("parameters", "vocabulary", "context", "GB in float32", "GB in bfloat16")
     table.add_column("weights", no_wrap=True)
     for name, size in sizes.items():
         memory = [f"{size.parameters * width / 1e9:,.3f}" for width in (4, 2)]
         shown = "published" if size.is_published else ""
-        table.add_cells(name, f"{size.parameters:,}", f"{size.vocab_size:,}", f"{size.context:,}", *memory, shown)
+        table.add_cells(
+            name,
+            f"{size.parameters:,}",
+            f"{size.vocab_size:,}",
+            f"{size.context:,}",
+            *memory,
+            shown,
+        )
     return table
 
 
@@ -369,8 +458,10 @@ def _title(records: Sequence[Mapping[str, Any]]) -> str:
         return "no rung was finished"
     score, tokenizer = record["scores"].get("test", {}), record.get("tokenizer", {})
     return (
-        f"{record.get('corpus', {}).get('name', 'a text')}: {score.get('bytes', 0):,} bytes of test text in "
-        f"{_count_documents(score)}, {tokenizer.get('kind')} tokenizer of {tokenizer.get('vocab_size', 0):,}"
+        f"{record.get('corpus', {}).get('name', 'a text')}: {score.get('bytes', 0):,} bytes of "
+        f"test text in "
+        f"{_count_documents(score)}, {tokenizer.get('kind')} tokenizer of "
+        f"{tokenizer.get('vocab_size', 0):,}"
     )
 
 
@@ -383,7 +474,11 @@ def _interval(bits: float | None, low: float | None, high: float | None) -> str:
 def _estimate(estimate: "Estimate | None", spec: str) -> str:
     if estimate is None:
         return ""
-    interval = f" ({' to '.join(format(end, spec) for end in estimate.interval)})" if estimate.interval else ""
+    interval = (
+        f" ({' to '.join(format(end, spec) for end in estimate.interval)})"
+        if estimate.interval
+        else ""
+    )
     return format(estimate.mean, spec) + interval
 
 

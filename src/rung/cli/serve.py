@@ -15,31 +15,44 @@ KEY = "RUNG_API_KEY"
 
 @verb("rung serve runs/python-docs --port 8000")
 def serve(
-    run: Annotated[list[str], typer.Argument(help="Run folders, folders that hold runs, model folders or Hub ids.")],
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0: for all that can reach it.")] = "127.0.0.1",
+    run: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, folders that hold runs, model folders or Hub ids."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0: for all that can reach it.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(envvar=KEY, help="What clients must send as their key.", show_default=False),
     ] = None,
     max_batch: Annotated[int, typer.Option(help="Texts that a model continues together.")] = 16,
-    max_queue: Annotated[int, typer.Option(help="Texts that may wait for that; more are refused.")] = 64,
+    max_queue: Annotated[
+        int, typer.Option(help="Texts that may wait for that; more are refused.")
+    ] = 64,
     max_prompt_tokens: Annotated[int, typer.Option(help="Tokens of a prompt.")] = 8192,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 4096,
     timeout: Annotated[float, typer.Option(help="Seconds for an answer, waiting included.")] = 300,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(help="Another server whose pages may ask, as https://example.org; * for all. Repeatable."),
+        typer.Option(
+            help="Another server whose pages may ask, as https://example.org; * for all. "
+            "Repeatable."
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
-            help="A name that the server answers to beside its own, as of a proxy; * for all. With --host for others "
+            help="A name that the server answers to beside its own, as of a proxy; * for all. With "
+            "--host for others "
             "none need be named. Repeatable."
         ),
     ] = None,
 ) -> None:
-    """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions, /v1/models."""
+    """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions,
+    /v1/models.
+    """
     from rung.cli.results import make_quiet
 
     make_quiet()
@@ -55,7 +68,9 @@ def serve(
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         seconds=timeout,
-        api_key=read_key(os.environ.get(KEY) if api_key is None else api_key),  # a variable may be set, and empty
+        api_key=read_key(
+            os.environ.get(KEY) if api_key is None else api_key
+        ),  # a variable may be set, and empty
         hosts=find_hosts(host, allow_host or ()),
         origins=tuple(map(read_origin, allow_origin or ())),
     )

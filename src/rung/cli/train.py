@@ -28,19 +28,28 @@ from rung.device import cache_folder
 @verb("rung climb my.txt --minutes 10", spreads=True)
 def climb(
     corpus: CorpusArgument = None,
-    minutes: Annotated[float | None, typer.Option(help="For all of it together; 5 by default.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="For all of it together; 5 by default.")
+    ] = None,
     rungs: Annotated[str, typer.Option(help="Which rungs, comma-separated; all by default.")] = "",
     tokenizer: TokenizerOption = "bpe",
     documents: Documents = "paragraphs",
     column: Column = "",
     encoding: Encoding = "",
-    out: Annotated[Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")
+    ] = None,
     seed: Seed = 0,
     between: Annotated[
-        tuple[str, str] | None, typer.Option(help="gpt2 llama3: what each of the six swaps between them buys.")
+        tuple[str, str] | None,
+        typer.Option(help="gpt2 llama3: what each of the six swaps between them buys."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="With --between: steps of each run; 800 by default.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="With --between: runs of each model; 3 by default.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="With --between: steps of each run; 800 by default.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="With --between: runs of each model; 3 by default.")
+    ] = None,
 ) -> None:
     """Every rung on one text: one table, one report."""
     began = time.perf_counter()  # of the minutes: importing the libraries takes some seconds
@@ -48,7 +57,11 @@ def climb(
 
     make_quiet()
     source = name_corpus(corpus, out.parent if out else Path("runs")) or "python-docs"
-    text: dict[str, Any] = {"corpus": source, "documents": documents, "tokenizer": _tokenizer_spec(tokenizer)}
+    text: dict[str, Any] = {
+        "corpus": source,
+        "documents": documents,
+        "tokenizer": _tokenizer_spec(tokenizer),
+    }
     text |= {"column": read_typed("--column", column) or None, "encoding": encoding or None}
     check_given("--between has no", {"--minutes": minutes, "--rungs": rungs} if between else {})
     check_given("only --between has", {} if between else {"--steps": steps, "--seeds": seeds})
@@ -61,7 +74,9 @@ def climb(
         _climb_ladder(text | {"seed": seed, "folder": folder}, rungs, minutes, began)
 
 
-def _climb_ladder(settings: dict[str, Any], rungs: str, minutes: float | None, began: float) -> None:
+def _climb_ladder(
+    settings: dict[str, Any], rungs: str, minutes: float | None, began: float
+) -> None:
     """Climb with bars, and show the ladder."""
     from rung import runs
     from rung.cli.fitted_table import show
@@ -133,28 +148,51 @@ def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
 @verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256", spreads=True)
 def train(
     rung: Annotated[
-        str, typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or of `rung sizes`.")
+        str,
+        typer.Argument(help="bigram, ngram, rnn, rnn-attention, gpt2, llama3, or of `rung sizes`."),
     ] = "",
     corpus: CorpusArgument = None,
-    recipe: Annotated[Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")] = None,
-    tokenizer: Annotated[str, typer.Option(help="A kind (see `rung tokenizers`) or a folder.")] = "",
+    recipe: Annotated[
+        Path | None, typer.Option(help="A recipe to start from (recipes/*.yaml).")
+    ] = None,
+    tokenizer: Annotated[
+        str, typer.Option(help="A kind (see `rung tokenizers`) or a folder.")
+    ] = "",
     documents: Documents = "",
     column: Column = "",
     encoding: Encoding = "",
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Train so long; 5 by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The run's folder; runs/CORPUS-RUNG by default.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Where randomness starts; 0 by default.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")] = None,
-    carry_state: Annotated[bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")
+    ] = None,
+    carry_state: Annotated[
+        bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")
+    ] = False,
     engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
-    memory: Annotated[str, typer.Option(help="For ngram: count in so much memory (2GB), and on disk.")] = "",
-    from_: Annotated[
-        str, typer.Option("--from", help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.")
+    memory: Annotated[
+        str, typer.Option(help="For ngram: count in so much memory (2GB), and on disk.")
     ] = "",
-    lora: Annotated[int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what memory, disk and time it takes.")] = False,
+    from_: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.",
+        ),
+    ] = "",
+    lora: Annotated[
+        int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what memory, disk and time it takes.")
+    ] = False,
 ) -> None:
     """Train (or, for counts, fit) one rung, and score it."""
     began = time.perf_counter()  # of the minutes
@@ -163,7 +201,8 @@ def train(
     make_quiet()
     given: dict[str, Any] = {
         "rung": rung,
-        # A run that goes on has its text; only where --out does not, standard input says which folder is its own.
+        # A run that goes on has its text; only where --out does not, standard input says which
+        # folder is its own.
         "corpus": "" if resume and out else name_corpus(corpus, _find_beside(out, dry_run)),
         "documents": documents,
         "column": read_typed("--column", column),
@@ -173,14 +212,18 @@ def train(
         "carry_state": carry_state or None,
         "base": "" if rung == "ngram" else from_,
         "lora": lora,
-        "counting": {key: value for key, value in (("engine", engine), ("memory", memory)) if value},
+        "counting": {
+            key: value for key, value in (("engine", engine), ("memory", memory)) if value
+        },
     }
     given |= {"steps": steps, "minutes": minutes}
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
     if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
         return distributed.from_main(lambda: _import_arpa(Path(from_), given, out))
-    return (_foresee if dry_run else _make_run)(*_plan_run(recipe, given, set_ or [], out, resume), began)
+    return (_foresee if dry_run else _make_run)(
+        *_plan_run(recipe, given, set_ or [], out, resume), began
+    )
 
 
 def _find_beside(out: Path | None, dry_run: bool) -> Path:
@@ -200,18 +243,26 @@ def _plan_run(
 
     overrides = [read_typed("--set", override) for override in overrides]
     if resume:
-        folder = out or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
+        folder = (
+            out
+            or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
+        )
         beyond = given | {"recipe": recipe, "set": overrides}
         return distributed.from_main(functools.partial(_read_begun, folder, beyond)), folder
     page = _fill_page(recipe, given)
     made = make_recipe(page, overrides)
-    folder = out or Path("runs") / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
+    folder = (
+        out
+        or Path("runs")
+        / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
+    )
     distributed.from_main(functools.partial(check_unused, folder))
     return made, folder
 
 
 def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
-    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find it, is refused.
+    """The recipe of the run to resume; what was given beyond the rung and the corpus, which find
+    it, is refused.
 
     But for the rows of a step: another number of processes may need others.
     """
@@ -221,7 +272,11 @@ def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
     overrides = dict(map(read_override, given["set"]))
     if batch := overrides.keys() == {"global_batch_size"}:
         given = {key: value for key, value in given.items() if key != "set"}
-    beyond = {f"--{key.replace('_', '-')}": value for key, value in given.items() if key not in ("rung", "corpus")}
+    beyond = {
+        f"--{key.replace('_', '-')}": value
+        for key, value in given.items()
+        if key not in ("rung", "corpus")
+    }
     check_given("--resume goes on with the run's own recipe:", beyond)
     return read_begun(folder, overrides["global_batch_size"] if batch else None)
 
@@ -266,7 +321,9 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
         return
     record = runs.read_record(folder)
     if "test" in record["scores"]:
-        show(score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"]))
+        show(
+            score_table(record["rung"], record["corpus"]["name"], "test", record["scores"]["test"])
+        )
     else:
         say(f"No score: nothing of {record['corpus']['name']} was held out, all of it was counted")
     if "reached" in (plan := record.get("plan", {})):
@@ -286,9 +343,14 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
 def _compare_with_law(predicted: float, reached: float) -> str:
     """What the scaling law said of a run before it began, and what came of it."""
     off = reached / predicted - 1
-    how = f"{abs(off):.1%} {'lower' if off < 0 else 'higher'}" if abs(off) >= 0.0005 else "as predicted"
+    how = (
+        f"{abs(off):.1%} {'lower' if off < 0 else 'higher'}"
+        if abs(off) >= 0.0005
+        else "as predicted"
+    )
     return (
-        f"The scaling law predicted {predicted:.3f} bits per byte of the validation text; this run reached "
+        f"The scaling law predicted {predicted:.3f} bits per byte of the validation text; this run "
+        f"reached "
         f"{reached:.3f}, {how}"
     )
 
@@ -301,7 +363,9 @@ def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
 
     given.pop("rung")
     if given:
-        raise RecipeError(f"--from takes a model that is made already: leave out {', '.join(given)}")
+        raise RecipeError(
+            f"--from takes a model that is made already: leave out {', '.join(given)}"
+        )
     folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
     check_unused(folder)
     config = import_arpa(path, folder)
@@ -325,4 +389,9 @@ def _slug(source: str | list[str]) -> str:
         path = path.resolve()
         name = path.parent.name if path.name == "train" else path.name
         return name.encode(errors="replace").decode().split(".")[0].replace("?", "_") or "text"
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus.removeprefix("hf:")).strip("-") or "text"
+    return (
+        "".join(c if c.isalnum() or c in "-_." else "-" for c in corpus.removeprefix("hf:")).strip(
+            "-"
+        )
+        or "text"
+    )

@@ -22,28 +22,41 @@ COMMANDS = """/reset          forget what was said
 
 @verb("rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", spreads=True)
 def tune(
-    run: Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")] = "",
+    run: Annotated[
+        str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
+    ] = "",
     data: Annotated[
         str | None,
         typer.Argument(
-            help="JSON lines: messages, Alpaca, prompt and completion; hf:ORG/NAME; python-qa by default.",
+            help="JSON lines: messages, Alpaca, prompt and completion; hf:ORG/NAME; python-qa by "
+            "default.",
             show_default=False,
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Train so many steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="From beginning to end; 5 by default.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="From beginning to end; 5 by default.")
+    ] = None,
     preference: Annotated[
         str,
         typer.Option(
-            help="JSON lines of prompt, chosen, rejected: teach a tuned run which answer is better. It goes once "
+            help="JSON lines of prompt, chosen, rejected: teach a tuned run which answer is "
+            "better. It goes once "
             "through them, into RUN-preferred, and takes no DATA, --steps, --minutes or --set."
         ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="The new run's folder; by default RUN-chat, with --preference RUN-preferred.")
+        Path | None,
+        typer.Option(
+            help="The new run's folder; by default RUN-chat, with --preference RUN-preferred."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A field of TrainingArguments: key=value.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")
+    ] = False,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of TrainingArguments: key=value.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Where randomness starts; 0 by default.")] = None,
 ) -> None:
     """Make a chat model of a run, and say what that changed."""
@@ -56,13 +69,29 @@ def tune(
     from rung.workflows.tune import tune as make
 
     if data == "":
-        raise RecipeError("DATA is an empty text, as of a variable that is not set: name a file, or leave it out")
+        raise RecipeError(
+            "DATA is an empty text, as of a variable that is not set: name a file, or leave it out"
+        )
     if not run and not (resume and out):
-        raise RecipeError("no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`")
+        raise RecipeError(
+            "no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`"
+        )
     base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
     folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
-    given: dict[str, Any] = {"steps": steps, "minutes": minutes, "seed": seed, "data": data, "preference": preference}
-    plan = _plan_tuning(run, {k: value for k, value in given.items() if value not in (None, "")}, set_, folder, resume)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "minutes": minutes,
+        "seed": seed,
+        "data": data,
+        "preference": preference,
+    }
+    plan = _plan_tuning(
+        run,
+        {k: value for k, value in given.items() if value not in (None, "")},
+        set_,
+        folder,
+        resume,
+    )
     with resumable("tune", folder), Display() as display:
         if not make(plan, folder, lambda stage: display.tell(folder.name, stage), began):
             raise KeyboardInterrupt
@@ -70,7 +99,9 @@ def tune(
         _show_tuned(folder)
 
 
-def _plan_tuning(run: str, given: dict[str, Any], overrides: list[str] | None, folder: Path, resume: bool) -> Any:
+def _plan_tuning(
+    run: str, given: dict[str, Any], overrides: list[str] | None, folder: Path, resume: bool
+) -> Any:
     """What is tuned on what: as it was begun, or as it is given now."""
     from rung.recipe import read_override
     from rung.workflows.train import check_unused
@@ -109,7 +140,9 @@ def chat(
     system: Annotated[str, typer.Option(help="What stands before the conversation.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Only the likeliest tokens that make up this probability.")] = 0.95,
+    top_p: Annotated[
+        float, typer.Option(help="Only the likeliest tokens that make up this probability.")
+    ] = 0.95,
     seed: Seed = 0,
 ) -> None:
     """Talk to a tuned run; what is piped in is asked line by line."""
@@ -123,15 +156,22 @@ def chat(
     from rung.models import load
 
     system = read_typed("--system", system)
-    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )
     model, tokenizer = load(run)
     if not tokenizer.chat_template:
-        raise RunError(f"{run} has no chat template: make a chat model of it with `rung tune {shlex.quote(run)}`")
+        raise RunError(
+            f"{run} has no chat template: make a chat model of it with `rung tune "
+            f"{shlex.quote(run)}`"
+        )
     _Terminal(Talk(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling).run()
 
 
 class _Terminal:
-    """The conversation on standard input and output: a prompt and streaming on a terminal, lines where it is piped."""
+    """The conversation on standard input and output: a prompt and streaming on a terminal, lines
+    where it is piped.
+    """
 
     def __init__(self, talk: Any, sampling: Any) -> None:
         self.talk = talk
@@ -140,7 +180,9 @@ class _Terminal:
         self.failed = False  # something that was typed
 
     def run(self) -> None:
-        """Until /quit or the end of what is typed; where that was piped, a line that failed gives exit code 2."""
+        """Until /quit or the end of what is typed; where that was piped, a line that failed gives
+        exit code 2.
+        """
         self._talk()
         if self.failed and not self.is_terminal:
             raise typer.Exit(2)
@@ -149,8 +191,13 @@ class _Terminal:
         if self.is_terminal:
             import readline  # noqa: F401  # gives `input` a history and keys to move with
 
-            print("Ask something. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.", file=sys.stderr)
-        if hasattr(sys.stdin, "reconfigure"):  # a line that cannot be decoded must not take others with it
+            print(
+                "Ask something. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.",
+                file=sys.stderr,
+            )
+        if hasattr(
+            sys.stdin, "reconfigure"
+        ):  # a line that cannot be decoded must not take others with it
             sys.stdin.reconfigure(errors="surrogateescape")
         while (line := self._read()) is not None:
             if line.startswith("/"):
@@ -185,7 +232,11 @@ class _Terminal:
             self._complain(str(error))
             return
         if self.talk.dropped:
-            turns = "oldest turn was" if self.talk.dropped == 1 else f"{self.talk.dropped} oldest turns were"
+            turns = (
+                "oldest turn was"
+                if self.talk.dropped == 1
+                else f"{self.talk.dropped} oldest turns were"
+            )
             print(f"(the {turns} dropped: the window is full)", file=sys.stderr)
 
     def _obey(self, line: str) -> bool:
@@ -193,8 +244,16 @@ class _Terminal:
         from rung.errors import RungError
 
         name, _, rest = line[1:].strip().partition(" ")
-        known = {"reset": self._reset, "system": self._set_system, "temperature": self._set_temperature}
-        known |= {"save": self._save, "load": self._load, "help": lambda _: print(COMMANDS, file=sys.stderr)}
+        known = {
+            "reset": self._reset,
+            "system": self._set_system,
+            "temperature": self._set_temperature,
+        }
+        known |= {
+            "save": self._save,
+            "load": self._load,
+            "help": lambda _: print(COMMANDS, file=sys.stderr),
+        }
         if name == "quit":
             return False
         if name not in known:
@@ -225,7 +284,9 @@ class _Terminal:
         try:
             temperature = float(text)
         except ValueError:
-            raise ValueError(f"{text or 'nothing'} is no number: 0 always takes the likeliest token") from None
+            raise ValueError(
+                f"{text or 'nothing'} is no number: 0 always takes the likeliest token"
+            ) from None
         self.sampling = replace(self.sampling, temperature=temperature)
 
     def _save(self, path: str) -> None:

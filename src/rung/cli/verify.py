@@ -13,15 +13,20 @@ from rung.cli.app import Json, Seed, print_json, verb
 
 @verb("rung verify-resume recipes/gpt2.yaml --kills 10 --steps 60")
 def verify_resume(
-    run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (recipes/*.yaml).")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (recipes/*.yaml)."),
+    ],
     kills: Annotated[int, typer.Option(min=1, help="How often to kill it.")] = 5,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Train so many steps; as the recipe says by default, or 60.")
+        int | None,
+        typer.Option(min=1, help="Train so many steps; as the recipe says by default, or 60."),
     ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Kill a training run at random moments, resume it each time, and compare it with one left alone.
+    """Kill a training run at random moments, resume it each time, and compare it with one left
+    alone.
 
     Exit code 1 where losses, samples, weights or scores are not the same to the last bit.
     """

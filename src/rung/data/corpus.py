@@ -1,9 +1,10 @@
 """Text in, documents out: every source as train, validation and test splits of whole documents.
 
-Where a source has no splits of its own they are cut by a hash of each document, so that adding text does not move a
-document from one split to another; a small text, which holds out more, moves some as it grows (`HeldOut`).
-Documents are written once to an Arrow file and memory-mapped from there (`datasets`), so memory does not grow
-with the corpus; of a stream from the Hub only the beginning is, and the rest is read as it arrives.
+Where a source has no splits of its own they are cut by a hash of each document, so that adding text
+does not move a document from one split to another; a small text, which holds out more, moves some
+as it grows (`HeldOut`). Documents are written once to an Arrow file and memory-mapped from there
+(`datasets`), so memory does not grow with the corpus; of a stream from the Hub only the beginning
+is, and the rest is read as it arrives.
 """
 
 import functools
@@ -55,8 +56,10 @@ CORPORA = {
     "wikitext-2": "WikiText-2, raw, by article, from the Hub, 13 MB",
     "wikitext-103": "WikiText-103, raw, by article, from the Hub, 540 MB",
     "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
-    "stream:ORG/NAME[:CONFIG][@10GB]": "the same, tokenized as it arrives, its text never stored; its first 10 GB",
-    "PATH ...": "files, folders or quoted globs: .txt .md .tex .log, code, .jsonl .json .csv .tsv .parquet; .gz .zst",
+    "stream:ORG/NAME[:CONFIG][@10GB]": "the same, tokenized as it arrives, its text never stored; "
+    "its first 10 GB",
+    "PATH ...": "files, folders or quoted globs: .txt .md .tex .log, code, .jsonl .json .csv .tsv "
+    ".parquet; .gz .zst",
 }
 PYTHON = {"python-docs": sources.read_docs, "python-source": sources.read_source}
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
@@ -64,10 +67,11 @@ WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Three splits of documents (column `text`), memory-mapped, their UTF-8 bytes, and a fingerprint of their content.
+    """Three splits of documents (column `text`), memory-mapped, their UTF-8 bytes, and a
+    fingerprint of their content.
 
-    Of a stream, `train` is the beginning, and the fingerprint is also that of the files it comes from. `notes` say what
-    reading it settled, cut or passed over.
+    Of a stream, `train` is the beginning, and the fingerprint is also that of the files it comes
+    from. `notes` say what reading it settled, cut or passed over.
     """
 
     name: str
@@ -98,11 +102,16 @@ class Corpus:
         if self.stream:
             sizes += ", train is only its beginning"
         if self.is_cut:
-            sizes += "; validation and test are cut from the text (rung train ngram --set held_out=0 counts all of it)"
+            sizes += (
+                "; validation and test are cut from the text (rung train ngram --set held_out=0 "
+                "counts all of it)"
+            )
         return f"{self.name}: {sizes}" + ("" if "test" in kept else "; nothing is held out")
 
     def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
-        """The training documents after `state` (None: all), a few at a time, each time with the state after them."""
+        """The training documents after `state` (None: all), a few at a time, each time with the
+        state after them.
+        """
         if self.stream:
             yield from self.stream.read(state)
             return
@@ -112,7 +121,9 @@ class Corpus:
             yield batch, done
 
     def sample_train(self, stride: int) -> Iterator[str]:
-        """One training document in `stride`, from all over the corpus; of a stream, from its beginning."""
+        """One training document in `stride`, from all over the corpus; of a stream, from its
+        beginning.
+        """
         number = 0
         for batch in read_batches(self.train):
             yield from batch[-number % stride :: stride]
@@ -128,12 +139,14 @@ def load_corpus(
     column: str | None = None,
     encoding: str | None = None,
 ) -> Corpus:
-    """The corpus that `source` names (see `CORPORA`; several are paths); `documents` is what one is in plain text.
+    """The corpus that `source` names (see `CORPORA`; several are paths); `documents` is what one is
+    in plain text.
 
-    `column` is the text column of tables, `encoding` that of files. `whole` keeps files that have no splits of their
-    own in one piece, as every split: for scoring. `held_out` is the share of the documents that is cut off for
-    validation and again for test (0: none is, and these splits are empty); left out, it is chosen (`HeldOut`).
-    Raises `CorpusError` when it cannot be read or is too small to split.
+    `column` is the text column of tables, `encoding` that of files. `whole` keeps files that have
+    no splits of their own in one piece, as every split: for scoring. `held_out` is the share of the
+    documents that is cut off for validation and again for test (0: none is, and these splits are
+    empty); left out, it is chosen (`HeldOut`). Raises `CorpusError` when it cannot be read or is
+    too small to split.
     """
     reading = files.Reading(documents=documents, column=column, encoding=encoding)
     sources = [source] if isinstance(source, str) else list(source)
@@ -152,16 +165,23 @@ def load_corpus(
         if len(splits[split]) == 0:
             raise CorpusError(f"{title} has no text in its {split} split")
     facts = measure(splits, _folder(), key, stream.key if stream else "")
-    lines = (*notes.finding.lines(), *keep_notes(join_lines(notes.readings.values()), _folder(), key))
+    lines = (
+        *notes.finding.lines(),
+        *keep_notes(join_lines(notes.readings.values()), _folder(), key),
+    )
     _say(title, lines)
     is_whole, is_cut = splits["train"] is splits["test"], key.startswith(CUT)
     splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
-    return Corpus(name=title, stream=stream, notes=lines, is_whole=is_whole, is_cut=is_cut, **splits, **facts)
+    return Corpus(
+        name=title, stream=stream, notes=lines, is_whole=is_whole, is_cut=is_cut, **splits, **facts
+    )
 
 
 @dataclass(frozen=True)
 class _Notes:
-    """What was noticed when the files were found, and when they were read: of each file list the last time."""
+    """What was noticed when the files were found, and when they were read: of each file list the
+    last time.
+    """
 
     finding: Notes = field(default_factory=Notes)
     readings: dict[str, Notes] = field(default_factory=dict)
@@ -177,13 +197,19 @@ def _say(title: str, lines: tuple[str, ...]) -> None:
 def check_sources(sources: Sequence[str], reading: files.Reading) -> None:
     """Raise `CorpusError` for sources that cannot be one corpus, or not be read so."""
     if not sources or not all(isinstance(source, str) and source for source in sources):
-        raise CorpusError(f"the corpus is {list(sources)!r}: it must name a corpus (see `rung corpora`), or paths")
+        raise CorpusError(
+            f"the corpus is {list(sources)!r}: it must name a corpus (see `rung corpora`), or paths"
+        )
     named_ones = [source for source in sources if not is_path(source)]
     if named_ones and len(sources) > 1:
-        raise CorpusError(f"{named_ones[0]} is a corpus of its own: only files, folders and globs can be joined")
+        raise CorpusError(
+            f"{named_ones[0]} is a corpus of its own: only files, folders and globs can be joined"
+        )
     for name, value in (("column", reading.column), ("encoding", reading.encoding)):
         if value is not None and named_ones and (name == "encoding" or named_ones[0] in CORPORA):
-            raise CorpusError(f"--{name} is {value!r}, but {named_ones[0]} needs none: leave it out")
+            raise CorpusError(
+                f"--{name} is {value!r}, but {named_ones[0]} needs none: leave it out"
+            )
 
 
 def _folder() -> Path:
@@ -205,11 +231,17 @@ def name_sources(source: str | Sequence[str]) -> str:
     return first if len(sources) == 1 else f"{first} and {len(sources) - 1:,} more"
 
 
-def _read_stream(stream: Stream, held_out: float | None) -> tuple[dict[str, "Dataset"], str, Stream]:
-    """The beginning of the stream as splits, what names it, and the stream without what is held out."""
+def _read_stream(
+    stream: Stream, held_out: float | None
+) -> tuple[dict[str, "Dataset"], str, Stream]:
+    """The beginning of the stream as splits, what names it, and the stream without what is held
+    out.
+    """
     key = f"stream {stream.key}"
     if not stream.held_out_rows:
-        share = HELD_OUT.test if held_out is None else held_out  # no more, where its beginning is small: it goes on
+        share = (
+            HELD_OUT.test if held_out is None else held_out
+        )  # no more, where its beginning is small: it goes on
         splits, key = _cut(stream.read_beginning, stream.source, key, share)
         return splits, key, replace(stream, train_from=find_border(splits, share) if share else 0.0)
     own: dict[str, tuple[Reader, str]] = {"train": (stream.read_beginning, key)}
@@ -226,13 +258,17 @@ def _store_own(
     if other is None:
         return _cut(own["train"][0], source, own["train"][1], held_out)
     if held_out is not None:
-        raise CorpusError(f"held_out is {held_out}, but {source} has splits of its own: leave it out")
+        raise CorpusError(
+            f"held_out is {held_out}, but {source} has splits of its own: leave it out"
+        )
     own = {"validation": other, "test": other} | own
     stored = {name: store(read, _folder(), key) for name, (read, key) in own.items()}
     return stored, json.dumps({name: key for name, (_, key) in own.items()})
 
 
-def _read_whole(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tuple[dict[str, "Dataset"], str]:
+def _read_whole(
+    sources: Sequence[str], reading: files.Reading, notes: _Notes
+) -> tuple[dict[str, "Dataset"], str]:
     _, read, key = _find(sources, reading, notes)
     return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
 
@@ -250,7 +286,9 @@ def _read_and_cut(
     return _cut(read, shown, key, held_out, fine, refine=is_prose)
 
 
-def _find(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> tuple[list[Path], Reader, str]:
+def _find(
+    sources: Sequence[str], reading: files.Reading, notes: _Notes
+) -> tuple[list[Path], Reader, str]:
     """The files, what reads them, and what names them; those that cannot be read are noted."""
     found, skipped = search.find_files(sources)
     for path, why in skipped.items():
@@ -276,16 +314,19 @@ def _cut(
 ) -> tuple[dict[str, "Dataset"], str]:
     """The documents as splits by place, and what names them.
 
-    Where no share is asked for and the test split would say too little, more is held out. `fine` gives more documents
-    where they are too few to be cut, and with `refine` where they are too few to say something. Empty lines are left
-    out where a share is held out: all of them have one place.
+    Where no share is asked for and the test split would say too little, more is held out. `fine`
+    gives more documents where they are too few to be cut, and with `refine` where they are too few
+    to say something. Empty lines are left out where a share is held out: all of them have one
+    place.
     """
     if held_out == 0:
         return hold_out_nothing(store(read, _folder(), key)), f"all of {key}"
     read, key = _leave_out_empty(read), f"full {key}"
     shares = _as_shares(held_out, source)
     splits = store_splits(read, _folder(), key, shares)
-    if all(len(rows) for rows in splits.values()) and (held_out is not None or says_something(splits["test"])):
+    if all(len(rows) for rows in splits.values()) and (
+        held_out is not None or says_something(splits["test"])
+    ):
         return splits, f"{CUT}{shares} {key}"
     everything = store(read, _folder(), key)
     chosen = choose_held_out(everything, shares) if held_out is None else shares
@@ -299,12 +340,16 @@ def _cut(
     return cut(everything, source, chosen), f"{CUT}{chosen} {key}"
 
 
-def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _Notes) -> dict[str, tuple[Reader, str]]:
+def _read_named_splits(
+    sources: Sequence[str], reading: files.Reading, notes: _Notes
+) -> dict[str, tuple[Reader, str]]:
     """The splits that the source itself names; none when it names none."""
     source = sources[0]
     if source in WIKITEXT_CONFIGS:
         rows = sources.load_splits(sources.WIKITEXT, WIKITEXT_CONFIGS[source])
-        return {name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()}
+        return {
+            name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()
+        }
     if source.startswith("hf:"):
         path, config = sources.parse_hub_name(source)
         rows = sources.load_splits(path, config)
@@ -312,15 +357,23 @@ def _read_named_splits(sources: Sequence[str], reading: files.Reading, notes: _N
         key = f"rows {column}" if column else "rows"
         for name in {"train"} ^ set(rows) if len(rows) < len(SPLITS) else ():
             notes.finding.add(_name_roles(name, rows), name)
-        return {name: (_row_reader(r, source, column, notes), f"{key} {r._fingerprint}") for name, r in rows.items()}
+        return {
+            name: (_row_reader(r, source, column, notes), f"{key} {r._fingerprint}")
+            for name, r in rows.items()
+        }
     if not is_path(source):
         return {}
     splits = search.find_split_files(sources, notes.finding)
     for name, found in splits.items():
         for entry in found:
             notes.finding.add(_name_roles(name, splits), show_path(entry))
-    files.check_reading([path for found in splits.values() for path in found], reading, notes.finding)
-    return {name: (_file_reader(found, reading, notes), _file_key(found, reading)) for name, found in splits.items()}
+    files.check_reading(
+        [path for found in splits.values() for path in found], reading, notes.finding
+    )
+    return {
+        name: (_file_reader(found, reading, notes), _file_key(found, reading))
+        for name, found in splits.items()
+    }
 
 
 def _name_roles(split: str, named_splits: Collection[str]) -> str:
@@ -328,9 +381,13 @@ def _name_roles(split: str, named_splits: Collection[str]) -> str:
     return split if split == "train" or len(named_splits) == len(SPLITS) else "validation and test"
 
 
-def _file_reader(found: list[Path], reading: files.Reading, notes: _Notes, grain: files.Grain = files.COARSE) -> Reader:
+def _file_reader(
+    found: list[Path], reading: files.Reading, notes: _Notes, grain: files.Grain = files.COARSE
+) -> Reader:
     def read() -> Iterator[tuple[str, str]]:
-        noticed = notes.readings[str(found)] = Notes()  # a second reading, in finer grain, replaces the first
+        noticed = notes.readings[str(found)] = (
+            Notes()
+        )  # a second reading, in finer grain, replaces the first
         return ((text, "") for text in files.read_documents(found, reading, noticed, grain))
 
     return read

@@ -1,6 +1,7 @@
 """A file's bytes as text: unzipped, decoded, and cut into lines, a chunk in memory at a time.
 
-The encoding is UTF-8, or the one that is named, or the one that a byte-order mark gives; none is guessed.
+The encoding is UTF-8, or the one that is named, or the one that a byte-order mark gives; none is
+guessed.
 """
 
 import codecs
@@ -29,14 +30,20 @@ BYTE_ORDER_MARKS = {  # the longer ones first: UTF-16's is the beginning of UTF-
 }
 NOT_TEXT = {  # how a file begins, and what it is
     b"%PDF-": "a PDF; write its text to a .txt file, as `pdftotext` does",
-    b"PK\3\4": "a zip archive (.docx, .xlsx, .epub and .odt are some); unzip it, or save its text as .txt",
+    b"PK\3\4": "a zip archive (.docx, .xlsx, .epub and .odt are some); unzip it, or save its text "
+    "as .txt",
     b"BZh91AY": "compressed by bzip2; unzip it, or compress it with gzip",
     b"\xfd7zXZ": "compressed by xz; unzip it, or compress it with gzip",
     b"\x1f\x8b": "compressed by gzip; give it a name that ends in .gz",
     b"\x28\xb5\x2f\xfd": "compressed by Zstandard; give it a name that ends in .zst",
     b"PAR1\x15": "a Parquet table; give it a name that ends in .parquet",
 }
-WIDE = ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")  # in these a byte of zero is part of a character
+WIDE = (
+    "utf-16-le",
+    "utf-16-be",
+    "utf-32-le",
+    "utf-32-be",
+)  # in these a byte of zero is part of a character
 USUAL_ENCODINGS = (
     "utf-8",
     "utf-16",
@@ -67,7 +74,9 @@ def check_encoding(name: str) -> str:
 
 
 def read_lines(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
-    """The lines of a file with `\\n` at their ends, which were `\\n`, `\\r\\n` or `\\r`; nothing else ends a line."""
+    """The lines of a file with `\\n` at their ends, which were `\\n`, `\\r\\n` or `\\r`; nothing
+    else ends a line.
+    """
     unfinished: list[str] = []  # pieces of a line that the next chunk goes on with
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     returns = pairs = 0
@@ -124,13 +133,17 @@ def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
     codec, read = _find_codec(start, encoding, shown, notes)
     decoder = codecs.getincrementaldecoder(codec)()
     for chunk in itertools.chain(filter(None, [start[read:]]), chunks, [b""]):
-        before = read - len(decoder.getstate()[0])  # what waits there is the beginning of a character
+        before = read - len(
+            decoder.getstate()[0]
+        )  # what waits there is the beginning of a character
         if codec not in WIDE and (nul := chunk.find(b"\0")) >= 0:
             raise CorpusError(_explain_nul(shown, read + nul, start))
         try:
             text = decoder.decode(chunk, final=not chunk)
         except UnicodeDecodeError as error:
-            why = _explain_bad_byte(shown, before, error, encoding or (codec if codec in WIDE else None))
+            why = _explain_bad_byte(
+                shown, before, error, encoding or (codec if codec in WIDE else None)
+            )
             raise CorpusError(why) from error
         if "\0" in text:
             at = before + len(text[: text.index("\0")].encode(codec))
@@ -149,20 +162,27 @@ def _find_codec(start: bytes, named: str | None, where: str, notes: Notes) -> tu
             return codec, len(mark)
     if named in ("utf-16", "utf-32"):
         raise CorpusError(
-            f"{where} has no byte-order mark: say which {named} it is, --encoding {named}-le or --encoding {named}-be"
+            f"{where} has no byte-order mark: say which {named} it is, --encoding {named}-le or "
+            f"--encoding {named}-be"
         )
     return named or "utf-8", 0
 
 
 def _explain_nul(where: str, at: int, start: bytes) -> str:
-    """A file that reads as text in UTF-16 or UTF-32, some of it ASCII, may be in it, without a mark."""
+    """A file that reads as text in UTF-16 or UTF-32, some of it ASCII, may be in it, without a
+    mark.
+    """
     message = f"{where} is binary, not text: it has a NUL at byte {at:,}"
     start = start[: min(400, len(start) // 4 * 4)]
-    if start.count(0) <= len(start) / 10 and start.isascii():  # ASCII with a stray zero reads as Chinese
+    if (
+        start.count(0) <= len(start) / 10 and start.isascii()
+    ):  # ASCII with a stray zero reads as Chinese
         return message
     for codec in ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"):
         letters = start.decode(codec, "replace")[:-1]  # the last may be half of one
-        is_text = all((letter.isprintable() and letter != "\ufffd") or letter.isspace() for letter in letters)
+        is_text = all(
+            (letter.isprintable() and letter != "\ufffd") or letter.isspace() for letter in letters
+        )
         if is_text and any(map(str.isascii, letters)):
             return f"{message}; if it is {codec[:6].upper()}, say so with --encoding {codec}"
     return message
@@ -178,7 +198,8 @@ def _explain_bad_byte(where: str, before: int, error: UnicodeDecodeError, named:
     beyond_latin = any(0x80 <= other < 0xA0 for other in error.object)
     like = ("cp1252", "cp1252") if beyond_latin else ("latin-1", "latin1")
     return (
-        f"{message}; name its encoding, as in --encoding {like[0]} (or gb18030, shift_jis, koi8-r, ...), or convert it "
+        f"{message}; name its encoding, as in --encoding {like[0]} (or gb18030, shift_jis, koi8-r, "
+        f"...), or convert it "
         f"with `iconv -f {like[1]} -t utf-8`"
     )
 
@@ -189,9 +210,13 @@ def read_bytes(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from filter(None, _UNZIP.get(path.suffix.lower(), _read_chunks)(file))
     except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as error:
-        raise CorpusError(f"{show_path(path)} is damaged and cannot be unzipped: {first_line(error)}") from error
+        raise CorpusError(
+            f"{show_path(path)} is damaged and cannot be unzipped: {first_line(error)}"
+        ) from error
     except OSError as error:
-        raise CorpusError(f"{show_path(path)} cannot be read: {error.strerror or first_line(error)}") from error
+        raise CorpusError(
+            f"{show_path(path)} cannot be read: {error.strerror or first_line(error)}"
+        ) from error
 
 
 def _read_chunks(file: IO[bytes] | gzip.GzipFile) -> Iterator[bytes]:

@@ -17,7 +17,14 @@ from typing import IO, Any, Literal, NamedTuple, get_args
 
 from rung.data.encoding import COMPRESSED_SUFFIXES, check_encoding, read_lines
 from rung.data.notes import Notes, name_some, show_path
-from rung.data.tables import NoTextColumnError, Table, check_text, find_text_column, note_without_text, read_table
+from rung.data.tables import (
+    NoTextColumnError,
+    Table,
+    check_text,
+    find_text_column,
+    note_without_text,
+    read_table,
+)
 from rung.errors import CorpusError, first_line
 from rung.files import choose_beside, put_in_place
 
@@ -27,7 +34,23 @@ DocumentKind = Literal["lines", "paragraphs", "file"]
 
 PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".log")
 CODE_SUFFIXES = (
-    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl", ".js", ".kt", ".lua"),
+    *(
+        ".py",
+        ".pyi",
+        ".c",
+        ".h",
+        ".cc",
+        ".cpp",
+        ".hpp",
+        ".cs",
+        ".go",
+        ".hs",
+        ".java",
+        ".jl",
+        ".js",
+        ".kt",
+        ".lua",
+    ),
     *(".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"),
 )
 TEXT_SUFFIXES = (*PROSE_SUFFIXES, *CODE_SUFFIXES)
@@ -38,7 +61,8 @@ LONGEST_DOCUMENT = 16_000
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How files are read: what a document is in plain text, which column of a table is text, and in which encoding.
+    """How files are read: what a document is in plain text, which column of a table is text, and in
+    which encoding.
 
     Raises `CorpusError` for a kind of document or an encoding that does not exist.
     """
@@ -49,17 +73,20 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.documents not in get_args(DocumentKind):
-            raise CorpusError(f"--documents {self.documents!r}: choose from {', '.join(get_args(DocumentKind))}")
+            raise CorpusError(
+                f"--documents {self.documents!r}: choose from {', '.join(get_args(DocumentKind))}"
+            )
         if self.encoding is not None:
             object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
 
 class Grain(NamedTuple):
-    """How paragraphs are joined: a document ends where a paragraph's own hash says so, one in `one_in`.
+    """How paragraphs are joined: a document ends where a paragraph's own hash says so, one in
+    `one_in`.
 
-    A counter would not do: this way text added anywhere moves only the boundaries next to it. A paragraph
-    longer than `longest_paragraph` may be text without blank lines: from there on each line is one. A line of more
-    than `longest_line` is cut.
+    A counter would not do: this way text added anywhere moves only the boundaries next to it. A
+    paragraph longer than `longest_paragraph` may be text without blank lines: from there on each
+    line is one. A line of more than `longest_line` is cut.
     """
 
     shortest: int
@@ -69,7 +96,9 @@ class Grain(NamedTuple):
 
 
 COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT)
-FINE = Grain(shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000)  # for a text of a few pages
+FINE = Grain(
+    shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000
+)  # for a text of a few pages
 
 
 def check_reading(found: Sequence[Path], reading: Reading, notes: Notes) -> None:
@@ -80,14 +109,21 @@ def check_reading(found: Sequence[Path], reading: Reading, notes: Notes) -> None
     plain = [path for path in found if not is_table(path)]
     parquet = [path for path in found if kind_suffix(path) == ".parquet"]
     for name, value, idle, why in (
-        ("column", reading.column, plain, f"plain text has no columns, only {' '.join(TABLE_SUFFIXES)} have"),
+        (
+            "column",
+            reading.column,
+            plain,
+            f"plain text has no columns, only {' '.join(TABLE_SUFFIXES)} have",
+        ),
         ("encoding", reading.encoding, parquet, "Parquet knows its own"),
     ):
         if value is None or not idle:
             continue
         if len(idle) == len(found):
             names = name_some(show_path(path.name) for path in idle)
-            raise CorpusError(f"--{name} is {value!r}, but cannot be of {names}: {why}; leave it out")
+            raise CorpusError(
+                f"--{name} is {value!r}, but cannot be of {names}: {why}; leave it out"
+            )
         for path in idle:
             notes.add(f"--{name} is not for {{count}} file{{s}}", show_path(path))
 
@@ -123,7 +159,13 @@ def is_table(path: Path) -> bool:
 
 def file_facts(found: list[Path]) -> str:
     """Changes when a file does, even where its old size and time were put back."""
-    return json.dumps([(str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for p in found for s in (p.stat(),)])
+    return json.dumps(
+        [
+            (str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+            for p in found
+            for s in (p.stat(),)
+        ]
+    )
 
 
 def kind_suffix(path: Path) -> str:
@@ -140,7 +182,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     Raises `CorpusError` for a file that has none or cannot be read.
     """
     if not path.is_file():
-        what = f"{show_path(path)} is a folder: name a file" if path.is_dir() else f"no such file: {show_path(path)}"
+        what = (
+            f"{show_path(path)} is a folder: name a file"
+            if path.is_dir()
+            else f"no such file: {show_path(path)}"
+        )
         raise CorpusError(what)
     text = "".join(read_lines(path, Reading(encoding=encoding).encoding, Notes()))
     if not text:
@@ -148,12 +194,14 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     return text
 
 
-def read_documents(found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE) -> Iterator[str]:
+def read_documents(
+    found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE
+) -> Iterator[str]:
     """Every document of the files, in order; what is passed over, cut or settled goes to the notes.
 
-    Where each line is one, empty lines are too, as they are for KenLM, but in a file that has no text.
-    Raises `CorpusError` when no file has any, and for one that is binary, in another encoding, damaged, not permitted,
-    or a table that has no text column.
+    Where each line is one, empty lines are too, as they are for KenLM, but in a file that has no
+    text. Raises `CorpusError` when no file has any, and for one that is binary, in another
+    encoding, damaged, not permitted, or a table that has no text column.
     """
     empty: list[Path] = []
     unnamed: list[NoTextColumnError] = []
@@ -186,7 +234,11 @@ def _explain_no_text(found: list[Path]) -> str:
     only = show_path(found[0])
     if len(found) > 1:
         return f"none of {len(found)} files holds any text: {only}, ..."
-    return f"{only} is empty" if found[0].stat().st_size == 0 else f"{only} holds too little text: none at all"
+    return (
+        f"{only} is empty"
+        if found[0].stat().st_size == 0
+        else f"{only} holds too little text: none at all"
+    )
 
 
 def hash_unit(text: str) -> float:
@@ -195,7 +247,9 @@ def hash_unit(text: str) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def read_texts(rows: Any, where: str, column: str | None = None, notes: Notes | None = None) -> Iterator[str]:
+def read_texts(
+    rows: Any, where: str, column: str | None = None, notes: Notes | None = None
+) -> Iterator[str]:
     """The text column of each row of a data set, blank ones left out, and noted.
 
     Raises `CorpusError` when there is no such column, or it holds something else.
@@ -223,7 +277,9 @@ def select_text(rows: Any, where: str, column: str | None = None) -> tuple[Any, 
 
 
 def _columns(rows: Any) -> list[str]:
-    return list(rows.features or next(iter(rows), {}))  # a stream knows its columns from the first row
+    return list(
+        rows.features or next(iter(rows), {})
+    )  # a stream knows its columns from the first row
 
 
 @contextlib.contextmanager
@@ -241,7 +297,9 @@ def quiet_datasets() -> Iterator[None]:
 def _read_file(path: Path, reading: Reading, notes: Notes, grain: Grain) -> Iterator[str]:
     kind = kind_suffix(path)
     if kind in TABLE_SUFFIXES:
-        table = Table(path=path, kind=kind, column=reading.column, encoding=reading.encoding, notes=notes)
+        table = Table(
+            path=path, kind=kind, column=reading.column, encoding=reading.encoding, notes=notes
+        )
         return _cut_all(read_table(table), path, notes, grain)
     lines = read_lines(path, reading.encoding, notes)
     if reading.documents == "lines":
@@ -263,7 +321,8 @@ def _cut_long(texts: Iterable[str], path: Path, notes: Notes, grain: Grain) -> I
             yield text
             continue
         notes.add(
-            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters cut into documents", show_path(path)
+            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters cut into documents",
+            show_path(path),
         )
         yield from cut_text(text, grain.shortest // 4, grain.longest_paragraph // 4)
 
@@ -273,10 +332,11 @@ CONTEXT = 12  # characters before a place, which decide whether the text is cut 
 
 
 def cut_text(text: str, shortest: int, longest: int) -> Iterator[str]:
-    """Pieces of `text` between these lengths, cut after white space, and where there is none between two characters.
+    """Pieces of `text` between these lengths, cut after white space, and where there is none
+    between two characters.
 
-    What stands before a place decides whether it is one to cut at, so that text added anywhere moves only the cuts
-    next to it. The last piece may be shorter.
+    What stands before a place decides whether it is one to cut at, so that text added anywhere
+    moves only the cuts next to it. The last piece may be shorter.
     """
     start = 0
     while len(text) - start > longest:
@@ -284,19 +344,26 @@ def cut_text(text: str, shortest: int, longest: int) -> Iterator[str]:
         places: Sequence[int] = [match.end() for match in spaces if match.end() < start + longest]
         window = range(start + shortest, start + longest)
         places = places or [at for at in window if not _joins(text[at - 1 : at + 1])] or window
-        end = min(places, key=lambda at: zlib.crc32(text[at - CONTEXT : at].encode("utf-8", "surrogatepass")))
+        end = min(
+            places,
+            key=lambda at: zlib.crc32(text[at - CONTEXT : at].encode("utf-8", "surrogatepass")),
+        )
         yield text[start:end]
         start = end
     yield text[start:]
 
 
 def _joins(pair: str) -> bool:
-    """Whether the second of two code points belongs to the first: a combining mark, a variation, a joiner."""
+    """Whether the second of two code points belongs to the first: a combining mark, a variation, a
+    joiner.
+    """
     return unicodedata.category(pair[1]) in ("Mn", "Me", "Mc") or "\u200d" in pair
 
 
 def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
-    """Whole paragraphs, joined until one of them says stop, with the blank lines after it; at most the file."""
+    """Whole paragraphs, joined until one of them says stop, with the blank lines after it; at most
+    the file.
+    """
     document: list[str] = []
     size = start = paragraph_size = 0
     ended = False
@@ -313,7 +380,9 @@ def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
         sign = "".join(document[start:]) if blank else line
         if blank:
             start, paragraph_size = len(document), 0
-        stop = size >= LONGEST_DOCUMENT or (size >= grain.shortest and hash_unit(sign) < 1 / grain.one_in)
+        stop = size >= LONGEST_DOCUMENT or (
+            size >= grain.shortest and hash_unit(sign) < 1 / grain.one_in
+        )
         ended = stop and bool(sign.strip())
     if "".join(document).strip():
         yield "".join(document)

@@ -1,4 +1,6 @@
-"""Notes on what reading a corpus settled, cut or passed over by itself: shown to the user, and kept in the record."""
+"""Notes on what reading a corpus settled, cut or passed over by itself: shown to the user, and kept
+in the record.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,7 +22,9 @@ class Notes:
         self.notes: dict[str, _Note] = {}
 
     def add(self, what: str, where: str, count: int = 1) -> None:
-        """Note `what` of the file `where`; `{count}` in it becomes the sum over the files, `{s}` a plural's s."""
+        """Note `what` of the file `where`; `{count}` in it becomes the sum over the files, `{s}` a
+        plural's s.
+        """
         note = self.notes.setdefault(what, _Note())
         note.count += count
         note.files[where] = None
@@ -28,7 +32,9 @@ class Notes:
     def lines(self) -> list[str]:
         """A line for each note, which names the first files and counts the others."""
         return [
-            what.replace("{count}", f"{note.count:,}").replace("{s}", "" if note.count == 1 else "s")
+            what.replace("{count}", f"{note.count:,}").replace(
+                "{s}", "" if note.count == 1 else "s"
+            )
             + f": {name_some(Path(where).name for where in note.files)}"
             for what, note in self.notes.items()
         ]

@@ -1,9 +1,10 @@
-"""Documents to one long row of token ids on disk, and that row in blocks or in streams for training.
+"""Documents to one long row of token ids on disk, and that row in blocks or in streams for
+training.
 
-The row is memory-mapped, 16 or 32 bits an id, and kept under the fingerprints of corpus and tokenizer.
-It is written in the memory of a few documents; what stands when the writing stops is gone on from the next time.
-Every token but the first is predicted exactly once an epoch: blocks, or the stretches of a stream, follow
-one another with nothing dropped and nothing repeated.
+The row is memory-mapped, 16 or 32 bits an id, and kept under the fingerprints of corpus and
+tokenizer. It is written in the memory of a few documents; what stands when the writing stops is
+gone on from the next time. Every token but the first is predicted exactly once an epoch: blocks, or
+the stretches of a stream, follow one another with nothing dropped and nothing repeated.
 """
 
 import hashlib
@@ -29,15 +30,16 @@ KEEP_SECONDS = 10.0  # how often what is packed is made sure of
 LAYOUT = 2  # one more whenever the files are laid out differently: what was packed before is left
 STARTS = numpy.dtype(numpy.int64)
 
-# Ids of whole documents, how many each document has, and the state from which to read what comes after them
-# (anything that JSON can hold; None where there is none).
+# Ids of whole documents, how many each document has, and the state from which to read what comes
+# after them (anything that JSON can hold; None where there is none).
 Chunk = tuple[NDArray[numpy.integer], NDArray[numpy.integer], Any]
 Read = Callable[[Any], Iterable[Chunk]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts` (documents,).
+    """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts`
+    (documents,).
 
     `state` is what was read with the last of them.
     """
@@ -51,13 +53,19 @@ class Packed:
 
 
 def pack(
-    read: Read, *, key: str, vocab_size: int, folder: Path, tell: Callable[[int, int], None] = lambda done, tokens: None
+    read: Read,
+    *,
+    key: str,
+    vocab_size: int,
+    folder: Path,
+    tell: Callable[[int, int], None] = lambda done, tokens: None,
 ) -> Packed:
-    """The documents' ids as one row, read from `folder` when it was made before under the same `key`.
+    """The documents' ids as one row, read from `folder` when it was made before under the same
+    `key`.
 
-    `read(state)` gives what comes after `state`, everything for None. The key must change whenever the ids do:
-    fingerprints of corpus and tokenizer, and a split. `tell` hears the documents and tokens that stand. Raises
-    `RunError` when the disk is full.
+    `read(state)` gives what comes after `state`, everything for None. The key must change whenever
+    the ids do: fingerprints of corpus and tokenizer, and a split. `tell` hears the documents and
+    tokens that stand. Raises `RunError` when the disk is full.
     """
     path = folder / hashlib.sha256(f"{LAYOUT} {key}".encode()).hexdigest()[:16]
     packed = _read(path)
@@ -69,7 +77,8 @@ def pack(
                     _write(read, _choose_dtype(vocab_size), path, tell)
                 except OSError as error:
                     raise RunError(
-                        f"{folder} could not be written to ({error.strerror or error}): make room there, and the same "
+                        f"{folder} could not be written to ({error.strerror or error}): make room "
+                        f"there, and the same "
                         "command goes on from what is packed"
                     ) from error
                 packed = _read(path)
@@ -78,7 +87,9 @@ def pack(
 
 
 class Rows(Protocol):
-    """What training reads: rows of up to `length` tokens with their targets, fetched a batch at a time."""
+    """What training reads: rows of up to `length` tokens with their targets, fetched a batch at a
+    time.
+    """
 
     length: int
 
@@ -89,14 +100,18 @@ class Rows(Protocol):
         ...
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch: `input_ids` and `shift_labels`, each (B, T), and what else the model is given."""
+        """A batch: `input_ids` and `shift_labels`, each (B, T), and what else the model is
+        given.
+        """
         ...
 
 
 class Blocks(Dataset[dict[str, torch.Tensor]]):
-    """A packed row cut into blocks of `length` tokens, each with its targets; fetched a batch at a time.
+    """A packed row cut into blocks of `length` tokens, each with its targets; fetched a batch at a
+    time.
 
-    The targets are the row one token on (`shift_labels`); the last block is padded, its padding ignored.
+    The targets are the row one token on (`shift_labels`); the last block is padded, its padding
+    ignored.
     """
 
     def __init__(self, packed: Packed, length: int, pad: int) -> None:
@@ -123,11 +138,12 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
 
 
 class Streams(Dataset[dict[str, Any]]):
-    """A packed row cut into `count` streams side by side, read on together in stretches of `length` tokens.
+    """A packed row cut into `count` streams side by side, read on together in stretches of `length`
+    tokens.
 
-    Item `stretch * count + stream`, so that batches taken in order go on with the streams where they were left
-    (Mikolov et al. 2010; Zaremba et al. 2014, section 4.1). Each stream ends where the next one begins; its last
-    stretch is padded, the padding ignored.
+    Item `stretch * count + stream`, so that batches taken in order go on with the streams where
+    they were left (Mikolov et al. 2010; Zaremba et al. 2014, section 4.1). Each stream ends where
+    the next one begins; its last stretch is padded, the padding ignored.
     """
 
     def __init__(self, packed: Packed, length: int, pad: int, count: int) -> None:
@@ -135,7 +151,9 @@ class Streams(Dataset[dict[str, Any]]):
         self.length = length
         self.pad = pad
         self.count = count
-        self.stream_length = max(1, -(-(len(self.tokens) - 1) // count))  # tokens that a stream predicts
+        self.stream_length = max(
+            1, -(-(len(self.tokens) - 1) // count)
+        )  # tokens that a stream predicts
 
     def __len__(self) -> int:
         return self.count * -(-self.stream_length // self.length)
@@ -145,10 +163,15 @@ class Streams(Dataset[dict[str, Any]]):
         return max(1, len(self.tokens) - 1)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {key: value[0] if torch.is_tensor(value) else value for key, value in self.__getitems__([index]).items()}
+        return {
+            key: value[0] if torch.is_tensor(value) else value
+            for key, value in self.__getitems__([index]).items()
+        }
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch as `Blocks` gives it, and which `stretch` of which streams it is, the first `stream` named."""
+        """A batch as `Blocks` gives it, and which `stretch` of which streams it is, the first
+        `stream` named.
+        """
         if beyond := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"no stretch {beyond[0]}: there are {len(self)}")
         spans = []
@@ -157,7 +180,11 @@ class Streams(Dataset[dict[str, Any]]):
             start = stream * self.stream_length + stretch * self.length
             spans.append((start, min(start + self.length, end)))
         stretch, stream = divmod(indices[0], self.count)
-        return {**_read_spans(self.tokens, spans, self.length, self.pad), "stretch": stretch, "stream": stream}
+        return {
+            **_read_spans(self.tokens, spans, self.length, self.pad),
+            "stretch": stretch,
+            "stream": stream,
+        }
 
 
 def keep_batch(batch: Any) -> Any:
@@ -165,7 +192,9 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
-def _read_spans(tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int, pad: int) -> dict[str, torch.Tensor]:
+def _read_spans(
+    tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int, pad: int
+) -> dict[str, torch.Tensor]:
     """Inputs (B, T) from the tokens of each span, and as targets the token after each."""
     rows = numpy.full((len(spans), length + 1), IGNORED, dtype=numpy.int64)
     for row, (start, end) in zip(rows, spans, strict=True):
@@ -201,7 +230,12 @@ def _read(path: Path) -> Packed | None:
         sizes = progress.sizes(dtype)
         if any(path.with_suffix(suffix).stat().st_size != size for suffix, size in sizes.items()):
             return None
-    except (OSError, ValueError, KeyError, TypeError):  # missing, or cut short when the machine went down
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # missing, or cut short when the machine went down
         return None
     tokens = _map(path.with_suffix(".bin"), dtype, progress.tokens)
     starts = _map(path.with_suffix(".starts"), STARTS, progress.documents)
@@ -209,24 +243,32 @@ def _read(path: Path) -> Packed | None:
 
 
 def _map(path: Path, dtype: numpy.dtype, size: int) -> numpy.ndarray:
-    return numpy.memmap(path, dtype=dtype, mode="r", shape=(size,)) if size else numpy.empty(0, dtype)
+    return (
+        numpy.memmap(path, dtype=dtype, mode="r", shape=(size,)) if size else numpy.empty(0, dtype)
+    )
 
 
 def _write(read: Read, dtype: numpy.dtype, path: Path, tell: Callable[[int, int], None]) -> None:
-    """Write `path`.bin and .starts, which count only once .json is there; .part says how far they go meanwhile.
+    """Write `path`.bin and .starts, which count only once .json is there; .part says how far they
+    go meanwhile.
 
     Goes on from what stands. On an error what was written is kept, where `read` gives states.
     """
     path.with_suffix(".json").unlink(missing_ok=True)
     progress = _find_progress(path, dtype)
     with ExitStack() as stack:
-        files = [stack.enter_context(_open_at(path.with_suffix(s), size)) for s, size in progress.sizes(dtype).items()]
+        files = [
+            stack.enter_context(_open_at(path.with_suffix(s), size))
+            for s, size in progress.sizes(dtype).items()
+        ]
         kept = time.monotonic()
         tell(progress.documents, progress.tokens)
         try:
             for ids, lengths, state in read(progress.state):
                 _append(files, ids, lengths, progress.tokens, dtype)
-                progress = _Progress(progress.tokens + len(ids), progress.documents + len(lengths), state)
+                progress = _Progress(
+                    progress.tokens + len(ids), progress.documents + len(lengths), state
+                )
                 tell(progress.documents, progress.tokens)
                 if state is not None and time.monotonic() - kept > KEEP_SECONDS:
                     _keep(files, progress, dtype, path.with_suffix(".part"))
@@ -240,7 +282,11 @@ def _write(read: Read, dtype: numpy.dtype, path: Path, tell: Callable[[int, int]
 
 
 def _append(
-    files: list[IO[bytes]], ids: NDArray[numpy.integer], lengths: NDArray[numpy.integer], at: int, dtype: numpy.dtype
+    files: list[IO[bytes]],
+    ids: NDArray[numpy.integer],
+    lengths: NDArray[numpy.integer],
+    at: int,
+    dtype: numpy.dtype,
 ) -> None:
     if len(ids) and ids.max() > numpy.iinfo(dtype).max:
         raise OverflowError(f"token {ids.max()} does not fit in {dtype}")
@@ -254,7 +300,9 @@ def _find_progress(path: Path, dtype: numpy.dtype) -> _Progress:
         facts = json.loads(path.with_suffix(".part").read_text(encoding="utf-8"))
         same, progress = facts.pop("dtype") == dtype.name, _Progress(**facts)
         sizes = progress.sizes(dtype)
-        if same and all(path.with_suffix(suffix).stat().st_size >= size for suffix, size in sizes.items()):
+        if same and all(
+            path.with_suffix(suffix).stat().st_size >= size for suffix, size in sizes.items()
+        ):
             return progress
     except (OSError, ValueError, KeyError, TypeError):
         pass

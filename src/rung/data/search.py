@@ -1,6 +1,8 @@
-"""Which files paths, folders and globs name: each of them once, in a fixed order; what is passed over says why.
+"""Which files paths, folders and globs name: each of them once, in a fixed order; what is passed
+over says why.
 
-What rung made is no text: its runs lie below the text's own folder where a command is started there.
+What rung made is no text: its runs lie below the text's own folder where a command is started
+there.
 """
 
 import glob
@@ -27,7 +29,9 @@ REPORT, OPENING_BYTES = b'name="generator" content="rung"', 1_000  # how a repor
 
 
 class Found(NamedTuple):
-    """The files that were meant, in a fixed order, and what beside them is passed over, with the reason."""
+    """The files that were meant, in a fixed order, and what beside them is passed over, with the
+    reason.
+    """
 
     files: list[Path]
     skipped: dict[Path, str]
@@ -45,7 +49,10 @@ def find_files(sources: Sequence[str]) -> Found:
         files |= set(found.files)
         skipped |= found.skipped
     unique = {path.resolve(): path for path in sorted(files, reverse=True)}
-    return Found(sorted(unique.values()), {path: skipped[path] for path in sorted(skipped) if path not in files})
+    return Found(
+        sorted(unique.values()),
+        {path: skipped[path] for path in sorted(skipped) if path not in files},
+    )
 
 
 def list_files(folder: Path) -> Found:
@@ -71,7 +78,9 @@ def list_entry(entry: Path, *, follow: bool = False) -> Found:
 
 
 def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Path]]:
-    """Split names to files, where a folder's entries are called so, or all the files that are named are."""
+    """Split names to files, where a folder's entries are called so, or all the files that are named
+    are.
+    """
     folder = Path(sources[0]).expanduser()
     is_folder = len(sources) == 1 and folder.is_dir() and _why_not(folder, follow=True) is None
     entries = sorted(folder.iterdir()) if is_folder else find_files(sources).files
@@ -90,7 +99,9 @@ def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Pat
             others.append(entry)
         skipped |= listed.skipped if name or not listed.files else {}
     if is_folder and found and "train" not in found and not others:
-        raise CorpusError(f"{folder} has {' and '.join(found)} but no train split: add one, or name a single file")
+        raise CorpusError(
+            f"{folder} has {' and '.join(found)} but no train split: add one, or name a single file"
+        )
     if "train" not in found or len(found) == 1:
         return {}
     if (others and not is_folder) or _are_among_others(found, named_so, others):
@@ -103,8 +114,12 @@ def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Pat
     return found
 
 
-def _are_among_others(found: Collection[str], named_so: Sequence[Path], others: Sequence[Path]) -> bool:
-    """Whether two files are called after splits by chance: more files of their kind stand beside them."""
+def _are_among_others(
+    found: Collection[str], named_so: Sequence[Path], others: Sequence[Path]
+) -> bool:
+    """Whether two files are called after splits by chance: more files of their kind stand beside
+    them.
+    """
     kinds = {kind_suffix(path) for path in named_so}
     alike = [path for path in others if path.is_file() and kind_suffix(path) in kinds]
     are_files = all(map(Path.is_file, named_so))
@@ -125,19 +140,30 @@ def _find_files(source: str) -> Found:
     if path.is_file():
         return Found([path], {})
     if path.exists():
-        raise CorpusError(f"{show_path(source)} is no file that can be read twice: write what it gives to a file")
+        raise CorpusError(
+            f"{show_path(source)} is no file that can be read twice: write what it gives to a file"
+        )
     if not glob.has_magic(source):
         raise CorpusError(f"no such file or folder: {show_path(source)}")
     skipped: dict[Path, str] = {}
     files = [match for match in _match(str(path), skipped) if match.is_file()]
     if not files:
-        beside = f" (but {name_some(show_path(p) for p in skipped)}, which is no text)" if skipped else ""
-        raise CorpusError(f"no file matches {show_path(source)}{beside}: check the pattern, and quote it in the shell")
+        beside = (
+            f" (but {name_some(show_path(p) for p in skipped)}, which is no text)"
+            if skipped
+            else ""
+        )
+        raise CorpusError(
+            f"no file matches {show_path(source)}{beside}: check the pattern, and quote it in the "
+            f"shell"
+        )
     return Found(files, _join_made(skipped))
 
 
 def _join_made(skipped: dict[Path, str]) -> dict[Path, str]:
-    """The folder in which all lies that rung made in the place of that: it grows while a climb reads its text again."""
+    """The folder in which all lies that rung made in the place of that: it grows while a climb
+    reads its text again.
+    """
     made = [path for path, why in skipped.items() if why == MADE]
     together = Path(os.path.commonpath(made)) if made else Path()
     if not together.name:
@@ -148,22 +174,31 @@ def _join_made(skipped: dict[Path, str]) -> dict[Path, str]:
 def _find_in_folder(folder: Path, shown: str) -> Found:
     if is_run(folder):
         command = f"`rung eval {shlex.quote(shown)}`"
-        raise CorpusError(f"{shown} is a run, no text: name the text itself; {command} scores the run")
+        raise CorpusError(
+            f"{shown} is a run, no text: name the text itself; {command} scores the run"
+        )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CorpusError(f"{shown} cannot be read: Permission denied")
     found = list_files(folder)
     if not found.files:
         kinds = " ".join((*PROSE_SUFFIXES, *TABLE_SUFFIXES))
-        beside = f"; it has {name_some(show_path(p.name) for p in found.skipped)}" if found.skipped else ""
+        beside = (
+            f"; it has {name_some(show_path(p.name) for p in found.skipped)}"
+            if found.skipped
+            else ""
+        )
         raise CorpusError(
-            f"{shown} has no file that can be read: it should hold {kinds}, source code, or these as .gz or "
+            f"{shown} has no file that can be read: it should hold {kinds}, source code, or these "
+            f"as .gz or "
             f".zst{beside}"
         )
     return found
 
 
 def _match(pattern: str, skipped: dict[Path, str]) -> set[Path]:
-    """What a pattern matches; `**` enters no link, for two that lead back would be followed without end."""
+    """What a pattern matches; `**` enters no link, for two that lead back would be followed without
+    end.
+    """
     parts = Path(pattern).parts
     if "**" not in parts:
         return {path for path in map(Path, glob.glob(pattern)) if not _lies_in_run(path, skipped)}  # noqa: PTH207  # Path.glob takes no absolute pattern, and hidden files
@@ -171,7 +206,11 @@ def _match(pattern: str, skipped: dict[Path, str]) -> set[Path]:
     bases = _match(str(Path(*parts[:at])), skipped) if at else {Path()}
     rest = Path(*(parts[at + 1 :] or ("*",)))
     folders = (folder for base in bases if base.is_dir() for folder in _walk(base, skipped))
-    return {found for folder in folders for found in _match(str(Path(glob.escape(str(folder))) / rest), skipped)}
+    return {
+        found
+        for folder in folders
+        for found in _match(str(Path(glob.escape(str(folder))) / rest), skipped)
+    }
 
 
 def _walk(folder: Path, skipped: dict[Path, str]) -> Iterator[Path]:
@@ -187,7 +226,9 @@ def _walk(folder: Path, skipped: dict[Path, str]) -> Iterator[Path]:
 
 
 def _lies_in_run(path: Path, skipped: dict[Path, str]) -> bool:
-    """Whether the path is in a folder that rung made, which is noted then, or a text that it kept."""
+    """Whether the path is in a folder that rung made, which is noted then, or a text that it
+    kept.
+    """
     made = path if _is_made_file(path) else next(filter(_is_made, path.parents), None)
     if made:
         skipped[made] = MADE
@@ -215,7 +256,9 @@ def _is_made(folder: Path) -> bool:
 
 
 def _is_made_file(path: Path) -> bool:
-    """Whether it is a text that `keep_stream` wrote, which is called after its content, or a report."""
+    """Whether it is a text that `keep_stream` wrote, which is called after its content, or a
+    report.
+    """
     found = re.fullmatch(r"stdin-([0-9a-f]{12})\.txt", path.name)
     if not (found or path.suffix == ".html") or not path.is_file():
         return False

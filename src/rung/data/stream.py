@@ -1,7 +1,8 @@
 """Data sets of the Hub read as they arrive: the training text is never stored, only its beginning.
 
-`stream:ORG/NAME[:CONFIG][@10GB]`. The beginning is what tokenizers are trained on and, where the data set names no
-held-out splits, what these are cut from; held-out documents further on are passed over, so that none is trained on.
+`stream:ORG/NAME[:CONFIG][@10GB]`. The beginning is what tokenizers are trained on and, where the
+data set names no held-out splits, what these are cut from; held-out documents further on are passed
+over, so that none is trained on.
 """
 
 import copy
@@ -23,7 +24,8 @@ LIMIT = re.compile(r"(.*)@(\d+(?:\.\d+)?)([KMGT]B)", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """A data set's training rows as they arrive, the first `limit` bytes of their text; `key` says which they are.
+    """A data set's training rows as they arrive, the first `limit` bytes of their text; `key` says
+    which they are.
 
     A document is trained on when its place is `train_from` or more: those below are held out.
     """
@@ -36,8 +38,11 @@ class Stream:
     limit: float = math.inf
     train_from: float = 0.0
 
-    def read(self, state: dict[str, Any] | None = None) -> Iterator[tuple[list[str], dict[str, Any]]]:
-        """The training documents after `state` (None: all), a few at a time, each time with the state after them.
+    def read(
+        self, state: dict[str, Any] | None = None
+    ) -> Iterator[tuple[list[str], dict[str, Any]]]:
+        """The training documents after `state` (None: all), a few at a time, each time with the
+        state after them.
 
         Raises `CorpusError` when the connection breaks.
         """
@@ -62,9 +67,12 @@ class Stream:
                         return
         except CorpusError:
             raise
-        except Exception as error:  # the Hub client, the file system and the readers have each their own kinds
+        except (
+            Exception
+        ) as error:  # the Hub client, the file system and the readers have each their own kinds
             raise CorpusError(
-                f"{self.source} broke off after {size:,} bytes of text ({files.first_line(error)}); what was read is "
+                f"{self.source} broke off after {size:,} bytes of text "
+                f"({files.first_line(error)}); what was read is "
                 "kept as tokens: the same command goes on from there"
             ) from error
         yield batch, {"rows": rows.state_dict(), "bytes": size}
@@ -89,11 +97,14 @@ class Stream:
             raise
         except Exception as error:
             why = files.first_line(error)
-            raise CorpusError(f"{self.source} broke off at its beginning ({why}): try again") from error
+            raise CorpusError(
+                f"{self.source} broke off at its beginning ({why}): try again"
+            ) from error
 
 
 def open_stream(source: str, column: str | None = None) -> Stream:
-    """The stream that `stream:ORG/NAME[:CONFIG][@10GB]` names, and its text column where it is named.
+    """The stream that `stream:ORG/NAME[:CONFIG][@10GB]` names, and its text column where it is
+    named.
 
     Raises `CorpusError` when it cannot be had.
     """
@@ -105,4 +116,6 @@ def open_stream(source: str, column: str | None = None) -> Stream:
     rows = sources.load_splits(path, config, sources.Streaming(revision))
     train = rows.pop("train")
     key = f"{revision} {config} {limit}{f' {column}' if column else ''}"
-    return Stream(source=source, key=key, rows=train, held_out_rows=rows, limit=limit, column=column)
+    return Stream(
+        source=source, key=key, rows=train, held_out_rows=rows, limit=limit, column=column
+    )

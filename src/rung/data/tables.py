@@ -1,7 +1,9 @@
-"""Tables in files: the text column of CSV, JSON lines and Parquet, row by row, and nothing else of them.
+"""Tables in files: the text column of CSV, JSON lines and Parquet, row by row, and nothing else of
+them.
 
-What the other columns hold never matters. Values are the strings that are written: `007` keeps its zeros. A row that
-does not fit the table is an error that names its line, never a row of another width.
+What the other columns hold never matters. Values are the strings that are written: `007` keeps its
+zeros. A row that does not fit the table is an error that names its line, never a row of another
+width.
 """
 
 import csv
@@ -52,8 +54,8 @@ class Table:
 def read_table(table: Table) -> Iterator[str]:
     """The text of each row that has one.
 
-    Raises `CorpusError` for a table that is damaged or has a row that does not fit, `NoTextColumnError` for one that
-    has no such column.
+    Raises `CorpusError` for a table that is damaged or has a row that does not fit,
+    `NoTextColumnError` for one that has no such column.
     """
     without: Counter[str] = Counter()
     for column, text in _READERS[table.kind](table):
@@ -66,7 +68,9 @@ def read_table(table: Table) -> Iterator[str]:
 
 
 def note_without_text(count: int, column: str, where: str, notes: Notes) -> None:
-    """Note how many rows, if any, have nothing in their text column; "" where they are no more than a text."""
+    """Note how many rows, if any, have nothing in their text column; "" where they are no more than
+    a text.
+    """
     if count:
         notes.add(f"{{count}} row{{s}} without text{_in_column(column)} passed over", where, count)
 
@@ -80,15 +84,21 @@ def find_text_column(columns: Sequence[str], where: str, column: str | None = No
 
     Raises `CorpusError`, naming the columns there are, when there is none, or two of that name.
     """
-    wanted = next((name for name in ((column,) if column else TEXT_COLUMNS) if name in columns), None)
+    wanted = next(
+        (name for name in ((column,) if column else TEXT_COLUMNS) if name in columns), None
+    )
     if wanted is not None and columns.count(wanted) > 1:
-        raise CorpusError(f"{where} has {columns.count(wanted)} columns called {wanted!r}: rename all but one")
+        raise CorpusError(
+            f"{where} has {columns.count(wanted)} columns called {wanted!r}: rename all but one"
+        )
     if wanted is not None:
         return wanted
     shown = ", ".join(f"{name:.40}" for name in columns[:SHOWN_COLUMNS]) or "no columns"
     more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
     what = f"column {column!r}" if column else "text column"
-    raise NoTextColumnError(f"{where} has no {what}: it has {shown}{more}; name the one to read with --column")
+    raise NoTextColumnError(
+        f"{where} has no {what}: it has {shown}{more}; name the one to read with --column"
+    )
 
 
 def _choose_column(columns: list[str], table: Table) -> str:
@@ -97,7 +107,9 @@ def _choose_column(columns: list[str], table: Table) -> str:
     usual = [name for name in TEXT_COLUMNS if name in columns]
     if len(usual) > 1 and table.column is None:
         others = ", ".join(usual[1:])
-        table.notes.add(f"column {chosen!r} is read, and not {others} (--column chooses)", table.where)
+        table.notes.add(
+            f"column {chosen!r} is read, and not {others} (--column chooses)", table.where
+        )
     return chosen
 
 
@@ -110,12 +122,17 @@ def check_text(text: Any, column: str, where: str) -> str:
         shown = f"{type(text).__name__}, not text: {text!r:.40}"
         raise CorpusError(f"{where}: the column {column!r} holds {shown}; --column names another")
     if text and not text.isascii() and SURROGATE.search(text):
-        raise CorpusError(f"{where}: the column {column!r} holds half a character (a lone surrogate), which is no text")
+        raise CorpusError(
+            f"{where}: the column {column!r} holds half a character (a lone surrogate), which is "
+            f"no text"
+        )
     return text if text and text.strip() else ""
 
 
 def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
-    """The rows below the header, each as wide as it is: the name of the text column, and what is in it."""
+    """The rows below the header, each as wide as it is: the name of the text column, and what is in
+    it.
+    """
     csv.field_size_limit(sys.maxsize)  # of the whole process; a document may be long
     delimiter = DELIMITER[table.kind]
     lines = split_rows(decode(table.path, table.encoding, table.notes))
@@ -133,9 +150,14 @@ def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
                 yield columns[place], row[place]
             begins = reader.line_num + 1
     except csv.Error as error:
-        why = "a quote is opened and not closed" if "unexpected end" in str(error) else first_line(error)
+        why = (
+            "a quote is opened and not closed"
+            if "unexpected end" in str(error)
+            else first_line(error)
+        )
         raise CorpusError(
-            f"{table.where}, line {begins}: cannot be read as {table.kind[1:]}: {why}; a value with a quote in it must "
+            f"{table.where}, line {begins}: cannot be read as {table.kind[1:]}: {why}; a value "
+            f"with a quote in it must "
             'stand in quotes, and its own be doubled ("")'
         ) from error
 
@@ -146,12 +168,20 @@ def _find_csv_column(columns: list[str], delimiter: str, table: Table) -> str:
     except NoTextColumnError:
         first_line = delimiter.join(columns)
         wanted = {table.column} if table.column else set(TEXT_COLUMNS)
-        parts = {d: {part.strip(' "') for part in first_line.split(d)} for d in DELIMITERS if d != delimiter}
-        other = next((d for d, found in parts.items() if found & wanted or (len(found) > 1 == len(columns))), None)
+        parts = {
+            d: {part.strip(' "') for part in first_line.split(d)}
+            for d in DELIMITERS
+            if d != delimiter
+        }
+        other = next(
+            (d for d, found in parts.items() if found & wanted or (len(found) > 1 == len(columns))),
+            None,
+        )
         if other is None:
             raise
         raise NoTextColumnError(
-            f"{table.where}: the delimiter of its columns seems to be {DELIMITERS[other]}, and that of {table.kind} is "
+            f"{table.where}: the delimiter of its columns seems to be {DELIMITERS[other]}, and "
+            f"that of {table.kind} is "
             f"{DELIMITERS[delimiter]}: its first line is {first_line!r:.60}; {_give_remedy(other)}"
         ) from None
 
@@ -162,14 +192,19 @@ def _give_remedy(delimiter: str) -> str:
         return "rename it to .tsv"
     if delimiter == ",":
         return "rename it to .csv"
-    program = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter='{delimiter}'))"
+    program = (
+        f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, "
+        f"delimiter='{delimiter}'))"
+    )
     return f'write it with commas: python3 -c "{program}" < IN.csv > OUT.csv'
 
 
 def _explain_width(where: str, line: int, width: int, columns: list[str]) -> str:
     return (
-        f"{where}, line {line}: the row has {width} {'column' if width == 1 else 'columns'} and the first line "
-        f"{len(columns)} ({', '.join(f'{name:.40}' for name in columns[:SHOWN_COLUMNS])}): a value with the delimiter "
+        f"{where}, line {line}: the row has {width} {'column' if width == 1 else 'columns'} and "
+        f"the first line "
+        f"{len(columns)} ({', '.join(f'{name:.40}' for name in columns[:SHOWN_COLUMNS])}): a value "
+        f"with the delimiter "
         "or a line end in it must stand in quotes"
     )
 
@@ -185,8 +220,8 @@ _JSON = json.JSONDecoder(parse_int=_Digits, parse_float=_Digits, parse_constant=
 
 
 def _read_json(table: Table) -> Iterator[tuple[str, str]]:
-    """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may be the text itself,
-    of no column.
+    """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may
+    be the text itself, of no column.
     """
     lines = split_rows(decode(table.path, table.encoding, table.notes))
     numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
@@ -195,14 +230,20 @@ def _read_json(table: Table) -> Iterator[tuple[str, str]]:
         return
     whole = _is_whole(first[1].strip(), table)
     unit, rows = (
-        ("row", _parse_whole(first, numbered, table)) if whole else ("line", _parse_lines(first, numbered, table))
+        ("row", _parse_whole(first, numbered, table))
+        if whole
+        else ("line", _parse_lines(first, numbered, table))
     )
     column: str | None = None
     missed: dict[str, None] = {}
-    waiting = numbers = 0  # rows before the first that has a text column; rows whose text is a number
+    waiting = numbers = (
+        0  # rows before the first that has a text column; rows whose text is a number
+    )
     for number, row in rows:
         if not isinstance(row, dict | str):
-            raise CorpusError(f"{table.where}, {unit} {number}: it must be an object, and is {type(row).__name__}")
+            raise CorpusError(
+                f"{table.where}, {unit} {number}: it must be an object, and is {type(row).__name__}"
+            )
         if column is None and isinstance(row, dict):
             column = _find_json_column(row, table)
             if column is None:
@@ -217,7 +258,9 @@ def _read_json(table: Table) -> Iterator[tuple[str, str]]:
     if column is None and missed:
         find_text_column(list(missed), table.where, table.column)
     if numbers:
-        table.notes.add(f"{{count}} number{{s}}{_in_column(column or '')} read as digits", table.where, numbers)
+        table.notes.add(
+            f"{{count}} number{{s}}{_in_column(column or '')} read as digits", table.where, numbers
+        )
     yield from itertools.repeat((column or "", ""), waiting)
 
 
@@ -229,7 +272,9 @@ def _find_json_column(row: dict[str, Any], table: Table) -> str | None:
 
 
 def _is_whole(opening: str, table: Table) -> bool:
-    """Whether the file is one JSON value over all its lines: an array, or an object that its first line only opens."""
+    """Whether the file is one JSON value over all its lines: an array, or an object that its first
+    line only opens.
+    """
     if opening[0] == "[":
         return True
     if table.kind != ".json":
@@ -241,12 +286,16 @@ def _is_whole(opening: str, table: Table) -> bool:
     return False
 
 
-def _parse_whole(first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table) -> Iterator[tuple[int, Any]]:
+def _parse_whole(
+    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table
+) -> Iterator[tuple[int, Any]]:
     value = _parse(first[1] + "".join(line for _, line in lines), table, 0)
     yield from enumerate(value if isinstance(value, list) else [value], 1)
 
 
-def _parse_lines(first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table) -> Iterator[tuple[int, Any]]:
+def _parse_lines(
+    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table
+) -> Iterator[tuple[int, Any]]:
     for number, line in itertools.chain([first], lines):
         yield number, _parse(line, table, number)
 
@@ -280,12 +329,19 @@ def _read_parquet(table: Table) -> Iterator[tuple[str, str]]:
             place = columns.index(column)
             _check_type(file.schema_arrow.field(place).type, column, table)
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-                for text in batch.column(column).to_pylist():  # `columns` means what is within `text`, too
-                    yield column, check_text(text if text is None else str(text), column, table.where)
+                for text in batch.column(
+                    column
+                ).to_pylist():  # `columns` means what is within `text`, too
+                    yield (
+                        column,
+                        check_text(text if text is None else str(text), column, table.where),
+                    )
     except CorpusError:
         raise
     except Exception as error:  # pyarrow raises many kinds, and OSError for a file that is none
-        raise CorpusError(f"{table.where} cannot be read as parquet: {first_line(error)}") from error
+        raise CorpusError(
+            f"{table.where} cannot be read as parquet: {first_line(error)}"
+        ) from error
 
 
 def _check_type(kind: Any, column: str, table: Table) -> None:
@@ -301,7 +357,9 @@ def _check_type(kind: Any, column: str, table: Table) -> None:
         return
     is_text = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
     if not (any(is_kind(kind) for is_kind in is_text) or pyarrow.types.is_null(kind)):
-        raise CorpusError(f"{table.where}: the column {column!r} holds {kind}, not text; --column names another")
+        raise CorpusError(
+            f"{table.where}: the column {column!r} holds {kind}, not text; --column names another"
+        )
 
 
 _READERS = {

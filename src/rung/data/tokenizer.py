@@ -1,8 +1,9 @@
-"""Text to token ids and back: every tokenizer is a `tokenizers` object in a `PreTrainedTokenizerFast`.
+"""Text to token ids and back: every tokenizer is a `tokenizers` object in a
+`PreTrainedTokenizerFast`.
 
-A tokenizer knows what it loses (`losses`): nothing when it is lossless, else the things that decoding
-cannot bring back. All have a begin and an end-of-text token; `tokenizer(text)` of one that is trained here
-puts the first in front and leaves the second to whoever ends a document.
+A tokenizer knows what it loses (`losses`): nothing when it is lossless, else the things that
+decoding cannot bring back. All have a begin and an end-of-text token; `tokenizer(text)` of one that
+is trained here puts the first in front and leaves the second to whoever ends a document.
 """
 
 import hashlib
@@ -62,13 +63,16 @@ logger = logging.getLogger(__name__)
 State = TypeVar("State")
 
 ENCODED_AT_ONCE = 32  # documents
-BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # the token of a byte, as SentencePiece spells what it does not know
+BYTE = re.compile(
+    r"<0x[0-9A-F]{2}>"
+)  # the token of a byte, as SentencePiece spells what it does not know
 
 PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """A tokenizer that exists: `gpt2`, `llama3`, a folder, a run, or a Hub id (perhaps in `$RUNG_HUB_MIRROR`).
+    """A tokenizer that exists: `gpt2`, `llama3`, a folder, a run, or a Hub id (perhaps in
+    `$RUNG_HUB_MIRROR`).
 
     Raises `TokenizerError` when it cannot be had or has no end-of-text token.
     """
@@ -77,9 +81,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if not local and (mirrored := find_mirror(where)):
         where, local = str(mirrored), True
     if name in BUILDERS and not local:
-        raise TokenizerError(f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}")
+        raise TokenizerError(
+            f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}"
+        )
     if not local and (hub.is_place(where) or "/" not in where):
-        missing = f"no such folder: {name!r}" if "/" in name else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
+        missing = (
+            f"no such folder: {name!r}"
+            if "/" in name
+            else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
+        )
         raise TokenizerError(f"unknown tokenizer {name!r}: {missing}")
     folder = Path(where) if local and Path(where).is_dir() else None
     if folder:
@@ -93,7 +103,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             padding_side="left",
             clean_up_tokenization_spaces=False,  # decoding gives back what was encoded, no tidier
         )
-    except Exception as error:  # missing files, no network, gated repository: the remedy is the same
+    except (
+        Exception
+    ) as error:  # missing files, no network, gated repository: the remedy is the same
         if folder:
             check_tokenizer(folder)
         is_missing = folder is not None and not (folder / "tokenizer.json").exists()
@@ -104,23 +116,31 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         ) from error
     if not tokenizer.is_fast:
         raise TokenizerError(
-            f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` library runs"
+            f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` "
+            f"library runs"
         )
     if tokenizer.eos_token_id is None:
-        raise TokenizerError(f"the tokenizer {where!r} has no end-of-text token: a document could not end")
+        raise TokenizerError(
+            f"the tokenizer {where!r} has no end-of-text token: a document could not end"
+        )
     if tokenizer.bos_token_id is None:
         tokenizer.bos_token = tokenizer.eos_token
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     if _settle(tokenizer.backend_tokenizer.model):
-        logger.warning("the tokenizer %r would cut the same text differently each time: that is switched off", where)
+        logger.warning(
+            "the tokenizer %r would cut the same text differently each time: that is switched off",
+            where,
+        )
     if tokenizer.unk_token is None and (unknown := find_unknown(tokenizer)) is not None:
         tokenizer.unk_token = tokenizer.convert_ids_to_tokens(unknown)
     return tokenizer
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raise `TokenizerError` where there is a `tokenizer.json` that the `tokenizers` library cannot read."""
+    """Raise `TokenizerError` where there is a `tokenizer.json` that the `tokenizers` library cannot
+    read.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
         return
@@ -148,10 +168,14 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     lost = [what for what, marks in _LOSSY.items() if types & marks]
     for part in parts:
         if part.get("behavior") == "Removed":
-            lost.append("white space" if part.get("pattern") == {"Regex": ASCII_SPACE} else "separators")
+            lost.append(
+                "white space" if part.get("pattern") == {"Regex": ASCII_SPACE} else "separators"
+            )
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     strips = any((token.lstrip or token.rstrip) and not token.special for token in added)
-    if (strips or any(part.get("add_prefix_space") for part in parts)) and "white space" not in lost:
+    if (
+        strips or any(part.get("add_prefix_space") for part in parts)
+    ) and "white space" not in lost:
         lost.append("white space")
     if not _spells_everything(spec["model"], byte_level="ByteLevel" in types):
         lost.append("unknown words")
@@ -159,7 +183,9 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token that its model gives for what it does not know, however the tokenizer's settings call it; or None."""
+    """The token that its model gives for what it does not know, however the tokenizer's settings
+    call it; or None.
+    """
     backend = tokenizer.backend_tokenizer
     if not isinstance(backend.model, models.Unigram):
         name = backend.model.unk_token
@@ -172,11 +198,15 @@ def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
-    """The tokens that no text may be, and their names: the special ones but that of unknown words, and bytes."""
+    """The tokens that no text may be, and their names: the special ones but that of unknown words,
+    and bytes.
+    """
     backend = tokenizer.backend_tokenizer
     added = backend.get_added_tokens_decoder()
     names = {id: token.content for id, token in added.items() if token.special}
-    if getattr(backend.model, "byte_fallback", False):  # a text of characters that it does not know is made of these
+    if getattr(
+        backend.model, "byte_fallback", False
+    ):  # a text of characters that it does not know is made of these
         names = {id: name for id, name in names.items() if not BYTE.fullmatch(name)}
     for role in ("bos", "eos", "pad"):
         names[getattr(tokenizer, f"{role}_token_id")] = getattr(tokenizer, f"{role}_token")
@@ -185,7 +215,9 @@ def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
 
 
 def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
-    """One more than the largest token id: the tokens that a model must know, also where some ids are nobody's."""
+    """One more than the largest token id: the tokens that a model must know, also where some ids
+    are nobody's.
+    """
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -196,10 +228,12 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
-    """Token ids and character offsets of each text: no special token is added, and none is read out of the text.
+    """Token ids and character offsets of each text: no special token is added, and none is read out
+    of the text.
 
-    Nothing is cut off or filled up either, and nothing is left to chance, whatever the tokenizer's settings are.
-    Raises `TokenizerError` for a text that it cannot but read a special token out of, or cannot encode.
+    Nothing is cut off or filled up either, and nothing is left to chance, whatever the tokenizer's
+    settings are. Raises `TokenizerError` for a text that it cannot but read a special token out of,
+    or cannot encode.
     """
     backend = tokenizer.backend_tokenizer
     with _switched:
@@ -217,7 +251,9 @@ def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
                 setattr(backend.model, name, value)
 
 
-def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encode_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[list[int]]:
     """BOS, the text's tokens, EOS, for every text."""
     source = iter(texts)
     batches = iter(lambda: list(itertools.islice(source, ENCODED_AT_ONCE)), [])
@@ -228,13 +264,15 @@ def encode_documents(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -
 def encode_batches(
     batches: Iterable[tuple[list[str], State]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[NDArray[numpy.integer], NDArray[numpy.integer], State]]:
-    """Of each batch of texts the ids in one row, BOS, the text's tokens, EOS for every text; the length of each
-    text's part of it; and what came with the batch.
+    """Of each batch of texts the ids in one row, BOS, the text's tokens, EOS for every text; the
+    length of each text's part of it; and what came with the batch.
 
-    Several batches at once, in threads: the library lets go of Python's lock. Two for each core are in memory at the
-    most. When `batches` breaks off, what was read before is given out first.
+    Several batches at once, in threads: the library lets go of Python's lock. Two for each core are
+    in memory at the most. When `batches` breaks off, what was read before is given out first.
     """
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # no one else switches this one's settings
+    backend = Tokenizer.from_str(
+        tokenizer.backend_tokenizer.to_str()
+    )  # no one else switches this one's settings
     _read_plainly(backend)
     ends, control = (tokenizer.bos_token_id, tokenizer.eos_token_id), find_control(tokenizer)
     cores = count_cores()
@@ -264,14 +302,19 @@ def _encode(
     backend: Tokenizer, ends: tuple[int, int], control: Mapping[int, str], texts: list[str]
 ) -> tuple[NDArray[numpy.integer], NDArray[numpy.integer]]:
     bos, eos = ends
-    found = [[bos, *encoding.ids, eos] for encoding in _encode_as_text(backend.encode_batch_fast, texts, control)]
+    found = [
+        [bos, *encoding.ids, eos]
+        for encoding in _encode_as_text(backend.encode_batch_fast, texts, control)
+    ]
     lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
-    return numpy.fromiter(itertools.chain.from_iterable(found), dtype=numpy.uint32, count=lengths.sum()), lengths
+    return numpy.fromiter(
+        itertools.chain.from_iterable(found), dtype=numpy.uint32, count=lengths.sum()
+    ), lengths
 
 
 def _read_plainly(backend: Tokenizer) -> dict[str, float]:
-    """Switch off what reads special tokens out of a text, cuts it, fills it up, or encodes it by chance: those last
-    settings are given back.
+    """Switch off what reads special tokens out of a text, cuts it, fills it up, or encodes it by
+    chance: those last settings are given back.
     """
     backend.encode_special_tokens = True
     backend.no_truncation()
@@ -281,7 +324,9 @@ def _read_plainly(backend: Tokenizer) -> dict[str, float]:
 
 def _settle(model: models.Model) -> dict[str, float]:
     """Have it encode a text always the same way, and say which settings it had that did not."""
-    chances = {name: getattr(model, name) for name in _CHANCES if getattr(model, name, None) is not None}
+    chances = {
+        name: getattr(model, name) for name in _CHANCES if getattr(model, name, None) is not None
+    }
     for name in chances:
         setattr(model, name, None)
     return chances
@@ -292,13 +337,18 @@ def _encode_as_text(
 ) -> list[Encoding]:
     try:
         encodings = encode(texts, add_special_tokens=False)
-    except Exception as error:  # of the library's own; an unknown word that the tokenizer has no token for is one
-        raise TokenizerError(f"the tokenizer cannot encode this text ({error}): train one, --tokenizer bpe") from error
+    except (
+        Exception
+    ) as error:  # of the library's own; an unknown word that the tokenizer has no token for is one
+        raise TokenizerError(
+            f"the tokenizer cannot encode this text ({error}): train one, --tokenizer bpe"
+        ) from error
     for encoding in encodings:
         if found := control.keys() & encoding.ids:
             name = control[min(found)]
             raise TokenizerError(
-                f"{name!r} stands in the text, and the tokenizer reads it as its special token: take it out of the "
+                f"{name!r} stands in the text, and the tokenizer reads it as its special token: "
+                f"take it out of the "
                 "text, or choose a tokenizer that reads every text as text, --tokenizer bpe"
             )
     return encodings
@@ -310,11 +360,20 @@ _LOSSY = {
     "Unicode form": {"NFC", "NFD", "NFKC", "NFKD", "Precompiled", "Nmt", "BertNormalizer"},
     "white space": {
         *("Whitespace", "WhitespaceSplit", "BertPreTokenizer", "CharDelimiterSplit"),
-        *("Metaspace", "Strip", "Prepend", "Replace"),  # as SentencePiece marks spaces: a mark in the text is one too
+        *(
+            "Metaspace",
+            "Strip",
+            "Prepend",
+            "Replace",
+        ),  # as SentencePiece marks spaces: a mark in the text is one too
     },
 }
 _UNHEARD_OF = "\U0010ffff"  # Unicode says that it is no character
-_CHANCES = ("dropout", "alpha", "nbest_size")  # settings under which a model encodes a text differently each time
+_CHANCES = (
+    "dropout",
+    "alpha",
+    "nbest_size",
+)  # settings under which a model encodes a text differently each time
 _switched = threading.Lock()  # whoever holds it may switch a tokenizer's settings for a moment
 
 
@@ -325,13 +384,22 @@ def _specify(tokenizer: PreTrainedTokenizerBase) -> dict:
 
 
 def _spells_everything(model: dict, byte_level: bool) -> bool:
-    """Whether each of the 256 bytes has a token wherever it stands in a word, so that no text is unknown."""
-    pieces = model["vocab"] if isinstance(model["vocab"], dict) else {piece for piece, _ in model["vocab"]}
+    """Whether each of the 256 bytes has a token wherever it stands in a word, so that no text is
+    unknown.
+    """
+    pieces = (
+        model["vocab"]
+        if isinstance(model["vocab"], dict)
+        else {piece for piece, _ in model["vocab"]}
+    )
     if model["type"] in ("WordLevel", "WordPiece"):
         return False
     if model.get("byte_fallback"):
         return all(f"<0x{byte:02X}>" in pieces for byte in range(256))
-    inside, ending = ({"", model.get(affix) or ""} for affix in ("continuing_subword_prefix", "end_of_word_suffix"))
+    inside, ending = (
+        {"", model.get(affix) or ""}
+        for affix in ("continuing_subword_prefix", "end_of_word_suffix")
+    )
     forms = itertools.product(inside, pre_tokenizers.ByteLevel.alphabet(), ending)
     return byte_level and all("".join(form) in pieces for form in forms)
 

@@ -5,7 +5,16 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from rung.errors import TokenizerError, did_you_mean
@@ -14,27 +23,36 @@ logger = logging.getLogger(__name__)
 
 LONGEST_WORD = 1024  # characters, of a word that byte pairs are learned from
 
-# The last one is not called <unk>: tokenized text of others has that word in it, and there it is a word like any other.
+# The last one is not called <unk>: tokenized text of others has that word in it, and there it is a
+# word like any other.
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unknown|>"
 
 TOKENIZERS = {
     "bpe": "byte-level byte-pair encoding trained on the train split; loses nothing (the default)",
     "word": "the book's words: lower case, no accents, digits and punctuation apart",
     "word-split": "the book's bigram: lower case, split on white space",
-    "whitespace": "split on ASCII white space, as KenLM does, case kept: for text that is tokenized already",
+    "whitespace": "split on ASCII white space, as KenLM does, case kept: for text that is "
+    "tokenized already",
     "char": "one token a character",
     "gpt2": "GPT-2's own, from the Hub or a local folder",
     "llama3": "Llama 3's own, from the Hub or a local folder",
 }
-SMALLEST = {"bpe": 256 + 3}  # every byte, and the special tokens; five for the others: four of those, and a word
-ASCII_SPACE = r"[\t\n\x0b\f\r ]+"  # KenLM's `query` splits words here alone: a no-break space is part of a word
+SMALLEST = {
+    "bpe": 256 + 3
+}  # every byte, and the special tokens; five for the others: four of those, and a word
+# KenLM's `query` splits words here alone: a no-break space is part of a word.
+ASCII_SPACE = r"[\t\n\x0b\f\r ]+"
 
 
-def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer of a trainable `kind`, fitted to `texts`; the vocabulary holds the special tokens too.
+def build_tokenizer(
+    kind: str, texts: Iterable[str], vocab_size: int | None = None
+) -> PreTrainedTokenizerFast:
+    """A tokenizer of a trainable `kind`, fitted to `texts`; the vocabulary holds the special tokens
+    too.
 
-    Byte pairs are learned from words of at most `LONGEST_WORD` characters, longer ones are cut and the log says so:
-    the trainer's time is quadratic in a word's length. Nothing is cut in text that is encoded.
+    Byte pairs are learned from words of at most `LONGEST_WORD` characters, longer ones are cut and
+    the log says so: the trainer's time is quadratic in a word's length. Nothing is cut in text that
+    is encoded.
 
     Raises `TokenizerError` for an unknown kind or a vocabulary too small for it.
     """
@@ -42,9 +60,13 @@ def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
         raise TokenizerError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}")
     smallest = SMALLEST.get(kind, 5)
     if vocab_size is not None and vocab_size < smallest:
-        raise TokenizerError(f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}")
+        raise TokenizerError(
+            f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}"
+        )
     tokenizer, trainer = BUILDERS[kind](vocab_size)
-    tokenizer.train_from_iterator(_cut_long_words(texts, tokenizer.pre_tokenizer) if kind == "bpe" else texts, trainer)
+    tokenizer.train_from_iterator(
+        _cut_long_words(texts, tokenizer.pre_tokenizer) if kind == "bpe" else texts, trainer
+    )
     bos = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
@@ -65,8 +87,8 @@ def build_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
 def suggest_vocab_size(train_bytes: int) -> int:
     """How many tokens a byte-pair vocabulary should have for this much text.
 
-    Rare tokens are learned badly, and a small model's weights are better spent elsewhere: the vocabulary grows more
-    slowly than the text's root, is 1,024 at 2 MB, and between 320 and 16,384.
+    Rare tokens are learned badly, and a small model's weights are better spent elsewhere: the
+    vocabulary grows more slowly than the text's root, is 1,024 at 2 MB, and between 320 and 16,384.
     """
     power = round(math.log2(1024 * (max(train_bytes, 1) / 2e6) ** 0.4))
     return max(320, min(2**power, 16_384))
@@ -89,7 +111,9 @@ def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
 
 
 def _cut_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer) -> Iterator[str]:
-    """The texts, cut inside what `splitter` takes for a word of more than `LONGEST_WORD` characters."""
+    """The texts, cut inside what `splitter` takes for a word of more than `LONGEST_WORD`
+    characters.
+    """
     words = 0
     for text in texts:
         at = 0
@@ -101,14 +125,17 @@ def _cut_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer)
         yield text[at:]
     if words:
         logger.warning(
-            "%s of more than %s characters without a break: byte pairs were learned from pieces of them",
+            "%s of more than %s characters without a break: byte pairs were learned from pieces of "
+            "them",
             "a word" if words == 1 else f"{words:,} words",
             f"{LONGEST_WORD:,}",
         )
 
 
 def _has_long_word(text: str) -> bool:
-    """Whether there may be one: then half its length without a break stands at some multiple of that half."""
+    """Whether there may be one: then half its length without a break stands at some multiple of
+    that half.
+    """
     half = LONGEST_WORD // 2
     parts = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
     return any(part.split(maxsplit=1) in ([], [part]) for part in parts)
@@ -126,12 +153,16 @@ def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(), pre_tokenizers.Whitespace()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(), pre_tokenizers.Whitespace()]
+    )
     return tokenizer, trainer
 
 
 def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())  # as Python's str.split
+    tokenizer, trainer = _white_space_words(
+        vocab_size, pre_tokenizers.WhitespaceSplit()
+    )  # as Python's str.split
     tokenizer.normalizer = normalizers.Lowercase()
     return tokenizer, trainer
 

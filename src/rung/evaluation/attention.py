@@ -14,7 +14,9 @@ from rung.models.base import CausalModel, StatefulModel
 
 
 def attention_shape(model: CausalModel) -> tuple[int, int]:
-    """How many layers look back, and with how many heads each; (0, 0) for a model without attention."""
+    """How many layers look back, and with how many heads each; (0, 0) for a model without
+    attention.
+    """
     heads = int(getattr(model.config, "num_attention_heads", 0))
     layers = 1 if isinstance(model, StatefulModel) else int(model.config.num_hidden_layers)
     return (layers, heads) if heads else (0, 0)
@@ -22,7 +24,8 @@ def attention_shape(model: CausalModel) -> tuple[int, int]:
 
 @torch.no_grad()
 def read_attention(model: CausalModel, ids: list[int]) -> Float[Tensor, "layers H T T"]:
-    """Of every layer and head, how much each token (a row) looks at itself and each earlier one: rows sum to 1.
+    """Of every layer and head, how much each token (a row) looks at itself and each earlier one:
+    rows sum to 1.
 
     Raises `ValueError` for fewer than two tokens: one has nothing to look back at.
     """
@@ -34,7 +37,8 @@ def read_attention(model: CausalModel, ids: list[int]) -> Float[Tensor, "layers 
 
 
 class _Watcher(TorchFunctionMode):
-    """Sees every call of the fused kernel in this thread, and works out the weights from the same queries and keys.
+    """Sees every call of the fused kernel in this thread, and works out the weights from the same
+    queries and keys.
 
     No model knows of it; threads that generate with the same model meanwhile are not seen.
     """
@@ -55,8 +59,12 @@ class _Watcher(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _find_weights(q: Float[Tensor, "1 H T K"], k: Float[Tensor, "1 G T K"]) -> Float[Tensor, "H T T"]:
-    """softmax(q kᵀ / √K) over the keys up to each query; a group of query heads reads one key head."""
+def _find_weights(
+    q: Float[Tensor, "1 H T K"], k: Float[Tensor, "1 G T K"]
+) -> Float[Tensor, "H T T"]:
+    """softmax(q kᵀ / √K) over the keys up to each query; a group of query heads reads one key
+    head.
+    """
     q, k = q[0].float(), k[0].float().repeat_interleave(q.shape[1] // k.shape[1], dim=0)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # H T T
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)

@@ -1,8 +1,10 @@
-"""A cache: what followed the states of this document that are like the present one is likely to follow again.
+"""A cache: what followed the states of this document that are like the present one is likely to
+follow again.
 
-Grave, Joulin & Usunier 2017, "Improving neural language models with a continuous cache", section 3, interpolated
-linearly with the model. Where the paper's stream never ends, here a document is its own: the cache begins empty with
-each. A sharpness of 0 forgets the states and counts the words (Kuhn & De Mori 1990).
+Grave, Joulin & Usunier 2017, "Improving neural language models with a continuous cache", section 3,
+interpolated linearly with the model. Where the paper's stream never ends, here a document is its
+own: the cache begins empty with each. A sharpness of 0 forgets the states and counts the words
+(Kuhn & De Mori 1990).
 """
 
 import math
@@ -16,13 +18,29 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rung.evaluation.mixture import fit_weights, mix_nats
-from rung.evaluation.score import DOCUMENTS_AT_ONCE, Document, first_texts, forward, prepare, read_documents
+from rung.evaluation.score import (
+    DOCUMENTS_AT_ONCE,
+    Document,
+    first_texts,
+    forward,
+    prepare,
+    read_documents,
+)
 from rung.evaluation.variants import Pace, Report, Row, Variant, compare
 from rung.models.base import CausalModel
 
 SIZE = 2000  # states that the cache holds
 FITTED = 2**20  # characters of the validation text that the parameters are fitted on, at the most
-SHARPNESS = (0, 2, 4, 8, 16, 32, 64, 128)  # tried, in units of 1 / the mean square of a state's length
+SHARPNESS = (
+    0,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+    128,
+)  # tried, in units of 1 / the mean square of a state's length
 STATES_AT_ONCE = 2**26  # numbers: 256 MiB in float32
 QUERIES_AT_ONCE = 256
 
@@ -50,10 +68,14 @@ def score_cached(
 
 
 def cached_nats(
-    states: Float[Tensor, "T D"], targets: Int[Tensor, " T"], thetas: Sequence[float], size: int = SIZE
+    states: Float[Tensor, "T D"],
+    targets: Int[Tensor, " T"],
+    thetas: Sequence[float],
+    size: int = SIZE,
 ) -> Float[Tensor, "thetas T"]:
-    """What each target costs under the cache alone: p(w) ∝ Σ exp(θ h·h′) over the last `size` states h′ before h
-    that w followed. Infinite for what it does not hold; the first target finds it empty.
+    """What each target costs under the cache alone: p(w) ∝ Σ exp(θ h·h′) over the last `size`
+    states h′ before h that w followed. Infinite for what it does not hold; the first target finds
+    it empty.
     """
     costs = torch.full((len(thetas), len(targets)), math.inf)
     for start in range(1, len(targets), QUERIES_AT_ONCE):
@@ -65,7 +87,9 @@ def cached_nats(
         for row, theta in enumerate(thetas):
             weights = theta * products
             whole = weights.masked_fill(other, -math.inf).logsumexp(dim=1)
-            costs[row, start:end] = (whole - weights.masked_fill(wrong, -math.inf).logsumexp(dim=1)).cpu()
+            costs[row, start:end] = (
+                whole - weights.masked_fill(wrong, -math.inf).logsumexp(dim=1)
+            ).cpu()
     return costs
 
 
@@ -76,7 +100,9 @@ def _fit(
     thetas: list[float] = []
     costs = []
     for document, found in pace.follow(_read_states(model, tokenizer, texts)):
-        thetas = thetas or [tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESS]
+        thetas = thetas or [
+            tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESS
+        ]
         costs.append(_cost_both(model, document, found, thetas))
     nats = torch.cat(costs, dim=1)
     tried = []
@@ -87,10 +113,16 @@ def _fit(
     return min(tried)[1:]
 
 
-def _cost_both(model: CausalModel, document: Document, found: Tensor, thetas: Sequence[float]) -> Tensor:
-    """Nats (1 + thetas, T - 1): the model's, and the cache's own, which are the model's where the cache is empty."""
+def _cost_both(
+    model: CausalModel, document: Document, found: Tensor, thetas: Sequence[float]
+) -> Tensor:
+    """Nats (1 + thetas, T - 1): the model's, and the cache's own, which are the model's where the
+    cache is empty.
+    """
     targets = torch.tensor(document.ids[1:], device=model.device)
-    nats = torch.cat([found[None, :, 0], cached_nats(found[:, 1:].to(model.device), targets, thetas)])
+    nats = torch.cat(
+        [found[None, :, 0], cached_nats(found[:, 1:].to(model.device), targets, thetas)]
+    )
     nats[:, 0] = found[0, 0]
     return nats
 
@@ -99,7 +131,9 @@ def _cost_both(model: CausalModel, document: Document, found: Tensor, thetas: Se
 def _read_states(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[Document, Tensor]]:
-    """Each document with (T - 1, 1 + D): the nats of its tokens, and the states that they were predicted from."""
+    """Each document with (T - 1, 1 + D): the nats of its tokens, and the states that they were
+    predicted from.
+    """
     width = model.get_output_embeddings().in_features
     for batch in _batch(prepare(texts, tokenizer), STATES_AT_ONCE // (1 + width)):
         found = [torch.empty(len(document.ids) - 1, 1 + width) for document in batch]
@@ -107,10 +141,14 @@ def _read_states(
         yield from zip(batch, found, strict=True)
 
 
-def _forward_with_states(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[Tensor, Any]:
+def _forward_with_states(
+    model: CausalModel, pieces: list[list[int]], state: Any
+) -> tuple[Tensor, Any]:
     """What `forward` says, and beside each cost what the head made its logits of (B, T, 1 + D)."""
     seen: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
     try:
         nats, state = forward(model, pieces, state)
     finally:

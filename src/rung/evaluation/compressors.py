@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
-FED_BYTES = 2**18  # that lzma is given at a time: after each, it is seen how long the rest will take
+FED_BYTES = (
+    2**18
+)  # that lzma is given at a time: after each, it is seen how long the rest will take
 SEEN = 0.1  # of the seconds that lzma may take go by before that is believed
-READ_BYTES = 2**22  # of documents at a time, roughly: one by one, a table's rows take 400 times as long
+READ_BYTES = (
+    2**22
+)  # of documents at a time, roughly: one by one, a table's rows take 400 times as long
 
 now = time.perf_counter
 
@@ -25,7 +29,10 @@ def compressor_marks(test: Sequence[str]) -> dict[str, float]:
         "bz2": bz2.BZ2Compressor(9),
         "lzma": _begin_lzma(size),
     }
-    return {name: 8 * _squeeze(each, (text.encode() for text in test)) / size for name, each in compressors.items()}
+    return {
+        name: 8 * _squeeze(each, (text.encode() for text in test)) / size
+        for name, each in compressors.items()
+    }
 
 
 def mark_after_train(
@@ -34,11 +41,12 @@ def mark_after_train(
     seconds: float = math.inf,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float | None, float]:
-    """Bits per byte of lzma on the test text where it has read the train text first, and the seconds that it took.
+    """Bits per byte of lzma on the test text where it has read the train text first, and the
+    seconds that it took.
 
-    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that, of both texts.
-    Where it would take longer than `seconds` there is no mark, and the second figure is what it would have taken.
-    `tell` hears how many bytes of how many are read.
+    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that,
+    of both texts. Where it would take longer than `seconds` there is no mark, and the second figure
+    is what it would have taken. `tell` hears how many bytes of how many are read.
     """
     size = sum(len(text.encode()) for text in test)
     before = _end_of(train, PRIMED_BYTES)
@@ -59,7 +67,9 @@ def mark_after_train(
     window = len(before) + size
     try:
         alone = _squeeze(_begin_lzma(window), watch([before]))
-        both = _squeeze(_begin_lzma(window), watch(itertools.chain([before], (text.encode() for text in test))))
+        both = _squeeze(
+            _begin_lzma(window), watch(itertools.chain([before], (text.encode() for text in test)))
+        )
     except _TooLongError as found:
         return None, found.seconds
     return 8 * (both - alone) / size, now() - began
@@ -75,7 +85,9 @@ class _TooLongError(Exception):
 
 def _begin_lzma(window: int) -> lzma.LZMACompressor:
     size = max(4096, min(window, 2 * PRIMED_BYTES))
-    return lzma.LZMACompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": size}])
+    return lzma.LZMACompressor(
+        lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": size}]
+    )
 
 
 def _squeeze(compressor: Any, texts: Iterable[bytes]) -> int:
@@ -94,5 +106,7 @@ def _end_of(texts: Sequence[str], limit: int) -> bytes:
                 break
             kept.append(text)
             size += len(text)
-        rows = max(1, READ_BYTES * len(kept) // max(size, READ_BYTES // 1024))  # as long as those so far
+        rows = max(
+            1, READ_BYTES * len(kept) // max(size, READ_BYTES // 1024)
+        )  # as long as those so far
     return b"".join(reversed(kept))

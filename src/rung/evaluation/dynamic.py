@@ -1,10 +1,11 @@
 """Dynamic evaluation: the model goes on learning from the text that it has been scored on.
 
-Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence models", section 4: after each segment
-a step down its gradient, each weight's divided by the root mean square that its gradient had on training text
-(`rms`), and a pull back to the trained weights, stronger on weights whose gradients are large. A token is scored
-before it is learned from, so the score is still the length of a code. The weights are carried from one document to
-the next as in the paper: the score depends on their order, which is the corpus's.
+Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence models", section 4:
+after each segment a step down its gradient, each weight's divided by the root mean square that its
+gradient had on training text (`rms`), and a pull back to the trained weights, stronger on weights
+whose gradients are large. A token is scored before it is learned from, so the score is still the
+length of a code. The weights are carried from one document to the next as in the paper: the score
+depends on their order, which is the corpus's.
 """
 
 import math
@@ -48,13 +49,20 @@ def score_dynamically(
     """Score `texts` while learning from them; the model comes out as it went in."""
     began = time.perf_counter()
     held = first_texts(validation, FITTED)
-    with torch.backends.cudnn.flags(enabled=False), Learner(model) as learner:  # its RNNs learn in training mode only
+    with (
+        torch.backends.cudnn.flags(enabled=False),
+        Learner(model) as learner,
+    ):  # its RNNs learn in training mode only
         known = list(prepare(first_texts(train, MEASURED), tokenizer))
         learner.measure(known, Pace(report, "measuring", len(known)))
         settings = _choose(learner, list(prepare(held, tokenizer)), report)
-        costs = Pace(report, "scoring", len(texts)).follow(cost_under_each([model], tokenizer, texts))
+        costs = Pace(report, "scoring", len(texts)).follow(
+            cost_under_each([model], tokenizer, texts)
+        )
         plain = [nats.double().sum().item() for _, nats in costs]
-        learned = learner.follow(prepare(texts, tokenizer), settings, Pace(report, "dynamic", len(texts)))
+        learned = learner.follow(
+            prepare(texts, tokenizer), settings, Pace(report, "dynamic", len(texts))
+        )
         rows = (
             (document, before, nats.double().sum().item())
             for before, (document, nats) in zip(plain, learned, strict=True)
@@ -64,7 +72,9 @@ def score_dynamically(
 
 
 class Learner:
-    """A model whose weights follow the text it reads, until the block ends: then they are the trained ones again."""
+    """A model whose weights follow the text it reads, until the block ends: then they are the
+    trained ones again.
+    """
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
@@ -105,7 +115,9 @@ class Learner:
     def follow(
         self, documents: Iterable[Document], settings: Adaptation, pace: Pace
     ) -> Iterator[tuple[Document, Tensor]]:
-        """From the trained weights on, each document with the nats (T - 1) of its tokens, each scored, then learned."""
+        """From the trained weights on, each document with the nats (T - 1) of its tokens, each
+        scored, then learned.
+        """
         self.restore()
         for document in documents:
             nats = []
@@ -131,7 +143,9 @@ class Learner:
         for first, end, done in windows_of(len(ids) - 1, window):
             for start in range(done, end, SEGMENT):
                 stop = min(start + SEGMENT, end)
-                yield forward(self.model, [ids[first : stop + 1]], None)[0][0, start - first : stop - first]
+                yield forward(self.model, [ids[first : stop + 1]], None)[0][
+                    0, start - first : stop - first
+                ]
 
     def _find_gradient(self, costs: Tensor) -> None:
         """A short segment counts for as much less as it is shorter."""
@@ -141,7 +155,8 @@ class Learner:
 
     @torch.no_grad()
     def _step(self, settings: Adaptation) -> None:
-        """θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms, the pull never further than θ₀ (section 4.2).
+        """θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms, the pull never further than θ₀
+        (section 4.2).
 
         ε is the mean rms: a weight that training text hardly moved is not thrown far.
         """
@@ -153,12 +168,18 @@ class Learner:
 
 
 def _choose(learner: Learner, documents: list[Document], report: Report) -> Adaptation:
-    """The best learning rate, then the best decay at it: each tried on the documents from the trained weights on."""
+    """The best learning rate, then the best decay at it: each tried on the documents from the
+    trained weights on.
+    """
     pace = Pace(report, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS)))
 
     def cost(settings: Adaptation) -> float:
-        nats = sum(nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace))
+        nats = sum(
+            nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace)
+        )
         return math.inf if math.isnan(nats) else nats  # the steps were too long
 
-    best = min((Adaptation(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost)
+    best = min(
+        (Adaptation(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost
+    )
     return min((replace(best, decay=decay) for decay in DECAYS), key=cost)

@@ -1,7 +1,9 @@
-"""The standard benchmarks: lm-evaluation-harness asks its tasks of a rung, and computes its own metrics.
+"""The standard benchmarks: lm-evaluation-harness asks its tasks of a rung, and computes its own
+metrics.
 
-This is not the ruler. The harness does not score the end of a document, charges nothing for spelling a word that the
-tokenizer does not know, and reads a long document in pieces that know nothing of each other but one token.
+This is not the ruler. The harness does not score the end of a document, charges nothing for
+spelling a word that the tokenizer does not know, and reads a long document in pieces that know
+nothing of each other but one token.
 """
 
 import contextlib
@@ -30,24 +32,33 @@ from rung.evaluation.metrics import perplexity
 from rung.evaluation.score import LOGITS_AT_ONCE
 from rung.models.base import CausalModel, check_overflow
 
-Request = tuple[Any, list[int], list[int]]  # what was asked; the tokens before, and those whose cost is wanted
+Request = tuple[
+    Any, list[int], list[int]
+]  # what was asked; the tokens before, and those whose cost is wanted
 
-READ_AT_ONCE = 2048  # tokens, where a state carries on for ever: what the harness reads of a model that names no length
+# Tokens, where a state carries on for ever: what the harness reads of a model that names no length.
+READ_AT_ONCE = 2048
 MOST_AT_ONCE = 64  # texts
 RESAMPLES = 1000  # of the harness's bootstrap, for the standard errors of what is no mean
 SEED = 1234  # the harness's own: of the examples it puts before a question
 
 
 def run_tasks(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, tasks: Iterable[str], limit: int | None = None
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Iterable[str],
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The figures of each task, by its name, and all text in its documents: at most `limit` of them.
+    """The figures of each task, by its name, and all text in its documents: at most `limit` of
+    them.
 
-    Raises `RecipeError` for a task that is not there or may not be run, `CorpusError` where its text cannot be had,
-    `RunError` where the model reads too few tokens for it.
+    Raises `RecipeError` for a task that is not there or may not be run, `CorpusError` where its
+    text cannot be had, `RunError` where the model reads too few tokens for it.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # resampling a little is not worth starting processes for
+    os.environ.setdefault(
+        "DISABLE_MULTIPROC", "1"
+    )  # resampling a little is not worth starting processes for
     with contextlib.redirect_stdout(sys.stderr):  # where the harness says what it is doing
         found = load_tasks(tasks)
         for task in found["tasks"].values():
@@ -57,17 +68,27 @@ def run_tasks(
             task.aggregation = functools.partial(_let_be_infinite, task.aggregation())
         judged = Judged(model, tokenizer)
         try:
-            results = evaluate(judged, found, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES)
+            results = evaluate(
+                judged, found, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES
+            )
         except ValueError as error:  # code or images in it
             raise RecipeError(f"--tasks: {error}") from error
         except OverflowError as error:
-            raise RunError(f"--tasks: a figure of the harness is beyond what a float holds ({error})") from error
+            raise RunError(
+                f"--tasks: a figure of the harness is beyond what a float holds ({error})"
+            ) from error
     texts = {
-        name: [text for document in itertools.islice(task.eval_docs, limit) for text in _find_texts(document)]
+        name: [
+            text
+            for document in itertools.islice(task.eval_docs, limit)
+            for text in _find_texts(document)
+        ]
         for name, task in found["tasks"].items()
     }
     samples = results["n-samples"]
-    return {name: _tidy(figures, samples.get(name, {})) for name, figures in results["results"].items()}, texts
+    return {
+        name: _tidy(figures, samples.get(name, {})) for name, figures in results["results"].items()
+    }, texts
 
 
 def _find_texts(part: Any) -> Iterator[str]:
@@ -80,16 +101,29 @@ def _find_texts(part: Any) -> Iterator[str]:
 
 
 def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
-    """The tasks and groups that are named: a YAML file, a folder of them, names or patterns of the harness's own."""
-    specs = [part for spec in tasks for part in ([spec] if Path(spec).exists() else spec.split(",")) if part]
+    """The tasks and groups that are named: a YAML file, a folder of them, names or patterns of the
+    harness's own.
+    """
+    specs = [
+        part
+        for spec in tasks
+        for part in ([spec] if Path(spec).exists() else spec.split(","))
+        if part
+    ]
     if not specs:
-        raise RecipeError("--tasks names no task: a name, a YAML file, or a folder of them is needed")
+        raise RecipeError(
+            "--tasks names no task: a name, a YAML file, or a folder of them is needed"
+        )
     for spec in specs:
         if spec.endswith((".yaml", ".yml")) and not Path(spec).exists():
-            raise RecipeError(f"no task at {spec}: a YAML file, a folder of them, or a name is needed")
+            raise RecipeError(
+                f"no task at {spec}: a YAML file, a folder of them, or a name is needed"
+            )
     folders = [spec for spec in specs if Path(spec).is_dir()]
     is_named = any(not Path(spec).exists() for spec in specs)
-    manager = TaskManager(include_path=folders or None, include_defaults=is_named)  # its own are many: seconds to list
+    manager = TaskManager(
+        include_path=folders or None, include_defaults=is_named
+    )  # its own are many: seconds to list
     names = [name for spec in specs for name in _find_names(manager, spec)]
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
@@ -98,10 +132,14 @@ def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
         except Exception as error:  # each source of text has its own kinds
             why = " ".join(f"{type(error).__name__}: {error}".split())
             if Path(name).is_file():
-                remedy = "A task is a YAML page, its text in files that it names under dataset_kwargs: data_files"
+                remedy = (
+                    "A task is a YAML page, its text in files that it names under dataset_kwargs: "
+                    "data_files"
+                )
             else:
                 remedy = (
-                    "Most have their text from the Hub, which needs a network; a YAML file of your own names its "
+                    "Most have their text from the Hub, which needs a network; a YAML file of your "
+                    "own names its "
                     "files under dataset_kwargs: data_files"
                 )
             raise CorpusError(f"the task {name} could not be loaded ({why}). {remedy}") from error
@@ -116,22 +154,38 @@ def _find_names(manager: TaskManager, spec: str) -> list[str]:
         return [spec]
     if path.is_dir():
         homes = {name: manager.task_index[name].yaml_path for name in manager.all_subtasks}
-        names = [name for name, home in homes.items() if home and home.resolve().is_relative_to(path.resolve())]
+        names = [
+            name
+            for name, home in homes.items()
+            if home and home.resolve().is_relative_to(path.resolve())
+        ]
         if not names:
-            raise RecipeError(f"{spec} has no task: a folder of YAML files, each with the key 'task', is needed")
+            raise RecipeError(
+                f"{spec} has no task: a folder of YAML files, each with the key 'task', is needed"
+            )
         return names
     names = manager.match_tasks([spec])
     if not names:
         near = difflib.get_close_matches(spec, manager.all_tasks)
-        known = f"did you mean {' or '.join(map(repr, near))}?" if near else "`lm_eval ls tasks` lists what there is."
-        raise RecipeError(f"no task is called {spec!r}: {known} A file or a folder of tasks may be named too")
+        known = (
+            f"did you mean {' or '.join(map(repr, near))}?"
+            if near
+            else "`lm_eval ls tasks` lists what there is."
+        )
+        raise RecipeError(
+            f"no task is called {spec!r}: {known} A file or a folder of tasks may be named too"
+        )
     return names
 
 
 def _let_be_infinite(aggregations: dict[str, Any]) -> dict[str, Any]:
-    """How a task's metrics are made of its documents; the harness's perplexity of words or bytes may not overflow."""
+    """How a task's metrics are made of its documents; the harness's perplexity of words or bytes
+    may not overflow.
+    """
     return {
-        metric: (lambda items: perplexity(-weighted_mean(items), 1)) if made is weighted_perplexity else made
+        metric: (lambda items: perplexity(-weighted_mean(items), 1))
+        if made is weighted_perplexity
+        else made
         for metric, made in aggregations.items()
     }
 
@@ -149,7 +203,9 @@ def _tidy(figures: dict[str, Any], samples: dict[str, int]) -> dict[str, Any]:
 
 
 class Judged(HFLM):
-    """A rung as the harness asks it: with its window for a length, and no answer longer than half of it."""
+    """A rung as the harness asks it: with its window for a length, and no answer longer than half
+    of it.
+    """
 
     def __init__(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
         length = model.context_length or READ_AT_ONCE
@@ -169,8 +225,12 @@ class Judged(HFLM):
         """Tokens of an answer, where the task leaves that open."""
         return min(super().max_gen_toks, self.max_length // 2)
 
-    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Of whole texts; the harness itself puts the begin-of-text token in front, so the tokenizer must not."""
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Of whole texts; the harness itself puts the begin-of-text token in front, so the
+        tokenizer must not.
+        """
         self.add_bos_token: bool | None = False
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -188,19 +248,29 @@ class Judged(HFLM):
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:
             raise RunError(
-                f"the model reads {self.max_length} tokens, and an answer in the task has {longest}: train with a "
+                f"the model reads {self.max_length} tokens, and an answer in the task has "
+                f"{longest}: train with a "
                 "larger max_position_embeddings, or choose another task"
             )
-        disable_tqdm = disable_tqdm or override_bs is not None  # else a bar for each piece of a text
-        return super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        disable_tqdm = (
+            disable_tqdm or override_bs is not None
+        )  # else a bar for each piece of a text
+        return super()._loglikelihood_tokens(
+            requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+        )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Answers as long as the task wants them, or as half of the window allows."""
-        return super().generate_until([self._shorten(request) for request in requests], disable_tqdm=disable_tqdm)
+        return super().generate_until(
+            [self._shorten(request) for request in requests], disable_tqdm=disable_tqdm
+        )
 
     def _shorten(self, request: Instance) -> Instance:
         context, options = request.args
         wanted = normalize_gen_kwargs(options, self.max_gen_toks)["max_gen_toks"]
         shortened = copy.copy(request)
-        shortened.arguments = (context, {**options, "max_gen_toks": min(wanted, self.max_length // 2)})
+        shortened.arguments = (
+            context,
+            {**options, "max_gen_toks": min(wanted, self.max_length // 2)},
+        )
         return shortened

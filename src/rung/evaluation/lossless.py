@@ -1,9 +1,9 @@
 """Texts as tokens, and what the tokens do not keep of them.
 
-Not charged, and named: white space, and the case, accents and Unicode form that a tokenizer folds by design
-(`losses`). All else that cannot be had back from the tokens is charged for, spelled out: unknown words, and text that
-is dropped or replaced. A tokenizer that provably loses nothing is believed; of any other each text is compared with
-what its tokens decode to.
+Not charged, and named: white space, and the case, accents and Unicode form that a tokenizer folds
+by design (`losses`). All else that cannot be had back from the tokens is charged for, spelled out:
+unknown words, and text that is dropped or replaced. A tokenizer that provably loses nothing is
+believed; of any other each text is compared with what its tokens decode to.
 """
 
 import itertools
@@ -26,7 +26,9 @@ FOLDS = {
 
 @dataclass(frozen=True)
 class Reading:
-    """A text's tokens; the spans of it that are spelled out, unknown or dropped; what else it lost."""
+    """A text's tokens; the spans of it that are spelled out, unknown or dropped; what else it
+    lost.
+    """
 
     encoding: Encoding
     unknown: list[Span]
@@ -45,15 +47,23 @@ class Reader:
         model = tokenizer.backend_tokenizer.model
         self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
         self.suffix = getattr(model, "end_of_word_suffix", None) or ""
-        # A byte's token may have a name, <0x41>, that is read as the byte where it stands in a text.
-        self.is_believed = not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
+        # A byte's token may have a name, <0x41>, that is read as the byte where it stands in a
+        # text.
+        self.is_believed = (
+            not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
+        )
 
     def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Reading]]:
         """Each text with what its tokens are and keep, in the memory of a few."""
         source = iter(texts)
         while batch := list(itertools.islice(source, ENCODED_AT_ONCE)):
             for text, encoding in zip(batch, encode_plainly(self.tokenizer, batch), strict=True):
-                yield text, Reading(encoding, [], [], ()) if self.is_believed else self._compare(text, encoding)
+                yield (
+                    text,
+                    Reading(encoding, [], [], ())
+                    if self.is_believed
+                    else self._compare(text, encoding),
+                )
 
     def _compare(self, text: str, encoding: Encoding) -> Reading:
         unknown = self._find_unknown(encoding)
@@ -74,7 +84,11 @@ class Reader:
         """The spans of unknown words; bytes of one character are one."""
         if self.unknown is None or self.unknown not in encoding.ids:
             return []
-        spans = [span for id, span in zip(encoding.ids, encoding.offsets, strict=True) if id == self.unknown]
+        spans = [
+            span
+            for id, span in zip(encoding.ids, encoding.offsets, strict=True)
+            if id == self.unknown
+        ]
         return [(start, stop) for start, stop, _ in join_tokens(spans)]
 
     def _find_dropped(self, text: str, encoding: Encoding) -> list[Span]:
@@ -82,11 +96,19 @@ class Reader:
         found: list[Span] = []
         at = 0
         for start, stop, places in [*join_tokens(encoding.offsets), (len(text), len(text), [])]:
-            tokens = [encoding.tokens[place].removeprefix(self.prefix).removesuffix(self.suffix) for place in places]
+            tokens = [
+                encoding.tokens[place].removeprefix(self.prefix).removesuffix(self.suffix)
+                for place in places
+            ]
             kept = self.decoder.decode(tokens)
             is_known = self.unknown not in [encoding.ids[place] for place in places]
-            for first, last, said in ((at, start, ""), (start, stop, kept if is_known else text[start:stop])):
-                if _fold(text[first:last], (*self.lost, WHITE_SPACE)) != _fold(said, (*self.lost, WHITE_SPACE)):
+            for first, last, said in (
+                (at, start, ""),
+                (start, stop, kept if is_known else text[start:stop]),
+            ):
+                if _fold(text[first:last], (*self.lost, WHITE_SPACE)) != _fold(
+                    said, (*self.lost, WHITE_SPACE)
+                ):
                     first = found.pop()[0] if found and found[-1][1] == first else first
                     found.append((first, last))
             at = max(at, stop)
@@ -94,8 +116,8 @@ class Reader:
 
 
 def join_tokens(offsets: Sequence[Span]) -> list[tuple[int, int, list[int]]]:
-    """The spans of tokens, those that share a character as one, and the places of the tokens in each; a token of no
-    character belongs to the one before it, or to the first.
+    """The spans of tokens, those that share a character as one, and the places of the tokens in
+    each; a token of no character belongs to the one before it, or to the first.
     """
     found: list[tuple[int, int, list[int]]] = []
     for place, (start, stop) in enumerate(offsets):
@@ -123,7 +145,9 @@ def _fold(text: str, lost: Collection[str]) -> str:
     if WHITE_SPACE in lost:
         text = "".join(text.split())
     if not text.isascii():
-        for normalize in (normalize for name, each in FOLDS.items() if name in lost for normalize in each):
+        for normalize in (
+            normalize for name, each in FOLDS.items() if name in lost for normalize in each
+        ):
             text = normalize().normalize_str(text)
     return text.lower() if "case" in lost and text.isascii() else text
 

@@ -1,4 +1,6 @@
-"""The figures of a score: perplexities, however large they are, and how far a cost would move on other documents."""
+"""The figures of a score: perplexities, however large they are, and how far a cost would move on
+other documents.
+"""
 
 import functools
 import math
@@ -12,10 +14,13 @@ from numpy.typing import ArrayLike
 AFTER_TRAIN = "lzma after train"  # the mark of lzma that has read the train text first
 NONE = "–"  # no figure, or one that says nothing
 BYTES_A_WORD = 50  # a text with more has next to no spaces: its words are no words
-RENORMALIZED = "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
+RENORMALIZED = (
+    "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
+)
 BROKEN = "\ufffd"
 BROKEN_CHARACTERS = (
-    f"{BROKEN} stands for bytes that make no character: tokens are bytes, and a model that looks few of them back, as "
+    f"{BROKEN} stands for bytes that make no character: tokens are bytes, and a model that looks "
+    f"few of them back, as "
     "the bigram does, breaks characters of several"
 )
 LARGE = 7  # from this power of ten on, perplexities are written as powers of ten
@@ -35,7 +40,8 @@ def perplexity(nats: float, count: int) -> float:
 
 
 def show_perplexity(log10: float | None) -> str:
-    """A perplexity, given as its logarithm, with the digits that mean something: 20.3, 9,123, 1.9×10^7, 2.0×10^1680.
+    """A perplexity, given as its logarithm, with the digits that mean something: 20.3, 9,123,
+    1.9×10^7, 2.0×10^1680.
 
     None is for a figure that there is not.
     """
@@ -56,7 +62,9 @@ def show_token_perplexity(score: Mapping[str, Any]) -> str:
 
 
 def show_word_perplexity(score: Mapping[str, Any]) -> str:
-    """The word perplexity of a score, as it stands in a record; none where the text has next to no spaces."""
+    """The word perplexity of a score, as it stands in a record; none where the text has next to no
+    spaces.
+    """
     if score.get("bytes", 0) > BYTES_A_WORD * score.get("words", math.inf):
         return NONE
     return show_perplexity(_find_log10(score, "word"))
@@ -68,7 +76,9 @@ def show_value(value: float) -> str:
 
 
 def show_interval(score: Mapping[str, Any]) -> str:
-    """The interval of a score and how it was found, or why there is none; records of older runs do not say."""
+    """The interval of a score and how it was found, or why there is none; records of older runs do
+    not say.
+    """
     how = score.get("interval", "")
     if score["low"] is None:
         return how.replace("none:", "no interval:")
@@ -76,7 +86,9 @@ def show_interval(score: Mapping[str, Any]) -> str:
 
 
 def _find_log10(score: Mapping[str, Any], unit: str) -> float | None:
-    """From the nats: the figure itself may be beyond what a float, or JSON, holds. None where there is no score."""
+    """From the nats: the figure itself may be beyond what a float, or JSON, holds. None where there
+    is no score.
+    """
     name = f"{unit}_perplexity"
     if name not in score:
         return None
@@ -88,7 +100,9 @@ def _find_log10(score: Mapping[str, Any], unit: str) -> float | None:
 
 @dataclass(frozen=True)
 class Interval:
-    """The ends of a 95% interval, None where there is none, and how it was found or why there is none."""
+    """The ends of a 95% interval, None where there is none, and how it was found or why there is
+    none.
+    """
 
     low: float | None
     high: float | None
@@ -98,13 +112,14 @@ class Interval:
 def find_interval(
     costs: ArrayLike, sizes: ArrayLike, keys: ArrayLike | None = None, least: float = -math.inf
 ) -> Interval:
-    """A 95% interval of sum(costs) / sum(sizes) over documents: Student's t with the variance of a ratio.
+    """A 95% interval of sum(costs) / sum(sizes) over documents: Student's t with the variance of a
+    ratio.
 
-    A document's residual is its cost less what its size would cost at the common rate; its square is divided by what
-    the document itself took off it (the leverage, as in Bell & McCaffrey 2002), and the degrees of freedom are those
-    of so many equal documents as these are worth, (Σ size)² / Σ size² (Kish 1965). Of two documents or of a hundred
-    it holds 94 to 98% where a bootstrap holds from 50% on. Documents with one key are copies, and count as one. No end
-    is below `least`.
+    A document's residual is its cost less what its size would cost at the common rate; its square
+    is divided by what the document itself took off it (the leverage, as in Bell & McCaffrey 2002),
+    and the degrees of freedom are those of so many equal documents as these are worth, (Σ size)² /
+    Σ size² (Kish 1965). Of two documents or of a hundred it holds 94 to 98% where a bootstrap holds
+    from 50% on. Documents with one key are copies, and count as one. No end is below `least`.
     """
     if not numpy.isfinite(costs).all():
         return Interval(None, None, "none: a cost is infinite")
@@ -114,21 +129,31 @@ def find_interval(
         _, groups = numpy.unique(numpy.asarray(keys), return_inverse=True)
         values, weights = numpy.bincount(groups, values), numpy.bincount(groups, weights)
     if len(values) < 2:
-        return Interval(None, None, "none: one document" if count < 2 else f"none: all {count:,} documents are equal")
+        return Interval(
+            None,
+            None,
+            "none: one document" if count < 2 else f"none: all {count:,} documents are equal",
+        )
     total = weights.sum()
     rate, shares = values.sum() / total, weights / total
     residuals, squares = (values - rate * weights) / total, (shares**2).sum()
     error = math.sqrt((residuals**2 / (1 - 2 * shares + squares)).sum())
     half = student_t(max(1.0, 1 / squares - 1)) * error
     copies = f" different documents of {count:,}" if len(values) < count else " documents"
-    return Interval(max(least, float(rate - half)), float(rate + half), f"Student's t over {len(values):,}{copies}")
+    return Interval(
+        max(least, float(rate - half)),
+        float(rate + half),
+        f"Student's t over {len(values):,}{copies}",
+    )
 
 
 @functools.lru_cache
 def student_t(freedom: float) -> float:
-    """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and t.
+    """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and
+    t.
 
-    With t = √freedom tan θ its density is that of θ, proportional to cos θ to the power of freedom - 1.
+    With t = √freedom tan θ its density is that of θ, proportional to cos θ to the power of freedom
+    - 1.
     """
     freedom = min(freedom, 1e4)  # beyond it is the normal distribution
     angles = numpy.linspace(0, numpy.pi / 2, 4001)

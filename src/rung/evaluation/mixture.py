@@ -1,7 +1,7 @@
 """Mixing: the probabilities of several models added up, with weights that validation text chose.
 
-Linear interpolation (Jelinek & Mercer 1980): p = Σ w_k p_k, the weights the same for every token. The tokens must
-be the same ones, so the models share a tokenizer.
+Linear interpolation (Jelinek & Mercer 1980): p = Σ w_k p_k, the weights the same for every token.
+The tokens must be the same ones, so the models share a tokenizer.
 """
 
 import math
@@ -56,11 +56,12 @@ def score_mixture(
 
 
 def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
-    """The weights, summing to 1, under which N tokens that cost `nats` in K models cost the least, in float64.
+    """The weights, summing to 1, under which N tokens that cost `nats` in K models cost the least,
+    in float64.
 
-    Each round multiplies a weight by the mean share that its model has in the mixture's probability: EM for weights
-    alone. The likelihood is concave in them, and the largest of those factors bounds what is still to be won, which
-    says when to stop (Cover 1984).
+    Each round multiplies a weight by the mean share that its model has in the mixture's
+    probability: EM for weights alone. The likelihood is concave in them, and the largest of those
+    factors bounds what is still to be won, which says when to stop (Cover 1984).
     """
     nats = nats[:, nats.isfinite().any(dim=0)].double()
     weights = torch.full((len(nats),), 1 / len(nats), dtype=torch.float64)

@@ -6,11 +6,12 @@ Definitions (those of lm-evaluation-harness, with the end of a document scored t
     word_perplexity   exp(total negative log-likelihood / white-space separated words)
     token_perplexity  exp(total negative log-likelihood / tokens)
 
-A document starts from BOS, which is not scored; its end-of-text token is. A model that looks at a limited
-number of tokens reads long documents through a sliding window, each token scored once, with at least
-`window - stride` tokens before it. An unknown word costs its `<unk>` and the spelling of it, each byte and
-an end at log(257): the score is the length of a code, and a tokenizer cannot flatter it by not knowing words.
-Text that a tokenizer drops or replaces is spelled in the same way (`reading`).
+A document starts from BOS, which is not scored; its end-of-text token is. A model that looks at a
+limited number of tokens reads long documents through a sliding window, each token scored once, with
+at least `window - stride` tokens before it. An unknown word costs its `<unk>` and the spelling of
+it, each byte and an end at log(257): the score is the length of a code, and a tokenizer cannot
+flatter it by not knowing words. Text that a tokenizer drops or replaces is spelled in the same way
+(`reading`).
 """
 
 import itertools
@@ -36,17 +37,18 @@ LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
 CARRIED = 1024  # tokens a model with a carried state reads at a time
 
-# A model, pieces of documents and a state to what is said of each prediction (B, T, ...), and the state after.
+# A model, pieces of documents and a state to what is said of each prediction (B, T, ...), and the
+# state after.
 Forward = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, `interval` says how they were
-    found, or why they are None.
+    """What a model's held-out text costs; `low` and `high` bound bits_per_byte at 95%, `interval`
+    says how they were found, or why they are None.
 
-    A model that gives a token probability 0 costs infinitely much. A perplexity beyond what a float holds is infinite;
-    its logarithm, in `as_dict`, is not.
+    A model that gives a token probability 0 costs infinitely much. A perplexity beyond what a float
+    holds is infinite; its logarithm, in `as_dict`, is not.
     """
 
     bits_per_byte: float
@@ -64,10 +66,16 @@ class Score:
     unknown_nats: float  # the part of `nats` that spells unknown words
     window: int | None  # tokens; None where the model carries its state through the document
     stride: int | None
-    dropped_bytes: int = 0  # of text that the tokenizer dropped or replaced, unknown words and white space apart
+    dropped_bytes: int = (
+        0  # of text that the tokenizer dropped or replaced, unknown words and white space apart
+    )
     dropped_nats: float = 0.0  # the part of `nats` that spells it
-    lost: list[str]  # what the tokenizer does not keep; unknown words, separators, dropped text are spelled out
-    renormalized: bool = False  # the model's own scores are no distribution (stupid back-off): divided by their sum
+    lost: list[
+        str
+    ]  # what the tokenizer does not keep; unknown words, separators, dropped text are spelled out
+    renormalized: bool = (
+        False  # the model's own scores are no distribution (stupid back-off): divided by their sum
+    )
     kenlm: dict[str, float] | None = None  # of an n-gram: the figures that KenLM's `query` prints
     seconds: float = 0.0
 
@@ -81,8 +89,8 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenScore:
-    """A piece of text and its surprisal in bits; of an n-gram, the order it was found at, how often it was seen
-    there (255: or more), and what was taken from that count for the unseen.
+    """A piece of text and its surprisal in bits; of an n-gram, the order it was found at, how often
+    it was seen there (255: or more), and what was taken from that count for the unseen.
     """
 
     text: str
@@ -125,8 +133,8 @@ def score_documents(
 ) -> Score:
     """Score whole documents; `on_document` is called with the number done so far.
 
-    Memory holds one batch of documents at a time. Empty lines are part of KenLM's figures alone. Raises `RunError`
-    where there is no text.
+    Memory holds one batch of documents at a time. Empty lines are part of KenLM's figures alone.
+    Raises `RunError` where there is no text.
     """
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
@@ -188,7 +196,10 @@ def _sum_up(
         lost=lost,
         renormalized=is_renormalized(model),
         kenlm=_kenlm_figures(
-            nats - spelling + empty * _empty_line_nats(model, tokenizer), of_unknown, tokens + empty, unknown
+            nats - spelling + empty * _empty_line_nats(model, tokenizer),
+            of_unknown,
+            tokens + empty,
+            unknown,
         )
         if isinstance(model, NgramForCausalLM) and model.is_normalized
         else None,
@@ -200,9 +211,11 @@ def _empty_line_nats(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> 
     return token_nats(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].sum().item()
 
 
-def _add_up(document: Document, costs: torch.Tensor, unknown_token: int | None) -> tuple[float, ...]:
-    """Nats: all, of spelling, of unknown words' tokens, of spelling dropped text; then bytes, words, tokens, unknown
-    words and dropped bytes.
+def _add_up(
+    document: Document, costs: torch.Tensor, unknown_token: int | None
+) -> tuple[float, ...]:
+    """Nats: all, of spelling, of unknown words' tokens, of spelling dropped text; then bytes,
+    words, tokens, unknown words and dropped bytes.
     """
     nats = costs.double().sum().item() + document.spelling
     is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
@@ -213,12 +226,14 @@ def _add_up(document: Document, costs: torch.Tensor, unknown_token: int | None) 
     return (nats, document.spelling, of_unknown, of_dropped, *counts)
 
 
-def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str) -> list[TokenScore]:
-    """The surprisal of each token of `text` as a document, its end last (`end`); tokens that hold bytes of one
-    character are one, with the first one's n-gram.
+def score_text(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
+) -> list[TokenScore]:
+    """The surprisal of each token of `text` as a document, its end last (`end`); tokens that hold
+    bytes of one character are one, with the first one's n-gram.
 
-    The pieces join to the text: what the tokenizer drops begins the next piece, be it the end. Unknown words and
-    dropped text have their spelling in the bits.
+    The pieces join to the text: what the tokenizer drops begins the next piece, be it the end.
+    Unknown words and dropped text have their spelling in the bits.
     """
     _, reading = next(Reader(tokenizer).read([text]))
     ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
@@ -234,7 +249,9 @@ def score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str
         while spelled and (spelled[-1][1] <= stop or is_end):
             cost += spelling_nats(text[slice(*spelled.pop())])
         piece, bits = text[end:stop], cost / math.log(2)
-        scores.append(TokenScore(text=piece, bits=bits, tokens=len(places), end=is_end, **found[places[0]]))
+        scores.append(
+            TokenScore(text=piece, bits=bits, tokens=len(places), end=is_end, **found[places[0]])
+        )
         end = stop
     return scores
 
@@ -244,10 +261,18 @@ def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
     if not isinstance(model, CountingModel):
         return [{}] * (len(ids) - 1)
     is_divided = is_renormalized(model)
-    facts = [{"order": order, "renormalized": is_divided} for order in model.score_tokens(ids)[1][1:].tolist()]
-    if isinstance(model, NgramForCausalLM) and model.config.discounts is not None:  # an ARPA file holds no counts
+    facts = [
+        {"order": order, "renormalized": is_divided}
+        for order in model.score_tokens(ids)[1][1:].tolist()
+    ]
+    if (
+        isinstance(model, NgramForCausalLM) and model.config.discounts is not None
+    ):  # an ARPA file holds no counts
         counts, discounts = (column[1:].tolist() for column in model.find_counts(ids))
-        facts = [f | {"count": c, "discount": d} for f, c, d in zip(facts, counts, discounts, strict=True)]
+        facts = [
+            f | {"count": c, "discount": d}
+            for f, c, d in zip(facts, counts, discounts, strict=True)
+        ]
     return facts
 
 
@@ -267,7 +292,9 @@ def spelling_nats(word: str) -> float:
 
 
 def stride_of(window: int) -> int:
-    """How far the window moves: half of it, so that a token has at least half a window before it."""
+    """How far the window moves: half of it, so that a token has at least half a window before
+    it.
+    """
     return max(1, window // 2)
 
 
@@ -287,7 +314,9 @@ def prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
     """Each text as a document of token ids; an empty line is none."""
     for text, reading in Reader(tokenizer).read(filter(str.strip, texts)):
         ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
-        unknown, dropped = ([text[slice(*span)] for span in spans] for spans in (reading.unknown, reading.dropped))
+        unknown, dropped = (
+            [text[slice(*span)] for span in spans] for spans in (reading.unknown, reading.dropped)
+        )
         yield Document(ids, len(text.encode()), len(text.split()), unknown, dropped, reading.lost)
 
 
@@ -301,10 +330,14 @@ def token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Ten
     return costs
 
 
-def read_documents(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
-    """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in it, batch by batch.
+def read_documents(
+    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+) -> None:
+    """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in
+    it, batch by batch.
 
-    Raises `RunError` where a model that learned by gradients computes what is no number; one that counts may give 0.
+    Raises `RunError` where a model that learned by gradients computes what is no number; one that
+    counts may give 0.
     """
     read_all = _read_carried if model.context_length is None else _read_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
@@ -323,7 +356,9 @@ def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Ten
 
 
 def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) -> dict[str, float]:
-    """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling, and an empty line its end."""
+    """What KenLM's `query` prints; there an unknown word costs its <unk> and no spelling, and an
+    empty line its end.
+    """
     return {
         "perplexity_including_oov": perplexity(nats, tokens),
         "perplexity_excluding_oov": perplexity(nats - of_unknown, tokens - unknown),
@@ -332,8 +367,12 @@ def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) ->
     }
 
 
-def _read_carried(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
-    """Documents side by side from their beginnings, the state carried from one stretch to the next."""
+def _read_carried(
+    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+) -> None:
+    """Documents side by side from their beginnings, the state carried from one stretch to the
+    next.
+    """
     length = max(1, min(CARRIED, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size))
     rows = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size))
     for at in range(0, len(documents), rows):
@@ -346,7 +385,9 @@ def _read_carried(model: CausalModel, documents: list[list[int]], values: list[t
 
 
 def windows_of(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
-    """First input, end, first new prediction of each window: the first is scored whole, others their last stride."""
+    """First input, end, first new prediction of each window: the first is scored whole, others
+    their last stride.
+    """
     done = 0
     while done < predictions:
         end = min(predictions, window if done == 0 else done + stride_of(window))
@@ -354,10 +395,16 @@ def windows_of(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
         done = end
 
 
-def _read_windows(model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward) -> None:
+def _read_windows(
+    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+) -> None:
     """Windows of every document, batched by length."""
     window = model.context_length or 0
-    jobs = [(document, *job) for document, ids in enumerate(documents) for job in windows_of(len(ids) - 1, window)]
+    jobs = [
+        (document, *job)
+        for document, ids in enumerate(documents)
+        for job in windows_of(len(ids) - 1, window)
+    ]
     jobs.sort(key=lambda job: job[2] - job[1])
     rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
     for at in range(0, len(jobs), rows):
@@ -368,12 +415,16 @@ def _read_windows(model: CausalModel, documents: list[list[int]], values: list[t
 
 
 def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
-    """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where causality ignores it.
+    """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where
+    causality ignores it.
 
-    The head reads some positions at a time, so that the logits of all of them never stand in memory.
+    The head reads some positions at a time, so that the logits of all of them never stand in
+    memory.
     """
     width = max(2, max(map(len, pieces)))
-    rows = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=model.device)
+    rows = torch.tensor(
+        [piece + [0] * (width - len(piece)) for piece in pieces], device=model.device
+    )
     head, states = model.get_output_embeddings(), []
 
     def keep(_: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
@@ -383,7 +434,9 @@ def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[to
     with head.register_forward_pre_hook(keep) if head is not None else nullcontext():
         output = model(rows[:, :-1], past_key_values=state, use_cache=model.context_length is None)
     targets = rows[:, 1:].flatten()
-    nats = torch.empty(len(targets), dtype=torch.float32)  # at once: small pieces between large ones keep memory
+    nats = torch.empty(
+        len(targets), dtype=torch.float32
+    )  # at once: small pieces between large ones keep memory
     at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # beside as many of a softmax
     for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
         logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]

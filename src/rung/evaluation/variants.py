@@ -1,4 +1,6 @@
-"""What a switch on the ruler reports: the same documents at another cost, beside the plain score and its difference."""
+"""What a switch on the ruler reports: the same documents at another cost, beside the plain score
+and its difference.
+"""
 
 import math
 import time
@@ -11,16 +13,20 @@ import numpy
 from rung.evaluation.metrics import find_interval, log10_perplexity, perplexity
 from rung.evaluation.score import Document
 
-Report = Callable[[str, int, int | None, str], None]  # what is done, how far, of how much, and a note
-Row = tuple[Document, float, float]  # a document, its tokens' plain cost in nats, and their cost under the switch
+Report = Callable[
+    [str, int, int | None, str], None
+]  # what is done, how far, of how much, and a note
+Row = tuple[
+    Document, float, float
+]  # a document, its tokens' plain cost in nats, and their cost under the switch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
     """A score under a switch; `difference` is this less the plain score, in bits per byte.
 
-    Intervals are the ruler's. That of the difference draws documents with both of their costs, so that what is hard
-    for both does not blur it.
+    Intervals are the ruler's. That of the difference draws documents with both of their costs, so
+    that what is hard for both does not blur it.
     """
 
     bits_per_byte: float
@@ -45,12 +51,17 @@ class Variant:
         return facts | facts.pop("fitted")
 
 
-def compare(rows: Iterable[Row], fitted: dict[str, Any], texts: Iterable[str], began: float) -> Variant:
+def compare(
+    rows: Iterable[Row], fitted: dict[str, Any], texts: Iterable[str], began: float
+) -> Variant:
     """Add the rows up; `fitted` was fitted on `texts`, and all of it was begun at `began`."""
     facts = [
-        (plain + d.spelling, nats + d.spelling, d.bytes, d.words, len(d.ids) - 1, d.key) for d, plain, nats in rows
+        (plain + d.spelling, nats + d.spelling, d.bytes, d.words, len(d.ids) - 1, d.key)
+        for d, plain, nats in rows
     ]
-    plain, nats, sizes, words, tokens, keys = (numpy.array(column) for column in zip(*facts, strict=True))
+    plain, nats, sizes, words, tokens, keys = (
+        numpy.array(column) for column in zip(*facts, strict=True)
+    )
     interval = find_interval(nats / math.log(2), sizes, keys, least=0.0)
     with numpy.errstate(invalid="ignore"):  # infinity less infinity
         gains = (nats - plain) / math.log(2)

@@ -1,1 +1,3 @@
-"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama 3."""
+"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama
+3.
+"""

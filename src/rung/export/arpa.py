@@ -1,7 +1,9 @@
-"""ARPA files, the format that every n-gram toolkit reads: log10 probabilities and back-off weights as text.
+"""ARPA files, the format that every n-gram toolkit reads: log10 probabilities and back-off weights
+as text.
 
-The words <s>, </s> and <unk> stand for the tokenizer's begin, end and unknown; padding is left out. Columns of
-text are made by Arrow, and taken apart by it (`arpa_parser.py`): there is no loop over n-grams.
+The words <s>, </s> and <unk> stand for the tokenizer's begin, end and unknown; padding is left out.
+Columns of text are made by Arrow, and taken apart by it (`arpa_parser.py`): there is no loop over
+n-grams.
 """
 
 import gzip
@@ -30,7 +32,9 @@ from rung.models.ngram.smoothing import Table
 BEGIN, END = "<s>", "</s>"
 ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read
 MISSING_UNKNOWN = -100.0  # log10
-SPACE, TAB, NEWLINE, NOTHING = (pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", ""))
+SPACE, TAB, NEWLINE, NOTHING = (
+    pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", "")
+)
 ROWS_AT_ONCE = 2**20
 
 
@@ -42,7 +46,8 @@ def export_arpa(run: str, out: Path) -> None:
     model, tokenizer = load(run)
     if not isinstance(model, NgramForCausalLM):
         raise RunError(
-            f"{run} is a {model.config.model_type!r} model: ARPA holds n-grams, `rung train ngram` makes them"
+            f"{run} is a {model.config.model_type!r} model: ARPA holds n-grams, `rung train ngram` "
+            f"makes them"
         )
     with writing_file(out) as beside:
         write_arpa(model, tokenizer, beside)
@@ -56,7 +61,11 @@ def import_arpa(path: Path, folder: Path) -> NgramConfig:
     model, tokenizer = read_arpa(path)
     with runs.hold(folder), runs.undo_failed_start(folder):
         runs.save_model(runs.make_folder(folder), model, tokenizer)
-        facts = {"imported": str(path), "parameters": count_parameters(model), "versions": {"rung": __version__}}
+        facts = {
+            "imported": str(path),
+            "parameters": count_parameters(model),
+            "versions": {"rung": __version__},
+        }
         runs.write_record(folder, {"rung": "ngram", **facts})
     return model.config
 
@@ -64,12 +73,13 @@ def import_arpa(path: Path, folder: Path) -> NgramConfig:
 def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Write the model as an ARPA file, compressed where the name ends in .gz.
 
-    Raises `RunError` for a tokenizer whose words an ARPA file cannot hold, and for scores that are no probabilities:
-    whoever read them would take them for such.
+    Raises `RunError` for a tokenizer whose words an ARPA file cannot hold, and for scores that are
+    no probabilities: whoever read them would take them for such.
     """
     if not model.is_normalized:
         raise RunError(
-            f"an ARPA file holds probabilities, and the scores of {model.config.smoothing} are none: count again with "
+            f"an ARPA file holds probabilities, and the scores of {model.config.smoothing} are "
+            f"none: count again with "
             "another smoothing, as in --set smoothing=kneser-ney"
         )
     words = pyarrow.array(_arpa_words(tokenizer), type=pyarrow.large_string())
@@ -89,7 +99,8 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
 def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
     """The model in an ARPA file, and a tokenizer that splits text on white space into its words.
 
-    Raises `RunError` when it is no ARPA file, or one that would give wrong figures (`arpa_parser.py`).
+    Raises `RunError` when it is no ARPA file, or one that would give wrong figures
+    (`arpa_parser.py`).
     """
     text = ArpaText.read(path)
     sections = list(text.sections())
@@ -97,7 +108,9 @@ def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
     tokenizer = _make_tokenizer(vocabulary)
     number = _number_words(text, sections[0], vocabulary, tokenizer)
     tables = _build_tables(text, sections, number, tokenizer)
-    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     config = NgramConfig(vocab_size=len(tokenizer), **special)
     return NgramForCausalLM.from_tables(config, tables), tokenizer
 
@@ -105,7 +118,10 @@ def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
 def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Each token as a word of an ARPA file, by id."""
     if tokenizer.bos_token_id == tokenizer.eos_token_id:
-        raise RunError("this tokenizer opens and ends documents with one token; an ARPA file needs <s> and </s>")
+        raise RunError(
+            "this tokenizer opens and ends documents with one token; an ARPA file needs <s> and "
+            "</s>"
+        )
     words = cast(list[str], tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
     special = {tokenizer.bos_token_id: BEGIN, tokenizer.eos_token_id: END}
     if tokenizer.unk_token_id is not None:
@@ -115,11 +131,14 @@ def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
             words[number] = special[number]
         elif word in (BEGIN, END, *ARPA_UNKNOWN):
             raise RunError(
-                f"{word!r} is a word of this model's text, and in an ARPA file it means something else: "
+                f"{word!r} is a word of this model's text, and in an ARPA file it means something "
+                f"else: "
                 "give it another name in the text and train again"
             )
         elif not word or re.search(r"[ \t\n\r]", word):
-            raise RunError(f"the token {word!r} holds white space; an ARPA file separates words by it")
+            raise RunError(
+                f"the token {word!r} holds white space; an ARPA file separates words by it"
+            )
     return words
 
 
@@ -137,9 +156,17 @@ def _lines(
     for start in range(0, len(probability), ROWS_AT_ONCE):
         rows = numpy.arange(start, min(start + ROWS_AT_ONCE, len(probability)))
         rows = rows[rows != padding] if order == 1 else rows
-        ngrams = pc.binary_join_element_wise(*(words.take(pyarrow.array(c[rows])) for c in columns), SPACE)
-        fields = [_format(probability[rows]), ngrams, *([] if backoff is None else [_format(backoff[rows])])]
-        lines = pc.binary_join_element_wise(pc.binary_join_element_wise(*fields, TAB), NOTHING, NEWLINE)
+        ngrams = pc.binary_join_element_wise(
+            *(words.take(pyarrow.array(c[rows])) for c in columns), SPACE
+        )
+        fields = [
+            _format(probability[rows]),
+            ngrams,
+            *([] if backoff is None else [_format(backoff[rows])]),
+        ]
+        lines = pc.binary_join_element_wise(
+            pc.binary_join_element_wise(*fields, TAB), NOTHING, NEWLINE
+        )
         yield "".join(lines.to_pylist()).encode()
 
 
@@ -154,7 +181,10 @@ def _ngram_columns(model: NgramForCausalLM, order: int) -> list[NDArray[numpy.in
     rows = numpy.arange(model.config.num_ngrams[order - 1])
     for level in range(order, 1, -1):
         columns.append(model.get_buffer(f"tokens_{level}").numpy()[rows].astype(numpy.int64))
-        rows = numpy.searchsorted(model.get_buffer(f"first_{level - 1}").numpy(), rows, side="right") - 1
+        rows = (
+            numpy.searchsorted(model.get_buffer(f"first_{level - 1}").numpy(), rows, side="right")
+            - 1
+        )
     return [rows, *reversed(columns)]
 
 
@@ -174,39 +204,65 @@ def _number_words(
 ) -> NDArray[numpy.int64]:
     """The id of each of the 1-grams."""
     ids = tokenizer.get_vocab()
-    renamed = {BEGIN: tokenizer.bos_token, END: tokenizer.eos_token, **dict.fromkeys(ARPA_UNKNOWN, UNKNOWN)}
+    renamed = {
+        BEGIN: tokenizer.bos_token,
+        END: tokenizer.eos_token,
+        **dict.fromkeys(ARPA_UNKNOWN, UNKNOWN),
+    }
     for needed in (BEGIN, END):
         if needed not in vocabulary:
             raise text.refuse(
-                int(unigrams.lines[0]), f"the 1-grams that begin here hold no {needed}: sentences have no bounds"
+                int(unigrams.lines[0]),
+                f"the 1-grams that begin here hold no {needed}: sentences have no bounds",
             )
     for special in {BOS, EOS, PAD, UNKNOWN} - {*ARPA_UNKNOWN}:
         if special in vocabulary:
             line = int(unigrams.lines[vocabulary.index(special)])
-            raise text.refuse(line, f"the word {special!r} is the name of a special token here: give it another")
+            raise text.refuse(
+                line, f"the word {special!r} is the name of a special token here: give it another"
+            )
     number = numpy.array([ids[renamed.get(word, word)] for word in vocabulary], dtype=numpy.int64)
     _, first = numpy.unique(number, return_index=True)
     again = numpy.ones(len(number), dtype=bool)
     again[first] = False
-    text.check(unigrams.lines, again, lambda place: f"the word {vocabulary[place]!r} is there twice")
+    text.check(
+        unigrams.lines, again, lambda place: f"the word {vocabulary[place]!r} is there twice"
+    )
     return number
 
 
 def _build_tables(
-    text: ArpaText, sections: list[Section], number: NDArray[numpy.int64], tokenizer: PreTrainedTokenizerBase
+    text: ArpaText,
+    sections: list[Section],
+    number: NDArray[numpy.int64],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[Table]:
     """Sort every order by parent and token."""
     words, vocab_size = sections[0].words[0], len(tokenizer)
     keys: list[NDArray[numpy.int64]] = []  # parent * V + token, of order 2, 3, ...
-    tables = [_unigrams(sections[0].log10_probability, sections[0].log10_backoff, number, vocab_size, tokenizer)]
+    tables = [
+        _unigrams(
+            sections[0].log10_probability, sections[0].log10_backoff, number, vocab_size, tokenizer
+        )
+    ]
     for order, section in enumerate(sections[1:], start=2):
-        ids = numpy.stack([_look_up(text, section, column, words, number) for column in section.words])
+        ids = numpy.stack(
+            [_look_up(text, section, column, words, number) for column in section.words]
+        )
         parents = ids[0]
         for column, known in zip(ids[1:-1], keys, strict=True):
             wanted = parents * vocab_size + column
             parents = numpy.searchsorted(known, wanted)
-            is_there = known[numpy.minimum(parents, len(known) - 1)] == wanted if len(known) else wanted < 0
-            text.check(section.lines, ~is_there, lambda _: "this n-gram is there, but not what it begins with")
+            is_there = (
+                known[numpy.minimum(parents, len(known) - 1)] == wanted
+                if len(known)
+                else wanted < 0
+            )
+            text.check(
+                section.lines,
+                ~is_there,
+                lambda _: "this n-gram is there, but not what it begins with",
+            )
         found = parents * vocab_size + ids[-1]
         by_key = numpy.argsort(found, kind="stable")
         keys.append(found[by_key])
@@ -215,7 +271,11 @@ def _build_tables(
         text.check(section.lines, again, lambda _: "this n-gram is there twice")
         if order == len(sections):
             weighted = section.log10_backoff != 0
-            text.check(section.lines, weighted, lambda _: "an n-gram of the highest order has a back-off weight")
+            text.check(
+                section.lines,
+                weighted,
+                lambda _: "an n-gram of the highest order has a back-off weight",
+            )
         tables.append(
             Table(
                 tokens=ids[-1][by_key],
@@ -233,7 +293,11 @@ def _look_up(
     """The ids of a column of words."""
     found = pc.index_in(column, value_set=words)
     missing = found.is_null().to_numpy(zero_copy_only=False)
-    text.check(section.lines, missing, lambda place: f"the word {column[place].as_py()!r} is not among the 1-grams")
+    text.check(
+        section.lines,
+        missing,
+        lambda place: f"the word {column[place].as_py()!r} is not among the 1-grams",
+    )
     return number[found.to_numpy()]
 
 
@@ -244,7 +308,9 @@ def _unigrams(
     vocab_size: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Table:
-    """Order 1: a row for each token. Padding cannot come; an <unk> that the file lacks costs what KenLM says."""
+    """Order 1: a row for each token. Padding cannot come; an <unk> that the file lacks costs what
+    KenLM says.
+    """
     by_id = numpy.full(vocab_size, -numpy.inf, dtype=numpy.float32)
     by_id[tokenizer.unk_token_id] = MISSING_UNKNOWN
     by_id[number] = probability
@@ -260,4 +326,6 @@ def _unigrams(
 
 
 def _open(path: Path, *, compressed: bool) -> BufferedIOBase:
-    return cast(BufferedIOBase, gzip.open(path, "wb", compresslevel=6) if compressed else path.open("wb"))
+    return cast(
+        BufferedIOBase, gzip.open(path, "wb", compresslevel=6) if compressed else path.open("wb")
+    )

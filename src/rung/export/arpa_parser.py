@@ -1,8 +1,9 @@
 """The text of an ARPA file taken apart: each order's n-grams as columns.
 
-It is read as other tools write it: any text before `\\data\\`, tabs or spaces between fields, blanks on empty lines,
-Windows line ends, orders without an n-gram, back-off weights left out. What would give wrong figures is refused, and
-the line named. Arrow takes the columns apart: there is no loop over n-grams.
+It is read as other tools write it: any text before `\\data\\`, tabs or spaces between fields,
+blanks on empty lines, Windows line ends, orders without an n-gram, back-off weights left out. What
+would give wrong figures is refused, and the line named. Arrow takes the columns apart: there is no
+loop over n-grams.
 """
 
 import gzip
@@ -25,7 +26,8 @@ from rung.errors import RunError
 HEADING = re.compile(r"^[ \t]*\\(data\\|end\\|\d+-grams:)[ \t\r]*$", flags=re.MULTILINE)
 COUNT = re.compile(r"\s*ngram\s+(\d{1,9})\s*=\s*(\d{1,18})\s*")
 GZIP_MAGIC = b"\x1f\x8b"
-# Of a text, for a byte that it has zipped: n-grams have 3 to 10, a file made to fill the memory up to 1,000.
+# Of a text, for a byte that it has zipped: n-grams have 3 to 10, a file made to fill the memory up
+# to 1,000.
 MOST_UNZIPPED, LEAST_UNZIPPED = 50, 1 << 24
 IMPOSSIBLE = -99.0  # log10, as SRILM writes it; others write -inf
 SHOWN = 60  # characters of a line that is refused
@@ -65,45 +67,66 @@ class ArpaText:
         """The error to raise about a line, counted from 1."""
         return RunError(f"{self.path}, line {line}: {why}")
 
-    def check(self, lines: NDArray[numpy.int64], bad: NDArray[numpy.bool_], why: Callable[[int], str]) -> None:
-        """Raise `RunError` about the first of the lines that is `bad`; `why` gets its place among them."""
+    def check(
+        self, lines: NDArray[numpy.int64], bad: NDArray[numpy.bool_], why: Callable[[int], str]
+    ) -> None:
+        """Raise `RunError` about the first of the lines that is `bad`; `why` gets its place among
+        them.
+        """
         for place in numpy.flatnonzero(bad)[:1].tolist():
             raise self.refuse(int(lines[place]), why(place))
 
     def sections(self) -> Iterator[Section]:
         """The sections, from order 1 to the highest that the header counts.
 
-        Raises `RunError` where the file breaks off, contradicts its header, or holds what is no n-gram.
+        Raises `RunError` where the file breaks off, contradicts its header, or holds what is no
+        n-gram.
         """
         headings = list(HEADING.finditer(self.data))
         if self.data.lstrip().startswith("iARPA"):
-            raise RunError(f"{self.path} is IRSTLM's own iARPA: write ARPA with `compile-lm --text=yes`")
+            raise RunError(
+                f"{self.path} is IRSTLM's own iARPA: write ARPA with `compile-lm --text=yes`"
+            )
         if not headings or headings[0][1] != "data\\":
-            raise RunError(f"{self.path} is not a whole ARPA file: it has no line \\data\\ before its n-grams")
+            raise RunError(
+                f"{self.path} is not a whole ARPA file: it has no line \\data\\ before its n-grams"
+            )
         if len(headings) < 2 or headings[-1][1] != "end\\":
             last = self.data.count("\n") + 1
-            raise RunError(f"{self.path} is not a whole ARPA file: it breaks off at line {last}, before \\end\\")
+            raise RunError(
+                f"{self.path} is not a whole ARPA file: it breaks off at line {last}, before "
+                f"\\end\\"
+            )
         if trailing := self.data[headings[-1].end() :].strip():
-            raise self.refuse(self._line(headings[-1].start()), f"{trailing[:SHOWN]!r} follows \\end\\")
+            raise self.refuse(
+                self._line(headings[-1].start()), f"{trailing[:SHOWN]!r} follows \\end\\"
+            )
         spans = [(h, after.start()) for h, after in itertools.pairwise(headings)]
         (header, end), *rest = spans
         for order, promised in enumerate(self._counts(header.end(), end), start=1):
             heading = f"{order}-grams:"
-            if promised == 0 and not (rest and rest[0][0][1] == heading):  # some tools leave an empty order out
+            if promised == 0 and not (
+                rest and rest[0][0][1] == heading
+            ):  # some tools leave an empty order out
                 yield self._parse(len(self.data), len(self.data), order)
                 continue
             found, end = rest.pop(0) if rest else (headings[-1], len(self.data))
             if found[1] != heading:
-                raise self.refuse(self._line(found.start()), f"\\{found[1]} stands where \\{heading} must")
+                raise self.refuse(
+                    self._line(found.start()), f"\\{found[1]} stands where \\{heading} must"
+                )
             section = self._parse(found.end(), end, order)
             if len(section.lines) != promised:
                 raise self.refuse(
                     self._line(found.start()),
-                    f"{len(section.lines):,} n-grams of order {order} follow, but \\data\\ counts {promised:,}",
+                    f"{len(section.lines):,} n-grams of order {order} follow, but \\data\\ counts "
+                    f"{promised:,}",
                 )
             yield section
         if rest:
-            raise self.refuse(self._line(rest[0][0].start()), f"\\data\\ does not count \\{rest[0][0][1]}")
+            raise self.refuse(
+                self._line(rest[0][0].start()), f"\\data\\ does not count \\{rest[0][0][1]}"
+            )
 
     def _line(self, place: int) -> int:
         """The number of the line, from 1, that a place in the text is on."""
@@ -118,14 +141,21 @@ class ArpaText:
                 continue
             found = COUNT.fullmatch(line)
             if not found or int(found[1]) != len(counts) + 1:
-                raise self.refuse(number, f"{line.strip()[:SHOWN]!r} is not 'ngram {len(counts) + 1}=' and a count")
+                raise self.refuse(
+                    number,
+                    f"{line.strip()[:SHOWN]!r} is not 'ngram {len(counts) + 1}=' and a count",
+                )
             counts.append(int(found[2]))
         if not counts or not counts[0]:
-            raise self.refuse(first, "\\data\\ counts no words: there must be 'ngram 1=' and how many")
+            raise self.refuse(
+                first, "\\data\\ counts no words: there must be 'ngram 1=' and how many"
+            )
         return counts
 
     def _parse(self, start: int, end: int, order: int) -> Section:
-        """The lines between two headings, each a probability, `order` words, and perhaps a back-off weight."""
+        """The lines between two headings, each a probability, `order` words, and perhaps a back-off
+        weight.
+        """
         text = self.data[start:end].replace("\t", " ").replace("\r", "")
         lines = pc.split_pattern(pyarrow.array([text], type=pyarrow.large_string()), "\n").flatten()
         lines = pc.ascii_trim(lines, " ")
@@ -140,19 +170,27 @@ class ArpaText:
         self.check(
             numbers,
             (sizes != order + 1) & (sizes != order + 2),
-            lambda place: f"{_show(lines, place)} is no line of \\{order}-grams: a probability, {what}",
+            lambda place: (
+                f"{_show(lines, place)} is no line of \\{order}-grams: a probability, {what}"
+            ),
         )
         probability = self._numbers(fields, 0, numbers, least=IMPOSSIBLE)
         self.check(
             numbers,
             probability > 0,
-            lambda place: f"{_show(lines, place)} has a probability above 1: its log10 must not be above 0",
+            lambda place: (
+                f"{_show(lines, place)} has a probability above 1: its log10 must not be above 0"
+            ),
         )
         backoff = numpy.zeros(len(full), dtype=numpy.float32)
         weighted = numpy.flatnonzero(sizes == order + 2)
-        backoff[weighted] = self._numbers(fields.take(pyarrow.array(weighted)), order + 1, numbers[weighted])
+        backoff[weighted] = self._numbers(
+            fields.take(pyarrow.array(weighted)), order + 1, numbers[weighted]
+        )
         words = [pc.list_element(fields, place) for place in range(1, order + 1)]
-        return Section(log10_probability=probability, words=words, log10_backoff=backoff, lines=numbers)
+        return Section(
+            log10_probability=probability, words=words, log10_backoff=backoff, lines=numbers
+        )
 
     def _numbers(
         self, fields: Any, place: int, lines: NDArray[numpy.int64], least: float | None = None
@@ -166,10 +204,16 @@ class ArpaText:
             values = column.cast(pyarrow.float32()).to_numpy()
         except pyarrow.ArrowInvalid:
             pairs = zip(column.to_pylist(), lines, strict=True)
-            values = numpy.array([self._number(text, int(line)) for text, line in pairs], dtype=numpy.float32)
+            values = numpy.array(
+                [self._number(text, int(line)) for text, line in pairs], dtype=numpy.float32
+            )
         if least is not None:
             values = numpy.where(numpy.isneginf(values), numpy.float32(least), values)
-        self.check(lines, ~numpy.isfinite(values), lambda place: f"{_show(column, place)} is no finite number")
+        self.check(
+            lines,
+            ~numpy.isfinite(values),
+            lambda place: f"{_show(column, place)} is no finite number",
+        )
         return values
 
     def _number(self, text: str, line: int) -> float:
@@ -185,7 +229,9 @@ def _unzip(path: Path, raw: bytes) -> bytes:
     with gzip.open(io.BytesIO(raw)) as file:
         data = file.read(most + 1)
     if len(data) > most:
-        raise RunError(f"{path} is no ARPA file: its {len(raw):,} bytes unzip to more than {most:,}")
+        raise RunError(
+            f"{path} is no ARPA file: its {len(raw):,} bytes unzip to more than {most:,}"
+        )
     return data
 
 

@@ -1,4 +1,6 @@
-"""The model card of an exported folder: `README.md` as the Hub reads it, each fact in it from `rung.json`."""
+"""The model card of an exported folder: `README.md` as the Hub reads it, each fact in it from
+`rung.json`.
+"""
 
 import json
 import re
@@ -20,7 +22,10 @@ Record = Mapping[str, Any]
 
 CARD = "README.md"
 STOCK = ("gpt2", "llama")  # model types that transformers itself loads
-METRICS = {metric: metric.replace("_", " ") for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")}
+METRICS = {
+    metric: metric.replace("_", " ")
+    for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")
+}
 PERPLEXITIES = {"word_perplexity": show_word_perplexity, "token_perplexity": show_token_perplexity}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -34,9 +39,17 @@ def make_card(folder: Path, name: str) -> str:
     try:
         return _write_card(folder, name, record)
     except KeyError as error:
-        raise RunError(f"{folder / runs.RECORD} is damaged (it has no {error}): train the run again") from error
-    except (TypeError, ValueError, AttributeError) as error:  # a part that no reader of runs computes with
-        raise RunError(f"{folder / runs.RECORD} is damaged ({error}): train the run again") from error
+        raise RunError(
+            f"{folder / runs.RECORD} is damaged (it has no {error}): train the run again"
+        ) from error
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+    ) as error:  # a part that no reader of runs computes with
+        raise RunError(
+            f"{folder / runs.RECORD} is damaged ({error}): train the run again"
+        ) from error
 
 
 def _write_card(folder: Path, name: str, record: Record) -> str:
@@ -67,7 +80,8 @@ def _front_matter(record: Record, name: str) -> ModelCardData:
             dataset_name=corpus,
             dataset_split="test",
             metric_type=metric,
-            metric_name=METRICS[metric] + " of renormalized scores" * bool(score.get("renormalized")),
+            metric_name=METRICS[metric]
+            + " of renormalized scores" * bool(score.get("renormalized")),
             metric_value=score[metric],
         )
         for metric in METRICS
@@ -90,7 +104,11 @@ def find_dataset(corpus: str) -> str | None:
         return WIKITEXT
     kind, _, rest = corpus.partition(":")
     path = rest.partition("@")[0].partition(":")[0]
-    return path if kind in ("hf", "stream") and HUB_ID.fullmatch(path) and not Path(path).exists() else None
+    return (
+        path
+        if kind in ("hf", "stream") and HUB_ID.fullmatch(path) and not Path(path).exists()
+        else None
+    )
 
 
 def _describe(record: Record, model_type: str) -> Iterator[str]:
@@ -110,10 +128,15 @@ def _describe(record: Record, model_type: str) -> Iterator[str]:
 def _use(name: str, model_type: str, prompt: str) -> Iterator[str]:
     yield "```python"
     if model_type not in STOCK:
-        yield "import rung.models  # pip install rung: transformers does not ship this kind of model"
+        yield (
+            "import rung.models  # pip install rung: transformers does not ship this kind of model"
+        )
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     yield ""
-    yield f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, AutoTokenizer))'
+    yield (
+        f'model, tokenizer = (kind.from_pretrained("{name}") for kind in (AutoModelForCausalLM, '
+        f"AutoTokenizer))"
+    )
     yield f'inputs = tokenizer({json.dumps(prompt, ensure_ascii=False)}, return_tensors="pt")'
     yield "print(tokenizer.decode(model.generate(**inputs)[0]))"
     yield "```"
@@ -123,7 +146,9 @@ def _scores(record: Record) -> Iterator[str]:
     score = record.get("scores", {}).get("test")
     if not score:
         return
-    text = f"{score['bytes']:,} bytes in {score['documents']:,} documents that it was not trained on"
+    text = (
+        f"{score['bytes']:,} bytes in {score['documents']:,} documents that it was not trained on"
+    )
     yield f"On the test split of `{record['corpus']['name']}`, {text}:"
     yield ""
     yield "| metric | value | 95% interval |"
@@ -137,7 +162,10 @@ def _scores(record: Record) -> Iterator[str]:
             figure = show(score)
         yield f"| {shown} | {figure} | {interval} |"
     yield ""
-    yield "Bits per byte compares models across tokenizers: the negative log2-likelihood of the whole text, ends of"
+    yield (
+        "Bits per byte compares models across tokenizers: the negative log2-likelihood of the "
+        "whole text, ends of"
+    )
     yield "documents included, by its UTF-8 bytes. Less is better."
     if score.get("renormalized"):
         yield f"The model's own scores (stupid back-off) are no distribution: {RENORMALIZED}."
@@ -151,7 +179,10 @@ def _data(record: Record) -> Iterator[str]:
     yield ""
     yield "| split | documents | bytes |"
     yield "| --- | --- | --- |"
-    yield from (f"| {split} | {count:,} | {corpus['bytes'][split]:,} |" for split, count in corpus["documents"].items())
+    yield from (
+        f"| {split} | {count:,} | {corpus['bytes'][split]:,} |"
+        for split, count in corpus["documents"].items()
+    )
     if tokenizer:
         kind, size = _shorten(tokenizer["kind"]), tokenizer["vocab_size"]
         yield f"\nTokenizer: {kind}, {size:,} tokens, fingerprint `{tokenizer['fingerprint']}`."
@@ -161,11 +192,21 @@ def _training(record: Record) -> Iterator[str]:
     training = record.get("training")
     if training:
         steps = f"{training['steps']:,} steps, " if training["steps"] else "One pass of counting, "
-        yield f"{steps}{training['tokens']:,} tokens, {training['seconds']:,.0f} seconds on {record['hardware']}."
+        yield (
+            f"{steps}{training['tokens']:,} tokens, {training['seconds']:,.0f} seconds on "
+            f"{record['hardware']}."
+        )
     if "base" in record:
-        yield f"It began with the weights of `{_shorten(record['base']['path'])}` ({record['base']['fingerprint']})."
+        yield (
+            f"It began with the weights of `{_shorten(record['base']['path'])}` "
+            f"({record['base']['fingerprint']})."
+        )
     if "versions" in record:
-        yield "Versions: " + ", ".join(f"{name} {version}" for name, version in record["versions"].items()) + "."
+        yield (
+            "Versions: "
+            + ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+            + "."
+        )
     if "tune" in record:
         yield from ("\nIt was then tuned:\n", "```yaml", _to_yaml(record["tune"]), "```")
 
@@ -173,8 +214,14 @@ def _training(record: Record) -> Iterator[str]:
 def _limits(record: Record) -> Iterator[str]:
     if not record:
         return
-    yield "Made for learning, teaching and comparing how language models work. It goes on from a text as its training"
-    yield "text would, mistakes, bias and all; what it says may be false, and may be the training text word for word."
+    yield (
+        "Made for learning, teaching and comparing how language models work. It goes on from a "
+        "text as its training"
+    )
+    yield (
+        "text would, mistakes, bias and all; what it says may be false, and may be the training "
+        "text word for word."
+    )
     if "tune" not in record:
         yield "It was not trained to answer or to follow instructions."
     if lost := record.get("tokenizer", {}).get("lost"):
@@ -183,8 +230,17 @@ def _limits(record: Record) -> Iterator[str]:
 
 def _recipe(record: Record) -> Iterator[str]:
     if "recipe" in record:
-        kept = {key: value for key, value in record["recipe"].items() if value not in (None, {}) and value is not False}
-        yield from ("`rung train --recipe FILE`, with this in the file:\n", "```yaml", _to_yaml(kept), "```")
+        kept = {
+            key: value
+            for key, value in record["recipe"].items()
+            if value not in (None, {}) and value is not False
+        }
+        yield from (
+            "`rung train --recipe FILE`, with this in the file:\n",
+            "```yaml",
+            _to_yaml(kept),
+            "```",
+        )
 
 
 def _to_yaml(facts: Any) -> str:

@@ -1,4 +1,6 @@
-"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama 3."""
+"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama
+3.
+"""
 
 import os
 from collections.abc import Callable
@@ -23,20 +25,26 @@ FORMATS = {
 
 
 def export(run: str, format: str, out: Path, type: str = "") -> str | None:
-    """Write the run at `run` to `out`: a file for ARPA and GGUF, else a folder, there in whole or not at all.
+    """Write the run at `run` to `out`: a file for ARPA and GGUF, else a folder, there in whole or
+    not at all.
 
-    Weights go from disk to disk one at a time. `type` is how GGUF stores matrices: f32, f16 or q8_0. Returns what there
-    is to say of it, if anything. Raises `RunError` for an unknown format, a rung that the format cannot hold, or a
-    place where nothing can be written.
+    Weights go from disk to disk one at a time. `type` is how GGUF stores matrices: f32, f16 or
+    q8_0. Returns what there is to say of it, if anything. Raises `RunError` for an unknown format,
+    a rung that the format cannot hold, or a place where nothing can be written.
     """
     if format not in FORMATS:
         raise RunError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")
     if type and format != "gguf":
-        raise RunError(f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name --to gguf")
+        raise RunError(
+            f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name "
+            f"--to gguf"
+        )
     if not out.parent.is_dir():
         raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
     if Path(run).is_dir() and out.resolve().is_relative_to(Path(run).resolve()):
-        raise RunError(f"{out} is in {run}, which an export leaves as it is: choose a place outside of it")
+        raise RunError(
+            f"{out} is in {run}, which an export leaves as it is: choose a place outside of it"
+        )
     if not os.access(out.parent, os.W_OK):
         raise RunError(f"{out.parent} cannot be written to: choose another place")
     writers: dict[str, Callable[[str, Path], str | None]] = {

@@ -1,8 +1,10 @@
-"""GGUF: weights, settings and tokenizer in the one file that llama.cpp reads, and with it Ollama and LM Studio.
+"""GGUF: weights, settings and tokenizer in the one file that llama.cpp reads, and with it Ollama
+and LM Studio.
 
-Names differ, and the order of channels: llama.cpp turns neighbours (2i, 2i + 1) as Meta's code does, Hugging Face
-(i, i + K/2). Matrices are (out, in), which GPT-2's in Hugging Face are not. What the file leaves out is silently taken
-for something else (the base of the rotation, how text is cut into words), so all is written, and read back.
+Names differ, and the order of channels: llama.cpp turns neighbours (2i, 2i + 1) as Meta's code
+does, Hugging Face (i, i + K/2). Matrices are (out, in), which GPT-2's in Hugging Face are not. What
+the file leaves out is silently taken for something else (the base of the rotation, how text is cut
+into words), so all is written, and read back.
 """
 
 import math
@@ -30,9 +32,11 @@ from rung.models.llama3 import rotary_frequencies
 
 @dataclass(frozen=True, kw_only=True)
 class WeightType:
-    """How matrices are stored, by GGUF's names; and how far what is read back may be from what was written.
+    """How matrices are stored, by GGUF's names; and how far what is read back may be from what was
+    written.
 
-    `rounding` is of a weight, as a part of the largest in its tensor; `noise` of the logits, as a part of their spread.
+    `rounding` is of a weight, as a part of the largest in its tensor; `noise` of the logits, as a
+    part of their spread.
     """
 
     matrix: str
@@ -46,12 +50,30 @@ TYPES = {
     "f16": WeightType(matrix="F16", file="MOSTLY_F16", rounding=2**-11, noise=0.03),
     "q8_0": WeightType(matrix="Q8_0", file="MOSTLY_Q8_0", rounding=1 / 200, noise=0.3),
 }
-KEPT = ("position_embd.weight", "rope_freqs.weight")  # in float32 whatever the type, as llama.cpp's own converter does
-TURNED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")  # matrices of GPT-2 that lie the other way round
-BUFFERS = (".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")  # in published checkpoints, and no weights
-# What transformers does not read of a file, beside a scaled rotation: there it is given what the run has.
-UNREAD = {"gpt2": ("n_positions", "n_inner", "activation_function"), "llama": ("attention_bias", "mlp_bias")}
-NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what llama.cpp computes, whatever a configuration says
+KEPT = (
+    "position_embd.weight",
+    "rope_freqs.weight",
+)  # in float32 whatever the type, as llama.cpp's own converter does
+TURNED = (
+    "attn_qkv",
+    "attn_output",
+    "ffn_up",
+    "ffn_down",
+)  # matrices of GPT-2 that lie the other way round
+BUFFERS = (
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".rotary_emb.inv_freq",
+)  # in published checkpoints, and no weights
+# What transformers does not read of a file, beside a scaled rotation: there it is given what the
+# run has.
+UNREAD = {
+    "gpt2": ("n_positions", "n_inner", "activation_function"),
+    "llama": ("attention_bias", "mlp_bias"),
+}
+NEEDED: dict[
+    str, dict[str, tuple[Any, ...]]
+] = {  # what llama.cpp computes, whatever a configuration says
     "gpt2": {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
@@ -59,20 +81,26 @@ NEEDED: dict[str, dict[str, tuple[Any, ...]]] = {  # what llama.cpp computes, wh
     },
     "llama": {"hidden_act": ("silu",)},
 }
-COMPARED_BYTES = 2**31  # of weights in float32: of a larger model the logits are not compared, only the weights
+COMPARED_BYTES = (
+    2**31
+)  # of weights in float32: of a larger model the logits are not compared, only the weights
 SMALL = 1 / 64  # below this float16, and the scales of Q8_0, grow less exact
 PASSAGE = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
-    "it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it was the season of "
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age "
+    "of foolishness, "
+    "it was the epoch of belief, it was the epoch of incredulity, it was the season of Light, it "
+    "was the season of "
     "Darkness, it was the spring of hope, it was the winter of despair."
 )
 
 
 def export_gguf(run: str, out: Path, type: str = "f16") -> str:
-    """Write the GPT-2 or Llama 3 at `run`, a run or a Hugging Face folder, to the file `out`; read it back.
+    """Write the GPT-2 or Llama 3 at `run`, a run or a Hugging Face folder, to the file `out`; read
+    it back.
 
-    Returns what there is to say of it. Raises `RunError` for another model, for one that llama.cpp would compute
-    otherwise, and where what is read back is not what was written: then there is no file.
+    Returns what there is to say of it. Raises `RunError` for another model, for one that llama.cpp
+    would compute otherwise, and where what is read back is not what was written: then there is no
+    file.
     """
     gguf = import_gguf()
     if type not in TYPES:
@@ -95,7 +123,9 @@ def import_gguf() -> ModuleType:
     try:
         import gguf
     except ImportError as error:
-        raise RunError("GGUF needs the package gguf, which is not installed: pip install 'rung[export]'") from error
+        raise RunError(
+            "GGUF needs the package gguf, which is not installed: pip install 'rung[export]'"
+        ) from error
     return gguf
 
 
@@ -103,16 +133,23 @@ def check_config(config: PreTrainedConfig, run: str) -> None:
     """Raise `RunError` for a model that llama.cpp does not compute, or would compute otherwise."""
     if config.model_type not in NEEDED:
         raise RunError(
-            f"a {config.model_type!r} model cannot be written as GGUF, which llama.cpp must be able to compute: of the "
-            f"rungs it knows gpt2 and llama3. `rung export {shlex.quote(str(run))} OUT --to hf` writes any of them for "
+            f"a {config.model_type!r} model cannot be written as GGUF, which llama.cpp must be "
+            f"able to compute: of the "
+            f"rungs it knows gpt2 and llama3. `rung export {shlex.quote(str(run))} OUT --to hf` "
+            f"writes any of them for "
             "transformers, --to arpa an ngram for KenLM"
         )
     for key, values in NEEDED[config.model_type].items():
         if getattr(config, key) not in values:
-            raise RunError(f"{key} is {getattr(config, key)!r}: llama.cpp computes {' or '.join(map(repr, values))}")
+            raise RunError(
+                f"{key} is {getattr(config, key)!r}: llama.cpp computes "
+                f"{' or '.join(map(repr, values))}"
+            )
     rope = getattr(config, "rope_parameters", None) or {"rope_type": "default"}
     if rope["rope_type"] not in ("default", "llama3"):
-        raise RunError(f"rope_type is {rope['rope_type']!r}: only 'default' and 'llama3' are written as GGUF")
+        raise RunError(
+            f"rope_type is {rope['rope_type']!r}: only 'default' and 'llama3' are written as GGUF"
+        )
 
 
 def arrange(gguf: ModuleType, config: PreTrainedConfig, weights: Weights) -> Weights:
@@ -120,7 +157,9 @@ def arrange(gguf: ModuleType, config: PreTrainedConfig, weights: Weights) -> Wei
 
     Raises `RunError` for a tensor that has no such name.
     """
-    architecture = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type)
+    architecture = next(
+        key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == config.model_type
+    )
     names = gguf.get_tensor_name_map(architecture, config.num_hidden_layers)
     ours: dict[str, str] = {}
     for name in weights.like:
@@ -128,7 +167,10 @@ def arrange(gguf: ModuleType, config: PreTrainedConfig, weights: Weights) -> Wei
             continue
         other = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if other is None:
-            raise RunError(f"GGUF has no name for {name}: the weights are not those of a plain {config.model_type!r}")
+            raise RunError(
+                f"GGUF has no name for {name}: the weights are not those of a plain "
+                f"{config.model_type!r}"
+            )
         ours[other] = name
     like = {other: _turn(weights.like[name], other, config) for other, name in ours.items()}
     scales = _rotation_scales(config) if isinstance(config, LlamaConfig) else None
@@ -153,16 +195,25 @@ def _turn(weight: Tensor, name: str, config: PreTrainedConfig) -> Tensor:
 
 
 def _rotation_scales(config: LlamaConfig) -> Tensor | None:
-    """What llama.cpp divides each pair of channels' frequency by; None where that is 1 (not Llama 3.1)."""
+    """What llama.cpp divides each pair of channels' frequency by; None where that is 1 (not Llama
+    3.1).
+    """
     rope = config.rope_parameters
     if rope["rope_type"] == "default":
         return None
     channels = torch.arange(0, config.head_dim, 2, dtype=torch.float)
-    return rope["rope_theta"] ** -(channels / config.head_dim) / rotary_frequencies(config, channels.device)
+    return rope["rope_theta"] ** -(channels / config.head_dim) / rotary_frequencies(
+        config, channels.device
+    )
 
 
 def write_gguf(
-    gguf: ModuleType, path: Path, folder: Path, config: PreTrainedConfig, weights: Weights, kind: WeightType
+    gguf: ModuleType,
+    path: Path,
+    folder: Path,
+    config: PreTrainedConfig,
+    weights: Weights,
+    kind: WeightType,
 ) -> None:
     """Write the file: settings, tokenizer, then one tensor after another."""
     writer = gguf.GGUFWriter(str(path), config.model_type)
@@ -176,12 +227,16 @@ def write_gguf(
         types = {name: _choose_type(gguf, name, like, kind) for name, like in weights.like.items()}
         for name, stored in types.items():
             shape = gguf.quants.quant_shape_to_byte_shape(tuple(weights.like[name].shape), stored)
-            writer.add_tensor_info(name, shape, numpy.dtype(numpy.uint8), math.prod(shape), raw_dtype=stored)
+            writer.add_tensor_info(
+                name, shape, numpy.dtype(numpy.uint8), math.prod(shape), raw_dtype=stored
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name, stored in types.items():
-            with numpy.errstate(over="ignore"):  # what float16 cannot hold is infinite, and found when it is read back
+            with numpy.errstate(
+                over="ignore"
+            ):  # what float16 cannot hold is infinite, and found when it is read back
                 writer.write_tensor_data(gguf.quants.quantize(weights.load(name).numpy(), stored))
     finally:
         writer.close()
@@ -208,15 +263,24 @@ def _describe_model(writer: Any, config: PreTrainedConfig) -> None:
 
 
 def _choose_type(gguf: ModuleType, name: str, like: Tensor, kind: WeightType) -> Any:
-    """How a tensor is stored: vectors in float32; in float16 matrices whose rows the type's blocks do not divide."""
+    """How a tensor is stored: vectors in float32; in float16 matrices whose rows the type's blocks
+    do not divide.
+    """
     if like.ndim < 2 or name in KEPT:
         return gguf.GGMLQuantizationType.F32
     wanted = gguf.GGMLQuantizationType[kind.matrix]
-    return gguf.GGMLQuantizationType.F16 if like.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] else wanted
+    return (
+        gguf.GGMLQuantizationType.F16
+        if like.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0]
+        else wanted
+    )
 
 
-def _read_back(gguf: ModuleType, path: Path, folder: Path, weights: Weights, kind: WeightType) -> str:
-    """What reading the file shows, in words: each weight is compared, and what the model makes of a passage.
+def _read_back(
+    gguf: ModuleType, path: Path, folder: Path, weights: Weights, kind: WeightType
+) -> str:
+    """What reading the file shows, in words: each weight is compared, and what the model makes of a
+    passage.
 
     Raises `RunError` where it is not what the folder holds.
     """
@@ -228,14 +292,17 @@ def _read_back(gguf: ModuleType, path: Path, folder: Path, weights: Weights, kin
         found = f"logits differ by at most {most:.2g}"
     if not worst <= limit:  # what is no number is no small one
         raise RunError(
-            f"what was written of {folder} is not what is read back: {found}, far more than rounding to {kind.matrix} "
+            f"what was written of {folder} is not what is read back: {found}, far more than "
+            f"rounding to {kind.matrix} "
             "does; nothing is kept. Weights that float16 cannot hold need --type f32"
         )
     return f"read back, {found}"
 
 
 def _compare_weights(gguf: ModuleType, path: Path, weights: Weights) -> float:
-    """The largest difference of a weight in the file from the one it stands for, as a part of its tensor's largest."""
+    """The largest difference of a weight in the file from the one it stands for, as a part of its
+    tensor's largest.
+    """
     worst = numpy.float64(0)
     for tensor in gguf.GGUFReader(str(path)).tensors:
         wanted = weights.load(tensor.name).numpy()
@@ -246,17 +313,20 @@ def _compare_weights(gguf: ModuleType, path: Path, weights: Weights) -> float:
 
 
 def _compare_logits(path: Path, folder: Path) -> tuple[float, float]:
-    """The largest difference on a passage between our model and what transformers reads, and their root mean square
-    as a part of the logits' standard deviation.
+    """The largest difference on a passage between our model and what transformers reads, and their
+    root mean square as a part of the logits' standard deviation.
 
-    The settings are the file's own but for those that transformers does not look for in it (`UNREAD`).
+    The settings are the file's own but for those that transformers does not look for in it
+    (`UNREAD`).
     """
     model, tokenizer = load(str(folder))
     passage = runs.read_passage(runs.find_record(folder)) or PASSAGE
     ids = tokenizer(passage, return_tensors="pt").input_ids[:, : model.context_length]
     with redirect_stderr(StringIO()):  # a bar that nothing else keeps from being drawn
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        is_scaled = isinstance(model.config, LlamaConfig) and _rotation_scales(model.config) is not None
+        is_scaled = (
+            isinstance(model.config, LlamaConfig) and _rotation_scales(model.config) is not None
+        )
         for key in (*UNREAD[config.model_type], *(("rope_parameters",) if is_scaled else ())):
             setattr(config, key, getattr(model.config, key))
         options: dict[str, Any] = {"gguf_file": path.name, "config": config, "dtype": torch.float32}

@@ -1,7 +1,8 @@
-"""A tokenizer as GGUF holds it: tokens and their kinds, merges, what ends a text, the chat template.
+"""A tokenizer as GGUF holds it: tokens and their kinds, merges, what ends a text, the chat
+template.
 
-llama.cpp does not read how a tokenizer cuts text before it merges: it knows each way by a name. Two are ours, GPT-2's
-and Llama 3's; a name that does not fit would give other tokens and no error.
+llama.cpp does not read how a tokenizer cuts text before it merges: it knows each way by a name. Two
+are ours, GPT-2's and Llama 3's; a name that does not fit would give other tokens and no error.
 """
 
 import json
@@ -23,7 +24,9 @@ logger = logging.getLogger(__name__)
 SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
 
 
-def describe_tokenizer(gguf: ModuleType, writer: Any, folder: Path, config: PreTrainedConfig) -> None:
+def describe_tokenizer(
+    gguf: ModuleType, writer: Any, folder: Path, config: PreTrainedConfig
+) -> None:
     """Write the folder's tokenizer for a model of that configuration.
 
     Raises `TokenizerError` for one that llama.cpp would not compute as it is.
@@ -35,9 +38,14 @@ def describe_tokenizer(gguf: ModuleType, writer: Any, folder: Path, config: PreT
     tokens, kinds = _list_tokens(gguf, tokenizer, config.vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]]
+    merges = [
+        merge if isinstance(merge, str) else " ".join(merge) for merge in spec["model"]["merges"]
+    ]
     if not merges:
-        raise TokenizerError("the tokenizer merges no bytes: llama.cpp reads none without a merge; train a larger one")
+        raise TokenizerError(
+            "the tokenizer merges no bytes: llama.cpp reads none without a merge; train a larger "
+            "one"
+        )
     writer.add_token_merges(merges)
     writer.add_bos_token_id(tokenizer.bos_token_id)
     ends = _find_ends(tokenizer, folder, config)
@@ -64,11 +72,14 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
     parts = cut.get("pretokenizers", [cut])
     if parts[0].get("pattern") == {"Regex": AFTER_HEADER}:
         logger.warning(
-            "llama.cpp reads the blank line before a message as two tokens where the model has learned one: in its "
+            "llama.cpp reads the blank line before a message as two tokens where the model has "
+            "learned one: in its "
             "chat the answers may differ from those of `rung chat`"
         )
         parts = parts[1:]
-    *before, last = ({key: value for key, value in part.items() if key != "trim_offsets"} for part in parts)
+    *before, last = (
+        {key: value for key, value in part.items() if key != "trim_offsets"} for part in parts
+    )
     plain = spec["model"]["type"] == "BPE" and spec["normalizer"] is None and not losses(tokenizer)
     ignores = bool(spec["model"].get("ignore_merges"))
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False}
@@ -78,26 +89,39 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
         return "llama-bpe"
     kinds = " then ".join(part.get("pattern", {}).get("Regex") or part["type"] for part in parts)
     raise TokenizerError(
-        f"the tokenizer is {spec['model']['type']} after {kinds}: GGUF is written of byte pairs cut as GPT-2 or Llama "
-        "3 cut them, and llama.cpp would read others wrongly. Train with --tokenizer bpe, gpt2 or llama3"
+        f"the tokenizer is {spec['model']['type']} after {kinds}: GGUF is written of byte pairs "
+        f"cut as GPT-2 or Llama "
+        "3 cut them, and llama.cpp would read others wrongly. Train with --tokenizer bpe, gpt2 or "
+        "llama3"
     )
 
 
-def _list_tokens(gguf: ModuleType, tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[list[str], list[int]]:
-    """Every token and its kind; what the model has room for beyond the tokenizer's own is named and not used."""
+def _list_tokens(
+    gguf: ModuleType, tokenizer: PreTrainedTokenizerBase, size: int
+) -> tuple[list[str], list[int]]:
+    """Every token and its kind; what the model has room for beyond the tokenizer's own is named and
+    not used.
+    """
     kinds, added = gguf.TokenType, tokenizer.added_tokens_decoder
     tokens = [f"[PAD{number}]" for number in range(size)]
     found = [int(kinds.UNUSED)] * size
     for token, number in tokenizer.get_vocab().items():
         if number >= size:
-            raise TokenizerError(f"the tokenizer has the token {number} ({token!r}) and the model {size}: they differ")
+            raise TokenizerError(
+                f"the tokenizer has the token {number} ({token!r}) and the model {size}: they "
+                f"differ"
+            )
         special = kinds.CONTROL if number in added and added[number].special else kinds.USER_DEFINED
         tokens[number], found[number] = token, int(special if number in added else kinds.NORMAL)
     return tokens, found
 
 
-def _find_ends(tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrainedConfig) -> list[int]:
-    """The tokens that end a text or a turn of it: the tokenizer's, and those that the model stops at."""
+def _find_ends(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrainedConfig
+) -> list[int]:
+    """The tokens that end a text or a turn of it: the tokenizer's, and those that the model stops
+    at.
+    """
     ends = [tokenizer.eos_token_id]
     settings = [config]
     if (folder / "generation_config.json").exists():
@@ -112,5 +136,9 @@ def _find_ends(tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrai
 
 
 def _begins_with_bos(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether a text begins with the begin-of-text token: every one that a run was trained on did."""
-    return (folder / runs.RECORD).exists() or tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    """Whether a text begins with the begin-of-text token: every one that a run was trained on
+    did.
+    """
+    return (folder / runs.RECORD).exists() or tokenizer("a").input_ids[:1] == [
+        tokenizer.bos_token_id
+    ]

@@ -1,4 +1,6 @@
-"""Hugging Face folders, read and written one tensor at a time: no more memory than the largest of them needs."""
+"""Hugging Face folders, read and written one tensor at a time: no more memory than the largest of
+them needs.
+"""
 
 import json
 import os
@@ -27,9 +29,11 @@ SHARD_SIZE = "5GB"  # a file, as the Hub has them
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Tensors by name: what each is like, on the meta device, and a way to its values when their turn comes.
+    """Tensors by name: what each is like, on the meta device, and a way to its values when their
+    turn comes.
 
-    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into memory neither.
+    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into
+    memory neither.
     """
 
     like: dict[str, Tensor]
@@ -37,8 +41,8 @@ class Weights:
 
 
 def copy_folder(run: str, out: Path) -> None:
-    """Write the model and the tokenizer at `run` to the folder `out` with a model card: the folder's own where it has
-    one.
+    """Write the model and the tokenizer at `run` to the folder `out` with a model card: the
+    folder's own where it has one.
 
     Raises `RungError` where what is there is damaged.
     """
@@ -68,18 +72,27 @@ def find_folder(run: str) -> Path:
     model_files.check_files(folder)
     for name in ("tokenizer.json", model_files.TOKENIZER):
         if (folder / runs.RECORD).exists() and not (folder / name).exists():
-            raise RunError(f"{folder} has no {name}, without which its text is read otherwise: copy it there")
+            raise RunError(
+                f"{folder} has no {name}, without which its text is read otherwise: copy it there"
+            )
     return folder
 
 
 @contextmanager
 def writing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+    """A folder beside `out` to write to, which takes its place in the end; after a failure nothing
+    is left.
 
     Raises `RunError` when something in `out` would be lost.
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
-        what = "not empty" if out.is_dir() else "a file" if out.exists() else "a link that leads nowhere"
+        what = (
+            "not empty"
+            if out.is_dir()
+            else "a file"
+            if out.exists()
+            else "a link that leads nowhere"
+        )
         raise RunError(f"{out} is {what}: choose another place")
     with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
         beside.mkdir()
@@ -88,12 +101,15 @@ def writing(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_file(out: Path) -> Iterator[Path]:
-    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is left.
+    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is
+    left.
 
     Raises `RunError` when something would be lost.
     """
     if os.path.lexists(out):
-        what = "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
+        what = (
+            "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
+        )
         raise RunError(f"{out} is {what}")
     with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
         yield beside
@@ -122,7 +138,9 @@ def read_weights(folder: Path) -> Weights:
     files = model_files.find_weights(folder)
     if not files:
         other = f"has no {WEIGHTS}: weights are read as safetensors"
-        raise RunError(f"{folder} {other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)}")
+        raise RunError(
+            f"{folder} {other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)}"
+        )
     for path in files:
         with model_files.opening(path), safe_open(path, framework="pt") as file:
             like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118
@@ -146,14 +164,22 @@ def write_weights(folder: Path, weights: Weights) -> None:
 
 
 def _write_file(path: Path, names: list[str], weights: Weights) -> None:
-    """One file: the length of a header, the header, the tensors. `safetensors` would want all of them at once."""
+    """One file: the length of a header, the header, the tensors. `safetensors` would want all of
+    them at once.
+    """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
-    names = sorted(names, key=lambda name: (-weights.like[name].itemsize, name))  # so that each is aligned
+    names = sorted(
+        names, key=lambda name: (-weights.like[name].itemsize, name)
+    )  # so that each is aligned
     end = 0
     for name in names:
         tensor = weights.like[name]
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _dtype_name(tensor.dtype), "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": _dtype_name(tensor.dtype),
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)
     with path.open("wb") as file:

@@ -1,9 +1,10 @@
 """Meta's own format of Llama 3: `params.json`, `consolidated.NN.pth`, `tokenizer.model`.
 
-Names differ, and the order of channels: Meta turns neighbours (2i, 2i + 1), Hugging Face (i, i + K/2), so the
-rows of the queries' and keys' weights stand in another order. A large model lies in several files, each
-with a part of every matrix (Shoeybi et al. 2019). What Meta's `ModelArgs` have no word for, the context and a
-factor other than the published, is written beside and ignored by its code.
+Names differ, and the order of channels: Meta turns neighbours (2i, 2i + 1), Hugging Face (i, i +
+K/2), so the rows of the queries' and keys' weights stand in another order. A large model lies in
+several files, each with a part of every matrix (Shoeybi et al. 2019). What Meta's `ModelArgs` have
+no word for, the context and a factor other than the published, is written beside and ignored by its
+code.
 """
 
 import json
@@ -51,7 +52,8 @@ NAMES = {  # ours: Meta's
     "mlp.up_proj": "feed_forward.w3",
 }
 HEAD, EMBEDDING = "output.weight", "tok_embeddings.weight"
-# Whole numbers in `params.json`, and the least that each may be; numbers above 0; what Meta's code has a default for.
+# Whole numbers in `params.json`, and the least that each may be; numbers above 0; what Meta's code
+# has a default for.
 WHOLE = {
     **dict.fromkeys(("dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of"), 1),
     "max_position_embeddings": 2,
@@ -59,7 +61,12 @@ WHOLE = {
 POSITIVE = ("ffn_dim_multiplier", "norm_eps", "rope_theta", "rope_scaling_factor")
 MAY_BE_NULL = ("n_kv_heads", "ffn_dim_multiplier")
 LARGEST = 2**31 - 1
-WIDENED = {(4096, 14_336): (1.3, 1024), (8192, 28_672): (1.3, 4096), (2048, 8192): (1.5, 256), (3072, 8192): (1.0, 256)}
+WIDENED = {
+    (4096, 14_336): (1.3, 1024),
+    (8192, 28_672): (1.3, 4096),
+    (2048, 8192): (1.5, 256),
+    (3072, 8192): (1.0, 256),
+}
 
 
 def is_meta(folder: Path) -> bool:
@@ -77,8 +84,14 @@ def import_meta(run: str, out: Path) -> None:
     params, shards = _read_params(folder / PARAMS), _open_shards(folder)
     tied = _is_tied(shards)
     with _naming(folder / PARAMS):
-        shape = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_key_value_heads": "n_kv_heads"}
-        check_values({"model_type": "llama"} | {ours: params.get(metas) for ours, metas in shape.items()})
+        shape = {
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "num_key_value_heads": "n_kv_heads",
+        }
+        check_values(
+            {"model_type": "llama"} | {ours: params.get(metas) for ours, metas in shape.items()}
+        )
         config = make_config(params, tied)
         check_config(config)
     like = _expect(config, shards, folder)
@@ -94,7 +107,8 @@ def import_meta(run: str, out: Path) -> None:
 
 
 def export_meta(run: str, out: Path) -> None:
-    """Write the Llama 3 at `run`, a run or a Hugging Face folder, in Meta's format, as one file of weights.
+    """Write the Llama 3 at `run`, a run or a Hugging Face folder, in Meta's format, as one file of
+    weights.
 
     Raises `RunError` for another model, or one that Meta's code could not run.
     """
@@ -102,7 +116,9 @@ def export_meta(run: str, out: Path) -> None:
     config = read_folder(folder)
     params, weights = make_params(config), read_weights(folder)
     ours = {
-        meta_name(name): name for name in weights.like if not (config.tie_word_embeddings and name == "lm_head.weight")
+        meta_name(name): name
+        for name in weights.like
+        if not (config.tie_word_embeddings and name == "lm_head.weight")
     }
 
     def load(name: str) -> Tensor:
@@ -112,9 +128,13 @@ def export_meta(run: str, out: Path) -> None:
     with writing(out) as beside:
         write_atomically(beside / PARAMS, json.dumps(params, indent=2) + "\n")
         _export_tokenizer(folder, beside)
-        turned = Weights(like={name: weights.like[other] for name, other in ours.items()}, load=load)
+        turned = Weights(
+            like={name: weights.like[other] for name, other in ours.items()}, load=load
+        )
         write_consolidated(
-            beside / CONSOLIDATED.format(0), turned, {HEAD: EMBEDDING} if config.tie_word_embeddings else {}
+            beside / CONSOLIDATED.format(0),
+            turned,
+            {HEAD: EMBEDDING} if config.tie_word_embeddings else {},
         )
 
 
@@ -139,12 +159,18 @@ def separate(weight: Tensor, heads: int) -> Tensor:
 def make_config(params: dict[str, Any], tied: bool) -> LlamaConfig:
     """The configuration that Meta's `params` describe.
 
-    They do not say how far the scaled rotation reaches: 8 times, as in Meta's code, if no published model's
-    shape says otherwise.
+    They do not say how far the scaled rotation reaches: 8 times, as in Meta's code, if no published
+    model's shape says otherwise.
     """
     heads, scaled = params["n_heads"], params.get("use_scaled_rope", False)
-    inner = _inner_size(params["dim"], params.get("ffn_dim_multiplier"), params.get("multiple_of", 256))
-    factor = params.get("rope_scaling_factor", _published_factor(params["dim"], params["n_layers"])) if scaled else None
+    inner = _inner_size(
+        params["dim"], params.get("ffn_dim_multiplier"), params.get("multiple_of", 256)
+    )
+    factor = (
+        params.get("rope_scaling_factor", _published_factor(params["dim"], params["n_layers"]))
+        if scaled
+        else None
+    )
     return LlamaConfig(
         vocab_size=params["vocab_size"],
         hidden_size=params["dim"],
@@ -167,7 +193,9 @@ def make_params(config: LlamaConfig) -> dict[str, Any]:
     Raises `RunError` where they cannot say it.
     """
     if config.model_type != "llama":
-        raise RunError(f"a {config.model_type!r} model cannot be written in Meta's format: it holds Llama 3")
+        raise RunError(
+            f"a {config.model_type!r} model cannot be written in Meta's format: it holds Llama 3"
+        )
     theta = config.rope_parameters["rope_theta"]
     scaled = config.rope_parameters["rope_type"] != "default"
     factor = config.rope_parameters.get("factor")
@@ -209,7 +237,9 @@ def _published_factor(width: int, layers: int) -> float:
     """What slows the rotation of the published model of this shape; 8 in Meta's code."""
     shapes = (size.model for size in SIZES.values() if size.rung == "llama3")
     found = (m for m in shapes if (m["hidden_size"], m["num_hidden_layers"]) == (width, layers))
-    return next((m["rope_parameters"]["factor"] for m in found if "factor" in m["rope_parameters"]), 8.0)
+    return next(
+        (m["rope_parameters"]["factor"] for m in found if "factor" in m["rope_parameters"]), 8.0
+    )
 
 
 def _inner_size(width: int, multiplier: float | None, multiple: int) -> int:
@@ -221,7 +251,9 @@ def _inner_size(width: int, multiplier: float | None, multiple: int) -> int:
 
 
 def _find_multiplier(width: int, inner: int) -> tuple[float, int]:
-    """The multiplier and the multiple that give this width inside the MLP: the published ones where there are."""
+    """The multiplier and the multiple that give this width inside the MLP: the published ones where
+    there are.
+    """
     if (width, inner) in WIDENED:
         return WIDENED[width, inner]
     multiple = min(256, inner & -inner)
@@ -235,7 +267,9 @@ def _read_params(path: Path) -> dict[str, Any]:
     """The facts in a `params.json`, each of the kind that the model is computed with."""
     params = model_files.read_json(path)
     missing = {"dim", "n_layers", "n_heads", "vocab_size"} - set(params)
-    strange = sorted({"vision_chunk_size", "quantization_args", "lora_args", "moe_args"} & set(params))
+    strange = sorted(
+        {"vision_chunk_size", "quantization_args", "lora_args", "moe_args"} & set(params)
+    )
     if missing or strange:
         what = f"no {', '.join(sorted(missing))}" if missing else ", ".join(strange)
         raise RunError(f"{path} is not of a Llama 3 that reads text alone: it has {what}")
@@ -267,7 +301,9 @@ def _open_shards(folder: Path) -> list[Weights]:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Raise `RunError` about the file where its values are of no model: each class refuses in its own words."""
+    """Raise `RunError` about the file where its values are of no model: each class refuses in its
+    own words.
+    """
     try:
         yield
     except Exception as error:
@@ -276,9 +312,15 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _is_tied(shards: list[Weights]) -> bool:
     """Whether the head is the embedding again: left out, or written a second time."""
-    heads = [(shard, shard.like[HEAD], shard.like.get(EMBEDDING)) for shard in shards if HEAD in shard.like]
+    heads = [
+        (shard, shard.like[HEAD], shard.like.get(EMBEDDING))
+        for shard in shards
+        if HEAD in shard.like
+    ]
     return all(
-        other is not None and head.dtype == other.dtype and torch.equal(shard.load(HEAD), shard.load(EMBEDDING))
+        other is not None
+        and head.dtype == other.dtype
+        and torch.equal(shard.load(HEAD), shard.load(EMBEDDING))
         for shard, head, other in heads
     )
 
@@ -291,27 +333,39 @@ def _expect(config: LlamaConfig, shards: list[Weights], folder: Path) -> dict[st
         del like["lm_head.weight"]
     for name, tensor in like.items():
         if any(meta_name(name) not in shard.like for shard in shards):
-            raise RunError(f"{folder}: its weights lack {meta_name(name)}; the file is damaged or of another model")
+            raise RunError(
+                f"{folder}: its weights lack {meta_name(name)}; the file is damaged or of another "
+                f"model"
+            )
         like[name] = tensor.to(shards[0].like[meta_name(name)].dtype)
     return like
 
 
-def _gather(shards: list[Weights], config: LlamaConfig, like: dict[str, Tensor], name: str) -> Tensor:
-    """One tensor of ours, from the parts that the shards have of it; a norm's weights are whole in each."""
+def _gather(
+    shards: list[Weights], config: LlamaConfig, like: dict[str, Tensor], name: str
+) -> Tensor:
+    """One tensor of ours, from the parts that the shards have of it; a norm's weights are whole in
+    each.
+    """
     parts, shape = [shard.load(meta_name(name)) for shard in shards], like[name].shape
     whole = parts[0]
     if whole.shape != shape:
         axis = next((axis for axis, size in enumerate(whole.shape) if size != shape[axis]), 0)
         whole = torch.cat(parts, axis)
     if whole.shape != shape:
-        raise RunError(f"{meta_name(name)} is {tuple(whole.shape)} and should be {tuple(shape)}: see {PARAMS}")
+        raise RunError(
+            f"{meta_name(name)} is {tuple(whole.shape)} and should be {tuple(shape)}: see {PARAMS}"
+        )
     heads = _rotated_heads(name, config)
     return separate(whole, heads) if heads else whole
 
 
 def _rotated_heads(name: str, config: LlamaConfig) -> int:
     """How many heads' rows of a tensor are turned by their position; 0 of most."""
-    kinds = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    kinds = {
+        "q_proj.weight": config.num_attention_heads,
+        "k_proj.weight": config.num_key_value_heads,
+    }
     return next((heads for kind, heads in kinds.items() if name.endswith(kind)), 0)
 
 
@@ -319,7 +373,9 @@ def _import_tokenizer(folder: Path, out: Path, config: LlamaConfig) -> None:
     """Write the tokenizer, and its begin and end into `config`."""
     path = folder / TOKENIZER
     if path.exists():
-        tokenizer = read_tiktoken(path, LLAMA3 if config.rope_parameters["rope_type"] == "default" else LLAMA31)
+        tokenizer = read_tiktoken(
+            path, LLAMA3 if config.rope_parameters["rope_type"] == "default" else LLAMA31
+        )
         tokenizer.save_pretrained(out)
     elif (folder / "tokenizer.json").exists():
         copy_files(folder, out, TOKENIZER_FILES)
@@ -328,7 +384,10 @@ def _import_tokenizer(folder: Path, out: Path, config: LlamaConfig) -> None:
         logger.warning("%s has no %s: put a tokenizer beside the weights", folder, TOKENIZER)
         return
     if len(tokenizer) != config.vocab_size:
-        raise RunError(f"the tokenizer in {folder} has {len(tokenizer)} tokens and the model {config.vocab_size}")
+        raise RunError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens and the model "
+            f"{config.vocab_size}"
+        )
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
 
 

@@ -1,4 +1,6 @@
-"""Llama 3's tokenizer: Meta's `tokenizer.model`, tokens by rank in base64, and the same as a `tokenizers` object."""
+"""Llama 3's tokenizer: Meta's `tokenizer.model`, tokens by rank in base64, and the same as a
+`tokenizers` object.
+"""
 
 import base64
 import binascii
@@ -12,7 +14,8 @@ from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unic
 from rung.errors import TokenizerError
 
 PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
@@ -33,16 +36,22 @@ def read_ranks(path: Path) -> dict[bytes, int]:
     except OSError as error:
         raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, binascii.Error) as error:
-        raise TokenizerError(f"{path} is no tokenizer of Llama 3: its lines are not tokens in base64") from error
+        raise TokenizerError(
+            f"{path} is no tokenizer of Llama 3: its lines are not tokens in base64"
+        ) from error
     if sorted(ranks.values()) != list(range(len(ranks))):
         raise TokenizerError(f"{path} is damaged: its ranks are not 0 to {len(ranks) - 1}")
     return ranks
 
 
 def read_tiktoken(path: Path, names: dict[int, str] = LLAMA31) -> PreTrainedTokenizerFast:
-    """The tokenizer of a `tokenizer.model`; `names` are those of its special tokens (`LLAMA3` or `LLAMA31`)."""
+    """The tokenizer of a `tokenizer.model`; `names` are those of its special tokens (`LLAMA3` or
+    `LLAMA31`).
+    """
     ranks = read_ranks(path)
-    backend = _Converter(ranks, pattern=PATTERN, extra_special_tokens=name_specials(names)).converted()
+    backend = _Converter(
+        ranks, pattern=PATTERN, extra_special_tokens=name_specials(names)
+    ).converted()
     begin = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, len(ranks))]
     )
@@ -60,7 +69,9 @@ def read_tiktoken(path: Path, names: dict[int, str] = LLAMA31) -> PreTrainedToke
 def name_specials(names: dict[int, str]) -> list[str]:
     """All the special tokens, in order."""
     unnamed = (place for place in range(SPECIALS) if place not in names)
-    reserved = {place: f"<|reserved_special_token_{number}|>" for number, place in enumerate(unnamed)}
+    reserved = {
+        place: f"<|reserved_special_token_{number}|>" for number, place in enumerate(unnamed)
+    }
     return [(names | reserved)[place] for place in range(SPECIALS)]
 
 
@@ -71,10 +82,17 @@ def write_tiktoken(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     vocab = spec["model"].get("vocab")
-    as_made = json.dumps(PATTERN) in json.dumps(spec["pre_tokenizer"]) and spec["model"].get("ignore_merges")
-    if not as_made or sorted(vocab.values()) != list(range(len(vocab))) or len(tokenizer) != len(vocab) + SPECIALS:
+    as_made = json.dumps(PATTERN) in json.dumps(spec["pre_tokenizer"]) and spec["model"].get(
+        "ignore_merges"
+    )
+    if (
+        not as_made
+        or sorted(vocab.values()) != list(range(len(vocab)))
+        or len(tokenizer) != len(vocab) + SPECIALS
+    ):
         raise TokenizerError(
-            f"tokenizer.model holds byte pairs cut as Llama 3 cuts them, and {SPECIALS} special tokens after them"
+            f"tokenizer.model holds byte pairs cut as Llama 3 cuts them, and {SPECIALS} special "
+            f"tokens after them"
         )
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     tokens = sorted(vocab, key=vocab.__getitem__)
@@ -83,7 +101,9 @@ def write_tiktoken(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
 
 
 class _Converter(TikTokenConverter):
-    """transformers' own, given the ranks: to read them from the file it would want the `tiktoken` package."""
+    """transformers' own, given the ranks: to read them from the file it would want the `tiktoken`
+    package.
+    """
 
     def __init__(self, ranks: dict[bytes, int], **options: object) -> None:
         super().__init__(**options)

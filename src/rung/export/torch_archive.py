@@ -1,7 +1,7 @@
 """Files as `torch.save` writes them, one tensor at a time: it would want all of them at once.
 
-Such a file is a ZIP archive, nothing in it compressed: a pickle of the dictionary, in which a tensor names its
-storage, and each storage's bytes in a member of its own.
+Such a file is a ZIP archive, nothing in it compressed: a pickle of the dictionary, in which a
+tensor names its storage, and each storage's bytes in a member of its own.
 """
 
 import io
@@ -49,16 +49,23 @@ def write_consolidated(path: Path, weights: Weights, aliases: Mapping[str, str])
 
     Raises `RunError` for numbers that are no floats of 2 or 4 bytes.
     """
-    order = {name: _Storage.of(tensor, str(key)) for key, (name, tensor) in enumerate(weights.like.items())}
+    order = {
+        name: _Storage.of(tensor, str(key))
+        for key, (name, tensor) in enumerate(weights.like.items())
+    }
     tensors = {name: _Stored(tensor, order[name]) for name, tensor in weights.like.items()}
     page = io.BytesIO()
-    _Pickler(page, protocol=2).dump(tensors | {name: tensors[other] for name, other in aliases.items()})
+    _Pickler(page, protocol=2).dump(
+        tensors | {name: tensors[other] for name, other in aliases.items()}
+    )
     root = path.stem
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{root}/data.pkl", page.getvalue())
         archive.writestr(f"{root}/byteorder", "little")
         for name, storage in order.items():
-            with archive.open(_member(archive, f"{root}/data/{storage.key}", weights.like[name].nbytes), "w") as file:
+            with archive.open(
+                _member(archive, f"{root}/data/{storage.key}", weights.like[name].nbytes), "w"
+            ) as file:
                 write_bytes(weights.load(name), file.write)
         archive.writestr(f"{root}/version", "3\n")
 
@@ -74,7 +81,9 @@ class _Storage:
     @classmethod
     def of(cls, tensor: Tensor, key: str) -> "_Storage":
         if tensor.dtype not in STORAGES:
-            raise RunError(f"weights of {tensor.dtype} are not written: cast them to bfloat16 or float32 first")
+            raise RunError(
+                f"weights of {tensor.dtype} are not written: cast them to bfloat16 or float32 first"
+            )
         return cls(STORAGES[tensor.dtype], key, tensor.numel())
 
 
@@ -87,20 +96,31 @@ class _Stored:
 
     def __reduce__(self) -> tuple[Any, ...]:
         shape, stride = tuple(self.tensor.shape), self.tensor.stride()
-        return torch._utils._rebuild_tensor_v2, (self.storage, 0, shape, stride, False, OrderedDict())
+        return torch._utils._rebuild_tensor_v2, (
+            self.storage,
+            0,
+            shape,
+            stride,
+            False,
+            OrderedDict(),
+        )
 
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
         """What stands for a storage, as torch reads it."""
-        return ("storage", obj.kind, obj.key, "cpu", obj.size) if isinstance(obj, _Storage) else None
+        return (
+            ("storage", obj.kind, obj.key, "cpu", obj.size) if isinstance(obj, _Storage) else None
+        )
 
 
 def _member(archive: zipfile.ZipFile, name: str, size: int) -> zipfile.ZipInfo:
     """A member of the archive whose bytes will be aligned, by a field of padding in its header."""
     info = zipfile.ZipInfo(name)
     info.file_size = size
-    large = 20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0  # zipfile's own field, for sizes of 64 bits
+    large = (
+        20 if size * 1.05 > zipfile.ZIP64_LIMIT else 0
+    )  # zipfile's own field, for sizes of 64 bits
     assert archive.fp is not None
     padding = -(archive.fp.tell() + 30 + len(name) + large + 4) % ALIGNMENT
     info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding

@@ -1,9 +1,11 @@
-"""Texts that share a model's steps: each joins, goes on and leaves when it likes, and has a slot of its own.
+"""Texts that share a model's steps: each joins, goes on and leaves when it likes, and has a slot of
+its own.
 
-What a text gets depends on nothing but itself: its keys and values stand in memory of their own, without padding, and
-a full window is read again for it alone, as `Decoder` does. On a CPU transformers take all texts a token further in
-C, and what each gets is the same to the last bit; elsewhere the model's own forward pass takes them, those with
-states of one shape together, and what each gets is the same but for rounding.
+What a text gets depends on nothing but itself: its keys and values stand in memory of their own,
+without padding, and a full window is read again for it alone, as `Decoder` does. On a CPU
+transformers take all texts a token further in C, and what each gets is the same to the last bit;
+elsewhere the model's own forward pass takes them, those with states of one shape together, and what
+each gets is the same but for rounding.
 """
 
 from collections.abc import Sequence
@@ -28,7 +30,8 @@ SMALLEST = 64  # tokens that a slot has room for at first
 class Slots:
     """Up to `count` texts that one model goes on with.
 
-    `begin` a text, then in turn: `advance`, which says whose next token is to be chosen, and `put` the one chosen.
+    `begin` a text, then in turn: `advance`, which says whose next token is to be chosen, and `put`
+    the one chosen.
     """
 
     def __init__(self, model: CausalModel, count: int) -> None:
@@ -47,7 +50,9 @@ class Slots:
         return slot
 
     def put(self, slot: int, token: int) -> None:
-        """The token that follows; where the window is full, the last half of the text is read again with it."""
+        """The token that follows; where the window is full, the last half of the text is read again
+        with it.
+        """
         text = self.texts[slot]
         text.ids.append(token)
         text.wanted -= 1
@@ -63,7 +68,9 @@ class Slots:
         self.free.append(slot)
 
     def pause(self, slot: int) -> "_Text":
-        """Make room for another text; give what leaves to `resume`, and it goes on as if nothing had been."""
+        """Make room for another text; give what leaves to `resume`, and it goes on as if nothing
+        had been.
+        """
         text = self.texts[slot]
         self.leave(slot)
         return text
@@ -71,17 +78,23 @@ class Slots:
     def resume(self, text: "_Text") -> int:
         """The slot of a text that was paused; all that it looks at is read again."""
         slot = self.free.pop()
-        self.texts[slot] = replace(text, unread=text.ids, next=None, state=self.memory.begin(len(text.ids)))
+        self.texts[slot] = replace(
+            text, unread=text.ids, next=None, state=self.memory.begin(len(text.ids))
+        )
         return slot
 
     def advance(self, slots: Sequence[int]) -> tuple[list[int], Float[Tensor, "B V"]]:
-        """Which of `slots` are now to `put` a token, and its logits, which the next call may write over.
+        """Which of `slots` are now to `put` a token, and its logits, which the next call may write
+        over.
 
-        All that have a token to append take a step; of those that are being read, one reads on. Those for which that
-        cannot be done are in `failed` until the next call, each with its reason, and can only `leave`.
+        All that have a token to append take a step; of those that are being read, one reads on.
+        Those for which that cannot be done are in `failed` until the next call, each with its
+        reason, and can only `leave`.
         """
         self.failed = {}
-        ready, logits = self._step_or_fail([slot for slot in slots if self.texts[slot].next is not None])
+        ready, logits = self._step_or_fail(
+            [slot for slot in slots if self.texts[slot].next is not None]
+        )
         reading = self._choose_reading([slot for slot in slots if self.texts[slot].unread])
         if reading is not None:
             logits = [part.clone() for part in logits]  # reading may write over them
@@ -90,24 +103,32 @@ class Slots:
                 logits.append(last)
         if not logits:
             return [], torch.empty(0, self.model.config.vocab_size)
-        return ready, logits[0] if len(logits) == 1 else torch.cat([part.float() for part in logits])
+        return ready, logits[0] if len(logits) == 1 else torch.cat(
+            [part.float() for part in logits]
+        )
 
     def _begin(self, slot: int, ids: list[int], wanted: int) -> None:
         if (window := self.model.context_length) and len(ids) > window:
             ids = ids[-(window - min(wanted, max(1, window // 2))) :]
         left = min(wanted, window - len(ids)) if window else wanted
         self.texts.pop(slot, None)  # the last of those that are read
-        self.texts[slot] = _Text(ids=ids, wanted=wanted, left=left, unread=ids, state=self.memory.begin(len(ids)))
+        self.texts[slot] = _Text(
+            ids=ids, wanted=wanted, left=left, unread=ids, state=self.memory.begin(len(ids))
+        )
 
     def _choose_reading(self, slots: list[int]) -> int | None:
-        """In turn the one that has the least to read, and the one that began first: no short text waits for many long
-        ones, and no long one for ever.
+        """In turn the one that has the least to read, and the one that began first: no short text
+        waits for many long ones, and no long one for ever.
         """
         if not slots:
             return None
         self.reads_oldest = not self.reads_oldest
         oldest = next(slot for slot in self.texts if slot in slots)
-        return oldest if self.reads_oldest else min(slots, key=lambda slot: len(self.texts[slot].unread))
+        return (
+            oldest
+            if self.reads_oldest
+            else min(slots, key=lambda slot: len(self.texts[slot].unread))
+        )
 
     def _read_or_fail(self, slot: int) -> Float[Tensor, "1 V"] | None:
         try:
@@ -118,7 +139,11 @@ class Slots:
 
     def _read_on(self, text: "_Text", slot: int) -> Float[Tensor, "1 V"] | None:
         """Read some tokens more; when they were the last, the logits of the next one."""
-        if len(text.ids) <= READ_IN_C and isinstance(self.memory, _KeysAndValues) and self.memory.native:
+        if (
+            len(text.ids) <= READ_IN_C
+            and isinstance(self.memory, _KeysAndValues)
+            and self.memory.native
+        ):
             logits = self.memory.read(slot, text.ids)
             text.state, text.unread = None, []
             return logits
@@ -159,7 +184,9 @@ class Slots:
 
 @dataclass(kw_only=True)
 class _Text:
-    """A text in its slot: `left` more tokens fit in, `unread` are to be read first, `next` is to be appended."""
+    """A text in its slot: `left` more tokens fit in, `unread` are to be read first, `next` is to be
+    appended.
+    """
 
     ids: list[int]  # that the model looks at, those that are to be read or appended among them
     wanted: int
@@ -187,7 +214,9 @@ class _States:
         self.kept.pop(slot, None)
 
     def step(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
-        """States that differ in shape, as those over texts of different lengths, go one shape after another."""
+        """States that differ in shape, as those over texts of different lengths, go one shape after
+        another.
+        """
         shapes: dict[tuple[torch.Size, ...], list[int]] = {}
         for row, slot in enumerate(slots):
             shapes.setdefault(tuple(part.shape for part in self.kept[slot].tensors), []).append(row)
@@ -200,19 +229,26 @@ class _States:
         self.kept |= after  # all, or none where something failed
         return torch.stack(found)
 
-    def _step_alike(self, states: list[State], tokens: Int[Tensor, " B"]) -> tuple[Float[Tensor, "B V"], list[State]]:
+    def _step_alike(
+        self, states: list[State], tokens: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B V"], list[State]]:
         parts = tuple(map(torch.cat, zip(*(state.tensors for state in states), strict=True)))
-        output = self.model(tokens[:, None], past_key_values=State(parts, states[0].length), use_cache=True)
+        output = self.model(
+            tokens[:, None], past_key_values=State(parts, states[0].length), use_cache=True
+        )
         after = output.past_key_values.tensors
         split = [
-            State(tuple(part[row : row + 1] for part in after), state.length + 1) for row, state in enumerate(states)
+            State(tuple(part[row : row + 1] for part in after), state.length + 1)
+            for row, state in enumerate(states)
         ]
         return output.logits[:, -1], split
 
 
 @dataclass
 class _Span:
-    """Where a text's keys and values stand: tokens before it, tokens that it has room for, tokens that are there."""
+    """Where a text's keys and values stand: tokens before it, tokens that it has room for, tokens
+    that are there.
+    """
 
     start: int
     room: int
@@ -220,10 +256,12 @@ class _Span:
 
 
 class _KeysAndValues:
-    """Keys and values of all texts, one text behind the other in memory that grows and shrinks with them.
+    """Keys and values of all texts, one text behind the other in memory that grows and shrinks with
+    them.
 
-    A text has room for twice what it needed last; where it outgrows that it moves behind the others. Memory holds half
-    as much again as all have room for, at the most four times; nothing is changed before its memory is there.
+    A text has room for twice what it needed last; where it outgrows that it moves behind the
+    others. Memory holds half as much again as all have room for, at the most four times; nothing is
+    changed before its memory is there.
     """
 
     def __init__(self, model: CausalModel) -> None:
@@ -232,7 +270,9 @@ class _KeysAndValues:
         if self.native:
             self.native.spare = int(torch.get_num_threads() < count_cores())
         self.spans: dict[int, _Span] = {}
-        self.rows: list[tuple[Tensor, Tensor]] = []  # of each layer: of each text its groups, of each a row a token
+        self.rows: list[
+            tuple[Tensor, Tensor]
+        ] = []  # of each layer: of each text its groups, of each a row a token
         self.groups: list[int] = []
         self.room = self.end = 0  # tokens: all, and those before what no text has
 
@@ -279,17 +319,25 @@ class _KeysAndValues:
         mine = [self.spans[slot] for slot in slots]
         spans = torch.tensor([[span.start, span.room] for span in mine], device=tokens.device)
         at = torch.tensor([span.length for span in mine], device=tokens.device)
-        logits = self.native.step(tokens, spans, at) if self.native else self._forward(tokens, spans, at)
+        logits = (
+            self.native.step(tokens, spans, at) if self.native else self._forward(tokens, spans, at)
+        )
         for span in mine:
             span.length += 1
         return logits
 
-    def _forward(self, tokens: Int[Tensor, " B"], spans: Int[Tensor, "B 2"], at: Int[Tensor, " B"]) -> Tensor:
+    def _forward(
+        self, tokens: Int[Tensor, " B"], spans: Int[Tensor, "B 2"], at: Int[Tensor, " B"]
+    ) -> Tensor:
         width = int(at.max()) + 1
         mask = (torch.arange(width, device=at.device) <= at[:, None])[:, None, None]  # B 1 1 S
         cache = _SomeTexts(self, spans, at, width)
         output = self.model(
-            tokens[:, None], attention_mask=mask, position_ids=at[:, None], past_key_values=cache, use_cache=True
+            tokens[:, None],
+            attention_mask=mask,
+            position_ids=at[:, None],
+            past_key_values=cache,
+            use_cache=True,
         )
         return output.logits[:, -1]
 
@@ -297,7 +345,9 @@ class _KeysAndValues:
         """Keys and values of a text, each (G, room, K)."""
         groups = self.groups[layer]
         return [
-            part[span.start * groups : (span.start + span.room) * groups].view(groups, span.room, part.shape[1])
+            part[span.start * groups : (span.start + span.room) * groups].view(
+                groups, span.room, part.shape[1]
+            )
             for part in self.rows[layer]
         ]
 
@@ -306,7 +356,10 @@ class _KeysAndValues:
         self.groups = [keys.shape[1] for keys, _ in like]
         dtypes = [torch.float32 if self.native else keys.dtype for keys, _ in like]
         self.rows = [
-            (keys.new_empty(0, keys.shape[3], dtype=dtype), values.new_empty(0, values.shape[3], dtype=dtype))
+            (
+                keys.new_empty(0, keys.shape[3], dtype=dtype),
+                values.new_empty(0, values.shape[3], dtype=dtype),
+            )
             for (keys, values), dtype in zip(like, dtypes, strict=True)
         ]
 
@@ -354,16 +407,22 @@ class _KeysAndValues:
 
 
 class _SomeTexts(Cache):
-    """Keys and values of some texts, each with its own number of tokens, as a model's forward pass takes them."""
+    """Keys and values of some texts, each with its own number of tokens, as a model's forward pass
+    takes them.
+    """
 
-    def __init__(self, memory: _KeysAndValues, spans: Int[Tensor, "B 2"], at: Int[Tensor, " B"], width: int) -> None:
+    def __init__(
+        self, memory: _KeysAndValues, spans: Int[Tensor, "B 2"], at: Int[Tensor, " B"], width: int
+    ) -> None:
         super().__init__(layers=[])
         self.memory, self.spans, self.at, self.width = memory, spans, at, width
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write (B, G, 1, K) where each text has got to; its own come back, with what is behind its end."""
+        """Write (B, G, 1, K) where each text has got to; its own come back, with what is behind its
+        end.
+        """
         keys, values = self.memory.rows[layer_idx]
         at = self._find_rows(self.at[:, None], layer_idx)[..., 0]  # B G
         keys[at], values[at] = key_states[:, :, 0], value_states[:, :, 0]

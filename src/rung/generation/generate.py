@@ -1,4 +1,5 @@
-"""Continue a prompt: decoding with nothing between the tokens but the model, the text handed out as it comes.
+"""Continue a prompt: decoding with nothing between the tokens but the model, the text handed out as
+it comes.
 
 Greedy or sampled from any rung by rung's own loop, by beams with `generate` of Hugging Face.
 """
@@ -33,7 +34,9 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The continuation, how many tokens it has, and the seconds of decoding: reading the prompt is in them."""
+    """The continuation, how many tokens it has, and the seconds of decoding: reading the prompt is
+    in them.
+    """
 
     text: str
     tokens: int
@@ -55,8 +58,8 @@ def generate(
 ) -> Generation:
     """The continuation of `prompt`; `on_text` gets its pieces as they are decided (not with beams).
 
-    A `Decoder` is a model that was made ready before: many prompts in turn need it only once. A `draft` guesses
-    ahead; it changes how fast the text comes, not how it is chosen.
+    A `Decoder` is a model that was made ready before: many prompts in turn need it only once. A
+    `draft` guesses ahead; it changes how fast the text comes, not how it is chosen.
     """
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
@@ -67,11 +70,16 @@ def generate(
     else:
         check_draft(decoder)
         tokens = write_guessed(decoder, ids, sampling, ends, draft)
-    return _gather(tokens, [_go_on(tokenizer, prompt, ids, sampling)], on_text, sampling.max_time)[0]
+    return _gather(tokens, [_go_on(tokenizer, prompt, ids, sampling)], on_text, sampling.max_time)[
+        0
+    ]
 
 
 def generate_batch(
-    model: CausalModel | Decoder, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], sampling: Sampling
+    model: CausalModel | Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    sampling: Sampling,
 ) -> list[Generation]:
     """A continuation of each prompt, side by side: each has the seconds that all of them took."""
     if sampling.num_beams > 1:
@@ -79,7 +87,9 @@ def generate_batch(
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
     tokens = write_tokens(decoder, rows, sampling, find_ends(decoder.model, tokenizer))
-    pieces = [_go_on(tokenizer, prompt, ids, sampling) for prompt, ids in zip(prompts, rows, strict=True)]
+    pieces = [
+        _go_on(tokenizer, prompt, ids, sampling) for prompt, ids in zip(prompts, rows, strict=True)
+    ]
     return _gather(tokens, pieces, max_time=sampling.max_time)
 
 
@@ -91,12 +101,15 @@ def continue_tokens(
     ends: Container[int],
     on_text: Callable[[str], None] | None = None,
 ) -> list[Generation]:
-    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the pieces of the first.
+    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the
+    pieces of the first.
 
     Each is a text of its own, as an answer is.
     """
     tokens = write_tokens(decoder, prompts, sampling, ends)
-    return _gather(tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text, sampling.max_time)
+    return _gather(
+        tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text, sampling.max_time
+    )
 
 
 def _gather(
@@ -131,7 +144,9 @@ def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     return [tokenizer.bos_token_id, *encode_plainly(tokenizer, [prompt])[0].ids]
 
 
-def _go_on(tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], sampling: Sampling) -> Pieces:
+def _go_on(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], sampling: Sampling
+) -> Pieces:
     """The text that is to follow a prompt, of these ids."""
     return Pieces(tokenizer, sampling.stop, ids, spaced=prompt[-1:].isspace())
 
@@ -153,7 +168,9 @@ def _search_beams(
     model = model.model if isinstance(model, Decoder) else model
     if sampling.stop or draft or rounded:
         beams = f"num_beams is {sampling.num_beams}"
-        raise RecipeError(f"{beams}: with beams there are no stop strings, no draft and no rounded weights")
+        raise RecipeError(
+            f"{beams}: with beams there are no stop strings, no draft and no rounded weights"
+        )
     room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
     pieces = _go_on(tokenizer, prompt, ids, sampling)
     if window := model.context_length:  # where it ends the writing stops

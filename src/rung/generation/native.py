@@ -1,7 +1,8 @@
-"""Tokens at the speed that the weights are read: `step.c`, compiled once, over a transformer's own weights.
+"""Tokens at the speed that the weights are read: `step.c`, compiled once, over a transformer's own
+weights.
 
-Where there is no C compiler, or a model has parts that `step.c` does not know, the model's own forward pass takes
-its place; a test holds the two together.
+Where there is no C compiler, or a model has parts that `step.c` does not know, the model's own
+forward pass takes its place; a test holds the two together.
 """
 
 import copy
@@ -53,7 +54,10 @@ class _Layer(Structure):
 
 class _Model(Structure):
     _fields_ = [
-        *((name, c_int64) for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")),
+        *(
+            (name, c_int64)
+            for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")
+        ),
         ("threads", c_int64),
         *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
         *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores")),
@@ -75,15 +79,31 @@ class NativeStep:
         self.groups = getattr(config, "num_key_value_heads", self.heads)
         self.size = getattr(config, "head_dim", self.width // self.heads)
         self.layers = list(self._gpt2() if isinstance(model, GPT2LMHeadModel) else self._llama())
-        self.last = self._norm(model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm)
+        self.last = self._norm(
+            model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm
+        )
         self.head = self._product(model.lm_head.weight)
 
     def fits(self) -> bool:
-        """Whether each product is of the size that `step.c` takes it for: the same in all layers."""
-        attended, shared, inner = self.heads * self.size, self.groups * self.size, self.layers[0].up.rows
-        sizes = dict.fromkeys("kv", (shared, self.width)) | dict.fromkeys(("gate", "up"), (inner, self.width))
-        sizes |= {"q": (attended, self.width), "o": (self.width, attended), "down": (self.width, inner)}
-        products = [(getattr(layer, name), size) for layer in self.layers for name, size in sizes.items()]
+        """Whether each product is of the size that `step.c` takes it for: the same in all
+        layers.
+        """
+        attended, shared, inner = (
+            self.heads * self.size,
+            self.groups * self.size,
+            self.layers[0].up.rows,
+        )
+        sizes = dict.fromkeys("kv", (shared, self.width)) | dict.fromkeys(
+            ("gate", "up"), (inner, self.width)
+        )
+        sizes |= {
+            "q": (attended, self.width),
+            "o": (self.width, attended),
+            "down": (self.width, inner),
+        }
+        products = [
+            (getattr(layer, name), size) for layer in self.layers for name, size in sizes.items()
+        ]
         products.append((self.head, (self.head.rows, self.width)))
         alike = all((part.rows, part.columns) == size for part, size in products if part.weight)
         return alike and self.heads % self.groups == 0
@@ -91,20 +111,33 @@ class NativeStep:
     def begin(self, state: KeyValues, ahead: Int[Tensor, " B"]) -> None:
         """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
         if bool(((ahead < 0) | (ahead > state.get_seq_length())).any()):
-            raise ValueError(f"{ahead.tolist()} columns of padding, but {state.get_seq_length()} tokens are there")
+            raise ValueError(
+                f"{ahead.tolist()} columns of padding, but {state.get_seq_length()} tokens are "
+                f"there"
+            )
         rows = [(keys.float(), values.float()) for keys, values in state.rows]
         self.hold(rows, state.room)
         if self.tokens != len(ahead) * state.room:
-            raise ValueError(f"padding of {len(ahead)} texts, but memory for {self.tokens} tokens of {state.room} each")
+            raise ValueError(
+                f"padding of {len(ahead)} texts, but memory for {self.tokens} tokens of "
+                f"{state.room} each"
+            )
         self.state, self.ahead, state.rows = state, ahead, rows
 
     def hold(self, rows: list[tuple[Tensor, Tensor]], longest: int) -> None:
-        """Read and write keys and values there from now on, in float32; `longest`: tokens of a text at most."""
-        places = [[Address(part, part.shape, torch.float32).value for part in pair] for pair in rows]
+        """Read and write keys and values there from now on, in float32; `longest`: tokens of a text
+        at most.
+        """
+        places = [
+            [Address(part, part.shape, torch.float32).value for part in pair] for pair in rows
+        ]
         numbers = {part.numel() for pair in rows for part in pair}
         tokens, rest = divmod(max(numbers, default=0), self.groups * self.size)
         if len(numbers) != 1 or rest or len(rows) != len(self.layers):
-            raise ValueError(f"memory of {numbers} numbers in {len(rows)} layers: {len(self.layers)} must have as many")
+            raise ValueError(
+                f"memory of {numbers} numbers in {len(rows)} layers: {len(self.layers)} must have "
+                f"as many"
+            )
         turns = None
         if isinstance(self.model, LlamaForCausalLM):
             rotation = find_rotation(torch.arange(longest)[None], self.model.config, torch.float32)
@@ -129,14 +162,19 @@ class NativeStep:
         self.state.length, self.state.written = at, steps
         return logits.view(texts, steps, -1)
 
-    def step(self, tokens: Int[Tensor, " R"], spans: Int[Tensor, "R 2"], at: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
-        """Logits of the token after each of `tokens`, which is the next of a text and stands `at` its own place there;
-        the next call writes over them.
+    def step(
+        self, tokens: Int[Tensor, " R"], spans: Int[Tensor, "R 2"], at: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R V"]:
+        """Logits of the token after each of `tokens`, which is the next of a text and stands `at`
+        its own place there; the next call writes over them.
 
-        Of each text, `spans` says how many tokens others have room for before it, and how many it has.
+        Of each text, `spans` says how many tokens others have room for before it, and how many it
+        has.
         """
         for (start, its_room), place in zip(spans.tolist(), at.tolist(), strict=True):
-            if not (0 <= place < min(its_room, self.longest) and 0 <= start <= self.tokens - its_room):
+            if not (
+                0 <= place < min(its_room, self.longest) and 0 <= start <= self.tokens - its_room
+            ):
                 most = f"{its_room} from {start} on, of {self.tokens}"
                 raise ValueError(f"a token stands at {place}, but there is room for {most}")
         room = self._make_room(len(tokens))
@@ -146,7 +184,9 @@ class NativeStep:
         return self._run(room, tokens, at)
 
     def _make_room(self, rows: int) -> "_Room":
-        """The one set of buffers, made anew where it is too small: of all steps the largest alone is paid for."""
+        """The one set of buffers, made anew where it is too small: of all steps the largest alone
+        is paid for.
+        """
         if self.room is None or self.room.most < rows:
             self.room = None  # so that the old one is gone before
             self.room = _Room(self, rows)
@@ -154,29 +194,48 @@ class NativeStep:
             self.room.use(rows)
         return self.room
 
-    def _run(self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]) -> Float[Tensor, "R V"]:
+    def _run(
+        self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]
+    ) -> Float[Tensor, "R V"]:
         if isinstance(self.model, GPT2LMHeadModel):
             parts = self.model.transformer
-            room.x.copy_(torch.embedding(parts.wte.weight, tokens) + torch.embedding(parts.wpe.weight, positions))
+            room.x.copy_(
+                torch.embedding(parts.wte.weight, tokens)
+                + torch.embedding(parts.wpe.weight, positions)
+            )
         else:
             room.x.copy_(torch.embedding(self.model.model.embed_tokens.weight, tokens))
         turns = self.turns[positions] if self.turns is not None else None
-        pointer = Address(turns, (len(tokens), 2, self.size), torch.float32) if turns is not None else None
+        pointer = (
+            Address(turns, (len(tokens), 2, self.size), torch.float32)
+            if turns is not None
+            else None
+        )
         threads = torch.get_num_threads() + (self.spare if len(tokens) >= MANY else 0)
         room.described.threads = min(threads, len(room.scores))
-        self.compiled.step(byref(room.described), pointer, Address(room.logits, room.logits.shape, torch.float32))
+        self.compiled.step(
+            byref(room.described), pointer, Address(room.logits, room.logits.shape, torch.float32)
+        )
         return room.logits
 
     def _llama(self) -> Iterator[_Layer]:
         for block in self.model.model.layers:
             attention, mlp = block.self_attn, block.mlp
-            names = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj, "o": attention.o_proj}
+            names = {
+                "q": attention.q_proj,
+                "k": attention.k_proj,
+                "v": attention.v_proj,
+                "o": attention.o_proj,
+            }
             names |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
             yield _Layer(
                 before_attention=self._norm(block.input_layernorm),
                 before_mlp=self._norm(block.post_attention_layernorm),
                 scale=self.model.config.head_dim**-0.5,
-                **{name: self._product(linear.weight, linear.bias) for name, linear in names.items()},
+                **{
+                    name: self._product(linear.weight, linear.bias)
+                    for name, linear in names.items()
+                },
             )
 
     def _gpt2(self) -> Iterator[_Layer]:
@@ -184,7 +243,12 @@ class NativeStep:
         size = self.model.config.n_embd // self.model.config.n_head
         for block in self.model.transformer.h:
             attention, mlp = block.attn, block.mlp
-            joint = zip("qkv", attention.c_attn.weight.T.chunk(3), attention.c_attn.bias.chunk(3), strict=True)
+            joint = zip(
+                "qkv",
+                attention.c_attn.weight.T.chunk(3),
+                attention.c_attn.bias.chunk(3),
+                strict=True,
+            )
             products = {name: self._product(weight, bias) for name, weight, bias in joint}
             for name, layer in (("o", attention.c_proj), ("up", mlp.c_fc), ("down", mlp.c_proj)):
                 products[name] = self._product(layer.weight.T, layer.bias)
@@ -201,7 +265,10 @@ class NativeStep:
             weight, scale = round_to_int8(weight)
         blocks = self._fill(weight).unflatten(0, (-1, LANES)).mT  # N/LANES D LANES
         filled = len(blocks) * LANES
-        each = [None if t is None else self._keep(self._fill(t), (filled,), torch.float32) for t in (scale, bias)]
+        each = [
+            None if t is None else self._keep(self._fill(t), (filled,), torch.float32)
+            for t in (scale, bias)
+        ]
         return _Product(
             *(self._keep(blocks, blocks.shape, self.weights), *each),
             *(rows, weight.shape[1], KINDS[self.weights]),
@@ -215,7 +282,9 @@ class NativeStep:
     def _norm(self, module: nn.Module) -> _Norm:
         parameters = dict(module.named_parameters())
         each = (parameters.get(name) for name in ("weight", "bias"))
-        weight, bias = (None if t is None else self._keep(t, (self.width,), torch.float32) for t in each)
+        weight, bias = (
+            None if t is None else self._keep(t, (self.width,), torch.float32) for t in each
+        )
         return _Norm(weight, bias, module.eps)
 
     def _keep(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -234,7 +303,9 @@ class _Room:
         sizes = (width, width, heads * size, heads * size, inside)
         self.most = most
         self.buffers = [torch.zeros(most, count, dtype=torch.float32) for count in sizes]
-        self.scores = torch.zeros(torch.get_num_threads() + step.spare, capacity + LANES, dtype=torch.float32)
+        self.scores = torch.zeros(
+            torch.get_num_threads() + step.spare, capacity + LANES, dtype=torch.float32
+        )
         self.all_logits = torch.empty(most, step.head.rows, dtype=torch.float32)
         self.all_places = torch.zeros(most, 4, dtype=torch.int64)
         self.described = _Model(
@@ -246,22 +317,36 @@ class _Room:
 
     def use(self, rows: int) -> None:
         """Let the next step be one of so many rows, each of a text without padding."""
-        self.x, self.logits, self.places = self.buffers[0][:rows], self.all_logits[:rows], self.all_places[:rows]
+        self.x, self.logits, self.places = (
+            self.buffers[0][:rows],
+            self.all_logits[:rows],
+            self.all_places[:rows],
+        )
         self.places[:, FIRST] = 0
         self.described.batch = rows
-        self.shape: tuple[int, int] | None = None  # texts and steps that the places are laid out for
+        self.shape: tuple[int, int] | None = (
+            None  # texts and steps that the places are laid out for
+        )
 
     def lay_out(self, steps: int, ahead: Int[Tensor, " B"], longest: int) -> None:
-        """Let the rows be so many steps of each text, which has room for `longest` tokens, after its padding."""
+        """Let the rows be so many steps of each text, which has room for `longest` tokens, after
+        its padding.
+        """
         texts = torch.arange(len(ahead)).repeat_interleave(steps)
-        self.places[:, START], self.places[:, ROOM], self.places[:, FIRST] = texts * longest, longest, ahead[texts]
+        self.places[:, START], self.places[:, ROOM], self.places[:, FIRST] = (
+            texts * longest,
+            longest,
+            ahead[texts],
+        )
         self.steps, self.shape = torch.arange(steps).repeat(len(ahead)), (len(ahead), steps)
 
 
 def is_computed(model: CausalModel) -> bool:
-    """Whether `step.c` computes what `model` does: it has exactly the modules and shapes that its configuration makes.
+    """Whether `step.c` computes what `model` does: it has exactly the modules and shapes that its
+    configuration makes.
 
-    No adapter, parametrization or quantised layer is among them, none is hooked, and none drops channels now.
+    No adapter, parametrization or quantised layer is among them, none is hooked, and none drops
+    channels now.
     """
     config = copy.deepcopy(model.config)
     if type(model) is GPT2LMHeadModel:
@@ -273,13 +358,20 @@ def is_computed(model: CausalModel) -> bool:
     drops = model.training and any(getattr(config, key, None) for key in SHARES)
     with torch.device("meta"), no_init_weights():
         wanted = type(model)(config)
-    parts, kinds = dict(model.named_modules()), {name: type(part) for name, part in wanted.named_modules()}
-    is_whole = parts.keys() == kinds.keys() and all(is_plain(parts[name], kind) for name, kind in kinds.items())
+    parts, kinds = (
+        dict(model.named_modules()),
+        {name: type(part) for name, part in wanted.named_modules()},
+    )
+    is_whole = parts.keys() == kinds.keys() and all(
+        is_plain(parts[name], kind) for name, kind in kinds.items()
+    )
     return knows_activation and not drops and is_whole and _shapes(model) == _shapes(wanted)
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)}
+    return {
+        name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
 
 
 def native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:

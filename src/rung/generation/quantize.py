@@ -37,7 +37,9 @@ def round_to_int8(weight: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Flo
 
 
 @torch.inference_mode()
-def rounding_cost(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str, weights: torch.dtype) -> float:
+def rounding_cost(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str, weights: torch.dtype
+) -> float:
     """Bits per byte that `text` costs more with rounded weights; negative where it costs less."""
     rounded = copy.deepcopy(model)
     for module in rounded.modules():
@@ -45,10 +47,13 @@ def rounding_cost(model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: 
             module.weight = nn.Parameter(_round(module.weight, weights), requires_grad=False)
         elif isinstance(module, Conv1D):
             module.weight = nn.Parameter(_round(module.weight.T, weights).T, requires_grad=False)
-    ids = [tokenizer.bos_token_id, *encode_plainly(tokenizer, [text])[0].ids][: model.context_length]
+    ids = [tokenizer.bos_token_id, *encode_plainly(tokenizer, [text])[0].ids][
+        : model.context_length
+    ]
     row = torch.tensor([ids], device=model.device)
     nats = [
-        F.cross_entropy(m(row[:, :-1]).logits[0].float(), row[0, 1:], reduction="sum").item() for m in (model, rounded)
+        F.cross_entropy(m(row[:, :-1]).logits[0].float(), row[0, 1:], reduction="sum").item()
+        for m in (model, rounded)
     ]
     return (nats[1] - nats[0]) / math.log(2) / max(1, len(tokenizer.decode(ids[1:]).encode()))
 

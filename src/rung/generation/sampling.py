@@ -1,6 +1,8 @@
-"""How the next token is chosen: the likeliest, or drawn from what temperature, top-k and top-p leave.
+"""How the next token is chosen: the likeliest, or drawn from what temperature, top-k and top-p
+leave.
 
-The same distribution as Hugging Face's: temperature first, then top-k, then top-p (Holtzman et al. 2020).
+The same distribution as Hugging Face's: temperature first, then top-k, then top-p (Holtzman et al.
+2020).
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,9 @@ from rung.errors import RecipeError
 from rung.models.base import check_overflow
 
 NEARLY_GREEDY = 1e-3  # temperatures below it take the likeliest: their numbers would not hold
-LEAST_TOP_P = 2**-24  # below it the likeliest token is enough, of any vocabulary that is smaller than 2**24
+LEAST_TOP_P = (
+    2**-24
+)  # below it the likeliest token is enough, of any vocabulary that is smaller than 2**24
 PATIENCE = 32  # draws of one token from all before the likely ones are sorted out
 
 
@@ -44,18 +48,25 @@ class Sampling:
             "top_k": self.top_k >= 0,
             "top_p": 0 <= self.top_p <= 1,
             "num_beams": self.num_beams >= 1,
-            "seed": isinstance(self.seed, int) and -(2**63) <= self.seed < 2**64,  # what torch takes
+            "seed": isinstance(self.seed, int)
+            and -(2**63) <= self.seed < 2**64,  # what torch takes
         }
         special = {"temperature": "0 or more", "top_k": "0 or more", "top_p": "in [0, 1]"}
         special["seed"] = f"a whole number from {-(2**63)} to {2**64 - 1}"
         for name, holds in bounds.items():
             if not holds:
-                raise RecipeError(f"{name} is {getattr(self, name)}: it must be {special.get(name, '1 or more')}")
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)}: it must be {special.get(name, '1 or more')}"
+                )
         if "" in self.stop:
-            raise RecipeError("stop is an empty text: it would end before the first token; leave it out")
+            raise RecipeError(
+                "stop is an empty text: it would end before the first token; leave it out"
+            )
 
 
-def choose(logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator) -> Int[Tensor, " B"]:
+def choose(
+    logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator
+) -> Int[Tensor, " B"]:
     """The next token of each row, chosen on the device that the logits are on."""
     check_overflow(logits)
     if sampling.is_greedy:
@@ -82,7 +93,9 @@ def find_shares(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tenso
 
 
 def _draws_from_all(shares: Float[Tensor, "B V"], sampling: Sampling) -> bool:
-    return not 0 < sampling.top_k < shares.shape[-1] and (sampling.top_p == 1 or shares.device.type == "cpu")
+    return not 0 < sampling.top_k < shares.shape[-1] and (
+        sampling.top_p == 1 or shares.device.type == "cpu"
+    )
 
 
 def _find_likely(
@@ -96,15 +109,21 @@ def _find_likely(
 
 
 def _sum_above(shares: Float[Tensor, "B V"]) -> Float[Tensor, "B V"]:
-    """Of each token the probability of all that are likelier: equals count neither for nor against each other."""
+    """Of each token the probability of all that are likelier: equals count neither for nor against
+    each other.
+    """
     ascending = shares.sort(-1).values
     sums = ascending.double().cumsum(-1)
     place = torch.searchsorted(ascending, shares, right=True)  # how many are no likelier
     return (sums[:, -1:] - sums.gather(-1, place - 1)).to(shares)
 
 
-def _draw_within(shares: Float[Tensor, "B V"], top_p: float, generator: torch.Generator) -> Int[Tensor, " B"]:
-    """Draw from all, again until the likelier ones make up less than `top_p`: sorting them would take longer."""
+def _draw_within(
+    shares: Float[Tensor, "B V"], top_p: float, generator: torch.Generator
+) -> Int[Tensor, " B"]:
+    """Draw from all, again until the likelier ones make up less than `top_p`: sorting them would
+    take longer.
+    """
     tokens = _draw(shares, generator)
     while top_p < 1:
         share = shares.gather(-1, tokens[:, None])
@@ -118,12 +137,17 @@ def _draw_within(shares: Float[Tensor, "B V"], top_p: float, generator: torch.Ge
 def _draw(shares: Float[Tensor, "B V"], generator: torch.Generator) -> Int[Tensor, " B"]:
     """One place of each row, by its share of the row's sum."""
     ends = shares.double().cumsum(-1)
-    drawn = torch.rand(len(shares), 1, dtype=ends.dtype, device=ends.device, generator=generator) * ends[:, -1:]
+    drawn = (
+        torch.rand(len(shares), 1, dtype=ends.dtype, device=ends.device, generator=generator)
+        * ends[:, -1:]
+    )
     return torch.searchsorted(ends, drawn, right=True)[:, 0].clamp(max=shares.shape[-1] - 1)
 
 
 class Draws:
-    """A text's own random numbers, from 0 to 1: those that its seed gives one after another, made many at a time."""
+    """A text's own random numbers, from 0 to 1: those that its seed gives one after another, made
+    many at a time.
+    """
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -136,8 +160,11 @@ class Draws:
         return self.ready.pop()
 
 
-def choose_each(logits: Float[Tensor, "B V"], settings: Sequence[Sampling], draws: Sequence[Draws]) -> list[int]:
-    """The next token of each row, by its own settings and random numbers: on a CPU those that `choose` gives it alone.
+def choose_each(
+    logits: Float[Tensor, "B V"], settings: Sequence[Sampling], draws: Sequence[Draws]
+) -> list[int]:
+    """The next token of each row, by its own settings and random numbers: on a CPU those that
+    `choose` gives it alone.
 
     Rows that are sifted alike are chosen together, whatever their temperatures.
     """
@@ -162,9 +189,15 @@ def choose_each(logits: Float[Tensor, "B V"], settings: Sequence[Sampling], draw
 
 
 def _draw_each(
-    shares: Float[Tensor, "B V"], top_k: int, is_whole: bool, top_p: Float[Tensor, "B 1"], draws: list[Draws]
+    shares: Float[Tensor, "B V"],
+    top_k: int,
+    is_whole: bool,
+    top_p: Float[Tensor, "B 1"],
+    draws: list[Draws],
 ) -> list[int]:
-    """As `choose` does; but where much is too unlikely, drawing again is given up, and the likely ones sorted out."""
+    """As `choose` does; but where much is too unlikely, drawing again is given up, and the likely
+    ones sorted out.
+    """
     size = shares.shape[-1]
     if 0 < top_k < size:
         return _draw_likely(shares, top_k, top_p, draws)
@@ -175,7 +208,9 @@ def _draw_each(
         rows = _too_unlikely(shares, tokens, top_p, rows)
         if not rows:
             return tokens
-        for row, token in zip(rows, _find_places(ends[rows], [draws[row] for row in rows]), strict=True):
+        for row, token in zip(
+            rows, _find_places(ends[rows], [draws[row] for row in rows]), strict=True
+        ):
             tokens[row] = token
     for row in _too_unlikely(shares, tokens, top_p, rows):
         tokens[row] = _draw_likely(shares[row, None], size, top_p[row, None], [draws[row]])[0]
@@ -191,7 +226,9 @@ def _too_unlikely(
     rows = [row for row in rows if not inside[row]]
     if not rows:
         return []
-    mine, picked, top_p = (part if len(rows) == len(shares) else part[rows] for part in (shares, picked, top_p))
+    mine, picked, top_p = (
+        part if len(rows) == len(shares) else part[rows] for part in (shares, picked, top_p)
+    )
     outside = torch.where(mine > picked, mine, 0.0).sum(-1, keepdim=True) >= top_p
     return [row for row, (is_outside,) in zip(rows, outside.tolist(), strict=True) if is_outside]
 
@@ -206,5 +243,8 @@ def _draw_likely(
 
 def _find_places(ends: Float[Tensor, "B V"], draws: list[Draws]) -> list[int]:
     """One place of each row, by what it adds to the sum."""
-    drawn = torch.tensor([[own.take()] for own in draws], dtype=ends.dtype, device=ends.device) * ends[:, -1:]
+    drawn = (
+        torch.tensor([[own.take()] for own in draws], dtype=ends.dtype, device=ends.device)
+        * ends[:, -1:]
+    )
     return torch.searchsorted(ends, drawn, right=True)[:, 0].clamp(max=ends.shape[-1] - 1).tolist()

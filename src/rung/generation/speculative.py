@@ -1,7 +1,8 @@
 """Guess several tokens cheaply, and let the model check them all at once (Leviathan et al. 2023).
 
-A guess is kept while it is the token that the model chooses there, so what is written has the model's own
-distribution, and greedily its very tokens. Guesses come from an n-gram model, or from what was written before.
+A guess is kept while it is the token that the model chooses there, so what is written has the
+model's own distribution, and greedily its very tokens. Guesses come from an n-gram model, or from
+what was written before.
 """
 
 import bisect
@@ -19,7 +20,8 @@ from rung.models import load
 from rung.models.base import StatefulModel
 from rung.models.ngram.model import NgramForCausalLM
 
-GUESSES = 3  # tokens ahead: with the one that is certain, as many as are checked at nearly the price of one
+# Tokens ahead: with the one that is certain, as many as are checked at nearly the price of one.
+GUESSES = 3
 LONGEST_MATCH = 3  # tokens that must have stood before for what followed them to be guessed
 
 
@@ -41,7 +43,9 @@ class PromptDraft:
 
     def guess(self, ids: Sequence[int], count: int) -> list[int]:
         """Where the longest match stood last; nothing where there is none."""
-        for end in range(max(self.read, 1), len(ids)):  # all but the whole text, which is what is looked for
+        for end in range(
+            max(self.read, 1), len(ids)
+        ):  # all but the whole text, which is what is looked for
             self._note(ids, end)
         self.read = len(ids)
         for size in range(min(LONGEST_MATCH, len(ids)), 0, -1):
@@ -60,10 +64,15 @@ class NgramDraft:
 
     def __init__(self, model: NgramForCausalLM) -> None:
         self.order = model.config.order
-        parts = {name: tensor.detach().numpy() for name, tensor in model.state_dict(keep_vars=True).items()}
+        parts = {
+            name: tensor.detach().numpy()
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        }
         orders = range(2, self.order + 1)
         # Single numbers are read from a memoryview in a third of the time that an array takes.
-        self.children = [(memoryview(parts[f"first_{k - 1}"]), memoryview(parts[f"tokens_{k}"])) for k in orders]
+        self.children = [
+            (memoryview(parts[f"first_{k - 1}"]), memoryview(parts[f"tokens_{k}"])) for k in orders
+        ]
         self.likely = [parts[f"log10_probability_{k}"] for k in orders]
         self.fallback = int(parts["log10_probability_1"].argmax())
         self.known: dict[tuple[int, ...], int] = {}
@@ -86,7 +95,9 @@ class NgramDraft:
             first, tokens = self.children[len(context) - start - 1]
             begin, end = first[row], first[row + 1]
             if end > begin:
-                return tokens[begin + int(self.likely[len(context) - start - 1][begin:end].argmax())]
+                return tokens[
+                    begin + int(self.likely[len(context) - start - 1][begin:end].argmax())
+                ]
         return self.fallback
 
     def _find(self, context: tuple[int, ...]) -> int | None:
@@ -109,9 +120,15 @@ def make_draft(name: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
         return PromptDraft()
     model, its_tokenizer = load(name)
     if not isinstance(model, NgramForCausalLM):
-        raise RunError(f"{name} is a {model.config.model_type!r} model: a draft is an n-gram run, or the word prompt")
+        raise RunError(
+            f"{name} is a {model.config.model_type!r} model: a draft is an n-gram run, or the word "
+            f"prompt"
+        )
     if fingerprint(its_tokenizer) != fingerprint(tokenizer):
-        raise RunError(f"{name} has another tokenizer: train it with --tokenizer RUN, the folder it is to guess for")
+        raise RunError(
+            f"{name} has another tokenizer: train it with --tokenizer RUN, the folder it is to "
+            f"guess for"
+        )
     return NgramDraft(model)
 
 
@@ -119,7 +136,10 @@ def check_draft(decoder: Decoder) -> None:
     """Raise `RunError` for a model whose state cannot take tokens back."""
     if isinstance(decoder.model, StatefulModel):
         kind = decoder.model.config.model_type
-        raise RunError(f"a {kind!r} model carries a state that takes no token back: a draft needs gpt2 or llama3")
+        raise RunError(
+            f"a {kind!r} model carries a state that takes no token back: a draft needs gpt2 or "
+            f"llama3"
+        )
 
 
 def write_guessed(
@@ -140,7 +160,10 @@ def write_guessed(
         guesses = draft.guess(ids, min(GUESSES, left - 1, decoder.left - 1))
         logits = decoder.append(torch.tensor([[ids[-1], *guesses]], device=decoder.device))[0]
         chosen = choose(logits, sampling, generator).tolist()
-        right = next((i for i, (a, b) in enumerate(zip(chosen, guesses, strict=False)) if a != b), len(guesses))
+        right = next(
+            (i for i, (a, b) in enumerate(zip(chosen, guesses, strict=False)) if a != b),
+            len(guesses),
+        )
         decoder.forget(len(guesses) - right)
         for token in chosen[: right + 1]:
             ids.append(token)

@@ -1,4 +1,6 @@
-"""The ladder: six rungs, each a Hugging Face model, each with one idea more than the one below it."""
+"""The ladder: six rungs, each a Hugging Face model, each with one idea more than the one below
+it.
+"""
 
 from rung.models.base import CausalModel
 from rung.models.registry import (

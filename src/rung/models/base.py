@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, GenerationMixin, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -33,7 +39,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     init_continuous_batching = refuse_continuous_batching
-    can_carry_state = False  # whether training may begin a stretch of text with the state that the one before left
+    # Whether training may begin a stretch of text with the state that the one before left.
+    can_carry_state = False
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
         check_config(config)
@@ -41,7 +48,9 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _can_set_attn_implementation(cls) -> bool:
-        """Whether eager and sdpa may be exchanged at any time; here every call chooses by what is asked for."""
+        """Whether eager and sdpa may be exchanged at any time; here every call chooses by what is
+        asked for.
+        """
         return True
 
     @property
@@ -51,16 +60,22 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     @property
     def reach(self) -> int | None:
-        """How many tokens it can read at once; more than it was trained on where its positions allow it."""
+        """How many tokens it can read at once; more than it was trained on where its positions
+        allow it.
+        """
         return self.context_length
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
-        """As Hugging Face does; whoever opens the folder, without rung too, stops writing where the window ends."""
+        """As Hugging Face does; whoever opens the folder, without rung too, stops writing where the
+        window ends.
+        """
         if self.context_length and self.generation_config:
             self.generation_config.max_length = self.context_length
         super().save_pretrained(save_directory, **options)
 
-    def embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Float[Tensor, "B T D"]:
+    def embed(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor | None
+    ) -> Float[Tensor, "B T D"]:
         """Vectors of tokens, unless the caller has them already."""
         return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
@@ -74,21 +89,32 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """What the head makes of the last hidden states: `make_output` of its logits.
 
-        With `skip_logits` among the options the loss alone is made, and the logits never stand in memory; but in
-        float16, whose small gradients the Trainer must scale up before they are made.
+        With `skip_logits` among the options the loss alone is made, and the logits never stand in
+        memory; but in float16, whose small gradients the Trainer must scale up before they are
+        made.
         """
         head = self.get_output_embeddings()
         kind = hidden.device.type
         half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-        if labels is None or not options.get("skip_logits") or not is_plain(head, nn.Linear) or half:
-            return self.make_output(head(keep_logits(hidden, logits_to_keep)), labels, state, options)
+        if (
+            labels is None
+            or not options.get("skip_logits")
+            or not is_plain(head, nn.Linear)
+            or half
+        ):
+            return self.make_output(
+                head(keep_logits(hidden, logits_to_keep)), labels, state, options
+            )
         targets = options.get("shift_labels")
         if targets is None:
             targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         items = options.get("num_items_in_batch")
         states, weight = hidden.flatten(0, 1), head.weight
         if head.bias is not None:  # one more channel, which is always 1
-            states, weight = F.pad(states, (0, 1), value=1.0), torch.cat([weight, head.bias[:, None]], dim=1)
+            states, weight = (
+                F.pad(states, (0, 1), value=1.0),
+                torch.cat([weight, head.bias[:, None]], dim=1),
+            )
         loss = linear_cross_entropy(states, weight, targets.flatten(), items)
         return CausalLMOutputWithPast(loss=loss, past_key_values=self._kept(state, options))
 
@@ -97,15 +123,20 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V) with the loss that Hugging Face defines for them.
 
-        `options` may hold `shift_labels` (labels already moved by one), `num_items_in_batch`, and `use_cache`: where
-        that is false no state is handed out, for `generate` would give it back beside the whole text. A key-value
-        cache is the caller's own then, and goes back as it does in transformers.
+        `options` may hold `shift_labels` (labels already moved by one), `num_items_in_batch`, and
+        `use_cache`: where that is false no state is handed out, for `generate` would give it back
+        beside the whole text. A key-value cache is the caller's own then, and goes back as it does
+        in transformers.
         """
         loss = None
         if labels is not None:
-            known = {k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")}
+            known = {
+                k: v for k, v in options.items() if k in ("shift_labels", "num_items_in_batch")
+            }
             loss = ForCausalLMLoss(logits, labels, vocab_size=logits.shape[-1], **known)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=self._kept(state, options))
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=self._kept(state, options)
+        )
 
     def _kept(self, state: Any, options: dict[str, Any]) -> Any:
         return state if options["use_cache"] or isinstance(state, Cache) else None
@@ -114,7 +145,9 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 class StatefulModel(CausalModel):
     """A rung whose past is a `State` of its own, not a key-value cache."""
 
-    _is_stateful = True  # nothing of the past can be taken back, so `generate` refuses to draft tokens ahead
+    _is_stateful = (
+        True  # nothing of the past can be taken back, so `generate` refuses to draft tokens ahead
+    )
 
     @property
     def context_length(self) -> int | None:
@@ -134,23 +167,33 @@ class CountingModel(StatefulModel):
         """Whether its numbers are probabilities."""
         return True
 
-    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-        """log10 P of each token given those before it, and the order it was found at; the first has no history.
+    def score_tokens(
+        self, input_ids: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+        """log10 P of each token given those before it, and the order it was found at; the first has
+        no history.
 
-        Documents may stand one after another: BOS follows nothing, so nothing is looked up across it.
+        Documents may stand one after another: BOS follows nothing, so nothing is looked up across
+        it.
         """
         raise NotImplementedError
 
     def score(self, text: str, tokenizer: PreTrainedTokenizerBase) -> float:
-        """log10 of the probability (or the scores) of `text` as a document, its end included, as KenLM's `score`."""
+        """log10 of the probability (or the scores) of `text` as a document, its end included, as
+        KenLM's `score`.
+        """
         words = encode_plainly(tokenizer, [text])[0].ids
-        ids = torch.tensor([tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device)
+        ids = torch.tensor(
+            [tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device
+        )
         return self.score_tokens(ids)[0][1:].double().sum().item()
 
 
 @dataclass
 class State:
-    """What a rung remembers of the tokens so far: tensors with the batch first, and how many tokens."""
+    """What a rung remembers of the tokens so far: tensors with the batch first, and how many
+    tokens.
+    """
 
     tensors: tuple[Tensor, ...]
     length: int
@@ -167,7 +210,8 @@ class State:
 
 
 class KeyValues(Cache):
-    """Keys and values of up to `room` tokens, in memory that each layer takes once, with the first of them.
+    """Keys and values of up to `room` tokens, in memory that each layer takes once, with the first
+    of them.
 
     `rows` holds keys and values (B, G, room, K) of every layer; `length` tokens of them are there.
     """
@@ -209,24 +253,30 @@ def is_loaded(parameter: Tensor) -> bool:
 
 
 def check_overflow(numbers: Tensor) -> None:
-    """Raise `RunError` where the largest of the logits or costs that a model computed is no number: weights that are
-    too large for what is summed up over them. Nothing that is chosen or scored by such numbers means anything.
+    """Raise `RunError` where the largest of the logits or costs that a model computed is no number:
+    weights that are too large for what is summed up over them. Nothing that is chosen or scored by
+    such numbers means anything.
     """
     if numbers.numel() and not math.isfinite(largest := numbers.amax().item()):
         raise RunError(
-            f"the model computes {largest} in place of a number: its weights are too large, as after "
+            f"the model computes {largest} in place of a number: its weights are too large, as "
+            f"after "
             "training at too high a learning rate, or damaged; train it again at a lower one"
         )
 
 
 def find_padding(config: PreTrainedConfig) -> int | None:
-    """The id whose vector is never learned: padding's, unless the same token also begins or ends texts."""
+    """The id whose vector is never learned: padding's, unless the same token also begins or ends
+    texts.
+    """
     pad, ends = config.pad_token_id, config.eos_token_id
     others = [config.bos_token_id, *(ends if isinstance(ends, list) else [ends])]
     return pad if pad is not None and 0 <= pad < config.vocab_size and pad not in others else None
 
 
-def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor) -> Shaped[Tensor, "B kept *rest"]:
+def keep_logits(
+    hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor
+) -> Shaped[Tensor, "B kept *rest"]:
     """The last positions that logits are wanted for; 0 keeps all."""
     if isinstance(logits_to_keep, int):
         return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
@@ -236,7 +286,8 @@ def keep_logits(hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tenso
 def real_tokens(
     tokens: Shaped[Tensor, "B T *rest"], attention_mask: Shaped[Tensor, "B S"] | None
 ) -> Bool[Tensor, "B T"]:
-    """Which of the tokens, ids or vectors, are text and not padding; a mask that covers the past is cut to T.
+    """Which of the tokens, ids or vectors, are text and not padding; a mask that covers the past is
+    cut to T.
 
     Raises `ValueError` for a mask that is too short.
     """

@@ -43,15 +43,21 @@ class BigramForCausalLM(StatefulModel):
     def __init__(self, config: BigramConfig) -> None:
         super().__init__(config)
         size, vocabulary = config.num_bigrams, config.vocab_size
-        self.register_buffer("first", torch.zeros(vocabulary + 1, dtype=torch.int32))  # of the pairs of each h
+        self.register_buffer(
+            "first", torch.zeros(vocabulary + 1, dtype=torch.int32)
+        )  # of the pairs of each h
         self.register_buffer("tokens", torch.zeros(size, dtype=torch.int32))  # w, sorted for each h
         self.counts = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.contexts = nn.Parameter(torch.zeros(vocabulary), requires_grad=False)  # C(h)
         self.post_init()
 
     @classmethod
-    def fit(cls, config: BigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "BigramForCausalLM":
-        """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two documents."""
+    def fit(
+        cls, config: BigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray
+    ) -> "BigramForCausalLM":
+        """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two
+        documents.
+        """
         size = config.vocab_size
         pairs, counts = _count_pairs(tokens, starts, size)
         config.num_bigrams = len(pairs)
@@ -59,7 +65,9 @@ class BigramForCausalLM(StatefulModel):
         model.first[1:] = torch.bincount(pairs // size, minlength=size).cumsum(0)
         model.tokens.copy_(pairs % size)
         model.counts.copy_(counts)
-        model.contexts.copy_(torch.zeros(size, dtype=torch.int64).index_add_(0, pairs // size, counts))
+        model.contexts.copy_(
+            torch.zeros(size, dtype=torch.int64).index_add_(0, pairs // size, counts)
+        )
         return model
 
     @keep_contract
@@ -90,9 +98,11 @@ class BigramForCausalLM(StatefulModel):
 def _count_pairs(
     tokens: numpy.ndarray, starts: numpy.ndarray, size: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """The pairs that occur, each as h V + w, in order, and how often each does: a part of the text at a time.
+    """The pairs that occur, each as h V + w, in order, and how often each does: a part of the text
+    at a time.
 
-    A part is as long as there are pairs, so that putting them in order again and again does not take longest.
+    A part is as long as there are pairs, so that putting them in order again and again does not
+    take longest.
     """
     pairs = counts = torch.empty(0, dtype=torch.int64)
     at, end = 0, len(tokens) - 1
@@ -109,7 +119,9 @@ def _count_pairs(
     return pairs, counts
 
 
-def list_rows(begin: Int[Tensor, " N"], end: Int[Tensor, " N"]) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
+def list_rows(
+    begin: Int[Tensor, " N"], end: Int[Tensor, " N"]
+) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
     """Every row from begin[i] to end[i], for all i, as (i, row) pairs."""
     lengths = (end - begin).long()
     places = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), lengths)

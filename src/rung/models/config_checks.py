@@ -1,7 +1,9 @@
-"""Which values a configuration may hold: looked at once, before anything is built or read with them.
+"""Which values a configuration may hold: looked at once, before anything is built or read with
+them.
 
-A recipe, a folder's `config.json` and a configuration made by hand all pass here. What is refused would else be a
-crash far from its cause, in a library or in C, or a model that takes minutes to build.
+A recipe, a folder's `config.json` and a configuration made by hand all pass here. What is refused
+would else be a crash far from its cause, in a library or in C, or a model that takes minutes to
+build.
 """
 
 import sys
@@ -20,8 +22,14 @@ MOST = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
 LARGEST = 2**63 - 1  # as a size counts
 # Whole numbers, and the least that each may be. A window of one token has nothing to predict.
 WHOLE = {
-    **dict.fromkeys(("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"), 1),
-    **dict.fromkeys(("num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "order"), 1),
+    **dict.fromkeys(
+        ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"),
+        1,
+    ),
+    **dict.fromkeys(
+        ("num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "order"),
+        1,
+    ),
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 2),
     **dict.fromkeys(("num_bigrams", "num_tokens", "num_suffixes", "longest_repeat"), 0),
 }
@@ -29,13 +37,28 @@ BOUNDED = ("num_hidden_layers", "n_layer", "order")
 SHARES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 POSITIVE = (
     *("rms_norm_eps", "layer_norm_epsilon"),
-    *("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+    *(
+        "rope_theta",
+        "factor",
+        "original_max_position_embeddings",
+        "low_freq_factor",
+        "high_freq_factor",
+    ),
 )
 ACTIVATIONS = ("hidden_act", "activation_function")
-WORDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+}
 WORDS |= {dict: "a mapping", list: "a list", Sequence: "a list"}
 ROPE = "rope_parameters", "rope_scaling"  # the second is its name in transformers 4, and no field
-OPEN: dict[str, Any] = {"bos_token_id": int | None, "eos_token_id": int | list[int] | None, "pad_token_id": int | None}
+OPEN: dict[str, Any] = {
+    "bos_token_id": int | None,
+    "eos_token_id": int | list[int] | None,
+    "pad_token_id": int | None,
+}
 OPEN |= {ROPE[1]: dict | None}  # what a class may take without having it for a field
 
 
@@ -49,9 +72,11 @@ class RungConfig(PreTrainedConfig):
         check_config(self)
 
 
-def check_kinds(config: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `RecipeError` for a value that its field in the class cannot have, by its kind (nothing, null, is one, too)
-    or by its size.
+def check_kinds(
+    config: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """Raise `RecipeError` for a value that its field in the class cannot have, by its kind
+    (nothing, null, is one, too) or by its size.
     """
     check_numbers(values, prefix)
     kinds = OPEN | {field.name: field.type for field in fields(config)}
@@ -62,7 +87,9 @@ def check_kinds(config: type[PreTrainedConfig], values: Mapping[str, Any], prefi
             type_validator(key, value, int if is_whole else kind)
         except TypeError as error:
             if value is None:
-                raise RecipeError(f"{prefix}{key} has no value: give one, or leave it out") from error
+                raise RecipeError(
+                    f"{prefix}{key} has no value: give one, or leave it out"
+                ) from error
             example = ", as in {rope_type: default, rope_theta: 500000.0}" if key in ROPE else ""
             wanted = f"it must be {_say_kind(kind)}{example}, or left out"
             raise RecipeError(f"{prefix}{key} is {value!r:.60}: {wanted}") from error
@@ -73,11 +100,15 @@ def _say_kind(kind: Any) -> str:
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     words = [WORDS.get(get_origin(part) or part, "") for part in parts]
     each = [_say_kind(*get_args(part)) for part in parts if get_origin(part) in (list, Sequence)]
-    return " or ".join(dict.fromkeys(filter(None, words))) + "".join(f", of which each is {one}" for one in each)
+    return " or ".join(dict.fromkeys(filter(None, words))) + "".join(
+        f", of which each is {one}" for one in each
+    )
 
 
 def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or absent is left open."""
+    """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or
+    absent is left open.
+    """
     for key, value in values.items():
         if value is None:
             continue
@@ -98,7 +129,10 @@ def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
     check_numbers(values, prefix)
     for key in ACTIVATIONS:
         if (name := values.get(key)) is not None and name not in ACT2FN:
-            raise RecipeError(f"{prefix}{key} is {name!r}, which is no activation: {did_you_mean(str(name), ACT2FN)}")
+            raise RecipeError(
+                f"{prefix}{key} is {name!r}, which is no activation: "
+                f"{did_you_mean(str(name), ACT2FN)}"
+            )
     for key in ROPE:
         if isinstance(values.get(key), Mapping):
             check_numbers(values[key], f"{prefix}{key}.")
@@ -106,11 +140,19 @@ def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def check_against_tokenizer(settings: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `RecipeError` for fields that the tokenizer decides, `own`; more rows than it has tokens do no harm."""
+    """Raise `RecipeError` for fields that the tokenizer decides, `own`; more rows than it has
+    tokens do no harm.
+    """
     for key in own.keys() & settings.keys():
         if settings[key] != own[key] and not (key == "vocab_size" and settings[key] > own[key]):
-            remedy = "set tokenizer.vocab_size, and it follows" if key == "vocab_size" else "leave it out"
-            raise RecipeError(f"model.{key} is {settings[key]!r}, but the tokenizer's is {own[key]}: {remedy}")
+            remedy = (
+                "set tokenizer.vocab_size, and it follows"
+                if key == "vocab_size"
+                else "leave it out"
+            )
+            raise RecipeError(
+                f"model.{key} is {settings[key]!r}, but the tokenizer's is {own[key]}: {remedy}"
+            )
 
 
 def check_config(config: PreTrainedConfig) -> None:
@@ -131,7 +173,9 @@ def _check_heads(values: Mapping[str, Any]) -> None:
     if width % heads:
         raise RecipeError(f"hidden_size {width} cannot be divided by {heads} attention heads")
     if heads % (shared := values.get("num_key_value_heads") or heads):
-        raise RecipeError(f"num_attention_heads {heads} cannot be divided by {shared} key-value heads")
+        raise RecipeError(
+            f"num_attention_heads {heads} cannot be divided by {shared} key-value heads"
+        )
     rotates = values.get("model_type") == "llama" or "rotary" in (values.get("swaps") or ())
     if rotates and (size := values.get("head_dim") or width // heads) % 2:
         raise RecipeError(
@@ -150,7 +194,12 @@ def _check_rope(config: PreTrainedConfig) -> None:
         raise RecipeError(f"rope_type {kind!r} is not known here: choose 'default' or 'llama3'")
     needed = ["rope_theta"]
     if kind == "llama3":
-        needed += ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]
+        needed += [
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        ]
     if missing := [key for key in needed if rope.get(key) is None]:
         raise RecipeError(f"rope_parameters of rope_type {kind!r} lack {', '.join(missing)}")
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
@@ -164,6 +213,7 @@ def _check_ngrams(sizes: Any, config: PreTrainedConfig) -> None:
     whole = isinstance(sizes, list) and all(isinstance(size, int) and size >= 0 for size in sizes)
     if not whole or len(sizes) != config.order or sizes[0] != config.vocab_size:
         raise RecipeError(
-            f"num_ngrams is {sizes!r}: it must list the n-grams of each order up to {config.order}, "
+            f"num_ngrams is {sizes!r}: it must list the n-grams of each order up to "
+            f"{config.order}, "
             f"of which the first is vocab_size, {config.vocab_size}"
         )

@@ -1,4 +1,6 @@
-"""What Hugging Face may ask of every rung's `forward` beside logits, and in which form it is answered."""
+"""What Hugging Face may ask of every rung's `forward` beside logits, and in which form it is
+answered.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -26,7 +28,9 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Trace:
-    """The hidden states and attention weights of one forward pass; None of a kind that nobody asked for."""
+    """The hidden states and attention weights of one forward pass; None of a kind that nobody asked
+    for.
+    """
 
     hidden_states: list[Tensor] | None = None
     attentions: list[Tensor] | None = None
@@ -38,20 +42,31 @@ class Trace:
 
 
 def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..., Any]:
-    """Let `forward` take the options of Hugging Face, by keyword or from the configuration, and no others.
+    """Let `forward` take the options of Hugging Face, by keyword or from the configuration, and no
+    others.
 
-    It finds `use_cache` decided and a `Trace` to fill among its options. Of what a rung does not have, such as the
-    attention of one that counts, the caller gets the empty tuple. Raises `TypeError` for an unknown keyword.
+    It finds `use_cache` decided and a `Trace` to fill among its options. Of what a rung does not
+    have, such as the attention of one that counts, the caller gets the empty tuple. Raises
+    `TypeError` for an unknown keyword.
     """
-    names = [name for name in inspect.signature(forward).parameters if name not in ("self", "options")]
+    names = [
+        name for name in inspect.signature(forward).parameters if name not in ("self", "options")
+    ]
 
     @wraps(forward)
-    def answer(self: PreTrainedModel, *args: Any, **given: Any) -> CausalLMOutputWithPast | tuple[Any, ...]:
+    def answer(
+        self: PreTrainedModel, *args: Any, **given: Any
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         given = _name_arguments(type(self).__name__, names, args, given)
         as_dict, *kinds = (_decide(self, key, given) for key in ("return_dict", *KEPT))
-        if "inputs_embeds" in names and (given.get("input_ids") is None) == (given.get("inputs_embeds") is None):
+        if "inputs_embeds" in names and (given.get("input_ids") is None) == (
+            given.get("inputs_embeds") is None
+        ):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if "position_ids" not in names and (positions := given.pop("position_ids", None)) is not None:
+        if (
+            "position_ids" not in names
+            and (positions := given.pop("position_ids", None)) is not None
+        ):
             check_order(positions, given.get("attention_mask"))
         check_past(self, given.get("past_key_values"))
         _decide_cache(self, given)
@@ -69,43 +84,70 @@ def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..
 
 
 def refuse_continuous_batching(*_: Any, **__: Any) -> NoReturn:
-    """Raise `NotImplementedError`: no rung keeps its past in the pages that transformers has for that."""
+    """Raise `NotImplementedError`: no rung keeps its past in the pages that transformers has for
+    that.
+    """
     raise NotImplementedError(
-        "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` batch texts"
+        "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` "
+        "batch texts"
     )
 
 
 def refuse_to_crop(*_: Any) -> NoReturn:
-    """Raise `ValueError`: tokens are taken back from a model that drafts, and what a state has read stays read."""
-    raise ValueError("a rung that carries a state cannot be an assistant_model: its state takes no token back")
+    """Raise `ValueError`: tokens are taken back from a model that drafts, and what a state has read
+    stays read.
+    """
+    raise ValueError(
+        "a rung that carries a state cannot be an assistant_model: its state takes no token back"
+    )
 
 
 def check_past(model: PreTrainedModel, past: Any) -> None:
     """Raise `ValueError` for a past of another kind than the model gives out."""
     takes_cache = model._supports_default_dynamic_cache()
     if past is not None and isinstance(past, Cache) != takes_cache:
-        kind = "a `Cache` of transformers" if takes_cache else "the state that it gave out with `use_cache=True`"
-        raise ValueError(f"past_key_values is a {type(past).__name__}: {type(model).__name__} takes {kind}")
+        kind = (
+            "a `Cache` of transformers"
+            if takes_cache
+            else "the state that it gave out with `use_cache=True`"
+        )
+        raise ValueError(
+            f"past_key_values is a {type(past).__name__}: {type(model).__name__} takes {kind}"
+        )
 
 
-def check_order(positions: Int[Tensor, "#B T"], attention_mask: Shaped[Tensor, "B S"] | None) -> None:
-    """Raise `ValueError` for positions that are not those of one text: a rung that reads on cannot begin anew."""
+def check_order(
+    positions: Int[Tensor, "#B T"], attention_mask: Shaped[Tensor, "B S"] | None
+) -> None:
+    """Raise `ValueError` for positions that are not those of one text: a rung that reads on cannot
+    begin anew.
+    """
     is_next = positions.diff(dim=1) == 1
     if attention_mask is not None:
         real = attention_mask[:, -positions.shape[1] :].bool()
         is_next = is_next | ~(real[:, 1:] & real[:, :-1])
     if not bool(is_next.all()):
-        raise ValueError("position_ids jump: this rung reads one token after the other, so give each text its own row")
+        raise ValueError(
+            "position_ids jump: this rung reads one token after the other, so give each text its "
+            "own row"
+        )
 
 
-def _name_arguments(model: str, names: list[str], args: tuple[Any, ...], given: dict[str, Any]) -> dict[str, Any]:
+def _name_arguments(
+    model: str, names: list[str], args: tuple[Any, ...], given: dict[str, Any]
+) -> dict[str, Any]:
     """All arguments by name."""
     for name in given:
         if name not in names and name not in OPTIONS:
             near = did_you_mean(name, [*names, *OPTIONS])
-            raise TypeError(f"{model}.forward() got an unexpected keyword argument {name!r}: {near}")
+            raise TypeError(
+                f"{model}.forward() got an unexpected keyword argument {name!r}: {near}"
+            )
     if len(args) > len(names):
-        raise TypeError(f"{model}.forward() takes {len(names)} arguments by position, but {len(args)} were given")
+        raise TypeError(
+            f"{model}.forward() takes {len(names)} arguments by position, but {len(args)} were "
+            f"given"
+        )
     placed = dict(zip(names, args, strict=False))
     if twice := sorted(placed.keys() & given.keys()):
         raise TypeError(f"{model}.forward() got multiple values for argument {twice[0]!r}")
@@ -119,24 +161,34 @@ def _decide(model: PreTrainedModel, key: str, given: dict[str, Any]) -> Any:
 
 
 def _decide_cache(model: PreTrainedModel, given: dict[str, Any]) -> None:
-    """Whether the past is handed out: as the caller says, else outside training as the configuration says."""
+    """Whether the past is handed out: as the caller says, else outside training as the
+    configuration says.
+    """
     wanted = given.get("use_cache")
     if wanted is None:
         wanted = getattr(model.config, "use_cache", True) and not model.training
     caches = wanted or given.get("past_key_values") is not None
-    if caches and model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules()):
-        logger.warning_once("`use_cache=True` is incompatible with gradient checkpointing. Setting `use_cache=False`.")
+    if (
+        caches
+        and model.training
+        and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
+    ):
+        logger.warning_once(
+            "`use_cache=True` is incompatible with gradient checkpointing. Setting "
+            "`use_cache=False`."
+        )
         wanted = False
         given["past_key_values"] = None
     given["use_cache"] = bool(wanted)
 
 
 def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
-    """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing else.
+    """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing
+    else.
 
-    False for a subclass (an adapter, a parametrization, a quantised layer), for a forward put in the place of its
-    own, for hooks of any kind, and for weights that are no plain tensors. Kernels that read a module's weights
-    themselves ask here first.
+    False for a subclass (an adapter, a parametrization, a quantised layer), for a forward put in
+    the place of its own, for hooks of any kind, and for weights that are no plain tensors. Kernels
+    that read a module's weights themselves ask here first.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     is_own = type(module) is kind and getattr(module.forward, "__func__", None) is kind.forward
@@ -144,4 +196,6 @@ def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
         return False
     tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
     is_watched = torch.nn.modules.module._has_any_global_hook()
-    return all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors) and not is_watched
+    return (
+        all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors) and not is_watched
+    )

@@ -1,4 +1,5 @@
-"""Two operations of training, each forward and back in one pass: RMSNorm, and the cross-entropy of a linear head.
+"""Two operations of training, each forward and back in one pass: RMSNorm, and the cross-entropy of
+a linear head.
 
 On a CPU they run in C (`fused.c`); elsewhere, and where nothing can compile it, in torch.
 """
@@ -24,10 +25,13 @@ PARTS = 16  # that the gradient of a norm's weight is summed in
 NOT_COUNTED = -100  # the label of a token that costs nothing, as in torch
 
 
-def rms_norm(x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float) -> Float[Tensor, "*B D"]:
+def rms_norm(
+    x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float
+) -> Float[Tensor, "*B D"]:
     """x divided by its root mean square, in float32, times `weight` (Zhang & Sennrich 2019).
 
-    In C it comes in autocast's precision, for under autocast the products that read it would make it so one by one.
+    In C it comes in autocast's precision, for under autocast the products that read it would make
+    it so one by one.
     """
     dtype = _autocast_dtype(x)
     known = x.dtype == weight.dtype == torch.float32 and dtype in KINDS and x.numel() > 0
@@ -45,11 +49,12 @@ def linear_cross_entropy(
     targets: Int[Tensor, " N"],
     items: int | Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`, else by how many there are.
+    """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`, else by how
+    many there are.
 
-    Targets of -100 are not counted. The logits are made and used up some rows at a time, their gradient with them
-    (Wijmans et al. 2024), so N x V numbers never stand in memory. On a CPU, raises `IndexError` for any other target
-    that is not below V; a GPU says so itself, later.
+    Targets of -100 are not counted. The logits are made and used up some rows at a time, their
+    gradient with them (Wijmans et al. 2024), so N x V numbers never stand in memory. On a CPU,
+    raises `IndexError` for any other target that is not below V; a GPU says so itself, later.
     """
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(targets, len(hidden), len(weight))
@@ -59,7 +64,9 @@ def linear_cross_entropy(
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, library: ctypes.CDLL) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype, library: ctypes.CDLL
+    ) -> Tensor:
         x, weight, width = x.contiguous(), weight.contiguous(), x.shape[-1]
         out = torch.empty(x.shape, dtype=dtype)
         inverse = torch.empty(x.numel() // width, dtype=torch.float32)
@@ -79,13 +86,17 @@ class _RMSNorm(torch.autograd.Function):
         read = _floats(x, x.shape), _floats(weight, (width,)), _floats(inverse, (rows,))
         up = Address(grad.contiguous(), x.shape, ctx.dtype)
         written = _floats(to_x, x.shape), _floats(to_weight, (PARTS, width))
-        ctx.compiled.rms_norm_back(rows, width, *read, up, *written, PARTS, ctx.dtype == torch.bfloat16)
+        ctx.compiled.rms_norm_back(
+            rows, width, *read, up, *written, PARTS, ctx.dtype == torch.bfloat16
+        )
         return to_x, to_weight.sum(0), None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, items: int | Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, items: int | Tensor
+    ) -> Tensor:
         dtype = _autocast_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             states, table = hidden.to(dtype), weight.to(dtype)
@@ -110,8 +121,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return to_hidden, to_weight, None, None
 
 
-def _costs(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float[Tensor, " N"]) -> Tensor:
-    """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats into `nats`."""
+def _costs(
+    logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float[Tensor, " N"]
+) -> Tensor:
+    """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats
+    into `nats`.
+    """
     library = _library(logits, nats) if logits.dtype in KINDS else None
     if library is not None:
         rows = logits.shape[:1]
@@ -123,7 +138,9 @@ def _costs(logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float
     chosen = targets.where(counted, 0)[:, None]
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
     nats.copy_(-log_probabilities.gather(1, chosen)[:, 0] * counted)
-    grad = log_probabilities.exp_().scatter_add_(1, chosen, -torch.ones_like(chosen, dtype=torch.float32))
+    grad = log_probabilities.exp_().scatter_add_(
+        1, chosen, -torch.ones_like(chosen, dtype=torch.float32)
+    )
     return grad.mul_(counted[:, None]).to(logits.dtype)
 
 
@@ -144,12 +161,19 @@ def _floats(tensor: Tensor, shape: tuple[int, ...]) -> Address:
 
 
 def _check_targets(targets: Int[Tensor, " N"], count: int, size: int) -> None:
-    """Raise `IndexError`, as torch does, for a label that is no token's, `ValueError` for too many or too few."""
+    """Raise `IndexError`, as torch does, for a label that is no token's, `ValueError` for too many
+    or too few.
+    """
     if targets.shape != (count,) or targets.dtype != torch.int64:
-        raise ValueError(f"labels are {list(targets.shape)} of {targets.dtype}: they must be [{count}] of torch.int64")
+        raise ValueError(
+            f"labels are {list(targets.shape)} of {targets.dtype}: they must be [{count}] of "
+            f"torch.int64"
+        )
     outside = targets[((targets < 0) | (targets >= size)) & (targets != NOT_COUNTED)]
     if len(outside):
-        raise IndexError(f"label {int(outside[0])} is no token: labels are below {size}, or {NOT_COUNTED}")
+        raise IndexError(
+            f"label {int(outside[0])} is no token: labels are below {size}, or {NOT_COUNTED}"
+        )
 
 
 @cache

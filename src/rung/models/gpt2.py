@@ -4,8 +4,8 @@ Below:   rnn_attention.py steps through time before it may look back.
 New:     only attention, in layers; every position at once; a learned vector says which position it is.
 Missing: what eight more years found out: rotary positions, RMSNorm, SwiGLU, grouped queries (llama3.py).
 
-Radford et al. 2019, over `transformers.GPT2Config` and with the reference's parameter names: what this
-saves opens in stock transformers, and published checkpoints open here.
+Radford et al. 2019, over `transformers.GPT2Config` and with the reference's parameter names: what
+this saves opens in stock transformers, and published checkpoints open here.
 """
 
 import math
@@ -29,12 +29,17 @@ from rung.models.rnn_attention import attend_traced, causal_mask, join_heads, sp
 
 POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
 FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
-RESIDUAL = ("c_proj", "o_proj", "down_proj")  # names of what writes to the residual stream, here and in Llama
+RESIDUAL = (
+    "c_proj",
+    "o_proj",
+    "down_proj",
+)  # names of what writes to the residual stream, here and in Llama
 
 
 @dataclass
 class Reading:
-    """One forward pass: where its tokens stand, which keys they may look at, and what is kept of it.
+    """One forward pass: where its tokens stand, which keys they may look at, and what is kept of
+    it.
 
     `seen` counts the tokens, those of the past among them; `rotation` is Llama's.
     """
@@ -47,7 +52,9 @@ class Reading:
     rotation: Any = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, dropout: float) -> Tensor:
-        """Write keys and values behind those of the past, and let the queries look at all of them."""
+        """Write keys and values behind those of the past, and let the queries look at all of
+        them.
+        """
         if self.cache is not None:  # one of fixed size hands out what it has room for
             k, v = (t[:, :, : self.seen] for t in self.cache.update(k, v, layer))
         return attend_traced(q, k, v, self.mask, self.trace, dropout)
@@ -78,7 +85,9 @@ class GPT2Attention(nn.Module):
 class GPT2MLP(nn.Module):
     """Two layers with GELU between; `project(outputs, inputs)` makes a layer."""
 
-    def __init__(self, config: GPT2Config, project: Callable[[int, int], nn.Module] = Conv1D) -> None:
+    def __init__(
+        self, config: GPT2Config, project: Callable[[int, int], nn.Module] = Conv1D
+    ) -> None:
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = project(inner, config.n_embd)
@@ -129,7 +138,9 @@ class GPT2Model(nn.Module):
 
 
 class GPT2LMHeadModel(CausalModel):
-    """GPT-2 with its head; the class is named as in transformers because `config.json` carries the name."""
+    """GPT-2 with its head; the class is named as in transformers because `config.json` carries the
+    name.
+    """
 
     config_class = GPT2Config
     base_model_prefix = "transformer"
@@ -173,10 +184,14 @@ class GPT2LMHeadModel(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
+        `inputs_embeds`.
+        """
         x = self.embed(input_ids, inputs_embeds)
         reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
-        return self.predict(self.transformer(x, reading), labels, logits_to_keep, reading.cache, options)
+        return self.predict(
+            self.transformer(x, reading), labels, logits_to_keep, reading.cache, options
+        )
 
 
 def begin_reading(
@@ -197,7 +212,9 @@ def begin_reading(
     seen = past + x.shape[1]
     positions = find_positions(x, attention_mask, past) if position_ids is None else position_ids
     check_reach(model.reach, seen, positions)
-    return Reading(positions, causal_mask(attention_mask, x.shape[1], seen), cache, seen, options["trace"])
+    return Reading(
+        positions, causal_mask(attention_mask, x.shape[1], seen), cache, seen, options["trace"]
+    )
 
 
 def init_positions(table: nn.Embedding) -> None:
@@ -207,7 +224,9 @@ def init_positions(table: nn.Embedding) -> None:
 
 
 def mark_residual(module: nn.Module) -> None:
-    """Say of a layer that it writes to the residual stream: no layer can tell from itself where it stands."""
+    """Say of a layer that it writes to the residual stream: no layer can tell from itself where it
+    stands.
+    """
     vars(module)["writes_residual"] = True
 
 
@@ -219,7 +238,9 @@ def init_residual(model: CausalModel, module: nn.Module) -> None:
 
 
 def check_reach(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
-    """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding among them."""
+    """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding
+    among them.
+    """
     if limit is not None and seen > limit and int(positions.max()) >= limit:
         raise ValueError(
             f"{seen} tokens, but this model reads {limit}: shorten the text, train with a larger "
@@ -228,13 +249,17 @@ def check_reach(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) ->
 
 
 def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channels"]:
-    """Sines and cosines of mean square 1, from one radian a position to one in 10,000 (Vaswani 2017, section 3.5)."""
+    """Sines and cosines of mean square 1, from one radian a position to one in 10,000 (Vaswani
+    2017, section 3.5).
+    """
     frequencies = 10_000.0 ** -(torch.arange(0, channels, 2) / channels)
     angles = torch.arange(positions)[:, None] * frequencies
     return math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
 
 
-def find_positions(x: Shaped[Tensor, "B T *rest"], attention_mask: Mask | None, past: int) -> Int[Tensor, "#B T"]:
+def find_positions(
+    x: Shaped[Tensor, "B T *rest"], attention_mask: Mask | None, past: int
+) -> Int[Tensor, "#B T"]:
     """The position of each token among the real ones: padding on the left does not count."""
     steps = x.shape[1]
     if attention_mask is None or attention_mask.ndim == 4:

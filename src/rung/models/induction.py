@@ -1,9 +1,10 @@
-"""Pairs of heads that copy, from the first step: what a transformer else finds only after millions of tokens.
+"""Pairs of heads that copy, from the first step: what a transformer else finds only after millions
+of tokens.
 
-A head of the first layer brings each token the one before it. A head of the second looks for a token that came after
-one like the present, and brings it: what followed once may follow again. Olsson et al. 2022 found these induction
-heads in every trained transformer; to begin from weights like trained ones is Trockman & Kolter 2023. They are weights
-like all others, and go on learning.
+A head of the first layer brings each token the one before it. A head of the second looks for a
+token that came after one like the present, and brings it: what followed once may follow again.
+Olsson et al. 2022 found these induction heads in every trained transformer; to begin from weights
+like trained ones is Trockman & Kolter 2023. They are weights like all others, and go on learning.
 """
 
 import math
@@ -31,20 +32,30 @@ class Head:
 
 @torch.no_grad()
 def begin_to_copy(
-    first: Head, second: Head, common: Float[Tensor, " D"], frequencies: Float[Tensor, " half_K"], length: int
+    first: Head,
+    second: Head,
+    common: Float[Tensor, " D"],
+    frequencies: Float[Tensor, " half_K"],
+    length: int,
 ) -> None:
-    """Add the circuit to a head of the first layer and one of the second, for texts of so many tokens.
+    """Add the circuit to a head of the first layer and one of the second, for texts of so many
+    tokens.
 
-    All tokens begin from the vector `common`, which rotation turns by `frequencies`, radians a token: by the fast pairs
-    of channels neighbours are told apart, and in the slow ones tokens are compared wherever they stand.
+    All tokens begin from the vector `common`, which rotation turns by `frequencies`, radians a
+    token: by the fast pairs of channels neighbours are told apart, and in the slow ones tokens are
+    compared wherever they stand.
     """
     fast = (frequencies > TURNED).nonzero().flatten()
     slow = (frequencies.repeat(2) * length < 1).nonzero().flatten()
     _look_back(first, common / common.norm(), frequencies, fast)
     start = common.square().mean().sqrt()  # the size of a channel of the stream; normalised it is 1
     basis = torch.randn(len(common), 2 * min(len(slow), (len(common) - 1) // 2)).to(common)
-    basis = torch.linalg.qr(torch.cat([common[:, None], basis], dim=1))[0].T[1:]  # no token is like another in `common`
-    now, before = basis.to(first.value).chunk(2)  # where a token is, and where the one before it comes to be
+    basis = torch.linalg.qr(torch.cat([common[:, None], basis], dim=1))[0].T[
+        1:
+    ]  # no token is like another in `common`
+    now, before = basis.to(first.value).chunk(
+        2
+    )  # where a token is, and where the one before it comes to be
     slow = slow[: len(now)]
     first.value[slow] += now
     first.output[:, slow] += CARRIED * start * before.T

@@ -4,8 +4,8 @@ Below:   gpt2.py learns a vector for each position, normalises with mean and bia
 New:     RMSNorm, rotary positions, grouped queries, SwiGLU, and no biases.
 Missing: what comes next is yours.
 
-Llama team 2024, section 3.2, over `transformers.LlamaConfig` and with the reference's parameter names: what
-this saves opens in stock transformers, and published checkpoints open here.
+Llama team 2024, section 3.2, over `transformers.LlamaConfig` and with the reference's parameter
+names: what this saves opens in stock transformers, and published checkpoints open here.
 """
 
 import math
@@ -29,7 +29,9 @@ from rung.models.induction import Head, begin_to_copy
 from rung.models.rnn_attention import join_heads, split_heads
 
 COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
-Rotation = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]  # cosines; sines, the first half negative
+Rotation = tuple[
+    Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]
+]  # cosines; sines, the first half negative
 
 
 class LlamaRMSNorm(nn.Module):
@@ -45,7 +47,9 @@ class LlamaRMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023), rotated or not."""
+    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023),
+    rotated or not.
+    """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
         super().__init__()
@@ -105,13 +109,19 @@ class LlamaModel(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, find_padding(config))
-        self.layers = nn.ModuleList(LlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, find_padding(config)
+        )
+        self.layers = nn.ModuleList(
+            LlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
         reading.rotation = find_rotation(reading.positions, self.config, x.dtype)
-        for layer in islice(self.layers, self.config.num_hidden_layers):  # fewer while `generate` drafts by them
+        for layer in islice(
+            self.layers, self.config.num_hidden_layers
+        ):  # fewer while `generate` drafts by them
             reading.trace.show(x)
             x = layer(x, reading)
         x = self.norm(x)
@@ -120,7 +130,9 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(CausalModel):
-    """Llama 3 with its head; the class is named as in transformers because `config.json` carries the name."""
+    """Llama 3 with its head; the class is named as in transformers because `config.json` carries
+    the name.
+    """
 
     config_class = LlamaConfig
     base_model_prefix = "model"
@@ -136,7 +148,9 @@ class LlamaForCausalLM(CausalModel):
 
     @property
     def reach(self) -> int:
-        """As many tokens as it was trained on, or `factor` times as many where rotations are slowed."""
+        """As many tokens as it was trained on, or `factor` times as many where rotations are
+        slowed.
+        """
         rope, trained = self.config.rope_parameters, self.config.max_position_embeddings
         if rope["rope_type"] == "default":
             return trained
@@ -157,10 +171,14 @@ class LlamaForCausalLM(CausalModel):
             add_common_vector(module)
 
     def initialize_weights(self) -> None:
-        """Initialise weights, then let the first two layers copy, where none of their weights were loaded."""
+        """Initialise weights, then let the first two layers copy, where none of their weights were
+        loaded.
+        """
         super().initialize_weights()
         table, layers = self.model.embed_tokens.weight, list(self.model.layers)[:2]
-        projections = [getattr(layer.self_attn, f"{name}_proj").weight for layer in layers for name in "qkvo"]
+        projections = [
+            getattr(layer.self_attn, f"{name}_proj").weight for layer in layers for name in "qkvo"
+        ]
         if len(layers) > 1 and not table.is_meta and not any(map(is_loaded, (table, *projections))):
             turning = rotary_frequencies(self.config, table.device)
             common, length = table.float().mean(0), self.config.max_position_embeddings
@@ -179,9 +197,11 @@ class LlamaForCausalLM(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`.
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
+        `inputs_embeds`.
 
-        Raises `ValueError` for text longer than the model was trained on, or than its rotary scaling reaches.
+        Raises `ValueError` for text longer than the model was trained on, or than its rotary
+        scaling reaches.
         """
         x = self.embed(input_ids, inputs_embeds)
         reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
@@ -191,8 +211,9 @@ class LlamaForCausalLM(CausalModel):
 def add_common_vector(table: nn.Embedding) -> None:
     """Let all tokens begin from one vector.
 
-    Without biases, queries and keys then hold a part that no token changes, which rotation turns: attention by
-    position alone, to the token before, is there from the first step. A tied head does not feel the vector.
+    Without biases, queries and keys then hold a part that no token changes, which rotation turns:
+    attention by position alone, to the token before, is there from the first step. A tied head does
+    not feel the vector.
     """
     if not is_loaded(table.weight):
         table.weight.data += COMMON_SIZE * torch.randn(table.embedding_dim).to(table.weight)
@@ -204,11 +225,16 @@ def find_heads(layer: nn.Module) -> Iterator[Head]:
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
     size, shared = q.shape[0] // attention.heads, attention.heads // attention.kv_heads
     for head in range(attention.kv_heads):
-        asks, answers = slice(head * shared * size, (head * shared + 1) * size), slice(head * size, (head + 1) * size)
+        asks, answers = (
+            slice(head * shared * size, (head * shared + 1) * size),
+            slice(head * size, (head + 1) * size),
+        )
         yield Head(q[asks], k[answers], v[answers], o[:, asks])
 
 
-def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype) -> Rotation:
+def find_rotation(
+    positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype
+) -> Rotation:
     """Cosines and sines of the angle of each position and channel (Su et al. 2021)."""
     angles = positions[..., None].float() * rotary_frequencies(config, positions.device)  # B T K/2
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
@@ -218,11 +244,15 @@ def find_rotation(positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: tor
 def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tensor, " half_K"]:
     """Radians a token for each pair of channels; Llama 3.1 slows the slow ones to reach further."""
     rope = config.rope_parameters
-    channels = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(device=device, dtype=torch.float)
+    channels = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(
+        device=device, dtype=torch.float
+    )
     frequencies = 1.0 / rope["rope_theta"] ** (channels / config.head_dim)
     if rope["rope_type"] == "default":
         return frequencies
-    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)  # over the first training's length
+    turns = (
+        rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    )  # over the first training's length
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed in full, 1: as it was
     return frequencies * (keep + (1 - keep) / rope["factor"])

@@ -1,7 +1,8 @@
 """The ladder: six rungs, each a Hugging Face model, each with one idea more than the one below it.
 
-Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four rungs that transformers does
-not ship. `gpt2` and `llama3` are its own model types, so there it loads its own code and gets the same logits.
+Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four rungs that
+transformers does not ship. `gpt2` and `llama3` are its own model types, so there it loads its own
+code and gets the same logits.
 """
 
 from dataclasses import dataclass, fields
@@ -23,7 +24,12 @@ from rung.data.tokenizer import count_ids, load_tokenizer
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.base import CausalModel
 from rung.models.bigram import BigramConfig, BigramForCausalLM
-from rung.models.config_checks import check_against_tokenizer, check_config, check_kinds, check_values
+from rung.models.config_checks import (
+    check_against_tokenizer,
+    check_config,
+    check_kinds,
+    check_values,
+)
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.loading import (
@@ -46,7 +52,9 @@ from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One rung: its idea, its Hugging Face classes, and the shape it has when nobody asks for another."""
+    """One rung: its idea, its Hugging Face classes, and the shape it has when nobody asks for
+    another.
+    """
 
     idea: str
     config: type[PreTrainedConfig]
@@ -61,10 +69,20 @@ class Rung:
 
 LADDER: dict[str, Rung] = {
     "bigram": Rung(idea="count pairs", config=BigramConfig, model=BigramForCausalLM, shape={}),
-    "ngram": Rung(idea="count longer, back off well", config=NgramConfig, model=NgramForCausalLM, shape={"order": 5}),
-    "rnn": Rung(idea="remember", config=RNNConfig, model=RNNForCausalLM, shape={"num_hidden_layers": 1}),
+    "ngram": Rung(
+        idea="count longer, back off well",
+        config=NgramConfig,
+        model=NgramForCausalLM,
+        shape={"order": 5},
+    ),
+    "rnn": Rung(
+        idea="remember", config=RNNConfig, model=RNNForCausalLM, shape={"num_hidden_layers": 1}
+    ),
     "rnn-attention": Rung(
-        idea="look back", config=RNNAttentionConfig, model=RNNAttentionForCausalLM, shape={"num_hidden_layers": 1}
+        idea="look back",
+        config=RNNAttentionConfig,
+        model=RNNAttentionForCausalLM,
+        shape={"num_hidden_layers": 1},
     ),
     "gpt2": Rung(
         idea="drop recurrence",
@@ -80,10 +98,14 @@ LADDER: dict[str, Rung] = {
     ),
 }
 BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
-    "infini-gram": Rung(idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}),
+    "infini-gram": Rung(
+        idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}
+    ),
     "swaps": Rung(idea="modernise by parts", config=SwapsConfig, model=SwapsForCausalLM, shape={}),
 }
-RUNGS = {rung.config.model_type: rung for rung in (LADDER | BESIDE).values()}  # as a configuration names them
+RUNGS = {
+    rung.config.model_type: rung for rung in (LADDER | BESIDE).values()
+}  # as a configuration names them
 TRANSFORMERS = ("gpt2", "llama3", "swaps")
 HEAD_SIZE = 64
 COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
@@ -103,20 +125,27 @@ def find_rung(name: str) -> Rung:
     known = LADDER | BESIDE
     if name not in (*known, *SIZES):
         near = did_you_mean(name, [*known, *SIZES])
-        raise RecipeError(f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, known)}")
+        raise RecipeError(
+            f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, known)}"
+        )
     return known[fill_size(name, {})[0]]
 
 
 def name_rung(model: type[CausalModel]) -> str:
     """What a rung's class is called; the class's own name for one that is none."""
-    return next((name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__)
+    return next(
+        (name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__
+    )
 
 
-def make_config(name: str, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any]) -> PreTrainedConfig:
-    """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its config class.
+def make_config(
+    name: str, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any]
+) -> PreTrainedConfig:
+    """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its
+    config class.
 
-    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad field or value: before
-    there is a tokenizer, for those that none can mend.
+    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad
+    field or value: before there is a tokenizer, for those that none can mend.
     """
     rung, (name, settings) = find_rung(name), fill_size(name, settings)
     known = config_fields(name)
@@ -126,7 +155,9 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase | None, settings: 
     check_kinds(rung.config, settings, "model.")  # before shapes are computed with them
     own = STAND_IN | {key: value for key, value in settings.items() if key in STAND_IN}
     if tokenizer is not None:
-        own = {"vocab_size": count_ids(tokenizer)} | {key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]}
+        own = {"vocab_size": count_ids(tokenizer)} | {
+            key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]
+        }
     check_against_tokenizer(settings, own)
     wanted = own | rung.shape | settings
     if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
@@ -137,7 +168,9 @@ def make_config(name: str, tokenizer: PreTrainedTokenizerBase | None, settings: 
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(f"model: {name} cannot be built so: {' '.join(str(error).split())}") from error
+        raise RecipeError(
+            f"model: {name} cannot be built so: {' '.join(str(error).split())}"
+        ) from error
     check_config(config)
     return config
 
@@ -146,7 +179,9 @@ def config_fields(name: str) -> list[str]:
     """The names that `model` settings of this rung may use."""
     config = find_rung(name).config
     inherited = {f.name for f in fields(PreTrainedConfig)}
-    own = [f.name for f in fields(config) if f.name not in inherited or f.name == "tie_word_embeddings"]
+    own = [
+        f.name for f in fields(config) if f.name not in inherited or f.name == "tie_word_embeddings"
+    ]
     return own + [key for key in config.attribute_map if key not in own]
 
 
@@ -162,7 +197,9 @@ def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Numbers the model stores: weights, or for a counting rung the n-grams or the tokens that it knows."""
+    """Numbers the model stores: weights, or for a counting rung the n-grams or the tokens that it
+    knows.
+    """
     if isinstance(model, BigramForCausalLM):
         return len(model.tokens)
     if isinstance(model, NgramForCausalLM):
@@ -172,28 +209,40 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def match_parameters(name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]) -> int:
+def match_parameters(
+    name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]
+) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
     step = 32 if name in TRANSFORMERS else 8  # heads want round widths
     settings = {"vocab_size": count_ids(tokenizer), **settings}
     best, previous = step, None
     for width in range(step, 8192, step):
         with torch.device("meta"):
-            size = count_parameters(build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width})))
+            size = count_parameters(
+                build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width}))
+            )
         if previous is not None and abs(size - target) >= previous:
             break
         best, previous = width, abs(size - target)
     return best
 
 
-def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[CausalModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our own code.
+def load(
+    path: str | Path, settings: dict[str, Any] | None = None
+) -> tuple[CausalModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our
+    own code.
 
-    `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is damaged or none.
+    `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is
+    damaged or none.
     """
     where, is_local = find_model(path)
     is_folder = Path(where).is_dir()
-    config = read_folder(Path(where)) if is_folder and not settings else read_config(where, RUNGS, is_local)
+    config = (
+        read_folder(Path(where))
+        if is_folder and not settings
+        else read_config(where, RUNGS, is_local)
+    )
     if is_folder:
         check_has_weights(Path(where))
     rung = RUNGS.get(config.model_type)
@@ -202,28 +251,37 @@ def load(path: str | Path, settings: dict[str, Any] | None = None) -> tuple[Caus
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
         with quietly():
-            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (settings or {})
+            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (
+                settings or {}
+            )
             options["local_files_only"] = is_local
             model, report = rung.model.from_pretrained(where, **options)
     except RecipeError as error:
         raise RunError(f"{where}: {error}") from error
     except Exception as error:  # safetensors, a damaged file
-        raise RunError(f"{where}: its weights could not be read ({say_in_a_line(error)}); train it again") from error
+        raise RunError(
+            f"{where}: its weights could not be read ({say_in_a_line(error)}); train it again"
+        ) from error
     for key, found, wanted in sorted(report["mismatched_keys"]):
         refuse_shape(where, key, found, wanted)
     if lost := sorted(report["missing_keys"]):
-        raise RunError(f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another model")
+        raise RunError(
+            f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another "
+            f"model"
+        )
     check_tables(model, where)
     tokenizer = load_tokenizer(where)
     if (known := count_ids(tokenizer)) > (rows := model.config.vocab_size):
         raise RunError(
-            f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do not belong together"
+            f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do "
+            f"not belong together"
         )
     return model.eval(), tokenizer
 
 
 def read_folder(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder whose weights, where it is a rung's, are such a model's; only headers are read.
+    """The configuration in a folder whose weights, where it is a rung's, are such a model's; only
+    headers are read.
 
     Raises `RunError` where something there is damaged.
     """
@@ -234,11 +292,15 @@ def read_folder(folder: Path) -> PreTrainedConfig:
 
 
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Heads of 64 channels, one key-value head for two query heads, SwiGLU as large as a GELU layer of 4 D."""
+    """Heads of 64 channels, one key-value head for two query heads, SwiGLU as large as a GELU layer
+    of 4 D.
+    """
     width = wanted["hidden_size"]
     if "num_attention_heads" not in wanted:
         heads = max(1, width // HEAD_SIZE)
-        wanted["num_attention_heads"] = next((h for h in range(heads, 0, -1) if width % (2 * h) == 0), 1)
+        wanted["num_attention_heads"] = next(
+            (h for h in range(heads, 0, -1) if width % (2 * h) == 0), 1
+        )
     if name != "gpt2":
         heads = wanted["num_attention_heads"]
         wanted.setdefault("num_key_value_heads", heads // 2 if heads % 2 == 0 else heads)

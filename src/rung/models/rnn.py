@@ -23,7 +23,9 @@ CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNNConfig(RungConfig):
-    """`cell` is elman, gru or lstm; embeddings are as wide as the state, so that the head can be tied."""
+    """`cell` is elman, gru or lstm; embeddings are as wide as the state, so that the head can be
+    tied.
+    """
 
     model_type = "rung-rnn"
 
@@ -45,7 +47,9 @@ class RNNConfig(RungConfig):
 
 
 class RNNForCausalLM(StatefulModel):
-    """Embedding, recurrent cell, head (Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al. 2014)."""
+    """Embedding, recurrent cell, head (Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al.
+    2014).
+    """
 
     config_class = RNNConfig
     _tied_weights_keys = {"head.weight": "embedding.weight"}
@@ -90,21 +94,26 @@ class RNNForCausalLM(StatefulModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
+        `inputs_embeds`.
+        """
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
         real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else None
         hidden, memory = self.recurrence(embedded, real, past, options["trace"])
         options["trace"].show(hidden)
         length = embedded.shape[1] + (past_key_values.length if past_key_values else 0)
-        return self.predict(self.dropout(hidden), labels, logits_to_keep, State(memory, length), options)
+        return self.predict(
+            self.dropout(hidden), labels, logits_to_keep, State(memory, length), options
+        )
 
 
 class Recurrence(nn.Module):
-    """The recurrent layers, with a state that can be carried and padding passed over, wherever it stands.
+    """The recurrent layers, with a state that can be carried and padding passed over, wherever it
+    stands.
 
-    Dropout is on what goes up, between the layers here, and never on what goes on through time (Zaremba et al.
-    2014, section 3.2). The `elman` cell squashes with tanh.
+    Dropout is on what goes up, between the layers here, and never on what goes on through time
+    (Zaremba et al. 2014, section 3.2). The `elman` cell squashes with tanh.
     """
 
     def __init__(self, config: Any) -> None:
@@ -119,14 +128,21 @@ class Recurrence(nn.Module):
         )
 
     def forward(
-        self, embedded: Tensor, real: Tensor | None, past: tuple[Tensor, ...] | None, trace: Trace | None = None
+        self,
+        embedded: Tensor,
+        real: Tensor | None,
+        past: tuple[Tensor, ...] | None,
+        trace: Trace | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States (B, T, D) and the memory after the last token, each part (B, layers, D).
 
-        `real` (B, T) is false on padding; None where there is none. The memory has the type of `embedded`, also
-        under autocast, so that what one precision remembered another can go on with.
+        `real` (B, T) is false on padding; None where there is none. The memory has the type of
+        `embedded`, also under autocast, so that what one precision remembered another can go on
+        with.
         """
-        memory = tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
+        memory = (
+            tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
+        )
         real = None if real is None or bool(real.all()) else real
         if trace is not None and trace.hidden_states is not None:
             self._show_layers(embedded, real, memory, trace)
@@ -136,10 +152,14 @@ class Recurrence(nn.Module):
     def _show_layers(
         self, hidden: Tensor, real: Tensor | None, memory: tuple[Tensor, ...] | None, trace: Trace
     ) -> None:
-        """What goes into each layer, without dropout: the cell hands out the last layer's states alone."""
+        """What goes into each layer, without dropout: the cell hands out the last layer's states
+        alone.
+        """
         trace.show(hidden)
         for layer in range(self.cell.num_layers - 1):
-            single = type(self.cell)(self.cell.input_size, self.cell.hidden_size, batch_first=True, device="meta")
+            single = type(self.cell)(
+                self.cell.input_size, self.cell.hidden_size, batch_first=True, device="meta"
+            )
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 setattr(single, f"{name}_l0", getattr(self.cell, f"{name}_l{layer}"))
             before = tuple(t[layer : layer + 1].contiguous() for t in memory) if memory else None
@@ -147,15 +167,23 @@ class Recurrence(nn.Module):
             trace.show(hidden)
 
     def _read(
-        self, cell: nn.Module, embedded: Tensor, real: Tensor | None, memory: tuple[Tensor, ...] | None
+        self,
+        cell: nn.Module,
+        embedded: Tensor,
+        real: Tensor | None,
+        memory: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if real is None:
             return self._run(cell, embedded, memory)
         return self._run_padded(cell, embedded, real, memory)
 
-    def _run(self, cell: nn.Module, sequence: Any, memory: tuple[Tensor, ...] | None) -> tuple[Any, tuple[Tensor, ...]]:
+    def _run(
+        self, cell: nn.Module, sequence: Any, memory: tuple[Tensor, ...] | None
+    ) -> tuple[Any, tuple[Tensor, ...]]:
         start = memory if self.has_two_memories or memory is None else memory[0]
-        casts = torch.is_autocast_enabled("cpu") and (not self.has_two_memories or has_bfloat16_lstm())
+        casts = torch.is_autocast_enabled("cpu") and (
+            not self.has_two_memories or has_bfloat16_lstm()
+        )
         with torch.autocast("cpu", enabled=casts):
             hidden, last = cell(sequence, start)
         return hidden, last if self.has_two_memories else (last,)
@@ -164,13 +192,18 @@ class Recurrence(nn.Module):
         self, cell: nn.Module, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         lengths = real.sum(dim=1)
-        order = real.int().argsort(dim=1, descending=True, stable=True)  # B T: text as it stands, then padding
+        order = real.int().argsort(
+            dim=1, descending=True, stable=True
+        )  # B T: text as it stands, then padding
         moved = embedded.gather(1, order[..., None].expand_as(embedded))
-        packed = pack_padded_sequence(moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False)
+        packed = pack_padded_sequence(
+            moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
         hidden, after = self._run(cell, packed, before)
         hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=real.shape[1])
         hidden = hidden.gather(1, order.argsort(dim=1)[..., None].expand_as(hidden))
-        # No packed row may be empty, so one that is all padding read a token of it: it remembers what it did before.
+        # No packed row may be empty, so one that is all padding read a token of it: it remembers
+        # what it did before.
         before = before or tuple(map(torch.zeros_like, after))
         is_read = (lengths > 0)[None, :, None]
         return hidden, tuple(torch.where(is_read, a, b) for a, b in zip(after, before, strict=True))
@@ -179,7 +212,8 @@ class Recurrence(nn.Module):
 def init_recurrence(module: nn.Module) -> None:
     """Orthogonal recurrent weights, Xavier input weights, and an LSTM that starts by remembering.
 
-    Its forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2). What a checkpoint gave is left.
+    Its forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2). What a checkpoint gave
+    is left.
     """
     if not isinstance(module, nn.RNNBase):
         return

@@ -21,8 +21,9 @@ from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 class RNNAttentionConfig(RNNConfig):
     """An RNN's configuration, over how many heads its states are compared, and whether as they are.
 
-    With `plain_attention` a state is its own query, key and value, and what attention finds takes its place: nothing
-    is projected, and nothing added to the state. So it is in the book's chapter; it learns less (`recipes/book`).
+    With `plain_attention` a state is its own query, key and value, and what attention finds takes
+    its place: nothing is projected, and nothing added to the state. So it is in the book's chapter;
+    it learns less (`recipes/book`).
     """
 
     model_type = "rung-rnn-attention"
@@ -32,9 +33,11 @@ class RNNAttentionConfig(RNNConfig):
 
 
 class RNNAttentionForCausalLM(StatefulModel):
-    """Recurrent states, then scaled dot-product attention of each over itself and all earlier ones, then the head.
+    """Recurrent states, then scaled dot-product attention of each over itself and all earlier ones,
+    then the head.
 
-    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1. Dropout is where rnn.py has it.
+    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1. Dropout is
+    where rnn.py has it.
     """
 
     config_class = RNNAttentionConfig
@@ -88,7 +91,9 @@ class RNNAttentionForCausalLM(StatefulModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors `inputs_embeds`."""
+        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
+        `inputs_embeds`.
+        """
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
         real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else ()
@@ -97,11 +102,22 @@ class RNNAttentionForCausalLM(StatefulModel):
         compared = [hidden] * 3 if plain else self.query_key_value(hidden).chunk(3, -1)
         q, k, v = (split_heads(t, self.config.num_attention_heads) for t in compared)
         if past:
-            k, v = (torch.cat([old.to(new), new], dim=2) for old, new in zip(past[:2], (k, v), strict=True))  # B H S K
-        seen = attend_traced(q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]), options["trace"])
+            k, v = (
+                torch.cat([old.to(new), new], dim=2)
+                for old, new in zip(past[:2], (k, v), strict=True)
+            )  # B H S K
+        seen = attend_traced(
+            q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]), options["trace"]
+        )
         hidden = join_heads(seen) if plain else hidden + self.mix(join_heads(seen))
         options["trace"].show(hidden)
-        return self.predict(self.dropout(hidden), labels, logits_to_keep, State((k, v, *memory), k.shape[2]), options)
+        return self.predict(
+            self.dropout(hidden),
+            labels,
+            logits_to_keep,
+            State((k, v, *memory), k.shape[2]),
+            options,
+        )
 
 
 def split_heads(x: Float[Tensor, "B T HK"], heads: int) -> Float[Tensor, "B H T K"]:
@@ -114,11 +130,13 @@ def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
     return x.transpose(1, 2).flatten(2)
 
 
-def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Tensor, "#B 1 T keys"] | None:
+def causal_mask(
+    attention_mask: Mask | None, queries: int, keys: int
+) -> Bool[Tensor, "#B 1 T keys"] | None:
     """Which keys each query may look at; None where plain causality says it all.
 
-    The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty. A mask that is
-    made already, one key for each query, is kept.
+    The queries are the last `queries` of the `keys`. Padding sees itself, so that no row is empty.
+    A mask that is made already, one key for each query, is kept.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
         return open_keys(attention_mask[..., :keys])
@@ -128,7 +146,8 @@ def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Te
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
     if attention_mask.shape[1] != keys:
         raise ValueError(
-            f"the attention mask covers {attention_mask.shape[1]} of {keys} tokens: it must cover the past"
+            f"the attention mask covers {attention_mask.shape[1]} of {keys} tokens: it must cover "
+            f"the past"
         )
     key = torch.arange(keys, device=attention_mask.device)
     query = key[keys - queries :, None]
@@ -136,14 +155,18 @@ def causal_mask(attention_mask: Mask | None, queries: int, keys: int) -> Bool[Te
 
 
 def open_keys(mask: Shaped[Tensor, "#B 1 T S"]) -> Bool[Tensor, "#B 1 T S"]:
-    """A mask as truth values, where transformers may give what it adds to scores: 0, or the least number there is.
+    """A mask as truth values, where transformers may give what it adds to scores: 0, or the least
+    number there is.
 
     Raises `ValueError` for numbers in between: no kernel here adds them.
     """
     if not mask.is_floating_point():
         return mask.bool()
     if bool(((mask != 0) & (mask > torch.finfo(mask.dtype).min / 2)).any()):
-        raise ValueError("attention_mask holds numbers to add to scores: only 0 and the least number are known here")
+        raise ValueError(
+            "attention_mask holds numbers to add to scores: only 0 and the least number are known "
+            "here"
+        )
     return mask == 0
 
 
@@ -155,7 +178,9 @@ def attend_traced(
     trace: Trace,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """As `attend`; where the weights (B, H, T, S) are asked for, step by step, for no fused kernel hands them out."""
+    """As `attend`; where the weights (B, H, T, S) are asked for, step by step, for no fused kernel
+    hands them out.
+    """
     if trace.attentions is None:
         return attend(q, k, v, mask, dropout)
     queries, keys = q.shape[2], k.shape[2]
@@ -178,7 +203,8 @@ def attend(
 ) -> Float[Tensor, "B H T K"]:
     """softmax(q kᵀ / √K) v; the G key heads may be fewer than the H query heads, and divide them.
 
-    No key is ever repeated: where the kernel at hand would, a group's queries become rows of one key head.
+    No key is ever repeated: where the kernel at hand would, a group's queries become rows of one
+    key head.
     """
     if dropout == 0 and _is_short_training_on_cpu(q, k):
         return _attend_plainly(q, k, v, mask)
@@ -192,8 +218,12 @@ def attend(
     )
 
 
-def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-    """One token's queries of a group read its keys together: faster too (benchmarks/models/grouped.py)."""
+def _attend_in_groups(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
+) -> Tensor:
+    """One token's queries of a group read its keys together: faster too
+    (benchmarks/models/grouped.py).
+    """
     queries, groups = q.shape[2], q.shape[1] // k.shape[1]
     if queries > 1:
         mask = (
@@ -208,8 +238,14 @@ def _attend_in_groups(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop
 
 
 def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
-    """Where plain bfloat16 products beat the fused kernel, up to 512 tokens (benchmarks/models/attention.py)."""
-    return q.device.type == "cpu" and torch.is_autocast_enabled("cpu") and q.shape[2] == k.shape[2] <= 512
+    """Where plain bfloat16 products beat the fused kernel, up to 512 tokens
+    (benchmarks/models/attention.py).
+    """
+    return (
+        q.device.type == "cpu"
+        and torch.is_autocast_enabled("cpu")
+        and q.shape[2] == k.shape[2] <= 512
+    )
 
 
 def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -220,7 +256,11 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None)
     hidden = torch.zeros(hidden.shape, dtype=torch.bfloat16).masked_fill_(hidden, float("-inf"))
     hidden = hidden.repeat(1, 1, groups, 1)
     one = len(hidden) == 1  # for all rows of the batch
-    hidden = hidden[0].expand(batch * shared, -1, -1) if one else hidden.expand(-1, shared, -1, -1).flatten(0, 1)
+    hidden = (
+        hidden[0].expand(batch * shared, -1, -1)
+        if one
+        else hidden.expand(-1, shared, -1, -1).flatten(0, 1)
+    )
     q, k, v = q.reshape(batch * shared, groups * steps, size), k.flatten(0, 1), v.flatten(0, 1)
     scores = torch.baddbmm(hidden, q, k.mT, alpha=size**-0.5)
     return (scores.softmax(-1, dtype=scores.dtype) @ v).reshape(batch, heads, steps, size)

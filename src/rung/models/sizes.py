@@ -1,9 +1,10 @@
 """Sizes by name: the published GPT-2 and Llama 3 models, and smaller ones for laptops and one GPU.
 
-A size's name stands wherever a rung's does. The model is then trained from scratch: its vocabulary is the
-tokenizer's, its context the one that the published model began with. `published_config` is the published
-configuration itself. Radford et al. 2019, table 2; Llama team 2024, table 3; Llama 3.2 by its model card.
-The name `gpt2` is the rung's wherever a rung is meant: the published 124 million are `gpt2-small` too.
+A size's name stands wherever a rung's does. The model is then trained from scratch: its vocabulary
+is the tokenizer's, its context the one that the published model began with. `published_config` is
+the published configuration itself. Radford et al. 2019, table 2; Llama team 2024, table 3; Llama
+3.2 by its model card. The name `gpt2` is the rung's wherever a rung is meant: the published 124
+million are `gpt2-small` too.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ from rung.errors import RecipeError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A size of a rung: the fields of its config, and how many weights it has with a vocabulary of `vocab_size`.
+    """A size of a rung: the fields of its config, and how many weights it has with a vocabulary of
+    `vocab_size`.
 
-    That is the published one, or else of a tokenizer for as much text as suits the size. `context` is the
-    published one, where that is not what the model was trained on first.
+    That is the published one, or else of a tokenizer for as much text as suits the size. `context`
+    is the published one, where that is not what the model was trained on first.
     """
 
     rung: str
@@ -42,13 +44,25 @@ _CONFIGS: dict[str, type[PreTrainedConfig]] = {"gpt2": GPT2Config, "llama3": Lla
 VOCABULARY = {"gpt2": 50_257, "llama3": 128_256}
 
 
-def _gpt2(parameters: int, width: int, layers: int, context: int = 1024, vocab_size: int = VOCABULARY["gpt2"]) -> Size:
+def _gpt2(
+    parameters: int,
+    width: int,
+    layers: int,
+    context: int = 1024,
+    vocab_size: int = VOCABULARY["gpt2"],
+) -> Size:
     model = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": context}
-    return Size(rung="gpt2", parameters=parameters, vocab_size=vocab_size, model=model, context=context)
+    return Size(
+        rung="gpt2", parameters=parameters, vocab_size=vocab_size, model=model, context=context
+    )
 
 
-def _llama3(parameters: int, widths: tuple[int, int], heads: tuple[int, int], layers: int, **more: Any) -> Size:
-    """`widths`: of the residual stream and inside the MLP; `heads`: of queries, and of keys and values."""
+def _llama3(
+    parameters: int, widths: tuple[int, int], heads: tuple[int, int], layers: int, **more: Any
+) -> Size:
+    """`widths`: of the residual stream and inside the MLP; `heads`: of queries, and of keys and
+    values.
+    """
     factor, vocab_size = more.pop("factor", None), more.pop("vocab_size", VOCABULARY["llama3"])
     model: dict[str, Any] = {
         "hidden_size": widths[0],
@@ -63,7 +77,9 @@ def _llama3(parameters: int, widths: tuple[int, int], heads: tuple[int, int], la
         **more,
     }
     context = 131_072 if factor else model["max_position_embeddings"]
-    return Size(rung="llama3", parameters=parameters, vocab_size=vocab_size, model=model, context=context)
+    return Size(
+        rung="llama3", parameters=parameters, vocab_size=vocab_size, model=model, context=context
+    )
 
 
 def rope(factor: float | None) -> dict[str, Any]:
@@ -81,7 +97,11 @@ def rope(factor: float | None) -> dict[str, Any]:
 
 
 def _small(vocab_size: int, context: int) -> dict[str, Any]:
-    return {"vocab_size": vocab_size, "max_position_embeddings": context, "tie_word_embeddings": True}
+    return {
+        "vocab_size": vocab_size,
+        "max_position_embeddings": context,
+        "tie_word_embeddings": True,
+    }
 
 
 SIZES: dict[str, Size] = {
@@ -100,13 +120,19 @@ SIZES: dict[str, Size] = {
     "llama3-70b": _llama3(70_553_706_496, (8192, 28_672), (64, 8), 80),
     "llama3.1-8b": _llama3(8_030_261_248, (4096, 14_336), (32, 8), 32, factor=8.0),
     "llama3.1-70b": _llama3(70_553_706_496, (8192, 28_672), (64, 8), 80, factor=8.0),
-    "llama3.2-1b": _llama3(1_235_814_400, (2048, 8192), (32, 8), 16, factor=32.0, tie_word_embeddings=True),
-    "llama3.2-3b": _llama3(3_212_749_824, (3072, 8192), (24, 8), 28, factor=32.0, tie_word_embeddings=True),
+    "llama3.2-1b": _llama3(
+        1_235_814_400, (2048, 8192), (32, 8), 16, factor=32.0, tie_word_embeddings=True
+    ),
+    "llama3.2-3b": _llama3(
+        3_212_749_824, (3072, 8192), (24, 8), 28, factor=32.0, tie_word_embeddings=True
+    ),
 }
 
 
 def fill_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The rung that `name` is, or is a size of; and its `model` fields with those that the size fills in."""
+    """The rung that `name` is, or is a size of; and its `model` fields with those that the size
+    fills in.
+    """
     size = SIZES.get(name)
     if size is None:
         return name, model
@@ -115,7 +141,8 @@ def fill_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def published_config(name: str) -> PreTrainedConfig:
-    """The configuration of a published model as its `config.json` has it: of `gpt2`, `llama3-8b`, `llama3.2-1b`, ...
+    """The configuration of a published model as its `config.json` has it: of `gpt2`, `llama3-8b`,
+    `llama3.2-1b`, ...
 
     Raises `RecipeError` where no model of that name was published.
     """

@@ -4,8 +4,9 @@ Below:   gpt2.py and llama3.py, which differ in six things at once; every part h
 New:     one swap at a time, so that what each buys can be measured alone.
 Missing: the names of a published model: only rung opens what this saves.
 
-With no swap it computes what `gpt2` does with a head of its own, with all six what `llama3` does. Attention is
-Llama's throughout: with biases, with keys for every head and without rotation it is GPT-2's.
+With no swap it computes what `gpt2` does with a head of its own, with all six what `llama3` does.
+Attention is Llama's throughout: with biases, with keys for every head and without rotation it is
+GPT-2's.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,13 @@ from rung.errors import RecipeError, did_you_mean
 from rung.models.base import CausalModel, find_padding
 from rung.models.config_checks import RungConfig
 from rung.models.gpt2 import GPT2MLP, Reading, init_positions, init_residual
-from rung.models.llama3 import LlamaDecoderLayer, LlamaForCausalLM, LlamaRMSNorm, add_common_vector, find_rotation
+from rung.models.llama3 import (
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaRMSNorm,
+    add_common_vector,
+    find_rotation,
+)
 
 SWAPS = {  # name: what it takes out, what it puts in
     "rmsnorm": ("LayerNorm", "RMSNorm"),
@@ -32,7 +39,9 @@ SWAPS = {  # name: what it takes out, what it puts in
 
 
 class SwapsConfig(RungConfig):
-    """`swaps` names what is Llama's; `num_key_value_heads` and `intermediate_size` are of the parts swapped in."""
+    """`swaps` names what is Llama's; `num_key_value_heads` and `intermediate_size` are of the parts
+    swapped in.
+    """
 
     model_type = "rung-swaps"
 
@@ -52,7 +61,9 @@ class SwapsConfig(RungConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         if isinstance(self.swaps, str):
-            raise RecipeError(f"swaps is {self.swaps!r}: it must be a list, as in swaps=[{self.swaps}]")
+            raise RecipeError(
+                f"swaps is {self.swaps!r}: it must be a list, as in swaps=[{self.swaps}]"
+            )
         for name in self.swaps:
             if name not in SWAPS:
                 raise RecipeError(f"unknown swap {name!r}: {did_you_mean(name, SWAPS)}")
@@ -71,15 +82,29 @@ class SwapsConfig(RungConfig):
         biased = "unbiased" not in self.swaps
         return LlamaConfig(
             **self._shared(),
-            num_key_value_heads=self.num_key_value_heads if "grouped" in self.swaps else self.num_attention_heads,
+            num_key_value_heads=self.num_key_value_heads
+            if "grouped" in self.swaps
+            else self.num_attention_heads,
             intermediate_size=self.intermediate_size,
             attention_bias=biased,
             mlp_bias=biased,
         )
 
     def _shared(self) -> dict[str, Any]:
-        sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
-        others = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
+        sizes = (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+        others = (
+            "initializer_range",
+            "bos_token_id",
+            "eos_token_id",
+            "pad_token_id",
+            "tie_word_embeddings",
+        )
         return {key: getattr(self, key) for key in (*sizes, *others)}
 
 
@@ -89,11 +114,15 @@ class SwapsModel(nn.Module):
     def __init__(self, config: SwapsConfig) -> None:
         super().__init__()
         self.config, self.llama3 = config, config.llama3
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, find_padding(config))
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, find_padding(config)
+        )
         self.embed_positions = None
         if "rotary" not in config.swaps:
             self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.layers = nn.ModuleList(make_layer(config, layer) for layer in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            make_layer(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.norm = make_norm(config)
 
     def forward(self, x: Tensor, reading: Reading) -> Tensor:
@@ -124,10 +153,13 @@ class SwapsForCausalLM(CausalModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    forward = LlamaForCausalLM.forward  # cache, positions, mask, model, head: the same for every swap
+    forward = (
+        LlamaForCausalLM.forward
+    )  # cache, positions, mask, model, head: the same for every swap
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each part as in its own file; what writes to the residual stream smaller in all, as in GPT-2.
+        """Each part as in its own file; what writes to the residual stream smaller in all, as in
+        GPT-2.
 
         No heads copy from the start: without rotation none could.
         """
@@ -146,7 +178,10 @@ def make_layer(config: SwapsConfig, layer: int) -> LlamaDecoderLayer:
     made.add_module("post_attention_layernorm", make_norm(config))
     if "swiglu" not in config.swaps:
         bias = "unbiased" not in config.swaps
-        made.add_module("mlp", GPT2MLP(config.gpt2, lambda outputs, inputs: nn.Linear(inputs, outputs, bias=bias)))
+        made.add_module(
+            "mlp",
+            GPT2MLP(config.gpt2, lambda outputs, inputs: nn.Linear(inputs, outputs, bias=bias)),
+        )
     return made
 
 
@@ -154,4 +189,6 @@ def make_norm(config: SwapsConfig) -> nn.Module:
     """RMSNorm has no bias; LayerNorm's goes with the others."""
     if "rmsnorm" in config.swaps:
         return LlamaRMSNorm(config.hidden_size, config.llama3.rms_norm_eps)
-    return nn.LayerNorm(config.hidden_size, config.gpt2.layer_norm_epsilon, bias="unbiased" not in config.swaps)
+    return nn.LayerNorm(
+        config.hidden_size, config.gpt2.layer_norm_epsilon, bias="unbiased" not in config.swaps
+    )

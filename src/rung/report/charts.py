@@ -1,4 +1,5 @@
-"""The report's figures as inline SVG: drawn here, coloured by the classes of the page's style sheet.
+"""The report's figures as inline SVG: drawn here, coloured by the classes of the page's style
+sheet.
 
 Every figure is drawn twice, for a screen and for a phone; the style sheet shows the one that fits.
 """
@@ -31,7 +32,9 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A row of differences: one dot for each seed, their mean, and its interval where there are seeds enough."""
+    """A row of differences: one dot for each seed, their mean, and its interval where there are
+    seeds enough.
+    """
 
     label: str
     note: str
@@ -43,7 +46,9 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A line of (x, y) points with its label at the end; without points, a dashed line at the height `level`."""
+    """A line of (x, y) points with its label at the end; without points, a dashed line at the
+    height `level`.
+    """
 
     label: str
     points: list[tuple[float, float]]
@@ -82,10 +87,11 @@ class Frame:
 
 
 def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart between `low` and `high`, as near as can be to those wanted, in their order.
+    """Positions at least `gap` apart between `low` and `high`, as near as can be to those wanted,
+    in their order.
 
-    The least-squares answer, by pooling neighbours that collide. Where there is no room for all, they are
-    set `gap` apart from `low` on.
+    The least-squares answer, by pooling neighbours that collide. Where there is no room for all,
+    they are set `gap` apart from `low` on.
     """
     order = sorted(range(len(wanted)), key=wanted.__getitem__)
     pools: list[tuple[float, int]] = []  # mean and size of the labels that stand in one stack
@@ -104,10 +110,11 @@ def spread(wanted: list[float], gap: float, low: float, high: float) -> list[flo
 
 
 def stack_flags(flags: list[tuple[float, float]]) -> list[int]:
-    """The level of each flag (x of its pole, width of its text), so that no text meets another text or a pole.
+    """The level of each flag (x of its pole, width of its text), so that no text meets another text
+    or a pole.
 
-    The text is to the right of the pole, which stands from the ground to the flag's own level: a flag has
-    to be above every pole that its text flies over.
+    The text is to the right of the pole, which stands from the ground to the flag's own level: a
+    flag has to be above every pole that its text flies over.
     """
     levels = [0] * len(flags)
     done: list[int] = []
@@ -123,16 +130,22 @@ def round_ticks(low: float, high: float, count: int) -> list[float]:
     rough = (high - low) / max(count, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [
+        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    ]
 
 
 def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
-    """One row for each rung, a dot at its bits per byte, and the compressors' marks as lines across all rows."""
+    """One row for each rung, a dot at its bits per byte, and the compressors' marks as lines across
+    all rows.
+    """
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
     names = max(max(text_width(_shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
     left, right = (names + 20, width - 136.0) if wide else (10.0, width - 10.0)
-    flags = [(f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)]
+    flags = [
+        (f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)
+    ]
     widths = [text_width(text, TEXT) + 12 for text, _ in flags]
     room = width - 2 - left  # a flag may fly over the column of values
     scale = _ladder_scale(bars, [v for _, v in flags], widths, (left, right, room))
@@ -143,12 +156,23 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     best = min(bar.value for bar in bars)
     for i, bar in enumerate(bars):
         parts.append(_bar(bar, scale, frame, top + row_height * i, bar.value == best))
-    parts.append(_text((left + right) / 2, frame.bottom + 40, "bits per byte (← lower is better)", "axis-name middle"))
-    return _svg(width, frame.bottom + 50, "Bits per byte of each rung: " + _in_words(bars, marks), parts)
+    parts.append(
+        _text(
+            (left + right) / 2,
+            frame.bottom + 40,
+            "bits per byte (← lower is better)",
+            "axis-name middle",
+        )
+    )
+    return _svg(
+        width, frame.bottom + 50, "Bits per byte of each rung: " + _in_words(bars, marks), parts
+    )
 
 
 def draw_differences(rows: list[Difference], base: str, width: int) -> str:
-    """One row for each difference in bits per byte: a dot with whiskers, and a line where `base` stands."""
+    """One row for each difference in bits per byte: a dot with whiskers, and a line where `base`
+    stands.
+    """
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
     names = max(text_width(row.note, TEXT) for row in rows)
@@ -160,13 +184,20 @@ def draw_differences(rows: list[Difference], base: str, width: int) -> str:
     frame = Frame(width, left, right, 22.0, 22.0 + row_height * len(rows))
     zero = scale(0)
     parts = [_vertical_axis_lines(scale, frame)]
-    parts += [_rule(zero, start, zero, end, "axis") for start, end in _clear_of_words(frame.top - 4, frame)]
+    parts += [
+        _rule(zero, start, zero, end, "axis")
+        for start, end in _clear_of_words(frame.top - 4, frame)
+    ]
     parts.append(_text(zero, frame.top - 10, base, "tick middle"))
-    parts += [_difference(row, scale, frame, frame.top + row_height * i) for i, row in enumerate(rows)]
+    parts += [
+        _difference(row, scale, frame, frame.top + row_height * i) for i, row in enumerate(rows)
+    ]
     name = f"bits per byte more than {base} (← lower is better)"
     parts.append(_text((left + right) / 2, frame.bottom + 40, name, "axis-name middle"))
     words = ", ".join(f"{row.label} {signed(row.value)}" for row in rows)
-    return _svg(width, frame.bottom + 50, f"Difference from {base} in bits per byte: {words}", parts)
+    return _svg(
+        width, frame.bottom + 50, f"Difference from {base} in bits per byte: {words}", parts
+    )
 
 
 def draw_curves(curves: list[Curve], width: int) -> str:
@@ -187,7 +218,9 @@ def draw_curves(curves: list[Curve], width: int) -> str:
     places = spread(wanted, LINE, frame.top, frame.bottom)
     for curve, label, place in zip(curves, labels, places, strict=True):
         parts.append(_end_label(curve, label, place, x_scale, y_scale, frame))
-    words = "; ".join(f"{c.label} {'ends at' if c.points else 'stands at'} {c.end:.2f}" for c in curves)
+    words = "; ".join(
+        f"{c.label} {'ends at' if c.points else 'stands at'} {c.end:.2f}" for c in curves
+    )
     return _svg(width, frame.bottom + 48, f"Bits per byte as the rungs learn: {words}", parts)
 
 
@@ -201,7 +234,9 @@ def text_width(text: str, size: float) -> float:
     return size * sum(1.05 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
 
 
-def _ladder_scale(bars: list[Bar], marks: list[float], widths: list[float], edges: tuple[float, float, float]) -> Scale:
+def _ladder_scale(
+    bars: list[Bar], marks: list[float], widths: list[float], edges: tuple[float, float, float]
+) -> Scale:
     """A scale that holds every value, and leaves each flag room on the right."""
     left, right, room = edges
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None] + marks
@@ -229,10 +264,15 @@ def _vertical_axis_lines(scale: Scale, frame: Frame) -> str:
 
 
 def _clear_of_words(start: float, frame: Frame) -> list[tuple[float, float]]:
-    """An upright line from `start` to the ground, in pieces: on a phone the words of a row stand above its dot."""
+    """An upright line from `start` to the ground, in pieces: on a phone the words of a row stand
+    above its dot.
+    """
     if frame.width >= WIDE:
         return [(start, frame.bottom)]
-    tops = [frame.top + NARROW_ROW * row for row in range(round((frame.bottom - frame.top) / NARROW_ROW))]
+    tops = [
+        frame.top + NARROW_ROW * row
+        for row in range(round((frame.bottom - frame.top) / NARROW_ROW))
+    ]
     ends = [top + WORDS[0] for top in tops] + [frame.bottom]
     return list(zip([start, *(top + WORDS[1] for top in tops)], ends, strict=True))
 
@@ -243,7 +283,10 @@ def _flags(flags: list[tuple[str, float]], levels: list[int], scale: Scale, fram
         x, y = scale(value), frame.top - 10 - LINE * level
         name, _, figure = text.rpartition(" ")
         parts += [_rule(x, start, x, end, "mark") for start, end in _clear_of_words(y - 10, frame)]
-        parts.append(f'<text x="{x + 5:.1f}" y="{y:.1f}" class="flag">{escape(name)} <tspan>{figure}</tspan></text>')
+        parts.append(
+            f'<text x="{x + 5:.1f}" y="{y:.1f}" class="flag">{escape(name)} '
+            f"<tspan>{figure}</tspan></text>"
+        )
     return "".join(parts)
 
 
@@ -265,16 +308,22 @@ def _bar(bar: Bar, scale: Scale, frame: Frame, top: float, best: bool) -> str:
         parts.append(_text(frame.left, y - 12, _shorten(bar.label, 22), strong))
         parts.append(_text(frame.right - 78, y - 12, f"{bar.value:.2f}", f"{strong} end"))
         parts.append(_text(frame.right, y - 12, interval, "note end"))
-    says = f"{bar.label}: {bar.value:.3f} bits per byte" + (f", 95% interval {interval}" if interval else "")
+    says = f"{bar.label}: {bar.value:.3f} bits per byte" + (
+        f", 95% interval {interval}" if interval else ""
+    )
     return f'<g class="shade-{bar.shade}"><title>{escape(says)}</title>{"".join(parts)}</g>'
 
 
 def _difference(row: Difference, scale: Scale, frame: Frame, top: float) -> str:
     wide = frame.width >= WIDE
     y = top + (21 if wide else 32)
-    interval = "" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
+    interval = (
+        "" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
+    )
     parts = [_rule(frame.left, y, frame.right, y, "row")]
-    parts += [f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points]
+    parts += [
+        f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points
+    ]
     if row.low is not None and row.high is not None:
         parts.append(_whisker(scale(row.low), scale(row.high), y))
     parts.append(f'<circle cx="{scale(row.value):.1f}" cy="{y:.1f}" r="5"/>')
@@ -287,9 +336,16 @@ def _difference(row: Difference, scale: Scale, frame: Frame, top: float) -> str:
     else:
         parts.append(_text(frame.left, y - 12, row.label, "name"))
         parts.append(
-            _text(frame.right, y - 12, f"{signed(row.value)} {interval and f'({interval})'}".strip(), "note end")
+            _text(
+                frame.right,
+                y - 12,
+                f"{signed(row.value)} {interval and f'({interval})'}".strip(),
+                "note end",
+            )
         )
-    says = f"{row.label}: {signed(row.value)} bits per byte" + (f", 95% interval {interval}" if interval else "")
+    says = f"{row.label}: {signed(row.value)} bits per byte" + (
+        f", 95% interval {interval}" if interval else ""
+    )
     return f'<g class="shade-4"><title>{escape(says)}</title>{"".join(parts)}</g>'
 
 
@@ -310,7 +366,14 @@ def _grid(x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
         x = x_scale(tick)
         parts.append(_rule(x, frame.bottom, x, frame.bottom + 5, "axis"))
         parts.append(_text(x, frame.bottom + 19, _count(tick), "tick middle"))
-    parts.append(_text((frame.left + frame.right) / 2, frame.bottom + 39, "training tokens read", "axis-name middle"))
+    parts.append(
+        _text(
+            (frame.left + frame.right) / 2,
+            frame.bottom + 39,
+            "training tokens read",
+            "axis-name middle",
+        )
+    )
     return "".join(parts)
 
 
@@ -321,19 +384,23 @@ def _line(curve: Curve, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
     pixels = [(x_scale(x), y_scale(y)) for x, y in curve.points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
     dots = "".join(
-        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{escape(curve.label)}: {y:.3f} bits per byte '
+        f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3"><title>{escape(curve.label)}: {y:.3f} bits per '
+        f"byte "
         f"after {x:,.0f} tokens</title></circle>"
         for (px, py), (x, y) in zip(pixels, curve.points, strict=True)
     )
     return f'<g class="shade-{curve.shade}"><path d="M{path}" class="curve"/>{dots}</g>'
 
 
-def _end_label(curve: Curve, label: tuple[str, str], place: float, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
+def _end_label(
+    curve: Curve, label: tuple[str, str], place: float, x_scale: Scale, y_scale: Scale, frame: Frame
+) -> str:
     name, figure = label
     y, gap = y_scale(curve.end), 22 if frame.width >= WIDE else 12
     start = x_scale(curve.points[-1][0]) + 5 if curve.points else frame.right
     leader = (
-        f'<path d="M{start:.1f} {y:.1f}H{frame.right:.1f}L{frame.right + gap - 4:.1f} {place:.1f}" class="leader"/>'
+        f'<path d="M{start:.1f} {y:.1f}H{frame.right:.1f}L{frame.right + gap - 4:.1f} {place:.1f}" '
+        f'class="leader"/>'
     )
     return leader + (
         f'<text x="{frame.right + gap:.1f}" y="{place + 4:.1f}" class="label">{escape(name)} '
@@ -344,7 +411,8 @@ def _end_label(curve: Curve, label: tuple[str, str], place: float, x_scale: Scal
 def _svg(width: int, height: float, says: str, parts: Iterable[str]) -> str:
     kind = "wide" if width >= WIDE else "narrow"
     return (
-        f'<svg class="{kind}" viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(says)}">'
+        f'<svg class="{kind}" viewBox="0 0 {width} {height:.0f}" role="img" '
+        f'aria-label="{escape(says)}">'
         f"{''.join(parts)}</svg>"
     )
 
@@ -376,5 +444,9 @@ def _count(number: float) -> str:
 
 
 def _shorten(text: str, length: int) -> str:
-    """Without its middle where it is too long: runs of one family differ at the end of their names."""
-    return text if len(text) <= length else f"{text[: length // 2]}…{text[1 + length // 2 - length :]}"
+    """Without its middle where it is too long: runs of one family differ at the end of their
+    names.
+    """
+    return (
+        text if len(text) <= length else f"{text[: length // 2]}…{text[1 + length // 2 - length :]}"
+    )

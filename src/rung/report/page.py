@@ -1,7 +1,8 @@
 """The report: one page, offline and self-contained, made from run folders and nothing else.
 
-For each text its result in words, its figures and what the rungs wrote; then how it was measured. Whatever
-comes from a run is escaped. `page.html` is the frame with its style sheet; no script runs in it.
+For each text its result in words, its figures and what the rungs wrote; then how it was measured.
+Whatever comes from a run is escaped. `page.html` is the frame with its style sheet; no script runs
+in it.
 """
 
 import math
@@ -23,18 +24,26 @@ __all__ = ["Row", "read_rows", "write_report"]
 
 DARKEST = 12.0  # bits: a token above is shaded like it
 DEFINITIONS = {
-    "Bits per byte": "The bits that the model needs to tell the text, −Σ log₂ p over all its tokens, for each of the "
-    "text’s UTF-8 bytes. It does not depend on how the text is cut into tokens: it compares any rung with any other, "
+    "Bits per byte": "The bits that the model needs to tell the text, −Σ log₂ p over all its "
+    "tokens, for each of the "
+    "text’s UTF-8 bytes. It does not depend on how the text is cut into tokens: it compares any "
+    "rung with any other, "
     "and with a compressor.",
-    "Word perplexity": "e to the power of the mean negative log-likelihood of a white-space separated word: the model "
-    "hesitates as if between so many equally likely words. It compares across tokenizers, on the same text.",
+    "Word perplexity": "e to the power of the mean negative log-likelihood of a white-space "
+    "separated word: the model "
+    "hesitates as if between so many equally likely words. It compares across tokenizers, on the "
+    "same text.",
     "Token perplexity": "The same of a token. It compares only where the tokenizer is the same.",
-    "95% interval": "Student’s t over the test documents, with the variance of a ratio and the degrees of freedom of "
+    "95% interval": "Student’s t over the test documents, with the variance of a ratio and the "
+    "degrees of freedom of "
     "as many documents of equal size as these are worth; copies of a document count once. "
-    "It says how far bits per byte would move on other documents of this kind. All rungs read the same documents "
+    "It says how far bits per byte would move on other documents of this kind. All rungs read the "
+    "same documents "
     "and move together, so a difference can be real where two intervals overlap.",
-    "What is scored": "Every held-out document, each token of it once, from a begin-of-text token that is not "
-    "scored to its end-of-text token, which is. A word that the tokenizer does not know is charged for its spelling, "
+    "What is scored": "Every held-out document, each token of it once, from a begin-of-text token "
+    "that is not "
+    "scored to its end-of-text token, which is. A word that the tokenizer does not know is charged "
+    "for its spelling, "
     "byte by byte.",
 }
 
@@ -48,13 +57,17 @@ def read_rows(folders: Iterable[Path]) -> list[Row]:
 
 
 def write_report(folders: Iterable[Path], out: Path) -> None:
-    """Write the page about these runs to `out`; figures over different text get sections of their own.
+    """Write the page about these runs to `out`; figures over different text get sections of their
+    own.
 
-    Raises `RunError` for no runs, for a folder that is no run, or for a place that cannot be written to.
+    Raises `RunError` for no runs, for a folder that is no run, or for a place that cannot be
+    written to.
     """
     found = read_runs(folders)
     if not found:
-        raise RunError("no runs to report on: name at least one run folder (`rung runs` lists them)")
+        raise RunError(
+            "no runs to report on: name at least one run folder (`rung runs` lists them)"
+        )
     runs.make_folder(out.parent)
     with runs.explain_failed_writes(out.parent):
         write_atomically(out, _page(group_runs(found)))
@@ -77,7 +90,8 @@ def _page(groups: list[Group]) -> str:
 
 def _contents(groups: list[Group]) -> str:
     links = "".join(
-        f'<li><a href="#text-{i}">{escape(_title(group))}</a> {names(run.label for run in group.runs)}</li>'
+        f'<li><a href="#text-{i}">{escape(_title(group))}</a> '
+        f"{names(run.label for run in group.runs)}</li>"
         for i, group in enumerate(groups, 1)
     )
     return (
@@ -103,17 +117,33 @@ def _header(group: Group) -> str:
 
 def build_header(title: str, summary: str, group: Group) -> str:
     """The title, the result in words (which is HTML), and what was measured with what."""
-    facts = "".join(f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact)
-    return f'<header><h1>{escape(title)}</h1><p class="summary">{summary}</p><dl class="facts">{facts}</dl></header>'
+    facts = "".join(
+        f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact
+    )
+    return (
+        f'<header><h1>{escape(title)}</h1><p class="summary">{summary}</p><dl '
+        f'class="facts">{facts}</dl></header>'
+    )
 
 
 def _summary(group: Group) -> str:
     """The result in one sentence: the best rung, the best of the other kind, and lzma."""
     best = group.best
     if best is None:
-        return "No rung had the time to learn anything." if group.scored else "No rung has a score yet."
-    parts = [f"{_strong(best.label)} needs {_bits(best.cost)}{best.mark} bits for each byte of text it has never seen"]
-    others = [run for run in group.scored if (run.row.rung in runs.COUNTING) != (best.row.rung in runs.COUNTING)]
+        return (
+            "No rung had the time to learn anything."
+            if group.scored
+            else "No rung has a score yet."
+        )
+    parts = [
+        f"{_strong(best.label)} needs {_bits(best.cost)}{best.mark} bits for each byte of text it "
+        f"has never seen"
+    ]
+    others = [
+        run
+        for run in group.scored
+        if (run.row.rung in runs.COUNTING) != (best.row.rung in runs.COUNTING)
+    ]
     if others and all(run.row.doubt for run in others):
         parts.append("the trained rungs had too little time to be compared")
     elif others:
@@ -131,7 +161,11 @@ def _summary(group: Group) -> str:
 
 def _facts(group: Group) -> list[tuple[str, str]]:
     some = (group.scored or group.runs)[0]
-    score, documents, size = some.score, some.corpus.get("documents", {}), some.corpus.get("bytes", {})
+    score, documents, size = (
+        some.score,
+        some.corpus.get("documents", {}),
+        some.corpus.get("bytes", {}),
+    )
     kinds = (
         f"{run.tokenizer.get('kind')}, {whole(run.tokenizer.get('vocab_size'))} tokens"
         for run in group.runs
@@ -163,12 +197,19 @@ def _ladder(group: Group) -> str:
         for run in group.scored
     ]
     caption = (
-        "A dot is what one byte of unseen text costs that rung, and further left is better; the bar through it "
+        "A dot is what one byte of unseen text costs that rung, and further left is better; the "
+        "bar through it "
         "is the 95% interval"
-        + (", and the upright lines are what compressors pay for the same bytes." if group.marks else ".")
+        + (
+            ", and the upright lines are what compressors pay for the same bytes."
+            if group.marks
+            else "."
+        )
     )
     return build_figure(
-        "The ladder", caption, [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS]
+        "The ladder",
+        caption,
+        [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS],
     )
 
 
@@ -188,12 +229,15 @@ def _curves(group: Group) -> str:
         if run.curve
     ]
     caption = (
-        "Bits per byte of validation text after so many training tokens: lower is better, and a line that still "
+        "Bits per byte of validation text after so many training tokens: lower is better, and a "
+        "line that still "
         "falls at its end would gain from more time."
     )
     if len(curves) > len(learners):
         caption += " A dashed line is a rung that counts: it reads the training text once."
-    return build_figure("Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS])
+    return build_figure(
+        "Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS]
+    )
 
 
 def build_figure(title: str, caption: str, drawings: list[str]) -> str:
@@ -205,7 +249,10 @@ def _samples(group: Group) -> str:
     """A card for each run that wrote something."""
     told = [run for run in group.runs if run.row.sample is not None]
     cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
-    caption = "Every rung goes on from the words in bold: look at how long it keeps to a word, a sentence, a subject."
+    caption = (
+        "Every rung goes on from the words in bold: look at how long it keeps to a word, a "
+        "sentence, a subject."
+    )
     if any(BROKEN in run.row.sample for run in told if run.row.sample):
         caption += f" {BROKEN_CHARACTERS}."
     return _gallery(
@@ -225,13 +272,17 @@ def _surprisal(group: Group) -> str:
     """A card for each run that read the passage, every token on a shade of its bits."""
     told = [run for run in group.runs if run.record.get("passage")]
     cards = "".join(_card(_heading(run), _passage(run)) for run in told)
-    scale = "".join(f'<span class="t" style="--b:{bits}"></span>' for bits in range(int(DARKEST) + 1))
+    scale = "".join(
+        f'<span class="t" style="--b:{bits}"></span>' for bits in range(int(DARKEST) + 1)
+    )
     return _gallery(
         "Where each rung is surprised",
         "The same unseen passage for every rung: the stronger a token’s shade, the more bits it "
-        "cost (point at one to read how many); ⏎ is a token of line breaks, the square is the end-of-text token.",
+        "cost (point at one to read how many); ⏎ is a token of line breaks, the square is the "
+        "end-of-text token.",
         cards,
-        f'<p class="scale"><span>0 bits</span><span class="steps">{scale}</span><span>12 or more</span></p>',
+        f'<p class="scale"><span>0 bits</span><span class="steps">{scale}</span><span>12 or '
+        f"more</span></p>",
     )
 
 
@@ -239,7 +290,8 @@ def _gallery(title: str, caption: str, cards: str, legend: str = "") -> str:
     if not cards:
         return ""
     return (
-        f'<section><h2>{title}</h2><p class="caption">{caption}</p>{legend}<div class="cards">{cards}</div></section>'
+        f'<section><h2>{title}</h2><p class="caption">{caption}</p>{legend}<div '
+        f'class="cards">{cards}</div></section>'
     )
 
 
@@ -254,7 +306,9 @@ def _heading(run: Run) -> str:
 
 
 def _costs(run: Run) -> list[tuple[str, float]]:
-    """The passage's tokens and their bits; JSON has null for a token that was given probability 0."""
+    """The passage's tokens and their bits; JSON has null for a token that was given probability
+    0.
+    """
     return [(text, math.inf if bits is None else bits) for text, bits in run.record["passage"]]
 
 
@@ -264,7 +318,9 @@ def _passage(run: Run) -> str:
 
 
 def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:
-    """The tokens, with the later bytes of a character (pieces without text) added to its first; the end stays."""
+    """The tokens, with the later bytes of a character (pieces without text) added to its first; the
+    end stays.
+    """
     text, bits = "", 0.0
     for i, (piece, cost) in enumerate(passage):
         is_end = i == len(passage) - 1 and not piece
@@ -278,7 +334,9 @@ def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, f
 def _token(text: str, bits: float) -> str:
     shade = f'style="--b:{min(max(bits, 0), DARKEST):.1f}" title="{bits:.1f} bits'
     if not text:
-        return f'<span class="t end" {shade}, end of text" role="img" aria-label="end of text"></span>'
+        return (
+            f'<span class="t end" {shade}, end of text" role="img" aria-label="end of text"></span>'
+        )
     breaks = " breaks" if "\n" in text and text.isspace() else ""
     return f'<span class="t{breaks}" {shade}">{escape(text)}</span>'
 
@@ -294,7 +352,9 @@ def _method(groups: list[Group]) -> str:
     for run in found:
         for name, version in (run.record.get("versions") or {}).items():
             versions.setdefault(name, []).append(version)
-    listed = " · ".join(f"{escape(name)} {_distinct(numbers)}" for name, numbers in versions.items())
+    listed = " · ".join(
+        f"{escape(name)} {_distinct(numbers)}" for name, numbers in versions.items()
+    )
     software = f"<dt>Versions</dt><dd>{listed}</dd>" if listed else ""
     recipes = "".join(map(_recipe, found))
     return (
@@ -304,7 +364,9 @@ def _method(groups: list[Group]) -> str:
 
 
 def _recipe(run: Run) -> str:
-    lines = "\n".join(f"{key}: {_plain(value)}" for key, value in _flatten(run.record.get("recipe") or {}))
+    lines = "\n".join(
+        f"{key}: {_plain(value)}" for key, value in _flatten(run.record.get("recipe") or {})
+    )
     folder = f" <span>{escape(run.row.name)}</span>" if run.label != run.row.name else ""
     page = escape(lines) or "no recipe was recorded"
     return f"<details><summary>{escape(run.label)}{folder}</summary><pre>{page}</pre></details>"

@@ -1,4 +1,6 @@
-"""What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page with its chart."""
+"""What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page
+with its chart.
+"""
 
 import statistics
 from collections.abc import Iterable
@@ -16,18 +18,34 @@ from rung.report.page import build_figure, build_header, fill_page
 from rung.report.table import Group, Run, make_cell, read_runs, whole
 
 BASE, END = "gpt2", "llama3"
-HEADS = ("parameters", "training<br>seconds", "seeds", "bits<br>per byte", "difference", "95% interval")
+HEADS = (
+    "parameters",
+    "training<br>seconds",
+    "seeds",
+    "bits<br>per byte",
+    "difference",
+    "95% interval",
+)
 METHOD = {
-    "What is compared": "Every model but the first is GPT-2 with one part of Llama 3 in the place of its own, the last "
-    "with all six. Width, layers, heads, optimizer, learning rate, steps, batches and, for one seed, the order of the "
-    "text are the same for all, and so are the tokens read; seconds and parameters are not, so they stand beside. "
-    "GPT-2 as published ties its head to its embeddings; here it begins untied, and tying is one of the swaps.",
-    "What a part brings": "Each part begins with the weights that its own model gives it: learned positions as "
-    "sinusoids, rotary ones with a vector common to all tokens. What writes to the residual stream begins smaller by "
-    "the depth in all of them, as GPT-2 has it. SwiGLU is as large as the GELU layer, two thirds as wide and with "
+    "What is compared": "Every model but the first is GPT-2 with one part of Llama 3 in the place "
+    "of its own, the last "
+    "with all six. Width, layers, heads, optimizer, learning rate, steps, batches and, for one "
+    "seed, the order of the "
+    "text are the same for all, and so are the tokens read; seconds and parameters are not, so "
+    "they stand beside. "
+    "GPT-2 as published ties its head to its embeddings; here it begins untied, and tying is one "
+    "of the swaps.",
+    "What a part brings": "Each part begins with the weights that its own model gives it: learned "
+    "positions as "
+    "sinusoids, rotary ones with a vector common to all tokens. What writes to the residual stream "
+    "begins smaller by "
+    "the depth in all of them, as GPT-2 has it. SwiGLU is as large as the GELU layer, two thirds "
+    "as wide and with "
     "three matrices. Without biases, LayerNorm has none either.",
-    "95% interval": "Student’s t over the seeds, of the mean of the differences between two runs with the same seed. "
-    "It says how far the figure would move with other seeds, on this text, at this size; it is not widened for there "
+    "95% interval": "Student’s t over the seeds, of the mean of the differences between two runs "
+    "with the same seed. "
+    "It says how far the figure would move with other seeds, on this text, at this size; it is not "
+    "widened for there "
     "being several comparisons.",
 }
 
@@ -52,7 +70,9 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class SwapRow:
-    """A model of the table: its runs, one a seed; `difference` is from the base, seed by seed, in bits per byte."""
+    """A model of the table: its runs, one a seed; `difference` is from the base, seed by seed, in
+    bits per byte.
+    """
 
     name: str
     idea: str
@@ -95,7 +115,9 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         + _method(found)
     )
     with runs.explain_failed_writes(out.parent):
-        write_atomically(out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>"))
+        write_atomically(
+            out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>")
+        )
 
 
 def sum_of_parts(rows: list[SwapRow]) -> str:
@@ -104,7 +126,10 @@ def sum_of_parts(rows: list[SwapRow]) -> str:
     together = next((row.difference for row in rows if row.name == END), None)
     if len(alone) < len(SWAPS) or together is None:
         return ""
-    return f"The six alone add up to {sum(alone):+.3f} bits per byte; together they make {together.mean:+.3f}."
+    return (
+        f"The six alone add up to {sum(alone):+.3f} bits per byte; together they make "
+        f"{together.mean:+.3f}."
+    )
 
 
 def _make_rows(found: list[Run]) -> list[SwapRow]:
@@ -129,7 +154,9 @@ def _make_row(name: str, seeds: dict[int, Run], base: dict[int, Run]) -> SwapRow
         parameters=next(iter(seeds.values())).row.parameters or 0,
         seconds=statistics.fmean(run.row.seconds or 0.0 for run in seeds.values()),
         bits=Estimate([run.cost for run in seeds.values()]),
-        difference=Estimate([seeds[seed].cost - base[seed].cost for seed in both]) if both else None,
+        difference=Estimate([seeds[seed].cost - base[seed].cost for seed in both])
+        if both
+        else None,
     )
 
 
@@ -160,8 +187,10 @@ def _chart(rows: list[SwapRow]) -> str:
     if not differences:
         return ""
     caption = (
-        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A small dot is a seed, the "
-        "large one their mean, the bar its 95% interval; a swap whose bar crosses the line may do nothing."
+        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A small dot "
+        "is a seed, the "
+        "large one their mean, the bar its 95% interval; a swap whose bar crosses the line may do "
+        "nothing."
     )
     drawings = [charts.draw_differences(differences, BASE, width) for width in charts.WIDTHS]
     return build_figure("What each swap buys", caption, drawings)
@@ -172,7 +201,8 @@ def _table(rows: list[SwapRow], training: dict[str, int]) -> str:
     body = "".join(_table_row(row) for row in rows)
     steps, tokens = training["steps"], training["tokens"]
     return (
-        '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is from the first row. '
+        '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is '
+        "from the first row. "
         f"Every run took {whole(steps)} steps of {whole(tokens / steps)} tokens.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0"><table><thead><tr>'
         f'<th scope="col">model</th><th scope="col">swap</th>{cells}</tr></thead>'
@@ -190,13 +220,19 @@ def _table_row(row: SwapRow) -> str:
         ("key", charts.signed(difference.mean) if difference else ""),
         ("interval", " to ".join(map(charts.signed, interval)) if interval else ""),
     )
-    cells = "".join(make_cell(kind, head, text) for (kind, text), head in zip(figures, HEADS, strict=True))
+    cells = "".join(
+        make_cell(kind, head, text) for (kind, text), head in zip(figures, HEADS, strict=True)
+    )
     mark = " class=best" if row.is_clear and difference and difference.mean < 0 else ""
-    return f'<tr{mark}><th scope="row">{escape(row.name)}</th><td>{escape(row.idea)}</td>{cells}</tr>'
+    return (
+        f'<tr{mark}><th scope="row">{escape(row.name)}</th><td>{escape(row.idea)}</td>{cells}</tr>'
+    )
 
 
 def _method(found: list[Run]) -> str:
     terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in METHOD.items())
     failed = [f"{run.row.name}: {run.row.failed}" for run in found if run.row.failed]
     missing = f"<dt>Not in the figures</dt><dd>{escape('; '.join(failed))}</dd>" if failed else ""
-    return f'<section class="method"><h2>How it was measured</h2><dl>{terms}{missing}</dl></section>'
+    return (
+        f'<section class="method"><h2>How it was measured</h2><dl>{terms}{missing}</dl></section>'
+    )

@@ -1,4 +1,6 @@
-"""Runs as rows: read, put in the order of the ladder, grouped by the text of their scores, set in a table."""
+"""Runs as rows: read, put in the order of the ladder, grouped by the text of their scores, set in a
+table.
+"""
 
 import math
 import re
@@ -9,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.evaluation.metrics import AFTER_TRAIN, NONE, RENORMALIZED, show_token_perplexity, show_word_perplexity
+from rung.evaluation.metrics import (
+    AFTER_TRAIN,
+    NONE,
+    RENORMALIZED,
+    show_token_perplexity,
+    show_word_perplexity,
+)
 
-# The ladder, and what each rung adds to the one below; importing the models would import torch with them.
+# The ladder, and what each rung adds to the one below; importing the models would import torch with
+# them.
 IDEAS = {
     "bigram": "count pairs",
     "ngram": "count longer, back off well",
@@ -22,7 +31,11 @@ IDEAS = {
     "llama3": "modernise",
     "swaps": "modernise by parts",
 }
-CHARGED = ("unknown words", "separators", "dropped text")  # of what a tokenizer loses: it is spelled out
+CHARGED = (
+    "unknown words",
+    "separators",
+    "dropped text",
+)  # of what a tokenizer loses: it is spelled out
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 
@@ -33,7 +46,8 @@ MARKS = {AFTER_TRAIN: "compressor, after reading the training text"}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One run as the table shows it; `failed` says why a run has no scores, and is None where it has.
+    """One run as the table shows it; `failed` says why a run has no scores, and is None where it
+    has.
 
     `doubt` says why its scores say nothing of its rung, `busyness` what it got of a busy machine.
     """
@@ -78,12 +92,16 @@ class Run:
 
     @property
     def mark(self) -> str:
-        """`*` behind a cost where the scores are no distribution, as a line below the table says."""
+        """`*` behind a cost where the scores are no distribution, as a line below the table
+        says.
+        """
         return "*" * self.row.renormalized
 
     @property
     def corpus(self) -> dict[str, Any]:
-        """The corpus's name, fingerprint and sizes; empty where the run failed before it was read."""
+        """The corpus's name, fingerprint and sizes; empty where the run failed before it was
+        read.
+        """
         return _section(self.record, "corpus")
 
     @property
@@ -94,7 +112,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs scored on the same text, with those meant for it that have no score, in the order of the ladder."""
+    """Runs scored on the same text, with those meant for it that have no score, in the order of the
+    ladder.
+    """
 
     runs: list[Run]
 
@@ -106,7 +126,11 @@ class Group:
     @property
     def best(self) -> Run | None:
         """The run that needs the fewest bits, of those whose scores are not in doubt."""
-        return min((run for run in self.scored if not run.row.doubt), key=lambda run: run.cost, default=None)
+        return min(
+            (run for run in self.scored if not run.row.doubt),
+            key=lambda run: run.cost,
+            default=None,
+        )
 
     @property
     def marks(self) -> dict[str, float]:
@@ -136,8 +160,8 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 def group_runs(found: list[Run]) -> list[Group]:
     """Groups whose figures may stand side by side: the same corpus, the same number of test bytes.
 
-    A run without a score goes with the runs on its corpus; one that failed before it had read a corpus goes
-    with the others where there is only one group.
+    A run without a score goes with the runs on its corpus; one that failed before it had read a
+    corpus goes with the others where there is only one group.
     """
     groups: dict[tuple[str | None, int | None], list[Run]] = {}
     for run in found:
@@ -152,7 +176,9 @@ def group_runs(found: list[Run]) -> list[Group]:
 
 def _read_run(folder: Path) -> Run:
     record = runs.read_any_record(folder)
-    lines = [] if "tune" in record else runs.read_metrics(folder)  # of a tuned run they are about its answers
+    lines = (
+        [] if "tune" in record else runs.read_metrics(folder)
+    )  # of a tuned run they are about its answers
     curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in lines]
     row = _make_row(folder.resolve().name, record)
     return Run(
@@ -181,7 +207,9 @@ def _make_row(name: str, record: dict[str, Any]) -> Row:
         high=score.get("high"),
         renormalized=bool(score.get("renormalized")),
         sample=record.get("sample"),
-        failed=None if score else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
+        failed=None
+        if score
+        else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
         busyness=runs.find_busyness(record),
     )
 
@@ -230,19 +258,26 @@ COLUMNS = (
     Column("tokens / s", lambda row: whole(row.tokens_per_second)),
     Column("token<br>perplexity", lambda row: _set_powers(row.token_perplexity), "token"),
     Column("word<br>perplexity", lambda row: _set_powers(row.word_perplexity)),
-    Column("bits<br>per byte", lambda row: _rounded(row.bits_per_byte, 3) + "*" * row.renormalized, "key"),
+    Column(
+        "bits<br>per byte",
+        lambda row: _rounded(row.bits_per_byte, 3) + "*" * row.renormalized,
+        "key",
+    ),
     Column("95% interval", lambda row: _interval(row), "interval"),
 )
 
 
 def build_table(group: Group) -> str:
     """The table's section; runs without a score are listed with the reason."""
-    heads = "".join(f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in COLUMNS)
+    heads = "".join(
+        f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in COLUMNS
+    )
     rows = "".join(_table_row(run, run is group.best) for run in group.runs)
     foot = "".join(_mark_row(name, value) for name, value in group.marks.items())
     notes = "".join(f"<li>{note}</li>" for note in _notes(group))
     return (
-        '<section><h2>The figures</h2><p class="caption">A row is a run, and all read the same test text; '
+        '<section><h2>The figures</h2><p class="caption">A row is a run, and all read the same '
+        "test text; "
         "less is better, in perplexities as in bits per byte.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0">'
         f'<table{"" if group.same_tokens else " class=mixed"}><thead><tr><th scope="col">rung</th>'
@@ -264,7 +299,9 @@ def _table_row(run: Run, best: bool) -> str:
 
 
 def make_cell(kind: str, head: str, figure: str) -> str:
-    """A cell that knows its column's name: on a phone each row is a block, and there are no heads above it."""
+    """A cell that knows its column's name: on a phone each row is a block, and there are no heads
+    above it.
+    """
     return f'<td class="{kind}" data-head="{head.replace("<br>", " ")}">{figure}</td>'
 
 
@@ -272,8 +309,10 @@ def _mark_row(name: str, value: float) -> str:
     """A compressor, with its figure in the column of bits per byte."""
     before = [column.kind for column in COLUMNS].index("key")
     return (
-        f'<tr><th scope="row">{escape(name)}</th><td colspan="{1 + before}">{MARKS.get(name, COMPRESSOR)}</td>'
-        f'{make_cell("key", "bits per byte", _rounded(value, 3))}<td colspan="{len(COLUMNS) - before - 1}"></td></tr>'
+        f'<tr><th scope="row">{escape(name)}</th><td '
+        f'colspan="{1 + before}">{MARKS.get(name, COMPRESSOR)}</td>'
+        f"{make_cell('key', 'bits per byte', _rounded(value, 3))}<td "
+        f'colspan="{len(COLUMNS) - before - 1}"></td></tr>'
     )
 
 
@@ -281,12 +320,16 @@ def _notes(group: Group) -> Iterable[str]:
     """What a reader has to know before comparing two figures of the table."""
     if not group.same_tokens:
         kinds = "; ".join(
-            f"{names(labels)}: {escape(kind)}" for kind, labels in _labels_by(group.scored, _tokenizer_name).items()
+            f"{names(labels)}: {escape(kind)}"
+            for kind, labels in _labels_by(group.scored, _tokenizer_name).items()
         )
         yield f"† Token perplexities compare only between runs with the same tokenizer ({kinds})."
     for what, labels in _labels_by(group.scored, lambda run: run.row.doubt).items():
         if what:
-            yield f"{DOUBT} {names(labels)}: {what}. The figures say nothing of the rung: give it more minutes."
+            yield (
+                f"{DOUBT} {names(labels)}: {what}. The figures say nothing of the rung: give it "
+                f"more minutes."
+            )
     for what, labels in _labels_by(group.scored, lambda run: run.row.busyness).items():
         if what:
             yield f"{names(labels)}: {what}."
@@ -295,12 +338,16 @@ def _notes(group: Group) -> Iterable[str]:
             yield f"{names(labels)}: a document is read in one go, from its beginning to its end."
         else:
             yield (
-                f"{names(labels)}: a long document is read through a window of {whole(window)} tokens "
+                f"{names(labels)}: a long document is read through a window of {whole(window)} "
+                f"tokens "
                 f"that moves by {whole(stride)}; each token is scored once."
             )
     for what, labels in _labels_by(group.scored, _losses).items():
         if what:
-            yield f"{names(labels)}: the tokenizer loses {escape(what)}, and the score does not charge for it."
+            yield (
+                f"{names(labels)}: the tokenizer loses {escape(what)}, and the score does not "
+                f"charge for it."
+            )
     if renormalized := [run.label for run in group.scored if run.row.renormalized]:
         yield f"* {names(renormalized)}: no distribution; {RENORMALIZED}."
     left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)
@@ -309,11 +356,15 @@ def _notes(group: Group) -> Iterable[str]:
     for run in group.scored:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)
-            yield f"{names([run.label])}: {whole(unknown)} unknown words were spelled out, for {whole(spelled)} bits."
+            yield (
+                f"{names([run.label])}: {whole(unknown)} unknown words were spelled out, for "
+                f"{whole(spelled)} bits."
+            )
         if dropped := run.score.get("dropped_bytes"):
             spelled = run.score["dropped_nats"] / math.log(2)
             yield (
-                f"{names([run.label])}: the tokenizer dropped {whole(dropped)} bytes of the text, which were spelled "
+                f"{names([run.label])}: the tokenizer dropped {whole(dropped)} bytes of the text, "
+                f"which were spelled "
                 f"out, for {whole(spelled)} bits."
             )
 
@@ -360,4 +411,7 @@ def _losses(run: Run) -> str:
 def _tokenizer_name(run: Run) -> str:
     if not (spec := run.tokenizer):
         return "not recorded"
-    return f"{spec.get('kind')} with {whole(spec.get('vocab_size'))} tokens, fingerprint {spec.get('fingerprint')}"
+    return (
+        f"{spec.get('kind')} with {whole(spec.get('vocab_size'))} tokens, fingerprint "
+        f"{spec.get('fingerprint')}"
+    )

@@ -34,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 SAMPLES = "samples.md"
 RESUMED = ("checkpoint-*", "order-*")  # there: what training goes on from, and what counting does
-LOCK, HOLDER = ".lock", ".holder"  # there while a command writes into the folder; the second says which
+LOCK, HOLDER = (
+    ".lock",
+    ".holder",
+)  # there while a command writes into the folder; the second says which
 LONGEST_PROMPT = 60  # characters
-# Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a twentieth, is no whole one.
+# Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a
+# twentieth, is no whole one.
 LEAST_STEPS = 20
 COUNTING = ("bigram", "ngram", "infini-gram")  # rungs that are trained in no steps
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,7 +54,8 @@ CANNOT_WRITE = (
 def to_json(facts: Any, indent: int | None = None) -> str:
     """The facts as JSON, which knows no infinity: what is no finite number becomes null.
 
-    A file's name that is not UTF-8 has lone surrogates, which are escaped: read again it is the same name.
+    A file's name that is not UTF-8 has lone surrogates, which are escaped: read again it is the
+    same name.
     """
 
     def mend(value: Any) -> Any:
@@ -95,7 +100,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_any_record(folder: Path) -> dict[str, Any]:
-    """The folder's `rung.json`; where it is damaged, one that says so: among others it is named, and they go on."""
+    """The folder's `rung.json`; where it is damaged, one that says so: among others it is named,
+    and they go on.
+    """
     try:
         return read_record(folder)
     except RunError as error:
@@ -105,45 +112,64 @@ def read_any_record(folder: Path) -> dict[str, Any]:
 
 
 def find_record(folder: Path) -> dict[str, Any]:
-    """The folder's `rung.json`; empty where it is no run's, as of a plain model folder or a Hub id."""
+    """The folder's `rung.json`; empty where it is no run's, as of a plain model folder or a Hub
+    id.
+    """
     return read_record(folder) if (folder / RECORD).exists() else {}
 
 
 def find_doubt(record: dict[str, Any]) -> str | None:
-    """Why the scores of a run say nothing of its rung, which was trained for too few steps; None where they do."""
+    """Why the scores of a run say nothing of its rung, which was trained for too few steps; None
+    where they do.
+    """
     steps = (record.get("training") or {}).get("steps") or 0
-    if record.get("base") or not 0 < steps < LEAST_STEPS:  # what goes on from a base had learned before
+    if (
+        record.get("base") or not 0 < steps < LEAST_STEPS
+    ):  # what goes on from a base had learned before
         return None
     return f"{steps} training step{'s' if steps > 1 else ''} only: too few to have learned anything"
 
 
 def find_doubts(records: Sequence[dict[str, Any]]) -> list[str | None]:
-    """Of each of these runs `find_doubt`'s reason, or that counting pairs needs fewer bits for the same text."""
+    """Of each of these runs `find_doubt`'s reason, or that counting pairs needs fewer bits for the
+    same text.
+    """
     pairs = [_measure(record) for record in records if record.get("rung") == "bigram"]
 
     def compare(record: dict[str, Any]) -> str | None:
         text, bits = _measure(record)
-        is_worse = record.get("rung") not in COUNTING and any(text == other and bits > few for other, few in pairs)
+        is_worse = record.get("rung") not in COUNTING and any(
+            text == other and bits > few for other, few in pairs
+        )
         return "worse than counting pairs: trained for too short a time" if is_worse else None
 
     return [find_doubt(record) or compare(record) for record in records]
 
 
 def _measure(record: dict[str, Any]) -> tuple[Any, float]:
-    """What tells the text of a run's score from others, and its bits per byte; without a score they are no number."""
+    """What tells the text of a run's score from others, and its bits per byte; without a score they
+    are no number.
+    """
     score = (record.get("scores") or {}).get("test") or {"bits_per_byte": math.nan}
-    text, bits = ((record.get("corpus") or {}).get("fingerprint"), score.get("bytes")), score.get("bits_per_byte")
+    text, bits = (
+        ((record.get("corpus") or {}).get("fingerprint"), score.get("bytes")),
+        score.get("bits_per_byte"),
+    )
     return text, math.inf if bits is None else bits
 
 
 def find_busyness(record: dict[str, Any]) -> str | None:
-    """The share of the cores that a run got on a machine that was busy with other things; None where it was not."""
+    """The share of the cores that a run got on a machine that was busy with other things; None
+    where it was not.
+    """
     training = record.get("training") or {}
     if not training.get("was_busy"):
         return None
     cores = training.get("cores", 1)
     share = training.get("cpu_share", 0)
-    return f"the machine was busy: this run got {share:.0%} of {cores} core{'s' if cores > 1 else ''}"
+    return (
+        f"the machine was busy: this run got {share:.0%} of {cores} core{'s' if cores > 1 else ''}"
+    )
 
 
 def read_passage(record: dict[str, Any]) -> str:
@@ -152,7 +178,9 @@ def read_passage(record: dict[str, Any]) -> str:
 
 
 def read_prompt(record: dict[str, Any]) -> str:
-    """The beginning of the words that a run was shown going on from, in one line; empty where there are none."""
+    """The beginning of the words that a run was shown going on from, in one line; empty where there
+    are none.
+    """
     words = " ".join(str(record.get("prompt") or "").split())
     return words if len(words) <= LONGEST_PROMPT else words[:LONGEST_PROMPT].rsplit(" ", 1)[0]
 
@@ -163,14 +191,25 @@ def is_finished(folder: Path) -> bool:
 
 
 def say_why_no_model(folder: Path) -> str:
-    """What a folder without a `config.json` is: Meta's, a run that was stopped before it had a model, or no run."""
+    """What a folder without a `config.json` is: Meta's, a run that was stopped before it had a
+    model, or no run.
+    """
     if (folder / "params.json").exists():
-        return f"is in Meta's own format: write it in ours with `rung export {shlex.quote(str(folder))} OUT --to hf`"
-    return say_how_to_go_on(folder) if (folder / CHECKPOINTS).is_dir() else "is not a run: it has no config.json"
+        return (
+            f"is in Meta's own format: write it in ours with `rung export "
+            f"{shlex.quote(str(folder))} OUT --to hf`"
+        )
+    return (
+        say_how_to_go_on(folder)
+        if (folder / CHECKPOINTS).is_dir()
+        else "is not a run: it has no config.json"
+    )
 
 
 def say_why_no_weights(folder: Path) -> str:
-    """What a folder with a `config.json` and no weights is: a run that was stopped as it saved, or a part of one."""
+    """What a folder with a `config.json` and no weights is: a run that was stopped as it saved, or
+    a part of one.
+    """
     if (folder / CHECKPOINTS).is_dir():
         return say_how_to_go_on(folder)
     return f"has no {model_files.WEIGHTS}: copy its weights there, or train it again"
@@ -187,7 +226,9 @@ def _resuming(folder: Path) -> str:
 
 
 def holds_failure_only(folder: Path) -> bool:
-    """Whether a run failed there before there was anything to keep: all that is left is its record, which says so."""
+    """Whether a run failed there before there was anything to keep: all that is left is its record,
+    which says so.
+    """
     if list_names(folder) != [RECORD]:
         return False
     record = read_any_record(folder)
@@ -203,8 +244,8 @@ def list_names(folder: Path) -> list[str]:
 def hold(folder: Path, *, together: bool = False) -> Iterator[None]:
     """Be the only command that writes into `folder`, which is made; a kill lets go of it.
 
-    With `together` all processes call it: the main one holds it for them. Raises `RunError` where another command holds
-    it, and says which.
+    With `together` all processes call it: the main one holds it for them. Raises `RunError` where
+    another command holds it, and says which.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     held: list[FileLock] = []
@@ -234,7 +275,9 @@ def check_free(folder: Path) -> None:
 
 def _take(folder: Path) -> list[FileLock]:
     held = _lock(make_folder(folder))
-    (folder / HOLDER).write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
+    (folder / HOLDER).write_text(
+        json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8"
+    )
     return held
 
 
@@ -250,7 +293,8 @@ def _lock(folder: Path) -> list[FileLock]:
         except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
             who = "another process"
         raise RunError(
-            f"{folder} is being written by {who}: wait until that has ended, or choose another folder with --out"
+            f"{folder} is being written by {who}: wait until that has ended, or choose another "
+            f"folder with --out"
         ) from None
     except (OSError, NotImplementedError) as error:
         logger.debug("%s cannot be locked: %s", folder, error)
@@ -260,7 +304,9 @@ def _lock(folder: Path) -> list[FileLock]:
 
 @contextmanager
 def undo_failed_start(folder: Path) -> Iterator[None]:
-    """A failure within leaves `folder` as it was; where there is work to go on from, the error says how instead."""
+    """A failure within leaves `folder` as it was; where there is work to go on from, the error says
+    how instead.
+    """
     if not distributed.is_main():
         yield
         return
@@ -271,7 +317,8 @@ def undo_failed_start(folder: Path) -> Iterator[None]:
     except BaseException as error:
         if _holds_work(folder):
             error.add_note(
-                f"what was made so far is kept: go on with `{_resuming(folder)}`, or delete {folder} to begin again"
+                f"what was made so far is kept: go on with `{_resuming(folder)}`, or delete "
+                f"{folder} to begin again"
             )
         else:
             _remove_new(folder, before)
@@ -313,9 +360,13 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind(folder: Path, step: int, *, evaluate: bool) -> None:
-    """Drop the metrics and samples after `step`, and with `evaluate` those of its evaluation: they are made again."""
+    """Drop the metrics and samples after `step`, and with `evaluate` those of its evaluation: they
+    are made again.
+    """
     kept = [
-        line for line in read_metrics(folder) if line["step"] < step + (not evaluate or "bits_per_byte" not in line)
+        line
+        for line in read_metrics(folder)
+        if line["step"] < step + (not evaluate or "bits_per_byte" not in line)
     ]
     write_atomically(folder / METRICS, "".join(to_json(line) + "\n" for line in kept))
     if (folder / SAMPLES).exists():
@@ -331,7 +382,9 @@ def _step_of_sample(part: str) -> int:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Every run below `root`, in the order of their names; what lies in a run's own checkpoints is none."""
+    """Every run below `root`, in the order of their names; what lies in a run's own checkpoints is
+    none.
+    """
     found = sorted(path.parent for path in root.rglob(RECORD))
     inside = {folder / CHECKPOINTS for folder in found}
     yield from (folder for folder in found if inside.isdisjoint(folder.parents))
@@ -339,7 +392,9 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 @contextmanager
 def explain_failed_writes(folder: Path) -> Iterator[None]:
-    """Raise `RunError` where there is no room to write: what writes weights and tokenizers says so in many ways."""
+    """Raise `RunError` where there is no room to write: what writes weights and tokenizers says so
+    in many ways.
+    """
     try:
         yield
     except Exception as error:
@@ -347,7 +402,8 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
             raise
         message = str(error).strip() or type(error).__name__
         raise RunError(
-            f"{folder} could not be written to ({message.splitlines()[0]}): make room there; what was saved is kept"
+            f"{folder} could not be written to ({message.splitlines()[0]}): make room there; what "
+            f"was saved is kept"
         ) from error
 
 
@@ -358,7 +414,8 @@ def _is_failed_write(error: Exception) -> bool:
 
 
 def save_model(folder: Path, *parts: Any) -> None:
-    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and renamed.
+    """Save what has `save_pretrained` (a model, a tokenizer), each file written beside, synced and
+    renamed.
 
     What `gpt2`, `llama3` and the tokenizers write opens in transformers 4, too.
     """
@@ -381,7 +438,9 @@ def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{folder} cannot be made: {error.strerror}; choose another place with --out") from error
+        raise RunError(
+            f"{folder} cannot be made: {error.strerror}; choose another place with --out"
+        ) from error
     if not os.access(folder, os.W_OK):
         raise RunError(f"{folder} cannot be written to; choose another place with --out")
     return folder

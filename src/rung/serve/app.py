@@ -1,4 +1,5 @@
-"""Serve runs to OpenAI's clients: one process, every rung, each with a loop that texts join and leave.
+"""Serve runs to OpenAI's clients: one process, every rung, each with a loop that texts join and
+leave.
 
 app = build_app(load_served(["runs/python-docs"]))
 """
@@ -36,7 +37,9 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("rung", "torch", "transformers"):
         raise
-    raise RunError(f"serving needs {error.name}, which is not installed: pip install 'rung[serve]'") from error
+    raise RunError(
+        f"serving needs {error.name}, which is not installed: pip install 'rung[serve]'"
+    ) from error
 
 __all__ = [
     "Limits",
@@ -55,7 +58,9 @@ NO_LIMITS = Limits()
 
 
 def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
-    """The server of these runs, as an ASGI application; its worker is there from its start to its end."""
+    """The server of these runs, as an ASGI application; its worker is there from its start to its
+    end.
+    """
     metrics = Metrics()
     engines = {name: Engine(run, limits, metrics) for name, run in served.items()}
     worker = Worker(list(engines.values()))
@@ -77,7 +82,12 @@ def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
     app.add_exception_handler(Exception, explain_refusal)
     app.add_middleware(Guard, limits=limits, metrics=metrics)
     if limits.origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(limits.origins), allow_methods=["*"], allow_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(limits.origins),
+            allow_methods=["*"],
+            allow_headers=["*"],
+        )
     return app
 
 
@@ -87,14 +97,20 @@ def open_port(host: str, port: int) -> socket.socket:
     Raises `RunError` where none can.
     """
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
     except (OSError, UnicodeError) as error:  # a name that is too long is no Unicode of a host
         why = (getattr(error, "strerror", None) or str(error)).split(" (while")[0]
-        raise RunError(f"cannot listen at {host}, port {port} ({why}): choose others with --host and --port") from error
+        raise RunError(
+            f"cannot listen at {host}, port {port} ({why}): choose others with --host and --port"
+        ) from error
 
 
 def run_server(served: dict[str, Served], limits: Limits, listener: socket.socket) -> None:
-    """Serve until Ctrl-C; answers that are under way then have a moment to end, and a second Ctrl-C gives them none."""
+    """Serve until Ctrl-C; answers that are under way then have a moment to end, and a second Ctrl-C
+    gives them none.
+    """
     raise_descriptors()
     app = build_app(served, limits)
     Server(app, app.state.worker, limits.seconds).run(sockets=[listener])

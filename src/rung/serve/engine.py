@@ -1,8 +1,9 @@
-"""Models at work: the texts of each wait in a bounded queue and share the steps of one loop, in one thread for all.
+"""Models at work: the texts of each wait in a bounded queue and share the steps of one loop, in one
+thread for all.
 
-What a text has got is put where its reader takes it. A reader that falls `BUFFER` pieces behind is waited for: its
-text takes no step until it reads on, and gives up its slot where another waits for one. A fault is that of the text in
-whose turn it comes up.
+What a text has got is put where its reader takes it. A reader that falls `BUFFER` pieces behind is
+waited for: its text takes no step until it reads on, and gives up its slot where another waits for
+one. A fault is that of the text in whose turn it comes up.
 """
 
 import asyncio
@@ -31,7 +32,8 @@ from rung.serve.threads import run_in_turn
 
 logger = logging.getLogger(__name__)
 
-TOGETHER = 0.016  # seconds of news that readers are told at once: each time costs a core that the model needs
+# Seconds of news that readers are told at once: each time costs a core that the model needs.
+TOGETHER = 0.016
 PATIENCE = 0.2  # seconds between two looks at the clock, while all readers are waited for
 
 T = TypeVar("T")
@@ -40,8 +42,8 @@ T = TypeVar("T")
 class Worker:
     """The thread that continues the texts of all models, a turn of each at a time.
 
-    One for all: each thread that computes on several cores keeps helpers of its own, and where these are more than the
-    cores, they sleep at every turn, not spin.
+    One for all: each thread that computes on several cores keeps helpers of its own, and where
+    these are more than the cores, they sleep at every turn, not spin.
     """
 
     def __init__(self, engines: Sequence["Engine"]) -> None:
@@ -83,12 +85,16 @@ class Worker:
     @property
     def is_working(self) -> bool:
         """Whether it comes round: a turn that takes longer than an answer may is its last."""
-        is_stuck = time.monotonic() - self.turned > max(engine.limits.seconds for engine in self.engines)
+        is_stuck = time.monotonic() - self.turned > max(
+            engine.limits.seconds for engine in self.engines
+        )
         is_busy = any(engine.running for engine in self.engines)
         return self.is_alive and not (is_busy and is_stuck)
 
     def _run(self) -> None:
-        """Turn after turn; whatever goes wrong beside the turns ends the texts, and the work begins again."""
+        """Turn after turn; whatever goes wrong beside the turns ends the texts, and the work begins
+        again.
+        """
         while not self.is_stopping:
             try:
                 self._work()
@@ -110,19 +116,25 @@ class Worker:
 
     def _wait(self) -> None:
         with self.changed:
-            is_busy = any(engine.running or engine.waiting or engine.paused for engine in self.engines)
+            is_busy = any(
+                engine.running or engine.waiting or engine.paused for engine in self.engines
+            )
             can_begin = any(engine.waiting and engine.has_room for engine in self.engines)
             if not can_begin and not self.is_stopping:
                 self.changed.wait(PATIENCE if is_busy else None)
 
 
 class Engine:
-    """A served model and its texts; `announce` is told when readers have news. A `Worker` gives it its turns."""
+    """A served model and its texts; `announce` is told when readers have news. A `Worker` gives it
+    its turns.
+    """
 
     def __init__(self, served: Served, limits: Limits, metrics: Metrics) -> None:
         self.served, self.limits, self.metrics = served, limits, metrics
         self.tokenizer = copy.deepcopy(served.tokenizer)  # whose settings nobody changes
-        self.reader = copy.deepcopy(served.tokenizer)  # for what is prepared, one request after another
+        self.reader = copy.deepcopy(
+            served.tokenizer
+        )  # for what is prepared, one request after another
         self.turn_of_reader = CapacityLimiter(1)
         self.preparing = 0  # requests
         self.fingerprint = identify(served)
@@ -143,8 +155,12 @@ class Engine:
         metrics.running.labels(served.name).set_function(lambda: len(self.running))
         self.first_token = metrics.first_token.labels(served.name)
 
-    async def prepare(self, read: Callable[[], T], arrived: float, turn: CapacityLimiter | None = None) -> T:
-        """What `read` makes of a request, in a thread, in its turn. Raises `ApiError` for a full queue, or too late."""
+    async def prepare(
+        self, read: Callable[[], T], arrived: float, turn: CapacityLimiter | None = None
+    ) -> T:
+        """What `read` makes of a request, in a thread, in its turn. Raises `ApiError` for a full
+        queue, or too late.
+        """
         with self.changed:
             self._check_room(1)
             self.preparing += 1
@@ -174,7 +190,9 @@ class Engine:
         return texts
 
     def _check_room(self, count: int) -> None:
-        """Raise `ApiError` where so many more are too many. Texts that wait for their readers do not count."""
+        """Raise `ApiError` where so many more are too many. Texts that wait for their readers do
+        not count.
+        """
         if self.worker and not self.worker.is_working:
             raise ApiError(503, "the models are not at work", code="not_working")
         there = len(self.waiting) + len(self.running) + self.preparing
@@ -183,7 +201,9 @@ class Engine:
 
     def too_late(self) -> ApiError:
         """The refusal of what took too long."""
-        return ApiError(504, f"the answer took more than {self.limits.seconds:g} seconds", code="timeout")
+        return ApiError(
+            504, f"the answer took more than {self.limits.seconds:g} seconds", code="timeout"
+        )
 
     @property
     def has_room(self) -> bool:
@@ -204,7 +224,10 @@ class Engine:
     def name_of(self, token: int) -> tuple[str, bytes | None]:
         """A token as text, and the bytes that it stands for; None for a special one."""
         if token not in self.names:
-            self.names[token] = show_token(self.tokenizer, token), spell_token(self.tokenizer, token)
+            self.names[token] = (
+                show_token(self.tokenizer, token),
+                spell_token(self.tokenizer, token),
+            )
         return self.names[token]
 
     def tell_readers(self) -> None:
@@ -214,7 +237,9 @@ class Engine:
             text.news.set()
 
     def turn(self) -> bool:
-        """Every text that can go on does so by a token, or is read a little further; False where there is none."""
+        """Every text that can go on does so by a token, or is read a little further; False where
+        there is none.
+        """
         try:
             return self._take_turn()
         except Exception:
@@ -231,7 +256,11 @@ class Engine:
     def _take_turn(self) -> bool:
         self._sort_out()
         weighs = self._weigh_on()
-        going = {text.slot: text for text in self.running if text.slot is not None and not text.is_waited_for}
+        going = {
+            text.slot: text
+            for text in self.running
+            if text.slot is not None and not text.is_waited_for
+        }
         if not going and not weighs:
             self._tell(now=True)
             return False
@@ -251,18 +280,28 @@ class Engine:
     def _choose(self, logits: Tensor, texts: Sequence[Text]) -> list[int | Exception]:
         """The next token of each; where there can be none, why."""
         try:
-            return [*choose_each(logits, [text.order.sampling for text in texts], [text.draws for text in texts])]
+            return [
+                *choose_each(
+                    logits, [text.order.sampling for text in texts], [text.draws for text in texts]
+                )
+            ]
         except Exception as error:
             if len(texts) == 1:
                 return [error]
-        return [choice for row, text in enumerate(texts) for choice in self._choose(logits[row, None], [text])]
+        return [
+            choice
+            for row, text in enumerate(texts)
+            for choice in self._choose(logits[row, None], [text])
+        ]
 
     def _weigh_on(self) -> bool:
         """One of the prompts that are weighed, a part further; False where there is none."""
         text = next((text for text in self.running if text.weighing is not None), None)
         if text is None or text.weighing is None:
             return False
-        self.running.append(self.running.pop(self.running.index(text)))  # the others have their turn first
+        self.running.append(
+            self.running.pop(self.running.index(text))
+        )  # the others have their turn first
         try:
             text.weighed += next(text.weighing)
         except StopIteration:
@@ -308,11 +347,20 @@ class Engine:
             with self.changed:
                 self.waiting.appendleft(text)
         for text in self.paused[: max(0, len(self.paused) - self.limits.max_queue)]:
-            self._end(text, Piece(error=ApiError(408, "the answer was not read, and others wait", code="slow_reader")))
+            self._end(
+                text,
+                Piece(
+                    error=ApiError(
+                        408, "the answer was not read, and others wait", code="slow_reader"
+                    )
+                ),
+            )
 
     def _pause_one(self) -> bool:
         """Free the slot of a text whose reader is waited for."""
-        text = next((text for text in self.running if text.is_waited_for and text.slot is not None), None)
+        text = next(
+            (text for text in self.running if text.is_waited_for and text.slot is not None), None
+        )
         if text is None or text.slot is None:
             return False
         text.paused, text.slot = self.slots.pause(text.slot), None
@@ -389,8 +437,9 @@ class Engine:
 
 
 def leave_a_core() -> None:
-    """Have models compute on all cores but one, which the readers need: threads that share out a step wait for one
-    another many times in it, and would wait for a core each time. Many texts together are worth that core all the same.
+    """Have models compute on all cores but one, which the readers need: threads that share out a
+    step wait for one another many times in it, and would wait for a core each time. Many texts
+    together are worth that core all the same.
 
     Before anything is computed, for what has helpers keeps them.
     """

@@ -16,8 +16,9 @@ LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
 
 @dataclass(frozen=True)
 class Choice:
-    """A token that was chosen, its log-probability as the model gives it, those of the likeliest, and what the token
-    adds to the text: nothing where it is a part of a character that others finish.
+    """A token that was chosen, its log-probability as the model gives it, those of the likeliest,
+    and what the token adds to the text: nothing where it is a part of a character that others
+    finish.
     """
 
     token: int
@@ -27,12 +28,16 @@ class Choice:
 
 
 def weigh(logits: Tensor, token: int, likeliest: int) -> Choice:
-    """The token's log-probability before temperature and sifting, and the likeliest tokens with theirs."""
+    """The token's log-probability before temperature and sifting, and the likeliest tokens with
+    theirs.
+    """
     return _weigh_all(logits[None], [token], likeliest)[0]
 
 
 def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator[list[Choice]]:
-    """What each of the ids but the first costs after those before it, read as a score is: in windows if need be."""
+    """What each of the ids but the first costs after those before it, read as a score is: in
+    windows if need be.
+    """
     predictions = len(ids) - 1
     window = model.context_length
     for first, end, done in windows_of(predictions, window) if window else [(0, predictions, 0)]:
@@ -44,7 +49,11 @@ def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator
             output = model(rows, past_key_values=state, use_cache=True, logits_to_keep=new)
             state = output.past_key_values
             check_overflow(output.logits)
-            yield _weigh_all(output.logits[0], ids[stop + 1 - new : stop + 1], likeliest) if stop > done else []
+            yield (
+                _weigh_all(output.logits[0], ids[stop + 1 - new : stop + 1], likeliest)
+                if stop > done
+                else []
+            )
 
 
 def _weigh_all(logits: Tensor, tokens: list[int], likeliest: int) -> list[Choice]:
@@ -52,4 +61,7 @@ def _weigh_all(logits: Tensor, tokens: list[int], likeliest: int) -> list[Choice
     best = logs.topk(min(likeliest, logs.shape[-1]))
     mine = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0]
     rows = zip(tokens, mine.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
-    return [Choice(token, log, list(zip(names, values, strict=True))) for token, log, names, values in rows]
+    return [
+        Choice(token, log, list(zip(names, values, strict=True)))
+        for token, log, names, values in rows
+    ]

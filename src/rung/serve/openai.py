@@ -32,7 +32,9 @@ from rung.serve.schemas import (
 )
 from rung.serve.sequences import Order, Prompt
 
-DEFAULT_TOKENS = 16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
+DEFAULT_TOKENS = (
+    16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
+)
 STREAM: dict[str, Any] = {"text/event-stream": {}}
 
 
@@ -61,7 +63,9 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
         prompts = await finish_unless_gone(request, read)
         orders = [*order_weights(body, prompts), *order_completions(engine, body, prompts, limits)]
         news = asyncio.Event()
-        return await CompletionReply(engine, body, prompts, engine.submit(orders, news, arrived), news).answer(request)
+        return await CompletionReply(
+            engine, body, prompts, engine.submit(orders, news, arrived), news
+        ).answer(request)
 
     @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}})
     async def chat(body: ChatRequest, request: Request) -> Response:
@@ -73,7 +77,9 @@ def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
         prompt = await finish_unless_gone(request, read)
         orders = order_answers(engine, body, prompt, limits)
         news = asyncio.Event()
-        return await ChatReply(engine, body, [prompt], engine.submit(orders, news, arrived), news).answer(request)
+        return await ChatReply(
+            engine, body, [prompt], engine.submit(orders, news, arrived), news
+        ).answer(request)
 
     return router
 
@@ -95,14 +101,22 @@ def order_weights(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Or
         return []
     sampling = Sampling(max_new_tokens=1)
     return [
-        Order(ids=prompt.ids, sampling=sampling, ends=frozenset(), likeliest=body.logprobs, weighs=True)
+        Order(
+            ids=prompt.ids,
+            sampling=sampling,
+            ends=frozenset(),
+            likeliest=body.logprobs,
+            weighs=True,
+        )
         for prompt in prompts
     ]
 
 
 def order_answers(engine: Engine, body: ChatRequest, prompt: Prompt, limits: Limits) -> list[Order]:
     """`n` of them."""
-    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    asked = (
+        body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    )
     wanted = limits.max_tokens if asked is None else asked
     ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
     return make_orders(body, [prompt], wanted, ends, limits)
@@ -114,10 +128,15 @@ def make_orders(
     """Of each prompt `n`, each with a seed of its own."""
     count, most = body.n or 1, limits.max_batch + limits.max_queue
     if not 1 <= wanted <= limits.max_tokens:
-        raise ApiError(400, f"max_tokens is {wanted}: it must be 1 to {limits.max_tokens}", "max_tokens")
+        raise ApiError(
+            400, f"max_tokens is {wanted}: it must be 1 to {limits.max_tokens}", "max_tokens"
+        )
     if count > limits.max_choices or count * len(prompts) > most:
         raise ApiError(
-            400, f"n is {count}, of {len(prompts)} prompts: {limits.max_choices} of one, and {most} in all", "n"
+            400,
+            f"n is {count}, of {len(prompts)} prompts: {limits.max_choices} of one, and {most} in "
+            f"all",
+            "n",
         )
     seed = randbits(62) if body.seed is None else body.seed
     return [
@@ -151,9 +170,13 @@ def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> lis
         most = limits.max_batch + limits.max_queue
         raise ApiError(400, f"{len(given)} prompts: {most} are taken at once", "prompt")
     prompts = [read_text(engine, p) if isinstance(p, str) else read_ids(engine, p) for p in given]
-    writes = not body.echo or body.max_tokens != 0  # else the prompts are scored, in windows if need be
+    writes = (
+        not body.echo or body.max_tokens != 0
+    )  # else the prompts are scored, in windows if need be
     if not prompts:
-        raise ApiError(400, "prompt is an empty list: give a text, which may be empty, or token ids", "prompt")
+        raise ApiError(
+            400, "prompt is an empty list: give a text, which may be empty, or token ids", "prompt"
+        )
     window = engine.served.model.context_length if writes else None
     for prompt in prompts:
         check_length(prompt.ids, "prompt", limits, window)
@@ -173,7 +196,9 @@ def read_text(engine: Engine, text: str) -> Prompt:
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:
     """Token ids, all of which must be known."""
     if not ids:
-        raise ApiError(400, "prompt has no token: give some, or a text, which may be empty", "prompt")
+        raise ApiError(
+            400, "prompt has no token: give some, or a text, which may be empty", "prompt"
+        )
     check_ids(ids, engine.served.model.config.vocab_size, "prompt")
     pieces = Pieces(engine.tokenizer)
     parts = [pieces.add(token) for token in ids]
@@ -185,16 +210,26 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
     """The conversation as tokens, up to where the answer begins."""
     if not engine.tokenizer.chat_template:
         name = engine.served.name
-        raise ApiError(400, f"{name} has no chat template: `rung tune RUN` makes a model that chats of it", "model")
+        raise ApiError(
+            400,
+            f"{name} has no chat template: `rung tune RUN` makes a model that chats of it",
+            "model",
+        )
     try:
         wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
-        _, _, ids = drop_turns(engine.reader, body.messages, engine.served.model.context_length, wanted)
+        _, _, ids = drop_turns(
+            engine.reader, body.messages, engine.served.model.context_length, wanted
+        )
     except RunError as error:
-        window = f"this model's maximum context length is {engine.served.model.context_length} tokens"
+        window = (
+            f"this model's maximum context length is {engine.served.model.context_length} tokens"
+        )
         raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error
     except Exception as error:  # what a template refuses it says in its own way
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ApiError(400, f"the chat template refuses these messages: {why}", "messages") from error
+        raise ApiError(
+            400, f"the chat template refuses these messages: {why}", "messages"
+        ) from error
     check_length(ids, "messages", limits)
     check_ids(ids, engine.served.model.config.vocab_size, "messages")
     return Prompt(ids=ids, text="")
@@ -202,9 +237,18 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
 
 def check_length(ids: Sequence[int], param: str, limits: Limits, window: int | None = None) -> None:
     """Raise `ApiError` for more tokens than the model looks at, or the server reads."""
-    longest, remedy = limits.max_prompt_tokens, ", or start the server with more --max-prompt-tokens"
+    longest, remedy = (
+        limits.max_prompt_tokens,
+        ", or start the server with more --max-prompt-tokens",
+    )
     if window is not None and window <= longest:
         longest, remedy = window, ""
     if len(ids) > longest:
-        said = f"this model's maximum context length is {longest} tokens"  # OpenAI's words: clients look for them
-        raise ApiError(400, f"{said}, and {param} has {len(ids)}: shorten it{remedy}", param, "context_length_exceeded")
+        # OpenAI's words: clients look for them.
+        said = f"this model's maximum context length is {longest} tokens"
+        raise ApiError(
+            400,
+            f"{said}, and {param} has {len(ids)}: shorten it{remedy}",
+            param,
+            "context_length_exceeded",
+        )

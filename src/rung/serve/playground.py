@@ -1,8 +1,9 @@
 """The playground: the page that opens at the server's address, and what it asks of the models.
 
-The page is files of our own and asks nobody but this server; whatever comes from a model or a visitor is text in
-it, never markup. A question costs a bounded amount of work, and they are answered one at a time, in a thread of
-their own: texts that stream go on meanwhile. Each is admitted, timed and given up as any request to its model is.
+The page is files of our own and asks nobody but this server; whatever comes from a model or a
+visitor is text in it, never markup. A question costs a bounded amount of work, and they are
+answered one at a time, in a thread of their own: texts that stream go on meanwhile. Each is
+admitted, timed and given up as any request to its model is.
 """
 
 import math
@@ -40,7 +41,8 @@ KINDS = {
     "svg": "image/svg+xml",
 }
 HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; "
+    "Content-Security-Policy": "default-src 'self'; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; "
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -75,13 +77,20 @@ class TextQuestion(Question):
 def make_router(engines: dict[str, Engine]) -> APIRouter:
     """`GET /` the page, `/page/...` its parts, and `/api/...` what it asks."""
     router = APIRouter(responses=REFUSALS)
-    described, turn = describe_all([engine.served for engine in engines.values()]), CapacityLimiter(1)
+    described, turn = (
+        describe_all([engine.served for engine in engines.values()]),
+        CapacityLimiter(1),
+    )
     _add_page(router)
 
-    async def ask(find: Callable[[Served, Any], dict[str, Any]], question: Question, request: Request) -> Response:
+    async def ask(
+        find: Callable[[Served, Any], dict[str, Any]], question: Question, request: Request
+    ) -> Response:
         engine = look_up(engines, question.model)
         work = partial(_find, find, engine.served, question)
-        return await finish_unless_gone(request, engine.prepare(work, find_arrival(request.scope), turn))
+        return await finish_unless_gone(
+            request, engine.prepare(work, find_arrival(request.scope), turn)
+        )
 
     @router.get("/api/rungs")
     async def rungs() -> Response:
@@ -90,7 +99,9 @@ def make_router(engines: dict[str, Engine]) -> APIRouter:
 
     @router.post("/api/next")
     async def next_token(question: NextQuestion, request: Request) -> Response:
-        """The distribution of the next token, as the model gives it and as it would be drawn from."""
+        """The distribution of the next token, as the model gives it and as it would be drawn
+        from.
+        """
         return await ask(find_next, question, request)
 
     @router.post("/api/surprisal")
@@ -109,7 +120,11 @@ def make_router(engines: dict[str, Engine]) -> APIRouter:
 def _add_page(router: APIRouter) -> None:
     """The page's files, read once: no address ever reaches the disk."""
     folder = resources.files("rung.serve.app").joinpath("page")
-    parts = {file.name: file.read_bytes() for file in folder.iterdir() if file.name.split(".")[-1] in KINDS}
+    parts = {
+        file.name: file.read_bytes()
+        for file in folder.iterdir()
+        if file.name.split(".")[-1] in KINDS
+    }
 
     @router.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -122,13 +137,17 @@ def _add_page(router: APIRouter) -> None:
         return Response(parts[name], media_type=KINDS[name.split(".")[-1]], headers=HEADERS)
 
 
-def _find(find: Callable[[Served, Any], dict[str, Any]], run: Served, question: Question) -> Response:
+def _find(
+    find: Callable[[Served, Any], dict[str, Any]], run: Served, question: Question
+) -> Response:
     with torch.no_grad():
         return _answer(find(run, question))
 
 
 def describe_all(served: Sequence[Served]) -> list[dict[str, Any]]:
-    """What the page says of each run, and why its scores say nothing of its rung, where that is so."""
+    """What the page says of each run, and why its scores say nothing of its rung, where that is
+    so.
+    """
     doubts = runs.find_doubts([run.record for run in served])
     return [describe(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)]
 
@@ -163,11 +182,15 @@ def describe(run: Served) -> dict[str, Any]:
 
 
 def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
-    """The likeliest next tokens, each with the model's probability and the one that it would be drawn with."""
+    """The likeliest next tokens, each with the model's probability and the one that it would be
+    drawn with.
+    """
     ids = _encode(run, question.text) if question.ids is None else question.ids
     check_ids(ids, run.model.config.vocab_size, "ids")
     logits = _read_logits(run, ids)
-    sampling = Sampling(temperature=question.temperature, top_k=question.top_k, top_p=question.top_p)
+    sampling = Sampling(
+        temperature=question.temperature, top_k=question.top_k, top_p=question.top_p
+    )
     shares, drawn = logits.float().softmax(-1)[0], find_shares(logits, sampling)[0]
     likely, tokens = shares.topk(min(question.count, len(shares)))
     kept = drawn[tokens]
@@ -186,7 +209,9 @@ def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
                 "drawn": chance,
                 "end": id == run.tokenizer.eos_token_id,
             }
-            for id, share, chance in zip(tokens.tolist(), likely.tolist(), kept.tolist(), strict=True)
+            for id, share, chance in zip(
+                tokens.tolist(), likely.tolist(), kept.tolist(), strict=True
+            )
         ],
         "rest": {
             "tokens": len(shares) - len(tokens),
@@ -211,9 +236,13 @@ def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
 
 
 def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
-    """The tokens of a text, or of its beginning, and the weights (layer, head, token, token it looks at)."""
+    """The tokens of a text, or of its beginning, and the weights (layer, head, token, token it
+    looks at).
+    """
     if not attention_shape(run.model)[0]:
-        raise ApiError(400, f"{run.name} has no attention: choose an rnn-attention, gpt2 or llama3 run")
+        raise ApiError(
+            400, f"{run.name} has no attention: choose an rnn-attention, gpt2 or llama3 run"
+        )
     found = [run.tokenizer.bos_token_id, *_encode(run, question.text)]
     ids = found[: min(WIDEST, run.model.context_length or WIDEST)]
     if len(ids) < 2:
@@ -242,4 +271,6 @@ def _entropy(shares: Tensor) -> float:
 
 
 def _answer(facts: Any) -> Response:
-    return Response(runs.to_json(facts), 200, {"X-Content-Type-Options": "nosniff"}, "application/json")
+    return Response(
+        runs.to_json(facts), 200, {"X-Content-Type-Options": "nosniff"}, "application/json"
+    )

@@ -22,8 +22,8 @@ SEEN = 64  # numbers of each weight, that a model is known by
 
 @dataclass(frozen=True)
 class Served:
-    """A run that is served: its name to clients, its model in evaluation mode, its tokenizer, and its rung.json
-    (empty for a plain folder).
+    """A run that is served: its name to clients, its model in evaluation mode, its tokenizer, and
+    its rung.json (empty for a plain folder).
     """
 
     name: str
@@ -35,10 +35,14 @@ class Served:
 def load_served(runs: Sequence[str]) -> dict[str, Served]:
     """By name: the folder's own, with as much of its path as tells two apart.
 
-    A folder that holds runs stands for all that are finished. Raises `RunError` where there is nothing to serve.
+    A folder that holds runs stands for all that are finished. Raises `RunError` where there is
+    nothing to serve.
     """
     places = list(dict.fromkeys(place for run in runs for place in find_places(run)))
-    paths = [Path(place).resolve().parts if Path(place).exists() else tuple(place.split("/")) for place in places]
+    paths = [
+        Path(place).resolve().parts if Path(place).exists() else tuple(place.split("/"))
+        for place in places
+    ]
     served = {}
     for place, name in zip(places, tell_apart(paths), strict=True):
         model, tokenizer = load(place)
@@ -56,15 +60,22 @@ def find_places(run: str) -> list[str]:
         return [str(folder.resolve())]
     found = [below.resolve() for below in find_runs(folder) if is_finished(below)]
     if not found:
-        raise RunError(f"{run} holds no finished run: `rung runs {shlex.quote(str(run))}` lists what there is")
+        raise RunError(
+            f"{run} holds no finished run: `rung runs {shlex.quote(str(run))}` lists what there is"
+        )
     ladder = list(LADDER | BESIDE)
-    return [str(below) for below in sorted(found, key=lambda below: ladder.index(read_record(below)["rung"]))]
+    return [
+        str(below)
+        for below in sorted(found, key=lambda below: ladder.index(read_record(below)["rung"]))
+    ]
 
 
 def identify(run: Served) -> str:
     """A name for what answers: it changes with the model, its tokenizer, or the version of rung."""
     parts = run.model.state_dict().values()
-    spread = [part.flatten()[:: max(1, part.numel() // SEEN)][:SEEN].double().tolist() for part in parts]
+    spread = [
+        part.flatten()[:: max(1, part.numel() // SEEN)][:SEEN].double().tolist() for part in parts
+    ]
     facts = [__version__, run.model.config.to_json_string(), fingerprint(run.tokenizer), spread]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
@@ -74,6 +85,8 @@ def tell_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
     names = []
     for path in paths:
         lengths = range(1, len(path) + 1)
-        unique = (size for size in lengths if sum(other[-size:] == path[-size:] for other in paths) == 1)
+        unique = (
+            size for size in lengths if sum(other[-size:] == path[-size:] for other in paths) == 1
+        )
         names.append("/".join(path[-next(unique, len(path)) :]))
     return names

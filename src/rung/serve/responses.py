@@ -26,12 +26,19 @@ T = TypeVar("T")
 
 
 class Reply:
-    """What a client gets of its texts, `n` of each prompt; abstract: the two below say in which form."""
+    """What a client gets of its texts, `n` of each prompt; abstract: the two below say in which
+    form.
+    """
 
     kind = streamed_kind = id_start = ""
 
     def __init__(
-        self, engine: Engine, body: Asked, prompts: Sequence[Prompt], texts: list[Text], news: asyncio.Event
+        self,
+        engine: Engine,
+        body: Asked,
+        prompts: Sequence[Prompt],
+        texts: list[Text],
+        news: asyncio.Event,
     ) -> None:
         self.engine, self.body, self.prompts, self.news = engine, body, list(prompts), news
         weighed = sum(text.order.weighs for text in texts)
@@ -84,7 +91,9 @@ class Reply:
             for error in (piece.error for _, piece in pieces if piece.error):
                 yield b"data: " + to_json(error.as_dict()) + b"\n\n"
                 return
-            yield b"".join(self._event(self.streamed_choice(index, piece)) for index, piece in pieces)
+            yield b"".join(
+                self._event(self.streamed_choice(index, piece)) for index, piece in pieces
+            )
         if self.body.counts_stream:
             yield self._event(None)
         yield b"data: [DONE]\n\n"
@@ -97,7 +106,8 @@ class Reply:
         return self.prompts[index // (self.body.n or 1)]
 
     async def _follow(self, texts: Sequence[Text]) -> AsyncIterator[list[tuple[int, Piece]]]:
-        """What there is of each text, whenever there is something; it is read on as fast as the client takes it.
+        """What there is of each text, whenever there is something; it is read on as fast as the
+        client takes it.
 
         A text that nobody ends in time is ended here.
         """
@@ -141,13 +151,20 @@ class Reply:
         return [self.choice(index, whole) for index, whole in wholes.items()]
 
     def _count(self) -> dict[str, Any]:
-        read, written = sum(len(prompt.ids) for prompt in self.prompts), sum(text.tokens for text in self.texts)
+        read, written = (
+            sum(len(prompt.ids) for prompt in self.prompts),
+            sum(text.tokens for text in self.texts),
+        )
         usage = Usage(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
         return usage.model_dump()
 
     def _event(self, choice: dict[str, Any] | None) -> bytes:
         """With no choice it is the one that counts the tokens."""
-        facts = {**self.head, "object": self.streamed_kind, "choices": [] if choice is None else [choice]}
+        facts = {
+            **self.head,
+            "object": self.streamed_kind,
+            "choices": [] if choice is None else [choice],
+        }
         if self.body.counts_stream:
             facts["usage"] = self._count() if choice is None else None
         return b"data: " + to_json(facts) + b"\n\n"
@@ -168,7 +185,9 @@ class CompletionReply(Reply):
         if not getattr(self.body, "echo", False):
             return Piece()
         prompt = self._prompt(index)
-        self.offsets[index] = len(prompt.text) - sum(map(len, prompt.parts))  # text that is no token's
+        self.offsets[index] = len(prompt.text) - sum(
+            map(len, prompt.parts)
+        )  # text that is no token's
         named = zip(prompt.choices, prompt.parts, strict=True) if prompt.choices else ()
         choices = [replace(choice, text=part) for choice, part in named]
         return Piece(prompt.text, choices, None if self.texts else "length")
@@ -180,7 +199,12 @@ class CompletionReply(Reply):
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """The text, with the facts of its tokens where they are wanted."""
         logprobs = self._logprobs(index, piece.choices) if self.body.likeliest is not None else None
-        return {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": piece.reason}
+        return {
+            "index": index,
+            "text": piece.text,
+            "logprobs": logprobs,
+            "finish_reason": piece.reason,
+        }
 
     streamed_choice = choice
 
@@ -192,7 +216,9 @@ class CompletionReply(Reply):
         return {
             "tokens": [choice.text for choice in choices],
             "token_logprobs": [choice.log for choice in choices],
-            "top_logprobs": [None if choice.log is None else self._name_likeliest(choice) for choice in choices],
+            "top_logprobs": [
+                None if choice.log is None else self._name_likeliest(choice) for choice in choices
+            ],
             "text_offset": offsets,
         }
 
@@ -214,7 +240,9 @@ class ChatReply(Reply):
 
     def choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """The message."""
-        return self._wrap(index, piece, "message", {"role": "assistant", "content": piece.text, "refusal": None})
+        return self._wrap(
+            index, piece, "message", {"role": "assistant", "content": piece.text, "refusal": None}
+        )
 
     def streamed_choice(self, index: int, piece: Piece) -> dict[str, Any]:
         """What it has more."""
@@ -257,7 +285,8 @@ class Events(StreamingResponse):
 async def finish_unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """What the work comes to.
 
-    Raises `ApiError` where the client goes first, and gives the work up: nobody reads that, but it is counted.
+    Raises `ApiError` where the client goes first, and gives the work up: nobody reads that, but it
+    is counted.
     """
     gone, task = asyncio.create_task(wait_until_gone(request)), asyncio.create_task(work)
     try:

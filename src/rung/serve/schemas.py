@@ -1,7 +1,7 @@
 """What clients send and get, in OpenAI's forms: `/openapi.json` is made of these.
 
-Types are held to as they are written: "0.7" is no number. A key that is not known is refused, and so is what would
-change an answer and is not done here, unless it asks for nothing.
+Types are held to as they are written: "0.7" is no number. A key that is not known is refused, and
+so is what would change an answer and is not done here, unless it asks for nothing.
 """
 
 import json
@@ -14,7 +14,13 @@ from rung.errors import CorpusError, did_you_mean
 from rung.serve.middleware import ApiError
 
 # What no answer depends on, here as little as at OpenAI's.
-HARMLESS = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
+HARMLESS = {
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+}
 HARMLESS |= {"service_tier", "store", "user"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that ask for nothing
     "frequency_penalty": (0,),
@@ -43,10 +49,18 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that 
     "stop_token_ids": ([],),
     "bad_words": ([],),
     "use_beam_search": (False,),
-    **dict.fromkeys(("ignore_eos", "include_stop_str_in_output", "continue_final_message"), (False,)),
-    **dict.fromkeys(("skip_special_tokens", "spaces_between_special_tokens", "add_generation_prompt"), (True,)),
-    **dict.fromkeys(("allowed_token_ids", "prompt_logprobs", "truncate_prompt_tokens", "logits_processors"), ()),
-    **dict.fromkeys(("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()),
+    **dict.fromkeys(
+        ("ignore_eos", "include_stop_str_in_output", "continue_final_message"), (False,)
+    ),
+    **dict.fromkeys(
+        ("skip_special_tokens", "spaces_between_special_tokens", "add_generation_prompt"), (True,)
+    ),
+    **dict.fromkeys(
+        ("allowed_token_ids", "prompt_logprobs", "truncate_prompt_tokens", "logits_processors"), ()
+    ),
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"), ()
+    ),
 }
 
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(fail_fast=True)]
@@ -71,13 +85,17 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def refuse_halves(cls, given: Any) -> Any:
-        """Raise `ApiError` for what is no Unicode: one half of a surrogate pair, which no tokenizer takes."""
+        """Raise `ApiError` for what is no Unicode: one half of a surrogate pair, which no tokenizer
+        takes.
+        """
         for name, value in given.items() if isinstance(given, dict) else ():
             try:
                 json.dumps([name, value], ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
                 half = error.object[error.start]
-                raise ApiError(400, f"{name!a} holds {half!a}, half a character: send it whole", name) from error
+                raise ApiError(
+                    400, f"{name!a} holds {half!a}, half a character: send it whole", name
+                ) from error
             except RecursionError as error:
                 raise ApiError(400, f"{name!a} is nested too deeply", name) from error
         return given
@@ -115,7 +133,9 @@ class Asked(Body):
 
     @property
     def likeliest(self) -> int | None:
-        """How many tokens beside each chosen one are wanted with their log-probabilities; None for no such numbers."""
+        """How many tokens beside each chosen one are wanted with their log-probabilities; None for
+        no such numbers.
+        """
         raise NotImplementedError
 
     @property
@@ -124,20 +144,28 @@ class Asked(Body):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def refuse_unknown(self) -> None:
-        """Raise `ApiError` for what would change the answer and is not done here, and for keys that nobody knows."""
+        """Raise `ApiError` for what would change the answer and is not done here, and for keys that
+        nobody knows.
+        """
         given = self.model_extra or {}
         unknown = [name for name in given if name not in NEUTRAL and name not in HARMLESS]
         if unknown:
             nearest = did_you_mean(unknown[0], [*type(self).model_fields, *NEUTRAL])
             why = f"unknown parameter {unknown[0][:100]!r}: {nearest}"
             raise ApiError(400, why, unknown[0], "unknown_parameter")
-        asked = [name for name in NEUTRAL if given.get(name) is not None and given[name] not in NEUTRAL[name]]
+        asked = [
+            name
+            for name in NEUTRAL
+            if given.get(name) is not None and given[name] not in NEUTRAL[name]
+        ]
         if asked:
             are, them = ("is", "it") if len(asked) == 1 else ("are", "them")
             why = f"{', '.join(asked)} {are} not supported here: leave {them} out"
             raise ApiError(400, why, asked[0], "unsupported_parameter")
         if self.stream_options is not None and not self.stream:
-            raise ApiError(400, "stream_options is only allowed when stream is true", "stream_options")
+            raise ApiError(
+                400, "stream_options is only allowed when stream is true", "stream_options"
+            )
 
 
 class CompletionRequest(Asked):
@@ -170,18 +198,24 @@ class Message(BaseModel):
 
 
 def read_all(given: Any) -> Any:
-    """The messages, by the one reader of what is learned from too. Raises `ApiError` for the first that is none."""
+    """The messages, by the one reader of what is learned from too. Raises `ApiError` for the first
+    that is none.
+    """
     if not isinstance(given, list):
         return given
     try:
-        return [read_message(message, f"messages[{number}]") for number, message in enumerate(given)]
+        return [
+            read_message(message, f"messages[{number}]") for number, message in enumerate(given)
+        ]
     except (CorpusError, RecursionError) as error:
         raise ApiError(400, str(error), "messages", "unsupported_value") from error
 
 
 Few = Field(min_length=1, max_length=1000)
 Messages = Annotated[
-    list[dict[str, str]], Few, BeforeValidator(read_all, json_schema_input_type=Annotated[list[Message], Few])
+    list[dict[str, str]],
+    Few,
+    BeforeValidator(read_all, json_schema_input_type=Annotated[list[Message], Few]),
 ]
 
 
@@ -197,7 +231,9 @@ class ChatRequest(Asked):
         """And for what goes with `logprobs` alone."""
         super().refuse_unknown()
         if self.top_logprobs is not None and not self.logprobs:
-            raise ApiError(400, "top_logprobs is only allowed when logprobs is true", "top_logprobs")
+            raise ApiError(
+                400, "top_logprobs is only allowed when logprobs is true", "top_logprobs"
+            )
 
     @property
     def likeliest(self) -> int | None:
@@ -299,7 +335,9 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """The answer of `/v1/chat/completions`; streamed, each event is a `chat.completion.chunk` with a `delta`."""
+    """The answer of `/v1/chat/completions`; streamed, each event is a `chat.completion.chunk` with
+    a `delta`.
+    """
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -341,4 +379,7 @@ class Refusal(BaseModel):
     error: Fault
 
 
-REFUSALS: dict[int | str, dict[str, Any]] = {"4XX": {"model": Refusal}, "5XX": {"model": Refusal}}  # of any address
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": Refusal},
+    "5XX": {"model": Refusal},
+}  # of any address

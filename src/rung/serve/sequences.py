@@ -22,7 +22,9 @@ class Prompt:
     text: str
     is_text: bool = False  # else it was given as ids
     choices: list[Choice] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)  # of the text, one for each token that has a cost
+    parts: list[str] = field(
+        default_factory=list
+    )  # of the text, one for each token that has a cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +36,18 @@ class Order:
     ends: frozenset[int]
     context: Sequence[int] = ()  # tokens that the text goes on from; an answer is a text of its own
     spaced: bool = False  # whether white space stands before it
-    likeliest: int | None = None  # tokens beside each chosen one, of which log-probabilities are wanted
+    likeliest: int | None = (
+        None  # tokens beside each chosen one, of which log-probabilities are wanted
+    )
     streams: bool = False  # whether the reader wants pieces as they come
     weighs: bool = False  # whether it asks what the ids themselves cost, and for no more
 
 
 @dataclass
 class Piece:
-    """What there is of a text since the piece before; the last one has a reason to end, or an error."""
+    """What there is of a text since the piece before; the last one has a reason to end, or an
+    error.
+    """
 
     text: str = ""
     choices: list[Choice] = field(default_factory=list)
@@ -61,7 +67,9 @@ class Piece:
 class Text:
     """An order, and how far it has got."""
 
-    def __init__(self, order: Order, pieces: Pieces, times: tuple[float, float], news: asyncio.Event) -> None:
+    def __init__(
+        self, order: Order, pieces: Pieces, times: tuple[float, float], news: asyncio.Event
+    ) -> None:
         self.order, self.pieces, self.news = order, pieces, news
         self.begun, self.latest = times
         self.draws = Draws(order.sampling.seed)
@@ -71,7 +79,9 @@ class Text:
         self.weighed: list[Choice] = []
         self.tokens = 0
         self.ready: deque[Piece] = deque()
-        self.choices: list[tuple[Choice, int, int]] = []  # of the next pieces; which characters of the text they add
+        self.choices: list[
+            tuple[Choice, int, int]
+        ] = []  # of the next pieces; which characters of the text they add
         self.is_wanted = True
         self.is_waited_for = False
         self.is_begun = False  # its first piece is given
@@ -85,14 +95,21 @@ class Text:
         return piece
 
     def take_choices(self, is_last: bool) -> list[Choice]:
-        """Those of tokens whose text is given out, each with it: of a stop string none, for they join to the text."""
+        """Those of tokens whose text is given out, each with it: of a stop string none, for they
+        join to the text.
+        """
         decoded, given = self.pieces.decoded, self.pieces.given
-        count = max((n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given), default=0)
+        count = max(
+            (n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given),
+            default=0,
+        )
         taken, self.choices = self.choices[:count], self.choices[count:]
         if is_last:
             taken, self.choices = taken + self.choices, []
             if self.pieces.stopped:
-                taken = [(choice, start, end) for choice, start, end in taken if start < len(decoded)]
+                taken = [
+                    (choice, start, end) for choice, start, end in taken if start < len(decoded)
+                ]
             taken[-1:] = [(choice, start, len(decoded)) for choice, start, _ in taken[-1:]]
         return [replace(choice, text=decoded[start:end]) for choice, start, end in taken]
 

@@ -1,4 +1,6 @@
-"""Connections: as many as there are descriptors for, none for nothing, and all are told when the server ends."""
+"""Connections: as many as there are descriptors for, none for nothing, and all are told when the
+server ends.
+"""
 
 import asyncio
 import logging
@@ -22,9 +24,13 @@ logger = logging.getLogger(__name__)
 
 GRACE = 5.0  # seconds that answers have to end in when the server is stopped
 TOLD = 2.0  # seconds that readers then have to read that their answers have ended
-SILENT = 15  # seconds for the headers of a request to arrive; clients keep a connection for 5, and must close it first
+# Seconds for the headers of a request to arrive; clients keep a connection for 5, and must close it
+# first.
+SILENT = 15
 BACKLOG = 128  # connections that are accepted at once
-SPARE = 2 * BACKLOG  # descriptors that are for other things, or for connections that are being closed
+SPARE = (
+    2 * BACKLOG
+)  # descriptors that are for other things, or for connections that are being closed
 WITHOUT_LIMIT = 1024  # connections where nobody says how many there may be
 OUT_OF_DESCRIPTORS = 60.0  # seconds between two lines that say so
 
@@ -40,7 +46,10 @@ def raise_descriptors() -> None:
 
 def count_connections() -> int:
     """How many there may be."""
-    if not resource or (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) == resource.RLIM_INFINITY:
+    if (
+        not resource
+        or (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) == resource.RLIM_INFINITY
+    ):
         return WITHOUT_LIMIT
     return max(limit // 2, limit - SPARE)
 
@@ -56,7 +65,11 @@ class Connection(H11Protocol):
         super().connection_made(cast(asyncio.Transport, transport))
         self.since = time.monotonic()
         if len(self.connections) > count_connections():
-            idle = [other for other in self.connections if isinstance(other, Connection) and other.is_idle]
+            idle = [
+                other
+                for other in self.connections
+                if isinstance(other, Connection) and other.is_idle
+            ]
             min(idle, key=lambda other: other.since, default=self).transport.abort()
 
     def on_response_complete(self) -> None:
@@ -81,8 +94,8 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """Serves until it is stopped: answers have a moment to end in, the others end with an error. Stopped twice, it ends
-    at once.
+    """Serves until it is stopped: answers have a moment to end in, the others end with an error.
+    Stopped twice, it ends at once.
     """
 
     def __init__(self, app: Any, worker: Worker, seconds: float) -> None:
@@ -114,7 +127,9 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, wait for the answers, end those that are left, and tell their readers."""
+        """Take no more requests, wait for the answers, end those that are left, and tell their
+        readers.
+        """
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -139,7 +154,9 @@ class Server(uvicorn.Server):
 
     async def _wait_for_readers(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        while (self.server_state.connections or self.server_state.tasks) and time.monotonic() < until:
+        while (
+            self.server_state.connections or self.server_state.tasks
+        ) and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
     def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ T = TypeVar("T")
 async def run_in_turn(work: Callable[[], T], turn: CapacityLimiter) -> T:
     """What `work` comes to, in a thread.
 
-    When this is cancelled the work is given up: it does not begin, or it ends at its next operation on tensors. It
-    keeps its turn until then, so that what is given up never adds up.
+    When this is cancelled the work is given up: it does not begin, or it ends at its next operation
+    on tensors. It keeps its turn until then, so that what is given up never adds up.
     """
     is_given_up = threading.Event()
 
@@ -28,7 +28,9 @@ async def run_in_turn(work: Callable[[], T], turn: CapacityLimiter) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         is_given_up.set()
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # else the loop complains of it
+        task.add_done_callback(
+            lambda ended: ended.cancelled() or ended.exception()
+        )  # else the loop complains of it
         raise
 
 
@@ -37,9 +39,11 @@ class _GivenUpError(Exception):
 
 
 class _Watch(TorchFunctionMode):
-    """Ends the work of this thread, before it begins or at an operation on tensors, once it is given up.
+    """Ends the work of this thread, before it begins or at an operation on tensors, once it is
+    given up.
 
-    It raises once: what tidies up on the way out (gradients are switched on again by such an operation) is let through.
+    It raises once: what tidies up on the way out (gradients are switched on again by such an
+    operation) is let through.
     """
 
     def __init__(self, is_given_up: threading.Event) -> None:

@@ -1,4 +1,5 @@
-"""Checkpoints: written beside, sealed, synced and renamed, so that no kill and no full disk costs the one before.
+"""Checkpoints: written beside, sealed, synced and renamed, so that no kill and no full disk costs
+the one before.
 
 checkpoint-N/        weights, optimizer, schedule, random numbers of each process, carried states
     progress.json    how far the run is, and what it is a run of
@@ -27,13 +28,40 @@ BEST = "best.json"
 SAVING = ".saving"
 NEVER_READ = ("training_args.bin",)  # a pickle that the Trainer adds
 # Fields of the configuration that are about the file, not the model.
-ABOUT_FILES = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype", "use_cache")
-# Settings that may change from one start of a run to the next: the rows of a step, for another number of processes,
+ABOUT_FILES = (
+    "transformers_version",
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+)
+# Settings that may change from one start of a run to the next: the rows of a step, for another
+# number of processes,
 SPREAD = ("arguments", "began", "global_batch_size")
 # and arguments: how it is watched, and over what it is spread.
 MAY_CHANGE = (
-    *("logging_", "eval_", "save_", "report_to", "run_name", "dataloader_", "per_device_", "gradient_"),
-    *("bf16", "fp16", "tf32", "torch_compile", "use_cpu", "fsdp", "ddp_", "deepspeed", "accelerator_"),
+    *(
+        "logging_",
+        "eval_",
+        "save_",
+        "report_to",
+        "run_name",
+        "dataloader_",
+        "per_device_",
+        "gradient_",
+    ),
+    *(
+        "bf16",
+        "fp16",
+        "tf32",
+        "torch_compile",
+        "use_cpu",
+        "fsdp",
+        "ddp_",
+        "deepspeed",
+        "accelerator_",
+    ),
 )
 
 
@@ -59,13 +87,21 @@ def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
     """What a checkpoint is of: by this another run is told apart."""
     model = {key: value for key, value in config.items() if key not in ABOUT_FILES}
     recipe = {key: value for key, value in settings.items() if key not in SPREAD}
-    recipe |= {f"train.{key}": v for key, v in settings["arguments"].items() if not key.startswith(MAY_CHANGE)}
+    recipe |= {
+        f"train.{key}": v
+        for key, v in settings["arguments"].items()
+        if not key.startswith(MAY_CHANGE)
+    }
     return json.loads(json.dumps({"model": model, "recipe": recipe}, default=str))
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, the latest first, whole or not."""
-    found = [p for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*") if p.name.rsplit("-", 1)[1].isdigit()]
+    found = [
+        p
+        for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*")
+        if p.name.rsplit("-", 1)[1].isdigit()
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -85,7 +121,9 @@ def last_checkpoint(folder: Path) -> Path | None:
         damages[path] = damage
     if damages:
         listed = "; ".join(f"{path.name}: {what}" for path, what in damages.items())
-        raise RunError(f"every checkpoint in {found[0].parent} is damaged ({listed}): delete it to begin again")
+        raise RunError(
+            f"every checkpoint in {found[0].parent} is damaged ({listed}): delete it to begin again"
+        )
     return None
 
 
@@ -101,14 +139,17 @@ def read_standing(checkpoint: Path, made: dict[str, Any]) -> Standing:
         for key in sorted((here.keys() | there.keys()) - {*SPREAD}):
             if here.get(key) != there.get(key):
                 raise RunError(
-                    f"{checkpoint} is of another {kind}: {key} is {there.get(key)!r} there and {here.get(key)!r} "
+                    f"{checkpoint} is of another {kind}: {key} is {there.get(key)!r} there and "
+                    f"{here.get(key)!r} "
                     "here; choose another folder with --out"
                 )
     return standing
 
 
 class Checkpoints:
-    """The checkpoints of a run; what is shared by its processes, only the main one writes and removes."""
+    """The checkpoints of a run; what is shared by its processes, only the main one writes and
+    removes.
+    """
 
     def __init__(self, run: Path, *, keep: int | None, is_main: bool) -> None:
         self.run = run
@@ -118,7 +159,9 @@ class Checkpoints:
         self.best: tuple[int, float] | None = None  # step, bits per byte
 
     def take_up(self, step: int) -> None:
-        """Go on from `step`: clear away what a kill left, and learn which of the checkpoints so far is the best."""
+        """Go on from `step`: clear away what a kill left, and learn which of the checkpoints so far
+        is the best.
+        """
         if self.is_main:
             shutil.rmtree(self.folder / SAVING, ignore_errors=True)
         try:
@@ -129,9 +172,11 @@ class Checkpoints:
 
     @contextmanager
     def saving(self, step: int, wait: Callable[[], None]) -> Iterator[Path]:
-        """A folder to write `checkpoint-STEP` into; it counts, in one moment, once all processes are done with it.
+        """A folder to write `checkpoint-STEP` into; it counts, in one moment, once all processes
+        are done with it.
 
-        `wait` lets them meet. Raises `RunError` when there is no room; what was saved before is kept.
+        `wait` lets them meet. Raises `RunError` when there is no room; what was saved before is
+        kept.
         """
         beside = self.folder / SAVING
         if self.is_main:
@@ -142,7 +187,9 @@ class Checkpoints:
                 (beside / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
                 yield beside
                 wait()
-                distributed.from_main(lambda: self._commit(beside / f"checkpoint-{step}") if self.is_main else None)
+                distributed.from_main(
+                    lambda: self._commit(beside / f"checkpoint-{step}") if self.is_main else None
+                )
         finally:
             if self.is_main:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -151,7 +198,9 @@ class Checkpoints:
     def write_standing(self, standing: Standing, beside: Path) -> None:
         """Add how far the run is to the checkpoint that is being written."""
         text = runs.to_json(asdict(standing), indent=2)
-        (beside / f"checkpoint-{standing.step}" / PROGRESS).write_text(text + "\n", encoding="utf-8")
+        (beside / f"checkpoint-{standing.step}" / PROGRESS).write_text(
+            text + "\n", encoding="utf-8"
+        )
 
     def mark_best(self, step: int, bits_per_byte: float) -> Path | None:
         """Hear how good the model is at `step`; the best checkpoint so far, if there is one."""
@@ -165,13 +214,19 @@ class Checkpoints:
         return self.folder / f"checkpoint-{self.best[0]}" if self.best else None
 
     def find_better(self, step: int) -> int | None:
-        """The step of the best checkpoint, if it is another than `step` and whole; all processes must call this."""
+        """The step of the best checkpoint, if it is another than `step` and whole; all processes
+        must call this.
+        """
         better = self.best[0] if self.best and self.best[0] != step else None
         damage = distributed.from_main(
             lambda: better and files.find_damage(self.folder / f"checkpoint-{better}", PROGRESS)
         )
         if damage:
-            logger.warning("the best checkpoint, step %d, is damaged (%s): the last weights are kept", better, damage)
+            logger.warning(
+                "the best checkpoint, step %d, is damaged (%s): the last weights are kept",
+                better,
+                damage,
+            )
         return None if damage else better
 
     def _commit(self, written: Path) -> None:
@@ -179,7 +234,10 @@ class Checkpoints:
             (written / name).unlink(missing_ok=True)
         files.seal(written, hashed_bytes=math.inf)
         files.settle_folder(written)
-        for name in (runs.METRICS, runs.SAMPLES):  # no line may be lost that the checkpoint is beyond
+        for name in (
+            runs.METRICS,
+            runs.SAMPLES,
+        ):  # no line may be lost that the checkpoint is beyond
             if (self.run / name).exists():
                 files.sync(self.run / name)
         home = self.folder / written.name
@@ -190,10 +248,14 @@ class Checkpoints:
         self._prune(step_of(home))
 
     def _prune(self, step: int) -> None:
-        """Keep the last ones and the best; those beyond `step` are damaged, and were passed over."""
+        """Keep the last ones and the best; those beyond `step` are damaged, and were passed
+        over.
+        """
         found = find_checkpoints(self.run)
         present = [path for path in found if step_of(path) <= step]
-        kept = present[: self.keep] + [p for p in present if self.best and step_of(p) == self.best[0]]
+        kept = present[: self.keep] + [
+            p for p in present if self.best and step_of(p) == self.best[0]
+        ]
         for path in found:
             if path not in kept:
                 away = self.folder / SAVING / f"old-{path.name}"  # gone in one moment, then deleted

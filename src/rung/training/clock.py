@@ -1,7 +1,9 @@
-"""The time of a run: how much of its minutes is left, what a step and a look at the model take, what comes after.
+"""The time of a run: how much of its minutes is left, what a step and a look at the model take,
+what comes after.
 
-A look is a checkpoint, an evaluation and a sample. The minutes hold all of it: training ends when what is left is
-needed for the last look and for scoring, by what they take now and not by what they took when the run was planned.
+A look is a checkpoint, an evaluation and a sample. The minutes hold all of it: training ends when
+what is left is needed for the last look and for scoring, by what they take now and not by what they
+took when the run was planned.
 """
 
 import math
@@ -25,13 +27,16 @@ def now() -> float:
 
 
 class Clock:
-    """The seconds of a run over all its starts; those between them, and those whose steps were lost, left out.
+    """The seconds of a run over all its starts; those between them, and those whose steps were
+    lost, left out.
 
-    Its minutes count from `began`, else from now, and end when the run has been scored, which is `scoring` times the
-    work of an evaluation. Without minutes nothing ends by the clock.
+    Its minutes count from `began`, else from now, and end when the run has been scored, which is
+    `scoring` times the work of an evaluation. Without minutes nothing ends by the clock.
     """
 
-    def __init__(self, minutes: float | None = None, began: float | None = None, scoring: float = 0.0) -> None:
+    def __init__(
+        self, minutes: float | None = None, began: float | None = None, scoring: float = 0.0
+    ) -> None:
         self.budget = math.inf if minutes is None else 60 * minutes
         self.scoring = scoring
         self.began = now()  # of training, measuring included
@@ -51,7 +56,11 @@ class Clock:
     def keep(self) -> dict[str, float]:
         """What a run that goes on has to know; `left` is until its minutes are over."""
         kept = {name: getattr(self, name) for name in ("step", "look", "evaluation", "looked")}
-        return kept if self.budget == math.inf else kept | {"left": max(self.deadline, self.least) - now()}
+        return (
+            kept
+            if self.budget == math.inf
+            else kept | {"left": max(self.deadline, self.least) - now()}
+        )
 
     def grant_least(self) -> None:
         """Let training have its least part of the minutes from now on."""

@@ -1,8 +1,9 @@
 """The share of the CPU that a run got: where other processes run too, its threads stand in a queue.
 
-Linux counts, for each thread, how long it ran and how long it could have run and waited (`/proc/PID/schedstat`). What
-sleeps, as a thread does while another reads a file or has the larger part of a product, waits for nobody: on a quiet
-machine the share is near 1, however few of its cores are kept busy. Under a quota, being held back is waiting too.
+Linux counts, for each thread, how long it ran and how long it could have run and waited
+(`/proc/PID/schedstat`). What sleeps, as a thread does while another reads a file or has the larger
+part of a product, waits for nobody: on a quiet machine the share is near 1, however few of its
+cores are kept busy. Under a quota, being held back is waiting too.
 """
 
 from pathlib import Path
@@ -16,10 +17,14 @@ BUSY = 0.7  # of what the cores that may be used could have given: with less the
 
 
 class CpuMeter:
-    """How long the threads of this process ran and waited, in nanoseconds, between `start` and `stop`."""
+    """How long the threads of this process ran and waited, in nanoseconds, between `start` and
+    `stop`.
+    """
 
     def __init__(self) -> None:
-        self.share: float | None = None  # of the time in which they could have run; None where nobody counts
+        self.share: float | None = (
+            None  # of the time in which they could have run; None where nobody counts
+        )
         self.began: dict[str, tuple[int, int]] = {}
 
     def start(self) -> None:
@@ -34,7 +39,9 @@ class CpuMeter:
 
 
 def read_threads() -> dict[str, tuple[int, int]]:
-    """Of each thread of this process, the nanoseconds that it ran and that it waited; empty where nobody counts."""
+    """Of each thread of this process, the nanoseconds that it ran and that it waited; empty where
+    nobody counts.
+    """
     found = {}
     for thread in TASKS.glob("*") if TASKS.is_dir() else ():
         try:
@@ -46,5 +53,7 @@ def read_threads() -> dict[str, tuple[int, int]]:
 
 
 def is_busy(share: float | None) -> bool:
-    """Whether a run that got this share was held up by others, and not by itself: by more threads than cores."""
+    """Whether a run that got this share was held up by others, and not by itself: by more threads
+    than cores.
+    """
     return share is not None and share < BUSY * min(1.0, count_cores() / torch.get_num_threads())

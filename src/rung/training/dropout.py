@@ -1,7 +1,8 @@
 """Dropout in training for models that have none of their own, such as Llama.
 
-Where GPT-2 has it (Srivastava et al. 2014; Radford et al. 2019): on embeddings and on all that is added to the
-residual stream. It is hooked on and taken off again, so a saved model and its configuration know nothing of it.
+Where GPT-2 has it (Srivastava et al. 2014; Radford et al. 2019): on embeddings and on all that is
+added to the residual stream. It is hooked on and taken off again, so a saved model and its
+configuration know nothing of it.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,11 @@ def dropping_out(model: CausalModel, probability: float) -> Iterator[None]:
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, probability, module.training)
 
-    noisy = [part for name, part in model.named_modules() if isinstance(part, nn.Embedding) or name.endswith(RESIDUAL)]
+    noisy = [
+        part
+        for name, part in model.named_modules()
+        if isinstance(part, nn.Embedding) or name.endswith(RESIDUAL)
+    ]
     handles = [part.register_forward_hook(drop) for part in noisy] if probability else []
     try:
         yield

@@ -1,4 +1,6 @@
-"""Memory for time: what a layer computed on the way up is computed again on the way back (Chen et al. 2016)."""
+"""Memory for time: what a layer computed on the way up is computed again on the way back (Chen et
+al. 2016).
+"""
 
 from dataclasses import fields
 from typing import Any
@@ -9,22 +11,30 @@ from rung.errors import RecipeError
 from rung.models import LADDER
 from rung.models.base import CausalModel
 
-OLD, NEW = "gradient_checkpointing", "activation_checkpointing"  # transformers renamed it, the field did not
+OLD, NEW = (
+    "gradient_checkpointing",
+    "activation_checkpointing",
+)  # transformers renamed it, the field did not
 
 
 def check_activations(name: str, model: type[CausalModel], arguments: dict[str, Any]) -> None:
     """Raise `RecipeError` for a model that has no layers whose activations could be dropped."""
     for key in (OLD, NEW):
         if arguments.get(key) and not model.supports_gradient_checkpointing:
-            able = ", ".join(name for name, rung in LADDER.items() if rung.model.supports_gradient_checkpointing)
+            able = ", ".join(
+                name for name, rung in LADDER.items() if rung.model.supports_gradient_checkpointing
+            )
             raise RecipeError(
-                f"train.{key} is {arguments[key]!r}: {name} cannot train so, its memory is in the steps through time "
+                f"train.{key} is {arguments[key]!r}: {name} cannot train so, its memory is in the "
+                f"steps through time "
                 f"and not in layers; of the rungs, {able} can"
             )
 
 
 def rename_activations(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments, with the name that the transformers at hand prefers, which says so at every run."""
+    """The arguments, with the name that the transformers at hand prefers, which says so at every
+    run.
+    """
     known = {f.name for f in fields(TrainingArguments)}
     names = {key: key.replace(OLD, NEW) for key in (OLD, f"{OLD}_kwargs") if NEW in known}
     return {names.get(key, key): value for key, value in arguments.items()}

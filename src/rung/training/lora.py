@@ -1,7 +1,8 @@
-"""LoRA (Hu et al. 2022) by PEFT: a change of low rank to each matrix is trained, the model itself left as it was.
+"""LoRA (Hu et al. 2022) by PEFT: a change of low rank to each matrix is trained, the model itself
+left as it was.
 
-What is trained is PEFT's model; what is judged, sampled from and saved is a plain one with the change added to its
-weights, which opens anywhere.
+What is trained is PEFT's model; what is judged, sampled from and saved is a plain one with the
+change added to its weights, which opens anywhere.
 """
 
 import copy
@@ -19,20 +20,32 @@ from rung.errors import RecipeError
 from rung.models.base import CausalModel
 from rung.training.recorder import Hooks
 
-ADAPTER = "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
-SCALE = 2.0  # of the change: PEFT's `lora_alpha / r`, the same at every rank, so that one learning rate serves all
-# AdamW: Muon's step is orthogonal in a matrix, and a factor of one is none. At rates that learn well AdamW learned more
-# of the new text and forgot less of the old, for less work (benchmarks/training/adapters.txt).
-ADAPTER_ARGUMENTS: dict[str, Any] = {"optim": "adamw_torch_fused", "learning_rate": 5e-3, "weight_decay": 0.0}
+ADAPTER = (
+    "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
+)
+# Of the change: PEFT's `lora_alpha / r`, the same at every rank, so that one learning rate serves
+# all.
+SCALE = 2.0
+# AdamW: Muon's step is orthogonal in a matrix, and a factor of one is none. At rates that learn
+# well AdamW learned more of the new text and forgot less of the old, for less work
+# (benchmarks/training/adapters.txt).
+ADAPTER_ARGUMENTS: dict[str, Any] = {
+    "optim": "adamw_torch_fused",
+    "learning_rate": 5e-3,
+    "weight_decay": 0.0,
+}
 
 
 def check_lora(rank: Any, base: str | None) -> None:
     """Raise `RecipeError` for a rank that is none, without a model to adapt, or without PEFT."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-        raise RecipeError(f"lora is {rank!r}: it must be a rank, a whole number from 1, as in --lora 8")
+        raise RecipeError(
+            f"lora is {rank!r}: it must be a rank, a whole number from 1, as in --lora 8"
+        )
     if not base:
         raise RecipeError(
-            f"lora is {rank}, but there is no model to adapt: a change of low rank to random weights learns little; "
+            f"lora is {rank}, but there is no model to adapt: a change of low rank to random "
+            f"weights learns little; "
             "name a trained one with --from RUN"
         )
     if importlib.util.find_spec("peft") is None:
@@ -42,23 +55,31 @@ def check_lora(rank: Any, base: str | None) -> None:
 class Adapter:
     """A change of rank `rank` to every matrix of `model` but embeddings and head.
 
-    `learner` is what is trained; it shares the model's weights and changes none of them. `model` is brought up to
-    date by `merge`.
+    `learner` is what is trained; it shares the model's weights and changes none of them. `model` is
+    brought up to date by `merge`.
     """
 
     def __init__(self, model: CausalModel, rank: int) -> None:
         from peft import LoraConfig, get_peft_model
 
         self.model = model
-        cells = {name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase)}
+        cells = {
+            name: module for name, module in model.named_modules() if isinstance(module, nn.RNNBase)
+        }
         head = model.get_output_embeddings()
-        layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+        layers = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D)
+        }
         config = LoraConfig(
             r=rank,
             lora_alpha=round(SCALE * rank),
             target_modules=[name for name, layer in layers.items() if layer is not head],
             # A cell computes with its matrices itself, so they are adapted as parameters.
-            target_parameters=[f"{name}.{key}" for name, cell in cells.items() for key in _matrices_of(cell)],
+            target_parameters=[
+                f"{name}.{key}" for name, cell in cells.items() for key in _matrices_of(cell)
+            ],
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
             task_type="CAUSAL_LM",
         )
@@ -68,12 +89,16 @@ class Adapter:
     def merge(self) -> CausalModel:
         """The plain model, with the change as it is by now added to its weights.
 
-        The learner's own are never added to and taken from again: that would round them, and a resumed run begins
-        from those of the base.
+        The learner's own are never added to and taken from again: that would round them, and a
+        resumed run begins from those of the base.
         """
         from peft.tuners.lora import LoraLayer
 
-        layers = [module.get_base_layer() for module in self.learner.modules() if isinstance(module, LoraLayer)]
+        layers = [
+            module.get_base_layer()
+            for module in self.learner.modules()
+            if isinstance(module, LoraLayer)
+        ]
         changed = {id(p) for layer in layers for p in layer.parameters()}
         merged = _copy(self.learner.base_model, cloned=changed).merge_and_unload()
         for name, parameter in self.model.named_parameters():
@@ -99,8 +124,12 @@ def _matrices_of(cell: nn.RNNBase) -> list[str]:
 
 
 def _copy(model: Any, cloned: set[int]) -> Any:
-    """A module like `model` with parameters of its own, over the same memory but where their id is in `cloned`."""
+    """A module like `model` with parameters of its own, over the same memory but where their id is
+    in `cloned`.
+    """
     memo: dict[int, Any] = {}
     for p in model.parameters():
-        memo[id(p)] = nn.Parameter(p.data.clone() if id(p) in cloned else p.data, requires_grad=p.requires_grad)
+        memo[id(p)] = nn.Parameter(
+            p.data.clone() if id(p) in cloned else p.data, requires_grad=p.requires_grad
+        )
     return copy.deepcopy(model, memo)

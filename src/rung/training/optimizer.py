@@ -1,8 +1,10 @@
-"""Muon for the matrices, AdamW for everything else, as one optimizer; and the pace of the learning rate.
+"""Muon for the matrices, AdamW for everything else, as one optimizer; and the pace of the learning
+rate.
 
-Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its momentum. It
-learns in far fewer steps than AdamW, and short runs are short of steps. `torch.optim.Muon` takes the matrices
-one by one; here equal shapes go through one batched product, which small models on a CPU need.
+Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its
+momentum. It learns in far fewer steps than AdamW, and short runs are short of steps.
+`torch.optim.Muon` takes the matrices one by one; here equal shapes go through one batched product,
+which small models on a CPU need.
 """
 
 import itertools
@@ -37,10 +39,12 @@ DECAY = 0.5  # of the steps
 
 
 class Pace:
-    """The learning rate's factor at each step: up in a line, level, and in the second half down in a line to 0.
+    """The learning rate's factor at each step: up in a line, level, and in the second half down in
+    a line to 0.
 
-    The end may be moved at any step: a run that must end in time can see how fast the machine is, and again when that
-    changes (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like this in its state.
+    The end may be moved at any step: a run that must end in time can see how fast the machine is,
+    and again when that changes (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like
+    this in its state.
     """
 
     def __init__(self, end: int, warm_up: float = WARM_UP) -> None:
@@ -49,7 +53,10 @@ class Pace:
         self.turn = end - round(end * DECAY)
         self.end = end
         self.height = 1.0
-        self.moved, self.passed = 0, 0.0  # the step at which the end was set, the share that was behind it
+        self.moved, self.passed = (
+            0,
+            0.0,
+        )  # the step at which the end was set, the share that was behind it
 
     def __call__(self, step: int) -> float:
         """The factor for the step after `step` steps."""
@@ -60,7 +67,9 @@ class Pace:
         return self.height * max(0.0, (self.end - step) / max(1, self.end - self.turn))
 
     def move_end(self, step: int, end: int) -> None:
-        """After `step` steps, be level until half of the way to `end`, or if that is behind, fall from now on."""
+        """After `step` steps, be level until half of the way to `end`, or if that is behind, fall
+        from now on.
+        """
         turn = end - round(end * DECAY)
         self.height = 1.0 if step < turn or step < self.warm_up else self(step)
         self.moved, self.passed = step, self.share(step)
@@ -69,29 +78,38 @@ class Pace:
         self.end = end
 
     def share(self, step: int) -> float:
-        """The part of the way from the last step of the warm-up to the end that is behind; it never goes back."""
+        """The part of the way from the last step of the warm-up to the end that is behind; it never
+        goes back.
+        """
         start = max(self.moved, self.warm_up)
         onward = min(1.0, max(0, step - start) / max(1, self.end - start))
         return self.passed + (1 - self.passed) * onward
 
     def follow(self, curve: Callable[[float], float]) -> Callable[[int], float]:
-        """The factors of a schedule of `CURVE` steps without a warm-up, stretched over the run, and one before it."""
+        """The factors of a schedule of `CURVE` steps without a warm-up, stretched over the run, and
+        one before it.
+        """
 
         def factor(step: int) -> float:
-            return float(step / self.warm_up if step < self.warm_up else curve(CURVE * self.share(step)))
+            return float(
+                step / self.warm_up if step < self.warm_up else curve(CURVE * self.share(step))
+            )
 
         return factor
 
     def _count_warm_up(self, end: int) -> int:
-        steps = self.asked if self.asked >= 1 else max(1, round(end * self.asked)) if self.asked else 0
+        steps = (
+            self.asked if self.asked >= 1 else max(1, round(end * self.asked)) if self.asked else 0
+        )
         return int(steps)
 
 
 class Stopwatch(TrainerCallback):
-    """Times steps, the first ones left out, until enough time has passed; so many seconds at the `most`.
+    """Times steps, the first ones left out, until enough time has passed; so many seconds at the
+    `most`.
 
-    The first one is slower by half or more, so a second is taken unless the first took `most` twice. What comes before
-    it (the Trainer is built, the processes meet) is no part of it.
+    The first one is slower by half or more, so a second is taken unless the first took `most`
+    twice. What comes before it (the Trainer is built, the processes meet) is no part of it.
     """
 
     WARM_UP = 2
@@ -101,11 +119,15 @@ class Stopwatch(TrainerCallback):
         self.most = most
         self.times: list[float] = []
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """The first step begins here."""
         self.times = [now()]
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Note the time, and stop when it is enough, all processes at once."""
         self.times.append(now())
         took, steps = self.times[-1] - self.times[0], len(self.times) - 1
@@ -123,8 +145,9 @@ class Stopwatch(TrainerCallback):
 class Muon(torch.optim.Optimizer):
     """Groups with `muon: True` hold matrices; the others are AdamW's.
 
-    One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value or the
-    gates of an LSTM, is stepped as the several that it is. What is orthogonalized is computed in `dtype`.
+    One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value
+    or the gates of an LSTM, is stepped as the several that it is. What is orthogonalized is
+    computed in `dtype`.
     """
 
     def __init__(
@@ -136,7 +159,9 @@ class Muon(torch.optim.Optimizer):
         dtype: torch.dtype,
     ) -> None:
         self.dtype = dtype
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False})
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "muon": False}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -164,16 +189,22 @@ class Muon(torch.optim.Optimizer):
             if isinstance(parameter, DTensor):  # cut up by FSDP2: one at a time is whole
                 self._step_sharded(parameter, update, group)
                 continue
-            for weight, direction in zip(split_matrix(parameter), split_matrix(update), strict=True):
+            for weight, direction in zip(
+                split_matrix(parameter), split_matrix(update), strict=True
+            ):
                 alike[weight.shape].append((weight, direction))
         for shape, pairs in alike.items():
             steps = orthogonalize(torch.stack([direction for _, direction in pairs]).to(self.dtype))
             size = group["lr"] * RMS_OF_ADAMW * math.sqrt(max(shape))
             torch._foreach_mul_([w for w, _ in pairs], 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_([w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size)
+            torch._foreach_add_(
+                [w for w, _ in pairs], list(steps.to(pairs[0][0].dtype)), alpha=-size
+            )
 
     def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
-        """Step a matrix that is cut up: every process makes it whole, and steps the part that it holds."""
+        """Step a matrix that is cut up: every process makes it whole, and steps the part that it
+        holds.
+        """
         sharded = DTensor.from_local(
             update.to(self.dtype),
             parameter.device_mesh,
@@ -184,7 +215,11 @@ class Muon(torch.optim.Optimizer):
         directions = split_matrix(whole(sharded))
         size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
         steps = orthogonalize(torch.stack(directions))
-        joined = steps.flatten(0, 1) if parameter.shape[0] > parameter.shape[1] else torch.cat(list(steps), dim=1)
+        joined = (
+            steps.flatten(0, 1)
+            if parameter.shape[0] > parameter.shape[1]
+            else torch.cat(list(steps), dim=1)
+        )
         weight = local(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.add_(local(cut_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size)
@@ -233,7 +268,9 @@ def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N
 
 
 def split_matrix(matrix: Tensor) -> list[Tensor]:
-    """The square-most matrices that a fused one holds: (D, 3D) is three, (4D, D) of gates is four."""
+    """The square-most matrices that a fused one holds: (D, 3D) is three, (4D, D) of gates is
+    four.
+    """
     rows, columns = matrix.shape
     if rows > columns and rows % columns == 0:
         return list(matrix.split(columns, dim=0))
@@ -243,7 +280,9 @@ def split_matrix(matrix: Tensor) -> list[Tensor]:
 
 
 def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never decay."""
+    """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never
+    decay.
+    """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()
     tables |= {id(head.weight)} if head is not None else set()

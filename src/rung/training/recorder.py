@@ -1,4 +1,6 @@
-"""What training shows and writes as it goes, and how it is stopped: by the clock, by Ctrl-C, by a loss that is none."""
+"""What training shows and writes as it goes, and how it is stopped: by the clock, by Ctrl-C, by a
+loss that is none.
+"""
 
 import math
 import random
@@ -41,7 +43,9 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What training calls without knowing what it is; `scoring` is what follows training, in evaluations' work."""
+    """What training calls without knowing what it is; `scoring` is what follows training, in
+    evaluations' work.
+    """
 
     evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
     sample: Callable[[CausalModel], str]
@@ -53,7 +57,9 @@ def _not_asked(model: CausalModel) -> Any:
     raise AssertionError("only the main process has text to score and to go on from")
 
 
-NO_HOOKS = Hooks(evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None)  # of the other processes
+NO_HOOKS = Hooks(
+    evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None
+)  # of the other processes
 
 
 class Recorder(TrainerCallback):
@@ -66,7 +72,13 @@ class Recorder(TrainerCallback):
     more_tokens = 0.0  # read than steps of so many tokens as now make, where they had others before
 
     def __init__(
-        self, folder: Path, hooks: Hooks, tokens_a_step: float, clock: Clock, *, looks_by_clock: bool = False
+        self,
+        folder: Path,
+        hooks: Hooks,
+        tokens_a_step: float,
+        clock: Clock,
+        *,
+        looks_by_clock: bool = False,
     ) -> None:
         self.folder = folder
         self.hooks = hooks
@@ -80,7 +92,9 @@ class Recorder(TrainerCallback):
         self.bits_per_byte: float | None = None
         self.interrupted = False
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Start the clock; a run that was killed behind its last step has none left."""
         self.clock.start_training()
         self.cpu.start()
@@ -89,11 +103,19 @@ class Recorder(TrainerCallback):
         state.max_steps = self.pace.end
         control.should_training_stop = state.global_step >= self.pace.end
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at the same step."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at
+        the same step.
+        """
         self.clock.count_step()
         done = state.global_step
-        planned = (self._find_end(done, args.max_steps), self._wants_look(done)) if distributed.is_main() else (0, 0)
+        planned = (
+            (self._find_end(done, args.max_steps), self._wants_look(done))
+            if distributed.is_main()
+            else (0, 0)
+        )
         asked, end, look = distributed.agree(int(self.interrupted), *planned)
         if end:
             if state.max_steps <= done < end and self.looks_by_clock:  # it was the last step
@@ -116,27 +138,39 @@ class Recorder(TrainerCallback):
             )
         )
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Take the share of the CPU that training got."""
         self.cpu.stop()
 
     def _find_end(self, done: int, most: int) -> int:
-        """The last step by the time that is left and what steps and looks take now; 0 to leave it where it is."""
+        """The last step by the time that is left and what steps and looks take now; 0 to leave it
+        where it is.
+        """
         if self.clock.budget == math.inf:
             return 0
         if self.clock.left() < self.clock.step / 2:
             return done
         looks = max(0, self.pace.end - done - 1) * EVALUATIONS // self.pace.end
         left = min(max(1, int(self.clock.find_steps_left(looks))), most - done)
-        if done >= self.pace.end:  # the rate has fallen: to go on is worth its while where the plan was far off
+        if (
+            done >= self.pace.end
+        ):  # the rate has fallen: to go on is worth its while where the plan was far off
             return done + left if left > done else 0
         is_off = abs(done + left - self.pace.end) > max(1, TOLERATED * left)
         return done + left if is_off else 0
 
     def _wants_look(self, done: int) -> int:
-        """Where a fifth of the way is behind the last look and much of one to come, what there is time for."""
+        """Where a fifth of the way is behind the last look and much of one to come, what there is
+        time for.
+        """
         every = self.pace.end / EVALUATIONS
-        due = self.looks_by_clock and done - self.looked_at >= every and self.pace.end - done > every / 2
+        due = (
+            self.looks_by_clock
+            and done - self.looked_at >= every
+            and self.pace.end - done > every / 2
+        )
         if not due or self.clock.looked > LOOKING * self.clock.budget:
             return 0
         return LOOK if self.clock.can_look() else SAVE
@@ -168,7 +202,9 @@ class Recorder(TrainerCallback):
         self.loss = line.get("loss", self.loss)
         self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
         if not math.isfinite(line.get("loss", 0.0)):
-            raise diverged(f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args)
+            raise diverged(
+                f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args
+            )
         if distributed.is_main():
             tokens = self.count_tokens(state.global_step)
             runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
@@ -177,7 +213,9 @@ class Recorder(TrainerCallback):
         """Tokens that all processes have learned from by then."""
         return round(steps * self.tokens_a_step + self.more_tokens)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Keep what the model writes by now."""
         if self.clock.budget < math.inf:
             self._watch_cores()
@@ -186,13 +224,18 @@ class Recorder(TrainerCallback):
         text = self.hooks.sample(kwargs["model"]).strip()
         quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
-            file.write(f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per byte\n\n{quoted}\n\n")
+            file.write(
+                f"## Step {state.global_step}: {self.bits_per_byte:.3f} bits per "
+                f"byte\n\n{quoted}\n\n"
+            )
 
     def _watch_cores(self) -> None:
-        """Have as many threads as there are cores by now, where others took some since the last look, or had before.
+        """Have as many threads as there are cores by now, where others took some since the last
+        look, or had before.
 
-        Only the clock's runs do: their ends move with the machine anyway. A run of steps is promised the same losses to
-        the bit wherever it is killed, and sums are rounded otherwise with another number of threads.
+        Only the clock's runs do: their ends move with the machine anyway. A run of steps is
+        promised the same losses to the bit wherever it is killed, and sums are rounded otherwise
+        with another number of threads.
         """
         self.lately.stop()
         if is_busy(self.lately.share) or torch.get_num_threads() < count_cores():
@@ -204,7 +247,8 @@ def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) ->
     """What is wrong, where, and what to try."""
     return RunError(
         f"{what} at step {step} (learning rate {rate:.2g}): "
-        f"try --set train.learning_rate={arguments.learning_rate / 3:.1g}; the last checkpoint is kept"
+        f"try --set train.learning_rate={arguments.learning_rate / 3:.1g}; the last checkpoint is "
+        f"kept"
     )
 
 
@@ -225,8 +269,8 @@ def untouched_randomness() -> Iterator[None]:
 def interrupt_politely(recorder: Recorder) -> Iterator[None]:
     """Ctrl-C finishes the step, saves and stops; a second one stops at once.
 
-    Not under `torchrun`: there it may come twice, from the terminal and from the launcher, which ends the
-    processes itself where they take too long.
+    Not under `torchrun`: there it may come twice, from the terminal and from the launcher, which
+    ends the processes itself where they take too long.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,8 +1,10 @@
-"""The order in which a text is read: epoch after epoch, each a permutation whose every place is found at once.
+"""The order in which a text is read: epoch after epoch, each a permutation whose every place is
+found at once.
 
-A run that goes on begins where it was left, however far in, without a pass over what was read; and no process keeps
-eight bytes for each block, as a list of the epoch would. The permutation is a Feistel network over the next power of
-four, walked until it lands on an item (Black & Rogaway 2002, section 3).
+A run that goes on begins where it was left, however far in, without a pass over what was read; and
+no process keeps eight bytes for each block, as a list of the epoch would. The permutation is a
+Feistel network over the next power of four, walked until it lands on an item (Black & Rogaway 2002,
+section 3).
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ CHUNK = 1024  # places permuted at a time
 
 
 class Order(Sampler[int]):
-    """Places `first` to `last` of an endless row of epochs over `items`; in their own order where `seed` is None.
+    """Places `first` to `last` of an endless row of epochs over `items`; in their own order where
+    `seed` is None.
 
     Its length is `last`: how far it goes, wherever it begins.
     """
@@ -36,7 +39,9 @@ class Order(Sampler[int]):
             epoch, begin = divmod(place, self.items)
             count = min(CHUNK, self.items - begin, self.last - place)
             places = numpy.arange(begin, begin + count)
-            yield from (places if self.seed is None else permute(places, self.items, (self.seed, epoch))).tolist()
+            yield from (
+                places if self.seed is None else permute(places, self.items, (self.seed, epoch))
+            ).tolist()
             place += count
 
 
@@ -47,7 +52,9 @@ def permute(places: NDArray[numpy.int64], items: int, key: tuple[int, int]) -> N
     keys = numpy.random.SeedSequence(key).generate_state(ROUNDS, numpy.uint64)
     found = places.astype(numpy.uint64)
     walking = numpy.arange(len(found))
-    while len(walking):  # fewer than four rounds on average: that much larger the power of four may be
+    while len(
+        walking
+    ):  # fewer than four rounds on average: that much larger the power of four may be
         left, right = found[walking] >> half, found[walking] & mask
         for each in keys:
             left, right = right, left ^ (_mix(right + each) & mask)
@@ -57,7 +64,9 @@ def permute(places: NDArray[numpy.int64], items: int, key: tuple[int, int]) -> N
 
 
 def _mix(values: NDArray[numpy.uint64]) -> NDArray[numpy.uint64]:
-    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of the output."""
+    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of
+    the output.
+    """
     values = (values ^ values >> numpy.uint64(30)) * numpy.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> numpy.uint64(27)) * numpy.uint64(0x94D049BB133111EB)
     return values ^ values >> numpy.uint64(31)

@@ -29,7 +29,11 @@ from rung.training.trackers import PROJECT, list_trackers
 
 SCHEDULE = "warmup_stable_decay"
 MUON = "muon"  # as `optim_args`: the Trainer's own list of optimizers has no such one
-ENDLESS_SCHEDULES = ("inverse_sqrt", "reduce_lr_on_plateau", "greedy")  # do not ask how long the run is
+ENDLESS_SCHEDULES = (
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "greedy",
+)  # do not ask how long the run is
 NEVER = 2**31  # steps
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
@@ -41,16 +45,24 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "per_device_train_batch_size": ROWS,
     "save_total_limit": 2,
 }
-# What the Trainer has and rung does otherwise. To take such a field and do nothing would be a lie: why it is refused.
+# What the Trainer has and rung does otherwise. To take such a field and do nothing would be a lie:
+# why it is refused.
 _OWN = "rung sets it from steps, minutes, seed and --out"
 _RULER = "training is judged by bits per byte, at the ruler's own pace"
 _BEST = "the weights of the best evaluation, by bits per byte, are kept always"
 _SHIP = "a run is shipped by `rung export`, and its folder uploaded by huggingface_hub"
 _WHOLE = "blocks of the text flow from one epoch into the next, all of one length"
 REFUSED_ARGUMENTS: dict[str, str] = {
-    **dict.fromkeys(("output_dir", "max_steps", "seed", "data_seed", "save_only_model", "ignore_data_skip"), _OWN),
-    **dict.fromkeys(("remove_unused_columns", "length_column_name", "dataloader_drop_last"), _WHOLE),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST),
+    **dict.fromkeys(
+        ("output_dir", "max_steps", "seed", "data_seed", "save_only_model", "ignore_data_skip"),
+        _OWN,
+    ),
+    **dict.fromkeys(
+        ("remove_unused_columns", "length_column_name", "dataloader_drop_last"), _WHOLE
+    ),
+    **dict.fromkeys(
+        ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"), _BEST
+    ),
     **dict.fromkeys(
         (
             "per_device_eval_batch_size",
@@ -78,18 +90,24 @@ REFUSED_ARGUMENTS: dict[str, str] = {
         ),
         _SHIP,
     ),
-    **dict.fromkeys(("do_train", "do_eval", "do_predict"), "a recipe trains, and is evaluated, always"),
-    "label_smoothing_factor": "the loss is computed in one piece with the head, without probabilities to smooth",
+    **dict.fromkeys(
+        ("do_train", "do_eval", "do_predict"), "a recipe trains, and is evaluated, always"
+    ),
+    "label_smoothing_factor": "the loss is computed in one piece with the head, without "
+    "probabilities to smooth",
     "resume_from_checkpoint": "go on with `rung train --out FOLDER --resume`",
     "restore_callback_states_from_checkpoint": "`--resume` puts back all that a run had",
     "enable_jit_checkpoint": "an interrupt saves before it stops, always",
-    "auto_find_batch_size": "it would change the rows of a step: set global_batch_size, or per_device_train_batch_size",
+    "auto_find_batch_size": "it would change the rows of a step: set global_batch_size, or "
+    "per_device_train_batch_size",
     "disable_tqdm": "the bars are rung's own: where its output is no terminal there are none",
     "local_rank": "torchrun sets it",
-    "warmup_ratio": "transformers has it no more: set warmup_steps to the share, as in train.warmup_steps=0.1",
+    "warmup_ratio": "transformers has it no more: set warmup_steps to the share, as in "
+    "train.warmup_steps=0.1",
 }
 POSSIBLE: dict[str, tuple[str, ...]] = {
-    # The Trainer knows others, that rung's order of blocks and checkpoints cannot: it counts in steps, not in epochs.
+    # The Trainer knows others, that rung's order of blocks and checkpoints cannot: it counts in
+    # steps, not in epochs.
     "eval_strategy": ("steps", "no"),
     "save_strategy": ("steps", "no"),
     "logging_strategy": ("steps", "no"),
@@ -100,17 +118,32 @@ POSSIBLE: dict[str, tuple[str, ...]] = {
     "log_level_replica": tuple(trainer_log_levels),
     "include_num_input_tokens_seen": ("all", "non_padding", "no", "True"),
     "dataloader_multiprocessing_context": tuple(multiprocessing.get_all_start_methods()),
-    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "torch_compile_mode": (
+        "default",
+        "reduce-overhead",
+        "max-autotune",
+        "max-autotune-no-cudagraphs",
+    ),
 }
-PASSED = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by the Trainer
+PASSED = (
+    "optimizer",
+    "num_warmup_steps",
+    "num_training_steps",
+    "last_epoch",
+)  # to a schedule, by the Trainer
 TARGETED = ("galore", "apollo")  # optimizers of some modules: how their names begin
 OTHER_VALUES = ("1", "0.123")  # that an optimizer's argument might have
 
 
 SMALLEST = sys.float_info.min  # above 0
-RANGES: dict[str, tuple[float, float]] = {  # of numbers that may not be all there are from 0 on: from, and below
+RANGES: dict[
+    str, tuple[float, float]
+] = {  # of numbers that may not be all there are from 0 on: from, and below
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
-    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"), (1, math.inf)),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"),
+        (1, math.inf),
+    ),
     **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (SMALLEST, math.inf)),
     **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (SMALLEST, math.inf)),
 }
@@ -118,17 +151,23 @@ RANGES: dict[str, tuple[float, float]] = {  # of numbers that may not be all the
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How long (`steps`, else `minutes`, else the epochs that `arguments` name) and with which arguments."""
+    """How long (`steps`, else `minutes`, else the epochs that `arguments` name) and with which
+    arguments.
+    """
 
     steps: int | None = None
     minutes: float | None = None
     arguments: dict[str, Any] = field(default_factory=dict)  # of TrainingArguments
-    global_batch_size: int | None = None  # rows a step, of all processes; else what `arguments` make it
+    global_batch_size: int | None = (
+        None  # rows a step, of all processes; else what `arguments` make it
+    )
     dropout: float = 0.0  # for a model that has none of its own
     carry_state: bool = False  # train on streams, in order, instead of blocks, at random
     lora: int | None = None  # the rank of the change that is trained, and not the model itself
     seed: int = 0
-    began: float | None = None  # when the minutes began to count, by `clock.now`; else when training does
+    began: float | None = (
+        None  # when the minutes began to count, by `clock.now`; else when training does
+    )
 
     @property
     def is_timed(self) -> bool:
@@ -137,12 +176,16 @@ class TrainSettings:
 
     @property
     def looks_by_clock(self) -> bool:
-        """Whether checkpoints and evaluations come as there is time for them, and not every so many steps."""
+        """Whether checkpoints and evaluations come as there is time for them, and not every so many
+        steps.
+        """
         return self.is_timed and not {"eval_steps", "save_steps"} & set(self.arguments)
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a key that is no field of `TrainingArguments`, or one that is rung's to set."""
+    """Raise `RecipeError` for a key that is no field of `TrainingArguments`, or one that is rung's
+    to set.
+    """
     known = [f.name for f in fields(TrainingArguments)]
     for key in arguments:
         if key in REFUSED_ARGUMENTS:
@@ -155,15 +198,26 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             _check_choice(key, arguments[key])
     optimizer = _name(arguments.get("optim", MUON))
     for key, readers in (("optim_args", ""), ("optim_target_modules", TARGETED)):
-        if arguments.get(key) is not None and (optimizer == MUON or not optimizer.startswith(readers)):
+        if arguments.get(key) is not None and (
+            optimizer == MUON or not optimizer.startswith(readers)
+        ):
             who = "Muon" if optimizer == MUON else optimizer
-            raise RecipeError(f"train.{key} is {arguments[key]!r}: {who} takes none; name its optimizer in train.optim")
+            raise RecipeError(
+                f"train.{key} is {arguments[key]!r}: {who} takes none; name its optimizer in "
+                f"train.optim"
+            )
     list_trackers(arguments)
 
 
 def check_length(steps: int | None, minutes: float | None, arguments: dict[str, Any]) -> None:
-    """Raise `RecipeError` where more than one says how long to train, or what counts steps has none to count."""
-    given = {"minutes": minutes, "steps": steps, "train.num_train_epochs": arguments.get("num_train_epochs")}
+    """Raise `RecipeError` where more than one says how long to train, or what counts steps has none
+    to count.
+    """
+    given = {
+        "minutes": minutes,
+        "steps": steps,
+        "train.num_train_epochs": arguments.get("num_train_epochs"),
+    }
     said = [f"{name} ({value})" for name, value in given.items() if value is not None]
     if len(said) > 1:
         raise RecipeError(f"{' and '.join(said)} are both given: choose one")
@@ -172,18 +226,22 @@ def check_length(steps: int | None, minutes: float | None, arguments: dict[str, 
     for key in ("eval_steps", "save_steps", "logging_steps"):
         if 0 < (arguments.get(key) or 0) < 1:
             raise RecipeError(
-                f"train.{key} is {arguments[key]}, a share of the steps, but minutes do not say how many those are: "
-                "leave it out (a run of minutes looks at its model five times), or set a whole number"
+                f"train.{key} is {arguments[key]}, a share of the steps, but minutes do not say "
+                f"how many those are: "
+                "leave it out (a run of minutes looks at its model five times), or set a whole "
+                "number"
             )
     schedule = arguments.get("lr_scheduler_type", SCHEDULE)
     if schedule in ENDLESS_SCHEDULES and 0 < (arguments.get("warmup_steps") or 0) < 1:
         raise RecipeError(
-            f"train.warmup_steps is {arguments['warmup_steps']}, a share of the steps, but {schedule} does not ask how "
+            f"train.warmup_steps is {arguments['warmup_steps']}, a share of the steps, but "
+            f"{schedule} does not ask how "
             "many those are, nor do minutes say: set a whole number"
         )
     if schedule == SCHEDULE and arguments.get("lr_scheduler_kwargs"):
         raise RecipeError(
-            f"train.lr_scheduler_kwargs is {arguments['lr_scheduler_kwargs']}, in steps, but minutes do not say how "
+            f"train.lr_scheduler_kwargs is {arguments['lr_scheduler_kwargs']}, in steps, but "
+            f"minutes do not say how "
             "many those are: leave it out, or set steps in the place of minutes"
         )
 
@@ -200,7 +258,9 @@ def _name(value: Any) -> str:
 
 
 def _check_value(key: str, value: Any) -> None:
-    """Raise `RecipeError` for a value of another type than the field's, or a number that no training can have."""
+    """Raise `RecipeError` for a value of another type than the field's, or a number that no
+    training can have.
+    """
     kinds = _list_types().get(key)
     if kinds is None or (value is None and type(None) in kinds):
         return
@@ -214,7 +274,9 @@ def _check_value(key: str, value: Any) -> None:
         return
     whole = float not in kinds
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise RecipeError(f"train.{key} is {value!r}: it must be a {'whole ' if whole else ''}number")
+        raise RecipeError(
+            f"train.{key} is {value!r}: it must be a {'whole ' if whole else ''}number"
+        )
     least, most = RANGES.get(key, (0, math.inf))
     if not least <= value < most:
         end = "above 0" if least == SMALLEST else f"{least:g} or more"
@@ -224,15 +286,22 @@ def _check_value(key: str, value: Any) -> None:
 
 @functools.cache
 def _list_types() -> dict[str, set[type]]:
-    """The types of the fields of `TrainingArguments` that hold a number, or yes or no, or text, and nothing else."""
-    hints = {key: set(get_args(hint) or (hint,)) for key, hint in get_type_hints(TrainingArguments).items()}
+    """The types of the fields of `TrainingArguments` that hold a number, or yes or no, or text, and
+    nothing else.
+    """
+    hints = {
+        key: set(get_args(hint) or (hint,))
+        for key, hint in get_type_hints(TrainingArguments).items()
+    }
     hints["fsdp"].add(bool)  # true is what the Trainer wants there, though its hint says text alone
     plain = ({int, float, type(None)}, {bool, type(None)}, {str, type(None)})
     return {key: kinds for key, kinds in hints.items() if any(kinds <= kind for kind in plain)}
 
 
 def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> TrainingArguments:
-    """What the Trainer is given for so many steps: rung's defaults, and in their place what `settings` name."""
+    """What the Trainer is given for so many steps: rung's defaults, and in their place what
+    `settings` name.
+    """
     device = choose_device()
     every = NEVER if settings.looks_by_clock else max(1, math.ceil(steps / EVALUATIONS))
     chosen = {
@@ -251,7 +320,8 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
         "run_name": folder.name,
         "project": PROJECT,
         "disable_tqdm": True,
-        "use_cache": True,  # the Trainer writes it into the configuration that is saved; in training there is no cache
+        # The Trainer writes it into the configuration that is saved; in training there is no cache.
+        "use_cache": True,
         **DEFAULT_ARGUMENTS,
         **(ADAPTER_ARGUMENTS if settings.lora else {}),
         **rename_activations(settings.arguments),
@@ -284,18 +354,25 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
 
 
 def _check_schedule(arguments: TrainingArguments) -> None:
-    """Raise `RecipeError` for what the schedule does not take: it is made and followed here, as it will be later."""
+    """Raise `RecipeError` for what the schedule does not take: it is made and followed here, as it
+    will be later.
+    """
     kind, options = _name(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
     if options is None and kind == SCHEDULE:  # `Pace`
         return
     if not isinstance(options, dict | None):
-        raise RecipeError(f"train.lr_scheduler_kwargs is {options!r}: it must be a mapping, as {{num_cycles: 2}}")
+        raise RecipeError(
+            f"train.lr_scheduler_kwargs is {options!r}: it must be a mapping, as {{num_cycles: 2}}"
+        )
     taken = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(kind)]).parameters
     if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in taken.values()):
         known = [name for name in taken if name not in PASSED]
         for key in (options or {}).keys() - set(known):
             near = did_you_mean(str(key), known) if known else "leave it out"
-            raise RecipeError(f"train.lr_scheduler_kwargs.{key}: the schedule {kind} takes no such argument; {near}")
+            raise RecipeError(
+                f"train.lr_scheduler_kwargs.{key}: the schedule {kind} takes no such argument; "
+                f"{near}"
+            )
     try:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
         for curve in getattr(get_scheduler(kind, optimizer, 1, CURVE, options), "lr_lambdas", ()):
@@ -303,32 +380,44 @@ def _check_schedule(arguments: TrainingArguments) -> None:
                 float(curve(step))
     except Exception as error:  # whatever comes of such values
         given = "" if options is None else f", lr_scheduler_kwargs {options}"
-        raise RecipeError(f"train.lr_scheduler_type is {kind}{given}: {first_line(error)}") from error
+        raise RecipeError(
+            f"train.lr_scheduler_type is {kind}{given}: {first_line(error)}"
+        ) from error
 
 
 def _check_optimizer(arguments: TrainingArguments) -> None:
-    """Raise `RecipeError` for an optimizer that cannot be had here, and for arguments that it does not read."""
+    """Raise `RecipeError` for an optimizer that cannot be had here, and for arguments that it does
+    not read.
+    """
     asked, name = arguments.optim_args, _name(arguments.optim)
     if asked == MUON:
         return
     pieces = [] if asked is None else asked.replace(" ", "").split(",")
     if not all(piece.count("=") == 1 and piece[0] != "=" for piece in pieces):
-        raise RecipeError(f"train.optim_args is {asked!r}: write key=value, and a comma before another")
+        raise RecipeError(
+            f"train.optim_args is {asked!r}: write key=value, and a comma before another"
+        )
     made = _describe_optimizer(arguments, pieces)
     if isinstance(made, Exception):
         if "pass a" in str(made) and "model" in str(made):  # it is made of one, when there is one
             return
-        raise RecipeError(f"train.optim is {name}{f', optim_args {asked}' if asked else ''}: {first_line(made)}")
+        raise RecipeError(
+            f"train.optim is {name}{f', optim_args {asked}' if asked else ''}: {first_line(made)}"
+        )
     for piece in pieces:
         others = [other for other in pieces if other != piece]
         key = piece.partition("=")[0]
         variants = [others, *([*others, f"{key}={value}"] for value in OTHER_VALUES)]
         if all(_describe_optimizer(arguments, variant) == made for variant in variants):
-            raise RecipeError(f"train.optim_args has {piece}, which {name} does not read: leave it out")
+            raise RecipeError(
+                f"train.optim_args has {piece}, which {name} does not read: leave it out"
+            )
 
 
 def _describe_optimizer(arguments: TrainingArguments, pieces: list[str]) -> Any:
-    """The optimizer's class and arguments; the error where there is none. One of torch's own is made, too."""
+    """The optimizer's class and arguments; the error where there is none. One of torch's own is
+    made, too.
+    """
     changed = copy.copy(arguments)
     changed.optim_args = ",".join(pieces)
     try:
@@ -341,11 +430,16 @@ def _describe_optimizer(arguments: TrainingArguments, pieces: list[str]) -> Any:
 
 
 def _check_compiler(arguments: TrainingArguments) -> None:
-    """Raise `RecipeError` for a backend of `torch.compile` that the Trainer or torch does not know."""
+    """Raise `RecipeError` for a backend of `torch.compile` that the Trainer or torch does not
+    know.
+    """
     backend = arguments.torch_compile_backend
     if not arguments.torch_compile or backend == "inductor":
         return
     known = {name.value.lower() for name in DynamoBackend}
     known &= {"no", *torch.compiler.list_backends(exclude_tags=())}
     if str(backend).lower() not in known:
-        raise RecipeError(f"train.torch_compile_backend is {backend!r}: {did_you_mean(str(backend), sorted(known))}")
+        raise RecipeError(
+            f"train.torch_compile_backend is {backend!r}: "
+            f"{did_you_mean(str(backend), sorted(known))}"
+        )

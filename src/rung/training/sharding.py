@@ -1,7 +1,8 @@
-"""Models that FSDP2 cuts up over the processes: made whole where they are scored and saved, cut again where they go on.
+"""Models that FSDP2 cuts up over the processes: made whole where they are scored and saved, cut
+again where they go on.
 
-A checkpoint holds whole tensors, however the model was trained: a run goes on with any number of processes, with
-FSDP2 or without.
+A checkpoint holds whole tensors, however the model was trained: a run goes on with any number of
+processes, with FSDP2 or without.
 """
 
 import copy
@@ -39,11 +40,16 @@ def cut_like(full: Tensor, tensor: DTensor) -> DTensor:
 
 
 def gather_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state in whole tensors, one after another; on the other processes it is empty."""
+    """The optimizer's state in whole tensors, one after another; on the other processes it is
+    empty.
+    """
     packed = optimizer.state_dict()
     states: dict[int, dict[str, Any]] = {}
     for number, state in packed["state"].items():
-        full = {key: whole(value).cpu() if torch.is_tensor(value) else value for key, value in state.items()}
+        full = {
+            key: whole(value).cpu() if torch.is_tensor(value) else value
+            for key, value in state.items()
+        }
         states[number] = full if distributed.is_main() else {}
     return {**packed, "state": states}
 
@@ -56,7 +62,9 @@ def load_state(optimizer: torch.optim.Optimizer, packed: dict[str, Any]) -> None
         parameter = parameters[number]
         states[number] = {
             key: cut_like(value, parameter)
-            if isinstance(parameter, DTensor) and torch.is_tensor(value) and value.shape == parameter.shape
+            if isinstance(parameter, DTensor)
+            and torch.is_tensor(value)
+            and value.shape == parameter.shape
             else value
             for key, value in state.items()
         }
@@ -64,20 +72,26 @@ def load_state(optimizer: torch.optim.Optimizer, packed: dict[str, Any]) -> None
 
 
 class ShardedTrainer(Trainer):
-    """The Trainer, with FSDP2 on CPUs too, and with checkpoints that any number of processes can go on from.
+    """The Trainer, with FSDP2 on CPUs too, and with checkpoints that any number of processes can go
+    on from.
 
-    `whole` is what is scored, sampled and saved: the model itself, or with FSDP2 another, on the main process alone.
+    `whole` is what is scored, sampled and saved: the model itself, or with FSDP2 another, on the
+    main process alone.
     """
 
     def __init__(self, model: CausalModel, args: TrainingArguments, **options: Any) -> None:
         self.whole = model
-        self.gathered: dict[str, Any] = {}  # the optimizer's state, between its gathering and its writing
+        self.gathered: dict[
+            str, Any
+        ] = {}  # the optimizer's state, between its gathering and its writing
         if args.fsdp and distributed.is_main():  # what is trained is cut up where it stands
             model = copy.deepcopy(model.cpu())
         super().__init__(model=model, args=args, **options)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """The Trainer's; accelerate cuts up models on accelerators alone, but for CPUs the same code will do."""
+        """The Trainer's; accelerate cuts up models on accelerators alone, but for CPUs the same
+        code will do.
+        """
         state = PartialState()
         if self.args.fsdp and state.distributed_type == DistributedType.MULTI_CPU:
             state.distributed_type = DistributedType.MULTI_GPU
@@ -99,7 +113,9 @@ class ShardedTrainer(Trainer):
         return self.whole
 
     def put_back(self, checkpoint: Path) -> None:
-        """Give the whole model a checkpoint's weights; parts that FSDP2 has cut are left as they are."""
+        """Give the whole model a checkpoint's weights; parts that FSDP2 has cut are left as they
+        are.
+        """
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(str(checkpoint))
         elif distributed.is_main():
@@ -125,9 +141,13 @@ class ShardedTrainer(Trainer):
             torch.save(self.gathered, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None
+    ) -> Any:
         if self.is_fsdp_enabled and resume_from_checkpoint:
-            load_model(self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)  # before it is cut up
+            load_model(
+                self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME
+            )  # before it is cut up
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -144,4 +164,6 @@ class ShardedTrainer(Trainer):
                 "mmap": True,
             }  # no process holds all of it
             load_state(self.optimizer, torch.load(Path(checkpoint) / OPTIMIZER_NAME, **read))
-            self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+            self.lr_scheduler.load_state_dict(
+                torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+            )

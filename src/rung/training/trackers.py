@@ -1,7 +1,8 @@
-"""Trackers by name: TensorBoard, Weights & Biases, Trackio and what else the Trainer knows, below the run's folder.
+"""Trackers by name: TensorBoard, Weights & Biases, Trackio and what else the Trainer knows, below
+the run's folder.
 
-The callbacks are the Trainer's own. What is rung's: a tracker that is missing is told before anything is done, and
-what one writes stands in the run, not where the command was called.
+The callbacks are the Trainer's own. What is rung's: a tracker that is missing is told before
+anything is done, and what one writes stands in the run, not where the command was called.
 """
 
 import importlib.util
@@ -43,27 +44,37 @@ def list_trackers(arguments: dict[str, Any]) -> list[str]:
 def check_trackers(arguments: dict[str, Any]) -> None:
     """Raise `RecipeError` for a tracker that is not installed, with the line that installs it."""
     for name in list_trackers(arguments):
-        if name in PLACES:  # looked for and not imported: Trackio reads where it may write as it is imported
+        if (
+            name in PLACES
+        ):  # looked for and not imported: Trackio reads where it may write as it is imported
             if importlib.util.find_spec(name) is None:
-                raise RecipeError(f"train.report_to is {name!r}, which is not installed: pip install {name}")
+                raise RecipeError(
+                    f"train.report_to is {name!r}, which is not installed: pip install {name}"
+                )
             continue
         try:
             INTEGRATION_TO_CALLBACK[name]()
         except (RuntimeError, ImportError) as error:  # the Trainer's own words for the others
-            raise RecipeError(f"train.report_to is {name!r}: {str(error).splitlines()[0]}") from error
+            raise RecipeError(
+                f"train.report_to is {name!r}: {str(error).splitlines()[0]}"
+            ) from error
 
 
 @contextmanager
 def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
-    """While it lasts, trackers write into the run's folder, and a run of Weights & Biases ends when it does.
+    """While it lasts, trackers write into the run's folder, and a run of Weights & Biases ends when
+    it does.
 
-    Raises `RecipeError` for what Weights & Biases refuses, most often that nobody has logged in, and for a tracker that
-    is there but cannot be imported.
+    Raises `RecipeError` for what Weights & Biases refuses, most often that nobody has logged in,
+    and for a tracker that is there but cannot be imported.
     """
     names = list_trackers(arguments)
     wanted = {place: str(folder / name) for name, place in PLACES.items() if name in names}
     if "wandb" in names:
-        wanted |= {"WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT}  # it makes its own folder there
+        wanted |= {
+            "WANDB_DIR": str(folder),
+            "WANDB_PROJECT": PROJECT,
+        }  # it makes its own folder there
     added = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(added)
     try:
@@ -78,7 +89,8 @@ def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
             raise RecipeError(
-                f"wandb: {str(error).splitlines()[0].rstrip('.')}; or keep what it is told here: WANDB_MODE=offline"
+                f"wandb: {str(error).splitlines()[0].rstrip('.')}; or keep what it is told here: "
+                f"WANDB_MODE=offline"
             ) from error
         raise
     finally:

@@ -1,8 +1,9 @@
 """Training by gradients: the Hugging Face Trainer, wired for small models on whole corpora.
 
-Everything in `TrainingArguments` can be set. What is rung's own: blocks that repeat nothing, Muon as the
-default optimizer, a number of steps that fits the minutes given, a ruler that reads bits per byte as the
-model learns, an interrupt that saves before it stops, and streams whose state is carried from step to step.
+Everything in `TrainingArguments` can be set. What is rung's own: blocks that repeat nothing, Muon
+as the default optimizer, a number of steps that fits the minutes given, a ruler that reads bits per
+byte as the model learns, an interrupt that saves before it stops, and streams whose state is
+carried from step to step.
 """
 
 import copy
@@ -77,7 +78,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 1.5  # real steps taken to find out how long one is
-MEASURED = 0.03  # of the minutes, at the most, for that, and for a look, unless a single one takes longer
+MEASURED = (
+    0.03  # of the minutes, at the most, for that, and for a look, unless a single one takes longer
+)
 FIRST_STEPS = 100  # that a run is planned for until the first ones have shown how long they take
 BLOCK_LENGTH = 256  # tokens, where the model does not say
 
@@ -95,7 +98,9 @@ class Trained:
     interrupted: bool
     kept_step: int = 0
     trainable_parameters: int = 0
-    cpu_share: float | None = None  # that it got of the CPU time that it could have used; None where nobody counts
+    cpu_share: float | None = (
+        None  # that it got of the CPU time that it could have used; None where nobody counts
+    )
     was_busy: bool = False  # the machine, with other things
 
     @property
@@ -114,9 +119,9 @@ def train(
 ) -> Trained:
     """Train `model` in place on `text`, from the last checkpoint in `folder` if there is one.
 
-    Of several processes all call this, and the main one's hooks are called; with FSDP only its model is trained in
-    place. Raises `RecipeError` for a bad argument, `RunError` when the loss is no longer a number, or the checkpoint
-    is damaged or another run's.
+    Of several processes all call this, and the main one's hooks are called; with FSDP only its
+    model is trained in place. Raises `RecipeError` for a bad argument, `RunError` when the loss is
+    no longer a number, or the checkpoint is damaged or another run's.
     """
     keep_freed_memory()
     blocks = _cut(model, tokenizer, text, folder, settings)
@@ -144,7 +149,9 @@ def train(
         trainer.train(resume_from_checkpoint=str(keeping.resumed) if keeping.resumed else None)
     trainer.find_whole()
     kept = trainer.state.global_step if recorder.interrupted else trainer.keep_best()
-    trainer.accelerator.unwrap_model(learner, keep_fp32_wrapper=False)  # scores are read without autocast
+    trainer.accelerator.unwrap_model(
+        learner, keep_fp32_wrapper=False
+    )  # scores are read without autocast
     if adapter:
         adapter.merge()
         if distributed.is_main():
@@ -167,9 +174,15 @@ def _sum_up(recorder: Recorder, steps: int, kept: int, trainable_parameters: int
 
 
 def _keep(
-    folder: Path, settings: TrainSettings, made: dict[str, Any], choose: Callable[[TrainSettings], int], clock: Clock
+    folder: Path,
+    settings: TrainSettings,
+    made: dict[str, Any],
+    choose: Callable[[TrainSettings], int],
+    clock: Clock,
 ) -> tuple[Keeping, TrainingArguments]:
-    """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps a new one is."""
+    """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps
+    a new one is.
+    """
     resumed = distributed.from_main(lambda: last_checkpoint(folder))
     standing = read_standing(resumed, made) if resumed else None
     settings = _choose_precision(settings, standing)
@@ -178,11 +191,15 @@ def _keep(
         if standing.threads:
             keep_threads(standing.threads)
     steps = standing.planned if standing else choose(settings)
-    steps = distributed.from_main(lambda: steps)  # several processes: each has measured, the main one decides
+    steps = distributed.from_main(
+        lambda: steps
+    )  # several processes: each has measured, the main one decides
     arguments = make_arguments(settings, folder, steps)
     arguments.max_steps = ENDLESS if settings.is_timed else steps
     keeping = Keeping(
-        checkpoints=Checkpoints(folder, keep=arguments.save_total_limit, is_main=arguments.should_save),
+        checkpoints=Checkpoints(
+            folder, keep=arguments.save_total_limit, is_main=arguments.should_save
+        ),
         clock=clock,
         pace=Pace(steps, float(arguments.warmup_steps)),
         planned=steps,
@@ -195,17 +212,27 @@ def _keep(
 
 
 def _choose_precision(settings: TrainSettings, standing: Standing | None) -> TrainSettings:
-    """The faster one here, for all processes: two that find otherwise cannot add up their gradients. A run goes on in
-    the one that it was begun in. Float16 is for a GPU: without one, what was asked to be in it is not.
+    """The faster one here, for all processes: two that find otherwise cannot add up their
+    gradients. A run goes on in the one that it was begun in. Float16 is for a GPU: without one,
+    what was asked to be in it is not.
     """
     if settings.arguments.get("fp16"):
         if choose_device().type != "cpu":
             return settings
-        logger.warning("train.fp16 needs a GPU: without one this run is in bfloat16 or float32, the faster here")
-        settings = replace(settings, arguments={k: v for k, v in settings.arguments.items() if k != "fp16"})
+        logger.warning(
+            "train.fp16 needs a GPU: without one this run is in bfloat16 or float32, the faster "
+            "here"
+        )
+        settings = replace(
+            settings, arguments={k: v for k, v in settings.arguments.items() if k != "fp16"}
+        )
     if "bf16" in settings.arguments:
         return settings
-    bf16 = standing.bf16 if standing else distributed.from_main(lambda: has_fast_bfloat16(choose_device()))
+    bf16 = (
+        standing.bf16
+        if standing
+        else distributed.from_main(lambda: has_fast_bfloat16(choose_device()))
+    )
     return replace(settings, arguments={**settings.arguments, "bf16": bf16})
 
 
@@ -229,13 +256,17 @@ class _Trainer(ResumableTrainer):
             model=model,
             args=arguments,
             train_dataset=blocks,
-            eval_dataset=blocks if hooks else None,  # asked for, never read: `evaluate` has its own text
+            eval_dataset=blocks
+            if hooks
+            else None,  # asked for, never read: `evaluate` has its own text
             data_collator=keep_batch,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
         for callback in ("PrinterCallback", "ProgressCallback"):
-            for present in [c for c in self.callback_handler.callbacks if type(c).__name__ == callback]:
+            for present in [
+                c for c in self.callback_handler.callbacks if type(c).__name__ == callback
+            ]:
                 self.remove_callback(present)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -243,19 +274,31 @@ class _Trainer(ResumableTrainer):
         if self.args.optim_args != MUON:
             try:
                 return super().create_optimizer(model)
-            except (ValueError, TypeError, ImportError) as error:  # of optimizers that are made of a model
-                raise RecipeError(f"train.optim is {self.args.optim.value}: {first_line(error)}") from error
+            except (
+                ValueError,
+                TypeError,
+                ImportError,
+            ) as error:  # of optimizers that are made of a model
+                raise RecipeError(
+                    f"train.optim is {self.args.optim.value}: {first_line(error)}"
+                ) from error
         if self.optimizer is None:
             groups = group_parameters(self.model, weight_decay=self.args.weight_decay)
             betas = (self.args.adam_beta1, self.args.adam_beta2)
             dtype = torch.bfloat16 if self.args.bf16 else torch.float32
             self.optimizer = Muon(
-                groups, lr=self.args.learning_rate, betas=betas, eps=self.args.adam_epsilon, dtype=dtype
+                groups,
+                lr=self.args.learning_rate,
+                betas=betas,
+                eps=self.args.adam_epsilon,
+                dtype=dtype,
             )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Level, then a line to zero, unless another was asked for; that too ends where the clock ends the run."""
+        """Level, then a line to zero, unless another was asked for; that too ends where the clock
+        ends the run.
+        """
         optimizer = optimizer or self.optimizer
         kind, options = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
         self.pace = self.pace or Pace(num_training_steps, float(self.args.warmup_steps))
@@ -268,7 +311,9 @@ class _Trainer(ResumableTrainer):
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return self.lr_scheduler
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any) -> Any:
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
+    ) -> Any:
         """The Trainer's, without logits; streams go on from the state that they were left with."""
         inputs = {**inputs, "skip_logits": True}
         if self.carried is None:
@@ -282,11 +327,15 @@ class _Trainer(ResumableTrainer):
         """Bits per byte on held-out text."""
         model, hooks = self.find_whole(), cast(Hooks, self.hooks)
         metrics = {
-            "eval_bits_per_byte": distributed.from_main(lambda: hooks.evaluate(model.to(self.args.device).eval()))
+            "eval_bits_per_byte": distributed.from_main(
+                lambda: hooks.evaluate(model.to(self.args.device).eval())
+            )
         }
         self.log(metrics)
         self.callback_handler.model = model
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         if self.is_fsdp_enabled and distributed.is_main():
             model.cpu()
         self.model.train()
@@ -294,12 +343,17 @@ class _Trainer(ResumableTrainer):
 
 
 def _cut(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: Packed | Rows, folder: Path, settings: TrainSettings
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: Packed | Rows,
+    folder: Path,
+    settings: TrainSettings,
 ) -> Rows:
-    """Packed text as it is trained on: blocks, or as many streams as a step has rows; rows are so already.
+    """Packed text as it is trained on: blocks, or as many streams as a step has rows; rows are so
+    already.
 
-    accelerate deals whole batches in turn, to the processes and then to the batches that a step accumulates: each
-    has its own streams.
+    accelerate deals whole batches in turn, to the processes and then to the batches that a step
+    accumulates: each has its own streams.
     """
     if not isinstance(text, Packed):
         return text
@@ -307,18 +361,31 @@ def _cut(
     if not settings.carry_state:
         return Blocks(text, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
-    return Streams(text, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1)))
+    return Streams(
+        text, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1))
+    )
 
 
 def find_block_length(model: CausalModel) -> int:
     """Tokens of a row that it is trained on."""
-    return model.context_length or getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
+    return (
+        model.context_length
+        or getattr(model.config, "max_position_embeddings", None)
+        or BLOCK_LENGTH
+    )
 
 
 def _choose_steps(
-    model: CausalModel, blocks: Rows, folder: Path, hooks: Hooks, clock: Clock, settings: TrainSettings
+    model: CausalModel,
+    blocks: Rows,
+    folder: Path,
+    hooks: Hooks,
+    clock: Clock,
+    settings: TrainSettings,
 ) -> int:
-    """`steps` if given; else for `minutes` so many to begin with, for the clock moves the end as steps are taken."""
+    """`steps` if given; else for `minutes` so many to begin with, for the clock moves the end as
+    steps are taken.
+    """
     if settings.steps is not None:
         return settings.steps
     arguments = make_arguments(settings, folder, 1)
@@ -331,7 +398,9 @@ def _choose_steps(
 
 
 def _time_look(model: CausalModel, hooks: Hooks, clock: Clock) -> None:
-    """Let the clock see what an evaluation and a sample take: the second ones, unless the first took too long."""
+    """Let the clock see what an evaluation and a sample take: the second ones, unless the first
+    took too long.
+    """
     for _ in range(2):
         before = now()
         hooks.evaluate(model.eval())
@@ -348,9 +417,14 @@ def measure_step(
     folder: Path,
     settings: TrainSettings,
 ) -> float:
-    """Seconds of one training step, by taking some on a copy of the model; one at least, however long it takes."""
+    """Seconds of one training step, by taking some on a copy of the model; one at least, however
+    long it takes.
+    """
     most = MEASURED * 60 * settings.minutes if settings.minutes else math.inf
-    watch, settings = Stopwatch(min(MEASURED_SECONDS, most), most), _choose_precision(settings, None)
+    watch, settings = (
+        Stopwatch(min(MEASURED_SECONDS, most), most),
+        _choose_precision(settings, None),
+    )
     blocks = _cut(model, tokenizer, text, folder, settings)
     arguments = make_arguments(settings, folder, 10_000)
     arguments.save_strategy = arguments.eval_strategy = arguments.logging_strategy = "no"

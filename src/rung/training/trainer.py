@@ -1,7 +1,9 @@
-"""The Trainer, so that a run which was killed at any moment goes on as if it had not been: the same losses to the bit.
+"""The Trainer, so that a run which was killed at any moment goes on as if it had not been: the same
+losses to the bit.
 
-Saved before an evaluation, never after: what an evaluation takes or breaks costs no training. A run that goes on
-evaluates again what it was to evaluate, with the random numbers of before, and finds its place in the text at once.
+Saved before an evaluation, never after: what an evaluation takes or breaks costs no training. A run
+that goes on evaluates again what it was to evaluate, with the random numbers of before, and finds
+its place in the text at once.
 """
 
 from collections.abc import Callable
@@ -26,7 +28,9 @@ from rung.training.tbptt import Carried
 
 @dataclass(kw_only=True)
 class Keeping:
-    """What a run keeps to be taken up again, and where it goes on: from the checkpoint `resumed`, if any."""
+    """What a run keeps to be taken up again, and where it goes on: from the checkpoint `resumed`,
+    if any.
+    """
 
     checkpoints: Checkpoints
     clock: Clock
@@ -35,10 +39,13 @@ class Keeping:
     made: dict[str, Any]
     resumed: Path | None
     standing: Standing | None
-    more_rows: int = 0  # that were read than steps of so many rows as now make: below 0 where steps had fewer before
+    # That were read than steps of so many rows as now make: below 0 where steps had fewer before.
+    more_rows: int = 0
 
     def take_up(self, carried: Carried | None) -> None:
-        """Put back what the Trainer does not; what the run wrote beyond the checkpoint is written again."""
+        """Put back what the Trainer does not; what the run wrote beyond the checkpoint is written
+        again.
+        """
         step = self.standing.step if self.standing else 0
         self.checkpoints.take_up(step)
         if self.standing is None or self.resumed is None:
@@ -51,7 +58,9 @@ class Keeping:
 
 
 class ResumableTrainer(ShardedTrainer):
-    """The Trainer with rung's checkpoints and rung's order of the text, in which one epoch flows into the next."""
+    """The Trainer with rung's checkpoints and rung's order of the text, in which one epoch flows
+    into the next.
+    """
 
     keeping: Keeping | None = None
     carried: Carried | None = None
@@ -60,7 +69,10 @@ class ResumableTrainer(ShardedTrainer):
 
     def _get_train_sampler(self, *_: Any) -> Sampler[int]:
         # Of a step more: else the Trainer would not enter a run at its last step.
-        last = max(self._count_rows(self.args.max_steps + 1), (self.args.max_steps + 1) * count_rows(self.args))
+        last = max(
+            self._count_rows(self.args.max_steps + 1),
+            (self.args.max_steps + 1) * count_rows(self.args),
+        )
         first = 0
         if self.keeping and self.keeping.standing:
             standing = self.keeping.standing
@@ -75,11 +87,15 @@ class ResumableTrainer(ShardedTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The Trainer's; its epoch is the whole row of them that it was given."""
-        self.state.epoch = self._count_rows(self.state.global_step) / len(cast(Any, self.train_dataset))
+        self.state.epoch = self._count_rows(self.state.global_step) / len(
+            cast(Any, self.train_dataset)
+        )
         super().log(logs, start_time)
 
     def get_batch_samples(self, *args: Any) -> Any:
-        """The Trainer's; a run that goes on does so once its first batch is there: to draw one moves the randomness."""
+        """The Trainer's; a run that goes on does so once its first batch is there: to draw one
+        moves the randomness.
+        """
         samples = super().get_batch_samples(*args)
         if self.keeping and self.keeping.standing:
             standing, self.keeping.standing = self.keeping.standing, None
@@ -87,7 +103,9 @@ class ResumableTrainer(ShardedTrainer):
             self._globalstep_last_logged = standing.logged
             if standing.evaluate:
                 self.control.should_evaluate = True
-                super()._maybe_log_save_evaluate(self._tr_loss, None, self.model, None, 0, None, 0.0)
+                super()._maybe_log_save_evaluate(
+                    self._tr_loss, None, self.model, None, 0, None, 0.0
+                )
             super()._load_rng_state(str(self.keeping.resumed))
         return samples
 
@@ -108,12 +126,16 @@ class ResumableTrainer(ShardedTrainer):
         with untouched_randomness():
             metrics = super()._evaluate(*args, **options)
         if self.keeping:
-            best = self.keeping.checkpoints.mark_best(self.state.global_step, metrics["eval_bits_per_byte"])
+            best = self.keeping.checkpoints.mark_best(
+                self.state.global_step, metrics["eval_bits_per_byte"]
+            )
             self.state.best_model_checkpoint = str(best) if best else None
         return metrics
 
     def keep_best(self) -> int:
-        """Put back the weights that the best evaluation found, where a later one found worse; the step they are of."""
+        """Put back the weights that the best evaluation found, where a later one found worse; the
+        step they are of.
+        """
         assert self.keeping is not None
         checkpoints = self.keeping.checkpoints
         step = checkpoints.find_better(self.state.global_step)
@@ -131,11 +153,17 @@ class ResumableTrainer(ShardedTrainer):
         self.gather()
         if self.carried:
             self.carried.gather()
-        with checkpoints.saving(self.state.global_step, self.accelerator.wait_for_everyone) as beside:
-            distributed.together(lambda: self._write(beside, standing, lambda: save(*args, **options)))
+        with checkpoints.saving(
+            self.state.global_step, self.accelerator.wait_for_everyone
+        ) as beside:
+            distributed.together(
+                lambda: self._write(beside, standing, lambda: save(*args, **options))
+            )
 
     def _write(self, beside: Path, standing: Standing, save: Callable[[], None]) -> None:
-        """This process's files of a checkpoint: nothing in it waits for the others, of which one may fail."""
+        """This process's files of a checkpoint: nothing in it waits for the others, of which one
+        may fail.
+        """
         home, self.args.output_dir = self.args.output_dir, str(beside)
         try:
             with runs.explain_failed_writes(Path(home)):
@@ -168,4 +196,9 @@ class ResumableTrainer(ShardedTrainer):
         parts = [self._tr_loss, *(local(parameter) for parameter in self.model.parameters())]
         bad = sum((~torch.isfinite(part).all()).long() for part in parts)
         if self.accelerator.reduce(torch.as_tensor(bad, device=self.args.device)).item():
-            raise diverged("the weights are no numbers", self.state.global_step, self._get_learning_rate(), self.args)
+            raise diverged(
+                "the weights are no numbers",
+                self.state.global_step,
+                self._get_learning_rate(),
+                self.args,
+            )

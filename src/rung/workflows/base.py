@@ -1,4 +1,6 @@
-"""The model that a recipe goes on from: read, held to be what the recipe says, and known again by its weights."""
+"""The model that a recipe goes on from: read, held to be what the recipe says, and known again by
+its weights.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -16,16 +18,18 @@ from rung.models.base import CausalModel
 from rung.models.loading import check_has_weights, check_weights, find_model, read_config
 from rung.recipe import Recipe
 
-# What may be set anew: it says how the weights are trained, not what they are. The length is also the reach of learned
-# positions, and there it may not.
+# What may be set anew: it says how the weights are trained, not what they are. The length is also
+# the reach of learned positions, and there it may not.
 FREE = ("dropout", "attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop")
 LENGTH = "max_position_embeddings"
 
 
 def load_base(recipe: Recipe) -> CausalModel:
-    """The model of `recipe.base`, in float32, with the fields of `recipe.model` that may be set anew.
+    """The model of `recipe.base`, in float32, with the fields of `recipe.model` that may be set
+    anew.
 
-    Raises `RunError` when it cannot be read or is of another rung, `RecipeError` for a field that contradicts it.
+    Raises `RunError` when it cannot be read or is of another rung, `RecipeError` for a field that
+    contradicts it.
     """
     where = _check_path(recipe)
     model, tokenizer = load(where)
@@ -37,7 +41,8 @@ def load_base(recipe: Recipe) -> CausalModel:
 
 
 def read_base_config(recipe: Recipe) -> PreTrainedConfig:
-    """The configuration of the model that `load_base` gives; of a folder the weights' shapes are read, and no more.
+    """The configuration of the model that `load_base` gives; of a folder the weights' shapes are
+    read, and no more.
 
     Raises as `load_base` does.
     """
@@ -59,7 +64,8 @@ def _check_path(recipe: Recipe) -> str:
     where = str(recipe.base)
     if Path(where).is_file():
         raise RecipeError(
-            f"base is {where}, a file: name a run or a model folder; to read n-grams from an ARPA file the rung must "
+            f"base is {where}, a file: name a run or a model folder; to read n-grams from an ARPA "
+            f"file the rung must "
             "be ngram, as in `rung train ngram --from`"
         )
     return where
@@ -70,7 +76,9 @@ def _check_rung(recipe: Recipe, config: PreTrainedConfig) -> None:
         raise RunError(f"base: {recipe.base} is a {config.model_type!r} model and no {recipe.rung}")
 
 
-def _find_changes(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _find_changes(
+    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
     """The fields of `recipe.model` that are others than the base's."""
     changes: dict[str, Any] = {}
     for key, value in recipe.model.items():
@@ -78,7 +86,9 @@ def _find_changes(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTraine
         if there == value:
             continue
         if key not in (*FREE, LENGTH):
-            raise RecipeError(f"model.{key} is {value!r}, but {recipe.base} was made with {there!r}: leave it out")
+            raise RecipeError(
+                f"model.{key} is {value!r}, but {recipe.base} was made with {there!r}: leave it out"
+            )
         changes[key] = value
     if changes:
         make_config(recipe.rung, tokenizer, changes)  # refuses a value that is none
@@ -87,14 +97,17 @@ def _find_changes(recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTraine
 
 @contextmanager
 def _explain_length(where: str, changes: dict[str, Any]) -> Iterator[None]:
-    """Say why weights do not fit any more: positions that are learned cannot become more or fewer."""
+    """Say why weights do not fit any more: positions that are learned cannot become more or
+    fewer.
+    """
     try:
         yield
     except RunError as error:
         if LENGTH not in changes:
             raise
         raise RecipeError(
-            f"model.{LENGTH} is {changes[LENGTH]!r}, but {where} has learned a vector for each of its positions: "
+            f"model.{LENGTH} is {changes[LENGTH]!r}, but {where} has learned a vector for each of "
+            f"its positions: "
             "leave it out"
         ) from error
 

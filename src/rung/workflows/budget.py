@@ -1,8 +1,8 @@
 """The dial: minutes go in; a model, and the bits per byte to expect of it, come out.
 
-Real steps of two models say how fast this machine is, counting how hard the text is, and the laws below what a model of
-so many weights learns from so many tokens. They were fitted on small runs: benchmarks/recipe/scaling.txt, made by
-benchmarks/recipe/scaling.py.
+Real steps of two models say how fast this machine is, counting how hard the text is, and the laws
+below what a model of so many weights learns from so many tokens. They were fitted on small runs:
+benchmarks/recipe/scaling.txt, made by benchmarks/recipe/scaling.py.
 """
 
 import logging
@@ -31,8 +31,12 @@ logger = logging.getLogger(__name__)
 WIDTHS = range(64, 2049, 32)
 WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
 LAYERS = 4
-NEAR = 8  # times as many weights as are measured, or as few, may be chosen: further out the pace is not known
-LEAST_SLOPE = 0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
+# Times as many weights as are measured, or as few, may be chosen: further out the pace is not
+# known.
+NEAR = 8
+LEAST_SLOPE = (
+    0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
+)
 MEASURED = 0.1  # of the time, at the most, goes into measuring, unless a single step takes longer
 COUNTED = 0.05  # of the time, at the most, into counting
 HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
@@ -42,11 +46,13 @@ DROPOUT = 0.1
 
 @dataclass(frozen=True)
 class Law:
-    """Bits per byte over those that counting finds: floor + size / (N / 1e6)^a + data / (D / 1e6)^b.
+    """Bits per byte over those that counting finds: floor + size / (N / 1e6)^a + data / (D /
+    1e6)^b.
 
-    N are weights, D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less: `patience`
-    epochs of them are worth as many new ones, however many follow (Muennighoff et al. 2023, section 5). Of what
-    copying gains over an n-gram model, a share of `copying` counts.
+    N are weights, D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less
+    and less: `patience` epochs of them are worth as many new ones, however many follow (Muennighoff
+    et al. 2023, section 5). Of what copying gains over an n-gram model, a share of `copying`
+    counts.
     """
 
     floor: float
@@ -73,14 +79,24 @@ class Law:
 
 
 # By whether there is dropout.
-_PLAIN = Law(floor=0.703, size=0.0531, size_power=0.34, data=0.2077, data_power=0.28, patience=4.6644, copying=0.6296)
+_PLAIN = Law(
+    floor=0.703,
+    size=0.0531,
+    size_power=0.34,
+    data=0.2077,
+    data_power=0.28,
+    patience=4.6644,
+    copying=0.6296,
+)
 _NOISY = replace(_PLAIN, data=0.2129, patience=5.0909)
 LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be trained, and what to expect of it on the validation text that training watches."""
+    """What is to be trained, and what to expect of it on the validation text that training
+    watches.
+    """
 
     parameters: int
     hidden_size: int
@@ -98,10 +114,14 @@ class Plan:
         """In a line."""
         shape = f"{self.hidden_size} wide" + (f", {self.layers} layers" if self.layers else "")
         again = f", {self.epochs:.1f} epochs" if self.epochs > 1 else ""
-        watch = f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
+        watch = (
+            f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
+        )
         return (
-            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:,.2f} M tokens of training at "
-            f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} bits per byte"
+            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:,.2f} M tokens "
+            f"of training at "
+            f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} "
+            f"bits per byte"
         )
 
 
@@ -113,11 +133,13 @@ def turn_dial(
     watched: Sequence[str],
     began: float | None = None,
 ) -> tuple[Recipe, Plan | None]:
-    """The recipe with the size that its minutes buy here, and the plan; None where there is nothing to choose.
+    """The recipe with the size that its minutes buy here, and the plan; None where there is nothing
+    to choose.
 
-    The minutes count from `began`, else from now; measuring takes a share of them, and where a step is too slow for
-    that, what it takes is a guess. `watched` is the text that training watches. Of several processes all call this:
-    they measure together; the main one, which alone has that text, counts and chooses.
+    The minutes count from `began`, else from now; measuring takes a share of them, and where a step
+    is too slow for that, what it takes is a guess. `watched` is the text that training watches. Of
+    several processes all call this: they measure together; the main one, which alone has that text,
+    counts and chooses.
     """
     given = recipe.base or "hidden_size" in recipe.model
     if recipe.minutes is None or recipe.rung not in LAWS or given:
@@ -125,7 +147,9 @@ def turn_dial(
     started, budget = now(), 60 * recipe.minutes
     ends = (started if began is None else began) + budget
     reach = recipe.model["max_position_embeddings"]
-    counted = distributed.from_main(lambda: _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget))
+    counted = distributed.from_main(
+        lambda: _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget)
+    )
     if counted is None:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
@@ -133,11 +157,19 @@ def turn_dial(
         shapes = list(_shapes(recipe, tokenizer, guess))
         pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
         left = distributed.from_main(lambda: max((ends - now()) * (1 - HELD_BACK), LEAST * budget))
-        planned, plan = distributed.from_main(partial(_choose, recipe, shapes, pace, left, counted, len(packed)))
+        planned, plan = distributed.from_main(
+            partial(_choose, recipe, shapes, pace, left, counted, len(packed))
+        )
         spent = distributed.from_main(lambda: now() - started)
-        if plan.parameters < shapes[-1][1] or plan.hidden_size == WIDTHS[-1] or spent > MEASURED * budget:
+        if (
+            plan.parameters < shapes[-1][1]
+            or plan.hidden_size == WIDTHS[-1]
+            or spent > MEASURED * budget
+        ):
             return planned, replace(plan, seconds=spent)
-        guess = plan.parameters  # the largest of those near the guess: on so fast a machine, look further
+        guess = (
+            plan.parameters
+        )  # the largest of those near the guess: on so fast a machine, look further
 
 
 def _choose(
@@ -151,7 +183,9 @@ def _choose(
     """The shape from which the law expects most in the seconds that are left."""
 
     def find_dropout(parameters: int) -> float:
-        return recipe.dropout or (DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0)
+        return recipe.dropout or (
+            DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0
+        )
 
     def expect(shape: tuple[int, int]) -> float:
         law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
@@ -175,12 +209,18 @@ def _choose(
 
 
 def _try_to_count(
-    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int, seconds: float
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    texts: Sequence[str],
+    reach: int,
+    seconds: float,
 ) -> Counted | None:
     try:
         return count_text(tokenizer, packed, texts, reach, seconds)
     except Exception as error:  # whatever it is, what to expect of a run must not cost the run
-        logger.warning("the text could not be counted (%s): the size follows from the minutes alone", error)
+        logger.warning(
+            "the text could not be counted (%s): the size follows from the minutes alone", error
+        )
         return None
 
 
@@ -192,11 +232,17 @@ def _with_width(recipe: Recipe, width: int) -> Recipe:
 
 
 def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> CausalModel:
-    return build_model(recipe.rung, make_config(recipe.rung, tokenizer, _with_width(recipe, width).model))
+    return build_model(
+        recipe.rung, make_config(recipe.rung, tokenizer, _with_width(recipe, width).model)
+    )
 
 
-def _shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int) -> Iterator[tuple[int, int]]:
-    """Widths, and how many weights a model as wide has, not too far from those that are measured."""
+def _shapes(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int
+) -> Iterator[tuple[int, int]]:
+    """Widths, and how many weights a model as wide has, not too far from those that are
+    measured.
+    """
     for width in WIDTHS:
         with torch.device("meta"):
             parameters = count_parameters(_build(recipe, tokenizer, width))
@@ -214,20 +260,26 @@ def _find_pace(
     shapes: list[tuple[int, int]],
     guess: int,
 ) -> Callable[[int], float]:
-    """Seconds a token by the number of weights: a line through two that were measured, by all processes together.
+    """Seconds a token by the number of weights: a line through two that were measured, by all
+    processes together.
 
     Where the small one takes too long to measure, the other is taken to be slower by its size.
     """
     began, most = now(), MEASURED / 2 * 60 * (recipe.minutes or math.inf)
     settings = TrainSettings(
-        minutes=recipe.minutes, arguments=recipe.train, global_batch_size=recipe.global_batch_size, seed=recipe.seed
+        minutes=recipe.minutes,
+        arguments=recipe.train,
+        global_batch_size=recipe.global_batch_size,
+        seed=recipe.seed,
     )
     tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
     measured = []
     for target in (guess / 2, guess * 2):
         width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
         model = _build(recipe, tokenizer, width).to(choose_device())
-        measured.append((parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens))
+        measured.append(
+            (parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens)
+        )
         if distributed.from_main(lambda: now() - began > most):
             break
     (small, fast), (large, slow) = measured[0], measured[-1]
@@ -238,5 +290,7 @@ def _find_pace(
 
 
 def suggest_parameters(minutes: float) -> int:
-    """How many weights to train in so many minutes on a laptop, before anything is measured: 0.9 million in 75 s."""
+    """How many weights to train in so many minutes on a laptop, before anything is measured: 0.9
+    million in 75 s.
+    """
     return round(0.9e6 * math.sqrt(minutes / 1.25))

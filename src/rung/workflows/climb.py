@@ -1,11 +1,12 @@
-"""The climb: every rung on the same text, with the same tokenizer and an even share of the time that is left.
+"""The climb: every rung on the same text, with the same tokenizer and an even share of the time
+that is left.
 
-The minutes hold all of it: reading, counting, training, scoring. What a rung leaves of its share, or takes beyond it,
-is shared among those that are still to come.
+The minutes hold all of it: reading, counting, training, scoring. What a rung leaves of its share,
+or takes beyond it, is shared among those that are still to come.
 
-The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of its own
-below one folder; one that fails does not take the others with it, and a climb that was stopped is taken up
-where it stopped.
+The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of
+its own below one folder; one that fails does not take the others with it, and a climb that was
+stopped is taken up where it stopped.
 """
 
 import logging
@@ -58,10 +59,14 @@ class Climb:
         for name in self.rungs:
             find_rung(name)
         order = [*LADDER, *BESIDE]
-        return sorted(dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0]))
+        return sorted(
+            dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0])
+        )
 
     def recipes(self) -> list[Recipe]:
-        """One recipe for each rung, in the order of the ladder; the trained ones share the minutes."""
+        """One recipe for each rung, in the order of the ladder; the trained ones share the
+        minutes.
+        """
         wanted = self.names()
         trained = [name for name in wanted if not find_rung(name).counts]
         return [
@@ -80,13 +85,16 @@ class Climb:
 
 
 def climb(
-    plan: Climb, tell: Callable[[str, Stage], None] = lambda rung, stage: None, began: float | None = None
+    plan: Climb,
+    tell: Callable[[str, Stage], None] = lambda rung, stage: None,
+    began: float | None = None,
 ) -> list[Path]:
-    """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is in.
+    """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is
+    in.
 
-    The minutes count from `began` by `train.clock.now`, else from now; of a climb that goes on, those of the rungs that
-    are not finished. Raises `RungError` when the whole climb cannot be, `KeyboardInterrupt` when it was stopped and
-    saved.
+    The minutes count from `began` by `train.clock.now`, else from now; of a climb that goes on,
+    those of the rungs that are not finished. Raises `RungError` when the whole climb cannot be,
+    `KeyboardInterrupt` when it was stopped and saved.
     """
     recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
     make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT), began)
@@ -99,11 +107,13 @@ def make_runs(
     report: Callable[[list[Path]], None],
     began: float | None = None,
 ) -> None:
-    """Make each recipe's run in its folder, unless it is finished; `report` takes those begun, after each.
+    """Make each recipe's run in its folder, unless it is finished; `report` takes those begun,
+    after each.
 
-    Those that have minutes share them, from `began` on. `tell` hears the folder's name and the stage, which in the end
-    is `done` or `failed`; of the text, which all runs share, it hears first. Raises `RungError` when that cannot be
-    read, when a folder holds another run or when all fail, `KeyboardInterrupt` when one was stopped and saved.
+    Those that have minutes share them, from `began` on. `tell` hears the folder's name and the
+    stage, which in the end is `done` or `failed`; of the text, which all runs share, it hears
+    first. Raises `RungError` when that cannot be read, when a folder holds another run or when all
+    fail, `KeyboardInterrupt` when one was stopped and saved.
     """
     with runs.hold(next(iter(recipes)).parent, together=True):
         _make_runs(recipes, tell, report, now() if began is None else began)
@@ -118,8 +128,12 @@ def _make_runs(
     distributed.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
     distributed.from_main(lambda: _check_folders(recipes))
     failures: list[RungError] = []
-    finished_before = distributed.from_main(lambda: [folder for folder in recipes if runs.is_finished(folder)])
-    shares = _Shares([r.minutes or 0.0 for f, r in recipes.items() if f not in finished_before], began)
+    finished_before = distributed.from_main(
+        lambda: [folder for folder in recipes if runs.is_finished(folder)]
+    )
+    shares = _Shares(
+        [r.minutes or 0.0 for f, r in recipes.items() if f not in finished_before], began
+    )
     for folder, recipe in recipes.items():
         if folder in finished_before:
             continue
@@ -141,7 +155,9 @@ def _make_runs(
 
 
 def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
-    """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the runs find it."""
+    """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the
+    runs find it.
+    """
     tell(TEXT, Stage(name="reading"))
     tell(TEXT, Stage(name="read", note=read_corpus(asdict(recipe)).describe()))
     tell(TEXT, Stage(name="done"))
@@ -155,16 +171,22 @@ class _Shares:
         self.waiting = sum(minutes)
 
     def begin(self, recipe: Recipe) -> float | None:
-        """When the run's minutes would have begun, if they end with its share of what is left; its least part is."""
+        """When the run's minutes would have begun, if they end with its share of what is left; its
+        least part is.
+        """
         if recipe.minutes is None:
             return None
-        share = max(LEAST * 60 * recipe.minutes, (self.ends - now()) * recipe.minutes / self.waiting)
+        share = max(
+            LEAST * 60 * recipe.minutes, (self.ends - now()) * recipe.minutes / self.waiting
+        )
         self.waiting -= recipe.minutes
         return now() + share - 60 * recipe.minutes
 
 
 def _check_folders(recipes: dict[Path, Recipe]) -> None:
-    """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is being made."""
+    """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is
+    being made.
+    """
     for folder, recipe in recipes.items():
         runs.make_folder(folder.parent)
         runs.check_free(folder)
@@ -176,7 +198,8 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
     for folder, fingerprint in before.items():
         if fingerprint != now.fingerprint:
             raise RunError(
-                f"{folder} was made of another text: {now.name} is not what it was then. Choose another folder with "
+                f"{folder} was made of another text: {now.name} is not what it was then. Choose "
+                f"another folder with "
                 f"--out, as in {_suggest_out(folder)}, or delete {folder.parent} to climb again"
             )
 
@@ -203,13 +226,18 @@ def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
     return [folder for folder in recipes if (folder / runs.RECORD).exists()]
 
 
-def _make(recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], began: float | None) -> bool:
+def _make(
+    recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], began: float | None
+) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`.
 
-    One that was stopped goes on with what it had chosen: by the clock it might choose another size now.
+    One that was stopped goes on with what it had chosen: by the clock it might choose another size
+    now.
     """
     try:
-        begun = distributed.from_main(lambda: read_begun(folder) if find_checkpoints(folder) else recipe)
+        begun = distributed.from_main(
+            lambda: read_begun(folder) if find_checkpoints(folder) else recipe
+        )
         return execute(begun, folder, lambda stage: tell(folder.name, stage), began)
     except RungError as error:
         _record_failure(recipe, folder, str(error))

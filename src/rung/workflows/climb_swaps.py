@@ -1,4 +1,6 @@
-"""The climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, equal steps, several seeds."""
+"""The climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, equal steps, several
+seeds.
+"""
 
 import shutil
 from collections.abc import Callable
@@ -15,7 +17,8 @@ from rung.recipe import Recipe
 from rung.report.swaps import BASE, END, write_swaps
 from rung.workflows.climb import REPORT, TEXT, make_runs
 
-# About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of GELU's.
+# About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of
+# GELU's.
 STEPS = 800
 SHAPE = {
     "hidden_size": 128,
@@ -28,7 +31,8 @@ SHAPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class SwapClimb:
-    """Between which rungs, on what, for how many steps a run, with which seeds, and where the runs go.
+    """Between which rungs, on what, for how many steps a run, with which seeds, and where the runs
+    go.
 
     Raises `RecipeError` for rungs that have no swaps between them, and for no seeds.
     """
@@ -48,10 +52,14 @@ class SwapClimb:
             asked = " ".join(self.between)
             raise RecipeError(f"there are no swaps between {asked}: write --between {BASE} {END}")
         if not self.seeds:
-            raise RecipeError("there are no seeds: --seeds must be 1 or more, and an interval takes 2")
+            raise RecipeError(
+                "there are no seeds: --seeds must be 1 or more, and an interval takes 2"
+            )
 
     def recipes(self) -> dict[Path, Recipe]:
-        """A recipe for each folder: seed by seed, so that a climb that was stopped has whole seeds to compare."""
+        """A recipe for each folder: seed by seed, so that a climb that was stopped has whole seeds
+        to compare.
+        """
         sets = {BASE: [], **{name: [name] for name in SWAPS}, END: list(SWAPS)}
         return {
             self.folder / f"{name}-seed{seed}": Recipe(
@@ -70,8 +78,11 @@ class SwapClimb:
         }
 
 
-def climb_swaps(plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda seed, stage: None) -> list[Path]:
-    """The folders of the runs, made or found finished; `tell` hears the seed, and the stage with the model's name.
+def climb_swaps(
+    plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda seed, stage: None
+) -> list[Path]:
+    """The folders of the runs, made or found finished; `tell` hears the seed, and the stage with
+    the model's name.
 
     Raises as `climb` does.
     """
@@ -83,14 +94,18 @@ def climb_swaps(plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda see
         if run == TEXT:
             tell(run, stage)
             return
-        if stage.name == "done" and places[run] < models:  # of the seed's models others are still to come
+        if (
+            stage.name == "done" and places[run] < models
+        ):  # of the seed's models others are still to come
             return
         name, _, seed = run.rpartition("-seed")
         note = f"{places[run]} of {models}: {name} {stage.note}"
         tell(f"seed {seed}", replace(stage, note=note))
 
     def report(begun: list[Path]) -> None:
-        for folder in filter(runs.is_finished, begun):  # so many runs, and nothing resumes from them
+        for folder in filter(
+            runs.is_finished, begun
+        ):  # so many runs, and nothing resumes from them
             shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
         write_swaps(begun, plan.folder / REPORT)
 

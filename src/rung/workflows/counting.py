@@ -1,4 +1,6 @@
-"""Fitting a counting rung: which engine counts, what it goes on from, and what is said meanwhile."""
+"""Fitting a counting rung: which engine counts, what it goes on from, and what is said
+meanwhile.
+"""
 
 from contextlib import closing
 from pathlib import Path
@@ -22,7 +24,12 @@ from rung.recipe import Recipe
 
 
 def fit_counts(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, packed: Packed, key: str, folder: Path, tell: Tell
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    key: str,
+    folder: Path,
+    tell: Tell,
 ) -> CausalModel:
     """The recipe's counting rung of the text that is packed under `key`, for the run in `folder`.
 
@@ -49,7 +56,9 @@ def fit_counts(
     return rung.model.fit(config, packed.tokens, packed.starts, count=_follow(count, tell))
 
 
-def _describe_count(counting: Counting, config: PreTrainedConfig, packed: Packed, key: str) -> dict[str, Any]:
+def _describe_count(
+    counting: Counting, config: PreTrainedConfig, packed: Packed, key: str
+) -> dict[str, Any]:
     """By what the orders of this count are told from those of another."""
     return {
         "rung": __version__,
@@ -68,7 +77,11 @@ def _follow(count: Counter, tell: Tell) -> Counter:
     def follow(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Levels:
         with closing(count(tokens, starts, order, vocab_size)) as levels:
             for number, level in enumerate(levels, start=1):
-                tell(Stage(name="counting", note=f"order {number} of {order}: {len(level):,} n-grams"))
+                tell(
+                    Stage(
+                        name="counting", note=f"order {number} of {order}: {len(level):,} n-grams"
+                    )
+                )
                 yield level
 
     return follow

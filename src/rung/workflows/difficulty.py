@@ -1,6 +1,8 @@
-"""How hard a text is, as counting finds in a second: with an n-gram model, and with one that also copies.
+"""How hard a text is, as counting finds in a second: with an n-gram model, and with one that also
+copies.
 
-What a small model will reach lies between the two: the nearer to the second, the better it has learned to copy.
+What a small model will reach lies between the two: the nearer to the second, the better it has
+learned to copy.
 """
 
 import math
@@ -26,16 +28,23 @@ MATCHES = (4, 3, 2, 1)  # tokens before the present that are looked for, the mos
 
 @dataclass(frozen=True)
 class Counted:
-    """Bits per byte of a text: of the n-gram rung, and of it where what followed before is also believed."""
+    """Bits per byte of a text: of the n-gram rung, and of it where what followed before is also
+    believed.
+    """
 
     plain: float
     copying: float
 
 
 def count_text(
-    tokenizer: PreTrainedTokenizerBase, packed: Packed, texts: Sequence[str], reach: int, seconds: float = math.inf
+    tokenizer: PreTrainedTokenizerBase,
+    packed: Packed,
+    texts: Sequence[str],
+    reach: int,
+    seconds: float = math.inf,
 ) -> Counted:
-    """Of `texts`, for an n-gram rung fitted to the first tokens of `packed`; copies come from `reach` tokens back.
+    """Of `texts`, for an n-gram rung fitted to the first tokens of `packed`; copies come from
+    `reach` tokens back.
 
     The rung is fitted to no more tokens than it can be in so many seconds, nor to fewer than a few.
     """
@@ -48,8 +57,13 @@ def count_text(
     documents = list(prepare(texts, tokenizer))
     costs = token_nats(model, [d.ids for d in documents])
     copied = copy_nats(zip((d.ids for d in documents), costs, strict=True), reach)
-    spelling, bits = sum(d.spelling for d in documents), math.log(2) * sum(d.bytes for d in documents)
-    plain, copying = (sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied))
+    spelling, bits = (
+        sum(d.spelling for d in documents),
+        math.log(2) * sum(d.bytes for d in documents),
+    )
+    plain, copying = (
+        sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied)
+    )
     return Counted(plain / bits, copying / bits)
 
 
@@ -64,18 +78,23 @@ def _fit(tokenizer: PreTrainedTokenizerBase, packed: Packed, most: float) -> Cau
 def copy_nats(
     documents: Iterable[tuple[Sequence[int], Float[Tensor, " N"]]], reach: int
 ) -> Iterator[Float[Tensor, " N"]]:
-    """The cost of each token but the first, where the longest match within `reach` tokens has a say.
+    """The cost of each token but the first, where the longest match within `reach` tokens has a
+    say.
 
-    What followed the match is believed as far as such matches were right so far: p = (1 - r) p + r [it is the token].
-    The match model of compressors (Mahoney 2005).
+    What followed the match is believed as far as such matches were right so far: p = (1 - r) p + r
+    [it is the token]. The match model of compressors (Mahoney 2005).
     """
     right = {length: [1.0, 2.0] for length in MATCHES}  # of how many
     for ids, nats in documents:
         followed: dict[tuple[int, ...], int] = {}  # the place behind the last such tokens
         chances = (-nats.double()).exp()
         for place in range(1, len(ids)):
-            contexts = {length: tuple(ids[place - length : place]) for length in MATCHES if length <= place}
-            found = next((n for n, c in contexts.items() if place - followed.get(c, -reach) < reach), None)
+            contexts = {
+                length: tuple(ids[place - length : place]) for length in MATCHES if length <= place
+            }
+            found = next(
+                (n for n, c in contexts.items() if place - followed.get(c, -reach) < reach), None
+            )
             if found:
                 hits, tries = right[found]
                 hit = ids[followed[contexts[found]]] == ids[place]

@@ -29,17 +29,23 @@ from rung.workflows.prepare import prepare_tokenizer, read_corpus
 from rung.workflows.train import WATCHED_BYTES, check_start, choose_width, complete
 
 SAMPLED = 2**20  # characters of the training text, of which it is seen how many a token has
-# Bytes for each n-gram: of the model, of an engine's files while it counts, of the orders that are kept meanwhile.
+# Bytes for each n-gram: of the model, of an engine's files while it counts, of the orders that are
+# kept meanwhile.
 MODEL, SCRATCH, ORDERS = 17, 60, 21
-PAIR, SUFFIX = 48, 24  # bytes of memory for each pair that is counted, for each suffix that is sorted
+PAIR, SUFFIX = (
+    48,
+    24,
+)  # bytes of memory for each pair that is counted, for each suffix that is sorted
 UTILIZATION = 0.3  # of a processor's products that training comes to
 KEPT = 4  # checkpoints at a time: two, the best, and the one that is being written
 MATRIX = 512
-HALF = 0.6  # of what autograd keeps in float32, where products are in 16 bits: what is added up stays in 32
+# Of what autograd keeps in float32, where products are in 16 bits: what is added up stays in 32.
+HALF = 0.6
 
 
 def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> dict[str, str]:
-    """What the run in `folder` will take, each under its name; its text is read, and kept in the cache for the run.
+    """What the run in `folder` will take, each under its name; its text is read, and kept in the
+    cache for the run.
 
     Raises `RungError` for what the run itself would be refused for.
     """
@@ -51,20 +57,32 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
     recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     texts = first_texts(corpus.train["text"], SAMPLED)
-    sizes = sum(len(text.encode()) for text in texts), sum(len(ids) for ids in encode_documents(texts, tokenizer))
+    sizes = (
+        sum(len(text.encode()) for text in texts),
+        sum(len(ids) for ids in encode_documents(texts, tokenizer)),
+    )
     tokens = round(corpus.bytes["train"] * sizes[1] / sizes[0])
     found = {"training text": f"{corpus.bytes['train']:,} bytes, about {tokens:,} tokens"}
     if find_rung(recipe.rung).counts:
         return found | _foresee_counting(recipe, tokenizer, tokens)
-    scored = round(max(corpus.bytes["test"], min(corpus.bytes["validation"], WATCHED_BYTES)) * sizes[1] / sizes[0])
+    scored = round(
+        max(corpus.bytes["test"], min(corpus.bytes["validation"], WATCHED_BYTES))
+        * sizes[1]
+        / sizes[0]
+    )
     return found | _foresee_training(recipe, tokenizer, base, scored)
 
 
-def _foresee_counting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int) -> dict[str, str]:
+def _foresee_counting(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int
+) -> dict[str, str]:
     config, here = make_config(recipe.rung, tokenizer, recipe.model), measure_process()
     if recipe.rung != "ngram":
         if recipe.rung != "bigram":
-            return {"memory": _gigabytes(here + SUFFIX * tokens), "disk": _gigabytes(SUFFIX / 2 * tokens)}
+            return {
+                "memory": _gigabytes(here + SUFFIX * tokens),
+                "disk": _gigabytes(SUFFIX / 2 * tokens),
+            }
         most = min(tokens, config.vocab_size**2)  # pairs that differ
         counted = min(tokens, most + PAIRS_AT_ONCE)  # at a time
         return {"memory": _gigabytes(here + PAIR * counted), "disk": _gigabytes(PAIR / 6 * most)}
@@ -72,7 +90,8 @@ def _foresee_counting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens
     found = {
         "n-grams": f"{most:,} at the most, of order 2 to {config.order}",
         "memory": f"{_gigabytes(counting.find_peak(most))} at the most",
-        "smallest memory": f"{_megabytes(Counting(engine='numpy').find_least('duckdb'))} while counting, with --memory",
+        "smallest memory": f"{_megabytes(Counting(engine='numpy').find_least('duckdb'))} while "
+        f"counting, with --memory",
         "disk": _gigabytes(MODEL * most),
         "time": _time(most / PACE[counting.engine]),
     }
@@ -81,9 +100,14 @@ def _foresee_counting(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens
             f", {counting.memory or DEFAULT_MEMORY} of it until the model is built; and up to "
             f"{_gigabytes(MAPPED * most)} of files mapped into memory"
         )
-        found["disk"] += f", and {_gigabytes(SCRATCH * most)} below {counting.find_scratch(Path()).parent} meanwhile"
+        found["disk"] += (
+            f", and {_gigabytes(SCRATCH * most)} below {counting.find_scratch(Path()).parent} "
+            f"meanwhile"
+        )
     if counting.keeps_orders(tokens):
-        found["disk"] += f", and {_gigabytes(ORDERS * most)} for counts to go on from, until the run is complete"
+        found["disk"] += (
+            f", and {_gigabytes(ORDERS * most)} for counts to go on from, until the run is complete"
+        )
     return found
 
 
@@ -108,22 +132,35 @@ class _Memory:
 def _foresee_training(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: PreTrainedConfig | None, scored: int
 ) -> dict[str, str]:
-    """Of a run that goes on from a model of the configuration `base`, if one is given, and scores so many tokens."""
+    """Of a run that goes on from a model of the configuration `base`, if one is given, and scores
+    so many tokens.
+    """
     chosen = choose_width(recipe, tokenizer)
     with torch.device("meta"):  # shapes, and no numbers
         model = build_model(chosen.rung, base or make_config(chosen.rung, tokenizer, chosen.model))
         learner = Adapter(model, recipe.lora).learner if recipe.lora else model
-    settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
+    settings = TrainSettings(
+        arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
+    )
     arguments = make_arguments(settings, Path(), 1)
-    arguments.bf16 = not arguments.fp16 and recipe.train.get("bf16", has_fast_bfloat16(choose_device()))
+    arguments.bf16 = not arguments.fp16 and recipe.train.get(
+        "bf16", has_fast_bfloat16(choose_device())
+    )
     memory = _count_memory(model, learner, arguments, scored)
-    size, trained = count_parameters(model), sum(p.numel() for p in learner.parameters() if p.requires_grad)
-    width = ", or what measuring finds best" if recipe.minutes and chosen.model != recipe.model else ""
+    size, trained = (
+        count_parameters(model),
+        sum(p.numel() for p in learner.parameters() if p.requires_grad),
+    )
+    width = (
+        ", or what measuring finds best" if recipe.minutes and chosen.model != recipe.model else ""
+    )
     checkpoint = 4 * trained + memory.moments * _count_parts(arguments)
     found = {
         "parameters": f"{trained:,} trained beside {size:,}" if recipe.lora else f"{size:,}{width}",
-        "memory a process": f"about {_gigabytes(measure_process() + memory.most)}, an estimate: weights and optimizer "
-        f"{_gigabytes(memory.weights + memory.moments)}, gradients {_gigabytes(memory.gradients)}, activations "
+        "memory a process": f"about {_gigabytes(measure_process() + memory.most)}, an estimate: "
+        f"weights and optimizer "
+        f"{_gigabytes(memory.weights + memory.moments)}, gradients {_gigabytes(memory.gradients)}, "
+        f"activations "
         f"{_gigabytes(memory.kept)}, or while it is scored {_gigabytes(memory.scoring)}",
         "disk": f"{_gigabytes(4 * size + KEPT * checkpoint)} with {KEPT} checkpoints",
     }
@@ -136,17 +173,27 @@ def _foresee_training(
     return found | {"time": _time(work / (UTILIZATION * _measure_products() * distributed.count()))}
 
 
-def _count_memory(model: CausalModel, learner: Any, arguments: TrainingArguments, scored: int) -> _Memory:
-    """What training takes of a model on no device, `learner` being what is trained: the model, or it with adapters."""
+def _count_memory(
+    model: CausalModel, learner: Any, arguments: TrainingArguments, scored: int
+) -> _Memory:
+    """What training takes of a model on no device, `learner` being what is trained: the model, or
+    it with adapters.
+    """
     parts, is_muon = _count_parts(arguments), arguments.optim_args == MUON
     is_half = arguments.bf16 or arguments.fp16
     groups = group_parameters(learner, weight_decay=0.0)
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     trained, matrices = sum(sizes), group_parameters(model, weight_decay=0.0)[0]["params"]
-    copied = sum(4 * p.numel() for p in matrices) if learner is not model else 0  # with the change added to them
+    copied = (
+        sum(4 * p.numel() for p in matrices) if learner is not model else 0
+    )  # with the change added to them
     weights = sum(p.numel() for p in learner.parameters())
-    buckets = 4 * trained if distributed.count() > parts else 0  # of DDP, for the gradients of all processes
-    kept = _count_kept(learner, arguments.train_batch_size, find_block_length(model)) * (HALF if is_half else 1)
+    buckets = (
+        4 * trained if distributed.count() > parts else 0
+    )  # of DDP, for the gradients of all processes
+    kept = _count_kept(learner, arguments.train_batch_size, find_block_length(model)) * (
+        HALF if is_half else 1
+    )
     return _Memory(
         weights=(4 + 2 * is_half) * weights / parts + copied + buckets,
         moments=(4 * sizes[0] + 8 * sum(sizes[1:]) if is_muon else 8 * trained) / parts,
@@ -163,7 +210,8 @@ def _count_parts(arguments: TrainingArguments) -> int:
 
 
 def _count_kept(learner: Any, rows: int, length: int) -> int:
-    """Bytes that autograd keeps of so many rows for the way back, and of their logits; no number is computed.
+    """Bytes that autograd keeps of so many rows for the way back, and of their logits; no number is
+    computed.
 
     The weights that fused attention never makes are left out.
     """
@@ -172,22 +220,36 @@ def _count_kept(learner: Any, rows: int, length: int) -> int:
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own and not (tensor.ndim == 4 and tensor.shape[2:] == (length, length)):
+        if storage._cdata not in own and not (
+            tensor.ndim == 4 and tensor.shape[2:] == (length, length)
+        ):
             kept[storage._cdata] = storage
         return tensor
 
-    ids, size = torch.zeros(rows, length, dtype=torch.long, device="meta"), learner.config.vocab_size
-    logits = (4 if choose_device().type == "cpu" else 12) * min(rows * length * size, fused.LOGITS_AT_ONCE)
+    ids, size = (
+        torch.zeros(rows, length, dtype=torch.long, device="meta"),
+        learner.config.vocab_size,
+    )
+    logits = (4 if choose_device().type == "cpu" else 12) * min(
+        rows * length * size, fused.LOGITS_AT_ONCE
+    )
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             learner(input_ids=ids, labels=ids, skip_logits=True, use_cache=False)
-    except (RuntimeError, NotImplementedError):  # what has no form without numbers: as much as its weights touch
-        return logits + 16 * rows * length * sum(p.shape[0] for p in learner.parameters() if p.ndim > 1)
+    except (
+        RuntimeError,
+        NotImplementedError,
+    ):  # what has no form without numbers: as much as its weights touch
+        return logits + 16 * rows * length * sum(
+            p.shape[0] for p in learner.parameters() if p.ndim > 1
+        )
     return logits + sum(storage.nbytes() for storage in kept.values())
 
 
 def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
-    """Bytes of a step of Muon: what moves every matrix, and some copies of those of one shape, in so wide numbers."""
+    """Bytes of a step of Muon: what moves every matrix, and some copies of those of one shape, in
+    so wide numbers.
+    """
     alike: Counter[torch.Size] = Counter()
     for matrix in matrices:
         for part in split_matrix(matrix):
@@ -196,7 +258,9 @@ def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
 
 
 def _count_scoring(model: CausalModel, matrices: list[torch.Tensor], scored: int) -> int:
-    """Bytes of the logits that are read at a time, or of what the widest layer makes before them."""
+    """Bytes of the logits that are read at a time, or of what the widest layer makes before
+    them.
+    """
     size, at_once = model.config.vocab_size, score.DOCUMENTS_AT_ONCE * find_block_length(model)
     positions = min(score.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # windows overlap
     widest = max((max(matrix.shape) for matrix in matrices), default=0)
@@ -219,4 +283,6 @@ def _megabytes(size: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"about {seconds:,.0f} seconds" if seconds < 120 else f"about {seconds / 60:,.0f} minutes"
+    return (
+        f"about {seconds:,.0f} seconds" if seconds < 120 else f"about {seconds / 60:,.0f} minutes"
+    )

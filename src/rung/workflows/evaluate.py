@@ -1,4 +1,6 @@
-"""Scoring a run that is made: on its own text or on other, with the ruler's switches, or on standard tasks."""
+"""Scoring a run that is made: on its own text or on other, with the ruler's switches, or on
+standard tasks.
+"""
 
 import functools
 import importlib.metadata
@@ -30,13 +32,15 @@ def evaluate_run(
     tell: Tell = lambda stage: None,
     switches: Switches = PLAIN,
 ) -> dict[str, Any]:
-    """Score a run on one split of `corpus`, by default its own; other text without splits is scored whole.
+    """Score a run on one split of `corpus`, by default its own; other text without splits is scored
+    whole.
 
-    A corpus that is the run's own text, by its place or its content, is taken as such: its test split is scored. To
-    read another column of it makes it other text.
-    `reading` has what is given of `documents`, `column` and `encoding`: how the text is to be read.
-    The switches' scores stand beside the plain one, under the switch's name. Raises `RunError` when the corpus is
-    left open and the run does not know one, when nothing of it was held out, and for text that was trained on.
+    A corpus that is the run's own text, by its place or its content, is taken as such: its test
+    split is scored. To read another column of it makes it other text. `reading` has what is given
+    of `documents`, `column` and `encoding`: how the text is to be read. The switches' scores stand
+    beside the plain one, under the switch's name. Raises `RunError` when the corpus is left open
+    and the run does not know one, when nothing of it was held out, and for text that was trained
+    on.
     """
     model, tokenizer = load(run)
     record = runs.find_record(Path(run))
@@ -48,25 +52,45 @@ def evaluate_run(
         )
     reading = {key: value for key, value in reading.items() if value}
     if not corpus and {"column", "encoding"} & set(reading):
-        raise RecipeError("a column and an encoding say how to read other text, and none is named: leave them out")
+        raise RecipeError(
+            "a column and an encoding say how to read other text, and none is named: leave them out"
+        )
     tell(Stage(name="reading"))
     own = functools.partial(read_own, run, record) if recipe else None
-    given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}  # held to what there is as it is read
+    given: Any = {
+        "documents": recipe.get("documents", "paragraphs"),
+        **reading,
+    }  # held to what there is as it is read
     if corpus and recipe and is_own(corpus, run, record, reading):
         note = f"{name_sources(corpus)} is the text that {run} was trained on"
         tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
-    text = load_corpus(corpus, whole=True, **given) if corpus else read_own(run, record, given["documents"])
+    text = (
+        load_corpus(corpus, whole=True, **given)
+        if corpus
+        else read_own(run, record, given["documents"])
+    )
     _check_held_out(run, text, split)
     seen = _check_seen(run, switches, text, split) if corpus or switches.mix else {}
     name = record.get("rung", model.config.model_type)
     judged = Judged(run, name, model.to(choose_device()), tokenizer)
-    scorers = prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
+    scorers = (
+        prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
+    )
     texts = text.split(split)["text"]
     total = len(texts)
-    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
+    score = score_documents(
+        model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
+    )
     scored = "whole text" if text.is_whole else split
-    facts = {"run": run, "rung": name, "corpus": text.name, "split": scored, **seen, **score.as_dict()}
+    facts = {
+        "run": run,
+        "rung": name,
+        "corpus": text.name,
+        "split": scored,
+        **seen,
+        **score.as_dict(),
+    }
     facts |= {"doubt": runs.find_doubt(record), "busyness": runs.find_busyness(record)}
     for switch, scorer in scorers.items():
         facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
@@ -76,13 +100,15 @@ def evaluate_run(
 def _check_held_out(run: str, text: Corpus, split: str) -> None:
     if not len(text.split(split)):
         raise RunError(
-            f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} text: name other text, "
+            f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} "
+            f"text: name other text, "
             f"as in `rung eval {shlex.quote(run)} other.txt`"
         )
 
 
 def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[str, Any]:
-    """How much of the text the run was trained on; it and those mixed with it must not have seen most of it.
+    """How much of the text the run was trained on; it and those mixed with it must not have seen
+    most of it.
 
     Raises `RunError` where one has.
     """
@@ -95,13 +121,16 @@ def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[
 
 
 def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
-    """The figures of lm-evaluation-harness for a run on `tasks`, on at most `limit` documents of each.
+    """The figures of lm-evaluation-harness for a run on `tasks`, on at most `limit` documents of
+    each.
 
-    Of each task it is said how much of its text the run was trained on, where the training text is to be had.
-    Raises `RecipeError` where the harness is not installed.
+    Of each task it is said how much of its text the run was trained on, where the training text is
+    to be had. Raises `RecipeError` where the harness is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        raise RecipeError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'rung[eval]'")
+        raise RecipeError(
+            "--tasks needs lm-evaluation-harness, which is not installed: pip install 'rung[eval]'"
+        )
     from rung.evaluation.harness import run_tasks
 
     model, tokenizer = load(run)
@@ -109,13 +138,20 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
     figures, texts = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
     for task, seen in _find_seen_of_tasks(run, record, texts).items():
         figures[task]["seen_in_training"] = seen
-    facts = {"rung": record.get("rung", model.config.model_type), "renormalized": is_renormalized(model)}
+    facts = {
+        "rung": record.get("rung", model.config.model_type),
+        "renormalized": is_renormalized(model),
+    }
     harness = f"lm_eval {importlib.metadata.version('lm_eval')}"
     return {"run": run, **facts, "harness": harness, "limit": limit, "tasks": figures}
 
 
-def _find_seen_of_tasks(run: str, record: Mapping[str, Any], texts: Mapping[str, list[str]]) -> dict[str, float]:
-    """The share of each task's bytes that the run was trained on; of none where its training text is not to be had."""
+def _find_seen_of_tasks(
+    run: str, record: Mapping[str, Any], texts: Mapping[str, list[str]]
+) -> dict[str, float]:
+    """The share of each task's bytes that the run was trained on; of none where its training text
+    is not to be had.
+    """
     if not {"recipe", "corpus"} <= record.keys():
         return {}
     try:

@@ -1,4 +1,6 @@
-"""The text of a run: its corpus, its tokenizer, trained or loaded, and its training split as token ids."""
+"""The text of a run: its corpus, its tokenizer, trained or loaded, and its training split as token
+ids.
+"""
 
 import hashlib
 import time
@@ -21,7 +23,9 @@ from rung.progress import Stage, Tell
 from rung.recipe import Recipe
 
 MADE = 3  # one more whenever the same text makes another tokenizer: what was kept before is left
-SAMPLE_BYTES = 1 << 26  # of the train text, from all over it, that a byte-pair tokenizer is trained on
+SAMPLE_BYTES = (
+    1 << 26
+)  # of the train text, from all over it, that a byte-pair tokenizer is trained on
 
 
 def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
@@ -31,15 +35,21 @@ def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
 
 
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on this corpus."""
+    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on
+    this corpus.
+    """
     spec = recipe.tokenizer
     if "path" in spec or spec.get("kind") in PUBLISHED:
         return load_tokenizer(spec.get("path") or spec["kind"])
     kind, vocab_size = spec["kind"], spec.get("vocab_size")
     if kind not in TOKENIZERS:
-        raise RecipeError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder")
+        raise RecipeError(
+            f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder"
+        )
     stride = sample_stride(recipe, corpus)
-    made = hashlib.sha256(f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode())
+    made = hashlib.sha256(
+        f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode()
+    )
 
     def make(beside: Path) -> None:
         build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
@@ -48,18 +58,26 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
 
 
 def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
-    """One document in how many the tokenizer is trained on; of words and characters none may be missed."""
+    """One document in how many the tokenizer is trained on; of words and characters none may be
+    missed.
+    """
     return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind") == "bpe" else 1
 
 
 def skips_empty_lines(recipe: Recipe) -> bool:
-    """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes them as KenLM does."""
+    """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes
+    them as KenLM does.
+    """
     return recipe.documents == "lines" and not find_rung(recipe.rung).counts
 
 
-def packed_key(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False) -> str:
+def packed_key(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False
+) -> str:
     """What the packed text of a corpus is kept under."""
-    return f"{corpus.fingerprint} train {fingerprint(tokenizer)}{' without empty lines' * skip_empty}"
+    return (
+        f"{corpus.fingerprint} train {fingerprint(tokenizer)}{' without empty lines' * skip_empty}"
+    )
 
 
 def pack_train(
@@ -69,7 +87,9 @@ def pack_train(
     *,
     skip_empty: bool = False,
 ) -> Packed:
-    """The training text as token ids, made once and kept; what was made before a stop is gone on from."""
+    """The training text as token ids, made once and kept; what was made before a stop is gone on
+    from.
+    """
 
     def read(state: Any) -> Iterator[tuple[list[str], Any]]:
         for texts, after in corpus.read_train(state):

@@ -44,7 +44,9 @@ LEAST_MARKING = 10.0  # seconds that lzma's second mark may take, however short 
 
 @contextmanager
 def warn_unmoved(model: CausalModel) -> Iterator[None]:
-    """Warn where training left every weight as it was: whoever reads the figures would not see it."""
+    """Warn where training left every weight as it was: whoever reads the figures would not see
+    it.
+    """
 
     def weigh() -> list[tuple[float, float]]:
         weights = (parameter.detach().double() for parameter in model.parameters())
@@ -83,7 +85,9 @@ def describe_surroundings(seed: int) -> dict[str, Any]:
 
 
 def note_batches(folder: Path, before: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    """From which step on a run has read how many rows a step, where that has changed as it went on."""
+    """From which step on a run has read how many rows a step, where that has changed as it went
+    on.
+    """
     had = before["recipe"].get("global_batch_size")
     noted = before.get("batches", [{"from_step": 0, "global_batch_size": had}])
     if had == rows and len(noted) == 1:
@@ -110,10 +114,16 @@ def describe_training(trained: Trained) -> dict[str, Any]:
 
 
 def describe_cpu(trained: Trained) -> dict[str, Any]:
-    """The share of the CPU that training got, of how many cores, and whether other processes had the rest."""
+    """The share of the CPU that training got, of how many cores, and whether other processes had
+    the rest.
+    """
     if trained.cpu_share is None:
         return {}
-    return {"cpu_share": round(trained.cpu_share, 3), "cores": count_cores(), "was_busy": trained.was_busy}
+    return {
+        "cpu_share": round(trained.cpu_share, 3),
+        "cores": count_cores(),
+        "was_busy": trained.was_busy,
+    }
 
 
 def judge(
@@ -126,8 +136,8 @@ def judge(
 ) -> dict[str, Any]:
     """Scores on the test split, the compressors' marks, a sample, and a passage token by token.
 
-    Where nothing was held out there is a sample, and no score. The sample ends after `max_time` seconds; the marks may
-    take as long as training did, `trained` seconds.
+    Where nothing was held out there is a sample, and no score. The sample ends after `max_time`
+    seconds; the marks may take as long as training did, `trained` seconds.
     """
     texts, prompt, passage = corpus.test["text"], find_prompt(corpus), _passage(corpus)
     sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, max_time=max_time)
@@ -136,7 +146,9 @@ def judge(
         return {"scores": {}, "prompt": prompt, "sample": sample}
     total = len(texts)
     started = time.perf_counter()
-    score = score_documents(model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total)))
+    score = score_documents(
+        model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
+    )
     score = replace(score, seconds=time.perf_counter() - started)
     return {
         "scores": {"test": score.as_dict()},
@@ -150,8 +162,9 @@ def judge(
 def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
     """The compressors' `marks` on this corpus, computed once and kept.
 
-    That of lzma after the train text, which can take minutes, is left out where it would take longer than `seconds`,
-    and than `LEAST_MARKING`; `marks_left_out` says so. What it would take is kept too.
+    That of lzma after the train text, which can take minutes, is left out where it would take
+    longer than `seconds`, and than `LEAST_MARKING`; `marks_left_out` says so. What it would take is
+    kept too.
     """
     seconds = max(LEAST_MARKING, seconds)
     tell(Stage(name="comparing"))
@@ -163,19 +176,26 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
             corpus.test["text"],
             corpus.train["text"],
             seconds,
-            lambda done, total: tell(Stage(name="comparing", done=done, total=total, note=AFTER_TRAIN)),
+            lambda done, total: tell(
+                Stage(name="comparing", done=done, total=total, note=AFTER_TRAIN)
+            ),
         )
         found |= {} if mark is None else {AFTER_TRAIN: mark}
         revise(folder, found if mark is not None else found | {TAKES: takes})
     if AFTER_TRAIN in found:
         return {"marks": found}
-    why = f"{AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has {seconds:.0f} s for it"
+    why = (
+        f"{AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has "
+        f"{seconds:.0f} s for it"
+    )
     tell(Stage(name="noted", note=why))
     return {"marks": found, "marks_left_out": why}
 
 
 def _passage(corpus: Corpus) -> str:
-    """The opening of the first test document that is long enough, cut at white space; of training where none is."""
+    """The opening of the first test document that is long enough, cut at white space; of training
+    where none is.
+    """
     texts = corpus.test["text"] if len(corpus.test) else corpus.train["text"][:PASSAGES]
     text = next((t for t in texts if len(t) >= PASSAGE_CHARACTERS), max(texts, key=len))
     if len(text) <= PASSAGE_CHARACTERS:

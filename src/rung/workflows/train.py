@@ -60,21 +60,31 @@ from rung.workflows.training_text import describe_place, describe_places, find_a
 
 DEFAULT_MINUTES = 5.0
 # Fields of the rungs that have dropout of their own.
-OWN_DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "rnn": ("dropout",), "rnn-attention": ("dropout",)}
-CONTEXT = 256  # tokens a model is trained on at a time in five minutes or less; twice as many in four times as long
+OWN_DROPOUT = {
+    "gpt2": ("resid_pdrop", "embd_pdrop"),
+    "rnn": ("dropout",),
+    "rnn-attention": ("dropout",),
+}
+# Tokens a model is trained on at a time in five minutes or less; twice as many in four times as
+# long.
+CONTEXT = 256
 LONGEST_CONTEXT = 1024
 MARKING = 0.1  # of the minutes, at the most, is for the compressors' marks
 SAMPLING = 0.02  # of the minutes, at the most, is for a sample
 WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in training
 
 
-def execute(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, began: float | None = None) -> bool:
-    """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is one.
+def execute(
+    recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, began: float | None = None
+) -> bool:
+    """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is
+    one.
 
-    The recipe's minutes hold all of it, from `began` by `train.clock.now`, else from now, to the last score. Returns
-    whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
-    processes train together; reading, counting, scoring and writing is done once, by the main one. Raises `RungError`
-    for what the user can mend, a `folder` that another process writes into too; a start that fails leaves nothing.
+    The recipe's minutes hold all of it, from `began` by `train.clock.now`, else from now, to the
+    last score. Returns whether it was finished: False when it was interrupted, the work so far
+    saved. Under `torchrun` the processes train together; reading, counting, scoring and writing is
+    done once, by the main one. Raises `RungError` for what the user can mend, a `folder` that
+    another process writes into too; a start that fails leaves nothing.
     """
     with runs.hold(folder, together=True), runs.undo_failed_start(folder):
         return _execute(recipe, folder, tell, now() if began is None else began)
@@ -89,7 +99,9 @@ def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
     chosen = ready if counts else _choose_size(ready, packed, folder, tell)
     begun = distributed.from_main(lambda: _begin(chosen, packed, folder))
     if counts:
-        return distributed.from_main(lambda: _finish(begun, folder, _count(begun, packed, folder, tell), tell))
+        return distributed.from_main(
+            lambda: _finish(begun, folder, _count(begun, packed, folder, tell), tell)
+        )
     set_seed(recipe.seed)
     made = _learn(begun, packed, folder, tell)
     return distributed.from_main(lambda: _finish(begun, folder, made, tell))
@@ -97,7 +109,9 @@ def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """All that is decided before a model is made, and the record of it. Other processes get it without the text."""
+    """All that is decided before a model is made, and the record of it. Other processes get it
+    without the text.
+    """
 
     recipe: Recipe
     tokenizer: PreTrainedTokenizerBase
@@ -114,26 +128,32 @@ class _Ready:
         """The packed text, mapped into memory: a process reads what it trains on, and no more."""
         folder = cache_folder() / "packed"
         return pack(
-            functools.partial(_not_here, folder), key=self.key, vocab_size=count_ids(self.tokenizer), folder=folder
+            functools.partial(_not_here, folder),
+            key=self.key,
+            vocab_size=count_ids(self.tokenizer),
+            folder=folder,
         )
 
 
 def _not_here(folder: Path, state: Any) -> NoReturn:
     raise RunError(
-        f"process {distributed.number()} finds no text in {folder}: RUNG_CACHE must be one folder for all machines"
+        f"process {distributed.number()} finds no text in {folder}: RUNG_CACHE must be one folder "
+        f"for all machines"
     )
 
 
 def check_start(recipe: Recipe, folder: Path) -> None:
-    """Raise `RungError` for what can be refused before a text is read: the model, trackers, memory, the Trainer's
-    arguments, and a batch that the processes cannot share out.
+    """Raise `RungError` for what can be refused before a text is read: the model, trackers, memory,
+    the Trainer's arguments, and a batch that the processes cannot share out.
     """
     if not recipe.base:
         make_config(recipe.rung, None, recipe.model)
     check_trackers(recipe.train)
     Counting(**recipe.counting).check_memory()
     if not find_rung(recipe.rung).counts:
-        settings = TrainSettings(arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora)
+        settings = TrainSettings(
+            arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
+        )
         make_arguments(settings, folder, 1)
 
 
@@ -153,10 +173,14 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     skip_empty = skips_empty_lines(recipe)
     pack_train(corpus, tokenizer, tell, skip_empty=skip_empty)
     if recipe.minutes and corpus.bytes["test"]:
-        find_marks(corpus, tell, MARKING * 60 * recipe.minutes)  # before training: what they take is then known
+        find_marks(
+            corpus, tell, MARKING * 60 * recipe.minutes
+        )  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer, skip_empty=skip_empty)
-    return _Ready(recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began)
+    return _Ready(
+        recipe=recipe, tokenizer=tokenizer, key=key, record=record, corpus=corpus, began=began
+    )
 
 
 def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
@@ -173,11 +197,21 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
     """Save and score what was made; an interrupted run is saved, no more."""
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
-    record = ready.record | {"parameters": count_parameters(model), "training": describe_training(trained)}
-    read = {line["step"]: line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line}
+    record = ready.record | {
+        "parameters": count_parameters(model),
+        "training": describe_training(trained),
+    }
+    read = {
+        line["step"]: line["bits_per_byte"]
+        for line in runs.read_metrics(folder)
+        if "bits_per_byte" in line
+    }
     reached = read.get(trained.kept_step)
     if reached and "plan" in record:
-        record["plan"] |= {"reached": reached, "error": record["plan"]["bits_per_byte"] / reached - 1}
+        record["plan"] |= {
+            "reached": reached,
+            "error": record["plan"]["bits_per_byte"] / reached - 1,
+        }
     if not trained.interrupted:
         assert ready.corpus is not None
         record |= judge(
@@ -194,49 +228,71 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
 
 
 def read_begun(folder: Path, global_batch_size: Any = None) -> Recipe:
-    """The recipe of the run that was begun in `folder`, from here on with `global_batch_size` rows a step, if given.
+    """The recipe of the run that was begun in `folder`, from here on with `global_batch_size` rows
+    a step, if given.
 
-    Raises `RunError` when there is nothing to resume, or so many processes as there are now cannot share the rows.
+    Raises `RunError` when there is nothing to resume, or so many processes as there are now cannot
+    share the rows.
     """
     record = runs.read_record(folder)
     recipe = record.get("recipe")
     if "tune" in record and not runs.is_finished(folder):
-        raise RunError(f"{folder} is being tuned: go on with `rung tune --out {shlex.quote(str(folder))} --resume`")
+        raise RunError(
+            f"{folder} is being tuned: go on with `rung tune --out {shlex.quote(str(folder))} "
+            f"--resume`"
+        )
     if recipe is None and "failed" in record:
-        raise RunError(f"{folder} failed before there was anything to resume ({record['failed']}): leave out --resume")
+        raise RunError(
+            f"{folder} failed before there was anything to resume ({record['failed']}): leave out "
+            f"--resume"
+        )
     if runs.is_finished(folder) or recipe is None:
         raise RunError(f"{folder} is finished: there is nothing to resume")
     places = record.get("places", {})
     page = find_again(recipe, places) | {"corpus": find_sources(folder, record)}
     page |= {"tokenizer": find_again(recipe.get("tokenizer", {}), places)}
-    begun = make_recipe(page if global_batch_size is None else page | {"global_batch_size": global_batch_size})
+    begun = make_recipe(
+        page if global_batch_size is None else page | {"global_batch_size": global_batch_size}
+    )
     _check_batch(begun, recipe.get("global_batch_size"), folder)
     return begun
 
 
 def _check_batch(recipe: Recipe, before: int | None, folder: Path) -> None:
-    """Raise `RunError`, with what to do, where a run cannot go on with the rows a step that its recipe has."""
+    """Raise `RunError`, with what to do, where a run cannot go on with the rows a step that its
+    recipe has.
+    """
     rows, processes = recipe.global_batch_size, distributed.count()
     if recipe.carry_state and rows != before:
-        raise RunError(f"global_batch_size is {rows}, but {folder} keeps the states of {before} streams: leave it out")
+        raise RunError(
+            f"global_batch_size is {rows}, but {folder} keeps the states of {before} streams: "
+            f"leave it out"
+        )
     if not rows or rows % processes == 0:
         return
     again = f"{distributed.command()} train --out {shlex.quote(str(folder))} --resume"
     ways = f"go on with `{again} --set global_batch_size={math.ceil(rows / processes) * processes}`"
     if recipe.carry_state:
         ways = "go on with a number of processes that divides it"
-    raise RunError(f"{folder} reads {rows} rows a step, which {processes} processes cannot share out evenly: {ways}")
+    raise RunError(
+        f"{folder} reads {rows} rows a step, which {processes} processes cannot share out evenly: "
+        f"{ways}"
+    )
 
 
 def check_unused(folder: Path) -> None:
-    """Raise `RunError` when something in `folder` would be lost, or another process is at work there."""
+    """Raise `RunError` when something in `folder` would be lost, or another process is at work
+    there.
+    """
     if folder.is_dir():
         runs.check_free(folder)
         remove_leftovers(folder, alone=True)
         if runs.holds_failure_only(folder):
             return
         if runs.list_names(folder):
-            raise RunError(f"{folder} is not empty: go on with --resume, or choose another folder with --out")
+            raise RunError(
+                f"{folder} is not empty: go on with --resume, or choose another folder with --out"
+            )
     elif folder.exists():
         raise RunError(f"{folder} is a file, and a run is a folder: choose another with --out")
 
@@ -252,8 +308,12 @@ def complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
     if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
-        recipe = replace(recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)})
-    return replace(recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train))
+        recipe = replace(
+            recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)}
+        )
+    return replace(
+        recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train)
+    )
 
 
 def _choose_context(recipe: Recipe) -> int:
@@ -262,7 +322,8 @@ def _choose_context(recipe: Recipe) -> int:
 
 
 def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
-    """Write the record; checkpoints of an earlier try are kept if they are of the same text, other traces are not.
+    """Write the record; checkpoints of an earlier try are kept if they are of the same text, other
+    traces are not.
 
     What is gone on with keeps the plan that it was begun with.
     """
@@ -270,20 +331,32 @@ def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
     assert corpus is not None
     record = _describe(ready.recipe, corpus, ready.tokenizer) | ready.record
     record["corpus"] |= describe_place(ready.recipe.corpus, folder)
-    record["places"] = describe_places(base=ready.recipe.base, path=ready.recipe.tokenizer.get("path"))
+    record["places"] = describe_places(
+        base=ready.recipe.base, path=ready.recipe.tokenizer.get("path")
+    )
     if ready.plan:
         record["plan"] = asdict(ready.plan)
     if corpus.stream:
         record["corpus"]["documents"]["train"] = len(packed.starts)
-        record["corpus"]["bytes"] |= {"train": packed.state["bytes"], "train stored": corpus.bytes["train"]}
+        record["corpus"]["bytes"] |= {
+            "train": packed.state["bytes"],
+            "train stored": corpus.bytes["train"],
+        }
     if not find_checkpoints(folder):
         for name in (runs.METRICS, runs.SAMPLES):
             (folder / name).unlink(missing_ok=True)
     else:
         before = runs.read_record(folder)
-        for key, what in (("corpus", "text"), ("tokenizer", "text"), ("base", "model that it goes on from")):
+        for key, what in (
+            ("corpus", "text"),
+            ("tokenizer", "text"),
+            ("base", "model that it goes on from"),
+        ):
             if before.get(key, {}).get("fingerprint") != record.get(key, {}).get("fingerprint"):
-                raise RunError(f"the {what} has changed since {folder} was begun: choose another folder with --out")
+                raise RunError(
+                    f"the {what} has changed since {folder} was begun: choose another folder with "
+                    f"--out"
+                )
         record = {"plan": before["plan"]} | record if "plan" in before else record
         record |= note_batches(folder, before, ready.recipe.global_batch_size)
     runs.write_record(folder, record)
@@ -291,8 +364,14 @@ def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
 
 
 def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
-    """The width for what is not timed, or has no law: as if it had the minutes that a run has by default."""
-    if find_rung(recipe.rung).counts or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
+    """The width for what is not timed, or has no law: as if it had the minutes that a run has by
+    default.
+    """
+    if (
+        find_rung(recipe.rung).counts
+        or recipe.base
+        or {"hidden_size", "n_embd"} & set(recipe.model)
+    ):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
@@ -355,7 +434,9 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
             )
         )
 
-    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed, max_time=_find_max_time(ready.recipe))
+    sampling = Sampling(
+        max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed, max_time=_find_max_time(ready.recipe)
+    )
     return Hooks(
         evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
@@ -386,7 +467,9 @@ def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase
             "notes": list(corpus.notes),
         },
         "tokenizer": {
-            **describe_tokenizer(tokenizer, recipe.tokenizer.get("kind") or recipe.tokenizer["path"]),
+            **describe_tokenizer(
+                tokenizer, recipe.tokenizer.get("kind") or recipe.tokenizer["path"]
+            ),
             "one_document_in": sample_stride(recipe, corpus),
         },
         **describe_surroundings(recipe.seed),

@@ -1,4 +1,6 @@
-"""The text that a run was trained on: found again where it is now, and told from text that the run has not seen."""
+"""The text that a run was trained on: found again where it is now, and told from text that the run
+has not seen.
+"""
 
 import glob
 import os
@@ -18,55 +20,74 @@ MOST_SEEN = 0.5  # of the bytes: a text of which a run has seen more is no test 
 
 
 def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
-    """What a run in `folder` records of where its text lies: the paths in full, and seen from the run."""
+    """What a run in `folder` records of where its text lies: the paths in full, and seen from the
+    run.
+    """
     sources = _as_list(corpus)
     if not is_path(sources[0]):
         return {}
     paths = [os.path.abspath(os.path.expanduser(source)) for source in sources]  # noqa: PTH100, PTH111  # globs too
     try:
-        return {"paths": paths, "paths_from_run": [os.path.relpath(path, folder.resolve()) for path in paths]}
+        return {
+            "paths": paths,
+            "paths_from_run": [os.path.relpath(path, folder.resolve()) for path in paths],
+        }
     except ValueError:  # on another drive of Windows
         return {"paths": paths}
 
 
 def describe_places(**named: str | None) -> dict[str, str]:
-    """Where lies, in full, what was named by a path; what is none here, as a name on the Hub, is left out."""
-    return {key: os.path.abspath(name) for key, name in named.items() if name and Path(name).exists()}  # noqa: PTH100  # links stay
+    """Where lies, in full, what was named by a path; what is none here, as a name on the Hub, is
+    left out.
+    """
+    return {
+        key: os.path.abspath(name) for key, name in named.items() if name and Path(name).exists()
+    }  # noqa: PTH100  # links stay
 
 
 def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
-    """What was named, by its path in full where the name leads elsewhere from the folder that we are in now."""
+    """What was named, by its path in full where the name leads elsewhere from the folder that we
+    are in now.
+    """
     lost = {
         key: place
         for key, place in places.items()
-        if isinstance(named.get(key), str) and os.path.abspath(named[key]) != place and Path(place).exists()  # noqa: PTH100
+        if isinstance(named.get(key), str)
+        and os.path.abspath(named[key]) != place
+        and Path(place).exists()  # noqa: PTH100
     }
     return {**named, **lost}
 
 
 def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
-    """The corpus that the run was trained on: where it was, where it lies seen from the run, or as it was typed.
+    """The corpus that the run was trained on: where it was, where it lies seen from the run, or as
+    it was typed.
 
     Raises `CorpusError` when it is at none of these places.
     """
     recipe, wanted = record["recipe"], record["corpus"]["fingerprint"]
     first: Corpus | None = None
     for sources in _find_places(run, record):
-        text = read_corpus({**recipe, "corpus": sources, **({"documents": documents} if documents else {})})
+        text = read_corpus(
+            {**recipe, "corpus": sources, **({"documents": documents} if documents else {})}
+        )
         if text.fingerprint == wanted:
             return text
         first = first or text
     if first is None:
         places = " or ".join(dict.fromkeys(", ".join(place) for place in _list_places(run, record)))
         raise CorpusError(
-            f"the text that {run} was trained on is not at {places}: put it back, or name other text, as in "
+            f"the text that {run} was trained on is not at {places}: put it back, or name other "
+            f"text, as in "
             f"`rung eval {shlex.quote(run)} FILE`"
         )
     return first
 
 
 def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
-    """The corpus of a run's recipe, as paths that are there; as it was typed where that is the same."""
+    """The corpus of a run's recipe, as paths that are there; as it was typed where that is the
+    same.
+    """
     typed = record["recipe"].get("corpus")
     places = _find_places(str(folder), record)
     if not places or describe_place(typed, folder).get("paths") == places[0]:
@@ -74,9 +95,11 @@ def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
     return places[0][0] if len(places[0]) == 1 else places[0]
 
 
-def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any], reading: Mapping[str, str]) -> bool:
-    """Whether that is the text of the run, by its place or by its content; what `reading` says is another column of it,
-    or another encoding, is not.
+def is_own(
+    corpus: str | Sequence[str], run: str, record: Mapping[str, Any], reading: Mapping[str, str]
+) -> bool:
+    """Whether that is the text of the run, by its place or by its content; what `reading` says is
+    another column of it, or another encoding, is not.
     """
     recipe, sources = record["recipe"], _as_list(corpus)
     for key, usual in (("column", None), ("encoding", "utf-8")):
@@ -96,12 +119,17 @@ def is_own(corpus: str | Sequence[str], run: str, record: Mapping[str, Any], rea
 
 
 def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
-    """Of each collection of texts, the share of its bytes in lines that stand in the training text."""
+    """Of each collection of texts, the share of its bytes in lines that stand in the training
+    text.
+    """
     found = [_measure_lines(first_texts(texts, COMPARED)) for texts in collections]
     wanted, seen = set[int]().union(*found), set[int]()
     for text in own.sample_train(1):
         seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))
-    return [sum(sizes[line] for line in seen & sizes.keys()) / max(sum(sizes.values()), 1) for sizes in found]
+    return [
+        sum(sizes[line] for line in seen & sizes.keys()) / max(sum(sizes.values()), 1)
+        for sizes in found
+    ]
 
 
 def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
@@ -114,10 +142,11 @@ def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
 
 
 def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) -> float | None:
-    """The share of the split's bytes that the run was trained on; None where its training text is not to be had.
+    """The share of the split's bytes that the run was trained on; None where its training text is
+    not to be had.
 
-    Raises `RunError` where most of it was, unless it is a file that was held out as such: that would be no score of
-    held-out text.
+    Raises `RunError` where most of it was, unless it is a file that was held out as such: that
+    would be no score of held-out text.
     """
     if text.fingerprint == record["corpus"]["fingerprint"]:
         return 0.0
@@ -128,8 +157,10 @@ def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) 
     (seen,) = find_seen([text.split(split)["text"]], own)
     if seen >= MOST_SEEN and not _is_held_out(text, split, own):
         raise RunError(
-            f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that would be no score of "
-            f"text it has not seen; `rung eval {shlex.quote(run)}` scores its test split, and with --split train what "
+            f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that "
+            f"would be no score of "
+            f"text it has not seen; `rung eval {shlex.quote(run)}` scores its test split, and with "
+            f"--split train what "
             "it has seen"
         )
     return seen
@@ -152,8 +183,15 @@ def _read_sources(record: Mapping[str, Any]) -> list[str]:
     """
     typed = record["recipe"].get("corpus")
     sources = [typed] if isinstance(typed, str) else typed
-    if not isinstance(sources, list) or not sources or not all(isinstance(source, str) for source in sources):
-        raise RunError(f"the run's record is damaged: its recipe's corpus is {typed!r}, and must be a name or paths")
+    if (
+        not isinstance(sources, list)
+        or not sources
+        or not all(isinstance(source, str) for source in sources)
+    ):
+        raise RunError(
+            f"the run's record is damaged: its recipe's corpus is {typed!r}, and must be a name or "
+            f"paths"
+        )
     return sources
 
 
@@ -170,6 +208,10 @@ def _find_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
 
     def is_there(source: str) -> bool:
         path = Path(source).expanduser()
-        return not is_path(source) or path.exists() or (glob.has_magic(source) and bool(glob.glob(str(path))))  # noqa: PTH207
+        return (
+            not is_path(source)
+            or path.exists()
+            or (glob.has_magic(source) and bool(glob.glob(str(path))))
+        )  # noqa: PTH207
 
     return [place for place in _list_places(run, record) if all(map(is_there, place))]

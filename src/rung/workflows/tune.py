@@ -1,4 +1,6 @@
-"""Making a chat model of a run: conversations, training on what the assistant says, and what that changed, honestly."""
+"""Making a chat model of a run: conversations, training on what the assistant says, and what that
+changed, honestly.
+"""
 
 import shlex
 from collections.abc import Sequence
@@ -46,11 +48,20 @@ from rung.training.settings import TrainSettings, check_arguments, check_length,
 from rung.training.train import Trained, train
 from rung.workflows.base import describe_base
 from rung.workflows.evaluate import read_own
-from rung.workflows.record import describe_surroundings, describe_tokenizer, describe_training, judge, warn_unmoved
+from rung.workflows.record import (
+    describe_surroundings,
+    describe_tokenizer,
+    describe_training,
+    judge,
+    warn_unmoved,
+)
 from rung.workflows.training_text import describe_places, find_again
 
 DEFAULT_MINUTES = 5.0
-ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}  # weights that have learned already
+ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 3e-3,
+    "weight_decay": 0.0,
+}  # weights that have learned already
 REPLAYED = 0.25  # as many tokens of the base's own text as conversations have, times this
 WATCHED = 64  # conversations that training watches
 ASKED = 100  # questions of each set that are answered in the end
@@ -73,7 +84,8 @@ class Tuning:
     def __post_init__(self) -> None:
         if self.preference and (self.minutes or self.steps or self.train or self.data != DEFAULT):
             raise RecipeError(
-                f"--preference {self.preference} goes once through its pairs, at a rate of its own: leave out DATA, "
+                f"--preference {self.preference} goes once through its pairs, at a rate of its "
+                f"own: leave out DATA, "
                 "--minutes, --steps and --set"
             )
         check_positive("minutes", self.minutes, float)
@@ -85,8 +97,8 @@ class Tuning:
 
 @dataclass(frozen=True, kw_only=True)
 class _Student:
-    """The model that is tuned; what it is tuned on, and the text that it was judged by before, are with the main
-    process alone: others get it without them, and with a model of their own.
+    """The model that is tuned; what it is tuned on, and the text that it was judged by before, are
+    with the main process alone: others get it without them, and with a model of their own.
     """
 
     model: CausalModel
@@ -108,16 +120,21 @@ class _Begun:
         return {**self.__dict__, "student": None}
 
 
-def tune(plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: float | None = None) -> bool:
-    """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if there is one.
+def tune(
+    plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: float | None = None
+) -> bool:
+    """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if
+    there is one.
 
-    Its minutes count from `began` by `train.clock.now`, else from now, and hold how it is judged before and after.
-    Returns whether it was finished: False when it was interrupted, the work so far saved. Under `torchrun` the
-    processes train together; the rest is done once, by the main one. Raises `RungError`; a start that fails leaves
-    nothing in `folder`.
+    Its minutes count from `began` by `train.clock.now`, else from now, and hold how it is judged
+    before and after. Returns whether it was finished: False when it was interrupted, the work so
+    far saved. Under `torchrun` the processes train together; the rest is done once, by the main
+    one. Raises `RungError`; a start that fails leaves nothing in `folder`.
     """
     if plan.preference and distributed.count() > 1:
-        raise RecipeError(f"--preference learns in one process, not in {distributed.count()}: leave out torchrun")
+        raise RecipeError(
+            f"--preference learns in one process, not in {distributed.count()}: leave out torchrun"
+        )
     with runs.hold(folder, together=True), runs.undo_failed_start(folder):
         return _tune(plan, folder, tell, now() if began is None else began)
 
@@ -129,13 +146,17 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
     model = model.float().to(choose_device())
     if plan.preference:
         return _prefer(plan, base, (model, tokenizer), folder, tell)
-    begun = distributed.from_main(lambda: _begin(plan, base, (model, tokenizer), folder, tell, began))
+    begun = distributed.from_main(
+        lambda: _begin(plan, base, (model, tokenizer), folder, tell, began)
+    )
     if not distributed.is_main():
         _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
     hooks = _hooks(begun.student, tell) if begun.student else NO_HOOKS
     with warn_unmoved(model):
-        trained = train(model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks)
+        trained = train(
+            model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks
+        )
     return distributed.from_main(lambda: _finish(begun, trained, folder, tell))
 
 
@@ -143,7 +164,10 @@ def _finish(begun: _Begun, trained: Trained, folder: Path, tell: Tell) -> bool:
     """Save what was learned and judge it; what was interrupted is saved, no more."""
     student, record = begun.student, begun.record
     assert student is not None
-    record |= {"parameters": count_parameters(student.model), "training": describe_training(trained)}
+    record |= {
+        "parameters": count_parameters(student.model),
+        "training": describe_training(trained),
+    }
     runs.save_model(folder, student.model.eval(), student.tokenizer)
     if not trained.interrupted:
         _judge_after(student, record, tell)
@@ -158,7 +182,10 @@ def read_base(run: str) -> dict[str, Any]:
     """
     record = runs.find_record(Path(run))
     if record and find_rung(record["rung"]).counts:
-        raise RunError(f"{run} is a {record['rung']}, which counts: only what is trained by gradients can be tuned")
+        raise RunError(
+            f"{run} is a {record['rung']}, which counts: only what is trained by gradients can be "
+            f"tuned"
+        )
     if record and not runs.is_finished(Path(run)):
         raise RunError(f"{run} {runs.say_how_to_go_on(Path(run))}")
     return record
@@ -171,14 +198,21 @@ def read_begun(folder: Path) -> Tuning:
     """
     record = runs.read_record(folder)
     if "tune" not in record:
-        raise RunError(f"{folder} is no tuned run: go on with `rung train --out {shlex.quote(str(folder))} --resume`")
+        raise RunError(
+            f"{folder} is no tuned run: go on with `rung train --out {shlex.quote(str(folder))} "
+            f"--resume`"
+        )
     if runs.is_finished(folder):
         raise RunError(f"{folder} is finished: there is nothing to resume")
     return Tuning(**find_again(record["tune"]["plan"], record.get("places", {})))
 
 
 def _prefer(
-    plan: Tuning, base: dict[str, Any], made: tuple[CausalModel, PreTrainedTokenizerBase], folder: Path, tell: Tell
+    plan: Tuning,
+    base: dict[str, Any],
+    made: tuple[CausalModel, PreTrainedTokenizerBase],
+    folder: Path,
+    tell: Tell,
 ) -> bool:
     """Teach a chat model which of two answers is the better one; there is nothing to resume."""
     model, tokenizer = made
@@ -192,7 +226,11 @@ def _prefer(
     runs.make_folder(folder)
     corpus = read_own(plan.base, base) if "recipe" in base else None
     record = _describe(model, plan, base)
-    record["tune"] |= {"data": Path(plan.preference).name, "preferences": len(learned), "held_out": len(held_out)}
+    record["tune"] |= {
+        "data": Path(plan.preference).name,
+        "preferences": len(learned),
+        "held_out": len(held_out),
+    }
     sides: dict[str, Any] = {"before": {"preferred": share_preferred(model, tokenizer, held_out)}}
     if corpus:
         sides["before"] |= _score_text(model, tokenizer, corpus, tell)
@@ -243,7 +281,9 @@ def _begin(
     tell: Tell,
     began: float,
 ) -> _Begun:
-    """Read the conversations, judge the base, and write the record: last, after all that may be refused."""
+    """Read the conversations, judge the base, and write the record: last, after all that may be
+    refused.
+    """
     make_arguments(_make_settings(plan, began), folder, 1)  # refuses what the Trainer would
     student = _Student(
         model=made[0],
@@ -257,7 +297,9 @@ def _begin(
     record["tune"]["before"] = _find_before(plan, folder, record) or _judge_before(student, tell)
     began -= now() - judging  # as long as before will it be judged after
     _teach(*made, plan, record)
-    record["tokenizer"] = describe_tokenizer(student.tokenizer, base.get("tokenizer", {}).get("kind", plan.base))
+    record["tokenizer"] = describe_tokenizer(
+        student.tokenizer, base.get("tokenizer", {}).get("kind", plan.base)
+    )
     tell(Stage(name="tokenizing"))
     examples = _encode(student, plan, record["rung"])
     record["tune"] |= {"rows": len(examples), "cut": examples.cut, "left_out": examples.left_out}
@@ -284,11 +326,15 @@ def _find_before(plan: Tuning, folder: Path, record: dict[str, Any]) -> dict[str
         (plan.data, same_data),
     ):
         if not is_same:
-            raise RunError(f"{what} has changed since {folder} was begun: choose another folder with --out")
+            raise RunError(
+                f"{what} has changed since {folder} was begun: choose another folder with --out"
+            )
     return begun["tune"]["before"]
 
 
-def _teach(model: CausalModel, tokenizer: PreTrainedTokenizerBase, plan: Tuning, record: dict[str, Any]) -> None:
+def _teach(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, plan: Tuning, record: dict[str, Any]
+) -> None:
     """Teach the model the marks of a conversation: on all processes the same new weights."""
     set_seed(plan.seed)
     teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
@@ -297,7 +343,9 @@ def _teach(model: CausalModel, tokenizer: PreTrainedTokenizerBase, plan: Tuning,
 def _make_settings(plan: Tuning, began: float) -> TrainSettings:
     return TrainSettings(
         steps=plan.steps,
-        minutes=None if plan.steps or "num_train_epochs" in plan.train else plan.minutes or DEFAULT_MINUTES,
+        minutes=None
+        if plan.steps or "num_train_epochs" in plan.train
+        else plan.minutes or DEFAULT_MINUTES,
         arguments={**ARGUMENTS, **plan.train},
         seed=plan.seed,
         began=began,
@@ -314,10 +362,13 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
     encoded = encode_conversations(tokenizer, student.data.train)
     if not any(any(e.said[1 : length + 1]) for e in encoded):
         raise CorpusError(
-            f"{plan.data}: no answer begins within the {length} tokens that the model looks at: shorten what is asked"
+            f"{plan.data}: no answer begins within the {length} tokens that the model looks at: "
+            f"shorten what is asked"
         )
     if student.corpus:
-        encoded += replay(student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded))
+        encoded += replay(
+            student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded)
+        )
     return Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
 
 
@@ -332,7 +383,15 @@ def _hooks(student: _Student, tell: Tell) -> Hooks:
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte of answers"
         left = progress.seconds_left
-        tell(Stage(name="tuning", done=progress.step, total=progress.steps, note=note, seconds_left=left))
+        tell(
+            Stage(
+                name="tuning",
+                done=progress.step,
+                total=progress.steps,
+                note=note,
+                seconds_left=left,
+            )
+        )
 
     def say(model: CausalModel) -> str:
         answer = answer_questions(model, tokenizer, watched[:1])[0]
@@ -347,21 +406,35 @@ def _hooks(student: _Student, tell: Tell) -> Hooks:
 
 def _judge_before(student: _Student, tell: Tell) -> dict[str, Any]:
     """How the base does: on its text, and asked in plain text."""
-    text = _score_text(student.model, student.tokenizer, student.corpus, tell) if student.corpus else {}
+    text = (
+        _score_text(student.model, student.tokenizer, student.corpus, tell)
+        if student.corpus
+        else {}
+    )
     return {
         **text,
-        "answers": {name: _judge_answers(student, found, tell)[0] for name, found in student.data.tests.items()},
+        "answers": {
+            name: _judge_answers(student, found, tell)[0]
+            for name, found in student.data.tests.items()
+        },
     }
 
 
 def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
-    """The same of the tuned one, beside looking answers up; and some of its best and worst answers."""
-    found = {name: _judge_answers(student, asked, tell) for name, asked in student.data.tests.items()}
-    best = sorted((a for _, answers in found.values() for a in answers), key=lambda answer: -answer.f1)
+    """The same of the tuned one, beside looking answers up; and some of its best and worst
+    answers.
+    """
+    found = {
+        name: _judge_answers(student, asked, tell) for name, asked in student.data.tests.items()
+    }
+    best = sorted(
+        (a for _, answers in found.values() for a in answers), key=lambda answer: -answer.f1
+    )
     record["tune"] |= {
         "after": {"answers": {name: summary for name, (summary, _) in found.items()}},
         "lookup": {
-            name: look_up(student.data.train, spread(asked, ASKED)) for name, asked in student.data.tests.items()
+            name: look_up(student.data.train, spread(asked, ASKED))
+            for name, asked in student.data.tests.items()
         },
         "best": [asdict(answer) for answer in best[:SHOWN]],
         "worst": [asdict(answer) for answer in best[SHOWN:][-SHOWN:]],
@@ -372,7 +445,9 @@ def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
         record["tune"]["after"]["bits_per_byte"] = record["scores"]["test"]["bits_per_byte"]
 
 
-def _score_text(model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell) -> dict[str, float]:
+def _score_text(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell
+) -> dict[str, float]:
     """Bits per byte of the base's own test text."""
     tell(Stage(name="scoring"))
     score = score_documents(model.eval(), tokenizer, corpus.test["text"])
@@ -385,7 +460,12 @@ def _judge_answers(
     """What answers are worth, and what the expected ones cost, on questions from all over a set."""
     asked, model, tokenizer = spread(asked, ASKED), student.model.eval(), student.tokenizer
     answers = answer_questions(
-        model, tokenizer, asked, lambda done: tell(Stage(name="answering", done=done, total=len(asked)))
+        model,
+        tokenizer,
+        asked,
+        lambda done: tell(Stage(name="answering", done=done, total=len(asked))),
     )
     write = encode_conversations if tokenizer.chat_template else write_plainly
-    return summarize(answers) | find_costs(model, write(tokenizer, asked), count_bytes(asked)), answers
+    return summarize(answers) | find_costs(
+        model, write(tokenizer, asked), count_bytes(asked)
+    ), answers

@@ -1,4 +1,6 @@
-"""The switches of `rung eval`: what else is scored beside the plain score, and on what text it is fitted."""
+"""The switches of `rung eval`: what else is scored beside the plain score, and on what text it is
+fitted.
+"""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -58,23 +60,30 @@ def prepare_switches(switches: Switches, judged: Judged, fitting: Corpus) -> dic
     validation, train = fitting.validation["text"], fitting.train["text"]
     if (switches.cache or switches.dynamic) and hasattr(model, "fit"):
         raise RunError(
-            f"{judged.run}: {judged.name} counts, so it has no hidden states for --cache to compare and no gradient "
+            f"{judged.run}: {judged.name} counts, so it has no hidden states for --cache to "
+            f"compare and no gradient "
             "for --dynamic to follow: name a run that was trained by gradients"
         )
     scorers: dict[str, Scorer] = {}
     if switches.mix:
         models = {judged.run: model} | dict(_load_partner(entry, judged) for entry in switches.mix)
-        scorers["mix"] = lambda texts, report: score_mixture(models, tokenizer, texts, validation, report)
+        scorers["mix"] = lambda texts, report: score_mixture(
+            models, tokenizer, texts, validation, report
+        )
     if switches.cache:
-        scorers["cache"] = lambda texts, report: score_cached(model, tokenizer, texts, validation, report)
+        scorers["cache"] = lambda texts, report: score_cached(
+            model, tokenizer, texts, validation, report
+        )
     if switches.dynamic:
-        scorers["dynamic"] = lambda texts, report: score_dynamically(model, tokenizer, texts, validation, train, report)
+        scorers["dynamic"] = lambda texts, report: score_dynamically(
+            model, tokenizer, texts, validation, train, report
+        )
     return scorers
 
 
 def choose_fitting(text: Corpus, split: str, read_own: Callable[[], Corpus] | None) -> Corpus:
-    """The corpus whose validation split the switches are fitted on: the one scored, or where that has none of its own
-    the run's own (`read_own`, None where it knows none).
+    """The corpus whose validation split the switches are fitted on: the one scored, or where that
+    has none of its own the run's own (`read_own`, None where it knows none).
 
     Raises `CorpusError` where the only validation text is the text to be scored.
     """
@@ -84,28 +93,38 @@ def choose_fitting(text: Corpus, split: str, read_own: Callable[[], Corpus] | No
     own = read_own() if read_own else None
     if own is None or _is_same(own.validation, scored):
         raise CorpusError(
-            f"{text.name}: the text to be scored is the only validation text there is, and what is fitted on it would "
-            "flatter the score: choose another --split, or name a folder with valid/ and test/ in it"
+            f"{text.name}: the text to be scored is the only validation text there is, and what is "
+            f"fitted on it would "
+            "flatter the score: choose another --split, or name a folder with valid/ and test/ in "
+            "it"
         )
     return own
 
 
 def _is_same(one: "Dataset", other: "Dataset") -> bool:
-    return len(one) == len(other) and all(a == b for a, b in zip(one["text"], other["text"], strict=True))
+    return len(one) == len(other) and all(
+        a == b for a, b in zip(one["text"], other["text"], strict=True)
+    )
 
 
 def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
-    """The other run of RUNG=RUN and its model, checked to be of that rung and to read the same tokens."""
+    """The other run of RUNG=RUN and its model, checked to be of that rung and to read the same
+    tokens.
+    """
     name, _, run = entry.partition("=")
     if not (name and run):
-        raise RecipeError(f"--mix is {entry!r}: write it as RUNG=RUN, as in --mix ngram=runs/python-docs/ngram")
+        raise RecipeError(
+            f"--mix is {entry!r}: write it as RUNG=RUN, as in --mix ngram=runs/python-docs/ngram"
+        )
     rung = find_rung(name)
     model, tokenizer = load(run)
     if not isinstance(model, rung.model):
         raise RunError(f"--mix {entry}: {run} is a {model.config.model_type!r} model and no {name}")
     if fingerprint(tokenizer) != fingerprint(judged.tokenizer):
         raise RunError(
-            f"--mix {entry}: {run} has another tokenizer than {judged.run}, and only probabilities of the same tokens "
-            f"can be added: train it with `rung train {name} CORPUS --tokenizer {shlex.quote(judged.run)}`"
+            f"--mix {entry}: {run} has another tokenizer than {judged.run}, and only probabilities "
+            f"of the same tokens "
+            f"can be added: train it with `rung train {name} CORPUS --tokenizer "
+            f"{shlex.quote(judged.run)}`"
         )
     return run, model.to(judged.model.device)

@@ -1,7 +1,9 @@
-"""Whether a run that is killed loses nothing: the same recipe left alone and killed at random moments, side by side.
+"""Whether a run that is killed loses nothing: the same recipe left alone and killed at random
+moments, side by side.
 
-Both are made in processes of their own, as `rung train` and `rung train --resume` make them, and the second is ended
-by SIGKILL: while it starts, between two instructions of a step, while it saves, while it is scored.
+Both are made in processes of their own, as `rung train` and `rung train --resume` make them, and
+the second is ended by SIGKILL: while it starts, between two instructions of a step, while it saves,
+while it is scored.
 """
 
 import contextlib
@@ -35,7 +37,10 @@ from rung.workflows.train import execute
 
 STEPS = 60  # of a recipe that says minutes
 PHASES = ("starting", "training", "saving", "ending")
-BEFORE, AFTER = 0.05, 0.1  # so many of the kills fall before the first step, and behind the last one
+BEFORE, AFTER = (
+    0.05,
+    0.1,
+)  # so many of the kills fall before the first step, and behind the last one
 POLL = 0.0005  # seconds
 
 Tell = Callable[[str, Stage], None]
@@ -61,7 +66,9 @@ class Made:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The run left alone, the ones that were killed (a second where the first ended too soon), and what differs."""
+    """The run left alone, the ones that were killed (a second where the first ended too soon), and
+    what differs.
+    """
 
     recipe: Recipe
     kills: list[Kill]
@@ -74,7 +81,9 @@ class Verdict:
         """What is not the same to the last bit."""
         names = ("metrics", "samples", "weights", "scores")
         return [
-            name for name in names if any(getattr(made, name) != getattr(self.whole, name) for made in self.resumed)
+            name
+            for name in names
+            if any(getattr(made, name) != getattr(self.whole, name) for made in self.resumed)
         ]
 
     @property
@@ -83,11 +92,21 @@ class Verdict:
         return self.failure is None and bool(self.resumed) and not self.differences
 
     def losses(self) -> list[tuple[int, float, float | None]]:
-        """Step, loss of the run left alone, loss of the killed one: of one that differs, if any does."""
+        """Step, loss of the run left alone, loss of the killed one: of one that differs, if any
+        does.
+        """
         other = next((made for made in self.resumed if made.metrics != self.whole.metrics), None)
         other = other or (self.resumed[0] if self.resumed else None)
-        theirs = {line["step"]: line["loss"] for line in other.metrics if "loss" in line} if other else {}
-        return [(line["step"], line["loss"], theirs.get(line["step"])) for line in self.whole.metrics if "loss" in line]
+        theirs = (
+            {line["step"]: line["loss"] for line in other.metrics if "loss" in line}
+            if other
+            else {}
+        )
+        return [
+            (line["step"], line["loss"], theirs.get(line["step"]))
+            for line in self.whole.metrics
+            if "loss" in line
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -107,7 +126,8 @@ class Verdict:
 
 
 def read_source(source: Path, steps: int | None = None) -> Recipe:
-    """The recipe of a run's folder or of a page, for so many steps; by default as many as it says, or `STEPS`.
+    """The recipe of a run's folder or of a page, for so many steps; by default as many as it says,
+    or `STEPS`.
 
     Raises `RungError` when there is none, or one of a rung that is not trained.
     """
@@ -117,7 +137,8 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
     recipe = make_recipe(page)
     if find_rung(recipe.rung).counts:
         raise RecipeError(
-            f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a rung that is trained"
+            f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a "
+            f"rung that is trained"
         )
     return replace(recipe, minutes=None, steps=steps or recipe.steps or STEPS)
 
@@ -125,7 +146,8 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
 def verify_resume(
     recipe: Recipe, kills: int, folder: Path, tell: Tell = lambda name, stage: None, seed: int = 0
 ) -> Verdict:
-    """Make the recipe's run once uninterrupted, and again with so many kills; everything stays below `folder`.
+    """Make the recipe's run once uninterrupted, and again with so many kills; everything stays
+    below `folder`.
 
     Raises `RungError` when even the uninterrupted run cannot be made.
     """
@@ -142,7 +164,10 @@ def verify_resume(
 
     moments = _plan(recipe.steps or 0, kills, random.Random(seed))
     while failure is None and (moments or not resumed):
-        run, before = _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace), len(fallen)
+        run, before = (
+            _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace),
+            len(fallen),
+        )
         while not run.finished and run.failure is None:
             kill = run.start(until=moments[0] if moments else None)
             if kill:
@@ -150,9 +175,13 @@ def verify_resume(
                 moments.pop(0)
         failure = run.failure
         resumed.extend([run.read()] if run.finished else [])
-        if moments and len(fallen) == before:  # a save that does not come, or an end that was over too soon
+        if (
+            moments and len(fallen) == before
+        ):  # a save that does not come, or an end that was over too soon
             moments[0] = replace(moments[0], where="training")
-    return Verdict(recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure)
+    return Verdict(
+        recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,11 +204,15 @@ class _Pace:
 
 
 def _plan(steps: int, kills: int, dice: random.Random) -> list[_Moment]:
-    """Random moments in the order in which a run comes by; every other one of those in training waits for a save."""
+    """Random moments in the order in which a run comes by; every other one of those in training
+    waits for a save.
+    """
     moments = []
     for number, place in enumerate(sorted(dice.uniform(-BEFORE, 1 + AFTER) for _ in range(kills))):
         where = "starting" if place < 0 else "ending" if place > 1 else PHASES[1 + number % 2]
-        moments.append(_Moment(step=min(int(place * steps), steps - 1), where=where, late=dice.random()))
+        moments.append(
+            _Moment(step=min(int(place * steps), steps - 1), where=where, late=dice.random())
+        )
     return moments
 
 
@@ -203,7 +236,9 @@ class _Run:
     phase: str = "starting"
 
     def start(self, until: _Moment | None) -> Kill | None:
-        """Start it, or go on with it, up to the moment; None when it came to its end, or failed, before."""
+        """Start it, or go on with it, up to the moment; None when it came to its end, or failed,
+        before.
+        """
         context = _find_context()
         here, there = context.Pipe(duplex=False)
         process = context.Process(target=_make, args=(self.recipe, self.folder, there), daemon=True)
@@ -215,7 +250,10 @@ class _Run:
                 saving = self._saving() not in (None, saved_before)
                 watch.see(self.phase, self.step, saving)
                 if until and self._is_time(until, saving):
-                    time.sleep(until.late * getattr(self.pace, "step" if until.where == "training" else until.where))
+                    time.sleep(
+                        until.late
+                        * getattr(self.pace, "step" if until.where == "training" else until.where)
+                    )
                     break
         finally:
             process.kill()
@@ -236,7 +274,9 @@ class _Run:
             samples=(self.folder / runs.SAMPLES).read_text(encoding="utf-8"),
             weights=hashlib.sha256((self.folder / "model.safetensors").read_bytes()).hexdigest(),
             scores={
-                key: value for key, value in runs.read_record(self.folder)["scores"]["test"].items() if key != "seconds"
+                key: value
+                for key, value in runs.read_record(self.folder)["scores"]["test"].items()
+                if key != "seconds"
             },
         )
 
@@ -247,8 +287,14 @@ class _Run:
         try:
             return self._take(*connection.recv())
         except EOFError:
-            log = self.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip()
-            self.failure = f"the process ended by itself: {(log.splitlines() or ['it said nothing'])[-1]}"
+            log = (
+                self.folder.with_suffix(".log")
+                .read_text(encoding="utf-8", errors="replace")
+                .strip()
+            )
+            self.failure = (
+                f"the process ended by itself: {(log.splitlines() or ['it said nothing'])[-1]}"
+            )
             return False
 
     def _take(self, kind: str, *said: Any) -> bool:
@@ -287,7 +333,9 @@ class _Run:
 
 @functools.cache
 def _find_context() -> Any:
-    """A server that has imported everything once, and forks: a start takes a moment instead of seconds."""
+    """A server that has imported everything once, and forks: a start takes a moment instead of
+    seconds.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -327,12 +375,16 @@ class _Watch:
 
 
 def _make(recipe: Recipe, folder: Path, connection: Connection) -> None:
-    """In a process of its own: make the run, from its last checkpoint where there is one, and say how far it is."""
+    """In a process of its own: make the run, from its last checkpoint where there is one, and say
+    how far it is.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
-    tqdm.set_lock(threading.RLock())  # else it takes a semaphore of the system, which a kill leaves behind
+    tqdm.set_lock(
+        threading.RLock()
+    )  # else it takes a semaphore of the system, which a kill leaves behind
     try:
         execute(recipe, folder, lambda stage: connection.send(("stage", *astuple(stage))))
         connection.send(("finished", None))

@@ -1,4 +1,6 @@
-"""Counting that is cut short goes on with the order that is missing, and its model is the same to the last byte."""
+"""Counting that is cut short goes on with the order that is missing, and its model is the same to
+the last byte.
+"""
 
 import shutil
 
@@ -14,8 +16,14 @@ from rung.models.ngram.engines import choose_counter
 from rung.recipe import make_recipe
 from rung.workflows.train import execute, read_begun
 
-needs_spark = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, which is not installed")
-ENGINES = ["numpy", "duckdb", pytest.param("spark", marks=[needs_spark, pytest.mark.slow])]  # it starts for long
+needs_spark = pytest.mark.skipif(
+    shutil.which("java") is None, reason="Spark needs Java 17, which is not installed"
+)
+ENGINES = [
+    "numpy",
+    "duckdb",
+    pytest.param("spark", marks=[needs_spark, pytest.mark.slow]),
+]  # it starts for long
 FACTS = {"text": "a", "order": 4}
 ORDER, WORDS = 4, 9
 
@@ -25,15 +33,22 @@ def installed(request):
     """Skip where the engine's package, an optional one, is missing."""
     name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
     for module in (budget.PACKAGES[name][0], "ibis") if name in budget.PACKAGES else ():
-        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'rung[{budget.PACKAGES[name][1]}]'")
+        pytest.importorskip(
+            module,
+            reason=f"{module} is not installed: pip install 'rung[{budget.PACKAGES[name][1]}]'",
+        )
 
 
 @pytest.fixture(scope="module")
 def row():
     """Documents of 0 to 11 words as token ids, and where each begins."""
     generator = numpy.random.default_rng(0)
-    documents = [[0, *generator.integers(3, WORDS, generator.integers(0, 12)), 1] for _ in range(40)]
-    return numpy.concatenate(documents).astype(numpy.uint16), numpy.cumsum([0, *map(len, documents[:-1])])
+    documents = [
+        [0, *generator.integers(3, WORDS, generator.integers(0, 12)), 1] for _ in range(40)
+    ]
+    return numpy.concatenate(documents).astype(numpy.uint16), numpy.cumsum(
+        [0, *map(len, documents[:-1])]
+    )
 
 
 @pytest.fixture
@@ -42,7 +57,9 @@ def counted(monkeypatch):
     orders = []
     for module, name in ((counting, "sort_places"), (engines, "_run")):
         real = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *args, real=real: (orders.append(args), real(*args))[1])
+        monkeypatch.setattr(
+            module, name, lambda *args, real=real: (orders.append(args), real(*args))[1]
+        )
     return orders
 
 
@@ -84,7 +101,9 @@ def flip(path):
 DAMAGE = {
     "a bit": lambda order: flip(order / "counts.npy"),
     "a file": lambda order: (order / "tokens.npy").unlink(),
-    "half a file": lambda order: (order / "parents.npy").write_bytes((order / "parents.npy").read_bytes()[:150]),
+    "half a file": lambda order: (order / "parents.npy").write_bytes(
+        (order / "parents.npy").read_bytes()[:150]
+    ),
     "the manifest": lambda order: (order / "manifest.json").write_text('{"tok'),
     "what it is": lambda order: (order / COUNTED).write_text("{}"),
     "all of it": shutil.rmtree,
@@ -92,7 +111,8 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(
-    ("engine", "damage"), [*(("numpy", name) for name in DAMAGE), ("duckdb", "a bit"), ("duckdb", "all of it")]
+    ("engine", "damage"),
+    [*(("numpy", name) for name in DAMAGE), ("duckdb", "a bit"), ("duckdb", "all of it")],
 )
 def test_what_is_damaged_is_counted_again_and_said(engine, damage, row, tmp_path, counted, caplog):
     expected = list(count(engine, tmp_path, row))
@@ -124,7 +144,12 @@ def test_what_cannot_be_kept_is_said_and_counted_on(row, tmp_path, counted, capl
     with monkeypatch.context() as full:
         full.setattr(numpy, "save", refuse)
         assert_same(list(count("numpy", tmp_path, row)), list(count_ngrams(*row, ORDER, WORDS)))
-    assert caplog.text.count("order 2 cannot be kept ([Errno 28] No space left on device): counting goes on") == 1
+    assert (
+        caplog.text.count(
+            "order 2 cannot be kept ([Errno 28] No space left on device): counting goes on"
+        )
+        == 1
+    )
     assert "order 3" not in caplog.text  # it would be of no use without the one below
     assert not list((tmp_path / "kept").iterdir())
 
@@ -133,7 +158,10 @@ def test_only_what_takes_long_is_kept():
     assert [Counting().keeps_orders(tokens) for tokens in (9_999_999, 10_000_000)] == [False, True]
     for engine, tokens in (("duckdb", 2_000_000), ("spark", 1_000_000)):
         pytest.importorskip(budget.PACKAGES[engine][0], reason=f"{engine} is not installed")
-        assert [Counting(engine=engine).keeps_orders(n) for n in (tokens - 1, tokens)] == [False, True]
+        assert [Counting(engine=engine).keeps_orders(n) for n in (tokens - 1, tokens)] == [
+            False,
+            True,
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +186,12 @@ def small(monkeypatch):
 
 def make_page(text, engine):
     return make_recipe(
-        {"rung": "ngram", "corpus": str(text), "model": {"order": ORDER}, "counting": {"engine": engine}}
+        {
+            "rung": "ngram",
+            "corpus": str(text),
+            "model": {"order": ORDER},
+            "counting": {"engine": engine},
+        }
     )
 
 
@@ -173,27 +206,40 @@ def stop_after(order):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_run_that_was_stopped_while_it_counted_is_the_same_run(engine, text, whole, tmp_path, small, counted):
+def test_a_run_that_was_stopped_while_it_counted_is_the_same_run(
+    engine, text, whole, tmp_path, small, counted
+):
     run, told = tmp_path / "run", []
     with pytest.raises(KeyboardInterrupt) as stopped:
         execute(make_page(text, engine), run, stop_after(2))
-    assert stopped.value.__notes__[0].startswith(f"what was made so far is kept: go on with `rung train --out {run}")
+    assert stopped.value.__notes__[0].startswith(
+        f"what was made so far is kept: go on with `rung train --out {run}"
+    )
     assert [path.name for path in (run / runs.CHECKPOINTS).iterdir()] == ["order-2"]
     counted.clear()
     assert execute(read_begun(run), run, told.append)
     assert len(counted) == 2
-    assert "orders 1 to 2 are kept, going on with 3" in [stage.note for stage in told if stage.name == "noted"]
+    assert "orders 1 to 2 are kept, going on with 3" in [
+        stage.note for stage in told if stage.name == "noted"
+    ]
     names = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in run.iterdir()) == names  # and no checkpoints
     for name in (name for name in names if name != runs.RECORD):
         assert (run / name).read_bytes() == (whole / name).read_bytes(), name
-    assert runs.read_record(run)["scores"]["test"]["nats"] == runs.read_record(whole)["scores"]["test"]["nats"]
+    assert (
+        runs.read_record(run)["scores"]["test"]["nats"]
+        == runs.read_record(whole)["scores"]["test"]["nats"]
+    )
 
 
-def test_a_run_that_was_stopped_while_it_was_scored_counts_nothing_again(text, tmp_path, small, counted, monkeypatch):
+def test_a_run_that_was_stopped_while_it_was_scored_counts_nothing_again(
+    text, tmp_path, small, counted, monkeypatch
+):
     run, told = tmp_path / "run", []
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(
+            "rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         execute(make_page(text, "numpy"), run)
     counted.clear()
     assert execute(read_begun(run), run, told.append)
@@ -201,7 +247,9 @@ def test_a_run_that_was_stopped_while_it_was_scored_counts_nothing_again(text, t
     assert "orders 1 to 4 are kept" in [stage.note for stage in told]
 
 
-def test_a_run_does_not_go_on_with_the_orders_of_another_text(text, tmp_path, small, counted, caplog):
+def test_a_run_does_not_go_on_with_the_orders_of_another_text(
+    text, tmp_path, small, counted, caplog
+):
     run, changed = tmp_path / "run", tmp_path / "text.txt"
     changed.write_text(text.read_text())
     with pytest.raises(KeyboardInterrupt):

@@ -15,7 +15,9 @@ from rung.models.ngram.engines import choose_counter
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
 FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
-needs_spark = pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java 17, which is not installed")
+needs_spark = pytest.mark.skipif(
+    shutil.which("java") is None, reason="Spark needs Java 17, which is not installed"
+)
 ENGINES = ["duckdb", pytest.param("spark", marks=needs_spark)]
 
 
@@ -25,14 +27,18 @@ def installed(request):
     name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
     if name in budget.PACKAGES:
         module, extra = budget.PACKAGES[name]
-        pytest.importorskip(module, reason=f"{module} is not installed: pip install 'rung[{extra}]'")
+        pytest.importorskip(
+            module, reason=f"{module} is not installed: pip install 'rung[{extra}]'"
+        )
         pytest.importorskip("ibis", reason=f"ibis is not installed: pip install 'rung[{extra}]'")
 
 
 def make_row(documents):
     """Ids with 0 opening and 1 ending every document, and where each begins."""
     rows = [[0, *words, 1] for words in documents]
-    return numpy.concatenate(rows).astype(numpy.uint16), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    return numpy.concatenate(rows).astype(numpy.uint16), numpy.cumsum(
+        [0] + [len(row) for row in rows[:-1]]
+    )
 
 
 def counter(engine, folder, memory="1GB"):
@@ -60,9 +66,17 @@ def test_every_engine_finds_the_same_levels(engine, tmp_path, monkeypatch):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_gives_the_same_model(engine, tmp_path):
     tokens, starts = make_row(random_documents(1, count=200))
-    settings = {"vocab_size": 9, "order": 4, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    settings = {
+        "vocab_size": 9,
+        "order": 4,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 2,
+    }
     expected = NgramForCausalLM.fit(NgramConfig(**settings), tokens, starts).state_dict()
-    found = NgramForCausalLM.fit(NgramConfig(**settings), tokens, starts, counter(engine, tmp_path)).state_dict()
+    found = NgramForCausalLM.fit(
+        NgramConfig(**settings), tokens, starts, counter(engine, tmp_path)
+    ).state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
@@ -153,27 +167,41 @@ def test_the_memory_is_that_of_the_process(monkeypatch):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
     assert Counting(memory="2GB").engine_bytes == (2000 - 400 - 150) * budget.MB
-    with pytest.raises(RecipeError, match="memory is 512MB: .* take 400 MB of it, duckdb 278 MB .* 700MB suffices"):
+    with pytest.raises(
+        RecipeError, match="memory is 512MB: .* take 400 MB of it, duckdb 278 MB .* 700MB suffices"
+    ):
         Counting(memory="512MB").check_memory()
     Counting(memory="700MB").check_memory()
     Counting(engine="numpy").check_memory()
     told = Counting(memory="2GB").describe(1_000_000, 5)
-    assert "1,000,000 tokens in 2GB, of which it has 1.45 GB" in told and "4,000,000 n-grams" in told
-    assert told.endswith("has 2.00 GB at its peak, at the most, and 0.12 GB of files mapped into memory")
-    assert "has 2.96 GB at its peak" in Counting(memory="2GB").describe(10_000_000, 5)  # as the model is built
+    assert (
+        "1,000,000 tokens in 2GB, of which it has 1.45 GB" in told and "4,000,000 n-grams" in told
+    )
+    assert told.endswith(
+        "has 2.00 GB at its peak, at the most, and 0.12 GB of files mapped into memory"
+    )
+    assert "has 2.96 GB at its peak" in Counting(memory="2GB").describe(
+        10_000_000, 5
+    )  # as the model is built
 
 
 @pytest.mark.parametrize(("engine", "size"), [("numpy", 200_000), ("duckdb", 50_000)])
 def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_memory):
-    """Counting, building, and the files that are mapped; a process that has freed memory before grows by less."""
+    """Counting, building, and the files that are mapped; a process that has freed memory before
+    grows by less.
+    """
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row(generator.integers(3, 5000, (size // 100, 100)).tolist())
     least = Counting(engine="numpy").find_least(engine) if engine != "numpy" else None
     counting = Counting(engine=engine, memory=least and f"{least // budget.MB + 50}MB")
     config = NgramConfig(vocab_size=5000, order=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
-    next(counter("duckdb", tmp_path)(*make_row([[3]]), 3, 9)) if least else None  # its library is there
+    next(
+        counter("duckdb", tmp_path)(*make_row([[3]]), 3, 9)
+    ) if least else None  # its library is there
     grown, ngrams = watch_memory(), 3 * len(tokens)
-    said = counting.find_peak(ngrams) - budget.measure_process() + bool(least) * budget.MAPPED * ngrams
+    said = (
+        counting.find_peak(ngrams) - budget.measure_process() + bool(least) * budget.MAPPED * ngrams
+    )
     NgramForCausalLM.fit(config, tokens, starts, choose_counter(counting, tmp_path / "counting"))
     assert grown() < said
 
@@ -184,7 +212,11 @@ def test_what_an_engine_writes_lies_where_temporary_files_do(engine, tmp_path, m
     run, other = tmp_path / "run", tmp_path / "other"
     place = Counting(engine=engine).find_scratch(run)
     assert place.parent == tmp_path / "temporary"
-    assert place == Counting(engine=engine).find_scratch(run) != Counting(engine=engine).find_scratch(other)
+    assert (
+        place
+        == Counting(engine=engine).find_scratch(run)
+        != Counting(engine=engine).find_scratch(other)
+    )
     named = Counting(engine=engine, folder=str(tmp_path / "named"))
     assert named.find_scratch(run).parent == tmp_path / "named"
     counter = choose_counter(named, named.find_scratch(run))

@@ -1,4 +1,6 @@
-"""N-grams of any length: counts against a list of them all, probabilities against n-grams of fixed order."""
+"""N-grams of any length: counts against a list of them all, probabilities against n-grams of fixed
+order.
+"""
 
 import json
 import math
@@ -16,7 +18,9 @@ from rung.errors import RecipeError
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from tests.conftest import SENTENCES
 
-pytest.importorskip("pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'")
+pytest.importorskip(
+    "pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'"
+)
 
 from rung.models.ngram import suffix_array
 from rung.models.ngram.infinigram import InfinigramConfig, InfinigramForCausalLM
@@ -44,13 +48,19 @@ print(json.dumps(found))
 
 def make_row(documents, eos=EOS):
     rows = [[BOS, *words, eos] for words in documents]
-    return rows, numpy.concatenate(rows).astype(numpy.uint32), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    return (
+        rows,
+        numpy.concatenate(rows).astype(numpy.uint32),
+        numpy.cumsum([0] + [len(row) for row in rows[:-1]]),
+    )
 
 
 def fit(documents, eos=EOS, vocab_size=8, **settings):
     _, tokens, starts = make_row(documents, eos)
     tokens.flags.writeable = False  # as a packed text is
-    config = InfinigramConfig(vocab_size=vocab_size, bos_token_id=BOS, eos_token_id=eos, pad_token_id=PAD, **settings)
+    config = InfinigramConfig(
+        vocab_size=vocab_size, bos_token_id=BOS, eos_token_id=eos, pad_token_id=PAD, **settings
+    )
     return InfinigramForCausalLM.fit(config, tokens, starts)
 
 
@@ -75,14 +85,24 @@ def test_counts_are_those_of_a_list(documents, query):
 
 
 @settings(max_examples=200, deadline=None)
-@given(documents=DOCUMENTS, query=QUERY, stride=st.sampled_from([1, 3, 64]), block=st.sampled_from([2, 32]))
+@given(
+    documents=DOCUMENTS,
+    query=QUERY,
+    stride=st.sampled_from([1, 3, 64]),
+    block=st.sampled_from([2, 32]),
+)
 def test_the_longest_match_is_that_of_a_list(documents, query, stride, block):
     model, listed = fit(documents), list_ngrams(documents)
     ids = [BOS, *query, EOS, BOS, *query[::-1], EOS]
     expected = []
     for at in range(len(ids)):
         opens = max(i for i in range(at + 1) if ids[i] == BOS)
-        expected.append(max((at + 1 - i for i in range(opens, at + 1) if tuple(ids[i : at + 1]) in listed), default=0))
+        expected.append(
+            max(
+                (at + 1 - i for i in range(opens, at + 1) if tuple(ids[i : at + 1]) in listed),
+                default=0,
+            )
+        )
     before = suffix_array.STRIDE, suffix_array.BLOCK
     suffix_array.STRIDE, suffix_array.BLOCK = stride, block
     try:
@@ -105,10 +125,14 @@ def test_continuations_are_those_after_the_longest_end_that_occurs(documents, qu
     model, listed = fit(documents), list_ngrams(documents)
     found = model.find_continuations(torch.tensor([BOS, *query]))
     context = (BOS, *query)
-    longest = next(n for n in range(len(context), -1, -1) if n == 0 or context[len(context) - n :] in listed)
+    longest = next(
+        n for n in range(len(context), -1, -1) if n == 0 or context[len(context) - n :] in listed
+    )
     assert found.length == longest
     end = context[len(context) - longest :]
-    expected = {ngram[-1]: count for ngram, count in listed.items() if ngram[:-1] == end and longest}
+    expected = {
+        ngram[-1]: count for ngram, count in listed.items() if ngram[:-1] == end and longest
+    }
     if longest:
         assert dict(zip(found.tokens.tolist(), found.counts.tolist(), strict=True)) == expected
 
@@ -119,7 +143,12 @@ def test_it_is_an_absolutely_discounted_ngram_longer_than_every_document(documen
     _, tokens, starts = make_row(documents, eos)
     order = max(len(words) for words in documents) + 2
     config = NgramConfig(
-        vocab_size=8, order=order, smoothing="absolute", bos_token_id=BOS, eos_token_id=eos, pad_token_id=PAD
+        vocab_size=8,
+        order=order,
+        smoothing="absolute",
+        bos_token_id=BOS,
+        eos_token_id=eos,
+        pad_token_id=PAD,
     )
     expected = NgramForCausalLM.fit(config, tokens, starts)
     ids = torch.tensor([[BOS, *query]])
@@ -162,16 +191,24 @@ def test_after_the_end_of_the_last_document_comes_nothing_of_it():
 @settings(max_examples=100, deadline=None)
 @given(documents=DOCUMENTS, query=QUERY)
 def test_without_smoothing_it_is_the_papers_definition(documents, query):
-    """cnt(context w) / cnt(context) of the longest end of the context that occurs (Liu et al. 2024, section 2)."""
+    """cnt(context w) / cnt(context) of the longest end of the context that occurs (Liu et al. 2024,
+    section 2).
+    """
     model, listed = fit(documents, smoothing="none"), list_ngrams(documents)
     context = [BOS, *query]
     found = model(torch.tensor([context])).logits[0, -1].exp()
-    longest = next(n for n in range(len(context), -1, -1) if n == 0 or tuple(context[len(context) - n :]) in listed)
+    longest = next(
+        n
+        for n in range(len(context), -1, -1)
+        if n == 0 or tuple(context[len(context) - n :]) in listed
+    )
     if longest == 0:
         return  # every token by its frequency
     end = tuple(context[len(context) - longest :])
     for word in range(8):
-        assert found[word].item() == pytest.approx(listed.get((*end, word), 0) / listed[end], rel=1e-5)
+        assert found[word].item() == pytest.approx(
+            listed.get((*end, word), 0) / listed[end], rel=1e-5
+        )
 
 
 def test_it_is_read_through_a_map_of_the_file(tmp_path):
@@ -199,15 +236,23 @@ def _anonymous_memory():
 
 def test_counts_are_those_of_the_papers_own_package(tmp_path):
     """The package `infini-gram` builds its own index of the same bytes and is asked the same."""
-    pytest.importorskip("infini_gram", reason="the package infini-gram, which is only for Linux, is not installed")
+    pytest.importorskip(
+        "infini_gram", reason="the package infini-gram, which is only for Linux, is not installed"
+    )
     import resource
 
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "all.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in SENTENCES))
+    (tmp_path / "text" / "all.jsonl").write_text(
+        "".join(json.dumps({"text": line}) + "\n" for line in SENTENCES)
+    )
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     folders = ["--data_dir", str(tmp_path / "text"), "--save_dir", str(tmp_path / "index")]
     settings = ["--token_dtype", "u8", "--cpus", "1", "--mem", "1", "--ulimit", str(limit)]
-    subprocess.run([sys.executable, "-m", "infini_gram.indexing", *folders, *settings], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "infini_gram.indexing", *folders, *settings],
+        check=True,
+        capture_output=True,
+    )
     theirs = subprocess.run(
         [sys.executable, "-c", ASK_THEIRS, str(tmp_path / "index"), json.dumps(SENTENCES)],
         check=True,

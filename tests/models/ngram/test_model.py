@@ -33,7 +33,9 @@ def fit(documents, vocab_size=8, **settings):
     """A model of documents of ids 3 to `vocab_size`; 0 opens, 1 ends, 2 pads."""
     rows = [[0, *words, 1] for words in documents]
     starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
-    config = NgramConfig(vocab_size=vocab_size, bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings)
+    config = NgramConfig(
+        vocab_size=vocab_size, bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings
+    )
     return NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
 
 
@@ -42,9 +44,13 @@ def fit_texts(texts, **settings):
     tokenizer = build_tokenizer("whitespace", texts)
     ids = list(encode_documents(texts, tokenizer))
     starts = numpy.cumsum([0] + [len(row) for row in ids[:-1]])
-    special = {key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    special = {
+        key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     config = NgramConfig(vocab_size=len(tokenizer), **special, **settings)
-    return NgramForCausalLM.fit(config, numpy.concatenate(ids).astype(numpy.uint32), starts), tokenizer
+    return NgramForCausalLM.fit(
+        config, numpy.concatenate(ids).astype(numpy.uint32), starts
+    ), tokenizer
 
 
 @settings(max_examples=100, deadline=None)
@@ -56,18 +62,27 @@ def test_counts_are_those_of_a_dictionary(documents, order):
         for size in range(1, order + 1):
             for at in range(len(row) - size + 1):
                 ngram = tuple(row[at : at + size])
-                expected[ngram] = expected.get(ngram, 0) + (ngram != (0,))  # what opens a document is not predicted
+                expected[ngram] = expected.get(ngram, 0) + (
+                    ngram != (0,)
+                )  # what opens a document is not predicted
     expected.pop((0,))
     starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
     levels = list(count_ngrams(numpy.concatenate(rows).astype(numpy.uint16), starts, order, 8))
     spelled = [[(token,) for token in levels[0].tokens.tolist()]]
     for level in levels[1:]:
-        spelled.append([spelled[-1][p] + (t,) for p, t in zip(level.parents, level.tokens.tolist(), strict=True)])
+        spelled.append(
+            [
+                spelled[-1][p] + (t,)
+                for p, t in zip(level.parents, level.tokens.tolist(), strict=True)
+            ]
+        )
         assert spelled[-1] == sorted(spelled[-1])
         assert [spelled[-2][s] for s in level.suffixes] == [ngram[1:] for ngram in spelled[-1]]
         assert level.opens.tolist() == [ngram[0] == 0 for ngram in spelled[-1]]
     found = {
-        n: c for level, ngrams in zip(levels, spelled, strict=True) for n, c in zip(ngrams, level.counts, strict=True)
+        n: c
+        for level, ngrams in zip(levels, spelled, strict=True)
+        for n, c in zip(ngrams, level.counts, strict=True)
     }
     assert {n: c for n, c in found.items() if c} == expected
 
@@ -86,11 +101,15 @@ def test_counts_are_those_of_a_dictionary(documents, order):
     prune=None,
 )  # a discount of 0
 def test_every_smoothing_is_a_distribution_on_any_text(documents, order, smoothing, prune):
-    """Also for one word, one repeated word, empty documents and orders longer than every document."""
+    """Also for one word, one repeated word, empty documents and orders longer than every
+    document.
+    """
     model = fit(documents, order=order, smoothing=smoothing, prune=prune)
     probabilities = model(torch.tensor([[0, 3, 4, 5, 6, 7, 3, 3, 3, 1]])).logits.double().exp()
     assert torch.all(probabilities >= 0)
-    torch.testing.assert_close(probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        probabilities.sum(-1), torch.ones(1, 10, dtype=torch.double), rtol=0, atol=1e-5
+    )
     assert torch.all(probabilities[..., [0, 2]] == 0)  # nothing is followed by BOS or PAD
     assert torch.all(probabilities[..., 3:] > 0)
 
@@ -108,7 +127,11 @@ def test_smoothing_a_few_at_a_time_changes_nothing(documents, order, smoothing):
 
 
 @settings(max_examples=100, deadline=None)
-@given(documents=TEXTS, order=st.integers(1, 4), smoothing=st.sampled_from(["kneser-ney", "absolute", "witten-bell"]))
+@given(
+    documents=TEXTS,
+    order=st.integers(1, 4),
+    smoothing=st.sampled_from(["kneser-ney", "absolute", "witten-bell"]),
+)
 def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoothing):
     """GPT-2's tokenizer has one for both: nothing changes but its number."""
     probabilities = []
@@ -116,7 +139,12 @@ def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoo
         rows = [[0, *words, end] for words in documents]
         starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
         config = NgramConfig(
-            vocab_size=8, order=order, smoothing=smoothing, bos_token_id=0, eos_token_id=end, pad_token_id=pad
+            vocab_size=8,
+            order=order,
+            smoothing=smoothing,
+            bos_token_id=0,
+            eos_token_id=end,
+            pad_token_id=pad,
         )
         model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
         probabilities.append(model(torch.tensor([[0, 3, 4, 5, 5, 3, 4]])).logits[0].exp())
@@ -135,15 +163,23 @@ def test_keys_are_sorted_with_their_places(keys):
 
 
 def test_kneser_ney_by_hand():
-    """Order 2 on `a b a b a c`, with the fallback discounts 0.5, 1, 1.5: every step can be checked on paper."""
+    """Order 2 on `a b a b a c`, with the fallback discounts 0.5, 1, 1.5: every step can be checked
+    on paper.
+    """
     a, b, c, end = 3, 4, 5, 1
     tokens = numpy.array([0, a, b, a, b, a, c, end], dtype=numpy.uint16)
     config = NgramConfig(vocab_size=6, order=2, bos_token_id=0, eos_token_id=end, pad_token_id=2)
     model = NgramForCausalLM.fit(config, tokens, numpy.array([0]))
-    # Continuation counts: a follows BOS and b: 2; b, c and end follow one token each: 1. Their sum is 5.
-    # Discounts take 1 from a and 0.5 from the others, 2.5 in all: half of the mass is spread over 4 tokens.
+    # Continuation counts: a follows BOS and b: 2; b, c and end follow one token each: 1. Their sum
+    # is 5. Discounts take 1 from a and 0.5 from the others, 2.5 in all: half of the mass is spread
+    # over 4 tokens.
     spread = 2.5 / 5 / 4
-    unigram = {a: (2 - 1) / 5 + spread, b: 0.5 / 5 + spread, c: 0.5 / 5 + spread, end: 0.5 / 5 + spread}
+    unigram = {
+        a: (2 - 1) / 5 + spread,
+        b: 0.5 / 5 + spread,
+        c: 0.5 / 5 + spread,
+        end: 0.5 / 5 + spread,
+    }
     # After a: b twice, c once; 1 and 0.5 of 3 are given up.
     expected = {w: 1.5 / 3 * unigram[w] for w in unigram}
     expected[b] += (2 - 1) / 3
@@ -161,12 +197,16 @@ def test_discounts_fall_back_and_say_so(caplog):
 
 def test_golden_discounts(shared):
     """The counts and discounts that KenLM prints for these texts."""
-    figures = json.loads((shared / "golden/kenlm/figures.json").read_text())["orders"]["5"]["levels"]
+    figures = json.loads((shared / "golden/kenlm/figures.json").read_text())["orders"]["5"][
+        "levels"
+    ]
     ids = {word: number for number, word in enumerate(["<s>", "</s>", "<unk>"])}
     rows = []
     for line in (shared / "golden/kenlm/train.txt").read_text().splitlines():
         rows.append([0, *(ids.setdefault(word, len(ids)) for word in line.split()), 1])
-    config = NgramConfig(vocab_size=len(ids), order=5, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    config = NgramConfig(
+        vocab_size=len(ids), order=5, bos_token_id=0, eos_token_id=1, pad_token_id=None
+    )
     starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
     model = NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint32), starts)
     for order, level in figures.items():
@@ -203,7 +243,9 @@ def test_a_looked_up_cost_is_that_of_the_whole_distribution(documents, order, ro
     model = fit(documents, order=order, prune=prune)
     ids = torch.tensor([0, *row, 1, 0, *row, 1])  # two documents, one after the other
     found, orders = model.score_tokens(ids)
-    logits = torch.cat([model(ids[None, : len(row) + 2]).logits[0], model(ids[None, len(row) + 2 :]).logits[0]])
+    logits = torch.cat(
+        [model(ids[None, : len(row) + 2]).logits[0], model(ids[None, len(row) + 2 :]).logits[0]]
+    )
     expected = logits[torch.arange(len(ids) - 1), ids[1:]] / math.log(10)
     torch.testing.assert_close(found[1:], expected, rtol=1e-5, atol=1e-5)
     assert orders.min() >= 1
@@ -232,7 +274,11 @@ def test_each_smoothing_by_hand():
     document = [[a, b, a, b, a, c]]
 
     def after_a(**settings):
-        return fit(document, vocab_size=6, order=2, **settings)(torch.tensor([[0, a]])).logits[0, -1].exp()
+        return (
+            fit(document, vocab_size=6, order=2, **settings)(torch.tensor([[0, a]]))
+            .logits[0, -1]
+            .exp()
+        )
 
     add_k = after_a(smoothing="add-k", k=0.5)
     assert add_k[b].item() == pytest.approx(2.5 / (3 + 0.5 * 4))
@@ -264,7 +310,10 @@ def test_the_ruler_divides_stupid_scores_by_their_sum_and_says_so():
     assert found.renormalized
     assert found.as_dict()["renormalized"]
     assert not score_documents(*fit_texts(texts, order=2), ["a b c"]).renormalized
-    for pieces, mark in ((score_text(model, tokenizer, "a b c"), True), (score_text(*fit_texts(texts), "a b"), False)):
+    for pieces, mark in (
+        (score_text(model, tokenizer, "a b c"), True),
+        (score_text(*fit_texts(texts), "a b"), False),
+    ):
         assert {piece.renormalized for piece in pieces} == {mark}
     both = {"counts": fit_texts(texts, order=2)[0], "stupid": model}
     mixed = score_mixture(both, tokenizer, texts, texts, lambda *_: None)
@@ -272,8 +321,12 @@ def test_the_ruler_divides_stupid_scores_by_their_sum_and_says_so():
 
 
 def test_scores_that_are_no_probabilities_are_not_written_as_such(tmp_path):
-    """An ARPA file does not say of what smoothing it is: whoever read it, rung too, took them for probabilities."""
-    with pytest.raises(RunError, match="holds probabilities, and the scores of stupid-backoff are none"):
+    """An ARPA file does not say of what smoothing it is: whoever read it, rung too, took them for
+    probabilities.
+    """
+    with pytest.raises(
+        RunError, match="holds probabilities, and the scores of stupid-backoff are none"
+    ):
         write_arpa(*fit_texts(["a b a"], order=2, smoothing="stupid-backoff"), tmp_path / "x.arpa")
     assert not (tmp_path / "x.arpa").exists()
 
@@ -285,9 +338,13 @@ def test_pruning_drops_what_was_seen_so_often_or_less():
     assert pruned.config.num_ngrams[2] < whole.config.num_ngrams[2]
 
 
-@pytest.mark.parametrize("bad", [{"smoothing": "laplace"}, {"prune": [1]}, {"prune": [0, 2, 1]}, {"k": 0.0}])
+@pytest.mark.parametrize(
+    "bad", [{"smoothing": "laplace"}, {"prune": [1]}, {"prune": [0, 2, 1]}, {"k": 0.0}]
+)
 def test_bad_settings_are_refused(bad):
-    with pytest.raises(RecipeError, match=f"{next(iter(bad.values()))}".replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(
+        RecipeError, match=f"{next(iter(bad.values()))}".replace("[", r"\[").replace("]", r"\]")
+    ):
         fit([[3, 4]], order=2, **bad)
 
 
@@ -315,9 +372,13 @@ def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
     write_arpa(model, tokenizer, tmp_path / "ours.arpa")
     theirs = kenlm.Model(str(tmp_path / "ours.arpa"))
     for sentence in (folder / "valid.txt").read_text().splitlines()[:300]:
-        words = (log10 for log10, _, _ in theirs.full_scores(sentence))  # `score` adds them up in float32
+        words = (
+            log10 for log10, _, _ in theirs.full_scores(sentence)
+        )  # `score` adds them up in float32
         assert model.score(sentence, tokenizer) == pytest.approx(math.fsum(words), abs=1e-4)
-        assert model.score(sentence, tokenizer) == pytest.approx(theirs.score(sentence), abs=1e-4, rel=1e-6)
+        assert model.score(sentence, tokenizer) == pytest.approx(
+            theirs.score(sentence), abs=1e-4, rel=1e-6
+        )
 
 
 def test_kenlm_parts_words_where_we_do(tmp_path):
@@ -382,8 +443,12 @@ def read_text(text, folder, name="model.arpa"):
         lambda text: text.replace("\n", "\r\n"),
         lambda text: text.replace("=", " =  ").replace("\n\\", "\n\\").removesuffix("\n"),
         lambda text: "\ufeff" + text,
-        lambda text: text.replace("=6", "=7").replace("-0.9\truns", "-0.7\t5\u00a0km\t-0.1\n-0.9\truns"),
-        lambda text: text.replace("-0.8\t</s>", "-0.8\t</s>\t0.0").replace("\tred fox\n", "\tred fox\t0\n"),
+        lambda text: text.replace("=6", "=7").replace(
+            "-0.9\truns", "-0.7\t5\u00a0km\t-0.1\n-0.9\truns"
+        ),
+        lambda text: text.replace("-0.8\t</s>", "-0.8\t</s>\t0.0").replace(
+            "\tred fox\n", "\tred fox\t0\n"
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["model.arpa", "model.arpa.gz", "zipped.gz"])
@@ -450,10 +515,18 @@ def test_an_order_without_an_ngram_still_backs_off(heading, tmp_path):
         ("\tfox\t", "\tred\t", "line 11: the word 'red' is there twice"),
         ("\tfox\t", "\t<UNK>\t", "line 11: the word '<UNK>' is there twice"),
         ("\tfox runs\t", "\tred fox\t", "line 17: this n-gram is there twice"),
-        ("red fox runs", "fox red runs", "line 22: this n-gram is there, but not what it begins with"),
+        (
+            "red fox runs",
+            "fox red runs",
+            "line 22: this n-gram is there, but not what it begins with",
+        ),
         ("red fox runs", "red fox flies", "line 22: the word 'flies' is not among the 1-grams"),
         ("red fox runs", "red fox", "line 22: .* is no line of .3-grams"),
-        ("red fox runs", "red fox runs\t-0.1", "line 22: an n-gram of the highest order has a back-off weight"),
+        (
+            "red fox runs",
+            "red fox runs\t-0.1",
+            "line 22: an n-gram of the highest order has a back-off weight",
+        ),
         ("\t</s>\n", "\tend\n", "line 7: .* hold no </s>"),
         ("\t<s>\t", "\tbegin\t", "line 7: .* hold no <s>"),
         ("\tfox\t", "\t<|pad|>\t", r"line 11: the word '<\|pad\|>' is the name of a special token"),
@@ -470,7 +543,9 @@ def test_an_arpa_file_that_would_give_wrong_figures_is_refused(old, new, message
 def test_a_zip_that_would_fill_the_memory_is_refused_before_it_does(tmp_path):
     (tmp_path / "x.arpa.gz").write_bytes(gzip.compress(b"\\data\\\n" + bytes(1 << 26), 9))
     tracemalloc.start()
-    with pytest.raises(RunError, match="x.arpa.gz is no ARPA file: its .* bytes unzip to more than 16,777,216"):
+    with pytest.raises(
+        RunError, match="x.arpa.gz is no ARPA file: its .* bytes unzip to more than 16,777,216"
+    ):
         read_arpa(tmp_path / "x.arpa.gz")
     assert tracemalloc.get_traced_memory()[1] < 60e6
     tracemalloc.stop()

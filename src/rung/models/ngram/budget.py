@@ -1,4 +1,6 @@
-"""What an engine that counts may take: its memory, as a part of the process's, and where its files lie."""
+"""What an engine that counts may take: its memory, as a part of the process's, and where its files
+lie.
+"""
 
 import hashlib
 import importlib.util
@@ -18,23 +20,31 @@ ENGINES = {
 PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
 DEFAULT_MEMORY = "2GB"
 MB = 10**6
-# Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece; Java's own.
+# Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece;
+# Java's own.
 BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
 BUILDING = 64  # bytes for each n-gram while the model is built of them
 MAPPED = 30  # bytes for each n-gram in an engine's files, which are mapped into memory
 LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
-PACE = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # n-grams a second that engines count, of a core or two
-KEPT_SECONDS = 10.0  # an order that takes longer is kept, for a count that is cut short to go on from
+PACE = {
+    "numpy": 1e6,
+    "duckdb": 2e5,
+    "spark": 1e5,
+}  # n-grams a second that engines count, of a core or two
+KEPT_SECONDS = (
+    10.0  # an order that takes longer is kept, for a count that is cut short to go on from
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counting:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
-    The memory is what the process has while it counts, with all that Python and torch take of it. The model is built
-    afterwards, in what `find_peak` says; pages of mapped files come on top. What the engine writes goes into `folder`,
-    by default the system's for temporary files (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not
-    installed, or an amount that is none.
+    The memory is what the process has while it counts, with all that Python and torch take of it.
+    The model is built afterwards, in what `find_peak` says; pages of mapped files come on top. What
+    the engine writes goes into `folder`, by default the system's for temporary files (`TMPDIR`).
+    Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is
+    none.
     """
 
     engine: str = ""
@@ -48,16 +58,23 @@ class Counting:
             raise RecipeError(f"unknown engine {name!r}: {did_you_mean(name, ENGINES)}")
         if name == "numpy" and self.memory is not None:
             raise RecipeError(
-                f"memory is {self.memory!r}, but numpy counts in whatever it needs: choose duckdb or spark"
+                f"memory is {self.memory!r}, but numpy counts in whatever it needs: choose duckdb "
+                f"or spark"
             )
         if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
-            raise RecipeError(f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'")
+            raise RecipeError(
+                f"engine {name!r} is not installed: pip install 'rung[{PACKAGES[name][1]}]'"
+            )
         if self.folder is not None and not isinstance(self.folder, str):
-            raise RecipeError(f"counting.folder is {self.folder!r}: it must be the path of a folder")
+            raise RecipeError(
+                f"counting.folder is {self.folder!r}: it must be the path of a folder"
+            )
         try:
             _ = self.memory_bytes
         except (ValueError, AttributeError) as error:
-            raise RecipeError(f"memory is {self.memory!r}: write an amount such as 512MB or 2GB") from error
+            raise RecipeError(
+                f"memory is {self.memory!r}: write an amount such as 512MB or 2GB"
+            ) from error
 
     @property
     def memory_bytes(self) -> int:
@@ -68,7 +85,9 @@ class Counting:
 
     @property
     def engine_bytes(self) -> int:
-        """What the engine may take of the memory: all but what this process has already, and what is done beside."""
+        """What the engine may take of the memory: all but what this process has already, and what
+        is done beside.
+        """
         return max(LEAST[self.engine], self.memory_bytes - measure_process() - BESIDE[self.engine])
 
     def find_least(self, engine: str = "") -> int:
@@ -80,17 +99,22 @@ class Counting:
         if self.engine == "numpy" or self.memory_bytes >= (least := self.find_least()):
             return
         raise RecipeError(
-            f"memory is {self.memory}: Python and its libraries take {measure_process() // MB} MB of it, "
+            f"memory is {self.memory}: Python and its libraries take {measure_process() // MB} MB "
+            f"of it, "
             f"{self.engine} {(BESIDE[self.engine] + LEAST[self.engine]) // MB} MB at the least; "
             f"{-(-least // (100 * MB)) * 100}MB suffices"
         )
 
     def keeps_orders(self, tokens: int) -> bool:
-        """Whether each order of so many tokens is kept on disk once it is counted: it takes long to count again."""
+        """Whether each order of so many tokens is kept on disk once it is counted: it takes long to
+        count again.
+        """
         return tokens >= KEPT_SECONDS * PACE[self.engine]
 
     def find_peak(self, ngrams: int) -> int:
-        """The most bytes that the process has at a time where there are so many n-grams, mapped files left out."""
+        """The most bytes that the process has at a time where there are so many n-grams, mapped
+        files left out.
+        """
         building = measure_process() + BUILDING * ngrams
         return building if self.engine == "numpy" else max(self.memory_bytes, building)
 
@@ -98,14 +122,18 @@ class Counting:
         """What is counted, in what, and how much memory the process has at its peak: a line."""
         most = tokens * (order - 1)
         return (
-            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which it has "
-            f"{self.engine_bytes / 1e9:.2f} GB to itself; as the model, of {most:,} n-grams at the most, is built, the "
+            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which "
+            f"it has "
+            f"{self.engine_bytes / 1e9:.2f} GB to itself; as the model, of {most:,} n-grams at the "
+            f"most, is built, the "
             f"process has {self.find_peak(most) / 1e9:.2f} GB at its peak, at the most, and "
             f"{MAPPED * most / 1e9:.2f} GB of files mapped into memory"
         )
 
     def find_scratch(self, run: Path) -> Path:
-        """Where an engine's files lie while it counts for the run in a folder: the same place at its next try."""
+        """Where an engine's files lie while it counts for the run in a folder: the same place at
+        its next try.
+        """
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         return Path(self.folder or tempfile.gettempdir()).expanduser() / f"rung-counting-{name}"
 

@@ -1,4 +1,5 @@
-"""Orders that were counted, kept on disk: counting that was cut short goes on with the first that is missing.
+"""Orders that were counted, kept on disk: counting that was cut short goes on with the first that
+is missing.
 
 order-N/            the n-grams of order N, a file for each array, and what the engine goes on with beside them
     counted.json    of what text and with what settings: those of another count are not used
@@ -25,10 +26,14 @@ COUNTED = "counted.json"
 
 
 class OrderCheckpoints:
-    """The orders of one count that are kept in a folder, from 2 to `highest`; single tokens are counted in a moment."""
+    """The orders of one count that are kept in a folder, from 2 to `highest`; single tokens are
+    counted in a moment.
+    """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Remove what is damaged in `folder`, or not of the count that `facts` describe, and all orders above it."""
+        """Remove what is damaged in `folder`, or not of the count that `facts` describe, and all
+        orders above it.
+        """
         self.folder = folder
         self.facts = json.loads(json.dumps(facts))
         self.highest = 1
@@ -39,14 +44,21 @@ class OrderCheckpoints:
             _remove([path for path in _list_orders(folder) if _order_of(path) > self.highest])
 
     def load(self) -> list[dict[str, NDArray[Any]]]:
-        """The arrays of the orders 2, 3, ..., by their names and mapped into memory; what is changed stays there."""
+        """The arrays of the orders 2, 3, ..., by their names and mapped into memory; what is
+        changed stays there.
+        """
         return [
-            {path.stem: numpy.load(path, mmap_mode="c") for path in sorted(self._place(order).glob("*.npy"))}
+            {
+                path.stem: numpy.load(path, mmap_mode="c")
+                for path in sorted(self._place(order).glob("*.npy"))
+            }
             for order in range(2, self.highest + 1)
         ]
 
     def save(self, order: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Have an order's arrays on the disk. Where there is no room for them, a warning says so: counting goes on."""
+        """Have an order's arrays on the disk. Where there is no room for them, a warning says so:
+        counting goes on.
+        """
         if order != self.highest + 1:  # the one below could not be kept
             return
         try:
@@ -59,7 +71,10 @@ class OrderCheckpoints:
                 seal(beside, hashed_bytes=math.inf)
         except OSError as error:
             logger.warning(
-                "order %d cannot be kept (%s): counting goes on, and if it is stopped begins again there", order, error
+                "order %d cannot be kept (%s): counting goes on, and if it is stopped begins again "
+                "there",
+                order,
+                error,
             )
         else:
             self.highest = order
@@ -68,7 +83,9 @@ class OrderCheckpoints:
         return self.folder / f"order-{order}"
 
     def _is_whole(self, order: int) -> bool:
-        """Whether the order is there to go on from; if it is there and not to be used, a warning says why."""
+        """Whether the order is there to go on from; if it is there and not to be used, a warning
+        says why.
+        """
         place = self._place(order)
         if not place.exists():
             return False
@@ -97,5 +114,7 @@ def _order_of(path: Path) -> int:
 
 
 def _remove(places: list[Path]) -> None:
-    for place in sorted(places, key=_order_of, reverse=True):  # none is left without those that it is built on
+    for place in sorted(
+        places, key=_order_of, reverse=True
+    ):  # none is left without those that it is built on
         shutil.rmtree(place, ignore_errors=True)

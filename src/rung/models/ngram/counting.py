@@ -1,8 +1,8 @@
 """Every n-gram of a text and how often it occurs, by sorting: no dictionary, no loop over n-grams.
 
-An n-gram of order k is a row of level k: its first k-1 tokens are a row of level k-1 (its parent), and the
-rows are sorted by parent and last token, so that the children of one row stand together. That is a trie,
-and it is what the model is queried by.
+An n-gram of order k is a row of level k: its first k-1 tokens are a row of level k-1 (its parent),
+and the rows are sorted by parent and last token, so that the children of one row stand together.
+That is a trie, and it is what the model is queried by.
 """
 
 from collections.abc import Callable, Generator
@@ -21,8 +21,8 @@ Ids = NDArray[numpy.integer]
 class Level:
     """The n-grams of one order, sorted by parent and token.
 
-    `counts` are raw. `suffixes` is the row, one level down, of all tokens but the first; at order 1 there is
-    none. `opens` says which n-grams begin with the token that opens documents.
+    `counts` are raw. `suffixes` is the row, one level down, of all tokens but the first; at order 1
+    there is none. `opens` says which n-grams begin with the token that opens documents.
     """
 
     tokens: Ids
@@ -36,7 +36,9 @@ class Level:
 
 
 Levels = Generator[Level, None, None]
-Counter = Callable[[Ids, NDArray[numpy.int64], int, int], Levels]  # what does as `count_ngrams` does
+Counter = Callable[
+    [Ids, NDArray[numpy.int64], int, int], Levels
+]  # what does as `count_ngrams` does
 
 
 def count_ngrams(
@@ -46,15 +48,17 @@ def count_ngrams(
     vocab_size: int,
     checkpoints: OrderCheckpoints | None = None,
 ) -> Levels:
-    """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram spans two.
+    """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram
+    spans two.
 
-    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary. What `checkpoints`
-    have is not counted again, and each level that is counted goes there. Raises `RecipeError` for a text whose
-    positions do not fit into 32 bits.
+    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary.
+    What `checkpoints` have is not counted again, and each level that is counted goes there. Raises
+    `RecipeError` for a text whose positions do not fit into 32 bits.
     """
     if len(tokens) >= 2**31:
         raise RecipeError(
-            f"{len(tokens):,} tokens are too many to count in memory: add --memory 8GB, and they go to disk"
+            f"{len(tokens):,} tokens are too many to count in memory: add --memory 8GB, and they "
+            f"go to disk"
         )
     ids = tokens.astype(numpy.int32)
     ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)
@@ -81,8 +85,12 @@ def count_ngrams(
         yield level
 
 
-def _make_level(keys: NDArray[numpy.int64], placed: Ids, rows: Ids, below: Level, vocab_size: int) -> Level:
-    """The level of sorted keys and their places; `rows` has the row below at each place, and then the row here."""
+def _make_level(
+    keys: NDArray[numpy.int64], placed: Ids, rows: Ids, below: Level, vocab_size: int
+) -> Level:
+    """The level of sorted keys and their places; `rows` has the row below at each place, and then
+    the row here.
+    """
     is_new = numpy.empty(len(keys), dtype=bool)
     is_new[0] = True
     numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
@@ -101,8 +109,8 @@ def _make_level(keys: NDArray[numpy.int64], placed: Ids, rows: Ids, below: Level
 
 
 def unigrams(counts: Ids, opening: int, documents: int) -> Level:
-    """Level 1: a row for every token, seen or not. Where `opening` opens a document it is not counted: nothing
-    predicts it there.
+    """Level 1: a row for every token, seen or not. Where `opening` opens a document it is not
+    counted: nothing predicts it there.
     """
     everything = numpy.arange(len(counts), dtype=numpy.int32)
     return Level(
@@ -131,8 +139,8 @@ def split_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[Ids, Ids]:
 def sort_places(keys: NDArray[numpy.int64], places: Ids) -> tuple[NDArray[numpy.int64], Ids]:
     """Keys in order, and their places with them; overwrites `keys`.
 
-    Where key and place fit into 63 bits they are sorted as one number: numpy sorts numbers ten times as fast
-    as it finds the order of them.
+    Where key and place fit into 63 bits they are sorted as one number: numpy sorts numbers ten
+    times as fast as it finds the order of them.
     """
     bits = _bits(int(places.max()) + 1)
     if int(keys.max()) >> (63 - bits):

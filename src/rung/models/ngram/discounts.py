@@ -12,7 +12,9 @@ PIECE = 2**24  # rows tallied at once: numpy makes 64-bit copies of what it coun
 
 
 def find_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str) -> list[float]:
-    """What `smoothing` takes from a count of 1, 2, ...; the last serves all higher ones. Empty: nothing."""
+    """What `smoothing` takes from a count of 1, 2, ...; the last serves all higher ones. Empty:
+    nothing.
+    """
     if smoothing == "kneser-ney":
         return estimate_discounts(counts, order)
     if smoothing == "absolute":
@@ -24,9 +26,9 @@ def find_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str) -
 def estimate_discounts(counts: NDArray[numpy.integer], order: int) -> list[float]:
     """D1, D2, D3+ from the counts of counts (Chen & Goodman 1998, equation 26).
 
-    Where these are undefined or out of range, which small or odd texts make them, the fixed discounts
-    0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would leave nothing for
-    what was not seen.
+    Where these are undefined or out of range, which small or odd texts make them, the fixed
+    discounts 0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would
+    leave nothing for what was not seen.
     """
     t1, t2, t3, t4 = counts_of_counts(counts)
     if min(t1, t2, t3) > 0:
@@ -35,13 +37,20 @@ def estimate_discounts(counts: NDArray[numpy.integer], order: int) -> list[float
         if all(0 < d <= j for j, d in enumerate(found, start=1)):
             return found
     logger.info(
-        "order %d: counts of counts %d, %d, %d, %d leave a discount undefined; using 0.5, 1, 1.5", order, t1, t2, t3, t4
+        "order %d: counts of counts %d, %d, %d, %d leave a discount undefined; using 0.5, 1, 1.5",
+        order,
+        t1,
+        t2,
+        t3,
+        t4,
     )
     return list(FALLBACK_DISCOUNTS)
 
 
 def absolute_discount(once: int, twice: int) -> float:
-    """One discount for all counts, from how many n-grams occur once and twice (Ney et al. 1994, section 3)."""
+    """One discount for all counts, from how many n-grams occur once and twice (Ney et al. 1994,
+    section 3).
+    """
     return once / (once + 2 * twice) if once else FALLBACK_DISCOUNTS[0]
 
 

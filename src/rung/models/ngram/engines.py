@@ -1,8 +1,10 @@
-"""Counting beyond memory or machine: the same levels from an engine that spills to disk, or runs on a cluster.
+"""Counting beyond memory or machine: the same levels from an engine that spills to disk, or runs on
+a cluster.
 
-The text becomes a table with a row for every position, the tokens from there on in columns; the n-grams of an
-order are one group-by of it, the same ibis expression over DuckDB and over Spark. What it finds comes back sorted
-and becomes levels piece by piece, in files mapped into memory, so that no step holds a whole order.
+The text becomes a table with a row for every position, the tokens from there on in columns; the
+n-grams of an order are one group-by of it, the same ibis expression over DuckDB and over Spark.
+What it finds comes back sorted and becomes levels piece by piece, in files mapped into memory, so
+that no step holds a whole order.
 """
 
 import functools
@@ -23,15 +25,25 @@ from rung.device import count_cores
 from rung.errors import RunError
 from rung.models.ngram.budget import Counting
 from rung.models.ngram.checkpoints import OrderCheckpoints
-from rung.models.ngram.counting import Counter, Ids, Level, Levels, count_ngrams, join_keys, unigrams
+from rung.models.ngram.counting import (
+    Counter,
+    Ids,
+    Level,
+    Levels,
+    count_ngrams,
+    join_keys,
+    unigrams,
+)
 
 ROWS_AT_ONCE = 2**20
 Keys = NDArray[numpy.int64]  # of a level's n-grams, as `join_keys` makes them
 
 
-def choose_counter(counting: Counting, folder: Path, checkpoints: OrderCheckpoints | None = None) -> Counter:
-    """What counts as `counting` says, on from `checkpoints`: for `NgramForCausalLM.fit`. An engine's files lie in
-    `folder` meanwhile, which must be its own.
+def choose_counter(
+    counting: Counting, folder: Path, checkpoints: OrderCheckpoints | None = None
+) -> Counter:
+    """What counts as `counting` says, on from `checkpoints`: for `NgramForCausalLM.fit`. An
+    engine's files lie in `folder` meanwhile, which must be its own.
     """
     if counting.engine != "numpy":
         return Engine(counting=counting, folder=folder, checkpoints=checkpoints).count
@@ -40,13 +52,17 @@ def choose_counter(counting: Counting, folder: Path, checkpoints: OrderCheckpoin
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """DuckDB or Spark, as `counting` says, with its files in `folder`: for a cluster, one that all its machines see."""
+    """DuckDB or Spark, as `counting` says, with its files in `folder`: for a cluster, one that all
+    its machines see.
+    """
 
     counting: Counting
     folder: Path
     checkpoints: OrderCheckpoints | None = None
 
-    def count(self, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Levels:
+    def count(
+        self, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
+    ) -> Levels:
         """What `count_ngrams` yields. Raises `RunError` where the engine fails."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a try that was killed
         try:
@@ -59,7 +75,9 @@ class Engine:
             for arrays in self.checkpoints.load() if self.checkpoints else ():
                 level = Level(**arrays)
                 with _explained(self.folder):
-                    known.append(_write_keys(self.folder / f"order-{len(known) + 1}", level, vocab_size))
+                    known.append(
+                        _write_keys(self.folder / f"order-{len(known) + 1}", level, vocab_size)
+                    )
                 yield level
             if len(known) < order:
                 with _explained(self.folder):
@@ -68,11 +86,15 @@ class Engine:
         finally:
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _count_missing(self, level: Level, known: list[Keys], order: int, vocab_size: int) -> Levels:
+    def _count_missing(
+        self, level: Level, known: list[Keys], order: int, vocab_size: int
+    ) -> Levels:
         """The levels above `level`; `known` are the keys of it and of all below."""
         with _connect(self.counting, self.folder) as connection:
             windows = self.folder / "windows"
-            table = connection.read_parquet(windows if self.counting.engine == "spark" else windows / "*.parquet")
+            table = connection.read_parquet(
+                windows if self.counting.engine == "spark" else windows / "*.parquet"
+            )
             for size in range(len(known) + 1, order + 1):
                 found = self.folder / f"order-{size}"
                 _run(connection, _count_expression(table, size), found, self.counting)
@@ -93,7 +115,8 @@ def _explained(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{folder} could not be written to ({error}): make room there, or name another place with "
+            f"{folder} could not be written to ({error}): make room there, or name another place "
+            f"with "
             "TMPDIR or --set counting.folder"
         ) from error
 
@@ -121,9 +144,14 @@ def _write_windows(folder: Path, tokens: Ids, starts: NDArray[numpy.int64], orde
     for number, first in enumerate(range(0, len(tokens), ROWS_AT_ONCE)):
         piece = tokens[first : first + ROWS_AT_ONCE + order - 1].astype(numpy.int32)
         at = numpy.arange(first, min(first + ROWS_AT_ONCE, len(tokens)))
-        left = ends[numpy.searchsorted(starts, at, side="right") - 1] - at  # tokens until the document's end
+        left = (
+            ends[numpy.searchsorted(starts, at, side="right") - 1] - at
+        )  # tokens until the document's end
         piece = numpy.append(piece, numpy.zeros(order - 1, dtype=numpy.int32))
-        columns = [numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32) for i in range(order)]
+        columns = [
+            numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32)
+            for i in range(order)
+        ]
         table = pyarrow.table(columns, schema=schema)
         parquet.write_table(table, folder / f"{number:06}.parquet", compression="zstd")
 
@@ -136,7 +164,9 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
     size = counting.engine_bytes
     if counting.engine == "duckdb":
         settings = {"memory_limit": f"{size}B", "temp_directory": str(scratch / "spilled")}
-        connection = ibis.duckdb.connect(**settings, threads=count_cores(), preserve_insertion_order=False)
+        connection = ibis.duckdb.connect(
+            **settings, threads=count_cores(), preserve_insertion_order=False
+        )
         yield connection
         connection.disconnect()  # its memory is wanted for what comes next
         return
@@ -148,7 +178,9 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
     try:
         session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
     except PySparkException as error:
-        raise RunError(f"Spark could not be started ({error}): it needs Java 17, and JAVA_HOME to say where") from error
+        raise RunError(
+            f"Spark could not be started ({error}): it needs Java 17, and JAVA_HOME to say where"
+        ) from error
     master = session.sparkContext.master or ""
     if not master.startswith("local") and counting.folder is None:
         raise RunError(
@@ -178,7 +210,8 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
         line = str(error).strip().splitlines()[0]
         more = -(-2 * max(counting.memory_bytes, counting.find_least()) // 10**9)
         raise RunError(
-            f"{counting.engine} could not count ({line}): give it more memory, as in --memory {more}GB, or make room "
+            f"{counting.engine} could not count ({line}): give it more memory, as in --memory "
+            f"{more}GB, or make room "
             f"in {folder.parent}"
         ) from error
 
@@ -191,8 +224,12 @@ def _count_rows(folder: Path) -> int:
     return sum(file.metadata.num_rows for file in _files(folder))
 
 
-def _read_level(folder: Path, below: Level, known: list[Keys], vocab_size: int) -> tuple[Level, Keys]:
-    """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those of all below."""
+def _read_level(
+    folder: Path, below: Level, known: list[Keys], vocab_size: int
+) -> tuple[Level, Keys]:
+    """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those
+    of all below.
+    """
     rows, whole = _count_rows(folder), numpy.int32 if len(below) < 2**31 else numpy.int64
     level = Level(
         tokens=_map(folder, "tokens", rows, numpy.int32),
@@ -226,7 +263,9 @@ def _write_keys(folder: Path, level: Level, vocab_size: int) -> Keys:
 
 
 def _find_rows(columns: list[Ids], keys: list[Keys], vocab_size: int) -> Ids:
-    """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up once."""
+    """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up
+    once.
+    """
     is_new = numpy.zeros(len(columns[0]), dtype=bool)
     is_new[:1] = True
     for column in columns:
@@ -242,7 +281,9 @@ def _find(keys: Keys, parents: Ids, tokens: Ids, vocab_size: int) -> Ids:
 
 
 def _map(folder: Path, name: str, size: int, kind: type) -> NDArray[Any]:
-    """An array in a file, whose room is taken at once: a disk found full later would end the process."""
+    """An array in a file, whose room is taken at once: a disk found full later would end the
+    process.
+    """
     path = folder / f"{name}.bin"
     with path.open("wb") as file:
         if hasattr(os, "posix_fallocate"):

@@ -23,7 +23,9 @@ from rung.models.ngram.suffix_array import SuffixArray, find_discounts, sort_suf
 
 
 class InfinigramConfig(RungConfig):
-    """`smoothing` is `absolute`, each length interpolated with the next shorter, or `none`: the longest match alone."""
+    """`smoothing` is `absolute`, each length interpolated with the next shorter, or `none`: the
+    longest match alone.
+    """
 
     model_type = "rung-infinigram"
 
@@ -32,19 +34,25 @@ class InfinigramConfig(RungConfig):
     num_tokens: int = 0
     num_suffixes: int = 0
     longest_repeat: int = 0  # tokens
-    discounts: list[float] | None = None  # after contexts of 0, 1, ... tokens; the last serves longer ones
+    discounts: list[float] | None = (
+        None  # after contexts of 0, 1, ... tokens; the last serves longer ones
+    )
     num_hidden_layers: int = 1
     use_cache: bool = True
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **options: Any) -> None:
         if self.smoothing not in ("absolute", "none"):
-            raise RecipeError(f"smoothing is {self.smoothing!r}: n-grams of any length have absolute or none")
+            raise RecipeError(
+                f"smoothing is {self.smoothing!r}: n-grams of any length have absolute or none"
+            )
         super().__post_init__(**options)
 
 
 class Continuations(NamedTuple):
-    """What came after the longest end of a context that occurs: its length, the tokens, and how often each did."""
+    """What came after the longest end of a context that occurs: its length, the tokens, and how
+    often each did.
+    """
 
     length: int
     tokens: Int[Tensor, " kinds"]
@@ -52,11 +60,13 @@ class Continuations(NamedTuple):
 
 
 class InfinigramForCausalLM(CountingModel):
-    """A text, asked for the longest context that it holds. On a CPU the weights file is mapped into memory, not read.
+    """A text, asked for the longest context that it holds. On a CPU the weights file is mapped into
+    memory, not read.
 
-    P(w | h) = (c(hw) - D) / c(h) + D n(h) / c(h) P(w | h'), where h is any context, h' the same without its first
-    token and n(h) the number of different tokens after it (Ney et al. 1994); D is estimated for each length, and 0
-    without smoothing, which leaves c(hw) / c(h) of the longest context that occurs (Liu et al. 2024, section 2).
+    P(w | h) = (c(hw) - D) / c(h) + D n(h) / c(h) P(w | h'), where h is any context, h' the same
+    without its first token and n(h) the number of different tokens after it (Ney et al. 1994); D is
+    estimated for each length, and 0 without smoothing, which leaves c(hw) / c(h) of the longest
+    context that occurs (Liu et al. 2024, section 2).
     """
 
     config_class = InfinigramConfig
@@ -69,16 +79,26 @@ class InfinigramForCausalLM(CountingModel):
             num_suffixes=config.num_suffixes,
             longest_repeat=config.longest_repeat,
         )
-        self.unigrams = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False)  # P of each token
+        self.unigrams = nn.Parameter(
+            torch.zeros(config.vocab_size), requires_grad=False
+        )  # P of each token
         self.post_init()
 
     @classmethod
-    def fit(cls, config: InfinigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray) -> "InfinigramForCausalLM":
-        """Sort the suffixes of `tokens` (N,), whose documents begin at `starts` and open with the BOS token."""
-        suffixes = sort_suffixes(tokens, starts, drop_ends=config.bos_token_id == config.eos_token_id)
+    def fit(
+        cls, config: InfinigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray
+    ) -> "InfinigramForCausalLM":
+        """Sort the suffixes of `tokens` (N,), whose documents begin at `starts` and open with the
+        BOS token.
+        """
+        suffixes = sort_suffixes(
+            tokens, starts, drop_ends=config.bos_token_id == config.eos_token_id
+        )
         counts = numpy.bincount(tokens, minlength=config.vocab_size)
         counts[tokens[0]] -= len(starts)  # what opens a document is not predicted
-        config.discounts = find_discounts(counts, suffixes) if config.smoothing == "absolute" else [0.0]
+        config.discounts = (
+            find_discounts(counts, suffixes) if config.smoothing == "absolute" else [0.0]
+        )
         config.num_tokens, config.num_suffixes = len(tokens), len(suffixes.places)
         config.longest_repeat = int(suffixes.shared.max())
         model = cls(config)
@@ -118,7 +138,9 @@ class InfinigramForCausalLM(CountingModel):
         return self.make_output(torch.stack(logits, dim=1), labels, state, options)
 
     @torch.no_grad()
-    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    def score_tokens(
+        self, input_ids: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
         cost = self.unigrams[input_ids].double()
         order = torch.ones_like(input_ids)
         constant = len(self._discounts) - 1  # from this length on the discount is the same
@@ -145,14 +167,17 @@ class InfinigramForCausalLM(CountingModel):
             at, low, high = at[on] + 1, child_low[on], child_high[on]
 
     def longest_match(self, input_ids: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """At every position, how many tokens, it included, make the longest n-gram ending there that the text holds.
+        """At every position, how many tokens, it included, make the longest n-gram ending there
+        that the text holds.
 
         Documents may stand one after another, each opened by BOS.
         """
         where = torch.arange(len(input_ids), device=input_ids.device)
         opens = torch.nonzero(input_ids == self.config.bos_token_id)[:, 0]
         ends = torch.cat([opens, where.new_tensor([len(input_ids)])])
-        return self.text.longest_match(input_ids, ends[torch.searchsorted(opens, where, right=True)])
+        return self.text.longest_match(
+            input_ids, ends[torch.searchsorted(opens, where, right=True)]
+        )
 
     def count(self, input_ids: Int[Tensor, " N"]) -> int:
         """How often these tokens stand in the text one after another."""
@@ -164,30 +189,47 @@ class InfinigramForCausalLM(CountingModel):
         """What came after the longest end of `input_ids` that occurs."""
         length = int(self.longest_match(input_ids)[-1])
         size = torch.tensor([length], device=input_ids.device)
-        _, (low, high) = self.text.find(input_ids[len(input_ids) - length :], torch.zeros_like(size), size)
+        _, (low, high) = self.text.find(
+            input_ids[len(input_ids) - length :], torch.zeros_like(size), size
+        )
         _, tokens, counts = self._list_children(low, high, size)
-        return Continuations(length, tokens[tokens >= 0], counts[tokens >= 0])  # -1 is the end of the whole text
+        return Continuations(
+            length, tokens[tokens >= 0], counts[tokens >= 0]
+        )  # -1 is the end of the whole text
 
     @property
     def _discounts(self) -> list[float]:
         return self.config.discounts or [0.0]
 
-    def _shares(self, low: Tensor, high: Tensor, length: Tensor | int, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of what was `seen` so often after each context, and the weight of the next shorter one."""
+    def _shares(
+        self, low: Tensor, high: Tensor, length: Tensor | int, seen: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The share of what was `seen` so often after each context, and the weight of the next
+        shorter one.
+        """
         discounts = torch.tensor(self._discounts, dtype=torch.double, device=low.device)
-        discount = discounts[torch.as_tensor(length, device=low.device).clamp(max=len(discounts) - 1)]
+        discount = discounts[
+            torch.as_tensor(length, device=low.device).clamp(max=len(discounts) - 1)
+        ]
         begin, end = self.text.find_changes(low, high, length)
         total = high - low
         return (seen - discount).clamp(min=0) / total, discount * (end - begin + 1) / total
 
-    def _go_on(self, at: Tensor, is_seen: Tensor, more: Tensor, cost: Tensor, order: Tensor) -> None:
-        """Interpolate with `more` longer contexts, which all occur once, where the discount no longer changes."""
+    def _go_on(
+        self, at: Tensor, is_seen: Tensor, more: Tensor, cost: Tensor, order: Tensor
+    ) -> None:
+        """Interpolate with `more` longer contexts, which all occur once, where the discount no
+        longer changes.
+        """
         kept = self._discounts[-1] ** more.double()
         cost[at + 1] = torch.where(is_seen, 1 - kept * (1 - cost[at + 1]), kept * cost[at + 1])
         order[at[is_seen] + 1] += more[is_seen]
 
-    def _step(self, low: Tensor, high: Tensor, tokens: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the contexts of 1, 2, ... tokens that end with `tokens` (B,) occur, from those that ended before it.
+    def _step(
+        self, low: Tensor, high: Tensor, tokens: Tensor, real: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Where the contexts of 1, 2, ... tokens that end with `tokens` (B,) occur, from those that
+        ended before it.
 
         A column is a length; as many as occur in some row.
         """
@@ -201,10 +243,14 @@ class InfinigramForCausalLM(CountingModel):
             wider[going] = values.long()
             ranges.append(torch.cat([single.long().masked_fill(~real, 0)[:, None], wider], dim=1))
         low, high = ranges
-        size = int((high > low).any(dim=0).sum())  # where a context does not occur, no longer one does
+        size = int(
+            (high > low).any(dim=0).sum()
+        )  # where a context does not occur, no longer one does
         return low[:, :size], high[:, :size]
 
-    def _distribution(self, low: Int[Tensor, "B lengths"], high: Int[Tensor, "B lengths"]) -> Float[Tensor, "B V"]:
+    def _distribution(
+        self, low: Int[Tensor, "B lengths"], high: Int[Tensor, "B lengths"]
+    ) -> Float[Tensor, "B V"]:
         """log P of the next token, each length's share times the weights of all longer ones."""
         going = high > low
         rows, columns = torch.nonzero(going, as_tuple=True)
@@ -213,14 +259,20 @@ class InfinigramForCausalLM(CountingModel):
         _, weight = self._shares(first, last, lengths, torch.zeros_like(first))
         weights = torch.ones(low.shape, dtype=torch.double, device=low.device)
         weights[going] = weight
-        left = torch.cat([weights, weights.new_ones((len(low), 1))], dim=1).flip(1).cumprod(1).flip(1)  # to each length
+        left = (
+            torch.cat([weights, weights.new_ones((len(low), 1))], dim=1).flip(1).cumprod(1).flip(1)
+        )  # to each length
         result = self.unigrams.double() * left[:, :1]
         places, tokens, counts = self._list_children(first, last, lengths)
         share, _ = self._shares(first[places], last[places], lengths[places], counts)
-        result.index_put_((rows[places], tokens), share * left[rows[places], lengths[places]], accumulate=True)
+        result.index_put_(
+            (rows[places], tokens), share * left[rows[places], lengths[places]], accumulate=True
+        )
         return result.log().float()
 
-    def _list_children(self, low: Tensor, high: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _list_children(
+        self, low: Tensor, high: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Every token that followed each range's n-gram, as (range, token, count)."""
         begin, end = self.text.find_changes(low, high, lengths)
         inner, changes = list_rows(begin, end)

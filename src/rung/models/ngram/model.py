@@ -4,8 +4,9 @@ Below:   bigram.py sees one token back and treats all unseen pairs alike.
 New:     histories of any length; a count is discounted, and what it gives up goes to the shorter history.
 Missing: two histories are the same or they are not; nothing is learned from likeness (rnn.py does).
 
-Interpolated modified Kneser-Ney (Chen & Goodman 1998, section 3; Heafield et al. 2013, section 2), kept as
-KenLM and ARPA files do: for every n-gram log10 of its probability, for every history of its back-off weight.
+Interpolated modified Kneser-Ney (Chen & Goodman 1998, section 3; Heafield et al. 2013, section 2),
+kept as KenLM and ARPA files do: for every n-gram log10 of its probability, for every history of its
+back-off weight.
 """
 
 import math
@@ -41,7 +42,9 @@ class NgramConfig(RungConfig):
     order: int = 5
     smoothing: str = "kneser-ney"
     k: float = 1.0  # of add-k
-    prune: list[int] | None = None  # drop n-grams of order 1, 2, ... seen so often or less; the last serves the rest
+    prune: list[int] | None = (
+        None  # drop n-grams of order 1, 2, ... seen so often or less; the last serves the rest
+    )
     num_ngrams: list[int] | None = None  # of order 1 (= vocab_size), 2, ..., order
     discounts: list[list[float]] | None = None  # D1, D2, D3+ by order
     num_hidden_layers: int = 1
@@ -53,15 +56,20 @@ class NgramConfig(RungConfig):
         super().__post_init__(**options)
 
     def make_settings(self, never: tuple[int, ...] = ()) -> Settings:
-        """How to smooth; `never` are the tokens that nothing is followed by. Raises `RecipeError` for a bad field."""
-        return Settings(smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), never=never)
+        """How to smooth; `never` are the tokens that nothing is followed by. Raises `RecipeError`
+        for a bad field.
+        """
+        return Settings(
+            smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), never=never
+        )
 
 
 class NgramForCausalLM(CountingModel):
     """Counts smoothed, of any order.
 
-    The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to `first_k[r+1]` of order
-    k+1, sorted by their last token. A row costs 17 bytes, one of the highest order 9.
+    The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to
+    `first_k[r+1]` of order k+1, sorted by their last token. A row costs 17 bytes, one of the
+    highest order 9.
     """
 
     config_class = NgramConfig
@@ -81,9 +89,14 @@ class NgramForCausalLM(CountingModel):
 
     @classmethod
     def fit(
-        cls, config: NgramConfig, tokens: numpy.ndarray, starts: numpy.ndarray, count: Counter = count_ngrams
+        cls,
+        config: NgramConfig,
+        tokens: numpy.ndarray,
+        starts: numpy.ndarray,
+        count: Counter = count_ngrams,
     ) -> "NgramForCausalLM":
-        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS token.
+        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS
+        token.
 
         `count` does what `count_ngrams` does, in its own way (`engines.py`).
         """
@@ -94,32 +107,43 @@ class NgramForCausalLM(CountingModel):
 
     @classmethod
     def from_tables(cls, config: NgramConfig, tables: list[Table]) -> "NgramForCausalLM":
-        """The model that these tables are; highest orders that hold no n-gram and are backed off to are left out."""
+        """The model that these tables are; highest orders that hold no n-gram and are backed off to
+        are left out.
+        """
         while len(tables) > 1 and not (len(tables[-1].tokens) or tables[-2].log10_backoff.any()):
             tables = tables[:-1]
         config.order = len(tables)
         config.num_ngrams = [len(table.tokens) for table in tables]
         if max(config.num_ngrams) >= 2**31:
             raise RecipeError(
-                f"{max(config.num_ngrams):,} n-grams of one order: a model holds less than 2,147,483,648; "
+                f"{max(config.num_ngrams):,} n-grams of one order: a model holds less than "
+                f"2,147,483,648; "
                 "drop rare ones, as in --set prune=[0,0,1]"
             )
         model = cls(config)
         for order, table in enumerate(tables, start=1):
-            model.get_parameter(f"log10_probability_{order}").data = torch.from_numpy(table.log10_probability)
+            model.get_parameter(f"log10_probability_{order}").data = torch.from_numpy(
+                table.log10_probability
+            )
             if table.counts is not None:
                 model.get_buffer(f"counts_{order}").copy_(torch.from_numpy(table.counts))
             if order > 1:
                 model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
                 children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
-                model.get_buffer(f"first_{order - 1}")[1:] = torch.from_numpy(numpy.cumsum(children))
+                model.get_buffer(f"first_{order - 1}")[1:] = torch.from_numpy(
+                    numpy.cumsum(children)
+                )
             if order < len(tables):
-                model.get_parameter(f"log10_backoff_{order}").data = torch.from_numpy(table.log10_backoff)
+                model.get_parameter(f"log10_backoff_{order}").data = torch.from_numpy(
+                    table.log10_backoff
+                )
         return model
 
     @property
     def is_normalized(self) -> bool:
-        """Whether its numbers are probabilities; stupid back-off's are scores, which the ruler divides by their sum."""
+        """Whether its numbers are probabilities; stupid back-off's are scores, which the ruler
+        divides by their sum.
+        """
         return self.config.smoothing != "stupid-backoff"
 
     @keep_contract
@@ -138,7 +162,9 @@ class NgramForCausalLM(CountingModel):
         before = past_key_values.tensors[0] if past_key_values else None
         found = self.find_rows(input_ids, max(self.config.order - 1, 1), real, before)
         rows = torch.stack(found, dim=-1)  # B T order-1
-        state = State((rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0))
+        state = State(
+            (rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
+        )
         histories = keep_logits(rows, logits_to_keep)
         logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
         return self.make_output(logits, labels, state, options)
@@ -150,21 +176,30 @@ class NgramForCausalLM(CountingModel):
         real: Shaped[Tensor, "B T"] | None = None,
         before: Shaped[Tensor, "B histories"] | None = None,
     ) -> list[Int[Tensor, "B T"]]:
-        """The n-gram that the last 1, 2, ..., `highest` tokens are, at every position; -1 where it was never seen.
+        """The n-gram that the last 1, 2, ..., `highest` tokens are, at every position; -1 where it
+        was never seen.
 
         `before` are the rows found at the position before the first.
         """
         shorter = input_ids if real is None else input_ids.masked_fill(~real, -1)
         found = [shorter]
         for order in range(2, highest + 1):
-            opening = before[:, order - 2, None] if before is not None else shorter.new_full((len(input_ids), 1), -1)
+            opening = (
+                before[:, order - 2, None]
+                if before is not None
+                else shorter.new_full((len(input_ids), 1), -1)
+            )
             parents = torch.cat([opening, shorter[:, :-1]], dim=1)
-            shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(input_ids)
+            shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(
+                input_ids
+            )
             found.append(shorter if real is None else shorter.masked_fill(~real, -1))
         return found
 
     @torch.no_grad()
-    def score_tokens(self, input_ids: Int[Tensor, " N"]) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
+    def score_tokens(
+        self, input_ids: Int[Tensor, " N"]
+    ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
         rows = self.find_rows(input_ids[None], self.config.order)
         cost = self.log10_probability_1[input_ids]
         order_found = torch.ones_like(input_ids)
@@ -178,9 +213,12 @@ class NgramForCausalLM(CountingModel):
             order_found[here] = order
         return cost, order_found
 
-    def find_counts(self, input_ids: Int[Tensor, " N"]) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-        """The count that each token's n-gram had, 255 for all above, at the order where it was found, and what was
-        taken from it. Kneser-Ney's are of different tokens before the n-gram, below the highest order.
+    def find_counts(
+        self, input_ids: Int[Tensor, " N"]
+    ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
+        """The count that each token's n-gram had, 255 for all above, at the order where it was
+        found, and what was taken from it. Kneser-Ney's are of different tokens before the n-gram,
+        below the highest order.
         """
         rows = self.find_rows(input_ids[None], self.config.order)
         counts = torch.zeros_like(input_ids)
@@ -189,12 +227,16 @@ class NgramForCausalLM(CountingModel):
             here = torch.nonzero(rows[order - 1][0] >= 0)[:, 0]
             counts[here] = self.get_buffer(f"counts_{order}")[rows[order - 1][0, here]].long()
             taken = (self.config.discounts or [[]] * order)[order - 1]
-            by_count = torch.tensor([0.0, *taken, *(taken[-1:] or [0.0]) * 3], device=input_ids.device)
+            by_count = torch.tensor(
+                [0.0, *taken, *(taken[-1:] or [0.0]) * 3], device=input_ids.device
+            )
             discounts[here] = by_count[counts[here].clamp(max=3)]
         return counts, discounts
 
     def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
-        """The row of each (parent, token); -1 where there is none. Binary search among the parent's children."""
+        """The row of each (parent, token); -1 where there is none. Binary search among the parent's
+        children.
+        """
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
         if not len(table):  # an order without an n-gram
@@ -215,7 +257,9 @@ class NgramForCausalLM(CountingModel):
             backoff = self.get_parameter(f"log10_backoff_{order - 1}")[contexts.clamp(min=0)]
             result += backoff.masked_fill_(contexts < 0, 0.0)[:, None]
             first, known = self.get_buffer(f"first_{order - 1}"), contexts.clamp(min=0)
-            rows, found = list_rows(first[known], torch.where(contexts < 0, first[known], first[known + 1]))
+            rows, found = list_rows(
+                first[known], torch.where(contexts < 0, first[known], first[known + 1])
+            )
             result[rows, self.get_buffer(f"tokens_{order}")[found].long()] = self.get_parameter(
                 f"log10_probability_{order}"
             )[found]
@@ -223,10 +267,13 @@ class NgramForCausalLM(CountingModel):
 
 
 def lower_bound(
-    read: Callable[[Tensor], Tensor], begin: Int[Tensor, " N"], end: Int[Tensor, " N"], wanted: Int[Tensor, " N"]
+    read: Callable[[Tensor], Tensor],
+    begin: Int[Tensor, " N"],
+    end: Int[Tensor, " N"],
+    wanted: Int[Tensor, " N"],
 ) -> Int[Tensor, " N"]:
-    """The first row of each `begin` to `end` whose value is not below `wanted`, else `end`: many binary searches at
-    once. `read` gives the values of rows, which must rise from `begin` to `end`.
+    """The first row of each `begin` to `end` whose value is not below `wanted`, else `end`: many
+    binary searches at once. `read` gives the values of rows, which must rise from `begin` to `end`.
     """
     low = begin
     longest = int((end - begin).max()) if len(begin) else 0
@@ -241,6 +288,8 @@ def _table(size: int) -> nn.Parameter:
 
 
 def never_predicted(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
-    """The tokens that never follow anything: BOS and PAD, unless one of them also ends documents."""
+    """The tokens that never follow anything: BOS and PAD, unless one of them also ends
+    documents.
+    """
     tokens: Iterable[int | None] = (bos, config.pad_token_id)
     return tuple(sorted({t for t in tokens if t is not None and t != config.eos_token_id}))

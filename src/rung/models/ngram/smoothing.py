@@ -1,8 +1,9 @@
 """From counts to probabilities: five ways to divide what was seen from what was not.
 
-Each turns the counts of one order into every n-gram's own share of its history, and the weight with which the
-history hands the rest down; the share plus the weight times the next lower order's probability is the estimate.
-What differs is what they take away from a count, and what they divide by:
+Each turns the counts of one order into every n-gram's own share of its history, and the weight with
+which the history hands the rest down; the share plus the weight times the next lower order's
+probability is the estimate. What differs is what they take away from a count, and what they divide
+by:
 
     name             share of hw                     weight of h                 counts below the highest order
     kneser-ney       (c - D(c)) / c(h)               sum of D(c) / c(h)          of different tokens before
@@ -11,8 +12,9 @@ What differs is what they take away from a count, and what they divide by:
     add-k            c / (c(h) + k V)                k V / (c(h) + k V)          none: lower orders are uniform
     stupid-backoff   c / c(h), nothing added         0.4 where hw was not seen   occurrences; no distribution
 
-c(h) sums the counts after h and n(h) says how many different tokens came. Sources: Chen & Goodman 1998, sections
-2.1, 2.5-2.7 and 3; Heafield et al. 2013, section 2; Ney et al. 1994; Witten & Bell 1991; Brants et al. 2007.
+c(h) sums the counts after h and n(h) says how many different tokens came. Sources: Chen & Goodman
+1998, sections 2.1, 2.5-2.7 and 3; Heafield et al. 2013, section 2; Ney et al. 1994; Witten & Bell
+1991; Brants et al. 2007.
 """
 
 from collections.abc import Iterator
@@ -31,7 +33,8 @@ SMOOTHINGS = {
     "absolute": "one discount for every count",
     "witten-bell": "as much for the unseen as there are different continuations",
     "add-k": "k more of everything, seen or not",
-    "stupid-backoff": "relative frequency, else 0.4 times the shorter history's; sums to no fixed total",
+    "stupid-backoff": "relative frequency, else 0.4 times the shorter history's; sums to no fixed "
+    "total",
 }
 STUPID_WEIGHT = 0.4
 ROWS_AT_ONCE = 2**17
@@ -45,7 +48,8 @@ Counts = NDArray[numpy.integer]
 class Settings:
     """How to smooth: `smoothing` by name, `k` for add-k, the tokens that never follow anything.
 
-    `prune[i]` drops n-grams of order i+1 seen so often or less; the last entry serves all higher orders.
+    `prune[i]` drops n-grams of order i+1 seen so often or less; the last entry serves all higher
+    orders.
     """
 
     smoothing: str = "kneser-ney"
@@ -55,13 +59,23 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.smoothing not in SMOOTHINGS:
-            raise RecipeError(f"unknown smoothing {self.smoothing!r}: choose from {', '.join(SMOOTHINGS)}")
+            raise RecipeError(
+                f"unknown smoothing {self.smoothing!r}: choose from {', '.join(SMOOTHINGS)}"
+            )
         if not self.k > 0:
             raise RecipeError(f"k is {self.k}: it must be more than 0")
-        if any(not isinstance(t, int) or t < 0 for t in self.prune) or list(self.prune) != sorted(self.prune):
-            raise RecipeError(f"prune is {list(self.prune)}: it must hold whole numbers that do not fall, as in [0, 1]")
+        if any(not isinstance(t, int) or t < 0 for t in self.prune) or list(self.prune) != sorted(
+            self.prune
+        ):
+            raise RecipeError(
+                f"prune is {list(self.prune)}: it must hold whole numbers that do not fall, as in "
+                f"[0, 1]"
+            )
         if self.prune[:1] > (0,):
-            raise RecipeError(f"prune is {list(self.prune)}: its first entry must be 0, single tokens are always kept")
+            raise RecipeError(
+                f"prune is {list(self.prune)}: its first entry must be 0, single tokens are always "
+                f"kept"
+            )
 
     def threshold(self, order: int) -> int:
         """N-grams of this order seen so often or less are dropped."""
@@ -76,7 +90,9 @@ class Table:
     parents: NDArray[numpy.integer]
     log10_probability: NDArray[numpy.float32]
     log10_backoff: NDArray[numpy.float32]  # of each row as a history
-    counts: NDArray[numpy.uint8] | None = None  # what was smoothed, `MOST_COUNTED` or more as that; None: not known
+    counts: NDArray[numpy.uint8] | None = (
+        None  # what was smoothed, `MOST_COUNTED` or more as that; None: not known
+    )
 
 
 def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list[list[float]]]:
@@ -105,7 +121,9 @@ def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list
                 histories=histories.stop - histories.start,
             )
             is_spread = settings.smoothing == "add-k" and not is_highest
-            probability, weight[histories] = _smooth(family, settings, vocabulary, is_spread=is_spread)
+            probability, weight[histories] = _smooth(
+                family, settings, vocabulary, is_spread=is_spread
+            )
             if order == 1:
                 probability[list(settings.never)] = 0
             log10_probability[rows] = _log10(probability)
@@ -146,8 +164,12 @@ def _families(parents: NDArray[numpy.integer], histories: int) -> Iterator[tuple
         row, history = next_row, next_history
 
 
-def _smooth(family: _Family, settings: Settings, vocabulary: int, *, is_spread: bool) -> tuple[Reals, Reals]:
-    """The probability of each n-gram and the weight of each history; `is_spread`: as if nothing had been seen."""
+def _smooth(
+    family: _Family, settings: Settings, vocabulary: int, *, is_spread: bool
+) -> tuple[Reals, Reals]:
+    """The probability of each n-gram and the weight of each history; `is_spread`: as if nothing had
+    been seen.
+    """
     if is_spread:
         return family.lower, numpy.ones(family.histories)
     extra = _extra(family, settings, vocabulary)
@@ -184,9 +206,9 @@ def _where(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[A
 def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Counts:
     """The counts that this order is estimated from.
 
-    Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams that open a
-    document have none before them and keep their own count (Heafield et al. 2013, section 3.3). A single token does
-    not: as the next one it always has one before it.
+    Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams
+    that open a document have none before them and keep their own count (Heafield et al. 2013,
+    section 3.3). A single token does not: as the next one it always has one before it.
     """
     level = levels[order - 1]
     counts = level.counts
@@ -215,8 +237,12 @@ def _taken(counts: Counts, discounts: list[float]) -> Reals:
 def _extra(family: _Family, settings: Settings, vocabulary: int) -> Reals:
     """What each history's whole has beside its counts, for the unseen."""
     if settings.smoothing == "witten-bell":
-        return numpy.bincount(family.parents, weights=family.counts > 0, minlength=family.histories).astype(float)
-    return numpy.full(family.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0)
+        return numpy.bincount(
+            family.parents, weights=family.counts > 0, minlength=family.histories
+        ).astype(float)
+    return numpy.full(
+        family.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0
+    )
 
 
 def _divide(family: _Family, extra: Reals) -> tuple[Reals, Reals]:

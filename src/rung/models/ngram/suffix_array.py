@@ -1,9 +1,9 @@
 """A text's suffixes, sorted: every n-gram of it, however long, without a list of them.
 
-All places where an n-gram occurs stand together in that order, as a range of it; one more token is a range within
-(Manber & Myers 1993; Liu et al. 2024, section 3). Where two neighbours share k tokens and then differ, what follows
-n-grams of length k changes: these places, kept by k, say how many different tokens follow an n-gram without
-reading them.
+All places where an n-gram occurs stand together in that order, as a range of it; one more token is
+a range within (Manber & Myers 1993; Liu et al. 2024, section 3). Where two neighbours share k
+tokens and then differ, what follows n-grams of length k changes: these places, kept by k, say how
+many different tokens follow an n-gram without reading them.
 """
 
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ Range = tuple[Tensor, Tensor]  # the first suffix and the one after the last, of
 
 @dataclass(frozen=True, kw_only=True)
 class Suffixes:
-    """`places` says where each begins; `left` how many tokens it has, its document's end included; `shared` how many
-    of them it has in common with the one before.
+    """`places` says where each begins; `left` how many tokens it has, its document's end included;
+    `shared` how many of them it has in common with the one before.
     """
 
     places: Ids
@@ -38,10 +38,12 @@ class Suffixes:
 
 
 def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool) -> Suffixes:
-    """The suffixes of `tokens` (N,), whose documents begin at `starts`, in order; none goes beyond its document.
+    """The suffixes of `tokens` (N,), whose documents begin at `starts`, in order; none goes beyond
+    its document.
 
-    `drop_ends` leaves out those that are a document's last token alone: where one token opens and ends documents,
-    nothing follows it there. Raises `RecipeError` where the package that sorts is missing, or the text too long.
+    `drop_ends` leaves out those that are a document's last token alone: where one token opens and
+    ends documents, nothing follows it there. Raises `RecipeError` where the package that sorts is
+    missing, or the text too long.
     """
     try:
         import pydivsufsort
@@ -50,8 +52,13 @@ def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool)
             "n-grams of any length need a package that sorts suffixes: pip install 'rung[scale]'"
         ) from error
     if len(tokens) >= 2**31:
-        raise RecipeError(f"{len(tokens):,} tokens are too many: n-grams of any length take less than 2,147,483,648")
-    text = numpy.array(tokens, dtype=numpy.uint32)  # a copy: the sorter refuses what it may not write to
+        raise RecipeError(
+            f"{len(tokens):,} tokens are too many: n-grams of any length take less than "
+            f"2,147,483,648"
+        )
+    text = numpy.array(
+        tokens, dtype=numpy.uint32
+    )  # a copy: the sorter refuses what it may not write to
     places = pydivsufsort.divsufsort(text)
     shared = numpy.zeros(len(places), dtype=numpy.int32)
     shared[1:] = pydivsufsort.kasai(text, places)[:-1]
@@ -59,7 +66,9 @@ def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool)
     left = numpy.repeat(ends, numpy.diff(starts, append=len(tokens)))[places] - places
     if drop_ends:
         kept = left > 1
-        groups = numpy.flatnonzero(numpy.append(True, kept[:-1]))  # what lies between two that are kept, and the second
+        groups = numpy.flatnonzero(
+            numpy.append(True, kept[:-1])
+        )  # what lies between two that are kept, and the second
         shared = numpy.minimum.reduceat(shared, groups)[: kept.sum()]
         places, left = places[kept], left[kept]
     shared[1:] = numpy.minimum(shared[1:], numpy.minimum(left[1:], left[:-1]))
@@ -67,11 +76,13 @@ def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool)
 
 
 def find_discounts(unigrams: NDArray[numpy.int64], suffixes: Suffixes) -> list[float]:
-    """What is taken from every count after contexts of length 0, 1, ..., `REACH` - 1, from how many n-grams of each
-    length occur once and twice.
+    """What is taken from every count after contexts of length 0, 1, ..., `REACH` - 1, from how many
+    n-grams of each length occur once and twice.
     """
     shared = numpy.append(suffixes.shared, 0)
-    nearest = numpy.maximum(shared[:-1], shared[1:])  # of its length or shorter, an n-gram occurs again
+    nearest = numpy.maximum(
+        shared[:-1], shared[1:]
+    )  # of its length or shorter, an n-gram occurs again
     once = _count_lengths(nearest, suffixes.left)
     outside = numpy.maximum(shared[:-2], shared[2:])  # of two neighbours, with those around them
     twice = _count_lengths(outside, shared[1:-1])
@@ -83,7 +94,9 @@ def find_discounts(unigrams: NDArray[numpy.int64], suffixes: Suffixes) -> list[f
 
 
 def _count_lengths(above: Ids, upto: Ids) -> NDArray[numpy.int64]:
-    """For every length up to `REACH`, how many of these intervals hold it: longer than `above`, not than `upto`."""
+    """For every length up to `REACH`, how many of these intervals hold it: longer than `above`, not
+    than `upto`.
+    """
     size = REACH + 2
     enter = numpy.bincount(numpy.minimum(above + 1, size - 1), minlength=size)
     leave = numpy.bincount(numpy.minimum(numpy.maximum(upto, above) + 1, size - 1), minlength=size)
@@ -91,7 +104,9 @@ def _count_lengths(above: Ids, upto: Ids) -> NDArray[numpy.int64]:
 
 
 class SuffixArray(nn.Module):
-    """A text and its suffixes in order, 12 bytes a token. Ranges are empty where an n-gram does not occur."""
+    """A text and its suffixes in order, 12 bytes a token. Ranges are empty where an n-gram does not
+    occur.
+    """
 
     tokens: Tensor  # the text, and -1 at its end
     suffixes: Tensor  # where each begins, sorted
@@ -99,7 +114,9 @@ class SuffixArray(nn.Module):
     changes: Tensor  # suffixes but the first, by how much they share with the one before
     first_change: Tensor  # the first of them for every such length
 
-    def __init__(self, *, vocab_size: int, num_tokens: int, num_suffixes: int, longest_repeat: int) -> None:
+    def __init__(
+        self, *, vocab_size: int, num_tokens: int, num_suffixes: int, longest_repeat: int
+    ) -> None:
         super().__init__()
         sizes = {
             "tokens": num_tokens + 1,
@@ -127,7 +144,9 @@ class SuffixArray(nn.Module):
         """Where single tokens occur."""
         return self.first[tokens], self.first[tokens + 1]
 
-    def extend(self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int, tokens: Int[Tensor, " N"]) -> Range:
+    def extend(
+        self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int, tokens: Int[Tensor, " N"]
+    ) -> Range:
         """Where n-grams of `length` tokens, of ranges that are not empty, occur with one more."""
 
         def read(suffixes: Tensor) -> Tensor:
@@ -137,16 +156,26 @@ class SuffixArray(nn.Module):
         return first, lower_bound(read, first, high, tokens + 1)
 
     def find_changes(self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int) -> Range:
-        """Where in `changes` the continuations of n-grams of `length` tokens change; one more is how many there are."""
-        length = torch.as_tensor(length, device=low.device).clamp(max=len(self.first_change) - 2).expand_as(low)
+        """Where in `changes` the continuations of n-grams of `length` tokens change; one more is
+        how many there are.
+        """
+        length = (
+            torch.as_tensor(length, device=low.device)
+            .clamp(max=len(self.first_change) - 2)
+            .expand_as(low)
+        )
         begin, end = self.first_change[length], self.first_change[length + 1]
         begin = lower_bound(self.changes.__getitem__, begin, end, low + 1)
         return begin, lower_bound(self.changes.__getitem__, begin, end, high)
 
-    def find(self, tokens: Int[Tensor, " N"], at: Int[Tensor, " M"], until: Int[Tensor, " M"]) -> tuple[Tensor, Range]:
-        """The length of the longest n-gram from `at` on, not beyond `until`, that occurs, and where it does.
+    def find(
+        self, tokens: Int[Tensor, " N"], at: Int[Tensor, " M"], until: Int[Tensor, " M"]
+    ) -> tuple[Tensor, Range]:
+        """The length of the longest n-gram from `at` on, not beyond `until`, that occurs, and where
+        it does.
 
-        It goes along the suffix tree: where all occurrences go on alike they are compared, many tokens at once.
+        It goes along the suffix tree: where all occurrences go on alike they are compared, many
+        tokens at once.
         """
         length = torch.zeros_like(at)
         low, high = torch.zeros_like(at), torch.full_like(at, len(self.suffixes))
@@ -158,7 +187,9 @@ class SuffixArray(nn.Module):
             alike = _count_alike(tokens, at[going] + here, self.tokens, place, left)
             together = _count_alike(self.tokens, place, self.tokens, other, alike)
             length[going] = here + together
-            going = going[(together < alike) | ((alike < left) & (first < last))]  # the others are at their end
+            going = going[
+                (together < alike) | ((alike < left) & (first < last))
+            ]  # the others are at their end
             wanted = tokens[at[going] + length[going]]
             first, last = self.extend(low[going], high[going], length[going], wanted)
             going, first, last = going[last > first], first[last > first], last[last > first]
@@ -166,11 +197,15 @@ class SuffixArray(nn.Module):
             low[going], high[going] = first.long(), last.long()
         return length, (low, high)
 
-    def longest_match(self, tokens: Int[Tensor, " N"], until: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """At every position, how many tokens, it included, make the longest n-gram ending there that occurs.
+    def longest_match(
+        self, tokens: Int[Tensor, " N"], until: Int[Tensor, " N"]
+    ) -> Int[Tensor, " N"]:
+        """At every position, how many tokens, it included, make the longest n-gram ending there
+        that occurs.
 
-        None goes beyond `until`, which must not fall. An n-gram that begins later ends no earlier: between two
-        positions whose matches end at one place, all do, and text that was copied is not compared again and again.
+        None goes beyond `until`, which must not fall. An n-gram that begins later ends no earlier:
+        between two positions whose matches end at one place, all do, and text that was copied is
+        not compared again and again.
         """
         size = len(tokens)
         where = torch.arange(size, device=tokens.device)
@@ -185,7 +220,9 @@ class SuffixArray(nn.Module):
         return (where + 1 - torch.searchsorted(end, where + 1)).clamp(min=0)
 
 
-def _count_alike(left: Tensor, left_at: Tensor, right: Tensor, right_at: Tensor, limit: Tensor) -> Tensor:
+def _count_alike(
+    left: Tensor, left_at: Tensor, right: Tensor, right_at: Tensor, limit: Tensor
+) -> Tensor:
     """How many tokens from these places on are the same, `limit` at the most."""
     alike = torch.zeros_like(limit)
     going = torch.nonzero(limit > 0)[:, 0]
@@ -193,7 +230,9 @@ def _count_alike(left: Tensor, left_at: Tensor, right: Tensor, right_at: Tensor,
     while len(going):
         ahead = alike[going, None] + block
         one = left[(left_at[going, None] + ahead).clamp(max=len(left) - 1)]
-        same = (one == right[(right_at[going, None] + ahead).clamp(max=len(right) - 1)]) & (ahead < limit[going, None])
+        same = (one == right[(right_at[going, None] + ahead).clamp(max=len(right) - 1)]) & (
+            ahead < limit[going, None]
+        )
         count = same.long().cumprod(dim=1).sum(dim=1)
         alike[going] += count
         going = going[count == BLOCK]
