@@ -1,9 +1,9 @@
 """Run rung, or a file of Python, in a fork of a process that has imported torch already, which
 takes seconds.
 
-    python tests/forks.py serve NUMBER                # answers at the listening socket with this number
-    python tests/forks.py ask SOCKET rung eval RUN    # does what `rung eval RUN` does
-    python tests/forks.py ask SOCKET block.py         # does what `python block.py` does
+    python tests/forks.py serve NUMBER              # answers at the listening socket of this number
+    python tests/forks.py ask SOCKET rung eval RUN  # does what `rung eval RUN` does
+    python tests/forks.py ask SOCKET block.py       # does what `python block.py` does
 
 The server ends when its standard input is closed. A fork imports rung anew, and has the arguments,
 the folder, the environment and the standard streams of the process that asks for it.

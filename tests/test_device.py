@@ -265,8 +265,8 @@ from rung.generation.decoder import write_tokens
 from rung.models.llama3 import LlamaForCausalLM
 
 model = LlamaForCausalLM(LlamaConfig(
-    vocab_size=1024, hidden_size=64, num_hidden_layers=4, num_attention_heads=4, intermediate_size=172,
-    max_position_embeddings=128, tie_word_embeddings=True,
+    vocab_size=1024, hidden_size=64, num_hidden_layers=4, num_attention_heads=4,
+    intermediate_size=172, max_position_embeddings=128, tie_word_embeddings=True,
 )).eval()
 decoders = {"C": Decoder(model), "torch": Decoder(model)}
 decoders["torch"].native = None
@@ -275,7 +275,8 @@ def count_tokens(decoder, seconds):
     count, began = 0, time.perf_counter()
     with torch.inference_mode():
         while (took := time.perf_counter() - began) < seconds:
-            count += sum(1 for _ in write_tokens(decoder, [[3, 4]], Sampling(temperature=0, max_new_tokens=20), ()))
+            sampling = Sampling(temperature=0, max_new_tokens=20)
+            count += sum(1 for _ in write_tokens(decoder, [[3, 4]], sampling, ()))
     return count / took
 
 print(torch.get_num_threads(), flush=True)

@@ -77,10 +77,12 @@ def test_damaged_json_is_named_in_a_line(name, folder):
         ("config.json", {"vocab_size": "many"}, "run could not be read: vocab_size is 'many': it "
                                                 "must be a whole"),
         ("config.json", {"n_layer": 10**6}, "n_layer is 1000000: it must be 1000 or less"),
-        ("config.json", {"n_embd": 64}, r"\] in its weights, \[.*\] by config.json: one is damaged"),
+        ("config.json", {"n_embd": 64},
+         r"\] in its weights, \[.*\] by config.json: one is damaged"),
         ("config.json", {"vocab_size": 10**9}, "wte.weight is \\[284, 32\\] in its weights, "
                                                "\\[1000000000, 32\\]"),
-        ("config.json", {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"}, "code of its own, which is"),
+        ("config.json", {"auto_map": {"AutoConfig": "own.Config"}, "model_type": "own"},
+         "code of its own, which is"),
         ("generation_config.json", {"eos_token_id": [1, "a"]}, r"eos_token_id is \[1, 'a'\], and "
                                                                r"must be a whole"),
         ("generation_config.json", {"max_length": "long"}, "max_length is 'long', and must be a "

@@ -26,7 +26,9 @@ RUNGS = {
 }
 OTHERS = {
     "recipes/": "A recipe for each rung, and `book/` with the settings of the book's chapter",
-    "benchmarks/": "The measurements that claims appeal to, by room, each with its output beside it",
+    "benchmarks/": (
+        "The measurements that claims appeal to, by room, each with its output beside it"
+    ),
     "docs/": "These pages, and `results/` with the command that made each of them",
     "tools/": "Programs that write generated parts of the documentation, and a text for benchmarks",
     "tests/": "Tests of every room, and contracts over all rungs",
@@ -44,7 +46,7 @@ def draw_map() -> str:
     for path in sorted(
         SOURCE.rglob("*.py"), key=lambda p: (p.relative_to(SOURCE).parts[:-1], p.name)
     ):
-        first = read_docstring(path).splitlines()[0]
+        first = " ".join(read_docstring(path).split("\n\n")[0].split())
         lines.append(f"src/{path.relative_to(SOURCE.parent)!s:<32} {first.rstrip('.')}")
     lines += [f"{name:<36} {phrase}" for name, phrase in OTHERS.items()]
     return "```text\n" + "\n".join(lines) + "\n```"

@@ -215,7 +215,8 @@ def compare(text: str, folder: Path) -> None:
         f"{VOCABULARY:,}\n"
     )
     print(
-        f"{'way':<14}{'tokens':>12}{'tokens/s':>12}{'MB/s':>8}{'ratio':>8}{'CPU s':>8}{'MB before':>12}{'MB peak':>10}"
+        f"{'way':<14}{'tokens':>12}{'tokens/s':>12}{'MB/s':>8}{'ratio':>8}{'CPU s':>8}"
+        f"{'MB before':>12}{'MB peak':>10}"
     )
     first = statistics.median(rate for rate, *_ in found["one by one"])
     for name, runs in found.items():
@@ -250,9 +251,11 @@ def climb_all(text: str, folder: Path, copies: int) -> tuple[dict, list[tuple[fl
     half = [m for at, m in seen if at - facts["began"] >= stages["tokenizing"] + packing / 2]
     print(
         f"{facts['bytes'] / 1e6:>8,.0f}{facts['documents']:>12,}{facts['tokens']:>14,}"
-        f"{stages['training the tokenizer']:>10.0f}{stages['tokenizing'] - stages['training the tokenizer']:>10.0f}"
+        f"{stages['training the tokenizer']:>10.0f}"
+        f"{stages['tokenizing'] - stages['training the tokenizer']:>10.0f}"
         f"{packing:>10.0f}{facts['tokens'] / packing:>12,.0f}{facts['bytes'] / packing / 1e6:>8.1f}"
-        f"{facts['cpu']:>8.0f}{seen_at_start:>10.0f}{max(sizes[0]):>10.0f}{max(sizes[1]):>10.0f}{max(half):>14.0f}",
+        f"{facts['cpu']:>8.0f}{seen_at_start:>10.0f}{max(sizes[0]):>10.0f}"
+        f"{max(sizes[1]):>10.0f}{max(half):>14.0f}",
         flush=True,
     )
     return facts, seen
@@ -330,8 +333,9 @@ def main() -> None:
             )
             print("at that of packing, and at that of its second half")
             print(
-                f"{'MB':>8}{'documents':>12}{'tokens':>14}{'read s':>10}{'train s':>10}{'pack s':>10}{'tokens/s':>12}"
-                f"{'MB/s':>8}{'CPU s':>8}{'before':>10}{'peak':>10}{'packing':>10}{'2nd half':>14}"
+                f"{'MB':>8}{'documents':>12}{'tokens':>14}{'read s':>10}"
+                f"{'train s':>10}{'pack s':>10}{'tokens/s':>12}{'MB/s':>8}{'CPU s':>8}"
+                f"{'before':>10}{'peak':>10}{'packing':>10}{'2nd half':>14}"
             )
             runs = {}
             for copies in (1, chosen.copies):

@@ -48,7 +48,8 @@ def main():
         f"of {REPEATS}"
     )
     print(
-        f"{'batch x heads, shared x keys':<32}{'told ms':>10}{'repeated':>10}{'rows ms':>10}{'told/rows':>10}"
+        f"{'batch x heads, shared x keys':<32}{'told ms':>10}{'repeated':>10}{'rows ms':>10}"
+        f"{'told/rows':>10}"
     )
     for dtype in (torch.float32, torch.bfloat16):
         for batch, heads, groups, keys in ((4, 4, 2, 256), (1, 32, 8, 1024), (1, 32, 8, 4096)):

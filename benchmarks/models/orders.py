@@ -52,8 +52,9 @@ def measure(name: str, settings: dict, prepared, texts: Iterable[str]) -> tuple[
 
 def print_row(label: str, size: int, seconds: float, score: Score) -> None:
     print(
-        f"  {label:<16}{size:>12,}{seconds:>9.1f}{score.token_perplexity:>13,.1f}{score.word_perplexity:>14,.0f}"
-        f"{score.bits_per_byte:>10.3f} ({score.low:.2f}-{score.high:.2f})",
+        f"  {label:<16}{size:>12,}{seconds:>9.1f}{score.token_perplexity:>13,.1f}"
+        f"{score.word_perplexity:>14,.0f}{score.bits_per_byte:>10.3f} "
+        f"({score.low:.2f}-{score.high:.2f})",
         flush=True,
     )
 
@@ -76,7 +77,10 @@ def main() -> None:
     for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):
         prepared = prepare(kind, corpus)
         print(f"\n{len(prepared[1]):,} {words} of train text, {len(prepared[0]):,} different\n")
-        head = f"  {'order':<16}{'n-grams':>12}{'fit (s)':>9}{'token ppl':>13}{'word ppl':>14}{'bits per byte':>22}"
+        head = (
+            f"  {'order':<16}{'n-grams':>12}{'fit (s)':>9}{'token ppl':>13}{'word ppl':>14}"
+            f"{'bits per byte':>22}"
+        )
         print(f"{head}\n {'-' * (len(head) + 2)}")
         for order in ORDERS:
             print_row(str(order), *measure("ngram", {"order": order}, prepared, texts))

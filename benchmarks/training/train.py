@@ -435,7 +435,8 @@ def print_shakespeare(path):
         losses, reached = [run["loss"] for run in several], all(run["reached"] for run in several)
         note = "" if reached else "   not reached"
         print(
-            f"{name:44}{several[0]['steps']:6}{seconds:8.1f}{max(losses):8.3f}{peer / seconds:8.1f}{note}",
+            f"{name:44}{several[0]['steps']:6}{seconds:8.1f}{max(losses):8.3f}"
+            f"{peer / seconds:8.1f}{note}",
             flush=True,
         )
 

@@ -5,16 +5,16 @@
     column: body                 # the text column of tables
     encoding: latin-1            # of files that are not UTF-8
     documents: paragraphs        # what a document is in plain text
-    held_out: 0.05               # of a text without splits: for validation and again for test; 0: none
+    held_out: 0.05               # of a text without splits, for validation and again for test
     tokenizer: {kind: bpe, vocab_size: 1024}
     model: {hidden_size: 192}    # fields of the rung's config
     minutes: 5                   # or steps: 2000
     train: {learning_rate: 3e-3} # fields of TrainingArguments
     global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
-    dropout: 0.1                 # while it trains, in the model's own places or where GPT-2 has them
-    carry_state: true            # for rnn: begin each stretch with the state that the one before left
+    dropout: 0.1                 # in training, in the model's own places or in GPT-2's
+    carry_state: true            # for rnn: begin each stretch with the state of the last one
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
-    base: runs/python-docs/llama3 # the model to go on from: a run, a model folder, a Hub id; with its tokenizer
+    base: runs/python-docs/llama3 # to go on from: a run, a model folder, a Hub id
     lora: 8                      # of that base, train only a change of this rank
     seed: 0
 

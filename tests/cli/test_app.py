@@ -183,8 +183,11 @@ def test_a_size_is_trained_by_its_name_and_goes_to_meta_and_back(ground, monkeyp
 @pytest.mark.parametrize("run", ["b", "l"])
 def test_json_is_one_object_and_nothing_else(run, ground):
     for args in (
-        ("eval", run), ("score", run, "Return the"), ("generate", run, "Return", "--max-new-tokens", 3), ("runs", "."),
-    ):  # fmt: skip
+        ("eval", run),
+        ("score", run, "Return the"),
+        ("generate", run, "Return", "--max-new-tokens", 3),
+        ("runs", "."),
+    ):
         shown = rung_process(*args, "--json", cwd=ground)
         assert shown.returncode == 0, shown.stderr
         assert isinstance(json.loads(shown.stdout), dict)
@@ -415,27 +418,38 @@ MISTAKES = {
     "steps": (["train", "gpt2", "my.txt", "--steps", "-5"], "steps is -5"),
     "set": (["train", "gpt2", "my.txt", "--set", "learning_rat=1"], "did you mean 'learning_rate'"),
     "set value": (["train", "gpt2", "my.txt", "--set", "hidden_size=abc"], "hidden_size"),
-    "heads": (["train", "gpt2", "my.txt", "--set", "hidden_size=30", "--set", "num_attention_heads=4"], "divided by 4"),
+    "heads": (
+        ["train", "gpt2", "my.txt", "--set", "hidden_size=30", "--set", "num_attention_heads=4"],
+        "divided by 4",
+    ),
     "tokenizer": (["train", "gpt2", "my.txt", "--tokenizer", "bpee"], "did you mean 'bpe'"),
-    "vocabulary": (["train", "gpt2", "my.txt", "--set", "tokenizer.vocab_size=5"], "needs at least 259"),
+    "vocabulary": (["train", "gpt2", "my.txt", "--set", "tokenizer.vocab_size=5"],
+                   "needs at least 259"),
     "not a run": (["eval", "folder"], "folder is not a run"),
     "no run": (["score", "nowhere", "text"], "no run at nowhere"),
     "corrupt weights": (["generate", "broken", "text"], "broken/model.safetensors is damaged"),
     "in use": (["train", "bigram", "my.txt", "--out", "b"], "b is not empty"),
     "resume": (["train", "--out", "b", "--resume"], "b is finished"),
-    "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"], "own recipe: --set: leave it out"),
-    "resume with a batch": (["train", "--out", "b", "--resume", "--set", "global_batch_size=4"], "b is finished"),
+    "resume otherwise": (["train", "--out", "b", "--resume", "--set", "seed=1"],
+                         "own recipe: --set: leave it out"),
+    "resume with a batch": (["train", "--out", "b", "--resume", "--set", "global_batch_size=4"],
+                            "b is finished"),
     "resume with a batch and more": (
-        ["train", "--out", "b", "--resume", "--set", "global_batch_size=4", "--set", "steps=9"], "--set: leave it out"
+        ["train", "--out", "b", "--resume", "--set", "global_batch_size=4", "--set", "steps=9"],
+        "--set: leave it out",
     ),
-    "resume with a seed": (["train", "--out", "b", "--resume", "--seed", "0"], "own recipe: --seed: leave it out"),
-    "tune on with a seed": (["tune", "--out", "l", "--resume", "--seed", "1"], "as the run was begun: --seed: leave"),
+    "resume with a seed": (["train", "--out", "b", "--resume", "--seed", "0"],
+                           "own recipe: --seed: leave it out"),
+    "tune on with a seed": (["tune", "--out", "l", "--resume", "--seed", "1"],
+                            "as the run was begun: --seed: leave"),
     "no data": (["tune", "l", ""], "DATA is an empty text, as of a variable that is not set"),
     "out is a file": (["train", "bigram", "my.txt", "--out", "my.txt"], "my.txt is a file, and a "
                                                                         "run is a folder"),
     "folder as a file": (["score", "b", "--file", "folder"], "folder is a folder: name a file"),
-    "tokenizer's name": (["train", "bigram", "my.txt", "--set", "tokenizer.path=''"], "'': it must be a name"),
-    "tokenizer's kind": (["train", "bigram", "my.txt", "--set", "tokenizer.kind=[1]"], "[1]: it must be a name"),
+    "tokenizer's name": (["train", "bigram", "my.txt", "--set", "tokenizer.path=''"],
+                         "'': it must be a name"),
+    "tokenizer's kind": (["train", "bigram", "my.txt", "--set", "tokenizer.kind=[1]"],
+                         "[1]: it must be a name"),
     "preference": (["tune", "l", "--preference", "p.jsonl", "--steps", "3"], "leave out DATA, "
                                                                              "--minutes, --steps "
                                                                              "and"),
@@ -464,7 +478,8 @@ MISTAKES = {
                                                               "--tokenizer l"),
     "cache": (["eval", "b", "--cache"], "bigram counts, so it has no hidden states"),
     "dynamic": (["eval", "b", "--dynamic"], "no gradient for --dynamic"),
-    "fitted where scored": (["eval", "l", "--split", "validation", "--cache"], "is the only validation text there is"),
+    "fitted where scored": (["eval", "l", "--split", "validation", "--cache"],
+                            "is the only validation text there is"),
     "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
     "damaged report": (["report", "damaged"], "rung.json is damaged"),
     "report": (["report", "folder"], "folder is not a run"),
@@ -511,8 +526,8 @@ def test_a_mistake_in_a_real_process(args, ground):
 
 def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
     process = subprocess.Popen(
-        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000", "--set", "hidden_size=32",
-         "--set", "logging_steps=5"],
+        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000",
+         "--set", "hidden_size=32", "--set", "logging_steps=5"],
         cwd=ground, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
     metrics = ground / "i" / "metrics.jsonl"

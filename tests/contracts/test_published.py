@@ -62,9 +62,10 @@ def make_folder(tokenizer_model, tmp_path):
             "num_attention_heads": 4,
         }
         config = transformers.LlamaConfig(
-            vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-            **{**shape, "num_key_value_heads": 2, "rope_parameters": SCALED, "max_position_embeddings": 131_072,
-               "rms_norm_eps": 1e-5, **settings},
+            vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **{**shape, "num_key_value_heads": 2, "rope_parameters": SCALED,
+               "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5, **settings},
         )  # fmt: skip
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config).to(dtype)
@@ -224,7 +225,8 @@ REFERENCE = """
     folder, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
     params = json.load(open(folder + "/params.json"))
     model = Transformer(ModelArgs(max_seq_len=64, max_batch_size=2, **params))
-    model.load_state_dict(torch.load(folder + "/consolidated.00.pth", weights_only=True), strict=True)
+    weights = torch.load(folder + "/consolidated.00.pth", weights_only=True)
+    model.load_state_dict(weights, strict=True)
     pieces = [model(ids[:, :5], 0), model(ids[:, 5:6], 5), model(ids[:, 6:], 6)]
     torch.save(torch.cat(pieces, 1), folder + "/logits.pt")
 """
@@ -256,8 +258,17 @@ def test_rows_are_turned_as_meta_turns_them():
     assert torch.equal(interleave(separate(weight, 2), 2), weight)
 
 
-@pytest.mark.parametrize(("ours", "metas"), [("3_8b", "llama3-8b"), ("3_70b", "llama3-70b"), ("3_1_8b", "llama3.1-8b"),
-    ("3_1_70b", "llama3.1-70b"), ("3_2_1b", "llama3.2-1b"), ("3_2_3b", "llama3.2-3b")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("ours", "metas"),
+    [
+        ("3_8b", "llama3-8b"),
+        ("3_70b", "llama3-70b"),
+        ("3_1_8b", "llama3.1-8b"),
+        ("3_1_70b", "llama3.1-70b"),
+        ("3_2_1b", "llama3.2-1b"),
+        ("3_2_3b", "llama3.2-3b"),
+    ],
+)
 def test_published_params_are_metas(ours, metas, llama_models):
     from llama_models.sku_list import all_registered_models
 
@@ -377,8 +388,10 @@ STOCK = """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     for folder in sys.argv[2:]:
-        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
-        batch = tokenizer(["the cat", "a dog sat on the"], padding=True, padding_side="left", return_tensors="pt")
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        texts = ["the cat", "a dog sat on the"]
+        batch = tokenizer(texts, padding=True, padding_side="left", return_tensors="pt")
         ids = model.generate(**batch, max_new_tokens=5, do_sample=False)
         torch.save([ids, model(ids).logits], folder + "/stock.pt")
     assert not any(name.startswith("rung.") for name in sys.modules)

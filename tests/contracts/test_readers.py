@@ -61,7 +61,8 @@ READER = """
             "decoded": [tokenizer.decode(row) for row in ids],
             "plain": [tokenizer.decode(row, skip_special_tokens=True) for row in ids],
             "special": sorted(tokenizer.all_special_ids),
-            "ends": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.padding_side],
+            "ends": [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id,
+                     tokenizer.padding_side],
             "size": len(tokenizer),
         }
         if tokenizer.chat_template:
@@ -180,7 +181,8 @@ GGUF_READER = """
     for file in sys.argv[2:]:
         folder, name = file.rsplit("/", 1)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **{"dtype": torch.float32}).eval()
+        settings = {"gguf_file": name, "dtype": torch.float32}
+        model = AutoModelForCausalLM.from_pretrained(folder, **settings).eval()
         ids = tokenizer("the cat sat on the mat").input_ids
         seen[name] = {"ids": ids, "logits": model(torch.tensor([ids])).logits.detach()}
     torch.save(seen, sys.argv[1])

@@ -225,7 +225,7 @@ KILLED = """
 import itertools, os, signal, sys
 import numpy
 from pathlib import Path
-from rung import pack
+from rung.data import packing as pack
 
 pack.KEEP_SECONDS = 0.0
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])

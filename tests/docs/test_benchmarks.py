@@ -20,8 +20,12 @@ NOT_RECORDED = {
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
-    "benchmarks/models/copying.txt": "It was recorded before the script said so, and has no speeds.",
-    "benchmarks/recipe/scaling.txt": "Its runs were made before they said so, and it has no speeds.",
+    "benchmarks/models/copying.txt": (
+        "It was recorded before the script said so, and has no speeds."
+    ),
+    "benchmarks/recipe/scaling.txt": (
+        "Its runs were made before they said so, and it has no speeds."
+    ),
 }
 MENTION = re.compile(r"\b(?:benchmarks|docs/results)/[\w./-]+\.(?:py|txt|svg|jsonl|md|yaml)\b")
 

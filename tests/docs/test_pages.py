@@ -2,12 +2,14 @@
 
 The rules for a page:
 
-- Blocks of ```bash and ```python run in the order of the page, in a folder of the page's own: those of bash with
-  `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks of ```text are not run.
-- `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too; `--steps N`, and `steps: N`
-  in a recipe, become 20.
-- A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped with the mark as the
-  reason. A block below *Needs a package: pip install NAME.* runs where that package is installed.
+- Blocks of ```bash and ```python run in the order of the page, in a folder of the page's own:
+  those of bash with `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks
+  of ```text are not run.
+- `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too;
+  `--steps N`, and `steps: N` in a recipe, become 20.
+- A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped
+  with the mark as the reason. A block below *Needs a package: pip install NAME.* runs where that
+  package is installed.
 """
 
 import itertools

@@ -10,7 +10,8 @@ from rung.export.tiktoken import LLAMA3, LLAMA31, name_specials, read_tiktoken, 
 NASTY = (
     "Hello, naïve café! WE'LL don't I'Ve\n\n\n\t tabs\u00a0and\u3000spaces   \r\n 1234567 ½²٣٤٥ "
     "x=y;//z\n"
-    "你好，世界。日本語のテキスト 한국어 مرحبا بالعالم עברית हिन्दी बिल्ली ไทย Ελληνικά Русский ქართული\n"
+    "你好，世界。日本語のテキスト 한국어 مرحبا بالعالم עברית "
+    "हिन्दी बिल्ली ไทย Ελληνικά Русский ქართული\n"
     "🤖👩‍👩‍👧‍👦🏳️‍🌈 e\u0301 \u202eright\u202c \ufeff\u0000 antidisestablishmentarianism "
     "aaaaaaaaaaaaaaaa      end "
 )
@@ -52,9 +53,14 @@ def test_special_tokens_have_the_published_places():
     first, second = (name_specials(names) for names in (LLAMA3, LLAMA31))
     assert len(first) == len(set(first)) == len(second) == len(set(second)) == 256
     assert first[4:11] == [
-        "<|reserved_special_token_2|>", "<|reserved_special_token_3|>", "<|start_header_id|>", "<|end_header_id|>",
-        "<|reserved_special_token_4|>", "<|eot_id|>", "<|reserved_special_token_5|>",
-    ]  # fmt: skip
+        "<|reserved_special_token_2|>",
+        "<|reserved_special_token_3|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|reserved_special_token_4|>",
+        "<|eot_id|>",
+        "<|reserved_special_token_5|>",
+    ]
     assert (first[-1], second[-1]) == (
         "<|reserved_special_token_250|>",
         "<|reserved_special_token_247|>",

@@ -264,11 +264,12 @@ def test_what_one_precision_remembered_another_goes_on_with(name, cell, layers, 
 
 ONLY_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 TRAIN_AND_SCORE = """
-from rung.cli import app
+from rung.cli.main import app
 from rung.models import load
 
-small = ["--steps", "2", "--documents", "paragraphs", "--set", "hidden_size=16", "--set", "train.bf16=true"]
-app(["train", "rnn", "prose.txt", "--out", "run", *small, "--tokenizer", "char"], standalone_mode=False)
+small = ["--steps", "2", "--documents", "paragraphs", "--tokenizer", "char"]
+small += ["--set", "hidden_size=16", "--set", "train.bf16=true"]
+app(["train", "rnn", "prose.txt", "--out", "run", *small], standalone_mode=False)
 model, tokenizer = load("run")
 model.bfloat16().save_pretrained("half")
 tokenizer.save_pretrained("half")

@@ -11,9 +11,11 @@ SCALED = {"rope_type": "llama3", "rope_theta": 500_000.0, "factor": 8.0, "low_fr
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
-COMMON_LLAMA = {"vocab_size": 128_256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False} | {
-    "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "pretraining_tp": 1, "use_cache": True,
-    "bos_token_id": 128_000, "eos_token_id": 128_001, "dtype": torch.bfloat16, "architectures": ["LlamaForCausalLM"],
+COMMON_LLAMA = {
+    "vocab_size": 128_256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "attention_bias": False,
+    "mlp_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "pretraining_tp": 1,
+    "use_cache": True, "bos_token_id": 128_000, "eos_token_id": 128_001, "dtype": torch.bfloat16,
+    "architectures": ["LlamaForCausalLM"],
 }  # fmt: skip
 FIRST = {
     "max_position_embeddings": 8192,
@@ -21,11 +23,13 @@ FIRST = {
 }
 LONGER = {"max_position_embeddings": 131_072, "rope_parameters": SCALED}
 LONGEST = {"max_position_embeddings": 131_072, "rope_parameters": SCALED | {"factor": 32.0}}
-FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-          "head_dim", "tie_word_embeddings")  # fmt: skip
-COMMON_GPT2 = {"vocab_size": 50_257, "n_positions": 1024, "activation_function": "gelu_new", "resid_pdrop": 0.1} | {
-    "embd_pdrop": 0.1, "attn_pdrop": 0.1, "layer_norm_epsilon": 1e-5, "initializer_range": 0.02, "n_inner": None,
-    "bos_token_id": 50_256, "eos_token_id": 50_256, "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True,
+FIELDS = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+          "num_key_value_heads", "head_dim", "tie_word_embeddings")  # fmt: skip
+COMMON_GPT2 = {
+    "vocab_size": 50_257, "n_positions": 1024, "activation_function": "gelu_new",
+    "resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1, "layer_norm_epsilon": 1e-5,
+    "initializer_range": 0.02, "n_inner": None, "bos_token_id": 50_256, "eos_token_id": 50_256,
+    "architectures": ["GPT2LMHeadModel"], "tie_word_embeddings": True,
 }  # fmt: skip
 PUBLISHED = {  # as in each one's config.json
     "llama3-8b": COMMON_LLAMA

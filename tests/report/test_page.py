@@ -495,20 +495,25 @@ MEASURE = """
 <body><iframe src="report.html" style="width:{width}px;height:3000px;border:0"></iframe><script>
 document.querySelector("iframe").onload = event => {{
   const page = event.target.contentDocument, found = [];
-  for (const part of [page.documentElement, ...page.querySelectorAll(".scroll, .card, figure, nav, .facts")])
-    if (part.scrollWidth > part.clientWidth) found.push(part.className + " is wider than its place");
+  const places = page.querySelectorAll(".scroll, .card, figure, nav, .facts");
+  for (const part of [page.documentElement, ...places])
+    if (part.scrollWidth > part.clientWidth)
+      found.push(part.className + " is wider than its place");
   for (const drawing of page.querySelectorAll("svg")) {{
-    const texts = [...drawing.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+    const texts = [...drawing.querySelectorAll("text")]
+      .map(t => [t.textContent, t.getBoundingClientRect()]);
     const shown = texts.filter(([, box]) => box.width > 0);
     shown.forEach(([a, p], i) => shown.slice(i + 1).forEach(([b, q]) => {{
       const across = Math.min(p.right, q.right) - Math.max(p.left, q.left);
       const down = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
       if (across > 1 && down > 3) found.push(a + " on " + b);
     }}));
-    for (const line of [...drawing.querySelectorAll(".mark, path.axis")].map(l => l.getBoundingClientRect()))
+    const lines = [...drawing.querySelectorAll(".mark, path.axis")];
+    for (const line of lines.map(l => l.getBoundingClientRect()))
       for (const [text, box] of shown)
-        if (line.height > 8 && line.left > box.left && line.right < box.right && line.top < box.bottom - 4
-          && line.bottom > box.top + 4) found.push("a line through " + text);
+        if (line.height > 8 && line.left > box.left && line.right < box.right
+          && line.top < box.bottom - 4 && line.bottom > box.top + 4)
+          found.push("a line through " + text);
   }}
   document.body.textContent = "found: " + JSON.stringify(found);
 }};

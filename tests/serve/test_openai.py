@@ -49,7 +49,7 @@ from rung.serve.middleware import (  # noqa: E402
     read_key,
     read_origin,
 )
-from rung.serve.registry import Served, identify, load_served, tell_apart  # noqa: E402  # noqa: E402
+from rung.serve.registry import Served, identify, load_served, tell_apart  # noqa: E402
 from rung.serve.schemas import ChatRequest, CompletionRequest  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -639,9 +639,13 @@ def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
     from rung.cli import serve
     from rung.cli.main import app
 
-    monkeypatch.setattr(serve, "load_served", lambda runs: {"gpt2": Served("gpt2", None, None, {})})
-    monkeypatch.setattr(serve, "run_server", lambda served, limits, listener: listener.close())
-    monkeypatch.setattr(serve, "leave_a_core", lambda: None)
+    monkeypatch.setattr(
+        "rung.serve.registry.load_served", lambda runs: {"gpt2": Served("gpt2", None, None, {})}
+    )
+    monkeypatch.setattr(
+        "rung.serve.app.run_server", lambda served, limits, listener: listener.close()
+    )
+    monkeypatch.setattr("rung.serve.engine.leave_a_core", lambda: None)
     try:
         open_port("::1", 0).close()
     except RunError:

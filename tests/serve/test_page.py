@@ -272,7 +272,8 @@ def test_runs_with_other_tokens_stand_beside_each_other(open_page):
         const [a, b] = [await ask("letters"), await ask("ngram")];
         const segments = align(a.pieces, b.pieces);
         const sum = (side) => segments.reduce((total, segment) => total + segment[side].bits, 0);
-        return [sum("a"), a.bits, sum("b"), b.bits, segments.length, a.pieces.length, b.pieces.length];
+        const counts = [segments.length, a.pieces.length, b.pieces.length];
+        return [sum("a"), a.bits, sum("b"), b.bits, ...counts];
         }"""
     )
     assert sums[0] == pytest.approx(sums[1]) and sums[2] == pytest.approx(sums[3])
@@ -476,7 +477,8 @@ def test_the_page_fits_a_phone(open_page):
         expect(page.locator(f"#{tab} {part}").first).to_be_visible()
         assert page.evaluate("document.documentElement.scrollWidth") == 360, tab
         outside = page.evaluate(
-            """[...document.querySelectorAll("main button, main input, main select, main textarea, #theme")]
+            """[...document.querySelectorAll(
+                "main button, main input, main select, main textarea, #theme")]
             .filter((e) => e.checkVisibility()).map((e) => [e.getBoundingClientRect(), e.outerHTML])
             .filter(([box]) => box.left < 0 || box.right > 360).map(([, html]) => html)"""
         )
@@ -506,7 +508,8 @@ def test_every_control_is_reached_and_seen_by_keys(open_page):
         page.locator(f"#tab-{tab}").click()
         expect(page.locator(f"#{tab} {part}").first).to_be_visible()
         wanted = page.evaluate(
-            """[...document.querySelectorAll("main button, input, select, textarea, main [tabindex='0']")]
+            """[...document.querySelectorAll(
+                "main button, input, select, textarea, main [tabindex='0']")]
             .filter((e) => e.tabIndex >= 0 && !e.disabled && e.checkVisibility())
             .filter((e) => e.type !== "radio" || e.checked).length"""
         )
@@ -524,7 +527,8 @@ def press_tab(page):
         const e = document.activeElement;
         const shown = e.closest(".chip") ?? e;
         const place = [...document.querySelectorAll("*")].indexOf(e);
-        return e === document.body ? null : [place, getComputedStyle(shown).outlineStyle, e.outerHTML.slice(0, 200)];
+        const outline = getComputedStyle(shown).outlineStyle;
+        return e === document.body ? null : [place, outline, e.outerHTML.slice(0, 200)];
         }"""
     )
 

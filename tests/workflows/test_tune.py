@@ -115,7 +115,8 @@ import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({str(ground / f"{name}-chat")!r})
 tokenizer = AutoTokenizer.from_pretrained({str(ground / f"{name}-chat")!r})
-asked = tokenizer.apply_chat_template([{{"role": "user", "content": "The cat is"}}], add_generation_prompt=True,
+asked = tokenizer.apply_chat_template([{{"role": "user", "content": "The cat is"}}],
+                                      add_generation_prompt=True,
                                       return_tensors="pt")["input_ids"]
 out = model.generate(asked, max_new_tokens=20, do_sample=False)
 print(out[0, asked.shape[1]:].tolist())

@@ -23,7 +23,7 @@ def export(
     from rung.cli.results import make_quiet
 
     make_quiet()
-    from rung.export import export as write
+    from rung.export.export import export as write
 
     found = write(run, to, out, type)
     say(f"Wrote {out}" + (f": {found}" if found else ""))

@@ -16,9 +16,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.data import files, search, sources
+from rung.data import files, search
 from rung.data.files import DocumentKind
 from rung.data.notes import Notes, join_lines, show_path
+from rung.data.sources import (
+    WIKITEXT,
+    join_articles,
+    load_splits,
+    parse_hub_name,
+    read_docs,
+    read_source,
+)
 from rung.data.store import (
     SPLITS,
     HeldOut,
@@ -61,7 +69,7 @@ CORPORA = {
     "PATH ...": "files, folders or quoted globs: .txt .md .tex .log, code, .jsonl .json .csv .tsv "
     ".parquet; .gz .zst",
 }
-PYTHON = {"python-docs": sources.read_docs, "python-source": sources.read_source}
+PYTHON = {"python-docs": read_docs, "python-source": read_source}
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
 
 
@@ -346,13 +354,13 @@ def _read_named_splits(
     """The splits that the source itself names; none when it names none."""
     source = sources[0]
     if source in WIKITEXT_CONFIGS:
-        rows = sources.load_splits(sources.WIKITEXT, WIKITEXT_CONFIGS[source])
+        rows = load_splits(WIKITEXT, WIKITEXT_CONFIGS[source])
         return {
             name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()
         }
     if source.startswith("hf:"):
-        path, config = sources.parse_hub_name(source)
-        rows = sources.load_splits(path, config)
+        path, config = parse_hub_name(source)
+        rows = load_splits(path, config)
         column = reading.column
         key = f"rows {column}" if column else "rows"
         for name in {"train"} ^ set(rows) if len(rows) < len(SPLITS) else ():
@@ -398,7 +406,7 @@ def _leave_out_empty(read: Reader) -> Reader:
 
 
 def _article_reader(rows: "Dataset") -> Reader:
-    return lambda: ((text, "") for text in sources.join_articles(row["text"] for row in rows))
+    return lambda: ((text, "") for text in join_articles(row["text"] for row in rows))
 
 
 def _row_reader(rows: "Dataset", where: str, column: str | None, notes: _Notes) -> Reader:

@@ -321,7 +321,8 @@ def _cut_long(texts: Iterable[str], path: Path, notes: Notes, grain: Grain) -> I
             yield text
             continue
         notes.add(
-            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters cut into documents",
+            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters "
+            "cut into documents",
             show_path(path),
         )
         yield from cut_text(text, grain.shortest // 4, grain.longest_paragraph // 4)

@@ -138,9 +138,8 @@ def read_weights(folder: Path) -> Weights:
     files = model_files.find_weights(folder)
     if not files:
         other = f"has no {WEIGHTS}: weights are read as safetensors"
-        raise RunError(
-            f"{folder} {other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)}"
-        )
+        why = other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)
+        raise RunError(f"{folder} {why}")
     for path in files:
         with model_files.opening(path), safe_open(path, framework="pt") as file:
             like |= {key: file.get_tensor(key).to("meta") for key in file.keys()}  # noqa: SIM118

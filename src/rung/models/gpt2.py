@@ -1,8 +1,9 @@
 """Rung 5: drop recurrence.
 
 Below:   rnn_attention.py steps through time before it may look back.
-New:     only attention, in layers; every position at once; a learned vector says which position it is.
-Missing: what eight more years found out: rotary positions, RMSNorm, SwiGLU, grouped queries (llama3.py).
+New:     only attention, in layers; every position at once; a learned vector says which it is.
+Missing: what eight more years found out: rotary positions, RMSNorm, SwiGLU, grouped queries
+         (llama3.py).
 
 Radford et al. 2019, over `transformers.GPT2Config` and with the reference's parameter names: what
 this saves opens in stock transformers, and published checkpoints open here.

@@ -1,6 +1,7 @@
 """Rung 6: modernise.
 
-Below:   gpt2.py learns a vector for each position, normalises with mean and bias, and repeats every key.
+Below:   gpt2.py learns a vector for each position, normalises with mean and bias, and repeats
+         every key.
 New:     RMSNorm, rotary positions, grouped queries, SwiGLU, and no biases.
 Missing: what comes next is yours.
 

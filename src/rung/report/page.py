@@ -75,7 +75,7 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
 
 def fill_page(title: str, body: str) -> str:
     """The frame with its style sheet around `body`, which is HTML."""
-    template = resources.files("rung.report.page").joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("rung.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body=body)
 
 
@@ -242,7 +242,8 @@ def _curves(group: Group) -> str:
 
 def build_figure(title: str, caption: str, drawings: list[str]) -> str:
     """A section with one figure, drawn for a screen and for a phone."""
-    return f"<section><h2>{title}</h2><figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure></section>"
+    figure = f"<figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure>"
+    return f"<section><h2>{title}</h2>{figure}</section>"
 
 
 def _samples(group: Group) -> str:

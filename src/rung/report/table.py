@@ -281,7 +281,8 @@ def build_table(group: Group) -> str:
         "less is better, in perplexities as in bits per byte.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0">'
         f'<table{"" if group.same_tokens else " class=mixed"}><thead><tr><th scope="col">rung</th>'
-        f'<th scope="col">idea</th>{heads}</tr></thead><tbody>{rows}</tbody><tfoot>{foot}</tfoot></table></div>'
+        f'<th scope="col">idea</th>{heads}</tr></thead><tbody>{rows}</tbody>'
+        f"<tfoot>{foot}</tfoot></table></div>"
         f'<ul class="notes">{notes}</ul></section>'
     )
 

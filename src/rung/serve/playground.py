@@ -119,7 +119,7 @@ def make_router(engines: dict[str, Engine]) -> APIRouter:
 
 def _add_page(router: APIRouter) -> None:
     """The page's files, read once: no address ever reaches the disk."""
-    folder = resources.files("rung.serve.app").joinpath("page")
+    folder = resources.files("rung.serve").joinpath("page")
     parts = {
         file.name: file.read_bytes()
         for file in folder.iterdir()

@@ -3,9 +3,9 @@ the one before.
 
 checkpoint-N/        weights, optimizer, schedule, random numbers of each process, carried states
     progress.json    how far the run is, and what it is a run of
-    manifest.json    size and digest of every file: what does not agree with it is damaged, and passed over
+    manifest.json    size and digest of every file: what does not agree is damaged, and passed over
 best.json            the step whose checkpoint had the fewest bits per byte
-.saving/             one that is being written; what a kill leaves there is removed at the next start
+.saving/             one being written; what a kill leaves there is removed at the next start
 """
 
 import json

@@ -41,8 +41,11 @@ def describe_places(**named: str | None) -> dict[str, str]:
     left out.
     """
     return {
-        key: os.path.abspath(name) for key, name in named.items() if name and Path(name).exists()
-    }  # noqa: PTH100  # links stay
+        # Links stay as they are.
+        key: os.path.abspath(name)  # noqa: PTH100
+        for key, name in named.items()
+        if name and Path(name).exists()
+    }
 
 
 def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,8 +56,8 @@ def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str,
         key: place
         for key, place in places.items()
         if isinstance(named.get(key), str)
-        and os.path.abspath(named[key]) != place
-        and Path(place).exists()  # noqa: PTH100
+        and os.path.abspath(named[key]) != place  # noqa: PTH100
+        and Path(place).exists()
     }
     return {**named, **lost}
 
@@ -211,7 +214,7 @@ def _find_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
         return (
             not is_path(source)
             or path.exists()
-            or (glob.has_magic(source) and bool(glob.glob(str(path))))
-        )  # noqa: PTH207
+            or (glob.has_magic(source) and bool(glob.glob(str(path))))  # noqa: PTH207
+        )
 
     return [place for place in _list_places(run, record) if all(map(is_there, place))]

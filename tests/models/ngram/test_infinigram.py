@@ -41,7 +41,8 @@ for line in json.loads(sys.argv[2]):
         for asked in (query, "x" + query, query[:-1] + "t"):
             ids = list(asked.encode())
             answer = engine.infgram_prob(prompt_ids=ids[:-1], cont_id=ids[-1])
-            found.append([asked, engine.count(input_ids=ids)["count"], answer["prob"], answer["suffix_len"]])
+            count = engine.count(input_ids=ids)["count"]
+            found.append([asked, count, answer["prob"], answer["suffix_len"]])
 print(json.dumps(found))
 """
 

@@ -1,9 +1,9 @@
 """Orders that were counted, kept on disk: counting that was cut short goes on with the first that
 is missing.
 
-order-N/            the n-grams of order N, a file for each array, and what the engine goes on with beside them
+order-N/          the n-grams of order N, a file for each array, and what the engine goes on with
     counted.json    of what text and with what settings: those of another count are not used
-    manifest.json   size and digest of every file: what does not agree with it is damaged, and counted again
+    manifest.json   size and digest of every file: what does not agree is damaged, and counted again
 """
 
 import json

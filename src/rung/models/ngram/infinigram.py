@@ -1,8 +1,10 @@
 """Beside rung 2: n-grams of any length.
 
 Below:   the n-grams of a fixed order are listed, and a history beyond it is cut.
-New:     nothing is listed: in the text's sorted suffixes any context is looked up, as far back as it occurs.
-Missing: the same as an n-gram of fixed order; and shorter contexts count occurrences, where Kneser-Ney does better.
+New:     nothing is listed: in the text's sorted suffixes any context is looked up, as far back
+         as it occurs.
+Missing: the same as an n-gram of fixed order; and shorter contexts count occurrences, where
+         Kneser-Ney does better.
 """
 
 from typing import Any, NamedTuple

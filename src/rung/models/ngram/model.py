@@ -1,7 +1,8 @@
 """Rung 2: count longer histories, and back off well.
 
 Below:   bigram.py sees one token back and treats all unseen pairs alike.
-New:     histories of any length; a count is discounted, and what it gives up goes to the shorter history.
+New:     histories of any length; a count is discounted, and what it gives up goes to the
+         shorter history.
 Missing: two histories are the same or they are not; nothing is learned from likeness (rnn.py does).
 
 Interpolated modified Kneser-Ney (Chen & Goodman 1998, section 3; Heafield et al. 2013, section 2),

@@ -5,12 +5,12 @@ which the history hands the rest down; the share plus the weight times the next 
 probability is the estimate. What differs is what they take away from a count, and what they divide
 by:
 
-    name             share of hw                     weight of h                 counts below the highest order
-    kneser-ney       (c - D(c)) / c(h)               sum of D(c) / c(h)          of different tokens before
-    absolute         (c - D) / c(h)                  D n(h) / c(h)               occurrences
-    witten-bell      c / (c(h) + n(h))               n(h) / (c(h) + n(h))        occurrences
-    add-k            c / (c(h) + k V)                k V / (c(h) + k V)          none: lower orders are uniform
-    stupid-backoff   c / c(h), nothing added         0.4 where hw was not seen   occurrences; no distribution
+    name             share of hw                   weight of h                 lower counts
+    kneser-ney       (c - D(c)) / c(h)             sum of D(c) / c(h)          of tokens before
+    absolute         (c - D) / c(h)                D n(h) / c(h)               occurrences
+    witten-bell      c / (c(h) + n(h))             n(h) / (c(h) + n(h))        occurrences
+    add-k            c / (c(h) + k V)              k V / (c(h) + k V)          none: all is uniform
+    stupid-backoff   c / c(h), nothing added       0.4 where hw was not seen   occurrences
 
 c(h) sums the counts after h and n(h) says how many different tokens came. Sources: Chen & Goodman
 1998, sections 2.1, 2.5-2.7 and 3; Heafield et al. 2013, section 2; Ney et al. 1994; Witten & Bell
