@@ -353,7 +353,7 @@ def test_a_stored_text_that_was_cut_short_is_read_again(tmp_path, monkeypatch):
     import pyarrow
 
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 2_000)
+    monkeypatch.setattr(store, "WRITTEN_AT_ONCE", 2_000)
     path = write(tmp_path / "a.txt", make_text(300))
     whole = load_corpus(str(path), whole=True)
     (arrow,) = (tmp_path / "cache").rglob("*.arrow")
@@ -567,9 +567,9 @@ def test_a_stream_is_the_data_set(hub, small_reads, names):
     )  # a stored text that is small would hold out more
     stored, streamed = load_corpus("hf:my/set", held_out=share), load_corpus("stream:my/set")
     for split in SPLITS:
-        assert list(streamed.split(split)["text"]) == list(store.split(split)["text"])
-    assert read_stream(streamed) == list(store.train["text"]) == read_stream(stored)
-    assert streamed.bytes == store.bytes
+        assert list(streamed.split(split)["text"]) == list(stored.split(split)["text"])
+    assert read_stream(streamed) == list(stored.train["text"]) == read_stream(stored)
+    assert streamed.bytes == stored.bytes
     assert load_corpus("stream:my/set").fingerprint == streamed.fingerprint
 
 
@@ -700,7 +700,7 @@ def test_a_stream_that_is_none_is_told(hub, small_reads):
 def test_a_full_disk_names_the_stream(hub, monkeypatch):
     write_shards(hub / "my/set", ROWS)
     full = OSError("Not enough disk space. Needed: 9 TB (download: 1 TB)")
-    monkeypatch.setattr(named, "_load_folder", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(sources, "_load_folder", lambda *_: (_ for _ in ()).throw(full))
     with pytest.raises(
         CorpusError, match="Needed: 9 TB .*; `stream:my/set` reads it without storing its text"
     ):
@@ -709,7 +709,7 @@ def test_a_full_disk_names_the_stream(hub, monkeypatch):
 
 def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        stored, "READ_AT_ONCE", 1000
+        store, "READ_AT_ONCE", 1000
     )  # many reads, none of them a multiple of the stride
     corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines")
     train = list(corpus.train["text"])
@@ -718,8 +718,8 @@ def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
 
 
 def test_documents_are_read_from_any_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(stored, "WRITTEN_AT_ONCE", 640)
-    monkeypatch.setattr(stored, "READ_AT_ONCE", 100)
+    monkeypatch.setattr(store, "WRITTEN_AT_ONCE", 640)
+    monkeypatch.setattr(store, "READ_AT_ONCE", 100)
     corpus = load_corpus(
         str(write(tmp_path / "a.txt", "\n".join(f"number {i}" for i in range(300)))), "lines"
     )
