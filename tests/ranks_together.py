@@ -22,7 +22,7 @@ from rung.errors import RecipeError
 from rung.models import build_model, make_config
 from rung.models.ngram.model import NgramForCausalLM
 from rung.recipe import make_recipe
-from rung.training.recorder import Hooks
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from rung.workflows.train import execute
@@ -110,12 +110,12 @@ class Ground:
             if progress.step == stop:
                 os.kill(os.getpid(), signal.SIGINT)
 
-        hooks = Hooks(
+        callbacks = TrainingCallbacks(
             evaluate=lambda model: sign * self.judge(model),
             sample=lambda model: "",
-            progress=interrupt if distributed.is_main() else lambda progress: None,
+            on_progress=interrupt if distributed.is_main() else lambda progress: None,
         )
-        trained = train(model, self.tokenizer, self.packed, folder, settings, hooks)
+        trained = train(model, self.tokenizer, self.packed, folder, settings, callbacks)
         assert trained.interrupted == (stop is not None)
         assert (trained.steps == STEPS) == (stop is None)
         lines = runs.read_metrics(folder)

@@ -20,8 +20,8 @@ from rung.data.packing import Blocks, Packed
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe, has_fast_bfloat16, keep_freed_memory
 from rung.models import build_model, make_config
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.optimizer import Muon, group_parameters
-from rung.training.recorder import Hooks
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 
@@ -54,10 +54,10 @@ def prepare(rung, width, layers, length, batch, vocabulary):
 def by_trainer(model, tokenizer, packed, length, batch):
     """When each step ended."""
     times = []
-    hooks = Hooks(
+    callbacks = TrainingCallbacks(
         evaluate=lambda model: 0.0,
         sample=lambda model: "",
-        progress=lambda now: times.append(clock()),
+        on_progress=lambda now: times.append(clock()),
     )
     arguments = {"per_device_train_batch_size": batch, "eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:
@@ -67,7 +67,7 @@ def by_trainer(model, tokenizer, packed, length, batch):
             packed,
             Path(out),
             TrainSettings(steps=STEPS, arguments=arguments),
-            hooks,
+            callbacks,
         )
     return times
 

@@ -132,7 +132,7 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
     from rung.data.packing import Blocks, Packed
     from rung.data.tokenizer import load_tokenizer
     from rung.models import load
-    from rung.training.recorder import Hooks
+    from rung.training.callbacks import TrainingCallbacks
     from rung.training.settings import TrainSettings
     from rung.training.train import train
 
@@ -156,12 +156,12 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
     )
     times = []
     with tempfile.TemporaryDirectory() as out:
-        hooks = Hooks(
+        callbacks = TrainingCallbacks(
             evaluate=lambda model: 0.0,
             sample=lambda model: "",
-            progress=lambda _: times.append(now()),
+            on_progress=lambda _: times.append(now()),
         )
-        train(model, tokenizer, packed, Path(out), settings, hooks)
+        train(model, tokenizer, packed, Path(out), settings, callbacks)
         losses = [line["loss"] for line in runs.read_metrics(Path(out)) if "loss" in line]
     return times, losses
 
@@ -323,7 +323,7 @@ def shakespeare_rung(path):
     from rung.data.packing import Packed
     from rung.data.tokenizer_training import build_tokenizer
     from rung.models import build_model, make_config
-    from rung.training.recorder import Hooks
+    from rung.training.callbacks import TrainingCallbacks
     from rung.training.settings import TrainSettings
     from rung.training.train import train
 
@@ -343,11 +343,11 @@ def shakespeare_rung(path):
     arguments = {"per_device_train_batch_size": 24, "learning_rate": 1.5e-2}  # for so short a run
     arguments |= {"eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:
-        hooks = Hooks(
-            evaluate=lambda model: 0.0, sample=lambda model: "", progress=lambda progress: None
+        callbacks = TrainingCallbacks(
+            evaluate=lambda model: 0.0, sample=lambda model: "", on_progress=lambda progress: None
         )
         settings = TrainSettings(steps=SHAKESPEARE_STEPS, arguments=arguments)
-        trained = train(model, tokenizer, packed, Path(out), settings, hooks)
+        trained = train(model, tokenizer, packed, Path(out), settings, callbacks)
     model.eval()
     loss = validation_loss(lambda ids: model(ids).logits, inputs, targets)
     return {

@@ -4,16 +4,17 @@ import types
 
 import pytest
 
-from rung.training import cpu_usage
+from rung.training import cpu_usage, recorder
+from rung.training.callbacks import NO_CALLBACKS
 from rung.training.clock import Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
-from rung.training.recorder import NO_HOOKS, Recorder
+from rung.training.recorder import Recorder
 
 
 @pytest.fixture
 def threads(tmp_path, monkeypatch):
     """A function that sets, of each thread, for how long it ran and waited."""
-    monkeypatch.setattr(cpu, "TASKS", tmp_path / "task")
+    monkeypatch.setattr(cpu_usage, "TASKS", tmp_path / "task")
 
     def set_threads(**times):
         for name, (ran, waited) in times.items():
@@ -53,7 +54,7 @@ def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkey
         (1, 0.25, True),
         (4, 0.9, False),
     ):
-        monkeypatch.setattr(cpu, "count_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(cpu_usage, "count_cores", lambda cores=cores: cores)
         assert is_busy(share) == busy
 
 
@@ -70,22 +71,22 @@ def test_cores_are_looked_for_again_at_evaluations(
     minutes, waited, running, asked, threads, tmp_path, monkeypatch
 ):
     looked = []
-    monkeypatch.setattr(recording, "leave_busy_cores", lambda: looked.append(1))
-    monkeypatch.setattr(recording, "count_cores", lambda: 2)
-    monkeypatch.setattr(cpu, "count_cores", lambda: 2)
+    monkeypatch.setattr(recorder, "leave_busy_cores", lambda: looked.append(1))
+    monkeypatch.setattr(recorder, "count_cores", lambda: 2)
+    monkeypatch.setattr(cpu_usage, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: running)
-    recorder = Recorder(tmp_path, NO_HOOKS, 1.0, Clock(minutes))
-    recorder.pace = types.SimpleNamespace(end=10)
+    callback = Recorder(tmp_path, NO_CALLBACKS, 1.0, Clock(minutes))
+    callback.pace = types.SimpleNamespace(end=10)
     state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
     monkeypatch.setattr(
         "rung.training.recorder.distributed.is_main", lambda: False
     )  # no sample is written
     threads(main=(1000, 5000))
-    recorder.on_train_begin(None, state, control)
+    callback.on_train_begin(None, state, control)
     threads(main=(1900, 5000 + waited))
-    recorder.on_evaluate(None, state, control)
+    callback.on_evaluate(None, state, control)
     assert len(looked) == asked
-    recorder.on_evaluate(None, state, control)  # nothing ran since: nobody knows
+    callback.on_evaluate(None, state, control)  # nothing ran since: nobody knows
     assert len(looked) == asked * (1 + (running < 2))
 
 

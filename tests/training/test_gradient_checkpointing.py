@@ -11,8 +11,8 @@ from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError
 from rung.models import LADDER
 from rung.recipe import make_recipe
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.gradient_checkpointing import check_activations
-from rung.training.recorder import Hooks
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -25,7 +25,9 @@ DROPOUT = {
     "llama3": {"attention_dropout": 0.2},
     "swaps": {},  # it has none
 }
-HOOKS = Hooks(evaluate=lambda model: 1.5, sample=lambda model: "", progress=lambda progress: None)
+CALLBACKS = TrainingCallbacks(
+    evaluate=lambda model: 1.5, sample=lambda model: "", on_progress=lambda progress: None
+)
 
 
 @pytest.fixture(scope="module")
@@ -160,5 +162,5 @@ def losses_of(model, tokenizer, packed, folder, **arguments):
         **arguments,
     }
     settings = TrainSettings(steps=5, arguments=arguments)
-    train(model, tokenizer, packed, folder, settings, HOOKS)
+    train(model, tokenizer, packed, folder, settings, CALLBACKS)
     return [line["loss"] for line in runs.read_metrics(folder) if "loss" in line]

@@ -20,8 +20,8 @@ from rung.data.packing import IGNORED, Packed, Streams
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
 from rung.recipe import make_recipe
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
-from rung.training.recorder import Hooks
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from rung.workflows.train import read_begun
@@ -62,11 +62,13 @@ def run(make_tiny, tokenizer, packed, tmp_path):
             arguments={"per_device_train_batch_size": ROWS, "bf16": False, **arguments},
             carry_state=carry,
         )
-        hooks = Hooks(evaluate=evaluate, sample=lambda model: "", progress=progress)
+        callbacks = TrainingCallbacks(
+            evaluate=evaluate, sample=lambda model: "", on_progress=progress
+        )
         model = model or make_tiny(
             "rnn", max_position_embeddings=LENGTH, num_hidden_layers=2, dropout=0.2
         )
-        train(model, tokenizer, packed, tmp_path / name, settings, hooks)
+        train(model, tokenizer, packed, tmp_path / name, settings, callbacks)
         return [line["loss"] for line in runs.read_metrics(tmp_path / name) if "loss" in line]
 
     return run

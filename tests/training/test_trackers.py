@@ -14,12 +14,14 @@ import pytest
 from rung import runs
 from rung.data.packing import Packed
 from rung.errors import RecipeError
-from rung.training.recorder import Hooks
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.settings import TrainSettings
 from rung.training.trackers import check_trackers, list_trackers, report_below
 from rung.training.train import train
 
-HOOKS = Hooks(evaluate=lambda model: 1.5, sample=lambda model: "", progress=lambda progress: None)
+CALLBACKS = TrainingCallbacks(
+    evaluate=lambda model: 1.5, sample=lambda model: "", on_progress=lambda progress: None
+)
 COMMAND = (
     "train",
     "rnn",
@@ -99,7 +101,7 @@ def test_tensorboard_is_told_what_the_metrics_hold(make_tiny, tokenizer, tmp_pat
     arguments = {"per_device_train_batch_size": 2, "bf16": False, "report_to": "tensorboard"}
     settings = TrainSettings(minutes=1 / 60, arguments=arguments)
     (tmp_path / "run").mkdir()
-    train(make_tiny("rnn"), tokenizer, packed, tmp_path / "run", settings, HOOKS)
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path / "run", settings, CALLBACKS)
     curves = logged_by_tensorboard(tmp_path / "run")
     for tag, key in (
         ("train/loss", "loss"),

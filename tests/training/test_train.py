@@ -15,10 +15,10 @@ from rung import runs
 from rung.data.packing import Packed
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
 from rung.training.dropout import dropping_out
 from rung.training.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
-from rung.training.recorder import Hooks
 from rung.training.settings import TrainSettings, check_arguments
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -36,17 +36,17 @@ def packed(tokenizer):
 
 
 class Listener:
-    """Hooks that remember, and may act at a step."""
+    """TrainingCallbacks that remember, and may act at a step."""
 
     def __init__(self, at=None, act=None):
         self.steps = []
         self.at, self.act = at, act
 
-    def hooks(self):
-        return Hooks(
+    def callbacks(self):
+        return TrainingCallbacks(
             evaluate=lambda model: 1.5,
             sample=lambda model: "a sample\n## not a heading",
-            progress=self.progress,
+            on_progress=self.progress,
         )
 
     def progress(self, progress):
@@ -64,7 +64,9 @@ def settings_of(**changes):
 @pytest.mark.parametrize("name", NEURAL)
 def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path):
     model = make_tiny(name)
-    trained = train(model, tokenizer, packed, tmp_path, settings_of(steps=40), Listener().hooks())
+    trained = train(
+        model, tokenizer, packed, tmp_path, settings_of(steps=40), Listener().callbacks()
+    )
     losses = [line["loss"] for line in runs.read_metrics(tmp_path) if "loss" in line]
     assert trained.steps == 40
     assert not trained.interrupted
@@ -74,7 +76,7 @@ def test_every_trained_rung_learns(name, make_tiny, tokenizer, packed, tmp_path)
 
 def test_metrics_and_samples_are_written(make_tiny, tokenizer, packed, tmp_path):
     listener = Listener()
-    train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    train(make_tiny("llama3"), tokenizer, packed, tmp_path, settings_of(), listener.callbacks())
     lines = runs.read_metrics(tmp_path)
     assert listener.steps == list(range(1, 21))
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 21))
@@ -102,8 +104,8 @@ def test_the_weights_of_the_best_evaluation_are_kept(lora, make_tiny, tokenizer,
         return next(told)
 
     model = make_tiny("llama3")
-    hooks = replace(Listener().hooks(), evaluate=evaluate)
-    trained = train(model, tokenizer, packed, tmp_path, settings_of(lora=lora), hooks)
+    callbacks = replace(Listener().callbacks(), evaluate=evaluate)
+    trained = train(model, tokenizer, packed, tmp_path, settings_of(lora=lora), callbacks)
     assert (trained.steps, trained.kept_step) == (20, 16)
     assert all(torch.equal(seen[3][name], tensor) for name, tensor in model.state_dict().items())
     assert not all(
@@ -118,9 +120,10 @@ def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed,
         return next(told)
 
     told = iter([1.0, 2.0, 3.0, 4.0, 5.0])
-    hooks = replace(Listener().hooks(), evaluate=worse)
+    callbacks = replace(Listener().callbacks(), evaluate=worse)
     assert (
-        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), hooks).kept_step == 20
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), callbacks).kept_step
+        == 20
     )
     assert "the best checkpoint, step 4, is damaged" in caplog.text
 
@@ -128,7 +131,9 @@ def test_a_damaged_best_checkpoint_costs_a_warning(make_tiny, tokenizer, packed,
 def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
     listener = Listener(at=3, act=lambda: os.kill(os.getpid(), signal.SIGINT))
     before = signal.getsignal(signal.SIGINT)
-    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), listener.hooks())
+    trained = train(
+        make_tiny("rnn"), tokenizer, packed, tmp_path, settings_of(), listener.callbacks()
+    )
     assert trained.interrupted
     assert trained.steps == 4
     assert last_checkpoint(tmp_path).name == "checkpoint-4"
@@ -159,8 +164,10 @@ class Machine:
     def pace(self):
         return self.step(self.time) if callable(self.step) else self.step
 
-    def hooks(self, **more):
-        return Hooks(evaluate=self.evaluate, sample=self.sample, progress=lambda _: None, **more)
+    def callbacks(self, **more):
+        return TrainingCallbacks(
+            evaluate=self.evaluate, sample=self.sample, on_progress=lambda _: None, **more
+        )
 
     def evaluate(self, model):
         self.wait(self.look / 2)
@@ -179,7 +186,12 @@ def timed(make_tiny, tokenizer, packed, tmp_path):
     def timed(machine, minutes=1.0, arguments=None, scoring=0.0, **changes):
         settings = settings_of(steps=None, minutes=minutes, arguments=arguments or {}, **changes)
         return train(
-            make_tiny("rnn"), tokenizer, packed, tmp_path, settings, machine.hooks(scoring=scoring)
+            make_tiny("rnn"),
+            tokenizer,
+            packed,
+            tmp_path,
+            settings,
+            machine.callbacks(scoring_cost=scoring),
         )
 
     return timed
@@ -312,7 +324,7 @@ def test_the_steps_of_the_warm_up_are_those_asked_for(
 ):
     arguments = {"logging_steps": 1} | ({} if asked is None else {"warmup_steps": asked})
     settings = settings_of(steps=40, arguments=arguments)
-    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().callbacks())
     rates = find_rates(tmp_path)
     assert sum(rate < 6e-3 for rate in rates[:20]) == steps
     assert max(rates) == 6e-3
@@ -322,7 +334,7 @@ def test_training_that_is_never_evaluated_keeps_its_last_weights(
     make_tiny, tokenizer, packed, tmp_path
 ):
     settings = settings_of(arguments={"eval_strategy": "no"})
-    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().callbacks())
     assert (trained.steps, trained.kept_step) == (20, 20)
     assert not [line for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line]
 
@@ -345,7 +357,7 @@ def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp
         packed,
         tmp_path,
         settings_of(steps=2, arguments=arguments),
-        Listener().hooks(),
+        Listener().callbacks(),
     )
     assert (seen["lr"], seen["momentum"]) == (1e-3, 0.5)
 
@@ -462,7 +474,7 @@ def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
     settings = settings_of(
         steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8}
     )
-    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    trained = train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().callbacks())
     blocks = math.ceil((len(packed) - 1) / 256)
     assert trained.steps == 2 * math.ceil(blocks / 8)
 
@@ -471,7 +483,12 @@ def test_padding_is_no_token(make_tiny, tokenizer, tmp_path):
     """A text of 45 tokens in a block of 64: every row of a step has 44 to learn from."""
     short = Packed(tokens=numpy.arange(45, dtype=numpy.uint16), starts=numpy.array([0]))
     trained = train(
-        make_tiny("llama3"), tokenizer, short, tmp_path, settings_of(steps=3), Listener().hooks()
+        make_tiny("llama3"),
+        tokenizer,
+        short,
+        tmp_path,
+        settings_of(steps=3),
+        Listener().callbacks(),
     )
     assert trained.tokens == 3 * 4 * 44
 
@@ -480,7 +497,7 @@ def test_a_loss_that_is_no_number_ends_the_run(make_tiny, tokenizer, packed, tmp
     model = make_tiny("gpt2")
     nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
     with pytest.raises(RunError, match="the loss is nan at step 1 .*train.learning_rate=0.002"):
-        train(model, tokenizer, packed, tmp_path, settings_of(), Listener().hooks())
+        train(model, tokenizer, packed, tmp_path, settings_of(), Listener().callbacks())
 
 
 @pytest.mark.parametrize(
@@ -500,14 +517,14 @@ def test_bad_arguments_are_refused(arguments, message, make_tiny, tokenizer, pac
             packed,
             tmp_path,
             settings_of(arguments=arguments),
-            Listener().hooks(),
+            Listener().callbacks(),
         )
 
 
 def test_any_optimizer_of_the_trainer_can_be_had(make_tiny, tokenizer, packed, tmp_path):
     settings = settings_of(steps=2, arguments={"optim": "adafactor", "learning_rate": 1e-2})
     assert (
-        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().hooks()).steps
+        train(make_tiny("rnn"), tokenizer, packed, tmp_path, settings, Listener().callbacks()).steps
         == 2
     )
 
@@ -537,7 +554,7 @@ def test_muon_computes_in_the_precision_of_the_run(
         lambda matrices: seen.add(matrices.dtype) or orthogonalize(matrices),
     )
     settings = settings_of(steps=1, arguments={"bf16": bf16})
-    train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks())
+    train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().callbacks())
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
@@ -549,7 +566,7 @@ def test_float16_gives_way_where_there_is_no_gpu(
     with caplog.at_level("WARNING"):
         assert (
             train(
-                make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().hooks()
+                make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().callbacks()
             ).steps
             == 1
         )
@@ -610,7 +627,7 @@ def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, pac
             packed,
             tmp_path / str(dropout),
             settings,
-            Listener().hooks(),
+            Listener().callbacks(),
         )
         found.append(
             [line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line]

@@ -24,8 +24,8 @@ from rung.data.packing import Packed
 from rung.data.tokenizer import encode_documents
 from rung.errors import RunError
 from rung.files import find_damage
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints, last_checkpoint
-from rung.training.recorder import Hooks
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -87,11 +87,13 @@ def start(make_tiny, tokenizer, packed):
             arguments={**ARGUMENTS, **arguments}, **{"steps": 14, **(settings or {})}
         )
         model = model or make_tiny(rung, **DROPOUT[rung])
-        hooks = Hooks(
-            evaluate=evaluate, sample=lambda model: "a sample", progress=lambda now: act(now.step)
+        callbacks = TrainingCallbacks(
+            evaluate=evaluate,
+            sample=lambda model: "a sample",
+            on_progress=lambda now: act(now.step),
         )
         torch.manual_seed(1)
-        return train(model, tokenizer, packed, folder, given, hooks), model
+        return train(model, tokenizer, packed, folder, given, callbacks), model
 
     return start
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from rung import runs
 from rung.errors import RecipeError
 from rung.models.base import CausalModel
-from rung.training.recorder import Hooks
+from rung.training.callbacks import TrainingCallbacks
 
 ADAPTER = (
     "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
@@ -105,12 +105,12 @@ class Adapter:
             parameter.data = merged.get_parameter(name).data
         return self.model.eval()
 
-    def watch(self, hooks: Hooks) -> Hooks:
-        """The hooks, reading the merged model whatever they are given."""
+    def watch(self, callbacks: TrainingCallbacks) -> TrainingCallbacks:
+        """The callbacks, reading the merged model whatever they are given."""
         return replace(
-            hooks,
-            evaluate=lambda _: hooks.evaluate(self.merge()),
-            sample=lambda _: hooks.sample(self.merge()),
+            callbacks,
+            evaluate=lambda _: callbacks.evaluate(self.merge()),
+            sample=lambda _: callbacks.sample(self.merge()),
         )
 
     def save(self, folder: Path) -> None:

@@ -6,9 +6,8 @@ import math
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rung import distributed, runs
 from rung.device import count_cores, leave_busy_cores
 from rung.errors import RunError
-from rung.models.base import CausalModel
+from rung.training.callbacks import TrainingCallbacks, TrainingProgress
 from rung.training.clock import EVALUATIONS, LOOKING, Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
 from rung.training.optimizer import Pace
@@ -27,39 +26,6 @@ from rung.training.optimizer import Pace
 ENDLESS = 10**9  # steps: the Trainer is given so many where the clock ends them
 TOLERATED = 0.1  # of the steps to come: by so many the end may be off before it is moved
 SAVE, LOOK = 1, 2  # without an evaluation, and with one
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where training is: for whoever draws a bar. `seconds_left` is until its last step."""
-
-    step: int
-    steps: int
-    loss: float | None
-    bits_per_byte: float | None
-    tokens_per_second: float
-    seconds_left: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hooks:
-    """What training calls without knowing what it is; `scoring` is what follows training, in
-    evaluations' work.
-    """
-
-    evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
-    sample: Callable[[CausalModel], str]
-    progress: Callable[[Progress], None]
-    scoring: float = 0.0
-
-
-def _not_asked(model: CausalModel) -> Any:
-    raise AssertionError("only the main process has text to score and to go on from")
-
-
-NO_HOOKS = Hooks(
-    evaluate=_not_asked, sample=_not_asked, progress=lambda progress: None
-)  # of the other processes
 
 
 class Recorder(TrainerCallback):
@@ -74,14 +40,14 @@ class Recorder(TrainerCallback):
     def __init__(
         self,
         folder: Path,
-        hooks: Hooks,
+        callbacks: TrainingCallbacks,
         tokens_a_step: float,
         clock: Clock,
         *,
         looks_by_clock: bool = False,
     ) -> None:
         self.folder = folder
-        self.hooks = hooks
+        self.callbacks = callbacks
         self.tokens_a_step = tokens_a_step
         self.clock = clock
         self.looks_by_clock = looks_by_clock
@@ -127,8 +93,8 @@ class Recorder(TrainerCallback):
             self._ask_for_look(args, control, done, with_evaluation=look != SAVE)
         if asked:
             self.interrupted = control.should_save = control.should_training_stop = True
-        self.hooks.progress(
-            Progress(
+        self.callbacks.on_progress(
+            TrainingProgress(
                 step=done,
                 steps=state.max_steps,
                 loss=self.loss,
@@ -221,7 +187,7 @@ class Recorder(TrainerCallback):
             self._watch_cores()
         if not distributed.is_main():
             return
-        text = self.hooks.sample(kwargs["model"]).strip()
+        text = self.callbacks.sample(kwargs["model"]).strip()
         quoted = "\n".join(f"> {line}".rstrip() for line in text.splitlines())
         with (self.folder / runs.SAMPLES).open("a", encoding="utf-8") as file:
             file.write(

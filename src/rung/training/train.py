@@ -23,6 +23,7 @@ from rung.data.packing import Blocks, Packed, Rows, Streams, keep_batch
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
 from rung.errors import RecipeError, first_line
 from rung.models.base import CausalModel
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
 from rung.training.checkpoints import (
     SAVING,
     Checkpoints,
@@ -39,7 +40,7 @@ from rung.training.global_batch import count_rows, find_global_batch_size
 from rung.training.gradient_checkpointing import check_activations
 from rung.training.lora import Adapter, check_lora
 from rung.training.optimizer import CURVE, Muon, Pace, Stopwatch, group_parameters
-from rung.training.recorder import ENDLESS, NO_HOOKS, Hooks, Progress, Recorder, interrupt_politely
+from rung.training.recorder import ENDLESS, Recorder, interrupt_politely
 from rung.training.settings import (
     ENDLESS_SCHEDULES,
     MUON,
@@ -54,12 +55,12 @@ from rung.training.trackers import check_trackers, report_below
 from rung.training.trainer import Keeping, ResumableTrainer
 
 __all__ = [
-    "NO_HOOKS",
+    "NO_CALLBACKS",
     "SAVING",
-    "Hooks",
-    "Progress",
     "TrainSettings",
     "Trained",
+    "TrainingCallbacks",
+    "TrainingProgress",
     "check_activations",
     "check_arguments",
     "check_carry_state",
@@ -115,32 +116,36 @@ def train(
     text: Packed | Rows,
     folder: Path,
     settings: TrainSettings,
-    hooks: Hooks,
+    callbacks: TrainingCallbacks,
 ) -> Trained:
     """Train `model` in place on `text`, from the last checkpoint in `folder` if there is one.
 
-    Of several processes all call this, and the main one's hooks are called; with FSDP only its
+    Of several processes all call this, and the main one's callbacks are called; with FSDP only its
     model is trained in place. Raises `RecipeError` for a bad argument, `RunError` when the loss is
     no longer a number, or the checkpoint is damaged or another run's.
     """
     keep_freed_memory()
     blocks = _cut(model, tokenizer, text, folder, settings)
-    clock = Clock(settings.minutes if settings.is_timed else None, settings.began, hooks.scoring)
-    hooks = replace(hooks, evaluate=clock.timing(hooks.evaluate))
+    clock = Clock(
+        settings.minutes if settings.is_timed else None, settings.began, callbacks.scoring_cost
+    )
+    callbacks = replace(callbacks, evaluate=clock.timing(callbacks.evaluate))
     adapter = Adapter(model, settings.lora) if settings.lora else None
-    learner, hooks = (adapter.learner, adapter.watch(hooks)) if adapter else (model, hooks)
+    learner, callbacks = (
+        (adapter.learner, adapter.watch(callbacks)) if adapter else (model, callbacks)
+    )
     made = describe_run(model.config.to_dict(), asdict(settings))
-    choose = functools.partial(_choose_steps, learner, blocks, folder, hooks, clock)
+    choose = functools.partial(_choose_steps, learner, blocks, folder, callbacks, clock)
     keeping, arguments = _keep(folder, settings, made, choose, clock)
     a_step = count_rows(arguments) * blocks.count_tokens() / len(blocks)  # padding is no token
-    recorder = Recorder(folder, hooks, a_step, clock, looks_by_clock=settings.looks_by_clock)
+    recorder = Recorder(folder, callbacks, a_step, clock, looks_by_clock=settings.looks_by_clock)
     recorder.more_tokens = keeping.more_rows * blocks.count_tokens() / len(blocks)
     with (
         report_below(folder, settings.arguments),
         interrupt_politely(recorder),
         dropping_out(learner, settings.dropout),
     ):
-        trainer = _Trainer(learner, arguments, blocks, tokenizer, hooks, [recorder])
+        trainer = _Trainer(learner, arguments, blocks, tokenizer, callbacks, [recorder])
         trainer.keeping = keeping
         trainer.pace = recorder.pace = keeping.pace
         distributed.together(functools.partial(keeping.take_up, trainer.carried))
@@ -245,10 +250,10 @@ class _Trainer(ResumableTrainer):
         arguments: TrainingArguments,
         blocks: Rows,
         tokenizer: PreTrainedTokenizerBase,
-        hooks: Hooks | None,
+        functions: TrainingCallbacks | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.hooks = hooks
+        self.functions = functions
         self.carried = Carried(blocks.count) if isinstance(blocks, Streams) else None
         self.pace: Pace | None = None
         self.optimizer: torch.optim.Optimizer | None
@@ -257,7 +262,7 @@ class _Trainer(ResumableTrainer):
             args=arguments,
             train_dataset=blocks,
             eval_dataset=blocks
-            if hooks
+            if functions
             else None,  # asked for, never read: `evaluate` has its own text
             data_collator=keep_batch,
             processing_class=tokenizer,
@@ -325,10 +330,10 @@ class _Trainer(ResumableTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        model, hooks = self.find_whole(), cast(Hooks, self.hooks)
+        model, callbacks = self.find_whole(), cast(TrainingCallbacks, self.functions)
         metrics = {
             "eval_bits_per_byte": distributed.from_main(
-                lambda: hooks.evaluate(model.to(self.args.device).eval())
+                lambda: callbacks.evaluate(model.to(self.args.device).eval())
             )
         }
         self.log(metrics)
@@ -379,7 +384,7 @@ def _choose_steps(
     model: CausalModel,
     blocks: Rows,
     folder: Path,
-    hooks: Hooks,
+    callbacks: TrainingCallbacks,
     clock: Clock,
     settings: TrainSettings,
 ) -> int:
@@ -392,19 +397,19 @@ def _choose_steps(
     per_epoch = math.ceil(len(blocks) / count_rows(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
-    distributed.from_main(lambda: _time_look(model, hooks, clock))
+    distributed.from_main(lambda: _time_look(model, callbacks, clock))
     clock.grant_least()
     return FIRST_STEPS
 
 
-def _time_look(model: CausalModel, hooks: Hooks, clock: Clock) -> None:
+def _time_look(model: CausalModel, callbacks: TrainingCallbacks, clock: Clock) -> None:
     """Let the clock see what an evaluation and a sample take: the second ones, unless the first
     took too long.
     """
     for _ in range(2):
         before = now()
-        hooks.evaluate(model.eval())
-        hooks.sample(model)
+        callbacks.evaluate(model.eval())
+        callbacks.sample(model)
         clock.look = now() - before
         if clock.look > MEASURED * clock.budget:
             return

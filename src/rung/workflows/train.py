@@ -28,10 +28,10 @@ from rung.models.ngram.budget import Counting
 from rung.models.ngram.checkpoints import remove_orders
 from rung.progress import Stage, Tell
 from rung.recipe import Recipe, make_recipe
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
 from rung.training.global_batch import find_global_batch_size
-from rung.training.recorder import NO_HOOKS, Hooks, Progress
 from rung.training.settings import TrainSettings, make_arguments
 from rung.training.trackers import check_trackers
 from rung.training.train import Trained, train
@@ -385,7 +385,7 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
     seconds = time.perf_counter() - started
     line: dict[str, Any] = {"step": 0, "tokens": len(packed)}
     if ready.recipe.held_out != 0:
-        line["bits_per_byte"] = _hooks(ready, tell).evaluate(model.eval())
+        line["bits_per_byte"] = _make_callbacks(ready, tell).evaluate(model.eval())
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 
@@ -408,17 +408,19 @@ def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
         seed=recipe.seed,
         began=ready.began,
     )
-    return model, train(model, ready.tokenizer, packed, folder, settings, _hooks(ready, tell))
+    return model, train(
+        model, ready.tokenizer, packed, folder, settings, _make_callbacks(ready, tell)
+    )
 
 
-def _hooks(ready: _Ready, tell: Tell) -> Hooks:
+def _make_callbacks(ready: _Ready, tell: Tell) -> TrainingCallbacks:
     """What training calls, on the main process: it has the text."""
     if ready.corpus is None:
-        return NO_HOOKS
+        return NO_CALLBACKS
     tokenizer = ready.tokenizer
     prompt, watched = find_prompt(ready.corpus), read_watched(ready.corpus)
 
-    def show(progress: Progress) -> None:
+    def show(progress: TrainingProgress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
         if progress.loss is not None:
             note += f", loss {progress.loss:.3f}"
@@ -437,11 +439,12 @@ def _hooks(ready: _Ready, tell: Tell) -> Hooks:
     sampling = Sampling(
         max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed, max_time=_find_max_time(ready.recipe)
     )
-    return Hooks(
+    return TrainingCallbacks(
         evaluate=lambda model: score_documents(model, tokenizer, watched).bits_per_byte,
         sample=lambda model: prompt + generate(model, tokenizer, prompt, sampling).text,
-        progress=show,
-        scoring=ready.corpus.bytes["test"] / max(1, sum(len(text.encode()) for text in watched)),
+        on_progress=show,
+        scoring_cost=ready.corpus.bytes["test"]
+        / max(1, sum(len(text.encode()) for text in watched)),
     )
 
 

@@ -41,9 +41,9 @@ from rung.models import TRANSFORMERS, count_parameters, find_rung, load, name_ru
 from rung.models.base import CausalModel
 from rung.progress import Stage, Tell
 from rung.recipe import check_positive, check_seed
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
-from rung.training.recorder import NO_HOOKS, Hooks, Progress
 from rung.training.settings import TrainSettings, check_arguments, check_length, make_arguments
 from rung.training.train import Trained, train
 from rung.workflows.base import describe_base
@@ -152,10 +152,10 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
     if not distributed.is_main():
         _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
-    hooks = _hooks(begun.student, tell) if begun.student else NO_HOOKS
+    callbacks = _make_callbacks(begun.student, tell) if begun.student else NO_CALLBACKS
     with warn_unmoved(model):
         trained = train(
-            model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), hooks
+            model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), callbacks
         )
     return distributed.from_main(lambda: _finish(begun, trained, folder, tell))
 
@@ -372,13 +372,13 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
     return Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
 
 
-def _hooks(student: _Student, tell: Tell) -> Hooks:
+def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:
     """What training calls: it watches what held-out answers cost."""
     tokenizer = student.tokenizer
     watched = spread(student.data.validation, WATCHED)
     encoded, size = encode_conversations(tokenizer, watched), count_bytes(watched)
 
-    def show(progress: Progress) -> None:
+    def show(progress: TrainingProgress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte of answers"
@@ -397,10 +397,10 @@ def _hooks(student: _Student, tell: Tell) -> Hooks:
         answer = answer_questions(model, tokenizer, watched[:1])[0]
         return f"{answer.question}\n\n{answer.given}"
 
-    return Hooks(
+    return TrainingCallbacks(
         evaluate=lambda model: find_costs(model, encoded, size)["bits_per_byte"],
         sample=say,
-        progress=show,
+        on_progress=show,
     )
 
 

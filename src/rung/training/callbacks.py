@@ -1,0 +1,42 @@
+"""The functions that training calls: what evaluates, what samples, and what shows its progress."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rung.models.base import CausalModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingProgress:
+    """How far training is. `seconds_left` is the time until its last step."""
+
+    step: int
+    steps: int
+    loss: float | None
+    bits_per_byte: float | None
+    tokens_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCallbacks:
+    """The functions that training calls on the main process.
+
+    `scoring_cost` is the work that follows training, as a multiple of the work of `evaluate`.
+    """
+
+    evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
+    sample: Callable[[CausalModel], str]
+    on_progress: Callable[[TrainingProgress], None]
+    scoring_cost: float = 0.0
+
+
+def _refuse(model: CausalModel) -> Any:
+    raise AssertionError("only the main process has text to score and to sample from")
+
+
+# The callbacks of every process but the main one.
+NO_CALLBACKS = TrainingCallbacks(
+    evaluate=_refuse, sample=_refuse, on_progress=lambda progress: None
+)
