@@ -18,7 +18,7 @@ from rung.cli import main as cli
 from rung.data.packing import Blocks, Packed
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
-from rung.errors import RecipeError
+from rung.errors import RecipeError, RunError
 from rung.models import build_model, make_config
 from rung.models.ngram.model import NgramForCausalLM
 from rung.recipe import make_recipe
@@ -193,7 +193,7 @@ def fail_on_one():
 
     def fail():
         if distributed.number() == 1:
-            raise runs.RunError("the second has a cold")
+            raise RunError("the second has a cold")
 
     for do in (lambda: distributed.together(fail), lambda: distributed.from_main(lambda: [][0])):
         try:

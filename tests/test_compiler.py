@@ -31,7 +31,7 @@ def source(tmp_path, monkeypatch):
 def compiling(monkeypatch):
     """How often a compiler was called, and for which file."""
     calls, run = [], compiler._run
-    monkeypatch.setattr(compiled, "_run", lambda *args: calls.append(args[-1]) or run(*args))
+    monkeypatch.setattr(compiler, "_run", lambda *args: calls.append(args[-1]) or run(*args))
     return calls
 
 
@@ -53,7 +53,7 @@ needs_compiler = pytest.mark.skipif(
 def test_a_source_is_compiled_once(source, tmp_path, monkeypatch):
     assert compiler.compile_source(source).half(8) == 4
     assert len(kept(tmp_path)) == 1
-    monkeypatch.setattr(compiled, "COMPILERS", ())
+    monkeypatch.setattr(compiler, "COMPILERS", ())
     assert load_again(source) == 4
 
 
@@ -76,7 +76,7 @@ def test_the_library_of_another_processor_is_not_loaded(source, tmp_path, monkey
     has to know.
     """
     for flags in ("flags : avx2 avx512f", "flags : avx2"):
-        monkeypatch.setattr(compiled, "_processor", lambda flags=flags: flags)
+        monkeypatch.setattr(compiler, "_processor", lambda flags=flags: flags)
         assert load_again(source) == 4
     assert len(kept(tmp_path)) == 2
 

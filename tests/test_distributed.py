@@ -192,8 +192,8 @@ class Line:
             "number": lambda: self.number,
             "_group": lambda: None,
         }.items():
-            monkeypatch.setattr(ranks, name, value)
-        monkeypatch.setattr(ranks, "_distributed", lambda: self)
+            monkeypatch.setattr(distributed, name, value)
+        monkeypatch.setattr(distributed, "_distributed", lambda: self)
 
     def all_gather_object(self, errors, mine, group):
         errors[self.number], errors[1 - self.number] = mine, self.other
@@ -254,14 +254,14 @@ def test_the_command_speaks_once(two, ground):
     ],
 )
 def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
-    monkeypatch.setattr(ranks, "count", lambda: processes)
+    monkeypatch.setattr(distributed, "count", lambda: processes)
     made = share_batch(rows, arguments)
     assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
     assert find_global_batch_size(made) == rows
 
 
 def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
-    monkeypatch.setattr(ranks, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
     with pytest.raises(
         RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"
     ):

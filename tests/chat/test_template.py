@@ -144,7 +144,7 @@ class TestFormats:
             marked.append(options.get("return_assistant_tokens_mask", False))
             return render(**options)
 
-        monkeypatch.setattr(formats, "render_jinja_template", watch)
+        monkeypatch.setattr(template, "render_jinja_template", watch)
         asked = encode_conversations(tokenizer, [TALK], ask=True)[0]
         learned = encode_conversations(tokenizer, [TALK])[0]
         assert marked == [False, True]

@@ -23,7 +23,17 @@ from rung.evaluation import compressors
 from rung.evaluation.compressors import compressor_marks, mark_after_train
 from rung.evaluation.lossless import Reader
 from rung.evaluation.metrics import find_interval
-from rung.evaluation.score import Document, score_documents, score_text, spelling_nats, token_nats
+from rung.evaluation.score import (
+    Document,
+    first_texts,
+    prepare,
+    score_documents,
+    score_text,
+    spelling_nats,
+    stride_of,
+    token_nats,
+    windows_of,
+)
 from rung.models import bigram, find_rung, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, Largest, overflow
 
@@ -76,9 +86,9 @@ def test_the_batch_does_not_change_the_score(name, make_tiny, tokenizer, monkeyp
     model = make_tiny(name)
     texts = [*SENTENCES, LONG, "", "a"]
     whole = score_documents(model, tokenizer, texts)
-    monkeypatch.setattr(evaluate, "DOCUMENTS_AT_ONCE", 1)
-    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr(evaluate, "CARRIED", 7)
+    monkeypatch.setattr("rung.evaluation.score.DOCUMENTS_AT_ONCE", 1)
+    monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("rung.evaluation.score.CARRIED", 7)
     alone = score_documents(model, tokenizer, texts)
     assert alone.nats == pytest.approx(whole.nats, rel=1e-5)
     assert alone.tokens == whole.tokens
@@ -102,7 +112,7 @@ def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny
 
 @pytest.mark.parametrize("name", ["bigram", "ngram", "rnn"])
 def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr(evaluate, "CARRIED", 10)
+    monkeypatch.setattr("rung.evaluation.score.CARRIED", 10)
     model = make_tiny(name)
     score = score_documents(model, tokenizer, [LONG])
     assert score.nats == pytest.approx(cost_by_hand(model, tokenizer, LONG), rel=1e-5)
@@ -147,9 +157,9 @@ def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(
             wanted.append(
                 -torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
             )
-    monkeypatch.setattr(evaluate, "CARRIED", 5)
+    monkeypatch.setattr("rung.evaluation.score.CARRIED", 5)
     for at_once in (1, 11 * model.config.vocab_size, 40 * model.config.vocab_size, 2**24):
-        monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", at_once)
         for found, each in zip(token_nats(model, documents), wanted, strict=True):
             torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)
 
@@ -203,7 +213,7 @@ def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
         " ",
         SENTENCES[0],
     ]
-    monkeypatch.setattr(evaluate, "DOCUMENTS_AT_ONCE", 2)
+    monkeypatch.setattr("rung.evaluation.score.DOCUMENTS_AT_ONCE", 2)
     found = score_documents(model, tokenizer, texts, heard.append)
     documents = list(prepare(texts, tokenizer))
     assert [(len(d.unknown), len(d.dropped)) for d in documents] == [(1, 1), (0, 0), (2, 1), (0, 0)]
@@ -639,7 +649,7 @@ def test_the_logits_of_a_whole_window_never_stand_in_memory(
     """
     model, ids = make_tiny(name), list(range(4, 68))
     whole = token_nats(model, [ids])[0]
-    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 8 * len(tokenizer))
+    monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 8 * len(tokenizer))
     with Largest() as largest:
         parts = token_nats(model, [ids])[0]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -9,6 +9,7 @@ import numpy
 import pytest
 import torch
 
+from rung.evaluation import variants
 from rung.evaluation.cache import cached_nats, score_cached
 from rung.evaluation.dynamic import SEGMENT, Adaptation, Learner, score_dynamically
 from rung.evaluation.metrics import find_interval
@@ -393,7 +394,7 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
         [18.0, 12.0, 0.5],
         [7 * math.log(257), 4 * math.log(257), 0.0],
     )
-    monkeypatch.setattr(beside, "time", SimpleNamespace(perf_counter=lambda: 5.0))
+    monkeypatch.setattr(variants, "time", SimpleNamespace(perf_counter=lambda: 5.0))
     found = compare(zip(documents, plain, nats, strict=True), {"theta": 0.5}, ["é", "a"], 2.0)
     costs = [cost + more for cost, more in zip(nats, spelling, strict=True)]
     assert found.nats == pytest.approx(sum(costs))
@@ -419,7 +420,7 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
 
 def test_how_far_a_switch_is_is_told_in_documents_and_tokens(monkeypatch):
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(beside, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(variants, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     heard = []
     pace = Pace(lambda *what: heard.append(what), "mix", 2)
     pace.step(5)  # at once: nothing is divided by zero

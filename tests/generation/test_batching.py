@@ -81,7 +81,7 @@ def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenize
     """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
     model = shake(make_tiny(name))
     if not native:
-        monkeypatch.setattr(slots, "native_step", lambda model: None)
+        monkeypatch.setattr(batching, "native_step", lambda model: None)
     orders = make_orders(tokenizer, 6)
     alone = [continue_texts(model, [order], 1)[0] for order in orders]
     assert continue_texts(model, orders, 6) == alone
@@ -129,7 +129,7 @@ def heads_of(model):
 
 
 def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr(slots, "READ_AT_ONCE", 8)
+    monkeypatch.setattr(batching, "READ_AT_ONCE", 8)
     for name in ("rnn", "ngram", "llama3"):
         model = shake(make_tiny(name))
         short, long = make_prompts(tokenizer, 1)[0], (make_prompts(tokenizer, 4)[3] * 3)[:60]
@@ -271,7 +271,7 @@ def advance_all(texts, running, turns, token=5):
 def long_model(request, make_tiny, monkeypatch):
     """Looks far enough for its keys and values to grow many times."""
     if request.param == "torch":
-        monkeypatch.setattr(slots, "native_step", lambda model: None)
+        monkeypatch.setattr(batching, "native_step", lambda model: None)
     return shake(make_tiny("llama3", max_position_embeddings=4096))
 
 
@@ -343,7 +343,7 @@ def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
 
 
 def test_a_short_text_is_read_before_long_ones_and_a_long_one_still(make_tiny, monkeypatch):
-    monkeypatch.setattr(slots, "READ_AT_ONCE", 4)
+    monkeypatch.setattr(batching, "READ_AT_ONCE", 4)
     texts = Slots(shake(make_tiny("rnn")), 10)
     with torch.inference_mode():
         long = [texts.begin([1, 5] * 20, 4) for _ in range(8)]

@@ -240,9 +240,9 @@ def test_without_a_compiler_the_model_itself_writes(
     rows = [[1, 5, 6], [1, 7, 8, 9]]
     wanted = written(Decoder(model), rows)
     forget_compiled()
-    monkeypatch.setattr(compiled, "FLAGS", ("-O0",))  # another place in the cache
+    monkeypatch.setattr(compiler, "FLAGS", ("-O0",))  # another place in the cache
     if lacking == "a compiler":
-        monkeypatch.setattr(compiled, "COMPILERS", ("no-such-compiler",))
+        monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file"))

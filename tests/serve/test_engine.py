@@ -15,6 +15,7 @@ pytest.importorskip("fastapi", reason=reason)
 pytest.importorskip("prometheus_client", reason=reason)
 
 from rung.evaluation.score import token_nats  # noqa: E402
+from rung.generation import batching  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.serve import logprobs as weighings  # noqa: E402
 from rung.serve.engine import Engine, Worker  # noqa: E402
@@ -293,7 +294,7 @@ def test_a_prompt_is_weighed_as_the_ruler_reads_it(name, make_tiny, tokenizer, m
 
 
 def test_long_prompts_hold_no_short_one(make_engine, monkeypatch):
-    monkeypatch.setattr(slots, "READ_AT_ONCE", 8)
+    monkeypatch.setattr(batching, "READ_AT_ONCE", 8)
     engine = make_engine("rnn")
     submit(engine, *[order([5] * 400, tokens=1)] * 15)
     take_turns(engine, 3)

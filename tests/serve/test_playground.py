@@ -423,7 +423,7 @@ def test_the_page_has_no_inline_code_and_names_no_other_place():
 def test_parts_of_characters_are_read_by_a_table_that_is_made_once(client, monkeypatch):
     detokenize._byte_symbols.cache_clear()
     made, make = [], detokenize.bytes_to_unicode
-    monkeypatch.setattr(pieces, "bytes_to_unicode", lambda: made.append(1) or make())
+    monkeypatch.setattr(detokenize, "bytes_to_unicode", lambda: made.append(1) or make())
     answer = ask(client, "next", model="bigram", text="\U0001f642" * 500)
     assert len(answer["pieces"]) == 2000 and answer["pieces"][0] == "\\xf0"
     assert len(made) == 1

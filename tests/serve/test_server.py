@@ -58,7 +58,7 @@ def serving(make_tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "rung.serve.engine.choose_each", lambda logits, settings, draws: [65] * len(settings)
     )
-    monkeypatch.setattr(listening, "GRACE", 0.2)
+    monkeypatch.setattr(server, "GRACE", 0.2)
     with Serving(make_tiny, tokenizer) as serving:
         yield serving
 
@@ -73,7 +73,7 @@ def is_closed(connection):
 def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkeypatch):
     stream = serving.ask(max_tokens=10**6, stream=True)
     assert b"200 OK" in stream.recv(1000)
-    monkeypatch.setattr(listening, "SILENT", 0.2)
+    monkeypatch.setattr(server, "SILENT", 0.2)
     for said in (
         b"",
         b"GET /health HT",
@@ -88,7 +88,7 @@ def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkey
 
 
 def test_a_newcomer_takes_the_place_of_who_was_silent_for_longest(serving, monkeypatch):
-    monkeypatch.setattr(listening, "count_connections", lambda: 8)
+    monkeypatch.setattr(server, "count_connections", lambda: 8)
     silent = [serving.connect() for _ in range(30)]
     for connection in silent[:20]:
         assert is_closed(connection)
@@ -135,7 +135,7 @@ def test_a_stop_tells_streams_and_requests(serving, caplog):
 def test_a_second_signal_waits_for_nothing(make_tiny, tokenizer, monkeypatch):
     server = Serving(make_tiny, tokenizer).server
     ended = []
-    monkeypatch.setattr(server.os, "_exit", ended.append)
+    monkeypatch.setattr("rung.serve.server.os._exit", ended.append)
     server.handle_exit(2, None)
     assert server.should_exit and not ended
     server.handle_exit(2, None)
