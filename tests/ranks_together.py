@@ -192,10 +192,10 @@ def fail_on_one():
     heard = []
 
     def fail():
-        if distributed.number() == 1:
+        if distributed.rank() == 1:
             raise RunError("the second has a cold")
 
-    for do in (lambda: distributed.together(fail), lambda: distributed.from_main(lambda: [][0])):
+    for do in (distributed.raise_together(fail), distributed.on_main(lambda: [][0])):
         try:
             do()
         except Exception as error:
@@ -226,7 +226,7 @@ def ask_together():
         "generate": run_command("generate", "base", "The cat", "--temperature", "0", "--json"),
         "no run": run_command("eval", "nowhere"),
     }
-    distributed.give_way = lambda: distributed.is_main() or sys.exit(-signal.SIGTERM)
+    distributed.defer_to_main = lambda: distributed.is_main() or sys.exit(-signal.SIGTERM)
     asked["a bad value"] = run_command(
         "train", "llama3", "text.txt", "--set", "hidden_size=31", "--out", "none"
     )
@@ -253,8 +253,8 @@ def main():
         "heard": fail_on_one(),
     }
     os.chdir(ground.folder)
-    leave, distributed.leave = (
-        distributed.leave,
+    leave, distributed.destroy_process_group = (
+        distributed.destroy_process_group,
         lambda: None,
     )  # one command comes after another here
     sys.argv = ["rung", "climb", "text.txt", "--rungs", "bigram,gpt2,llama3", "--minutes", "0.03"]
@@ -264,7 +264,7 @@ def main():
         found["climbed"] = end.code
     found["asked"] = ask_together()
     leave()
-    (ground.folder / f"found-{distributed.number()}.json").write_text(json.dumps(found))
+    (ground.folder / f"found-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

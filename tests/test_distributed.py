@@ -188,12 +188,12 @@ class Line:
     def __init__(self, monkeypatch):
         self.number = self.other = None
         for name, value in {
-            "count": lambda: 2,
-            "number": lambda: self.number,
-            "_group": lambda: None,
+            "world_size": lambda: 2,
+            "rank": lambda: self.number,
+            "_process_group": lambda: None,
         }.items():
             monkeypatch.setattr(distributed, name, value)
-        monkeypatch.setattr(distributed, "_distributed", lambda: self)
+        monkeypatch.setattr(distributed, "_torch_distributed", lambda: self)
 
     def all_gather_object(self, errors, mine, group):
         errors[self.number], errors[1 - self.number] = mine, self.other
@@ -210,7 +210,7 @@ class Line:
                 raise error
 
         with pytest.raises(BaseException) as caught:
-            distributed.together(make)
+            distributed.raise_together(make)()
         return caught.value
 
 
@@ -218,13 +218,13 @@ def test_an_error_is_told_as_it_is_however_often_it_is_passed_on(monkeypatch):
     line, wrong = Line(monkeypatch), IndexError("out of range")
     assert line.fail(1, wrong) is wrong
     assert wrong.__cause__ is None
-    told = line.fail(0, None, other=distributed._portable(wrong))
-    again = line.fail(1, None, other=distributed._portable(told))
+    told = line.fail(0, None, other=distributed._make_picklable(wrong))
+    again = line.fail(1, None, other=distributed._make_picklable(told))
     for error in (told, again, line.fail(0, told), line.fail(0, again)):
         assert str(error) == "IndexError: out of range"
         assert error.__cause__ is None
     missing = line.fail(
-        0, None, other=distributed._portable(FileNotFoundError(2, "No such file", "my.txt"))
+        0, None, other=distributed._make_picklable(FileNotFoundError(2, "No such file", "my.txt"))
     )
     assert (type(missing), missing.filename) == (FileNotFoundError, "my.txt")
 
@@ -254,14 +254,14 @@ def test_the_command_speaks_once(two, ground):
     ],
 )
 def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: processes)
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
     made = share_batch(rows, arguments)
     assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
     assert find_global_batch_size(made) == rows
 
 
 def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     with pytest.raises(
         RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"
     ):
@@ -269,11 +269,12 @@ def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
 
 
 def test_one_process_is_the_main_one():
-    assert (distributed.count(), distributed.number(), distributed.is_main()) == (1, 0, True)
-    assert distributed.from_main(lambda: 5) == distributed.together(lambda: 5) == 5
-    assert distributed.agree(3, 4) == [3, 4]
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert distributed.on_main(lambda: 5)() == distributed.raise_together(lambda: 5)() == 5
+    assert distributed.broadcast(5) == 5
+    assert distributed.all_reduce_max(3, 4) == [3, 4]
     assert distributed.gather("a") == ["a"]
-    assert distributed.command() == "rung"
+    assert distributed.launch_command() == "rung"
 
 
 def test_how_it_was_started_is_said(monkeypatch):
@@ -284,9 +285,9 @@ def test_how_it_was_started_is_said(monkeypatch):
         "LOCAL_WORLD_SIZE": "2",
     }.items():
         monkeypatch.setenv(key, value)
-    assert distributed.command() == "torchrun --nproc-per-node 2 -m rung"
+    assert distributed.launch_command() == "torchrun --nproc-per-node 2 -m rung"
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert distributed.command() == "torchrun --nproc-per-node 2 ... -m rung"
+    assert distributed.launch_command() == "torchrun --nproc-per-node 2 ... -m rung"
     assert not distributed.is_main()
 
 

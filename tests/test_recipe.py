@@ -462,8 +462,8 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
         monkeypatch.context() as three,
         pytest.raises(RunError, match="8 rows a step, which 3 processes cannot") as no,
     ):
-        three.setattr("rung.distributed.count", lambda: 3)
-        three.setattr("rung.distributed.command", lambda: "torchrun -m rung")
+        three.setattr("rung.distributed.world_size", lambda: 3)
+        three.setattr("rung.distributed.launch_command", lambda: "torchrun -m rung")
         read_begun(run)
     assert f"`torchrun -m rung train --out {run} --resume --set global_batch_size=9`" in str(
         no.value

@@ -1,9 +1,8 @@
-"""Several processes as one: how many train together, which of them this is, and what only the first
-of them does.
+"""The processes that train together under `torchrun`: rank, world size, and work of the main one.
 
-`torchrun` starts the processes and numbers them; the first, the main one, reads, writes and speaks
-for all. Without `torchrun` there is one process, and nothing here costs anything. How gradients are
-shared is the Trainer's.
+`torchrun` starts and numbers the processes. The main process, rank 0, reads, writes and reports for
+all of them. Without `torchrun` there is one process, and nothing here costs anything. The Trainer
+shares the gradients.
 """
 
 import functools
@@ -11,135 +10,177 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from rung.errors import RunError, RungError
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-PATIENCE = 10.0  # seconds in which the launcher ends the other processes once one has failed
-LONGEST_WAIT = timedelta(weeks=4)  # for the main process, while it reads and tokenizes
+# The launcher ends the other processes within this time once one of them has failed.
+TERMINATION_SECONDS = 10.0
+# The others wait this long for the main process while it reads and tokenizes.
+GROUP_TIMEOUT = timedelta(weeks=4)
+
+_runs_on_main_only: ContextVar[bool] = ContextVar("runs_on_main_only", default=False)
 
 
 class OtherProcessError(RuntimeError):
-    """What went wrong in another process, that no user can mend: the kind of the error and its
-    message.
-    """
+    """An error of another process that no user can mend: its kind and its message."""
 
 
-def count() -> int:
-    """How many processes train together, on all machines."""
+def world_size() -> int:
+    """Count the processes that train together, on all machines."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
 
 
-def number() -> int:
-    """Which of them this one is, from 0."""
-    return int(os.environ["RANK"]) if count() > 1 else 0
+def rank() -> int:
+    """Return the number of this process among them, from 0."""
+    return int(os.environ["RANK"]) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this one reads, writes and speaks for all."""
-    return number() == 0
+    """Whether this process is the one that reads, writes and reports for all."""
+    return rank() == 0
 
 
-def command() -> str:
-    """How `rung` was started here, as a line to type."""
-    if count() == 1:
+def launch_command() -> str:
+    """Write how `rung` was started here, as a line to type."""
+    if world_size() == 1:
         return "rung"
-    here, everywhere = os.environ.get("LOCAL_WORLD_SIZE", str(count())), count()
-    elsewhere = (
-        "" if int(here) == everywhere else " ..."
-    )  # what else was on torchrun's line, it does not say
-    return f"torchrun --nproc-per-node {here}{elsewhere} -m rung"
+    here = os.environ.get("LOCAL_WORLD_SIZE", str(world_size()))
+    # With several machines the line has more options, which torchrun does not pass on.
+    more = "" if int(here) == world_size() else " ..."
+    return f"torchrun --nproc-per-node {here}{more} -m rung"
 
 
-def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns on the main process, on every process: the others wait for it, and fail
-    as it does.
+def on_main(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function to run on the main process only, and to return its result on every one.
 
-    It goes to the others pickled. Within it there are no others: nothing that all do together may
-    be called.
+    All processes call it; the others wait, and raise the error that the main process raises. The
+    result travels pickled. Inside it, functions decorated so run as plain ones; nothing else that
+    all processes do together may be called there.
     """
-    if count() == 1:
-        return make()
-    told: list[Any] = [None, None]  # the value, and the error
-    if not is_main():
-        _distributed().broadcast_object_list(told, src=0, group=_group())
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
-    try:
-        told[0] = make()
-    except BaseException as error:
-        told[1] = _portable(error)
-        with suppress(RuntimeError):  # the others are gone: after Ctrl-C each ends by itself
-            _distributed().broadcast_object_list(told, src=0, group=_group())
-        raise
-    _distributed().broadcast_object_list(told, src=0, group=_group())
-    return told[0]
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if world_size() == 1 or _runs_on_main_only.get():
+            return function(*args, **kwargs)
+        if is_main():
+            return _run_and_broadcast(functools.partial(function, *args, **kwargs))
+        result, error = _broadcast([None, None])
+        if error is not None:
+            raise error
+        return result
+
+    return run
 
 
-def together(make: Callable[[], T]) -> T:
-    """What `make` returns here; where it fails on one process it fails on all, with the error of
-    the first that did.
+def raise_together(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that every process runs, so that all raise an error where one fails.
+
+    The error is that of the lowest rank that failed.
     """
-    if count() == 1:
-        return make()
-    made, error = None, None
-    try:
-        made = make()
-    except Exception as caught:
-        error = caught
-    errors: list[Any] = [None] * count()
-    _distributed().all_gather_object(errors, _portable(error) if error else None, group=_group())
-    failed = next((rank for rank, told in enumerate(errors) if told is not None), None)
-    if failed is not None:
-        raise error if error and failed == number() else errors[failed] from None
-    return made  # type: ignore[return-value]
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        if world_size() == 1:
+            return function(*args, **kwargs)
+        result, error = None, None
+        try:
+            result = function(*args, **kwargs)
+        except Exception as caught:
+            error = caught
+        errors: list[Any] = [None] * world_size()
+        mine = _make_picklable(error) if error else None
+        _torch_distributed().all_gather_object(errors, mine, group=_process_group())
+        failed = next((at for at, other in enumerate(errors) if other is not None), None)
+        if failed is not None:
+            raise error if error and failed == rank() else errors[failed] from None
+        return result  # type: ignore[return-value]
+
+    return run
+
+
+def broadcast(value: T) -> T:
+    """Return the main process's value on every process."""
+    return on_main(lambda: value)()
 
 
 def gather(value: T) -> list[T]:
-    """The values of all processes, in their order, on the main one; nothing on the others. They go
-    there pickled.
+    """Return the values of all processes by rank on the main one, and an empty list on the others.
+
+    The values travel pickled.
     """
-    if count() == 1:
+    if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * count()
-    _distributed().gather_object(value, values if is_main() else None, dst=0, group=_group())
+    values: list[Any] = [None] * world_size()
+    _torch_distributed().gather_object(
+        value, values if is_main() else None, dst=0, group=_process_group()
+    )
     return values if is_main() else []
 
 
-def agree(*values: int) -> list[int]:
-    """The largest of each value over all processes: a fraction of a millisecond on one machine."""
-    if count() == 1:
+def all_reduce_max(*values: int) -> list[int]:
+    """Return the largest of each value over all processes.
+
+    It takes a fraction of a millisecond on one machine.
+    """
+    if world_size() == 1:
         return list(values)
     import torch
 
     row = torch.tensor(values)
-    _distributed().all_reduce(row, op=_distributed().ReduceOp.MAX, group=_group())
+    _torch_distributed().all_reduce(
+        row, op=_torch_distributed().ReduceOp.MAX, group=_process_group()
+    )
     return row.tolist()
 
 
-def give_way() -> None:
-    """Before this process says what went wrong: if the main one says it too, the launcher ends this
-    one meanwhile.
+def defer_to_main() -> None:
+    """Wait before an error is reported by another process than the main one.
+
+    Where the main process reports it too, the launcher ends this process meanwhile, and the user
+    reads the error once.
     """
     if not is_main():
-        time.sleep(PATIENCE)
+        time.sleep(TERMINATION_SECONDS)
 
 
-def leave() -> None:
-    """Let go of the others, at the end of what was done together."""
-    if count() > 1 and _group.cache_info().currsize:
-        _distributed().destroy_process_group()
-        _group.cache_clear()
+def destroy_process_group() -> None:
+    """Leave the other processes, at the end of the work that was done together."""
+    if world_size() > 1 and _process_group.cache_info().currsize:
+        _torch_distributed().destroy_process_group()
+        _process_group.cache_clear()
+
+
+def _run_and_broadcast(make: Callable[[], T]) -> T:
+    """Run on the main process, and send the result or the error to the others."""
+    token = _runs_on_main_only.set(True)
+    try:
+        result = make()
+    except BaseException as error:
+        # After Ctrl-C each process ends by itself, and the others may be gone.
+        with suppress(RuntimeError):
+            _broadcast([None, _make_picklable(error)])
+        raise
+    finally:
+        _runs_on_main_only.reset(token)
+    _broadcast([result, None])
+    return result
+
+
+def _broadcast(values: list[Any]) -> list[Any]:
+    """Fill the list on all processes with what it holds on the main one."""
+    _torch_distributed().broadcast_object_list(values, src=0, group=_process_group())
+    return values
 
 
 @functools.cache
-def _group() -> Any:
-    """The processes, joined on their CPUs: for what is small, and may be waited for longer than for
-    gradients.
+def _process_group() -> Any:
+    """Join the processes on their CPUs, for small objects and with a longer timeout than gradients.
 
     Raises `RunError` when there are more processes than GPUs on a machine that has some.
     """
@@ -150,28 +191,28 @@ def _group() -> Any:
         gpus, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         if wanted > gpus:
             raise RunError(
-                f"{wanted} processes on a machine with {gpus} GPUs: torchrun --nproc-per-node "
-                f"{gpus}"
+                f"{wanted} processes on a machine with {gpus} GPUs: start as many as there are "
+                f"GPUs, with torchrun --nproc-per-node {gpus}"
             )
         torch.cuda.set_device(here)
         backend = "cuda:nccl,cpu:gloo"
-    if not _distributed().is_initialized():
-        _distributed().init_process_group(backend)
-    return _distributed().new_group(backend="gloo", timeout=LONGEST_WAIT)
+    if not _torch_distributed().is_initialized():
+        _torch_distributed().init_process_group(backend)
+    return _torch_distributed().new_group(backend="gloo", timeout=GROUP_TIMEOUT)
 
 
-def _distributed() -> Any:
+def _torch_distributed() -> Any:
     import torch.distributed
 
     return torch.distributed
 
 
-def _portable(error: BaseException) -> BaseException:
-    """The error as other processes can raise it."""
+def _make_picklable(error: BaseException) -> BaseException:
+    """Return the error as other processes can raise it."""
     if isinstance(error, RungError | KeyboardInterrupt):
         return type(error)(*error.args)
     if isinstance(error, OSError):
         return OSError(*error.args, *((error.filename,) if error.filename else ()))
-    if isinstance(error, OtherProcessError):  # it has been told once
+    if isinstance(error, OtherProcessError):  # it names its kind already
         return error
     return OtherProcessError(f"{type(error).__name__}: {error}")

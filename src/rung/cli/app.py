@@ -81,7 +81,7 @@ def verb(
                 return
             try:
                 function(*args, **kwargs)
-                distributed.leave()
+                distributed.destroy_process_group()
             except RungError as error:
                 fail(_with_notes(str(error), error), 2)
             except OSError as error:
@@ -100,7 +100,7 @@ def verb(
                         "UTF-8",
                         2,
                     )
-                distributed.give_way()
+                distributed.defer_to_main()
                 raise
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
@@ -149,8 +149,8 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
     if "-" in names:
         if sys.stdin.isatty():
             say("Type the text; Ctrl-D ends it.")
-        keep = functools.partial(keep_stream, sys.stdin.buffer, beside)
-        path = str(distributed.from_main(keep) if spreads else keep())
+        keep = distributed.on_main(keep_stream) if spreads else keep_stream
+        path = str(keep(sys.stdin.buffer, beside))
         if spreads:
             say(f"Standard input is kept in {path}")
         replace_word("-", path)
@@ -228,7 +228,7 @@ def resumable(verb: str = "", folder: Path | None = None) -> Iterator[None]:
 def fail(message: str, code: int) -> None:
     """End the command with one line and an exit code; of several processes the main one says it."""
     if code != 130:  # Ctrl-C reached them all
-        distributed.give_way()
+        distributed.defer_to_main()
     if distributed.is_main() or code != 130:
         print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
     raise typer.Exit(code)

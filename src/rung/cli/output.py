@@ -104,7 +104,8 @@ def write_resuming(*words: object) -> str:
     starts them all.
     """
     given = [str(word) for word in words] or [_words.get(word, word) for word in sys.argv[1:]]
-    return f"{distributed.command() if distributed.count() > 1 else program()} {shlex.join(given)}"
+    command = distributed.launch_command() if distributed.world_size() > 1 else program()
+    return f"{command} {shlex.join(given)}"
 
 
 def program() -> str:

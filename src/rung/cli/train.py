@@ -1,6 +1,5 @@
 """Verbs that make runs: climb, train."""
 
-import functools
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -220,7 +219,7 @@ def train(
     given = {key: value for key, value in given.items() if value not in ("", None, {})}
     if from_ and rung == "ngram":
         given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
-        return distributed.from_main(lambda: _import_arpa(Path(from_), given, out))
+        return _import_arpa(Path(from_), given, out)
     return (_foresee if dry_run else _make_run)(
         *_plan_run(recipe, given, set_ or [], out, resume), began
     )
@@ -248,7 +247,7 @@ def _plan_run(
             or Path("runs") / f"{_slug(given.get('corpus', 'python-docs'))}-{given.get('rung', '')}"
         )
         beyond = given | {"recipe": recipe, "set": overrides}
-        return distributed.from_main(functools.partial(_read_begun, folder, beyond)), folder
+        return _read_begun(folder, beyond), folder
     page = _fill_page(recipe, given)
     made = make_recipe(page, overrides)
     folder = (
@@ -256,10 +255,11 @@ def _plan_run(
         or Path("runs")
         / f"{_slug(made.corpus)}-{page['rung'] if page['rung'] in SIZES else made.rung}"
     )
-    distributed.from_main(functools.partial(check_unused, folder))
+    distributed.on_main(check_unused)(folder)
     return made, folder
 
 
+@distributed.on_main
 def _read_begun(folder: Path, given: dict[str, Any]) -> Any:
     """The recipe of the run to resume; what was given beyond the rung and the corpus, which find
     it, is refused.
@@ -299,8 +299,8 @@ def _foresee(recipe: Any, folder: Path, _began: float) -> None:
     from rung.workflows.estimate import foresee
 
     with Display() as display:
-        found = distributed.from_main(
-            lambda: foresee(recipe, folder, lambda stage: display.tell(recipe.rung, stage)),
+        found = distributed.on_main(foresee)(
+            recipe, folder, lambda stage: display.tell(recipe.rung, stage)
         )
     if distributed.is_main():
         show(names_table(f"{recipe.rung} takes, roughly", found))
@@ -355,6 +355,7 @@ def _compare_with_law(predicted: float, reached: float) -> str:
     )
 
 
+@distributed.on_main
 def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
     """Make a run of an ARPA file."""
     from rung.errors import RecipeError

@@ -110,10 +110,10 @@ def _plan_tuning(
     if resume:
         options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
         check_given("--resume goes on as the run was begun:", options | {"--set": overrides})
-        return distributed.from_main(lambda: read_begun(folder))
+        return distributed.on_main(read_begun)(folder)
     train = dict(read_override(read_typed("--set", override)) for override in overrides or [])
     plan = Tuning(base=run, train=train, **given)
-    distributed.from_main(lambda: check_unused(folder))
+    distributed.on_main(check_unused)(folder)
     return plan
 
 

@@ -249,10 +249,11 @@ def hold(folder: Path, *, together: bool = False) -> Iterator[None]:
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     held: list[FileLock] = []
-    if together:
-        distributed.from_main(lambda: held.extend(_take(folder)))
-    else:
+
+    def take() -> None:
         held.extend(_take(folder))
+
+    (distributed.on_main(take) if together else take)()
     try:
         yield
     finally:

@@ -187,9 +187,7 @@ class Checkpoints:
                 (beside / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
                 yield beside
                 wait()
-                distributed.from_main(
-                    lambda: self._commit(beside / f"checkpoint-{step}") if self.is_main else None
-                )
+                self._commit(beside / f"checkpoint-{step}")
         finally:
             if self.is_main:
                 shutil.rmtree(beside, ignore_errors=True)
@@ -218,9 +216,7 @@ class Checkpoints:
         must call this.
         """
         better = self.best[0] if self.best and self.best[0] != step else None
-        damage = distributed.from_main(
-            lambda: better and files.find_damage(self.folder / f"checkpoint-{better}", PROGRESS)
-        )
+        damage = self._find_damage(better)
         if damage:
             logger.warning(
                 "the best checkpoint, step %d, is damaged (%s): the last weights are kept",
@@ -229,7 +225,14 @@ class Checkpoints:
             )
         return None if damage else better
 
+    @distributed.on_main
+    def _find_damage(self, step: int | None) -> str | None:
+        return files.find_damage(self.folder / f"checkpoint-{step}", PROGRESS) if step else None
+
+    @distributed.on_main
     def _commit(self, written: Path) -> None:
+        if not self.is_main:
+            return
         for name in NEVER_READ:
             (written / name).unlink(missing_ok=True)
         files.seal(written, hashed_bytes=math.inf)

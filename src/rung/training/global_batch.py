@@ -24,7 +24,7 @@ def find_global_batch_size(arguments: dict[str, Any]) -> int:
     rows = arguments.get("per_device_train_batch_size", ROWS) * arguments.get(
         "gradient_accumulation_steps", 1
     )
-    return rows * distributed.count()
+    return rows * distributed.world_size()
 
 
 def share_batch(global_batch_size: int, arguments: dict[str, Any]) -> dict[str, int]:
@@ -34,10 +34,10 @@ def share_batch(global_batch_size: int, arguments: dict[str, Any]) -> dict[str, 
     Rows at a time are what `arguments` give, or fewer; gradients are accumulated for the rest.
     Raises `RecipeError` where the rows cannot be shared out evenly.
     """
-    rows, left = divmod(global_batch_size, distributed.count())
+    rows, left = divmod(global_batch_size, distributed.world_size())
     if left:
         raise RecipeError(
-            f"global_batch_size is {global_batch_size}, for {distributed.count()} processes: "
+            f"global_batch_size is {global_batch_size}, for {distributed.world_size()} processes: "
             "it must be a multiple of that"
         )
     most = arguments.get("per_device_train_batch_size") or max(

@@ -133,7 +133,7 @@ class Stopwatch(TrainerCallback):
         took, steps = self.times[-1] - self.times[0], len(self.times) - 1
         too_long = took > self.most and (steps > 1 or took > 2 * self.most)
         enough = too_long or (took > self.enough and steps > self.WARM_UP + 1)
-        control.should_training_stop = any(distributed.agree(enough))
+        control.should_training_stop = any(distributed.all_reduce_max(enough))
 
     def seconds_per_step(self) -> float:
         """The mean between the median and the mean: a stray pause counts, but not in full."""

@@ -82,7 +82,7 @@ class Recorder(TrainerCallback):
             if distributed.is_main()
             else (0, 0)
         )
-        asked, end, look = distributed.agree(int(self.interrupted), *planned)
+        asked, end, look = distributed.all_reduce_max(int(self.interrupted), *planned)
         if end:
             if state.max_steps <= done < end and self.looks_by_clock:  # it was the last step
                 control.should_evaluate = control.should_save = False
@@ -243,7 +243,7 @@ def interrupt_politely(recorder: Recorder) -> Iterator[None]:
         return
 
     def ask_to_stop(signum: int, frame: Any) -> None:
-        if recorder.interrupted and distributed.count() == 1:
+        if recorder.interrupted and distributed.world_size() == 1:
             raise KeyboardInterrupt
         recorder.interrupted = True
 

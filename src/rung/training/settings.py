@@ -328,7 +328,8 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
     }
     if settings.global_batch_size is not None:
         chosen |= share_batch(settings.global_batch_size, settings.arguments)
-    if distributed.count() == 1:  # nothing to cut up: what was trained with FSDP2 goes on without
+    # One process has nothing to shard: a run begun with FSDP2 goes on without it.
+    if distributed.world_size() == 1:
         chosen["fsdp"] = None
     check_arguments(settings.arguments)
     if chosen["lr_scheduler_type"] == SCHEDULE and not chosen.get("lr_scheduler_kwargs"):

@@ -148,9 +148,9 @@ def train(
         trainer = _Trainer(learner, arguments, blocks, tokenizer, callbacks, [recorder])
         trainer.keeping = keeping
         trainer.pace = recorder.pace = keeping.pace
-        distributed.together(functools.partial(keeping.take_up, trainer.carried))
-        if distributed.number():
-            torch.manual_seed(settings.seed + distributed.number())  # other rows, other dropout
+        distributed.raise_together(keeping.take_up)(trainer.carried)
+        if distributed.rank():
+            torch.manual_seed(settings.seed + distributed.rank())  # other rows, other dropout
         trainer.train(resume_from_checkpoint=str(keeping.resumed) if keeping.resumed else None)
     trainer.find_whole()
     kept = trainer.state.global_step if recorder.interrupted else trainer.keep_best()
@@ -188,7 +188,7 @@ def _keep(
     """What the run keeps to be taken up again, and its arguments; `choose` says for how many steps
     a new one is.
     """
-    resumed = distributed.from_main(lambda: last_checkpoint(folder))
+    resumed = distributed.on_main(last_checkpoint)(folder)
     standing = read_standing(resumed, made) if resumed else None
     settings = _choose_precision(settings, standing)
     if standing:
@@ -196,9 +196,7 @@ def _keep(
         if standing.threads:
             keep_threads(standing.threads)
     steps = standing.planned if standing else choose(settings)
-    steps = distributed.from_main(
-        lambda: steps
-    )  # several processes: each has measured, the main one decides
+    steps = distributed.broadcast(steps)  # each process has measured, and the main one decides
     arguments = make_arguments(settings, folder, steps)
     arguments.max_steps = ENDLESS if settings.is_timed else steps
     keeping = Keeping(
@@ -233,11 +231,7 @@ def _choose_precision(settings: TrainSettings, standing: Standing | None) -> Tra
         )
     if "bf16" in settings.arguments:
         return settings
-    bf16 = (
-        standing.bf16
-        if standing
-        else distributed.from_main(lambda: has_fast_bfloat16(choose_device()))
-    )
+    bf16 = standing.bf16 if standing else distributed.on_main(has_fast_bfloat16)(choose_device())
     return replace(settings, arguments={**settings.arguments, "bf16": bf16})
 
 
@@ -330,12 +324,8 @@ class _Trainer(ResumableTrainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Bits per byte on held-out text."""
-        model, callbacks = self.find_whole(), cast(TrainingCallbacks, self.functions)
-        metrics = {
-            "eval_bits_per_byte": distributed.from_main(
-                lambda: callbacks.evaluate(model.to(self.args.device).eval())
-            )
-        }
+        model = self.find_whole()
+        metrics = {"eval_bits_per_byte": self._score(model)}
         self.log(metrics)
         self.callback_handler.model = model
         self.control = self.callback_handler.on_evaluate(
@@ -345,6 +335,11 @@ class _Trainer(ResumableTrainer):
             model.cpu()
         self.model.train()
         return metrics
+
+    @distributed.on_main
+    def _score(self, model: CausalModel) -> float:
+        functions = cast(TrainingCallbacks, self.functions)
+        return functions.evaluate(model.to(self.args.device).eval())
 
 
 def _cut(
@@ -397,11 +392,12 @@ def _choose_steps(
     per_epoch = math.ceil(len(blocks) / count_rows(arguments))
     if settings.minutes is None:
         return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
-    distributed.from_main(lambda: _time_look(model, callbacks, clock))
+    _time_look(model, callbacks, clock)
     clock.grant_least()
     return FIRST_STEPS
 
 
+@distributed.on_main
 def _time_look(model: CausalModel, callbacks: TrainingCallbacks, clock: Clock) -> None:
     """Let the clock see what an evaluation and a sample take: the second ones, unless the first
     took too long.

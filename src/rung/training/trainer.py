@@ -141,7 +141,7 @@ class ResumableTrainer(ShardedTrainer):
         step = checkpoints.find_better(self.state.global_step)
         if step is None:
             return self.state.global_step
-        distributed.together(lambda: self.put_back(checkpoints.folder / f"checkpoint-{step}"))
+        distributed.raise_together(self.put_back)(checkpoints.folder / f"checkpoint-{step}")
         return step
 
     def _save_checkpoint(self, *args: Any, **options: Any) -> None:
@@ -156,9 +156,8 @@ class ResumableTrainer(ShardedTrainer):
         with checkpoints.saving(
             self.state.global_step, self.accelerator.wait_for_everyone
         ) as beside:
-            distributed.together(
-                lambda: self._write(beside, standing, lambda: save(*args, **options))
-            )
+            write = distributed.raise_together(self._write)
+            write(beside, standing, lambda: save(*args, **options))
 
     def _write(self, beside: Path, standing: Standing, save: Callable[[], None]) -> None:
         """This process's files of a checkpoint: nothing in it waits for the others, of which one

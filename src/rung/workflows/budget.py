@@ -9,7 +9,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -147,20 +146,16 @@ def turn_dial(
     started, budget = now(), 60 * recipe.minutes
     ends = (started if began is None else began) + budget
     reach = recipe.model["max_position_embeddings"]
-    counted = distributed.from_main(
-        lambda: _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget)
-    )
+    counted = _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget)
     if counted is None:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
     while True:
         shapes = list(_shapes(recipe, tokenizer, guess))
         pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
-        left = distributed.from_main(lambda: max((ends - now()) * (1 - HELD_BACK), LEAST * budget))
-        planned, plan = distributed.from_main(
-            partial(_choose, recipe, shapes, pace, left, counted, len(packed))
-        )
-        spent = distributed.from_main(lambda: now() - started)
+        left = distributed.broadcast(max((ends - now()) * (1 - HELD_BACK), LEAST * budget))
+        planned, plan = _choose(recipe, shapes, pace, left, counted, len(packed))
+        spent = distributed.broadcast(now() - started)
         if (
             plan.parameters < shapes[-1][1]
             or plan.hidden_size == WIDTHS[-1]
@@ -172,6 +167,7 @@ def turn_dial(
         )  # the largest of those near the guess: on so fast a machine, look further
 
 
+@distributed.on_main
 def _choose(
     recipe: Recipe,
     shapes: list[tuple[int, int]],
@@ -208,6 +204,7 @@ def _choose(
     )
 
 
+@distributed.on_main
 def _try_to_count(
     tokenizer: PreTrainedTokenizerBase,
     packed: Packed,
@@ -280,7 +277,7 @@ def _find_pace(
         measured.append(
             (parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens)
         )
-        if distributed.from_main(lambda: now() - began > most):
+        if distributed.broadcast(now() - began > most):
             break
     (small, fast), (large, slow) = measured[0], measured[-1]
     if len(measured) == 1:

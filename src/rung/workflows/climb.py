@@ -125,12 +125,10 @@ def _make_runs(
     report: Callable[[list[Path]], None],
     began: float,
 ) -> None:
-    distributed.from_main(lambda: _read_text(next(iter(recipes.values())), tell))
-    distributed.from_main(lambda: _check_folders(recipes))
+    _read_text(next(iter(recipes.values())), tell)
+    _check_folders(recipes)
     failures: list[RungError] = []
-    finished_before = distributed.from_main(
-        lambda: [folder for folder in recipes if runs.is_finished(folder)]
-    )
+    finished_before = _list_finished(recipes)
     shares = _Shares(
         [r.minutes or 0.0 for f, r in recipes.items() if f not in finished_before], began
     )
@@ -146,14 +144,15 @@ def _make_runs(
         if not finished:
             raise KeyboardInterrupt
         tell(folder.name, Stage(name="done"))
-        distributed.from_main(lambda: report(_begun(recipes)))
+        _report(recipes, report)
     if len(failures) == len(recipes):
-        distributed.from_main(lambda: _remove_failed(recipes))
+        _remove_failed(recipes)
         raise failures[0]
-    distributed.from_main(lambda: _check_one_text(recipes))
-    distributed.from_main(lambda: report(_begun(recipes)))
+    _check_one_text(recipes)
+    _report(recipes, report)
 
 
+@distributed.on_main
 def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
     """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the
     runs find it.
@@ -183,6 +182,7 @@ class _Shares:
         return now() + share - 60 * recipe.minutes
 
 
+@distributed.on_main
 def _check_folders(recipes: dict[Path, Recipe]) -> None:
     """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is
     being made.
@@ -215,6 +215,7 @@ def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
     }
 
 
+@distributed.on_main
 def _check_one_text(recipes: Iterable[Path]) -> None:
     """Raise `RunError` where the text was changed while it was climbed: a table never mixes two."""
     if len(set(_find_fingerprints(recipes).values())) > 1:
@@ -222,8 +223,19 @@ def _check_one_text(recipes: Iterable[Path]) -> None:
         raise RunError(f"the text has changed during the climb: delete {folder} and climb again")
 
 
-def _begun(recipes: dict[Path, Recipe]) -> list[Path]:
-    return [folder for folder in recipes if (folder / runs.RECORD).exists()]
+@distributed.on_main
+def _report(recipes: dict[Path, Recipe], report: Callable[[list[Path]], None]) -> None:
+    report([folder for folder in recipes if (folder / runs.RECORD).exists()])
+
+
+@distributed.on_main
+def _list_finished(recipes: dict[Path, Recipe]) -> list[Path]:
+    return [folder for folder in recipes if runs.is_finished(folder)]
+
+
+@distributed.on_main
+def _find_begun(recipe: Recipe, folder: Path) -> Recipe:
+    return read_begun(folder) if find_checkpoints(folder) else recipe
 
 
 def _make(
@@ -235,15 +247,13 @@ def _make(
     now.
     """
     try:
-        begun = distributed.from_main(
-            lambda: read_begun(folder) if find_checkpoints(folder) else recipe
-        )
+        begun = _find_begun(recipe, folder)
         return execute(begun, folder, lambda stage: tell(folder.name, stage), began)
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise
     except Exception as error:  # whatever it is, the rungs above it must still be climbed
-        if distributed.count() > 1:  # but not by some of the processes without the others
+        if distributed.world_size() > 1:  # but not by some of the processes without the others
             raise
         logger.exception("%s failed", folder.name)
         message = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -267,6 +277,7 @@ def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
         logger.warning("the failure of %s could not be recorded: %s", folder.name, error)
 
 
+@distributed.on_main
 def _remove_failed(recipes: dict[Path, Recipe]) -> None:
     """Leave nothing of a climb that could not be begun."""
     for folder in recipes:

@@ -168,9 +168,10 @@ def _foresee_training(
         return found | {"time": f"{recipe.minutes:g} minutes, as asked"}
     if not recipe.steps:
         return found
-    rows = recipe.global_batch_size or arguments.train_batch_size * distributed.count()
+    rows = recipe.global_batch_size or arguments.train_batch_size * distributed.world_size()
     work = recipe.steps * rows * find_block_length(model) * (4 * size + 2 * trained)
-    return found | {"time": _time(work / (UTILIZATION * _measure_products() * distributed.count()))}
+    speed = UTILIZATION * _measure_products() * distributed.world_size()
+    return found | {"time": _time(work / speed)}
 
 
 def _count_memory(
@@ -189,7 +190,7 @@ def _count_memory(
     )  # with the change added to them
     weights = sum(p.numel() for p in learner.parameters())
     buckets = (
-        4 * trained if distributed.count() > parts else 0
+        4 * trained if distributed.world_size() > parts else 0
     )  # of DDP, for the gradients of all processes
     kept = _count_kept(learner, arguments.train_batch_size, find_block_length(model)) * (
         HALF if is_half else 1
@@ -206,7 +207,7 @@ def _count_memory(
 
 def _count_parts(arguments: TrainingArguments) -> int:
     """The processes that weights, gradients and optimizer are cut up over."""
-    return distributed.count() if arguments.fsdp else 1
+    return distributed.world_size() if arguments.fsdp else 1
 
 
 def _count_kept(learner: Any, rows: int, length: int) -> int:

@@ -91,20 +91,18 @@ def execute(
 
 
 def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
-    ready = distributed.from_main(lambda: _make_ready(recipe, folder, tell, began))
-    packed = distributed.together(ready.open_packed)
+    ready = _make_ready(recipe, folder, tell, began)
+    packed = distributed.raise_together(ready.open_packed)()
     counts = find_rung(recipe.rung).counts
     if not counts:
         leave_busy_cores()
     chosen = ready if counts else _choose_size(ready, packed, folder, tell)
-    begun = distributed.from_main(lambda: _begin(chosen, packed, folder))
+    begun = _begin(chosen, packed, folder)
     if counts:
-        return distributed.from_main(
-            lambda: _finish(begun, folder, _count(begun, packed, folder, tell), tell)
-        )
+        return _count_and_finish(begun, packed, folder, tell)
     set_seed(recipe.seed)
     made = _learn(begun, packed, folder, tell)
-    return distributed.from_main(lambda: _finish(begun, folder, made, tell))
+    return _finish(begun, folder, made, tell)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +135,7 @@ class _Ready:
 
 def _not_here(folder: Path, state: Any) -> NoReturn:
     raise RunError(
-        f"process {distributed.number()} finds no text in {folder}: RUNG_CACHE must be one folder "
+        f"process {distributed.rank()} finds no text in {folder}: RUNG_CACHE must be one folder "
         f"for all machines"
     )
 
@@ -157,6 +155,7 @@ def check_start(recipe: Recipe, folder: Path) -> None:
         make_arguments(settings, folder, 1)
 
 
+@distributed.on_main
 def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_start(recipe, folder)
@@ -193,6 +192,7 @@ def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Re
     return replace(ready, recipe=choose_width(recipe, ready.tokenizer), plan=plan)
 
 
+@distributed.on_main
 def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
     """Save and score what was made; an interrupted run is saved, no more."""
     model, trained = made
@@ -262,7 +262,7 @@ def _check_batch(recipe: Recipe, before: int | None, folder: Path) -> None:
     """Raise `RunError`, with what to do, where a run cannot go on with the rows a step that its
     recipe has.
     """
-    rows, processes = recipe.global_batch_size, distributed.count()
+    rows, processes = recipe.global_batch_size, distributed.world_size()
     if recipe.carry_state and rows != before:
         raise RunError(
             f"global_batch_size is {rows}, but {folder} keeps the states of {before} streams: "
@@ -270,7 +270,7 @@ def _check_batch(recipe: Recipe, before: int | None, folder: Path) -> None:
         )
     if not rows or rows % processes == 0:
         return
-    again = f"{distributed.command()} train --out {shlex.quote(str(folder))} --resume"
+    again = f"{distributed.launch_command()} train --out {shlex.quote(str(folder))} --resume"
     ways = f"go on with `{again} --set global_batch_size={math.ceil(rows / processes) * processes}`"
     if recipe.carry_state:
         ways = "go on with a number of processes that divides it"
@@ -321,6 +321,7 @@ def _choose_context(recipe: Recipe) -> int:
     return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
 
 
+@distributed.on_main
 def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
     """Write the record; checkpoints of an earlier try are kept if they are of the same text, other
     traces are not.
@@ -376,6 +377,11 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
+
+
+@distributed.on_main
+def _count_and_finish(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> bool:
+    return _finish(ready, folder, _count(ready, packed, folder, tell), tell)
 
 
 def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:

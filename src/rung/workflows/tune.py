@@ -131,24 +131,23 @@ def tune(
     far saved. Under `torchrun` the processes train together; the rest is done once, by the main
     one. Raises `RungError`; a start that fails leaves nothing in `folder`.
     """
-    if plan.preference and distributed.count() > 1:
+    if plan.preference and distributed.world_size() > 1:
         raise RecipeError(
-            f"--preference learns in one process, not in {distributed.count()}: leave out torchrun"
+            f"--preference learns in one process, not in {distributed.world_size()}: leave out "
+            "torchrun"
         )
     with runs.hold(folder, together=True), runs.undo_failed_start(folder):
         return _tune(plan, folder, tell, now() if began is None else began)
 
 
 def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
-    base = distributed.from_main(lambda: read_base(plan.base))
+    base = distributed.on_main(read_base)(plan.base)
     tell(Stage(name="reading"))
-    model, tokenizer = distributed.together(lambda: load(plan.base))
+    model, tokenizer = distributed.raise_together(load)(plan.base)
     model = model.float().to(choose_device())
     if plan.preference:
         return _prefer(plan, base, (model, tokenizer), folder, tell)
-    begun = distributed.from_main(
-        lambda: _begin(plan, base, (model, tokenizer), folder, tell, began)
-    )
+    begun = _begin(plan, base, (model, tokenizer), folder, tell, began)
     if not distributed.is_main():
         _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
@@ -157,9 +156,10 @@ def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
         trained = train(
             model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), callbacks
         )
-    return distributed.from_main(lambda: _finish(begun, trained, folder, tell))
+    return _finish(begun, trained, folder, tell)
 
 
+@distributed.on_main
 def _finish(begun: _Begun, trained: Trained, folder: Path, tell: Tell) -> bool:
     """Save what was learned and judge it; what was interrupted is saved, no more."""
     student, record = begun.student, begun.record
@@ -273,6 +273,7 @@ def _describe_data(data: Conversations) -> dict[str, Any]:
     }
 
 
+@distributed.on_main
 def _begin(
     plan: Tuning,
     base: dict[str, Any],
