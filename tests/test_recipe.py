@@ -13,7 +13,7 @@ from rung.data.tokenizer import fingerprint
 from rung.errors import CorpusError, RecipeError, RunError, RungError
 from rung.evaluation.metrics import AFTER_TRAIN
 from rung.recipe import Recipe, make_recipe, read_recipe
-from rung.training.sampler import Order
+from rung.training.sampler import ResumableSampler
 from rung.workflows.budget import suggest_parameters
 from rung.workflows.estimate import foresee
 from rung.workflows.evaluate import evaluate_run
@@ -483,7 +483,7 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
         read[0][:32] + read[2][:18] + read[3][:27]
     )  # to the checkpoints of the steps 4 and 6, and to the end
     blocks = max(map(max, read)) + 1
-    assert in_order == list(Order(blocks, seed=0, first=0, last=77))
+    assert in_order == list(ResumableSampler(blocks, seed=0, first=0, last=77))
     lines = [line for line in runs.read_metrics(run) if "loss" in line]
     assert [line["step"] for line in lines] == list(range(1, 10))
     per_row = lines[0]["tokens"] / 8

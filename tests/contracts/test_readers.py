@@ -19,7 +19,7 @@ from rung.data.tokenizer_training import BUILDERS, build_tokenizer
 from rung.export.export import export
 from rung.models import load
 from rung.models.sizes import rope
-from rung.training.lora import Adapter
+from rung.training.lora import LoraAdapter
 from tests.conftest import SENTENCES, shake
 
 OLDEST = Path(__file__).parents[2] / ".venv-oldest/bin/python"
@@ -151,9 +151,9 @@ def make_adapted(model, folder):
     """
     pytest.importorskip("peft", reason="PEFT is not installed: pip install 'rung[lora]'")
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    adapter = Adapter(model, 2)
+    adapter = LoraAdapter(model, 2)
     generator = torch.Generator().manual_seed(3)
-    for name, weight in adapter.learner.named_parameters():
+    for name, weight in adapter.peft_model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_(std=0.3, generator=generator)
     merged = adapter.merge()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rung.training.sampler import CHUNK, Order, permute
+from rung.training.sampler import CHUNK, ResumableSampler, permute
 
 
 def read(order):
@@ -22,7 +22,7 @@ def read(order):
 @settings(max_examples=60, deadline=None)
 @given(items=st.integers(1, 3000), seed=st.integers(0, 2**31), epoch=st.integers(0, 2**31))
 def test_an_epoch_reads_each_item_once(items, seed, epoch):
-    order = Order(items, seed=seed, first=epoch * items, last=(epoch + 1) * items)
+    order = ResumableSampler(items, seed=seed, first=epoch * items, last=(epoch + 1) * items)
     assert sorted(read(order)) == list(range(items))
 
 
@@ -33,16 +33,21 @@ def test_an_epoch_reads_each_item_once(items, seed, epoch):
     count=st.integers(1, 3 * CHUNK),
 )
 def test_it_goes_on_at_any_place_as_if_it_had_begun_at_none(items, first, count):
-    whole = Order(items, seed=7, first=0, last=first + count)
-    assert read(Order(items, seed=7, first=first, last=first + count)) == read(whole)[first:]
+    whole = ResumableSampler(items, seed=7, first=0, last=first + count)
+    assert (
+        read(ResumableSampler(items, seed=7, first=first, last=first + count))
+        == read(whole)[first:]
+    )
     assert len(whole) == first + count
 
 
 def test_epochs_and_seeds_are_different_and_the_text_can_be_read_as_it_stands():
-    first, second = (read(Order(99, seed=0, first=99 * n, last=99 * n + 99)) for n in (0, 1))
+    first, second = (
+        read(ResumableSampler(99, seed=0, first=99 * n, last=99 * n + 99)) for n in (0, 1)
+    )
     assert first != second
-    assert first != read(Order(99, seed=1, first=0, last=99))
-    assert read(Order(3, seed=None, first=2, last=8)) == [2, 0, 1, 2, 0, 1]
+    assert first != read(ResumableSampler(99, seed=1, first=0, last=99))
+    assert read(ResumableSampler(3, seed=None, first=2, last=8)) == [2, 0, 1, 2, 0, 1]
 
 
 @pytest.mark.parametrize("items", [2, 3, 5, 8, 17])
@@ -68,7 +73,9 @@ def test_a_place_far_into_a_text_beyond_memory_is_reached_at_once():
     tracemalloc.start()
     started = time.process_time()
     far = 10**15 + 123
-    assert all(0 <= item < 10**12 for item in Order(10**12, seed=0, first=far, last=far + 10))
+    assert all(
+        0 <= item < 10**12 for item in ResumableSampler(10**12, seed=0, first=far, last=far + 10)
+    )
     assert time.process_time() - started < 0.5
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()

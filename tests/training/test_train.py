@@ -18,7 +18,7 @@ from rung.errors import RecipeError, RunError
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
 from rung.training.dropout import dropping_out
-from rung.training.optimizer import Muon, Pace, group_parameters, orthogonalize, split_matrix
+from rung.training.optimizer import Muon, orthogonalize
 from rung.training.settings import TrainSettings, check_arguments
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -362,114 +362,6 @@ def test_arguments_of_an_optimizer_are_its_own(make_tiny, tokenizer, packed, tmp
     assert (seen["lr"], seen["momentum"]) == (1e-3, 0.5)
 
 
-@pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
-def test_muon_steps_as_torchs_own(shape):
-    """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches
-    AdamW's.
-    """
-    generator = torch.Generator().manual_seed(0)
-    ours = nn.Parameter(torch.randn(shape, generator=generator))
-    theirs = nn.Parameter(ours.detach().clone())
-    group = {"params": [ours], "weight_decay": 0.1, "muon": True}
-    one = Muon([group], lr=0.02, betas=(0.9, 0.95), eps=1e-8, dtype=torch.bfloat16)
-    other = torch.optim.Muon(
-        [theirs], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-    )
-    for _ in range(5):
-        before = ours.detach().clone()
-        ours.grad = torch.randn(shape, generator=generator)
-        theirs.grad = ours.grad.clone()
-        one.step()
-        other.step()
-        moved = (ours - before).norm()
-        assert (ours - theirs).norm() < 0.03 * moved
-        theirs.data.copy_(ours.data)
-
-
-def test_a_fused_matrix_steps_as_its_parts_would_and_what_has_no_gradient_stays():
-    generator = torch.Generator().manual_seed(0)
-    draws = {
-        0: torch.randn(3, 18, 6, generator=generator),
-        1: torch.randn(3, 6, 18, generator=generator),
-    }
-    fused = [nn.Parameter(draw[0].clone()) for draw in draws.values()]
-    parts = [
-        [nn.Parameter(part.clone()) for part in draw[0].split(6, dim=axis)]
-        for axis, draw in draws.items()
-    ]
-    still, vector = nn.Parameter(torch.ones(6, 6)), nn.Parameter(torch.ones(6))
-    options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "dtype": torch.float32}
-    groups = [
-        {"params": [*fused, still], "muon": True},
-        {"params": [vector]},
-    ]  # nothing decays unless it is asked
-    one = Muon(groups, **options)
-    other = Muon([{"params": [*parts[0], *parts[1]], "muon": True, "weight_decay": 0.0}], **options)
-    for step in (1, 2):
-        for axis, draw in draws.items():
-            fused[axis].grad = draw[step].clone()
-            for part, gradient in zip(parts[axis], draw[step].split(6, dim=axis), strict=True):
-                part.grad = gradient.clone()
-        one.step()
-        other.step()
-    for axis in draws:
-        torch.testing.assert_close(fused[axis], torch.cat(parts[axis], dim=axis))
-    assert (still == 1).all() and (vector == 1).all()
-
-
-def test_each_matrix_of_a_batch_is_orthogonalized_alone():
-    sizes = torch.tensor([1.0, 100.0, 0.01, 0.0])[:, None, None]
-    matrices = sizes * torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(0))
-    alone = torch.cat([orthogonalize(matrix[None]) for matrix in matrices])
-    torch.testing.assert_close(orthogonalize(matrices), alone)
-    assert (alone[3] == 0).all()
-
-
-def test_the_pace_rises_stays_and_falls():
-    assert Pace(1)(1) == 0  # a run of one step looks one ahead
-    pace = Pace(100)
-    rates = [pace(step) for step in range(101)]
-    assert rates[:5] == sorted(rates[:5])
-    assert rates[5:50] == [1.0] * 45
-    assert rates[50:] == sorted(rates[50:], reverse=True)
-    assert rates[100] == 0
-    pace.move_end(40, 60)
-    assert (pace(39), pace(50), pace(60)) == (1.0, 0.5, 0.0)
-    pace.move_end(50, 80)  # half way down it goes on from there
-    assert (pace(50), pace(65), pace(80)) == (0.5, 0.25, 0.0)
-    pace.move_end(50, 200)  # before half of the way it is level again
-    assert (pace(50), pace(100), pace(150), pace(200)) == (1.0, 1.0, 0.5, 0.0)
-    pace = Pace(1000)
-    pace.move_end(10, 100)  # a machine that is ten times slower warms up in a tenth of the steps
-    assert (pace(10), pace(75)) == (1.0, 0.5)
-
-
-def test_the_pace_is_its_formula_at_every_step():
-    assert [Pace(2)(step) for step in range(4)] == [0.5, 1.0, 0.0, 0.0]
-    pace = Pace(100)
-    assert [pace(step) for step in range(7)] == [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0, 1.0]
-    assert [pace(step) for step in (49, 50, 75, 99, 100, 110)] == [1.0, 1.0, 0.5, 0.02, 0.0, 0.0]
-    pace.move_end(75, 150)  # its half is now, half way down
-    assert [pace(step) for step in (75, 90, 150)] == [0.5, 0.4, 0.0]
-    pace = Pace(100)
-    pace.move_end(3, 5)  # within the warm-up, which was then too long
-    assert [pace(step) for step in (3, 4, 5)] == [1.0, 0.5, 0.0]
-    for warm_up, steps in ((10.0, 10), (1.0, 1), (0.25, 25), (0.001, 1), (0.0, 0)):
-        assert Pace(100, warm_up).warm_up == steps
-
-
-def test_the_share_of_a_run_grows_to_one_wherever_its_end_is_moved():
-    pace = Pace(100)
-    assert [pace.share(step) for step in (0, 3, 5, 24, 100, 200)] == [0.0, 0.0, 0.0, 0.2, 1.0, 1.0]
-    assert Pace(100, 0.0).share(25) == 0.25
-    factor = pace.follow(lambda at: at)
-    assert [factor(step) for step in (0, 2, 5, 24)] == [0.0, 0.4, 0.0, 2000.0]
-    pace.move_end(43, 81)
-    assert [pace.share(step) for step in (43, 62, 81, 90)] == pytest.approx([0.4, 0.7, 1.0, 1.0])
-    pace.move_end(62, 62)
-    assert pace.share(62) == pytest.approx(0.7)
-
-
 def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
     settings = settings_of(
         steps=None, arguments={"num_train_epochs": 2, "per_device_train_batch_size": 8}
@@ -533,15 +425,6 @@ def test_check_arguments_knows_the_trainers_own():
     check_arguments({"learning_rate": 1e-3, "report_to": "tensorboard", "optim": "muon"})
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
-def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values = torch.linalg.svdvals(orthogonalize(matrices).float())
-    assert values.min() > 0.4
-    assert values.max() < 1.4
-
-
 @pytest.mark.conditions
 @pytest.mark.parametrize("bf16", [True, False])
 def test_muon_computes_in_the_precision_of_the_run(
@@ -571,42 +454,6 @@ def test_float16_gives_way_where_there_is_no_gpu(
             == 1
         )
     assert "train.fp16 needs a GPU" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)]
-)
-def test_a_fused_matrix_is_stepped_as_its_parts(shape, parts):
-    pieces = split_matrix(torch.zeros(shape))
-    assert len(pieces) == parts
-    assert sum(piece.numel() for piece in pieces) == shape[0] * shape[1]
-
-
-def test_muon_takes_the_matrices_and_adamw_the_rest(make_tiny):
-    model = make_tiny("llama3")
-    matrices, tables, vectors = group_parameters(model, weight_decay=0.1)
-    assert [p.shape for p in tables["params"]] == [model.lm_head.weight.shape]
-    assert all(p.ndim == 2 for p in matrices["params"])
-    assert all(p.ndim == 1 for p in vectors["params"])
-    assert vectors["weight_decay"] == 0
-    counted = sum(len(group["params"]) for group in (matrices, tables, vectors))
-    assert counted == len(list(model.parameters()))
-
-
-def test_adamw_inside_muon_is_torchs():
-    torch.manual_seed(0)
-    start = torch.randn(5)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
-    reference = torch.optim.AdamW([theirs], **options)
-    group = {"params": [ours], "weight_decay": options.pop("weight_decay")}
-    optimizer = Muon([group], **options, dtype=torch.float32)
-    for _ in range(5):
-        gradient = torch.randn(5)
-        for parameter, stepper in ((ours, optimizer), (theirs, reference)):
-            parameter.grad = gradient.clone()
-            stepper.step()
-    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["llama3", "swaps"])

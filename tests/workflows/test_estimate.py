@@ -12,7 +12,7 @@ from rung.errors import RecipeError
 from rung.models import count_parameters
 from rung.models.ngram.budget import measure_process
 from rung.recipe import make_recipe
-from rung.training.lora import Adapter
+from rung.training.lora import LoraAdapter
 from rung.training.settings import TrainSettings, make_arguments
 from rung.workflows import estimate
 from rung.workflows.estimate import foresee
@@ -109,7 +109,7 @@ def test_of_a_base_with_adapters_they_alone_have_gradients_and_moments(
 ):
     with torch.device("meta"):
         model = type(make_tiny(rung))(make_tiny(rung).config)
-        learner = Adapter(model, 4).learner
+        learner = LoraAdapter(model, 4).peft_model
     trained = sum(
         parameter.numel() for parameter in learner.parameters() if parameter.requires_grad
     )

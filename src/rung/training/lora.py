@@ -20,7 +20,7 @@ from rung.errors import RecipeError
 from rung.models.base import CausalModel
 from rung.training.callbacks import TrainingCallbacks
 
-ADAPTER = (
+ADAPTER_FOLDER = (
     "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
 )
 # Of the change: PEFT's `lora_alpha / r`, the same at every rank, so that one learning rate serves
@@ -29,7 +29,7 @@ SCALE = 2.0
 # AdamW: Muon's step is orthogonal in a matrix, and a factor of one is none. At rates that learn
 # well AdamW learned more of the new text and forgot less of the old, for less work
 # (benchmarks/training/adapters.txt).
-ADAPTER_ARGUMENTS: dict[str, Any] = {
+LORA_ARGUMENTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",
     "learning_rate": 5e-3,
     "weight_decay": 0.0,
@@ -52,11 +52,11 @@ def check_lora(rank: Any, base: str | None) -> None:
         raise RecipeError("lora needs PEFT, which is not installed: pip install 'rung[lora]'")
 
 
-class Adapter:
-    """A change of rank `rank` to every matrix of `model` but embeddings and head.
+class LoraAdapter:
+    """An adapter of rank `rank` for every matrix of `model` but embeddings and head.
 
-    `learner` is what is trained; it shares the model's weights and changes none of them. `model` is
-    brought up to date by `merge`.
+    `peft_model` is trained. It shares the model's weights and changes none of them; `merge` adds
+    the trained change to those of `model`.
     """
 
     def __init__(self, model: CausalModel, rank: int) -> None:
@@ -83,29 +83,29 @@ class Adapter:
             fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
             task_type="CAUSAL_LM",
         )
-        self.learner = get_peft_model(_copy(model, cloned=set()), config)
+        self.peft_model = get_peft_model(_copy(model, cloned=set()), config)
 
     @torch.no_grad()
     def merge(self) -> CausalModel:
         """The plain model, with the change as it is by now added to its weights.
 
-        The learner's own are never added to and taken from again: that would round them, and a
+        The peft_model's own are never added to and taken from again: that would round them, and a
         resumed run begins from those of the base.
         """
         from peft.tuners.lora import LoraLayer
 
         layers = [
             module.get_base_layer()
-            for module in self.learner.modules()
+            for module in self.peft_model.modules()
             if isinstance(module, LoraLayer)
         ]
         changed = {id(p) for layer in layers for p in layer.parameters()}
-        merged = _copy(self.learner.base_model, cloned=changed).merge_and_unload()
+        merged = _copy(self.peft_model.base_model, cloned=changed).merge_and_unload()
         for name, parameter in self.model.named_parameters():
             parameter.data = merged.get_parameter(name).data
         return self.model.eval()
 
-    def watch(self, callbacks: TrainingCallbacks) -> TrainingCallbacks:
+    def merge_for(self, callbacks: TrainingCallbacks) -> TrainingCallbacks:
         """The callbacks, reading the merged model whatever they are given."""
         return replace(
             callbacks,
@@ -115,8 +115,8 @@ class Adapter:
 
     def save(self, folder: Path) -> None:
         """Write the change alone into the run's folder."""
-        (folder / ADAPTER).mkdir(exist_ok=True)
-        runs.save_model(folder / ADAPTER, self.learner)
+        (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
+        runs.save_model(folder / ADAPTER_FOLDER, self.peft_model)
 
 
 def _matrices_of(cell: nn.RNNBase) -> list[str]:

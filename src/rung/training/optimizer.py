@@ -1,5 +1,4 @@
-"""Muon for the matrices, AdamW for everything else, as one optimizer; and the pace of the learning
-rate.
+"""Muon for the matrices, AdamW for everything else, as one optimizer.
 
 Muon (Jordan et al. 2024) steps a weight matrix along the nearest semi-orthogonal matrix to its
 momentum. It learns in far fewer steps than AdamW, and short runs are short of steps.
@@ -31,77 +30,6 @@ ITERATIONS = 5
 # An orthogonal step scaled so has the root mean square of AdamW's: one learning rate serves both
 # (Liu et al. 2025, section 2.2).
 RMS_OF_ADAMW = 0.2
-
-
-WARM_UP = 0.05  # of the steps, where `warmup_steps` says nothing
-CURVE = 10_000  # steps of a schedule of transformers' that is followed to an end which moves
-DECAY = 0.5  # of the steps
-
-
-class Pace:
-    """The learning rate's factor at each step: up in a line, level, and in the second half down in
-    a line to 0.
-
-    The end may be moved at any step: a run that must end in time can see how fast the machine is,
-    and again when that changes (Hägele et al. 2024, section 4). `LambdaLR` keeps an object like
-    this in its state.
-    """
-
-    def __init__(self, end: int, warm_up: float = WARM_UP) -> None:
-        self.asked = warm_up  # steps, or below 1 a share of them
-        self.warm_up = self._count_warm_up(end)
-        self.turn = end - round(end * DECAY)
-        self.end = end
-        self.height = 1.0
-        self.moved, self.passed = (
-            0,
-            0.0,
-        )  # the step at which the end was set, the share that was behind it
-
-    def __call__(self, step: int) -> float:
-        """The factor for the step after `step` steps."""
-        if step < self.warm_up:
-            return (step + 1) / (self.warm_up + 1)
-        if step < self.turn:
-            return self.height
-        return self.height * max(0.0, (self.end - step) / max(1, self.end - self.turn))
-
-    def move_end(self, step: int, end: int) -> None:
-        """After `step` steps, be level until half of the way to `end`, or if that is behind, fall
-        from now on.
-        """
-        turn = end - round(end * DECAY)
-        self.height = 1.0 if step < turn or step < self.warm_up else self(step)
-        self.moved, self.passed = step, self.share(step)
-        self.warm_up = self._count_warm_up(end)
-        self.turn = max(step, turn)
-        self.end = end
-
-    def share(self, step: int) -> float:
-        """The part of the way from the last step of the warm-up to the end that is behind; it never
-        goes back.
-        """
-        start = max(self.moved, self.warm_up)
-        onward = min(1.0, max(0, step - start) / max(1, self.end - start))
-        return self.passed + (1 - self.passed) * onward
-
-    def follow(self, curve: Callable[[float], float]) -> Callable[[int], float]:
-        """The factors of a schedule of `CURVE` steps without a warm-up, stretched over the run, and
-        one before it.
-        """
-
-        def factor(step: int) -> float:
-            return float(
-                step / self.warm_up if step < self.warm_up else curve(CURVE * self.share(step))
-            )
-
-        return factor
-
-    def _count_warm_up(self, end: int) -> int:
-        steps = (
-            self.asked if self.asked >= 1 else max(1, round(end * self.asked)) if self.asked else 0
-        )
-        return int(steps)
 
 
 class Stopwatch(TrainerCallback):

@@ -21,7 +21,7 @@ from rung.errors import RunError
 from rung.training.callbacks import TrainingCallbacks, TrainingProgress
 from rung.training.clock import EVALUATIONS, LOOKING, Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
-from rung.training.optimizer import Pace
+from rung.training.schedule import WSDSchedule
 
 ENDLESS = 10**9  # steps: the Trainer is given so many where the clock ends them
 TOLERATED = 0.1  # of the steps to come: by so many the end may be off before it is moved
@@ -34,7 +34,7 @@ class Recorder(TrainerCallback):
     Where `looks_by_clock`, the looks at the model too are as many as there is time for.
     """
 
-    pace: Pace
+    pace: WSDSchedule
     more_tokens = 0.0  # read than steps of so many tokens as now make, where they had others before
 
     def __init__(

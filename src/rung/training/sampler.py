@@ -17,7 +17,7 @@ ROUNDS = 6
 CHUNK = 1024  # places permuted at a time
 
 
-class Order(Sampler[int]):
+class ResumableSampler(Sampler[int]):
     """Places `first` to `last` of an endless row of epochs over `items`; in their own order where
     `seed` is None.
 

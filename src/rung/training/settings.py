@@ -23,8 +23,8 @@ from rung.errors import RecipeError, did_you_mean, first_line
 from rung.training.clock import EVALUATIONS
 from rung.training.global_batch import ROWS, share_batch
 from rung.training.gradient_checkpointing import rename_activations
-from rung.training.lora import ADAPTER_ARGUMENTS
-from rung.training.optimizer import CURVE, WARM_UP
+from rung.training.lora import LORA_ARGUMENTS
+from rung.training.schedule import CURVE_STEPS, WARMUP_SHARE
 from rung.training.trackers import PROJECT, list_trackers
 
 SCHEDULE = "warmup_stable_decay"
@@ -38,7 +38,7 @@ NEVER = 2**31  # steps
 DEFAULT_ARGUMENTS: dict[str, Any] = {
     "optim": "muon",
     "learning_rate": 6e-3,
-    "lr_scheduler_type": SCHEDULE,  # `Pace`, unless it is given arguments of its own
+    "lr_scheduler_type": SCHEDULE,  # `WSDSchedule`, unless it is given arguments of its own
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
@@ -323,7 +323,7 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
         # The Trainer writes it into the configuration that is saved; in training there is no cache.
         "use_cache": True,
         **DEFAULT_ARGUMENTS,
-        **(ADAPTER_ARGUMENTS if settings.lora else {}),
+        **(LORA_ARGUMENTS if settings.lora else {}),
         **rename_activations(settings.arguments),
     }
     if settings.global_batch_size is not None:
@@ -333,7 +333,7 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
         chosen["fsdp"] = None
     check_arguments(settings.arguments)
     if chosen["lr_scheduler_type"] == SCHEDULE and not chosen.get("lr_scheduler_kwargs"):
-        chosen = {"warmup_steps": WARM_UP} | chosen
+        chosen = {"warmup_steps": WARMUP_SHARE} | chosen
     if chosen["optim"] == MUON:
         chosen |= {"optim": "adamw_torch_fused", "optim_args": MUON}
     try:
@@ -343,7 +343,7 @@ def make_arguments(settings: TrainSettings, folder: Path, steps: int) -> Trainin
             remove_unused_columns=False,
             seed=settings.seed,
             data_seed=settings.seed,
-            ignore_data_skip=True,  # `Order` begins where it must
+            ignore_data_skip=True,  # `ResumableSampler` begins where it must
             **chosen,
         )
         arguments._n_gpu = min(arguments.n_gpu, 1)  # one process, one GPU: no `DataParallel`
@@ -359,7 +359,7 @@ def _check_schedule(arguments: TrainingArguments) -> None:
     will be later.
     """
     kind, options = _name(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
-    if options is None and kind == SCHEDULE:  # `Pace`
+    if options is None and kind == SCHEDULE:  # `WSDSchedule`
         return
     if not isinstance(options, dict | None):
         raise RecipeError(
@@ -376,8 +376,10 @@ def _check_schedule(arguments: TrainingArguments) -> None:
             )
     try:
         optimizer = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate)
-        for curve in getattr(get_scheduler(kind, optimizer, 1, CURVE, options), "lr_lambdas", ()):
-            for step in range(0, CURVE, CURVE // 10):
+        for curve in getattr(
+            get_scheduler(kind, optimizer, 1, CURVE_STEPS, options), "lr_lambdas", ()
+        ):
+            for step in range(0, CURVE_STEPS, CURVE_STEPS // 10):
                 float(curve(step))
     except Exception as error:  # whatever comes of such values
         given = "" if options is None else f", lr_scheduler_kwargs {options}"

@@ -43,7 +43,7 @@ def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> No
             )
 
 
-class Carried:
+class StreamStates:
     """What each batch of streams was left with, under the number of its first stream; of `count`
     streams in all.
     """

@@ -38,9 +38,10 @@ from rung.training.cpu_usage import is_busy
 from rung.training.dropout import dropping_out
 from rung.training.global_batch import count_rows, find_global_batch_size
 from rung.training.gradient_checkpointing import check_activations
-from rung.training.lora import Adapter, check_lora
-from rung.training.optimizer import CURVE, Muon, Pace, Stopwatch, group_parameters
+from rung.training.lora import LoraAdapter, check_lora
+from rung.training.optimizer import Muon, Stopwatch, group_parameters
 from rung.training.recorder import ENDLESS, Recorder, interrupt_politely
+from rung.training.schedule import CURVE_STEPS, WSDSchedule
 from rung.training.settings import (
     ENDLESS_SCHEDULES,
     MUON,
@@ -50,7 +51,7 @@ from rung.training.settings import (
     check_length,
     make_arguments,
 )
-from rung.training.tbptt import Carried, check_carry_state
+from rung.training.tbptt import StreamStates, check_carry_state
 from rung.training.trackers import check_trackers, report_below
 from rung.training.trainer import Keeping, ResumableTrainer
 
@@ -130,9 +131,9 @@ def train(
         settings.minutes if settings.is_timed else None, settings.began, callbacks.scoring_cost
     )
     callbacks = replace(callbacks, evaluate=clock.timing(callbacks.evaluate))
-    adapter = Adapter(model, settings.lora) if settings.lora else None
+    adapter = LoraAdapter(model, settings.lora) if settings.lora else None
     learner, callbacks = (
-        (adapter.learner, adapter.watch(callbacks)) if adapter else (model, callbacks)
+        (adapter.peft_model, adapter.merge_for(callbacks)) if adapter else (model, callbacks)
     )
     made = describe_run(model.config.to_dict(), asdict(settings))
     choose = functools.partial(_choose_steps, learner, blocks, folder, callbacks, clock)
@@ -204,7 +205,7 @@ def _keep(
             folder, keep=arguments.save_total_limit, is_main=arguments.should_save
         ),
         clock=clock,
-        pace=Pace(steps, float(arguments.warmup_steps)),
+        pace=WSDSchedule(steps, float(arguments.warmup_steps)),
         planned=steps,
         made=made,
         resumed=resumed,
@@ -248,8 +249,8 @@ class _Trainer(ResumableTrainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.functions = functions
-        self.carried = Carried(blocks.count) if isinstance(blocks, Streams) else None
-        self.pace: Pace | None = None
+        self.carried = StreamStates(blocks.count) if isinstance(blocks, Streams) else None
+        self.pace: WSDSchedule | None = None
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(
             model=model,
@@ -300,13 +301,13 @@ class _Trainer(ResumableTrainer):
         """
         optimizer = optimizer or self.optimizer
         kind, options = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
-        self.pace = self.pace or Pace(num_training_steps, float(self.args.warmup_steps))
+        self.pace = self.pace or WSDSchedule(num_training_steps, float(self.args.warmup_steps))
         factors: Any = self.pace
         if kind != SCHEDULE or options:
             if self.args.max_steps != ENDLESS or kind in ENDLESS_SCHEDULES:
                 return super().create_scheduler(num_training_steps, optimizer)
-            whole = get_scheduler(kind, optimizer, 0, CURVE, options)
-            factors = [self.pace.follow(curve) for curve in whole.lr_lambdas]
+            whole = get_scheduler(kind, optimizer, 0, CURVE_STEPS, options)
+            factors = [self.pace.stretch(curve) for curve in whole.lr_lambdas]
         self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return self.lr_scheduler
 

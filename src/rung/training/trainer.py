@@ -19,11 +19,11 @@ from rung import distributed, runs
 from rung.training.checkpoints import Checkpoints, Standing
 from rung.training.clock import Clock
 from rung.training.global_batch import count_rows
-from rung.training.optimizer import Pace
 from rung.training.recorder import diverged, untouched_randomness
-from rung.training.sampler import Order
+from rung.training.sampler import ResumableSampler
+from rung.training.schedule import WSDSchedule
 from rung.training.sharding import ShardedTrainer, local
-from rung.training.tbptt import Carried
+from rung.training.tbptt import StreamStates
 
 
 @dataclass(kw_only=True)
@@ -34,7 +34,7 @@ class Keeping:
 
     checkpoints: Checkpoints
     clock: Clock
-    pace: Pace
+    pace: WSDSchedule
     planned: int  # steps
     made: dict[str, Any]
     resumed: Path | None
@@ -42,7 +42,7 @@ class Keeping:
     # That were read than steps of so many rows as now make: below 0 where steps had fewer before.
     more_rows: int = 0
 
-    def take_up(self, carried: Carried | None) -> None:
+    def take_up(self, carried: StreamStates | None) -> None:
         """Put back what the Trainer does not; what the run wrote beyond the checkpoint is written
         again.
         """
@@ -63,7 +63,7 @@ class ResumableTrainer(ShardedTrainer):
     """
 
     keeping: Keeping | None = None
-    carried: Carried | None = None
+    carried: StreamStates | None = None
     control: TrainerControl
     evaluation_is_due = False
 
@@ -79,7 +79,9 @@ class ResumableTrainer(ShardedTrainer):
             first = last if standing.step >= self.keeping.pace.end else standing.rows
         as_it_stands = self.carried is not None or self.args.train_sampling_strategy == "sequential"
         seed = None if as_it_stands else self.args.data_seed
-        return Order(len(cast(Any, self.train_dataset)), seed=seed, first=first, last=last)
+        return ResumableSampler(
+            len(cast(Any, self.train_dataset)), seed=seed, first=first, last=last
+        )
 
     def _count_rows(self, steps: int) -> int:
         """Rows that all processes have read by then."""

@@ -20,7 +20,7 @@ from rung.models.bigram import PAIRS_AT_ONCE
 from rung.models.ngram.budget import DEFAULT_MEMORY, MAPPED, PACE, Counting, measure_process
 from rung.progress import Stage, Tell
 from rung.recipe import Recipe
-from rung.training.lora import Adapter
+from rung.training.lora import LoraAdapter
 from rung.training.optimizer import group_parameters, split_matrix
 from rung.training.settings import MUON, TrainSettings, make_arguments
 from rung.training.train import find_block_length
@@ -138,7 +138,7 @@ def _foresee_training(
     chosen = choose_width(recipe, tokenizer)
     with torch.device("meta"):  # shapes, and no numbers
         model = build_model(chosen.rung, base or make_config(chosen.rung, tokenizer, chosen.model))
-        learner = Adapter(model, recipe.lora).learner if recipe.lora else model
+        learner = LoraAdapter(model, recipe.lora).peft_model if recipe.lora else model
     settings = TrainSettings(
         arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
     )
