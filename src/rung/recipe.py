@@ -291,9 +291,8 @@ def _check_base(recipe: Recipe) -> None:
     if find_rung(recipe.rung).counts:
         raise RecipeError(
             f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with "
-            f"nothing to go on from: "
-            "fit it on all the text at once; an ARPA file becomes a run with `rung train ngram "
-            "--from FILE`"
+            f"nothing to go on from: fit it on all the text at once; `rung export FILE OUT --to "
+            f"hf` makes a model folder of an ARPA file"
         )
 
 

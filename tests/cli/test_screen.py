@@ -632,7 +632,9 @@ def test_a_models_text_cannot_steer_a_terminal(monkeypatch):
 
 
 def test_an_engine_that_swallows_ctrl_c_is_stopped_all_the_same(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["rung", "train", "ngram", "my.txt", "--engine", "spark"])
+    monkeypatch.setattr(
+        sys, "argv", ["rung", "train", "ngram", "my.txt", "--set", "counting.engine=spark"]
+    )
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
         with pytest.raises(typer.Exit) as left, resumable("train", tmp_path / "none"):
@@ -643,4 +645,7 @@ def test_an_engine_that_swallows_ctrl_c_is_stopped_all_the_same(tmp_path, capsys
     finally:
         signal.signal(signal.SIGINT, before)
     assert left.value.exit_code == 130
-    assert "Begin again with: rung train ngram my.txt --engine spark" in capsys.readouterr().err
+    assert (
+        "Begin again with: rung train ngram my.txt --set counting.engine=spark"
+        in capsys.readouterr().err
+    )

@@ -139,7 +139,7 @@ def test_what_contradicts_the_base_is_refused(changes, error, message, make_base
 
 def test_a_file_is_no_base(texts):
     for read in (load_base, read_base_config):
-        with pytest.raises(RecipeError, match="a file: name a run .* the rung must be ngram"):
+        with pytest.raises(RecipeError, match="a file: name a run .* of an ARPA file"):
             read(make_recipe(page_of("gpt2", texts, str(texts / "one.txt"))))
 
 

@@ -231,7 +231,7 @@ def test_an_epoch_is_as_many_steps_as_a_stream_has_stretches(run, packed):
 def test_a_rung_that_has_nothing_to_carry_says_which_has(
     name, make_tiny, tokenizer, packed, tmp_path
 ):
-    message = rf"--carry-state \(carry_state\): {name} cannot train so; of the rungs, rnn can"
+    message = rf"carry_state is true, but {name} cannot carry its state; of the rungs, rnn can"
     with pytest.raises(RecipeError, match=message):
         make_recipe({"rung": name, "carry_state": True})
     if name == "gpt2":
@@ -275,15 +275,16 @@ def test_the_command_trains_so_and_the_run_remembers_it(prose, tmp_path):
         ("--set", "hidden_size=16", "--set", "max_position_embeddings=16"),
     )
     refused = CliRunner().invoke(
-        app, ["train", "gpt2", text, "--carry-state", "--out", str(tmp_path / "gpt2")]
+        app, ["train", "gpt2", text, "--set", "carry_state=true", "--out", str(tmp_path / "gpt2")]
     )
     assert refused.exit_code == 2
-    assert "gpt2 cannot train so; of the rungs, rnn can" in refused.output
+    assert "gpt2 cannot carry its state; of the rungs, rnn can" in refused.output
     command = [
         "train",
         "rnn",
         text,
-        "--carry-state",
+        "--set",
+        "carry_state=true",
         "--steps",
         "3",
         *settings,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from rung import distributed
 from rung.cli.output import can_print, escape_controls, replace_word, say, set_quiet, write_resuming
@@ -64,13 +65,14 @@ TokenizerOption = Annotated[
 
 
 def verb(
-    example: str, *, spreads: bool = False
+    example: str, *, spreads: bool = False, former: dict[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code
     130.
 
     Every command takes `--quiet`. Under `torchrun` all processes do what `spreads`; the rest is
-    done by the main one alone.
+    done by the main one alone. `former` has options that are settings now, and the setting's key:
+    to give one is a mistake, and the line says the new way.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -105,9 +107,28 @@ def verb(
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
         name = function.__name__.rstrip("_").replace("_", "-")
-        return app.command(name, epilog=f"Example: {example}")(guarded)
+        command = _refuse_former(former) if former else None
+        return app.command(name, cls=command, epilog=f"Example: {example}")(guarded)
 
     return register
+
+
+def _refuse_former(former: dict[str, str]) -> type[TyperCommand]:
+    """A command that ends with exit code 2 where an option of `former` is given."""
+
+    class Command(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            options = args[: args.index("--")] if "--" in args else args
+            for place, word in enumerate(options):
+                option, _, value = word.partition("=")
+                if option in former:
+                    key = former[option]
+                    value = value or (options[place + 1 :] or ["VALUE"])[0]
+                    setting = key if "=" in key else f"{key}={value}"
+                    fail(f"{option} is a setting now: write --set {setting}", 2)
+            return super().parse_args(ctx, args)
+
+    return Command
 
 
 def read_typed(name: str, text: str) -> str:

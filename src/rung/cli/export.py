@@ -13,7 +13,9 @@ from rung.cli.output import say, write_command
 def export(
     run: Annotated[
         str,
-        typer.Argument(help="A run folder, a Hugging Face model folder, or one in Meta's format."),
+        typer.Argument(
+            help="A run folder, a Hugging Face model folder, one in Meta's format, or an ARPA file."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The file, or for hf and meta the folder, to write.")],
     to: Annotated[str, typer.Option(help="The format: arpa, gguf, hf or meta.")] = "arpa",

@@ -144,7 +144,16 @@ def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
     say(f"\nReport: {plan.folder / REPORT}")
 
 
-@verb("rung train llama3 my.txt --minutes 10 --set hidden_size=256", spreads=True)
+@verb(
+    "rung train llama3 my.txt --minutes 10 --set hidden_size=256",
+    spreads=True,
+    former={
+        "--carry-state": "carry_state=true",
+        "--engine": "counting.engine",
+        "--memory": "counting.memory",
+        "--lora": "lora",
+    },
+)
 def train(
     rung: Annotated[
         str,
@@ -172,23 +181,13 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a setting: key=value. Repeatable.")
     ] = None,
-    carry_state: Annotated[
-        bool, typer.Option("--carry-state", help="For rnn: go on from each step's state.")
-    ] = False,
-    engine: Annotated[str, typer.Option(help="For ngram: count with numpy, duckdb or spark.")] = "",
-    memory: Annotated[
-        str, typer.Option(help="For ngram: count in so much memory (2GB), and on disk.")
-    ] = "",
     from_: Annotated[
         str,
         typer.Option(
             "--from",
-            help="Go on from this run, model folder or Hub id; for ngram, take an ARPA file.",
+            help="Go on from this run, model folder or Hub id.",
         ),
     ] = "",
-    lora: Annotated[
-        int | None, typer.Option(help="With --from: train only a change of this rank, by PEFT.")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what memory, disk and time it takes.")
     ] = False,
@@ -208,21 +207,12 @@ def train(
         "encoding": encoding,
         "seed": seed,
         "tokenizer": tokenizer and _tokenizer_spec(tokenizer),
-        "carry_state": carry_state or None,
-        "base": "" if rung == "ngram" else from_,
-        "lora": lora,
-        "counting": {
-            key: value for key, value in (("engine", engine), ("memory", memory)) if value
-        },
+        "base": from_,
+        "steps": steps,
+        "minutes": minutes,
     }
-    given |= {"steps": steps, "minutes": minutes}
-    given = {key: value for key, value in given.items() if value not in ("", None, {})}
-    if from_ and rung == "ngram":
-        given |= {name: value for name, value in (("--recipe", recipe), ("--set", set_)) if value}
-        return _import_arpa(Path(from_), given, out)
-    return (_foresee if dry_run else _make_run)(
-        *_plan_run(recipe, given, set_ or [], out, resume), began
-    )
+    given = {key: value for key, value in given.items() if value not in ("", None)}
+    (_foresee if dry_run else _make_run)(*_plan_run(recipe, given, set_ or [], out, resume), began)
 
 
 def _find_beside(out: Path | None, dry_run: bool) -> Path:
@@ -353,25 +343,6 @@ def _compare_with_law(predicted: float, reached: float) -> str:
         f"reached "
         f"{reached:.3f}, {how}"
     )
-
-
-@distributed.on_main
-def _import_arpa(path: Path, given: dict[str, Any], out: Path | None) -> None:
-    """Make a run of an ARPA file."""
-    from rung.errors import RecipeError
-    from rung.export.arpa import import_arpa
-    from rung.workflows.train import check_unused
-
-    given.pop("rung")
-    if given:
-        raise RecipeError(
-            f"--from takes a model that is made already: leave out {', '.join(given)}"
-        )
-    folder = out or Path("runs") / f"{_slug(str(path))}-ngram"
-    check_unused(folder)
-    config = import_arpa(path, folder)
-    say(f"{sum(config.num_ngrams or []):,} n-grams of order 1 to {config.order}")
-    say_next("generate", folder)
 
 
 def _tokenizer_spec(name: str) -> dict[str, Any]:

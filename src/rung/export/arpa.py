@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from tokenizers import models
 from transformers import PreTrainedTokenizerBase
 
-from rung import __version__, runs
+from rung import model_files
 from rung.data.tokenizer_training import BOS, EOS, PAD, UNKNOWN, build_tokenizer
 from rung.errors import RunError
 from rung.export.arpa_parser import IMPOSSIBLE, ArpaText, Section
-from rung.export.hf import writing_file
+from rung.export.hf import writing, writing_file
 from rung.models import count_parameters, load
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.ngram.smoothing import Table
@@ -53,21 +53,17 @@ def export_arpa(run: str, out: Path) -> None:
         write_arpa(model, tokenizer, beside)
 
 
-def import_arpa(path: Path, folder: Path) -> NgramConfig:
-    """Make `folder` a run of the model in an ARPA file; it has no text of its own.
+def import_arpa(path: Path, out: Path) -> str:
+    """Write the model in an ARPA file as a Hugging Face folder, and return a line about it.
 
-    Raises `RunError` where the file is no ARPA file, or the folder cannot be written to.
+    Raises `RunError` where the file is no ARPA file, or something in `out` would be lost.
     """
     model, tokenizer = read_arpa(path)
-    with runs.hold(folder), runs.undo_failed_start(folder):
-        runs.save_model(runs.make_folder(folder), model, tokenizer)
-        facts = {
-            "imported": str(path),
-            "parameters": count_parameters(model),
-            "versions": {"rung": __version__},
-        }
-        runs.write_record(folder, {"rung": "ngram", **facts})
-    return model.config
+    with writing(out) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
+        model_files.spell_for_transformers_4(beside)
+    return f"{count_parameters(model):,} n-grams of order 1 to {model.config.order}"
 
 
 def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:

@@ -14,12 +14,10 @@ from rung.export.hf import copy_folder
 from rung.export.meta import export_meta, import_meta, is_meta
 from rung.model_files import check_folder
 
-__all__ = ["FORMATS", "export", "import_arpa"]
-
 FORMATS = {
     "arpa": "n-grams as text: KenLM, SRILM and what builds on them; .gz compresses it",
     "gguf": "one file of a GPT-2 or Llama 3: llama.cpp, Ollama, LM Studio",
-    "hf": "a Hugging Face folder with its model card, of a run or of a folder in Meta's format",
+    "hf": "a Hugging Face folder: of a run, of a folder in Meta's format, of an ARPA file",
     "meta": "Meta's own folder of a Llama 3: params.json, consolidated.00.pth, tokenizer.model",
 }
 
@@ -56,7 +54,10 @@ def export(run: str, format: str, out: Path, type: str = "") -> str | None:
     return writers[format](run, out)
 
 
-def _export_hf(run: str, out: Path) -> None:
+def _export_hf(run: str, out: Path) -> str | None:
+    if Path(run).is_file():
+        return import_arpa(Path(run), out)
     if Path(run).is_dir():
         check_folder(Path(run))
     (import_meta if is_meta(Path(run)) else copy_folder)(run, out)
+    return None

@@ -40,7 +40,7 @@ def check_lora(rank: Any, base: str | None) -> None:
     """Raise `RecipeError` for a rank that is none, without a model to adapt, or without PEFT."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise RecipeError(
-            f"lora is {rank!r}: it must be a rank, a whole number from 1, as in --lora 8"
+            f"lora is {rank!r}: it must be a rank, a whole number from 1, as in --set lora=8"
         )
     if not base:
         raise RecipeError(

@@ -33,7 +33,7 @@ def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> No
         name = name_rung(model)
         able = ", ".join(name for name, rung in LADDER.items() if rung.model.can_carry_state)
         raise RecipeError(
-            f"--carry-state (carry_state): {name} cannot train so; of the rungs, {able} can"
+            f"carry_state is true, but {name} cannot carry its state; of the rungs, {able} can"
         )
     for key in FIXED:
         if arguments.get(key):

@@ -64,9 +64,8 @@ def _check_path(recipe: Recipe) -> str:
     where = str(recipe.base)
     if Path(where).is_file():
         raise RecipeError(
-            f"base is {where}, a file: name a run or a model folder; to read n-grams from an ARPA "
-            f"file the rung must "
-            "be ngram, as in `rung train ngram --from`"
+            f"base is {where}, a file: name a run or a model folder; `rung export FILE OUT --to "
+            f"hf` makes one of an ARPA file"
         )
     return where
 

@@ -91,7 +91,7 @@ def _foresee_counting(
         "n-grams": f"{most:,} at the most, of order 2 to {config.order}",
         "memory": f"{_gigabytes(counting.find_peak(most))} at the most",
         "smallest memory": f"{_megabytes(Counting(engine='numpy').find_least('duckdb'))} while "
-        f"counting, with --memory",
+        f"counting, with --set counting.memory",
         "disk": _gigabytes(MODEL * most),
         "time": _time(most / PACE[counting.engine]),
     }

@@ -93,7 +93,9 @@ def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row([generator.integers(3, 5000, 300_000).tolist()])
-    with pytest.raises(RunError, match="duckdb could not count .* more memory, as in --memory 2GB"):
+    with pytest.raises(
+        RunError, match="duckdb could not count .* more memory, as in --set counting.memory=2GB"
+    ):
         list(counter(engine, tmp_path, memory="2MB")(tokens, starts, 5, 5000))
     assert not list(tmp_path.iterdir())
 

@@ -57,8 +57,8 @@ def count_ngrams(
     """
     if len(tokens) >= 2**31:
         raise RecipeError(
-            f"{len(tokens):,} tokens are too many to count in memory: add --memory 8GB, and they "
-            f"go to disk"
+            f"{len(tokens):,} tokens are too many to count in memory: add "
+            f"--set counting.memory=8GB, and they go to disk"
         )
     ids = tokens.astype(numpy.int32)
     ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)

@@ -210,9 +210,8 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
         line = str(error).strip().splitlines()[0]
         more = -(-2 * max(counting.memory_bytes, counting.find_least()) // 10**9)
         raise RunError(
-            f"{counting.engine} could not count ({line}): give it more memory, as in --memory "
-            f"{more}GB, or make room "
-            f"in {folder.parent}"
+            f"{counting.engine} could not count ({line}): give it more memory, as in "
+            f"--set counting.memory={more}GB, or make room in {folder.parent}"
         ) from error
 
 
