@@ -15,7 +15,7 @@ import torch
 
 from rung import distributed, runs
 from rung.cli import main as cli
-from rung.data.packing import Blocks, Packed
+from rung.data.packing import BlockDataset, PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RecipeError, RunError
@@ -83,7 +83,7 @@ class Ground:
         self.tokenizer = build_tokenizer("bpe", SENTENCES * 20, 300)
         documents = list(encode_documents(SENTENCES * 17, self.tokenizer))
         starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-        self.packed = Packed(
+        self.packed = PackedTokens(
             tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts
         )
 
@@ -182,8 +182,10 @@ def tune_together(folder):
 
 def watch_reading():
     """The blocks that this process reads from now on."""
-    read, fetch = [], Blocks.__getitems__
-    Blocks.__getitems__ = lambda blocks, indices: read.extend(indices) or fetch(blocks, indices)
+    read, fetch = [], BlockDataset.__getitems__
+    BlockDataset.__getitems__ = lambda blocks, indices: (
+        read.extend(indices) or fetch(blocks, indices)
+    )
     return read
 
 

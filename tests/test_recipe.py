@@ -8,8 +8,8 @@ import yaml
 
 from rung import runs
 from rung.data.corpus import load_corpus
-from rung.data.packing import Blocks
-from rung.data.tokenizer import fingerprint
+from rung.data.packing import BlockDataset
+from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import CorpusError, RecipeError, RunError, RungError
 from rung.evaluation.metrics import AFTER_TRAIN
 from rung.recipe import Recipe, make_recipe, read_recipe
@@ -296,10 +296,10 @@ def test_a_tokenizer_that_was_kept_in_part_is_made_again(lost, text, tmp_path, m
     """
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     recipe, corpus = make_recipe({"rung": "bigram", "corpus": text}), load_corpus(text)
-    first = fingerprint(prepare_tokenizer(recipe, corpus))
+    first = fingerprint_tokenizer(prepare_tokenizer(recipe, corpus))
     (path,) = (tmp_path / "cache" / "tokenizers").rglob(lost)
     path.unlink()
-    assert fingerprint(prepare_tokenizer(recipe, corpus)) == first
+    assert fingerprint_tokenizer(prepare_tokenizer(recipe, corpus)) == first
     assert path.exists()
 
 
@@ -443,9 +443,11 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
     """Killed before and behind the next checkpoint: each row is read once, and the record says from
     where on.
     """
-    read, fetch = [], Blocks.__getitems__
+    read, fetch = [], BlockDataset.__getitems__
     monkeypatch.setattr(
-        Blocks, "__getitems__", lambda blocks, rows: read[-1].extend(rows) or fetch(blocks, rows)
+        BlockDataset,
+        "__getitems__",
+        lambda blocks, rows: read[-1].extend(rows) or fetch(blocks, rows),
     )
     page = {
         "rung": "gpt2",

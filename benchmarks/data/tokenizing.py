@@ -84,14 +84,14 @@ def pack_before(rows, tokenizer, path: Path) -> int:
     """One batch encoded, turned into numbers and written, then the next."""
     import numpy
 
-    from rung.data.tokenizer import encode_plainly
+    from rung.data.tokenizer import encode_ordinary
 
     starts, count, batch = [], 0, []
     with path.open("wb") as file:
 
         def write() -> None:
             nonlocal count
-            for encoding in encode_plainly(tokenizer, batch):
+            for encoding in encode_ordinary(tokenizer, batch):
                 ids = [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id]
                 starts.append(count)
                 count += len(ids)

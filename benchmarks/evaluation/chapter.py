@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy
 
-from rung.data.sources import WIKITEXT, join_articles, load_splits
+from rung.data.sources import WIKITEXT, join_articles, load_hub_splits
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe
@@ -78,7 +78,7 @@ def read_rows(paths: Sequence[Path]) -> list[list[str]]:
     """The rows of the train and of the validation split."""
     if paths:
         return [path.read_text(encoding="utf-8").removesuffix("\n").split("\n") for path in paths]
-    splits = load_splits(WIKITEXT, "wikitext-2-raw-v1")
+    splits = load_hub_splits(WIKITEXT, "wikitext-2-raw-v1")
     return [list(splits[name]["text"]) for name in ("train", "validation")]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy
 import torch
 
-from rung.data.packing import Blocks, Packed
+from rung.data.packing import BlockDataset, PackedTokens
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe, has_fast_bfloat16, keep_freed_memory
 from rung.models import build_model, make_config
@@ -48,7 +48,7 @@ def prepare(rung, width, layers, length, batch, vocabulary):
         rung, make_config(rung, tokenizer, {**fields, "max_position_embeddings": length})
     )
     tokens = numpy.random.default_rng(0).integers(3, vocabulary, 2_000_000).astype(numpy.uint16)
-    return model, tokenizer, Packed(tokens=tokens, starts=numpy.zeros(1))
+    return model, tokenizer, PackedTokens(tokens=tokens, starts=numpy.zeros(1))
 
 
 def by_trainer(model, tokenizer, packed, length, batch):
@@ -74,7 +74,7 @@ def by_trainer(model, tokenizer, packed, length, batch):
 
 def by_loop(model, tokenizer, packed, length, batch):
     """The same: read, forward, back, clip, step."""
-    blocks, times = Blocks(packed, length, tokenizer.pad_token_id), []
+    blocks, times = BlockDataset(packed, length, tokenizer.pad_token_id), []
     order = torch.randperm(len(blocks)).tolist()
     dtype = torch.bfloat16 if has_fast_bfloat16(torch.device("cpu")) else torch.float32
     groups = group_parameters(model.train(), weight_decay=0.1)

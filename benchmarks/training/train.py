@@ -129,7 +129,7 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
     to it.
     """
     from rung import runs
-    from rung.data.packing import Blocks, Packed
+    from rung.data.packing import BlockDataset, PackedTokens
     from rung.data.tokenizer import load_tokenizer
     from rung.models import load
     from rung.training.callbacks import TrainingCallbacks
@@ -138,11 +138,13 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
 
     _, _, batch, length, _ = ROWS[row]
     if order is not None:
-        read = Blocks.__getitems__
-        Blocks.__getitems__ = lambda blocks, indices: order.extend(indices) or read(blocks, indices)
+        read = BlockDataset.__getitems__
+        BlockDataset.__getitems__ = lambda blocks, indices: (
+            order.extend(indices) or read(blocks, indices)
+        )
     load_tokenizer(str(folder / "tokenizer")).save_pretrained(folder / row)
     model, tokenizer = load(folder / row)
-    packed = Packed(tokens=read_blocks(folder, length).tokens, starts=[0])
+    packed = PackedTokens(tokens=read_blocks(folder, length).tokens, starts=[0])
     settings = TrainSettings(
         steps=steps,
         arguments={
@@ -173,10 +175,10 @@ def now():
 def read_blocks(folder, length):
     import numpy
 
-    from rung.data.packing import Blocks, Packed
+    from rung.data.packing import BlockDataset, PackedTokens
 
-    return Blocks(
-        Packed(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1)), length, 0
+    return BlockDataset(
+        PackedTokens(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1)), length, 0
     )
 
 
@@ -320,7 +322,7 @@ def shakespeare_rung(path):
     """
     import torch
 
-    from rung.data.packing import Packed
+    from rung.data.packing import PackedTokens
     from rung.data.tokenizer_training import build_tokenizer
     from rung.models import build_model, make_config
     from rung.training.callbacks import TrainingCallbacks
@@ -339,7 +341,7 @@ def shakespeare_rung(path):
         "max_position_embeddings": 64,
     }
     model = build_model("llama3", make_config("llama3", tokenizer, fields))
-    packed = Packed(tokens=tokens.numpy().astype("uint16"), starts=torch.zeros(1).numpy())
+    packed = PackedTokens(tokens=tokens.numpy().astype("uint16"), starts=torch.zeros(1).numpy())
     arguments = {"per_device_train_batch_size": 24, "learning_rate": 1.5e-2}  # for so short a run
     arguments |= {"eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:

@@ -32,7 +32,7 @@ import yaml
 from transformers import TrainingArguments
 
 from rung.data.files import DocumentKind
-from rung.data.tokenizer import PUBLISHED
+from rung.data.tokenizer import PUBLISHED_TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.budget import Counting
@@ -210,7 +210,7 @@ def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
     check_positive("tokenizer.vocab_size", size, int)
     if size > MOST_TOKENS:
         raise RecipeError(f"tokenizer.vocab_size is {size}: it must be {MOST_TOKENS:,} or less")
-    if "path" in tokenizer or made in PUBLISHED:
+    if "path" in tokenizer or made in PUBLISHED_TOKENIZERS:
         raise RecipeError(
             f"tokenizer.vocab_size is {size}, but {made} has its vocabulary already: leave it out"
         )

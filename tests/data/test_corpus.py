@@ -125,7 +125,7 @@ def test_an_empty_file_among_others_is_passed_over(tmp_path):
 def test_entries_called_after_splits_are_splits(tmp_path, entry, validation):
     for name in ("train", validation, "test"):
         path = tmp_path / entry.format(name)
-        suffix = files.kind_suffix(path)
+        suffix = files.uncompressed_suffix(path)
         data = make_table(suffix, [name]) if suffix in files.TABLE_SUFFIXES else name.encode()
         write(path, gzip.compress(data) if path.suffix == ".gz" else data)
     write(tmp_path / "README.md", "About the data.")
@@ -195,7 +195,7 @@ def test_splits_are_disjoint_and_cover_everything(lines):
     "places", [[0.01, 0.02, 0.5], [0.01, 0.02, 0.03], [0.9, 0.8, 0.7], [0.07, 0.08, 0.09, 0.06]]
 )
 def test_a_split_left_empty_takes_its_neighbour(tmp_path, monkeypatch, places):
-    monkeypatch.setattr(files, "hash_unit", lambda text: places[int(text)])
+    monkeypatch.setattr(files, "hash_to_unit_interval", lambda text: places[int(text)])
     path = write(tmp_path / "a.txt", "\n".join(str(i) for i in range(len(places))))
     corpus = load_corpus(str(path), "lines")
     placed = [
@@ -213,7 +213,9 @@ def test_the_usual_cut_is_by_place_alone(tmp_path):
     corpus = load_corpus(str(write(tmp_path / "a.txt", lines)), "lines")
     bounds = {"test": (0, 0.05), "validation": (0.05, 0.1), "train": (0.1, 1)}
     for split, (low, high) in bounds.items():
-        assert all(low <= files.hash_unit(text) < high for text in corpus.split(split)["text"])
+        assert all(
+            low <= files.hash_to_unit_interval(text) < high for text in corpus.split(split)["text"]
+        )
 
 
 def place_of(corpus):
@@ -297,7 +299,7 @@ def test_a_text_of_equal_documents_is_called_so(tmp_path, documents):
 def test_whole_files_are_every_split(tmp_path):
     corpus = load_corpus(str(write(tmp_path / "a.txt", "one line")), whole=True)
     assert [list(corpus.split(split)["text"]) for split in SPLITS] == [["one line"]] * 3
-    assert corpus.is_whole
+    assert corpus.is_unsplit
     with pytest.raises(CorpusError, match="no split 'trian'"):
         corpus.split("trian")
 
@@ -412,7 +414,7 @@ def test_memory_stays_flat(tmp_path):
 def test_python_docs():
     corpus = load_corpus("python-docs")
     packages = {}
-    for text, package in sources.read_docs():
+    for text, package in sources.read_python_docs():
         assert text not in packages, "a duplicate"
         packages[text] = package
     assert set(texts(corpus)) == set(packages)
@@ -422,7 +424,7 @@ def test_python_docs():
 
 def test_python_source():
     corpus = load_corpus("python-source")
-    packages = dict(sources.read_source())
+    packages = dict(sources.read_python_source())
     assert sorted(texts(corpus)) == sorted(packages)
     check_packages(corpus, packages)
     assert (
@@ -584,7 +586,7 @@ def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_traine
     beginning = list(corpus.train["text"])
     assert trained[: len(beginning)] == beginning
     assert len(trained) > 500
-    assert all(files.hash_unit(text) >= 0.1 for text in trained)
+    assert all(files.hash_to_unit_interval(text) >= 0.1 for text in trained)
     assert not set(trained) & {*corpus.validation["text"], *corpus.test["text"]}
     assert trained == list(load_corpus("hf:my/set").train["text"])
 
@@ -594,7 +596,7 @@ def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_traine
 )
 @given(places=st.lists(st.floats(0, 0.999), min_size=3, max_size=9, unique=True))
 def test_a_stream_of_few_documents_trains_on_what_is_not_held_out(hub, monkeypatch, places):
-    monkeypatch.setattr(files, "hash_unit", lambda text: float(text))
+    monkeypatch.setattr(files, "hash_to_unit_interval", lambda text: float(text))
     with tempfile.TemporaryDirectory() as folder:
         write(
             Path(folder) / "train-00000-of-00001.parquet",
@@ -801,7 +803,7 @@ def test_pipes_and_folders_that_are_not_entered_are_named(tmp_path, monkeypatch)
 def test_what_is_skipped_is_named_and_counted(tmp_path, caplog):
     for name in ("a.txt", "b.log", "c.tex", "d.rs", "e/f.ndjson", "g.tsv"):
         data = (
-            make_table(files.kind_suffix(Path(name)), ROWS)
+            make_table(files.uncompressed_suffix(Path(name)), ROWS)
             if name[-3:] in ("son", "tsv")
             else "\n".join(ROWS)
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rung.data import encoding, files
 from rung.data.corpus import load_corpus
-from rung.data.notes import Notes
+from rung.data.notes import CorpusNotes
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
 from tests.data.test_corpus import ROWS, make_table, make_text, texts, write
@@ -42,7 +42,9 @@ TEXTS = st.lists(st.sampled_from(PIECES)).map("".join) | st.text(
 
 def read(path, documents="paragraphs", **settings):
     return list(
-        files.read_documents([Path(path)], files.Reading(documents=documents, **settings), Notes())
+        files.read_documents(
+            [Path(path)], files.ReadOptions(documents=documents, **settings), CorpusNotes()
+        )
     )
 
 
@@ -52,7 +54,7 @@ def normalise(text):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_suffix_is_read(tmp_path, kind):
-    suffix = files.kind_suffix(Path(f"rows{kind}"))
+    suffix = files.uncompressed_suffix(Path(f"rows{kind}"))
     data = make_table(suffix, ROWS) if suffix in files.TABLE_SUFFIXES else "\n".join(ROWS).encode()
     path = write(tmp_path / f"rows{kind}", ZIP.get(kind.removeprefix(suffix), bytes)(data))
     assert sorted(texts(load_corpus(str(path), "lines"))) == sorted(ROWS)
@@ -90,7 +92,7 @@ def test_frames_and_members_of_a_zipped_file_follow_one_another(tmp_path):
 def test_documents_give_back_the_file(text, chunk, mark, newline):
     data = ("\ufeff" if mark else "") + text.replace("\n", newline)
     expected = normalise(data)
-    small = files.Grain(shortest=4, longest_paragraph=9, one_in=2, longest_line=12)
+    small = files.Chunking(shortest=4, longest_paragraph=9, one_in=2, longest_line=12)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(encoding, "CHUNK_BYTES", chunk):
         path = write(Path(folder) / "a.txt", data)
         if not expected.strip():
@@ -99,8 +101,10 @@ def test_documents_give_back_the_file(text, chunk, mark, newline):
             ):
                 read(path)
             return
-        for grain in (small, files.COARSE):
-            documents = list(files.read_documents([path], files.Reading(), Notes(), grain))
+        for grain in (small, files.COARSE_CHUNKING):
+            documents = list(
+                files.read_documents([path], files.ReadOptions(), CorpusNotes(), grain)
+            )
             assert "".join(documents) == expected
             assert all(document.strip() for document in documents)
         assert read(path, "file") == [expected]
@@ -118,7 +122,7 @@ def test_paragraphs_are_joined_and_stay_whole(tmp_path):
     documents = read(write(tmp_path / "a.txt", text))
     sizes = [len(document) for document in documents]
     assert all(document.endswith("\n\n") for document in documents[:-1])
-    assert min(sizes[:-1]) >= files.COARSE.shortest
+    assert min(sizes[:-1]) >= files.COARSE_CHUNKING.shortest
     assert max(sizes) < files.LONGEST_DOCUMENT + 1_000
     assert 1_500 < len(text) / len(documents) < 4_000
 
@@ -127,7 +131,7 @@ def test_a_document_ends_where_no_paragraph_says_so(tmp_path):
     paragraph = next(
         f"{i} is not the end.\n\n"
         for i in range(9)
-        if files.hash_unit(f"{i} is not the end.\n\n") > 0.5
+        if files.hash_to_unit_interval(f"{i} is not the end.\n\n") > 0.5
     )
     sizes = [len(document) for document in read(write(tmp_path / "a.txt", paragraph * 2000))]
     assert max(sizes) < files.LONGEST_DOCUMENT + len(paragraph)
@@ -260,9 +264,9 @@ def test_a_few_pages_are_enough(tmp_path, prose, size, kind):
 
 
 def read_notes(path, documents="paragraphs", **settings):
-    notes = Notes()
+    notes = CorpusNotes()
     found = list(
-        files.read_documents([path], files.Reading(documents=documents, **settings), notes)
+        files.read_documents([path], files.ReadOptions(documents=documents, **settings), notes)
     )
     return found, notes.lines()
 
@@ -346,7 +350,7 @@ def test_one_line_of_a_megabyte_is_enough(tmp_path, documents, kind):
     found = texts(corpus)
     assert sum(map(len, found)) == len(text)
     assert all(len(corpus.split(split)) for split in SPLITS) and len(found) > 30
-    assert max(map(len, found)) <= files.LONGEST_DOCUMENT + files.COARSE.longest_paragraph
+    assert max(map(len, found)) <= files.LONGEST_DOCUMENT + files.COARSE_CHUNKING.longest_paragraph
     assert corpus.notes[0].startswith("1 text of more than ") and corpus.notes[0].endswith(
         " cut into documents: a.txt"
     )

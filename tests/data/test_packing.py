@@ -16,7 +16,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from rung.data.packing import IGNORED, Blocks, Packed, Streams, keep_batch, pack
+from rung.data.packing import (
+    IGNORE_INDEX,
+    BlockDataset,
+    PackedTokens,
+    TBPTTDataset,
+    identity_collator,
+    pack,
+)
 from rung.data.tokenizer import encode_documents
 from rung.errors import RunError
 from tests.conftest import SENTENCES
@@ -53,7 +60,7 @@ def breaking(documents, after, error=KeyboardInterrupt):
 
 
 def row(tokens):
-    return Packed(tokens=numpy.array(tokens, dtype=numpy.uint16), starts=numpy.array([0]))
+    return PackedTokens(tokens=numpy.array(tokens, dtype=numpy.uint16), starts=numpy.array([0]))
 
 
 def never():
@@ -66,11 +73,11 @@ def never():
 @example(tokens=list(range(17)), length=16)  # the last block is just full
 @example(tokens=list(range(18)), length=16)  # and has one token over
 def test_blocks_predict_every_token_but_the_first_once(tokens, length):
-    blocks = Blocks(row(tokens), length, PAD)
+    blocks = BlockDataset(row(tokens), length, PAD)
     inputs, targets = [], []
     for block in itertools.islice(blocks, len(tokens)):
         assert block["input_ids"].shape == block["shift_labels"].shape == (length,)
-        counted = block["shift_labels"] != IGNORED
+        counted = block["shift_labels"] != IGNORE_INDEX
         inputs += block["input_ids"][counted].tolist()
         targets += block["shift_labels"][counted].tolist()
     assert targets == tokens[1:]
@@ -79,18 +86,18 @@ def test_blocks_predict_every_token_but_the_first_once(tokens, length):
 
 
 def test_only_the_end_of_the_last_block_is_padded():
-    first, last = itertools.islice(Blocks(row([3, 4, 5, 6, 7]), 3, PAD), 9)
+    first, last = itertools.islice(BlockDataset(row([3, 4, 5, 6, 7]), 3, PAD), 9)
     assert first["input_ids"].tolist() == [3, 4, 5]
     assert first["shift_labels"].tolist() == [4, 5, 6]
     assert last["input_ids"].tolist() == [6, 7, PAD]
-    assert last["shift_labels"].tolist() == [7, IGNORED, IGNORED]
+    assert last["shift_labels"].tolist() == [7, IGNORE_INDEX, IGNORE_INDEX]
 
 
 @settings(max_examples=50, deadline=None)
 @given(indices=st.lists(st.integers(0, 6), min_size=1, max_size=9))
 def test_a_batch_is_its_blocks(indices):
-    blocks = Blocks(row(range(20)), 3, PAD)
-    batch = keep_batch(blocks.__getitems__(indices))
+    blocks = BlockDataset(row(range(20)), 3, PAD)
+    batch = identity_collator(blocks.__getitems__(indices))
     for name, rows in batch.items():
         assert rows.dtype == torch.int64
         assert torch.equal(rows, torch.stack([blocks[i][name] for i in indices]))
@@ -98,7 +105,7 @@ def test_a_batch_is_its_blocks(indices):
 
 
 def test_blocks_end():
-    blocks = Blocks(row(range(7)), 3, PAD)
+    blocks = BlockDataset(row(range(7)), 3, PAD)
     assert len(list(itertools.islice(blocks, 9))) == len(blocks) == 2
     for index in (-1, 2):
         with pytest.raises(IndexError, match=f"no block {index}: there are 2"):
@@ -107,8 +114,8 @@ def test_blocks_end():
 
 @pytest.mark.parametrize("tokens", [[], [4]])
 def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
-    (block,) = itertools.islice(Blocks(row(tokens), 4, PAD), 9)
-    assert (block["shift_labels"] == IGNORED).all()
+    (block,) = itertools.islice(BlockDataset(row(tokens), 4, PAD), 9)
+    assert (block["shift_labels"] == IGNORE_INDEX).all()
     assert block["input_ids"].tolist() == [*tokens, *[PAD] * (4 - len(tokens))]
 
 
@@ -121,14 +128,14 @@ def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
 def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_were(
     tokens, length, count
 ):
-    streams = Streams(row(tokens), length, PAD, count)
+    streams = TBPTTDataset(row(tokens), length, PAD, count)
     inputs, targets = ([[] for _ in range(count)] for _ in range(2))
     for stretch in range(len(streams) // count):
-        batch = keep_batch(
+        batch = identity_collator(
             streams.__getitems__(list(range(stretch * count, (stretch + 1) * count)))
         )
         assert (batch["stretch"], batch["stream"]) == (stretch, 0)
-        counted = batch["shift_labels"] != IGNORED
+        counted = batch["shift_labels"] != IGNORE_INDEX
         for stream in range(count):
             inputs[stream] += batch["input_ids"][stream][counted[stream]].tolist()
             targets[stream] += batch["shift_labels"][stream][counted[stream]].tolist()

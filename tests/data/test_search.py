@@ -8,7 +8,7 @@ import pytest
 
 from rung import runs
 from rung.data.corpus import load_corpus
-from rung.data.files import keep_stream
+from rung.data.files import save_stdin
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
 from rung.report.page import fill_page
@@ -109,7 +109,7 @@ def test_what_rung_keeps_of_standard_input_and_its_cache_are_no_text(place, monk
     monkeypatch.setenv("RUNG_CACHE", str(place / "cache"))
     write(place / "cache" / "b.txt")
     with (place / "a.txt").open("rb") as stream:
-        kept = keep_stream(stream, place / "runs")
+        kept = save_stdin(stream, place / "runs")
     write(place / "stdin-0123456789ab.txt")  # only called so
     corpus = load_corpus(".", "lines")
     assert read_names(corpus) == ["a.txt", "b.md", "stdin-0123456789ab.txt"]
@@ -157,7 +157,7 @@ def test_notes_called_train_and_test_are_notes_like_the_others(tmp_path):
     for name in ("train", "test", "plane", "bus", "boat", "walk"):
         write(tmp_path / f"{name}.md")
     corpus = load_corpus(str(tmp_path), "lines")
-    assert len(read_names(corpus)) == 6 and corpus.is_cut
+    assert len(read_names(corpus)) == 6 and corpus.is_auto_split
     assert corpus.notes == ("read like the others beside, and not as a split: test.md, train.md",)
     paths = [str(path) for path in tmp_path.iterdir()]
     assert load_corpus(paths, "lines").notes == corpus.notes
@@ -170,7 +170,7 @@ def test_two_splits_beside_few_others_are_splits_and_say_what_they_leave(beside,
     for name in ("train.txt", "test.txt", *beside):
         write(tmp_path / name)
     corpus = load_corpus(str(tmp_path), "lines")
-    assert read_names(corpus) == ["test.txt", "train.txt"] and not corpus.is_cut
+    assert read_names(corpus) == ["test.txt", "train.txt"] and not corpus.is_auto_split
     assert corpus.notes[0].startswith(f"skipped {len(beside)} files, beside the splits: ")
 
 

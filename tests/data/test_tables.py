@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 
 from rung.data import files
 from rung.data.corpus import load_corpus
-from rung.data.notes import Notes
+from rung.data.notes import CorpusNotes
 from rung.errors import CorpusError
 from tests.data.test_corpus import texts, write
 
 
 def read(path, notes=None, **settings):
     return list(
-        files.read_documents([path], files.Reading(**settings), Notes() if notes is None else notes)
+        files.read_documents(
+            [path], files.ReadOptions(**settings), CorpusNotes() if notes is None else notes
+        )
     )
 
 
 def read_notes(path, **settings):
-    notes = Notes()
+    notes = CorpusNotes()
     return read(path, notes, **settings), notes.lines()
 
 

@@ -27,15 +27,15 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rung.data.tokenizer import (
-    PUBLISHED,
-    count_ids,
+    PUBLISHED_TOKENIZERS,
     encode_batches,
     encode_documents,
-    encode_plainly,
-    find_unknown,
-    fingerprint,
+    encode_ordinary,
+    find_unk_token_id,
+    fingerprint_tokenizer,
     load_tokenizer,
-    losses,
+    lossy_features,
+    required_vocab_size,
 )
 from rung.data.tokenizer_training import (
     BOS,
@@ -51,7 +51,7 @@ from rung.data.tokenizer_training import (
 from rung.errors import CorpusError, TokenizerError
 from tests.conftest import SENTENCES
 
-KINDS = [kind for kind in TOKENIZERS if kind not in PUBLISHED]
+KINDS = [kind for kind in TOKENIZERS if kind not in PUBLISHED_TOKENIZERS]
 GPT2_END = "<|endoftext|>"
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -104,7 +104,7 @@ def wrap(backend, **special):
     return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": GPT2_END} | special))
 
 
-@pytest.fixture(scope="module", params=[*KINDS, *PUBLISHED])
+@pytest.fixture(scope="module", params=[*KINDS, *PUBLISHED_TOKENIZERS])
 def any_tokenizer(request, tmp_path_factory):
     if request.param in KINDS:
         return build_tokenizer(request.param, [*SENTENCES, HARD])
@@ -114,7 +114,7 @@ def any_tokenizer(request, tmp_path_factory):
 
 
 def ids_of(tokenizer, text):
-    return encode_plainly(tokenizer, [text])[0].ids
+    return encode_ordinary(tokenizer, [text])[0].ids
 
 
 def special_ids(tokenizer):
@@ -127,8 +127,8 @@ def test_saved_and_loaded_it_is_the_same(any_tokenizer, tmp_path):
         for text in (*SENTENCES, HARD, ""):
             assert loaded(text).input_ids == any_tokenizer(text).input_ids
             assert ids_of(loaded, text) == ids_of(any_tokenizer, text)
-        assert fingerprint(loaded) == fingerprint(any_tokenizer)
-        assert losses(loaded) == losses(any_tokenizer)
+        assert fingerprint_tokenizer(loaded) == fingerprint_tokenizer(any_tokenizer)
+        assert lossy_features(loaded) == lossy_features(any_tokenizer)
         assert len(loaded) == len(any_tokenizer)
         for name in ("bos_token", "eos_token", "pad_token", "unk_token", "padding_side"):
             assert getattr(loaded, name) == getattr(any_tokenizer, name)
@@ -138,14 +138,18 @@ def test_saved_and_loaded_it_is_the_same(any_tokenizer, tmp_path):
 @settings(max_examples=60, deadline=None)
 @given(text=TEXTS)
 def test_what_is_lossless_comes_back(any_tokenizer, text):
-    encoding = encode_plainly(any_tokenizer, [text])[0]
+    encoding = encode_ordinary(any_tokenizer, [text])[0]
     assert not special_ids(any_tokenizer) & set(encoding.ids)
-    if not losses(any_tokenizer):
+    if not lossy_features(any_tokenizer):
         assert any_tokenizer.decode(encoding.ids) == text
     end = 0
     for start, stop in encoding.offsets:  # they index the text as it was given
         assert 0 <= start <= stop <= len(text)
-        assert start <= end or not text[end:start].strip() or "accents" in losses(any_tokenizer)
+        assert (
+            start <= end
+            or not text[end:start].strip()
+            or "accents" in lossy_features(any_tokenizer)
+        )
         end = max(end, stop)
 
 
@@ -180,7 +184,7 @@ def test_documents_beyond_one_batch_stay_in_order(tokenizer):
     }.items(),
 )
 def test_losses_are_named(kind, lost):
-    assert losses(build_tokenizer(kind, SENTENCES)) == lost
+    assert lossy_features(build_tokenizer(kind, SENTENCES)) == lost
 
 
 @pytest.mark.parametrize(
@@ -211,20 +215,20 @@ def test_losses_are_named(kind, lost):
 )
 def test_losses_of_a_foreign_tokenizer(settings, lost):
     tokenizer = wrap(train_bytes(**settings))
-    assert losses(tokenizer) == lost
+    assert lossy_features(tokenizer) == lost
     if not lost:
         assert tokenizer.decode(ids_of(tokenizer, HARD)) == HARD
 
 
 def test_losses_of_other_models():
     pieces = [("<unk>", 0.0), *((chr(c), -1.0) for c in range(97, 123))]
-    assert "unknown words" in losses(
+    assert "unknown words" in lossy_features(
         wrap(Tokenizer(models.Unigram(pieces, unk_id=0)), eos_token="a")
     )
     spelt = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -1.0) for byte in range(256))]
     model = models.Unigram(spelt, unk_id=0, byte_fallback=True)
-    assert losses(wrap(Tokenizer(model), eos_token="<0x00>")) == ()
-    assert "unknown words" in losses(
+    assert lossy_features(wrap(Tokenizer(model), eos_token="<0x00>")) == ()
+    assert "unknown words" in lossy_features(
         wrap(Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]")))
     )
 
@@ -241,7 +245,7 @@ def test_a_byte_has_a_token_wherever_in_a_word_it_stands(affix):
         tokenizer.model = models.BPE(
             {piece: i for i, piece in enumerate(pieces)}, [], **{affix: "@"}
         )
-        assert losses(wrap(tokenizer)) == lost
+        assert lossy_features(wrap(tokenizer)) == lost
 
 
 def test_bos_in_front_and_nothing_behind(any_tokenizer):
@@ -259,7 +263,7 @@ def test_bos_in_front_and_nothing_behind(any_tokenizer):
 
 def test_the_book_s_words():
     tokenizer = build_tokenizer("word", ["the café sat , 12 mats", "cafe the 345!"])
-    pieces = encode_plainly(tokenizer, ["The CAFÉ: cafe\u0301 12a\n345 mats!?"])[0].tokens
+    pieces = encode_ordinary(tokenizer, ["The CAFÉ: cafe\u0301 12a\n345 mats!?"])[0].tokens
     assert pieces == ["the", "cafe", UNKNOWN, "cafe", "12", UNKNOWN, "345", "mats", UNKNOWN]
 
 
@@ -269,7 +273,7 @@ def test_the_book_s_words():
 )
 def test_words_between_white_space(kind, pieces):
     tokenizer = build_tokenizer(kind, ["A Cat, É\n."])
-    assert encode_plainly(tokenizer, [" A\tCat,  É\r\n."])[0].tokens == pieces
+    assert encode_ordinary(tokenizer, [" A\tCat,  É\r\n."])[0].tokens == pieces
 
 
 def test_only_ascii_white_space_parts_words_as_for_kenlm():
@@ -281,9 +285,9 @@ def test_only_ascii_white_space_parts_words_as_for_kenlm():
     expected = [
         word.decode() for word in text.encode().split()
     ]  # of bytes: ASCII's, as in KenLM's Python module
-    assert encode_plainly(tokenizer, [text])[0].tokens == expected
+    assert encode_ordinary(tokenizer, [text])[0].tokens == expected
     lower = build_tokenizer("word-split", ["a b"])
-    assert encode_plainly(lower, ["A\xa0B\u3000a"])[0].tokens == ["a", "b", "a"]
+    assert encode_ordinary(lower, ["A\xa0B\u3000a"])[0].tokens == ["a", "b", "a"]
 
 
 MARKS = ["<unk>", "<s>", "</s>", "<pad>", "[UNK]", BOS, EOS, PAD, UNKNOWN, GPT2_END]
@@ -302,7 +306,7 @@ def test_the_names_of_special_tokens_are_words_like_any_other(kind):
     (_, *encoded, _), (_, *name, _) = encode_documents([text, MARKS[0]], tokenizer)
     assert encoded == ids_of(tokenizer, text)
     assert name == ids_of(tokenizer, MARKS[0])
-    if not losses(tokenizer):
+    if not lossy_features(tokenizer):
         assert tokenizer.decode(encoded) == text
 
 
@@ -341,7 +345,7 @@ def test_a_loaded_tokenizer_that_reads_a_special_token_out_of_text_is_refused(ma
     words = make_words(["the", "cat"])
     assert ids_of(words, "the <unk> dog") == [4, 0, 0]  # an unknown word is one, whatever it is
     for encode in (
-        lambda: encode_plainly(words, ["the cat", f"the {mark}"]),
+        lambda: encode_ordinary(words, ["the cat", f"the {mark}"]),
         lambda: [*encode_documents([mark], words)],
     ):
         with pytest.raises(
@@ -353,13 +357,13 @@ def test_a_loaded_tokenizer_that_reads_a_special_token_out_of_text_is_refused(ma
 def test_what_a_model_gives_for_unknown_words_is_found_by_whatever_name(tmp_path):
     words = make_words(["the"])
     assert words.unk_token_id is None
-    assert find_unknown(words) == 0
+    assert find_unk_token_id(words) == 0
     words.save_pretrained(tmp_path)
     assert load_tokenizer(str(tmp_path)).unk_token == "<unk>"
     pieces = [("x", -1.0), ("<?>", 0.0), ("a", -1.0)]
-    assert find_unknown(wrap(Tokenizer(models.Unigram(pieces, unk_id=1)), eos_token="x")) == 1
-    assert find_unknown(wrap(Tokenizer(models.Unigram(pieces)), eos_token="x")) is None
-    assert find_unknown(build_tokenizer("bpe", SENTENCES)) is None
+    assert find_unk_token_id(wrap(Tokenizer(models.Unigram(pieces, unk_id=1)), eos_token="x")) == 1
+    assert find_unk_token_id(wrap(Tokenizer(models.Unigram(pieces)), eos_token="x")) is None
+    assert find_unk_token_id(build_tokenizer("bpe", SENTENCES)) is None
 
 
 def test_a_text_that_cannot_be_encoded_is_one_clear_line():
@@ -389,7 +393,7 @@ def test_ids_that_are_nobodys_count(tmp_path):
     needs a row there.
     """
     backend = Tokenizer(models.WordLevel({"<unk>": 0, "the": 1, "cat": 4}, unk_token="<unk>"))
-    assert count_ids(wrap(backend, eos_token="the")) == 5
+    assert required_vocab_size(wrap(backend, eos_token="the")) == 5
 
 
 def learn(texts):
@@ -439,7 +443,7 @@ def test_the_trainer_takes_time_by_the_letter():
 def test_a_long_line_is_encoded_in_time_by_the_letter(tokenizer):
     def take(size):
         start = time.process_time()
-        encode_plainly(tokenizer, ["at" * size])
+        encode_ordinary(tokenizer, ["at" * size])
         return time.process_time() - start
 
     assert min(take(80_000) for _ in range(3)) < 8 * min(take(20_000) for _ in range(3))
@@ -448,11 +452,11 @@ def test_a_long_line_is_encoded_in_time_by_the_letter(tokenizer):
 def test_a_character_is_a_token():
     text = "a\n\n\re\u0301é\t😀 𝔘\u200d"
     tokenizer = build_tokenizer("char", [text])
-    encoding = encode_plainly(tokenizer, [text])[0]
+    encoding = encode_ordinary(tokenizer, [text])[0]
     assert encoding.tokens == list(text)
     assert tokenizer.decode(encoding.ids) == text
     assert len(tokenizer) == len(set(text)) + 4
-    assert encode_plainly(tokenizer, ["ab"])[0].tokens == ["a", UNKNOWN]
+    assert encode_ordinary(tokenizer, ["ab"])[0].tokens == ["a", UNKNOWN]
 
 
 def test_the_vocabulary_is_of_the_size_asked_for(prose):
@@ -482,21 +486,21 @@ def test_byte_pairs_come_from_the_given_text_alone():
     assert set("".join(learned)) == {"z", "q"}
     again = build_tokenizer("bpe", ["zqzq" * 50], 262)
     assert (
-        fingerprint(again)
-        == fingerprint(tokenizer)
-        != fingerprint(build_tokenizer("bpe", ["qzqz" * 50], 262))
+        fingerprint_tokenizer(again)
+        == fingerprint_tokenizer(tokenizer)
+        != fingerprint_tokenizer(build_tokenizer("bpe", ["qzqz" * 50], 262))
     )
 
 
 def test_what_a_call_leaves_switched_on_does_not_count(tokenizer):
     texts = [SENTENCES[0], "a", f"a {EOS}"]
-    before = [encoding.ids for encoding in encode_plainly(tokenizer, texts)]
-    name = fingerprint(tokenizer)
+    before = [encoding.ids for encoding in encode_ordinary(tokenizer, texts)]
+    name = fingerprint_tokenizer(tokenizer)
     tokenizer(texts, padding=True, truncation=True, max_length=2)
     left_on = tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding
     assert all(left_on)
-    assert [encoding.ids for encoding in encode_plainly(tokenizer, texts)] == before
-    assert fingerprint(tokenizer) == name
+    assert [encoding.ids for encoding in encode_ordinary(tokenizer, texts)] == before
+    assert fingerprint_tokenizer(tokenizer) == name
     assert (tokenizer.backend_tokenizer.truncation, tokenizer.backend_tokenizer.padding) == left_on
     assert not tokenizer.backend_tokenizer.encode_special_tokens
     tokenizer(texts)  # switches them off again
@@ -504,7 +508,9 @@ def test_what_a_call_leaves_switched_on_does_not_count(tokenizer):
 
 def test_the_fingerprint_knows_which_tokens_begin_and_end():
     backend = train_bytes(special=(GPT2_END, BOS))
-    assert fingerprint(wrap(backend)) != fingerprint(wrap(backend, eos_token=BOS))
+    assert fingerprint_tokenizer(wrap(backend)) != fingerprint_tokenizer(
+        wrap(backend, eos_token=BOS)
+    )
 
 
 def test_threads_share_a_tokenizer():
@@ -576,11 +582,11 @@ def test_a_forked_process_tokenizes(tokenizer):
     expected = ids_of(tokenizer, SENTENCES[0])
     code = (
         "import os, sys\n"
-        "from rung.data.tokenizer import build_tokenizer, encode_plainly\n"
+        "from rung.data.tokenizer import build_tokenizer, encode_ordinary\n"
         "tokenizer = build_tokenizer('bpe', sys.argv[2:] * 20, 300)\n"
-        "encode_plainly(tokenizer, sys.argv[2:])\n"
+        "encode_ordinary(tokenizer, sys.argv[2:])\n"
         "child = os.fork()\n"
-        "if child == 0: os._exit(str(encode_plainly(tokenizer, [sys.argv[2]])[0].ids) != "
+        "if child == 0: os._exit(str(encode_ordinary(tokenizer, [sys.argv[2]])[0].ids) != "
         "sys.argv[1])\n"
         "sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))"
     )
@@ -604,7 +610,7 @@ def test_published_tokenizers_get_the_marks_they_lack(tmp_path):
         assert [tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token] == marks
         assert tokenizer.padding_side == "left"
         assert len(tokenizer) <= 300
-        assert losses(tokenizer) == ()
+        assert lossy_features(tokenizer) == ()
         text = "do n't ! <|end_of_text|> ? <|endoftext|>"
         assert tokenizer.decode(ids_of(tokenizer, text)) == text
 
@@ -629,7 +635,7 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path):
         "bpe": "'bpe' is a kind of tokenizer to train, not one to load",
         "org/missing": "the tokenizer 'org/missing' could not be loaded .* train one: --tokenizer "
         "bpe",
-        "llama3": f"the tokenizer '{PUBLISHED['llama3']}' could not be loaded",
+        "llama3": f"the tokenizer '{PUBLISHED_TOKENIZERS['llama3']}' could not be loaded",
     }.items():
         with pytest.raises(TokenizerError, match=message) as caught:
             load_tokenizer(name)

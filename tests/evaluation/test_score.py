@@ -16,7 +16,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from rung.data.tokenizer import losses
+from rung.data.tokenizer import lossy_features
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError
 from rung.evaluation import compressors
@@ -401,7 +401,7 @@ def test_the_name_of_a_byte_in_a_text_is_charged():
     backend = Tokenizer(models.Unigram(spelt, unk_id=0, byte_fallback=True))
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = wrap(backend)
-    assert losses(tokenizer) == ()
+    assert lossy_features(tokenizer) == ()
     assert [reading.dropped for _, reading in Reader(tokenizer).read(["the A", "the <0x41>"])] == [
         [],
         [(4, 10)],

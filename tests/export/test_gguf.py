@@ -18,7 +18,7 @@ import rung.export.gguf
 from rung import runs
 from rung.chat.packing import Examples
 from rung.chat.template import CHATML, LLAMA3, encode_conversations, encode_prompt, teach_format
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, TokenizerError
 from rung.export.export import export
@@ -97,7 +97,7 @@ def make_run(tokenizers, tmp_path_factory):
             model = GPT2LMHeadModel(GPT2Config(**SHAPE, **ids, **still, **fields))
         _train(
             model.train(),
-            torch.tensor(encode_plainly(tokenizer, [TEXT])[0].ids),
+            torch.tensor(encode_ordinary(tokenizer, [TEXT])[0].ids),
             steps or STEPS[name],
         )
         folder = tmp_path_factory.mktemp("runs") / name
@@ -217,7 +217,7 @@ def test_llama_cpp_reads_the_same_tokens(cut, make_run, tmp_path):
     with _llama_cpp(tmp_path / "model.gguf") as server:
         for text in AWKWARD:
             found = _ask(server, "tokenize", content=text, add_special=False)["tokens"]
-            assert found == encode_plainly(tokenizer, [text])[0].ids, text
+            assert found == encode_ordinary(tokenizer, [text])[0].ids, text
         begun = _ask(server, "tokenize", content="the cat", add_special=True)["tokens"]
         assert begun[0] == tokenizer.bos_token_id
         ended = _ask(server, "tokenize", content="the<|end_of_text|>", parse_special=True)["tokens"]

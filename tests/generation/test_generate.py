@@ -22,7 +22,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from rung import compiler, runs
-from rung.data.tokenizer import encode_documents, encode_plainly, find_control
+from rung.data.tokenizer import encode_documents, encode_ordinary, find_control_tokens
 from rung.data.tokenizer_training import EOS, build_tokenizer
 from rung.errors import RecipeError, RunError
 from rung.generation import native
@@ -446,7 +446,7 @@ def test_an_answer_cut_within_a_character_keeps_those_before_it():
     for cut in (1, 2, 3):
         pieces = Pieces(tokenizer)
         assert "".join(map(pieces.add, ids[:-cut])) + pieces.finish() == "a猫"
-    assert find_control(tokenizer).keys() == {1, 2}  # a byte's token is text
+    assert find_control_tokens(tokenizer).keys() == {1, 2}  # a byte's token is text
 
 
 def test_any_end_that_the_model_names_ends_a_text(make_tiny, tokenizer):
@@ -498,7 +498,7 @@ def test_a_prompt_is_text_as_it_is_for_the_ruler(make_tiny, tokenizer):
     would be scored by.
     """
     model = make_tiny("llama3")
-    ids = encode_plainly(tokenizer, [f"a cat {EOS} the"])[0].ids
+    ids = encode_ordinary(tokenizer, [f"a cat {EOS} the"])[0].ids
     assert tokenizer.eos_token_id not in ids
     wanted = continue_tokens(
         Decoder(model), tokenizer, [[tokenizer.bos_token_id, *ids]], GREEDY, {-1}

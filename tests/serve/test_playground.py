@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.attention import attention_shape
 from rung.evaluation.score import score_text
 from rung.generation import detokenize
@@ -114,7 +114,7 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
 
 def test_the_name_of_the_end_is_text_wherever_it_is_typed(client, tokenizer):
     text = f"the cat {tokenizer.eos_token} sat"
-    ids = encode_plainly(tokenizer, [text])[0].ids
+    ids = encode_ordinary(tokenizer, [text])[0].ids
     assert tokenizer.eos_token_id not in ids
     asked = {"model": "llama3", "text": text}
     assert ask(client, "next", **asked)["ids"] == ids

@@ -6,7 +6,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rung import runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError
 from rung.models import LADDER
@@ -35,7 +35,7 @@ def packed(tokenizer):
     """13 blocks of 64 tokens, the last one padded: batches of 8 and 5."""
     documents = list(encode_documents(SENTENCES * 40, tokenizer))
     tokens = numpy.concatenate(documents).astype(numpy.uint16)[: 12 * 64 + 10]
-    return Packed(tokens=tokens, starts=numpy.array([0]))
+    return PackedTokens(tokens=tokens, starts=numpy.array([0]))
 
 
 @pytest.mark.parametrize("dropout", [False, True])

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import rung.training.train
 from rung import runs
 from rung.cli.main import app
-from rung.data.packing import IGNORED, Packed, Streams
+from rung.data.packing import IGNORE_INDEX, PackedTokens, TBPTTDataset
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
 from rung.recipe import make_recipe
@@ -36,7 +36,7 @@ LENGTH, ROWS = 8, 4
 def packed(tokenizer):
     documents = list(encode_documents(SENTENCES * 8, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_the_model_sees_streams_that_go_on_and_all_of_the_text(accumulated, run,
                     assert torch.equal(ours, theirs)
                     assert not ours.requires_grad
             for row in range(ROWS):
-                counted = torch.cat([labels[row] for _, labels, *_ in mine]) != IGNORED
+                counted = torch.cat([labels[row] for _, labels, *_ in mine]) != IGNORE_INDEX
                 read += torch.cat([ids[row] for ids, *_ in mine])[counted].tolist()
                 predicted += torch.cat([labels[row] for _, labels, *_ in mine])[counted].tolist()
         assert read == packed.tokens[:-1].tolist()
@@ -120,7 +120,7 @@ def test_the_model_sees_streams_that_go_on_and_all_of_the_text(accumulated, run,
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_every_process_has_streams_of_its_own(accumulated, packed):
     """As accelerate deals the batches to two processes; each reads its own in order."""
-    streams = Streams(packed, LENGTH, 0, ROWS * accumulated * 2)
+    streams = TBPTTDataset(packed, LENGTH, 0, ROWS * accumulated * 2)
     batches = BatchSampler(SequentialSampler(streams), ROWS, drop_last=False)
     owned = []
     for process in range(2):

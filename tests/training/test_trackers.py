@@ -12,7 +12,7 @@ import numpy
 import pytest
 
 from rung import runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.errors import RecipeError
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.settings import TrainSettings
@@ -95,7 +95,7 @@ def test_tensorboard_is_told_what_the_metrics_hold(make_tiny, tokenizer, tmp_pat
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("rung.training.train.MEASURED_SECONDS", 0.2)
-    packed = Packed(
+    packed = PackedTokens(
         tokens=numpy.arange(3, 3000, dtype=numpy.uint16) % len(tokenizer), starts=numpy.array([0])
     )
     arguments = {"per_device_train_batch_size": 2, "bf16": False, "report_to": "tensorboard"}

@@ -12,7 +12,7 @@ from torch import nn
 
 import rung.training.train
 from rung import runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
 from rung.training.callbacks import TrainingCallbacks
@@ -32,7 +32,7 @@ FAST = {"per_device_train_batch_size": 4, "bf16": False}
 def packed(tokenizer):
     documents = list(encode_documents(SENTENCES * 40, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
 
 class Listener:
@@ -373,7 +373,7 @@ def test_epochs_set_the_steps(make_tiny, tokenizer, packed, tmp_path):
 
 def test_padding_is_no_token(make_tiny, tokenizer, tmp_path):
     """A text of 45 tokens in a block of 64: every row of a step has 44 to learn from."""
-    short = Packed(tokens=numpy.arange(45, dtype=numpy.uint16), starts=numpy.array([0]))
+    short = PackedTokens(tokens=numpy.arange(45, dtype=numpy.uint16), starts=numpy.array([0]))
     trained = train(
         make_tiny("llama3"),
         tokenizer,

@@ -20,7 +20,7 @@ from transformers.trainer_pt_utils import safe_globals
 
 import rung.training.train
 from rung import runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.errors import RunError
 from rung.files import find_damage
@@ -55,7 +55,7 @@ ARGUMENTS = {
 def packed(tokenizer):
     documents = list(encode_documents(SENTENCES * 40, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
 
 def draw(model):

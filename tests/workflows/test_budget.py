@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rung import runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.recipe import make_recipe
 from rung.workflows.budget import LAWS, NEAR, WIDTHS, Law, suggest_parameters, turn_dial
@@ -41,7 +41,7 @@ def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
 def packed(tokenizer):
     documents = list(encode_documents(SENTENCES * 40, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
 
 class Bench:
@@ -95,7 +95,7 @@ def test_a_much_faster_machine_is_measured_again_further_out(
     tokenizer, packed, tmp_path, monkeypatch
 ):
     """Not bound to what a laptop would train; a text that is long enough is taken for granted."""
-    monkeypatch.setattr("rung.data.packing.Packed.__len__", lambda self: 10**12)
+    monkeypatch.setattr("rung.data.packing.PackedTokens.__len__", lambda self: 10**12)
     Bench(monkeypatch, 1e-14)
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.parameters > NEAR * suggest_parameters(5)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.evaluation.score import score_documents
 from rung.models import find_rung, make_config
@@ -46,7 +46,7 @@ def test_a_repeated_passage_gets_cheap_and_a_distant_one_does_not():
 def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     documents = list(encode_documents(SENTENCES * 10, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    packed = Packed(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    packed = PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
     counted = count_text(tokenizer, packed, SENTENCES, reach=64)
     model = (
         find_rung("ngram")

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung.chat.template import Conversation, Encoded, encode_prompt, find_ends
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.metrics import perplexity
 from rung.evaluation.score import token_nats
 from rung.generation.decoder import Decoder
@@ -129,7 +129,7 @@ def write_plainly(
     for conversation in conversations:
         before, answer = split_last(conversation)
         asked = ask_plainly(before)
-        encoding = encode_plainly(tokenizer, [asked + answer])[0]
+        encoding = encode_ordinary(tokenizer, [asked + answer])[0]
         said = [start >= len(asked) for start, _ in encoding.offsets]
         found.append(
             Encoded(

@@ -15,8 +15,8 @@ from typing import Any
 
 from rung.chat.python_qa import ask_about_python
 from rung.chat.template import Conversation, Message
-from rung.data.files import hash_unit
-from rung.data.sources import load_splits, parse_hub_name
+from rung.data.files import hash_to_unit_interval
+from rung.data.sources import load_hub_splits, parse_hub_name
 from rung.errors import CorpusError
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def load_conversations(source: str = DEFAULT) -> Conversations:
     if source == DEFAULT:
         parts = ask_about_python()
     elif source.startswith("hf:"):
-        splits = load_splits(*parse_hub_name(source))
+        splits = load_hub_splits(*parse_hub_name(source))
         parts = {
             name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()
         }
@@ -91,7 +91,7 @@ def _hold_out(
     """Those whose hash falls outside `start` to `start` + HELD_OUT, and those inside: one at
     least.
     """
-    places = [hash_unit(json.dumps(c)) for c in conversations]
+    places = [hash_to_unit_interval(json.dumps(c)) for c in conversations]
     inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT}
     inside = inside or {min(range(len(places)), key=places.__getitem__)}
     rest = [c for i, c in enumerate(conversations) if i not in inside]

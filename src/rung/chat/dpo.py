@@ -25,8 +25,8 @@ from transformers import (
 
 from rung.chat.conversations import read_side, read_values
 from rung.chat.template import Conversation, Encoded, encode_conversations
-from rung.data.files import hash_unit
-from rung.data.packing import IGNORED
+from rung.data.files import hash_to_unit_interval
+from rung.data.packing import IGNORE_INDEX
 from rung.device import has_fast_bfloat16
 from rung.errors import CorpusError
 from rung.models.base import CausalModel
@@ -84,7 +84,7 @@ def read_preferences(path: Path) -> list[Preference]:
 
 def hold_out(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
     """Those to learn from, and those to be asked about in the end: one at least of either."""
-    places = [hash_unit(_name(preference)) for preference in preferences]
+    places = [hash_to_unit_interval(_name(preference)) for preference in preferences]
     border = HELD_OUT if min(places) <= HELD_OUT < max(places) else min(places)
     kept = [p for p, place in zip(preferences, places, strict=True) if place > border]
     return kept, [p for p, place in zip(preferences, places, strict=True) if place <= border]
@@ -212,7 +212,9 @@ def score_answers(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[T
         batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets")
     )  # 2B T
     logits = model(input_ids=ids, use_cache=False).logits.float()
-    nats = F.cross_entropy(logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED)
+    nats = F.cross_entropy(
+        logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORE_INDEX
+    )
     return -nats.sum(-1).view(-1, 2)
 
 
@@ -236,9 +238,9 @@ def share_preferred(
             [_encode(tokenizer, preference, model.context_length)], tokenizer.pad_token_id
         )
         with torch.no_grad():
-            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORED).sum(-1).to(
-                model.device
-            )
+            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORE_INDEX).sum(
+                -1
+            ).to(model.device)
         better += int(scores[0] > scores[1])
     return better / len(preferences)
 
@@ -291,14 +293,14 @@ def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
     (B, 2).
     """
     width = max(len(ids) for row in rows for ids, _ in row["pair"]) - 1
-    batch = torch.full((2, len(rows), 2, width), IGNORED)
+    batch = torch.full((2, len(rows), 2, width), IGNORE_INDEX)
     batch[0] = pad
     for number, row in enumerate(rows):
         for side, (ids, said) in enumerate(row["pair"]):
             tokens = torch.tensor(ids)
             batch[0, number, side, : len(ids) - 1] = tokens[:-1]
             batch[1, number, side, : len(ids) - 1] = torch.where(
-                torch.tensor(said)[1:], tokens[1:], IGNORED
+                torch.tensor(said)[1:], tokens[1:], IGNORE_INDEX
             )
     known = (
         {"reference": torch.stack([row["reference"] for row in rows])}

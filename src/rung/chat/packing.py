@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.chat.template import Encoded
 from rung.data.corpus import Corpus
-from rung.data.packing import IGNORED
+from rung.data.packing import IGNORE_INDEX
 from rung.data.tokenizer import encode_documents
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Examples(Dataset[dict[str, Any]]):
         rows = [self.rows[index] for index in indices]
         width = self.length if self.packed else max(len(self.pieces[row[0]][0]) for row in rows)
         ids = numpy.full((len(rows), width), self.pad, dtype=numpy.int64)
-        targets = numpy.full((len(rows), width), IGNORED, dtype=numpy.int64)
+        targets = numpy.full((len(rows), width), IGNORE_INDEX, dtype=numpy.int64)
         places = numpy.zeros((len(rows), width), dtype=numpy.int64)
         numbers = numpy.zeros(
             (len(rows), width), dtype=numpy.int64
@@ -138,4 +138,4 @@ def _to_arrays(
     ids, said = (
         numpy.array(column[: length + 1]) for column in (conversation.ids, conversation.said)
     )
-    return ids[:-1], numpy.where(said[1:], ids[1:], IGNORED)
+    return ids[:-1], numpy.where(said[1:], ids[1:], IGNORE_INDEX)

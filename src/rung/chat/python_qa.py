@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rung.chat.template import Conversation
-from rung.data.files import hash_unit
-from rung.data.sources import read_modules, walk_definitions
+from rung.data.files import hash_to_unit_interval
+from rung.data.sources import read_stdlib_modules, walk_definitions
 
 LONGEST_ANSWER = 200  # characters: what is longer explains more than it says
 ASKED = {  # of what kind a fact is, and the ways to ask for it
@@ -78,13 +78,13 @@ def ask_about_python() -> dict[str, list[Conversation]]:
     for fact in facts.values():
         ways = ASKED[fact.kind]
         asked = [_ask(fact, way) for way in ways]
-        if hash_unit(fact.name) < UNSEEN:
-            parts["objects"].append(asked[int(hash_unit(f"way {fact}") * len(ways))])
+        if hash_to_unit_interval(fact.name) < UNSEEN:
+            parts["objects"].append(asked[int(hash_to_unit_interval(f"way {fact}") * len(ways))])
             continue
-        held_out = asked.pop(int(hash_unit(f"way {fact}") * len(ways)))
-        parts["validation" if hash_unit(f"watched {fact}") < WATCHED else "phrasings"].append(
-            held_out
-        )
+        held_out = asked.pop(int(hash_to_unit_interval(f"way {fact}") * len(ways)))
+        parts[
+            "validation" if hash_to_unit_interval(f"watched {fact}") < WATCHED else "phrasings"
+        ].append(held_out)
         parts["train"] += asked
     return parts
 
@@ -98,7 +98,7 @@ def _find_facts() -> Iterator[Fact]:
     """Of every public module, function and class that says what it is, and of the most used that
     are not in Python.
     """
-    for path, _, source in read_modules():
+    for path, _, source in read_stdlib_modules():
         if _is_public(path) and not LEFT_OUT & set(path.split(".")):
             yield from _read_module(path, source)
     for name in COMPILED:

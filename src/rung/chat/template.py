@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from rung.data.tokenizer import count_ids, encode_plainly
+from rung.data.tokenizer import encode_ordinary, required_vocab_size
 from rung.errors import TokenizerError
 from rung.generation import generate
 from rung.models.base import CausalModel
@@ -116,7 +116,7 @@ def teach_format(
         logger.info(
             "%d tokens are new to the model, for the chat format: %s", len(new), ", ".join(new)
         )
-    if (size := count_ids(tokenizer)) > model.config.vocab_size:
+    if (size := required_vocab_size(tokenizer)) > model.config.vocab_size:
         model.resize_token_embeddings(size)
     model.generation_config.eos_token_id = list(find_ends(model, tokenizer))
 
@@ -151,7 +151,7 @@ def encode_conversations(
             raise TokenizerError(f"the chat template cannot write {which}: {error}") from error
     pieces = [splitter.split(text) for text, _ in written]
     plain = [_show(piece, writer.special) for parts in pieces for piece in parts[::2]]
-    encodings = iter(encode_plainly(tokenizer, plain))
+    encodings = iter(encode_ordinary(tokenizer, plain))
     return [
         _join(tokenizer, parts, encodings, spans)
         for parts, (_, spans) in zip(pieces, written, strict=True)

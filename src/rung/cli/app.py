@@ -159,7 +159,7 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
 
     With `spreads` all processes call it, and the main one reads.
     """
-    from rung.data.files import keep_stream
+    from rung.data.files import save_stdin
 
     names = list(given or [])
     if "" in names:
@@ -170,7 +170,7 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
     if "-" in names:
         if sys.stdin.isatty():
             say("Type the text; Ctrl-D ends it.")
-        keep = distributed.on_main(keep_stream) if spreads else keep_stream
+        keep = distributed.on_main(save_stdin) if spreads else save_stdin
         path = str(keep(sys.stdin.buffer, beside))
         if spreads:
             say(f"Standard input is kept in {path}")

@@ -168,7 +168,7 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
 
     Raises `RecipeError` where none or two are named, `CorpusError` for one that cannot be read.
     """
-    from rung.data.files import keep_stream, read_text
+    from rung.data.files import read_text_file, save_stdin
 
     if bool(text) == bool(file):
         raise RecipeError(
@@ -176,10 +176,10 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
             "pipe"
         )
     if text == "-":
-        file = keep_stream(sys.stdin.buffer, cache_folder() / "stdin")
+        file = save_stdin(sys.stdin.buffer, cache_folder() / "stdin")
     if encoding and not file:
         raise RecipeError(f"--encoding is {encoding!r}, but it is of --file: leave it out")
-    return read_text(file, encoding or None) if file else read_typed("TEXT", text)
+    return read_text_file(file, encoding or None) if file else read_typed("TEXT", text)
 
 
 @verb('rung generate runs/python-docs/llama3 "Return the" --temperature 0.7')

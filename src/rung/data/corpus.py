@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from rung.data import files, search
 from rung.data.files import DocumentKind
-from rung.data.notes import Notes, join_lines, show_path
+from rung.data.notes import CorpusNotes, merge_notes, printable_path
 from rung.data.sources import (
     WIKITEXT,
     join_articles,
-    load_splits,
+    load_hub_splits,
     parse_hub_name,
-    read_docs,
-    read_source,
+    read_python_docs,
+    read_python_source,
 )
 from rung.data.store import (
     SPLITS,
@@ -50,7 +50,7 @@ from rung.errors import CorpusError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "is_path", "load_corpus", "name_sources"]
+__all__ = ["CORPORA", "SPLITS", "Corpus", "DocumentKind", "corpus_title", "is_path", "load_corpus"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ CORPORA = {
     "PATH ...": "files, folders or quoted globs: .txt .md .tex .log, code, .jsonl .json .csv .tsv "
     ".parquet; .gz .zst",
 }
-PYTHON = {"python-docs": read_docs, "python-source": read_source}
+PYTHON = {"python-docs": read_python_docs, "python-source": read_python_source}
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
 
 
@@ -90,8 +90,8 @@ class Corpus:
     fingerprint: str
     stream: Stream | None = None
     notes: tuple[str, ...] = ()
-    is_whole: bool = False  # every split is all of it
-    is_cut: bool = False  # it has no splits of its own
+    is_unsplit: bool = False  # every split is all of it
+    is_auto_split: bool = False  # it has no splits of its own
 
     def split(self, name: str) -> "Dataset":
         """One split by name."""
@@ -109,7 +109,7 @@ class Corpus:
         )
         if self.stream:
             sizes += ", train is only its beginning"
-        if self.is_cut:
+        if self.is_auto_split:
             sizes += (
                 "; validation and test are cut from the text (rung train ngram --set held_out=0 "
                 "counts all of it)"
@@ -156,10 +156,10 @@ def load_corpus(
     empty); left out, it is chosen (`HeldOut`). Raises `CorpusError` when it cannot be read or is
     too small to split.
     """
-    reading = files.Reading(documents=documents, column=column, encoding=encoding)
+    reading = files.ReadOptions(documents=documents, column=column, encoding=encoding)
     sources = [source] if isinstance(source, str) else list(source)
     check_sources(sources, reading)
-    title, notes = name_sources(sources), _Notes()
+    title, notes = corpus_title(sources), _Notes()
     stream = None
     if sources[0].startswith("stream:"):
         splits, key, stream = _read_stream(open_stream(sources[0], column), held_out)
@@ -175,13 +175,19 @@ def load_corpus(
     facts = measure(splits, _folder(), key, stream.key if stream else "")
     lines = (
         *notes.finding.lines(),
-        *keep_notes(join_lines(notes.readings.values()), _folder(), key),
+        *keep_notes(merge_notes(notes.readings.values()), _folder(), key),
     )
     _say(title, lines)
-    is_whole, is_cut = splits["train"] is splits["test"], key.startswith(CUT)
+    is_unsplit, is_auto_split = splits["train"] is splits["test"], key.startswith(CUT)
     splits = {split: splits[split].select_columns(["text"]) for split in SPLITS}
     return Corpus(
-        name=title, stream=stream, notes=lines, is_whole=is_whole, is_cut=is_cut, **splits, **facts
+        name=title,
+        stream=stream,
+        notes=lines,
+        is_unsplit=is_unsplit,
+        is_auto_split=is_auto_split,
+        **splits,
+        **facts,
     )
 
 
@@ -191,8 +197,8 @@ class _Notes:
     last time.
     """
 
-    finding: Notes = field(default_factory=Notes)
-    readings: dict[str, Notes] = field(default_factory=dict)
+    finding: CorpusNotes = field(default_factory=CorpusNotes)
+    readings: dict[str, CorpusNotes] = field(default_factory=dict)
 
 
 @functools.cache
@@ -202,7 +208,7 @@ def _say(title: str, lines: tuple[str, ...]) -> None:
         logger.info("%s: %s", title, line)
 
 
-def check_sources(sources: Sequence[str], reading: files.Reading) -> None:
+def check_sources(sources: Sequence[str], reading: files.ReadOptions) -> None:
     """Raise `CorpusError` for sources that cannot be one corpus, or not be read so."""
     if not sources or not all(isinstance(source, str) and source for source in sources):
         raise CorpusError(
@@ -229,13 +235,13 @@ def is_path(source: str) -> bool:
     return source not in CORPORA and not source.startswith(("hf:", "stream:"))
 
 
-def name_sources(source: str | Sequence[str]) -> str:
+def corpus_title(source: str | Sequence[str]) -> str:
     """What a corpus is called on the screen: after its file or folder, and the number of others."""
     sources = [source] if isinstance(source, str) else source
     first = sources[0]
     if is_path(first):
         path = Path(first).expanduser()
-        first = show_path(path.resolve().name if path.exists() else path.name)
+        first = printable_path(path.resolve().name if path.exists() else path.name)
     return first if len(sources) == 1 else f"{first} and {len(sources) - 1:,} more"
 
 
@@ -275,32 +281,32 @@ def _store_own(
 
 
 def _read_whole(
-    sources: Sequence[str], reading: files.Reading, notes: _Notes
+    sources: Sequence[str], reading: files.ReadOptions, notes: _Notes
 ) -> tuple[dict[str, "Dataset"], str]:
     _, read, key = _find(sources, reading, notes)
     return dict.fromkeys(SPLITS, store(read, _folder(), key)), f"whole {key}"
 
 
 def _read_and_cut(
-    sources: Sequence[str], reading: files.Reading, held_out: float | None, notes: _Notes
+    sources: Sequence[str], reading: files.ReadOptions, held_out: float | None, notes: _Notes
 ) -> tuple[dict[str, "Dataset"], str]:
     source = sources[0]
     if source in PYTHON:
         return _cut(PYTHON[source], source, f"{source} {sys.version} {sys.prefix}", held_out)
     found, read, key = _find(sources, reading, notes)
-    fine = _file_reader(found, reading, notes, files.FINE), f"fine {key}"
-    shown = show_path(source) if len(sources) == 1 else name_sources(sources)
+    fine = _file_reader(found, reading, notes, files.FINE_CHUNKING), f"fine {key}"
+    shown = printable_path(source) if len(sources) == 1 else corpus_title(sources)
     is_prose = reading.documents == "paragraphs" and not any(map(files.is_table, found))
     return _cut(read, shown, key, held_out, fine, refine=is_prose)
 
 
 def _find(
-    sources: Sequence[str], reading: files.Reading, notes: _Notes
+    sources: Sequence[str], reading: files.ReadOptions, notes: _Notes
 ) -> tuple[list[Path], Reader, str]:
     """The files, what reads them, and what names them; those that cannot be read are noted."""
     found, skipped = search.find_files(sources)
     for path, why in skipped.items():
-        notes.finding.add(why, show_path(path))
+        notes.finding.add(why, printable_path(path))
     files.check_reading(found, reading, notes.finding)
     return found, _file_reader(found, reading, notes), _file_key(found, reading)
 
@@ -349,18 +355,18 @@ def _cut(
 
 
 def _read_named_splits(
-    sources: Sequence[str], reading: files.Reading, notes: _Notes
+    sources: Sequence[str], reading: files.ReadOptions, notes: _Notes
 ) -> dict[str, tuple[Reader, str]]:
     """The splits that the source itself names; none when it names none."""
     source = sources[0]
     if source in WIKITEXT_CONFIGS:
-        rows = load_splits(WIKITEXT, WIKITEXT_CONFIGS[source])
+        rows = load_hub_splits(WIKITEXT, WIKITEXT_CONFIGS[source])
         return {
             name: (_article_reader(r), f"articles {r._fingerprint}") for name, r in rows.items()
         }
     if source.startswith("hf:"):
         path, config = parse_hub_name(source)
-        rows = load_splits(path, config)
+        rows = load_hub_splits(path, config)
         column = reading.column
         key = f"rows {column}" if column else "rows"
         for name in {"train"} ^ set(rows) if len(rows) < len(SPLITS) else ():
@@ -374,7 +380,7 @@ def _read_named_splits(
     splits = search.find_split_files(sources, notes.finding)
     for name, found in splits.items():
         for entry in found:
-            notes.finding.add(_name_roles(name, splits), show_path(entry))
+            notes.finding.add(_name_roles(name, splits), printable_path(entry))
     files.check_reading(
         [path for found in splits.values() for path in found], reading, notes.finding
     )
@@ -390,11 +396,14 @@ def _name_roles(split: str, named_splits: Collection[str]) -> str:
 
 
 def _file_reader(
-    found: list[Path], reading: files.Reading, notes: _Notes, grain: files.Grain = files.COARSE
+    found: list[Path],
+    reading: files.ReadOptions,
+    notes: _Notes,
+    grain: files.Chunking = files.COARSE_CHUNKING,
 ) -> Reader:
     def read() -> Iterator[tuple[str, str]]:
         noticed = notes.readings[str(found)] = (
-            Notes()
+            CorpusNotes()
         )  # a second reading, in finer grain, replaces the first
         return ((text, "") for text in files.read_documents(found, reading, noticed, grain))
 
@@ -411,12 +420,12 @@ def _article_reader(rows: "Dataset") -> Reader:
 
 def _row_reader(rows: "Dataset", where: str, column: str | None, notes: _Notes) -> Reader:
     def read() -> Iterator[tuple[str, str]]:
-        noticed = notes.readings[rows._fingerprint] = Notes()
+        noticed = notes.readings[rows._fingerprint] = CorpusNotes()
         return ((text, "") for text in files.read_texts(rows, where, column, noticed))
 
     return read
 
 
-def _file_key(found: list[Path], reading: files.Reading) -> str:
+def _file_key(found: list[Path], reading: files.ReadOptions) -> str:
     how = [value for value in (reading.documents, reading.column, reading.encoding) if value]
-    return f"{json.dumps(how)} {files.file_facts(found)}"
+    return f"{json.dumps(how)} {files.fingerprint_files(found)}"

@@ -15,7 +15,7 @@ from typing import IO
 
 import zstandard
 
-from rung.data.notes import Notes, show_path
+from rung.data.notes import CorpusNotes, printable_path
 from rung.errors import CorpusError, did_you_mean, first_line
 
 CHUNK_BYTES = 1 << 20
@@ -73,7 +73,7 @@ def check_encoding(name: str) -> str:
     return "utf-8" if found.name == "utf-8-sig" else found.name
 
 
-def read_lines(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
+def read_lines(path: Path, encoding: str | None, notes: CorpusNotes) -> Iterator[str]:
     """The lines of a file with `\\n` at their ends, which were `\\n`, `\\r\\n` or `\\r`; nothing
     else ends a line.
     """
@@ -93,9 +93,9 @@ def read_lines(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
     if end := "".join((*unfinished, newlines.decode("", final=True))):
         yield end
     if pairs:
-        notes.add(r"{count} line end{s} \r\n read as \n", show_path(path), pairs)
+        notes.add(r"{count} line end{s} \r\n read as \n", printable_path(path), pairs)
     if returns > pairs:
-        notes.add(r"{count} lone \r read as line end{s}", show_path(path), returns - pairs)
+        notes.add(r"{count} lone \r read as line end{s}", printable_path(path), returns - pairs)
 
 
 def split_rows(chunks: Iterator[str]) -> Iterator[str]:
@@ -116,12 +116,12 @@ def split_rows(chunks: Iterator[str]) -> Iterator[str]:
         yield "".join(unfinished)
 
 
-def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
+def decode(path: Path, encoding: str | None, notes: CorpusNotes) -> Iterator[str]:
     """The text of a file in chunks, none of them empty, without its byte-order mark.
 
     Raises `CorpusError` for a file that is binary, in another encoding, damaged, or not permitted.
     """
-    shown = show_path(path)
+    shown = printable_path(path)
     chunks = read_bytes(path)
     start = b""
     for chunk in chunks:
@@ -153,7 +153,7 @@ def decode(path: Path, encoding: str | None, notes: Notes) -> Iterator[str]:
         read += len(chunk)
 
 
-def _find_codec(start: bytes, named: str | None, where: str, notes: Notes) -> tuple[str, int]:
+def _find_codec(start: bytes, named: str | None, where: str, notes: CorpusNotes) -> tuple[str, int]:
     """The codec of a file that begins so, and how many bytes its mark has: the mark decides."""
     for mark, codec in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
@@ -211,11 +211,11 @@ def read_bytes(path: Path) -> Iterator[bytes]:
             yield from filter(None, _UNZIP.get(path.suffix.lower(), _read_chunks)(file))
     except (gzip.BadGzipFile, zlib.error, EOFError, zstandard.ZstdError) as error:
         raise CorpusError(
-            f"{show_path(path)} is damaged and cannot be unzipped: {first_line(error)}"
+            f"{printable_path(path)} is damaged and cannot be unzipped: {first_line(error)}"
         ) from error
     except OSError as error:
         raise CorpusError(
-            f"{show_path(path)} cannot be read: {error.strerror or first_line(error)}"
+            f"{printable_path(path)} cannot be read: {error.strerror or first_line(error)}"
         ) from error
 
 

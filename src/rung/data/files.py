@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
 from rung.data.encoding import COMPRESSED_SUFFIXES, check_encoding, read_lines
-from rung.data.notes import Notes, name_some, show_path
+from rung.data.notes import CorpusNotes, abbreviate_list, printable_path
 from rung.data.tables import (
     NoTextColumnError,
-    Table,
+    TableFile,
     check_text,
     find_text_column,
     note_without_text,
@@ -60,7 +60,7 @@ LONGEST_DOCUMENT = 16_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ReadOptions:
     """How files are read: what a document is in plain text, which column of a table is text, and in
     which encoding.
 
@@ -80,7 +80,7 @@ class Reading:
             object.__setattr__(self, "encoding", check_encoding(self.encoding))
 
 
-class Grain(NamedTuple):
+class Chunking(NamedTuple):
     """How paragraphs are joined: a document ends where a paragraph's own hash says so, one in
     `one_in`.
 
@@ -95,19 +95,21 @@ class Grain(NamedTuple):
     longest_line: int
 
 
-COARSE = Grain(shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT)
-FINE = Grain(
+COARSE_CHUNKING = Chunking(
+    shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT
+)
+FINE_CHUNKING = Chunking(
     shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000
 )  # for a text of a few pages
 
 
-def check_reading(found: Sequence[Path], reading: Reading, notes: Notes) -> None:
+def check_reading(found: Sequence[Path], reading: ReadOptions, notes: CorpusNotes) -> None:
     """Note the files that have no use for the column or the encoding that is named.
 
     Raises `CorpusError` where none of them has.
     """
     plain = [path for path in found if not is_table(path)]
-    parquet = [path for path in found if kind_suffix(path) == ".parquet"]
+    parquet = [path for path in found if uncompressed_suffix(path) == ".parquet"]
     for name, value, idle, why in (
         (
             "column",
@@ -120,15 +122,15 @@ def check_reading(found: Sequence[Path], reading: Reading, notes: Notes) -> None
         if value is None or not idle:
             continue
         if len(idle) == len(found):
-            names = name_some(show_path(path.name) for path in idle)
+            names = abbreviate_list(printable_path(path.name) for path in idle)
             raise CorpusError(
                 f"--{name} is {value!r}, but cannot be of {names}: {why}; leave it out"
             )
         for path in idle:
-            notes.add(f"--{name} is not for {{count}} file{{s}}", show_path(path))
+            notes.add(f"--{name} is not for {{count}} file{{s}}", printable_path(path))
 
 
-def keep_stream(stream: IO[bytes], folder: Path) -> Path:
+def save_stdin(stream: IO[bytes], folder: Path) -> Path:
     """Write what is read from `stream` to a file in `folder`, which is called after its content.
 
     So the same text is the same file. Raises `CorpusError` where nothing comes.
@@ -149,15 +151,15 @@ def keep_stream(stream: IO[bytes], folder: Path) -> Path:
 
 def is_readable_kind(path: Path) -> bool:
     """Whether the suffix is one of those that corpora come in."""
-    return kind_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
+    return uncompressed_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def is_table(path: Path) -> bool:
     """Whether its rows are its documents."""
-    return kind_suffix(path) in TABLE_SUFFIXES
+    return uncompressed_suffix(path) in TABLE_SUFFIXES
 
 
-def file_facts(found: list[Path]) -> str:
+def fingerprint_files(found: list[Path]) -> str:
     """Changes when a file does, even where its old size and time were put back."""
     return json.dumps(
         [
@@ -168,7 +170,7 @@ def file_facts(found: list[Path]) -> str:
     )
 
 
-def kind_suffix(path: Path) -> str:
+def uncompressed_suffix(path: Path) -> str:
     """The suffix that says how to read a file, looking through `.gz` and `.zst`."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
@@ -176,26 +178,26 @@ def kind_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def read_text(path: Path, encoding: str | None = None) -> str:
+def read_text_file(path: Path, encoding: str | None = None) -> str:
     r"""All text of a file, its line ends as `\n`.
 
     Raises `CorpusError` for a file that has none or cannot be read.
     """
     if not path.is_file():
         what = (
-            f"{show_path(path)} is a folder: name a file"
+            f"{printable_path(path)} is a folder: name a file"
             if path.is_dir()
-            else f"no such file: {show_path(path)}"
+            else f"no such file: {printable_path(path)}"
         )
         raise CorpusError(what)
-    text = "".join(read_lines(path, Reading(encoding=encoding).encoding, Notes()))
+    text = "".join(read_lines(path, ReadOptions(encoding=encoding).encoding, CorpusNotes()))
     if not text:
-        raise CorpusError(f"{show_path(path)} is empty")
+        raise CorpusError(f"{printable_path(path)} is empty")
     return text
 
 
 def read_documents(
-    found: list[Path], reading: Reading, notes: Notes, grain: Grain = COARSE
+    found: list[Path], reading: ReadOptions, notes: CorpusNotes, grain: Chunking = COARSE_CHUNKING
 ) -> Iterator[str]:
     """Every document of the files, in order; what is passed over, cut or settled goes to the notes.
 
@@ -216,14 +218,16 @@ def read_documents(
                     yield from waiting
                     waiting.clear()
         except NoTextColumnError as error:
-            if kind_suffix(path) != ".json" or len(found) == 1:  # in a folder that may be anything
+            if (
+                uncompressed_suffix(path) != ".json" or len(found) == 1
+            ):  # in a folder that may be anything
                 raise
             unnamed.append(error)
-            notes.add("{count} file{s} without a text column passed over", show_path(path))
+            notes.add("{count} file{s} without a text column passed over", printable_path(path))
             continue
         if not size:
             empty.append(path)
-            notes.add("{count} file{s} without text passed over", show_path(path))
+            notes.add("{count} file{s} without text passed over", printable_path(path))
     if unnamed and len(unnamed) + len(empty) == len(found):
         raise unnamed[0]
     if len(empty) == len(found):
@@ -231,7 +235,7 @@ def read_documents(
 
 
 def _explain_no_text(found: list[Path]) -> str:
-    only = show_path(found[0])
+    only = printable_path(found[0])
     if len(found) > 1:
         return f"none of {len(found)} files holds any text: {only}, ..."
     return (
@@ -241,14 +245,14 @@ def _explain_no_text(found: list[Path]) -> str:
     )
 
 
-def hash_unit(text: str) -> float:
+def hash_to_unit_interval(text: str) -> float:
     """A number in [0, 1) that depends on `text` alone."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def read_texts(
-    rows: Any, where: str, column: str | None = None, notes: Notes | None = None
+    rows: Any, where: str, column: str | None = None, notes: CorpusNotes | None = None
 ) -> Iterator[str]:
     """The text column of each row of a data set, blank ones left out, and noted.
 
@@ -294,10 +298,12 @@ def quiet_datasets() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _read_file(path: Path, reading: Reading, notes: Notes, grain: Grain) -> Iterator[str]:
-    kind = kind_suffix(path)
+def _read_file(
+    path: Path, reading: ReadOptions, notes: CorpusNotes, grain: Chunking
+) -> Iterator[str]:
+    kind = uncompressed_suffix(path)
     if kind in TABLE_SUFFIXES:
-        table = Table(
+        table = TableFile(
             path=path, kind=kind, column=reading.column, encoding=reading.encoding, notes=notes
         )
         return _cut_all(read_table(table), path, notes, grain)
@@ -309,12 +315,16 @@ def _read_file(path: Path, reading: Reading, notes: Notes, grain: Grain) -> Iter
     return _join_paragraphs(_cut_long(lines, path, notes, grain), grain)
 
 
-def _cut_all(documents: Iterable[str], path: Path, notes: Notes, grain: Grain) -> Iterator[str]:
+def _cut_all(
+    documents: Iterable[str], path: Path, notes: CorpusNotes, grain: Chunking
+) -> Iterator[str]:
     """The documents whole; of few, which must be split somewhere, the long ones cut."""
-    return iter(documents) if grain is COARSE else _cut_long(documents, path, notes, grain)
+    return iter(documents) if grain is COARSE_CHUNKING else _cut_long(documents, path, notes, grain)
 
 
-def _cut_long(texts: Iterable[str], path: Path, notes: Notes, grain: Grain) -> Iterator[str]:
+def _cut_long(
+    texts: Iterable[str], path: Path, notes: CorpusNotes, grain: Chunking
+) -> Iterator[str]:
     """The lines or documents, those that are too long in pieces."""
     for text in texts:
         if len(text) <= grain.longest_line:
@@ -323,7 +333,7 @@ def _cut_long(texts: Iterable[str], path: Path, notes: Notes, grain: Grain) -> I
         notes.add(
             f"{{count}} text{{s}} of more than {grain.longest_line:,} characters "
             "cut into documents",
-            show_path(path),
+            printable_path(path),
         )
         yield from cut_text(text, grain.shortest // 4, grain.longest_paragraph // 4)
 
@@ -361,7 +371,7 @@ def _joins(pair: str) -> bool:
     return unicodedata.category(pair[1]) in ("Mn", "Me", "Mc") or "\u200d" in pair
 
 
-def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
+def _join_paragraphs(lines: Iterable[str], grain: Chunking) -> Iterator[str]:
     """Whole paragraphs, joined until one of them says stop, with the blank lines after it; at most
     the file.
     """
@@ -382,7 +392,7 @@ def _join_paragraphs(lines: Iterable[str], grain: Grain) -> Iterator[str]:
         if blank:
             start, paragraph_size = len(document), 0
         stop = size >= LONGEST_DOCUMENT or (
-            size >= grain.shortest and hash_unit(sign) < 1 / grain.one_in
+            size >= grain.shortest and hash_to_unit_interval(sign) < 1 / grain.one_in
         )
         ended = stop and bool(sign.strip())
     if "".join(document).strip():

@@ -15,7 +15,7 @@ class _Note:
     files: dict[str, None] = field(default_factory=dict)  # a set that keeps its order
 
 
-class Notes:
+class CorpusNotes:
     """What was noticed of which files; of many files alike the note is one."""
 
     def __init__(self) -> None:
@@ -35,14 +35,14 @@ class Notes:
             what.replace("{count}", f"{note.count:,}").replace(
                 "{s}", "" if note.count == 1 else "s"
             )
-            + f": {name_some(Path(where).name for where in note.files)}"
+            + f": {abbreviate_list(Path(where).name for where in note.files)}"
             for what, note in self.notes.items()
         ]
 
 
-def join_lines(many: Iterable[Notes]) -> list[str]:
+def merge_notes(many: Iterable[CorpusNotes]) -> list[str]:
     """The lines of all notes together."""
-    together = Notes()
+    together = CorpusNotes()
     for notes in many:
         for what, note in notes.notes.items():
             for where in note.files:
@@ -51,7 +51,7 @@ def join_lines(many: Iterable[Notes]) -> list[str]:
     return together.lines()
 
 
-def name_some(names: Iterable[str]) -> str:
+def abbreviate_list(names: Iterable[str]) -> str:
     """The first names, and how many there are beside them."""
     names = list(names)
     shown = names if len(names) <= NAMED + 1 else names[:NAMED]
@@ -60,6 +60,6 @@ def name_some(names: Iterable[str]) -> str:
     return ", ".join(shown)
 
 
-def show_path(path: Path | str) -> str:
+def printable_path(path: Path | str) -> str:
     """A path as it can be printed: bytes that are not UTF-8 have a sign in their place."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 from rung.errors import RunError
 from rung.files import locked, write_atomically
 
-IGNORED = -100  # the label that no loss counts
+IGNORE_INDEX = -100  # the label that no loss counts
 KEEP_SECONDS = 10.0  # how often what is packed is made sure of
 LAYOUT = 2  # one more whenever the files are laid out differently: what was packed before is left
 STARTS = numpy.dtype(numpy.int64)
@@ -37,7 +37,7 @@ Read = Callable[[Any], Iterable[Chunk]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Packed:
+class PackedTokens:
     """A split as token ids: `tokens` (N,) holds BOS, text, EOS of every document; `starts`
     (documents,).
 
@@ -59,7 +59,7 @@ def pack(
     vocab_size: int,
     folder: Path,
     tell: Callable[[int, int], None] = lambda done, tokens: None,
-) -> Packed:
+) -> PackedTokens:
     """The documents' ids as one row, read from `folder` when it was made before under the same
     `key`.
 
@@ -86,7 +86,7 @@ def pack(
     return packed
 
 
-class Rows(Protocol):
+class TokenDataset(Protocol):
     """What training reads: rows of up to `length` tokens with their targets, fetched a batch at a
     time.
     """
@@ -106,7 +106,7 @@ class Rows(Protocol):
         ...
 
 
-class Blocks(Dataset[dict[str, torch.Tensor]]):
+class BlockDataset(Dataset[dict[str, torch.Tensor]]):
     """A packed row cut into blocks of `length` tokens, each with its targets; fetched a batch at a
     time.
 
@@ -114,7 +114,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
     ignored.
     """
 
-    def __init__(self, packed: Packed, length: int, pad: int) -> None:
+    def __init__(self, packed: PackedTokens, length: int, pad: int) -> None:
         self.tokens = packed.tokens
         self.length = length
         self.pad = pad
@@ -137,7 +137,7 @@ class Blocks(Dataset[dict[str, torch.Tensor]]):
         return _read_spans(self.tokens, spans, self.length, self.pad)
 
 
-class Streams(Dataset[dict[str, Any]]):
+class TBPTTDataset(Dataset[dict[str, Any]]):
     """A packed row cut into `count` streams side by side, read on together in stretches of `length`
     tokens.
 
@@ -146,7 +146,7 @@ class Streams(Dataset[dict[str, Any]]):
     the next one begins; its last stretch is padded, the padding ignored.
     """
 
-    def __init__(self, packed: Packed, length: int, pad: int, count: int) -> None:
+    def __init__(self, packed: PackedTokens, length: int, pad: int, count: int) -> None:
         self.tokens = packed.tokens
         self.length = length
         self.pad = pad
@@ -169,7 +169,7 @@ class Streams(Dataset[dict[str, Any]]):
         }
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch as `Blocks` gives it, and which `stretch` of which streams it is, the first
+        """A batch as `BlockDataset` gives it, and which `stretch` of which streams it is, the first
         `stream` named.
         """
         if beyond := [index for index in indices if not 0 <= index < len(self)]:
@@ -187,8 +187,8 @@ class Streams(Dataset[dict[str, Any]]):
         }
 
 
-def keep_batch(batch: Any) -> Any:
-    """The collator for `Blocks` and `Streams`: their batches come whole."""
+def identity_collator(batch: Any) -> Any:
+    """The collator for `BlockDataset` and `TBPTTDataset`: their batches come whole."""
     return batch
 
 
@@ -196,11 +196,11 @@ def _read_spans(
     tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int, pad: int
 ) -> dict[str, torch.Tensor]:
     """Inputs (B, T) from the tokens of each span, and as targets the token after each."""
-    rows = numpy.full((len(spans), length + 1), IGNORED, dtype=numpy.int64)
+    rows = numpy.full((len(spans), length + 1), IGNORE_INDEX, dtype=numpy.int64)
     for row, (start, end) in zip(rows, spans, strict=True):
         window = tokens[start : end + 1]
         row[: len(window)] = window
-    inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORED, pad, rows[:, :-1]))
+    inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORE_INDEX, pad, rows[:, :-1]))
     targets = torch.from_numpy(rows[:, 1:].copy())
     return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
 
@@ -222,7 +222,7 @@ def _choose_dtype(vocab_size: int) -> numpy.dtype:
     return numpy.dtype(numpy.uint16 if vocab_size <= 2**16 else numpy.uint32)
 
 
-def _read(path: Path) -> Packed | None:
+def _read(path: Path) -> PackedTokens | None:
     """What `_write` wrote; None where it is not there, or not whole."""
     try:
         facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -239,7 +239,7 @@ def _read(path: Path) -> Packed | None:
         return None
     tokens = _map(path.with_suffix(".bin"), dtype, progress.tokens)
     starts = _map(path.with_suffix(".starts"), STARTS, progress.documents)
-    return Packed(tokens=tokens, starts=starts, state=progress.state)
+    return PackedTokens(tokens=tokens, starts=starts, state=progress.state)
 
 
 def _map(path: Path, dtype: numpy.dtype, size: int) -> numpy.ndarray:

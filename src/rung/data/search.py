@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rung.data.files import PROSE_SUFFIXES, TABLE_SUFFIXES, is_readable_kind, kind_suffix
-from rung.data.notes import Notes, name_some, show_path
+from rung.data.files import PROSE_SUFFIXES, TABLE_SUFFIXES, is_readable_kind, uncompressed_suffix
+from rung.data.notes import CorpusNotes, abbreviate_list, printable_path
 from rung.data.sources import SPLIT_NAMES
 from rung.device import cache_folder
 from rung.errors import CorpusError
@@ -28,7 +28,7 @@ MADE = "left out what rung made"
 REPORT, OPENING_BYTES = b'name="generator" content="rung"', 1_000  # how a report begins
 
 
-class Found(NamedTuple):
+class FileListing(NamedTuple):
     """The files that were meant, in a fixed order, and what beside them is passed over, with the
     reason.
     """
@@ -37,7 +37,7 @@ class Found(NamedTuple):
     skipped: dict[Path, str]
 
 
-def find_files(sources: Sequence[str]) -> Found:
+def find_files(sources: Sequence[str]) -> FileListing:
     """The files that paths, folders and globs name.
 
     Raises `CorpusError` for one that names none.
@@ -49,35 +49,35 @@ def find_files(sources: Sequence[str]) -> Found:
         files |= set(found.files)
         skipped |= found.skipped
     unique = {path.resolve(): path for path in sorted(files, reverse=True)}
-    return Found(
+    return FileListing(
         sorted(unique.values()),
         {path: skipped[path] for path in sorted(skipped) if path not in files},
     )
 
 
-def list_files(folder: Path) -> Found:
+def list_text_files(folder: Path) -> FileListing:
     """The files in a folder and its sub-folders, hidden ones left out; perhaps none."""
-    together = Found([], {})
+    together = FileListing([], {})
     for entry in _visible(folder):
         found = list_entry(entry)
         together.files.extend(found.files)
         together.skipped.update(found.skipped)
-    return Found(sorted(together.files), together.skipped)
+    return FileListing(sorted(together.files), together.skipped)
 
 
-def list_entry(entry: Path, *, follow: bool = False) -> Found:
+def list_entry(entry: Path, *, follow: bool = False) -> FileListing:
     """A file, or the files in a folder; a link to a folder is entered where that is asked for."""
     if why := _why_not(entry, follow):
-        return Found([], {entry: why})
+        return FileListing([], {entry: why})
     if not entry.is_dir():
-        return Found([entry], {})
-    found = list_files(entry)
+        return FileListing([entry], {})
+    found = list_text_files(entry)
     reasons = set(found.skipped.values())
     is_made = not found.files and MADE in reasons and reasons <= {MADE, UNREADABLE}
-    return Found([], {entry: MADE}) if is_made else found
+    return FileListing([], {entry: MADE}) if is_made else found
 
 
-def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Path]]:
+def find_split_files(sources: Sequence[str], notes: CorpusNotes) -> dict[str, list[Path]]:
     """Split names to files, where a folder's entries are called so, or all the files that are named
     are.
     """
@@ -91,7 +91,9 @@ def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Pat
     skipped: dict[Path, str] = {}
     for entry in entries:
         name = _split_name(entry)
-        listed = list_entry(entry, follow=name is not None) if is_folder else Found([entry], {})
+        listed = (
+            list_entry(entry, follow=name is not None) if is_folder else FileListing([entry], {})
+        )
         if name and listed.files:
             found.setdefault(name, []).extend(listed.files)
             named_so.append(entry)
@@ -106,11 +108,11 @@ def find_split_files(sources: Sequence[str], notes: Notes) -> dict[str, list[Pat
         return {}
     if (others and not is_folder) or _are_among_others(found, named_so, others):
         for path in named_so:
-            notes.add("read like the others beside, and not as a split", show_path(path))
+            notes.add("read like the others beside, and not as a split", printable_path(path))
         return {}
     for path, why in {**dict.fromkeys(others, UNREADABLE), **skipped}.items():
         beside = ", beside the splits" if why == UNREADABLE else ""
-        notes.add(why + beside, show_path(path))
+        notes.add(why + beside, printable_path(path))
     return found
 
 
@@ -120,8 +122,8 @@ def _are_among_others(
     """Whether two files are called after splits by chance: more files of their kind stand beside
     them.
     """
-    kinds = {kind_suffix(path) for path in named_so}
-    alike = [path for path in others if path.is_file() and kind_suffix(path) in kinds]
+    kinds = {uncompressed_suffix(path) for path in named_so}
+    alike = [path for path in others if path.is_file() and uncompressed_suffix(path) in kinds]
     are_files = all(map(Path.is_file, named_so))
     return are_files and len(alike) > len(named_so) and len(found) < len(set(SPLIT_NAMES.values()))
 
@@ -129,35 +131,40 @@ def _are_among_others(
 def _split_name(path: Path) -> str | None:
     """The split that a file or folder is called after; `train.py` and `test.py` are a program."""
     named_so = re.fullmatch(r"([a-z]+)(-\d+(-of-\d+)?)?", path.name.split(".")[0].lower())
-    is_split = named_so and kind_suffix(path) != ".py" and (path.is_dir() or is_readable_kind(path))
+    is_split = (
+        named_so
+        and uncompressed_suffix(path) != ".py"
+        and (path.is_dir() or is_readable_kind(path))
+    )
     return SPLIT_NAMES.get(named_so[1]) if named_so and is_split else None
 
 
-def _find_files(source: str) -> Found:
+def _find_files(source: str) -> FileListing:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _find_in_folder(path, show_path(source))
+        return _find_in_folder(path, printable_path(source))
     if path.is_file():
-        return Found([path], {})
+        return FileListing([path], {})
     if path.exists():
         raise CorpusError(
-            f"{show_path(source)} is no file that can be read twice: write what it gives to a file"
+            f"{printable_path(source)} is no file that can be read twice: write what it gives to a "
+            "file"
         )
     if not glob.has_magic(source):
-        raise CorpusError(f"no such file or folder: {show_path(source)}")
+        raise CorpusError(f"no such file or folder: {printable_path(source)}")
     skipped: dict[Path, str] = {}
     files = [match for match in _match(str(path), skipped) if match.is_file()]
     if not files:
         beside = (
-            f" (but {name_some(show_path(p) for p in skipped)}, which is no text)"
+            f" (but {abbreviate_list(printable_path(p) for p in skipped)}, which is no text)"
             if skipped
             else ""
         )
         raise CorpusError(
-            f"no file matches {show_path(source)}{beside}: check the pattern, and quote it in the "
-            f"shell"
+            f"no file matches {printable_path(source)}{beside}: check the pattern, and quote it in "
+            "the shell"
         )
-    return Found(files, _join_made(skipped))
+    return FileListing(files, _join_made(skipped))
 
 
 def _join_made(skipped: dict[Path, str]) -> dict[Path, str]:
@@ -171,7 +178,7 @@ def _join_made(skipped: dict[Path, str]) -> dict[Path, str]:
     return {path: why for path, why in skipped.items() if why != MADE} | {together: MADE}
 
 
-def _find_in_folder(folder: Path, shown: str) -> Found:
+def _find_in_folder(folder: Path, shown: str) -> FileListing:
     if is_run(folder):
         command = f"`rung eval {shlex.quote(shown)}`"
         raise CorpusError(
@@ -179,11 +186,11 @@ def _find_in_folder(folder: Path, shown: str) -> Found:
         )
     if not os.access(folder, os.R_OK | os.X_OK):
         raise CorpusError(f"{shown} cannot be read: Permission denied")
-    found = list_files(folder)
+    found = list_text_files(folder)
     if not found.files:
         kinds = " ".join((*PROSE_SUFFIXES, *TABLE_SUFFIXES))
         beside = (
-            f"; it has {name_some(show_path(p.name) for p in found.skipped)}"
+            f"; it has {abbreviate_list(printable_path(p.name) for p in found.skipped)}"
             if found.skipped
             else ""
         )
@@ -256,7 +263,7 @@ def _is_made(folder: Path) -> bool:
 
 
 def _is_made_file(path: Path) -> bool:
-    """Whether it is a text that `keep_stream` wrote, which is called after its content, or a
+    """Whether it is a text that `save_stdin` wrote, which is called after its content, or a
     report.
     """
     found = re.fullmatch(r"stdin-([0-9a-f]{12})\.txt", path.name)

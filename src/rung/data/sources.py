@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import hub
-from rung.data.files import file_facts, quiet_datasets
+from rung.data.files import fingerprint_files, quiet_datasets
 from rung.device import MIRROR, find_mirror
 from rung.errors import CorpusError, first_line
 
@@ -40,7 +40,7 @@ SPLIT_NAMES = {
 }
 
 
-def read_docs() -> Iterator[tuple[str, str]]:
+def read_python_docs() -> Iterator[tuple[str, str]]:
     """(document, package): the language reference by topic, then one page of docstrings a
     module.
     """
@@ -52,22 +52,22 @@ def read_docs() -> Iterator[tuple[str, str]]:
         if page not in seen:  # one topic may stand under two names
             seen.add(page)
             yield page, "topics"
-    for path, package, source in read_modules():
+    for path, package, source in read_stdlib_modules():
         page = _page_of_docstrings(source, path, seen)
         if page:
             yield page, package
 
 
-def read_source() -> Iterator[tuple[str, str]]:
+def read_python_source() -> Iterator[tuple[str, str]]:
     """(document, package): the standard library's source, a file a document, tests left out."""
     seen: set[str] = set()
-    for _, package, source in read_modules():
+    for _, package, source in read_stdlib_modules():
         if source.strip() and source not in seen:
             seen.add(source)
             yield source, package
 
 
-def read_modules() -> Iterator[tuple[str, str, str]]:
+def read_stdlib_modules() -> Iterator[tuple[str, str, str]]:
     """(name, package, source) of every module of the standard library that is written in Python,
     tests left out.
     """
@@ -133,7 +133,7 @@ def parse_hub_name(name: str, prefix: str = "hf:") -> tuple[str, str | None]:
     return path, config or None
 
 
-def load_splits(
+def load_hub_splits(
     path: str, config: str | None, streaming: Streaming | None = None
 ) -> dict[str, Any]:
     """The data set's splits under the names train, validation, test; each iterates over rows.
@@ -173,7 +173,7 @@ def find_revision(path: str) -> str:
     Raises `CorpusError` when the Hub does not say.
     """
     if local := _find_place(path):
-        return file_facts(sorted(p for p in local.rglob("*") if p.is_file()))
+        return fingerprint_files(sorted(p for p in local.rglob("*") if p.is_file()))
     from huggingface_hub import HfApi
 
     try:

@@ -87,7 +87,7 @@ def _store(
                 name: stack.enter_context(ArrowFile(beside / f"{name}.arrow")) for name in bounds
             }
             for text, group in read():
-                place = files.hash_unit(group or text)
+                place = files.hash_to_unit_interval(group or text)
                 name = next(name for name, (low, high) in bounds.items() if low <= place < high)
                 writers[name].write(text, place)
 
@@ -205,7 +205,7 @@ def _describe_little(everything: "Dataset") -> str:
             f"all documents are equal, one line {count:,} times; give text that says more than one "
             f"thing"
         )
-    if len(lines) == 2 < count and count_bytes(everything) >= 4_000:
+    if len(lines) == 2 < count and count_utf8_bytes(everything) >= 4_000:
         return (
             f"only 2 of its {count:,} lines are different; give text that says more than two things"
         )
@@ -215,9 +215,8 @@ def _describe_little(everything: "Dataset") -> str:
     counted = f"{documents:,} {'document' if documents == 1 else 'documents'}"
     copies = f", {different} of them different" if different < documents else ""
     return (
-        f"{counted}{copies}, {count_bytes(everything):,} bytes; give at least 4,000 bytes, with "
-        f"blank lines between "
-        "the paragraphs, or try --documents lines"
+        f"{counted}{copies}, {count_utf8_bytes(everything):,} bytes; give at least 4,000 bytes, "
+        "with blank lines between the paragraphs, or try --documents lines"
     )
 
 
@@ -243,7 +242,7 @@ def read_batches(rows: "Dataset", start: int = 0) -> Iterator[list[str]]:
         start = max(0, start - len(chunk))
 
 
-def count_bytes(rows: "Dataset") -> int:
+def count_utf8_bytes(rows: "Dataset") -> int:
     """UTF-8 bytes of the documents."""
     return sum(len(text.encode()) for batch in read_batches(rows) for text in batch)
 
@@ -257,8 +256,8 @@ def measure(
     return remember(
         folder / f"{_digest(key)}-facts",
         lambda: {
-            "fingerprint": fingerprint(splits, beyond),
-            "bytes": {name: count_bytes(rows) for name, rows in splits.items()},
+            "fingerprint": fingerprint_splits(splits, beyond),
+            "bytes": {name: count_utf8_bytes(rows) for name, rows in splits.items()},
         },
     )
 
@@ -271,7 +270,7 @@ def keep_notes(lines: list[str], folder: Path, key: str) -> list[str]:
     return remember(kept, lambda: lines) if lines else recall(kept) or []
 
 
-def fingerprint(splits: dict[str, "Dataset"], beyond: str = "") -> str:
+def fingerprint_splits(splits: dict[str, "Dataset"], beyond: str = "") -> str:
     """Changes when a document does, or its split."""
     digest = hashlib.sha256(beyond.encode())
     for name in SPLITS:

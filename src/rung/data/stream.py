@@ -57,7 +57,7 @@ class Stream:
             for row in rows:
                 text = files.check_text(row[column], column, self.source)
                 read += len(text)
-                if text and files.hash_unit(text) >= self.train_from:
+                if text and files.hash_to_unit_interval(text) >= self.train_from:
                     batch.append(text)
                     size += len(text.encode())
                 if read >= READ_AT_ONCE or size >= self.limit:
@@ -113,7 +113,7 @@ def open_stream(source: str, column: str | None = None) -> Stream:
         name, limit = match[1], float(match[2]) * UNITS[match[3].upper()]
     path, config = sources.parse_hub_name(name, "stream:")
     revision = sources.find_revision(path)
-    rows = sources.load_splits(path, config, sources.Streaming(revision))
+    rows = sources.load_hub_splits(path, config, sources.Streaming(revision))
     train = rows.pop("train")
     key = f"{revision} {config} {limit}{f' {column}' if column else ''}"
     return Stream(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.data.encoding import COMPRESSED_SUFFIXES, decode, read_bytes, split_rows
-from rung.data.notes import Notes, show_path
+from rung.data.notes import CorpusNotes, printable_path
 from rung.errors import CorpusError, first_line
 
 TEXT_COLUMNS = ("text", "content", "document", "page")
@@ -36,22 +36,22 @@ class NoTextColumnError(CorpusError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class TableFile:
     """A file that is a table, the name of its text column where one was given, and its encoding."""
 
     path: Path
     kind: str  # a suffix: .csv, .tsv, .json, .jsonl, .ndjson or .parquet
     column: str | None
     encoding: str | None
-    notes: Notes
+    notes: CorpusNotes
 
     @functools.cached_property
     def where(self) -> str:
         """The path as it can be printed."""
-        return show_path(self.path)
+        return printable_path(self.path)
 
 
-def read_table(table: Table) -> Iterator[str]:
+def read_table(table: TableFile) -> Iterator[str]:
     """The text of each row that has one.
 
     Raises `CorpusError` for a table that is damaged or has a row that does not fit,
@@ -67,7 +67,7 @@ def read_table(table: Table) -> Iterator[str]:
         note_without_text(count, column, table.where, table.notes)
 
 
-def note_without_text(count: int, column: str, where: str, notes: Notes) -> None:
+def note_without_text(count: int, column: str, where: str, notes: CorpusNotes) -> None:
     """Note how many rows, if any, have nothing in their text column; "" where they are no more than
     a text.
     """
@@ -101,7 +101,7 @@ def find_text_column(columns: Sequence[str], where: str, column: str | None = No
     )
 
 
-def _choose_column(columns: list[str], table: Table) -> str:
+def _choose_column(columns: list[str], table: TableFile) -> str:
     """The text column, with a note where others might have been meant."""
     chosen = find_text_column(columns, table.where, table.column)
     usual = [name for name in TEXT_COLUMNS if name in columns]
@@ -129,7 +129,7 @@ def check_text(text: Any, column: str, where: str) -> str:
     return text if text and text.strip() else ""
 
 
-def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
+def _read_csv(table: TableFile) -> Iterator[tuple[str, str]]:
     """The rows below the header, each as wide as it is: the name of the text column, and what is in
     it.
     """
@@ -162,7 +162,7 @@ def _read_csv(table: Table) -> Iterator[tuple[str, str]]:
         ) from error
 
 
-def _find_csv_column(columns: list[str], delimiter: str, table: Table) -> str:
+def _find_csv_column(columns: list[str], delimiter: str, table: TableFile) -> str:
     try:
         return _choose_column(columns, table)
     except NoTextColumnError:
@@ -219,7 +219,7 @@ class _Digits(str):
 _JSON = json.JSONDecoder(parse_int=_Digits, parse_float=_Digits, parse_constant=lambda name: None)
 
 
-def _read_json(table: Table) -> Iterator[tuple[str, str]]:
+def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
     """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may
     be the text itself, of no column.
     """
@@ -264,14 +264,14 @@ def _read_json(table: Table) -> Iterator[tuple[str, str]]:
     yield from itertools.repeat((column or "", ""), waiting)
 
 
-def _find_json_column(row: dict[str, Any], table: Table) -> str | None:
+def _find_json_column(row: dict[str, Any], table: TableFile) -> str | None:
     try:
         return _choose_column(list(row), table)
     except NoTextColumnError:
         return None
 
 
-def _is_whole(opening: str, table: Table) -> bool:
+def _is_whole(opening: str, table: TableFile) -> bool:
     """Whether the file is one JSON value over all its lines: an array, or an object that its first
     line only opens.
     """
@@ -287,20 +287,20 @@ def _is_whole(opening: str, table: Table) -> bool:
 
 
 def _parse_whole(
-    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table
+    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: TableFile
 ) -> Iterator[tuple[int, Any]]:
     value = _parse(first[1] + "".join(line for _, line in lines), table, 0)
     yield from enumerate(value if isinstance(value, list) else [value], 1)
 
 
 def _parse_lines(
-    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: Table
+    first: tuple[int, str], lines: Iterator[tuple[int, str]], table: TableFile
 ) -> Iterator[tuple[int, Any]]:
     for number, line in itertools.chain([first], lines):
         yield number, _parse(line, table, number)
 
 
-def _parse(text: str, table: Table, line: int) -> Any:
+def _parse(text: str, table: TableFile, line: int) -> Any:
     """The value of a line, or with `line` 0 of the whole text."""
     try:
         return _JSON.decode(text)
@@ -311,7 +311,7 @@ def _parse(text: str, table: Table, line: int) -> Any:
     raise CorpusError(f"{table.where}, line {at}: cannot be read as json: {why}")
 
 
-def _read_parquet(table: Table) -> Iterator[tuple[str, str]]:
+def _read_parquet(table: TableFile) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet
 
     zipped = table.path.suffix.lower() in COMPRESSED_SUFFIXES
@@ -344,7 +344,7 @@ def _read_parquet(table: Table) -> Iterator[tuple[str, str]]:
         ) from error
 
 
-def _check_type(kind: Any, column: str, table: Table) -> None:
+def _check_type(kind: Any, column: str, table: TableFile) -> None:
     """A column of text, or of whole numbers, whose digits are their text.
 
     Raises `CorpusError` for another.

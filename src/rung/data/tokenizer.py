@@ -1,9 +1,8 @@
 """Text to token ids and back: every tokenizer is a `tokenizers` object in a
 `PreTrainedTokenizerFast`.
 
-A tokenizer knows what it loses (`losses`): nothing when it is lossless, else the things that
-decoding cannot bring back. All have a begin and an end-of-text token; `tokenizer(text)` of one that
-is trained here puts the first in front and leaves the second to whoever ends a document.
+`lossy_features` names what decoding cannot restore, and is empty for a lossless tokenizer. Every
+tokenizer has a BOS and an EOS token; `tokenizer(text)` of one that is trained here adds BOS only.
 """
 
 import hashlib
@@ -43,31 +42,31 @@ __all__ = [
     "BOS",
     "EOS",
     "PAD",
-    "PUBLISHED",
+    "PUBLISHED_TOKENIZERS",
     "TOKENIZERS",
     "UNKNOWN",
     "build_tokenizer",
     "check_tokenizer",
-    "count_ids",
     "encode_batches",
     "encode_documents",
-    "encode_plainly",
-    "find_unknown",
-    "fingerprint",
+    "encode_ordinary",
+    "find_unk_token_id",
+    "fingerprint_tokenizer",
     "load_tokenizer",
-    "losses",
+    "lossy_features",
+    "required_vocab_size",
     "suggest_vocab_size",
 ]
 
 logger = logging.getLogger(__name__)
 State = TypeVar("State")
 
-ENCODED_AT_ONCE = 32  # documents
+ENCODE_BATCH_SIZE = 32  # documents
 BYTE = re.compile(
     r"<0x[0-9A-F]{2}>"
 )  # the token of a byte, as SentencePiece spells what it does not know
 
-PUBLISHED = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
+PUBLISHED_TOKENIZERS = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -77,7 +76,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises `TokenizerError` when it cannot be had or has no end-of-text token.
     """
     local = Path(name).exists()
-    where = name if local else PUBLISHED.get(name, name)
+    where = name if local else PUBLISHED_TOKENIZERS.get(name, name)
     if not local and (mirrored := find_mirror(where)):
         where, local = str(mirrored), True
     if name in BUILDERS and not local:
@@ -132,7 +131,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             "the tokenizer %r would cut the same text differently each time: that is switched off",
             where,
         )
-    if tokenizer.unk_token is None and (unknown := find_unknown(tokenizer)) is not None:
+    if tokenizer.unk_token is None and (unknown := find_unk_token_id(tokenizer)) is not None:
         tokenizer.unk_token = tokenizer.convert_ids_to_tokens(unknown)
     return tokenizer
 
@@ -160,7 +159,7 @@ def _as_tokenizer_error() -> Iterator[None]:
         raise TokenizerError(str(error)) from error
 
 
-def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def lossy_features(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     """What this tokenizer loses: `()` when every text comes back exactly."""
     spec = _specify(tokenizer)
     parts = _components(spec["normalizer"]) + _components(spec["pre_tokenizer"])
@@ -182,7 +181,7 @@ def losses(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
     return tuple(lost)
 
 
-def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def find_unk_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that its model gives for what it does not know, however the tokenizer's settings
     call it; or None.
     """
@@ -197,7 +196,7 @@ def find_unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return tokens[0].id if len(tokens) == 1 else None  # else it spells it in bytes
 
 
-def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+def find_control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """The tokens that no text may be, and their names: the special ones but that of unknown words,
     and bytes.
     """
@@ -210,24 +209,24 @@ def find_control(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
         names = {id: name for id, name in names.items() if not BYTE.fullmatch(name)}
     for role in ("bos", "eos", "pad"):
         names[getattr(tokenizer, f"{role}_token_id")] = getattr(tokenizer, f"{role}_token")
-    unknown = find_unknown(tokenizer)
+    unknown = find_unk_token_id(tokenizer)
     return {id: name for id, name in names.items() if id is not None and id != unknown}
 
 
-def count_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+def required_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest token id: the tokens that a model must know, also where some ids
     are nobody's.
     """
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Equal for tokenizers that give documents equal ids."""
     spec = [_specify(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
     return hashlib.sha256(json.dumps(spec).encode()).hexdigest()[:16]
 
 
-def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
+def encode_ordinary(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[Encoding]:
     """Token ids and character offsets of each text: no special token is added, and none is read out
     of the text.
 
@@ -240,7 +239,7 @@ def encode_plainly(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list
         before = backend.encode_special_tokens, backend.truncation, backend.padding
         chances = _read_plainly(backend)
         try:
-            return _encode_as_text(backend.encode_batch, texts, find_control(tokenizer))
+            return _encode_as_text(backend.encode_batch, texts, find_control_tokens(tokenizer))
         finally:
             backend.encode_special_tokens = before[0]
             if before[1]:
@@ -256,7 +255,7 @@ def encode_documents(
 ) -> Iterator[list[int]]:
     """BOS, the text's tokens, EOS, for every text."""
     source = iter(texts)
-    batches = iter(lambda: list(itertools.islice(source, ENCODED_AT_ONCE)), [])
+    batches = iter(lambda: list(itertools.islice(source, ENCODE_BATCH_SIZE)), [])
     for ids, lengths, _ in encode_batches(((batch, None) for batch in batches), tokenizer):
         yield from (document.tolist() for document in numpy.split(ids, numpy.cumsum(lengths)[:-1]))
 
@@ -274,7 +273,7 @@ def encode_batches(
         tokenizer.backend_tokenizer.to_str()
     )  # no one else switches this one's settings
     _read_plainly(backend)
-    ends, control = (tokenizer.bos_token_id, tokenizer.eos_token_id), find_control(tokenizer)
+    ends, control = (tokenizer.bos_token_id, tokenizer.eos_token_id), find_control_tokens(tokenizer)
     cores = count_cores()
     pending: deque[tuple[Future, State]] = deque()
     broken: Exception | None = None

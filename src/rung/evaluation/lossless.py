@@ -1,9 +1,9 @@
 """Texts as tokens, and what the tokens do not keep of them.
 
 Not charged, and named: white space, and the case, accents and Unicode form that a tokenizer folds
-by design (`losses`). All else that cannot be had back from the tokens is charged for, spelled out:
-unknown words, and text that is dropped or replaced. A tokenizer that provably loses nothing is
-believed; of any other each text is compared with what its tokens decode to.
+by design (`lossy_features`). All else that cannot be had back from the tokens is charged for,
+spelled out: unknown words, and text that is dropped or replaced. A tokenizer that provably loses
+nothing is believed; of any other each text is compared with what its tokens decode to.
 """
 
 import itertools
@@ -13,7 +13,12 @@ from dataclasses import dataclass
 from tokenizers import Encoding, decoders, normalizers
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.tokenizer import ENCODED_AT_ONCE, encode_plainly, find_unknown, losses
+from rung.data.tokenizer import (
+    ENCODE_BATCH_SIZE,
+    encode_ordinary,
+    find_unk_token_id,
+    lossy_features,
+)
 
 Span = tuple[int, int]
 WHITE_SPACE, DROPPED = "white space", "dropped text"
@@ -41,8 +46,8 @@ class Reader:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.lost = losses(tokenizer)
-        self.unknown = find_unknown(tokenizer) if "unknown words" in self.lost else None
+        self.lost = lossy_features(tokenizer)
+        self.unknown = find_unk_token_id(tokenizer) if "unknown words" in self.lost else None
         self.decoder = _find_decoder(tokenizer)
         model = tokenizer.backend_tokenizer.model
         self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
@@ -56,8 +61,8 @@ class Reader:
     def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Reading]]:
         """Each text with what its tokens are and keep, in the memory of a few."""
         source = iter(texts)
-        while batch := list(itertools.islice(source, ENCODED_AT_ONCE)):
-            for text, encoding in zip(batch, encode_plainly(self.tokenizer, batch), strict=True):
+        while batch := list(itertools.islice(source, ENCODE_BATCH_SIZE)):
+            for text, encoding in zip(batch, encode_ordinary(self.tokenizer, batch), strict=True):
                 yield (
                     text,
                     Reading(encoding, [], [], ())

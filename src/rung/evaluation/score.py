@@ -26,7 +26,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.tokenizer import find_unknown, losses
+from rung.data.tokenizer import find_unk_token_id, lossy_features
 from rung.errors import RunError
 from rung.evaluation.lossless import Reader, join_tokens
 from rung.evaluation.metrics import find_interval, log10_perplexity, perplexity
@@ -139,7 +139,7 @@ def score_documents(
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
     empty: list[str] = []
-    unknown_token, lost = unknown_id(tokenizer), list(losses(tokenizer))
+    unknown_token, lost = unknown_id(tokenizer), list(lossy_features(tokenizer))
     for batch in batched(prepare(_set_aside(texts, empty), tokenizer), DOCUMENTS_AT_ONCE):
         for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
             rows.append(_add_up(document, costs, unknown_token))
@@ -283,7 +283,7 @@ def is_renormalized(model: CausalModel) -> bool:
 
 def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that stands for words it does not know; None where it knows every word."""
-    return find_unknown(tokenizer) if "unknown words" in losses(tokenizer) else None
+    return find_unk_token_id(tokenizer) if "unknown words" in lossy_features(tokenizer) else None
 
 
 def spelling_nats(word: str) -> float:

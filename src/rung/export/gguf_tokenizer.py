@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from rung import runs
 from rung.chat.template import AFTER_HEADER
-from rung.data.tokenizer import load_tokenizer, losses
+from rung.data.tokenizer import load_tokenizer, lossy_features
 from rung.errors import TokenizerError
 from rung.export.tiktoken import PATTERN
 
@@ -80,7 +80,11 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
     *before, last = (
         {key: value for key, value in part.items() if key != "trim_offsets"} for part in parts
     )
-    plain = spec["model"]["type"] == "BPE" and spec["normalizer"] is None and not losses(tokenizer)
+    plain = (
+        spec["model"]["type"] == "BPE"
+        and spec["normalizer"] is None
+        and not lossy_features(tokenizer)
+    )
     ignores = bool(spec["model"].get("ignore_merges"))
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False}
     if plain and not before and last == by_bytes | {"use_regex": True} and not ignores:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.errors import RecipeError
 from rung.generation.decoder import Decoder, find_ends, write_tokens
 from rung.generation.detokenize import Pieces
@@ -141,7 +141,7 @@ def _gather(
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     """A prompt is text: the names of special tokens in it are read as `rung score` reads them."""
-    return [tokenizer.bos_token_id, *encode_plainly(tokenizer, [prompt])[0].ids]
+    return [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [prompt])[0].ids]
 
 
 def _go_on(

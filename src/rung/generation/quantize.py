@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.errors import RecipeError
 from rung.models.base import CausalModel
 
@@ -47,7 +47,7 @@ def rounding_cost(
             module.weight = nn.Parameter(_round(module.weight, weights), requires_grad=False)
         elif isinstance(module, Conv1D):
             module.weight = nn.Parameter(_round(module.weight.T, weights).T, requires_grad=False)
-    ids = [tokenizer.bos_token_id, *encode_plainly(tokenizer, [text])[0].ids][
+    ids = [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [text])[0].ids][
         : model.context_length
     ]
     row = torch.tensor([ids], device=model.device)

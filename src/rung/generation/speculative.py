@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.tokenizer import fingerprint
+from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import RunError
 from rung.generation.decoder import Decoder
 from rung.generation.sampling import Sampling, choose
@@ -124,7 +124,7 @@ def make_draft(name: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
             f"{name} is a {model.config.model_type!r} model: a draft is an n-gram run, or the word "
             f"prompt"
         )
-    if fingerprint(its_tokenizer) != fingerprint(tokenizer):
+    if fingerprint_tokenizer(its_tokenizer) != fingerprint_tokenizer(tokenizer):
         raise RunError(
             f"{name} has another tokenizer: train it with --tokenizer RUN, the folder it is to "
             f"guess for"

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
 from rung.models.config_checks import check_config
 from rung.models.contract import is_plain, refuse_continuous_batching, refuse_to_crop
@@ -182,7 +182,7 @@ class CountingModel(StatefulModel):
         """log10 of the probability (or the scores) of `text` as a document, its end included, as
         KenLM's `score`.
         """
-        words = encode_plainly(tokenizer, [text])[0].ids
+        words = encode_ordinary(tokenizer, [text])[0].ids
         ids = torch.tensor(
             [tokenizer.bos_token_id, *words, tokenizer.eos_token_id], device=self.device
         )

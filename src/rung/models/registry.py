@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rung.data.tokenizer import count_ids, load_tokenizer
+from rung.data.tokenizer import load_tokenizer, required_vocab_size
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.base import CausalModel
 from rung.models.bigram import BigramConfig, BigramForCausalLM
@@ -155,7 +155,7 @@ def make_config(
     check_kinds(rung.config, settings, "model.")  # before shapes are computed with them
     own = STAND_IN | {key: value for key, value in settings.items() if key in STAND_IN}
     if tokenizer is not None:
-        own = {"vocab_size": count_ids(tokenizer)} | {
+        own = {"vocab_size": required_vocab_size(tokenizer)} | {
             key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]
         }
     check_against_tokenizer(settings, own)
@@ -214,7 +214,7 @@ def match_parameters(
 ) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
     step = 32 if name in TRANSFORMERS else 8  # heads want round widths
-    settings = {"vocab_size": count_ids(tokenizer), **settings}
+    settings = {"vocab_size": required_vocab_size(tokenizer), **settings}
     best, previous = step, None
     for width in range(step, 8192, step):
         with torch.device("meta"):
@@ -271,7 +271,7 @@ def load(
         )
     check_tables(model, where)
     tokenizer = load_tokenizer(where)
-    if (known := count_ids(tokenizer)) > (rows := model.config.vocab_size):
+    if (known := required_vocab_size(tokenizer)) > (rows := model.config.vocab_size):
         raise RunError(
             f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do "
             f"not belong together"

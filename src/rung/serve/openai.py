@@ -13,7 +13,7 @@ from fastapi.responses import Response
 
 from rung.chat.session import drop_turns
 from rung.chat.template import find_ends
-from rung.data.tokenizer import encode_plainly
+from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
 from rung.generation.detokenize import Pieces
 from rung.generation.sampling import Sampling
@@ -185,7 +185,7 @@ def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> lis
 
 def read_text(engine: Engine, text: str) -> Prompt:
     """A text, with what begins a document in front."""
-    encoding = encode_plainly(engine.reader, [text])[0]
+    encoding = encode_ordinary(engine.reader, [text])[0]
     starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
     parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
     ids = [engine.tokenizer.bos_token_id, *encoding.ids]

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rung import runs
-from rung.data.tokenizer import encode_plainly, fingerprint
+from rung.data.tokenizer import encode_ordinary, fingerprint_tokenizer
 from rung.evaluation.attention import attention_shape, read_attention
 from rung.evaluation.score import is_renormalized, score_text
 from rung.generation.detokenize import show_token
@@ -174,7 +174,7 @@ def describe(run: Served) -> dict[str, Any]:
         "heads": heads,
         "context_length": model.context_length,
         "corpus": (record.get("corpus") or {}).get("name"),
-        "tokenizer": fingerprint(run.tokenizer),
+        "tokenizer": fingerprint_tokenizer(run.tokenizer),
         "marks": record.get("marks") or {},
         "prompt": record.get("prompt"),
         "passage": runs.read_passage(record) or None,
@@ -253,7 +253,7 @@ def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
 
 
 def _encode(run: Served, text: str) -> list[int]:
-    ids = list(encode_plainly(run.tokenizer, [text])[0].ids)
+    ids = list(encode_ordinary(run.tokenizer, [text])[0].ids)
     check_ids(ids, run.model.config.vocab_size, "text")
     return ids
 

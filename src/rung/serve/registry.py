@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rung import __version__
-from rung.data.tokenizer import fingerprint
+from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import RunError
 from rung.models import BESIDE, LADDER, load
 from rung.models.base import CausalModel
@@ -76,7 +76,12 @@ def identify(run: Served) -> str:
     spread = [
         part.flatten()[:: max(1, part.numel() // SEEN)][:SEEN].double().tolist() for part in parts
     ]
-    facts = [__version__, run.model.config.to_json_string(), fingerprint(run.tokenizer), spread]
+    facts = [
+        __version__,
+        run.model.config.to_json_string(),
+        fingerprint_tokenizer(run.tokenizer),
+        spread,
+    ]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 

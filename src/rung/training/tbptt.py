@@ -56,8 +56,7 @@ class StreamStates:
         self.file = f"carried-{count}.safetensors"
 
     def take_up(self, batch: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The first stream of a batch of `Streams`, and the model's inputs with the state that it
-        goes on from.
+        """The first stream of a `TBPTTDataset` batch, and the model's inputs with the state that it
 
         Raises `RunError` when these streams were not read before, though this is not their
         beginning.

@@ -19,7 +19,13 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, get_scheduler
 
 from rung import distributed
-from rung.data.packing import Blocks, Packed, Rows, Streams, keep_batch
+from rung.data.packing import (
+    BlockDataset,
+    PackedTokens,
+    TBPTTDataset,
+    TokenDataset,
+    identity_collator,
+)
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
 from rung.errors import RecipeError, first_line
 from rung.models.base import CausalModel
@@ -114,7 +120,7 @@ class Trained:
 def train(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: Packed | Rows,
+    text: PackedTokens | TokenDataset,
     folder: Path,
     settings: TrainSettings,
     callbacks: TrainingCallbacks,
@@ -243,13 +249,13 @@ class _Trainer(ResumableTrainer):
         self,
         model: CausalModel,
         arguments: TrainingArguments,
-        blocks: Rows,
+        blocks: TokenDataset,
         tokenizer: PreTrainedTokenizerBase,
         functions: TrainingCallbacks | None,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.functions = functions
-        self.carried = StreamStates(blocks.count) if isinstance(blocks, Streams) else None
+        self.carried = StreamStates(blocks.count) if isinstance(blocks, TBPTTDataset) else None
         self.pace: WSDSchedule | None = None
         self.optimizer: torch.optim.Optimizer | None
         super().__init__(
@@ -259,7 +265,7 @@ class _Trainer(ResumableTrainer):
             eval_dataset=blocks
             if functions
             else None,  # asked for, never read: `evaluate` has its own text
-            data_collator=keep_batch,
+            data_collator=identity_collator,
             processing_class=tokenizer,
             callbacks=callbacks,
         )
@@ -346,23 +352,23 @@ class _Trainer(ResumableTrainer):
 def _cut(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: Packed | Rows,
+    text: PackedTokens | TokenDataset,
     folder: Path,
     settings: TrainSettings,
-) -> Rows:
+) -> TokenDataset:
     """Packed text as it is trained on: blocks, or as many streams as a step has rows; rows are so
     already.
 
     accelerate deals whole batches in turn, to the processes and then to the batches that a step
     accumulates: each has its own streams.
     """
-    if not isinstance(text, Packed):
+    if not isinstance(text, PackedTokens):
         return text
     length = find_block_length(model)
     if not settings.carry_state:
-        return Blocks(text, length, tokenizer.pad_token_id)
+        return BlockDataset(text, length, tokenizer.pad_token_id)
     check_carry_state(type(model), settings.arguments)
-    return Streams(
+    return TBPTTDataset(
         text, length, tokenizer.pad_token_id, count_rows(make_arguments(settings, folder, 1))
     )
 
@@ -378,7 +384,7 @@ def find_block_length(model: CausalModel) -> int:
 
 def _choose_steps(
     model: CausalModel,
-    blocks: Rows,
+    blocks: TokenDataset,
     folder: Path,
     callbacks: TrainingCallbacks,
     clock: Clock,
@@ -415,7 +421,7 @@ def _time_look(model: CausalModel, callbacks: TrainingCallbacks, clock: Clock) -
 def measure_step(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
-    text: Packed | Rows,
+    text: PackedTokens | TokenDataset,
     folder: Path,
     settings: TrainSettings,
 ) -> float:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung import distributed
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.device import choose_device
 from rung.models import TRANSFORMERS, build_model, count_parameters, make_config
 from rung.models.base import CausalModel
@@ -127,7 +127,7 @@ class Plan:
 def turn_dial(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    packed: PackedTokens,
     folder: Path,
     watched: Sequence[str],
     began: float | None = None,
@@ -207,7 +207,7 @@ def _choose(
 @distributed.on_main
 def _try_to_count(
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    packed: PackedTokens,
     texts: Sequence[str],
     reach: int,
     seconds: float,
@@ -252,7 +252,7 @@ def _shapes(
 def _find_pace(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    packed: PackedTokens,
     folder: Path,
     shapes: list[tuple[int, int]],
     guess: int,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rung import __version__, runs
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.device import keep_freed_memory
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
@@ -26,7 +26,7 @@ from rung.recipe import Recipe
 def fit_counts(
     recipe: Recipe,
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    packed: PackedTokens,
     key: str,
     folder: Path,
     tell: Tell,
@@ -57,7 +57,7 @@ def fit_counts(
 
 
 def _describe_count(
-    counting: Counting, config: PreTrainedConfig, packed: Packed, key: str
+    counting: Counting, config: PreTrainedConfig, packed: PackedTokens, key: str
 ) -> dict[str, Any]:
     """By what the orders of this count are told from those of another."""
     return {

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.packing import Packed
+from rung.data.packing import PackedTokens
 from rung.evaluation.score import prepare, token_nats
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
@@ -38,7 +38,7 @@ class Counted:
 
 def count_text(
     tokenizer: PreTrainedTokenizerBase,
-    packed: Packed,
+    packed: PackedTokens,
     texts: Sequence[str],
     reach: int,
     seconds: float = math.inf,
@@ -67,7 +67,7 @@ def count_text(
     return Counted(plain / bits, copying / bits)
 
 
-def _fit(tokenizer: PreTrainedTokenizerBase, packed: Packed, most: float) -> CausalModel:
+def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) -> CausalModel:
     """An n-gram rung of the first documents, those with so many tokens."""
     end = max(1, int(numpy.searchsorted(packed.starts, most)))
     tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.data.corpus import Corpus, load_corpus, name_sources
+from rung.data.corpus import Corpus, corpus_title, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.score import is_renormalized, score_documents
@@ -62,7 +62,7 @@ def evaluate_run(
         **reading,
     }  # held to what there is as it is read
     if corpus and recipe and is_own(corpus, run, record, reading):
-        note = f"{name_sources(corpus)} is the text that {run} was trained on"
+        note = f"{corpus_title(corpus)} is the text that {run} was trained on"
         tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
     text = (
@@ -82,7 +82,7 @@ def evaluate_run(
     score = score_documents(
         model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
     )
-    scored = "whole text" if text.is_whole else split
+    scored = "whole text" if text.is_unsplit else split
     facts = {
         "run": run,
         "rung": name,

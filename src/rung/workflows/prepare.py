@@ -12,8 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rung import __version__
 from rung.data.corpus import Corpus, load_corpus
-from rung.data.packing import Packed, pack
-from rung.data.tokenizer import PUBLISHED, count_ids, encode_batches, fingerprint, load_tokenizer
+from rung.data.packing import PackedTokens, pack
+from rung.data.tokenizer import (
+    PUBLISHED_TOKENIZERS,
+    encode_batches,
+    fingerprint_tokenizer,
+    load_tokenizer,
+    required_vocab_size,
+)
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
@@ -39,7 +45,7 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     this corpus.
     """
     spec = recipe.tokenizer
-    if "path" in spec or spec.get("kind") in PUBLISHED:
+    if "path" in spec or spec.get("kind") in PUBLISHED_TOKENIZERS:
         return load_tokenizer(spec.get("path") or spec["kind"])
     kind, vocab_size = spec["kind"], spec.get("vocab_size")
     if kind not in TOKENIZERS:
@@ -75,9 +81,8 @@ def packed_key(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False
 ) -> str:
     """What the packed text of a corpus is kept under."""
-    return (
-        f"{corpus.fingerprint} train {fingerprint(tokenizer)}{' without empty lines' * skip_empty}"
-    )
+    ids = fingerprint_tokenizer(tokenizer)
+    return f"{corpus.fingerprint} train {ids}{' without empty lines' * skip_empty}"
 
 
 def pack_train(
@@ -86,7 +91,7 @@ def pack_train(
     tell: Tell = lambda stage: None,
     *,
     skip_empty: bool = False,
-) -> Packed:
+) -> PackedTokens:
     """The training text as token ids, made once and kept; what was made before a stop is gone on
     from.
     """
@@ -108,7 +113,7 @@ def pack_train(
     return pack(
         lambda state: encode_batches(read(state), tokenizer),
         key=packed_key(corpus, tokenizer, skip_empty=skip_empty),
-        vocab_size=count_ids(tokenizer),
+        vocab_size=required_vocab_size(tokenizer),
         folder=cache_folder() / "packed",
         tell=show,
     )

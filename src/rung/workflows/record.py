@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung import __version__
 from rung.data.corpus import Corpus
-from rung.data.tokenizer import fingerprint, losses
+from rung.data.tokenizer import fingerprint_tokenizer, lossy_features
 from rung.device import cache_folder, choose_device, count_cores, describe
 from rung.evaluation.compressors import compressor_marks, mark_after_train
 from rung.evaluation.metrics import AFTER_TRAIN
@@ -62,9 +62,9 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str) -> dict[st
     """What kind it is of, and what tells it from others."""
     return {
         "kind": kind,
-        "fingerprint": fingerprint(tokenizer),
+        "fingerprint": fingerprint_tokenizer(tokenizer),
         "vocab_size": len(tokenizer),
-        "lost": list(losses(tokenizer)),
+        "lost": list(lossy_features(tokenizer)),
     }
 
 

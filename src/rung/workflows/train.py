@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import distributed, runs
 from rung.data.corpus import Corpus
-from rung.data.packing import Packed, pack
+from rung.data.packing import PackedTokens, pack
 from rung.data.store import SPLITS
-from rung.data.tokenizer import count_ids
+from rung.data.tokenizer import required_vocab_size
 from rung.data.tokenizer_training import suggest_vocab_size
 from rung.device import cache_folder, choose_device, leave_busy_cores
 from rung.errors import RunError
@@ -122,13 +122,13 @@ class _Ready:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "corpus": None}
 
-    def open_packed(self) -> Packed:
+    def open_packed(self) -> PackedTokens:
         """The packed text, mapped into memory: a process reads what it trains on, and no more."""
         folder = cache_folder() / "packed"
         return pack(
             functools.partial(_not_here, folder),
             key=self.key,
-            vocab_size=count_ids(self.tokenizer),
+            vocab_size=required_vocab_size(self.tokenizer),
             folder=folder,
         )
 
@@ -182,7 +182,7 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     )
 
 
-def _choose_size(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> _Ready:
+def _choose_size(ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell) -> _Ready:
     """With the size that the recipe leaves open; all processes measure it together."""
     tell(Stage(name="measuring"))
     watched = read_watched(ready.corpus) if ready.corpus else ()
@@ -322,7 +322,7 @@ def _choose_context(recipe: Recipe) -> int:
 
 
 @distributed.on_main
-def _begin(ready: _Ready, packed: Packed, folder: Path) -> _Ready:
+def _begin(ready: _Ready, packed: PackedTokens, folder: Path) -> _Ready:
     """Write the record; checkpoints of an earlier try are kept if they are of the same text, other
     traces are not.
 
@@ -380,11 +380,13 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
 
 
 @distributed.on_main
-def _count_and_finish(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> bool:
+def _count_and_finish(ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell) -> bool:
     return _finish(ready, folder, _count(ready, packed, folder, tell), tell)
 
 
-def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
+def _count(
+    ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell
+) -> tuple[CausalModel, Trained]:
     """Fit a counting rung, and look at it as at one that is trained."""
     started = time.perf_counter()
     model = fit_counts(ready.recipe, ready.tokenizer, packed, ready.key, folder, tell)
@@ -396,7 +398,9 @@ def _count(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[Cau
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 
 
-def _learn(ready: _Ready, packed: Packed, folder: Path, tell: Tell) -> tuple[CausalModel, Trained]:
+def _learn(
+    ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell
+) -> tuple[CausalModel, Trained]:
     """Train a rung by gradients, from another run's weights or from random ones."""
     recipe = ready.recipe
     own = dict.fromkeys(OWN_DROPOUT.get(recipe.rung, ()), recipe.dropout) if recipe.dropout else {}

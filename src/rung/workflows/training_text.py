@@ -171,7 +171,11 @@ def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) 
 
 def _is_held_out(text: Corpus, split: str, own: Corpus) -> bool:
     """Whether the split has the documents of one that a corpus of several files holds out."""
-    names = [name for name in SPLITS[1:] if not own.is_cut and own.bytes[name] == text.bytes[split]]
+    names = [
+        name
+        for name in SPLITS[1:]
+        if not own.is_auto_split and own.bytes[name] == text.bytes[split]
+    ]
     return any(list(own.split(name)["text"]) == list(text.split(split)["text"]) for name in names)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from transformers import PreTrainedTokenizerBase
 
 from rung.data.corpus import Corpus
-from rung.data.tokenizer import fingerprint
+from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.cache import score_cached
 from rung.evaluation.dynamic import score_dynamically
@@ -120,7 +120,7 @@ def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
     model, tokenizer = load(run)
     if not isinstance(model, rung.model):
         raise RunError(f"--mix {entry}: {run} is a {model.config.model_type!r} model and no {name}")
-    if fingerprint(tokenizer) != fingerprint(judged.tokenizer):
+    if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(judged.tokenizer):
         raise RunError(
             f"--mix {entry}: {run} has another tokenizer than {judged.run}, and only probabilities "
             f"of the same tokens "

@@ -27,7 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rung import runs
-from rung.data.corpus import name_sources
+from rung.data.corpus import corpus_title
 from rung.errors import RecipeError, RunError, RungError
 from rung.models import find_rung
 from rung.progress import Stage
@@ -113,7 +113,7 @@ class Verdict:
         fell = Counter(kill.phase for kill in self.kills)
         return {
             "rung": self.recipe.rung,
-            "corpus": name_sources(self.recipe.corpus),
+            "corpus": corpus_title(self.recipe.corpus),
             "steps": self.recipe.steps,
             "equal": self.is_equal,
             "differences": self.differences,
