@@ -11,7 +11,7 @@ from rung.data.corpus import load_corpus
 from rung.data.packing import BlockDataset
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import CorpusError, RecipeError, RunError, RungError
-from rung.evaluation.metrics import AFTER_TRAIN
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.sampler import ResumableSampler
 from rung.workflows.budget import suggest_parameters
@@ -552,7 +552,7 @@ def test_a_vocabulary_alone_is_of_the_default_kind():
 def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
     """As KenLM does of a file: a tenth was left out without a word."""
     from rung import runs
-    from rung.report.page import read_rows
+    from rung.report.page import read_summaries
     from rung.workflows.train import execute
 
     (tmp_path / "my.txt").write_text(prose)
@@ -564,7 +564,7 @@ def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
     assert record["corpus"]["bytes"] == {"train": len(prose.encode()), "validation": 0, "test": 0}
     assert record["sample"]
     assert any(note.endswith("; nothing is held out") for note in told)
-    assert read_rows([tmp_path / "all"])[0].failed == "no score: nothing was held out"
+    assert read_summaries([tmp_path / "all"])[0].failed == "no score: nothing was held out"
     told.clear()
     execute(
         make_recipe({"rung": "ngram", "corpus": str(tmp_path / "my.txt")}),
@@ -605,13 +605,13 @@ def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monke
         tell(5, 10)
         return (None, 199.0) if seconds < 199 else (1.5, 180.0)
 
-    monkeypatch.setattr("rung.workflows.record.mark_after_train", mark)
+    monkeypatch.setattr("rung.workflows.record.lzma_after_train", mark)
     for seconds, keys in ((0.1, 3), (30.0, 3), (300.0, 4), (0.1, 4)):
         found = find_marks(corpus, stages.append, seconds)
         assert len(found["marks"]) == keys
         assert ("199 s" in found.get("marks_left_out", "")) == (keys == 3)
     assert asked == [10.0, 300.0]
     assert [(stage.done, stage.total, stage.note) for stage in stages if stage.done] == [
-        (5, 10, AFTER_TRAIN)
+        (5, 10, LZMA_AFTER_TRAIN)
     ] * 2
     assert [stage.name for stage in stages].count("noted") == 2

@@ -15,18 +15,25 @@ from tokenizers import AddedToken
 from torch.nn import functional as F
 
 from rung.chat import session
-from rung.chat.answers import Answer, Retrieval, answer_questions, find_costs, spread, write_plainly
-from rung.chat.conversations import DEFAULT, load_conversations, read_conversation
-from rung.chat.packing import Examples, fill_rows
-from rung.chat.python_qa import ASKED, ask_about_python
-from rung.chat.session import Talk
+from rung.chat.answers import (
+    GradedAnswer,
+    RetrievalBaseline,
+    answer_questions,
+    encode_plain_conversations,
+    sample_evenly,
+    score_assistant_tokens,
+)
+from rung.chat.conversations import DEFAULT_CONVERSATIONS, load_conversations, read_conversation
+from rung.chat.packing import ConversationDataset, pack_best_fit
+from rung.chat.python_qa import QUESTIONS, make_python_qa
+from rung.chat.session import ChatSession
 from rung.chat.template import (
     CHATML,
     LLAMA3,
     encode_conversations,
     encode_prompt,
-    find_ends,
-    teach_format,
+    find_chat_stop_ids,
+    set_up_chat_format,
 )
 from rung.errors import CorpusError, RunError, TokenizerError
 from rung.generation.decoder import Decoder
@@ -54,7 +61,7 @@ def make_chat(make_tiny, tokenizer):
 
     def make(name, chat_format=None, **fields):
         model, own = copy.deepcopy(make_tiny(name, **fields)), copy.deepcopy(tokenizer)
-        teach_format(model, own, chat_format or (LLAMA3 if name == "llama3" else CHATML))
+        set_up_chat_format(model, own, chat_format or (LLAMA3 if name == "llama3" else CHATML))
         return model, own
 
     return make
@@ -69,8 +76,10 @@ class TestFormats:
         )
         ours = encode_conversations(tokenizer, [TALK])[0]
         assert ours.ids == stock["input_ids"]
-        assert [int(said) for said in ours.said] == stock["assistant_masks"]
-        said = tokenizer.decode([i for i, own in zip(ours.ids, ours.said, strict=True) if own])
+        assert [int(said) for said in ours.assistant_mask] == stock["assistant_masks"]
+        said = tokenizer.decode(
+            [i for i, own in zip(ours.ids, ours.assistant_mask, strict=True) if own]
+        )
         assert said == f"the cat sat\n\non the mat{chat_format.end}no{chat_format.end}"
 
     @pytest.mark.parametrize("chat_format", FORMATS.values(), ids=FORMATS)
@@ -123,12 +132,12 @@ class TestFormats:
         import copy
 
         model, own = copy.deepcopy(make_tiny("llama3")), copy.deepcopy(tokenizer)
-        teach_format(model, own, LLAMA3)
+        set_up_chat_format(model, own, LLAMA3)
         content = "".join(parts)
         plain, ours = (encode_conversations(own, [ask("a", text)])[0] for text in ("x", content))
         special = set(own.all_special_ids) | set(own.get_added_vocab().values())
         assert [i for i in ours.ids if i in special] == [i for i in plain.ids if i in special]
-        said = [i for i, is_said in zip(ours.ids, ours.said, strict=True) if is_said]
+        said = [i for i, is_said in zip(ours.ids, ours.assistant_mask, strict=True) if is_said]
         assert own.decode(said[:-1]) == content
 
     def test_an_answer_is_asked_for_without_marking_what_was_said(self, make_chat, monkeypatch):
@@ -149,7 +158,7 @@ class TestFormats:
         learned = encode_conversations(tokenizer, [TALK])[0]
         assert marked == [False, True]
         assert asked.ids[: len(learned.ids)] == learned.ids
-        assert not any(asked.said) and any(learned.said)
+        assert not any(asked.assistant_mask) and any(learned.assistant_mask)
 
     def test_a_tokenizer_without_a_template_says_what_makes_one(self, tokenizer):
         with pytest.raises(TokenizerError, match="rung tune"):
@@ -163,7 +172,7 @@ class TestFormats:
         new = model(ids).logits
         assert new.shape[-1] == len(own) == model.config.vocab_size > old.shape[-1]
         assert torch.allclose(new[..., : old.shape[-1]], old, atol=1e-5)
-        assert set(find_ends(model, own)) == {
+        assert set(find_chat_stop_ids(model, own)) == {
             own.eos_token_id,
             *own.convert_tokens_to_ids([own_end(name)]),
         }
@@ -260,13 +269,13 @@ class TestTemplatesWithoutMarks:
         stock = tokenizer.apply_chat_template(list(self.TALK))
         assert encoded.ids == stock["input_ids"]
         runs = itertools.groupby(
-            zip(encoded.ids, encoded.said, strict=True), key=lambda pair: pair[1]
+            zip(encoded.ids, encoded.assistant_mask, strict=True), key=lambda pair: pair[1]
         )
         said = [tokenizer.decode([token for token, _ in run]) for is_said, run in runs if is_said]
         wanted = [text.replace("<|eos|>", tokenizer.eos_token) for text in SAID[name]]
         assert said == wanted
         end = tokenizer.convert_tokens_to_ids(re.search(r"<[|\w]+>$", wanted[0]).group())
-        assert find_ends(make_tiny("llama3"), tokenizer) == tuple(
+        assert find_chat_stop_ids(make_tiny("llama3"), tokenizer) == tuple(
             sorted({tokenizer.eos_token_id, end})
         )
 
@@ -277,7 +286,9 @@ class TestTemplatesWithoutMarks:
             prompt = encode_prompt(tokenizer, list(self.TALK[:turns]))
             learned = encode_conversations(tokenizer, [list(self.TALK[: turns + 1])])[0]
             assert learned.ids[: len(prompt)] == prompt
-            assert learned.said[len(prompt)] and not learned.said[len(prompt) - 1]
+            assert (
+                learned.assistant_mask[len(prompt)] and not learned.assistant_mask[len(prompt) - 1]
+            )
 
     def test_what_a_template_refuses_is_said_in_its_words(self, make_published):
         tokenizer = make_published(PUBLISHED["gemma"])
@@ -300,7 +311,7 @@ class TestTemplatesWithoutMarks:
         talk = [*ask("a", "<think>hm</think>yes"), *ask("b", "no")]
         encoded = encode_conversations(tokenizer, [talk])[0]
         said = tokenizer.decode(
-            [token for token, own in zip(encoded.ids, encoded.said, strict=True) if own]
+            [token for token, own in zip(encoded.ids, encoded.assistant_mask, strict=True) if own]
         )
         assert said == "yes<|im_end|><think>\n\n</think>\n\nno<|im_end|>"
 
@@ -310,7 +321,7 @@ class TestTemplatesWithoutMarks:
         caplog.set_level("INFO")
         tokenizer, model = make_published(PUBLISHED["gemma"]), copy.deepcopy(make_tiny("llama3"))
         template, size = tokenizer.chat_template, len(tokenizer)
-        teach_format(model, tokenizer, LLAMA3)
+        set_up_chat_format(model, tokenizer, LLAMA3)
         assert (tokenizer.chat_template, len(tokenizer), model.config.vocab_size) == (
             template,
             size,
@@ -336,7 +347,7 @@ class TestExamples:
     @given(st.lists(st.integers(1, 32), max_size=60))
     @settings(max_examples=100, deadline=None)
     def test_rows_hold_every_piece_once_and_no_more_than_fits(self, sizes):
-        rows = fill_rows(sizes, 32)
+        rows = pack_best_fit(sizes, 32)
         assert sorted(piece for row in rows for piece in row) == list(range(len(sizes)))
         assert all(sum(sizes[piece] for piece in row) <= 32 for row in rows)
         fewest = math.ceil(sum(sizes) / 32)
@@ -347,7 +358,7 @@ class TestExamples:
         model, tokenizer = make_chat(name)
         talks = [ask(SENTENCES[i], SENTENCES[-i]) for i in range(len(SENTENCES))]
         encoded = encode_conversations(tokenizer, talks)
-        examples = Examples(
+        examples = ConversationDataset(
             encoded, 64, tokenizer.pad_token_id, packed=name in ("gpt2", "llama3", "swaps")
         )
         batch = examples.__getitems__(list(range(len(examples))))
@@ -359,11 +370,11 @@ class TestExamples:
         alone = 0.0
         for each in encoded:
             row = torch.tensor([each.ids])
-            said = torch.tensor(each.said[1:])
+            said = torch.tensor(each.assistant_mask[1:])
             alone += F.cross_entropy(
                 model(row[:, :-1]).logits[0][said], row[0, 1:][said], reduction="sum"
             ).item()
-        assert int((targets >= 0).sum()) == sum(sum(e.said[1:]) for e in encoded)
+        assert int((targets >= 0).sum()) == sum(sum(e.assistant_mask[1:]) for e in encoded)
         assert nats.item() == pytest.approx(alone, rel=1e-5)
 
     def test_what_is_longer_than_a_row_is_cut_off_and_counted(self, make_chat):
@@ -371,7 +382,7 @@ class TestExamples:
         encoded = encode_conversations(
             tokenizer, [ask("a", "the cat " * 40), ask("b", "no"), ask("c " * 99, "no")]
         )
-        examples = Examples(encoded, 32, tokenizer.pad_token_id, packed=True)
+        examples = ConversationDataset(encoded, 32, tokenizer.pad_token_id, packed=True)
         assert (examples.cut, examples.left_out) == (1, 1)
         assert len(examples.pieces) == 2  # of the third nothing would be learned
         assert all(
@@ -509,7 +520,7 @@ class TestConversations:
 
 @pytest.fixture(scope="module")
 def parts():
-    return ask_about_python()
+    return make_python_qa()
 
 
 class TestQuestions:
@@ -529,16 +540,16 @@ class TestQuestions:
         answers = {c[0]["content"]: c[1]["content"] for part in parts.values() for c in part}
         first = statistics.geometric_mean.__doc__.split("\n\n")[0]
         assert " ".join(first.split()) in {
-            answers.get(way.format(name="statistics.geometric_mean")) for way in ASKED["does"]
+            answers.get(way.format(name="statistics.geometric_mean")) for way in QUESTIONS["does"]
         }
         assert "join(a, *p)" in {
-            answers.get(way.format(name="os.path.join")) for way in ASKED["takes"]
+            answers.get(way.format(name="os.path.join")) for way in QUESTIONS["takes"]
         }
         assert os.path.join
 
     def test_it_is_the_same_every_time(self, parts):
-        assert ask_about_python() == parts
-        assert load_conversations(DEFAULT).name == DEFAULT
+        assert make_python_qa() == parts
+        assert load_conversations(DEFAULT_CONVERSATIONS).name == DEFAULT_CONVERSATIONS
 
 
 def name_in(conversation):
@@ -558,14 +569,14 @@ class TestAnswers:
         ],
     )
     def test_token_f1(self, expected, given, f1, exact):
-        answer = Answer(question="", expected=expected, given=given)
+        answer = GradedAnswer(question="", expected=expected, given=given)
         assert answer.f1 == pytest.approx(f1)
         assert answer.is_exact == exact
 
     def test_questions_are_taken_from_all_over(self):
-        assert spread(list(range(250)), 100)[::50] == [0, 100]
-        assert spread(list(range(399)), 100) == list(range(0, 300, 3))
-        assert spread([1, 2], 100) == [1, 2]
+        assert sample_evenly(list(range(250)), 100)[::50] == [0, 100]
+        assert sample_evenly(list(range(399)), 100) == list(range(0, 300, 3))
+        assert sample_evenly([1, 2], 100) == [1, 2]
 
     def test_retrieval_finds_the_question_that_is_most_alike(self):
         known = [
@@ -573,28 +584,30 @@ class TestAnswers:
             ask("What does `max` do?", "largest"),
             ask("Explain `len`.", "L"),
         ]
-        assert Retrieval(known, rare=False).answer("What does `max` do, pray?") == "largest"
-        assert Retrieval(known, rare=False).answer("zebra") == ""
-        assert Retrieval(known, rare=True).answer("`max`") == "largest"
+        assert RetrievalBaseline(known, rare=False).answer("What does `max` do, pray?") == "largest"
+        assert RetrievalBaseline(known, rare=False).answer("zebra") == ""
+        assert RetrievalBaseline(known, rare=True).answer("`max`") == "largest"
 
     def test_a_model_without_chat_is_asked_in_plain_text(self, make_tiny, tokenizer):
         model = make_tiny("llama3")
         talks = [ask("the cat", "sat on the mat"), ask("a dog", "is not a cat")]
         assert len(answer_questions(model, tokenizer, talks)) == 2
-        plain = write_plainly(tokenizer, talks)
+        plain = encode_plain_conversations(tokenizer, talks)
         text = [
-            tokenizer.decode([i for i, own in zip(e.ids, e.said, strict=True) if own][:-1])
+            tokenizer.decode(
+                [i for i, own in zip(e.ids, e.assistant_mask, strict=True) if own][:-1]
+            )
             for e in plain
         ]
         assert text == ["sat on the mat", "is not a cat"]
-        costs = find_costs(model, plain, 26)
+        costs = score_assistant_tokens(model, plain, 26)
         assert costs["token_perplexity"] == pytest.approx(model.config.vocab_size, rel=0.2)
 
 
 class TestTalk:
     def make(self, make_chat, name="llama3", **fields):
         model, tokenizer = make_chat(name, **fields)
-        return Talk(decoder=Decoder(model), tokenizer=tokenizer)
+        return ChatSession(decoder=Decoder(model), tokenizer=tokenizer)
 
     def test_the_oldest_turns_are_dropped_whole_and_the_system_never(self, make_chat):
         talk = self.make(make_chat)
@@ -606,8 +619,8 @@ class TestTalk:
             )
         assert talk.dropped
         assert len(talk.messages) < 18
-        assert len(talk.make_room(4)) + 4 <= 64
-        assert "cat" in talk.tokenizer.decode(talk.make_room(4))
+        assert len(talk.build_prompt(4)) + 4 <= 64
+        assert "cat" in talk.tokenizer.decode(talk.build_prompt(4))
 
     def test_a_question_that_leaves_no_room_is_refused_and_forgotten(self, make_chat):
         talk = self.make(make_chat)
@@ -632,7 +645,7 @@ class TestTalk:
             + ask("the mat", "on the log") * 300
             + ask("a dog", "")[:1]
         )
-        kept, dropped, ids = session.drop_turns(tokenizer, said, 64, 16)
+        kept, dropped, ids = session.drop_oldest_turns(tokenizer, said, 64, 16)
         assert len(written) < 15
         assert sum(written) < 120  # messages: what is far beyond the window is never looked at
         assert (kept[0], kept[-1], len(kept)) == (said[0], said[-1], len(said) - 2 * dropped)

@@ -37,7 +37,7 @@ from rung.cli.train import _compare_with_law, _write_longer
 from rung.evaluation.score import TokenScore
 from rung.models.sizes import SIZES
 from rung.progress import Stage
-from rung.report.page import read_rows
+from rung.report.page import read_summaries
 from rung.workflows.climb import Climb
 
 WIDTHS = (120, 80, 60, 40)
@@ -97,7 +97,7 @@ def draw(table, width, **how):
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_ladder_shows_rungs_and_bits_per_byte_at_any_width(folders, width):
-    shown = draw(climb_table(read_rows(folders), folders), width)
+    shown = draw(climb_table(read_summaries(folders), folders), width)
     assert max(map(len, shown.splitlines())) <= width
     rows = {line.split()[0]: line for line in shown.splitlines() if line.strip()}
     for name in ("bigram", "rnn-attention"):
@@ -112,14 +112,14 @@ def test_a_mark_that_was_left_out_is_told_below_the_ladder(folders):
     why = "lzma after train is left out: it would take about 199 s, and this run has 10 s for it"
     records = [runs.read_record(folder) for folder in folders]
     runs.write_record(folders[0], records[0] | {"marks": {"zlib": 2.487}, "marks_left_out": why})
-    shown = draw(climb_table(read_rows(folders), folders), 200)
+    shown = draw(climb_table(read_summaries(folders), folders), 200)
     assert "1.820" in shown and why not in shown  # another run has it
     runs.write_record(folders[1], records[1] | {"marks": {"zlib": 2.487}})
-    assert why in draw(climb_table(read_rows(folders), folders), 200)
+    assert why in draw(climb_table(read_summaries(folders), folders), 200)
 
 
 def test_perplexities_are_powers_of_ten_where_digits_mean_nothing(folders):
-    shown = draw(climb_table(read_rows(folders), folders), 200)
+    shown = draw(climb_table(read_summaries(folders), folders), 200)
     assert "000,000,000" not in shown
     assert "000,000,000" not in draw(score_table("rnn", "my.txt", "test", SCORE), 80)
     assert "1 document;" in draw(score_table("rnn", "my.txt", "test", SCORE | {"documents": 1}), 80)
@@ -132,7 +132,7 @@ def test_a_score_that_is_of_no_distribution_is_marked(folders, width):
     runs.write_record(
         folders[0], record | {"scores": {"test": stupid}, "sample": "\u2031\ufffdz\ufffdV"}
     )
-    shown = draw(climb_table(read_rows(folders), folders), width)
+    shown = draw(climb_table(read_summaries(folders), folders), width)
     assert "2.112 (1.94-2.26)*" in shown
     assert "* bigram: no distribution;" in " ".join(shown.split())
     assert ("breaks characters of several" in " ".join(shown.split())) == ("a sample" in shown)
@@ -333,7 +333,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch, term, moves):
 def test_no_color_is_obeyed(monkeypatch, folders):
     monkeypatch.setenv("NO_COLOR", "1")
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    console.print(climb_table(read_rows(folders), folders))
+    console.print(climb_table(read_summaries(folders), folders))
     console.print(told(100, [0.0]).draw())
     assert not any(f"\x1b[{code}" in console.file.getvalue() for code in ("3", "9", "1;3"))
 

@@ -14,7 +14,7 @@ import torch
 
 import rung.export.hf
 from rung import runs
-from rung.chat.template import CHATML, LLAMA3, teach_format
+from rung.chat.template import CHATML, LLAMA3, set_up_chat_format
 from rung.data.tokenizer_training import BUILDERS, build_tokenizer
 from rung.export.export import export
 from rung.models import load
@@ -132,7 +132,7 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
         for name, form in (("gpt2", CHATML), ("llama3", LLAMA3)):
             model, its = make_tiny(name), build_tokenizer("bpe", SENTENCES * 20, 300)
             its.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
-            teach_format(model, its, form)
+            set_up_chat_format(model, its, form)
             found += save(f"chat-{name}", model, its)
         for name in ("gpt2", "llama3"):
             found += save(

@@ -166,9 +166,9 @@ def test_every_rung_answers(name, make_run, tasks):
 
 
 def test_weights_whose_sums_are_no_numbers_have_no_figures(make_tiny, tokenizer):
-    from rung.evaluation.harness import Judged
+    from rung.evaluation.harness import HarnessLM
 
-    judged = Judged(overflow(make_tiny("llama3", tie_word_embeddings=False)), tokenizer)
+    judged = HarnessLM(overflow(make_tiny("llama3", tie_word_embeddings=False)), tokenizer)
     with pytest.raises(RunError, match="the model computes (nan|inf) in place of a number"):
         judged._model_call(torch.tensor([[0, 5, 7]]))
 
@@ -178,7 +178,7 @@ def test_its_answers_are_what_the_rung_writes(name, make_tiny, tokenizer):
     """Questions of several lengths, side by side; a limit that is beyond the window."""
     from lm_eval.api.instance import Instance
 
-    from rung.evaluation.harness import Judged
+    from rung.evaluation.harness import HarnessLM
 
     model = make_tiny(name)
     prompts = ["the cat", "a dog and a cat sat on", "the"]
@@ -187,7 +187,7 @@ def test_its_answers_are_what_the_rung_writes(name, make_tiny, tokenizer):
         Instance(request_type="generate_until", doc={}, arguments=(prompt, dict(options)), idx=0)
         for prompt in prompts
     ]
-    found = Judged(model, tokenizer).generate_until(asked, disable_tqdm=True)
+    found = HarnessLM(model, tokenizer).generate_until(asked, disable_tqdm=True)
     sampling = Sampling(
         temperature=0, max_new_tokens=8 if model.context_length is None else 32, stop=("log",)
     )

@@ -7,15 +7,15 @@ import numpy
 import pytest
 
 from rung.evaluation.metrics import (
-    find_interval,
+    confidence_interval,
+    format_interval,
+    format_perplexity,
+    format_token_perplexity,
+    format_value,
+    format_word_perplexity,
     log10_perplexity,
     perplexity,
-    show_interval,
-    show_perplexity,
-    show_token_perplexity,
-    show_value,
-    show_word_perplexity,
-    student_t,
+    student_t_quantile,
 )
 
 DRAWS = 800
@@ -41,7 +41,9 @@ def cover(count, spread, copies=1):
     for _ in range(DRAWS):
         bits, sizes = draw_texts(count, spread, generator)
         keys = list(range(count)) * copies
-        found = find_interval(numpy.tile(bits, copies), numpy.tile(sizes, copies), keys, least=0.0)
+        found = confidence_interval(
+            numpy.tile(bits, copies), numpy.tile(sizes, copies), keys, least=0.0
+        )
         hits += found.low <= 2 <= found.high
     return hits / DRAWS
 
@@ -73,18 +75,20 @@ def test_where_documents_are_many_it_is_the_bootstraps():
     bits, sizes = draw_texts(400, 0.7, generator)
     drawn = generator.integers(0, 400, (2000, 400))
     low, high = numpy.quantile(bits[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    found = find_interval(bits, sizes)
+    found = confidence_interval(bits, sizes)
     assert found.high - found.low == pytest.approx(high - low, rel=0.08)
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.15 * (high - low))
 
 
 def test_where_there_is_none_it_says_why():
-    assert find_interval([2.0], [1]).how == "none: one document"
-    assert find_interval([2.0, 2.0], [1, 1], ["a", "a"]).how == "none: all 2 documents are equal"
-    assert find_interval([2.0, math.inf], [1, 1]).how == "none: a cost is infinite"
-    found = find_interval([20.0, 1.0], [10, 10], least=0.0)
+    assert confidence_interval([2.0], [1]).how == "none: one document"
+    assert (
+        confidence_interval([2.0, 2.0], [1, 1], ["a", "a"]).how == "none: all 2 documents are equal"
+    )
+    assert confidence_interval([2.0, math.inf], [1, 1]).how == "none: a cost is infinite"
+    found = confidence_interval([20.0, 1.0], [10, 10], least=0.0)
     assert (found.low, found.how) == (0.0, "Student's t over 2 documents")
-    assert find_interval([20.0, 1.0], [10, 10]).low < 0
+    assert confidence_interval([20.0, 1.0], [10, 10]).low < 0
 
 
 def test_of_equal_documents_it_is_students_of_their_mean():
@@ -93,29 +97,29 @@ def test_of_equal_documents_it_is_students_of_their_mean():
     """
     rates = [2.0, 2.5, 1.5, 3.0, 2.25]
     half = 2.7764 * statistics.stdev(rates) / 5**0.5
-    found = find_interval([8 * rate for rate in rates], [8] * 5)
+    found = confidence_interval([8 * rate for rate in rates], [8] * 5)
     assert (found.low, found.high) == pytest.approx((2.25 - half, 2.25 + half), abs=1e-4)
-    copies = find_interval([4 * rate for rate in rates] * 2, [4] * 5 * 2, list("abcde") * 2)
+    copies = confidence_interval([4 * rate for rate in rates] * 2, [4] * 5 * 2, list("abcde") * 2)
     assert (copies.low, copies.high) == pytest.approx((found.low, found.high))
     assert copies.how == "Student's t over 5 different documents of 10"
-    assert find_interval([8 * rate for rate in rates], [8] * 5, least=1.9).low == 1.9
+    assert confidence_interval([8 * rate for rate in rates], [8] * 5, least=1.9).low == 1.9
 
 
 def test_of_unequal_documents_it_is_the_formula():
     costs, sizes = [20.0, 12.0, 31.0], [10, 4, 20]
-    half = student_t(34**2 / (10**2 + 4**2 + 20**2) - 1) * error_of(costs, sizes)
-    found = find_interval(costs, sizes)
+    half = student_t_quantile(34**2 / (10**2 + 4**2 + 20**2) - 1) * error_of(costs, sizes)
+    found = confidence_interval(costs, sizes)
     assert (found.low, found.high) == pytest.approx((63 / 34 - half, 63 / 34 + half))
-    one_is_nearly_all = find_interval(
+    one_is_nearly_all = confidence_interval(
         [2000.0, 1.0], [1000, 1]
     )  # never less than one degree of freedom
     assert one_is_nearly_all.high == pytest.approx(
-        2001 / 1001 + student_t(1.0) * error_of([2000.0, 1.0], [1000, 1])
+        2001 / 1001 + student_t_quantile(1.0) * error_of([2000.0, 1.0], [1000, 1])
     )
 
 
 def test_a_document_without_text_has_a_cost_too():
-    found = find_interval([10.0, 12.0, 3.0], [5, 6, 0])
+    found = confidence_interval([10.0, 12.0, 3.0], [5, 6, 0])
     assert found.low < 25 / 11 < found.high
 
 
@@ -123,7 +127,7 @@ def test_a_document_without_text_has_a_cost_too():
     ("freedom", "wanted"), [(1, 12.706), (2, 4.303), (4, 2.776), (30, 2.042), (1e9, 1.960)]
 )
 def test_students_t_is_that_of_the_tables(freedom, wanted):
-    assert student_t(freedom) == pytest.approx(wanted, abs=6e-4)
+    assert student_t_quantile(freedom) == pytest.approx(wanted, abs=6e-4)
 
 
 def test_perplexities_are_written_in_powers_of_ten_where_they_are_large():
@@ -136,10 +140,10 @@ def test_perplexities_are_written_in_powers_of_ten_where_they_are_large():
         1680.2: "1.6×10^1680",
     }
     for log10, wanted in shown.items():
-        assert show_perplexity(log10) == wanted
-    assert show_perplexity(9.9999) == "1.0×10^10"
-    assert (show_perplexity(6.5), show_perplexity(7.0)) == ("3,162,278", "1.0×10^7")
-    assert (show_perplexity(2.99), show_perplexity(3.0)) == ("977.2", "1,000")
+        assert format_perplexity(log10) == wanted
+    assert format_perplexity(9.9999) == "1.0×10^10"
+    assert (format_perplexity(6.5), format_perplexity(7.0)) == ("3,162,278", "1.0×10^7")
+    assert (format_perplexity(2.99), format_perplexity(3.0)) == ("977.2", "1,000")
     assert perplexity(6.0, 3) == pytest.approx(math.exp(2))
     assert log10_perplexity(6.0, 3) == pytest.approx(math.log10(math.exp(2)))
     assert (perplexity(2.0, 0), log10_perplexity(2.0, 0)) == (
@@ -152,36 +156,36 @@ def test_perplexities_are_written_in_powers_of_ten_where_they_are_large():
 
 def test_a_score_on_record_is_written_from_its_nats():
     score = {"word_perplexity": None, "nats": 3869.0, "words": 1, "bytes": 40}
-    assert show_word_perplexity(score) == "1.9×10^1680"
-    assert show_word_perplexity({**score, "nats": None}) == "infinite"
-    assert show_word_perplexity({"word_perplexity": 9123.4}) == "9,123"
-    assert show_word_perplexity({}) == "–"
-    assert show_word_perplexity({"word_perplexity": None}) == show_word_perplexity(
+    assert format_word_perplexity(score) == "1.9×10^1680"
+    assert format_word_perplexity({**score, "nats": None}) == "infinite"
+    assert format_word_perplexity({"word_perplexity": 9123.4}) == "9,123"
+    assert format_word_perplexity({}) == "–"
+    assert format_word_perplexity({"word_perplexity": None}) == format_word_perplexity(
         {"word_perplexity": math.inf}
     )
-    assert show_word_perplexity({"word_perplexity": 9123.4, "nats": 5.0}) == "9,123"
+    assert format_word_perplexity({"word_perplexity": 9123.4, "nats": 5.0}) == "9,123"
 
 
 def test_where_there_are_next_to_no_spaces_words_have_no_perplexity():
     assert (
-        show_word_perplexity({"word_perplexity": 2.0, "nats": 1.0, "words": 10, "bytes": 501})
+        format_word_perplexity({"word_perplexity": 2.0, "nats": 1.0, "words": 10, "bytes": 501})
         == "–"
     )
     assert (
-        show_word_perplexity({"word_perplexity": 2.0, "nats": 6.93147, "words": 10, "bytes": 500})
+        format_word_perplexity({"word_perplexity": 2.0, "nats": 6.93147, "words": 10, "bytes": 500})
         == "2.0"
     )
 
 
 def test_a_token_perplexity_is_that_of_tokens():
     score = {"token_perplexity": 3.0, "nats": 6.93147, "tokens": 10, "words": 5}
-    assert show_token_perplexity(score) == "2.0"
-    assert show_token_perplexity({"token_perplexity": 3.0}) == "3.0"
-    assert show_token_perplexity({"token_perplexity": math.inf}) == "infinite"
+    assert format_token_perplexity(score) == "2.0"
+    assert format_token_perplexity({"token_perplexity": 3.0}) == "3.0"
+    assert format_token_perplexity({"token_perplexity": math.inf}) == "infinite"
 
 
 def test_a_figure_has_four_places_until_it_is_large():
-    assert [show_value(value) for value in (1.23456, 9_999_999.0, 1e7)] == [
+    assert [format_value(value) for value in (1.23456, 9_999_999.0, 1e7)] == [
         "1.2346",
         "9999999.0000",
         "1.0×10^7",
@@ -190,9 +194,9 @@ def test_a_figure_has_four_places_until_it_is_large():
 
 def test_an_interval_is_written_with_how_it_was_found():
     score = {"low": 1.23456, "high": 2.0, "interval": "Student's t over 5 documents"}
-    assert show_interval(score) == "95% interval 1.235 to 2.000 (Student's t over 5 documents)"
-    assert show_interval({"low": 1.0, "high": 2.0}) == "95% interval 1.000 to 2.000"
+    assert format_interval(score) == "95% interval 1.235 to 2.000 (Student's t over 5 documents)"
+    assert format_interval({"low": 1.0, "high": 2.0}) == "95% interval 1.000 to 2.000"
     assert (
-        show_interval({"low": None, "interval": "none: one document"})
+        format_interval({"low": None, "interval": "none: one document"})
         == "no interval: one document"
     )

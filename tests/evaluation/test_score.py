@@ -20,19 +20,19 @@ from rung.data.tokenizer import lossy_features
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError
 from rung.evaluation import compressors
-from rung.evaluation.compressors import compressor_marks, mark_after_train
-from rung.evaluation.lossless import Reader
-from rung.evaluation.metrics import find_interval
+from rung.evaluation.compressors import compressor_marks, lzma_after_train
+from rung.evaluation.lossless import Aligner
+from rung.evaluation.metrics import confidence_interval
 from rung.evaluation.score import (
-    Document,
-    first_texts,
-    prepare,
+    TokenizedDocument,
+    choose_stride,
+    compute_nll,
     score_documents,
     score_text,
-    spelling_nats,
-    stride_of,
-    token_nats,
-    windows_of,
+    sliding_windows,
+    spelling_cost,
+    take_texts,
+    tokenize_documents,
 )
 from rung.models import bigram, find_rung, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, Largest, overflow
@@ -88,7 +88,7 @@ def test_the_batch_does_not_change_the_score(name, make_tiny, tokenizer, monkeyp
     whole = score_documents(model, tokenizer, texts)
     monkeypatch.setattr("rung.evaluation.score.DOCUMENTS_AT_ONCE", 1)
     monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr("rung.evaluation.score.CARRIED", 7)
+    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 7)
     alone = score_documents(model, tokenizer, texts)
     assert alone.nats == pytest.approx(whole.nats, rel=1e-5)
     assert alone.tokens == whole.tokens
@@ -99,7 +99,7 @@ def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny
     model = make_tiny(name, max_position_embeddings=16)
     ids = [*tokenizer(LONG).input_ids, tokenizer.eos_token_id]
     assert len(ids) > 100
-    costs = token_nats(model, [ids])[0]
+    costs = compute_nll(model, [ids])[0]
     assert len(costs) == len(ids) - 1
     for at in range(len(costs)):  # prediction `at` is of token at + 1
         end = 16 if at < 16 else 16 + (at - 16) // 8 * 8 + 8
@@ -112,7 +112,7 @@ def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny
 
 @pytest.mark.parametrize("name", ["bigram", "ngram", "rnn"])
 def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("rung.evaluation.score.CARRIED", 10)
+    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 10)
     model = make_tiny(name)
     score = score_documents(model, tokenizer, [LONG])
     assert score.nats == pytest.approx(cost_by_hand(model, tokenizer, LONG), rel=1e-5)
@@ -124,7 +124,7 @@ def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, mon
 def test_windows_score_each_prediction_once_half_a_window_on(window):
     stride = max(1, window // 2)
     for predictions in range(4 * window + 2):
-        found = list(windows_of(predictions, window))
+        found = list(sliding_windows(predictions, window))
         assert [at for _, end, done in found for at in range(done, end)] == list(range(predictions))
         assert found[:1] == [(0, min(window, predictions), 0)] * (predictions > 0)
         assert all(
@@ -157,16 +157,16 @@ def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(
             wanted.append(
                 -torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
             )
-    monkeypatch.setattr("rung.evaluation.score.CARRIED", 5)
+    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 5)
     for at_once in (1, 11 * model.config.vocab_size, 40 * model.config.vocab_size, 2**24):
         monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", at_once)
-        for found, each in zip(token_nats(model, documents), wanted, strict=True):
+        for found, each in zip(compute_nll(model, documents), wanted, strict=True):
             torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)
 
 
 def test_the_window_and_its_stride_are_said(make_tiny, tokenizer):
     for window, stride in ((1, 1), (2, 1), (3, 1), (4, 2), (9, 4)):
-        assert stride_of(window) == stride
+        assert choose_stride(window) == stride
     score = score_documents(make_tiny("gpt2", max_position_embeddings=16), tokenizer, SENTENCES)
     assert (score.window, score.stride) == (16, 8)
 
@@ -176,12 +176,12 @@ def test_the_window_and_its_stride_are_said(make_tiny, tokenizer):
     [(1, ["a"]), (3, ["abc"]), (4, ["abc"]), (5, ["abc", "de"]), (6, ["abc", "de", "f"])],
 )
 def test_the_first_texts_up_to_a_limit(limit, kept):
-    assert first_texts(iter(["abc", "de", "f"]), limit) == kept
-    assert first_texts([], limit) == []
+    assert take_texts(iter(["abc", "de", "f"]), limit) == kept
+    assert take_texts([], limit) == []
 
 
 def test_documents_are_copies_where_tokens_and_what_is_spelled_are_the_same():
-    document = Document([1, 2], 3, 1, ["a"], ["b"], ())
+    document = TokenizedDocument([1, 2], 3, 1, ["a"], ["b"], ())
     assert document.key == replace(document, bytes=9, words=9, lost=("case",)).key
     others = (
         {"ids": [1, 3]},
@@ -215,9 +215,9 @@ def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
     ]
     monkeypatch.setattr("rung.evaluation.score.DOCUMENTS_AT_ONCE", 2)
     found = score_documents(model, tokenizer, texts, heard.append)
-    documents = list(prepare(texts, tokenizer))
+    documents = list(tokenize_documents(texts, tokenizer))
     assert [(len(d.unknown), len(d.dropped)) for d in documents] == [(1, 1), (0, 0), (2, 1), (0, 0)]
-    costs = [token_nats(model, [d.ids])[0].tolist() for d in documents]
+    costs = [compute_nll(model, [d.ids])[0].tolist() for d in documents]
     spelled, dropped = (
         [sum((len(word.encode()) + 1) * math.log(257) for word in kind) for kind in kinds]
         for kinds in ([d.unknown for d in documents], [d.dropped for d in documents])
@@ -238,11 +238,11 @@ def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
         sum(map(len, costs)),
     )
     assert found.bits_per_byte == pytest.approx(sum(nats) / math.log(2) / found.bytes)
-    interval = find_interval(
+    interval = confidence_interval(
         [n / math.log(2) for n in nats], [d.bytes for d in documents], least=0.0
     )
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
-    ends = token_nats(model, [[1, 2]])[0].item()
+    ends = compute_nll(model, [[1, 2]])[0].item()
     pairs = [
         pair
         for d, cost in zip(documents, costs, strict=True)
@@ -402,7 +402,7 @@ def test_the_name_of_a_byte_in_a_text_is_charged():
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = wrap(backend)
     assert lossy_features(tokenizer) == ()
-    assert [reading.dropped for _, reading in Reader(tokenizer).read(["the A", "the <0x41>"])] == [
+    assert [reading.dropped for _, reading in Aligner(tokenizer).read(["the A", "the <0x41>"])] == [
         [],
         [(4, 10)],
     ]
@@ -414,7 +414,7 @@ def test_text_that_a_tokenizer_drops_is_charged_and_named(case):
     tokenizer = byte_pairs(**settings)
     model = count("bigram", tokenizer, SENTENCES)
     score = score_documents(model, tokenizer, [text])
-    assert score.dropped_nats == pytest.approx(sum(map(spelling_nats, dropped)))
+    assert score.dropped_nats == pytest.approx(sum(map(spelling_cost, dropped)))
     assert score.dropped_bytes == len("".join(dropped).encode())
     assert lost <= set(score.lost)
     assert ("dropped text" in score.lost) == bool(dropped)
@@ -439,7 +439,7 @@ def test_an_unknown_word_is_one_by_whatever_name(tmp_path):
     named.unk_token = "<?>"
     scores = [score_by(tokenizer, "the zebra sat") for tokenizer in (plain, named)]
     assert scores[0].unknown_words == scores[1].unknown_words == 1
-    assert scores[0].nats == scores[1].nats > spelling_nats("zebra")
+    assert scores[0].nats == scores[1].nats > spelling_cost("zebra")
 
 
 def test_an_added_token_that_takes_white_space_says_so():
@@ -519,16 +519,16 @@ def test_compressors_mark_repetition():
     marks = compressor_marks(["abc " * 500])
     assert list(marks) == ["zlib", "bz2", "lzma"]
     assert all(0 < bits < 1 for bits in marks.values())
-    after, _ = mark_after_train([LONG], [LONG])
+    after, _ = lzma_after_train([LONG], [LONG])
     assert after < compressor_marks([LONG])["lzma"] / 2
 
 
 def test_lzma_reads_the_end_of_the_train_text_before_the_test_text(monkeypatch):
-    monkeypatch.setattr("rung.evaluation.compressors.PRIMED_BYTES", 10_000)
+    monkeypatch.setattr("rung.evaluation.compressors.PRIMING_BYTES", 10_000)
     draw = numpy.random.default_rng(0)
     first, last = ("".join(map(chr, draw.integers(32, 127, 10_000))) for _ in range(2))
-    at_the_end, _ = mark_after_train([last], [first, last])
-    at_the_beginning, _ = mark_after_train([first], [first, last])
+    at_the_end, _ = lzma_after_train([last], [first, last])
+    at_the_beginning, _ = lzma_after_train([first], [first, last])
     assert at_the_end < 0.5
     assert at_the_beginning > 6
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": 20_000}]
@@ -594,26 +594,26 @@ def test_lzma_is_left_out_where_it_takes_too_long(monkeypatch):
     """By a clock of our own: a second for each thing that it is given."""
     seconds = iter(range(1000))
     monkeypatch.setattr(compressors, "now", lambda: next(seconds))
-    monkeypatch.setattr(compressors, "FED_BYTES", 1000)
+    monkeypatch.setattr(compressors, "LZMA_CHUNK_BYTES", 1000)
     heard, train = [], ["0123456789" * 5000]
-    mark, takes = mark_after_train(["abc"], train, 10.0, lambda *read: heard.append(read))
+    mark, takes = lzma_after_train(["abc"], train, 10.0, lambda *read: heard.append(read))
     assert mark is None and 90 < takes < 220
     assert 1 <= len(heard) < 5  # foreseen, not waited for
-    mark, takes = mark_after_train(["abc"], train, 300.0, lambda *read: heard.append(read))
+    mark, takes = lzma_after_train(["abc"], train, 300.0, lambda *read: heard.append(read))
     assert mark is not None and takes > 90
     assert heard[-1] == (100_003, 100_003)
-    assert mark_after_train(["abc"], train, 300.0)[1] == takes  # whatever the clock's hour was
+    assert lzma_after_train(["abc"], train, 300.0)[1] == takes  # whatever the clock's hour was
 
 
 def test_a_slow_start_is_no_proof_that_lzma_takes_too_long(monkeypatch):
     """Nine seconds for the first hundredth and none for the rest: a tenth of the hundred had not
     gone by.
     """
-    monkeypatch.setattr(compressors, "FED_BYTES", 1000)
+    monkeypatch.setattr(compressors, "LZMA_CHUNK_BYTES", 1000)
     for first, is_given in ((9, True), (11, False)):
         hours = itertools.chain([1000], itertools.repeat(1000 + first))
         monkeypatch.setattr(compressors, "now", lambda hours=hours: next(hours))
-        mark, takes = mark_after_train(["abc"], ["0123456789" * 5000], 100.0)
+        mark, takes = lzma_after_train(["abc"], ["0123456789" * 5000], 100.0)
         assert (mark is not None) == is_given
         assert takes == pytest.approx(first if is_given else 11 * 100_003 / 1000)
 
@@ -633,7 +633,7 @@ def test_an_empty_line_is_a_sentence_for_kenlm_alone():
     assert with_empty.nats == plain.nats
     assert with_empty.documents == plain.documents == 2
     assert (plain.kenlm["tokens"], with_empty.kenlm["tokens"]) == (5, 8)
-    ends = token_nats(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].item()
+    ends = compute_nll(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].item()
     wanted = math.exp((5 * math.log(plain.kenlm["perplexity_including_oov"]) + 3 * ends) / 8)
     assert with_empty.kenlm["perplexity_including_oov"] == pytest.approx(wanted, rel=1e-5)
     with pytest.raises(RunError, match="every line is empty"):
@@ -648,10 +648,10 @@ def test_the_logits_of_a_whole_window_never_stand_in_memory(
     vocabulary.
     """
     model, ids = make_tiny(name), list(range(4, 68))
-    whole = token_nats(model, [ids])[0]
+    whole = compute_nll(model, [ids])[0]
     monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 8 * len(tokenizer))
     with Largest() as largest:
-        parts = token_nats(model, [ids])[0]
+        parts = compute_nll(model, [ids])[0]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     assert largest.bytes < 64 * len(tokenizer) * 4 / 2
 
@@ -678,10 +678,10 @@ def test_a_window_of_a_large_vocabulary_is_scored_in_little_memory():
     }
     config = LlamaConfig(vocab_size=128_256, max_position_embeddings=2048, **small)
     model, ids = find_rung("llama3").model(config).eval(), list(range(4, 2053))
-    token_nats(model, [ids[:9]])
+    compute_nll(model, [ids[:9]])
     resets.write_text("5")
     before = read_memory("VmRSS")
-    costs = token_nats(model, [ids])[0]
+    costs = compute_nll(model, [ids])[0]
     assert (
         read_memory("VmHWM") - before < 160 * 2**20
     )  # 95 are taken: logits, their softmax, attention

@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from rung.evaluation import variants
-from rung.evaluation.cache import cached_nats, score_cached
-from rung.evaluation.dynamic import SEGMENT, Adaptation, Learner, score_dynamically
-from rung.evaluation.metrics import find_interval
-from rung.evaluation.mixture import fit_weights, mix_nats, score_mixture
-from rung.evaluation.score import Document, prepare, score_documents, token_nats
-from rung.evaluation.variants import Pace, compare
+from rung.evaluation.cache import compute_cache_nll, score_with_cache
+from rung.evaluation.dynamic import SEGMENT_TOKENS, DynamicModel, DynamicSettings, score_dynamically
+from rung.evaluation.metrics import confidence_interval
+from rung.evaluation.mixture import fit_weights, mix_nll, score_mixture
+from rung.evaluation.score import (
+    TokenizedDocument,
+    compute_nll,
+    score_documents,
+    tokenize_documents,
+)
+from rung.evaluation.variants import Pace, score_variant
 from tests.conftest import NEURAL, SENTENCES
 
 LONG = " ".join(SENTENCES * 8)
@@ -34,7 +39,7 @@ def pace():
 
 
 def documents_of(tokenizer, *texts):
-    return list(prepare(texts, tokenizer))
+    return list(tokenize_documents(texts, tokenizer))
 
 
 def learn_sentences(model, tokenizer):
@@ -65,18 +70,18 @@ def test_the_fitted_weight_is_the_best_of_a_fine_grid(share):
     nats = synthetic(share)
     weights = fit_weights(nats)
     grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
-    costs = [mix_nats(nats, torch.stack([w, 1 - w])).mean().item() for w in grid]
+    costs = [mix_nll(nats, torch.stack([w, 1 - w])).mean().item() for w in grid]
     assert weights.sum().item() == pytest.approx(1)
-    assert mix_nats(nats, weights).mean().item() <= min(costs) + 2e-6
+    assert mix_nll(nats, weights).mean().item() <= min(costs) + 2e-6
     assert weights[0].item() == pytest.approx(grid[numpy.argmin(costs)].item(), abs=0.02)
 
 
 def test_three_models_mix_no_worse_than_any_two():
     generator = torch.Generator().manual_seed(0)
     nats = torch.rand(3, 2000, generator=generator) * 4
-    best = mix_nats(nats, fit_weights(nats)).mean()
+    best = mix_nll(nats, fit_weights(nats)).mean()
     for pair in ([0, 1], [0, 2], [1, 2]):
-        assert best <= mix_nats(nats[pair], fit_weights(nats[pair])).mean() + 2e-6
+        assert best <= mix_nll(nats[pair], fit_weights(nats[pair])).mean() + 2e-6
 
 
 def test_the_weights_of_three_models_are_the_best_of_a_fine_grid():
@@ -108,7 +113,7 @@ def test_weights_of_next_to_no_tokens():
         [0.5, 0.5]
     )
     one = torch.tensor([1.0, 0.0], dtype=torch.float64)
-    assert mix_nats(torch.tensor([[2.0, math.inf], [1.0, 1.0]]), one).tolist() == [2.0, math.inf]
+    assert mix_nll(torch.tensor([[2.0, math.inf], [1.0, 1.0]]), one).tolist() == [2.0, math.inf]
 
 
 def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_validation_text(
@@ -123,7 +128,7 @@ def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_valida
     assert heard == [("fit mix", 1, 1), *(("mix", done, 5) for done in range(1, 6))]
     nats, weights = 0.0, found.fitted["weights"]
     for document in documents_of(tokenizer, *SENTENCES):
-        costs = {name: token_nats(model, [document.ids])[0] for name, model in models.items()}
+        costs = {name: compute_nll(model, [document.ids])[0] for name, model in models.items()}
         nats -= (
             sum(weights[name] * costs[name].double().neg().exp() for name in models)
             .log()
@@ -132,7 +137,7 @@ def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_valida
         )
     assert found.nats == pytest.approx(nats, rel=1e-6)
     held = torch.stack(
-        [token_nats(model, [documents_of(tokenizer, LONG)[0].ids])[0] for model in models.values()]
+        [compute_nll(model, [documents_of(tokenizer, LONG)[0].ids])[0] for model in models.values()]
     )
     assert list(weights) == list(models)
     assert list(weights.values()) == pytest.approx(fit_weights(held).tolist())
@@ -143,8 +148,8 @@ def test_a_token_that_no_model_allows_costs_infinitely_much_and_does_not_move_th
     nats = synthetic(0.3)
     with_one = torch.cat([nats, torch.full((2, 1), math.inf)], dim=1)
     assert torch.equal(fit_weights(with_one), fit_weights(nats))
-    assert mix_nats(with_one, fit_weights(nats))[-1].item() == math.inf
-    one_allows = mix_nats(
+    assert mix_nll(with_one, fit_weights(nats))[-1].item() == math.inf
+    one_allows = mix_nll(
         torch.tensor([[math.inf], [1.0]]), torch.tensor([0.5, 0.5], dtype=torch.float64)
     )
     assert one_allows.item() == pytest.approx(1 + math.log(2))
@@ -193,11 +198,11 @@ def test_the_cache_is_the_formula_and_sums_to_one(theta, size, monkeypatch):
     states = torch.randn(23, 4, generator=generator)
     targets = torch.randint(0, 6, (23,), generator=generator)
     wanted = cache_by_hand(states, targets, theta, size)
-    found = cached_nats(states, targets, [theta], size)[0]
+    found = compute_cache_nll(states, targets, [theta], size)[0]
     assert found[0] == math.inf
     for at, row in enumerate(wanted, start=1):
         each = [
-            cached_nats(
+            compute_cache_nll(
                 states[: at + 1], torch.cat([targets[:at], torch.tensor([w])]), [theta], size
             )
             for w in range(6)
@@ -214,7 +219,7 @@ def test_the_cache_reads_the_states_that_the_head_reads(name, make_tiny, tokeniz
     model = make_tiny(name, max_position_embeddings=16)
     texts = [LONG, "a cat", ""]
     for document, found in _read_states(model, tokenizer, texts):
-        nats = token_nats(model, [document.ids])[0]
+        nats = compute_nll(model, [document.ids])[0]
         torch.testing.assert_close(found[:, 0], nats)
         logits = model.get_output_embeddings()(found[:, 1:])
         targets = torch.tensor(document.ids[1:])
@@ -235,7 +240,7 @@ def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(
     model = make_tiny(name)
     texts = [LONG, *SENTENCES]
     plain = score_documents(model, tokenizer, texts)
-    helped = score_cached(model, tokenizer, texts, [LONG], quiet)
+    helped = score_with_cache(model, tokenizer, texts, [LONG], quiet)
     assert helped.bits_per_byte < 0.7 * plain.bits_per_byte
     assert 0 < helped.fitted["weight"] < 1
     assert helped.nats < plain.nats
@@ -243,7 +248,7 @@ def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(
     monkeypatch.setattr(
         cache, "fit_weights", lambda nats: torch.tensor([1.0, 0.0], dtype=torch.float64)
     )
-    assert score_cached(model, tokenizer, texts, [LONG], quiet).nats == pytest.approx(
+    assert score_with_cache(model, tokenizer, texts, [LONG], quiet).nats == pytest.approx(
         plain.nats, rel=1e-6
     )
 
@@ -251,14 +256,14 @@ def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(
 @pytest.mark.parametrize("name", NEURAL)
 def test_learning_at_rate_zero_is_the_plain_score(name, make_tiny, tokenizer):
     model = make_tiny(name, max_position_embeddings=16)
-    with Learner(model) as learner:
+    with DynamicModel(model) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
-        still = Adaptation(learning_rate=0.0, decay=0.01)
+        still = DynamicSettings(learning_rate=0.0, decay=0.01)
         for document, nats in learner.follow(
             documents_of(tokenizer, LONG, "a cat", ""), still, pace()
         ):
             torch.testing.assert_close(
-                nats, token_nats(model, [document.ids])[0], rtol=1e-6, atol=1e-6
+                nats, compute_nll(model, [document.ids])[0], rtol=1e-6, atol=1e-6
             )
             assert all(
                 torch.equal(w, t) for w, t in zip(learner.weights, learner.trained, strict=True)
@@ -269,7 +274,7 @@ def test_learning_at_rate_zero_is_the_plain_score(name, make_tiny, tokenizer):
 def test_dynamic_evaluation_learns_a_repetition_and_leaves_the_model_as_it_was(
     name, make_tiny, tokenizer, monkeypatch
 ):
-    monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT", 16)
+    monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT_TOKENS", 16)
     model = learn_sentences(make_tiny(name), tokenizer)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     texts = ["mats and logs and cats and dogs " * 10] * 2
@@ -297,12 +302,12 @@ def test_an_interrupted_learner_leaves_the_model_as_it_was(make_tiny, tokenizer)
 
 
 def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tokenizer):
-    with Learner(make_tiny("rnn")) as learner:
+    with DynamicModel(make_tiny("rnn")) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
         for weight in learner.weights:
             weight.data += 1.0
             weight.grad = None
-        learner._step(Adaptation(learning_rate=0.1, decay=1e9))
+        learner._step(DynamicSettings(learning_rate=0.1, decay=1e9))
         for weight, trained, rms in zip(learner.weights, learner.trained, learner.rms, strict=True):
             torch.testing.assert_close(weight, trained + (rms == 0))
 
@@ -310,7 +315,7 @@ def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tok
 @pytest.mark.parametrize("name", ["rnn", "llama3"])
 def test_a_step_is_the_formula(name, make_tiny, tokenizer):
     """Krause et al. 2018, section 4.2, with the mean rms as epsilon, by hand."""
-    with Learner(make_tiny(name)) as learner:
+    with DynamicModel(make_tiny(name)) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
         every = torch.cat([rms.double().flatten() for rms in learner.rms])
         assert learner.mean_rms == pytest.approx(every.mean().item(), rel=1e-5)
@@ -318,7 +323,7 @@ def test_a_step_is_the_formula(name, make_tiny, tokenizer):
             weight.data += 0.01
             weight.grad = torch.randn_like(weight)
         before = [weight.detach().clone() for weight in learner.weights]
-        learner._step(Adaptation(learning_rate=0.3, decay=0.02))
+        learner._step(DynamicSettings(learning_rate=0.3, decay=0.02))
         mean = every.mean().item()
         facts = zip(learner.weights, before, learner.trained, learner.rms, strict=True)
         for weight, start, trained, rms in facts:
@@ -329,12 +334,12 @@ def test_a_step_is_the_formula(name, make_tiny, tokenizer):
 
 def test_the_root_mean_square_is_that_of_the_segments_gradients(make_tiny, tokenizer):
     model, documents = make_tiny("rnn"), documents_of(tokenizer, LONG)
-    with Learner(model) as learner:
+    with DynamicModel(model) as learner:
         learner.measure(documents, pace())
         squares = []
         for costs in learner._read(documents[0].ids):
             gradients = torch.autograd.grad(
-                costs.sum() / SEGMENT, learner.weights, allow_unused=True
+                costs.sum() / SEGMENT_TOKENS, learner.weights, allow_unused=True
             )
             squares.append([0 if g is None else g**2 for g in gradients])
         assert len(squares) > 2
@@ -353,7 +358,7 @@ def test_the_difference_and_its_interval_are_of_paired_documents(tokenizer):
     rows = [
         (d, cost, cost - d.bytes * math.log(2)) for d, cost in zip(documents, plain, strict=True)
     ]
-    found = compare(rows, {}, SENTENCES, 0.0)
+    found = score_variant(rows, {}, SENTENCES, 0.0)
     assert (found.difference, found.difference_low, found.difference_high) == pytest.approx(
         (-1, -1, -1)
     )
@@ -364,8 +369,8 @@ def test_the_difference_and_its_interval_are_of_paired_documents(tokenizer):
         for d, cost, more in zip(documents, plain, noise, strict=True)
     ]
     found, wanted = (
-        compare(rows, {}, SENTENCES, 0.0),
-        find_interval(noise, [d.bytes for d in documents]),
+        score_variant(rows, {}, SENTENCES, 0.0),
+        confidence_interval(noise, [d.bytes for d in documents]),
     )
     assert (found.difference_low, found.difference_high) == pytest.approx((wanted.low, wanted.high))
     assert found.difference == pytest.approx(sum(noise) / sum(d.bytes for d in documents))
@@ -385,9 +390,9 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
     both.
     """
     documents = [
-        Document([0, 5, 6, 1], 40, 3, ["héron"], [], ()),
-        Document([0, 7, 1], 30, 2, [], ["日"], ()),
-        Document([0, 5, 1], 20, 1, [], [], ()),
+        TokenizedDocument([0, 5, 6, 1], 40, 3, ["héron"], [], ()),
+        TokenizedDocument([0, 7, 1], 30, 2, [], ["日"], ()),
+        TokenizedDocument([0, 5, 1], 20, 1, [], [], ()),
     ]
     plain, nats, spelling = (
         [20.0, 9.0, 1.0],
@@ -395,12 +400,12 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
         [7 * math.log(257), 4 * math.log(257), 0.0],
     )
     monkeypatch.setattr(variants, "time", SimpleNamespace(perf_counter=lambda: 5.0))
-    found = compare(zip(documents, plain, nats, strict=True), {"theta": 0.5}, ["é", "a"], 2.0)
+    found = score_variant(zip(documents, plain, nats, strict=True), {"theta": 0.5}, ["é", "a"], 2.0)
     costs = [cost + more for cost, more in zip(nats, spelling, strict=True)]
     assert found.nats == pytest.approx(sum(costs))
     assert found.bits_per_byte == pytest.approx(sum(costs) / math.log(2) / 90)
     assert found.difference == pytest.approx((sum(nats) - sum(plain)) / math.log(2) / 90)
-    wanted = find_interval([cost / math.log(2) for cost in costs], [40, 30, 20])
+    wanted = confidence_interval([cost / math.log(2) for cost in costs], [40, 30, 20])
     assert wanted.low < 0 == found.low
     assert found.high == pytest.approx(wanted.high)
     assert found.log10_word_perplexity == pytest.approx(sum(costs) / 6 / math.log(10))
@@ -411,7 +416,7 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
         math.inf,
         12.0,
     ):  # the plain model, and perhaps the switch too, gives one document no probability
-        found = compare(
+        found = score_variant(
             zip(documents, [20.0, math.inf, 1.0], [18.0, other, 0.5], strict=True), {}, [], 2.0
         )
         assert (found.difference, found.difference_low, found.difference_high) == (None, None, None)
@@ -424,7 +429,7 @@ def test_how_far_a_switch_is_is_told_in_documents_and_tokens(monkeypatch):
     heard = []
     pace = Pace(lambda *what: heard.append(what), "mix", 2)
     pace.step(5)  # at once: nothing is divided by zero
-    documents = [Document(list(range(size)), 1, 1, [], [], ()) for size in (1006, 3)]
+    documents = [TokenizedDocument(list(range(size)), 1, 1, [], [], ()) for size in (1006, 3)]
     for document, found in pace.follow((document, document.ids) for document in documents):
         assert found is document.ids
         clock.now += 0.5
@@ -438,24 +443,24 @@ def costs_of_all_kinds(make_tiny, tokenizer, text):
 
     model = make_tiny("llama3", max_position_embeddings=8)
     document = documents_of(tokenizer, text)[0]
-    pair = torch.stack([token_nats(m, [document.ids])[0] for m in (model, make_tiny("ngram"))])
+    pair = torch.stack([compute_nll(m, [document.ids])[0] for m in (model, make_tiny("ngram"))])
     _, states = next(_read_states(model, tokenizer, [text]))
     cached = _cost_both(model, document, states, [0.5])
-    with Learner(model) as learner:
+    with DynamicModel(model) as learner:
         learner.measure(documents_of(tokenizer, *SENTENCES), pace())
         _, learned = next(
-            learner.follow([document], Adaptation(learning_rate=1e-2, decay=1e-3), pace())
+            learner.follow([document], DynamicSettings(learning_rate=1e-2, decay=1e-3), pace())
         )
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
     return document.ids, {
-        "mix": mix_nats(pair, half),
-        "cache": mix_nats(cached, half),
+        "mix": mix_nll(pair, half),
+        "cache": mix_nll(cached, half),
         "dynamic": learned,
     }
 
 
 def test_no_token_is_scored_with_what_follows_it(make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT", 3)
+    monkeypatch.setattr("rung.evaluation.dynamic.SEGMENT_TOKENS", 3)
     (ids, one), (others, other) = (
         costs_of_all_kinds(make_tiny, tokenizer, text) for text in CHANGES
     )

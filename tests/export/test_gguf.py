@@ -16,8 +16,14 @@ from typer.testing import CliRunner
 
 import rung.export.gguf
 from rung import runs
-from rung.chat.packing import Examples
-from rung.chat.template import CHATML, LLAMA3, encode_conversations, encode_prompt, teach_format
+from rung.chat.packing import ConversationDataset
+from rung.chat.template import (
+    CHATML,
+    LLAMA3,
+    encode_conversations,
+    encode_prompt,
+    set_up_chat_format,
+)
 from rung.data.tokenizer import encode_ordinary
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, TokenizerError
@@ -243,10 +249,10 @@ def test_llama_cpp_answers_as_we_do(name, cut, make_run, tmp_path):
     """
     folder = make_run(name, cut, steps=1)
     model, tokenizer = load(folder)
-    teach_format(model, tokenizer, LLAMA3 if name == "llama3" else CHATML)
+    set_up_chat_format(model, tokenizer, LLAMA3 if name == "llama3" else CHATML)
     _tune(
         model.train(),
-        Examples(
+        ConversationDataset(
             encode_conversations(tokenizer, [*TALKS, [*ASKED, TALKS[1][1]]]), 127, 0, packed=True
         ),
     )

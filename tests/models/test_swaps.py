@@ -15,7 +15,7 @@ from rung import runs
 from rung.errors import RecipeError, RunError
 from rung.models import build_model, count_parameters, make_config
 from rung.models.swaps import SWAPS
-from rung.report.swaps import Estimate, read_swaps, sum_of_parts, write_swaps
+from rung.report.swaps import SeedMean, read_swaps, sum_of_parts, write_swaps
 from rung.workflows.climb import REPORT
 from rung.workflows.climb_swaps import SwapClimb, climb_swaps
 from tests.conftest import TINY
@@ -250,7 +250,7 @@ def test_swaps_add_up_or_do_not(finish, tmp_path):
 
 
 def test_an_interval_is_the_textbooks():
-    low, high = Estimate([1.0, 2.0, 4.0]).interval
+    low, high = SeedMean([1.0, 2.0, 4.0]).interval
     half = 4.3027 * math.sqrt(7 / 3) / math.sqrt(3)
     assert (low, high) == pytest.approx((7 / 3 - half, 7 / 3 + half), rel=1e-4)
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rung.cli.results import climb_table
 from rung.errors import RunError
 from rung.report import charts
-from rung.report.page import read_rows, write_report
+from rung.report.page import read_summaries, write_report
 from rung.report.table import _set_powers, group_runs, read_runs
 
 BROWSER = next(
@@ -159,7 +159,7 @@ def test_the_figures_are_those_of_the_record(make_run, make_page):
 
 
 def test_rows_are_in_the_order_of_the_ladder(ladder):
-    rows = read_rows(reversed(ladder))
+    rows = read_summaries(reversed(ladder))
     assert [row.rung for row in rows] == [
         "bigram",
         "ngram",
@@ -244,7 +244,7 @@ def test_runs_that_could_not_train_are_marked_and_ground_nothing(make_run, make_
         ),
         make_run("llama3", scores__test__bits_per_byte=3.1),
     ]
-    rows = {row.name: row for row in read_rows(folders)}
+    rows = {row.name: row for row in read_summaries(folders)}
     assert rows["gpt2"].doubt == "2 training steps only: too few to have learned anything"
     assert rows["gpt2"].busyness == "the machine was busy: this run got 31% of 2 cores"
     assert rows["llama3"].doubt == "worse than counting pairs: trained for too short a time"
@@ -279,7 +279,7 @@ def test_a_base_had_learned_before_and_text_that_differs_is_no_measure(make_run)
     bigram = make_run(
         "bigram", rung="bigram", scores__test__bits_per_byte=1.0, corpus__fingerprint="other"
     )
-    assert [row.doubt for row in read_rows([few, bigram])] == [None, None]
+    assert [row.doubt for row in read_summaries([few, bigram])] == [None, None]
 
 
 def test_failed_and_unfinished_runs_are_listed(make_run, make_page, tmp_path):
@@ -291,7 +291,7 @@ def test_failed_and_unfinished_runs_are_listed(make_run, make_page, tmp_path):
     assert page.count("<article") == 1
     assert "failed: out of memory" in words_of(page)
     assert "gpt2 drop recurrence not finished" in words_of(page)
-    assert [row.failed for row in read_rows([early, unfinished])] == [
+    assert [row.failed for row in read_summaries([early, unfinished])] == [
         "out of memory",
         "not finished",
     ]
@@ -416,7 +416,7 @@ def test_what_cannot_be_reported_is_an_error(tmp_path):
     with pytest.raises(RunError, match="no runs to report on"):
         write_report([], tmp_path / "report.html")
     with pytest.raises(RunError, match="no run at"):
-        read_rows([tmp_path / "nowhere"])
+        read_summaries([tmp_path / "nowhere"])
     with pytest.raises(RunError, match="is not a run"):
         write_report([tmp_path], tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -442,7 +442,7 @@ positions = st.lists(st.floats(-50, 400), min_size=1, max_size=12)
 
 @given(positions)
 def test_spread_labels_do_not_overlap(wanted):
-    placed = charts.spread(wanted, 17, 0, 300)
+    placed = charts.place_labels(wanted, 17, 0, 300)
     stacked = sorted(placed)
     assert all(b - a >= 17 - 1e-6 for a, b in itertools.pairwise(stacked))
     assert sorted(range(len(wanted)), key=wanted.__getitem__) == sorted(
@@ -453,10 +453,10 @@ def test_spread_labels_do_not_overlap(wanted):
 
 
 def test_spread_moves_labels_no_more_than_needed():
-    assert charts.spread([10, 100, 200], 17, 0, 300) == [10, 100, 200]
-    assert charts.spread([100, 100], 20, 0, 300) == [90, 110]
-    assert charts.spread([295, 300], 20, 0, 300) == [280, 300]
-    assert charts.spread([5, 5, 5], 20, 0, 30) == [0, 20, 40]
+    assert charts.place_labels([10, 100, 200], 17, 0, 300) == [10, 100, 200]
+    assert charts.place_labels([100, 100], 20, 0, 300) == [90, 110]
+    assert charts.place_labels([295, 300], 20, 0, 300) == [280, 300]
+    assert charts.place_labels([5, 5, 5], 20, 0, 30) == [0, 20, 40]
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.floats(10, 150)), min_size=1, max_size=8))

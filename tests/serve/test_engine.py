@@ -14,7 +14,7 @@ reason = "needs the server's packages: pip install 'rung[serve]'"
 pytest.importorskip("fastapi", reason=reason)
 pytest.importorskip("prometheus_client", reason=reason)
 
-from rung.evaluation.score import token_nats  # noqa: E402
+from rung.evaluation.score import compute_nll  # noqa: E402
 from rung.generation import batching  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.serve import logprobs as weighings  # noqa: E402
@@ -285,7 +285,7 @@ def test_a_prompt_is_weighed_as_the_ruler_reads_it(name, make_tiny, tokenizer, m
     assert len(ids) > 2 * 64
     with torch.inference_mode():
         found = [choice for part in weigh_prompt(model, ids, 3) for choice in part]
-        wanted = token_nats(model, [ids])[0]
+        wanted = compute_nll(model, [ids])[0]
     assert [choice.token for choice in found] == ids[1:]
     torch.testing.assert_close(
         -torch.tensor([choice.log for choice in found]), wanted, atol=1e-4, rtol=1e-4

@@ -14,7 +14,7 @@ import torch
 from rung import runs
 from rung.data.corpus import load_corpus
 from rung.errors import RecipeError, RunError
-from rung.evaluation.score import first_texts, score_documents
+from rung.evaluation.score import score_documents, take_texts
 from rung.models import count_parameters, load
 from rung.recipe import Recipe, make_recipe
 from rung.workflows.base import load_base, read_base_config
@@ -236,7 +236,7 @@ def test_the_ruler_reads_the_change_as_it_is_by_then(make_base, texts, tmp_path)
     watched = [
         line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line
     ]
-    text = first_texts(load_corpus(str(texts / "other.txt")).validation["text"], WATCHED_BYTES)
+    text = take_texts(load_corpus(str(texts / "other.txt")).validation["text"], WATCHED_BYTES)
     assert min(watched) == pytest.approx(
         score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6
     )

@@ -161,12 +161,12 @@ def test_a_damaged_record_is_named_and_costs_its_own_run_alone(plan):
     from typer.testing import CliRunner
 
     from rung.cli.main import app
-    from rung.report.page import read_rows
+    from rung.report.page import read_summaries
 
     folders = climb(replace(plan, rungs=("bigram", "ngram", "llama3")))
     for folder in folders[1:]:
         (folder / runs.RECORD).write_text('{"rung": "ll')
-    rows = {row.name: row for row in read_rows(folders)}
+    rows = {row.name: row for row in read_summaries(folders)}
     assert rows["bigram"].failed is None and "rung.json is damaged" in rows["ngram"].failed
     listed = CliRunner().invoke(app, ["runs", str(plan.folder), "--json"])
     assert [run["finished"] for run in json.loads(listed.stdout)["runs"]] == [True, False, False]

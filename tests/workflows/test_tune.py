@@ -19,17 +19,17 @@ from typer.testing import CliRunner
 
 from rung import runs
 from rung.chat.dpo import (
+    DPOSettings,
     Preference,
-    PreferenceSettings,
-    hold_out,
-    keep_fitting,
-    learn_preferences,
-    preference_loss,
+    dpo_loss,
+    filter_by_length,
+    preference_accuracy,
     read_preferences,
-    share_preferred,
+    split_preferences,
+    train_dpo,
 )
-from rung.chat.session import Talk
-from rung.chat.template import LLAMA3, teach_format
+from rung.chat.session import ChatSession
+from rung.chat.template import LLAMA3, set_up_chat_format
 from rung.cli.main import app
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.generation.decoder import Decoder
@@ -128,7 +128,7 @@ assert "rung" not in sys.modules
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert made.returncode == 0, made.stderr
-    from rung.chat.template import encode_prompt, find_ends
+    from rung.chat.template import encode_prompt, find_chat_stop_ids
     from rung.generation.decoder import write_tokens
 
     model, tokenizer = load(ground / f"{name}-chat")
@@ -137,7 +137,9 @@ assert "rung" not in sys.modules
         sampling = Sampling(max_new_tokens=20, temperature=0)
         ours = [
             step[0]
-            for step in write_tokens(Decoder(model), [ids], sampling, find_ends(model, tokenizer))
+            for step in write_tokens(
+                Decoder(model), [ids], sampling, find_chat_stop_ids(model, tokenizer)
+            )
         ]
     assert json.loads(made.stdout.splitlines()[-1]) == ours
 
@@ -191,7 +193,7 @@ def test_stock_transformers_serves_and_chats(name, ground, stock_server):
     assert talked.returncode == 0, talked.stderr
     model, tokenizer = load(ground / f"{name}-chat")
     ours = (
-        Talk(Decoder(model), tokenizer)
+        ChatSession(Decoder(model), tokenizer)
         .answer("The cat is", Sampling(max_new_tokens=20, temperature=0))
         .text.split()
     )
@@ -282,16 +284,16 @@ def test_preferences_are_learned(ground):
         )
         for t in THINGS
     ]
-    learn_preferences(model, tokenizer, pairs, PreferenceSettings(epochs=30, learning_rate=1e-3))
-    assert share_preferred(model, tokenizer, pairs) == 1.0
+    train_dpo(model, tokenizer, pairs, DPOSettings(epochs=30, learning_rate=1e-3))
+    assert preference_accuracy(model, tokenizer, pairs) == 1.0
     swapped = [Preference(prompt=p.prompt, chosen=p.rejected, rejected=p.chosen) for p in pairs]
-    assert share_preferred(model, tokenizer, swapped) == 0.0
+    assert preference_accuracy(model, tokenizer, swapped) == 0.0
 
 
 def test_some_preferences_are_learned_and_some_asked(tmp_path):
     pairs = [Preference(prompt=[], chosen=str(i), rejected="no") for i in range(200)]
     for some in (pairs, *itertools.pairwise(pairs)):
-        learned, asked = hold_out(some)
+        learned, asked = split_preferences(some)
         assert learned and asked and sorted([*learned, *asked], key=str) == sorted(some, key=str)
     line = json.dumps({"prompt": "a", "chosen": "b", "rejected": "c"})
     (tmp_path / "same.jsonl").write_text(f"{line}\n{line}\n")
@@ -383,7 +385,7 @@ def test_pairs_of_equal_answers_are_left_out(tmp_path, caplog):
 
 def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_tiny, caplog):
     tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(make_tiny("llama3"))
-    teach_format(model, tokenizer, LLAMA3)
+    set_up_chat_format(model, tokenizer, LLAMA3)
 
     def prefer(asked, chosen):
         return Preference(prompt=[answered("user", asked)], chosen=chosen, rejected="no")
@@ -391,11 +393,11 @@ def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_t
     short, other, cut, long = (
         prefer(*p) for p in (("a", "b"), ("a", "c"), ("a", "cat " * 99), ("cat " * 99, "b"))
     )
-    assert keep_fitting(tokenizer, [short, long, cut, other], 64) == [short, cut, other]
+    assert filter_by_length(tokenizer, [short, long, cut, other], 64) == [short, cut, other]
     assert "1 preferences are left out: an answer begins beyond 64 tokens" in caplog.text
     assert "1 preferences are cut off after 64 tokens, 1 of them on one side" in caplog.text
     with pytest.raises(CorpusError, match="begin within the 64 tokens that the model looks at"):
-        keep_fitting(tokenizer, [long, prefer("dog " * 99, "b")], 64)
+        filter_by_length(tokenizer, [long, prefer("dog " * 99, "b")], 64)
 
 
 def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
@@ -415,8 +417,8 @@ def test_the_loss_of_preferences_is_that_of_the_paper():
     )
     gained = [(-3 + 4) - (-2 + 2.5), (-1 + 1) - (-4 + 3)]
     expected = -sum(torch.log(torch.sigmoid(torch.tensor(0.1 * g))) for g in gained) / 2
-    torch.testing.assert_close(preference_loss(scores, reference, 0.1), expected)
-    assert preference_loss(reference, reference, 0.1).item() == pytest.approx(0.6931, abs=1e-4)
+    torch.testing.assert_close(dpo_loss(scores, reference, 0.1), expected)
+    assert dpo_loss(reference, reference, 0.1).item() == pytest.approx(0.6931, abs=1e-4)
 
 
 def test_chat_works_piped(ground):
@@ -454,7 +456,7 @@ def test_chat_works_piped(ground):
     assert made.stdout.count("\n") >= 2
     assert "never asked" not in made.stderr
     model, tokenizer = load(run)
-    answer = Talk(decoder=Decoder(model), tokenizer=tokenizer).answer(
+    answer = ChatSession(decoder=Decoder(model), tokenizer=tokenizer).answer(
         "The cat is", Sampling(temperature=0)
     )
     assert made.stdout.startswith(answer.text[:40])

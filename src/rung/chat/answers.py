@@ -12,22 +12,22 @@ from statistics import fmean
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from rung.chat.template import Conversation, Encoded, encode_prompt, find_ends
+from rung.chat.template import Conversation, EncodedConversation, encode_prompt, find_chat_stop_ids
 from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.metrics import perplexity
-from rung.evaluation.score import token_nats
+from rung.evaluation.score import compute_nll
 from rung.generation.decoder import Decoder
 from rung.generation.generate import continue_tokens, generate_batch
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
 
-AT_ONCE = 16  # questions
-LONGEST = 128  # tokens of an answer
-NGRAM = 3  # words, that retrieval compares at the most
+QUESTIONS_AT_ONCE = 16  # questions
+MAX_ANSWER_TOKENS = 128  # tokens of an answer
+MAX_NGRAM = 3  # words, that retrieval compares at the most
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class GradedAnswer:
     """A question, its answer, the one given, and how much of it is right: token F1 (Rajpurkar et
     al. 2016).
     """
@@ -41,7 +41,7 @@ class Answer:
         """The harmonic mean of how many words given are expected, and how many expected are
         given.
         """
-        expected, given = find_words(self.expected), find_words(self.given)
+        expected, given = normalize_answer(self.expected), normalize_answer(self.given)
         if not expected or not given:
             return float(expected == given)
         shared = sum((Counter(expected) & Counter(given)).values())
@@ -50,15 +50,15 @@ class Answer:
     @property
     def is_exact(self) -> bool:
         """Whether it is the expected one, word for word."""
-        return find_words(self.expected) == find_words(self.given)
+        return normalize_answer(self.expected) == normalize_answer(self.given)
 
 
-def find_words(text: str) -> list[str]:
+def normalize_answer(text: str) -> list[str]:
     """Words and numbers in lower case, without articles and what stands between them."""
     return [word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")]
 
 
-def summarize(answers: Sequence[Answer]) -> dict[str, float]:
+def summarize_answers(answers: Sequence[GradedAnswer]) -> dict[str, float]:
     """Mean token F1 and share of exact answers."""
     return {
         "f1": fmean(a.f1 for a in answers),
@@ -72,39 +72,44 @@ def answer_questions(
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
     on_answer: Callable[[int], None] = lambda done: None,
-) -> list[Answer]:
+) -> list[GradedAnswer]:
     """The model's likeliest answer to the last question of each, given all that was said before it.
 
     One without a chat template is asked in plain text, and has answered where it leaves a blank
     line.
     """
-    ends, decoder = find_ends(model, tokenizer), Decoder(model)
+    ends, decoder = find_chat_stop_ids(model, tokenizer), Decoder(model)
     plainly = not tokenizer.chat_template
-    sampling = Sampling(max_new_tokens=LONGEST, temperature=0, stop=("\n\n",) if plainly else ())
-    answers: list[Answer] = []
-    for at in range(0, len(conversations), AT_ONCE):
-        batch = [split_last(conversation) for conversation in conversations[at : at + AT_ONCE]]
+    sampling = Sampling(
+        max_new_tokens=MAX_ANSWER_TOKENS, temperature=0, stop=("\n\n",) if plainly else ()
+    )
+    answers: list[GradedAnswer] = []
+    for at in range(0, len(conversations), QUESTIONS_AT_ONCE):
+        batch = [
+            split_last_answer(conversation)
+            for conversation in conversations[at : at + QUESTIONS_AT_ONCE]
+        ]
         if plainly:
             given = generate_batch(
-                decoder, tokenizer, [ask_plainly(before) for before, _ in batch], sampling
+                decoder, tokenizer, [format_plain_prompt(before) for before, _ in batch], sampling
             )
         else:
             prompts = [encode_prompt(tokenizer, before) for before, _ in batch]
             given = continue_tokens(decoder, tokenizer, prompts, sampling, ends)
         for (before, expected), made in zip(batch, given, strict=True):
             answers.append(
-                Answer(question=before[-1]["content"], expected=expected, given=made.text)
+                GradedAnswer(question=before[-1]["content"], expected=expected, given=made.text)
             )
         on_answer(len(answers))
     return answers
 
 
-def find_costs(
-    model: CausalModel, encoded: Sequence[Encoded], answer_bytes: int
+def score_assistant_tokens(
+    model: CausalModel, encoded: Sequence[EncodedConversation], answer_bytes: int
 ) -> dict[str, float]:
     """What the assistant's tokens cost: bits per byte of what it says, and their perplexity."""
-    costs = token_nats(model, [e.ids for e in encoded])
-    said = [torch.tensor(e.said[1:]) for e in encoded]
+    costs = compute_nll(model, [e.ids for e in encoded])
+    said = [torch.tensor(e.assistant_mask[1:]) for e in encoded]
     nats = sum(cost[mask].double().sum().item() for cost, mask in zip(costs, said, strict=True))
     return {
         "bits_per_byte": nats / math.log(2) / max(1, answer_bytes),
@@ -112,27 +117,27 @@ def find_costs(
     }
 
 
-def count_bytes(conversations: Sequence[Conversation]) -> int:
+def count_answer_bytes(conversations: Sequence[Conversation]) -> int:
     """UTF-8 bytes of all that the assistant says."""
     return sum(
         len(m["content"].encode()) for c in conversations for m in c if m["role"] == "assistant"
     )
 
 
-def write_plainly(
+def encode_plain_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
-) -> list[Encoded]:
+) -> list[EncodedConversation]:
     """Each conversation for a model that knows no chat: what is said, a blank line between; its end
     is the last's.
     """
     found = []
     for conversation in conversations:
-        before, answer = split_last(conversation)
-        asked = ask_plainly(before)
+        before, answer = split_last_answer(conversation)
+        asked = format_plain_prompt(before)
         encoding = encode_ordinary(tokenizer, [asked + answer])[0]
         said = [start >= len(asked) for start, _ in encoding.offsets]
         found.append(
-            Encoded(
+            EncodedConversation(
                 [tokenizer.bos_token_id, *encoding.ids, tokenizer.eos_token_id],
                 [False, *said, True],
             )
@@ -140,24 +145,24 @@ def write_plainly(
     return found
 
 
-def ask_plainly(before: Conversation) -> str:
+def format_plain_prompt(before: Conversation) -> str:
     """What was said, each message a paragraph: what comes next is an answer."""
     return "".join(message["content"] + "\n\n" for message in before)
 
 
-def split_last(conversation: Conversation) -> tuple[Conversation, str]:
+def split_last_answer(conversation: Conversation) -> tuple[Conversation, str]:
     """All before the last thing that the assistant says, and that."""
     last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
     return conversation[:last], conversation[last]["content"]
 
 
-def spread(conversations: Sequence[Conversation], count: int) -> list[Conversation]:
+def sample_evenly(conversations: Sequence[Conversation], count: int) -> list[Conversation]:
     """`count` of them at the most, from all over."""
     stride = max(1, len(conversations) // count)
     return list(conversations[::stride][:count])
 
 
-class Retrieval:
+class RetrievalBaseline:
     """The answer to the most similar question that was learned from: no model at all, and what one
     must beat.
 
@@ -168,7 +173,9 @@ class Retrieval:
 
     def __init__(self, train: Sequence[Conversation], *, rare: bool) -> None:
         asked = [
-            (before[-1]["content"], answer) for before, answer in map(split_last, train) if before
+            (before[-1]["content"], answer)
+            for before, answer in map(split_last_answer, train)
+            if before
         ]
         questions = [_find_ngrams(question) for question, _ in asked]
         self.answers = [answer for _, answer in asked]
@@ -198,19 +205,23 @@ class Retrieval:
 def _find_ngrams(question: str) -> set[str]:
     words = re.findall(r"[\w.]*\w", question.lower())
     return {
-        " ".join(words[i : i + n]) for n in range(1, NGRAM + 1) for i in range(len(words) - n + 1)
+        " ".join(words[i : i + n])
+        for n in range(1, MAX_NGRAM + 1)
+        for i in range(len(words) - n + 1)
     }
 
 
-def look_up(
+def score_retrieval(
     known: Sequence[Conversation], asked: Sequence[Conversation]
 ) -> dict[str, dict[str, float]]:
     """What the answers of the most similar questions are worth."""
     found = {}
     for name, rare in (("n-grams", False), ("rare n-grams", True)):
-        retrieval = Retrieval(known, rare=rare)
-        pairs = [(before[-1]["content"], expected) for before, expected in map(split_last, asked)]
-        found[name] = summarize(
-            [Answer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs]
+        retrieval = RetrievalBaseline(known, rare=rare)
+        pairs = [
+            (before[-1]["content"], expected) for before, expected in map(split_last_answer, asked)
+        ]
+        found[name] = summarize_answers(
+            [GradedAnswer(question=q, expected=e, given=retrieval.answer(q)) for q, e in pairs]
         )
     return found

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.chat.python_qa import ask_about_python
+from rung.chat.python_qa import make_python_qa
 from rung.chat.template import Conversation, Message
 from rung.data.files import hash_to_unit_interval
 from rung.data.sources import load_hub_splits, parse_hub_name
@@ -21,15 +21,15 @@ from rung.errors import CorpusError
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "python-qa"
-SPEAKERS = {  # ShareGPT's names, and those of the Hub's data sets
+DEFAULT_CONVERSATIONS = "python-qa"
+ROLES = {  # ShareGPT's names, and those of the Hub's data sets
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-WITHOUT_TOOLS = ("tool", "function")  # roles
-HELD_OUT = 0.05  # for validation, and again for test
-FEWEST = 3
+TOOL_ROLES = ("tool", "function")  # roles
+HELD_OUT_SHARE = 0.05  # for validation, and again for test
+MIN_CONVERSATIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,55 +50,57 @@ class Conversations:
         return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
-def load_conversations(source: str = DEFAULT) -> Conversations:
+def load_conversations(source: str = DEFAULT_CONVERSATIONS) -> Conversations:
     """`python-qa`, a file of JSON lines, or hf:ORG/NAME; in one of the forms that
     `read_conversation` knows.
 
     Of equal ones one is kept, and the log says so. Raises `CorpusError` where it cannot be read, is
     no conversation, or has too few of them.
     """
-    if source == DEFAULT:
-        parts = ask_about_python()
+    if source == DEFAULT_CONVERSATIONS:
+        parts = make_python_qa()
     elif source.startswith("hf:"):
         splits = load_hub_splits(*parse_hub_name(source))
         parts = {
             name: list(_read_rows(rows, f"{source}, {name} split")) for name, rows in splits.items()
         }
     else:
-        parts = {"train": list(_read_rows(read_values(Path(source).expanduser()), source))}
+        parts = {"train": list(_read_rows(read_json_lines(Path(source).expanduser()), source))}
     lines = len(parts["train"])
     parts = {
         name: list({json.dumps(c): c for c in found}.values()) for name, found in parts.items()
     }
     different = len(parts["train"])
     count = f"{lines:,} lines, {different:,} different conversation{'s' * (different != 1)}"
-    if different < FEWEST:
-        raise CorpusError(f"{source} has {count}: at least {FEWEST} are needed")
-    if different < lines and source != DEFAULT:
+    if different < MIN_CONVERSATIONS:
+        raise CorpusError(f"{source} has {count}: at least {MIN_CONVERSATIONS} are needed")
+    if different < lines and source != DEFAULT_CONVERSATIONS:
         logger.info("%s has %s: of equal ones one is kept", source, count)
     train, validation = parts.pop("train"), parts.pop("validation", [])
     if not validation:
         train, validation = _hold_out(train, 0)
     if not parts:
-        train, parts["test"] = _hold_out(train, HELD_OUT)
-    name = source if source == DEFAULT or source.startswith("hf:") else Path(source).name
+        train, parts["test"] = _hold_out(train, HELD_OUT_SHARE)
+    name = (
+        source if source == DEFAULT_CONVERSATIONS or source.startswith("hf:") else Path(source).name
+    )
     return Conversations(name=name, train=train, validation=validation, tests=parts)
 
 
 def _hold_out(
     conversations: list[Conversation], start: float
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """Those whose hash falls outside `start` to `start` + HELD_OUT, and those inside: one at
+    """Those whose hash falls outside `start` to `start` + HELD_OUT_SHARE, and those inside: one at
     least.
     """
     places = [hash_to_unit_interval(json.dumps(c)) for c in conversations]
-    inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT}
+    inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT_SHARE}
     inside = inside or {min(range(len(places)), key=places.__getitem__)}
     rest = [c for i, c in enumerate(conversations) if i not in inside]
     return rest, [conversations[i] for i in sorted(inside)]
 
 
-def read_values(path: Path, what: str = "conversations") -> Iterator[Any]:
+def read_json_lines(path: Path, what: str = "conversations") -> Iterator[Any]:
     """A JSON value a line; or one list of them.
 
     Raises `CorpusError`, by the name of `what` they are, where there are none.
@@ -157,19 +159,19 @@ def read_conversation(row: Any, where: str) -> Conversation:
         conversation = read_messages(found, where)
     elif "prompt" in fields and "completion" in fields:
         asked, said = (
-            read_side(fields[key], role, where)
+            read_turns(fields[key], role, where)
             for key, role in (("prompt", "user"), ("completion", "assistant"))
         )
         conversation = [*asked, *said]
     elif "instruction" in fields and "output" in fields:
         parts = [
-            *read_side(fields["instruction"], "user", where),
-            *read_side(fields.get("input") or "", "user", where),
+            *read_turns(fields["instruction"], "user", where),
+            *read_turns(fields.get("input") or "", "user", where),
         ]
         question = "\n\n".join(part["content"] for part in parts if part["content"])
         conversation = [
             {"role": "user", "content": question},
-            *read_side(fields["output"], "assistant", where),
+            *read_turns(fields["output"], "assistant", where),
         ]
     else:
         raise CorpusError(
@@ -188,7 +190,7 @@ def read_conversation(row: Any, where: str) -> Conversation:
     return conversation
 
 
-def read_side(said: Any, role: str, where: str) -> Conversation:
+def read_turns(said: Any, role: str, where: str) -> Conversation:
     """A text that this role says, or messages.
 
     Raises `CorpusError` where it is neither.
@@ -222,27 +224,27 @@ def read_message(message: Any, where: str) -> Message:
     ):
         texts = [part.get("text") for part in content]
         content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
-    if not isinstance(role, str) or role not in SPEAKERS or not isinstance(content, str):
+    if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         raise CorpusError(
             f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of "
-            f"{', '.join(SPEAKERS)}, and "
+            f"{', '.join(ROLES)}, and "
             "a text, or parts of the type text, as its `content`"
         )
-    check_whole(content, where)
-    return {"role": SPEAKERS[role], "content": content}
+    check_surrogates(content, where)
+    return {"role": ROLES[role], "content": content}
 
 
 def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | None:
     """What is asked of a message that no model here can do; None where it is a text, or no message
     at all.
     """
-    if role in WITHOUT_TOOLS:
+    if role in TOOL_ROLES:
         return f"the role {role!r} is not supported: the models here call no tools"
     if calls := next(
         (name for name in ("tool_calls", "function_call", "audio") if fields.get(name)), None
     ):
         return f"{calls} is not supported: leave it out, and its answers"
-    if content in (None, []) and isinstance(role, str) and role in SPEAKERS:
+    if content in (None, []) and isinstance(role, str) and role in ROLES:
         return (
             f"content is {'null' if content is None else 'an empty list'}: give a text, which may "
             f"be empty"
@@ -257,7 +259,7 @@ def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | 
     return None
 
 
-def check_whole(text: str, where: str) -> None:
+def check_surrogates(text: str, where: str) -> None:
     """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer
     reads it.
     """

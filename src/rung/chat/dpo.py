@@ -23,8 +23,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from rung.chat.conversations import read_side, read_values
-from rung.chat.template import Conversation, Encoded, encode_conversations
+from rung.chat.conversations import read_json_lines, read_turns
+from rung.chat.template import Conversation, EncodedConversation, encode_conversations
 from rung.data.files import hash_to_unit_interval
 from rung.data.packing import IGNORE_INDEX
 from rung.device import has_fast_bfloat16
@@ -33,9 +33,9 @@ from rung.models.base import CausalModel
 
 logger = logging.getLogger(__name__)
 
-ROWS = 8  # pairs of a step
-FEWEST = 2
-HELD_OUT = 0.1  # of the pairs, to see what was learned
+PAIRS_PER_STEP = 8  # pairs of a step
+MIN_PREFERENCES = 2
+HELD_OUT_PREFERENCES = 0.1  # of the pairs, to see what was learned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Preference:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceSettings:
+class DPOSettings:
     """How often the pairs are gone through, and what holds the model to what it was: the more
     `beta`, the more.
     """
@@ -67,7 +67,7 @@ def read_preferences(path: Path) -> list[Preference]:
     equal answers, from which nothing can be learned, are left out; the log says so. Raises
     `CorpusError` where a line is none, or there are too few.
     """
-    rows = read_values(path, "preferences")
+    rows = read_json_lines(path, "preferences")
     read = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
     found = [preference for preference in read if preference.chosen != preference.rejected]
     if equal := len(read) - len(found):
@@ -75,17 +75,21 @@ def read_preferences(path: Path) -> list[Preference]:
             "%d preferences are left out: `chosen` and `rejected` are the same answer", equal
         )
     different = len(set(map(_name, found)))
-    if different < FEWEST:
+    if different < MIN_PREFERENCES:
         raise CorpusError(
-            f"{path} has {different} different preferences: at least {FEWEST} are needed"
+            f"{path} has {different} different preferences: at least {MIN_PREFERENCES} are needed"
         )
     return found
 
 
-def hold_out(preferences: Sequence[Preference]) -> tuple[list[Preference], list[Preference]]:
+def split_preferences(
+    preferences: Sequence[Preference],
+) -> tuple[list[Preference], list[Preference]]:
     """Those to learn from, and those to be asked about in the end: one at least of either."""
     places = [hash_to_unit_interval(_name(preference)) for preference in preferences]
-    border = HELD_OUT if min(places) <= HELD_OUT < max(places) else min(places)
+    border = (
+        HELD_OUT_PREFERENCES if min(places) <= HELD_OUT_PREFERENCES < max(places) else min(places)
+    )
     kept = [p for p, place in zip(preferences, places, strict=True) if place > border]
     return kept, [p for p, place in zip(preferences, places, strict=True) if place <= border]
 
@@ -99,9 +103,9 @@ def _read(row: Any, where: str) -> Preference:
     fields = row if isinstance(row, dict) else {}
     if not {"chosen", "rejected"} <= fields.keys():
         raise CorpusError(f"{where}: it needs `prompt`, `chosen` and `rejected`, texts or messages")
-    sides = [read_side(fields[name], "assistant", where) for name in ("chosen", "rejected")]
+    sides = [read_turns(fields[name], "assistant", where) for name in ("chosen", "rejected")]
     if "prompt" in fields:
-        prompt = read_side(fields["prompt"], "user", where)
+        prompt = read_turns(fields["prompt"], "user", where)
         sides = [side[len(prompt) :] if side[: len(prompt)] == prompt else side for side in sides]
     else:
         pairs = itertools.takewhile(
@@ -122,7 +126,7 @@ def _read(row: Any, where: str) -> Preference:
     return Preference(prompt=prompt, chosen=sides[0][0]["content"], rejected=sides[1][0]["content"])
 
 
-def keep_fitting(
+def filter_by_length(
     tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference], window: int | None
 ) -> list[Preference]:
     """Those whose answers both begin within what the model looks at; the log says what is left out
@@ -138,12 +142,11 @@ def keep_fitting(
         if all(any(said[1 : window + 1]) for _, said in sides):
             kept.append(preference)
             cuts.append(sum(len(ids) > window + 1 for ids, _ in sides))
-    if len(set(map(_name, kept))) < FEWEST:
+    if len(set(map(_name, kept))) < MIN_PREFERENCES:
         raise CorpusError(
             f"of {len(preferences)} preferences {len(kept)} have answers that both begin within "
-            f"the {window} tokens "
-            f"that the model looks at: at least {FEWEST} different ones are needed; shorten what "
-            f"is asked"
+            f"the {window} tokens that the model looks at: at least {MIN_PREFERENCES} different "
+            f"ones are needed; shorten what is asked"
         )
     if left_out := len(preferences) - len(kept):
         logger.warning(
@@ -157,11 +160,11 @@ def keep_fitting(
     return kept
 
 
-def learn_preferences(
+def train_dpo(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     preferences: Sequence[Preference],
-    settings: PreferenceSettings,
+    settings: DPOSettings,
     on_step: Callable[[int, int], None] = lambda done, steps: None,
 ) -> None:
     """Train `model` in place to find the chosen answers likelier, and the rejected ones less
@@ -172,16 +175,16 @@ def learn_preferences(
     rows = [_encode(tokenizer, preference, model.context_length) for preference in preferences]
     collate = functools.partial(_collate, pad=tokenizer.pad_token_id)
     with torch.no_grad():
-        for at in range(0, len(rows), ROWS):
-            scores = score_answers(model.eval(), collate(rows[at : at + ROWS]))
-            for row, reference in zip(rows[at : at + ROWS], scores, strict=True):
+        for at in range(0, len(rows), PAIRS_PER_STEP):
+            scores = answer_log_probs(model.eval(), collate(rows[at : at + PAIRS_PER_STEP]))
+            for row, reference in zip(rows[at : at + PAIRS_PER_STEP], scores, strict=True):
                 row["reference"] = reference.cpu()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
             num_train_epochs=settings.epochs,
             learning_rate=settings.learning_rate,
-            per_device_train_batch_size=ROWS,
+            per_device_train_batch_size=PAIRS_PER_STEP,
             bf16=has_fast_bfloat16(model.device),
             use_cpu=model.device.type == "cpu",
             save_strategy="no",
@@ -206,7 +209,7 @@ def learn_preferences(
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
-def score_answers(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[Tensor, "B 2"]:
+def answer_log_probs(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[Tensor, "B 2"]:
     """The log probability of each pair's chosen and of its rejected answer."""
     ids, targets = (
         batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets")
@@ -218,7 +221,7 @@ def score_answers(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[T
     return -nats.sum(-1).view(-1, 2)
 
 
-def preference_loss(
+def dpo_loss(
     scores: Float[Tensor, "B 2"], reference: Float[Tensor, "B 2"], beta: float
 ) -> Float[Tensor, ""]:
     """-log sigmoid of beta times how much more the chosen answer has gained than the rejected one
@@ -228,7 +231,7 @@ def preference_loss(
     return -F.logsigmoid(beta * (gained[:, 0] - gained[:, 1])).mean()
 
 
-def share_preferred(
+def preference_accuracy(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]
 ) -> float:
     """The share of pairs whose chosen answer is the likelier one, token for token."""
@@ -238,7 +241,7 @@ def share_preferred(
             [_encode(tokenizer, preference, model.context_length)], tokenizer.pad_token_id
         )
         with torch.no_grad():
-            scores = score_answers(model, batch)[0] / (batch["targets"][0] != IGNORE_INDEX).sum(
+            scores = answer_log_probs(model, batch)[0] / (batch["targets"][0] != IGNORE_INDEX).sum(
                 -1
             ).to(model.device)
         better += int(scores[0] > scores[1])
@@ -250,7 +253,7 @@ class _PreferenceTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
         """That of the preferences."""
-        return preference_loss(score_answers(model, inputs), inputs["reference"], self.beta)
+        return dpo_loss(answer_log_probs(model, inputs), inputs["reference"], self.beta)
 
 
 class _Steps(TrainerCallback):
@@ -280,12 +283,17 @@ def _write(
     ]
 
 
-def _mask_prompt(encoded: Encoded) -> list[bool]:
+def _mask_prompt(encoded: EncodedConversation) -> list[bool]:
     """Only the last answer counts, whatever the assistant said before it."""
     start = max(
-        (i for i, said in enumerate(encoded.said) if said and not encoded.said[i - 1]), default=0
+        (
+            i
+            for i, said in enumerate(encoded.assistant_mask)
+            if said and not encoded.assistant_mask[i - 1]
+        ),
+        default=0,
     )
-    return [said and i >= start for i, said in enumerate(encoded.said)]
+    return [said and i >= start for i, said in enumerate(encoded.assistant_mask)]
 
 
 def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rung.chat.template import Encoded
+from rung.chat.template import EncodedConversation
 from rung.data.corpus import Corpus
 from rung.data.packing import IGNORE_INDEX
 from rung.data.tokenizer import encode_documents
 
 logger = logging.getLogger(__name__)
 
-BYTES_A_TOKEN = 3  # roughly
+BYTES_PER_TOKEN = 3  # roughly
 
 
-class Examples(Dataset[dict[str, Any]]):
+class ConversationDataset(Dataset[dict[str, Any]]):
     """Rows of up to `length` tokens, each with its targets; fetched a batch at a time.
 
     A conversation that is longer is cut off at its end, and left out where the assistant says
@@ -35,12 +35,12 @@ class Examples(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, conversations: Sequence[Encoded], length: int, pad: int, *, packed: bool
+        self, conversations: Sequence[EncodedConversation], length: int, pad: int, *, packed: bool
     ) -> None:
         self.length = length
         self.pad = pad
         self.packed = packed
-        kept = [c for c in conversations if any(c.said[1 : length + 1])]
+        kept = [c for c in conversations if any(c.assistant_mask[1 : length + 1])]
         self.left_out = len(conversations) - len(kept)
         self.cut = sum(len(c.ids) > length + 1 for c in kept)
         if self.left_out:
@@ -57,7 +57,7 @@ class Examples(Dataset[dict[str, Any]]):
             )
         self.pieces = [_to_arrays(c, length) for c in kept]
         sizes = [len(inputs) for inputs, _ in self.pieces]
-        self.rows = fill_rows(sizes, length) if packed else [[i] for i in range(len(sizes))]
+        self.rows = pack_best_fit(sizes, length) if packed else [[i] for i in range(len(sizes))]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,21 +100,21 @@ class Examples(Dataset[dict[str, Any]]):
         return batch
 
 
-def replay(
+def sample_replay(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float
-) -> list[Encoded]:
+) -> list[EncodedConversation]:
     """Rows of the base's own training text, about so many tokens from all over it: what is
     rehearsed is kept.
 
     Robins 1995; of language models, Scialom et al. 2022.
     """
-    stride = max(1, round(corpus.bytes["train"] / (BYTES_A_TOKEN * max(tokens, 1))))
+    stride = max(1, round(corpus.bytes["train"] / (BYTES_PER_TOKEN * max(tokens, 1))))
     documents = encode_documents(corpus.sample_train(stride), tokenizer)
     rows = [ids[at : at + length + 1] for ids in documents for at in range(0, len(ids) - 1, length)]
-    return [Encoded(row, [False] + [True] * (len(row) - 1)) for row in rows]
+    return [EncodedConversation(row, [False] + [True] * (len(row) - 1)) for row in rows]
 
 
-def fill_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
+def pack_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
     """Which pieces share a row: each, the longest first, goes where least room is left after it
     (best fit).
     """
@@ -132,10 +132,11 @@ def fill_rows(sizes: Sequence[int], length: int) -> list[list[int]]:
 
 
 def _to_arrays(
-    conversation: Encoded, length: int
+    conversation: EncodedConversation, length: int
 ) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
     """Inputs, and as targets the token after each where the assistant said it."""
     ids, said = (
-        numpy.array(column[: length + 1]) for column in (conversation.ids, conversation.said)
+        numpy.array(column[: length + 1])
+        for column in (conversation.ids, conversation.assistant_mask)
     )
     return ids[:-1], numpy.where(said[1:], ids[1:], IGNORE_INDEX)

@@ -17,7 +17,7 @@ from rung.data.files import hash_to_unit_interval
 from rung.data.sources import read_stdlib_modules, walk_definitions
 
 LONGEST_ANSWER = 200  # characters: what is longer explains more than it says
-ASKED = {  # of what kind a fact is, and the ways to ask for it
+QUESTIONS = {  # of what kind a fact is, and the ways to ask for it
     "does": (
         "What does `{name}` do?",
         "What is `{name}` for?",
@@ -38,9 +38,9 @@ ASKED = {  # of what kind a fact is, and the ways to ask for it
         "When would I import `{name}`?",
     ),
 }
-UNSEEN = 0.05  # of the objects: nothing about them is learned
-WATCHED = 0.03  # of the held-out questions, asked while it learns
-LEFT_OUT = {
+UNSEEN_SHARE = 0.05  # of the objects: nothing about them is learned
+VALIDATION_SHARE = 0.03  # of the held-out questions, asked while it learns
+SKIPPED_MODULES = {
     "idlelib",
     "lib2to3",
     "turtledemo",
@@ -65,7 +65,7 @@ class Fact:
     answer: str
 
 
-def ask_about_python() -> dict[str, list[Conversation]]:
+def make_python_qa() -> dict[str, list[Conversation]]:
     """train, validation, and two sets of held-out questions: `phrasings` of known objects, and
     unknown `objects`.
     """
@@ -76,14 +76,16 @@ def ask_about_python() -> dict[str, list[Conversation]]:
         (fact.name, fact.kind): fact for fact in _find_facts()
     }  # what is defined twice counts as it is in the end
     for fact in facts.values():
-        ways = ASKED[fact.kind]
+        ways = QUESTIONS[fact.kind]
         asked = [_ask(fact, way) for way in ways]
-        if hash_to_unit_interval(fact.name) < UNSEEN:
+        if hash_to_unit_interval(fact.name) < UNSEEN_SHARE:
             parts["objects"].append(asked[int(hash_to_unit_interval(f"way {fact}") * len(ways))])
             continue
         held_out = asked.pop(int(hash_to_unit_interval(f"way {fact}") * len(ways)))
         parts[
-            "validation" if hash_to_unit_interval(f"watched {fact}") < WATCHED else "phrasings"
+            "validation"
+            if hash_to_unit_interval(f"watched {fact}") < VALIDATION_SHARE
+            else "phrasings"
         ].append(held_out)
         parts["train"] += asked
     return parts
@@ -99,7 +101,7 @@ def _find_facts() -> Iterator[Fact]:
     are not in Python.
     """
     for path, _, source in read_stdlib_modules():
-        if _is_public(path) and not LEFT_OUT & set(path.split(".")):
+        if _is_public(path) and not SKIPPED_MODULES & set(path.split(".")):
             yield from _read_module(path, source)
     for name in COMPILED:
         yield from _read_compiled(name)

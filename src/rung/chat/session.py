@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from rung.chat.conversations import read_conversation
-from rung.chat.template import Conversation, encode_prompt, find_ends
+from rung.chat.template import Conversation, encode_prompt, find_chat_stop_ids
 from rung.errors import CorpusError, RunError, RungError
 from rung.files import write_atomically
 from rung.generation.decoder import Decoder
@@ -19,7 +19,7 @@ from rung.generation.generate import Generation, continue_tokens
 from rung.generation.sampling import Sampling
 
 
-def drop_turns(
+def drop_oldest_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Conversation, window: int | None, wanted: int
 ) -> tuple[Conversation, int, list[int]]:
     """What is left of a conversation, how many of its oldest turns were dropped, each whole, and
@@ -66,7 +66,7 @@ def _find_fewest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 @dataclass
-class Talk:
+class ChatSession:
     """A conversation as it goes on. `system` stands before it, and is never dropped."""
 
     decoder: Decoder
@@ -91,8 +91,8 @@ class Talk:
             on_text(text)
 
         try:
-            ids = self.make_room(sampling.max_new_tokens)
-            ends = find_ends(self.decoder.model, self.tokenizer)
+            ids = self.build_prompt(sampling.max_new_tokens)
+            ends = find_chat_stop_ids(self.decoder.model, self.tokenizer)
             made = continue_tokens(self.decoder, self.tokenizer, [ids], sampling, ends, hear)[0]
         except RungError:
             self.messages.pop()
@@ -103,12 +103,12 @@ class Talk:
         self.messages.append({"role": "assistant", "content": made.text})
         return made
 
-    def make_room(self, wanted: int) -> list[int]:
+    def build_prompt(self, wanted: int) -> list[int]:
         """The prompt, after the oldest turns were dropped until `wanted` tokens fit; `dropped` says
         how many went.
         """
         window = self.decoder.model.context_length
-        kept, self.dropped, ids = drop_turns(
+        kept, self.dropped, ids = drop_oldest_turns(
             self.tokenizer, [*self._opening(), *self.messages], window, wanted
         )
         self.messages = kept[len(self._opening()) :]

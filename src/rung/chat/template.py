@@ -28,8 +28,10 @@ Message = dict[str, str]  # its `role` and its `content`
 Conversation = list[Message]
 Spans = list[tuple[int, int]]  # from which character of a text to which
 
-HIDDEN = 0xF0000  # the first of Unicode's characters for private use: one for each special token
-MARKS = range(0x100000, 0x10FFFE)  # more of them, to stand around an answer
+PLACEHOLDERS = (
+    0xF0000  # the first of Unicode's characters for private use: one for each special token
+)
+ANSWER_MARKS = range(0x100000, 0x10FFFE)  # more of them, to stand around an answer
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -78,16 +80,16 @@ AFTER_HEADER = r"\A\n\n"  # the blank line that a part between special tokens be
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedConversation:
     """A conversation as token ids, and which of them the assistant said, the end of what it said
     among them.
     """
 
     ids: list[int]
-    said: list[bool]
+    assistant_mask: list[bool]
 
 
-def teach_format(
+def set_up_chat_format(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat
 ) -> None:
     """Give the tokenizer the format's special tokens and template, and the model a row for each new
@@ -118,12 +120,12 @@ def teach_format(
         )
     if (size := required_vocab_size(tokenizer)) > model.config.vocab_size:
         model.resize_token_embeddings(size)
-    model.generation_config.eos_token_id = list(find_ends(model, tokenizer))
+    model.generation_config.eos_token_id = list(find_chat_stop_ids(model, tokenizer))
 
 
 def encode_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, ask: bool = False
-) -> list[Encoded]:
+) -> list[EncodedConversation]:
     """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that
     is to come.
 
@@ -229,7 +231,9 @@ class _Writer:
         """
         said = messages[number]["content"]
         everything = "".join(message["content"] for message in messages)
-        opening, ending = itertools.islice((c for c in map(chr, MARKS) if c not in everything), 2)
+        opening, ending = itertools.islice(
+            (c for c in map(chr, ANSWER_MARKS) if c not in everything), 2
+        )
         core = said.strip()  # which a template may do too
         at = said.index(core)
         content = said[:at] + opening + core + ending + said[at + len(core) :]
@@ -277,7 +281,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation) ->
     return encode_conversations(tokenizer, [messages], ask=True)[0].ids
 
 
-def find_ends(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def find_chat_stop_ids(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """The tokens that end an answer: all that end a text, and the one that the template ends an
     answer with.
     """
@@ -306,7 +310,7 @@ def _keep_blank_line_whole(tokenizer: PreTrainedTokenizerBase, between: str) -> 
 
 def _join(
     tokenizer: PreTrainedTokenizerBase, parts: list[str], encodings: Iterator, marks: Sequence
-) -> Encoded:
+) -> EncodedConversation:
     """Plain text and special tokens in turn, as one row; `marks` are the characters that the
     assistant said.
     """
@@ -322,7 +326,7 @@ def _join(
             ids += encoding.ids
             places += [at + start for start, _ in encoding.offsets]
         at += len(part)
-    return Encoded(ids, _find_inside(places, marks))
+    return EncodedConversation(ids, _find_inside(places, marks))
 
 
 def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
@@ -343,11 +347,11 @@ def _hide(message: Message, special: Sequence[str]) -> dict[str, str]:
     """
     content = message["content"]
     for number, token in enumerate(special):
-        content = content.replace(token, chr(HIDDEN + number) * len(token))
+        content = content.replace(token, chr(PLACEHOLDERS + number) * len(token))
     return {**message, "content": content}
 
 
 def _show(text: str, special: Sequence[str]) -> str:
     for number, token in enumerate(special):
-        text = text.replace(chr(HIDDEN + number) * len(token), token)
+        text = text.replace(chr(PLACEHOLDERS + number) * len(token), token)
     return text

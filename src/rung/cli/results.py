@@ -13,21 +13,21 @@ from rung import runs
 from rung.cli.fitted_table import FittedTable
 from rung.cli.output import escape_controls, show_logs
 from rung.evaluation.metrics import (
-    AFTER_TRAIN,
-    BROKEN,
-    BROKEN_CHARACTERS,
+    LZMA_AFTER_TRAIN,
     RENORMALIZED,
-    show_interval,
-    show_token_perplexity,
-    show_value,
-    show_word_perplexity,
+    REPLACEMENT_CHARACTER,
+    REPLACEMENT_NOTE,
+    format_interval,
+    format_token_perplexity,
+    format_value,
+    format_word_perplexity,
 )
 
 if TYPE_CHECKING:
     from rung.evaluation.score import TokenScore
     from rung.models.sizes import Size
-    from rung.report.swaps import Estimate, SwapRow
-    from rung.report.table import Row
+    from rung.report.swaps import SeedMean, SwapResult
+    from rung.report.table import RunSummary
     from rung.workflows.verify_resume import Verdict
 
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
@@ -56,7 +56,7 @@ def make_quiet() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
+def climb_table(rows: Sequence["RunSummary"], folders: Iterable[Path]) -> FittedTable:
     """The ladder: one row for each rung, and the compressors' marks below; why one failed stands
     under the table.
     """
@@ -102,20 +102,20 @@ def climb_table(rows: Sequence["Row"], folders: Iterable[Path]) -> FittedTable:
         for row in rows
         if row.failed not in (None, "not finished")
     ]
-    broken = any(BROKEN in (row.sample or "") for row in rows)
-    table.captions["a sample"] = BROKEN_CHARACTERS if broken else ""
+    broken = any(REPLACEMENT_CHARACTER in (row.sample or "") for row in rows)
+    table.captions["a sample"] = REPLACEMENT_NOTE if broken else ""
     reasons += [
         f"* {row.rung}: no distribution; {RENORMALIZED}" for row in rows if row.renormalized
     ]
     reasons += [f"‡ {row.rung}: {row.doubt}" for row in rows if row.doubt]
     reasons += [f"{row.rung}: {row.busyness}" for row in rows if row.busyness]
     left_out = next((r["marks_left_out"] for r in records if "marks_left_out" in r), "")
-    reasons += [left_out] if left_out and AFTER_TRAIN not in marks else []
+    reasons += [left_out] if left_out and LZMA_AFTER_TRAIN not in marks else []
     table.caption = Text(escape_controls("\n".join(reasons))) if reasons else None
     return table
 
 
-def swaps_table(rows: Sequence["SwapRow"], folders: Iterable[Path]) -> FittedTable:
+def swaps_table(rows: Sequence["SwapResult"], folders: Iterable[Path]) -> FittedTable:
     """What each swap buys: a row for each model, its difference from the first, and whether they
     add up.
     """
@@ -196,12 +196,14 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_figures("value")
     table.add_column("", overflow="fold")
     table.add_cells(
-        "bits per byte", show_figure(score["bits_per_byte"], ".4f"), show_interval(score)
+        "bits per byte", show_figure(score["bits_per_byte"], ".4f"), format_interval(score)
     )
     if score.get("renormalized"):
         table.add_cells("no distribution", "", RENORMALIZED)
-    table.add_cells("word perplexity", show_word_perplexity(score), f"{score['words']:,} words")
-    table.add_cells("token perplexity", show_token_perplexity(score), f"{score['tokens']:,} tokens")
+    table.add_cells("word perplexity", format_word_perplexity(score), f"{score['words']:,} words")
+    table.add_cells(
+        "token perplexity", format_token_perplexity(score), f"{score['tokens']:,} tokens"
+    )
     how = "each read whole, without a window"
     if score["window"] is not None:
         how = f"window {score['window']}, stride {score['stride']}"
@@ -238,7 +240,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
 def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> None:
     """Bits per byte under a switch, how far that is from the plain score, and what was fitted."""
     table.add_section()
-    table.add_cells(name, show_figure(variant["bits_per_byte"], ".4f"), show_interval(variant))
+    table.add_cells(name, show_figure(variant["bits_per_byte"], ".4f"), format_interval(variant))
     less, more = variant["difference_low"], variant["difference_high"]
     interval = "" if less is None else f"95% interval {less:+.3f} to {more:+.3f}"
     table.add_cells("  from plain", show_figure(variant["difference"], "+.4f"), interval)
@@ -267,7 +269,7 @@ def tasks_table(found: Mapping[str, Any]) -> FittedTable:
             name = (
                 row["metric"] if row["filter"] == "none" else f"{row['metric']} ({row['filter']})"
             )
-            value = row["value"] if isinstance(row["value"], str) else show_value(row["value"])
+            value = row["value"] if isinstance(row["value"], str) else format_value(row["value"])
             error = "" if row["stderr"] is None else f"{row['stderr']:.4f}"
             table.add_cells(task, documents, name, value, error)
     seen = {task: figures.get("seen_in_training", 0) for task, figures in found["tasks"].items()}
@@ -471,7 +473,7 @@ def _interval(bits: float | None, low: float | None, high: float | None) -> str:
     return f"{bits:.3f}" if low is None or high is None else f"{bits:.3f} ({low:.2f}-{high:.2f})"
 
 
-def _estimate(estimate: "Estimate | None", spec: str) -> str:
+def _estimate(estimate: "SeedMean | None", spec: str) -> str:
     if estimate is None:
         return ""
     interval = (

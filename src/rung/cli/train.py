@@ -81,7 +81,7 @@ def _climb_ladder(
     from rung.cli.fitted_table import show
     from rung.cli.progress import Display
     from rung.cli.results import climb_table
-    from rung.report.page import read_rows
+    from rung.report.page import read_summaries
     from rung.workflows.climb import REPORT, Climb
     from rung.workflows.climb import climb as climb_ladder
 
@@ -95,7 +95,7 @@ def _climb_ladder(
         folders = climb_ladder(plan, display.tell, began)
     if not distributed.is_main():
         return
-    rows = read_rows(folders)
+    rows = read_summaries(folders)
     show(climb_table(rows, folders))
     say(f"\nReport: {folder / REPORT}")
     scored = [row for row in rows if row.bits_per_byte]

@@ -149,7 +149,7 @@ def chat(
     from rung.cli.results import make_quiet
 
     make_quiet()
-    from rung.chat.session import Talk
+    from rung.chat.session import ChatSession
     from rung.errors import RunError
     from rung.generation.decoder import Decoder
     from rung.generation.sampling import Sampling
@@ -165,7 +165,9 @@ def chat(
             f"{run} has no chat template: make a chat model of it with `rung tune "
             f"{shlex.quote(run)}`"
         )
-    _Terminal(Talk(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling).run()
+    _Terminal(
+        ChatSession(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling
+    ).run()
 
 
 class _Terminal:

@@ -17,21 +17,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.evaluation.mixture import fit_weights, mix_nats
+from rung.evaluation.mixture import fit_weights, mix_nll
 from rung.evaluation.score import (
     DOCUMENTS_AT_ONCE,
-    Document,
-    first_texts,
-    forward,
-    prepare,
-    read_documents,
+    TokenizedDocument,
+    forward_documents,
+    forward_nll,
+    take_texts,
+    tokenize_documents,
 )
-from rung.evaluation.variants import Pace, Report, Row, Variant, compare
+from rung.evaluation.variants import Pace, Report, Row, Variant, score_variant
 from rung.models.base import CausalModel
 
-SIZE = 2000  # states that the cache holds
+CACHE_STATES = 2000  # states that the cache holds
 FITTED = 2**20  # characters of the validation text that the parameters are fitted on, at the most
-SHARPNESS = (
+SHARPNESSES = (
     0,
     2,
     4,
@@ -45,7 +45,7 @@ STATES_AT_ONCE = 2**26  # numbers: 256 MiB in float32
 QUERIES_AT_ONCE = 256
 
 
-def score_cached(
+def score_with_cache(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
@@ -54,7 +54,7 @@ def score_cached(
 ) -> Variant:
     """Score `texts` with a cache, its sharpness and its weight chosen on `validation`."""
     began = time.perf_counter()
-    held = first_texts(validation, FITTED)
+    held = take_texts(validation, FITTED)
     theta, weight = _fit(model, tokenizer, held, Pace(report, "fit cache", len(held)))
     weights = torch.tensor([1 - weight, weight], dtype=torch.float64)
     pace = Pace(report, "cache", len(texts))
@@ -62,16 +62,18 @@ def score_cached(
     def rows() -> Iterator[Row]:
         for document, found in pace.follow(_read_states(model, tokenizer, texts)):
             nats = _cost_both(model, document, found, [theta])
-            yield document, nats[0].double().sum().item(), mix_nats(nats, weights).sum().item()
+            yield document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item()
 
-    return compare(rows(), {"weight": weight, "sharpness": theta, "size": SIZE}, held, began)
+    return score_variant(
+        rows(), {"weight": weight, "sharpness": theta, "size": CACHE_STATES}, held, began
+    )
 
 
-def cached_nats(
+def compute_cache_nll(
     states: Float[Tensor, "T D"],
     targets: Int[Tensor, " T"],
     thetas: Sequence[float],
-    size: int = SIZE,
+    size: int = CACHE_STATES,
 ) -> Float[Tensor, "thetas T"]:
     """What each target costs under the cache alone: p(w) ∝ Σ exp(θ h·h′) over the last `size`
     states h′ before h that w followed. Infinite for what it does not hold; the first target finds
@@ -101,7 +103,7 @@ def _fit(
     costs = []
     for document, found in pace.follow(_read_states(model, tokenizer, texts)):
         thetas = thetas or [
-            tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESS
+            tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESSES
         ]
         costs.append(_cost_both(model, document, found, thetas))
     nats = torch.cat(costs, dim=1)
@@ -109,19 +111,19 @@ def _fit(
     for theta, cached in zip(thetas, nats[1:], strict=True):
         pair = torch.stack([nats[0], cached])
         weights = fit_weights(pair)
-        tried.append((mix_nats(pair, weights).mean().item(), theta, weights[1].item()))
+        tried.append((mix_nll(pair, weights).mean().item(), theta, weights[1].item()))
     return min(tried)[1:]
 
 
 def _cost_both(
-    model: CausalModel, document: Document, found: Tensor, thetas: Sequence[float]
+    model: CausalModel, document: TokenizedDocument, found: Tensor, thetas: Sequence[float]
 ) -> Tensor:
     """Nats (1 + thetas, T - 1): the model's, and the cache's own, which are the model's where the
     cache is empty.
     """
     targets = torch.tensor(document.ids[1:], device=model.device)
     nats = torch.cat(
-        [found[None, :, 0], cached_nats(found[:, 1:].to(model.device), targets, thetas)]
+        [found[None, :, 0], compute_cache_nll(found[:, 1:].to(model.device), targets, thetas)]
     )
     nats[:, 0] = found[0, 0]
     return nats
@@ -130,35 +132,37 @@ def _cost_both(
 @torch.no_grad()
 def _read_states(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
-) -> Iterator[tuple[Document, Tensor]]:
+) -> Iterator[tuple[TokenizedDocument, Tensor]]:
     """Each document with (T - 1, 1 + D): the nats of its tokens, and the states that they were
     predicted from.
     """
     width = model.get_output_embeddings().in_features
-    for batch in _batch(prepare(texts, tokenizer), STATES_AT_ONCE // (1 + width)):
+    for batch in _batch(tokenize_documents(texts, tokenizer), STATES_AT_ONCE // (1 + width)):
         found = [torch.empty(len(document.ids) - 1, 1 + width) for document in batch]
-        read_documents(model, [document.ids for document in batch], found, _forward_with_states)
+        forward_documents(model, [document.ids for document in batch], found, _forward_with_states)
         yield from zip(batch, found, strict=True)
 
 
 def _forward_with_states(
     model: CausalModel, pieces: list[list[int]], state: Any
 ) -> tuple[Tensor, Any]:
-    """What `forward` says, and beside each cost what the head made its logits of (B, T, 1 + D)."""
+    """Return each token's cost and the hidden state it was predicted from (B, T, 1 + D)."""
     seen: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0])
     )
     try:
-        nats, state = forward(model, pieces, state)
+        nats, state = forward_nll(model, pieces, state)
     finally:
         hook.remove()
     return torch.cat([nats[..., None], seen[0].float().cpu()], dim=-1), state
 
 
-def _batch(documents: Iterable[Document], tokens: int) -> Iterator[list[Document]]:
+def _batch(
+    documents: Iterable[TokenizedDocument], tokens: int
+) -> Iterator[list[TokenizedDocument]]:
     """Lists of documents of so many tokens at the most, or of one document."""
-    batch: list[Document] = []
+    batch: list[TokenizedDocument] = []
     size = 0
     for document in documents:
         if batch and (size + len(document.ids) > tokens or len(batch) == DOCUMENTS_AT_ONCE):

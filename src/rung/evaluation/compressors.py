@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-PRIMED_BYTES = 2**25  # of the train text that lzma reads before the test text
-FED_BYTES = (
+PRIMING_BYTES = 2**25  # of the train text that lzma reads before the test text
+LZMA_CHUNK_BYTES = (
     2**18
 )  # that lzma is given at a time: after each, it is seen how long the rest will take
-SEEN = 0.1  # of the seconds that lzma may take go by before that is believed
+TIMED_SHARE = 0.1  # of the seconds that lzma may take go by before that is believed
 READ_BYTES = (
     2**22
 )  # of documents at a time, roughly: one by one, a table's rows take 400 times as long
@@ -35,7 +35,7 @@ def compressor_marks(test: Sequence[str]) -> dict[str, float]:
     }
 
 
-def mark_after_train(
+def lzma_after_train(
     test: Sequence[str],
     train: Sequence[str],
     seconds: float = math.inf,
@@ -44,24 +44,24 @@ def mark_after_train(
     """Bits per byte of lzma on the test text where it has read the train text first, and the
     seconds that it took.
 
-    Of the train text it reads the end, `PRIMED_BYTES` at the most: its memory is eleven times that,
-    of both texts. Where it would take longer than `seconds` there is no mark, and the second figure
-    is what it would have taken. `tell` hears how many bytes of how many are read.
+    Of the train text it reads the end, `PRIMING_BYTES` at the most: its memory is eleven times
+    that, of both texts. Where it would take longer than `seconds` there is no mark, and the second
+    figure is what it would have taken. `tell` hears how many bytes of how many are read.
     """
     size = sum(len(text.encode()) for text in test)
-    before = _end_of(train, PRIMED_BYTES)
+    before = _end_of(train, PRIMING_BYTES)
     began, done, total = now(), 0, 2 * len(before) + size
 
     def watch(texts: Iterable[bytes]) -> Iterator[bytes]:
         nonlocal done
         for text in texts:
-            for at in range(0, len(text), FED_BYTES):
-                piece = text[at : at + FED_BYTES]
+            for at in range(0, len(text), LZMA_CHUNK_BYTES):
+                piece = text[at : at + LZMA_CHUNK_BYTES]
                 yield piece
                 done += len(piece)
                 tell(done, total)
                 spent = now() - began
-                if spent > SEEN * seconds and (takes := spent * total / done) > seconds:
+                if spent > TIMED_SHARE * seconds and (takes := spent * total / done) > seconds:
                     raise _TooLongError(takes)
 
     window = len(before) + size
@@ -84,7 +84,7 @@ class _TooLongError(Exception):
 
 
 def _begin_lzma(window: int) -> lzma.LZMACompressor:
-    size = max(4096, min(window, 2 * PRIMED_BYTES))
+    size = max(4096, min(window, 2 * PRIMING_BYTES))
     return lzma.LZMACompressor(
         lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9, "dict_size": size}]
     )

@@ -18,20 +18,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.evaluation.mixture import cost_under_each
-from rung.evaluation.score import Document, first_texts, forward, prepare, windows_of
-from rung.evaluation.variants import Pace, Report, Variant, compare
+from rung.evaluation.mixture import compute_nll_per_model
+from rung.evaluation.score import (
+    TokenizedDocument,
+    forward_nll,
+    sliding_windows,
+    take_texts,
+    tokenize_documents,
+)
+from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel, State
 
-SEGMENT = 64  # tokens between steps
-MEASURED = 2**16  # characters of the training text that the gradients' size is measured on
+SEGMENT_TOKENS = 64  # tokens between steps
+RMS_CHARACTERS = 2**16  # characters of the training text that the gradients' size is measured on
 FITTED = 2**15  # characters of the validation text that the settings are chosen on, at the most
 LEARNING_RATES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (0.0, 1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptation:
+class DynamicSettings:
     """How fast the weights follow the text, and how strongly they are pulled back."""
 
     learning_rate: float
@@ -48,30 +54,30 @@ def score_dynamically(
 ) -> Variant:
     """Score `texts` while learning from them; the model comes out as it went in."""
     began = time.perf_counter()
-    held = first_texts(validation, FITTED)
+    held = take_texts(validation, FITTED)
     with (
         torch.backends.cudnn.flags(enabled=False),
-        Learner(model) as learner,
+        DynamicModel(model) as learner,
     ):  # its RNNs learn in training mode only
-        known = list(prepare(first_texts(train, MEASURED), tokenizer))
+        known = list(tokenize_documents(take_texts(train, RMS_CHARACTERS), tokenizer))
         learner.measure(known, Pace(report, "measuring", len(known)))
-        settings = _choose(learner, list(prepare(held, tokenizer)), report)
+        settings = _choose(learner, list(tokenize_documents(held, tokenizer)), report)
         costs = Pace(report, "scoring", len(texts)).follow(
-            cost_under_each([model], tokenizer, texts)
+            compute_nll_per_model([model], tokenizer, texts)
         )
         plain = [nats.double().sum().item() for _, nats in costs]
         learned = learner.follow(
-            prepare(texts, tokenizer), settings, Pace(report, "dynamic", len(texts))
+            tokenize_documents(texts, tokenizer), settings, Pace(report, "dynamic", len(texts))
         )
         rows = (
             (document, before, nats.double().sum().item())
             for before, (document, nats) in zip(plain, learned, strict=True)
         )
-        fitted = {**asdict(settings), "segment": SEGMENT, "carried_over_documents": True}
-        return compare(rows, fitted, held, began)
+        fitted = {**asdict(settings), "segment": SEGMENT_TOKENS, "carried_over_documents": True}
+        return score_variant(rows, fitted, held, began)
 
 
-class Learner:
+class DynamicModel:
     """A model whose weights follow the text it reads, until the block ends: then they are the
     trained ones again.
     """
@@ -83,7 +89,7 @@ class Learner:
         self.rms = [torch.ones_like(p) for p in self.trained]
         self.mean_rms = 1.0
 
-    def __enter__(self) -> "Learner":
+    def __enter__(self) -> "DynamicModel":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,7 +102,7 @@ class Learner:
             weight.copy_(trained)
             weight.grad = None
 
-    def measure(self, documents: Iterable[Document], pace: Pace) -> None:
+    def measure(self, documents: Iterable[TokenizedDocument], pace: Pace) -> None:
         """Find the root mean square of each weight's gradient over these documents' segments."""
         squares = [torch.zeros_like(weight) for weight in self.trained]
         segments = 0
@@ -113,8 +119,8 @@ class Learner:
         self.mean_rms = sum(rms.double().sum().item() for rms in self.rms) / count or 1.0
 
     def follow(
-        self, documents: Iterable[Document], settings: Adaptation, pace: Pace
-    ) -> Iterator[tuple[Document, Tensor]]:
+        self, documents: Iterable[TokenizedDocument], settings: DynamicSettings, pace: Pace
+    ) -> Iterator[tuple[TokenizedDocument, Tensor]]:
         """From the trained weights on, each document with the nats (T - 1) of its tokens, each
         scored, then learned.
         """
@@ -135,15 +141,17 @@ class Learner:
         window = self.model.context_length
         state: Any = None
         if window is None:
-            for start in range(0, len(ids) - 1, SEGMENT):
-                costs, state = forward(self.model, [ids[start : start + SEGMENT + 1]], state)
+            for start in range(0, len(ids) - 1, SEGMENT_TOKENS):
+                costs, state = forward_nll(
+                    self.model, [ids[start : start + SEGMENT_TOKENS + 1]], state
+                )
                 state = State(tuple(tensor.detach() for tensor in state.tensors), state.length)
                 yield costs[0, : len(ids) - 1 - start]
             return
-        for first, end, done in windows_of(len(ids) - 1, window):
-            for start in range(done, end, SEGMENT):
-                stop = min(start + SEGMENT, end)
-                yield forward(self.model, [ids[first : stop + 1]], None)[0][
+        for first, end, done in sliding_windows(len(ids) - 1, window):
+            for start in range(done, end, SEGMENT_TOKENS):
+                stop = min(start + SEGMENT_TOKENS, end)
+                yield forward_nll(self.model, [ids[first : stop + 1]], None)[0][
                     0, start - first : stop - first
                 ]
 
@@ -151,10 +159,10 @@ class Learner:
         """A short segment counts for as much less as it is shorter."""
         for weight in self.weights:
             weight.grad = None
-        (costs.sum() / SEGMENT).backward()
+        (costs.sum() / SEGMENT_TOKENS).backward()
 
     @torch.no_grad()
-    def _step(self, settings: Adaptation) -> None:
+    def _step(self, settings: DynamicSettings) -> None:
         """θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms, the pull never further than θ₀
         (section 4.2).
 
@@ -167,19 +175,21 @@ class Learner:
             weight.add_(pull)
 
 
-def _choose(learner: Learner, documents: list[Document], report: Report) -> Adaptation:
+def _choose(
+    learner: DynamicModel, documents: list[TokenizedDocument], report: Report
+) -> DynamicSettings:
     """The best learning rate, then the best decay at it: each tried on the documents from the
     trained weights on.
     """
     pace = Pace(report, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS)))
 
-    def cost(settings: Adaptation) -> float:
+    def cost(settings: DynamicSettings) -> float:
         nats = sum(
             nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace)
         )
         return math.inf if math.isnan(nats) else nats  # the steps were too long
 
     best = min(
-        (Adaptation(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost
+        (DynamicSettings(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost
     )
     return min((replace(best, decay=decay) for decay in DECAYS), key=cost)

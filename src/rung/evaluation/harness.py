@@ -32,7 +32,7 @@ from rung.evaluation.metrics import perplexity
 from rung.evaluation.score import LOGITS_AT_ONCE
 from rung.models.base import CausalModel, check_overflow
 
-Request = tuple[
+TokenRequest = tuple[
     Any, list[int], list[int]
 ]  # what was asked; the tokens before, and those whose cost is wanted
 
@@ -66,7 +66,7 @@ def run_tasks(
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=SEED)
             task.aggregation = functools.partial(_let_be_infinite, task.aggregation())
-        judged = Judged(model, tokenizer)
+        judged = HarnessLM(model, tokenizer)
         try:
             results = evaluate(
                 judged, found, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES
@@ -202,7 +202,7 @@ def _tidy(figures: dict[str, Any], samples: dict[str, int]) -> dict[str, Any]:
     return {"documents": samples.get("effective"), "metrics": metrics}
 
 
-class Judged(HFLM):
+class HarnessLM(HFLM):
     """A rung as the harness asks it: with its window for a length, and no answer longer than half
     of it.
     """
@@ -243,7 +243,10 @@ class Judged(HFLM):
         return logits
 
     def _loglikelihood_tokens(
-        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[TokenRequest],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
         if longest > self.max_length:

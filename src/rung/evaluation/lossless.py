@@ -30,7 +30,7 @@ FOLDS = {
 
 
 @dataclass(frozen=True)
-class Reading:
+class Alignment:
     """A text's tokens; the spans of it that are spelled out, unknown or dropped; what else it
     lost.
     """
@@ -41,7 +41,7 @@ class Reading:
     lost: tuple[str, ...]
 
 
-class Reader:
+class Aligner:
     """Reads texts by a tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -58,32 +58,32 @@ class Reader:
             not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
         )
 
-    def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Reading]]:
+    def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Alignment]]:
         """Each text with what its tokens are and keep, in the memory of a few."""
         source = iter(texts)
         while batch := list(itertools.islice(source, ENCODE_BATCH_SIZE)):
             for text, encoding in zip(batch, encode_ordinary(self.tokenizer, batch), strict=True):
                 yield (
                     text,
-                    Reading(encoding, [], [], ())
+                    Alignment(encoding, [], [], ())
                     if self.is_believed
                     else self._compare(text, encoding),
                 )
 
-    def _compare(self, text: str, encoding: Encoding) -> Reading:
+    def _compare(self, text: str, encoding: Encoding) -> Alignment:
         unknown = self._find_unknown(encoding)
         kept = self.decoder.decode(
             [t for t, id in zip(encoding.tokens, encoding.ids, strict=True) if id != self.unknown]
         )
         known = _leave_out(text, unknown)
         if _fold(known, self.lost) == _fold(kept, self.lost):
-            return Reading(encoding, unknown, [], self.lost)
+            return Alignment(encoding, unknown, [], self.lost)
         dropped = _fold(known, (*self.lost, WHITE_SPACE)) != _fold(kept, (*self.lost, WHITE_SPACE))
         spans = self._find_dropped(text, encoding) if dropped else []
         lost = (*self.lost, DROPPED) if spans else self.lost
         if WHITE_SPACE not in lost and _count_white_space(kept) < _count_white_space(known):
             lost = (*lost, WHITE_SPACE)
-        return Reading(encoding, unknown, spans, lost)
+        return Alignment(encoding, unknown, spans, lost)
 
     def _find_unknown(self, encoding: Encoding) -> list[Span]:
         """The spans of unknown words; bytes of one character are one."""

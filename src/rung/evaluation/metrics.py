@@ -11,19 +11,18 @@ from typing import Any
 import numpy
 from numpy.typing import ArrayLike
 
-AFTER_TRAIN = "lzma after train"  # the mark of lzma that has read the train text first
-NONE = "–"  # no figure, or one that says nothing
-BYTES_A_WORD = 50  # a text with more has next to no spaces: its words are no words
+LZMA_AFTER_TRAIN = "lzma after train"  # the mark of lzma that has read the train text first
+NO_FIGURE = "–"  # no figure, or one that says nothing
+MAX_BYTES_PER_WORD = 50  # a text with more has next to no spaces: its words are no words
 RENORMALIZED = (
     "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
 )
-BROKEN = "\ufffd"
-BROKEN_CHARACTERS = (
-    f"{BROKEN} stands for bytes that make no character: tokens are bytes, and a model that looks "
-    f"few of them back, as "
-    "the bigram does, breaks characters of several"
+REPLACEMENT_CHARACTER = "\ufffd"
+REPLACEMENT_NOTE = (
+    f"{REPLACEMENT_CHARACTER} stands for bytes that make no character: tokens are bytes, and a "
+    "model that looks few of them back, as the bigram does, breaks characters of several"
 )
-LARGE = 7  # from this power of ten on, perplexities are written as powers of ten
+SCIENTIFIC_FROM = 7  # from this power of ten on, perplexities are written as powers of ten
 
 
 def log10_perplexity(nats: float, count: int) -> float:
@@ -39,43 +38,43 @@ def perplexity(nats: float, count: int) -> float:
         return math.inf
 
 
-def show_perplexity(log10: float | None) -> str:
+def format_perplexity(log10: float | None) -> str:
     """A perplexity, given as its logarithm, with the digits that mean something: 20.3, 9,123,
     1.9×10^7, 2.0×10^1680.
 
     None is for a figure that there is not.
     """
     if log10 is None:
-        return NONE
+        return NO_FIGURE
     if not math.isfinite(log10):
         return "infinite"
-    if log10 < LARGE:
+    if log10 < SCIENTIFIC_FROM:
         value = 10**log10
         return f"{value:,.{1 if value < 1000 else 0}f}"
     digits, power = f"{10 ** (log10 % 1):.1f}", math.floor(log10)
     return f"1.0×10^{power + 1}" if digits == "10.0" else f"{digits}×10^{power}"
 
 
-def show_token_perplexity(score: Mapping[str, Any]) -> str:
+def format_token_perplexity(score: Mapping[str, Any]) -> str:
     """The token perplexity of a score, as it stands in a record."""
-    return show_perplexity(_find_log10(score, "token"))
+    return format_perplexity(_find_log10(score, "token"))
 
 
-def show_word_perplexity(score: Mapping[str, Any]) -> str:
+def format_word_perplexity(score: Mapping[str, Any]) -> str:
     """The word perplexity of a score, as it stands in a record; none where the text has next to no
     spaces.
     """
-    if score.get("bytes", 0) > BYTES_A_WORD * score.get("words", math.inf):
-        return NONE
-    return show_perplexity(_find_log10(score, "word"))
+    if score.get("bytes", 0) > MAX_BYTES_PER_WORD * score.get("words", math.inf):
+        return NO_FIGURE
+    return format_perplexity(_find_log10(score, "word"))
 
 
-def show_value(value: float) -> str:
+def format_value(value: float) -> str:
     """Any figure to four places, or as a power of ten."""
-    return show_perplexity(math.log10(value)) if value >= 10**LARGE else f"{value:.4f}"
+    return format_perplexity(math.log10(value)) if value >= 10**SCIENTIFIC_FROM else f"{value:.4f}"
 
 
-def show_interval(score: Mapping[str, Any]) -> str:
+def format_interval(score: Mapping[str, Any]) -> str:
     """The interval of a score and how it was found, or why there is none; records of older runs do
     not say.
     """
@@ -99,7 +98,7 @@ def _find_log10(score: Mapping[str, Any], unit: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """The ends of a 95% interval, None where there is none, and how it was found or why there is
     none.
     """
@@ -109,9 +108,9 @@ class Interval:
     how: str
 
 
-def find_interval(
+def confidence_interval(
     costs: ArrayLike, sizes: ArrayLike, keys: ArrayLike | None = None, least: float = -math.inf
-) -> Interval:
+) -> ConfidenceInterval:
     """A 95% interval of sum(costs) / sum(sizes) over documents: Student's t with the variance of a
     ratio.
 
@@ -122,14 +121,14 @@ def find_interval(
     from 50% on. Documents with one key are copies, and count as one. No end is below `least`.
     """
     if not numpy.isfinite(costs).all():
-        return Interval(None, None, "none: a cost is infinite")
+        return ConfidenceInterval(None, None, "none: a cost is infinite")
     values, weights = numpy.asarray(costs, float), numpy.asarray(sizes, float)
     count = len(values)
     if keys is not None:
         _, groups = numpy.unique(numpy.asarray(keys), return_inverse=True)
         values, weights = numpy.bincount(groups, values), numpy.bincount(groups, weights)
     if len(values) < 2:
-        return Interval(
+        return ConfidenceInterval(
             None,
             None,
             "none: one document" if count < 2 else f"none: all {count:,} documents are equal",
@@ -138,9 +137,9 @@ def find_interval(
     rate, shares = values.sum() / total, weights / total
     residuals, squares = (values - rate * weights) / total, (shares**2).sum()
     error = math.sqrt((residuals**2 / (1 - 2 * shares + squares)).sum())
-    half = student_t(max(1.0, 1 / squares - 1)) * error
+    half = student_t_quantile(max(1.0, 1 / squares - 1)) * error
     copies = f" different documents of {count:,}" if len(values) < count else " documents"
-    return Interval(
+    return ConfidenceInterval(
         max(least, float(rate - half)),
         float(rate + half),
         f"Student's t over {len(values):,}{copies}",
@@ -148,7 +147,7 @@ def find_interval(
 
 
 @functools.lru_cache
-def student_t(freedom: float) -> float:
+def student_t_quantile(freedom: float) -> float:
     """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and
     t.
 

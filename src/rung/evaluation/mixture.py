@@ -16,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.evaluation.score import (
     DOCUMENTS_AT_ONCE,
-    Document,
-    batched,
-    first_texts,
-    is_renormalized,
-    prepare,
-    token_nats,
+    TokenizedDocument,
+    batch_documents,
+    compute_nll,
+    needs_renormalization,
+    take_texts,
+    tokenize_documents,
 )
-from rung.evaluation.variants import Pace, Report, Variant, compare
+from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel
 
 FITTED = 2**22  # characters of the validation text that weights are fitted on, at the most
@@ -40,19 +40,21 @@ def score_mixture(
 ) -> Variant:
     """Score `texts` under the mixture of `models`, each by its name; the first is the plain one."""
     began = time.perf_counter()
-    held = first_texts(validation, FITTED)
+    held = take_texts(validation, FITTED)
     each = list(models.values())
     pace = Pace(report, "fit mix", len(held))
-    costs = [nats for _, nats in pace.follow(cost_under_each(each, tokenizer, held))]
+    costs = [nats for _, nats in pace.follow(compute_nll_per_model(each, tokenizer, held))]
     weights = fit_weights(torch.cat(costs, dim=1))
     pace = Pace(report, "mix", len(texts))
     rows = (
-        (document, nats[0].double().sum().item(), mix_nats(nats, weights).sum().item())
-        for document, nats in pace.follow(cost_under_each(each, tokenizer, texts))
+        (document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item())
+        for document, nats in pace.follow(compute_nll_per_model(each, tokenizer, texts))
     )
     fitted: dict[str, Any] = {"weights": dict(zip(models, weights.tolist(), strict=True))}
-    fitted["renormalized"] = [name for name, model in models.items() if is_renormalized(model)]
-    return compare(rows, fitted, held, began)
+    fitted["renormalized"] = [
+        name for name, model in models.items() if needs_renormalization(model)
+    ]
+    return score_variant(rows, fitted, held, began)
 
 
 def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
@@ -76,16 +78,16 @@ def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
     return weights / weights.sum()
 
 
-def mix_nats(nats: Float[Tensor, "K N"], weights: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
+def mix_nll(nats: Float[Tensor, "K N"], weights: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
     """The cost of N tokens under the mixture, in float64."""
     return -(weights.log()[:, None] - nats.double()).logsumexp(dim=0)
 
 
-def cost_under_each(
+def compute_nll_per_model(
     models: Sequence[CausalModel], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
-) -> Iterator[tuple[Document, Tensor]]:
+) -> Iterator[tuple[TokenizedDocument, Tensor]]:
     """Each document with the nats (K, T - 1) of its tokens under each model."""
-    for batch in batched(prepare(texts, tokenizer), DOCUMENTS_AT_ONCE):
-        costs = [token_nats(model, [document.ids for document in batch]) for model in models]
+    for batch in batch_documents(tokenize_documents(texts, tokenizer), DOCUMENTS_AT_ONCE):
+        costs = [compute_nll(model, [document.ids for document in batch]) for model in models]
         for document, *nats in zip(batch, *costs, strict=True):
             yield document, torch.stack(nats)

@@ -28,18 +28,18 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.data.tokenizer import find_unk_token_id, lossy_features
 from rung.errors import RunError
-from rung.evaluation.lossless import Reader, join_tokens
-from rung.evaluation.metrics import find_interval, log10_perplexity, perplexity
+from rung.evaluation.lossless import Aligner, join_tokens
+from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
 from rung.models.base import CausalModel, CountingModel, check_overflow
 from rung.models.ngram.model import NgramForCausalLM
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 DOCUMENTS_AT_ONCE = 64
-CARRIED = 1024  # tokens a model with a carried state reads at a time
+STATEFUL_TOKENS = 1024  # tokens a model with a carried state reads at a time
 
 # A model, pieces of documents and a state to what is said of each prediction (B, T, ...), and the
 # state after.
-Forward = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
+ForwardFunction = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class TokenScore:
 
 
 @dataclass(frozen=True)
-class Document:
+class TokenizedDocument:
     """Token ids from BOS to EOS, and the text's own counts."""
 
     ids: list[int]
@@ -117,7 +117,7 @@ class Document:
     @property
     def spelling(self) -> float:
         """What its unknown words cost beyond their `<unk>`, and its dropped text, in nats."""
-        return sum(map(spelling_nats, [*self.unknown, *self.dropped]))
+        return sum(map(spelling_cost, [*self.unknown, *self.dropped]))
 
     @property
     def key(self) -> int:
@@ -139,9 +139,11 @@ def score_documents(
     rows: list[tuple[float, ...]] = []
     keys: list[int] = []
     empty: list[str] = []
-    unknown_token, lost = unknown_id(tokenizer), list(lossy_features(tokenizer))
-    for batch in batched(prepare(_set_aside(texts, empty), tokenizer), DOCUMENTS_AT_ONCE):
-        for document, costs in zip(batch, token_nats(model, [d.ids for d in batch]), strict=True):
+    unknown_token, lost = find_unk_id(tokenizer), list(lossy_features(tokenizer))
+    for batch in batch_documents(
+        tokenize_documents(_set_aside(texts, empty), tokenizer), DOCUMENTS_AT_ONCE
+    ):
+        for document, costs in zip(batch, compute_nll(model, [d.ids for d in batch]), strict=True):
             rows.append(_add_up(document, costs, unknown_token))
             lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
@@ -171,7 +173,7 @@ def _sum_up(
 ) -> Score:
     """The score of documents that were added up each, and of so many empty lines."""
     columns = [numpy.array(column) for column in zip(*rows, strict=True)]
-    interval = find_interval(columns[0] / math.log(2), columns[4], keys, least=0.0)
+    interval = confidence_interval(columns[0] / math.log(2), columns[4], keys, least=0.0)
     nats, spelling, of_unknown, of_dropped = (column.sum().item() for column in columns[:4])
     sizes, words, tokens, unknown, dropped_bytes = (int(column.sum()) for column in columns[4:])
     window = model.context_length
@@ -192,9 +194,9 @@ def _sum_up(
         dropped_bytes=dropped_bytes,
         dropped_nats=of_dropped,
         window=window,
-        stride=None if window is None else stride_of(window),
+        stride=None if window is None else choose_stride(window),
         lost=lost,
-        renormalized=is_renormalized(model),
+        renormalized=needs_renormalization(model),
         kenlm=_kenlm_figures(
             nats - spelling + empty * _empty_line_nats(model, tokenizer),
             of_unknown,
@@ -208,11 +210,11 @@ def _sum_up(
 
 def _empty_line_nats(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> float:
     """What KenLM charges for an empty line, a sentence without words."""
-    return token_nats(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].sum().item()
+    return compute_nll(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].sum().item()
 
 
 def _add_up(
-    document: Document, costs: torch.Tensor, unknown_token: int | None
+    document: TokenizedDocument, costs: torch.Tensor, unknown_token: int | None
 ) -> tuple[float, ...]:
     """Nats: all, of spelling, of unknown words' tokens, of spelling dropped text; then bytes,
     words, tokens, unknown words and dropped bytes.
@@ -220,7 +222,7 @@ def _add_up(
     nats = costs.double().sum().item() + document.spelling
     is_unknown = [id == unknown_token for id in document.ids[1:]] if document.unknown else []
     of_unknown = costs[torch.tensor(is_unknown)].double().sum().item() if is_unknown else 0.0
-    of_dropped = sum(map(spelling_nats, document.dropped))
+    of_dropped = sum(map(spelling_cost, document.dropped))
     dropped_bytes = len("".join(document.dropped).encode())
     counts = (document.bytes, document.words, len(costs), len(document.unknown), dropped_bytes)
     return (nats, document.spelling, of_unknown, of_dropped, *counts)
@@ -235,9 +237,9 @@ def score_text(
     The pieces join to the text: what the tokenizer drops begins the next piece, be it the end.
     Unknown words and dropped text have their spelling in the bits.
     """
-    _, reading = next(Reader(tokenizer).read([text]))
+    _, reading = next(Aligner(tokenizer).read([text]))
     ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
-    nats = token_nats(model, [ids])[0].tolist()
+    nats = compute_nll(model, [ids])[0].tolist()
     found = _find_counts(model, torch.tensor(ids, device=model.device))
     spelled, end = sorted([*reading.unknown, *reading.dropped], reverse=True), 0
     scores = []
@@ -247,7 +249,7 @@ def score_text(
         stop = len(text) if is_end else max(stop, end)
         cost = sum(nats[place] for place in places)
         while spelled and (spelled[-1][1] <= stop or is_end):
-            cost += spelling_nats(text[slice(*spelled.pop())])
+            cost += spelling_cost(text[slice(*spelled.pop())])
         piece, bits = text[end:stop], cost / math.log(2)
         scores.append(
             TokenScore(text=piece, bits=bits, tokens=len(places), end=is_end, **found[places[0]])
@@ -260,7 +262,7 @@ def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
     """Of every token but the first, what `TokenScore` says of models that count."""
     if not isinstance(model, CountingModel):
         return [{}] * (len(ids) - 1)
-    is_divided = is_renormalized(model)
+    is_divided = needs_renormalization(model)
     facts = [
         {"order": order, "renormalized": is_divided}
         for order in model.score_tokens(ids)[1][1:].tolist()
@@ -276,29 +278,29 @@ def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
     return facts
 
 
-def is_renormalized(model: CausalModel) -> bool:
+def needs_renormalization(model: CausalModel) -> bool:
     """Whether the model's own scores are no distribution, and are divided by their sum here."""
     return isinstance(model, CountingModel) and not model.is_normalized
 
 
-def unknown_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def find_unk_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The token that stands for words it does not know; None where it knows every word."""
     return find_unk_token_id(tokenizer) if "unknown words" in lossy_features(tokenizer) else None
 
 
-def spelling_nats(word: str) -> float:
+def spelling_cost(word: str) -> float:
     """What spelling an unknown word costs: each byte, and its end, among 257 symbols."""
     return (len(word.encode()) + 1) * math.log(257)
 
 
-def stride_of(window: int) -> int:
+def choose_stride(window: int) -> int:
     """How far the window moves: half of it, so that a token has at least half a window before
     it.
     """
     return max(1, window // 2)
 
 
-def first_texts(texts: Iterable[str], limit: int) -> list[str]:
+def take_texts(texts: Iterable[str], limit: int) -> list[str]:
     """The first texts, up to `limit` characters of them; of the very first, its beginning."""
     kept: list[str] = []
     size = 0
@@ -310,28 +312,35 @@ def first_texts(texts: Iterable[str], limit: int) -> list[str]:
     return kept
 
 
-def prepare(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Document]:
+def tokenize_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[TokenizedDocument]:
     """Each text as a document of token ids; an empty line is none."""
-    for text, reading in Reader(tokenizer).read(filter(str.strip, texts)):
+    for text, reading in Aligner(tokenizer).read(filter(str.strip, texts)):
         ids = [tokenizer.bos_token_id, *reading.encoding.ids, tokenizer.eos_token_id]
         unknown, dropped = (
             [text[slice(*span)] for span in spans] for spans in (reading.unknown, reading.dropped)
         )
-        yield Document(ids, len(text.encode()), len(text.split()), unknown, dropped, reading.lost)
+        yield TokenizedDocument(
+            ids, len(text.encode()), len(text.split()), unknown, dropped, reading.lost
+        )
 
 
 @torch.no_grad()
-def token_nats(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
+def compute_nll(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
     """The cost in nats of every token but the first of each document, in float32."""
     if isinstance(model, CountingModel) and model.is_normalized:
         return _look_up(model, documents)
     costs = [torch.empty(len(ids) - 1) for ids in documents]
-    read_documents(model, documents, costs, forward)
+    forward_documents(model, documents, costs, forward_nll)
     return costs
 
 
-def read_documents(
-    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+def forward_documents(
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    read: ForwardFunction,
 ) -> None:
     """Fill `values`, of each document (T - 1, ...), with what `read` says of every prediction in
     it, batch by batch.
@@ -368,12 +377,17 @@ def _kenlm_figures(nats: float, of_unknown: float, tokens: int, unknown: int) ->
 
 
 def _read_carried(
-    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    read: ForwardFunction,
 ) -> None:
     """Documents side by side from their beginnings, the state carried from one stretch to the
     next.
     """
-    length = max(1, min(CARRIED, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size))
+    length = max(
+        1, min(STATEFUL_TOKENS, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size)
+    )
     rows = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size))
     for at in range(0, len(documents), rows):
         state = None
@@ -384,26 +398,29 @@ def _read_carried(
                 value[start : start + length] = row[: max(0, len(piece) - 1)]
 
 
-def windows_of(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
+def sliding_windows(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
     """First input, end, first new prediction of each window: the first is scored whole, others
     their last stride.
     """
     done = 0
     while done < predictions:
-        end = min(predictions, window if done == 0 else done + stride_of(window))
+        end = min(predictions, window if done == 0 else done + choose_stride(window))
         yield max(0, end - window), end, done
         done = end
 
 
 def _read_windows(
-    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor], read: Forward
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    read: ForwardFunction,
 ) -> None:
-    """Windows of every document, batched by length."""
+    """Windows of every document, batch_documents by length."""
     window = model.context_length or 0
     jobs = [
         (document, *job)
         for document, ids in enumerate(documents)
-        for job in windows_of(len(ids) - 1, window)
+        for job in sliding_windows(len(ids) - 1, window)
     ]
     jobs.sort(key=lambda job: job[2] - job[1])
     rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
@@ -414,7 +431,9 @@ def _read_windows(
             values[document][done:end] = row[done - first : end - first]
 
 
-def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
+def forward_nll(
+    model: CausalModel, pieces: list[list[int]], state: Any
+) -> tuple[torch.Tensor, Any]:
     """Costs (B, T) of each piece's tokens but its first; padding stands on the right, where
     causality ignores it.
 
@@ -444,7 +463,9 @@ def forward(model: CausalModel, pieces: list[list[int]], state: Any) -> tuple[to
     return nats.unflatten(0, (len(rows), width - 1)), output.past_key_values
 
 
-def batched(items: Iterable[Document], size: int) -> Iterator[list[Document]]:
+def batch_documents(
+    items: Iterable[TokenizedDocument], size: int
+) -> Iterator[list[TokenizedDocument]]:
     """Lists of `size` items, the last one shorter (`itertools.batched` is Python 3.12's)."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):

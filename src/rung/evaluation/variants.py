@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy
 
-from rung.evaluation.metrics import find_interval, log10_perplexity, perplexity
-from rung.evaluation.score import Document
+from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
+from rung.evaluation.score import TokenizedDocument
 
 Report = Callable[
     [str, int, int | None, str], None
 ]  # what is done, how far, of how much, and a note
 Row = tuple[
-    Document, float, float
+    TokenizedDocument, float, float
 ]  # a document, its tokens' plain cost in nats, and their cost under the switch
 
 
@@ -51,7 +51,7 @@ class Variant:
         return facts | facts.pop("fitted")
 
 
-def compare(
+def score_variant(
     rows: Iterable[Row], fitted: dict[str, Any], texts: Iterable[str], began: float
 ) -> Variant:
     """Add the rows up; `fitted` was fitted on `texts`, and all of it was begun at `began`."""
@@ -62,10 +62,10 @@ def compare(
     plain, nats, sizes, words, tokens, keys = (
         numpy.array(column) for column in zip(*facts, strict=True)
     )
-    interval = find_interval(nats / math.log(2), sizes, keys, least=0.0)
+    interval = confidence_interval(nats / math.log(2), sizes, keys, least=0.0)
     with numpy.errstate(invalid="ignore"):  # infinity less infinity
         gains = (nats - plain) / math.log(2)
-    difference = find_interval(gains, sizes, keys)
+    difference = confidence_interval(gains, sizes, keys)
     total, size = nats.sum().item(), int(sizes.sum())
     return Variant(
         bits_per_byte=total / math.log(2) / size,
@@ -101,7 +101,9 @@ class Pace:
         rate = self.tokens / max(time.perf_counter() - self.began, 1e-9)
         self.report(self.stage, self.done, self.total, f"{rate:,.0f} tokens/s")
 
-    def follow(self, documents: Iterable[tuple[Document, Any]]) -> Iterator[tuple[Document, Any]]:
+    def follow(
+        self, documents: Iterable[tuple[TokenizedDocument, Any]]
+    ) -> Iterator[tuple[TokenizedDocument, Any]]:
         """Hand on what comes, counted."""
         for document, found in documents:
             yield document, found

@@ -15,7 +15,7 @@ from rung import runs
 from rung.data.corpus import WIKITEXT_CONFIGS
 from rung.data.sources import WIKITEXT
 from rung.errors import RunError
-from rung.evaluation.metrics import RENORMALIZED, show_token_perplexity, show_word_perplexity
+from rung.evaluation.metrics import RENORMALIZED, format_token_perplexity, format_word_perplexity
 from rung.models import BESIDE, LADDER, read_folder
 
 Record = Mapping[str, Any]
@@ -26,7 +26,10 @@ METRICS = {
     metric: metric.replace("_", " ")
     for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")
 }
-PERPLEXITIES = {"word_perplexity": show_word_perplexity, "token_perplexity": show_token_perplexity}
+PERPLEXITIES = {
+    "word_perplexity": format_word_perplexity,
+    "token_perplexity": format_token_perplexity,
+}
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 

@@ -31,7 +31,7 @@ class Bar:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class DifferenceRow:
     """A row of differences: one dot for each seed, their mean, and its interval where there are
     seeds enough.
     """
@@ -62,7 +62,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Scale:
+class LinearScale:
     """A straight line from values to pixels: `low` falls on `start`, `high` on `end`."""
 
     low: float
@@ -76,7 +76,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Frame:
+class PlotArea:
     """The rectangle in which values are drawn, in pixels; labels stand around it."""
 
     width: int
@@ -86,7 +86,7 @@ class Frame:
     bottom: float
 
 
-def spread(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+def place_labels(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
     """Positions at least `gap` apart between `low` and `high`, as near as can be to those wanted,
     in their order.
 
@@ -151,7 +151,7 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     scale = _ladder_scale(bars, [v for _, v in flags], widths, (left, right, room))
     levels = stack_flags([(scale(v), w) for (_, v), w in zip(flags, widths, strict=True)])
     top = 14 + LINE * (max(levels) + 1) if flags else 8
-    frame = Frame(width, left, right, top, top + row_height * len(bars))
+    frame = PlotArea(width, left, right, top, top + row_height * len(bars))
     parts = [_vertical_axis_lines(scale, frame), _flags(flags, levels, scale, frame)]
     best = min(bar.value for bar in bars)
     for i, bar in enumerate(bars):
@@ -169,7 +169,7 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     )
 
 
-def draw_differences(rows: list[Difference], base: str, width: int) -> str:
+def draw_differences(rows: list[DifferenceRow], base: str, width: int) -> str:
     """One row for each difference in bits per byte: a dot with whiskers, and a line where `base`
     stands.
     """
@@ -180,8 +180,8 @@ def draw_differences(rows: list[Difference], base: str, width: int) -> str:
     values = [0.0, *(v for row in rows for v in (row.low, row.high, *row.points) if v is not None)]
     low, high = min(values), max(values)
     air = max((high - low) * 0.06, 0.002)
-    scale = Scale(low - air, high + air, left, right)
-    frame = Frame(width, left, right, 22.0, 22.0 + row_height * len(rows))
+    scale = LinearScale(low - air, high + air, left, right)
+    frame = PlotArea(width, left, right, 22.0, 22.0 + row_height * len(rows))
     zero = scale(0)
     parts = [_vertical_axis_lines(scale, frame)]
     parts += [
@@ -196,7 +196,7 @@ def draw_differences(rows: list[Difference], base: str, width: int) -> str:
     parts.append(_text((left + right) / 2, frame.bottom + 40, name, "axis-name middle"))
     words = ", ".join(f"{row.label} {signed(row.value)}" for row in rows)
     return _svg(
-        width, frame.bottom + 50, f"Difference from {base} in bits per byte: {words}", parts
+        width, frame.bottom + 50, f"DifferenceRow from {base} in bits per byte: {words}", parts
     )
 
 
@@ -206,16 +206,16 @@ def draw_curves(curves: list[Curve], width: int) -> str:
     labels = [(_shorten(c.label, 24 if wide else 14), f"{c.end:.2f}") for c in curves]
     margin = max(text_width(" ".join(label), TEXT) for label in labels) + (30 if wide else 18)
     bottom = 26 + max(300.0 if wide else 250.0, LINE * len(curves) + 8)
-    frame = Frame(width, 40.0, width - margin, 26.0, bottom)
+    frame = PlotArea(width, 40.0, width - margin, 26.0, bottom)
     farthest = max((x for curve in curves for x, _ in curve.points), default=0) or 1
-    x_scale = Scale(0, farthest, frame.left, frame.right - 6)
+    x_scale = LinearScale(0, farthest, frame.left, frame.right - 6)
     heights = [y for c in curves for y in ([y for _, y in c.points] or [c.end])]
     low, high = _widen(min(heights), max(heights))
-    y_scale = Scale(low, high, frame.bottom, frame.top)
+    y_scale = LinearScale(low, high, frame.bottom, frame.top)
     parts = [_grid(x_scale, y_scale, frame)]
     parts += [_line(curve, x_scale, y_scale, frame) for curve in curves]
     wanted = [y_scale(curve.end) for curve in curves]
-    places = spread(wanted, LINE, frame.top, frame.bottom)
+    places = place_labels(wanted, LINE, frame.top, frame.bottom)
     for curve, label, place in zip(curves, labels, places, strict=True):
         parts.append(_end_label(curve, label, place, x_scale, y_scale, frame))
     words = "; ".join(
@@ -236,7 +236,7 @@ def text_width(text: str, size: float) -> float:
 
 def _ladder_scale(
     bars: list[Bar], marks: list[float], widths: list[float], edges: tuple[float, float, float]
-) -> Scale:
+) -> LinearScale:
     """A scale that holds every value, and leaves each flag room on the right."""
     left, right, room = edges
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None] + marks
@@ -244,7 +244,7 @@ def _ladder_scale(
     for value, width in zip(marks, widths, strict=True):
         needed = (value - low) * (right - left) / max(room - width, 1)
         high = max(high, low + needed)
-    return Scale(low, high, left, right)
+    return LinearScale(low, high, left, right)
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
@@ -253,7 +253,7 @@ def _widen(low: float, high: float) -> tuple[float, float]:
     return low - air, high + air
 
 
-def _vertical_axis_lines(scale: Scale, frame: Frame) -> str:
+def _vertical_axis_lines(scale: LinearScale, frame: PlotArea) -> str:
     ticks = round_ticks(scale.low, scale.high, 6 if frame.width >= WIDE else 4)
     parts = [_rule(frame.left, frame.bottom, frame.right, frame.bottom, "axis")]
     for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
@@ -263,7 +263,7 @@ def _vertical_axis_lines(scale: Scale, frame: Frame) -> str:
     return "".join(parts)
 
 
-def _clear_of_words(start: float, frame: Frame) -> list[tuple[float, float]]:
+def _clear_of_words(start: float, frame: PlotArea) -> list[tuple[float, float]]:
     """An upright line from `start` to the ground, in pieces: on a phone the words of a row stand
     above its dot.
     """
@@ -277,7 +277,9 @@ def _clear_of_words(start: float, frame: Frame) -> list[tuple[float, float]]:
     return list(zip([start, *(top + WORDS[1] for top in tops)], ends, strict=True))
 
 
-def _flags(flags: list[tuple[str, float]], levels: list[int], scale: Scale, frame: Frame) -> str:
+def _flags(
+    flags: list[tuple[str, float]], levels: list[int], scale: LinearScale, frame: PlotArea
+) -> str:
     parts = []
     for (text, value), level in zip(flags, levels, strict=True):
         x, y = scale(value), frame.top - 10 - LINE * level
@@ -290,7 +292,7 @@ def _flags(flags: list[tuple[str, float]], levels: list[int], scale: Scale, fram
     return "".join(parts)
 
 
-def _bar(bar: Bar, scale: Scale, frame: Frame, top: float, best: bool) -> str:
+def _bar(bar: Bar, scale: LinearScale, frame: PlotArea, top: float, best: bool) -> str:
     wide = frame.width >= WIDE
     y = top + (21 if wide else 32)
     interval = "" if bar.low is None or bar.high is None else f"{bar.low:.2f}–{bar.high:.2f}"
@@ -314,7 +316,7 @@ def _bar(bar: Bar, scale: Scale, frame: Frame, top: float, best: bool) -> str:
     return f'<g class="shade-{bar.shade}"><title>{escape(says)}</title>{"".join(parts)}</g>'
 
 
-def _difference(row: Difference, scale: Scale, frame: Frame, top: float) -> str:
+def _difference(row: DifferenceRow, scale: LinearScale, frame: PlotArea, top: float) -> str:
     wide = frame.width >= WIDE
     y = top + (21 if wide else 32)
     interval = (
@@ -354,7 +356,7 @@ def _whisker(start: float, end: float, y: float) -> str:
     return f'<path d="M{start:.1f} {y:.1f}H{end:.1f}{caps}" class="whisker"/>'
 
 
-def _grid(x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
+def _grid(x_scale: LinearScale, y_scale: LinearScale, frame: PlotArea) -> str:
     parts = [_text(0, 10, "bits per byte (↓ lower is better)", "axis-name")]
     ticks = round_ticks(y_scale.low, y_scale.high, 5)
     for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
@@ -377,7 +379,7 @@ def _grid(x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
     return "".join(parts)
 
 
-def _line(curve: Curve, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
+def _line(curve: Curve, x_scale: LinearScale, y_scale: LinearScale, frame: PlotArea) -> str:
     if not curve.points:
         y = y_scale(curve.end)
         return _rule(frame.left, y, frame.right, y, "level")
@@ -393,7 +395,12 @@ def _line(curve: Curve, x_scale: Scale, y_scale: Scale, frame: Frame) -> str:
 
 
 def _end_label(
-    curve: Curve, label: tuple[str, str], place: float, x_scale: Scale, y_scale: Scale, frame: Frame
+    curve: Curve,
+    label: tuple[str, str],
+    place: float,
+    x_scale: LinearScale,
+    y_scale: LinearScale,
+    frame: PlotArea,
 ) -> str:
     name, figure = label
     y, gap = y_scale(curve.end), 22 if frame.width >= WIDE else 12

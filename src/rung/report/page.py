@@ -15,12 +15,21 @@ from typing import Any
 
 from rung import runs
 from rung.errors import RunError
-from rung.evaluation.metrics import AFTER_TRAIN, BROKEN, BROKEN_CHARACTERS
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN, REPLACEMENT_CHARACTER, REPLACEMENT_NOTE
 from rung.files import write_atomically
 from rung.report import charts
-from rung.report.table import Group, Row, Run, build_table, group_runs, names, read_runs, whole
+from rung.report.table import (
+    ComparableRuns,
+    ReportedRun,
+    RunSummary,
+    build_table,
+    format_count,
+    format_names,
+    group_runs,
+    read_runs,
+)
 
-__all__ = ["Row", "read_rows", "write_report"]
+__all__ = ["RunSummary", "read_summaries", "write_report"]
 
 DARKEST = 12.0  # bits: a token above is shaded like it
 DEFINITIONS = {
@@ -48,7 +57,7 @@ DEFINITIONS = {
 }
 
 
-def read_rows(folders: Iterable[Path]) -> list[Row]:
+def read_summaries(folders: Iterable[Path]) -> list[RunSummary]:
     """The runs as the table shows them, in the order of the ladder.
 
     Raises `RunError` for a folder that is no run.
@@ -79,7 +88,7 @@ def fill_page(title: str, body: str) -> str:
     return Template(template).substitute(title=escape(title), body=body)
 
 
-def _page(groups: list[Group]) -> str:
+def _page(groups: list[ComparableRuns]) -> str:
     """The whole page: an article for each text, then how it was measured."""
     titles = dict.fromkeys(_title(group) for group in groups)
     body = [_contents(groups)] if len(groups) > 1 else []
@@ -88,10 +97,10 @@ def _page(groups: list[Group]) -> str:
     return fill_page(f"rung: {', '.join(titles)}", "\n".join(body))
 
 
-def _contents(groups: list[Group]) -> str:
+def _contents(groups: list[ComparableRuns]) -> str:
     links = "".join(
         f'<li><a href="#text-{i}">{escape(_title(group))}</a> '
-        f"{names(run.label for run in group.runs)}</li>"
+        f"{format_names(run.label for run in group.runs)}</li>"
         for i, group in enumerate(groups, 1)
     )
     return (
@@ -100,22 +109,22 @@ def _contents(groups: list[Group]) -> str:
     )
 
 
-def _article(group: Group, anchor: str) -> str:
+def _article(group: ComparableRuns, anchor: str) -> str:
     build = (_header, _ladder, build_table, _curves, _samples, _surprisal)
     return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
 
 
-def _title(group: Group) -> str:
+def _title(group: ComparableRuns) -> str:
     named = (run.corpus.get("name") for run in group.runs)
     unnamed = "A text without a name" if group.scored else "Runs without a score"
     return str(next((name for name in named if name), unnamed))
 
 
-def _header(group: Group) -> str:
+def _header(group: ComparableRuns) -> str:
     return build_header(_title(group), _summary(group), group)
 
 
-def build_header(title: str, summary: str, group: Group) -> str:
+def build_header(title: str, summary: str, group: ComparableRuns) -> str:
     """The title, the result in words (which is HTML), and what was measured with what."""
     facts = "".join(
         f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact
@@ -126,7 +135,7 @@ def build_header(title: str, summary: str, group: Group) -> str:
     )
 
 
-def _summary(group: Group) -> str:
+def _summary(group: ComparableRuns) -> str:
     """The result in one sentence: the best rung, the best of the other kind, and lzma."""
     best = group.best
     if best is None:
@@ -151,7 +160,7 @@ def _summary(group: Group) -> str:
         other = min(others, key=lambda run: run.cost)
         kind = "counting alone" if other.row.rung in runs.COUNTING else "the best trained rung"
         parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}{other.mark}")
-    alone, after = group.marks.get("lzma"), group.marks.get(AFTER_TRAIN)
+    alone, after = group.marks.get("lzma"), group.marks.get(LZMA_AFTER_TRAIN)
     if alone is not None:
         parts.append(f"lzma needs {_bits(alone)}")
     if alone is not None and after is not None:
@@ -159,7 +168,7 @@ def _summary(group: Group) -> str:
     return "; ".join(parts) + "."
 
 
-def _facts(group: Group) -> list[tuple[str, str]]:
+def _facts(group: ComparableRuns) -> list[tuple[str, str]]:
     some = (group.scored or group.runs)[0]
     score, documents, size = (
         some.score,
@@ -167,7 +176,7 @@ def _facts(group: Group) -> list[tuple[str, str]]:
         some.corpus.get("bytes", {}),
     )
     kinds = (
-        f"{run.tokenizer.get('kind')}, {whole(run.tokenizer.get('vocab_size'))} tokens"
+        f"{run.tokenizer.get('kind')}, {format_count(run.tokenizer.get('vocab_size'))} tokens"
         for run in group.runs
         if run.tokenizer
     )
@@ -181,7 +190,7 @@ def _facts(group: Group) -> list[tuple[str, str]]:
     ]
 
 
-def _ladder(group: Group) -> str:
+def _ladder(group: ComparableRuns) -> str:
     if not group.scored:
         return ""
     shades = _shades(group)
@@ -213,7 +222,7 @@ def _ladder(group: Group) -> str:
     )
 
 
-def _curves(group: Group) -> str:
+def _curves(group: ComparableRuns) -> str:
     shades = _shades(group)
     learners = [run for run in group.runs if run.curve and run.row.rung not in runs.COUNTING]
     if not learners:
@@ -246,7 +255,7 @@ def build_figure(title: str, caption: str, drawings: list[str]) -> str:
     return f"<section><h2>{title}</h2>{figure}</section>"
 
 
-def _samples(group: Group) -> str:
+def _samples(group: ComparableRuns) -> str:
     """A card for each run that wrote something."""
     told = [run for run in group.runs if run.row.sample is not None]
     cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
@@ -254,8 +263,8 @@ def _samples(group: Group) -> str:
         "Every rung goes on from the words in bold: look at how long it keeps to a word, a "
         "sentence, a subject."
     )
-    if any(BROKEN in run.row.sample for run in told if run.row.sample):
-        caption += f" {BROKEN_CHARACTERS}."
+    if any(REPLACEMENT_CHARACTER in run.row.sample for run in told if run.row.sample):
+        caption += f" {REPLACEMENT_NOTE}."
     return _gallery(
         "The same prompt, continued",
         caption,
@@ -263,13 +272,13 @@ def _samples(group: Group) -> str:
     )
 
 
-def _sample(run: Run) -> str:
+def _sample(run: ReportedRun) -> str:
     prompt, sample = str(run.record.get("prompt") or ""), run.row.sample or ""
     glue = " " if prompt and _loses_space(run) and not sample[:1].isspace() else ""
     return f"<b>{escape(prompt)}</b>{glue}{escape(sample)}"
 
 
-def _surprisal(group: Group) -> str:
+def _surprisal(group: ComparableRuns) -> str:
     """A card for each run that read the passage, every token on a shade of its bits."""
     told = [run for run in group.runs if run.record.get("passage")]
     cards = "".join(_card(_heading(run), _passage(run)) for run in told)
@@ -300,20 +309,20 @@ def _card(heading: str, text: str) -> str:
     return f'<div class="card"><h3>{heading}</h3><p dir="auto">{text}</p></div>'
 
 
-def _heading(run: Run) -> str:
+def _heading(run: ReportedRun) -> str:
     bits = sum(bits for _, bits in _costs(run))
-    shown = whole(bits) if math.isfinite(bits) else "infinitely many"
+    shown = format_count(bits) if math.isfinite(bits) else "infinitely many"
     return f"{escape(run.label)} <span>{shown} bits in all</span>"
 
 
-def _costs(run: Run) -> list[tuple[str, float]]:
+def _costs(run: ReportedRun) -> list[tuple[str, float]]:
     """The passage's tokens and their bits; JSON has null for a token that was given probability
     0.
     """
     return [(text, math.inf if bits is None else bits) for text, bits in run.record["passage"]]
 
 
-def _passage(run: Run) -> str:
+def _passage(run: ReportedRun) -> str:
     """The passage with each token on its shade."""
     return "".join(_token(text, bits) for text, bits in _whole_characters(_costs(run)))
 
@@ -342,11 +351,11 @@ def _token(text: str, bits: float) -> str:
     return f'<span class="t{breaks}" {shade}">{escape(text)}</span>'
 
 
-def _loses_space(run: Run) -> bool:
+def _loses_space(run: ReportedRun) -> bool:
     return "white space" in (run.tokenizer.get("lost") or ())
 
 
-def _method(groups: list[Group]) -> str:
+def _method(groups: list[ComparableRuns]) -> str:
     found = [run for group in groups for run in group.runs]
     terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in DEFINITIONS.items())
     versions: dict[str, list[str]] = {}
@@ -364,7 +373,7 @@ def _method(groups: list[Group]) -> str:
     )
 
 
-def _recipe(run: Run) -> str:
+def _recipe(run: ReportedRun) -> str:
     lines = "\n".join(
         f"{key}: {_plain(value)}" for key, value in _flatten(run.record.get("recipe") or {})
     )
@@ -399,14 +408,15 @@ def _strong(text: str) -> str:
 def _extent(documents: int | None, size: int | None) -> str:
     if not documents or not size:
         return ""
-    return f"{whole(documents)} document{'s' if documents > 1 else ''}, {whole(size)} bytes"
+    plural = "s" if documents > 1 else ""
+    return f"{format_count(documents)} document{plural}, {format_count(size)} bytes"
 
 
 def _distinct(values: Iterable[Any]) -> str:
     return escape("; ".join(dict.fromkeys(str(value) for value in values if value is not None)))
 
 
-def _shades(group: Group) -> dict[str, int]:
+def _shades(group: ComparableRuns) -> dict[str, int]:
     """The depth of colour of each run, from the lowest rung to the highest."""
     last = max(len(group.runs) - 1, 1)
     return {run.label: round(i * (charts.SHADES - 1) / last) for i, run in enumerate(group.runs)}

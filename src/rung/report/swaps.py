@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rung import runs
 from rung.errors import RunError
-from rung.evaluation.metrics import find_interval
+from rung.evaluation.metrics import confidence_interval
 from rung.files import write_atomically
 from rung.models.swaps import SWAPS
 from rung.report import charts
 from rung.report.page import build_figure, build_header, fill_page
-from rung.report.table import Group, Run, make_cell, read_runs, whole
+from rung.report.table import ComparableRuns, ReportedRun, format_count, make_cell, read_runs
 
 BASE, END = "gpt2", "llama3"
 HEADS = (
@@ -51,7 +51,7 @@ METHOD = {
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SeedMean:
     """A mean over seeds and its 95% interval, which takes two seeds at least."""
 
     values: list[float]
@@ -64,12 +64,12 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Mean ± t · s / √n (Student 1908); None for a single seed."""
-        found = find_interval(self.values, [1] * len(self.values))
+        found = confidence_interval(self.values, [1] * len(self.values))
         return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapRow:
+class SwapResult:
     """A model of the table: its runs, one a seed; `difference` is from the base, seed by seed, in
     bits per byte.
     """
@@ -78,8 +78,8 @@ class SwapRow:
     idea: str
     parameters: int
     seconds: float  # of training, the mean
-    bits: Estimate
-    difference: Estimate | None  # None for the base, and where no seed has both
+    bits: SeedMean
+    difference: SeedMean | None  # None for the base, and where no seed has both
 
     @property
     def is_clear(self) -> bool:
@@ -88,7 +88,7 @@ class SwapRow:
         return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
-def read_swaps(folders: Iterable[Path]) -> list[SwapRow]:
+def read_swaps(folders: Iterable[Path]) -> list[SwapResult]:
     """A row for each model with a finished run: the base, each swap, all of them.
 
     Raises `RunError` for a folder that is no run.
@@ -102,7 +102,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
     Raises `RunError` where there is no run, or for a place that cannot be written to.
     """
     found = read_runs(folders)
-    group = Group([run for run in found if run.row.bits_per_byte is not None])
+    group = ComparableRuns([run for run in found if run.row.bits_per_byte is not None])
     runs.make_folder(out.parent)
     if not group.runs:
         raise RunError(f"no run of {out.parent} is finished: there is nothing to compare")
@@ -120,7 +120,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         )
 
 
-def sum_of_parts(rows: list[SwapRow]) -> str:
+def sum_of_parts(rows: list[SwapResult]) -> str:
     """Whether the swaps add up, in words; empty where one is missing."""
     alone = [row.difference.mean for row in rows if row.name in SWAPS and row.difference]
     together = next((row.difference for row in rows if row.name == END), None)
@@ -132,35 +132,35 @@ def sum_of_parts(rows: list[SwapRow]) -> str:
     )
 
 
-def _make_rows(found: list[Run]) -> list[SwapRow]:
-    by_name: dict[str, dict[int, Run]] = {name: {} for name in (BASE, *SWAPS, END)}
+def _make_rows(found: list[ReportedRun]) -> list[SwapResult]:
+    by_name: dict[str, dict[int, ReportedRun]] = {name: {} for name in (BASE, *SWAPS, END)}
     for run in found:
         by_name[_name(run)][run.record["seed"]] = run
     base = by_name[BASE]
     return [_make_row(name, seeds, base) for name, seeds in by_name.items() if seeds]
 
 
-def _name(run: Run) -> str:
+def _name(run: ReportedRun) -> str:
     swaps = run.record["recipe"]["model"]["swaps"]
     return BASE if not swaps else END if len(swaps) == len(SWAPS) else swaps[0]
 
 
-def _make_row(name: str, seeds: dict[int, Run], base: dict[int, Run]) -> SwapRow:
+def _make_row(name: str, seeds: dict[int, ReportedRun], base: dict[int, ReportedRun]) -> SwapResult:
     both = [] if name == BASE else [seed for seed in seeds if seed in base]
     ends = {BASE: "with an untied head", END: "all six"}
-    return SwapRow(
+    return SwapResult(
         name=name,
         idea=ends.get(name) or " → ".join(SWAPS[name]),
         parameters=next(iter(seeds.values())).row.parameters or 0,
         seconds=statistics.fmean(run.row.seconds or 0.0 for run in seeds.values()),
-        bits=Estimate([run.cost for run in seeds.values()]),
-        difference=Estimate([seeds[seed].cost - base[seed].cost for seed in both])
+        bits=SeedMean([run.cost for run in seeds.values()]),
+        difference=SeedMean([seeds[seed].cost - base[seed].cost for seed in both])
         if both
         else None,
     )
 
 
-def _summary(rows: list[SwapRow]) -> str:
+def _summary(rows: list[SwapResult]) -> str:
     compared = [(row.difference.mean, row) for row in rows if row.name in SWAPS and row.difference]
     if not compared:
         return "No model has been compared yet."
@@ -171,9 +171,9 @@ def _summary(rows: list[SwapRow]) -> str:
     return says + sum_of_parts(rows).replace("-", "−")
 
 
-def _chart(rows: list[SwapRow]) -> str:
+def _chart(rows: list[SwapResult]) -> str:
     differences = [
-        charts.Difference(
+        charts.DifferenceRow(
             label=row.name,
             note=row.idea,
             points=row.difference.values,
@@ -196,24 +196,24 @@ def _chart(rows: list[SwapRow]) -> str:
     return build_figure("What each swap buys", caption, drawings)
 
 
-def _table(rows: list[SwapRow], training: dict[str, int]) -> str:
+def _table(rows: list[SwapResult], training: dict[str, int]) -> str:
     cells = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
     body = "".join(_table_row(row) for row in rows)
     steps, tokens = training["steps"], training["tokens"]
     return (
         '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is '
         "from the first row. "
-        f"Every run took {whole(steps)} steps of {whole(tokens / steps)} tokens.</p>"
+        f"Every run took {format_count(steps)} steps of {format_count(tokens / steps)} tokens.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0"><table><thead><tr>'
         f'<th scope="col">model</th><th scope="col">swap</th>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
     )
 
 
-def _table_row(row: SwapRow) -> str:
+def _table_row(row: SwapResult) -> str:
     difference, interval = row.difference, row.difference and row.difference.interval
     figures = (
-        ("figure", whole(row.parameters)),
+        ("figure", format_count(row.parameters)),
         ("figure", f"{row.seconds:.1f}"),
         ("figure", str(len(row.bits.values))),
         ("figure", f"{row.bits.mean:.3f}"),
@@ -229,7 +229,7 @@ def _table_row(row: SwapRow) -> str:
     )
 
 
-def _method(found: list[Run]) -> str:
+def _method(found: list[ReportedRun]) -> str:
     terms = "".join(f"<dt>{term}</dt><dd>{meaning}</dd>" for term, meaning in METHOD.items())
     failed = [f"{run.row.name}: {run.row.failed}" for run in found if run.row.failed]
     missing = f"<dt>Not in the figures</dt><dd>{escape('; '.join(failed))}</dd>" if failed else ""

@@ -12,11 +12,11 @@ from typing import Any
 
 from rung import runs
 from rung.evaluation.metrics import (
-    AFTER_TRAIN,
-    NONE,
+    LZMA_AFTER_TRAIN,
+    NO_FIGURE,
     RENORMALIZED,
-    show_token_perplexity,
-    show_word_perplexity,
+    format_token_perplexity,
+    format_word_perplexity,
 )
 
 # The ladder, and what each rung adds to the one below; importing the models would import torch with
@@ -39,13 +39,13 @@ CHARGED = (
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 
-DOUBT = "‡"  # behind the name of a run whose scores say nothing of its rung
+DOUBT_SIGN = "‡"  # behind the name of a run whose scores say nothing of its rung
 COMPRESSOR = "compressor, reading the test text alone"
-MARKS = {AFTER_TRAIN: "compressor, after reading the training text"}
+MARKS = {LZMA_AFTER_TRAIN: "compressor, after reading the training text"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RunSummary:
     """One run as the table shows it; `failed` says why a run has no scores, and is None where it
     has.
 
@@ -71,12 +71,12 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ReportedRun:
     """One run in full: its row, its record, and what it cost on validation text as it learned."""
 
     folder: Path
     label: str  # what the page calls it: its rung where that is enough
-    row: Row
+    row: RunSummary
     record: dict[str, Any]
     curve: list[tuple[float, float]]  # training tokens, bits per byte
 
@@ -111,20 +111,20 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Group:
+class ComparableRuns:
     """Runs scored on the same text, with those meant for it that have no score, in the order of the
     ladder.
     """
 
-    runs: list[Run]
+    runs: list[ReportedRun]
 
     @property
-    def scored(self) -> list[Run]:
+    def scored(self) -> list[ReportedRun]:
         """The runs whose bits per byte can be drawn and compared."""
         return [run for run in self.runs if math.isfinite(run.cost)]
 
     @property
-    def best(self) -> Run | None:
+    def best(self) -> ReportedRun | None:
         """The run that needs the fewest bits, of those whose scores are not in doubt."""
         return min(
             (run for run in self.scored if not run.row.doubt),
@@ -143,7 +143,7 @@ class Group:
         return len({run.tokenizer.get("fingerprint") for run in self.scored}) <= 1
 
 
-def read_runs(folders: Iterable[Path]) -> list[Run]:
+def read_runs(folders: Iterable[Path]) -> list[ReportedRun]:
     """The runs in these folders, in the order of the ladder; a damaged one counts as failed.
 
     Raises `RunError` for a folder that is no run.
@@ -157,13 +157,13 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
     ]
 
 
-def group_runs(found: list[Run]) -> list[Group]:
+def group_runs(found: list[ReportedRun]) -> list[ComparableRuns]:
     """Groups whose figures may stand side by side: the same corpus, the same number of test bytes.
 
     A run without a score goes with the runs on its corpus; one that failed before it had read a
     corpus goes with the others where there is only one group.
     """
-    groups: dict[tuple[str | None, int | None], list[Run]] = {}
+    groups: dict[tuple[str | None, int | None], list[ReportedRun]] = {}
     for run in found:
         if run.score:
             text = run.corpus.get("fingerprint") or str(run.folder)  # unknown text is like no other
@@ -171,17 +171,17 @@ def group_runs(found: list[Run]) -> list[Group]:
     for run in found:
         if not run.score:
             groups.setdefault(_home(run, list(groups)), []).append(run)
-    return [Group(_label(sorted(members, key=found.index))) for members in groups.values()]
+    return [ComparableRuns(_label(sorted(members, key=found.index))) for members in groups.values()]
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> ReportedRun:
     record = runs.read_any_record(folder)
     lines = (
         [] if "tune" in record else runs.read_metrics(folder)
     )  # of a tuned run they are about its answers
     curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in lines]
     row = _make_row(folder.resolve().name, record)
-    return Run(
+    return ReportedRun(
         folder=folder,
         label=row.rung,
         row=row,
@@ -190,18 +190,18 @@ def _read_run(folder: Path) -> Run:
     )
 
 
-def _make_row(name: str, record: dict[str, Any]) -> Row:
+def _make_row(name: str, record: dict[str, Any]) -> RunSummary:
     score = _section(_section(record, "scores"), "test")
     training = _section(record, "training")
-    return Row(
+    return RunSummary(
         name=name,
         rung=str(record["rung"]),
         idea=IDEAS.get(record["rung"], ""),
         parameters=record.get("parameters"),
         seconds=training.get("seconds"),
         tokens_per_second=training.get("tokens_per_second"),
-        token_perplexity=show_token_perplexity(score),
-        word_perplexity=show_word_perplexity(score),
+        token_perplexity=format_token_perplexity(score),
+        word_perplexity=format_word_perplexity(score),
         bits_per_byte=score.get("bits_per_byte"),
         low=score.get("low"),
         high=score.get("high"),
@@ -223,7 +223,9 @@ def _place(rung: str) -> int:
     return ladder.index(rung) if rung in ladder else len(ladder)
 
 
-def _home(run: Run, keys: list[tuple[str | None, int | None]]) -> tuple[str | None, int | None]:
+def _home(
+    run: ReportedRun, keys: list[tuple[str | None, int | None]]
+) -> tuple[str | None, int | None]:
     """The key of the group that a run without a score belongs to."""
     fingerprint = run.corpus.get("fingerprint")
     if fingerprint is None and len(keys) == 1:
@@ -231,7 +233,7 @@ def _home(run: Run, keys: list[tuple[str | None, int | None]]) -> tuple[str | No
     return next((key for key in keys if key[0] == fingerprint), (fingerprint, None))
 
 
-def _label(members: list[Run]) -> list[Run]:
+def _label(members: list[ReportedRun]) -> list[ReportedRun]:
     """The runs with the shortest names that tell them apart: rung, folder, or the folder's path."""
     for labels in (
         [run.row.rung for run in members],
@@ -244,30 +246,30 @@ def _label(members: list[Run]) -> list[Run]:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A figure of the table; `kind` is a class of the style sheet."""
 
     head: str
-    show: Callable[[Row], str]
+    show: Callable[[RunSummary], str]
     kind: str = "figure"
 
 
 COLUMNS = (
-    Column("parameters", lambda row: whole(row.parameters)),
-    Column("training<br>seconds", lambda row: _rounded(row.seconds, 1)),
-    Column("tokens / s", lambda row: whole(row.tokens_per_second)),
-    Column("token<br>perplexity", lambda row: _set_powers(row.token_perplexity), "token"),
-    Column("word<br>perplexity", lambda row: _set_powers(row.word_perplexity)),
-    Column(
+    TableColumn("parameters", lambda row: format_count(row.parameters)),
+    TableColumn("training<br>seconds", lambda row: _rounded(row.seconds, 1)),
+    TableColumn("tokens / s", lambda row: format_count(row.tokens_per_second)),
+    TableColumn("token<br>perplexity", lambda row: _set_powers(row.token_perplexity), "token"),
+    TableColumn("word<br>perplexity", lambda row: _set_powers(row.word_perplexity)),
+    TableColumn(
         "bits<br>per byte",
         lambda row: _rounded(row.bits_per_byte, 3) + "*" * row.renormalized,
         "key",
     ),
-    Column("95% interval", lambda row: _interval(row), "interval"),
+    TableColumn("95% interval", lambda row: _interval(row), "interval"),
 )
 
 
-def build_table(group: Group) -> str:
+def build_table(group: ComparableRuns) -> str:
     """The table's section; runs without a score are listed with the reason."""
     heads = "".join(
         f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in COLUMNS
@@ -287,10 +289,10 @@ def build_table(group: Group) -> str:
     )
 
 
-def _table_row(run: Run, best: bool) -> str:
+def _table_row(run: ReportedRun, best: bool) -> str:
     row = run.row
     idea = row.idea if run.label == row.rung else f"{row.rung}: {row.idea}".removesuffix(": ")
-    mark = f" {DOUBT}" if row.doubt else ""
+    mark = f" {DOUBT_SIGN}" if row.doubt else ""
     start = f'<th scope="row">{escape(run.label)}{mark}</th><td>{escape(idea)}</td>'
     if row.failed:
         why = row.failed if row.failed in (UNFINISHED, UNSCORED) else f"failed: {row.failed}"
@@ -317,62 +319,64 @@ def _mark_row(name: str, value: float) -> str:
     )
 
 
-def _notes(group: Group) -> Iterable[str]:
+def _notes(group: ComparableRuns) -> Iterable[str]:
     """What a reader has to know before comparing two figures of the table."""
     if not group.same_tokens:
         kinds = "; ".join(
-            f"{names(labels)}: {escape(kind)}"
+            f"{format_names(labels)}: {escape(kind)}"
             for kind, labels in _labels_by(group.scored, _tokenizer_name).items()
         )
         yield f"† Token perplexities compare only between runs with the same tokenizer ({kinds})."
     for what, labels in _labels_by(group.scored, lambda run: run.row.doubt).items():
         if what:
             yield (
-                f"{DOUBT} {names(labels)}: {what}. The figures say nothing of the rung: give it "
-                f"more minutes."
+                f"{DOUBT_SIGN} {format_names(labels)}: {what}. The figures say nothing of the "
+                f"rung: give it more minutes."
             )
     for what, labels in _labels_by(group.scored, lambda run: run.row.busyness).items():
         if what:
-            yield f"{names(labels)}: {what}."
+            yield f"{format_names(labels)}: {what}."
     for (window, stride), labels in _labels_by(group.scored, _window).items():
         if window is None:
-            yield f"{names(labels)}: a document is read in one go, from its beginning to its end."
+            yield (
+                f"{format_names(labels)}: a document is read in one go, from its beginning to its "
+                f"end."
+            )
         else:
             yield (
-                f"{names(labels)}: a long document is read through a window of {whole(window)} "
-                f"tokens "
-                f"that moves by {whole(stride)}; each token is scored once."
+                f"{format_names(labels)}: a long document is read through a window of "
+                f"{format_count(window)} tokens that moves by {format_count(stride)}; each token "
+                f"is scored once."
             )
     for what, labels in _labels_by(group.scored, _losses).items():
         if what:
             yield (
-                f"{names(labels)}: the tokenizer loses {escape(what)}, and the score does not "
-                f"charge for it."
+                f"{format_names(labels)}: the tokenizer loses {escape(what)}, and the score does "
+                f"not charge for it."
             )
     if renormalized := [run.label for run in group.scored if run.row.renormalized]:
-        yield f"* {names(renormalized)}: no distribution; {RENORMALIZED}."
+        yield f"* {format_names(renormalized)}: no distribution; {RENORMALIZED}."
     left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)
-    if left_out and AFTER_TRAIN not in group.marks:
+    if left_out and LZMA_AFTER_TRAIN not in group.marks:
         yield f"{escape(left_out)}."
     for run in group.scored:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)
             yield (
-                f"{names([run.label])}: {whole(unknown)} unknown words were spelled out, for "
-                f"{whole(spelled)} bits."
+                f"{format_names([run.label])}: {format_count(unknown)} unknown words were spelled "
+                f"out, for {format_count(spelled)} bits."
             )
         if dropped := run.score.get("dropped_bytes"):
             spelled = run.score["dropped_nats"] / math.log(2)
             yield (
-                f"{names([run.label])}: the tokenizer dropped {whole(dropped)} bytes of the text, "
-                f"which were spelled "
-                f"out, for {whole(spelled)} bits."
+                f"{format_names([run.label])}: the tokenizer dropped {format_count(dropped)} "
+                f"bytes of the text, which were spelled out, for {format_count(spelled)} bits."
             )
 
 
-def whole(number: float | None) -> str:
+def format_count(number: float | None) -> str:
     """A count, with separators."""
-    return NONE if number is None else f"{number:,.0f}"
+    return NO_FIGURE if number is None else f"{number:,.0f}"
 
 
 def _set_powers(figure: str) -> str:
@@ -381,38 +385,38 @@ def _set_powers(figure: str) -> str:
 
 
 def _rounded(number: float | None, decimals: int) -> str:
-    return NONE if number is None else f"{number:,.{decimals}f}"
+    return NO_FIGURE if number is None else f"{number:,.{decimals}f}"
 
 
-def _interval(row: Row) -> str:
-    return NONE if row.low is None or row.high is None else f"{row.low:.3f}–{row.high:.3f}"
+def _interval(row: RunSummary) -> str:
+    return NO_FIGURE if row.low is None or row.high is None else f"{row.low:.3f}–{row.high:.3f}"
 
 
-def names(labels: Iterable[str]) -> str:
+def format_names(labels: Iterable[str]) -> str:
     """The names of runs, in a row."""
     return f'<span class="names">{escape(", ".join(labels))}</span>'
 
 
-def _labels_by(found: list[Run], key: Callable[[Run], Any]) -> dict[Any, list[str]]:
+def _labels_by(found: list[ReportedRun], key: Callable[[ReportedRun], Any]) -> dict[Any, list[str]]:
     groups: dict[Any, list[str]] = {}
     for run in found:
         groups.setdefault(key(run), []).append(run.label)
     return groups
 
 
-def _window(run: Run) -> tuple[int | None, int | None]:
+def _window(run: ReportedRun) -> tuple[int | None, int | None]:
     return run.score.get("window"), run.score.get("stride")
 
 
-def _losses(run: Run) -> str:
+def _losses(run: ReportedRun) -> str:
     """What goes uncharged: what is spelled out is not in it."""
     return ", ".join(what for what in run.score.get("lost") or () if what not in CHARGED)
 
 
-def _tokenizer_name(run: Run) -> str:
+def _tokenizer_name(run: ReportedRun) -> str:
     if not (spec := run.tokenizer):
         return "not recorded"
     return (
-        f"{spec.get('kind')} with {whole(spec.get('vocab_size'))} tokens, fingerprint "
+        f"{spec.get('kind')} with {format_count(spec.get('vocab_size'))} tokens, fingerprint "
         f"{spec.get('fingerprint')}"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rung.evaluation.score import windows_of
+from rung.evaluation.score import sliding_windows
 from rung.models.base import CausalModel, KeyValues, StatefulModel, check_overflow
 
 AT_ONCE = 256  # tokens of a prompt, between two steps of the texts
@@ -40,7 +40,9 @@ def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator
     """
     predictions = len(ids) - 1
     window = model.context_length
-    for first, end, done in windows_of(predictions, window) if window else [(0, predictions, 0)]:
+    for first, end, done in (
+        sliding_windows(predictions, window) if window else [(0, predictions, 0)]
+    ):
         state: Any = None if isinstance(model, StatefulModel) else KeyValues(end - first)
         for start in range(first, end, AT_ONCE):
             stop = min(start + AT_ONCE, end)

@@ -11,8 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from rung.chat.session import drop_turns
-from rung.chat.template import find_ends
+from rung.chat.session import drop_oldest_turns
+from rung.chat.template import find_chat_stop_ids
 from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
 from rung.generation.detokenize import Pieces
@@ -91,7 +91,7 @@ def order_completions(
     wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     if not wanted and body.echo:
         return []
-    ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
+    ends = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
     return make_orders(body, prompts, wanted, ends, limits)
 
 
@@ -118,7 +118,7 @@ def order_answers(engine: Engine, body: ChatRequest, prompt: Prompt, limits: Lim
         body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     )
     wanted = limits.max_tokens if asked is None else asked
-    ends = frozenset(find_ends(engine.served.model, engine.tokenizer))
+    ends = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
     return make_orders(body, [prompt], wanted, ends, limits)
 
 
@@ -217,7 +217,7 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
         )
     try:
         wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
-        _, _, ids = drop_turns(
+        _, _, ids = drop_oldest_turns(
             engine.reader, body.messages, engine.served.model.context_length, wanted
         )
     except RunError as error:

@@ -22,7 +22,7 @@ from torch import Tensor
 from rung import runs
 from rung.data.tokenizer import encode_ordinary, fingerprint_tokenizer
 from rung.evaluation.attention import attention_shape, read_attention
-from rung.evaluation.score import is_renormalized, score_text
+from rung.evaluation.score import needs_renormalization, score_text
 from rung.generation.detokenize import show_token
 from rung.generation.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, name_rung
@@ -167,7 +167,7 @@ def describe(run: Served) -> dict[str, Any]:
         "bits_per_byte": score.get("bits_per_byte"),
         "low": score.get("low"),
         "high": score.get("high"),
-        "renormalized": is_renormalized(run.model),
+        "renormalized": needs_renormalization(run.model),
         "counts": rung.counts,
         "chat": bool(getattr(run.tokenizer, "chat_template", None)),
         "layers": layers,
@@ -231,7 +231,7 @@ def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
         "bits": bits,
         "bytes": size,
         "bits_per_byte": bits / size,
-        "renormalized": is_renormalized(run.model),
+        "renormalized": needs_renormalization(run.model),
     }
 
 

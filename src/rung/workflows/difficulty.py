@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rung.data.packing import PackedTokens
-from rung.evaluation.score import prepare, token_nats
+from rung.evaluation.score import compute_nll, tokenize_documents
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
 from rung.training.clock import now
@@ -54,8 +54,8 @@ def count_text(
     affordable = FIRST_TOKENS * (seconds - took) / max(took, 1e-9)
     if len(packed) > FIRST_TOKENS and affordable > 2 * FIRST_TOKENS:
         model = _fit(tokenizer, packed, min(COUNTED_TOKENS, affordable))
-    documents = list(prepare(texts, tokenizer))
-    costs = token_nats(model, [d.ids for d in documents])
+    documents = list(tokenize_documents(texts, tokenizer))
+    costs = compute_nll(model, [d.ids for d in documents])
     copied = copy_nats(zip((d.ids for d in documents), costs, strict=True), reach)
     spelling, bits = (
         sum(d.spelling for d in documents),

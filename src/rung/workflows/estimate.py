@@ -13,7 +13,7 @@ from rung import distributed
 from rung.data.tokenizer import encode_documents
 from rung.device import choose_device, has_fast_bfloat16
 from rung.evaluation import score
-from rung.evaluation.score import first_texts
+from rung.evaluation.score import take_texts
 from rung.models import build_model, count_parameters, find_rung, fused, make_config
 from rung.models.base import CausalModel
 from rung.models.bigram import PAIRS_AT_ONCE
@@ -56,7 +56,7 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
     tell(Stage(name="read", note=corpus.describe()))
     recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    texts = first_texts(corpus.train["text"], SAMPLED)
+    texts = take_texts(corpus.train["text"], SAMPLED)
     sizes = (
         sum(len(text.encode()) for text in texts),
         sum(len(ids) for ids in encode_documents(texts, tokenizer)),

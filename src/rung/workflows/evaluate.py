@@ -15,7 +15,7 @@ from rung import runs
 from rung.data.corpus import Corpus, corpus_title, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.evaluation.score import is_renormalized, score_documents
+from rung.evaluation.score import needs_renormalization, score_documents
 from rung.models import load
 from rung.progress import Stage, Tell
 from rung.workflows.training_text import check_unseen, find_seen, is_own, read_own_text
@@ -140,7 +140,7 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
         figures[task]["seen_in_training"] = seen
     facts = {
         "rung": record.get("rung", model.config.model_type),
-        "renormalized": is_renormalized(model),
+        "renormalized": needs_renormalization(model),
     }
     harness = f"lm_eval {importlib.metadata.version('lm_eval')}"
     return {"run": run, **facts, "harness": harness, "limit": limit, "tasks": figures}

@@ -20,8 +20,8 @@ from rung import __version__
 from rung.data.corpus import Corpus
 from rung.data.tokenizer import fingerprint_tokenizer, lossy_features
 from rung.device import cache_folder, choose_device, count_cores, describe
-from rung.evaluation.compressors import compressor_marks, mark_after_train
-from rung.evaluation.metrics import AFTER_TRAIN
+from rung.evaluation.compressors import compressor_marks, lzma_after_train
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.evaluation.score import score_documents, score_text
 from rung.files import recall, revise
 from rung.generation.generate import generate
@@ -171,21 +171,21 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
     folder = cache_folder() / "marks" / corpus.fingerprint
     found: dict[str, float] = recall(folder) or compressor_marks(corpus.test["text"])
     takes = found.pop(TAKES, 0.0)
-    if AFTER_TRAIN not in found and takes <= seconds:
-        mark, takes = mark_after_train(
+    if LZMA_AFTER_TRAIN not in found and takes <= seconds:
+        mark, takes = lzma_after_train(
             corpus.test["text"],
             corpus.train["text"],
             seconds,
             lambda done, total: tell(
-                Stage(name="comparing", done=done, total=total, note=AFTER_TRAIN)
+                Stage(name="comparing", done=done, total=total, note=LZMA_AFTER_TRAIN)
             ),
         )
-        found |= {} if mark is None else {AFTER_TRAIN: mark}
+        found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
         revise(folder, found if mark is not None else found | {TAKES: takes})
-    if AFTER_TRAIN in found:
+    if LZMA_AFTER_TRAIN in found:
         return {"marks": found}
     why = (
-        f"{AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has "
+        f"{LZMA_AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has "
         f"{seconds:.0f} s for it"
     )
     tell(Stage(name="noted", note=why))

@@ -18,7 +18,7 @@ from rung.data.tokenizer import required_vocab_size
 from rung.data.tokenizer_training import suggest_vocab_size
 from rung.device import cache_folder, choose_device, leave_busy_cores
 from rung.errors import RunError
-from rung.evaluation.score import first_texts, score_documents
+from rung.evaluation.score import score_documents, take_texts
 from rung.files import remove_leftovers
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
@@ -465,7 +465,7 @@ def _find_max_time(recipe: Recipe) -> float | None:
 
 def read_watched(corpus: Corpus) -> list[str]:
     """The validation text that training watches."""
-    return first_texts(corpus.validation["text"], WATCHED_BYTES)
+    return take_texts(corpus.validation["text"], WATCHED_BYTES)
 
 
 def _describe(recipe: Recipe, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from rung.data.corpus import Corpus, is_path
 from rung.data.store import SPLITS
 from rung.errors import CorpusError, RunError
-from rung.evaluation.score import first_texts
+from rung.evaluation.score import take_texts
 from rung.workflows.prepare import read_corpus
 
 COMPARED = 2**22  # characters of a text that are looked for in the training text
@@ -125,7 +125,7 @@ def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
     """Of each collection of texts, the share of its bytes in lines that stand in the training
     text.
     """
-    found = [_measure_lines(first_texts(texts, COMPARED)) for texts in collections]
+    found = [_measure_lines(take_texts(texts, COMPARED)) for texts in collections]
     wanted, seen = set[int]().union(*found), set[int]()
     for text in own.sample_train(1):
         seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))

@@ -12,26 +12,32 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rung import distributed, runs
 from rung.chat.answers import (
-    Answer,
+    GradedAnswer,
     answer_questions,
-    count_bytes,
-    find_costs,
-    look_up,
-    spread,
-    summarize,
-    write_plainly,
+    count_answer_bytes,
+    encode_plain_conversations,
+    sample_evenly,
+    score_assistant_tokens,
+    score_retrieval,
+    summarize_answers,
 )
-from rung.chat.conversations import DEFAULT, Conversations, load_conversations
+from rung.chat.conversations import DEFAULT_CONVERSATIONS, Conversations, load_conversations
 from rung.chat.dpo import (
-    PreferenceSettings,
-    hold_out,
-    keep_fitting,
-    learn_preferences,
+    DPOSettings,
+    filter_by_length,
+    preference_accuracy,
     read_preferences,
-    share_preferred,
+    split_preferences,
+    train_dpo,
 )
-from rung.chat.packing import Examples, replay
-from rung.chat.template import CHATML, LLAMA3, Conversation, encode_conversations, teach_format
+from rung.chat.packing import ConversationDataset, sample_replay
+from rung.chat.template import (
+    CHATML,
+    LLAMA3,
+    Conversation,
+    encode_conversations,
+    set_up_chat_format,
+)
 from rung.data.corpus import Corpus
 from rung.device import choose_device, leave_busy_cores
 from rung.errors import CorpusError, RecipeError, RunError
@@ -73,7 +79,7 @@ class Tuning:
     """Which run is tuned, on which conversations, and for how long."""
 
     base: str
-    data: str = DEFAULT
+    data: str = DEFAULT_CONVERSATIONS
     steps: int | None = None
     minutes: float | None = None
     train: dict[str, Any] = field(default_factory=dict)  # fields of TrainingArguments
@@ -82,7 +88,9 @@ class Tuning:
     preference: str = ""  # a file of pairs of answers, in the place of conversations
 
     def __post_init__(self) -> None:
-        if self.preference and (self.minutes or self.steps or self.train or self.data != DEFAULT):
+        if self.preference and (
+            self.minutes or self.steps or self.train or self.data != DEFAULT_CONVERSATIONS
+        ):
             raise RecipeError(
                 f"--preference {self.preference} goes once through its pairs, at a rate of its "
                 f"own: leave out DATA, "
@@ -113,7 +121,7 @@ class _Begun:
 
     student: _Student | None
     record: dict[str, Any]
-    examples: Examples
+    examples: ConversationDataset
     began: float  # when its minutes began to count, by the main process's clock
 
     def __getstate__(self) -> dict[str, Any]:
@@ -222,7 +230,9 @@ def _prefer(
             f"{plan.base} answers nothing yet: first `rung tune {shlex.quote(plan.base)}`, "
             "then --preference on that run"
         )
-    learned, held_out = hold_out(keep_fitting(tokenizer, preferences, model.context_length))
+    learned, held_out = split_preferences(
+        filter_by_length(tokenizer, preferences, model.context_length)
+    )
     runs.make_folder(folder)
     corpus = read_own(plan.base, base) if "recipe" in base else None
     record = _describe(model, plan, base)
@@ -231,19 +241,21 @@ def _prefer(
         "preferences": len(learned),
         "held_out": len(held_out),
     }
-    sides: dict[str, Any] = {"before": {"preferred": share_preferred(model, tokenizer, held_out)}}
+    sides: dict[str, Any] = {
+        "before": {"preferred": preference_accuracy(model, tokenizer, held_out)}
+    }
     if corpus:
         sides["before"] |= _score_text(model, tokenizer, corpus, tell)
     set_seed(plan.seed)
-    settings = PreferenceSettings(seed=plan.seed)
+    settings = DPOSettings(seed=plan.seed)
 
     def on_step(done: int, total: int) -> None:
         tell(Stage(name="preferring", done=done, total=total))
 
     with warn_unmoved(model):
-        learn_preferences(model, tokenizer, learned, settings, on_step)
+        train_dpo(model, tokenizer, learned, settings, on_step)
     runs.save_model(folder, model.eval(), tokenizer)
-    sides["after"] = {"preferred": share_preferred(model, tokenizer, held_out)}
+    sides["after"] = {"preferred": preference_accuracy(model, tokenizer, held_out)}
     record["scores"] = {}
     if corpus:
         record |= judge(model, tokenizer, corpus, tell)
@@ -338,7 +350,7 @@ def _teach(
 ) -> None:
     """Teach the model the marks of a conversation: on all processes the same new weights."""
     set_seed(plan.seed)
-    teach_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
+    set_up_chat_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
 
 
 def _make_settings(plan: Tuning, began: float) -> TrainSettings:
@@ -353,7 +365,7 @@ def _make_settings(plan: Tuning, began: float) -> TrainSettings:
     )
 
 
-def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
+def _encode(student: _Student, plan: Tuning, rung: str) -> ConversationDataset:
     """What the assistant says, and some of the base's own text, as rows.
 
     Raises `CorpusError` where no answer is within what the model looks at.
@@ -361,23 +373,23 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> Examples:
     model, tokenizer = student.model, student.tokenizer
     length = model.context_length or model.config.max_position_embeddings
     encoded = encode_conversations(tokenizer, student.data.train)
-    if not any(any(e.said[1 : length + 1]) for e in encoded):
+    if not any(any(e.assistant_mask[1 : length + 1]) for e in encoded):
         raise CorpusError(
             f"{plan.data}: no answer begins within the {length} tokens that the model looks at: "
             f"shorten what is asked"
         )
     if student.corpus:
-        encoded += replay(
+        encoded += sample_replay(
             student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded)
         )
-    return Examples(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
+    return ConversationDataset(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
 
 
 def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:
     """What training calls: it watches what held-out answers cost."""
     tokenizer = student.tokenizer
-    watched = spread(student.data.validation, WATCHED)
-    encoded, size = encode_conversations(tokenizer, watched), count_bytes(watched)
+    watched = sample_evenly(student.data.validation, WATCHED)
+    encoded, size = encode_conversations(tokenizer, watched), count_answer_bytes(watched)
 
     def show(progress: TrainingProgress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
@@ -399,7 +411,7 @@ def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:
         return f"{answer.question}\n\n{answer.given}"
 
     return TrainingCallbacks(
-        evaluate=lambda model: find_costs(model, encoded, size)["bits_per_byte"],
+        evaluate=lambda model: score_assistant_tokens(model, encoded, size)["bits_per_byte"],
         sample=say,
         on_progress=show,
     )
@@ -434,7 +446,7 @@ def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
     record["tune"] |= {
         "after": {"answers": {name: summary for name, (summary, _) in found.items()}},
         "lookup": {
-            name: look_up(student.data.train, spread(asked, ASKED))
+            name: score_retrieval(student.data.train, sample_evenly(asked, ASKED))
             for name, asked in student.data.tests.items()
         },
         "best": [asdict(answer) for answer in best[:SHOWN]],
@@ -457,16 +469,16 @@ def _score_text(
 
 def _judge_answers(
     student: _Student, asked: Sequence[Conversation], tell: Tell
-) -> tuple[dict[str, float], list[Answer]]:
+) -> tuple[dict[str, float], list[GradedAnswer]]:
     """What answers are worth, and what the expected ones cost, on questions from all over a set."""
-    asked, model, tokenizer = spread(asked, ASKED), student.model.eval(), student.tokenizer
+    asked, model, tokenizer = sample_evenly(asked, ASKED), student.model.eval(), student.tokenizer
     answers = answer_questions(
         model,
         tokenizer,
         asked,
         lambda done: tell(Stage(name="answering", done=done, total=len(asked))),
     )
-    write = encode_conversations if tokenizer.chat_template else write_plainly
-    return summarize(answers) | find_costs(
-        model, write(tokenizer, asked), count_bytes(asked)
+    write = encode_conversations if tokenizer.chat_template else encode_plain_conversations
+    return summarize_answers(answers) | score_assistant_tokens(
+        model, write(tokenizer, asked), count_answer_bytes(asked)
     ), answers

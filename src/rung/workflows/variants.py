@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rung.data.corpus import Corpus
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.evaluation.cache import score_cached
+from rung.evaluation.cache import score_with_cache
 from rung.evaluation.dynamic import score_dynamically
 from rung.evaluation.mixture import score_mixture
 from rung.evaluation.variants import Report, Variant
@@ -71,7 +71,7 @@ def prepare_switches(switches: Switches, judged: Judged, fitting: Corpus) -> dic
             models, tokenizer, texts, validation, report
         )
     if switches.cache:
-        scorers["cache"] = lambda texts, report: score_cached(
+        scorers["cache"] = lambda texts, report: score_with_cache(
             model, tokenizer, texts, validation, report
         )
     if switches.dynamic:
