@@ -186,7 +186,7 @@ def make_tiny(tokenizer):
             return build_model(name, config).eval()
         documents = list(encode_documents(SENTENCES, tokenizer))
         starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-        return find_rung(name).model.fit(config, numpy.concatenate(documents), starts).eval()
+        return find_rung(name).model_class.fit(config, numpy.concatenate(documents), starts).eval()
 
     return make
 

@@ -23,7 +23,7 @@ LADDER = (
     "sizes",
     "fused",
     "config_checks",
-    "contract",
+    "forward_options",
     "base",
     "bigram",
     "ngram",
@@ -111,7 +111,7 @@ def test_functions_fit_on_a_screen(path):
 
 def test_rooms_are_small():
     for path in FILES:
-        limit = 310 if room_of(path) == "models" else 500
+        limit = 330 if room_of(path) == "models" else 500
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 

@@ -70,7 +70,7 @@ def score_articles(train: Sequence[str], validation: Sequence[str]) -> Score:
     rows = [numpy.array(row) for row in encode_documents(articles, tokenizer)]
     starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
     config = make_config("bigram", tokenizer, {})
-    model = find_rung("bigram").model.fit(config, numpy.concatenate(rows), starts)
+    model = find_rung("bigram").model_class.fit(config, numpy.concatenate(rows), starts)
     return score_documents(model, tokenizer, list(join_articles(validation)))
 
 

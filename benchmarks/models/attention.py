@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from rung.device import describe
-from rung.models.rnn_attention import _attend_plainly
+from rung.models.rnn_attention import _attend_unfused
 
 REPEATS = 15
 
@@ -42,7 +42,7 @@ def main():
         (4, 4, 512, 64),
         (2, 4, 1024, 64),
     ):
-        both = seconds(fused, shape), seconds(_attend_plainly, shape)
+        both = seconds(fused, shape), seconds(_attend_unfused, shape)
         name = " x ".join(map(str, shape))
         print(f"{name:<32}{1000 * both[0]:>10.2f}{1000 * both[1]:>10.2f}{both[0] / both[1]:>8.2f}")
 

@@ -46,7 +46,7 @@ def main():
     from rung.device import choose_device, describe
     from rung.models import llama3
 
-    begin = llama3.begin_to_copy
+    begin = llama3.add_induction_circuit
     print(describe(choose_device()))
     print(
         f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and "
@@ -55,7 +55,7 @@ def main():
     for corpus in corpora:
         for seed in SEEDS:
             for name, copying in (("without", lambda *_: None), ("with", begin)):
-                llama3.begin_to_copy = copying
+                llama3.add_induction_circuit = copying
                 with tempfile.TemporaryDirectory() as folder:
                     watched, test = make_run(corpus, seed, Path(folder) / "run")
                 learned = "  ".join(

@@ -21,8 +21,8 @@ from ngram import ORDER, read_lines
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe, keep_freed_memory
-from rung.models.ngram.budget import Counting
-from rung.models.ngram.engines import choose_counter
+from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.ngram.engines import choose_count_function
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
 ENGINES = (("numpy", ""), ("duckdb", "2GB"))
@@ -72,7 +72,9 @@ def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
     config = NgramConfig(
         vocab_size=vocab_size, order=ORDER, bos_token_id=0, eos_token_id=1, pad_token_id=2
     )
-    counter = choose_counter(Counting(engine=engine, memory=memory or None), folder / "counting")
+    counter = choose_count_function(
+        CountingSettings(engine=engine, memory=memory or None), folder / "counting"
+    )
     before = time.perf_counter()
     model = NgramForCausalLM.fit(config, tokens, starts, counter)
     seconds = time.perf_counter() - before

@@ -45,7 +45,7 @@ def measure(name: str, settings: dict, prepared, texts: Iterable[str]) -> tuple[
     tokenizer, tokens, starts = prepared
     config = make_config(name, tokenizer, settings)
     before = time.perf_counter()
-    model = find_rung(name).model.fit(config, tokens, starts)
+    model = find_rung(name).model_class.fit(config, tokens, starts)
     seconds = time.perf_counter() - before
     return count_parameters(model), seconds, score_documents(model, tokenizer, texts)
 

@@ -19,7 +19,7 @@ from rung.data.corpus import load_corpus
 from rung.data.tokenizer import encode_documents
 from rung.device import describe
 from rung.models import load
-from rung.models.base import State
+from rung.models.base import RecurrentState
 from rung.recipe import make_recipe
 from rung.workflows.train import execute
 
@@ -70,7 +70,9 @@ def score_from_a_strange_state(folder):
     nats = 0.0
     for ids in encode_documents(corpus.test["text"], tokenizer):
         tokens = torch.tensor([ids])
-        logits = model(tokens[:, :-1], past_key_values=State(state.tensors, state.length)).logits
+        logits = model(
+            tokens[:, :-1], past_key_values=RecurrentState(state.tensors, state.length)
+        ).logits
         nats += F.cross_entropy(logits[0], tokens[0, 1:], reduction="sum").item()
     return nats / math.log(2) / sum(len(text.encode()) for text in corpus.test["text"])
 

@@ -35,8 +35,8 @@ from rung.data.files import DocumentKind
 from rung.data.tokenizer import PUBLISHED_TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
-from rung.models.ngram.budget import Counting
-from rung.models.sizes import fill_size
+from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.sizes import resolve_size
 from rung.training.gradient_checkpointing import check_activations
 from rung.training.lora import check_lora
 from rung.training.settings import check_arguments, check_length
@@ -89,7 +89,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         find_rung(self.rung)
-        rung, model = fill_size(self.rung, self.model)
+        rung, model = resolve_size(self.rung, self.model)
         object.__setattr__(self, "rung", rung)
         object.__setattr__(self, "model", model)
         check_arguments(self.train)
@@ -113,7 +113,9 @@ class Recipe:
         for key in self.model:
             if key not in known:
                 near = did_you_mean(
-                    key, known, f"all are the fields of {find_rung(self.rung).config.__name__}"
+                    key,
+                    known,
+                    f"all are the fields of {find_rung(self.rung).config_class.__name__}",
                 )
                 raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
         if self.counting:
@@ -123,9 +125,9 @@ class Recipe:
         if not isinstance(self.carry_state, bool):
             raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
         if self.carry_state:
-            check_carry_state(find_rung(self.rung).model, self.train)
+            check_carry_state(find_rung(self.rung).model_class, self.train)
         if not find_rung(self.rung).counts:
-            check_activations(self.rung, find_rung(self.rung).model, self.train)
+            check_activations(self.rung, find_rung(self.rung).model_class, self.train)
         check_seed(self.seed)
         check_positive("minutes", self.minutes, float)
         check_positive("steps", self.steps, int)
@@ -229,11 +231,11 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
         raise RecipeError(
             f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}"
         )
-    known = [f.name for f in fields(Counting)]
+    known = [f.name for f in fields(CountingSettings)]
     for key in counting:
         if key not in known:
             raise RecipeError(f"counting.{key}: {did_you_mean(key, known)}")
-    Counting(**counting)
+    CountingSettings(**counting)
 
 
 def _check_counted(recipe: Recipe) -> None:
@@ -361,7 +363,7 @@ def _find_section(rung: str, key: str) -> tuple[str, str]:
         )
     if not homes:
         listed = (
-            f"all are the fields of a recipe, of {find_rung(rung).config.__name__} and of "
+            f"all are the fields of a recipe, of {find_rung(rung).config_class.__name__} and of "
             f"TrainingArguments"
         )
         near = did_you_mean(key, [*own, *model, *arguments], listed)

@@ -599,7 +599,7 @@ def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypat
 def test_a_count_that_is_stopped_prints_the_line_that_goes_on_with_the_next_order(
     corpus, monkeypatch
 ):
-    monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
+    monkeypatch.setattr("rung.models.ngram.counting_settings.MIN_CHECKPOINT_SECONDS", 0.0)
 
     def stop(display, name, stage):
         if stage.note.startswith("order 3 of 5"):

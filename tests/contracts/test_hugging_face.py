@@ -22,8 +22,8 @@ from rung.errors import RunError
 from rung.generation import native
 from rung.generation.decoder import Decoder
 from rung.models import build_model, load, make_config
-from rung.models.base import State, find_padding
-from rung.models.contract import is_plain
+from rung.models.base import RecurrentState, find_padding_idx
+from rung.models.forward_options import is_unmodified
 from rung.training.settings import TrainSettings, make_arguments
 from tests.conftest import NEURAL, SENTENCES, TINY, shake
 
@@ -138,7 +138,7 @@ def test_generates_with_a_static_cache(name, padding, shaken, ids):
 @pytest.mark.parametrize("name", RUNGS)
 def test_a_past_of_another_kind_is_refused(name, shaken, ids):
     model = shaken(name)
-    wrong = State((), 3) if name in TRANSFORMERS else DynamicCache()
+    wrong = RecurrentState((), 3) if name in TRANSFORMERS else DynamicCache()
     with pytest.raises(
         ValueError,
         match=f"past_key_values is a {type(wrong).__name__}: {type(model).__name__} takes",
@@ -512,7 +512,7 @@ def test_the_begin_token_is_learned_where_it_pads_too(make_tiny, tokenizer, ids)
         alone = type(config).from_dict(
             config.to_dict() | {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
         )
-        assert (find_padding(both), find_padding(alone)) == (None, 2)
+        assert (find_padding_idx(both), find_padding_idx(alone)) == (None, 2)
         with torch.enable_grad():
             for made, learns in ((both, True), (alone, False)):
                 made.tie_word_embeddings = False
@@ -666,7 +666,7 @@ def test_the_step_in_c_is_not_for_dropout_at_work(make_tiny):
 def test_the_kernel_of_the_loss_keeps_what_stands_on_the_head(how, own, ids):
     model = own("llama3")
     head = model.lm_head
-    assert is_plain(head, torch.nn.Linear)
+    assert is_unmodified(head, torch.nn.Linear)
     if how == "hook":
         head.register_forward_hook(lambda module, args, output: 2 * output)
     elif how == "parametrization":
@@ -677,7 +677,7 @@ def test_the_kernel_of_the_loss_keeps_what_stands_on_the_head(how, own, ids):
         model.tie_weights = lambda *args, **options: None
         head.weight = torch.nn.Parameter(2 * head.weight.data.clone())
         head.register_buffer("other", head.weight.data.as_subclass(_Kind))
-    assert not is_plain(head, torch.nn.Linear)
+    assert not is_unmodified(head, torch.nn.Linear)
     same(model(ids, labels=ids, skip_logits=True).loss, model(ids, labels=ids).loss)
 
 

@@ -18,7 +18,7 @@ from rung.chat.template import CHATML, LLAMA3, set_up_chat_format
 from rung.data.tokenizer_training import BUILDERS, build_tokenizer
 from rung.export.export import export
 from rung.models import load
-from rung.models.sizes import rope
+from rung.models.sizes import rope_parameters
 from rung.training.lora import LoraAdapter
 from tests.conftest import SENTENCES, shake
 
@@ -116,7 +116,9 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
 
     def make():
         half = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
-        scaled = {"rope_parameters": rope(8.0) | {"original_max_position_embeddings": 16}}
+        scaled = {
+            "rope_parameters": rope_parameters(8.0) | {"original_max_position_embeddings": 16}
+        }
         found = save("untied", make_tiny("gpt2", tie_word_embeddings=False)) + save(
             "gpt2", make_tiny("gpt2")
         )

@@ -14,16 +14,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rung import runs
 from rung.errors import RecipeError, RunError
 from rung.models import (
-    BESIDE,
     LADDER,
+    OFF_LADDER,
     build_model,
     count_parameters,
+    find_hidden_size,
     load,
     make_config,
-    match_parameters,
 )
 from rung.models.rnn import CELLS
-from rung.models.rnn_attention import _attend_in_groups, _attend_plainly, attend, causal_mask
+from rung.models.rnn_attention import _attend_grouped, _attend_unfused, attend, causal_mask
 from tests.conftest import NEURAL, SENTENCES, TINY, VARIANTS
 
 RUNGS = [*TINY, *VARIANTS]
@@ -435,7 +435,7 @@ def test_grouped_queries_with_dropout_are_attention(masked):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, heads, 5, 8, requires_grad=True) for heads in (4, 2, 2))
     mask = causal_mask(torch.tensor([[0, 1, 1, 1, 1], [1] * 5]), 5, 5) if masked else None
-    grouped = _attend_in_groups(q, k, v, mask, 0.0)
+    grouped = _attend_grouped(q, k, v, mask, 0.0)
     torch.testing.assert_close(grouped, attend(q, k, v, mask))
 
 
@@ -452,7 +452,7 @@ def test_plain_attention_is_attention(groups, masks):
     own = (numbers[:, None, :, None] == numbers[:, None, None, :]).tril()
     mask = {"none": None, "one for all": own[:1], "one each": own}[masks]
     exact = attend(q, k, v, mask)
-    plain = _attend_plainly(*(t.bfloat16() for t in (q, k, v)), mask)
+    plain = _attend_unfused(*(t.bfloat16() for t in (q, k, v)), mask)
     torch.testing.assert_close(plain.float(), exact, rtol=0.05, atol=0.05)
 
 
@@ -464,7 +464,7 @@ def test_causal_mask_lets_padding_see_itself():
 @pytest.mark.parametrize("name", NEURAL)
 def test_match_parameters_comes_near(name, tokenizer):
     name, settings = name.split()[0], VARIANTS.get(name, {})
-    width = match_parameters(name, tokenizer, 1_000_000, settings)
+    width = find_hidden_size(name, tokenizer, 1_000_000, settings)
     size = count_parameters(
         build_model(name, make_config(name, tokenizer, {**settings, "hidden_size": width}))
     )
@@ -503,8 +503,8 @@ def test_load_refuses_what_is_no_run(make_tiny, tokenizer, tmp_path):
 
 
 def test_every_rung_has_its_idea():
-    assert sorted(LADDER | BESIDE) == sorted(TINY)
-    assert [name for name, rung in (LADDER | BESIDE).items() if rung.counts] == [
+    assert sorted(LADDER | OFF_LADDER) == sorted(TINY)
+    assert [name for name, rung in (LADDER | OFF_LADDER).items() if rung.counts] == [
         "bigram",
         "ngram",
         "infini-gram",

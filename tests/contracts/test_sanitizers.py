@@ -21,7 +21,7 @@ from rung import compiler
 from rung.compiler import Address
 from rung.generation import native
 from rung.models import fused
-from rung.models.base import KeyValues
+from rung.models.base import KVCache
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 
@@ -199,7 +199,7 @@ def step_calls(recorder):
             *(*step.room.buffers, step.room.scores, step.room.all_places),
         ]
         texts, longest = draw.randint(1, 9), draw.randint(6, 30)
-        state = KeyValues(longest)
+        state = KVCache(longest)
         shape = (texts, step.groups, longest, step.size)
         state.rows = [(torch.randn(shape), torch.randn(shape)) for _ in step.layers]
         state.length = draw.randint(0, 3)

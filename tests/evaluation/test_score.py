@@ -276,7 +276,7 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
     words = build_tokenizer("word-split", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    fit = LADDER["bigram"].model.fit
+    fit = LADDER["bigram"].model_class.fit
     model = fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
     known = score_documents(model, words, ["the cat"])
     unknown = score_documents(model, words, ["the zèbra"])
@@ -303,7 +303,7 @@ def count(rung, tokenizer, texts, **settings):
 
     documents = list(encode_documents(texts, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return LADDER[rung].model.fit(
+    return LADDER[rung].model_class.fit(
         make_config(rung, tokenizer, settings), numpy.concatenate(documents), starts
     )
 
@@ -478,7 +478,7 @@ def test_the_bigram_of_the_cat_is_the_formula_by_hand():
     words = build_tokenizer("word-split", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    model = LADDER["bigram"].model.fit(
+    model = LADDER["bigram"].model_class.fit(
         make_config("bigram", words, {}), numpy.concatenate(documents), starts
     )
     vocabulary = 4 + len(set(" ".join(SENTENCES).split()))
@@ -627,7 +627,7 @@ def test_an_empty_line_is_a_sentence_for_kenlm_alone():
         tokenizer.eos_token_id,
     ]
     config = make_config("ngram", tokenizer, {"order": 2})
-    model = find_rung("ngram").model.fit(config, numpy.array(packed), numpy.array([0])).eval()
+    model = find_rung("ngram").model_class.fit(config, numpy.array(packed), numpy.array([0])).eval()
     texts, more = ["a b", "b"], ["", "a b", " ", "b", ""]
     plain, with_empty = (score_documents(model, tokenizer, each) for each in (texts, more))
     assert with_empty.nats == plain.nats
@@ -677,7 +677,7 @@ def test_a_window_of_a_large_vocabulary_is_scored_in_little_memory():
         "num_attention_heads": 1,
     }
     config = LlamaConfig(vocab_size=128_256, max_position_embeddings=2048, **small)
-    model, ids = find_rung("llama3").model(config).eval(), list(range(4, 2053))
+    model, ids = find_rung("llama3").model_class(config).eval(), list(range(4, 2053))
     compute_nll(model, [ids[:9]])
     resets.write_text("5")
     before = read_memory("VmRSS")
@@ -698,7 +698,9 @@ def test_pairs_are_counted_a_part_of_the_text_at_a_time(monkeypatch):
         monkeypatch.setattr(bigram, "PAIRS_AT_ONCE", at_once)
         with Largest() as largest:
             fitted.append(
-                find_rung("bigram").model.fit(make_config("bigram", tokenizer, {}), tokens, starts)
+                find_rung("bigram").model_class.fit(
+                    make_config("bigram", tokenizer, {}), tokens, starts
+                )
             )
     assert largest.bytes < 20_000
     pairs = Counter(zip(tokens[:-1].tolist(), tokens[1:].tolist(), strict=True))

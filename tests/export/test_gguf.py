@@ -34,7 +34,7 @@ from rung.generation.sampling import Sampling
 from rung.models import load
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
-from rung.models.sizes import rope
+from rung.models.sizes import rope_parameters
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed: pip install 'rung[export]'")
 
@@ -195,10 +195,13 @@ def _ask(server, what, **facts):
                 "head_dim": 32,
                 "attention_bias": True,
                 "rms_norm_eps": 1e-5,
-                "rope_parameters": rope(None),
+                "rope_parameters": rope_parameters(None),
             },
         ),
-        ("llama3", {"rope_parameters": {**rope(8.0), "original_max_position_embeddings": 32}}),
+        (
+            "llama3",
+            {"rope_parameters": {**rope_parameters(8.0), "original_max_position_embeddings": 32}},
+        ),
         ("gpt2", {}),
         ("gpt2", {"tie_word_embeddings": False, "n_inner": 96}),
     ],

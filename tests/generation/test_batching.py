@@ -12,7 +12,7 @@ from rung.generation import batching, native
 from rung.generation.batching import Slots
 from rung.generation.decoder import Decoder, write_tokens
 from rung.generation.sampling import Draws, Sampling, choose, choose_each, find_shares
-from rung.models.base import KeyValues
+from rung.models.base import KVCache
 from tests.conftest import SENTENCES, TINY, shake
 
 SETTINGS = [
@@ -96,7 +96,7 @@ def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenize
 def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny, tokenizer):
     model = shake(make_tiny(name, hidden_size=44 if name == "gpt2" else 40))
     step = native.native_step(model, weights)
-    pool = KeyValues(9)
+    pool = KVCache(9)
     pool.rows = [
         tuple(
             torch.zeros(

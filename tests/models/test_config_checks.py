@@ -12,8 +12,8 @@ import transformers
 
 from rung import runs
 from rung.errors import RecipeError, RunError, RungError
-from rung.models import RUNGS, build_model, config_fields, load, make_config
-from rung.models.config_checks import MOST, WHOLE, check_config
+from rung.models import RUNGS_BY_MODEL_TYPE, build_model, config_fields, load, make_config
+from rung.models.config_checks import MAX_LAYERS, MIN_INTEGERS, check_config
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.loading import read_config
 from tests.conftest import TINY
@@ -43,7 +43,7 @@ LLAMA = {
     ),
     "too many layers": (
         {"num_hidden_layers": 1_000_000},
-        f"num_hidden_layers is 1000000: it must be {MOST} or less",
+        f"num_hidden_layers is 1000000: it must be {MAX_LAYERS} or less",
     ),
     "half a layer": (
         {"num_hidden_layers": 1.5},
@@ -269,7 +269,7 @@ def test_nothing_for_a_value_is_the_default_or_refused_by_its_name(name, folders
     for key in config.keys() - {"model_type"}:
         (tmp_path / "config.json").write_text(json.dumps(config | {key: None}))
         try:
-            read_config(tmp_path, RUNGS)
+            read_config(tmp_path, RUNGS_BY_MODEL_TYPE)
             passed.append(key)
         except RunError as error:
             assert re.search(
@@ -277,7 +277,7 @@ def test_nothing_for_a_value_is_the_default_or_refused_by_its_name(name, folders
             ), error
     allowed = MAY_BE_NULL.get(name, ())
     assert {key for key in allowed if key in config} <= set(passed)
-    assert not [key for key in passed if key in WHOLE and key not in allowed]
+    assert not [key for key in passed if key in MIN_INTEGERS and key not in allowed]
 
 
 def test_a_rotation_by_its_name_in_transformers_4_is_looked_at_too(folders, tmp_path):
@@ -288,7 +288,7 @@ def test_a_rotation_by_its_name_in_transformers_4_is_looked_at_too(folders, tmp_
     with pytest.raises(
         RunError, match="rope_scaling is 5: it must be a mapping, as in {rope_type: default, "
     ) as caught:
-        read_config(tmp_path, RUNGS)
+        read_config(tmp_path, RUNGS_BY_MODEL_TYPE)
     assert "\n" not in str(caught.value)
 
 

@@ -62,7 +62,7 @@ def test_rms_norm_under_autocast_reads_as_the_products_do(side):
 @pytest.mark.parametrize("items", [None, 7, torch.tensor(7.0)])
 def test_linear_cross_entropy_is_torchs(at_once, items, side, monkeypatch):
     """Whole and some rows at a time, targets that are not counted among them."""
-    monkeypatch.setattr(fused, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(fused, "MAX_LOGITS", at_once)
     torch.manual_seed(0)
     hidden, weight = torch.randn(11, 6, requires_grad=True), torch.randn(31, 6, requires_grad=True)
     targets = torch.randint(31, (11,))

@@ -66,7 +66,7 @@ def test_published_configurations_are_the_published(name):
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_have_the_weights_they_say(name):
     size = SIZES[name]
-    config = find_rung(name).config(
+    config = find_rung(name).config_class(
         **size.model, vocab_size=size.vocab_size, bos_token_id=0, eos_token_id=0
     )
     with torch.device("meta"):

@@ -83,7 +83,7 @@ def test_the_ends_begin_as_the_two_rungs_do(end, tokenizer, monkeypatch):
     """The same spread of every weight; Llama's that write to the residual stream are smaller here,
     and none copies.
     """
-    monkeypatch.setattr("rung.models.llama3.begin_to_copy", lambda *_: None)
+    monkeypatch.setattr("rung.models.llama3.add_induction_circuit", lambda *_: None)
     shape = {
         "hidden_size": 64,
         "num_hidden_layers": 2,

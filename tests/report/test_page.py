@@ -546,10 +546,10 @@ def test_nothing_overlaps_in_a_browser(width, ladder, make_page, tmp_path):
 
 def test_the_page_knows_every_rung():
     """Its list stands by itself, so that a report needs no model code; it is the same list."""
-    from rung.models import BESIDE, LADDER
+    from rung.models import LADDER, OFF_LADDER
     from rung.report.table import IDEAS
     from rung.runs import COUNTING
 
-    rungs = LADDER | BESIDE
+    rungs = LADDER | OFF_LADDER
     assert {name: rung.idea for name, rung in rungs.items()} == IDEAS
     assert {name for name, rung in rungs.items() if rung.counts} == set(COUNTING)

@@ -106,7 +106,7 @@ def test_a_recurrence_has_no_layers_to_compute_again(name, key):
         RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"
     ):
         make_recipe({"rung": name}, [f"{key}=true"])
-    check_activations("rnn", LADDER["rnn"].model, {key: False})
+    check_activations("rnn", LADDER["rnn"].model_class, {key: False})
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch_fused"])

@@ -10,7 +10,7 @@ import torch
 
 from rung.errors import RecipeError
 from rung.models import count_parameters
-from rung.models.ngram.budget import measure_process
+from rung.models.ngram.counting_settings import process_memory
 from rung.recipe import make_recipe
 from rung.training.lora import LoraAdapter
 from rung.training.settings import TrainSettings, make_arguments
@@ -44,7 +44,7 @@ def test_every_rung_says_what_it_takes(rung, text, tmp_path):
 def test_a_long_count_says_what_its_checkpoints_take(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "ngram", "corpus": text})
     assert "to go on from" not in foresee(recipe, tmp_path / "run")["disk"]
-    monkeypatch.setattr("rung.models.ngram.budget.KEPT_SECONDS", 0.0)
+    monkeypatch.setattr("rung.models.ngram.counting_settings.MIN_CHECKPOINT_SECONDS", 0.0)
     assert (
         "GB for counts to go on from, until the run is complete"
         in foresee(recipe, tmp_path / "run")["disk"]
@@ -75,7 +75,7 @@ def test_what_training_grows_by_is_foreseen_within_a_factor_of_two(text, tmp_pat
     )
     found = foresee(recipe, tmp_path / "run")["memory a process"]
     assert "an estimate" in found
-    said = read_gigabytes(found) - measure_process()
+    said = read_gigabytes(found) - process_memory()
     grown = watch_memory()
     assert execute(recipe, tmp_path / "run")
     assert said / 2 < grown() < 2 * said

@@ -302,11 +302,11 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
     """Each token with its surprisal and probability, and the whole; of an n-gram, how long a one
     was found, how often it was seen, and what was taken from that count.
     """
-    from rung.models.ngram.smoothing import MOST_COUNTED
+    from rung.models.ngram.smoothing import MAX_STORED_COUNT
 
     counted: dict[str, Callable[[TokenScore], str]] = {
         "order": lambda piece: f"{piece.order}",
-        "seen": lambda piece: f"{piece.count}{'+' if piece.count == MOST_COUNTED else ''}",
+        "seen": lambda piece: f"{piece.count}{'+' if piece.count == MAX_STORED_COUNT else ''}",
         "discount": lambda piece: f"{piece.discount:.3f}",
     }
     bits = sum(piece.bits for piece in pieces)

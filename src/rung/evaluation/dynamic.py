@@ -27,7 +27,7 @@ from rung.evaluation.score import (
     tokenize_documents,
 )
 from rung.evaluation.variants import Pace, Report, Variant, score_variant
-from rung.models.base import CausalModel, State
+from rung.models.base import CausalModel, RecurrentState
 
 SEGMENT_TOKENS = 64  # tokens between steps
 RMS_CHARACTERS = 2**16  # characters of the training text that the gradients' size is measured on
@@ -145,7 +145,9 @@ class DynamicModel:
                 costs, state = forward_nll(
                     self.model, [ids[start : start + SEGMENT_TOKENS + 1]], state
                 )
-                state = State(tuple(tensor.detach() for tensor in state.tensors), state.length)
+                state = RecurrentState(
+                    tuple(tensor.detach() for tensor in state.tensors), state.length
+                )
                 yield costs[0, : len(ids) - 1 - start]
             return
         for first, end, done in sliding_windows(len(ids) - 1, window):

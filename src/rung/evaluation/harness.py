@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.metrics import perplexity
 from rung.evaluation.score import LOGITS_AT_ONCE
-from rung.models.base import CausalModel, check_overflow
+from rung.models.base import CausalModel, check_finite
 
 TokenRequest = tuple[
     Any, list[int], list[int]
@@ -239,7 +239,7 @@ class HarnessLM(HFLM):
 
     def _model_call(self, *args: Any, **options: Any) -> torch.Tensor:
         logits = super()._model_call(*args, **options)
-        check_overflow(logits)
+        check_finite(logits)
         return logits
 
     def _loglikelihood_tokens(

@@ -30,7 +30,7 @@ from rung.data.tokenizer import find_unk_token_id, lossy_features
 from rung.errors import RunError
 from rung.evaluation.lossless import Aligner, join_tokens
 from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
-from rung.models.base import CausalModel, CountingModel, check_overflow
+from rung.models.base import CausalModel, CountingModel, check_finite
 from rung.models.ngram.model import NgramForCausalLM
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
@@ -353,7 +353,7 @@ def forward_documents(
     read_all(model, [documents[d] for d in order], [values[d] for d in order], read)
     if model.get_output_embeddings() is not None:
         for value in values:
-            check_overflow(value)
+            check_finite(value)
 
 
 def _look_up(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:

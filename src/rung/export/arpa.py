@@ -27,7 +27,7 @@ from rung.export.arpa_parser import IMPOSSIBLE, ArpaText, Section
 from rung.export.hf import writing, writing_file
 from rung.models import count_parameters, load
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
-from rung.models.ngram.smoothing import Table
+from rung.models.ngram.smoothing import NgramTable
 
 BEGIN, END = "<s>", "</s>"
 ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read
@@ -232,7 +232,7 @@ def _build_tables(
     sections: list[Section],
     number: NDArray[numpy.int64],
     tokenizer: PreTrainedTokenizerBase,
-) -> list[Table]:
+) -> list[NgramTable]:
     """Sort every order by parent and token."""
     words, vocab_size = sections[0].words[0], len(tokenizer)
     keys: list[NDArray[numpy.int64]] = []  # parent * V + token, of order 2, 3, ...
@@ -273,7 +273,7 @@ def _build_tables(
                 lambda _: "an n-gram of the highest order has a back-off weight",
             )
         tables.append(
-            Table(
+            NgramTable(
                 tokens=ids[-1][by_key],
                 parents=parents[by_key],
                 log10_probability=section.log10_probability[by_key],
@@ -303,7 +303,7 @@ def _unigrams(
     number: NDArray[numpy.int64],
     vocab_size: int,
     tokenizer: PreTrainedTokenizerBase,
-) -> Table:
+) -> NgramTable:
     """Order 1: a row for each token. Padding cannot come; an <unk> that the file lacks costs what
     KenLM says.
     """
@@ -313,7 +313,7 @@ def _unigrams(
     by_id[tokenizer.bos_token_id] = -numpy.inf
     weights = numpy.zeros(vocab_size, dtype=numpy.float32)
     weights[number] = backoff
-    return Table(
+    return NgramTable(
         tokens=numpy.arange(vocab_size),
         parents=numpy.zeros(vocab_size, dtype=numpy.int64),
         log10_probability=by_id,

@@ -16,7 +16,7 @@ from rung.data.corpus import WIKITEXT_CONFIGS
 from rung.data.sources import WIKITEXT
 from rung.errors import RunError
 from rung.evaluation.metrics import RENORMALIZED, format_token_perplexity, format_word_perplexity
-from rung.models import BESIDE, LADDER, read_folder
+from rung.models import LADDER, OFF_LADDER, read_checked_config
 
 Record = Mapping[str, Any]
 
@@ -56,7 +56,7 @@ def make_card(folder: Path, name: str) -> str:
 
 
 def _write_card(folder: Path, name: str, record: Record) -> str:
-    model_type = read_folder(folder).model_type
+    model_type = read_checked_config(folder).model_type
     sections = [f"# {name}", *_describe(record, model_type)]
     for title, lines in (
         ("Use", _use(name, model_type, runs.read_prompt(dict(record)) or "Once")),
@@ -119,7 +119,7 @@ def _describe(record: Record, model_type: str) -> Iterator[str]:
         yield f"A `{model_type}` model."
         return
     rung = record["rung"]
-    idea = (LADDER | BESIDE)[rung].idea if rung in LADDER | BESIDE else ""
+    idea = (LADDER | OFF_LADDER)[rung].idea if rung in LADDER | OFF_LADDER else ""
     size = f" of {record['parameters']:,} parameters" if "parameters" in record else ""
     corpus = f", trained from scratch on `{record['corpus']['name']}`" if "corpus" in record else ""
     if "base" in record:

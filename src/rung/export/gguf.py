@@ -26,7 +26,7 @@ from rung.errors import RunError, did_you_mean
 from rung.export.gguf_tokenizer import describe_tokenizer
 from rung.export.hf import Weights, find_folder, read_weights, writing_file
 from rung.export.meta import interleave
-from rung.models import load, read_folder
+from rung.models import load, read_checked_config
 from rung.models.llama3 import rotary_frequencies
 
 
@@ -106,7 +106,7 @@ def export_gguf(run: str, out: Path, type: str = "f16") -> str:
     if type not in TYPES:
         raise RunError(f"--type is {type!r}: {did_you_mean(type, TYPES)}")
     folder, kind = find_folder(run), TYPES[type]
-    config = read_folder(folder)
+    config = read_checked_config(folder)
     check_config(config, run)
     weights = arrange(gguf, config, read_weights(folder))
     with writing_file(out) as beside:

@@ -22,7 +22,7 @@ from rung.errors import RunError
 from rung.export.card import CARD, make_card
 from rung.files import write_atomically, write_beside
 from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
-from rung.models import read_folder
+from rung.models import read_checked_config
 
 SHARD_SIZE = "5GB"  # a file, as the Hub has them
 
@@ -47,7 +47,7 @@ def copy_folder(run: str, out: Path) -> None:
     Raises `RungError` where what is there is damaged.
     """
     folder = find_folder(run)
-    read_folder(folder)
+    read_checked_config(folder)
     check_tokenizer(folder)
     weights = read_weights(folder)
     with writing(out) as beside:

@@ -28,11 +28,11 @@ from rung.export.tiktoken import LLAMA3, LLAMA31, read_tiktoken, write_tiktoken
 from rung.export.torch_archive import read_consolidated, write_consolidated
 from rung.files import write_atomically
 from rung.model_files import TOKENIZER_FILES
-from rung.models import read_folder
-from rung.models.config_checks import MOST, check_config, check_values
+from rung.models import read_checked_config
+from rung.models.config_checks import MAX_LAYERS, check_config, check_values
 from rung.models.llama3 import LlamaForCausalLM
-from rung.models.loading import say_in_a_line
-from rung.models.sizes import SIZES, rope
+from rung.models.loading import first_line
+from rung.models.sizes import SIZES, rope_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def export_meta(run: str, out: Path) -> None:
     Raises `RunError` for another model, or one that Meta's code could not run.
     """
     folder = find_folder(run)
-    config = read_folder(folder)
+    config = read_checked_config(folder)
     params, weights = make_params(config), read_weights(folder)
     ours = {
         meta_name(name): name
@@ -179,7 +179,8 @@ def make_config(params: dict[str, Any], tied: bool) -> LlamaConfig:
         num_attention_heads=heads,
         num_key_value_heads=params.get("n_kv_heads") or heads,
         rms_norm_eps=params.get("norm_eps", 1e-5),
-        rope_parameters=rope(factor) | {"rope_theta": float(params.get("rope_theta", 500_000.0))},
+        rope_parameters=rope_parameters(factor)
+        | {"rope_theta": float(params.get("rope_theta", 500_000.0))},
         max_position_embeddings=params.get("max_position_embeddings", _context(scaled)),
         tie_word_embeddings=tied,
         bos_token_id=None,
@@ -204,7 +205,7 @@ def make_params(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_parameters": rope(factor if scaled else None) | {"rope_theta": theta},
+        "rope_parameters": rope_parameters(factor if scaled else None) | {"rope_theta": theta},
     }
     for key, value in needed.items():
         if getattr(config, key) != value:
@@ -284,7 +285,7 @@ def _find_misfit(key: str, value: Any) -> str | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if value is None and key in MAY_BE_NULL:
         return None
-    most = MOST if key == "n_layers" else LARGEST
+    most = MAX_LAYERS if key == "n_layers" else LARGEST
     if key in WHOLE and not (is_number and isinstance(value, int) and WHOLE[key] <= value <= most):
         return f"a whole number from {WHOLE[key]} to {most}"
     if key in POSITIVE and not (is_number and 0 < value <= most):
@@ -307,7 +308,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RunError(f"{path}: no model is as it says ({say_in_a_line(error)})") from error
+        raise RunError(f"{path}: no model is as it says ({first_line(error)})") from error
 
 
 def _is_tied(shards: list[Weights]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rung.errors import RunError
 from rung.export.hf import Weights, write_bytes
-from rung.models.loading import say_in_a_line
+from rung.models.loading import first_line
 
 ALIGNMENT = 64  # bytes, as in torch's own: a storage may be mapped into memory as it lies
 STORAGES = {
@@ -40,7 +40,7 @@ def read_consolidated(path: Path) -> Weights:
     try:
         like = {name: tensor.to("meta") for name, tensor in read().items()}
     except Exception as error:  # of torch and of pickle, over a file that may be anything
-        raise RunError(f"{path}: its weights could not be read ({say_in_a_line(error)})") from error
+        raise RunError(f"{path}: its weights could not be read ({first_line(error)})") from error
     return Weights(like=like, load=lambda name: read()[name])
 
 

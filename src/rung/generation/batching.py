@@ -20,7 +20,7 @@ from transformers import Cache
 
 from rung.device import count_cores
 from rung.generation.native import native_step
-from rung.models.base import CausalModel, KeyValues, State, StatefulModel
+from rung.models.base import CausalModel, KVCache, RecurrentState, StatefulModel
 
 READ_AT_ONCE = 256  # tokens of a text, between two steps of the others
 READ_IN_C = 32  # tokens of a text that the step in C reads sooner than the model's forward pass
@@ -201,13 +201,13 @@ class _States:
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
-        self.kept: dict[int, State] = {}
+        self.kept: dict[int, RecurrentState] = {}
 
-    def begin(self, length: int) -> State | None:
+    def begin(self, length: int) -> RecurrentState | None:
         """Nothing is remembered yet."""
         return None
 
-    def keep(self, slot: int, state: State) -> None:
+    def keep(self, slot: int, state: RecurrentState) -> None:
         self.kept[slot] = state
 
     def forget(self, slot: int) -> None:
@@ -221,7 +221,7 @@ class _States:
         for row, slot in enumerate(slots):
             shapes.setdefault(tuple(part.shape for part in self.kept[slot].tensors), []).append(row)
         found: list[Tensor] = [tokens] * len(slots)
-        after: dict[int, State] = {}
+        after: dict[int, RecurrentState] = {}
         for rows in shapes.values():
             logits, states = self._step_alike([self.kept[slots[row]] for row in rows], tokens[rows])
             for place, row in enumerate(rows):
@@ -230,15 +230,15 @@ class _States:
         return torch.stack(found)
 
     def _step_alike(
-        self, states: list[State], tokens: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B V"], list[State]]:
+        self, states: list[RecurrentState], tokens: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B V"], list[RecurrentState]]:
         parts = tuple(map(torch.cat, zip(*(state.tensors for state in states), strict=True)))
         output = self.model(
-            tokens[:, None], past_key_values=State(parts, states[0].length), use_cache=True
+            tokens[:, None], past_key_values=RecurrentState(parts, states[0].length), use_cache=True
         )
         after = output.past_key_values.tensors
         split = [
-            State(tuple(part[row : row + 1] for part in after), state.length + 1)
+            RecurrentState(tuple(part[row : row + 1] for part in after), state.length + 1)
             for row, state in enumerate(states)
         ]
         return output.logits[:, -1], split
@@ -276,11 +276,11 @@ class _KeysAndValues:
         self.groups: list[int] = []
         self.room = self.end = 0  # tokens: all, and those before what no text has
 
-    def begin(self, length: int) -> KeyValues:
+    def begin(self, length: int) -> KVCache:
         """Memory for the text alone, while it is read."""
-        return KeyValues(length)
+        return KVCache(length)
 
-    def keep(self, slot: int, state: KeyValues) -> None:
+    def keep(self, slot: int, state: KVCache) -> None:
         if not self.rows:
             self._make_layers(state.rows)
         self._make_room(slot, state.room)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rung.errors import RunError
 from rung.generation.native import native_step
 from rung.generation.sampling import Sampling, choose
-from rung.models.base import CausalModel, KeyValues
+from rung.models.base import CausalModel, KVCache
 
 
 class Decoder:
@@ -61,7 +61,7 @@ class Decoder:
         is_stateful = (
             not self.model._supports_default_dynamic_cache()
         )  # asked so that an adapter around it answers too
-        self.state = None if is_stateful else KeyValues(width + wanted)
+        self.state = None if is_stateful else KVCache(width + wanted)
         options = {"attention_mask": self.real[:, :width].long()} if self.ragged else {}
         output = self.model(
             ids, past_key_values=self.state, use_cache=True, logits_to_keep=1, **options

@@ -17,7 +17,7 @@ from rung.generation.decoder import Decoder, find_ends, write_tokens
 from rung.generation.detokenize import Pieces
 from rung.generation.sampling import Sampling
 from rung.generation.speculative import Draft, check_draft, make_draft, write_guessed
-from rung.models.base import CausalModel, check_overflow
+from rung.models.base import CausalModel, check_finite
 
 __all__ = [
     "Decoder",
@@ -153,7 +153,7 @@ def _go_on(
 
 def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     """The scores of all tokens as they are, if they are numbers."""
-    check_overflow(scores)
+    check_finite(scores)
     return scores
 
 

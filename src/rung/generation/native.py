@@ -19,11 +19,11 @@ from transformers.initialization import no_init_weights
 
 from rung.compiler import Address, compile_source
 from rung.generation.quantize import round_to_int8
-from rung.models.base import CausalModel, KeyValues
-from rung.models.config_checks import SHARES
-from rung.models.contract import is_plain
+from rung.models.base import CausalModel, KVCache
+from rung.models.config_checks import PROBABILITY_FIELDS
+from rung.models.forward_options import is_unmodified
 from rung.models.gpt2 import GPT2LMHeadModel
-from rung.models.llama3 import LlamaForCausalLM, find_rotation
+from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 
 SOURCE = Path(__file__).with_name("step.c")
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -108,7 +108,7 @@ class NativeStep:
         alike = all((part.rows, part.columns) == size for part, size in products if part.weight)
         return alike and self.heads % self.groups == 0
 
-    def begin(self, state: KeyValues, ahead: Int[Tensor, " B"]) -> None:
+    def begin(self, state: KVCache, ahead: Int[Tensor, " B"]) -> None:
         """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
         if bool(((ahead < 0) | (ahead > state.get_seq_length())).any()):
             raise ValueError(
@@ -140,7 +140,7 @@ class NativeStep:
             )
         turns = None
         if isinstance(self.model, LlamaForCausalLM):
-            rotation = find_rotation(torch.arange(longest)[None], self.model.config, torch.float32)
+            rotation = rotary_cos_sin(torch.arange(longest)[None], self.model.config, torch.float32)
             turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
         self.turns, self.longest, self.tokens, self.held = turns, longest, tokens, rows
         self.room: _Room | None = None
@@ -355,7 +355,7 @@ def is_computed(model: CausalModel) -> bool:
         knows_activation = config.hidden_act == "silu"
     else:
         return False
-    drops = model.training and any(getattr(config, key, None) for key in SHARES)
+    drops = model.training and any(getattr(config, key, None) for key in PROBABILITY_FIELDS)
     with torch.device("meta"), no_init_weights():
         wanted = type(model)(config)
     parts, kinds = (
@@ -363,7 +363,7 @@ def is_computed(model: CausalModel) -> bool:
         {name: type(part) for name, part in wanted.named_modules()},
     )
     is_whole = parts.keys() == kinds.keys() and all(
-        is_plain(parts[name], kind) for name, kind in kinds.items()
+        is_unmodified(parts[name], kind) for name, kind in kinds.items()
     )
     return knows_activation and not drops and is_whole and _shapes(model) == _shapes(wanted)
 

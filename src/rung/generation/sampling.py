@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rung.errors import RecipeError
-from rung.models.base import check_overflow
+from rung.models.base import check_finite
 
 NEARLY_GREEDY = 1e-3  # temperatures below it take the likeliest: their numbers would not hold
 LEAST_TOP_P = (
@@ -68,7 +68,7 @@ def choose(
     logits: Float[Tensor, "B V"], sampling: Sampling, generator: torch.Generator
 ) -> Int[Tensor, " B"]:
     """The next token of each row, chosen on the device that the logits are on."""
-    check_overflow(logits)
+    check_finite(logits)
     if sampling.is_greedy:
         return logits.argmax(-1)
     shares = (logits.float() / sampling.temperature).softmax(-1)
@@ -80,7 +80,7 @@ def choose(
 
 def find_shares(logits: Float[Tensor, "B V"], sampling: Sampling) -> Float[Tensor, "B V"]:
     """The probabilities that `choose` draws from."""
-    check_overflow(logits)
+    check_finite(logits)
     if sampling.is_greedy:
         return F.one_hot(logits.argmax(-1), logits.shape[-1]).float()
     shares = (logits.float() / sampling.temperature).softmax(-1)
@@ -173,7 +173,7 @@ def choose_each(
         kind = None if sampling.is_greedy else (sampling.top_k, sampling.top_p == 1)
         alike.setdefault(kind, []).append(row)
     tokens = [0] * len(settings)
-    check_overflow(logits)
+    check_finite(logits)
     for kind, rows in alike.items():
         mine = logits if len(rows) == len(settings) else logits[rows]
         if kind is None:

@@ -26,11 +26,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
 from rung.models.config_checks import check_config
-from rung.models.contract import is_plain, refuse_continuous_batching, refuse_to_crop
+from rung.models.forward_options import is_unmodified, refuse_continuous_batching, refuse_to_crop
 from rung.models.fused import linear_cross_entropy
 
 # 1 for tokens, 0 for padding; or which keys each query may look at.
-Mask = Shaped[Tensor, "B S"] | Shaped[Tensor, "#B 1 T S"]
+AttentionMask = Shaped[Tensor, "B S"] | Shaped[Tensor, "#B 1 T S"]
 
 
 class CausalModel(PreTrainedModel, GenerationMixin):
@@ -59,7 +59,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
-    def reach(self) -> int | None:
+    def max_context_length(self) -> int | None:
         """How many tokens it can read at once; more than it was trained on where its positions
         allow it.
         """
@@ -99,11 +99,11 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         if (
             labels is None
             or not options.get("skip_logits")
-            or not is_plain(head, nn.Linear)
+            or not is_unmodified(head, nn.Linear)
             or half
         ):
             return self.make_output(
-                head(keep_logits(hidden, logits_to_keep)), labels, state, options
+                head(select_positions(hidden, logits_to_keep)), labels, state, options
             )
         targets = options.get("shift_labels")
         if targets is None:
@@ -143,7 +143,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
 
 class StatefulModel(CausalModel):
-    """A rung whose past is a `State` of its own, not a key-value cache."""
+    """A rung whose past is a `RecurrentState` of its own, not a key-value cache."""
 
     _is_stateful = (
         True  # nothing of the past can be taken back, so `generate` refuses to draft tokens ahead
@@ -190,7 +190,7 @@ class CountingModel(StatefulModel):
 
 
 @dataclass
-class State:
+class RecurrentState:
     """What a rung remembers of the tokens so far: tensors with the batch first, and how many
     tokens.
     """
@@ -209,7 +209,7 @@ class State:
         self.tensors = tuple(t.index_select(0, beam_idx.to(t.device)) for t in self.tensors)
 
 
-class KeyValues(Cache):
+class KVCache(Cache):
     """Keys and values of up to `room` tokens, in memory that each layer takes once, with the first
     of them.
 
@@ -252,7 +252,7 @@ def is_loaded(parameter: Tensor) -> bool:
     return getattr(parameter, "_is_hf_initialized", False)
 
 
-def check_overflow(numbers: Tensor) -> None:
+def check_finite(numbers: Tensor) -> None:
     """Raise `RunError` where the largest of the logits or costs that a model computed is no number:
     weights that are too large for what is summed up over them. Nothing that is chosen or scored by
     such numbers means anything.
@@ -265,7 +265,7 @@ def check_overflow(numbers: Tensor) -> None:
         )
 
 
-def find_padding(config: PreTrainedConfig) -> int | None:
+def find_padding_idx(config: PreTrainedConfig) -> int | None:
     """The id whose vector is never learned: padding's, unless the same token also begins or ends
     texts.
     """
@@ -274,7 +274,7 @@ def find_padding(config: PreTrainedConfig) -> int | None:
     return pad if pad is not None and 0 <= pad < config.vocab_size and pad not in others else None
 
 
-def keep_logits(
+def select_positions(
     hidden: Shaped[Tensor, "B T *rest"], logits_to_keep: int | Tensor
 ) -> Shaped[Tensor, "B kept *rest"]:
     """The last positions that logits are wanted for; 0 keeps all."""
@@ -283,7 +283,7 @@ def keep_logits(
     return hidden[:, logits_to_keep]
 
 
-def real_tokens(
+def non_padding_mask(
     tokens: Shaped[Tensor, "B T *rest"], attention_mask: Shaped[Tensor, "B S"] | None
 ) -> Bool[Tensor, "B T"]:
     """Which of the tokens, ids or vectors, are text and not padding; a mask that covers the past is

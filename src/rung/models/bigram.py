@@ -13,9 +13,9 @@ from jaxtyping import Int, Shaped
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.base import State, StatefulModel, keep_logits
+from rung.models.base import RecurrentState, StatefulModel, select_positions
 from rung.models.config_checks import RungConfig
-from rung.models.contract import keep_contract
+from rung.models.forward_options import accept_forward_options
 
 PAIRS_AT_ONCE = 2**22  # that are counted together: 200 MB
 
@@ -70,29 +70,29 @@ class BigramForCausalLM(StatefulModel):
         )
         return model
 
-    @keep_contract
+    @accept_forward_options
     @torch.no_grad()
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
         attention_mask: Shaped[Tensor, "B S"] | None = None,
-        past_key_values: State | None = None,
+        past_key_values: RecurrentState | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
-        history = keep_logits(input_ids, logits_to_keep)
+        history = select_positions(input_ids, logits_to_keep)
         vocabulary = self.config.vocab_size
         total = self.contexts[history].flatten()[:, None] + vocabulary  # BT 1
         probabilities = (1 / total).expand(-1, vocabulary).contiguous()  # BT V
         contexts = history.flatten()
-        rows, found = list_rows(self.first[contexts], self.first[contexts + 1])
+        rows, found = expand_ranges(self.first[contexts], self.first[contexts + 1])
         values = (self.counts[found] + 1) / total[rows, 0]
         probabilities[rows, self.tokens[found].long()] = values
         logits = probabilities.log().view(*history.shape, vocabulary)
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
-        return self.make_output(logits, labels, State((), length), options)
+        return self.make_output(logits, labels, RecurrentState((), length), options)
 
 
 def _count_pairs(
@@ -119,7 +119,7 @@ def _count_pairs(
     return pairs, counts
 
 
-def list_rows(
+def expand_ranges(
     begin: Int[Tensor, " N"], end: Int[Tensor, " N"]
 ) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
     """Every row from begin[i] to end[i], for all i, as (i, row) pairs."""

@@ -18,10 +18,10 @@ from transformers.activations import ACT2FN
 
 from rung.errors import RecipeError, did_you_mean
 
-MOST = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
-LARGEST = 2**63 - 1  # as a size counts
+MAX_LAYERS = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
+MAX_INT = 2**63 - 1  # as a size counts
 # Whole numbers, and the least that each may be. A window of one token has nothing to predict.
-WHOLE = {
+MIN_INTEGERS = {
     **dict.fromkeys(
         ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"),
         1,
@@ -33,9 +33,9 @@ WHOLE = {
     **dict.fromkeys(("max_position_embeddings", "n_positions"), 2),
     **dict.fromkeys(("num_bigrams", "num_tokens", "num_suffixes", "longest_repeat"), 0),
 }
-BOUNDED = ("num_hidden_layers", "n_layer", "order")
-SHARES = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
-POSITIVE = (
+LAYER_FIELDS = ("num_hidden_layers", "n_layer", "order")
+PROBABILITY_FIELDS = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
+POSITIVE_FIELDS = (
     *("rms_norm_eps", "layer_norm_epsilon"),
     *(
         "rope_theta",
@@ -45,21 +45,26 @@ POSITIVE = (
         "high_freq_factor",
     ),
 )
-ACTIVATIONS = ("hidden_act", "activation_function")
-WORDS: dict[Any, str] = {
+ACTIVATION_FIELDS = ("hidden_act", "activation_function")
+TYPE_NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
     str: "a text",
     bool: "true or false",
 }
-WORDS |= {dict: "a mapping", list: "a list", Sequence: "a list"}
-ROPE = "rope_parameters", "rope_scaling"  # the second is its name in transformers 4, and no field
-OPEN: dict[str, Any] = {
+TYPE_NAMES |= {dict: "a mapping", list: "a list", Sequence: "a list"}
+ROPE_FIELDS = (
+    "rope_parameters",
+    "rope_scaling",
+)  # the second is its name in transformers 4, and no field
+UNDECLARED_FIELDS: dict[str, Any] = {
     "bos_token_id": int | None,
     "eos_token_id": int | list[int] | None,
     "pad_token_id": int | None,
 }
-OPEN |= {ROPE[1]: dict | None}  # what a class may take without having it for a field
+UNDECLARED_FIELDS |= {
+    ROPE_FIELDS[1]: dict | None
+}  # what a class may take without having it for a field
 
 
 class RungConfig(PreTrainedConfig):
@@ -72,14 +77,14 @@ class RungConfig(PreTrainedConfig):
         check_config(self)
 
 
-def check_kinds(
+def check_types(
     config: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = ""
 ) -> None:
     """Raise `RecipeError` for a value that its field in the class cannot have, by its kind
     (nothing, null, is one, too) or by its size.
     """
-    check_numbers(values, prefix)
-    kinds = OPEN | {field.name: field.type for field in fields(config)}
+    check_ranges(values, prefix)
+    kinds = UNDECLARED_FIELDS | {field.name: field.type for field in fields(config)}
     for key, value in values.items():
         kind = kinds.get(config.attribute_map.get(key, key), Any)
         is_whole = kind is float and isinstance(value, int) and not isinstance(value, bool)
@@ -90,22 +95,26 @@ def check_kinds(
                 raise RecipeError(
                     f"{prefix}{key} has no value: give one, or leave it out"
                 ) from error
-            example = ", as in {rope_type: default, rope_theta: 500000.0}" if key in ROPE else ""
-            wanted = f"it must be {_say_kind(kind)}{example}, or left out"
+            example = (
+                ", as in {rope_type: default, rope_theta: 500000.0}" if key in ROPE_FIELDS else ""
+            )
+            wanted = f"it must be {_describe_type(kind)}{example}, or left out"
             raise RecipeError(f"{prefix}{key} is {value!r:.60}: {wanted}") from error
 
 
-def _say_kind(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     """In words; of a list, what each in it must be."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    words = [WORDS.get(get_origin(part) or part, "") for part in parts]
-    each = [_say_kind(*get_args(part)) for part in parts if get_origin(part) in (list, Sequence)]
+    words = [TYPE_NAMES.get(get_origin(part) or part, "") for part in parts]
+    each = [
+        _describe_type(*get_args(part)) for part in parts if get_origin(part) in (list, Sequence)
+    ]
     return " or ".join(dict.fromkeys(filter(None, words))) + "".join(
         f", of which each is {one}" for one in each
     )
 
 
-def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
+def check_ranges(values: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or
     absent is left open.
     """
@@ -114,28 +123,30 @@ def check_numbers(values: Mapping[str, Any], prefix: str = "") -> None:
             continue
         said = f"{prefix}{key} is {value!r:.60}"
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if key in WHOLE and not (is_number and isinstance(value, int) and value >= WHOLE[key]):
-            raise RecipeError(f"{said}: it must be a whole number, {WHOLE[key]} or more")
-        if key in WHOLE and value > (most := MOST if key in BOUNDED else LARGEST):
+        if key in MIN_INTEGERS and not (
+            is_number and isinstance(value, int) and value >= MIN_INTEGERS[key]
+        ):
+            raise RecipeError(f"{said}: it must be a whole number, {MIN_INTEGERS[key]} or more")
+        if key in MIN_INTEGERS and value > (most := MAX_LAYERS if key in LAYER_FIELDS else MAX_INT):
             raise RecipeError(f"{said}: it must be {most} or less")
-        if key in SHARES and not (is_number and 0 <= value <= 1):
+        if key in PROBABILITY_FIELDS and not (is_number and 0 <= value <= 1):
             raise RecipeError(f"{said}: it must be a number from 0 to 1")
-        if key in POSITIVE and not (is_number and 0 < value <= sys.float_info.max):
+        if key in POSITIVE_FIELDS and not (is_number and 0 < value <= sys.float_info.max):
             raise RecipeError(f"{said}: it must be a number above 0")
 
 
 def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
     """Raise `RecipeError` for fields that a configuration class cannot even compute with."""
-    check_numbers(values, prefix)
-    for key in ACTIVATIONS:
+    check_ranges(values, prefix)
+    for key in ACTIVATION_FIELDS:
         if (name := values.get(key)) is not None and name not in ACT2FN:
             raise RecipeError(
                 f"{prefix}{key} is {name!r}, which is no activation: "
                 f"{did_you_mean(str(name), ACT2FN)}"
             )
-    for key in ROPE:
+    for key in ROPE_FIELDS:
         if isinstance(values.get(key), Mapping):
-            check_numbers(values[key], f"{prefix}{key}.")
+            check_ranges(values[key], f"{prefix}{key}.")
     _check_heads(values)
 
 

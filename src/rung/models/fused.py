@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from rung.compiler import Address, compile_source
 
 SOURCE = Path(__file__).with_name("fused.c")
-LOGITS_AT_ONCE = 2**26  # rows times vocabulary: 128 MiB in bfloat16
-KINDS = (torch.float32, torch.bfloat16)  # of numbers that `fused.c` knows
-PARTS = 16  # that the gradient of a norm's weight is summed in
-NOT_COUNTED = -100  # the label of a token that costs nothing, as in torch
+MAX_LOGITS = 2**26  # rows times vocabulary: 128 MiB in bfloat16
+DTYPES = (torch.float32, torch.bfloat16)  # of numbers that `fused.c` knows
+WEIGHT_GRAD_PARTS = 16  # that the gradient of a norm's weight is summed in
+IGNORE_INDEX = -100  # the label of a token that costs nothing, as in torch
 
 
 def rms_norm(
@@ -34,7 +34,7 @@ def rms_norm(
     it so one by one.
     """
     dtype = _autocast_dtype(x)
-    known = x.dtype == weight.dtype == torch.float32 and dtype in KINDS and x.numel() > 0
+    known = x.dtype == weight.dtype == torch.float32 and dtype in DTYPES and x.numel() > 0
     library = _library(x, weight) if known else None
     if library is not None:
         return _RMSNorm.apply(x, weight, eps, dtype, library)
@@ -58,7 +58,7 @@ def linear_cross_entropy(
     """
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(targets, len(hidden), len(weight))
-    counted = (targets != NOT_COUNTED).sum() if items is None else items
+    counted = (targets != IGNORE_INDEX).sum() if items is None else items
     return _LinearCrossEntropy.apply(hidden, weight, targets, counted)
 
 
@@ -82,12 +82,15 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, inverse = ctx.saved_tensors
         rows, width = len(inverse), len(weight)
-        to_x, to_weight = torch.empty_like(x), torch.empty(PARTS, width, dtype=torch.float32)
+        to_x, to_weight = (
+            torch.empty_like(x),
+            torch.empty(WEIGHT_GRAD_PARTS, width, dtype=torch.float32),
+        )
         read = _floats(x, x.shape), _floats(weight, (width,)), _floats(inverse, (rows,))
         up = Address(grad.contiguous(), x.shape, ctx.dtype)
-        written = _floats(to_x, x.shape), _floats(to_weight, (PARTS, width))
+        written = _floats(to_x, x.shape), _floats(to_weight, (WEIGHT_GRAD_PARTS, width))
         ctx.compiled.rms_norm_back(
-            rows, width, *read, up, *written, PARTS, ctx.dtype == torch.bfloat16
+            rows, width, *read, up, *written, WEIGHT_GRAD_PARTS, ctx.dtype == torch.bfloat16
         )
         return to_x, to_weight.sum(0), None, None, None
 
@@ -102,7 +105,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             states, table = hidden.to(dtype), weight.to(dtype)
             to_hidden, to_weight = torch.empty_like(states), None
             nats = torch.empty(len(states), dtype=torch.float32, device=states.device)
-            step = max(1, LOGITS_AT_ONCE // len(table))
+            step = max(1, MAX_LOGITS // len(table))
             for rows in (slice(start, start + step) for start in range(0, len(states), step)):
                 grad = _costs(states[rows] @ table.T, targets[rows], nats[rows])
                 to_hidden[rows] = grad @ table
@@ -127,14 +130,14 @@ def _costs(
     """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats
     into `nats`.
     """
-    library = _library(logits, nats) if logits.dtype in KINDS else None
+    library = _library(logits, nats) if logits.dtype in DTYPES else None
     if library is not None:
         rows = logits.shape[:1]
         labels = Address(targets.contiguous(), rows, torch.int64)
         places = Address(logits, logits.shape, logits.dtype), labels, _floats(nats, rows)
         library.cross_entropy(*logits.shape, *places, logits.dtype == torch.bfloat16)
         return logits
-    counted = targets != NOT_COUNTED
+    counted = targets != IGNORE_INDEX
     chosen = targets.where(counted, 0)[:, None]
     log_probabilities = F.log_softmax(logits, dim=-1, dtype=torch.float32)
     nats.copy_(-log_probabilities.gather(1, chosen)[:, 0] * counted)
@@ -169,10 +172,10 @@ def _check_targets(targets: Int[Tensor, " N"], count: int, size: int) -> None:
             f"labels are {list(targets.shape)} of {targets.dtype}: they must be [{count}] of "
             f"torch.int64"
         )
-    outside = targets[((targets < 0) | (targets >= size)) & (targets != NOT_COUNTED)]
+    outside = targets[((targets < 0) | (targets >= size)) & (targets != IGNORE_INDEX)]
     if len(outside):
         raise IndexError(
-            f"label {int(outside[0])} is no token: labels are below {size}, or {NOT_COUNTED}"
+            f"label {int(outside[0])} is no token: labels are below {size}, or {IGNORE_INDEX}"
         )
 
 

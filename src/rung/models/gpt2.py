@@ -24,13 +24,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from rung.models.base import CausalModel, Mask, is_loaded
-from rung.models.contract import Trace, keep_contract
-from rung.models.rnn_attention import attend_traced, causal_mask, join_heads, split_heads
+from rung.models.base import AttentionMask, CausalModel, is_loaded
+from rung.models.forward_options import Intermediates, accept_forward_options
+from rung.models.rnn_attention import attend_and_record, causal_mask, join_heads, split_heads
 
-POSITION_SIZE = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
+POSITION_RMS = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
 FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
-RESIDUAL = (
+RESIDUAL_PROJECTIONS = (
     "c_proj",
     "o_proj",
     "down_proj",
@@ -38,7 +38,7 @@ RESIDUAL = (
 
 
 @dataclass
-class Reading:
+class ForwardContext:
     """One forward pass: where its tokens stand, which keys they may look at, and what is kept of
     it.
 
@@ -49,7 +49,7 @@ class Reading:
     mask: Tensor | None
     cache: Cache | None
     seen: int
-    trace: Trace
+    intermediates: Intermediates
     rotation: Any = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, dropout: float) -> Tensor:
@@ -58,7 +58,7 @@ class Reading:
         """
         if self.cache is not None:  # one of fixed size hands out what it has room for
             k, v = (t[:, :, : self.seen] for t in self.cache.update(k, v, layer))
-        return attend_traced(q, k, v, self.mask, self.trace, dropout)
+        return attend_and_record(q, k, v, self.mask, self.intermediates, dropout)
 
 
 class GPT2Attention(nn.Module):
@@ -74,12 +74,12 @@ class GPT2Attention(nn.Module):
             self.scale /= layer + 1
         self.c_attn = Conv1D(3 * config.n_embd, config.n_embd)
         self.c_proj = Conv1D(config.n_embd, config.n_embd)
-        mark_residual(self.c_proj)
+        mark_residual_projection(self.c_proj)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.c_attn(x).chunk(3, dim=-1))  # B H T K
-        x = reading.attend(q * self.scale, k, v, self.layer, self.dropout if self.training else 0.0)
+        x = context.attend(q * self.scale, k, v, self.layer, self.dropout if self.training else 0.0)
         return self.resid_dropout(self.c_proj(join_heads(x)))
 
 
@@ -93,7 +93,7 @@ class GPT2MLP(nn.Module):
         inner = config.n_inner or 4 * config.n_embd
         self.c_fc = project(inner, config.n_embd)
         self.c_proj = project(config.n_embd, inner)
-        mark_residual(self.c_proj)
+        mark_residual_projection(self.c_proj)
         self.act = ACT2FN[FUSED_GELUS.get(config.activation_function, config.activation_function)]
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -111,8 +111,8 @@ class GPT2Block(GradientCheckpointingLayer):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = GPT2MLP(config)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
-        x = x + self.attn(self.ln_1(x), reading)
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        x = x + self.attn(self.ln_1(x), context)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -128,13 +128,13 @@ class GPT2Model(nn.Module):
         self.h = nn.ModuleList(GPT2Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
-        x = self.drop(x + self.wpe(reading.positions))
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        x = self.drop(x + self.wpe(context.positions))
         for block in islice(self.h, self.config.n_layer):  # fewer while `generate` drafts by them
-            reading.trace.show(x)
-            x = block(x, reading)
+            context.intermediates.add_hidden_state(x)
+            x = block(x, context)
         x = self.ln_f(x)
-        reading.trace.show(x)
+        context.intermediates.add_hidden_state(x)
         return x
 
 
@@ -171,13 +171,13 @@ class GPT2LMHeadModel(CausalModel):
         if isinstance(module, Conv1D):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
-        init_residual(self, module)
+        init_residual_projection(self, module)
 
-    @keep_contract
+    @accept_forward_options
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
-        attention_mask: Mask | None = None,
+        attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
@@ -189,20 +189,22 @@ class GPT2LMHeadModel(CausalModel):
         `inputs_embeds`.
         """
         x = self.embed(input_ids, inputs_embeds)
-        reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
+        context = make_forward_context(
+            self, x, attention_mask, position_ids, past_key_values, options
+        )
         return self.predict(
-            self.transformer(x, reading), labels, logits_to_keep, reading.cache, options
+            self.transformer(x, context), labels, logits_to_keep, context.cache, options
         )
 
 
-def begin_reading(
+def make_forward_context(
     model: CausalModel,
     x: Float[Tensor, "B T D"],
-    attention_mask: Mask | None,
+    attention_mask: AttentionMask | None,
     position_ids: Int[Tensor, "#B T"] | None,
     cache: Cache | None,
     options: dict[str, Any],
-) -> Reading:
+) -> ForwardContext:
     """What the layers are to know of the tokens `x`, which follow those in the cache.
 
     Raises `ValueError` for text that reaches further than the model.
@@ -211,34 +213,38 @@ def begin_reading(
         cache = DynamicCache(config=model.config)
     past = int(cache.get_seq_length()) if cache is not None else 0
     seen = past + x.shape[1]
-    positions = find_positions(x, attention_mask, past) if position_ids is None else position_ids
-    check_reach(model.reach, seen, positions)
-    return Reading(
-        positions, causal_mask(attention_mask, x.shape[1], seen), cache, seen, options["trace"]
+    positions = make_position_ids(x, attention_mask, past) if position_ids is None else position_ids
+    check_context_length(model.max_context_length, seen, positions)
+    return ForwardContext(
+        positions,
+        causal_mask(attention_mask, x.shape[1], seen),
+        cache,
+        seen,
+        options["intermediates"],
     )
 
 
 def init_positions(table: nn.Embedding) -> None:
     """Positions begin as sinusoids, so that neighbours are alike and one shift serves them all."""
     if not is_loaded(table.weight):
-        table.weight.data.copy_(POSITION_SIZE * sinusoids(*table.weight.shape))
+        table.weight.data.copy_(POSITION_RMS * sinusoids(*table.weight.shape))
 
 
-def mark_residual(module: nn.Module) -> None:
+def mark_residual_projection(module: nn.Module) -> None:
     """Say of a layer that it writes to the residual stream: no layer can tell from itself where it
     stands.
     """
     vars(module)["writes_residual"] = True
 
 
-def init_residual(model: CausalModel, module: nn.Module) -> None:
+def init_residual_projection(model: CausalModel, module: nn.Module) -> None:
     """If it writes to the residual stream it begins smaller, by the depth (section 2.3)."""
     if "writes_residual" in vars(module):
         std = model.config.initializer_range / math.sqrt(2 * model.config.num_hidden_layers)
         nn.init.normal_(cast(Tensor, module.weight), std=std)
 
 
-def check_reach(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
+def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
     """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding
     among them.
     """
@@ -258,8 +264,8 @@ def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channel
     return math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
 
 
-def find_positions(
-    x: Shaped[Tensor, "B T *rest"], attention_mask: Mask | None, past: int
+def make_position_ids(
+    x: Shaped[Tensor, "B T *rest"], attention_mask: AttentionMask | None, past: int
 ) -> Int[Tensor, "#B T"]:
     """The position of each token among the real ones: padding on the left does not count."""
     steps = x.shape[1]

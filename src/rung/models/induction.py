@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-POINTED = 30.0  # how far the score of the token before stands out, before the softmax
-TURNED = 0.1  # radians a token: from here on, turning tells neighbours apart
-CARRIED = 2.0  # times as large as a token begins, what is brought of the one before
-MATCHED = 3.0  # of what is compared, in queries and keys
+PREVIOUS_TOKEN_SCORE = 30.0  # how far the score of the token before stands out, before the softmax
+FAST_FREQUENCY = 0.1  # radians a token: from here on, turning tells neighbours apart
+PREVIOUS_TOKEN_GAIN = 2.0  # times as large as a token begins, what is brought of the one before
+MATCH_GAIN = 3.0  # of what is compared, in queries and keys
 
 
 @dataclass(frozen=True)
-class Head:
+class HeadWeights:
     """One attention head's weights, as views: what is added to them is added to the model's."""
 
     query: Float[Tensor, "K D"]
@@ -31,9 +31,9 @@ class Head:
 
 
 @torch.no_grad()
-def begin_to_copy(
-    first: Head,
-    second: Head,
+def add_induction_circuit(
+    first: HeadWeights,
+    second: HeadWeights,
     common: Float[Tensor, " D"],
     frequencies: Float[Tensor, " half_K"],
     length: int,
@@ -45,9 +45,9 @@ def begin_to_copy(
     token: by the fast pairs of channels neighbours are told apart, and in the slow ones tokens are
     compared wherever they stand.
     """
-    fast = (frequencies > TURNED).nonzero().flatten()
+    fast = (frequencies > FAST_FREQUENCY).nonzero().flatten()
     slow = (frequencies.repeat(2) * length < 1).nonzero().flatten()
-    _look_back(first, common / common.norm(), frequencies, fast)
+    _add_previous_token_head(first, common / common.norm(), frequencies, fast)
     start = common.square().mean().sqrt()  # the size of a channel of the stream; normalised it is 1
     basis = torch.randn(len(common), 2 * min(len(slow), (len(common) - 1) // 2)).to(common)
     basis = torch.linalg.qr(torch.cat([common[:, None], basis], dim=1))[0].T[
@@ -58,17 +58,21 @@ def begin_to_copy(
     )  # where a token is, and where the one before it comes to be
     slow = slow[: len(now)]
     first.value[slow] += now
-    first.output[:, slow] += CARRIED * start * before.T
-    second.query[slow] += MATCHED * now
-    second.key[slow] += MATCHED * before
+    first.output[:, slow] += PREVIOUS_TOKEN_GAIN * start * before.T
+    second.query[slow] += MATCH_GAIN * now
+    second.key[slow] += MATCH_GAIN * before
     second.value[slow] += now
     second.output[:, slow] += start * now.T
 
 
-def _look_back(head: Head, common: Tensor, frequencies: Tensor, fast: Tensor) -> None:
+def _add_previous_token_head(
+    head: HeadWeights, common: Tensor, frequencies: Tensor, fast: Tensor
+) -> None:
     """Keys stand where queries would stand a token later."""
     size = len(frequencies)
-    common = common * math.sqrt(POINTED * math.sqrt(2 * size) / max(1, len(fast)) / len(common))
+    common = common * math.sqrt(
+        PREVIOUS_TOKEN_SCORE * math.sqrt(2 * size) / max(1, len(fast)) / len(common)
+    )
     head.query[fast] += common
     head.key[fast] += torch.outer(frequencies[fast].cos(), common)
     head.key[fast + size] += torch.outer(frequencies[fast].sin(), common)

@@ -22,15 +22,15 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.base import CausalModel, Mask, find_padding, is_loaded
-from rung.models.contract import keep_contract
+from rung.models.base import AttentionMask, CausalModel, find_padding_idx, is_loaded
+from rung.models.forward_options import accept_forward_options
 from rung.models.fused import rms_norm
-from rung.models.gpt2 import Reading, begin_reading, mark_residual
-from rung.models.induction import Head, begin_to_copy
+from rung.models.gpt2 import ForwardContext, make_forward_context, mark_residual_projection
+from rung.models.induction import HeadWeights, add_induction_circuit
 from rung.models.rnn_attention import join_heads, split_heads
 
-COMMON_SIZE = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
-Rotation = tuple[
+SHARED_OFFSET_STD = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
+RotaryCosSin = tuple[
     Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]
 ]  # cosines; sines, the first half negative
 
@@ -62,14 +62,14 @@ class LlamaAttention(nn.Module):
         self.k_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.v_proj = nn.Linear(width, self.kv_heads * config.head_dim, bias=bias)
         self.o_proj = nn.Linear(self.heads * config.head_dim, width, bias=bias)
-        mark_residual(self.o_proj)
+        mark_residual_projection(self.o_proj)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         q = split_heads(self.q_proj(x), self.heads)  # B H T K
         k, v = (split_heads(project(x), self.kv_heads) for project in (self.k_proj, self.v_proj))
-        if reading.rotation is not None:
-            q, k = rotate(q, reading.rotation), rotate(k, reading.rotation)
-        x = reading.attend(q, k, v, self.layer, self.dropout if self.training else 0.0)
+        if context.rotation is not None:
+            q, k = apply_rotary(q, context.rotation), apply_rotary(k, context.rotation)
+        x = context.attend(q, k, v, self.layer, self.dropout if self.training else 0.0)
         return self.o_proj(join_heads(x))
 
 
@@ -82,7 +82,7 @@ class LlamaMLP(nn.Module):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
-        mark_residual(self.down_proj)
+        mark_residual_projection(self.down_proj)
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,8 +99,8 @@ class LlamaDecoderLayer(GradientCheckpointingLayer):
         self.input_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), reading)
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), context)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -111,22 +111,22 @@ class LlamaModel(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, find_padding(config)
+            config.vocab_size, config.hidden_size, find_padding_idx(config)
         )
         self.layers = nn.ModuleList(
             LlamaDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = LlamaRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
-        reading.rotation = find_rotation(reading.positions, self.config, x.dtype)
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        context.rotation = rotary_cos_sin(context.positions, self.config, x.dtype)
         for layer in islice(
             self.layers, self.config.num_hidden_layers
         ):  # fewer while `generate` drafts by them
-            reading.trace.show(x)
-            x = layer(x, reading)
+            context.intermediates.add_hidden_state(x)
+            x = layer(x, context)
         x = self.norm(x)
-        reading.trace.show(x)
+        context.intermediates.add_hidden_state(x)
         return x
 
 
@@ -148,7 +148,7 @@ class LlamaForCausalLM(CausalModel):
         self.post_init()
 
     @property
-    def reach(self) -> int:
+    def max_context_length(self) -> int:
         """As many tokens as it was trained on, or `factor` times as many where rotations are
         slowed.
         """
@@ -169,7 +169,7 @@ class LlamaForCausalLM(CausalModel):
         """Normal weights; and all tokens begin from one common vector."""
         super()._init_weights(module)
         if isinstance(module, nn.Embedding):
-            add_common_vector(module)
+            add_shared_offset(module)
 
     def initialize_weights(self) -> None:
         """Initialise weights, then let the first two layers copy, where none of their weights were
@@ -183,14 +183,14 @@ class LlamaForCausalLM(CausalModel):
         if len(layers) > 1 and not table.is_meta and not any(map(is_loaded, (table, *projections))):
             turning = rotary_frequencies(self.config, table.device)
             common, length = table.float().mean(0), self.config.max_position_embeddings
-            for first, second in zip(*map(find_heads, layers), strict=True):
-                begin_to_copy(first, second, common, turning, length)
+            for first, second in zip(*map(list_head_weights, layers), strict=True):
+                add_induction_circuit(first, second, common, turning, length)
 
-    @keep_contract
+    @accept_forward_options
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
-        attention_mask: Mask | None = None,
+        attention_mask: AttentionMask | None = None,
         position_ids: Int[Tensor, "#B T"] | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
@@ -205,11 +205,13 @@ class LlamaForCausalLM(CausalModel):
         scaling reaches.
         """
         x = self.embed(input_ids, inputs_embeds)
-        reading = begin_reading(self, x, attention_mask, position_ids, past_key_values, options)
-        return self.predict(self.model(x, reading), labels, logits_to_keep, reading.cache, options)
+        context = make_forward_context(
+            self, x, attention_mask, position_ids, past_key_values, options
+        )
+        return self.predict(self.model(x, context), labels, logits_to_keep, context.cache, options)
 
 
-def add_common_vector(table: nn.Embedding) -> None:
+def add_shared_offset(table: nn.Embedding) -> None:
     """Let all tokens begin from one vector.
 
     Without biases, queries and keys then hold a part that no token changes, which rotation turns:
@@ -217,10 +219,10 @@ def add_common_vector(table: nn.Embedding) -> None:
     not feel the vector.
     """
     if not is_loaded(table.weight):
-        table.weight.data += COMMON_SIZE * torch.randn(table.embedding_dim).to(table.weight)
+        table.weight.data += SHARED_OFFSET_STD * torch.randn(table.embedding_dim).to(table.weight)
 
 
-def find_heads(layer: nn.Module) -> Iterator[Head]:
+def list_head_weights(layer: nn.Module) -> Iterator[HeadWeights]:
     """The weights of each head of keys and values, and of the first query head that shares it."""
     attention = cast(LlamaDecoderLayer, layer).self_attn
     q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
@@ -230,12 +232,12 @@ def find_heads(layer: nn.Module) -> Iterator[Head]:
             slice(head * shared * size, (head * shared + 1) * size),
             slice(head * size, (head + 1) * size),
         )
-        yield Head(q[asks], k[answers], v[answers], o[:, asks])
+        yield HeadWeights(q[asks], k[answers], v[answers], o[:, asks])
 
 
-def find_rotation(
+def rotary_cos_sin(
     positions: Int[Tensor, "B T"], config: LlamaConfig, dtype: torch.dtype
-) -> Rotation:
+) -> RotaryCosSin:
     """Cosines and sines of the angle of each position and channel (Su et al. 2021)."""
     angles = positions[..., None].float() * rotary_frequencies(config, positions.device)  # B T K/2
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]
@@ -259,7 +261,7 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tenso
     return frequencies * (keep + (1 - keep) / rope["factor"])
 
 
-def rotate(x: Float[Tensor, "B H T K"], rotation: Rotation) -> Float[Tensor, "B H T K"]:
+def apply_rotary(x: Float[Tensor, "B H T K"], rotation: RotaryCosSin) -> Float[Tensor, "B H T K"]:
     """Turn each pair of channels (i, i + K/2) by its angle."""
     cos, sin = rotation
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -16,15 +16,15 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from rung import hub, model_files, runs
 from rung.errors import RunError
-from rung.models.config_checks import check_config, check_kinds, check_values
+from rung.models.config_checks import check_config, check_types, check_values
 
 ADAPTER = "adapter_config.json"
-CHECKED_TOKENS = (
+MAX_CHECKED_TOKENS = (
     2**24
 )  # of an indexed text that is read as it is loaded: 200 MB, a fraction of a second
 
 
-def find_model(path: str | Path) -> tuple[str, bool]:
+def locate_model(path: str | Path) -> tuple[str, bool]:
     """Where a model is, a folder or a Hub id, and whether only this machine is asked for it.
 
     Raises `RunError` where there is none, or a folder has a part of one.
@@ -52,15 +52,15 @@ def read_config(
     folder = Path(where) if Path(where).is_dir() else None
     if folder:
         model_files.check_files(folder)
-        check_whole(folder)
+        check_no_adapter(folder)
     try:
         if (
             folder
             and (values := model_files.read_json(folder / model_files.CONFIG)).get("model_type")
             in known
         ):
-            check_kinds(
-                known[values["model_type"]].config, values
+            check_types(
+                known[values["model_type"]].config_class, values
             )  # before the class computes with them
             check_values(values)
         config = AutoConfig.from_pretrained(
@@ -73,7 +73,7 @@ def read_config(
         why = (
             "it is no folder here, and the Hub cannot be reached"
             if unreachable
-            else say_in_a_line(error)
+            else first_line(error)
         )
         if "custom code" in str(error):
             why = "it comes with code of its own, which is never run here"
@@ -89,7 +89,7 @@ def check_has_weights(folder: Path) -> None:
         raise RunError(f"{folder} {runs.say_why_no_weights(folder)}")
 
 
-def check_whole(folder: Path) -> None:
+def check_no_adapter(folder: Path) -> None:
     """Raise `RunError` where an adapter lies beside the model: with PEFT it would be loaded,
     without it left out.
     """
@@ -113,20 +113,20 @@ def check_weights(kind: type[PreTrainedModel], config: PreTrainedConfig, folder:
             model = kind(config)
     except Exception as error:  # a value that its class takes and that no model can have
         raise RunError(
-            f"{folder}: no model is as config.json says ({say_in_a_line(error)})"
+            f"{folder}: no model is as config.json says ({first_line(error)})"
         ) from error
     base, tied = f"{model.base_model_prefix}.", model.all_tied_weights_keys
     for name, tensor in sorted(model.state_dict().items()):
         stored = name if name in found else name.removeprefix(base)  # published without the prefix
         if stored in found and found[stored] != tuple(tensor.shape):
-            refuse_shape(folder, stored, found[stored], tensor.shape)
+            refuse_shape_mismatch(folder, stored, found[stored], tensor.shape)
         if stored not in found and name not in tied:
             raise RunError(
                 f"{folder}: its weights lack {name}; the file is damaged or of another model"
             )
 
 
-def check_tables(model: PreTrainedModel, where: str) -> None:
+def check_tensors(model: PreTrainedModel, where: str) -> None:
     """Raise `RunError` where a model's numbers are none, or its tables name a token or a row that
     there is not.
 
@@ -207,7 +207,7 @@ def _find_bad_suffix(model: PreTrainedModel) -> str | None:
         text["text.first_change"], max(0, len(suffixes) - 1)
     ):
         return "text is damaged: its index is out of order"
-    if len(tokens) > CHECKED_TOKENS:
+    if len(tokens) > MAX_CHECKED_TOKENS:
         return None
     if not _is_within(tokens[:-1], model.config.vocab_size):
         return f"text is damaged: a token is not among the {model.config.vocab_size:,}"
@@ -233,7 +233,7 @@ def _rises(numbers: Tensor, end: int) -> bool:
     )
 
 
-def refuse_shape(
+def refuse_shape_mismatch(
     where: str | Path, name: str, found: Iterable[int], wanted: Iterable[int]
 ) -> NoReturn:
     """Raise `RunError` about a weight that is not shaped as the configuration says."""
@@ -242,7 +242,7 @@ def refuse_shape(
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
+def silence_transformers() -> Iterator[None]:
     """Silence the loading table that transformers prints; who loads reports what matters itself."""
     from transformers.utils import logging
 
@@ -254,7 +254,7 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def say_in_a_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What an error says first; the line after it, too, where the first ends in a colon."""
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

@@ -27,26 +27,26 @@ from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.config_checks import (
     check_against_tokenizer,
     check_config,
-    check_kinds,
+    check_types,
     check_values,
 )
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.loading import (
     check_has_weights,
-    check_tables,
+    check_tensors,
     check_weights,
-    find_model,
-    quietly,
+    first_line,
+    locate_model,
     read_config,
-    refuse_shape,
-    say_in_a_line,
+    refuse_shape_mismatch,
+    silence_transformers,
 )
 from rung.models.ngram.infinigram import InfinigramConfig, InfinigramForCausalLM
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.rnn import RNNConfig, RNNForCausalLM
 from rung.models.rnn_attention import RNNAttentionConfig, RNNAttentionForCausalLM
-from rung.models.sizes import SIZES, fill_size
+from rung.models.sizes import SIZES, resolve_size
 from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 
 
@@ -57,64 +57,77 @@ class Rung:
     """
 
     idea: str
-    config: type[PreTrainedConfig]
-    model: type[CausalModel]
-    shape: dict[str, Any]
+    config_class: type[PreTrainedConfig]
+    model_class: type[CausalModel]
+    defaults: dict[str, Any]
 
     @property
     def counts(self) -> bool:
         """Whether it is fitted by counting, in one pass, and not trained by gradients."""
-        return hasattr(self.model, "fit")
+        return hasattr(self.model_class, "fit")
 
 
 LADDER: dict[str, Rung] = {
-    "bigram": Rung(idea="count pairs", config=BigramConfig, model=BigramForCausalLM, shape={}),
+    "bigram": Rung(
+        idea="count pairs", config_class=BigramConfig, model_class=BigramForCausalLM, defaults={}
+    ),
     "ngram": Rung(
         idea="count longer, back off well",
-        config=NgramConfig,
-        model=NgramForCausalLM,
-        shape={"order": 5},
+        config_class=NgramConfig,
+        model_class=NgramForCausalLM,
+        defaults={"order": 5},
     ),
     "rnn": Rung(
-        idea="remember", config=RNNConfig, model=RNNForCausalLM, shape={"num_hidden_layers": 1}
+        idea="remember",
+        config_class=RNNConfig,
+        model_class=RNNForCausalLM,
+        defaults={"num_hidden_layers": 1},
     ),
     "rnn-attention": Rung(
         idea="look back",
-        config=RNNAttentionConfig,
-        model=RNNAttentionForCausalLM,
-        shape={"num_hidden_layers": 1},
+        config_class=RNNAttentionConfig,
+        model_class=RNNAttentionForCausalLM,
+        defaults={"num_hidden_layers": 1},
     ),
     "gpt2": Rung(
         idea="drop recurrence",
-        config=GPT2Config,
-        model=GPT2LMHeadModel,
-        shape={"num_hidden_layers": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        config_class=GPT2Config,
+        model_class=GPT2LMHeadModel,
+        defaults={"num_hidden_layers": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     ),
     "llama3": Rung(
         idea="modernise",
-        config=LlamaConfig,
-        model=LlamaForCausalLM,
-        shape={"num_hidden_layers": 4, "tie_word_embeddings": True},
+        config_class=LlamaConfig,
+        model_class=LlamaForCausalLM,
+        defaults={"num_hidden_layers": 4, "tie_word_embeddings": True},
     ),
 }
-BESIDE: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
+OFF_LADDER: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
     "infini-gram": Rung(
-        idea="count any length", config=InfinigramConfig, model=InfinigramForCausalLM, shape={}
+        idea="count any length",
+        config_class=InfinigramConfig,
+        model_class=InfinigramForCausalLM,
+        defaults={},
     ),
-    "swaps": Rung(idea="modernise by parts", config=SwapsConfig, model=SwapsForCausalLM, shape={}),
+    "swaps": Rung(
+        idea="modernise by parts",
+        config_class=SwapsConfig,
+        model_class=SwapsForCausalLM,
+        defaults={},
+    ),
 }
-RUNGS = {
-    rung.config.model_type: rung for rung in (LADDER | BESIDE).values()
+RUNGS_BY_MODEL_TYPE = {
+    rung.config_class.model_type: rung for rung in (LADDER | OFF_LADDER).values()
 }  # as a configuration names them
-TRANSFORMERS = ("gpt2", "llama3", "swaps")
-HEAD_SIZE = 64
-COMMON_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
-STAND_IN = dict(zip(COMMON_FIELDS, (256, 0, 0, 0), strict=True))
+TRANSFORMER_RUNGS = ("gpt2", "llama3", "swaps")
+DEFAULT_HEAD_SIZE = 64
+TOKENIZER_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+PLACEHOLDER_FIELDS = dict(zip(TOKENIZER_FIELDS, (256, 0, 0, 0), strict=True))
 
-for _rung in (*LADDER.values(), *BESIDE.values()):
-    if _rung.config.model_type.startswith("rung-"):
-        AutoConfig.register(_rung.config.model_type, _rung.config, exist_ok=True)
-        AutoModelForCausalLM.register(_rung.config, _rung.model, exist_ok=True)
+for _rung in (*LADDER.values(), *OFF_LADDER.values()):
+    if _rung.config_class.model_type.startswith("rung-"):
+        AutoConfig.register(_rung.config_class.model_type, _rung.config_class, exist_ok=True)
+        AutoModelForCausalLM.register(_rung.config_class, _rung.model_class, exist_ok=True)
 
 
 def find_rung(name: str) -> Rung:
@@ -122,19 +135,20 @@ def find_rung(name: str) -> Rung:
 
     Raises `RecipeError` when there is none.
     """
-    known = LADDER | BESIDE
+    known = LADDER | OFF_LADDER
     if name not in (*known, *SIZES):
         near = did_you_mean(name, [*known, *SIZES])
         raise RecipeError(
             f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, known)}"
         )
-    return known[fill_size(name, {})[0]]
+    return known[resolve_size(name, {})[0]]
 
 
-def name_rung(model: type[CausalModel]) -> str:
+def find_rung_name(model: type[CausalModel]) -> str:
     """What a rung's class is called; the class's own name for one that is none."""
     return next(
-        (name for name, rung in (LADDER | BESIDE).items() if rung.model is model), model.__name__
+        (name for name, rung in (LADDER | OFF_LADDER).items() if rung.model_class is model),
+        model.__name__,
     )
 
 
@@ -147,24 +161,26 @@ def make_config(
     Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad
     field or value: before there is a tokenizer, for those that none can mend.
     """
-    rung, (name, settings) = find_rung(name), fill_size(name, settings)
+    rung, (name, settings) = find_rung(name), resolve_size(name, settings)
     known = config_fields(name)
     if key := next((key for key in settings if key not in known), None):
-        near = did_you_mean(key, known, f"all are the fields of {rung.config.__name__}")
+        near = did_you_mean(key, known, f"all are the fields of {rung.config_class.__name__}")
         raise RecipeError(f"model.{key}: {name} has no such field; {near}")
-    check_kinds(rung.config, settings, "model.")  # before shapes are computed with them
-    own = STAND_IN | {key: value for key, value in settings.items() if key in STAND_IN}
+    check_types(rung.config_class, settings, "model.")  # before shapes are computed with them
+    own = PLACEHOLDER_FIELDS | {
+        key: value for key, value in settings.items() if key in PLACEHOLDER_FIELDS
+    }
     if tokenizer is not None:
         own = {"vocab_size": required_vocab_size(tokenizer)} | {
-            key: getattr(tokenizer, key) for key in COMMON_FIELDS[1:]
+            key: getattr(tokenizer, key) for key in TOKENIZER_FIELDS[1:]
         }
     check_against_tokenizer(settings, own)
-    wanted = own | rung.shape | settings
-    if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMERS:
+    wanted = own | rung.defaults | settings
+    if "num_attention_heads" in known and "hidden_size" in wanted and name in TRANSFORMER_RUNGS:
         wanted = _transformer_shape(name, wanted)
-    check_values(wanted | {"model_type": rung.config.model_type}, "model.")
+    check_values(wanted | {"model_type": rung.config_class.model_type}, "model.")
     try:
-        config = rung.config(**wanted)
+        config = rung.config_class(**wanted)
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own kinds
         if isinstance(error, RecipeError):
             raise
@@ -177,7 +193,7 @@ def make_config(
 
 def config_fields(name: str) -> list[str]:
     """The names that `model` settings of this rung may use."""
-    config = find_rung(name).config
+    config = find_rung(name).config_class
     inherited = {f.name for f in fields(PreTrainedConfig)}
     own = [
         f.name for f in fields(config) if f.name not in inherited or f.name == "tie_word_embeddings"
@@ -191,7 +207,7 @@ def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
     Raises `RecipeError` for a configuration that the rung cannot have.
     """
     try:
-        return find_rung(name).model(config)
+        return find_rung(name).model_class(config)
     except (ValueError, RuntimeError) as error:
         raise RecipeError(f"model: {name} cannot be built so: {error}") from error
 
@@ -209,11 +225,11 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def match_parameters(
+def find_hidden_size(
     name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]
 ) -> int:
     """The hidden size at which rung `name` has nearest to `target` parameters."""
-    step = 32 if name in TRANSFORMERS else 8  # heads want round widths
+    step = 32 if name in TRANSFORMER_RUNGS else 8  # heads want round widths
     settings = {"vocab_size": required_vocab_size(tokenizer), **settings}
     best, previous = step, None
     for width in range(step, 8192, step):
@@ -236,40 +252,40 @@ def load(
     `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is
     damaged or none.
     """
-    where, is_local = find_model(path)
+    where, is_local = locate_model(path)
     is_folder = Path(where).is_dir()
     config = (
-        read_folder(Path(where))
+        read_checked_config(Path(where))
         if is_folder and not settings
-        else read_config(where, RUNGS, is_local)
+        else read_config(where, RUNGS_BY_MODEL_TYPE, is_local)
     )
     if is_folder:
         check_has_weights(Path(where))
-    rung = RUNGS.get(config.model_type)
+    rung = RUNGS_BY_MODEL_TYPE.get(config.model_type)
     if rung is None:
-        kinds = ", ".join(RUNGS)
+        kinds = ", ".join(RUNGS_BY_MODEL_TYPE)
         raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
     try:
-        with quietly():
+        with silence_transformers():
             options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (
                 settings or {}
             )
             options["local_files_only"] = is_local
-            model, report = rung.model.from_pretrained(where, **options)
+            model, report = rung.model_class.from_pretrained(where, **options)
     except RecipeError as error:
         raise RunError(f"{where}: {error}") from error
     except Exception as error:  # safetensors, a damaged file
         raise RunError(
-            f"{where}: its weights could not be read ({say_in_a_line(error)}); train it again"
+            f"{where}: its weights could not be read ({first_line(error)}); train it again"
         ) from error
     for key, found, wanted in sorted(report["mismatched_keys"]):
-        refuse_shape(where, key, found, wanted)
+        refuse_shape_mismatch(where, key, found, wanted)
     if lost := sorted(report["missing_keys"]):
         raise RunError(
             f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another "
             f"model"
         )
-    check_tables(model, where)
+    check_tensors(model, where)
     tokenizer = load_tokenizer(where)
     if (known := required_vocab_size(tokenizer)) > (rows := model.config.vocab_size):
         raise RunError(
@@ -279,15 +295,15 @@ def load(
     return model.eval(), tokenizer
 
 
-def read_folder(folder: Path) -> PreTrainedConfig:
+def read_checked_config(folder: Path) -> PreTrainedConfig:
     """The configuration in a folder whose weights, where it is a rung's, are such a model's; only
     headers are read.
 
     Raises `RunError` where something there is damaged.
     """
-    config = read_config(folder, RUNGS)
-    if rung := RUNGS.get(config.model_type):
-        check_weights(rung.model, config, folder)
+    config = read_config(folder, RUNGS_BY_MODEL_TYPE)
+    if rung := RUNGS_BY_MODEL_TYPE.get(config.model_type):
+        check_weights(rung.model_class, config, folder)
     return config
 
 
@@ -297,7 +313,7 @@ def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
     """
     width = wanted["hidden_size"]
     if "num_attention_heads" not in wanted:
-        heads = max(1, width // HEAD_SIZE)
+        heads = max(1, width // DEFAULT_HEAD_SIZE)
         wanted["num_attention_heads"] = next(
             (h for h in range(heads, 0, -1) if width % (2 * h) == 0), 1
         )

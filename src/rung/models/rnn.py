@@ -15,9 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
-from rung.models.base import State, StatefulModel, is_loaded, real_tokens
+from rung.models.base import RecurrentState, StatefulModel, is_loaded, non_padding_mask
 from rung.models.config_checks import RungConfig
-from rung.models.contract import Trace, keep_contract
+from rung.models.forward_options import Intermediates, accept_forward_options
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -83,12 +83,12 @@ class RNNForCausalLM(StatefulModel):
         super()._init_weights(module)
         init_recurrence(module)
 
-    @keep_contract
+    @accept_forward_options
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B S"] | None = None,
-        past_key_values: State | None = None,
+        past_key_values: RecurrentState | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -98,13 +98,13 @@ class RNNForCausalLM(StatefulModel):
         `inputs_embeds`.
         """
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
-        real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
+        real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else None
-        hidden, memory = self.recurrence(embedded, real, past, options["trace"])
-        options["trace"].show(hidden)
+        hidden, memory = self.recurrence(embedded, real, past, options["intermediates"])
+        options["intermediates"].add_hidden_state(hidden)
         length = embedded.shape[1] + (past_key_values.length if past_key_values else 0)
         return self.predict(
-            self.dropout(hidden), labels, logits_to_keep, State(memory, length), options
+            self.dropout(hidden), labels, logits_to_keep, RecurrentState(memory, length), options
         )
 
 
@@ -132,7 +132,7 @@ class Recurrence(nn.Module):
         embedded: Tensor,
         real: Tensor | None,
         past: tuple[Tensor, ...] | None,
-        trace: Trace | None = None,
+        intermediates: Intermediates | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """States (B, T, D) and the memory after the last token, each part (B, layers, D).
 
@@ -144,18 +144,22 @@ class Recurrence(nn.Module):
             tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
         )
         real = None if real is None or bool(real.all()) else real
-        if trace is not None and trace.hidden_states is not None:
-            self._show_layers(embedded, real, memory, trace)
+        if intermediates is not None and intermediates.hidden_states is not None:
+            self._show_layers(embedded, real, memory, intermediates)
         hidden, memory = self._read(self.cell, embedded, real, memory)
         return hidden, tuple(t.transpose(0, 1).to(embedded.dtype) for t in memory)
 
     def _show_layers(
-        self, hidden: Tensor, real: Tensor | None, memory: tuple[Tensor, ...] | None, trace: Trace
+        self,
+        hidden: Tensor,
+        real: Tensor | None,
+        memory: tuple[Tensor, ...] | None,
+        intermediates: Intermediates,
     ) -> None:
         """What goes into each layer, without dropout: the cell hands out the last layer's states
         alone.
         """
-        trace.show(hidden)
+        intermediates.add_hidden_state(hidden)
         for layer in range(self.cell.num_layers - 1):
             single = type(self.cell)(
                 self.cell.input_size, self.cell.hidden_size, batch_first=True, device="meta"
@@ -164,7 +168,7 @@ class Recurrence(nn.Module):
                 setattr(single, f"{name}_l0", getattr(self.cell, f"{name}_l{layer}"))
             before = tuple(t[layer : layer + 1].contiguous() for t in memory) if memory else None
             hidden, _ = self._read(single, hidden, real, before)
-            trace.show(hidden)
+            intermediates.add_hidden_state(hidden)
 
     def _read(
         self,

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.base import Mask, State, StatefulModel, real_tokens
-from rung.models.contract import Trace, keep_contract
+from rung.models.base import AttentionMask, RecurrentState, StatefulModel, non_padding_mask
+from rung.models.forward_options import Intermediates, accept_forward_options
 from rung.models.rnn import Recurrence, RNNConfig, init_recurrence
 
 
@@ -80,12 +80,12 @@ class RNNAttentionForCausalLM(StatefulModel):
         super()._init_weights(module)
         init_recurrence(module)
 
-    @keep_contract
+    @accept_forward_options
     def forward(
         self,
         input_ids: Int[Tensor, "B T"] | None = None,
         attention_mask: Shaped[Tensor, "B S"] | None = None,
-        past_key_values: State | None = None,
+        past_key_values: RecurrentState | None = None,
         inputs_embeds: Float[Tensor, "B T D"] | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -95,9 +95,9 @@ class RNNAttentionForCausalLM(StatefulModel):
         `inputs_embeds`.
         """
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
-        real = real_tokens(embedded, attention_mask) if attention_mask is not None else None
+        real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else ()
-        hidden, memory = self.recurrence(embedded, real, past[2:] or None, options["trace"])
+        hidden, memory = self.recurrence(embedded, real, past[2:] or None, options["intermediates"])
         plain = self.config.plain_attention
         compared = [hidden] * 3 if plain else self.query_key_value(hidden).chunk(3, -1)
         q, k, v = (split_heads(t, self.config.num_attention_heads) for t in compared)
@@ -106,16 +106,16 @@ class RNNAttentionForCausalLM(StatefulModel):
                 torch.cat([old.to(new), new], dim=2)
                 for old, new in zip(past[:2], (k, v), strict=True)
             )  # B H S K
-        seen = attend_traced(
-            q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]), options["trace"]
+        seen = attend_and_record(
+            q, k, v, causal_mask(attention_mask, q.shape[2], k.shape[2]), options["intermediates"]
         )
         hidden = join_heads(seen) if plain else hidden + self.mix(join_heads(seen))
-        options["trace"].show(hidden)
+        options["intermediates"].add_hidden_state(hidden)
         return self.predict(
             self.dropout(hidden),
             labels,
             logits_to_keep,
-            State((k, v, *memory), k.shape[2]),
+            RecurrentState((k, v, *memory), k.shape[2]),
             options,
         )
 
@@ -131,7 +131,7 @@ def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
 
 
 def causal_mask(
-    attention_mask: Mask | None, queries: int, keys: int
+    attention_mask: AttentionMask | None, queries: int, keys: int
 ) -> Bool[Tensor, "#B 1 T keys"] | None:
     """Which keys each query may look at; None where plain causality says it all.
 
@@ -139,7 +139,7 @@ def causal_mask(
     A mask that is made already, one key for each query, is kept.
     """
     if attention_mask is not None and attention_mask.ndim == 4:
-        return open_keys(attention_mask[..., :keys])
+        return as_boolean_mask(attention_mask[..., :keys])
     if attention_mask is None or bool(attention_mask.all()):
         if queries in (1, keys):
             return None
@@ -154,7 +154,7 @@ def causal_mask(
     return (((key <= query) & attention_mask[:, None, :].bool()) | (key == query))[:, None]
 
 
-def open_keys(mask: Shaped[Tensor, "#B 1 T S"]) -> Bool[Tensor, "#B 1 T S"]:
+def as_boolean_mask(mask: Shaped[Tensor, "#B 1 T S"]) -> Bool[Tensor, "#B 1 T S"]:
     """A mask as truth values, where transformers may give what it adds to scores: 0, or the least
     number there is.
 
@@ -170,18 +170,18 @@ def open_keys(mask: Shaped[Tensor, "#B 1 T S"]) -> Bool[Tensor, "#B 1 T S"]:
     return mask == 0
 
 
-def attend_traced(
+def attend_and_record(
     q: Float[Tensor, "B H T K"],
     k: Float[Tensor, "B G S K"],
     v: Float[Tensor, "B G S K"],
     mask: Bool[Tensor, "#B 1 T S"] | None,
-    trace: Trace,
+    intermediates: Intermediates,
     dropout: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
     """As `attend`; where the weights (B, H, T, S) are asked for, step by step, for no fused kernel
     hands them out.
     """
-    if trace.attentions is None:
+    if intermediates.attentions is None:
         return attend(q, k, v, mask, dropout)
     queries, keys = q.shape[2], k.shape[2]
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
@@ -190,7 +190,7 @@ def attend_traced(
     scores = (q @ k.mT) * q.shape[-1] ** -0.5
     scores = scores.masked_fill(~mask.to(q.device), torch.finfo(scores.dtype).min)
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(v.dtype), dropout)
-    trace.attentions.append(weights)
+    intermediates.attentions.append(weights)
     return weights @ v
 
 
@@ -206,21 +206,19 @@ def attend(
     No key is ever repeated: where the kernel at hand would, a group's queries become rows of one
     key head.
     """
-    if dropout == 0 and _is_short_training_on_cpu(q, k):
-        return _attend_plainly(q, k, v, mask)
+    if dropout == 0 and _prefers_unfused(q, k):
+        return _attend_unfused(q, k, v, mask)
     mask = mask.to(q.device) if mask is not None else None
     grouped = k.shape[1] != q.shape[1]
     if grouped and (q.shape[2] == 1 or dropout or (mask is not None and q.device.type != "cpu")):
-        return _attend_in_groups(q, k, v, mask, dropout)
+        return _attend_grouped(q, k, v, mask, dropout)
     causal = mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
 
 
-def _attend_in_groups(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float
-) -> Tensor:
+def _attend_grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     """One token's queries of a group read its keys together: faster too
     (benchmarks/models/grouped.py).
     """
@@ -237,7 +235,7 @@ def _attend_in_groups(
     return x.unflatten(2, (groups, queries)).flatten(1, 2)
 
 
-def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
+def _prefers_unfused(q: Tensor, k: Tensor) -> bool:
     """Where plain bfloat16 products beat the fused kernel, up to 512 tokens
     (benchmarks/models/attention.py).
     """
@@ -248,7 +246,7 @@ def _is_short_training_on_cpu(q: Tensor, k: Tensor) -> bool:
     )
 
 
-def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def _attend_unfused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """A group's queries stand one below another, over the keys that they share."""
     (batch, heads, steps, size), shared = q.shape, k.shape[1]
     groups = heads // shared

@@ -33,7 +33,7 @@ class Size:
     @property
     def is_published(self) -> bool:
         """Whether there are weights of this size."""
-        return self.vocab_size == VOCABULARY[self.rung]
+        return self.vocab_size == PUBLISHED_VOCAB_SIZE[self.rung]
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, and the bytes of the weights in bfloat16."""
@@ -41,7 +41,7 @@ class Size:
 
 
 _CONFIGS: dict[str, type[PreTrainedConfig]] = {"gpt2": GPT2Config, "llama3": LlamaConfig}
-VOCABULARY = {"gpt2": 50_257, "llama3": 128_256}
+PUBLISHED_VOCAB_SIZE = {"gpt2": 50_257, "llama3": 128_256}
 
 
 def _gpt2(
@@ -49,7 +49,7 @@ def _gpt2(
     width: int,
     layers: int,
     context: int = 1024,
-    vocab_size: int = VOCABULARY["gpt2"],
+    vocab_size: int = PUBLISHED_VOCAB_SIZE["gpt2"],
 ) -> Size:
     model = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": context}
     return Size(
@@ -63,7 +63,10 @@ def _llama3(
     """`widths`: of the residual stream and inside the MLP; `heads`: of queries, and of keys and
     values.
     """
-    factor, vocab_size = more.pop("factor", None), more.pop("vocab_size", VOCABULARY["llama3"])
+    factor, vocab_size = (
+        more.pop("factor", None),
+        more.pop("vocab_size", PUBLISHED_VOCAB_SIZE["llama3"]),
+    )
     model: dict[str, Any] = {
         "hidden_size": widths[0],
         "intermediate_size": widths[1],
@@ -72,7 +75,7 @@ def _llama3(
         "num_key_value_heads": heads[1],
         "max_position_embeddings": 8192,
         "rms_norm_eps": 1e-5,
-        "rope_parameters": rope(factor),
+        "rope_parameters": rope_parameters(factor),
         "tie_word_embeddings": False,
         **more,
     }
@@ -82,7 +85,7 @@ def _llama3(
     )
 
 
-def rope(factor: float | None) -> dict[str, Any]:
+def rope_parameters(factor: float | None) -> dict[str, Any]:
     """Llama 3's rotation; with a factor, its slow channels turn more slowly by it (Llama 3.1)."""
     if not factor:
         return {"rope_type": "default", "rope_theta": 500_000.0}
@@ -129,7 +132,7 @@ SIZES: dict[str, Size] = {
 }
 
 
-def fill_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+def resolve_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """The rung that `name` is, or is a size of; and its `model` fields with those that the size
     fills in.
     """

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig
 
 from rung.errors import RecipeError, did_you_mean
-from rung.models.base import CausalModel, find_padding
+from rung.models.base import CausalModel, find_padding_idx
 from rung.models.config_checks import RungConfig
-from rung.models.gpt2 import GPT2MLP, Reading, init_positions, init_residual
+from rung.models.gpt2 import GPT2MLP, ForwardContext, init_positions, init_residual_projection
 from rung.models.llama3 import (
     LlamaDecoderLayer,
     LlamaForCausalLM,
     LlamaRMSNorm,
-    add_common_vector,
-    find_rotation,
+    add_shared_offset,
+    rotary_cos_sin,
 )
 
 SWAPS = {  # name: what it takes out, what it puts in
@@ -115,7 +115,7 @@ class SwapsModel(nn.Module):
         super().__init__()
         self.config, self.llama3 = config, config.llama3
         self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, find_padding(config)
+            config.vocab_size, config.hidden_size, find_padding_idx(config)
         )
         self.embed_positions = None
         if "rotary" not in config.swaps:
@@ -125,16 +125,16 @@ class SwapsModel(nn.Module):
         )
         self.norm = make_norm(config)
 
-    def forward(self, x: Tensor, reading: Reading) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         if self.embed_positions is not None:
-            x = x + self.embed_positions(reading.positions)
+            x = x + self.embed_positions(context.positions)
         else:
-            reading.rotation = find_rotation(reading.positions, self.llama3, x.dtype)
+            context.rotation = rotary_cos_sin(context.positions, self.llama3, x.dtype)
         for layer in islice(self.layers, self.config.num_hidden_layers):
-            reading.trace.show(x)
-            x = layer(x, reading)
+            context.intermediates.add_hidden_state(x)
+            x = layer(x, context)
         x = self.norm(x)
-        reading.trace.show(x)
+        context.intermediates.add_hidden_state(x)
         return x
 
 
@@ -167,8 +167,8 @@ class SwapsForCausalLM(CausalModel):
         if module is self.model.embed_positions:
             init_positions(module)
         elif module is self.model.embed_tokens and self.model.embed_positions is None:
-            add_common_vector(module)
-        init_residual(self, module)
+            add_shared_offset(module)
+        init_residual_projection(self, module)
 
 
 def make_layer(config: SwapsConfig, layer: int) -> LlamaDecoderLayer:

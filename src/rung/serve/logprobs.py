@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rung.evaluation.score import sliding_windows
-from rung.models.base import CausalModel, KeyValues, StatefulModel, check_overflow
+from rung.models.base import CausalModel, KVCache, StatefulModel, check_finite
 
 AT_ONCE = 256  # tokens of a prompt, between two steps of the texts
 LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
@@ -43,14 +43,14 @@ def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator
     for first, end, done in (
         sliding_windows(predictions, window) if window else [(0, predictions, 0)]
     ):
-        state: Any = None if isinstance(model, StatefulModel) else KeyValues(end - first)
+        state: Any = None if isinstance(model, StatefulModel) else KVCache(end - first)
         for start in range(first, end, AT_ONCE):
             stop = min(start + AT_ONCE, end)
             new = max(1, stop - max(start, done))
             rows = torch.tensor([ids[start:stop]], device=model.device)
             output = model(rows, past_key_values=state, use_cache=True, logits_to_keep=new)
             state = output.past_key_values
-            check_overflow(output.logits)
+            check_finite(output.logits)
             yield (
                 _weigh_all(output.logits[0], ids[stop + 1 - new : stop + 1], likeliest)
                 if stop > done

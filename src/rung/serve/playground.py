@@ -25,7 +25,7 @@ from rung.evaluation.attention import attention_shape, read_attention
 from rung.evaluation.score import needs_renormalization, score_text
 from rung.generation.detokenize import show_token
 from rung.generation.sampling import Sampling, find_shares
-from rung.models import count_parameters, find_rung, name_rung
+from rung.models import count_parameters, find_rung, find_rung_name
 from rung.serve.engine import Engine
 from rung.serve.middleware import ApiError, check_ids, find_arrival, look_up
 from rung.serve.registry import Served
@@ -157,7 +157,7 @@ def describe(run: Served) -> dict[str, Any]:
     model, record = run.model, run.record
     score = (record.get("scores") or {}).get("test") or {}
     layers, heads = attention_shape(model)
-    name = name_rung(type(model))
+    name = find_rung_name(type(model))
     rung = find_rung(name)
     return {
         "name": run.name,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rung.models.base import CausalModel
-from rung.models.gpt2 import RESIDUAL
+from rung.models.gpt2 import RESIDUAL_PROJECTIONS
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def dropping_out(model: CausalModel, probability: float) -> Iterator[None]:
     noisy = [
         part
         for name, part in model.named_modules()
-        if isinstance(part, nn.Embedding) or name.endswith(RESIDUAL)
+        if isinstance(part, nn.Embedding) or name.endswith(RESIDUAL_PROJECTIONS)
     ]
     handles = [part.register_forward_hook(drop) for part in noisy] if probability else []
     try:

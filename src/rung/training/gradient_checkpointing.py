@@ -22,7 +22,9 @@ def check_activations(name: str, model: type[CausalModel], arguments: dict[str, 
     for key in (OLD, NEW):
         if arguments.get(key) and not model.supports_gradient_checkpointing:
             able = ", ".join(
-                name for name, rung in LADDER.items() if rung.model.supports_gradient_checkpointing
+                name
+                for name, rung in LADDER.items()
+                if rung.model_class.supports_gradient_checkpointing
             )
             raise RecipeError(
                 f"train.{key} is {arguments[key]!r}: {name} cannot train so, its memory is in the "

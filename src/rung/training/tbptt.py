@@ -18,8 +18,8 @@ from torch import Tensor
 
 from rung import distributed
 from rung.errors import RecipeError, RunError
-from rung.models import LADDER, name_rung
-from rung.models.base import CausalModel, State
+from rung.models import LADDER, find_rung_name
+from rung.models.base import CausalModel, RecurrentState
 
 # Other batches, or another order, and a state would meet the text of another stream.
 FIXED = ("train_sampling_strategy",)
@@ -30,8 +30,8 @@ def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> No
     the streams.
     """
     if not model.can_carry_state:
-        name = name_rung(model)
-        able = ", ".join(name for name, rung in LADDER.items() if rung.model.can_carry_state)
+        name = find_rung_name(model)
+        able = ", ".join(name for name, rung in LADDER.items() if rung.model_class.can_carry_state)
         raise RecipeError(
             f"carry_state is true, but {name} cannot carry its state; of the rungs, {able} can"
         )
@@ -75,9 +75,9 @@ class StreamStates:
                 f"of before"
             )
         memory = tuple(t.to(inputs["input_ids"].device) for t in memory)
-        return stream, inputs | {"past_key_values": State(memory, stretch * length)}
+        return stream, inputs | {"past_key_values": RecurrentState(memory, stretch * length)}
 
-    def leave(self, stream: int, state: State) -> None:
+    def leave(self, stream: int, state: RecurrentState) -> None:
         """Keep the state, without the graph that made it."""
         self.memories[stream] = tuple(t.detach() for t in state.tensors)
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rung.data.tokenizer import load_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.models import RUNGS, find_rung, load, make_config
+from rung.models import RUNGS_BY_MODEL_TYPE, find_rung, load, make_config
 from rung.models.base import CausalModel
-from rung.models.loading import check_has_weights, check_weights, find_model, read_config
+from rung.models.loading import check_has_weights, check_weights, locate_model, read_config
 from rung.recipe import Recipe
 
 # What may be set anew: it says how the weights are trained, not what they are. The length is also
@@ -46,8 +46,8 @@ def read_base_config(recipe: Recipe) -> PreTrainedConfig:
 
     Raises as `load_base` does.
     """
-    where, is_local = find_model(_check_path(recipe))
-    config = read_config(where, RUNGS, is_local)
+    where, is_local = locate_model(_check_path(recipe))
+    config = read_config(where, RUNGS_BY_MODEL_TYPE, is_local)
     _check_rung(recipe, config)
     if Path(where).is_dir():
         check_has_weights(Path(where))
@@ -56,7 +56,7 @@ def read_base_config(recipe: Recipe) -> PreTrainedConfig:
         setattr(config, key, value)
     if Path(where).is_dir():
         with _explain_length(where, changes):
-            check_weights(find_rung(recipe.rung).model, config, Path(where))
+            check_weights(find_rung(recipe.rung).model_class, config, Path(where))
     return config
 
 
@@ -71,7 +71,7 @@ def _check_path(recipe: Recipe) -> str:
 
 
 def _check_rung(recipe: Recipe, config: PreTrainedConfig) -> None:
-    if config.model_type != find_rung(recipe.rung).config.model_type:
+    if config.model_type != find_rung(recipe.rung).config_class.model_type:
         raise RunError(f"base: {recipe.base} is a {config.model_type!r} model and no {recipe.rung}")
 
 

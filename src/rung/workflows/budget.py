@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from rung import distributed
 from rung.data.packing import PackedTokens
 from rung.device import choose_device
-from rung.models import TRANSFORMERS, build_model, count_parameters, make_config
+from rung.models import TRANSFORMER_RUNGS, build_model, count_parameters, make_config
 from rung.models.base import CausalModel
 from rung.recipe import Recipe
 from rung.training.clock import LEAST, now
@@ -223,7 +223,7 @@ def _try_to_count(
 
 def _with_width(recipe: Recipe, width: int) -> Recipe:
     model = {**recipe.model, "hidden_size": width}
-    if recipe.rung in TRANSFORMERS and not {"num_hidden_layers", "n_layer"} & set(model):
+    if recipe.rung in TRANSFORMER_RUNGS and not {"num_hidden_layers", "n_layer"} & set(model):
         model["num_hidden_layers"] = max(LAYERS, width // WIDTH_OF_A_LAYER)
     return replace(recipe, model=model)
 

@@ -21,8 +21,8 @@ from typing import Any
 from rung import distributed, runs
 from rung.data.files import DocumentKind
 from rung.errors import RunError, RungError
-from rung.models import BESIDE, LADDER, find_rung
-from rung.models.sizes import fill_size
+from rung.models import LADDER, OFF_LADDER, find_rung
+from rung.models.sizes import resolve_size
 from rung.progress import Stage
 from rung.recipe import Recipe, check_positive
 from rung.report.page import write_report
@@ -58,9 +58,9 @@ class Climb:
         """The rungs, and sizes of them, in the order of the ladder."""
         for name in self.rungs:
             find_rung(name)
-        order = [*LADDER, *BESIDE]
+        order = [*LADDER, *OFF_LADDER]
         return sorted(
-            dict.fromkeys(self.rungs), key=lambda name: order.index(fill_size(name, {})[0])
+            dict.fromkeys(self.rungs), key=lambda name: order.index(resolve_size(name, {})[0])
         )
 
     def recipes(self) -> list[Recipe]:

@@ -15,10 +15,10 @@ from rung.data.packing import PackedTokens
 from rung.device import keep_freed_memory
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
-from rung.models.ngram.budget import Counting
 from rung.models.ngram.checkpoints import OrderCheckpoints
-from rung.models.ngram.counting import Counter, Ids, Levels
-from rung.models.ngram.engines import choose_counter
+from rung.models.ngram.counting import CountFunction, IntArray, TrieLevels
+from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.ngram.engines import choose_count_function
 from rung.progress import Stage, Tell
 from rung.recipe import Recipe
 
@@ -36,7 +36,7 @@ def fit_counts(
     A long count goes on from the orders that an earlier try has left there.
     """
     config = make_config(recipe.rung, tokenizer, recipe.model)
-    counting = Counting(**recipe.counting)
+    counting = CountingSettings(**recipe.counting)
     if counting.engine == "numpy":
         keep_freed_memory()
     else:
@@ -44,20 +44,20 @@ def fit_counts(
     tell(Stage(name="counting"))
     rung = find_rung(recipe.rung)
     if recipe.rung != "ngram":
-        return rung.model.fit(config, packed.tokens, packed.starts)
+        return rung.model_class.fit(config, packed.tokens, packed.starts)
     checkpoints = None
-    if counting.keeps_orders(len(packed)):
+    if counting.keeps_checkpoints(len(packed)):
         facts = _describe_count(counting, config, packed, key)
         checkpoints = OrderCheckpoints(folder / runs.CHECKPOINTS, facts)
         if (highest := checkpoints.highest) > 1:
             going_on = f", going on with {highest + 1}" if highest < config.order else ""
             tell(Stage(name="noted", note=f"orders 1 to {highest} are kept{going_on}"))
-    count = choose_counter(counting, counting.find_scratch(folder), checkpoints)
-    return rung.model.fit(config, packed.tokens, packed.starts, count=_follow(count, tell))
+    count = choose_count_function(counting, counting.scratch_folder(folder), checkpoints)
+    return rung.model_class.fit(config, packed.tokens, packed.starts, count=_follow(count, tell))
 
 
 def _describe_count(
-    counting: Counting, config: PreTrainedConfig, packed: PackedTokens, key: str
+    counting: CountingSettings, config: PreTrainedConfig, packed: PackedTokens, key: str
 ) -> dict[str, Any]:
     """By what the orders of this count are told from those of another."""
     return {
@@ -71,10 +71,12 @@ def _describe_count(
     }
 
 
-def _follow(count: Counter, tell: Tell) -> Counter:
+def _follow(count: CountFunction, tell: Tell) -> CountFunction:
     """Count as `count` does, and tell of every order."""
 
-    def follow(tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int) -> Levels:
+    def follow(
+        tokens: IntArray, starts: NDArray[numpy.int64], order: int, vocab_size: int
+    ) -> TrieLevels:
         with closing(count(tokens, starts, order, vocab_size)) as levels:
             for number, level in enumerate(levels, start=1):
                 tell(

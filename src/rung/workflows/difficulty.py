@@ -72,7 +72,7 @@ def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) 
     end = max(1, int(numpy.searchsorted(packed.starts, most)))
     tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
     config = make_config("ngram", tokenizer, {})
-    return find_rung("ngram").model.fit(config, tokens, packed.starts[:end]).eval()
+    return find_rung("ngram").model_class.fit(config, tokens, packed.starts[:end]).eval()
 
 
 def copy_nats(

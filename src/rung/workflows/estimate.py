@@ -17,7 +17,13 @@ from rung.evaluation.score import take_texts
 from rung.models import build_model, count_parameters, find_rung, fused, make_config
 from rung.models.base import CausalModel
 from rung.models.bigram import PAIRS_AT_ONCE
-from rung.models.ngram.budget import DEFAULT_MEMORY, MAPPED, PACE, Counting, measure_process
+from rung.models.ngram.counting_settings import (
+    DEFAULT_MEMORY,
+    MAPPED_BYTES_PER_NGRAM,
+    NGRAMS_PER_SECOND,
+    CountingSettings,
+    process_memory,
+)
 from rung.progress import Stage, Tell
 from rung.recipe import Recipe
 from rung.training.lora import LoraAdapter
@@ -76,7 +82,7 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
 def _foresee_counting(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int
 ) -> dict[str, str]:
-    config, here = make_config(recipe.rung, tokenizer, recipe.model), measure_process()
+    config, here = make_config(recipe.rung, tokenizer, recipe.model), process_memory()
     if recipe.rung != "ngram":
         if recipe.rung != "bigram":
             return {
@@ -86,25 +92,25 @@ def _foresee_counting(
         most = min(tokens, config.vocab_size**2)  # pairs that differ
         counted = min(tokens, most + PAIRS_AT_ONCE)  # at a time
         return {"memory": _gigabytes(here + PAIR * counted), "disk": _gigabytes(PAIR / 6 * most)}
-    counting, most = Counting(**recipe.counting), tokens * (config.order - 1)
+    counting, most = CountingSettings(**recipe.counting), tokens * (config.order - 1)
     found = {
         "n-grams": f"{most:,} at the most, of order 2 to {config.order}",
-        "memory": f"{_gigabytes(counting.find_peak(most))} at the most",
-        "smallest memory": f"{_megabytes(Counting(engine='numpy').find_least('duckdb'))} while "
-        f"counting, with --set counting.memory",
+        "memory": f"{_gigabytes(counting.estimate_peak_bytes(most))} at the most",
+        "smallest memory": _megabytes(CountingSettings(engine="numpy").min_memory_bytes("duckdb"))
+        + " while counting, with --set counting.memory",
         "disk": _gigabytes(MODEL * most),
-        "time": _time(most / PACE[counting.engine]),
+        "time": _time(most / NGRAMS_PER_SECOND[counting.engine]),
     }
     if counting.engine != "numpy":
         found["memory"] += (
             f", {counting.memory or DEFAULT_MEMORY} of it until the model is built; and up to "
-            f"{_gigabytes(MAPPED * most)} of files mapped into memory"
+            f"{_gigabytes(MAPPED_BYTES_PER_NGRAM * most)} of files mapped into memory"
         )
         found["disk"] += (
-            f", and {_gigabytes(SCRATCH * most)} below {counting.find_scratch(Path()).parent} "
+            f", and {_gigabytes(SCRATCH * most)} below {counting.scratch_folder(Path()).parent} "
             f"meanwhile"
         )
-    if counting.keeps_orders(tokens):
+    if counting.keeps_checkpoints(tokens):
         found["disk"] += (
             f", and {_gigabytes(ORDERS * most)} for counts to go on from, until the run is complete"
         )
@@ -157,7 +163,7 @@ def _foresee_training(
     checkpoint = 4 * trained + memory.moments * _count_parts(arguments)
     found = {
         "parameters": f"{trained:,} trained beside {size:,}" if recipe.lora else f"{size:,}{width}",
-        "memory a process": f"about {_gigabytes(measure_process() + memory.most)}, an estimate: "
+        "memory a process": f"about {_gigabytes(process_memory() + memory.most)}, an estimate: "
         f"weights and optimizer "
         f"{_gigabytes(memory.weights + memory.moments)}, gradients {_gigabytes(memory.gradients)}, "
         f"activations "
@@ -232,7 +238,7 @@ def _count_kept(learner: Any, rows: int, length: int) -> int:
         learner.config.vocab_size,
     )
     logits = (4 if choose_device().type == "cpu" else 12) * min(
-        rows * length * size, fused.LOGITS_AT_ONCE
+        rows * length * size, fused.MAX_LOGITS
     )
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

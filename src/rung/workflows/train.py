@@ -22,10 +22,10 @@ from rung.evaluation.score import score_documents, take_texts
 from rung.files import remove_leftovers
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
-from rung.models import build_model, count_parameters, find_rung, make_config, match_parameters
+from rung.models import build_model, count_parameters, find_hidden_size, find_rung, make_config
 from rung.models.base import CausalModel
-from rung.models.ngram.budget import Counting
-from rung.models.ngram.checkpoints import remove_orders
+from rung.models.ngram.checkpoints import remove_order_checkpoints
+from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import Stage, Tell
 from rung.recipe import Recipe, make_recipe
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
@@ -147,7 +147,7 @@ def check_start(recipe: Recipe, folder: Path) -> None:
     if not recipe.base:
         make_config(recipe.rung, None, recipe.model)
     check_trackers(recipe.train)
-    Counting(**recipe.counting).check_memory()
+    CountingSettings(**recipe.counting).check_memory()
     if not find_rung(recipe.rung).counts:
         settings = TrainSettings(
             arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
@@ -223,7 +223,7 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
             MARKING * 60 * ready.recipe.minutes if ready.recipe.minutes else trained.seconds,
         )
     runs.write_record(folder, record)
-    remove_orders(folder / runs.CHECKPOINTS)
+    remove_order_checkpoints(folder / runs.CHECKPOINTS)
     return not trained.interrupted
 
 
@@ -375,7 +375,7 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     ):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
-    width = match_parameters(recipe.rung, tokenizer, target, recipe.model)
+    width = find_hidden_size(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
 
 

@@ -43,7 +43,7 @@ from rung.device import choose_device, leave_busy_cores
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.score import score_documents
 from rung.files import remove_leftovers
-from rung.models import TRANSFORMERS, count_parameters, find_rung, load, name_rung
+from rung.models import TRANSFORMER_RUNGS, count_parameters, find_rung, find_rung_name, load
 from rung.models.base import CausalModel
 from rung.progress import Stage, Tell
 from rung.recipe import check_positive, check_seed
@@ -267,7 +267,7 @@ def _prefer(
 
 def _describe(model: CausalModel, plan: Tuning, base: dict[str, Any]) -> dict[str, Any]:
     return {
-        "rung": name_rung(type(model)),
+        "rung": find_rung_name(type(model)),
         **{key: base[key] for key in ("recipe", "corpus", "tokenizer") if key in base},
         **describe_base(plan.base, model),
         "tune": {"plan": asdict(plan)},
@@ -382,7 +382,9 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> ConversationDataset:
         encoded += sample_replay(
             student.corpus, tokenizer, length, REPLAYED * sum(len(e.ids) for e in encoded)
         )
-    return ConversationDataset(encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMERS)
+    return ConversationDataset(
+        encoded, length, tokenizer.pad_token_id, packed=rung in TRANSFORMER_RUNGS
+    )
 
 
 def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:

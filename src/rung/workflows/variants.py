@@ -118,7 +118,7 @@ def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
         )
     rung = find_rung(name)
     model, tokenizer = load(run)
-    if not isinstance(model, rung.model):
+    if not isinstance(model, rung.model_class):
         raise RunError(f"--mix {entry}: {run} is a {model.config.model_type!r} model and no {name}")
     if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(judged.tokenizer):
         raise RunError(

@@ -8,11 +8,11 @@ import numpy
 import pytest
 
 from rung import runs
-from rung.models.ngram import budget, counting, engines
-from rung.models.ngram.budget import Counting
-from rung.models.ngram.checkpoints import COUNTED, OrderCheckpoints
+from rung.models.ngram import counting, counting_settings, engines
+from rung.models.ngram.checkpoints import FACTS_FILE, OrderCheckpoints
 from rung.models.ngram.counting import count_ngrams
-from rung.models.ngram.engines import choose_counter
+from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.ngram.engines import choose_count_function
 from rung.recipe import make_recipe
 from rung.workflows.train import execute, read_begun
 
@@ -32,10 +32,13 @@ ORDER, WORDS = 4, 9
 def installed(request):
     """Skip where the engine's package, an optional one, is missing."""
     name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
-    for module in (budget.PACKAGES[name][0], "ibis") if name in budget.PACKAGES else ():
+    packages = counting_settings.PACKAGES
+    for module in (
+        (counting_settings.PACKAGES[name][0], "ibis") if name in counting_settings.PACKAGES else ()
+    ):
         pytest.importorskip(
             module,
-            reason=f"{module} is not installed: pip install 'rung[{budget.PACKAGES[name][1]}]'",
+            reason=f"{module} is not installed: pip install 'rung[{packages[name][1]}]'",
         )
 
 
@@ -55,7 +58,7 @@ def row():
 def counted(monkeypatch):
     """An entry for every order that is really counted."""
     orders = []
-    for module, name in ((counting, "sort_places"), (engines, "_run")):
+    for module, name in ((counting, "sort_with_positions"), (engines, "_run")):
         real = getattr(module, name)
         monkeypatch.setattr(
             module, name, lambda *args, real=real: (orders.append(args), real(*args))[1]
@@ -66,7 +69,9 @@ def counted(monkeypatch):
 def count(engine, folder, row, facts=FACTS):
     """The levels of the row, one by one, with what is kept in the folder."""
     checkpoints = OrderCheckpoints(folder / "kept", facts)
-    counter = choose_counter(Counting(engine=engine), folder / "scratch", checkpoints)
+    counter = choose_count_function(
+        CountingSettings(engine=engine), folder / "scratch", checkpoints
+    )
     return counter(*row, ORDER, WORDS)
 
 
@@ -105,7 +110,7 @@ DAMAGE = {
         (order / "parents.npy").read_bytes()[:150]
     ),
     "the manifest": lambda order: (order / "manifest.json").write_text('{"tok'),
-    "what it is": lambda order: (order / COUNTED).write_text("{}"),
+    "what it is": lambda order: (order / FACTS_FILE).write_text("{}"),
     "all of it": shutil.rmtree,
 }
 
@@ -155,10 +160,17 @@ def test_what_cannot_be_kept_is_said_and_counted_on(row, tmp_path, counted, capl
 
 
 def test_only_what_takes_long_is_kept():
-    assert [Counting().keeps_orders(tokens) for tokens in (9_999_999, 10_000_000)] == [False, True]
+    assert [CountingSettings().keeps_checkpoints(tokens) for tokens in (9_999_999, 10_000_000)] == [
+        False,
+        True,
+    ]
     for engine, tokens in (("duckdb", 2_000_000), ("spark", 1_000_000)):
-        pytest.importorskip(budget.PACKAGES[engine][0], reason=f"{engine} is not installed")
-        assert [Counting(engine=engine).keeps_orders(n) for n in (tokens - 1, tokens)] == [
+        pytest.importorskip(
+            counting_settings.PACKAGES[engine][0], reason=f"{engine} is not installed"
+        )
+        assert [
+            CountingSettings(engine=engine).keeps_checkpoints(n) for n in (tokens - 1, tokens)
+        ] == [
             False,
             True,
         ]
@@ -181,7 +193,7 @@ def whole(text):
 @pytest.fixture
 def small(monkeypatch):
     """A small text's orders are kept, too."""
-    monkeypatch.setattr(budget, "KEPT_SECONDS", 0.0)
+    monkeypatch.setattr(counting_settings, "MIN_CHECKPOINT_SECONDS", 0.0)
 
 
 def make_page(text, engine):

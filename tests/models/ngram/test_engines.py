@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rung.errors import RecipeError, RunError
-from rung.models.ngram import budget, engines
-from rung.models.ngram.budget import Counting
+from rung.models.ngram import counting_settings, engines
 from rung.models.ngram.counting import count_ngrams
-from rung.models.ngram.engines import choose_counter
+from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.ngram.engines import choose_count_function
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
 FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
@@ -25,8 +25,8 @@ ENGINES = ["duckdb", pytest.param("spark", marks=needs_spark)]
 def installed(request):
     """Skip where the engine's package, an optional one, is missing."""
     name = request.node.callspec.params.get("engine") if hasattr(request.node, "callspec") else None
-    if name in budget.PACKAGES:
-        module, extra = budget.PACKAGES[name]
+    if name in counting_settings.PACKAGES:
+        module, extra = counting_settings.PACKAGES[name]
         pytest.importorskip(
             module, reason=f"{module} is not installed: pip install 'rung[{extra}]'"
         )
@@ -42,7 +42,9 @@ def make_row(documents):
 
 
 def counter(engine, folder, memory="1GB"):
-    return choose_counter(Counting(engine=engine, memory=memory), folder / "counting")
+    return choose_count_function(
+        CountingSettings(engine=engine, memory=memory), folder / "counting"
+    )
 
 
 def random_documents(seed, count=40):
@@ -89,8 +91,8 @@ def test_an_order_longer_than_every_document_ends_early(engine, tmp_path):
 
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_an_engine_that_fails_is_one_clear_line(engine, tmp_path, monkeypatch):
-    monkeypatch.setitem(budget.LEAST, engine, 2 * budget.MB)
-    monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
+    monkeypatch.setitem(counting_settings.MIN_ENGINE_BYTES, engine, 2 * counting_settings.MB)
+    monkeypatch.setattr(counting_settings, "process_memory", lambda: 400 * counting_settings.MB)
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row([generator.integers(3, 5000, 300_000).tolist()])
     with pytest.raises(
@@ -142,47 +144,47 @@ def test_what_a_killed_try_left_is_cleared(engine, tmp_path):
 def test_bad_settings_are_refused(settings, message):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     with pytest.raises(RecipeError, match=message):
-        Counting(**settings)
+        CountingSettings(**settings)
 
 
 def test_an_engine_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(RecipeError, match=r"pip install 'rung\[spark\]'"):
-        Counting(engine="spark")
+        CountingSettings(engine="spark")
 
 
 def test_memory_alone_means_duckdb():
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
-    assert Counting(memory="300MB").engine == "duckdb"
-    assert choose_counter(Counting(engine="numpy"), Path()) is count_ngrams
+    assert CountingSettings(memory="300MB").engine == "duckdb"
+    assert choose_count_function(CountingSettings(engine="numpy"), Path()) is count_ngrams
 
 
 @pytest.mark.parametrize("engine", ["duckdb"])
 def test_it_uses_the_cores_that_the_process_may_use(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engines, "count_cores", lambda: 3)
-    with engines._connect(Counting(engine=engine), tmp_path) as connection:
+    with engines._connect(CountingSettings(engine=engine), tmp_path) as connection:
         assert connection.raw_sql("select current_setting('threads')").fetchone() == (3,)
 
 
 def test_the_memory_is_that_of_the_process(monkeypatch):
     """Python and torch had 0.4 GB beside the 2 GB that DuckDB was given."""
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
-    monkeypatch.setattr(budget, "measure_process", lambda: 400 * budget.MB)
-    assert Counting(memory="2GB").engine_bytes == (2000 - 400 - 150) * budget.MB
+    monkeypatch.setattr(counting_settings, "process_memory", lambda: 400 * counting_settings.MB)
+    assert CountingSettings(memory="2GB").engine_bytes == (2000 - 400 - 150) * counting_settings.MB
     with pytest.raises(
         RecipeError, match="memory is 512MB: .* take 400 MB of it, duckdb 278 MB .* 700MB suffices"
     ):
-        Counting(memory="512MB").check_memory()
-    Counting(memory="700MB").check_memory()
-    Counting(engine="numpy").check_memory()
-    told = Counting(memory="2GB").describe(1_000_000, 5)
+        CountingSettings(memory="512MB").check_memory()
+    CountingSettings(memory="700MB").check_memory()
+    CountingSettings(engine="numpy").check_memory()
+    told = CountingSettings(memory="2GB").describe(1_000_000, 5)
     assert (
         "1,000,000 tokens in 2GB, of which it has 1.45 GB" in told and "4,000,000 n-grams" in told
     )
     assert told.endswith(
         "has 2.00 GB at its peak, at the most, and 0.12 GB of files mapped into memory"
     )
-    assert "has 2.96 GB at its peak" in Counting(memory="2GB").describe(
+    assert "has 2.96 GB at its peak" in CountingSettings(memory="2GB").describe(
         10_000_000, 5
     )  # as the model is built
 
@@ -194,17 +196,23 @@ def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_me
     """
     generator = numpy.random.default_rng(0)
     tokens, starts = make_row(generator.integers(3, 5000, (size // 100, 100)).tolist())
-    least = Counting(engine="numpy").find_least(engine) if engine != "numpy" else None
-    counting = Counting(engine=engine, memory=least and f"{least // budget.MB + 50}MB")
+    least = CountingSettings(engine="numpy").min_memory_bytes(engine) if engine != "numpy" else None
+    counting = CountingSettings(
+        engine=engine, memory=least and f"{least // counting_settings.MB + 50}MB"
+    )
     config = NgramConfig(vocab_size=5000, order=4, bos_token_id=0, eos_token_id=1, pad_token_id=2)
     next(
         counter("duckdb", tmp_path)(*make_row([[3]]), 3, 9)
     ) if least else None  # its library is there
     grown, ngrams = watch_memory(), 3 * len(tokens)
     said = (
-        counting.find_peak(ngrams) - budget.measure_process() + bool(least) * budget.MAPPED * ngrams
+        counting.estimate_peak_bytes(ngrams)
+        - counting_settings.process_memory()
+        + bool(least) * counting_settings.MAPPED_BYTES_PER_NGRAM * ngrams
     )
-    NgramForCausalLM.fit(config, tokens, starts, choose_counter(counting, tmp_path / "counting"))
+    NgramForCausalLM.fit(
+        config, tokens, starts, choose_count_function(counting, tmp_path / "counting")
+    )
     assert grown() < said
 
 
@@ -212,19 +220,19 @@ def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_me
 def test_what_an_engine_writes_lies_where_temporary_files_do(engine, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     run, other = tmp_path / "run", tmp_path / "other"
-    place = Counting(engine=engine).find_scratch(run)
+    place = CountingSettings(engine=engine).scratch_folder(run)
     assert place.parent == tmp_path / "temporary"
     assert (
         place
-        == Counting(engine=engine).find_scratch(run)
-        != Counting(engine=engine).find_scratch(other)
+        == CountingSettings(engine=engine).scratch_folder(run)
+        != CountingSettings(engine=engine).scratch_folder(other)
     )
-    named = Counting(engine=engine, folder=str(tmp_path / "named"))
-    assert named.find_scratch(run).parent == tmp_path / "named"
-    counter = choose_counter(named, named.find_scratch(run))
+    named = CountingSettings(engine=engine, folder=str(tmp_path / "named"))
+    assert named.scratch_folder(run).parent == tmp_path / "named"
+    counter = choose_count_function(named, named.scratch_folder(run))
     levels = counter(*make_row([[3, 4]]), 3, 9)
     next(levels)
-    assert named.find_scratch(run).stat().st_mode & 0o77 == 0
+    assert named.scratch_folder(run).stat().st_mode & 0o77 == 0
     assert len(list(levels)) == 2
     assert not list((tmp_path / "named").iterdir())
     assert not run.exists()

@@ -104,12 +104,12 @@ def test_the_longest_match_is_that_of_a_list(documents, query, stride, block):
                 default=0,
             )
         )
-    before = suffix_array.STRIDE, suffix_array.BLOCK
-    suffix_array.STRIDE, suffix_array.BLOCK = stride, block
+    before = suffix_array.COARSE_STRIDE, suffix_array.COMPARED_AT_ONCE
+    suffix_array.COARSE_STRIDE, suffix_array.COMPARED_AT_ONCE = stride, block
     try:
         assert model.longest_match(torch.tensor(ids)).tolist() == expected
     finally:
-        suffix_array.STRIDE, suffix_array.BLOCK = before
+        suffix_array.COARSE_STRIDE, suffix_array.COMPARED_AT_ONCE = before
 
 
 def test_copied_text_is_matched_to_its_end():
@@ -166,11 +166,11 @@ def test_it_is_an_absolutely_discounted_ngram_longer_than_every_document(documen
     smoothing=st.sampled_from(["absolute", "none"]),
 )
 def test_a_looked_up_cost_is_that_of_the_whole_distribution(documents, query, reach, smoothing):
-    before, suffix_array.REACH = suffix_array.REACH, reach
+    before, suffix_array.DISCOUNTED_LENGTHS = suffix_array.DISCOUNTED_LENGTHS, reach
     try:
         model = fit(documents, smoothing=smoothing)
     finally:
-        suffix_array.REACH = before
+        suffix_array.DISCOUNTED_LENGTHS = before
     ids = torch.tensor([BOS, *query, EOS, BOS, *query, EOS])
     found, orders = model.score_tokens(ids)
     half = len(query) + 2

@@ -20,7 +20,7 @@ from rung.evaluation.mixture import score_mixture
 from rung.evaluation.score import score_documents, score_text
 from rung.export.arpa import read_arpa, write_arpa
 from rung.models.ngram import smoothing as smoothing_module
-from rung.models.ngram.counting import count_ngrams, sort_places
+from rung.models.ngram.counting import count_ngrams, sort_with_positions
 from rung.models.ngram.discounts import estimate_discounts
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.ngram.smoothing import SMOOTHINGS
@@ -158,7 +158,9 @@ def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoo
 def test_keys_are_sorted_with_their_places(keys):
     """As one number where both fit into 63 bits, one after the other where not."""
     expected = sorted(zip(keys, range(len(keys)), strict=True))
-    found, places = sort_places(numpy.array(keys), numpy.arange(len(keys), dtype=numpy.int32))
+    found, places = sort_with_positions(
+        numpy.array(keys), numpy.arange(len(keys), dtype=numpy.int32)
+    )
     assert list(zip(found.tolist(), places.tolist(), strict=True)) == expected
 
 

@@ -22,7 +22,7 @@ from rung.files import find_damage, remove_leftovers, seal, write_beside
 
 logger = logging.getLogger(__name__)
 
-COUNTED = "counted.json"
+FACTS_FILE = "counted.json"
 
 
 class OrderCheckpoints:
@@ -67,7 +67,7 @@ class OrderCheckpoints:
                 beside.mkdir()
                 for name, array in arrays.items():
                     numpy.save(beside / f"{name}.npy", array)
-                (beside / COUNTED).write_text(json.dumps(self.facts), encoding="utf-8")
+                (beside / FACTS_FILE).write_text(json.dumps(self.facts), encoding="utf-8")
                 seal(beside, hashed_bytes=math.inf)
         except OSError as error:
             logger.warning(
@@ -89,16 +89,16 @@ class OrderCheckpoints:
         place = self._place(order)
         if not place.exists():
             return False
-        if damage := find_damage(place, COUNTED):
+        if damage := find_damage(place, FACTS_FILE):
             logger.warning("%s is damaged (%s): counting it again", place, damage)
             return False
-        if json.loads((place / COUNTED).read_text(encoding="utf-8")) != self.facts:
+        if json.loads((place / FACTS_FILE).read_text(encoding="utf-8")) != self.facts:
             logger.warning("%s is of another text, or of other settings: counting it again", place)
             return False
         return True
 
 
-def remove_orders(folder: Path) -> None:
+def remove_order_checkpoints(folder: Path) -> None:
     """Remove the orders that are kept in a folder, and the folder where nothing else is in it."""
     _remove(_list_orders(folder))
     with suppress(OSError):

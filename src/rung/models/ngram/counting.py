@@ -14,40 +14,40 @@ from numpy.typing import NDArray
 from rung.errors import RecipeError
 from rung.models.ngram.checkpoints import OrderCheckpoints
 
-Ids = NDArray[numpy.integer]
+IntArray = NDArray[numpy.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Level:
+class TrieLevel:
     """The n-grams of one order, sorted by parent and token.
 
     `counts` are raw. `suffixes` is the row, one level down, of all tokens but the first; at order 1
     there is none. `opens` says which n-grams begin with the token that opens documents.
     """
 
-    tokens: Ids
-    parents: Ids
-    counts: Ids
-    suffixes: Ids
+    tokens: IntArray
+    parents: IntArray
+    counts: IntArray
+    suffixes: IntArray
     opens: NDArray[numpy.bool_]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-Levels = Generator[Level, None, None]
-Counter = Callable[
-    [Ids, NDArray[numpy.int64], int, int], Levels
+TrieLevels = Generator[TrieLevel, None, None]
+CountFunction = Callable[
+    [IntArray, NDArray[numpy.int64], int, int], TrieLevels
 ]  # what does as `count_ngrams` does
 
 
 def count_ngrams(
-    tokens: Ids,
+    tokens: IntArray,
     starts: NDArray[numpy.int64],
     order: int,
     vocab_size: int,
     checkpoints: OrderCheckpoints | None = None,
-) -> Levels:
+) -> TrieLevels:
     """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram
     spans two.
 
@@ -62,7 +62,9 @@ def count_ngrams(
         )
     ids = tokens.astype(numpy.int32)
     ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)
-    level = unigrams(numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts))
+    level = unigram_level(
+        numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts)
+    )
     yield level
     at = numpy.arange(len(ids), dtype=numpy.int32)  # where an n-gram of this order begins
     end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))  # where the document of each ends
@@ -70,7 +72,7 @@ def count_ngrams(
     known = checkpoints.load() if checkpoints else []
     for arrays in known:
         rows = arrays.pop("rows")
-        level = Level(**arrays)
+        level = TrieLevel(**arrays)
         yield level
     rows = numpy.array(rows)
     for size in range(len(known) + 2, order + 1):
@@ -78,7 +80,9 @@ def count_ngrams(
         at, end = at[fits], end[fits]
         if len(at) == 0:
             return
-        keys, placed = sort_places(join_keys(rows[at], ids[at + (size - 1)], vocab_size), at)
+        keys, placed = sort_with_positions(
+            pack_keys(rows[at], ids[at + (size - 1)], vocab_size), at
+        )
         level = _make_level(keys, placed, rows, level, vocab_size)
         if checkpoints:
             checkpoints.save(size, {**vars(level), "rows": rows})
@@ -86,8 +90,8 @@ def count_ngrams(
 
 
 def _make_level(
-    keys: NDArray[numpy.int64], placed: Ids, rows: Ids, below: Level, vocab_size: int
-) -> Level:
+    keys: NDArray[numpy.int64], placed: IntArray, rows: IntArray, below: TrieLevel, vocab_size: int
+) -> TrieLevel:
     """The level of sorted keys and their places; `rows` has the row below at each place, and then
     the row here.
     """
@@ -95,8 +99,8 @@ def _make_level(
     is_new[0] = True
     numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
     first = numpy.flatnonzero(is_new).astype(numpy.int32)
-    parents, last_tokens = split_keys(keys[first], vocab_size)
-    level = Level(
+    parents, last_tokens = unpack_keys(keys[first], vocab_size)
+    level = TrieLevel(
         tokens=last_tokens,
         parents=parents,
         counts=numpy.diff(first, append=numpy.int32(len(keys))),
@@ -108,12 +112,12 @@ def _make_level(
     return level
 
 
-def unigrams(counts: Ids, opening: int, documents: int) -> Level:
+def unigram_level(counts: IntArray, opening: int, documents: int) -> TrieLevel:
     """Level 1: a row for every token, seen or not. Where `opening` opens a document it is not
     counted: nothing predicts it there.
     """
     everything = numpy.arange(len(counts), dtype=numpy.int32)
-    return Level(
+    return TrieLevel(
         tokens=everything,
         parents=numpy.zeros(len(counts), dtype=numpy.int32),
         counts=counts - documents * (everything == opening),
@@ -122,7 +126,7 @@ def unigrams(counts: Ids, opening: int, documents: int) -> Level:
     )
 
 
-def join_keys(parents: Ids, tokens: Ids, vocab_size: int) -> NDArray[numpy.int64]:
+def pack_keys(parents: IntArray, tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
     """(parent, token) as one number that sorts as the pair does."""
     keys = parents.astype(numpy.int64)
     keys <<= _bits(vocab_size)
@@ -130,13 +134,15 @@ def join_keys(parents: Ids, tokens: Ids, vocab_size: int) -> NDArray[numpy.int64
     return keys
 
 
-def split_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[Ids, Ids]:
-    """The parents and tokens that `join_keys` joined."""
+def unpack_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[IntArray, IntArray]:
+    """The parents and tokens that `pack_keys` joined."""
     bits = _bits(vocab_size)
     return (keys >> bits).astype(numpy.int32), (keys & ((1 << bits) - 1)).astype(numpy.int32)
 
 
-def sort_places(keys: NDArray[numpy.int64], places: Ids) -> tuple[NDArray[numpy.int64], Ids]:
+def sort_with_positions(
+    keys: NDArray[numpy.int64], places: IntArray
+) -> tuple[NDArray[numpy.int64], IntArray]:
     """Keys in order, and their places with them; overwrites `keys`.
 
     Where key and place fit into 63 bits they are sorted as one number: numpy sorts numbers ten

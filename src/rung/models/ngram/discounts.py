@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # what lmplz --discount_fallback uses
-PIECE = 2**24  # rows tallied at once: numpy makes 64-bit copies of what it counts
+BINCOUNT_ROWS = 2**24  # rows tallied at once: numpy makes 64-bit copies of what it counts
 
 
-def find_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str) -> list[float]:
+def choose_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str) -> list[float]:
     """What `smoothing` takes from a count of 1, 2, ...; the last serves all higher ones. Empty:
     nothing.
     """
@@ -57,6 +57,8 @@ def absolute_discount(once: int, twice: int) -> float:
 def counts_of_counts(counts: NDArray[numpy.integer]) -> list[int]:
     """How many n-grams occur once, twice, three and four times."""
     total = numpy.zeros(6, dtype=numpy.int64)
-    for start in range(0, len(counts), PIECE):
-        total += numpy.bincount(numpy.clip(counts[start : start + PIECE], 0, 5), minlength=6)
+    for start in range(0, len(counts), BINCOUNT_ROWS):
+        total += numpy.bincount(
+            numpy.clip(counts[start : start + BINCOUNT_ROWS], 0, 5), minlength=6
+        )
     return total[1:5].tolist()

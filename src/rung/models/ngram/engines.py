@@ -23,57 +23,59 @@ from pyarrow import parquet
 
 from rung.device import count_cores
 from rung.errors import RunError
-from rung.models.ngram.budget import Counting
 from rung.models.ngram.checkpoints import OrderCheckpoints
 from rung.models.ngram.counting import (
-    Counter,
-    Ids,
-    Level,
-    Levels,
+    CountFunction,
+    IntArray,
+    TrieLevel,
+    TrieLevels,
     count_ngrams,
-    join_keys,
-    unigrams,
+    pack_keys,
+    unigram_level,
 )
+from rung.models.ngram.counting_settings import CountingSettings
 
 ROWS_AT_ONCE = 2**20
-Keys = NDArray[numpy.int64]  # of a level's n-grams, as `join_keys` makes them
+Keys = NDArray[numpy.int64]  # of a level's n-grams, as `pack_keys` makes them
 
 
-def choose_counter(
-    counting: Counting, folder: Path, checkpoints: OrderCheckpoints | None = None
-) -> Counter:
+def choose_count_function(
+    counting: CountingSettings, folder: Path, checkpoints: OrderCheckpoints | None = None
+) -> CountFunction:
     """What counts as `counting` says, on from `checkpoints`: for `NgramForCausalLM.fit`. An
     engine's files lie in `folder` meanwhile, which must be its own.
     """
     if counting.engine != "numpy":
-        return Engine(counting=counting, folder=folder, checkpoints=checkpoints).count
+        return IbisCounter(counting=counting, folder=folder, checkpoints=checkpoints).count
     return functools.partial(count_ngrams, checkpoints=checkpoints) if checkpoints else count_ngrams
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class IbisCounter:
     """DuckDB or Spark, as `counting` says, with its files in `folder`: for a cluster, one that all
     its machines see.
     """
 
-    counting: Counting
+    counting: CountingSettings
     folder: Path
     checkpoints: OrderCheckpoints | None = None
 
     def count(
-        self, tokens: Ids, starts: NDArray[numpy.int64], order: int, vocab_size: int
-    ) -> Levels:
+        self, tokens: IntArray, starts: NDArray[numpy.int64], order: int, vocab_size: int
+    ) -> TrieLevels:
         """What `count_ngrams` yields. Raises `RunError` where the engine fails."""
         shutil.rmtree(self.folder, ignore_errors=True)  # of a try that was killed
         try:
             with _explained(self.folder):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self.folder.mkdir(mode=0o700)
-            level = unigrams(_count_tokens(tokens, vocab_size), int(tokens[starts[0]]), len(starts))
+            level = unigram_level(
+                _count_tokens(tokens, vocab_size), int(tokens[starts[0]]), len(starts)
+            )
             yield level
-            known = [join_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
+            known = [pack_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
             for arrays in self.checkpoints.load() if self.checkpoints else ():
-                level = Level(**arrays)
+                level = TrieLevel(**arrays)
                 with _explained(self.folder):
                     known.append(
                         _write_keys(self.folder / f"order-{len(known) + 1}", level, vocab_size)
@@ -87,8 +89,8 @@ class Engine:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _count_missing(
-        self, level: Level, known: list[Keys], order: int, vocab_size: int
-    ) -> Levels:
+        self, level: TrieLevel, known: list[Keys], order: int, vocab_size: int
+    ) -> TrieLevels:
         """The levels above `level`; `known` are the keys of it and of all below."""
         with _connect(self.counting, self.folder) as connection:
             windows = self.folder / "windows"
@@ -128,7 +130,7 @@ def _count_expression(table: Any, size: int) -> Any:
     return complete.group_by(columns).agg(count=complete.count()).order_by(columns)
 
 
-def _count_tokens(tokens: Ids, vocab_size: int) -> NDArray[numpy.int64]:
+def _count_tokens(tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
     """How often each token of the vocabulary occurs."""
     counts = numpy.zeros(vocab_size, dtype=numpy.int64)
     for first in range(0, len(tokens), ROWS_AT_ONCE):
@@ -136,7 +138,9 @@ def _count_tokens(tokens: Ids, vocab_size: int) -> NDArray[numpy.int64]:
     return counts
 
 
-def _write_windows(folder: Path, tokens: Ids, starts: NDArray[numpy.int64], order: int) -> None:
+def _write_windows(
+    folder: Path, tokens: IntArray, starts: NDArray[numpy.int64], order: int
+) -> None:
     """A row for every position: its token and the `order` - 1 after it, -1 beyond its document."""
     folder.mkdir()
     ends = numpy.append(starts[1:], len(tokens))
@@ -157,7 +161,7 @@ def _write_windows(folder: Path, tokens: Ids, starts: NDArray[numpy.int64], orde
 
 
 @contextmanager
-def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
+def _connect(counting: CountingSettings, scratch: Path) -> Iterator[Any]:
     """An ibis connection; a Spark session that was not there before is stopped again."""
     import ibis
 
@@ -196,7 +200,7 @@ def _connect(counting: Counting, scratch: Path) -> Iterator[Any]:
             session.stop()
 
 
-def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> None:
+def _run(connection: Any, expression: Any, folder: Path, counting: CountingSettings) -> None:
     """Write what the expression finds as Parquet files, in order by their names."""
     try:
         if counting.engine == "duckdb":
@@ -208,7 +212,7 @@ def _run(connection: Any, expression: Any, folder: Path, counting: Counting) -> 
         if "interrupted" in str(error).lower():  # DuckDB's word for Ctrl-C
             raise KeyboardInterrupt from error
         line = str(error).strip().splitlines()[0]
-        more = -(-2 * max(counting.memory_bytes, counting.find_least()) // 10**9)
+        more = -(-2 * max(counting.memory_bytes, counting.min_memory_bytes()) // 10**9)
         raise RunError(
             f"{counting.engine} could not count ({line}): give it more memory, as in "
             f"--set counting.memory={more}GB, or make room in {folder.parent}"
@@ -224,13 +228,13 @@ def _count_rows(folder: Path) -> int:
 
 
 def _read_level(
-    folder: Path, below: Level, known: list[Keys], vocab_size: int
-) -> tuple[Level, Keys]:
+    folder: Path, below: TrieLevel, known: list[Keys], vocab_size: int
+) -> tuple[TrieLevel, Keys]:
     """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those
     of all below.
     """
     rows, whole = _count_rows(folder), numpy.int32 if len(below) < 2**31 else numpy.int64
-    level = Level(
+    level = TrieLevel(
         tokens=_map(folder, "tokens", rows, numpy.int32),
         parents=_map(folder, "parents", rows, whole),
         counts=_map(folder, "counts", rows, numpy.int64),
@@ -247,21 +251,21 @@ def _read_level(
             level.tokens[piece], level.parents[piece], level.counts[piece] = last, parents, counts
             level.opens[piece] = below.opens[parents]
             level.suffixes[piece] = _find(known[-1], below.suffixes[parents], last, vocab_size)
-            keys[piece] = join_keys(parents, last, vocab_size)
+            keys[piece] = pack_keys(parents, last, vocab_size)
             at += len(counts)
     return level, keys
 
 
-def _write_keys(folder: Path, level: Level, vocab_size: int) -> Keys:
+def _write_keys(folder: Path, level: TrieLevel, vocab_size: int) -> Keys:
     folder.mkdir()
     keys = _map(folder, "keys", len(level), numpy.int64)
     for first in range(0, len(level), ROWS_AT_ONCE):
         piece = slice(first, first + ROWS_AT_ONCE)
-        keys[piece] = join_keys(level.parents[piece], level.tokens[piece], vocab_size)
+        keys[piece] = pack_keys(level.parents[piece], level.tokens[piece], vocab_size)
     return keys
 
 
-def _find_rows(columns: list[Ids], keys: list[Keys], vocab_size: int) -> Ids:
+def _find_rows(columns: list[IntArray], keys: list[Keys], vocab_size: int) -> IntArray:
     """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up
     once.
     """
@@ -269,14 +273,14 @@ def _find_rows(columns: list[Ids], keys: list[Keys], vocab_size: int) -> Ids:
     is_new[:1] = True
     for column in columns:
         is_new[1:] |= column[1:] != column[:-1]
-    rows: Ids = columns[0][is_new]
+    rows: IntArray = columns[0][is_new]
     for column, known in zip(columns[1:], keys[1:], strict=False):
         rows = _find(known, rows, column[is_new], vocab_size)
     return rows[numpy.cumsum(is_new) - 1]
 
 
-def _find(keys: Keys, parents: Ids, tokens: Ids, vocab_size: int) -> Ids:
-    return numpy.searchsorted(keys, join_keys(parents, tokens, vocab_size))
+def _find(keys: Keys, parents: IntArray, tokens: IntArray, vocab_size: int) -> IntArray:
+    return numpy.searchsorted(keys, pack_keys(parents, tokens, vocab_size))
 
 
 def _map(folder: Path, name: str, size: int, kind: type) -> NDArray[Any]:

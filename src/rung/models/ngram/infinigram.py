@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.base import CountingModel, State, keep_logits, real_tokens
-from rung.models.bigram import list_rows
+from rung.models.base import CountingModel, RecurrentState, non_padding_mask, select_positions
+from rung.models.bigram import expand_ranges
 from rung.models.config_checks import RungConfig
-from rung.models.contract import keep_contract
-from rung.models.ngram.model import never_predicted
-from rung.models.ngram.suffix_array import SuffixArray, find_discounts, sort_suffixes
+from rung.models.forward_options import accept_forward_options
+from rung.models.ngram.model import list_excluded_tokens
+from rung.models.ngram.suffix_array import SuffixArray, estimate_length_discounts, sort_suffixes
 
 
 class InfinigramConfig(RungConfig):
@@ -99,36 +99,36 @@ class InfinigramForCausalLM(CountingModel):
         counts = numpy.bincount(tokens, minlength=config.vocab_size)
         counts[tokens[0]] -= len(starts)  # what opens a document is not predicted
         config.discounts = (
-            find_discounts(counts, suffixes) if config.smoothing == "absolute" else [0.0]
+            estimate_length_discounts(counts, suffixes) if config.smoothing == "absolute" else [0.0]
         )
         config.num_tokens, config.num_suffixes = len(tokens), len(suffixes.places)
         config.longest_repeat = int(suffixes.shared.max())
         model = cls(config)
         model.text.fill(tokens, suffixes)
-        never = never_predicted(config, int(tokens[0]))
-        spread = config.discounts[0] * (counts > 0).sum() / (config.vocab_size - len(never))
+        excluded = list_excluded_tokens(config, int(tokens[0]))
+        spread = config.discounts[0] * (counts > 0).sum() / (config.vocab_size - len(excluded))
         probability = (numpy.maximum(counts - config.discounts[0], 0) + spread) / counts.sum()
-        probability[list(never)] = 0
+        probability[list(excluded)] = 0
         model.unigrams.copy_(torch.from_numpy(probability))
         return model
 
-    @keep_contract
+    @accept_forward_options
     @torch.no_grad()
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
         attention_mask: Shaped[Tensor, "B S"] | None = None,
-        past_key_values: State | None = None,
+        past_key_values: RecurrentState | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         batch, time = input_ids.shape
-        real = real_tokens(input_ids, attention_mask)
+        real = non_padding_mask(input_ids, attention_mask)
         none = input_ids.new_zeros((batch, 0))
         low, high = past_key_values.tensors if past_key_values else (none, none)
-        kept = set(keep_logits(torch.arange(time)[None], logits_to_keep)[0].tolist())
+        kept = set(select_positions(torch.arange(time)[None], logits_to_keep)[0].tolist())
         logits = []
         goes_on = (input_ids != self.config.eos_token_id) | (input_ids == self.config.bos_token_id)
         real = real & goes_on  # nothing follows the end of a document
@@ -136,7 +136,9 @@ class InfinigramForCausalLM(CountingModel):
             low, high = self._step(low, high, input_ids[:, t], real[:, t])
             if t in kept:
                 logits.append(self._distribution(low, high))
-        state = State((low, high), time + (past_key_values.length if past_key_values else 0))
+        state = RecurrentState(
+            (low, high), time + (past_key_values.length if past_key_values else 0)
+        )
         return self.make_output(torch.stack(logits, dim=1), labels, state, options)
 
     @torch.no_grad()
@@ -184,14 +186,14 @@ class InfinigramForCausalLM(CountingModel):
     def count(self, input_ids: Int[Tensor, " N"]) -> int:
         """How often these tokens stand in the text one after another."""
         size = torch.tensor([len(input_ids)], device=input_ids.device)
-        length, (low, high) = self.text.find(input_ids, torch.zeros_like(size), size)
+        length, (low, high) = self.text.find_longest_prefix(input_ids, torch.zeros_like(size), size)
         return int(high - low) if int(length) == len(input_ids) else 0
 
     def find_continuations(self, input_ids: Int[Tensor, " N"]) -> Continuations:
         """What came after the longest end of `input_ids` that occurs."""
         length = int(self.longest_match(input_ids)[-1])
         size = torch.tensor([length], device=input_ids.device)
-        _, (low, high) = self.text.find(
+        _, (low, high) = self.text.find_longest_prefix(
             input_ids[len(input_ids) - length :], torch.zeros_like(size), size
         )
         _, tokens, counts = self._list_children(low, high, size)
@@ -277,7 +279,7 @@ class InfinigramForCausalLM(CountingModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Every token that followed each range's n-gram, as (range, token, count)."""
         begin, end = self.text.find_changes(low, high, lengths)
-        inner, changes = list_rows(begin, end)
+        inner, changes = expand_ranges(begin, end)
         places = torch.cat([torch.arange(len(low), device=low.device), inner])
         starts = torch.cat([low, self.text.changes[changes].long()])
         order = torch.argsort(places * len(self.text.suffixes) + starts)

@@ -22,12 +22,12 @@ from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
-from rung.models.base import CountingModel, State, keep_logits, real_tokens
-from rung.models.bigram import list_rows
+from rung.models.base import CountingModel, RecurrentState, non_padding_mask, select_positions
+from rung.models.bigram import expand_ranges
 from rung.models.config_checks import RungConfig
-from rung.models.contract import keep_contract
-from rung.models.ngram.counting import Counter, count_ngrams
-from rung.models.ngram.smoothing import SMOOTHINGS, Settings, Table, estimate
+from rung.models.forward_options import accept_forward_options
+from rung.models.ngram.counting import CountFunction, count_ngrams
+from rung.models.ngram.smoothing import SMOOTHINGS, NgramTable, SmoothingSettings, estimate_tables
 
 __all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
 
@@ -53,15 +53,16 @@ class NgramConfig(RungConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **options: Any) -> None:
-        self.make_settings()
+        self.smoothing_settings()
         super().__post_init__(**options)
 
-    def make_settings(self, never: tuple[int, ...] = ()) -> Settings:
-        """How to smooth; `never` are the tokens that nothing is followed by. Raises `RecipeError`
-        for a bad field.
+    def smoothing_settings(self, excluded: tuple[int, ...] = ()) -> SmoothingSettings:
+        """How to smooth. `excluded` are the tokens that nothing is followed by.
+
+        Raises `RecipeError` for a bad field.
         """
-        return Settings(
-            smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), never=never
+        return SmoothingSettings(
+            smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), excluded=excluded
         )
 
 
@@ -94,20 +95,20 @@ class NgramForCausalLM(CountingModel):
         config: NgramConfig,
         tokens: numpy.ndarray,
         starts: numpy.ndarray,
-        count: Counter = count_ngrams,
+        count: CountFunction = count_ngrams,
     ) -> "NgramForCausalLM":
         """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS
         token.
 
         `count` does what `count_ngrams` does, in its own way (`engines.py`).
         """
-        never = never_predicted(config, int(tokens[0]))
+        excluded = list_excluded_tokens(config, int(tokens[0]))
         levels = list(count(tokens, starts, config.order, config.vocab_size))
-        tables, config.discounts = estimate(levels, config.make_settings(never))
+        tables, config.discounts = estimate_tables(levels, config.smoothing_settings(excluded))
         return cls.from_tables(config, tables)
 
     @classmethod
-    def from_tables(cls, config: NgramConfig, tables: list[Table]) -> "NgramForCausalLM":
+    def from_tables(cls, config: NgramConfig, tables: list[NgramTable]) -> "NgramForCausalLM":
         """The model that these tables are; highest orders that hold no n-gram and are backed off to
         are left out.
         """
@@ -147,30 +148,30 @@ class NgramForCausalLM(CountingModel):
         """
         return self.config.smoothing != "stupid-backoff"
 
-    @keep_contract
+    @accept_forward_options
     @torch.no_grad()
     def forward(
         self,
         input_ids: Int[Tensor, "B T"],
         attention_mask: Shaped[Tensor, "B S"] | None = None,
-        past_key_values: State | None = None,
+        past_key_values: RecurrentState | None = None,
         labels: Int[Tensor, "B T"] | None = None,
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
-        real = real_tokens(input_ids, attention_mask) if attention_mask is not None else None
+        real = non_padding_mask(input_ids, attention_mask) if attention_mask is not None else None
         before = past_key_values.tensors[0] if past_key_values else None
-        found = self.find_rows(input_ids, max(self.config.order - 1, 1), real, before)
+        found = self.find_ngrams(input_ids, max(self.config.order - 1, 1), real, before)
         rows = torch.stack(found, dim=-1)  # B T order-1
-        state = State(
+        state = RecurrentState(
             (rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
         )
-        histories = keep_logits(rows, logits_to_keep)
+        histories = select_positions(rows, logits_to_keep)
         logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
         return self.make_output(logits, labels, state, options)
 
-    def find_rows(
+    def find_ngrams(
         self,
         input_ids: Int[Tensor, "B T"],
         highest: int,
@@ -201,7 +202,7 @@ class NgramForCausalLM(CountingModel):
     def score_tokens(
         self, input_ids: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
-        rows = self.find_rows(input_ids[None], self.config.order)
+        rows = self.find_ngrams(input_ids[None], self.config.order)
         cost = self.log10_probability_1[input_ids]
         order_found = torch.ones_like(input_ids)
         for order in range(2, self.config.order + 1):
@@ -221,7 +222,7 @@ class NgramForCausalLM(CountingModel):
         found, and what was taken from it. Kneser-Ney's are of different tokens before the n-gram,
         below the highest order.
         """
-        rows = self.find_rows(input_ids[None], self.config.order)
+        rows = self.find_ngrams(input_ids[None], self.config.order)
         counts = torch.zeros_like(input_ids)
         discounts = torch.zeros(len(input_ids), device=input_ids.device)
         for order in range(1, self.config.order + 1):
@@ -258,7 +259,7 @@ class NgramForCausalLM(CountingModel):
             backoff = self.get_parameter(f"log10_backoff_{order - 1}")[contexts.clamp(min=0)]
             result += backoff.masked_fill_(contexts < 0, 0.0)[:, None]
             first, known = self.get_buffer(f"first_{order - 1}"), contexts.clamp(min=0)
-            rows, found = list_rows(
+            rows, found = expand_ranges(
                 first[known], torch.where(contexts < 0, first[known], first[known + 1])
             )
             result[rows, self.get_buffer(f"tokens_{order}")[found].long()] = self.get_parameter(
@@ -288,7 +289,7 @@ def _table(size: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(size), requires_grad=False)
 
 
-def never_predicted(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
+def list_excluded_tokens(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
     """The tokens that never follow anything: BOS and PAD, unless one of them also ends
     documents.
     """

@@ -25,8 +25,8 @@ import numpy
 from numpy.typing import NDArray
 
 from rung.errors import RecipeError
-from rung.models.ngram.counting import Level
-from rung.models.ngram.discounts import PIECE, find_discounts
+from rung.models.ngram.counting import TrieLevel
+from rung.models.ngram.discounts import BINCOUNT_ROWS, choose_discounts
 
 SMOOTHINGS = {
     "kneser-ney": "interpolated, modified: the one to beat",
@@ -36,16 +36,16 @@ SMOOTHINGS = {
     "stupid-backoff": "relative frequency, else 0.4 times the shorter history's; sums to no fixed "
     "total",
 }
-STUPID_WEIGHT = 0.4
+STUPID_BACKOFF_WEIGHT = 0.4
 ROWS_AT_ONCE = 2**17
-MOST_COUNTED = 255
+MAX_STORED_COUNT = 255
 
 Reals = NDArray[numpy.float64]
 Counts = NDArray[numpy.integer]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class SmoothingSettings:
     """How to smooth: `smoothing` by name, `k` for add-k, the tokens that never follow anything.
 
     `prune[i]` drops n-grams of order i+1 seen so often or less; the last entry serves all higher
@@ -55,7 +55,7 @@ class Settings:
     smoothing: str = "kneser-ney"
     k: float = 1.0
     prune: tuple[int, ...] = ()
-    never: tuple[int, ...] = ()
+    excluded: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.smoothing not in SMOOTHINGS:
@@ -83,7 +83,7 @@ class Settings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
+class NgramTable:
     """One order of the model: its n-grams that were kept, and what they cost, in log10."""
 
     tokens: NDArray[numpy.integer]
@@ -91,53 +91,55 @@ class Table:
     log10_probability: NDArray[numpy.float32]
     log10_backoff: NDArray[numpy.float32]  # of each row as a history
     counts: NDArray[numpy.uint8] | None = (
-        None  # what was smoothed, `MOST_COUNTED` or more as that; None: not known
+        None  # what was smoothed, `MAX_STORED_COUNT` or more as that; None: not known
     )
 
 
-def estimate(levels: list[Level], settings: Settings) -> tuple[list[Table], list[list[float]]]:
+def estimate_tables(
+    levels: list[TrieLevel], settings: SmoothingSettings
+) -> tuple[list[NgramTable], list[list[float]]]:
     """The tables of all orders, and the discounts of each (none where the smoothing has none)."""
-    vocabulary = len(levels[0]) - len(settings.never)
+    vocabulary = len(levels[0]) - len(settings.excluded)
     lower = numpy.full(1, 1.0 / vocabulary)
-    tables: list[Table] = []
+    tables: list[NgramTable] = []
     discounts: list[list[float]] = []
     kept_before: NDArray[numpy.bool_] | None = None
     for order, level in enumerate(levels, start=1):
         counts = _effective_counts(levels, order, settings)
-        discounts.append(find_discounts(counts, order, settings.smoothing))
+        discounts.append(choose_discounts(counts, order, settings.smoothing))
         threshold = settings.threshold(order) if order > 1 else 0
         kept = level.counts > threshold if threshold else None
         is_highest = order == len(levels)
         exact = numpy.empty(0 if is_highest else len(level))  # what the next order is built on
         log10_probability = numpy.empty(len(level), dtype=numpy.float32)
         weight = numpy.empty(len(lower))
-        for rows, histories in _families(level.parents, len(lower)):
-            family = _Family(
+        for rows, histories in _group_by_history(level.parents, len(lower)):
+            group = _HistoryGroup(
                 parents=level.parents[rows] - histories.start,
                 counts=counts[rows],
-                taken=_taken(counts[rows], discounts[-1]),
+                taken=_find_discount(counts[rows], discounts[-1]),
                 kept=None if kept is None else kept[rows],
                 lower=lower[level.suffixes[rows]],
                 histories=histories.stop - histories.start,
             )
             is_spread = settings.smoothing == "add-k" and not is_highest
             probability, weight[histories] = _smooth(
-                family, settings, vocabulary, is_spread=is_spread
+                group, settings, vocabulary, is_spread=is_spread
             )
             if order == 1:
-                probability[list(settings.never)] = 0
+                probability[list(settings.excluded)] = 0
             log10_probability[rows] = _log10(probability)
             if not is_highest:
                 exact[rows] = probability
         if order > 1:
-            tables[-1] = replace(tables[-1], log10_backoff=_log10(_where(weight, kept_before)))
-        tables.append(_keep(level, counts, log10_probability, kept, kept_before))
+            tables[-1] = replace(tables[-1], log10_backoff=_log10(_select(weight, kept_before)))
+        tables.append(_make_table(level, counts, log10_probability, kept, kept_before))
         lower, kept_before = exact, kept
     return tables, discounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Family:
+class _HistoryGroup:
     """N-grams of one order with all that share their histories, which are numbered from 0."""
 
     parents: NDArray[numpy.integer]
@@ -148,7 +150,9 @@ class _Family:
     histories: int
 
 
-def _families(parents: NDArray[numpy.integer], histories: int) -> Iterator[tuple[slice, slice]]:
+def _group_by_history(
+    parents: NDArray[numpy.integer], histories: int
+) -> Iterator[tuple[slice, slice]]:
     """Rows, many at a time but none apart from its siblings, and the histories that they follow.
 
     What is computed of them stays in the processor's cache, and memory holds it only for so many.
@@ -165,45 +169,45 @@ def _families(parents: NDArray[numpy.integer], histories: int) -> Iterator[tuple
 
 
 def _smooth(
-    family: _Family, settings: Settings, vocabulary: int, *, is_spread: bool
+    group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int, *, is_spread: bool
 ) -> tuple[Reals, Reals]:
     """The probability of each n-gram and the weight of each history; `is_spread`: as if nothing had
     been seen.
     """
     if is_spread:
-        return family.lower, numpy.ones(family.histories)
-    extra = _extra(family, settings, vocabulary)
-    share, weight = _divide(family, extra)
+        return group.lower, numpy.ones(group.histories)
+    extra = _added_mass(group, settings, vocabulary)
+    share, weight = _share_out(group, extra)
     if settings.smoothing == "stupid-backoff":
-        scores = numpy.where(family.counts > 0, share, STUPID_WEIGHT * family.lower)
-        return scores, numpy.full(family.histories, STUPID_WEIGHT)
-    share += weight[family.parents] * family.lower
+        scores = numpy.where(group.counts > 0, share, STUPID_BACKOFF_WEIGHT * group.lower)
+        return scores, numpy.full(group.histories, STUPID_BACKOFF_WEIGHT)
+    share += weight[group.parents] * group.lower
     return share, weight
 
 
-def _keep(
-    level: Level,
+def _make_table(
+    level: TrieLevel,
     counts: Counts,
     log10_probability: NDArray[numpy.float32],
     kept: NDArray[numpy.bool_] | None,
     kept_before: NDArray[numpy.bool_] | None,
-) -> Table:
-    parents = _where(level.parents, kept)
-    tokens = _where(level.tokens, kept)
-    return Table(
+) -> NgramTable:
+    parents = _select(level.parents, kept)
+    tokens = _select(level.tokens, kept)
+    return NgramTable(
         tokens=tokens,
         parents=parents if kept_before is None else (numpy.cumsum(kept_before) - 1)[parents],
-        log10_probability=_where(log10_probability, kept),
+        log10_probability=_select(log10_probability, kept),
         log10_backoff=numpy.zeros(len(tokens), dtype=numpy.float32),
-        counts=numpy.minimum(_where(counts, kept), MOST_COUNTED).astype(numpy.uint8),
+        counts=numpy.minimum(_select(counts, kept), MAX_STORED_COUNT).astype(numpy.uint8),
     )
 
 
-def _where(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[Any]:
+def _select(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[Any]:
     return values if kept is None else values[kept]
 
 
-def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Counts:
+def _effective_counts(levels: list[TrieLevel], order: int, settings: SmoothingSettings) -> Counts:
     """The counts that this order is estimated from.
 
     Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams
@@ -213,49 +217,49 @@ def _effective_counts(levels: list[Level], order: int, settings: Settings) -> Co
     level = levels[order - 1]
     counts = level.counts
     if settings.smoothing == "kneser-ney" and order < len(levels):
-        extensions = _tally(levels[order].suffixes, len(level))
+        extensions = _count_rows(levels[order].suffixes, len(level))
         counts = extensions if order == 1 else numpy.where(level.opens, level.counts, extensions)
     if order == 1:
-        counts = numpy.where(numpy.isin(level.tokens, settings.never), 0, counts)
+        counts = numpy.where(numpy.isin(level.tokens, settings.excluded), 0, counts)
     return counts
 
 
-def _tally(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.int64]:
+def _count_rows(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.int64]:
     """How often each row occurs; numpy makes 64-bit copies of what it counts, so it gets pieces."""
     total = numpy.zeros(size, dtype=numpy.int64)
-    for start in range(0, len(rows), PIECE):
-        total += numpy.bincount(rows[start : start + PIECE], minlength=size)
+    for start in range(0, len(rows), BINCOUNT_ROWS):
+        total += numpy.bincount(rows[start : start + BINCOUNT_ROWS], minlength=size)
     return total
 
 
-def _taken(counts: Counts, discounts: list[float]) -> Reals:
+def _find_discount(counts: Counts, discounts: list[float]) -> Reals:
     """What is taken away from each count; the last discount serves all higher counts."""
     by_count = numpy.array([0.0, *discounts, *(discounts[-1:] or [0.0]) * 3])
     return by_count[numpy.minimum(counts, 3)]
 
 
-def _extra(family: _Family, settings: Settings, vocabulary: int) -> Reals:
+def _added_mass(group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int) -> Reals:
     """What each history's whole has beside its counts, for the unseen."""
     if settings.smoothing == "witten-bell":
         return numpy.bincount(
-            family.parents, weights=family.counts > 0, minlength=family.histories
+            group.parents, weights=group.counts > 0, minlength=group.histories
         ).astype(float)
     return numpy.full(
-        family.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0
+        group.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0
     )
 
 
-def _divide(family: _Family, extra: Reals) -> tuple[Reals, Reals]:
+def _share_out(group: _HistoryGroup, extra: Reals) -> tuple[Reals, Reals]:
     """Each n-gram's own share, and each history's weight: 1 where nothing follows it.
 
     What was pruned is handed down with what was taken away.
     """
-    parents, counts, taken = family.parents, family.counts, family.taken
-    total = numpy.bincount(parents, weights=counts, minlength=family.histories)
-    given = taken if family.kept is None else numpy.where(family.kept, taken, counts)
-    handed = extra + numpy.bincount(parents, weights=given, minlength=family.histories)
+    parents, counts, taken = group.parents, group.counts, group.taken
+    total = numpy.bincount(parents, weights=counts, minlength=group.histories)
+    given = taken if group.kept is None else numpy.where(group.kept, taken, counts)
+    handed = extra + numpy.bincount(parents, weights=given, minlength=group.histories)
     seen = total > 0
-    weight = numpy.ones(family.histories)
+    weight = numpy.ones(group.histories)
     numpy.divide(handed, total + extra, out=weight, where=seen)
     share = numpy.zeros(len(counts))
     numpy.divide(counts - taken, (total + extra)[parents], out=share, where=seen[parents])

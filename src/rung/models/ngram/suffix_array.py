@@ -15,29 +15,33 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rung.errors import RecipeError
-from rung.models.ngram.counting import Ids
+from rung.models.ngram.counting import IntArray
 from rung.models.ngram.discounts import absolute_discount
 from rung.models.ngram.model import lower_bound
 
-REACH = 32  # tokens of context that discounts are estimated for; the last serves longer ones
-BLOCK = 32  # tokens compared at once
-STRIDE = 64  # positions apart at which long matches are looked for first
+DISCOUNTED_LENGTHS = (
+    32  # tokens of context that discounts are estimated for; the last serves longer ones
+)
+COMPARED_AT_ONCE = 32  # tokens compared at once
+COARSE_STRIDE = 64  # positions apart at which long matches are looked for first
 
-Range = tuple[Tensor, Tensor]  # the first suffix and the one after the last, of each n-gram
+SuffixRange = tuple[Tensor, Tensor]  # the first suffix and the one after the last, of each n-gram
 
 
 @dataclass(frozen=True, kw_only=True)
-class Suffixes:
+class SortedSuffixes:
     """`places` says where each begins; `left` how many tokens it has, its document's end included;
     `shared` how many of them it has in common with the one before.
     """
 
-    places: Ids
-    left: Ids
-    shared: Ids
+    places: IntArray
+    left: IntArray
+    shared: IntArray
 
 
-def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool) -> Suffixes:
+def sort_suffixes(
+    tokens: IntArray, starts: NDArray[numpy.int64], *, drop_ends: bool
+) -> SortedSuffixes:
     """The suffixes of `tokens` (N,), whose documents begin at `starts`, in order; none goes beyond
     its document.
 
@@ -72,12 +76,15 @@ def sort_suffixes(tokens: Ids, starts: NDArray[numpy.int64], *, drop_ends: bool)
         shared = numpy.minimum.reduceat(shared, groups)[: kept.sum()]
         places, left = places[kept], left[kept]
     shared[1:] = numpy.minimum(shared[1:], numpy.minimum(left[1:], left[:-1]))
-    return Suffixes(places=places, left=left.astype(numpy.int32), shared=shared)
+    return SortedSuffixes(places=places, left=left.astype(numpy.int32), shared=shared)
 
 
-def find_discounts(unigrams: NDArray[numpy.int64], suffixes: Suffixes) -> list[float]:
-    """What is taken from every count after contexts of length 0, 1, ..., `REACH` - 1, from how many
-    n-grams of each length occur once and twice.
+def estimate_length_discounts(
+    unigrams: NDArray[numpy.int64], suffixes: SortedSuffixes
+) -> list[float]:
+    """The discounts after contexts of 0, 1, ... tokens, up to `DISCOUNTED_LENGTHS` of them.
+
+    Each is estimated from how many n-grams of its length occur once and twice.
     """
     shared = numpy.append(suffixes.shared, 0)
     nearest = numpy.maximum(
@@ -86,18 +93,16 @@ def find_discounts(unigrams: NDArray[numpy.int64], suffixes: Suffixes) -> list[f
     once = _count_lengths(nearest, suffixes.left)
     outside = numpy.maximum(shared[:-2], shared[2:])  # of two neighbours, with those around them
     twice = _count_lengths(outside, shared[1:-1])
-    lengths = range(2, min(REACH, int(suffixes.left.max())) + 1)
+    lengths = range(2, min(DISCOUNTED_LENGTHS, int(suffixes.left.max())) + 1)
     return [
         absolute_discount(int((unigrams == 1).sum()), int((unigrams == 2).sum())),
         *(absolute_discount(int(once[length]), int(twice[length])) for length in lengths),
     ]
 
 
-def _count_lengths(above: Ids, upto: Ids) -> NDArray[numpy.int64]:
-    """For every length up to `REACH`, how many of these intervals hold it: longer than `above`, not
-    than `upto`.
-    """
-    size = REACH + 2
+def _count_lengths(above: IntArray, upto: IntArray) -> NDArray[numpy.int64]:
+    """For every length up to `DISCOUNTED_LENGTHS`, how many intervals (above, upto] hold it."""
+    size = DISCOUNTED_LENGTHS + 2
     enter = numpy.bincount(numpy.minimum(above + 1, size - 1), minlength=size)
     leave = numpy.bincount(numpy.minimum(numpy.maximum(upto, above) + 1, size - 1), minlength=size)
     return numpy.cumsum(enter - leave)
@@ -128,7 +133,7 @@ class SuffixArray(nn.Module):
         for name, size in sizes.items():
             self.register_buffer(name, torch.zeros(size, dtype=torch.int32))
 
-    def fill(self, tokens: Ids, suffixes: Suffixes) -> None:
+    def fill(self, tokens: IntArray, suffixes: SortedSuffixes) -> None:
         """Take a text and what `sort_suffixes` found of it."""
         self.tokens[:-1] = torch.from_numpy(tokens.astype(numpy.int32))
         self.tokens[-1] = -1
@@ -140,13 +145,13 @@ class SuffixArray(nn.Module):
         ends = numpy.cumsum(numpy.bincount(shared, minlength=len(self.first_change) - 1))
         self.first_change[1:] = torch.from_numpy(ends)
 
-    def begin(self, tokens: Int[Tensor, " N"]) -> Range:
+    def begin(self, tokens: Int[Tensor, " N"]) -> SuffixRange:
         """Where single tokens occur."""
         return self.first[tokens], self.first[tokens + 1]
 
     def extend(
         self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int, tokens: Int[Tensor, " N"]
-    ) -> Range:
+    ) -> SuffixRange:
         """Where n-grams of `length` tokens, of ranges that are not empty, occur with one more."""
 
         def read(suffixes: Tensor) -> Tensor:
@@ -155,7 +160,9 @@ class SuffixArray(nn.Module):
         first = lower_bound(read, low, high, tokens)
         return first, lower_bound(read, first, high, tokens + 1)
 
-    def find_changes(self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int) -> Range:
+    def find_changes(
+        self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int
+    ) -> SuffixRange:
         """Where in `changes` the continuations of n-grams of `length` tokens change; one more is
         how many there are.
         """
@@ -168,9 +175,9 @@ class SuffixArray(nn.Module):
         begin = lower_bound(self.changes.__getitem__, begin, end, low + 1)
         return begin, lower_bound(self.changes.__getitem__, begin, end, high)
 
-    def find(
+    def find_longest_prefix(
         self, tokens: Int[Tensor, " N"], at: Int[Tensor, " M"], until: Int[Tensor, " M"]
-    ) -> tuple[Tensor, Range]:
+    ) -> tuple[Tensor, SuffixRange]:
         """The length of the longest n-gram from `at` on, not beyond `until`, that occurs, and where
         it does.
 
@@ -184,8 +191,8 @@ class SuffixArray(nn.Module):
             here, first, last = length[going], low[going], high[going] - 1
             place, other = self.suffixes[first] + here, self.suffixes[last] + here
             left = until[going] - at[going] - here
-            alike = _count_alike(tokens, at[going] + here, self.tokens, place, left)
-            together = _count_alike(self.tokens, place, self.tokens, other, alike)
+            alike = _common_prefix_length(tokens, at[going] + here, self.tokens, place, left)
+            together = _common_prefix_length(self.tokens, place, self.tokens, other, alike)
             length[going] = here + together
             going = going[
                 (together < alike) | ((alike < left) & (first < last))
@@ -210,23 +217,23 @@ class SuffixArray(nn.Module):
         size = len(tokens)
         where = torch.arange(size, device=tokens.device)
         end = where.clone()
-        rough = torch.cat([where[::STRIDE], where[-1:]]).unique()
-        end[rough] = rough + self.find(tokens, rough, until[rough])[0]
+        rough = torch.cat([where[::COARSE_STRIDE], where[-1:]]).unique()
+        end[rough] = rough + self.find_longest_prefix(tokens, rough, until[rough])[0]
         following = torch.bucketize(where, rough)
         before, after = rough[(following - 1).clamp(min=0)], rough[following]
         end = torch.where(end[before] == end[after], end[after], end)
         fine = where[(end[before] != end[after]) & (where != after)]
-        end[fine] = fine + self.find(tokens, fine, until[fine])[0]
+        end[fine] = fine + self.find_longest_prefix(tokens, fine, until[fine])[0]
         return (where + 1 - torch.searchsorted(end, where + 1)).clamp(min=0)
 
 
-def _count_alike(
+def _common_prefix_length(
     left: Tensor, left_at: Tensor, right: Tensor, right_at: Tensor, limit: Tensor
 ) -> Tensor:
     """How many tokens from these places on are the same, `limit` at the most."""
     alike = torch.zeros_like(limit)
     going = torch.nonzero(limit > 0)[:, 0]
-    block = torch.arange(BLOCK, device=limit.device)
+    block = torch.arange(COMPARED_AT_ONCE, device=limit.device)
     while len(going):
         ahead = alike[going, None] + block
         one = left[(left_at[going, None] + ahead).clamp(max=len(left) - 1)]
@@ -235,5 +242,5 @@ def _count_alike(
         )
         count = same.long().cumprod(dim=1).sum(dim=1)
         alike[going] += count
-        going = going[count == BLOCK]
+        going = going[count == COMPARED_AT_ONCE]
     return alike

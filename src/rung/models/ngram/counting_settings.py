@@ -22,29 +22,31 @@ DEFAULT_MEMORY = "2GB"
 MB = 10**6
 # Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece;
 # Java's own.
-BESIDE = {"duckdb": 150 * MB, "spark": 750 * MB}
-BUILDING = 64  # bytes for each n-gram while the model is built of them
-MAPPED = 30  # bytes for each n-gram in an engine's files, which are mapped into memory
-LEAST = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
-PACE = {
+OVERHEAD = {"duckdb": 150 * MB, "spark": 750 * MB}
+BUILD_BYTES_PER_NGRAM = 64  # bytes for each n-gram while the model is built of them
+MAPPED_BYTES_PER_NGRAM = (
+    30  # bytes for each n-gram in an engine's files, which are mapped into memory
+)
+MIN_ENGINE_BYTES = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
+NGRAMS_PER_SECOND = {
     "numpy": 1e6,
     "duckdb": 2e5,
     "spark": 1e5,
 }  # n-grams a second that engines count, of a core or two
-KEPT_SECONDS = (
+MIN_CHECKPOINT_SECONDS = (
     10.0  # an order that takes longer is kept, for a count that is cut short to go on from
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counting:
+class CountingSettings:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
     The memory is what the process has while it counts, with all that Python and torch take of it.
-    The model is built afterwards, in what `find_peak` says; pages of mapped files come on top. What
-    the engine writes goes into `folder`, by default the system's for temporary files (`TMPDIR`).
-    Raises `RecipeError` for an unknown engine, one that is not installed, or an amount that is
-    none.
+    The model is built afterwards, in what `estimate_peak_bytes` says; pages of mapped files come on
+    top. What the engine writes goes into `folder`, by default the system's for temporary files
+    (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not installed, or an amount
+    that is none.
     """
 
     engine: str = ""
@@ -88,34 +90,41 @@ class Counting:
         """What the engine may take of the memory: all but what this process has already, and what
         is done beside.
         """
-        return max(LEAST[self.engine], self.memory_bytes - measure_process() - BESIDE[self.engine])
+        return max(
+            MIN_ENGINE_BYTES[self.engine],
+            self.memory_bytes - process_memory() - OVERHEAD[self.engine],
+        )
 
-    def find_least(self, engine: str = "") -> int:
+    def min_memory_bytes(self, engine: str = "") -> int:
         """The bytes that it, or another engine, cannot count in less than."""
-        return measure_process() + BESIDE[engine or self.engine] + LEAST[engine or self.engine]
+        return (
+            process_memory()
+            + OVERHEAD[engine or self.engine]
+            + MIN_ENGINE_BYTES[engine or self.engine]
+        )
 
     def check_memory(self) -> None:
         """Raise `RecipeError` for too little of it, before anything is done."""
-        if self.engine == "numpy" or self.memory_bytes >= (least := self.find_least()):
+        if self.engine == "numpy" or self.memory_bytes >= (least := self.min_memory_bytes()):
             return
+        needed = OVERHEAD[self.engine] + MIN_ENGINE_BYTES[self.engine]
         raise RecipeError(
-            f"memory is {self.memory}: Python and its libraries take {measure_process() // MB} MB "
-            f"of it, "
-            f"{self.engine} {(BESIDE[self.engine] + LEAST[self.engine]) // MB} MB at the least; "
+            f"memory is {self.memory}: Python and its libraries take {process_memory() // MB} MB "
+            f"of it, {self.engine} {needed // MB} MB at the least; "
             f"{-(-least // (100 * MB)) * 100}MB suffices"
         )
 
-    def keeps_orders(self, tokens: int) -> bool:
+    def keeps_checkpoints(self, tokens: int) -> bool:
         """Whether each order of so many tokens is kept on disk once it is counted: it takes long to
         count again.
         """
-        return tokens >= KEPT_SECONDS * PACE[self.engine]
+        return tokens >= MIN_CHECKPOINT_SECONDS * NGRAMS_PER_SECOND[self.engine]
 
-    def find_peak(self, ngrams: int) -> int:
+    def estimate_peak_bytes(self, ngrams: int) -> int:
         """The most bytes that the process has at a time where there are so many n-grams, mapped
         files left out.
         """
-        building = measure_process() + BUILDING * ngrams
+        building = process_memory() + BUILD_BYTES_PER_NGRAM * ngrams
         return building if self.engine == "numpy" else max(self.memory_bytes, building)
 
     def describe(self, tokens: int, order: int) -> str:
@@ -126,11 +135,11 @@ class Counting:
             f"it has "
             f"{self.engine_bytes / 1e9:.2f} GB to itself; as the model, of {most:,} n-grams at the "
             f"most, is built, the "
-            f"process has {self.find_peak(most) / 1e9:.2f} GB at its peak, at the most, and "
-            f"{MAPPED * most / 1e9:.2f} GB of files mapped into memory"
+            f"process has {self.estimate_peak_bytes(most) / 1e9:.2f} GB at its peak, at the most, "
+            f"and {MAPPED_BYTES_PER_NGRAM * most / 1e9:.2f} GB of files mapped into memory"
         )
 
-    def find_scratch(self, run: Path) -> Path:
+    def scratch_folder(self, run: Path) -> Path:
         """Where an engine's files lie while it counts for the run in a folder: the same place at
         its next try.
         """
@@ -138,6 +147,6 @@ class Counting:
         return Path(self.folder or tempfile.gettempdir()).expanduser() / f"rung-counting-{name}"
 
 
-def measure_process() -> int:
+def process_memory() -> int:
     """The bytes of memory that this process has now."""
     return psutil.Process().memory_info().rss

@@ -17,17 +17,17 @@ from transformers.utils import logging
 
 from rung.errors import did_you_mean
 
-KEPT = ("output_hidden_states", "output_attentions")
+RECORDED_OPTIONS = ("output_hidden_states", "output_attentions")
 # Keywords that every rung takes, whether its `forward` names them or not.
-OPTIONS = (
-    *("position_ids", "use_cache", "return_dict", *KEPT),
+FORWARD_OPTIONS = (
+    *("position_ids", "use_cache", "return_dict", *RECORDED_OPTIONS),
     *("shift_labels", "num_items_in_batch", "skip_logits"),
 )
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class Trace:
+class Intermediates:
     """The hidden states and attention weights of one forward pass; None of a kind that nobody asked
     for.
     """
@@ -35,18 +35,18 @@ class Trace:
     hidden_states: list[Tensor] | None = None
     attentions: list[Tensor] | None = None
 
-    def show(self, hidden: Tensor) -> None:
+    def add_hidden_state(self, hidden: Tensor) -> None:
         """Keep what goes into a layer, and at the end into the head."""
         if self.hidden_states is not None:
             self.hidden_states.append(hidden)
 
 
-def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..., Any]:
+def accept_forward_options(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..., Any]:
     """Let `forward` take the options of Hugging Face, by keyword or from the configuration, and no
     others.
 
-    It finds `use_cache` decided and a `Trace` to fill among its options. Of what a rung does not
-    have, such as the attention of one that counts, the caller gets the empty tuple. Raises
+    It finds `use_cache` decided and `Intermediates` to fill among its options. Of what a rung does
+    not have, such as the attention of one that counts, the caller gets the empty tuple. Raises
     `TypeError` for an unknown keyword.
     """
     names = [
@@ -58,7 +58,7 @@ def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..
         self: PreTrainedModel, *args: Any, **given: Any
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         given = _name_arguments(type(self).__name__, names, args, given)
-        as_dict, *kinds = (_decide(self, key, given) for key in ("return_dict", *KEPT))
+        as_dict, *kinds = (_decide(self, key, given) for key in ("return_dict", *RECORDED_OPTIONS))
         if "inputs_embeds" in names and (given.get("input_ids") is None) == (
             given.get("inputs_embeds") is None
         ):
@@ -67,13 +67,13 @@ def keep_contract(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..
             "position_ids" not in names
             and (positions := given.pop("position_ids", None)) is not None
         ):
-            check_order(positions, given.get("attention_mask"))
-        check_past(self, given.get("past_key_values"))
+            check_position_ids(positions, given.get("attention_mask"))
+        check_past_key_values(self, given.get("past_key_values"))
         _decide_cache(self, given)
-        trace = Trace(*([] if kind else None for kind in kinds))
-        output = forward(self, **given, trace=trace)
+        intermediates = Intermediates(*([] if kind else None for kind in kinds))
+        output = forward(self, **given, intermediates=intermediates)
         for key in ("hidden_states", "attentions"):
-            if (kept := getattr(trace, key)) is not None:
+            if (kept := getattr(intermediates, key)) is not None:
                 output[key] = tuple(kept)
         return output if as_dict else output.to_tuple()
 
@@ -102,7 +102,7 @@ def refuse_to_crop(*_: Any) -> NoReturn:
     )
 
 
-def check_past(model: PreTrainedModel, past: Any) -> None:
+def check_past_key_values(model: PreTrainedModel, past: Any) -> None:
     """Raise `ValueError` for a past of another kind than the model gives out."""
     takes_cache = model._supports_default_dynamic_cache()
     if past is not None and isinstance(past, Cache) != takes_cache:
@@ -116,7 +116,7 @@ def check_past(model: PreTrainedModel, past: Any) -> None:
         )
 
 
-def check_order(
+def check_position_ids(
     positions: Int[Tensor, "#B T"], attention_mask: Shaped[Tensor, "B S"] | None
 ) -> None:
     """Raise `ValueError` for positions that are not those of one text: a rung that reads on cannot
@@ -138,8 +138,8 @@ def _name_arguments(
 ) -> dict[str, Any]:
     """All arguments by name."""
     for name in given:
-        if name not in names and name not in OPTIONS:
-            near = did_you_mean(name, [*names, *OPTIONS])
+        if name not in names and name not in FORWARD_OPTIONS:
+            near = did_you_mean(name, [*names, *FORWARD_OPTIONS])
             raise TypeError(
                 f"{model}.forward() got an unexpected keyword argument {name!r}: {near}"
             )
@@ -182,7 +182,7 @@ def _decide_cache(model: PreTrainedModel, given: dict[str, Any]) -> None:
     given["use_cache"] = bool(wanted)
 
 
-def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+def is_unmodified(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
     """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing
     else.
 
