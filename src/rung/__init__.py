@@ -1,12 +1,14 @@
 """rung climbs the ladder of language models, from a bigram to Llama 3, on your own text.
 
 >>> import rung
->>> model, tokenizer = rung.models.load("runs/my-run")    # any run, any rung
+>>> run = rung.train("bigram", "my.txt")        # rung.climb, rung.tune, rung.load
+>>> run.generate("The", max_new_tokens=5).tokens   # run.scores, run.model, run.tokenizer
+5
 
-A module of rung is imported when it is first asked for: `import rung` alone takes no time. `import
-rung.models` teaches transformers' `Auto*` classes the rungs that are rung's own. Threads are set up
-then too, as the command does it (`rung.device.configure_threads`); where torch is imported before,
-call that function first.
+The functions and the modules of rung are imported when they are first asked for: `import rung`
+alone takes no time. `import rung.models` teaches transformers' `Auto*` classes the rungs that are
+rung's own. Threads are set up then too, as the command does it (`rung.device.configure_threads`);
+where torch is imported before, call that function first.
 """
 
 from importlib import import_module
@@ -15,17 +17,28 @@ from typing import Any
 
 __version__ = "0.1.0"
 
+LIBRARY = {  # where the functions and classes are that stand beside the modules
+    "Ladder": "ladder",
+    "Run": "run",
+    "climb": "climb",
+    "evaluate": "run",
+    "generate": "run",
+    "load": "run",
+    "train": "train",
+    "tune": "tune",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name in __dir__():
-        if name != "device":
-            import_module(f"{__name__}.device").configure_threads()
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __dir__():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "device":
+        import_module(f"{__name__}.device").configure_threads()
+    if name in LIBRARY:
+        return getattr(import_module(f"{__name__}.library.{LIBRARY[name]}"), name)
+    return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:
-    return [
-        "__version__",
-        *(module.name for module in iter_modules(__path__) if not module.name.startswith("_")),
-    ]
+    modules = (module.name for module in iter_modules(__path__) if module.name[0] != "_")
+    return ["__version__", *LIBRARY, *modules]

@@ -23,7 +23,7 @@ Every key may be left out but `rung`. `making.py` makes the run.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -159,22 +159,23 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return page
 
 
-def make_recipe(page: dict[str, Any], overrides: Iterable[str] = ()) -> Recipe:
-    """The checked recipe that `page` and then the overrides `key=value` make.
+def make_recipe(page: dict[str, Any], overrides: Iterable[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The checked recipe that `page` and then the overrides make: `key=value`, or a mapping.
 
     An override's key is one of the recipe's, a dotted one (`train.learning_rate`), or the bare name
     of a field of the model or of TrainingArguments, where only one of them has it. Raises
     `RecipeError`.
     """
     page = {key: dict(value) if isinstance(value, dict) else value for key, value in page.items()}
-    overrides = list(overrides)
-    if LENGTHS & {override.partition("=")[0].removeprefix("train.") for override in overrides}:
+    if not isinstance(overrides, Mapping):
+        overrides = dict(map(read_override, overrides))
+    if LENGTHS & {key.removeprefix("train.") for key in overrides}:
         page = leave_length_open(page)
     if "rung" not in page:
         raise RecipeError("the recipe names no rung: add 'rung: llama3'")
     find_rung(page["rung"])
-    for override in overrides:
-        _apply(page, override)
+    for key, value in overrides.items():
+        _apply(page, key, value)
     known = [f.name for f in fields(Recipe)]
     for key in page:
         if key not in known:
@@ -334,8 +335,7 @@ def read_override(override: str) -> tuple[str, Any]:
         raise RecipeError(f"--set {override!r}: the value is not YAML") from error
 
 
-def _apply(page: dict[str, Any], override: str) -> None:
-    key, value = read_override(override)
+def _apply(page: dict[str, Any], key: str, value: Any) -> None:
     section, dot, name = key.partition(".")
     if not dot:
         section, name = _find_section(page["rung"], key)
@@ -344,7 +344,7 @@ def _apply(page: dict[str, Any], override: str) -> None:
     elif section in SECTIONS:
         page[section] = {**(page.get(section) or {}), name: value}
     else:
-        raise RecipeError(f"--set {override!r}: {section!r} has no keys; use {', '.join(SECTIONS)}")
+        raise RecipeError(f"--set {key}: {section!r} has no keys; use {', '.join(SECTIONS)}")
 
 
 def _find_section(rung: str, key: str) -> tuple[str, str]:

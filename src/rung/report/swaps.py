@@ -111,7 +111,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
     body = (
         build_header(f"{corpus}: from {BASE} to {END}, one swap at a time", _summary(rows), group)
         + _chart(rows)
-        + _table(rows, group.runs[0].record["training"])
+        + build_swaps_table(rows, group.runs[0].record["training"])
         + _method(found)
     )
     with runs.explain_failed_writes(out.parent):
@@ -196,7 +196,8 @@ def _chart(rows: list[SwapResult]) -> str:
     return build_figure("What each swap buys", caption, drawings)
 
 
-def _table(rows: list[SwapResult], training: dict[str, int]) -> str:
+def build_swaps_table(rows: list[SwapResult], training: dict[str, int]) -> str:
+    """The table's section, with a row for each model; `training` is the record of any run."""
     cells = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
     body = "".join(_table_row(row) for row in rows)
     steps, tokens = training["steps"], training["tokens"]
