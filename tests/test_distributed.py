@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 
 from rung import distributed
 from rung.errors import RecipeError
-from rung.evaluation.score import score_text
+from rung.evaluation.surprisal import score_text
 from rung.models import load
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES

@@ -34,7 +34,7 @@ from rung.cli.results import (
     tasks_table,
 )
 from rung.cli.train import _compare_with_law, _write_longer
-from rung.evaluation.score import TokenScore
+from rung.evaluation.surprisal import TokenScore
 from rung.models.sizes import SIZES
 from rung.progress import Stage
 from rung.report.page import read_summaries

@@ -15,7 +15,8 @@ from rung import runs
 from rung.cli.results import tasks_table
 from rung.data.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.evaluation.score import score_documents, score_text
+from rung.evaluation.score import score_documents
+from rung.evaluation.surprisal import score_text
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.recipe import make_recipe

@@ -20,20 +20,18 @@ from rung.data.tokenizer import lossy_features
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError
 from rung.evaluation import compressors
+from rung.evaluation.alignment import Aligner
 from rung.evaluation.compressors import compressor_marks, lzma_after_train
-from rung.evaluation.lossless import Aligner
-from rung.evaluation.metrics import confidence_interval
-from rung.evaluation.score import (
+from rung.evaluation.documents import (
     TokenizedDocument,
-    choose_stride,
-    compute_nll,
-    score_documents,
-    score_text,
-    sliding_windows,
     spelling_cost,
     take_texts,
     tokenize_documents,
 )
+from rung.evaluation.likelihood import choose_stride, compute_nll, sliding_windows
+from rung.evaluation.metrics import confidence_interval
+from rung.evaluation.score import score_documents
+from rung.evaluation.surprisal import score_text
 from rung.models import bigram, find_rung, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, Largest, overflow
 
@@ -87,8 +85,8 @@ def test_the_batch_does_not_change_the_score(name, make_tiny, tokenizer, monkeyp
     texts = [*SENTENCES, LONG, "", "a"]
     whole = score_documents(model, tokenizer, texts)
     monkeypatch.setattr("rung.evaluation.score.DOCUMENTS_AT_ONCE", 1)
-    monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 1)
-    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 7)
+    monkeypatch.setattr("rung.evaluation.likelihood.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("rung.evaluation.likelihood.STATEFUL_TOKENS", 7)
     alone = score_documents(model, tokenizer, texts)
     assert alone.nats == pytest.approx(whole.nats, rel=1e-5)
     assert alone.tokens == whole.tokens
@@ -112,7 +110,7 @@ def test_the_window_scores_each_token_once_with_enough_before_it(name, make_tiny
 
 @pytest.mark.parametrize("name", ["bigram", "ngram", "rnn"])
 def test_a_carried_state_sees_the_whole_document(name, make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 10)
+    monkeypatch.setattr("rung.evaluation.likelihood.STATEFUL_TOKENS", 10)
     model = make_tiny(name)
     score = score_documents(model, tokenizer, [LONG])
     assert score.nats == pytest.approx(cost_by_hand(model, tokenizer, LONG), rel=1e-5)
@@ -157,9 +155,9 @@ def test_documents_of_any_length_side_by_side_cost_what_each_does_alone(
             wanted.append(
                 -torch.stack(logits).log_softmax(-1).gather(1, torch.tensor(ids)[1:, None])[:, 0]
             )
-    monkeypatch.setattr("rung.evaluation.score.STATEFUL_TOKENS", 5)
+    monkeypatch.setattr("rung.evaluation.likelihood.STATEFUL_TOKENS", 5)
     for at_once in (1, 11 * model.config.vocab_size, 40 * model.config.vocab_size, 2**24):
-        monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("rung.evaluation.likelihood.LOGITS_AT_ONCE", at_once)
         for found, each in zip(compute_nll(model, documents), wanted, strict=True):
             torch.testing.assert_close(found, each, rtol=1e-4, atol=1e-5)
 
@@ -402,7 +400,9 @@ def test_the_name_of_a_byte_in_a_text_is_charged():
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     tokenizer = wrap(backend)
     assert lossy_features(tokenizer) == ()
-    assert [reading.dropped for _, reading in Aligner(tokenizer).read(["the A", "the <0x41>"])] == [
+    assert [
+        aligned.dropped for _, aligned in Aligner(tokenizer).align(["the A", "the <0x41>"])
+    ] == [
         [],
         [(4, 10)],
     ]
@@ -649,7 +649,7 @@ def test_the_logits_of_a_whole_window_never_stand_in_memory(
     """
     model, ids = make_tiny(name), list(range(4, 68))
     whole = compute_nll(model, [ids])[0]
-    monkeypatch.setattr("rung.evaluation.score.LOGITS_AT_ONCE", 8 * len(tokenizer))
+    monkeypatch.setattr("rung.evaluation.likelihood.LOGITS_AT_ONCE", 8 * len(tokenizer))
     with Largest() as largest:
         parts = compute_nll(model, [ids])[0]
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)

@@ -11,15 +11,12 @@ import torch
 
 from rung.evaluation import variants
 from rung.evaluation.cache import compute_cache_nll, score_with_cache
+from rung.evaluation.documents import TokenizedDocument, tokenize_documents
 from rung.evaluation.dynamic import SEGMENT_TOKENS, DynamicModel, DynamicSettings, score_dynamically
+from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.metrics import confidence_interval
 from rung.evaluation.mixture import fit_weights, mix_nll, score_mixture
-from rung.evaluation.score import (
-    TokenizedDocument,
-    compute_nll,
-    score_documents,
-    tokenize_documents,
-)
+from rung.evaluation.score import score_documents
 from rung.evaluation.variants import Pace, score_variant
 from tests.conftest import NEURAL, SENTENCES
 

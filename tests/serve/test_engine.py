@@ -14,7 +14,7 @@ reason = "needs the server's packages: pip install 'rung[serve]'"
 pytest.importorskip("fastapi", reason=reason)
 pytest.importorskip("prometheus_client", reason=reason)
 
-from rung.evaluation.score import compute_nll  # noqa: E402
+from rung.evaluation.likelihood import compute_nll  # noqa: E402
 from rung.generation import batching  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.serve import logprobs as weighings  # noqa: E402

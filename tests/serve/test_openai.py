@@ -36,7 +36,7 @@ from rung.cli.main import app  # noqa: E402
 from rung.data.tokenizer import encode_documents  # noqa: E402
 from rung.data.tokenizer_training import build_tokenizer  # noqa: E402
 from rung.errors import CorpusError, RecipeError, RunError  # noqa: E402
-from rung.evaluation.score import score_text  # noqa: E402
+from rung.evaluation.surprisal import score_text  # noqa: E402
 from rung.generation.generate import generate  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.models import LADDER, make_config  # noqa: E402

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.attention import attention_shape
-from rung.evaluation.score import score_text
+from rung.evaluation.surprisal import score_text
 from rung.generation import detokenize
 from rung.generation.detokenize import show_token
 from rung.generation.sampling import Sampling, choose

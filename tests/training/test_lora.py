@@ -14,7 +14,8 @@ import torch
 from rung import runs
 from rung.data.corpus import load_corpus
 from rung.errors import RecipeError, RunError
-from rung.evaluation.score import score_documents, take_texts
+from rung.evaluation.documents import take_texts
+from rung.evaluation.score import score_documents
 from rung.models import count_parameters, load
 from rung.recipe import Recipe, make_recipe
 from rung.workflows.base import load_base, read_base_config

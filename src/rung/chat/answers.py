@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.chat.template import Conversation, EncodedConversation, encode_prompt, find_chat_stop_ids
 from rung.data.tokenizer import encode_ordinary
+from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.metrics import perplexity
-from rung.evaluation.score import compute_nll
 from rung.generation.decoder import Decoder
 from rung.generation.generate import continue_tokens, generate_batch
 from rung.generation.sampling import Sampling

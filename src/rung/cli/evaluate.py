@@ -131,7 +131,7 @@ def score(
 
     make_quiet()
     text = _read_text(text, file, encoding)
-    from rung.evaluation.score import score_text
+    from rung.evaluation.surprisal import score_text
     from rung.models import load
 
     model, tokenizer = load(run)

@@ -24,7 +24,7 @@ from rung.evaluation.metrics import (
 )
 
 if TYPE_CHECKING:
-    from rung.evaluation.score import TokenScore
+    from rung.evaluation.surprisal import TokenScore
     from rung.models.sizes import Size
     from rung.report.swaps import SeedMean, SwapResult
     from rung.report.table import RunSummary

@@ -17,15 +17,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.evaluation.mixture import fit_weights, mix_nll
-from rung.evaluation.score import (
+from rung.evaluation.documents import (
     DOCUMENTS_AT_ONCE,
     TokenizedDocument,
-    forward_documents,
-    forward_nll,
     take_texts,
     tokenize_documents,
 )
+from rung.evaluation.likelihood import forward_documents, forward_nll
+from rung.evaluation.mixture import fit_weights, mix_nll
 from rung.evaluation.variants import Pace, Report, Row, Variant, score_variant
 from rung.models.base import CausalModel
 

@@ -18,14 +18,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rung.evaluation.documents import TokenizedDocument, take_texts, tokenize_documents
+from rung.evaluation.likelihood import forward_nll, sliding_windows
 from rung.evaluation.mixture import compute_nll_per_model
-from rung.evaluation.score import (
-    TokenizedDocument,
-    forward_nll,
-    sliding_windows,
-    take_texts,
-    tokenize_documents,
-)
 from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel, RecurrentState
 

@@ -28,8 +28,8 @@ from lm_eval.tasks import TaskManager
 from transformers import PreTrainedTokenizerBase
 
 from rung.errors import CorpusError, RecipeError, RunError
+from rung.evaluation.likelihood import LOGITS_AT_ONCE
 from rung.evaluation.metrics import perplexity
-from rung.evaluation.score import LOGITS_AT_ONCE
 from rung.models.base import CausalModel, check_finite
 
 TokenRequest = tuple[

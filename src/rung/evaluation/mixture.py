@@ -14,15 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rung.evaluation.score import (
+from rung.evaluation.documents import (
     DOCUMENTS_AT_ONCE,
     TokenizedDocument,
     batch_documents,
-    compute_nll,
-    needs_renormalization,
     take_texts,
     tokenize_documents,
 )
+from rung.evaluation.likelihood import compute_nll, needs_renormalization
 from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel
 

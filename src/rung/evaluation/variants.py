@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy
 
+from rung.evaluation.documents import TokenizedDocument
 from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
-from rung.evaluation.score import TokenizedDocument
 
 Report = Callable[
     [str, int, int | None, str], None

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from rung import hub, runs
 from rung.device import leave_busy_cores
 from rung.errors import RecipeError
-from rung.evaluation.score import TokenScore, score_text
+from rung.evaluation.surprisal import TokenScore, score_text
 from rung.generation.decoder import Decoder
 from rung.generation.generate import Generation
 from rung.generation.generate import generate as continue_text

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rung.evaluation.score import sliding_windows
+from rung.evaluation.likelihood import sliding_windows
 from rung.models.base import CausalModel, KVCache, StatefulModel, check_finite
 
 AT_ONCE = 256  # tokens of a prompt, between two steps of the texts

@@ -22,7 +22,8 @@ from torch import Tensor
 from rung import runs
 from rung.data.tokenizer import encode_ordinary, fingerprint_tokenizer
 from rung.evaluation.attention import attention_shape, read_attention
-from rung.evaluation.score import needs_renormalization, score_text
+from rung.evaluation.likelihood import needs_renormalization
+from rung.evaluation.surprisal import score_text
 from rung.generation.detokenize import show_token
 from rung.generation.sampling import Sampling, find_shares
 from rung.models import count_parameters, find_rung, find_rung_name

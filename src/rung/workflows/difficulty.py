@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rung.data.packing import PackedTokens
-from rung.evaluation.score import compute_nll, tokenize_documents
+from rung.evaluation.documents import tokenize_documents
+from rung.evaluation.likelihood import compute_nll
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
 from rung.training.clock import now

@@ -12,8 +12,8 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, TrainingArgu
 from rung import distributed
 from rung.data.tokenizer import encode_documents
 from rung.device import choose_device, has_fast_bfloat16
-from rung.evaluation import score
-from rung.evaluation.score import take_texts
+from rung.evaluation import documents, likelihood
+from rung.evaluation.documents import take_texts
 from rung.models import build_model, count_parameters, find_rung, fused, make_config
 from rung.models.base import CausalModel
 from rung.models.bigram import PAIRS_AT_ONCE
@@ -268,8 +268,8 @@ def _count_scoring(model: CausalModel, matrices: list[torch.Tensor], scored: int
     """Bytes of the logits that are read at a time, or of what the widest layer makes before
     them.
     """
-    size, at_once = model.config.vocab_size, score.DOCUMENTS_AT_ONCE * find_block_length(model)
-    positions = min(score.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # windows overlap
+    size, at_once = model.config.vocab_size, documents.DOCUMENTS_AT_ONCE * find_block_length(model)
+    positions = min(likelihood.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # windows overlap
     widest = max((max(matrix.shape) for matrix in matrices), default=0)
     return 4 * positions * max(size, 4 * widest)
 

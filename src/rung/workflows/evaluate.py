@@ -15,7 +15,8 @@ from rung import runs
 from rung.data.corpus import Corpus, corpus_title, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
-from rung.evaluation.score import needs_renormalization, score_documents
+from rung.evaluation.likelihood import needs_renormalization
+from rung.evaluation.score import score_documents
 from rung.models import load
 from rung.progress import Stage, Tell
 from rung.workflows.training_text import check_unseen, find_seen, is_own, read_own_text

@@ -22,7 +22,8 @@ from rung.data.tokenizer import fingerprint_tokenizer, lossy_features
 from rung.device import cache_folder, choose_device, count_cores, describe
 from rung.evaluation.compressors import compressor_marks, lzma_after_train
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
-from rung.evaluation.score import score_documents, score_text
+from rung.evaluation.score import score_documents
+from rung.evaluation.surprisal import score_text
 from rung.files import recall, revise
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling

@@ -18,7 +18,8 @@ from rung.data.tokenizer import required_vocab_size
 from rung.data.tokenizer_training import suggest_vocab_size
 from rung.device import cache_folder, choose_device, leave_busy_cores
 from rung.errors import RunError
-from rung.evaluation.score import score_documents, take_texts
+from rung.evaluation.documents import take_texts
+from rung.evaluation.score import score_documents
 from rung.files import remove_leftovers
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling

@@ -12,7 +12,7 @@ from typing import Any
 from rung.data.corpus import Corpus, is_path
 from rung.data.store import SPLITS
 from rung.errors import CorpusError, RunError
-from rung.evaluation.score import take_texts
+from rung.evaluation.documents import take_texts
 from rung.workflows.prepare import read_corpus
 
 COMPARED = 2**22  # characters of a text that are looked for in the training text

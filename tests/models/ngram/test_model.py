@@ -17,7 +17,8 @@ from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RecipeError, RunError
 from rung.evaluation.mixture import score_mixture
-from rung.evaluation.score import score_documents, score_text
+from rung.evaluation.score import score_documents
+from rung.evaluation.surprisal import score_text
 from rung.export.arpa import read_arpa, write_arpa
 from rung.models.ngram import smoothing as smoothing_module
 from rung.models.ngram.counting import count_ngrams, sort_with_positions

@@ -1,9 +1,9 @@
-"""Texts as tokens, and what the tokens do not keep of them.
+"""Align tokens with the text they came from, and find the text that they do not keep.
 
-Not charged, and named: white space, and the case, accents and Unicode form that a tokenizer folds
-by design (`lossy_features`). All else that cannot be had back from the tokens is charged for,
-spelled out: unknown words, and text that is dropped or replaced. A tokenizer that provably loses
-nothing is believed; of any other each text is compared with what its tokens decode to.
+Unknown words and text that a tokenizer drops or replaces are found as spans, which the ruler
+charges for their spelling. White space, and the case, accents and Unicode form that a tokenizer
+folds by design (`lossy_features`), are named and not charged. A tokenizer that provably loses
+nothing is believed; for any other, each text is compared with what its tokens decode to.
 """
 
 import itertools
@@ -31,9 +31,7 @@ FOLDS = {
 
 @dataclass(frozen=True)
 class Alignment:
-    """A text's tokens; the spans of it that are spelled out, unknown or dropped; what else it
-    lost.
-    """
+    """A text's tokens, its spans of unknown words and of dropped text, and the features it lost."""
 
     encoding: Encoding
     unknown: list[Span]
@@ -42,7 +40,7 @@ class Alignment:
 
 
 class Aligner:
-    """Reads texts by a tokenizer."""
+    """Encodes texts, and compares each with what its tokens keep."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -52,14 +50,13 @@ class Aligner:
         model = tokenizer.backend_tokenizer.model
         self.prefix = getattr(model, "continuing_subword_prefix", None) or ""
         self.suffix = getattr(model, "end_of_word_suffix", None) or ""
-        # A byte's token may have a name, <0x41>, that is read as the byte where it stands in a
-        # text.
+        # Where a byte's token is named <0x41>, a text that says <0x41> decodes to the byte.
         self.is_believed = (
             not self.lost and tokenizer.backend_tokenizer.token_to_id("<0x41>") is None
         )
 
-    def read(self, texts: Iterable[str]) -> Iterator[tuple[str, Alignment]]:
-        """Each text with what its tokens are and keep, in the memory of a few."""
+    def align(self, texts: Iterable[str]) -> Iterator[tuple[str, Alignment]]:
+        """Yield each text with its alignment, a few texts in memory at a time."""
         source = iter(texts)
         while batch := list(itertools.islice(source, ENCODE_BATCH_SIZE)):
             for text, encoding in zip(batch, encode_ordinary(self.tokenizer, batch), strict=True):
@@ -86,7 +83,7 @@ class Aligner:
         return Alignment(encoding, unknown, spans, lost)
 
     def _find_unknown(self, encoding: Encoding) -> list[Span]:
-        """The spans of unknown words; bytes of one character are one."""
+        """Find the spans of unknown words; the bytes of one character are one span."""
         if self.unknown is None or self.unknown not in encoding.ids:
             return []
         spans = [
@@ -97,7 +94,7 @@ class Aligner:
         return [(start, stop) for start, stop, _ in join_tokens(spans)]
 
     def _find_dropped(self, text: str, encoding: Encoding) -> list[Span]:
-        """The spans that no token covers, or whose tokens say otherwise; adjacent ones are one."""
+        """Find the spans that no token covers or that their tokens replace; join adjacent ones."""
         found: list[Span] = []
         at = 0
         for start, stop, places in [*join_tokens(encoding.offsets), (len(text), len(text), [])]:
@@ -121,8 +118,9 @@ class Aligner:
 
 
 def join_tokens(offsets: Sequence[Span]) -> list[tuple[int, int, list[int]]]:
-    """The spans of tokens, those that share a character as one, and the places of the tokens in
-    each; a token of no character belongs to the one before it, or to the first.
+    """Join the tokens that share a character: return start, end and token indices of each span.
+
+    A token without a character joins the span before it, or the first one.
     """
     found: list[tuple[int, int, list[int]]] = []
     for place, (start, stop) in enumerate(offsets):
@@ -135,7 +133,7 @@ def join_tokens(offsets: Sequence[Span]) -> list[tuple[int, int, list[int]]]:
 
 
 def _find_decoder(tokenizer: PreTrainedTokenizerBase) -> decoders.Decoder:
-    """The tokenizer's own; where it has none, the one that belongs to how it cuts text."""
+    """Return the tokenizer's decoder, or the one that fits how the tokenizer cuts text."""
     backend = tokenizer.backend_tokenizer
     if backend.decoder is not None:
         return backend.decoder
@@ -146,7 +144,7 @@ def _find_decoder(tokenizer: PreTrainedTokenizerBase) -> decoders.Decoder:
 
 
 def _fold(text: str, lost: Collection[str]) -> str:
-    """The text without what these losses take from it."""
+    """Return the text without the features in `lost`."""
     if WHITE_SPACE in lost:
         text = "".join(text.split())
     if not text.isascii():

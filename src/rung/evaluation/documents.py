@@ -1,0 +1,78 @@
+"""Documents as the ruler scores them: token ids from BOS to EOS, with the text's own counts."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from rung.evaluation.alignment import Aligner
+
+DOCUMENTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """A document's token ids from BOS to EOS, and the counts of its text.
+
+    `unknown` are the words without a token, `dropped` the pieces that the tokenizer drops or
+    replaces, `lost` the names of what else it does not keep.
+    """
+
+    ids: list[int]
+    bytes: int
+    words: int
+    unknown: list[str]
+    dropped: list[str]
+    lost: tuple[str, ...]
+
+    @property
+    def spelling(self) -> float:
+        """Return the nats that spell its unknown words and its dropped text."""
+        return sum(map(spelling_cost, [*self.unknown, *self.dropped]))
+
+    @property
+    def key(self) -> int:
+        """Return a hash that copies of the document share."""
+        return hash((tuple(self.ids), tuple(self.unknown), tuple(self.dropped)))
+
+
+def tokenize_documents(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[TokenizedDocument]:
+    """Tokenize each text as a document; empty lines are skipped."""
+    for text, aligned in Aligner(tokenizer).align(filter(str.strip, texts)):
+        ids = [tokenizer.bos_token_id, *aligned.encoding.ids, tokenizer.eos_token_id]
+        unknown, dropped = (
+            [text[slice(*span)] for span in spans] for spans in (aligned.unknown, aligned.dropped)
+        )
+        yield TokenizedDocument(
+            ids, len(text.encode()), len(text.split()), unknown, dropped, aligned.lost
+        )
+
+
+def batch_documents(
+    documents: Iterable[TokenizedDocument], size: int
+) -> Iterator[list[TokenizedDocument]]:
+    """Yield lists of `size` documents, the last one shorter."""
+    iterator = iter(documents)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def take_texts(texts: Iterable[str], limit: int) -> list[str]:
+    """Return the first texts, up to `limit` characters in all; a longer first text is cut."""
+    kept: list[str] = []
+    size = 0
+    for text in texts:
+        if kept and size + len(text) > limit:
+            break
+        kept.append(text[:limit])
+        size += len(text)
+    return kept
+
+
+def spelling_cost(word: str) -> float:
+    """Return the nats that spell a word: each byte and the end, at log(257) each."""
+    return (len(word.encode()) + 1) * math.log(257)

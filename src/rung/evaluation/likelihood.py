@@ -1,0 +1,156 @@
+"""The negative log-likelihood of every token of a document, in nats.
+
+A model with a limited context reads a long document through a sliding window, each token scored
+once, with at least `window - stride` tokens before it. A model with a state carries the state
+through the document.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from rung.models.base import CausalModel, CountingModel, check_finite
+
+LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
+STATEFUL_TOKENS = 1024  # read at a time by a model that carries a state
+
+# From a model, rows of token ids and a state to values (B, T, ...) of each prediction, and the next
+# state.
+ForwardFunction = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
+
+
+@torch.no_grad()
+def compute_nll(model: CausalModel, documents: list[list[int]]) -> list[torch.Tensor]:
+    """Compute the nats of every token but the first of each document, in float32.
+
+    Raises `RunError` where a model that learned by gradients returns a value that is no number.
+    """
+    if isinstance(model, CountingModel) and model.is_normalized:
+        return _count_nll(model, documents)
+    costs = [torch.empty(len(ids) - 1) for ids in documents]
+    forward_documents(model, documents, costs, forward_nll)
+    return costs
+
+
+def needs_renormalization(model: CausalModel) -> bool:
+    """Return whether the model's scores do not sum to 1, and are divided by their sum here."""
+    return isinstance(model, CountingModel) and not model.is_normalized
+
+
+def forward_documents(
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    forward: ForwardFunction,
+) -> None:
+    """Run the model over all documents in batches, and fill `values`.
+
+    `values` has for each document a tensor (T - 1, ...) that takes what `forward` returns for each
+    predicted token. Raises `RunError` where a model that learned by gradients returns a value that
+    is no number; a model that counts may give a token probability 0.
+    """
+    fill = _fill_carrying_state if model.context_length is None else _fill_by_windows
+    order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
+    fill(model, [documents[d] for d in order], [values[d] for d in order], forward)
+    if model.get_output_embeddings() is not None:
+        for value in values:
+            check_finite(value)
+
+
+def _count_nll(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:
+    """Score all documents as one row, which a counting model reads without a forward pass."""
+    sizes = [len(ids) for ids in documents]
+    row = torch.tensor(list(itertools.chain.from_iterable(documents)), device=model.device)
+    log10, _ = model.score_tokens(row)
+    return [costs[1:] for costs in (-math.log(10) * log10.cpu()).split(sizes)]
+
+
+def _fill_carrying_state(
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    forward: ForwardFunction,
+) -> None:
+    """Read documents side by side, and carry the state from one chunk of them to the next."""
+    length = max(
+        1, min(STATEFUL_TOKENS, len(documents[-1]), LOGITS_AT_ONCE // model.config.vocab_size)
+    )
+    rows = max(1, LOGITS_AT_ONCE // (length * model.config.vocab_size))
+    for at in range(0, len(documents), rows):
+        state = None
+        for start in range(0, len(documents[min(at + rows, len(documents)) - 1]) - 1, length):
+            pieces = [ids[start : start + length + 1] for ids in documents[at : at + rows]]
+            found, state = forward(model, pieces, state)
+            for value, row, piece in zip(values[at : at + rows], found, pieces, strict=True):
+                value[start : start + length] = row[: max(0, len(piece) - 1)]
+
+
+def _fill_by_windows(
+    model: CausalModel,
+    documents: list[list[int]],
+    values: list[torch.Tensor],
+    forward: ForwardFunction,
+) -> None:
+    """Read the windows of all documents, those of like length in one batch."""
+    window = model.context_length or 0
+    jobs = [
+        (document, *job)
+        for document, ids in enumerate(documents)
+        for job in sliding_windows(len(ids) - 1, window)
+    ]
+    jobs.sort(key=lambda job: job[2] - job[1])
+    rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
+    for at in range(0, len(jobs), rows):
+        batch = jobs[at : at + rows]
+        inputs = [documents[d][first : end + 1] for d, first, end, _ in batch]
+        found, _ = forward(model, inputs, None)
+        for (document, first, end, done), row in zip(batch, found, strict=True):
+            values[document][done:end] = row[done - first : end - first]
+
+
+def sliding_windows(predictions: int, window: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (first input, end, first new prediction) of each window over a document.
+
+    The first window is scored whole, every other one in its last stride.
+    """
+    done = 0
+    while done < predictions:
+        end = min(predictions, window if done == 0 else done + choose_stride(window))
+        yield max(0, end - window), end, done
+        done = end
+
+
+def choose_stride(window: int) -> int:
+    """Return half the window, so that every token has at least half a window before it."""
+    return max(1, window // 2)
+
+
+def forward_nll(model: CausalModel, rows: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
+    """Return the nats (B, T) of the tokens of each row but its first, and the model's next state.
+
+    Rows are padded on the right, which no earlier token sees. The head reads some positions at a
+    time, so that the logits of all of them never stand in memory.
+    """
+    width = max(2, max(map(len, rows)))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    head, states = model.get_output_embeddings(), []
+
+    def keep(_: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        states.append(inputs[0].flatten(0, 1))
+        return inputs[0][:, :0]
+
+    with head.register_forward_pre_hook(keep) if head is not None else nullcontext():
+        output = model(ids[:, :-1], past_key_values=state, use_cache=model.context_length is None)
+    targets = ids[:, 1:].flatten()
+    # All at once: small tensors allocated between large ones would keep the memory of these.
+    nats = torch.empty(len(targets), dtype=torch.float32)
+    at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # the softmax needs as many
+    for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
+        logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
+        nats[part] = F.cross_entropy(logits.float(), targets[part], reduction="none")
+    return nats.unflatten(0, (len(rows), width - 1)), output.past_key_values
