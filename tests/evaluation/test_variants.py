@@ -116,7 +116,7 @@ def test_weights_of_next_to_no_tokens():
 def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_validation_text(
     make_tiny, tokenizer, monkeypatch
 ):
-    monkeypatch.setattr("rung.evaluation.mixture.FITTED", len(LONG))
+    monkeypatch.setattr("rung.evaluation.mixture.FIT_CHARACTERS", len(LONG))
     models, heard = {name: make_tiny(name) for name in ("gpt2", "ngram", "bigram")}, []
     found = score_mixture(
         models, tokenizer, SENTENCES, [LONG, "a cat"], lambda *what: heard.append(what[:3])

@@ -1,4 +1,4 @@
-"""Where a model looks: the weights of its attention, which the fused kernels never hand out."""
+"""Read a model's attention weights."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,9 +14,7 @@ from rung.models.base import CausalModel, StatefulModel
 
 
 def attention_shape(model: CausalModel) -> tuple[int, int]:
-    """How many layers look back, and with how many heads each; (0, 0) for a model without
-    attention.
-    """
+    """Return the numbers of layers with attention and of heads; (0, 0) where there are none."""
     heads = int(getattr(model.config, "num_attention_heads", 0))
     layers = 1 if isinstance(model, StatefulModel) else int(model.config.num_hidden_layers)
     return (layers, heads) if heads else (0, 0)
@@ -24,28 +22,28 @@ def attention_shape(model: CausalModel) -> tuple[int, int]:
 
 @torch.no_grad()
 def read_attention(model: CausalModel, ids: list[int]) -> Float[Tensor, "layers H T T"]:
-    """Of every layer and head, how much each token (a row) looks at itself and each earlier one:
-    rows sum to 1.
+    """Return the attention weights of every layer and head, from a query (row) to a key (column).
 
-    Raises `ValueError` for fewer than two tokens: one has nothing to look back at.
+    Rows sum to 1, and a token attends to no later one. Raises `ValueError` for fewer than two
+    tokens.
     """
     if len(ids) < 2:
         raise ValueError("attention needs two tokens or more")
-    with _Watcher() as watcher:
+    with _AttentionRecorder() as recorder:
         model(torch.tensor([ids], device=model.device), use_cache=False)
-    return torch.stack(watcher.seen)
+    return torch.stack(recorder.weights)
 
 
-class _Watcher(TorchFunctionMode):
-    """Sees every call of the fused kernel in this thread, and works out the weights from the same
-    queries and keys.
+class _AttentionRecorder(TorchFunctionMode):
+    """Intercepts the fused attention kernel, and computes the weights from its queries and keys.
 
-    No model knows of it; threads that generate with the same model meanwhile are not seen.
+    The fused kernel does not return its weights. Only calls in this thread are intercepted, so
+    other threads may generate with the same model.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Tensor] = []
+        self.weights: list[Tensor] = []
 
     def __torch_function__(
         self,
@@ -55,16 +53,14 @@ class _Watcher(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is F.scaled_dot_product_attention:
-            self.seen.append(_find_weights(*args[:2]))
+            self.weights.append(_compute_weights(*args[:2]))
         return func(*args, **(kwargs or {}))
 
 
-def _find_weights(
+def _compute_weights(
     q: Float[Tensor, "1 H T K"], k: Float[Tensor, "1 G T K"]
 ) -> Float[Tensor, "H T T"]:
-    """softmax(q kᵀ / √K) over the keys up to each query; a group of query heads reads one key
-    head.
-    """
+    """Compute softmax(q kᵀ / √K) over the keys up to each query; G key heads serve H queries."""
     q, k = q[0].float(), k[0].float().repeat_interleave(q.shape[1] // k.shape[1], dim=0)
     scores = q @ k.mT / math.sqrt(q.shape[-1])  # H T T
     later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)

@@ -1,10 +1,9 @@
-"""A cache: what followed the states of this document that are like the present one is likely to
-follow again.
+"""The continuous cache: a token that followed a similar hidden state is likely to come again.
 
 Grave, Joulin & Usunier 2017, "Improving neural language models with a continuous cache", section 3,
-interpolated linearly with the model. Where the paper's stream never ends, here a document is its
-own: the cache begins empty with each. A sharpness of 0 forgets the states and counts the words
-(Kuhn & De Mori 1990).
+interpolated linearly with the model. The paper reads one endless stream; here the cache begins
+empty with each document. With a sharpness of 0 all states count alike, which makes it a unigram
+cache (Kuhn & De Mori 1990).
 """
 
 import math
@@ -25,21 +24,13 @@ from rung.evaluation.documents import (
 )
 from rung.evaluation.likelihood import forward_documents, forward_nll
 from rung.evaluation.mixture import fit_weights, mix_nll
-from rung.evaluation.variants import Pace, Report, Row, Variant, score_variant
+from rung.evaluation.variants import Pace, Report, Variant, VariantRow, score_variant
 from rung.models.base import CausalModel
 
-CACHE_STATES = 2000  # states that the cache holds
-FITTED = 2**20  # characters of the validation text that the parameters are fitted on, at the most
-SHARPNESSES = (
-    0,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-    128,
-)  # tried, in units of 1 / the mean square of a state's length
+CACHE_STATES = 2000  # the states that the cache holds
+FIT_CHARACTERS = 2**20  # of the validation text at most, to fit sharpness and weight on
+# The sharpnesses to try, in units of 1 / the mean square of a state's length.
+SHARPNESSES = (0, 2, 4, 8, 16, 32, 64, 128)
 STATES_AT_ONCE = 2**26  # numbers: 256 MiB in float32
 QUERIES_AT_ONCE = 256
 
@@ -51,14 +42,14 @@ def score_with_cache(
     validation: Iterable[str],
     report: Report,
 ) -> Variant:
-    """Score `texts` with a cache, its sharpness and its weight chosen on `validation`."""
+    """Score `texts` with a cache whose sharpness and weight are fitted on `validation`."""
     began = time.perf_counter()
-    held = take_texts(validation, FITTED)
+    held = take_texts(validation, FIT_CHARACTERS)
     theta, weight = _fit(model, tokenizer, held, Pace(report, "fit cache", len(held)))
     weights = torch.tensor([1 - weight, weight], dtype=torch.float64)
     pace = Pace(report, "cache", len(texts))
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[VariantRow]:
         for document, found in pace.follow(_read_states(model, tokenizer, texts)):
             nats = _cost_both(model, document, found, [theta])
             yield document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item()
@@ -74,9 +65,10 @@ def compute_cache_nll(
     thetas: Sequence[float],
     size: int = CACHE_STATES,
 ) -> Float[Tensor, "thetas T"]:
-    """What each target costs under the cache alone: p(w) ∝ Σ exp(θ h·h′) over the last `size`
-    states h′ before h that w followed. Infinite for what it does not hold; the first target finds
-    it empty.
+    """Return the nats of each target under the cache alone.
+
+    p(w) ∝ Σ exp(θ h·h′) over those of the last `size` states h′ before h that w followed. The cost
+    is infinite for a token that the cache does not hold, and for the first target.
     """
     costs = torch.full((len(thetas), len(targets)), math.inf)
     for start in range(1, len(targets), QUERIES_AT_ONCE):
@@ -97,7 +89,7 @@ def compute_cache_nll(
 def _fit(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pace: Pace
 ) -> tuple[float, float]:
-    """The sharpness and the weight that cost the least."""
+    """Return the sharpness and the weight with the least cost."""
     thetas: list[float] = []
     costs = []
     for document, found in pace.follow(_read_states(model, tokenizer, texts)):
@@ -117,8 +109,9 @@ def _fit(
 def _cost_both(
     model: CausalModel, document: TokenizedDocument, found: Tensor, thetas: Sequence[float]
 ) -> Tensor:
-    """Nats (1 + thetas, T - 1): the model's, and the cache's own, which are the model's where the
-    cache is empty.
+    """Return nats (1 + thetas, T - 1) of the model and of the cache at each theta.
+
+    The first token, where the cache is empty, has the model's cost in all rows.
     """
     targets = torch.tensor(document.ids[1:], device=model.device)
     nats = torch.cat(
@@ -132,9 +125,7 @@ def _cost_both(
 def _read_states(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[TokenizedDocument, Tensor]]:
-    """Each document with (T - 1, 1 + D): the nats of its tokens, and the states that they were
-    predicted from.
-    """
+    """Yield each document with the nats and hidden states (T - 1, 1 + D) of its predictions."""
     width = model.get_output_embeddings().in_features
     for batch in _batch(tokenize_documents(texts, tokenizer), STATES_AT_ONCE // (1 + width)):
         found = [torch.empty(len(document.ids) - 1, 1 + width) for document in batch]
@@ -143,7 +134,7 @@ def _read_states(
 
 
 def _forward_with_states(
-    model: CausalModel, pieces: list[list[int]], state: Any
+    model: CausalModel, rows: list[list[int]], state: Any
 ) -> tuple[Tensor, Any]:
     """Return each token's cost and the hidden state it was predicted from (B, T, 1 + D)."""
     seen: list[Tensor] = []
@@ -151,7 +142,7 @@ def _forward_with_states(
         lambda _, inputs: seen.append(inputs[0])
     )
     try:
-        nats, state = forward_nll(model, pieces, state)
+        nats, state = forward_nll(model, rows, state)
     finally:
         hook.remove()
     return torch.cat([nats[..., None], seen[0].float().cpu()], dim=-1), state
@@ -160,7 +151,7 @@ def _forward_with_states(
 def _batch(
     documents: Iterable[TokenizedDocument], tokens: int
 ) -> Iterator[list[TokenizedDocument]]:
-    """Lists of documents of so many tokens at the most, or of one document."""
+    """Yield lists of documents of at most `tokens` tokens together, or of one longer document."""
     batch: list[TokenizedDocument] = []
     size = 0
     for document in documents:

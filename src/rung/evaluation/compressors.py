@@ -1,4 +1,4 @@
-"""The ruler's marks: what general compressors need for the same text."""
+"""The ruler's marks: the bits per byte of general compressors on the same text."""
 
 import bz2
 import itertools
@@ -9,20 +9,16 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-PRIMING_BYTES = 2**25  # of the train text that lzma reads before the test text
-LZMA_CHUNK_BYTES = (
-    2**18
-)  # that lzma is given at a time: after each, it is seen how long the rest will take
-TIMED_SHARE = 0.1  # of the seconds that lzma may take go by before that is believed
-READ_BYTES = (
-    2**22
-)  # of documents at a time, roughly: one by one, a table's rows take 400 times as long
+PRIMING_BYTES = 2**25  # of the training text that lzma reads before the test text
+LZMA_CHUNK_BYTES = 2**18  # after each chunk the time of the rest is estimated
+TIMED_SHARE = 0.1  # of the allowed seconds must pass before the estimate is believed
+READ_BYTES = 2**22  # of documents at a time; one by one, a table's rows take 400 times as long
 
 now = time.perf_counter
 
 
 def compressor_marks(test: Sequence[str]) -> dict[str, float]:
-    """Bits per byte of zlib, bz2 and lzma on the test text."""
+    """Return the bits per byte of zlib, bz2 and lzma on the test text."""
     size = sum(len(text.encode()) for text in test)
     compressors = {
         "zlib": zlib.compressobj(9),
@@ -30,8 +26,8 @@ def compressor_marks(test: Sequence[str]) -> dict[str, float]:
         "lzma": _begin_lzma(size),
     }
     return {
-        name: 8 * _squeeze(each, (text.encode() for text in test)) / size
-        for name, each in compressors.items()
+        name: 8 * _squeeze(compressor, (text.encode() for text in test)) / size
+        for name, compressor in compressors.items()
     }
 
 
@@ -41,12 +37,11 @@ def lzma_after_train(
     seconds: float = math.inf,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[float | None, float]:
-    """Bits per byte of lzma on the test text where it has read the train text first, and the
-    seconds that it took.
+    """Return the bits per byte of lzma on the test text after the training text, and its seconds.
 
-    Of the train text it reads the end, `PRIMING_BYTES` at the most: its memory is eleven times
-    that, of both texts. Where it would take longer than `seconds` there is no mark, and the second
-    figure is what it would have taken. `tell` hears how many bytes of how many are read.
+    lzma reads at most the last `PRIMING_BYTES` of the training text; its memory is eleven times
+    that, for both texts. Where it would take longer than `seconds`, the mark is None and the second
+    figure is the estimate. `tell` is called with the bytes read and the bytes in all.
     """
     size = sum(len(text.encode()) for text in test)
     before = _end_of(train, PRIMING_BYTES)
@@ -76,7 +71,7 @@ def lzma_after_train(
 
 
 class _TooLongError(Exception):
-    """Lzma would take so many seconds."""
+    """The estimate of lzma's seconds is over the limit."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(seconds)
@@ -95,7 +90,7 @@ def _squeeze(compressor: Any, texts: Iterable[bytes]) -> int:
 
 
 def _end_of(texts: Sequence[str], limit: int) -> bytes:
-    """The last `limit` bytes of the documents, and what else is in the first of them."""
+    """Return the last documents, as few as hold `limit` bytes."""
     kept: list[bytes] = []
     size, end, rows = 0, len(texts), 1
     while size < limit and end:
@@ -106,7 +101,6 @@ def _end_of(texts: Sequence[str], limit: int) -> bytes:
                 break
             kept.append(text)
             size += len(text)
-        rows = max(
-            1, READ_BYTES * len(kept) // max(size, READ_BYTES // 1024)
-        )  # as long as those so far
+        # As many as hold READ_BYTES where they are as long as those so far.
+        rows = max(1, READ_BYTES * len(kept) // max(size, READ_BYTES // 1024))
     return b"".join(reversed(kept))

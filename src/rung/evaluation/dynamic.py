@@ -1,4 +1,4 @@
-"""Dynamic evaluation: the model goes on learning from the text that it has been scored on.
+"""Dynamic evaluation: the model keeps learning from the text that it has been scored on.
 
 Krause, Kahembwe, Murray & Renals 2018, "Dynamic evaluation of neural sequence models", section 4:
 after each segment a step down its gradient, each weight's divided by the root mean square that its
@@ -25,15 +25,15 @@ from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel, RecurrentState
 
 SEGMENT_TOKENS = 64  # tokens between steps
-RMS_CHARACTERS = 2**16  # characters of the training text that the gradients' size is measured on
-FITTED = 2**15  # characters of the validation text that the settings are chosen on, at the most
+RMS_CHARACTERS = 2**16  # of the training text, to measure the gradients' size on
+FIT_CHARACTERS = 2**15  # of the validation text at most, to choose the settings on
 LEARNING_RATES = (0.0, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 DECAYS = (0.0, 1e-3, 3e-3, 1e-2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSettings:
-    """How fast the weights follow the text, and how strongly they are pulled back."""
+    """How fast the weights follow the text, and how strongly they decay to the trained ones."""
 
     learning_rate: float
     decay: float
@@ -47,13 +47,11 @@ def score_dynamically(
     train: Iterable[str],
     report: Report,
 ) -> Variant:
-    """Score `texts` while learning from them; the model comes out as it went in."""
+    """Score `texts` while learning from them, then restore the trained weights."""
     began = time.perf_counter()
-    held = take_texts(validation, FITTED)
-    with (
-        torch.backends.cudnn.flags(enabled=False),
-        DynamicModel(model) as learner,
-    ):  # its RNNs learn in training mode only
+    held = take_texts(validation, FIT_CHARACTERS)
+    # cuDNN's RNNs compute gradients in training mode only.
+    with torch.backends.cudnn.flags(enabled=False), DynamicModel(model) as learner:
         known = list(tokenize_documents(take_texts(train, RMS_CHARACTERS), tokenizer))
         learner.measure(known, Pace(report, "measuring", len(known)))
         settings = _choose(learner, list(tokenize_documents(held, tokenizer)), report)
@@ -73,8 +71,9 @@ def score_dynamically(
 
 
 class DynamicModel:
-    """A model whose weights follow the text it reads, until the block ends: then they are the
-    trained ones again.
+    """A model whose weights follow the text that it reads.
+
+    It is a context manager, which puts the trained weights back at its end.
     """
 
     def __init__(self, model: CausalModel) -> None:
@@ -116,8 +115,9 @@ class DynamicModel:
     def follow(
         self, documents: Iterable[TokenizedDocument], settings: DynamicSettings, pace: Pace
     ) -> Iterator[tuple[TokenizedDocument, Tensor]]:
-        """From the trained weights on, each document with the nats (T - 1) of its tokens, each
-        scored, then learned.
+        """Yield each document with the nats (T - 1) of its tokens, from the trained weights on.
+
+        Each segment is scored first and learned from afterwards.
         """
         self.restore()
         for document in documents:
@@ -132,7 +132,7 @@ class DynamicModel:
         self.restore()
 
     def _read(self, ids: list[int]) -> Iterator[Tensor]:
-        """The costs of each segment, from what the ruler would have its tokens predicted from."""
+        """Yield the nats of each segment, its tokens predicted from the ruler's windows."""
         window = self.model.context_length
         state: Any = None
         if window is None:
@@ -153,17 +153,17 @@ class DynamicModel:
                 ]
 
     def _find_gradient(self, costs: Tensor) -> None:
-        """A short segment counts for as much less as it is shorter."""
+        """Compute the gradient; a shorter segment has proportionally less weight."""
         for weight in self.weights:
             weight.grad = None
         (costs.sum() / SEGMENT_TOKENS).backward()
 
     @torch.no_grad()
     def _step(self, settings: DynamicSettings) -> None:
-        """θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms, the pull never further than θ₀
-        (section 4.2).
+        """Take the step θ ← θ − η g / (rms + ε) + λ (θ₀ − θ) · rms / mean rms (section 4.2).
 
-        ε is the mean rms: a weight that training text hardly moved is not thrown far.
+        The decay never overshoots θ₀. ε is the mean rms, so that a weight with hardly any gradient
+        in training makes no large step.
         """
         for weight, trained, rms in zip(self.weights, self.trained, self.rms, strict=True):
             pull = (settings.decay / self.mean_rms * rms).clamp(max=1).mul_(trained - weight)
@@ -175,16 +175,14 @@ class DynamicModel:
 def _choose(
     learner: DynamicModel, documents: list[TokenizedDocument], report: Report
 ) -> DynamicSettings:
-    """The best learning rate, then the best decay at it: each tried on the documents from the
-    trained weights on.
-    """
+    """Choose the best learning rate, then the best decay at it, by the cost of the documents."""
     pace = Pace(report, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS)))
 
     def cost(settings: DynamicSettings) -> float:
         nats = sum(
             nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace)
         )
-        return math.inf if math.isnan(nats) else nats  # the steps were too long
+        return math.inf if math.isnan(nats) else nats  # NaN where the steps were too long
 
     best = min(
         (DynamicSettings(learning_rate=rate, decay=DECAYS[0]) for rate in LEARNING_RATES), key=cost

@@ -1,9 +1,7 @@
-"""The standard benchmarks: lm-evaluation-harness asks its tasks of a rung, and computes its own
-metrics.
+"""Standard benchmarks by lm-evaluation-harness, with its own metrics.
 
-This is not the ruler. The harness does not score the end of a document, charges nothing for
-spelling a word that the tokenizer does not know, and reads a long document in pieces that know
-nothing of each other but one token.
+This is not the ruler. The harness does not score the end of a document, does not charge for the
+spelling of unknown words, and reads a long document in pieces that share one token of context.
 """
 
 import contextlib
@@ -32,15 +30,14 @@ from rung.evaluation.likelihood import LOGITS_AT_ONCE
 from rung.evaluation.metrics import perplexity
 from rung.models.base import CausalModel, check_finite
 
-TokenRequest = tuple[
-    Any, list[int], list[int]
-]  # what was asked; the tokens before, and those whose cost is wanted
+# The harness's request; the context's tokens, and the continuation's, which are scored.
+TokenRequest = tuple[Any, list[int], list[int]]
 
-# Tokens, where a state carries on for ever: what the harness reads of a model that names no length.
-READ_AT_ONCE = 2048
-MOST_AT_ONCE = 64  # texts
-RESAMPLES = 1000  # of the harness's bootstrap, for the standard errors of what is no mean
-SEED = 1234  # the harness's own: of the examples it puts before a question
+# The harness's own length for a model that names none; a model with a state has no limit.
+STATEFUL_LENGTH = 2048
+MAX_BATCH_SIZE = 64
+BOOTSTRAP_RESAMPLES = 1000  # for the standard errors of metrics that are no mean
+FEWSHOT_SEED = 1234  # the harness's own
 
 
 def run_tasks(
@@ -49,33 +46,31 @@ def run_tasks(
     tasks: Iterable[str],
     limit: int | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The figures of each task, by its name, and all text in its documents: at most `limit` of
-    them.
+    """Run tasks on at most `limit` documents each; return their metrics, and the texts they read.
 
-    Raises `RecipeError` for a task that is not there or may not be run, `CorpusError` where its
-    text cannot be had, `RunError` where the model reads too few tokens for it.
+    Raises `RecipeError` for a task that does not exist or may not be run, `CorpusError` where its
+    text cannot be loaded, `RunError` where the model's context is too short for it.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault(
-        "DISABLE_MULTIPROC", "1"
-    )  # resampling a little is not worth starting processes for
-    with contextlib.redirect_stdout(sys.stderr):  # where the harness says what it is doing
+    # The bootstrap is too short to be worth starting processes for.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with contextlib.redirect_stdout(sys.stderr):  # the harness prints its progress
         found = load_tasks(tasks)
         for task in found["tasks"].values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
-            task.set_fewshot_seed(seed=SEED)
+            task.set_fewshot_seed(seed=FEWSHOT_SEED)
             task.aggregation = functools.partial(_let_be_infinite, task.aggregation())
         judged = HarnessLM(model, tokenizer)
         try:
             results = evaluate(
-                judged, found, limit=limit, log_samples=False, bootstrap_iters=RESAMPLES
+                judged, found, limit=limit, log_samples=False, bootstrap_iters=BOOTSTRAP_RESAMPLES
             )
-        except ValueError as error:  # code or images in it
+        except ValueError as error:  # the task runs code or shows images
             raise RecipeError(f"--tasks: {error}") from error
         except OverflowError as error:
             raise RunError(
-                f"--tasks: a figure of the harness is beyond what a float holds ({error})"
+                f"--tasks: a figure of the harness is beyond the range of a float ({error})"
             ) from error
     texts = {
         name: [
@@ -92,7 +87,7 @@ def run_tasks(
 
 
 def _find_texts(part: Any) -> Iterator[str]:
-    """All texts in a document, which has names, lists and numbers too."""
+    """Yield all texts in a document of nested mappings and lists."""
     if isinstance(part, str):
         yield part
     elif isinstance(part, Mapping | list | tuple):
@@ -101,9 +96,7 @@ def _find_texts(part: Any) -> Iterator[str]:
 
 
 def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
-    """The tasks and groups that are named: a YAML file, a folder of them, names or patterns of the
-    harness's own.
-    """
+    """Load tasks and groups by a YAML file, a folder of them, or the harness's name or pattern."""
     specs = [
         part
         for spec in tasks
@@ -121,15 +114,14 @@ def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
             )
     folders = [spec for spec in specs if Path(spec).is_dir()]
     is_named = any(not Path(spec).exists() for spec in specs)
-    manager = TaskManager(
-        include_path=folders or None, include_defaults=is_named
-    )  # its own are many: seconds to list
+    # Listing the harness's own tasks takes seconds.
+    manager = TaskManager(include_path=folders or None, include_defaults=is_named)
     names = [name for spec in specs for name in _find_names(manager, spec)]
     found: dict[str, Any] = {"tasks": {}, "groups": {}, "group_map": {}}
     for name in names:
         try:
             loaded = manager.load([name])
-        except Exception as error:  # each source of text has its own kinds
+        except Exception as error:  # each source of text raises its own
             why = " ".join(f"{type(error).__name__}: {error}".split())
             if Path(name).is_file():
                 remedy = (
@@ -148,7 +140,7 @@ def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
 
 
 def _find_names(manager: TaskManager, spec: str) -> list[str]:
-    """What the harness loads for one thing that was asked for."""
+    """Return the names that the harness loads for a file, a folder, a name or a pattern."""
     path = Path(spec)
     if path.is_file():
         return [spec]
@@ -179,9 +171,7 @@ def _find_names(manager: TaskManager, spec: str) -> list[str]:
 
 
 def _let_be_infinite(aggregations: dict[str, Any]) -> dict[str, Any]:
-    """How a task's metrics are made of its documents; the harness's perplexity of words or bytes
-    may not overflow.
-    """
+    """Return a task's aggregations, with an infinite perplexity where the harness's overflows."""
     return {
         metric: (lambda items: perplexity(-weighted_mean(items), 1))
         if made is weighted_perplexity
@@ -191,7 +181,7 @@ def _let_be_infinite(aggregations: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tidy(figures: dict[str, Any], samples: dict[str, int]) -> dict[str, Any]:
-    """A task's figures: the harness writes a metric and the filter of its answers into one name."""
+    """Return a task's metrics; the harness joins a metric's name and its filter by a comma."""
     metrics = []
     for key, value in figures.items():
         metric, comma, answers = key.partition(",")
@@ -203,34 +193,30 @@ def _tidy(figures: dict[str, Any], samples: dict[str, int]) -> dict[str, Any]:
 
 
 class HarnessLM(HFLM):
-    """A rung as the harness asks it: with its window for a length, and no answer longer than half
-    of it.
-    """
+    """Wrap a rung as the harness's `LM`: answers take at most half of its context."""
 
     def __init__(self, model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        length = model.context_length or READ_AT_ONCE
+        length = model.context_length or STATEFUL_LENGTH
         rows = LOGITS_AT_ONCE // (length * model.config.vocab_size)
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.split_special_tokens = True  # text is text, whatever names stand in it
+        tokenizer.split_special_tokens = True  # names of special tokens in a text are text
         super().__init__(
             pretrained=model,
             backend="causal",
             tokenizer=tokenizer,
             max_length=length,
-            batch_size=min(MOST_AT_ONCE, max(1, rows)),
+            batch_size=min(MAX_BATCH_SIZE, max(1, rows)),
         )
 
     @property
     def max_gen_toks(self) -> int:
-        """Tokens of an answer, where the task leaves that open."""
+        """Return the tokens of an answer where the task does not say."""
         return min(super().max_gen_toks, self.max_length // 2)
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Of whole texts; the harness itself puts the begin-of-text token in front, so the
-        tokenizer must not.
-        """
+        """Score whole texts; the harness adds the BOS token itself, so the tokenizer must not."""
         self.add_bos_token: bool | None = False
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
@@ -255,15 +241,14 @@ class HarnessLM(HFLM):
                 f"{longest}: train with a "
                 "larger max_position_embeddings, or choose another task"
             )
-        disable_tqdm = (
-            disable_tqdm or override_bs is not None
-        )  # else a bar for each piece of a text
+        # A text in several pieces would show a bar for each piece.
+        disable_tqdm = disable_tqdm or override_bs is not None
         return super()._loglikelihood_tokens(
             requests, disable_tqdm=disable_tqdm, override_bs=override_bs
         )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers as long as the task wants them, or as half of the window allows."""
+        """Generate answers of the task's length, or of half the context where that is shorter."""
         return super().generate_until(
             [self._shorten(request) for request in requests], disable_tqdm=disable_tqdm
         )

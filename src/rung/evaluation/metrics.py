@@ -1,6 +1,4 @@
-"""The figures of a score: perplexities, however large they are, and how far a cost would move on
-other documents.
-"""
+"""Perplexities and confidence intervals of a score, and the format they are written in."""
 
 import functools
 import math
@@ -11,9 +9,9 @@ from typing import Any
 import numpy
 from numpy.typing import ArrayLike
 
-LZMA_AFTER_TRAIN = "lzma after train"  # the mark of lzma that has read the train text first
-NO_FIGURE = "–"  # no figure, or one that says nothing
-MAX_BYTES_PER_WORD = 50  # a text with more has next to no spaces: its words are no words
+LZMA_AFTER_TRAIN = "lzma after train"  # the mark of lzma after it has read the training text
+NO_FIGURE = "–"
+MAX_BYTES_PER_WORD = 50  # above it a text has next to no spaces, and no word perplexity
 RENORMALIZED = (
     "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
 )
@@ -22,16 +20,16 @@ REPLACEMENT_NOTE = (
     f"{REPLACEMENT_CHARACTER} stands for bytes that make no character: tokens are bytes, and a "
     "model that looks few of them back, as the bigram does, breaks characters of several"
 )
-SCIENTIFIC_FROM = 7  # from this power of ten on, perplexities are written as powers of ten
+SCIENTIFIC_FROM = 7  # the power of ten from which perplexities are written as powers of ten
 
 
 def log10_perplexity(nats: float, count: int) -> float:
-    """The logarithm of exp(nats / count), infinite where the nats are."""
+    """Return the decimal logarithm of exp(nats / count), infinite where the nats are."""
     return nats / max(count, 1) / math.log(10)
 
 
 def perplexity(nats: float, count: int) -> float:
-    """exp(nats / count), infinite where that is more than a float holds."""
+    """Return exp(nats / count), infinite where that is beyond the range of a float."""
     try:
         return math.exp(nats / max(count, 1))
     except OverflowError:
@@ -39,10 +37,9 @@ def perplexity(nats: float, count: int) -> float:
 
 
 def format_perplexity(log10: float | None) -> str:
-    """A perplexity, given as its logarithm, with the digits that mean something: 20.3, 9,123,
-    1.9×10^7, 2.0×10^1680.
+    """Format a perplexity, given as its logarithm, in two to four digits: 20.3, 9,123, 1.9×10^7.
 
-    None is for a figure that there is not.
+    None is written as a dash.
     """
     if log10 is None:
         return NO_FIGURE
@@ -56,27 +53,26 @@ def format_perplexity(log10: float | None) -> str:
 
 
 def format_token_perplexity(score: Mapping[str, Any]) -> str:
-    """The token perplexity of a score, as it stands in a record."""
+    """Format the token perplexity of a record's score."""
     return format_perplexity(_find_log10(score, "token"))
 
 
 def format_word_perplexity(score: Mapping[str, Any]) -> str:
-    """The word perplexity of a score, as it stands in a record; none where the text has next to no
-    spaces.
-    """
+    """Format the word perplexity of a record's score; a dash where a text has next to no spaces."""
     if score.get("bytes", 0) > MAX_BYTES_PER_WORD * score.get("words", math.inf):
         return NO_FIGURE
     return format_perplexity(_find_log10(score, "word"))
 
 
 def format_value(value: float) -> str:
-    """Any figure to four places, or as a power of ten."""
+    """Format a figure with four decimals, or as a power of ten."""
     return format_perplexity(math.log10(value)) if value >= 10**SCIENTIFIC_FROM else f"{value:.4f}"
 
 
 def format_interval(score: Mapping[str, Any]) -> str:
-    """The interval of a score and how it was found, or why there is none; records of older runs do
-    not say.
+    """Format the interval of a record's score and its method, or the reason why there is none.
+
+    Records of older runs do not name the method.
     """
     how = score.get("interval", "")
     if score["low"] is None:
@@ -85,8 +81,9 @@ def format_interval(score: Mapping[str, Any]) -> str:
 
 
 def _find_log10(score: Mapping[str, Any], unit: str) -> float | None:
-    """From the nats: the figure itself may be beyond what a float, or JSON, holds. None where there
-    is no score.
+    """Return the logarithm of a score's perplexity, None where there is no score.
+
+    It is computed from the nats, for the perplexity may be beyond the range of a float or of JSON.
     """
     name = f"{unit}_perplexity"
     if name not in score:
@@ -99,9 +96,7 @@ def _find_log10(score: Mapping[str, Any], unit: str) -> float | None:
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
-    """The ends of a 95% interval, None where there is none, and how it was found or why there is
-    none.
-    """
+    """The ends of a 95% interval and its method; or None, and the reason why there is none."""
 
     low: float | None
     high: float | None
@@ -111,14 +106,13 @@ class ConfidenceInterval:
 def confidence_interval(
     costs: ArrayLike, sizes: ArrayLike, keys: ArrayLike | None = None, least: float = -math.inf
 ) -> ConfidenceInterval:
-    """A 95% interval of sum(costs) / sum(sizes) over documents: Student's t with the variance of a
-    ratio.
+    """Return a 95% interval of sum(costs) / sum(sizes) over documents, by Student's t.
 
-    A document's residual is its cost less what its size would cost at the common rate; its square
-    is divided by what the document itself took off it (the leverage, as in Bell & McCaffrey 2002),
-    and the degrees of freedom are those of so many equal documents as these are worth, (Σ size)² /
-    Σ size² (Kish 1965). Of two documents or of a hundred it holds 94 to 98% where a bootstrap holds
-    from 50% on. Documents with one key are copies, and count as one. No end is below `least`.
+    The variance is that of a ratio. A document's residual is its cost less the cost of its size at
+    the common rate; the square is corrected for the document's leverage (Bell & McCaffrey 2002).
+    The degrees of freedom are those of the effective number of documents, (Σ size)² / Σ size² (Kish
+    1965). From two documents to a hundred it covers 94 to 98%, where a bootstrap covers from 50%
+    on. Documents with the same key are copies, and count as one. No end is below `least`.
     """
     if not numpy.isfinite(costs).all():
         return ConfidenceInterval(None, None, "none: a cost is infinite")
@@ -148,13 +142,11 @@ def confidence_interval(
 
 @functools.lru_cache
 def student_t_quantile(freedom: float) -> float:
-    """The t that holds 95% of Student's distribution with so many degrees of freedom between -t and
-    t.
+    """Return the t for which 95% of Student's distribution lies between -t and t.
 
-    With t = √freedom tan θ its density is that of θ, proportional to cos θ to the power of freedom
-    - 1.
+    With t = √freedom tan θ, the density of θ is proportional to cos θ to the power of freedom - 1.
     """
-    freedom = min(freedom, 1e4)  # beyond it is the normal distribution
+    freedom = min(freedom, 1e4)  # beyond it, the normal distribution to all digits
     angles = numpy.linspace(0, numpy.pi / 2, 4001)
     heights = numpy.cos(angles) ** (freedom - 1)
     areas = numpy.append(0, numpy.cumsum(heights[1:] + heights[:-1]))

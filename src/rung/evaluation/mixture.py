@@ -1,4 +1,4 @@
-"""Mixing: the probabilities of several models added up, with weights that validation text chose.
+"""Mixtures: the probabilities of several models, averaged with weights fitted on validation text.
 
 Linear interpolation (Jelinek & Mercer 1980): p = Σ w_k p_k, the weights the same for every token.
 The tokens must be the same ones, so the models share a tokenizer.
@@ -25,9 +25,9 @@ from rung.evaluation.likelihood import compute_nll, needs_renormalization
 from rung.evaluation.variants import Pace, Report, Variant, score_variant
 from rung.models.base import CausalModel
 
-FITTED = 2**22  # characters of the validation text that weights are fitted on, at the most
-TOLERANCE = 1e-6  # nats a token that the fitted weights may be from the best
-ROUNDS = 2000
+FIT_CHARACTERS = 2**22  # of the validation text at most, to fit the weights on
+TOLERANCE = 1e-6  # nats per token between the fitted weights and the best ones
+EM_ROUNDS = 2000
 
 
 def score_mixture(
@@ -37,9 +37,9 @@ def score_mixture(
     validation: Iterable[str],
     report: Report,
 ) -> Variant:
-    """Score `texts` under the mixture of `models`, each by its name; the first is the plain one."""
+    """Score `texts` under the mixture of the named `models`; the first is the plain model."""
     began = time.perf_counter()
-    held = take_texts(validation, FITTED)
+    held = take_texts(validation, FIT_CHARACTERS)
     each = list(models.values())
     pace = Pace(report, "fit mix", len(held))
     costs = [nats for _, nats in pace.follow(compute_nll_per_model(each, tokenizer, held))]
@@ -57,19 +57,18 @@ def score_mixture(
 
 
 def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
-    """The weights, summing to 1, under which N tokens that cost `nats` in K models cost the least,
-    in float64.
+    """Fit the mixture weights of K models to N tokens by expectation maximisation, in float64.
 
-    Each round multiplies a weight by the mean share that its model has in the mixture's
-    probability: EM for weights alone. The likelihood is concave in them, and the largest of those
-    factors bounds what is still to be won, which says when to stop (Cover 1984).
+    `nats` are the tokens' costs under each model. Each round multiplies a weight by the mean share
+    of its model in the mixture's probability. The likelihood is concave in the weights, and the
+    largest of these factors bounds the gain that is left, which says when to stop (Cover 1984).
     """
     nats = nats[:, nats.isfinite().any(dim=0)].double()
     weights = torch.full((len(nats),), 1 / len(nats), dtype=torch.float64)
     if nats.shape[1] == 0:
         return weights
     likelihoods = (nats.amin(dim=0) - nats).exp()  # K N, the best model's 1
-    for _ in range(ROUNDS):
+    for _ in range(EM_ROUNDS):
         factors = (likelihoods / (weights @ likelihoods)).mean(dim=1)
         if factors.max() <= math.exp(TOLERANCE):
             break
@@ -78,14 +77,14 @@ def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:
 
 
 def mix_nll(nats: Float[Tensor, "K N"], weights: Float[Tensor, " K"]) -> Float[Tensor, " N"]:
-    """The cost of N tokens under the mixture, in float64."""
+    """Return the nats of N tokens under the mixture, in float64."""
     return -(weights.log()[:, None] - nats.double()).logsumexp(dim=0)
 
 
 def compute_nll_per_model(
     models: Sequence[CausalModel], tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]
 ) -> Iterator[tuple[TokenizedDocument, Tensor]]:
-    """Each document with the nats (K, T - 1) of its tokens under each model."""
+    """Yield each document with the nats (K, T - 1) of its tokens under each model."""
     for batch in batch_documents(tokenize_documents(texts, tokenizer), DOCUMENTS_AT_ONCE):
         costs = [compute_nll(model, [document.ids for document in batch]) for model in models]
         for document, *nats in zip(batch, *costs, strict=True):

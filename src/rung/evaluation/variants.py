@@ -1,6 +1,4 @@
-"""What a switch on the ruler reports: the same documents at another cost, beside the plain score
-and its difference.
-"""
+"""Scores of evaluation variants (a cache, a mixture, dynamic evaluation) of the same documents."""
 
 import math
 import time
@@ -10,23 +8,22 @@ from typing import Any
 
 import numpy
 
+from rung.evaluation.compare import paired_difference
 from rung.evaluation.documents import TokenizedDocument
 from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
 
 Report = Callable[
     [str, int, int | None, str], None
 ]  # what is done, how far, of how much, and a note
-Row = tuple[
-    TokenizedDocument, float, float
-]  # a document, its tokens' plain cost in nats, and their cost under the switch
+# A document, and its tokens' nats under the plain model and under the variant.
+VariantRow = tuple[TokenizedDocument, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A score under a switch; `difference` is this less the plain score, in bits per byte.
+    """Scores of an evaluation variant, with its paired difference from the plain score.
 
-    Intervals are the ruler's. That of the difference draws documents with both of their costs, so
-    that what is hard for both does not blur it.
+    `difference` is this score less the plain one, in bits per byte.
     """
 
     bits_per_byte: float
@@ -42,19 +39,23 @@ class Variant:
     log10_token_perplexity: float
     nats: float
     validation_bytes: int  # of the text that `fitted` was fitted on
-    seconds: float  # the fitting included
+    seconds: float  # of fitting and scoring
     fitted: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        """For `--json`: what was fitted among the rest."""
+        """Return the fields for `--json`, those of `fitted` among them."""
         facts = asdict(self)
         return facts | facts.pop("fitted")
 
 
 def score_variant(
-    rows: Iterable[Row], fitted: dict[str, Any], texts: Iterable[str], began: float
+    rows: Iterable[VariantRow], fitted: dict[str, Any], texts: Iterable[str], began: float
 ) -> Variant:
-    """Add the rows up; `fitted` was fitted on `texts`, and all of it was begun at `began`."""
+    """Score a variant by its documents' costs.
+
+    `fitted` are the parameters that were fitted on `texts`; `began` is the time of
+    `time.perf_counter` at the start of the fitting.
+    """
     facts = [
         (plain + d.spelling, nats + d.spelling, d.bytes, d.words, len(d.ids) - 1, d.key)
         for d, plain, nats in rows
@@ -63,16 +64,14 @@ def score_variant(
         numpy.array(column) for column in zip(*facts, strict=True)
     )
     interval = confidence_interval(nats / math.log(2), sizes, keys, least=0.0)
-    with numpy.errstate(invalid="ignore"):  # infinity less infinity
-        gains = (nats - plain) / math.log(2)
-    difference = confidence_interval(gains, sizes, keys)
+    difference = paired_difference(nats, plain, sizes, keys)
     total, size = nats.sum().item(), int(sizes.sum())
     return Variant(
         bits_per_byte=total / math.log(2) / size,
         low=interval.low,
         high=interval.high,
         interval=interval.how,
-        difference=gains.sum().item() / size if numpy.isfinite(gains).all() else None,
+        difference=difference.mean,
         difference_low=difference.low,
         difference_high=difference.high,
         word_perplexity=perplexity(total, int(words.sum())),
