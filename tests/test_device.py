@@ -261,7 +261,7 @@ configure_threads()
 import torch
 from transformers import LlamaConfig
 from rung.generation.generate import Decoder, Sampling
-from rung.generation.decoder import write_tokens
+from rung.generation.decoder import generate_tokens
 from rung.models.llama3 import LlamaForCausalLM
 
 model = LlamaForCausalLM(LlamaConfig(
@@ -276,7 +276,7 @@ def count_tokens(decoder, seconds):
     with torch.inference_mode():
         while (took := time.perf_counter() - began) < seconds:
             sampling = Sampling(temperature=0, max_new_tokens=20)
-            count += sum(1 for _ in write_tokens(decoder, [[3, 4]], sampling, ()))
+            count += sum(1 for _ in generate_tokens(decoder, [[3, 4]], sampling, ()))
     return count / took
 
 print(torch.get_num_threads(), flush=True)

@@ -45,7 +45,7 @@ def make_runs():
     import torch
 
     from rung.data.tokenizer_training import build_tokenizer
-    from rung.generation.decoder import Decoder, write_tokens
+    from rung.generation.decoder import Decoder, generate_tokens
     from rung.generation.sampling import Sampling
     from rung.models import build_model, make_config
 
@@ -70,7 +70,7 @@ def make_runs():
 
         @torch.inference_mode()
         def write():
-            return list(write_tokens(decoder, [[3, 4, 5]] * rows, order, ()))
+            return list(generate_tokens(decoder, [[3, 4, 5]] * rows, order, ()))
 
         return write
 

@@ -25,7 +25,7 @@ from rung.data.tokenizer_training import build_tokenizer
 from rung.device import describe
 from rung.errors import RungError
 from rung.export.export import export
-from rung.generation.decoder import Decoder, write_tokens
+from rung.generation.decoder import Decoder, generate_tokens
 from rung.generation.sampling import Sampling
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
@@ -66,7 +66,9 @@ def with_hugging_face(model, ids, new):
 
 def with_rung(decoder, ids, new):
     with torch.inference_mode():
-        steps = write_tokens(decoder, ids.tolist(), Sampling(temperature=0, max_new_tokens=new), ())
+        steps = generate_tokens(
+            decoder, ids.tolist(), Sampling(temperature=0, max_new_tokens=new), ()
+        )
         return torch.tensor(list(steps)).T
 
 

@@ -38,9 +38,9 @@ class Counting:
     def __init__(self, draft):
         self.draft, self.asked = draft, 0
 
-    def guess(self, ids, count):
+    def propose(self, ids, count):
         self.asked += 1
-        return self.draft.guess(ids, count)
+        return self.draft.propose(ids, count)
 
 
 def measure(decoder, tokenizer, prompt, drafts):

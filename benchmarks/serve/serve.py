@@ -33,9 +33,9 @@ from rung.device import describe
 from rung.generation.sampling import Sampling
 from rung.models import build_model, count_parameters, make_config
 from rung.serve.app import build_app
-from rung.serve.engine import Engine, Worker, leave_a_core
+from rung.serve.engine import Engine, Worker, reserve_core
 from rung.serve.middleware import Limits, Metrics
-from rung.serve.registry import Served, load_served
+from rung.serve.registry import ServedModel, load_served_models
 from rung.serve.sequences import Order
 
 SHAPES = {  # as README's climb made them
@@ -57,7 +57,7 @@ def make_served(name, tokenizer):
     torch.manual_seed(0)
     settings = {**SHAPES[name], "num_hidden_layers": 4, "max_position_embeddings": 256}
     model = build_model(name, make_config(name, tokenizer, settings)).eval()
-    return Served(name, model, tokenizer, {})
+    return ServedModel(name, model, tokenizer, {})
 
 
 def make_shapes():
@@ -234,8 +234,8 @@ def main():
     parser.add_argument("--soak", type=float, default=60, help="Seconds under load; 0 for none.")
     asked = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    leave_a_core()
-    served = load_served(asked.run) if asked.run else make_shapes()
+    reserve_core()
+    served = load_served_models(asked.run) if asked.run else make_shapes()
     print(
         f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second of all texts "
         f"together"

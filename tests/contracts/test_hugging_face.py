@@ -637,18 +637,18 @@ CHANGES = [
 def test_the_step_in_c_is_for_what_it_computes(name, how, own, ids):
     model = own(name)
     before = model(ids[:1]).logits
-    assert native.is_computed(model)
+    assert native.is_supported(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         handle = _change(model, how)
     try:
-        assert not native.is_computed(model)
+        assert not native.is_supported(model)
         decoder = Decoder(model)
         assert decoder.native is None
         wanted = model(ids[:1]).logits
         assert (wanted - before).abs().max() > 0.01
-        decoder.read([ids[0, :4].tolist()], 8)
-        same(decoder.append(ids[:1, 4:]), wanted[:, 4:])
+        decoder.prefill([ids[0, :4].tolist()], 8)
+        same(decoder.decode(ids[:1, 4:]), wanted[:, 4:])
     finally:
         if handle:
             handle.remove()
@@ -656,8 +656,8 @@ def test_the_step_in_c_is_for_what_it_computes(name, how, own, ids):
 
 def test_the_step_in_c_is_not_for_dropout_at_work(make_tiny):
     model = make_tiny("gpt2", resid_pdrop=0.1)
-    assert native.is_computed(model.eval())
-    assert not native.is_computed(model.train())
+    assert native.is_supported(model.eval())
+    assert not native.is_supported(model.train())
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,7 @@ def step_calls(recorder):
     draw = random.Random(0)
     for number in range(18):
         model = make_odd_model(draw)
-        step = native.native_step(model, draw.choice(list(native.KINDS)))
+        step = native.make_native_step(model, draw.choice(list(native.KINDS)))
         step.spare = draw.randint(0, 1)
         recorder.known = lambda step=step: [
             *(*step.kept, *(part for pair in step.held for part in pair)),
@@ -205,7 +205,7 @@ def step_calls(recorder):
         state.length = draw.randint(0, 3)
         step.begin(state, torch.tensor([draw.randint(0, state.length) for _ in range(texts)]))
         while (steps := draw.randint(1, 3)) + state.get_seq_length() <= longest and number % 2:
-            step.append(torch.randint(model.config.vocab_size, (texts, steps)))
+            step.decode(torch.randint(model.config.vocab_size, (texts, steps)))
         for rows in (texts, 1, draw.randint(1, texts)):
             spans = torch.tensor(
                 [[text * longest, longest] for text in draw.sample(range(texts), rows)]

@@ -29,7 +29,7 @@ from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, TokenizerError
 from rung.export.export import export
 from rung.export.tiktoken import PATTERN
-from rung.generation.decoder import Decoder, write_tokens
+from rung.generation.decoder import Decoder, generate_tokens
 from rung.generation.sampling import Sampling
 from rung.models import load
 from rung.models.gpt2 import GPT2LMHeadModel
@@ -169,7 +169,7 @@ def _greedy(server, prompt, count):
 def _own_greedy(folder, prompt, count):
     model, _ = load(folder)
     with torch.inference_mode():
-        steps = write_tokens(
+        steps = generate_tokens(
             Decoder(model), [prompt], Sampling(temperature=0, max_new_tokens=count), ()
         )
         return [step[0] for step in steps]

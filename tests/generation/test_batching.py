@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from rung.errors import RecipeError
 from rung.generation import batching, native
-from rung.generation.batching import Slots
-from rung.generation.decoder import Decoder, write_tokens
-from rung.generation.sampling import Draws, Sampling, choose, choose_each, find_shares
+from rung.generation.batching import ContinuousBatch
+from rung.generation.decoder import Decoder, generate_tokens
+from rung.generation.sampling import (
+    RandomStream,
+    Sampling,
+    find_probabilities,
+    sample_each,
+    sample_tokens,
+)
 from rung.models.base import KVCache
 from tests.conftest import SENTENCES, TINY, shake
 
@@ -41,19 +47,24 @@ def continue_texts(model, orders, count, late=0):
     after the last.
     """
     with torch.inference_mode():
-        pool, waiting, running, found = Slots(model, count), list(enumerate(orders)), {}, {}
+        pool, waiting, running, found = (
+            ContinuousBatch(model, count),
+            list(enumerate(orders)),
+            {},
+            {},
+        )
         turn = 0
         while waiting or running:
             while waiting and pool.free and (not running or turn >= late * waiting[0][0]):
                 number, (ids, sampling) = waiting.pop(0)
                 slot = pool.begin(ids, sampling.max_new_tokens)
-                running[slot] = number, sampling, Draws(sampling.seed)
+                running[slot] = number, sampling, RandomStream(sampling.seed)
                 found[number] = []
             turn += 1
             ready, logits = pool.advance(list(running))
             assert not pool.failed
             mine = [running[slot] for slot in ready]
-            tokens = choose_each(
+            tokens = sample_each(
                 logits, [sampling for _, sampling, _ in mine], [draws for _, _, draws in mine]
             )
             for slot, (number, sampling, _), token in zip(ready, mine, tokens, strict=True):
@@ -81,13 +92,13 @@ def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenize
     """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
     model = shake(make_tiny(name))
     if not native:
-        monkeypatch.setattr(batching, "native_step", lambda model: None)
+        monkeypatch.setattr(batching, "make_native_step", lambda model: None)
     orders = make_orders(tokenizer, 6)
     alone = [continue_texts(model, [order], 1)[0] for order in orders]
     assert continue_texts(model, orders, 6) == alone
     assert continue_texts(model, orders, 3, late=3) == alone
     with torch.inference_mode():
-        steps = [write_tokens(Decoder(model), [ids], sampling, ()) for ids, sampling in orders]
+        steps = [generate_tokens(Decoder(model), [ids], sampling, ()) for ids, sampling in orders]
         assert [[token for (token,) in written] for written in steps] == alone
 
 
@@ -95,7 +106,7 @@ def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenize
 @pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8])
 def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny, tokenizer):
     model = shake(make_tiny(name, hidden_size=44 if name == "gpt2" else 40))
-    step = native.native_step(model, weights)
+    step = native.make_native_step(model, weights)
     pool = KVCache(9)
     pool.rows = [
         tuple(
@@ -138,7 +149,7 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
             for ids in (short, long)
         ]
         with torch.inference_mode():
-            pool = Slots(model, 2)
+            pool = ContinuousBatch(model, 2)
             first = pool.begin(short, 20)
             pool.advance([first])
             pool.put(first, 5)
@@ -149,8 +160,8 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
                 pool.put(first, 5)
             ready, logits = pool.advance([first, second])
             assert ready == [first, second]
-            draws = Draws(0)
-            assert choose_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
+            draws = RandomStream(0)
+            assert sample_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
 
 
 def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
@@ -172,14 +183,14 @@ def test_each_row_is_chosen_as_if_it_were_alone(kinds, seed):
         Sampling(seed=seed - i if seed > 8 else seed + i, **SETTINGS[kind])
         for i, kind in enumerate(kinds)
     ]
-    draws = [Draws(sampling.seed) for sampling in rows]
+    draws = [RandomStream(sampling.seed) for sampling in rows]
     generators = [torch.Generator().manual_seed(sampling.seed) for sampling in rows]
     for _ in range(30):
         wanted = [
-            int(choose(logits[i, None], sampling, generator))
+            int(sample_tokens(logits[i, None], sampling, generator))
             for i, (sampling, generator) in enumerate(zip(rows, generators, strict=True))
         ]
-        assert choose_each(logits, rows, draws) == wanted
+        assert sample_each(logits, rows, draws) == wanted
 
 
 def test_a_token_that_is_hard_to_draw_is_sorted_out():
@@ -189,8 +200,8 @@ def test_a_token_that_is_hard_to_draw_is_sorted_out():
     logits = torch.zeros(3, 1000)
     logits[:, 17] = 0.001
     rows = [Sampling(temperature=1.0, top_p=1e-6, seed=seed) for seed in range(3)]
-    draws = [Draws(seed) for seed in range(3)]
-    assert choose_each(logits, rows, draws) == [17, 17, 17]
+    draws = [RandomStream(seed) for seed in range(3)]
+    assert sample_each(logits, rows, draws) == [17, 17, 17]
 
 
 @pytest.mark.parametrize("top_p", [0.0, 5e-324, 1e-50, 1e-46, 1e-40, 1e-30, 5e-8, 1e-4])
@@ -203,26 +214,29 @@ def test_a_top_p_next_to_nothing_takes_the_likeliest(top_p, top_k):
     sampling = Sampling(temperature=1.0, top_p=top_p, top_k=top_k)
     likeliest = logits.argmax(-1)
     assert (
-        choose_each(logits, [sampling] * 3, [Draws(seed) for seed in range(3)])
+        sample_each(logits, [sampling] * 3, [RandomStream(seed) for seed in range(3)])
         == likeliest.tolist()
     )
-    assert torch.equal(find_shares(logits, sampling).argmax(-1), likeliest)
-    assert find_shares(logits, sampling).max(-1).values.tolist() == [1.0] * 3
-    assert torch.equal(choose(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
+    assert torch.equal(find_probabilities(logits, sampling).argmax(-1), likeliest)
+    assert find_probabilities(logits, sampling).max(-1).values.tolist() == [1.0] * 3
+    assert torch.equal(sample_tokens(logits, sampling, torch.Generator().manual_seed(0)), likeliest)
 
 
 @pytest.mark.parametrize("top_p", [0.9, 1.0])
 def test_a_top_k_of_one_takes_the_likeliest_and_one_of_all_leaves_all(top_p):
     logits = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     one = Sampling(temperature=1.5, top_k=1, top_p=top_p)
-    draws = [Draws(seed) for seed in range(40)]
-    assert choose_each(logits, [one] * 40, draws) == logits.argmax(-1).tolist()
-    assert torch.equal(choose(logits, one, torch.Generator().manual_seed(0)), logits.argmax(-1))
+    draws = [RandomStream(seed) for seed in range(40)]
+    assert sample_each(logits, [one] * 40, draws) == logits.argmax(-1).tolist()
     assert torch.equal(
-        find_shares(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float()
+        sample_tokens(logits, one, torch.Generator().manual_seed(0)), logits.argmax(-1)
+    )
+    assert torch.equal(
+        find_probabilities(logits, one), torch.nn.functional.one_hot(logits.argmax(-1), 5).float()
     )
     every = [
-        find_shares(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p)) for k in (0, 5, 9)
+        find_probabilities(logits, Sampling(temperature=1.5, top_k=k, top_p=top_p))
+        for k in (0, 5, 9)
     ]
     torch.testing.assert_close(every[1:], every[:1] * 2)
     if top_p == 1:
@@ -242,7 +256,7 @@ def test_reading_a_text_leaves_what_the_others_got(make_tiny):
 
     def advance(with_another):
         with torch.inference_mode():
-            texts = batching.Slots(model, 4)
+            texts = batching.ContinuousBatch(model, 4)
             begun = [texts.begin([1, 5 + number], 20) for number in range(3)]
             while any(text.unread for text in texts.texts.values()):
                 for slot in texts.advance(begun)[0]:
@@ -271,14 +285,14 @@ def advance_all(texts, running, turns, token=5):
 def long_model(request, make_tiny, monkeypatch):
     """Looks far enough for its keys and values to grow many times."""
     if request.param == "torch":
-        monkeypatch.setattr(batching, "native_step", lambda model: None)
+        monkeypatch.setattr(batching, "make_native_step", lambda model: None)
     return shake(make_tiny("llama3", max_position_embeddings=4096))
 
 
 def test_memory_is_that_of_the_texts_and_is_given_back(long_model):
     """A long text does not give each of the others as much, and what it had goes with it."""
     with torch.inference_mode():
-        texts = Slots(long_model, 32)
+        texts = ContinuousBatch(long_model, 32)
         short = [texts.begin([1, 5, number], 500) for number in range(31)]
         advance_all(texts, short, 40)
         long = texts.begin([7] * 3900, 1)
@@ -300,7 +314,7 @@ def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
         raise RuntimeError(f"there is no memory for {more} tokens")
 
     def run(with_another):
-        texts, seen = Slots(long_model, 4), []
+        texts, seen = ContinuousBatch(long_model, 4), []
         with torch.inference_mode():
             running = [texts.begin([1, 5, number], 500) for number in range(3)]
             advance_all(texts, running, 6)
@@ -327,7 +341,7 @@ def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
 
 def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
     for name in ("llama3", "gpt2", "rnn", "ngram"):
-        texts = Slots(shake(make_tiny(name)), 3)
+        texts = ContinuousBatch(shake(make_tiny(name)), 3)
         with torch.inference_mode():
             running = [texts.begin(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
             came = advance_all(texts, running, 2)
@@ -344,7 +358,7 @@ def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
 
 def test_a_short_text_is_read_before_long_ones_and_a_long_one_still(make_tiny, monkeypatch):
     monkeypatch.setattr(batching, "READ_AT_ONCE", 4)
-    texts = Slots(shake(make_tiny("rnn")), 10)
+    texts = ContinuousBatch(shake(make_tiny("rnn")), 10)
     with torch.inference_mode():
         long = [texts.begin([1, 5] * 20, 4) for _ in range(8)]
         short = texts.begin([1, 5, 7], 4)
@@ -364,7 +378,7 @@ def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokeni
     ids = make_prompts(tokenizer, 4)[3]
 
     def write(paused_at):
-        texts, found = Slots(model, 2), []
+        texts, found = ContinuousBatch(model, 2), []
         slot = texts.begin(ids, 90)  # the window fills up meanwhile
         while len(found) < 90:
             ready, logits = texts.advance([slot])
@@ -387,7 +401,7 @@ def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokeni
 @pytest.fixture
 def held(make_tiny):
     """A step in C with memory for 12 tokens: of two texts, that have room for 8 and for 4."""
-    step = native.native_step(make_tiny("llama3"))
+    step = native.make_native_step(make_tiny("llama3"))
     step.hold([(torch.zeros(24, 8), torch.zeros(24, 8)) for _ in step.layers], 8)
     return step
 
@@ -437,20 +451,20 @@ def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
 def test_no_more_texts_are_appended_to_than_were_read(make_tiny):
     decoder = Decoder(make_tiny("gpt2"))
     with torch.inference_mode():
-        decoder.read([[5, 6]], 3)
+        decoder.prefill([[5, 6]], 3)
         with pytest.raises(
             ValueError, match="3 texts of 3 tokens, but there is room for 1 texts of 5"
         ):
-            decoder.native.append(torch.tensor([[5], [6], [7]]))
+            decoder.native.decode(torch.tensor([[5], [6], [7]]))
 
 
 def test_layers_of_unequal_sizes_are_left_to_the_model(make_tiny):
     """The step in C has one set of buffers for all layers: it would write beyond it."""
     model = make_tiny("llama3")
-    assert native.native_step(model) is not None
+    assert native.make_native_step(model) is not None
     for name, shape in (("gate_proj", (200, 32)), ("up_proj", (200, 32)), ("down_proj", (32, 200))):
         getattr(model.model.layers[1].mlp, name).weight = torch.nn.Parameter(torch.randn(shape))
-    assert native.native_step(model) is None
+    assert native.make_native_step(model) is None
 
 
 def count_numbers():
@@ -465,7 +479,7 @@ def count_numbers():
 
 
 def test_steps_of_every_size_share_one_set_of_buffers(make_tiny):
-    step = native.native_step(make_tiny("llama3", vocab_size=5000))
+    step = native.make_native_step(make_tiny("llama3", vocab_size=5000))
     step.hold([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
     tokens, at = torch.arange(40), torch.zeros(40, dtype=torch.long)
     spans = torch.tensor([[16 * text, 16] for text in range(40)])

@@ -26,12 +26,12 @@ from rung.data.tokenizer import encode_documents, encode_ordinary, find_control_
 from rung.data.tokenizer_training import EOS, build_tokenizer
 from rung.errors import RecipeError, RunError
 from rung.generation import native
-from rung.generation.decoder import Decoder, find_ends, write_tokens
-from rung.generation.detokenize import Pieces
-from rung.generation.generate import continue_tokens, generate, generate_batch
-from rung.generation.quantize import find_rounding, round_to_int8, rounding_cost
-from rung.generation.sampling import Sampling, choose, find_shares
-from rung.generation.speculative import NgramDraft, PromptDraft, make_draft
+from rung.generation.decoder import Decoder, find_stop_ids, generate_tokens
+from rung.generation.detokenize import Detokenizer
+from rung.generation.generate import generate, generate_batch, generate_from_ids
+from rung.generation.quantize import measure_quantization_cost, parse_weight_dtype, quantize_int8
+from rung.generation.sampling import Sampling, find_probabilities, sample_tokens
+from rung.generation.speculative import NgramDraft, PromptLookupDraft, make_draft
 from rung.models import LADDER, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, overflow, shake
 
@@ -76,9 +76,11 @@ SHAPES = {  # every part of step.c: odd widths, groups, biases, no rotation, tai
 }
 
 
-def written(decoder, rows, sampling=GREEDY, ends=()):
+def written(decoder, rows, sampling=GREEDY, stop_ids=()):
     with torch.inference_mode():
-        return list(map(list, zip(*write_tokens(decoder, rows, sampling, ends), strict=True)))
+        return list(
+            map(list, zip(*generate_tokens(decoder, rows, sampling, stop_ids), strict=True))
+        )
 
 
 @pytest.mark.conditions
@@ -121,9 +123,9 @@ def test_the_step_in_c_computes_what_the_model_does(shape, texts, steps, make_ti
     decoder = Decoder(model)
     assert decoder.native is not None, "no C compiler"
     with torch.inference_mode():
-        decoder.read([row[: -2 * steps] for row in rows], 2 * steps)
+        decoder.prefill([row[: -2 * steps] for row in rows], 2 * steps)
         pieces = [
-            decoder.append(
+            decoder.decode(
                 torch.tensor([row[-2 * steps :][half * steps : (half + 1) * steps] for row in rows])
             ).clone()
             for half in (0, 1)
@@ -145,11 +147,11 @@ def test_rounded_weights_are_the_rounded_model(name, weights, make_tiny, tokeniz
     model = shake(make_tiny(name, hidden_size=40))
     ids = torch.randint(3, len(tokenizer), (6, 9), generator=torch.Generator().manual_seed(2))
     plain = copy.deepcopy(model.state_dict())
-    decoder = Decoder(model, find_rounding(weights))
+    decoder = Decoder(model, parse_weight_dtype(weights))
     with torch.inference_mode():
         for rows in (ids[:1], ids):
-            decoder.read(rows[:, :-1].tolist(), 1)
-            rounded = decoder.append(rows[:, -1:])[:, 0]
+            decoder.prefill(rows[:, :-1].tolist(), 1)
+            rounded = decoder.decode(rows[:, -1:])[:, 0]
             exact = model(rows).logits[:, -1]
             assert 1e-5 < (rounded - exact).abs().max() < 0.2 * exact.abs().max()
     assert all(torch.equal(plain[key], value) for key, value in model.state_dict().items())
@@ -185,7 +187,7 @@ def test_what_rounding_costs_is_what_the_rounded_model_costs_more(
         ]
     wanted = (nats[1] - nats[0]) / math.log(2) / len(SENTENCES[0].encode())
     assert abs(wanted) > 1e-5
-    found = rounding_cost(model, tokenizer, SENTENCES[0], find_rounding(weights))
+    found = measure_quantization_cost(model, tokenizer, SENTENCES[0], parse_weight_dtype(weights))
     assert found == pytest.approx(wanted, abs=1e-5, rel=1e-2)
 
 
@@ -193,25 +195,27 @@ def test_whole_numbers_are_the_nearest_of_each_rows_own_scale():
     weight = torch.tensor(
         [[1.0, -12.7, 6.36, 0.04], [0.0, 0.0, 0.0, 0.0], [0.254, 0.001, -0.02, 0.1]]
     )
-    whole, scale = round_to_int8(weight)
+    whole, scale = quantize_int8(weight)
     assert whole.tolist() == [[10, -127, 64, 0], [0, 0, 0, 0], [127, 0, -10, 50]]
     assert scale[[0, 2]].tolist() == pytest.approx([0.1, 0.002])
     assert scale[1] > 0  # else a row of zeros is divided by it
     assert (whole * scale[:, None])[1].tolist() == [0.0] * 4
     half = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)).bfloat16()
-    for found, wanted in zip(round_to_int8(half), round_to_int8(half.float()), strict=True):
+    for found, wanted in zip(quantize_int8(half), quantize_int8(half.float()), strict=True):
         assert torch.equal(found, wanted)  # nothing is computed in the precision of the weights
-    assert find_rounding("") is None
+    assert parse_weight_dtype("") is None
 
 
 def test_what_rounding_costs_is_of_one_window_and_its_text(make_tiny, tokenizer):
     model = shake(make_tiny("llama3", max_position_embeddings=16)).eval()
     long = " ".join(SENTENCES)
     ids = tokenizer(long, add_special_tokens=False).input_ids[:15]
-    found = rounding_cost(model, tokenizer, long, torch.int8)
+    found = measure_quantization_cost(model, tokenizer, long, torch.int8)
     assert (
         found
-        == pytest.approx(rounding_cost(model, tokenizer, tokenizer.decode(ids), torch.int8))
+        == pytest.approx(
+            measure_quantization_cost(model, tokenizer, tokenizer.decode(ids), torch.int8)
+        )
         != 0
     )
 
@@ -222,8 +226,8 @@ def test_a_bfloat16_model_is_written_with_its_own_weights(make_tiny, tokenizer):
     ids = torch.randint(3, len(tokenizer), (2, 9))
     decoder = Decoder(model)
     with torch.inference_mode():
-        decoder.read(ids[:, :-1].tolist(), 1)
-        found = decoder.append(ids[:, -1:])[:, 0]
+        decoder.prefill(ids[:, :-1].tolist(), 1)
+        found = decoder.decode(ids[:, -1:])[:, 0]
         torch.testing.assert_close(found, model(ids).logits[:, -1].float(), rtol=0.1, atol=0.1)
 
 
@@ -274,10 +278,10 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
     if sampling.top_p < 1:
         warpers.append(TopPLogitsWarper(sampling.top_p))
     wanted = warpers(None, logits).softmax(-1)
-    torch.testing.assert_close(find_shares(logits, sampling), wanted)
+    torch.testing.assert_close(find_probabilities(logits, sampling), wanted)
     draws = 20_000
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
+    drawn = sample_tokens(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
     for row in range(8):
         shares = torch.bincount(drawn[:, row], minlength=40) / draws
         assert set(torch.nonzero(shares)[:, 0].tolist()) <= set(
@@ -294,8 +298,8 @@ def test_the_shares_told_are_those_drawn_from_where_tokens_are_equally_likely(se
     logits = torch.tensor(
         [[2.0, 0.0, 0.0, 0.0, 0.0, 0.0, -torch.inf]]
     )  # as an n-gram model's, backed off
-    told = find_shares(logits, sampling)[0]
-    drawn = choose(logits.repeat(20_000, 1), sampling, torch.Generator().manual_seed(0))
+    told = find_probabilities(logits, sampling)[0]
+    drawn = sample_tokens(logits.repeat(20_000, 1), sampling, torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         torch.bincount(drawn, minlength=7) / 20_000, told, rtol=0, atol=0.015
     )
@@ -304,7 +308,7 @@ def test_the_shares_told_are_those_drawn_from_where_tokens_are_equally_likely(se
 @given(st.text(max_size=40))
 def test_pieces_join_to_the_text_and_break_no_character(pieced_tokenizer, text):
     ids = pieced_tokenizer(text, add_special_tokens=False).input_ids
-    pieces = Pieces(pieced_tokenizer)
+    pieces = Detokenizer(pieced_tokenizer)
     given_out = [pieces.add(token) for token in ids]
     given_out.append(pieces.finish())
     assert "".join(given_out) == pieces.text == text.rstrip("\ufffd")
@@ -315,7 +319,7 @@ def test_pieces_join_to_the_text_and_break_no_character(pieced_tokenizer, text):
 @pytest.mark.parametrize("cut", [1, 2, 3, 4])
 def test_a_character_that_is_not_finished_is_left_out(cut, pieced_tokenizer):
     ids = pieced_tokenizer("ab🙂", add_special_tokens=False).input_ids
-    pieces = Pieces(pieced_tokenizer)
+    pieces = Detokenizer(pieced_tokenizer)
     text = "".join(map(pieces.add, ids[: len(ids) - 4 + cut])) + pieces.finish()
     assert text == pieces.text == ("ab🙂" if cut == 4 else "ab")
 
@@ -325,7 +329,7 @@ def test_a_character_that_is_not_finished_is_left_out(cut, pieced_tokenizer):
     st.lists(st.text("ab €", min_size=1, max_size=4), min_size=1, max_size=3),
 )
 def test_the_text_ends_before_the_stop_string_that_is_there_first(pieced_tokenizer, text, stop):
-    pieces = Pieces(pieced_tokenizer, stop)
+    pieces = Detokenizer(pieced_tokenizer, stop)
     given_out = ""
     for token in pieced_tokenizer(text, add_special_tokens=False).input_ids:
         given_out += pieces.add(token)
@@ -409,7 +413,7 @@ def test_pieces_join_to_what_all_tokens_are_together(any_tokenizer, data):
         any_tokenizer.decode(ids, skip_special_tokens=True) for ids in (context, context + new)
     )
     assume(whole.startswith(before))  # else nobody can say what is new
-    pieces = Pieces(any_tokenizer, context=context)
+    pieces = Detokenizer(any_tokenizer, context=context)
     given_out = "".join(map(pieces.add, new))
     assert whole[len(before) :].startswith(given_out)
     given_out += pieces.finish()
@@ -424,14 +428,14 @@ def test_a_first_piece_is_decoded_after_the_prompt(make_tiny):
     """
     tokenizer = make_sentencepiece(SENTENCES * 3)
     ids = tokenizer("the cat sat on the mat").input_ids
-    pieces = Pieces(tokenizer, context=ids[:-3])
+    pieces = Detokenizer(tokenizer, context=ids[:-3])
     assert (
         tokenizer.decode(ids[:-3]) + "".join(map(pieces.add, ids[-3:])) == "the cat sat on the mat"
     )
     model = make_tiny("llama3", vocab_size=len(tokenizer))
     for seed in range(20):
         sampling = Sampling(max_new_tokens=4, temperature=1.0, top_p=1.0, seed=seed)
-        (new,) = written(Decoder(model), [[1, *ids]], sampling, find_ends(model, tokenizer))
+        (new,) = written(Decoder(model), [[1, *ids]], sampling, find_stop_ids(model, tokenizer))
         made = generate(model, tokenizer, "the cat sat on the mat", sampling)
         whole = tokenizer.decode([1, *ids, *new], skip_special_tokens=True)
         assert "\ufffd" in whole or "the cat sat on the mat" + made.text == whole
@@ -444,7 +448,7 @@ def test_an_answer_cut_within_a_character_keeps_those_before_it():
     tokenizer = make_sentencepiece(SENTENCES)
     ids = tokenizer("a猫🙂").input_ids
     for cut in (1, 2, 3):
-        pieces = Pieces(tokenizer)
+        pieces = Detokenizer(tokenizer)
         assert "".join(map(pieces.add, ids[:-cut])) + pieces.finish() == "a猫"
     assert find_control_tokens(tokenizer).keys() == {1, 2}  # a byte's token is text
 
@@ -467,7 +471,7 @@ def test_any_end_that_the_model_names_ends_a_text(make_tiny, tokenizer):
     stock = model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[
         0, len(ids) :
     ].tolist()
-    assert find_ends(model, tokenizer) == tuple(sorted((tokenizer.eos_token_id, ending)))
+    assert find_stop_ids(model, tokenizer) == tuple(sorted((tokenizer.eos_token_id, ending)))
     assert generate(model, tokenizer, "the cat", greedy).tokens == len(stock) == wanted
     assert generate_batch(model, tokenizer, ["the cat"], greedy)[0].tokens == wanted
     beams = Sampling(temperature=0, max_new_tokens=12, num_beams=2)
@@ -500,7 +504,7 @@ def test_a_prompt_is_text_as_it_is_for_the_ruler(make_tiny, tokenizer):
     model = make_tiny("llama3")
     ids = encode_ordinary(tokenizer, [f"a cat {EOS} the"])[0].ids
     assert tokenizer.eos_token_id not in ids
-    wanted = continue_tokens(
+    wanted = generate_from_ids(
         Decoder(model), tokenizer, [[tokenizer.bos_token_id, *ids]], GREEDY, {-1}
     )[0].text
     assert generate(model, tokenizer, f"a cat {EOS} the", GREEDY).text == wanted
@@ -522,7 +526,7 @@ def test_a_draft_changes_no_token(name, make_tiny, tokenizer):
         for length in (1, 2, 5, 30):
             sampling = Sampling(temperature=0, max_new_tokens=length)
             plain = generate(model, tokenizer, prompt, sampling)
-            for draft in (PromptDraft(), NgramDraft(ngram)):
+            for draft in (PromptLookupDraft(), NgramDraft(ngram)):
                 guessed = generate(model, tokenizer, prompt, sampling, draft=draft)
                 assert (guessed.text, guessed.tokens) == (plain.text, plain.tokens)
 
@@ -540,25 +544,27 @@ def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
         wanted = first @ (model(every).logits[:, -1] / temperature).softmax(-1)
 
     class Likely:
-        def guess(self, ids, count):
+        def propose(self, ids, count):
             return [int(wanted.argmax())] * count
 
-    from rung.generation.speculative import write_guessed
+    from rung.generation.speculative import generate_speculatively
 
     decoder, counts, draws = Decoder(model), torch.zeros(size), 1500
     with torch.inference_mode():
         for seed in range(draws):
             sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=3, seed=seed)
-            counts[[t[0] for t in write_guessed(decoder, row, sampling, (), Likely())][1]] += 1
+            counts[
+                [t[0] for t in generate_speculatively(decoder, row, sampling, (), Likely())][1]
+            ] += 1
     assert (counts / draws - wanted).abs().max() < 4 * (wanted.max() / draws) ** 0.5
 
 
 def test_a_prompt_draft_guesses_what_followed_the_longest_match():
-    draft = PromptDraft()
-    assert draft.guess([1, 2, 3], 2) == []
-    assert draft.guess([1, 2, 3, 9, 2, 3], 2) == [9, 2]
-    assert draft.guess([1, 2, 3, 9, 2, 3, 5, 9, 2, 3], 4) == [5, 9, 2, 3]
-    assert draft.guess([1, 2, 3, 9, 2, 3, 5, 9, 2, 3, 7, 7], 3) == [7]
+    draft = PromptLookupDraft()
+    assert draft.propose([1, 2, 3], 2) == []
+    assert draft.propose([1, 2, 3, 9, 2, 3], 2) == [9, 2]
+    assert draft.propose([1, 2, 3, 9, 2, 3, 5, 9, 2, 3], 4) == [5, 9, 2, 3]
+    assert draft.propose([1, 2, 3, 9, 2, 3, 5, 9, 2, 3, 7, 7], 3) == [7]
 
 
 def test_an_ngram_draft_guesses_the_likeliest_token(make_tiny, tokenizer):
@@ -569,15 +575,16 @@ def test_an_ngram_draft_guesses_the_likeliest_token(make_tiny, tokenizer):
         *tokenizer(" ".join(SENTENCES), add_special_tokens=False).input_ids,
     ]
     seen = sum(
-        draft.guess(ids[:end], 1) == [int(model(torch.tensor([ids[:end]])).logits[0, -1].argmax())]
+        draft.propose(ids[:end], 1)
+        == [int(model(torch.tensor([ids[:end]])).logits[0, -1].argmax())]
         for end in range(1, len(ids))
     )
     assert seen >= 0.9 * (len(ids) - 1)  # a token of a shorter context may be likelier still
 
 
 def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
-    with pytest.raises(RunError, match="takes no token back"):
-        generate(make_tiny("rnn"), tokenizer, "the", GREEDY, draft=PromptDraft())
+    with pytest.raises(RunError, match="cannot take tokens back"):
+        generate(make_tiny("rnn"), tokenizer, "the", GREEDY, draft=PromptLookupDraft())
     runs.save_model(runs.make_folder(tmp_path / "rnn"), make_tiny("rnn"), tokenizer)
     with pytest.raises(RunError, match="a draft is an n-gram run"):
         make_draft(str(tmp_path / "rnn"), tokenizer)
@@ -590,7 +597,7 @@ def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
     beams = Sampling(num_beams=2)
     for decoder, options in (
         (Decoder(make_tiny("gpt2"), torch.int8), {}),
-        (make_tiny("gpt2"), {"draft": PromptDraft()}),
+        (make_tiny("gpt2"), {"draft": PromptLookupDraft()}),
     ):
         with pytest.raises(
             RecipeError,
@@ -598,7 +605,7 @@ def test_a_draft_that_cannot_be_is_refused(make_tiny, tokenizer, tmp_path):
         ):
             generate(decoder, tokenizer, "the", beams, **options)
     with pytest.raises(RecipeError, match="unknown weights 'int4'"):
-        find_rounding("int4")
+        parse_weight_dtype("int4")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
@@ -631,8 +638,8 @@ def test_streamed_text_is_the_text(name, make_tiny, tokenizer):
 def test_top_p_of_zero_takes_the_likeliest():
     logits = torch.randn(50, 30, generator=torch.Generator().manual_seed(0))
     greedy = Sampling(temperature=2.0, top_p=0.0)
-    assert torch.equal(choose(logits, greedy, torch.Generator()), logits.argmax(-1))
-    assert torch.equal(find_shares(logits, greedy).argmax(-1), logits.argmax(-1))
+    assert torch.equal(sample_tokens(logits, greedy, torch.Generator()), logits.argmax(-1))
+    assert torch.equal(find_probabilities(logits, greedy).argmax(-1), logits.argmax(-1))
 
 
 def test_the_seed_decides(make_tiny, tokenizer):
@@ -659,7 +666,7 @@ def test_writing_goes_on_where_the_window_is_full(name, make_tiny, tokenizer):
             with torch.inference_mode():
                 assert token == int(model(torch.tensor([ids[-read:]])).logits[0, -1].argmax())
             ids, read = [*ids, token], read + 1
-    for draft in (PromptDraft(), NgramDraft(make_tiny("ngram"))):
+    for draft in (PromptLookupDraft(), NgramDraft(make_tiny("ngram"))):
         guessed = (
             generate(model, tokenizer, "the cat sat", long, draft=draft)
             if name != "rnn-attention"
@@ -689,7 +696,7 @@ def test_weights_whose_sums_are_no_numbers_write_nothing(name, make_tiny, tokeni
         generate_batch(model, tokenizer, PROMPTS, GREEDY)
     if name in ("gpt2", "llama3"):
         with pytest.raises(RunError, match=SAID_OF_OVERFLOW):
-            generate(model, tokenizer, "the cat", GREEDY, draft=PromptDraft())
+            generate(model, tokenizer, "the cat", GREEDY, draft=PromptLookupDraft())
 
 
 def test_words_do_not_run_together(make_tiny):
@@ -700,7 +707,7 @@ def test_words_do_not_run_together(make_tiny):
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
     model = (
-        LADDER["bigram"]
+        MODELS["bigram"]
         .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )

@@ -11,14 +11,14 @@ import torch
 from rung.cli.evaluate import generate as command
 from rung.errors import RecipeError
 from rung.generation.sampling import (
-    LEAST_TOP_P,
-    NEARLY_GREEDY,
-    PATIENCE,
-    Draws,
+    MAX_REDRAWS,
+    MIN_TEMPERATURE,
+    MIN_TOP_P,
+    RandomStream,
     Sampling,
-    choose,
-    choose_each,
-    find_shares,
+    find_probabilities,
+    sample_each,
+    sample_tokens,
 )
 
 KINDS = [
@@ -30,8 +30,8 @@ KINDS = [
     {"temperature": 2.0, "top_k": 40, "top_p": 0.3},
     {"temperature": 2.0, "top_k": 99, "top_p": 0.3},
     {"temperature": 0.0},
-    {"temperature": NEARLY_GREEDY * 0.9},
-    {"temperature": 5.0, "top_p": LEAST_TOP_P / 2},
+    {"temperature": MIN_TEMPERATURE * 0.9},
+    {"temperature": 5.0, "top_p": MIN_TOP_P / 2},
 ]
 
 
@@ -54,14 +54,12 @@ def pick(weights, number):
 
 
 def choose_by_hand(logits, sampling, numbers):
-    """The token that these random numbers choose: of all, again until it is likely enough, then of
-    the likely ones.
-    """
-    if sampling.temperature < NEARLY_GREEDY or sampling.top_p < LEAST_TOP_P:
+    """Sample with these numbers: from all tokens until one is within top-p, then from the top."""
+    if sampling.temperature < MIN_TEMPERATURE or sampling.top_p < MIN_TOP_P:
         return int(logits.argmax())
     shares = (logits / sampling.temperature).softmax(-1).numpy()
     if not 0 < sampling.top_k < len(shares):
-        for _ in range(PATIENCE + 1):
+        for _ in range(MAX_REDRAWS + 1):
             token = pick(shares, next(numbers))
             if sampling.top_p == 1 or shares[shares > shares[token]].sum() < sampling.top_p:
                 return token
@@ -76,8 +74,8 @@ def count_numbers(seed):
 
 
 def test_random_numbers_are_those_of_the_seed_in_order():
-    draws = Draws(7)
-    assert [draws.take() for _ in range(150)] == list(itertools.islice(count_numbers(7), 150))
+    draws = RandomStream(7)
+    assert [draws.draw() for _ in range(150)] == list(itertools.islice(count_numbers(7), 150))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -87,7 +85,7 @@ def test_a_token_is_the_one_that_its_random_numbers_choose(kind):
         sampling, generator = Sampling(**kind), torch.Generator().manual_seed(seed)
         numbers = count_numbers(seed)
         for _ in range(3):
-            assert int(choose(row[None], sampling, generator)) == choose_by_hand(
+            assert int(sample_tokens(row[None], sampling, generator)) == choose_by_hand(
                 row, sampling, numbers
             )
 
@@ -96,11 +94,11 @@ def test_rows_of_all_kinds_are_each_chosen_by_their_own_numbers():
     logits = 2 * torch.randn(len(KINDS) * 3, 40, generator=torch.Generator().manual_seed(2))
     settings = [Sampling(**kind) for kind in KINDS] * 3
     draws, numbers = (
-        [Draws(seed) for seed in range(30)],
+        [RandomStream(seed) for seed in range(30)],
         [count_numbers(seed) for seed in range(30)],
     )
     for _ in range(10):
-        found = choose_each(logits, settings, draws)
+        found = sample_each(logits, settings, draws)
         assert found == [
             choose_by_hand(*each) for each in zip(logits, settings, numbers, strict=True)
         ]
@@ -116,7 +114,7 @@ def test_rows_that_are_drawn_again_in_vain_are_each_sorted_out():
     tops = [1.5e-3, 2.5e-3, 0.999]
     settings = [Sampling(temperature=1.0, top_p=tops[row % 3]) for row in range(24)]
     numbers = [count_numbers(seed) for seed in range(24)]
-    found = choose_each(logits, settings, [Draws(seed) for seed in range(24)])
+    found = sample_each(logits, settings, [RandomStream(seed) for seed in range(24)])
     assert found == [choose_by_hand(*each) for each in zip(logits, settings, numbers, strict=True)]
     patient = [token - 7 * row for row, token in enumerate(found) if row % 3 < 2]
     assert {0, 1, 2} >= set(patient) >= {0, 1}
@@ -136,7 +134,7 @@ def test_rows_of_a_batch_are_drawn_again_together():
     while outside := [i for i, row in enumerate(shares) if row[row > row[wanted[i]]].sum() >= 0.4]:
         again = draw()
         wanted = [again[i] if i in outside else token for i, token in enumerate(wanted)]
-    assert choose(logits, sampling, torch.Generator().manual_seed(5)).tolist() == wanted
+    assert sample_tokens(logits, sampling, torch.Generator().manual_seed(5)).tolist() == wanted
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 3, 7, 8, 20])
@@ -144,10 +142,14 @@ def test_rows_of_a_batch_are_drawn_again_together():
 def test_of_equally_likely_tokens_top_p_takes_all_or_none_and_top_k_its_number(top_p, top_k):
     logits = torch.randint(0, 4, (40, 8), generator=torch.Generator().manual_seed(4)).float()
     sampling = Sampling(temperature=0.7, top_k=top_k, top_p=top_p)
-    drawn = choose(logits.repeat(20, 1), sampling, torch.Generator().manual_seed(0)).view(20, 40)
-    draws = [Draws(seed) for seed in range(40)]
-    each = [choose_each(logits, [sampling] * 40, draws) for _ in range(3)]
-    for place, (row, told) in enumerate(zip(logits, find_shares(logits, sampling), strict=True)):
+    drawn = sample_tokens(logits.repeat(20, 1), sampling, torch.Generator().manual_seed(0)).view(
+        20, 40
+    )
+    draws = [RandomStream(seed) for seed in range(40)]
+    each = [sample_each(logits, [sampling] * 40, draws) for _ in range(3)]
+    for place, (row, told) in enumerate(
+        zip(logits, find_probabilities(logits, sampling), strict=True)
+    ):
         shares = (row / 0.7).softmax(-1).numpy()
         kept = [share for share in shares if top_p == 1 or shares[shares > share].sum() < top_p]
         if 0 < top_k < 8:
@@ -165,9 +167,15 @@ def test_of_equally_likely_tokens_top_p_takes_all_or_none_and_top_k_its_number(t
 
 def drawn_of(logits, sampling):
     """Which tokens are ever drawn, one by one and among others, and which are told."""
-    one = choose(logits.repeat(60, 1), sampling, torch.Generator().manual_seed(0)).tolist()
-    each = choose_each(logits.repeat(60, 1), [sampling] * 60, [Draws(seed) for seed in range(60)])
-    return set(one), set(each), set(find_shares(logits, sampling)[0].nonzero()[:, 0].tolist())
+    one = sample_tokens(logits.repeat(60, 1), sampling, torch.Generator().manual_seed(0)).tolist()
+    each = sample_each(
+        logits.repeat(60, 1), [sampling] * 60, [RandomStream(seed) for seed in range(60)]
+    )
+    return (
+        set(one),
+        set(each),
+        set(find_probabilities(logits, sampling)[0].nonzero()[:, 0].tolist()),
+    )
 
 
 def test_a_token_is_left_out_where_the_likelier_ones_make_up_just_top_p():
@@ -194,27 +202,26 @@ def test_a_token_is_left_out_where_the_likelier_ones_make_up_just_top_p():
 
 def test_a_random_number_of_zero_draws_no_impossible_token(monkeypatch):
     logits = torch.tensor([[-torch.inf, 0.0, 1.0]])
-    sampling, draws = Sampling(temperature=1.0, top_p=1.0), Draws(0)
-    draws.ready = [0.0]
-    assert choose_each(logits, [sampling], [draws]) == [1]
+    sampling, draws = Sampling(temperature=1.0, top_p=1.0), RandomStream(0)
+    draws.block = [0.0]
+    assert sample_each(logits, [sampling], [draws]) == [1]
     monkeypatch.setattr(torch, "rand", lambda *size, dtype, **_: torch.zeros(size, dtype=dtype))
-    assert choose(logits, sampling, torch.Generator()).tolist() == [1]
+    assert sample_tokens(logits, sampling, torch.Generator()).tolist() == [1]
 
 
 def test_greed_begins_below_its_bounds():
     for bounds, is_greedy in (
-        ({"temperature": NEARLY_GREEDY}, False),
-        ({"temperature": NEARLY_GREEDY * 0.99}, True),
-        ({"top_p": LEAST_TOP_P}, False),
-        ({"top_p": LEAST_TOP_P * 0.99}, True),
+        ({"temperature": MIN_TEMPERATURE}, False),
+        ({"temperature": MIN_TEMPERATURE * 0.99}, True),
+        ({"top_p": MIN_TOP_P}, False),
+        ({"top_p": MIN_TOP_P * 0.99}, True),
         ({"top_k": 1}, False),
         ({}, False),
     ):
         assert Sampling(**bounds).is_greedy is is_greedy
-    assert (
-        1e-4 < NEARLY_GREEDY < 0.01
-    )  # above, people ask for it; below, logits that differ by 1 differ by e^10,000
-    assert LEAST_TOP_P == 1 / 16_777_216
+    # Above, people ask for it; below, logits that differ by 1 differ by e^10,000.
+    assert 1e-4 < MIN_TEMPERATURE < 0.01
+    assert MIN_TOP_P == 1 / 16_777_216
 
 
 def test_the_command_and_the_library_have_the_same_defaults():

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi", reason="needs the server's packages: pip install 'rung[serve]'")
 pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
 
-from rung.serve.registry import Served
+from rung.serve.registry import ServedModel
 from tests.conftest import shake
 from tests.serve.test_openai import TEMPLATE, Listening
 
@@ -23,8 +23,8 @@ def server(make_tiny, tokenizer):
     chatting, model = copy.deepcopy(tokenizer), shake(make_tiny("llama3"))
     chatting.chat_template = TEMPLATE
     runs = {
-        "base": Served("base", model, tokenizer, {}),
-        "chat": Served("chat", model, chatting, {}),
+        "base": ServedModel("base", model, tokenizer, {}),
+        "chat": ServedModel("chat", model, chatting, {}),
     }
     with Listening(runs, api_key="secret") as listening:
         listening.ask = lambda **body: listening.post(

@@ -25,7 +25,7 @@ from rung.serve.middleware import (  # noqa: E402
     Limits,
     Metrics,
 )
-from rung.serve.registry import Served  # noqa: E402
+from rung.serve.registry import ServedModel  # noqa: E402
 from rung.serve.sequences import BUFFER, Order, Piece  # noqa: E402
 from rung.serve.threads import run_in_turn  # noqa: E402
 
@@ -34,7 +34,7 @@ from rung.serve.threads import run_in_turn  # noqa: E402
 def make_engine(make_tiny, tokenizer):
     def make(name="llama3", limits=None, **settings):
         return Engine(
-            Served(name, make_tiny(name, **settings), tokenizer, {}),
+            ServedModel(name, make_tiny(name, **settings), tokenizer, {}),
             Limits(**limits or {}),
             Metrics(),
         )
@@ -86,7 +86,7 @@ def test_a_fault_in_the_turn_of_one_text_ends_that_text_alone(make_engine, monke
     wanted = finish(engine, submit(engine, order())[0])
     good, bad, worse = submit(engine, order(), order(), order())
     monkeypatch.setattr(bad.pieces, "add", lambda token: 1 / 0)
-    monkeypatch.setattr(worse.draws, "take", lambda: 1 / 0)
+    monkeypatch.setattr(worse.draws, "draw", lambda: 1 / 0)
     worse.order = order()
     object.__setattr__(worse.order, "sampling", Sampling(temperature=1.0))
     assert finish(engine, good) == wanted

@@ -49,7 +49,7 @@ from rung.serve.middleware import (  # noqa: E402
     read_key,
     read_origin,
 )
-from rung.serve.registry import Served, identify, load_served, tell_apart  # noqa: E402
+from rung.serve.registry import ServedModel, identify, load_served_models, tell_apart  # noqa: E402
 from rung.serve.schemas import ChatRequest, CompletionRequest  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -101,17 +101,17 @@ def wait_until(holds, seconds=300):
 @pytest.fixture(scope="module")
 def served(make_tiny, tokenizer):
     """Every rung; the one called chat has a template."""
-    made = {name: Served(name, shake(make_tiny(name)), tokenizer, {}) for name in TINY}
+    made = {name: ServedModel(name, shake(make_tiny(name)), tokenizer, {}) for name in TINY}
     chatting = copy.deepcopy(tokenizer)
     chatting.chat_template = TEMPLATE
-    return made | {"chat": Served("chat", made["llama3"].model, chatting, {})}
+    return made | {"chat": ServedModel("chat", made["llama3"].model, chatting, {})}
 
 
 @pytest.fixture
 def endless(served, monkeypatch):
     """A model that never comes to an end by itself."""
     monkeypatch.setattr(
-        engines, "choose_each", lambda logits, settings, draws: [65] * len(settings)
+        engines, "sample_each", lambda logits, settings, draws: [65] * len(settings)
     )
     return {"llama3": served["llama3"]}
 
@@ -293,7 +293,7 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
         .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )
-    with Listening({"m": Served("m", model, words, {})}) as server:
+    with Listening({"m": ServedModel("m", model, words, {})}) as server:
         for prompt in ("  the cat  Zebra sat ", "é 🙂", "", "   "):
             made = server.post(
                 model="m", prompt=prompt, max_tokens=8, echo=True, logprobs=2, seed=1
@@ -312,9 +312,9 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
 def say(ids, monkeypatch):
     """Have every model say these tokens."""
     monkeypatch.setattr(
-        engines, "choose_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws]
+        engines, "sample_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws]
     )
-    monkeypatch.setattr("rung.serve.sequences.Draws", Counting)
+    monkeypatch.setattr("rung.serve.sequences.RandomStream", Counting)
     monkeypatch.setattr(engines, "TOGETHER", 0.0)
 
 
@@ -363,7 +363,7 @@ def test_a_character_of_many_tokens_arrives_whole(make_tiny, tokenizer, monkeypa
     ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     assert len(ids) > len(text)
     say(ids, monkeypatch)
-    with Listening({"m": Served("m", make_tiny("bigram"), tokenizer, {})}) as server:
+    with Listening({"m": ServedModel("m", make_tiny("bigram"), tokenizer, {})}) as server:
         body = {"model": "m", "prompt": "", "max_tokens": 50, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
             events = [
@@ -640,12 +640,13 @@ def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
     from rung.cli.main import app
 
     monkeypatch.setattr(
-        "rung.serve.registry.load_served", lambda runs: {"gpt2": Served("gpt2", None, None, {})}
+        "rung.serve.registry.load_served_models",
+        lambda runs: {"gpt2": ServedModel("gpt2", None, None, {})},
     )
     monkeypatch.setattr(
         "rung.serve.app.run_server", lambda served, limits, listener: listener.close()
     )
-    monkeypatch.setattr("rung.serve.engine.leave_a_core", lambda: None)
+    monkeypatch.setattr("rung.serve.engine.reserve_core", lambda: None)
     try:
         open_port("::1", 0).close()
     except RunError:
@@ -913,7 +914,7 @@ def test_a_token_beyond_the_models_is_that_requests_fault(served, tokenizer):
     longer = copy.deepcopy(tokenizer)
     longer.add_tokens(["<|one_more|>"], special_tokens=False)
     longer.chat_template = TEMPLATE
-    with Listening({"m": Served("m", served["llama3"].model, longer, {})}) as server:
+    with Listening({"m": ServedModel("m", served["llama3"].model, longer, {})}) as server:
         for path, body in (
             ("/v1/completions", {"prompt": "a<|one_more|>b"}),
             ("/v1/completions", {"prompt": [0, len(tokenizer)]}),
@@ -965,12 +966,12 @@ def test_usage_and_fingerprint_are_those_of_openai(client, server, served, make_
         and made.system_fingerprint != chat.system_fingerprint
     )
     assert (
-        identify(Served("other name", served["gpt2"].model, tokenizer, {}))
+        identify(ServedModel("other name", served["gpt2"].model, tokenizer, {}))
         == made.system_fingerprint
     )
-    assert identify(Served("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint, (
-        "other weights"
-    )
+    assert (
+        identify(ServedModel("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint
+    ), "other weights"
 
 
 def test_top_p_of_zero_takes_the_likeliest(server):
@@ -1010,13 +1011,13 @@ def test_other_refusals_have_the_same_form(server):
 
 def test_a_step_that_fails_ends_its_texts_and_no_more(served, monkeypatch):
     with Listening({"llama3": served["llama3"]}) as server:
-        kept = engines.choose_each
+        kept = engines.sample_each
 
         def fail(*_):
-            monkeypatch.setattr(engines, "choose_each", kept)
+            monkeypatch.setattr(engines, "sample_each", kept)
             raise RuntimeError("out of order")
 
-        monkeypatch.setattr(engines, "choose_each", fail)
+        monkeypatch.setattr(engines, "sample_each", fail)
         answer = server.post(model="llama3", prompt="a")
         assert answer.status_code == 500 and "out of order" not in answer.text
         assert server.post(model="llama3", prompt="a").status_code == 200
@@ -1029,15 +1030,15 @@ def test_runs_are_named_by_their_folders(make_tiny, tokenizer, tmp_path):
         runs.write_record(
             folder, {"rung": Path(place).name} | ({"scores": {}} if place != "one/ngram" else {})
         )
-    assert list(load_served([str(tmp_path)])) == ["one/gpt2", "two/gpt2"]
-    assert list(load_served([str(tmp_path / "one" / "ngram"), str(tmp_path / "one")])) == [
+    assert list(load_served_models([str(tmp_path)])) == ["one/gpt2", "two/gpt2"]
+    assert list(load_served_models([str(tmp_path / "one" / "ngram"), str(tmp_path / "one")])) == [
         "ngram",
         "gpt2",
     ]
     (tmp_path / "empty").mkdir()
     for nothing, message in (("empty", "holds no finished run"), ("missing", "no run at")):
         with pytest.raises(RunError, match=message):
-            load_served([str(tmp_path / nothing)])
+            load_served_models([str(tmp_path / nothing)])
     assert tell_apart([("a", "x"), ("b", "x"), ("y",)]) == ["a/x", "b/x", "y"]
 
 
@@ -1091,7 +1092,7 @@ def test_a_completion_ends_where_the_model_says(served):
 
     model, tokenizer = copy.deepcopy(served["llama3"].model), served["llama3"].tokenizer
     body = {"model": "llama3", "prompt": "the cat", "temperature": 0, "max_tokens": 12}
-    with Listening({"llama3": Served("llama3", model, tokenizer, {})}) as listening:
+    with Listening({"llama3": ServedModel("llama3", model, tokenizer, {})}) as listening:
         plain = listening.post(**body).json()
         ids = tokenizer(plain["choices"][0]["text"], add_special_tokens=False).input_ids
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, ids[-1]]

@@ -30,7 +30,7 @@ from rung.data.tokenizer_training import build_tokenizer  # noqa: E402
 from rung.models import make_config  # noqa: E402
 from rung.models.bigram import BigramForCausalLM  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
-from rung.serve.registry import Served  # noqa: E402
+from rung.serve.registry import ServedModel  # noqa: E402
 from tests.conftest import SENTENCES  # noqa: E402
 from tests.serve.playground_app import running  # noqa: E402
 
@@ -60,11 +60,11 @@ def served(make_tiny, tokenizer):
         "prompt": "the cat",
         "passage": [["the cat sat\n", 3.0], ["on a mat", 5.0]],
     }
-    runs = {name: Served(name, make_tiny(name), tokenizer, record) for name in NAMES}
+    runs = {name: ServedModel(name, make_tiny(name), tokenizer, record) for name in NAMES}
     able = copy.deepcopy(tokenizer)
     able.chat_template = TEMPLATE
     return runs | {
-        "tuned": Served("tuned", make_tiny("llama3"), able, record),
+        "tuned": ServedModel("tuned", make_tiny("llama3"), able, record),
         "letters": spell(record),
     }
 
@@ -77,7 +77,7 @@ def spell(record):
     model = BigramForCausalLM.fit(
         make_config("bigram", tokenizer, {}), numpy.concatenate(documents), starts
     )
-    return Served("letters", model.eval(), tokenizer, record)
+    return ServedModel("letters", model.eval(), tokenizer, record)
 
 
 @pytest.fixture(scope="module")

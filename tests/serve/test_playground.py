@@ -17,7 +17,7 @@ from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.attention import attention_shape
 from rung.evaluation.surprisal import score_text
 from rung.generation import detokenize
-from rung.generation.detokenize import show_token
+from rung.generation.detokenize import token_to_text
 from rung.generation.sampling import Sampling, choose
 from rung.models import count_parameters
 from tests.conftest import SENTENCES, TINY
@@ -32,7 +32,7 @@ from rung.serve import openai, playground  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
 from rung.serve.middleware import Limits  # noqa: E402
 from rung.serve.playground import LONGEST, WIDEST, describe_all  # noqa: E402
-from rung.serve.registry import Served  # noqa: E402
+from rung.serve.registry import ServedModel  # noqa: E402
 from tests.serve.test_openai import Listening, wait_until  # noqa: E402
 
 SCORE = {"bits_per_byte": 1.9, "low": 1.8, "high": 2.0}
@@ -48,7 +48,8 @@ TEXT = "the cat sat on é \U0001f642 mat"
 @pytest.fixture(scope="module")
 def served(make_tiny, tokenizer):
     return {
-        name: Served(name, make_tiny(name), tokenizer, {**RECORD, "rung": name}) for name in TINY
+        name: ServedModel(name, make_tiny(name), tokenizer, {**RECORD, "rung": name})
+        for name in TINY
     }
 
 
@@ -95,7 +96,7 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
     shares = logits.softmax(-1)[0]
     for token in answer["tokens"]:
         assert token["probability"] == pytest.approx(shares[token["id"]].item(), abs=1e-6)
-        assert token["text"] == show_token(tokenizer, token["id"])
+        assert token["text"] == token_to_text(tokenizer, token["id"])
         assert token["end"] == (token["id"] == tokenizer.eos_token_id)
     drawn = (
         choose(
@@ -119,7 +120,7 @@ def test_the_name_of_the_end_is_text_wherever_it_is_typed(client, tokenizer):
     asked = {"model": "llama3", "text": text}
     assert ask(client, "next", **asked)["ids"] == ids
     assert ask(client, "attention", **asked)["tokens"][1:] == [
-        show_token(tokenizer, id) for id in ids
+        token_to_text(tokenizer, id) for id in ids
     ]
     assert "".join(piece["text"] for piece in ask(client, "surprisal", **asked)["pieces"]) == text
     body = {"model": "llama3", "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 0}
@@ -191,7 +192,9 @@ def test_probability_zero_is_told_as_null(make_tiny, tokenizer):
         torch.full((len(ids),), -math.inf),
         torch.ones(len(ids), dtype=torch.long),
     )
-    with testclient.TestClient(build_app({"none": Served("none", model, tokenizer, {})})) as client:
+    with testclient.TestClient(
+        build_app({"none": ServedModel("none", model, tokenizer, {})})
+    ) as client:
         answer = ask(client, "surprisal", model="none", text="cat")
         run = client.get("/api/rungs").json()["rungs"][0]
     assert answer["bits"] is None and answer["pieces"][0]["bits"] is None
@@ -204,7 +207,7 @@ def test_a_run_with_a_chat_template_says_so(make_tiny, tokenizer):
     able = copy.deepcopy(tokenizer)
     able.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     with testclient.TestClient(
-        build_app({"chat": Served("chat", make_tiny("gpt2"), able, {})})
+        build_app({"chat": ServedModel("chat", make_tiny("gpt2"), able, {})})
     ) as client:
         assert client.get("/api/rungs").json()["rungs"][0]["chat"] is True
 
@@ -338,7 +341,7 @@ def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
 
     def make(name, bits, **record):
         score = {"scores": {"test": {"bits_per_byte": bits, "bytes": 9}}}
-        return Served(
+        return ServedModel(
             name, served[name].model, tokenizer, {"rung": name, **text, **score, **record}
         )
 
@@ -348,7 +351,7 @@ def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
         make("gpt2", 1.0, training={"steps": 5}),
         make("rnn", 2.6),
     ]
-    runs += [make("llama3", 2.4), Served("plain", served["swaps"].model, tokenizer, {})]
+    runs += [make("llama3", 2.4), ServedModel("plain", served["swaps"].model, tokenizer, {})]
     doubts = {run["name"]: run["doubt"] for run in describe_all(runs)}
     assert doubts.pop("gpt2") == "5 training steps only: too few to have learned anything"
     assert doubts.pop("rnn") == "worse than counting pairs: trained for too short a time"
@@ -358,7 +361,7 @@ def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
 def test_bits_that_are_no_distributions_are_marked(client, make_tiny, tokenizer):
     assert not any(run["renormalized"] for run in client.get("/api/rungs").json()["rungs"])
     assert ask(client, "surprisal", model="ngram", text="cat")["renormalized"] is False
-    stupid = Served("stupid", make_tiny("ngram", smoothing="stupid-backoff"), tokenizer, {})
+    stupid = ServedModel("stupid", make_tiny("ngram", smoothing="stupid-backoff"), tokenizer, {})
     with testclient.TestClient(build_app({"stupid": stupid})) as client:
         assert client.get("/api/rungs").json()["rungs"][0]["renormalized"] is True
         assert ask(client, "surprisal", model="stupid", text="cat")["renormalized"] is True
@@ -384,7 +387,7 @@ def test_a_token_is_shown_as_text_whatever_the_tokenizer(kind):
     from rung.data.tokenizer_training import build_tokenizer
 
     tokenizer = build_tokenizer(kind, [*SENTENCES, TEXT] * 20, 300 if kind == "bpe" else None)
-    shown = [show_token(tokenizer, id) for id in range(len(tokenizer))]
+    shown = [token_to_text(tokenizer, id) for id in range(len(tokenizer))]
     assert all(shown) and "\ufffd" not in "".join(shown)
     assert len(set(shown)) == len(shown)
 

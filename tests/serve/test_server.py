@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn", reason=reason)
 from rung.serve import server  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
 from rung.serve.middleware import Limits  # noqa: E402
-from rung.serve.registry import Served  # noqa: E402
+from rung.serve.registry import ServedModel  # noqa: E402
 
 
 class Serving:
@@ -25,7 +25,7 @@ class Serving:
 
     def __init__(self, make_tiny, tokenizer):
         app = build_app(
-            {"m": Served("m", make_tiny("bigram"), tokenizer, {})}, Limits(max_tokens=10**6)
+            {"m": ServedModel("m", make_tiny("bigram"), tokenizer, {})}, Limits(max_tokens=10**6)
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
@@ -56,7 +56,7 @@ class Serving:
 @pytest.fixture
 def serving(make_tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(
-        "rung.serve.engine.choose_each", lambda logits, settings, draws: [65] * len(settings)
+        "rung.serve.engine.sample_each", lambda logits, settings, draws: [65] * len(settings)
     )
     monkeypatch.setattr(server, "GRACE", 0.2)
     with Serving(make_tiny, tokenizer) as serving:
@@ -133,24 +133,24 @@ def test_a_stop_tells_streams_and_requests(serving, caplog):
 
 
 def test_a_second_signal_waits_for_nothing(make_tiny, tokenizer, monkeypatch):
-    server = Serving(make_tiny, tokenizer).server
+    made = Serving(make_tiny, tokenizer).server
     ended = []
-    monkeypatch.setattr("rung.serve.server.os._exit", ended.append)
-    server.handle_exit(2, None)
-    assert server.should_exit and not ended
-    server.handle_exit(2, None)
+    monkeypatch.setattr(server.os, "_exit", ended.append)
+    made.handle_exit(2, None)
+    assert made.should_exit and not ended
+    made.handle_exit(2, None)
     assert ended == [130]
 
 
 def test_that_no_descriptor_is_left_is_said_once(make_tiny, tokenizer, caplog):
-    server, told = Serving(make_tiny, tokenizer).server, []
+    made, told = Serving(make_tiny, tokenizer).server, []
     loop = type(
         "Loop", (), {"default_exception_handler": lambda self, context: told.append(context)}
     )()
     for _ in range(100):
-        server._complain(loop, {"message": "socket.accept() out of system resource"})
+        made._complain(loop, {"message": "socket.accept() out of system resource"})
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "no descriptors are left for new connections"
     ]
-    server._complain(loop, {"message": "another"})
+    made._complain(loop, {"message": "another"})
     assert told == [{"message": "another"}]

@@ -129,7 +129,7 @@ assert "rung" not in sys.modules
     )
     assert made.returncode == 0, made.stderr
     from rung.chat.template import encode_prompt, find_chat_stop_ids
-    from rung.generation.decoder import write_tokens
+    from rung.generation.decoder import generate_tokens
 
     model, tokenizer = load(ground / f"{name}-chat")
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "The cat is"}])
@@ -137,7 +137,7 @@ assert "rung" not in sys.modules
         sampling = Sampling(max_new_tokens=20, temperature=0)
         ours = [
             step[0]
-            for step in write_tokens(
+            for step in generate_tokens(
                 Decoder(model), [ids], sampling, find_chat_stop_ids(model, tokenizer)
             )
         ]

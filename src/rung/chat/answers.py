@@ -17,7 +17,7 @@ from rung.data.tokenizer import encode_ordinary
 from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.metrics import perplexity
 from rung.generation.decoder import Decoder
-from rung.generation.generate import continue_tokens, generate_batch
+from rung.generation.generate import generate_batch, generate_from_ids
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
 
@@ -78,7 +78,7 @@ def answer_questions(
     One without a chat template is asked in plain text, and has answered where it leaves a blank
     line.
     """
-    ends, decoder = find_chat_stop_ids(model, tokenizer), Decoder(model)
+    stop_ids, decoder = find_chat_stop_ids(model, tokenizer), Decoder(model)
     plainly = not tokenizer.chat_template
     sampling = Sampling(
         max_new_tokens=MAX_ANSWER_TOKENS, temperature=0, stop=("\n\n",) if plainly else ()
@@ -95,7 +95,7 @@ def answer_questions(
             )
         else:
             prompts = [encode_prompt(tokenizer, before) for before, _ in batch]
-            given = continue_tokens(decoder, tokenizer, prompts, sampling, ends)
+            given = generate_from_ids(decoder, tokenizer, prompts, sampling, stop_ids)
         for (before, expected), made in zip(batch, given, strict=True):
             answers.append(
                 GradedAnswer(question=before[-1]["content"], expected=expected, given=made.text)

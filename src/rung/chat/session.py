@@ -15,7 +15,7 @@ from rung.chat.template import Conversation, encode_prompt, find_chat_stop_ids
 from rung.errors import CorpusError, RunError, RungError
 from rung.files import write_atomically
 from rung.generation.decoder import Decoder
-from rung.generation.generate import Generation, continue_tokens
+from rung.generation.generate import Generation, generate_from_ids
 from rung.generation.sampling import Sampling
 
 
@@ -92,8 +92,10 @@ class ChatSession:
 
         try:
             ids = self.build_prompt(sampling.max_new_tokens)
-            ends = find_chat_stop_ids(self.decoder.model, self.tokenizer)
-            made = continue_tokens(self.decoder, self.tokenizer, [ids], sampling, ends, hear)[0]
+            stop_ids = find_chat_stop_ids(self.decoder.model, self.tokenizer)
+            made = generate_from_ids(self.decoder, self.tokenizer, [ids], sampling, stop_ids, hear)[
+                0
+            ]
         except RungError:
             self.messages.pop()
             raise

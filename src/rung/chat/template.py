@@ -282,12 +282,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation) ->
 
 
 def find_chat_stop_ids(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens that end an answer: all that end a text, and the one that the template ends an
-    answer with.
-    """
-    ends = generate.find_ends(model, tokenizer)
+    """Find the tokens that end an answer: those that end a text, and the template's end of turn."""
+    stop_ids = generate.find_stop_ids(model, tokenizer)
     end = _Writer(tokenizer).end if tokenizer.chat_template else None
-    return ends if end is None else tuple(sorted({*ends, tokenizer.convert_tokens_to_ids(end)}))
+    if end is None:
+        return stop_ids
+    return tuple(sorted({*stop_ids, tokenizer.convert_tokens_to_ids(end)}))
 
 
 def _keep_blank_line_whole(tokenizer: PreTrainedTokenizerBase, between: str) -> None:

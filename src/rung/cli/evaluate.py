@@ -210,7 +210,7 @@ def generate(
     leave_busy_cores()
     from rung.generation.decoder import Decoder
     from rung.generation.generate import generate as continue_text
-    from rung.generation.quantize import find_rounding
+    from rung.generation.quantize import parse_weight_dtype
     from rung.generation.sampling import Sampling
     from rung.generation.speculative import make_draft
     from rung.models import load
@@ -225,7 +225,7 @@ def generate(
         stop=tuple(read_typed("--stop", text) for text in stop or ()),
         seed=seed,
     )
-    rounded, (model, tokenizer) = find_rounding(weights), load(run)
+    rounded, (model, tokenizer) = parse_weight_dtype(weights), load(run)
     decoder = Decoder(model, rounded)
     guesses = make_draft(draft, tokenizer) if draft else None
     if as_json:
@@ -251,7 +251,7 @@ def generate(
 def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:
     """On the passage that the run was judged by, or on the prompt where there is none."""
     from rung import runs
-    from rung.generation.quantize import rounding_cost
+    from rung.generation.quantize import measure_quantization_cost
 
     passage = runs.read_passage(runs.find_record(Path(run)))
-    return rounding_cost(model, tokenizer, passage or prompt, weights)
+    return measure_quantization_cost(model, tokenizer, passage or prompt, weights)

@@ -58,9 +58,9 @@ def serve(
     make_quiet()
     from rung.runs import read_prompt
     from rung.serve.app import open_port, run_server
-    from rung.serve.engine import leave_a_core
+    from rung.serve.engine import reserve_core
     from rung.serve.middleware import Limits, find_hosts, read_key, read_origin
-    from rung.serve.registry import load_served
+    from rung.serve.registry import load_served_models
 
     limits = Limits(
         max_batch=max_batch,
@@ -75,8 +75,8 @@ def serve(
         origins=tuple(map(read_origin, allow_origin or ())),
     )
     listener = open_port(host, port)
-    leave_a_core()
-    served = load_served(run)
+    reserve_core()
+    served = load_served_models(run)
     prompt = read_prompt(next(iter(served.values())).record)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listener.getsockname()[1]}"

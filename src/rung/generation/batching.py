@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import Cache
 
 from rung.device import count_cores
-from rung.generation.native import native_step
+from rung.generation.native import make_native_step
 from rung.models.base import CausalModel, KVCache, RecurrentState, StatefulModel
 
 READ_AT_ONCE = 256  # tokens of a text, between two steps of the others
@@ -27,7 +27,7 @@ READ_IN_C = 32  # tokens of a text that the step in C reads sooner than the mode
 SMALLEST = 64  # tokens that a slot has room for at first
 
 
-class Slots:
+class ContinuousBatch:
     """Up to `count` texts that one model goes on with.
 
     `begin` a text, then in turn: `advance`, which says whose next token is to be chosen, and `put`
@@ -266,7 +266,7 @@ class _KeysAndValues:
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
-        self.native = native_step(model)
+        self.native = make_native_step(model)
         if self.native:
             self.native.spare = int(torch.get_num_threads() < count_cores())
         self.spans: dict[int, _Span] = {}

@@ -1,9 +1,7 @@
-"""Tokens to text as they come: no piece breaks a character, and nothing of a stop string is given
-out.
+"""Turn tokens into text as they come, never half a character and nothing of a stop string.
 
-Joined, the pieces are what decoding all tokens at once makes of those that are new: a token is
-decoded after the ones that it follows, for a tokenizer may write it otherwise where it stands
-first.
+The pieces join to what decoding all tokens at once adds to the text. Each token is decoded after
+those that it follows, for a tokenizer may write it differently where it stands first.
 """
 
 from collections.abc import Sequence
@@ -14,16 +12,16 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rung.data.tokenizer import BYTE
 
-UNFINISHED = "\ufffd"  # what bytes that are no character decode to
-CONTEXT = 8  # tokens before, that decide how the first new one is written
-LONGEST_PART = 3  # bytes, of a character that is not finished
+REPLACEMENT_CHARACTER = "\ufffd"  # what bytes that are no character decode to
+CONTEXT_TOKENS = 8  # tokens before the text that decide how its first token is written
+MAX_PARTIAL_BYTES = 3  # bytes of a character that is not finished
 
 
-class Pieces:
-    """The text of one continuation of the tokens in `context`.
+class Detokenizer:
+    """Detokenizes one continuation of the tokens in `context`.
 
-    `spaced` says that white space stands before it: where the tokenizer lost that, it puts its own
-    there.
+    `after_space` says that white space stands before the continuation. Where the tokenizer lost
+    that space, it would put its own there, which is left out.
     """
 
     def __init__(
@@ -32,65 +30,63 @@ class Pieces:
         stop: Sequence[str] = (),
         context: Sequence[int] = (),
         *,
-        spaced: bool = False,
+        after_space: bool = False,
     ) -> None:
         self.backend = tokenizer.backend_tokenizer
         self.stop = stop
         self.ids: list[int] = []
         self.decoded = ""
-        self.given = 0  # characters
+        self.emitted = 0  # characters
         self.stopped = False
-        self._tokens = self._cut_context(
-            context
-        )  # those that are decoded next, after some that are known
+        # The tokens that are decoded next, after `_known` ones whose text, `_before`, is known.
+        self._tokens = self._cut_context(context)
         self._known = len(self._tokens)
-        self._before = self._decode(self._tokens).rstrip(UNFINISHED)  # what the known ones are
-        self._has_space = spaced and not self._before[-1:].isspace()
+        self._before = self._decode(self._tokens).rstrip(REPLACEMENT_CHARACTER)
+        self._drops_space = after_space and not self._before[-1:].isspace()
 
     def add(self, token: int) -> str:
-        """The text that is certain now that `token` is there."""
+        """Append a token and return the text that has become certain."""
         self.ids.append(token)
         self._tokens.append(token)
-        if not self._may_go_on(token):
+        if not self._is_open(token):
             text = self._decode(self._tokens)
-            if len(text) > len(self._before) and not text.endswith(UNFINISHED):
+            if len(text) > len(self._before) and not text.endswith(REPLACEMENT_CHARACTER):
                 self._keep(text)
-        return self._give(self._certain())
+        return self._emit(self._find_certain_end())
 
     def finish(self) -> str:
-        """The rest of the text; a character that its last token only begins is left out."""
+        """Return the rest of the text, without a character that its last token only begins."""
         if not self.stopped:
             tokens = list(self._tokens)
             text = self._decode(tokens)
             while self._ends_in_part(tokens, text):
                 text = self._decode(tokens[:-1])
                 tokens.pop()
-            self._keep(text.rstrip(UNFINISHED))
-            self._certain()
-        return self._give(len(self.decoded))
+            self._keep(text.rstrip(REPLACEMENT_CHARACTER))
+            self._find_certain_end()
+        return self._emit(len(self.decoded))
 
     @property
     def text(self) -> str:
-        """All that was given out."""
-        return self.decoded[: self.given]
+        """The text that was returned so far."""
+        return self.decoded[: self.emitted]
 
     def _keep(self, text: str) -> None:
-        """Take what is new in the text of `_tokens`; the next token is decoded after those that
-        gave it.
-        """
+        """Add what is new in `text`, which `_tokens` decode to, and make them the known ones."""
         new = text[len(self._before) :]
-        if self._has_space and new:
-            new, self._has_space = new.removeprefix(" "), False
+        if self._drops_space and new:
+            new, self._drops_space = new.removeprefix(" "), False
         self.decoded += new
         del self._tokens[: self._known]
         self._known = len(self._tokens)
         self._before = self._decode(self._tokens)
 
-    def _certain(self) -> int:
-        """How many characters no later token can take back: a stop string cuts the text, its
-        beginnings wait.
+    def _find_certain_end(self) -> int:
+        """Find how many characters no later token can take back.
+
+        A stop string cuts the text; what may be the beginning of one waits.
         """
-        found = (self.decoded.find(text, max(0, self.given - len(text))) for text in self.stop)
+        found = (self.decoded.find(text, max(0, self.emitted - len(text))) for text in self.stop)
         if places := [at for at in found if at >= 0]:
             self.decoded, self.stopped = self.decoded[: min(places)], True
         if self.stopped:
@@ -103,10 +99,10 @@ class Pieces:
         )
         return len(self.decoded) - max(waiting, default=0)
 
-    def _give(self, end: int) -> str:
-        piece = self.decoded[self.given : end]
-        self.given = max(self.given, end)
-        return piece
+    def _emit(self, end: int) -> str:
+        text = self.decoded[self.emitted : end]
+        self.emitted = max(self.emitted, end)
+        return text
 
     def _decode(self, tokens: Sequence[int]) -> str:
         return self.backend.decode(tokens, skip_special_tokens=True)
@@ -114,59 +110,54 @@ class Pieces:
     def _is_byte(self, token: int) -> bool:
         return BYTE.fullmatch(self.backend.id_to_token(token) or "") is not None
 
-    def _may_go_on(self, token: int) -> bool:
-        """Whether what comes next decides what it is: a run of bytes is decoded as a whole, over
-        what is left out.
+    def _is_open(self, token: int) -> bool:
+        """Whether later tokens decide what this one is.
+
+        A run of bytes is decoded as a whole, also across special tokens, which decode to nothing.
         """
         return self._is_byte(token) or not self._decode([token])
 
     def _ends_in_part(self, tokens: Sequence[int], text: str) -> bool:
-        """Whether the last of these tokens is a byte that keeps the run which it ends from being
-        characters.
-        """
-        is_new = len(self._tokens) - len(tokens) < LONGEST_PART and len(tokens) > self._known
-        return is_new and text.endswith(UNFINISHED) and self._is_byte(tokens[-1])
+        """Whether the last token is a byte that keeps its run from decoding to characters."""
+        is_new = len(self._tokens) - len(tokens) < MAX_PARTIAL_BYTES and len(tokens) > self._known
+        return is_new and text.endswith(REPLACEMENT_CHARACTER) and self._is_byte(tokens[-1])
 
     def _cut_context(self, context: Sequence[int]) -> list[int]:
-        """The end of it: no part of a run of bytes, and some text, where there is any."""
-        start = max(0, len(context) - CONTEXT)
+        """Cut the context to its end: whole runs of bytes, and some text where there is any."""
+        start = max(0, len(context) - CONTEXT_TOKENS)
         while start and self._is_byte(context[start]):
             start -= 1
         tokens = list(context[start:])
         return tokens if self._decode(tokens) else list(context)
 
 
-def spell_token(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:
-    """The bytes that a token stands for within a text; None for a special one."""
+def token_to_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:
+    """Return the bytes that a token stands for within a text; None for a special token."""
     if token in tokenizer.added_tokens_decoder and tokenizer.added_tokens_decoder[token].special:
         return None
+    # The second of two is asked for: of the first, some tokenizers leave the space out.
     once, twice = (tokenizer.decode([token] * count) for count in (1, 2))
-    text = twice.removeprefix(once)  # of the first, some tokenizers leave the space out
+    text = twice.removeprefix(once)
     symbols, numbers = tokenizer.convert_ids_to_tokens(token), _byte_symbols()
-    if UNFINISHED not in text:
+    if REPLACEMENT_CHARACTER not in text:
         return text.encode()
     if BYTE.fullmatch(symbols):
         return bytes([int(symbols[3:5], 16)])
-    return (
-        symbols.encode()
-        if set(symbols) - numbers.keys()
-        else bytes(numbers[symbol] for symbol in symbols)
-    )
+    if set(symbols) - numbers.keys():
+        return symbols.encode()
+    return bytes(numbers[symbol] for symbol in symbols)
 
 
+# Cached: a text may hold thousands of these characters.
 @cache
 def _byte_symbols() -> dict[str, int]:
-    """The characters that stand for bytes in GPT-2's vocabulary, made once: a text may hold
-    thousands of them.
-    """
+    """Map the characters that stand for bytes in GPT-2's vocabulary to these bytes."""
     return {symbol: byte for byte, symbol in bytes_to_unicode().items()}
 
 
-def show_token(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    r"""A token's text; bytes of it that are only part of a character look like \xe2."""
-    spelled = spell_token(tokenizer, token)
-    return (
-        str(tokenizer.convert_ids_to_tokens(token))
-        if spelled is None
-        else spelled.decode(errors="backslashreplace")
-    )
+def token_to_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    r"""Return a token's text; bytes that are only part of a character are written as \xe2."""
+    spelled = token_to_bytes(tokenizer, token)
+    if spelled is None:
+        return str(tokenizer.convert_ids_to_tokens(token))
+    return spelled.decode(errors="backslashreplace")

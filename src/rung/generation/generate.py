@@ -1,7 +1,7 @@
-"""Continue a prompt: decoding with nothing between the tokens but the model, the text handed out as
-it comes.
+"""Continue a prompt, and hand the text out as it comes.
 
-Greedy or sampled from any rung by rung's own loop, by beams with `generate` of Hugging Face.
+Sampling and greedy decoding run in rung's own loop, with nothing between the tokens but the model;
+beam search is `generate` of Hugging Face.
 """
 
 import time
@@ -13,10 +13,10 @@ from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
 from rung.data.tokenizer import encode_ordinary
 from rung.errors import RecipeError
-from rung.generation.decoder import Decoder, find_ends, write_tokens
-from rung.generation.detokenize import Pieces
+from rung.generation.decoder import Decoder, find_stop_ids, generate_tokens
+from rung.generation.detokenize import Detokenizer
 from rung.generation.sampling import Sampling
-from rung.generation.speculative import Draft, check_draft, make_draft, write_guessed
+from rung.generation.speculative import Draft, check_draft, generate_speculatively, make_draft
 from rung.models.base import CausalModel, check_finite
 
 __all__ = [
@@ -24,19 +24,17 @@ __all__ = [
     "Draft",
     "Generation",
     "Sampling",
-    "continue_tokens",
-    "find_ends",
+    "find_stop_ids",
     "generate",
     "generate_batch",
+    "generate_from_ids",
     "make_draft",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The continuation, how many tokens it has, and the seconds of decoding: reading the prompt is
-    in them.
-    """
+    """A continuation, its number of tokens, and the seconds that it took, prefill included."""
 
     text: str
     tokens: int
@@ -44,7 +42,7 @@ class Generation:
 
     @property
     def tokens_per_second(self) -> float:
-        """The rate of decoding, the prompt included."""
+        """Tokens per second, prefill included."""
         return self.tokens / self.seconds if self.seconds else 0.0
 
 
@@ -56,23 +54,22 @@ def generate(
     on_text: Callable[[str], None] | None = None,
     draft: Draft | None = None,
 ) -> Generation:
-    """The continuation of `prompt`; `on_text` gets its pieces as they are decided (not with beams).
+    """Continue `prompt`; `on_text` gets each piece of text as it is decided (not with beams).
 
-    A `Decoder` is a model that was made ready before: many prompts in turn need it only once. A
-    `draft` guesses ahead; it changes how fast the text comes, not how it is chosen.
+    Pass a `Decoder` to prepare the model only once for many prompts. A `draft` changes how fast the
+    text comes, not its distribution.
     """
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    ids, ends = _encode(tokenizer, prompt), find_ends(decoder.model, tokenizer)
+    ids, stop_ids = _encode(tokenizer, prompt), find_stop_ids(decoder.model, tokenizer)
     if draft is None:
-        tokens = write_tokens(decoder, [ids], sampling, ends)
+        steps = generate_tokens(decoder, [ids], sampling, stop_ids)
     else:
         check_draft(decoder)
-        tokens = write_guessed(decoder, ids, sampling, ends, draft)
-    return _gather(tokens, [_go_on(tokenizer, prompt, ids, sampling)], on_text, sampling.max_time)[
-        0
-    ]
+        steps = generate_speculatively(decoder, ids, sampling, stop_ids, draft)
+    detokenizers = [_make_detokenizer(tokenizer, prompt, ids, sampling)]
+    return _collect(steps, detokenizers, on_text, sampling.max_time)[0]
 
 
 def generate_batch(
@@ -81,78 +78,81 @@ def generate_batch(
     prompts: Sequence[str],
     sampling: Sampling,
 ) -> list[Generation]:
-    """A continuation of each prompt, side by side: each has the seconds that all of them took."""
+    """Continue prompts side by side; `seconds` of each is what all of them took."""
     if sampling.num_beams > 1:
         return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
     rows = [_encode(tokenizer, prompt) for prompt in prompts]
-    tokens = write_tokens(decoder, rows, sampling, find_ends(decoder.model, tokenizer))
-    pieces = [
-        _go_on(tokenizer, prompt, ids, sampling) for prompt, ids in zip(prompts, rows, strict=True)
+    steps = generate_tokens(decoder, rows, sampling, find_stop_ids(decoder.model, tokenizer))
+    detokenizers = [
+        _make_detokenizer(tokenizer, prompt, ids, sampling)
+        for prompt, ids in zip(prompts, rows, strict=True)
     ]
-    return _gather(tokens, pieces, max_time=sampling.max_time)
+    return _collect(steps, detokenizers, max_time=sampling.max_time)
 
 
-def continue_tokens(
+def generate_from_ids(
     decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    ends: Container[int],
+    stop_ids: Container[int],
     on_text: Callable[[str], None] | None = None,
 ) -> list[Generation]:
-    """What follows prompts that are token ids already, until one of `ends`; `on_text` gets the
-    pieces of the first.
+    """Continue prompts that are token ids, each until one of `stop_ids`.
 
-    Each is a text of its own, as an answer is.
+    Each continuation is decoded as a text of its own, as the answer in a chat is. `on_text` gets
+    the pieces of the first.
     """
-    tokens = write_tokens(decoder, prompts, sampling, ends)
-    return _gather(
-        tokens, [Pieces(tokenizer, sampling.stop) for _ in prompts], on_text, sampling.max_time
-    )
+    steps = generate_tokens(decoder, prompts, sampling, stop_ids)
+    detokenizers = [Detokenizer(tokenizer, sampling.stop) for _ in prompts]
+    return _collect(steps, detokenizers, on_text, sampling.max_time)
 
 
-def _gather(
+def _collect(
     steps: Iterator[list[int | None]],
-    pieces: list[Pieces],
+    detokenizers: list[Detokenizer],
     on_text: Callable[[str], None] | None = None,
     max_time: float | None = None,
 ) -> list[Generation]:
-    """What the steps make of each text, one step at least; `on_text` hears the first."""
+    """Detokenize the steps, one at least; `on_text` gets the text of the first continuation."""
 
-    def hear(text: str, piece: Pieces) -> None:
-        if text and on_text and piece is pieces[0]:
+    def emit(text: str, detokenizer: Detokenizer) -> None:
+        if text and on_text and detokenizer is detokenizers[0]:
             on_text(text)
 
     started = time.perf_counter()
     with torch.inference_mode():
         for tokens in steps:
-            for piece, token in zip(pieces, tokens, strict=True):
-                if token is not None and not piece.stopped:
-                    hear(piece.add(token), piece)
+            for detokenizer, token in zip(detokenizers, tokens, strict=True):
+                if token is not None and not detokenizer.stopped:
+                    emit(detokenizer.add(token), detokenizer)
             is_late = max_time is not None and time.perf_counter() - started > max_time
-            if is_late or all(piece.stopped for piece in pieces):
+            if is_late or all(detokenizer.stopped for detokenizer in detokenizers):
                 break
     seconds = time.perf_counter() - started
-    for piece in pieces:
-        hear(piece.finish(), piece)
-    return [Generation(text=piece.text, tokens=len(piece.ids), seconds=seconds) for piece in pieces]
+    for detokenizer in detokenizers:
+        emit(detokenizer.finish(), detokenizer)
+    return [
+        Generation(text=detokenizer.text, tokens=len(detokenizer.ids), seconds=seconds)
+        for detokenizer in detokenizers
+    ]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """A prompt is text: the names of special tokens in it are read as `rung score` reads them."""
+    """Encode a prompt after BOS; names of special tokens in it are text, as for `rung score`."""
     return [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [prompt])[0].ids]
 
 
-def _go_on(
+def _make_detokenizer(
     tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], sampling: Sampling
-) -> Pieces:
-    """The text that is to follow a prompt, of these ids."""
-    return Pieces(tokenizer, sampling.stop, ids, spaced=prompt[-1:].isspace())
+) -> Detokenizer:
+    """Make the detokenizer of the continuation of `prompt`, which has these ids."""
+    return Detokenizer(tokenizer, sampling.stop, ids, after_space=prompt[-1:].isspace())
 
 
 def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The scores of all tokens as they are, if they are numbers."""
+    """Return the scores unchanged; raise `RunError` if one is no number."""
     check_finite(scores)
     return scores
 
@@ -164,20 +164,25 @@ def _search_beams(
     sampling: Sampling,
     draft: Draft | None,
 ) -> Generation:
-    rounded = isinstance(model, Decoder) and model.weights is not None
+    is_quantized = isinstance(model, Decoder) and model.weights is not None
     model = model.model if isinstance(model, Decoder) else model
-    if sampling.stop or draft or rounded:
-        beams = f"num_beams is {sampling.num_beams}"
+    if sampling.stop or draft or is_quantized:
         raise RecipeError(
-            f"{beams}: with beams there are no stop strings, no draft and no rounded weights"
+            f"num_beams is {sampling.num_beams}: with beams there are no stop strings, no draft "
+            "and no rounded weights"
         )
     room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
-    pieces = _go_on(tokenizer, prompt, ids, sampling)
-    if window := model.context_length:  # where it ends the writing stops
+    detokenizer = _make_detokenizer(tokenizer, prompt, ids, sampling)
+    # Beams do not slide: they stop where the window ends.
+    if window := model.context_length:
         room = min(room, max(1, window // 2))
         ids = ids[-(window - room) :]
-    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    options = {"do_sample": False} if sampling.is_greedy else {"do_sample": True} | drawn
+    sampled = {
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+    }
+    options = {"do_sample": False} if sampling.is_greedy else {"do_sample": True} | sampled
     inputs = torch.tensor([ids], device=model.device)
     started = time.perf_counter()
     with torch.random.fork_rng(), torch.no_grad():
@@ -188,12 +193,13 @@ def _search_beams(
             max_length=inputs.shape[1] + room,
             num_beams=sampling.num_beams,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=list(find_ends(model, tokenizer)),
+            eos_token_id=list(find_stop_ids(model, tokenizer)),
             logits_processor=LogitsProcessorList([_check_scores]),
             **options,
         )
     new = output[0, inputs.shape[1] :].tolist()
     for token in new:
-        pieces.add(token)
-    pieces.finish()
-    return Generation(text=pieces.text, tokens=len(new), seconds=time.perf_counter() - started)
+        detokenizer.add(token)
+    detokenizer.finish()
+    seconds = time.perf_counter() - started
+    return Generation(text=detokenizer.text, tokens=len(new), seconds=seconds)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from rung.compiler import Address, compile_source
-from rung.generation.quantize import round_to_int8
+from rung.generation.quantize import quantize_int8
 from rung.models.base import CausalModel, KVCache
 from rung.models.config_checks import PROBABILITY_FIELDS
 from rung.models.forward_options import is_unmodified
@@ -147,7 +147,7 @@ class NativeStep:
         for layer, (keys, values) in zip(self.layers, places, strict=True):
             layer.keys, layer.values = keys, values
 
-    def append(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
+    def decode(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Logits of the token after each of `tokens`; the next call writes over them."""
         texts, steps = tokens.shape
         at = self.state.get_seq_length()
@@ -262,7 +262,7 @@ class NativeStep:
     def _product(self, weight: Float[Tensor, "N D"], bias: Tensor | None = None) -> _Product:
         scale, rows = None, weight.shape[0]
         if self.weights == torch.int8:
-            weight, scale = round_to_int8(weight)
+            weight, scale = quantize_int8(weight)
         blocks = self._fill(weight).unflatten(0, (-1, LANES)).mT  # N/LANES D LANES
         filled = len(blocks) * LANES
         each = [
@@ -341,7 +341,7 @@ class _Room:
         self.steps, self.shape = torch.arange(steps).repeat(len(ahead)), (len(ahead), steps)
 
 
-def is_computed(model: CausalModel) -> bool:
+def is_supported(model: CausalModel) -> bool:
     """Whether `step.c` computes what `model` does: it has exactly the modules and shapes that its
     configuration makes.
 
@@ -374,9 +374,9 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     }
 
 
-def native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:
+def make_native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:
     """The step in C for this model, with its weights as `weights`; None where there can be none."""
-    if model.device.type != "cpu" or not is_computed(model):
+    if model.device.type != "cpu" or not is_supported(model):
         return None
     library = _compile()
     stored = model.dtype if model.dtype in KINDS else torch.float32

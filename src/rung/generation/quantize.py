@@ -1,4 +1,4 @@
-"""Weights in fewer bits: what is read is less, and what that costs is measured."""
+"""Quantize weights to fewer bits, and measure what that costs."""
 
 import copy
 import math
@@ -14,52 +14,56 @@ from rung.data.tokenizer import encode_ordinary
 from rung.errors import RecipeError
 from rung.models.base import CausalModel
 
-ROUNDED = {"bfloat16": torch.bfloat16, "int8": torch.int8}
-LARGEST_INT8 = 127
+WEIGHT_DTYPES = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+INT8_MAX = 127
 
 
-def find_rounding(name: str) -> torch.dtype | None:
-    """The type that weights are rounded to; None for weights as they are.
+def parse_weight_dtype(name: str) -> torch.dtype | None:
+    """Look up the type that weights are quantized to; None, for an empty name, leaves them alone.
 
-    Raises `RecipeError` for another name.
+    Raises `RecipeError` for an unknown name.
     """
     if not name:
         return None
-    if name not in ROUNDED:
-        raise RecipeError(f"unknown weights {name!r}: choose from {', '.join(ROUNDED)}")
-    return ROUNDED[name]
+    if name not in WEIGHT_DTYPES:
+        raise RecipeError(f"unknown weights {name!r}: choose from {', '.join(WEIGHT_DTYPES)}")
+    return WEIGHT_DTYPES[name]
 
 
-def round_to_int8(weight: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Float[Tensor, " N"]]:
-    """The weights as whole numbers up to 127, and what one of them is worth in each row."""
-    scale = (weight.float().abs().amax(dim=1) / LARGEST_INT8).clamp(min=1e-12)
+def quantize_int8(weight: Float[Tensor, "N D"]) -> tuple[Int[Tensor, "N D"], Float[Tensor, " N"]]:
+    """Quantize weights to int8 and return them with the scale of each row."""
+    scale = (weight.float().abs().amax(dim=1) / INT8_MAX).clamp(min=1e-12)
     return (weight.float() / scale[:, None]).round().to(torch.int8), scale
 
 
 @torch.inference_mode()
-def rounding_cost(
+def measure_quantization_cost(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, text: str, weights: torch.dtype
 ) -> float:
-    """Bits per byte that `text` costs more with rounded weights; negative where it costs less."""
-    rounded = copy.deepcopy(model)
-    for module in rounded.modules():
+    """Measure how many bits per byte quantized weights add on `text`; negative if they save some.
+
+    The text is cut to one context window.
+    """
+    quantized = copy.deepcopy(model)
+    for module in quantized.modules():
         if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(_round(module.weight, weights), requires_grad=False)
+            module.weight = nn.Parameter(_round_trip(module.weight, weights), requires_grad=False)
         elif isinstance(module, Conv1D):
-            module.weight = nn.Parameter(_round(module.weight.T, weights).T, requires_grad=False)
-    ids = [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [text])[0].ids][
-        : model.context_length
-    ]
+            weight = _round_trip(module.weight.T, weights).T
+            module.weight = nn.Parameter(weight, requires_grad=False)
+    ids = [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [text])[0].ids]
+    ids = ids[: model.context_length]
     row = torch.tensor([ids], device=model.device)
     nats = [
         F.cross_entropy(m(row[:, :-1]).logits[0].float(), row[0, 1:], reduction="sum").item()
-        for m in (model, rounded)
+        for m in (model, quantized)
     ]
     return (nats[1] - nats[0]) / math.log(2) / max(1, len(tokenizer.decode(ids[1:]).encode()))
 
 
-def _round(weight: Tensor, to: torch.dtype) -> Tensor:
-    if to != torch.int8:
-        return weight.to(to).to(weight.dtype)
-    whole, scale = round_to_int8(weight)
-    return (whole * scale[:, None]).to(weight.dtype)
+def _round_trip(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Quantize and dequantize, in the weight's own type."""
+    if dtype != torch.int8:
+        return weight.to(dtype).to(weight.dtype)
+    quantized, scale = quantize_int8(weight)
+    return (quantized * scale[:, None]).to(weight.dtype)

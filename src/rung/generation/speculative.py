@@ -1,8 +1,8 @@
-"""Guess several tokens cheaply, and let the model check them all at once (Leviathan et al. 2023).
+"""Speculative decoding: a cheap draft proposes tokens, the model checks them all in one pass.
 
-A guess is kept while it is the token that the model chooses there, so what is written has the
-model's own distribution, and greedily its very tokens. Guesses come from an n-gram model, or from
-what was written before.
+A proposed token is accepted while it is the token that the model samples there, so the output has
+the model's own distribution; greedily it is the model's very tokens (Leviathan et al. 2023). Drafts
+come from an n-gram model, or from the text so far.
 """
 
 import bisect
@@ -15,52 +15,51 @@ from transformers import PreTrainedTokenizerBase
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import RunError
 from rung.generation.decoder import Decoder
-from rung.generation.sampling import Sampling, choose
+from rung.generation.sampling import Sampling, sample_tokens
 from rung.models import load
 from rung.models.base import StatefulModel
 from rung.models.ngram.model import NgramForCausalLM
 
-# Tokens ahead: with the one that is certain, as many as are checked at nearly the price of one.
-GUESSES = 3
-LONGEST_MATCH = 3  # tokens that must have stood before for what followed them to be guessed
+# With the token that is certain these are as many as can be checked at nearly the price of one.
+DRAFT_TOKENS = 3
+MAX_MATCH = 3  # tokens of the text's end that prompt lookup searches for
 
 
 @runtime_checkable
 class Draft(Protocol):
-    """Guesses what comes next."""
+    """Proposes the next tokens."""
 
-    def guess(self, ids: Sequence[int], count: int) -> list[int]:
-        """Up to `count` tokens that may follow `ids`."""
+    def propose(self, ids: Sequence[int], count: int) -> list[int]:
+        """Propose up to `count` tokens that may follow `ids`."""
         ...
 
 
-class PromptDraft:
-    """What followed the last tokens when they stood in the text before (Saxena 2023)."""
+class PromptLookupDraft:
+    """Proposes what followed the last tokens earlier in the text (Saxena 2023)."""
 
     def __init__(self) -> None:
-        self.ends: dict[tuple[int, ...], int] = {}
-        self.read = 0
+        self.ends: dict[tuple[int, ...], int] = {}  # where each n-gram of the text last ended
+        self.indexed = 0
 
-    def guess(self, ids: Sequence[int], count: int) -> list[int]:
-        """Where the longest match stood last; nothing where there is none."""
-        for end in range(
-            max(self.read, 1), len(ids)
-        ):  # all but the whole text, which is what is looked for
-            self._note(ids, end)
-        self.read = len(ids)
-        for size in range(min(LONGEST_MATCH, len(ids)), 0, -1):
+    def propose(self, ids: Sequence[int], count: int) -> list[int]:
+        """Propose what followed the latest of the longest matches; nothing where there is none."""
+        # The n-grams that end the whole text are left out: they are what is searched for.
+        for end in range(max(self.indexed, 1), len(ids)):
+            self._index(ids, end)
+        self.indexed = len(ids)
+        for size in range(min(MAX_MATCH, len(ids)), 0, -1):
             at = self.ends.get(tuple(ids[-size:]))
             if at is not None:
                 return list(ids[at : at + count])
         return []
 
-    def _note(self, ids: Sequence[int], end: int) -> None:
-        for size in range(1, min(LONGEST_MATCH, end) + 1):
+    def _index(self, ids: Sequence[int], end: int) -> None:
+        for size in range(1, min(MAX_MATCH, end) + 1):
             self.ends[tuple(ids[end - size : end])] = end
 
 
 class NgramDraft:
-    """The likeliest token after the longest context that an n-gram model has seen."""
+    """Proposes the most probable token after the longest context that an n-gram model has seen."""
 
     def __init__(self, model: NgramForCausalLM) -> None:
         self.order = model.config.order
@@ -73,35 +72,34 @@ class NgramDraft:
         self.children = [
             (memoryview(parts[f"first_{k - 1}"]), memoryview(parts[f"tokens_{k}"])) for k in orders
         ]
-        self.likely = [parts[f"log10_probability_{k}"] for k in orders]
+        self.log_probabilities = [parts[f"log10_probability_{k}"] for k in orders]
         self.fallback = int(parts["log10_probability_1"].argmax())
-        self.known: dict[tuple[int, ...], int] = {}
+        self.cache: dict[tuple[int, ...], int] = {}
 
-    def guess(self, ids: Sequence[int], count: int) -> list[int]:
-        """Always `count` tokens."""
+    def propose(self, ids: Sequence[int], count: int) -> list[int]:
+        """Propose exactly `count` tokens."""
         text = list(ids[-self.order + 1 :]) if self.order > 1 else []
         for _ in range(count):
             context = tuple(text[-self.order + 1 :]) if self.order > 1 else ()
-            if context not in self.known:
-                self.known[context] = self._likeliest(context)
-            text.append(self.known[context])
+            if context not in self.cache:
+                self.cache[context] = self._find_best(context)
+            text.append(self.cache[context])
         return text[len(text) - count :]
 
-    def _likeliest(self, context: tuple[int, ...]) -> int:
+    def _find_best(self, context: tuple[int, ...]) -> int:
         for start in range(len(context)):
-            row = self._find(context[start:])
+            row = self._find_row(context[start:])
             if row is None:
                 continue
-            first, tokens = self.children[len(context) - start - 1]
+            order = len(context) - start - 1
+            first, tokens = self.children[order]
             begin, end = first[row], first[row + 1]
             if end > begin:
-                return tokens[
-                    begin + int(self.likely[len(context) - start - 1][begin:end].argmax())
-                ]
+                return tokens[begin + int(self.log_probabilities[order][begin:end].argmax())]
         return self.fallback
 
-    def _find(self, context: tuple[int, ...]) -> int | None:
-        """The row of an n-gram among those of its order."""
+    def _find_row(self, context: tuple[int, ...]) -> int | None:
+        """Find the row of an n-gram among those of its order."""
         row = context[0]
         for token, (first, tokens) in zip(context[1:], self.children, strict=False):
             end = first[row + 1]
@@ -112,62 +110,66 @@ class NgramDraft:
 
 
 def make_draft(name: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
-    """`prompt`, or the folder of an n-gram run with the same tokenizer.
+    """Make a draft: `prompt` for prompt lookup, or the folder of an n-gram run.
 
     Raises `RunError` for another rung or another tokenizer.
     """
     if name == "prompt":
-        return PromptDraft()
+        return PromptLookupDraft()
     model, its_tokenizer = load(name)
     if not isinstance(model, NgramForCausalLM):
         raise RunError(
             f"{name} is a {model.config.model_type!r} model: a draft is an n-gram run, or the word "
-            f"prompt"
+            "prompt"
         )
     if fingerprint_tokenizer(its_tokenizer) != fingerprint_tokenizer(tokenizer):
         raise RunError(
-            f"{name} has another tokenizer: train it with --tokenizer RUN, the folder it is to "
-            f"guess for"
+            f"{name} has another tokenizer: train it with --tokenizer RUN, the folder of the model "
+            "that it is to draft for"
         )
     return NgramDraft(model)
 
 
 def check_draft(decoder: Decoder) -> None:
-    """Raise `RunError` for a model whose state cannot take tokens back."""
+    """Raise `RunError` for a model whose state cannot be rolled back."""
     if isinstance(decoder.model, StatefulModel):
         kind = decoder.model.config.model_type
         raise RunError(
-            f"a {kind!r} model carries a state that takes no token back: a draft needs gpt2 or "
-            f"llama3"
+            f"a {kind!r} model cannot take tokens back: a draft needs a gpt2 or llama3 model"
         )
 
 
-def write_guessed(
-    decoder: Decoder, prompt: Sequence[int], sampling: Sampling, ends: Container[int], draft: Draft
+def generate_speculatively(
+    decoder: Decoder,
+    prompt: Sequence[int],
+    sampling: Sampling,
+    stop_ids: Container[int],
+    draft: Draft,
 ) -> Iterator[list[int | None]]:
-    """What `write_tokens` gives for one prompt, several tokens for each pass through the model."""
+    """Yield what `generate_tokens` yields for one prompt, with fewer passes through the model."""
     generator = torch.Generator(decoder.device).manual_seed(sampling.seed)
     ids = list(prompt)
-    ids += choose(decoder.read([prompt], sampling.max_new_tokens), sampling, generator).tolist()
+    logits = decoder.prefill([prompt], sampling.max_new_tokens)
+    ids += sample_tokens(logits, sampling, generator).tolist()
     yield [ids[-1]]
     left = sampling.max_new_tokens - 1
-    while left and ids[-1] not in ends:
-        if decoder.left == 0:
-            token = choose(decoder.read([ids], left), sampling, generator).tolist()[0]
+    while left and ids[-1] not in stop_ids:
+        if decoder.remaining == 0:
+            token = sample_tokens(decoder.prefill([ids], left), sampling, generator).tolist()[0]
             ids, left = [*ids, token], left - 1
             yield [token]
             continue
-        guesses = draft.guess(ids, min(GUESSES, left - 1, decoder.left - 1))
-        logits = decoder.append(torch.tensor([[ids[-1], *guesses]], device=decoder.device))[0]
-        chosen = choose(logits, sampling, generator).tolist()
-        right = next(
-            (i for i, (a, b) in enumerate(zip(chosen, guesses, strict=False)) if a != b),
-            len(guesses),
+        proposed = draft.propose(ids, min(DRAFT_TOKENS, left - 1, decoder.remaining - 1))
+        logits = decoder.decode(torch.tensor([[ids[-1], *proposed]], device=decoder.device))[0]
+        sampled = sample_tokens(logits, sampling, generator).tolist()
+        accepted = next(
+            (i for i, (a, b) in enumerate(zip(sampled, proposed, strict=False)) if a != b),
+            len(proposed),
         )
-        decoder.forget(len(guesses) - right)
-        for token in chosen[: right + 1]:
+        decoder.rollback(len(proposed) - accepted)
+        for token in sampled[: accepted + 1]:
             ids.append(token)
             left -= 1
             yield [token]
-            if token in ends:
+            if token in stop_ids:
                 return

@@ -1,7 +1,7 @@
 """Serve runs to OpenAI's clients: one process, every rung, each with a loop that texts join and
 leave.
 
-app = build_app(load_served(["runs/python-docs"]))
+app = build_app(load_served_models(["runs/python-docs"]))
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 from rung import __version__
 from rung.errors import RunError, RungError
-from rung.serve.registry import Served, load_served
+from rung.serve.registry import ServedModel, load_served_models
 
 try:
     from fastapi import FastAPI, Request
@@ -22,7 +22,7 @@ try:
     from starlette.exceptions import HTTPException
 
     from rung.serve import openai, playground
-    from rung.serve.engine import Engine, Worker, leave_a_core
+    from rung.serve.engine import Engine, Worker, reserve_core
     from rung.serve.middleware import (
         ApiError,
         Guard,
@@ -43,21 +43,21 @@ except ModuleNotFoundError as error:
 
 __all__ = [
     "Limits",
-    "Served",
+    "ServedModel",
     "build_app",
     "find_hosts",
-    "leave_a_core",
-    "load_served",
+    "load_served_models",
     "open_port",
     "read_key",
     "read_origin",
+    "reserve_core",
     "run_server",
 ]
 
 NO_LIMITS = Limits()
 
 
-def build_app(served: dict[str, Served], limits: Limits = NO_LIMITS) -> FastAPI:
+def build_app(served: dict[str, ServedModel], limits: Limits = NO_LIMITS) -> FastAPI:
     """The server of these runs, as an ASGI application; its worker is there from its start to its
     end.
     """
@@ -107,7 +107,7 @@ def open_port(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def run_server(served: dict[str, Served], limits: Limits, listener: socket.socket) -> None:
+def run_server(served: dict[str, ServedModel], limits: Limits, listener: socket.socket) -> None:
     """Serve until Ctrl-C; answers that are under way then have a moment to end, and a second Ctrl-C
     gives them none.
     """

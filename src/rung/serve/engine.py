@@ -21,12 +21,12 @@ import torch
 from anyio import CapacityLimiter
 from torch import Tensor
 
-from rung.generation.batching import Slots
-from rung.generation.detokenize import Pieces, show_token, spell_token
-from rung.generation.sampling import choose_each
+from rung.generation.batching import ContinuousBatch
+from rung.generation.detokenize import Detokenizer, token_to_bytes, token_to_text
+from rung.generation.sampling import sample_each
 from rung.serve.logprobs import weigh, weigh_prompt
 from rung.serve.middleware import ApiError, Limits, Metrics, check_ids, note_failure
-from rung.serve.registry import Served, identify
+from rung.serve.registry import ServedModel, identify
 from rung.serve.sequences import BUFFER, Order, Piece, Text
 from rung.serve.threads import run_in_turn
 
@@ -129,7 +129,7 @@ class Engine:
     its turns.
     """
 
-    def __init__(self, served: Served, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, served: ServedModel, limits: Limits, metrics: Metrics) -> None:
         self.served, self.limits, self.metrics = served, limits, metrics
         self.tokenizer = copy.deepcopy(served.tokenizer)  # whose settings nobody changes
         self.reader = copy.deepcopy(
@@ -139,7 +139,7 @@ class Engine:
         self.preparing = 0  # requests
         self.fingerprint = identify(served)
         self.names: dict[int, tuple[str, bytes | None]] = {}
-        self.slots = Slots(served.model, limits.max_batch)
+        self.slots = ContinuousBatch(served.model, limits.max_batch)
         self.waiting: deque[Text] = deque()
         self.running: list[Text] = []
         self.paused: list[Text] = []  # whose readers are waited for, and which gave up their slots
@@ -181,7 +181,9 @@ class Engine:
             check_ids(order.ids, self.served.model.config.vocab_size, "prompt")
         texts = []
         for order in orders:
-            pieces = Pieces(self.tokenizer, order.sampling.stop, order.context, spaced=order.spaced)
+            pieces = Detokenizer(
+                self.tokenizer, order.sampling.stop, order.context, after_space=order.spaced
+            )
             texts.append(Text(order, pieces, (arrived, arrived + self.limits.seconds), news))
         with self.changed:
             self._check_room(len(texts))
@@ -225,8 +227,8 @@ class Engine:
         """A token as text, and the bytes that it stands for; None for a special one."""
         if token not in self.names:
             self.names[token] = (
-                show_token(self.tokenizer, token),
-                spell_token(self.tokenizer, token),
+                token_to_text(self.tokenizer, token),
+                token_to_bytes(self.tokenizer, token),
             )
         return self.names[token]
 
@@ -251,7 +253,7 @@ class Engine:
         """End all texts, for the server's own fault; what was kept of them is not relied on."""
         self.end_all(ApiError(500, "the model failed; the server's log says why", code="failed"))
         if len(self.slots.free) != self.limits.max_batch:
-            self.slots = Slots(self.served.model, self.limits.max_batch)
+            self.slots = ContinuousBatch(self.served.model, self.limits.max_batch)
 
     def _take_turn(self) -> bool:
         self._sort_out()
@@ -281,7 +283,7 @@ class Engine:
         """The next token of each; where there can be none, why."""
         try:
             return [
-                *choose_each(
+                *sample_each(
                     logits, [text.order.sampling for text in texts], [text.draws for text in texts]
                 )
             ]
@@ -436,7 +438,7 @@ class Engine:
             self._tell(now=True)
 
 
-def leave_a_core() -> None:
+def reserve_core() -> None:
     """Have models compute on all cores but one, which the readers need: threads that share out a
     step wait for one another many times in it, and would wait for a core each time. Many texts
     together are worth that core all the same.

@@ -15,7 +15,7 @@ from rung.chat.session import drop_oldest_turns
 from rung.chat.template import find_chat_stop_ids
 from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
-from rung.generation.detokenize import Pieces
+from rung.generation.detokenize import Detokenizer
 from rung.generation.sampling import Sampling
 from rung.serve.engine import Engine
 from rung.serve.middleware import ApiError, Limits, check_ids, find_arrival, look_up
@@ -200,7 +200,7 @@ def read_ids(engine: Engine, ids: list[int]) -> Prompt:
             400, "prompt has no token: give some, or a text, which may be empty", "prompt"
         )
     check_ids(ids, engine.served.model.config.vocab_size, "prompt")
-    pieces = Pieces(engine.tokenizer)
+    pieces = Detokenizer(engine.tokenizer)
     parts = [pieces.add(token) for token in ids]
     parts[-1] += pieces.finish()
     return Prompt(ids=ids, text=pieces.text, parts=parts)

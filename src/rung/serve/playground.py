@@ -24,12 +24,12 @@ from rung.data.tokenizer import encode_ordinary, fingerprint_tokenizer
 from rung.evaluation.attention import attention_shape, read_attention
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.surprisal import score_text
-from rung.generation.detokenize import show_token
-from rung.generation.sampling import Sampling, find_shares
+from rung.generation.detokenize import token_to_text
+from rung.generation.sampling import Sampling, find_probabilities
 from rung.models import count_parameters, find_rung, find_rung_name
 from rung.serve.engine import Engine
 from rung.serve.middleware import ApiError, check_ids, find_arrival, look_up
-from rung.serve.registry import Served
+from rung.serve.registry import ServedModel
 from rung.serve.responses import finish_unless_gone
 from rung.serve.schemas import REFUSALS, Body
 
@@ -85,7 +85,7 @@ def make_router(engines: dict[str, Engine]) -> APIRouter:
     _add_page(router)
 
     async def ask(
-        find: Callable[[Served, Any], dict[str, Any]], question: Question, request: Request
+        find: Callable[[ServedModel, Any], dict[str, Any]], question: Question, request: Request
     ) -> Response:
         engine = look_up(engines, question.model)
         work = partial(_find, find, engine.served, question)
@@ -139,13 +139,13 @@ def _add_page(router: APIRouter) -> None:
 
 
 def _find(
-    find: Callable[[Served, Any], dict[str, Any]], run: Served, question: Question
+    find: Callable[[ServedModel, Any], dict[str, Any]], run: ServedModel, question: Question
 ) -> Response:
     with torch.no_grad():
         return _answer(find(run, question))
 
 
-def describe_all(served: Sequence[Served]) -> list[dict[str, Any]]:
+def describe_all(served: Sequence[ServedModel]) -> list[dict[str, Any]]:
     """What the page says of each run, and why its scores say nothing of its rung, where that is
     so.
     """
@@ -153,7 +153,7 @@ def describe_all(served: Sequence[Served]) -> list[dict[str, Any]]:
     return [describe(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)]
 
 
-def describe(run: Served) -> dict[str, Any]:
+def describe(run: ServedModel) -> dict[str, Any]:
     """What the page says of a run: what it is, what it scored, and what can be asked of it."""
     model, record = run.model, run.record
     score = (record.get("scores") or {}).get("test") or {}
@@ -182,7 +182,7 @@ def describe(run: Served) -> dict[str, Any]:
     }
 
 
-def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
+def find_next(run: ServedModel, question: NextQuestion) -> dict[str, Any]:
     """The likeliest next tokens, each with the model's probability and the one that it would be
     drawn with.
     """
@@ -192,12 +192,12 @@ def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
     sampling = Sampling(
         temperature=question.temperature, top_k=question.top_k, top_p=question.top_p
     )
-    shares, drawn = logits.float().softmax(-1)[0], find_shares(logits, sampling)[0]
+    shares, drawn = logits.float().softmax(-1)[0], find_probabilities(logits, sampling)[0]
     likely, tokens = shares.topk(min(question.count, len(shares)))
     kept = drawn[tokens]
     return {
         "ids": ids,
-        "pieces": [show_token(run.tokenizer, id) for id in ids],
+        "pieces": [token_to_text(run.tokenizer, id) for id in ids],
         "text": run.tokenizer.decode(ids, skip_special_tokens=True),
         "entropy": _entropy(shares),
         "drawn_entropy": _entropy(drawn),
@@ -205,7 +205,7 @@ def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
         "tokens": [
             {
                 "id": id,
-                "text": show_token(run.tokenizer, id),
+                "text": token_to_text(run.tokenizer, id),
                 "probability": share,
                 "drawn": chance,
                 "end": id == run.tokenizer.eos_token_id,
@@ -222,7 +222,7 @@ def find_next(run: Served, question: NextQuestion) -> dict[str, Any]:
     }
 
 
-def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
+def find_surprisal(run: ServedModel, question: TextQuestion) -> dict[str, Any]:
     """The pieces of a text with their bits; the last piece is its end."""
     _encode(run, question.text)  # refuses what the model has no tokens for
     pieces = score_text(run.model, run.tokenizer, question.text)
@@ -236,7 +236,7 @@ def find_surprisal(run: Served, question: TextQuestion) -> dict[str, Any]:
     }
 
 
-def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
+def find_attention(run: ServedModel, question: TextQuestion) -> dict[str, Any]:
     """The tokens of a text, or of its beginning, and the weights (layer, head, token, token it
     looks at).
     """
@@ -249,17 +249,17 @@ def find_attention(run: Served, question: TextQuestion) -> dict[str, Any]:
     if len(ids) < 2:
         raise ApiError(400, "text: nothing in it is a token; write a word")
     weights = read_attention(run.model, ids).double().numpy().round(3)
-    tokens = [show_token(run.tokenizer, id) for id in ids]
+    tokens = [token_to_text(run.tokenizer, id) for id in ids]
     return {"tokens": tokens, "left_out": len(found) - len(ids), "weights": weights.tolist()}
 
 
-def _encode(run: Served, text: str) -> list[int]:
+def _encode(run: ServedModel, text: str) -> list[int]:
     ids = list(encode_ordinary(run.tokenizer, [text])[0].ids)
     check_ids(ids, run.model.config.vocab_size, "text")
     return ids
 
 
-def _read_logits(run: Served, ids: list[int]) -> Tensor:
+def _read_logits(run: ServedModel, ids: list[int]) -> Tensor:
     """Logits (1, V) of the token after these; of a long text the model sees the end."""
     seen = [run.tokenizer.bos_token_id, *ids][-(run.model.context_length or len(ids) + 1) :]
     rows = torch.tensor([seen], device=run.model.device)

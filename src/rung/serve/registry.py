@@ -21,7 +21,7 @@ SEEN = 64  # numbers of each weight, that a model is known by
 
 
 @dataclass(frozen=True)
-class Served:
+class ServedModel:
     """A run that is served: its name to clients, its model in evaluation mode, its tokenizer, and
     its rung.json (empty for a plain folder).
     """
@@ -32,7 +32,7 @@ class Served:
     record: dict[str, Any]
 
 
-def load_served(runs: Sequence[str]) -> dict[str, Served]:
+def load_served_models(runs: Sequence[str]) -> dict[str, ServedModel]:
     """By name: the folder's own, with as much of its path as tells two apart.
 
     A folder that holds runs stands for all that are finished. Raises `RunError` where there is
@@ -47,7 +47,7 @@ def load_served(runs: Sequence[str]) -> dict[str, Served]:
     for place, name in zip(places, tell_apart(paths), strict=True):
         model, tokenizer = load(place)
         record = find_record(Path(place))
-        served[name] = Served(name, model, tokenizer, record)
+        served[name] = ServedModel(name, model, tokenizer, record)
     return served
 
 
@@ -70,7 +70,7 @@ def find_places(run: str) -> list[str]:
     ]
 
 
-def identify(run: Served) -> str:
+def identify(run: ServedModel) -> str:
     """A name for what answers: it changes with the model, its tokenizer, or the version of rung."""
     parts = run.model.state_dict().values()
     spread = [

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rung.generation.detokenize import Pieces
-from rung.generation.sampling import Draws, Sampling
+from rung.generation.detokenize import Detokenizer
+from rung.generation.sampling import RandomStream, Sampling
 from rung.serve.logprobs import Choice
 from rung.serve.middleware import ApiError
 
@@ -68,11 +68,11 @@ class Text:
     """An order, and how far it has got."""
 
     def __init__(
-        self, order: Order, pieces: Pieces, times: tuple[float, float], news: asyncio.Event
+        self, order: Order, pieces: Detokenizer, times: tuple[float, float], news: asyncio.Event
     ) -> None:
         self.order, self.pieces, self.news = order, pieces, news
         self.begun, self.latest = times
-        self.draws = Draws(order.sampling.seed)
+        self.draws = RandomStream(order.sampling.seed)
         self.slot: int | None = None
         self.paused: Any = None  # what its slot is resumed from
         self.weighing: Iterator[list[Choice]] | None = None
@@ -98,7 +98,7 @@ class Text:
         """Those of tokens whose text is given out, each with it: of a stop string none, for they
         join to the text.
         """
-        decoded, given = self.pieces.decoded, self.pieces.given
+        decoded, given = self.pieces.decoded, self.pieces.emitted
         count = max(
             (n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given),
             default=0,
