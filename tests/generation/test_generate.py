@@ -707,8 +707,8 @@ def test_words_do_not_run_together(make_tiny):
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
     model = (
-        MODELS["bigram"]
-        .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+        LADDER["bigram"]
+        .model_class.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )
     greedy = Sampling(temperature=0, max_new_tokens=3)

@@ -290,7 +290,7 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
     model = (
         LADDER["bigram"]
-        .model.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
+        .model_class.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )
     with Listening({"m": ServedModel("m", model, words, {})}) as server:

@@ -16,7 +16,7 @@ from rung.evaluation.surprisal import TokenScore, score_text
 from rung.generation.decoder import Decoder
 from rung.generation.generate import Generation
 from rung.generation.generate import generate as continue_text
-from rung.generation.quantize import find_rounding, rounding_cost
+from rung.generation.quantize import measure_quantization_cost, parse_weight_dtype
 from rung.generation.sampling import Sampling
 from rung.generation.speculative import make_draft
 from rung.library.notebook import show_run
@@ -98,7 +98,7 @@ class Run:
         if "stop" in sampling:
             stop = sampling["stop"]
             sampling["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
-        chosen, rounded = Sampling(**sampling), find_rounding(weights)
+        chosen, rounded = Sampling(**sampling), parse_weight_dtype(weights)
         leave_busy_cores()
         decoder = Decoder(self.model, rounded)
         guesses = make_draft(draft, self.tokenizer) if draft else None
@@ -109,11 +109,11 @@ class Run:
 
         `weights` is `bfloat16` or `int8`.
         """
-        dtype = find_rounding(weights)
+        dtype = parse_weight_dtype(weights)
         if dtype is None:
             return 0.0
         passage = runs.read_passage(self.record)
-        return rounding_cost(self.model, self.tokenizer, passage or prompt, dtype)
+        return measure_quantization_cost(self.model, self.tokenizer, passage or prompt, dtype)
 
     def score(self, text: str | None = None) -> dict[str, Any] | list[TokenScore]:
         """The figures on the run's test text, or the surprisal of each token of a text in bits."""
