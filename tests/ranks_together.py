@@ -107,7 +107,7 @@ class Ground:
         folder.mkdir(exist_ok=True)
 
         def interrupt(progress):
-            if progress.step == stop:
+            if progress.done == stop:
                 os.kill(os.getpid(), signal.SIGINT)
 
         callbacks = TrainingCallbacks(

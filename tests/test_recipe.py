@@ -12,6 +12,7 @@ from rung.data.packing import BlockDataset
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import CorpusError, RecipeError, RunError, RungError
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
+from rung.progress import Progress
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.sampler import ResumableSampler
 from rung.workflows.budget import suggest_parameters
@@ -204,7 +205,7 @@ def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
     stages = []
     settings = {} if rung == "bigram" else QUICK
     recipe = make_recipe({"rung": rung, "corpus": text, "seed": 3, **settings})
-    assert execute(recipe, folder, lambda stage: stages.append(stage.name))
+    assert execute(recipe, folder, lambda stage: stages.append(stage.stage))
     record = runs.read_record(folder)
     assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= {
         p.name for p in folder.iterdir()
@@ -498,12 +499,12 @@ def test_a_run_goes_on_with_another_batch_where_the_processes_need_one(text, tmp
 def stop_at(step, recipe, folder):
     """Train until the machine goes away behind that step."""
 
-    def tell(stage):
-        if stage.name == "training" and stage.done == step:
+    def on_progress(stage):
+        if stage.stage == "training" and stage.done == step:
             raise OSError("the machine went away")
 
     with pytest.raises(OSError, match="went away"):
-        execute(recipe, folder, tell)
+        execute(recipe, folder, on_progress)
 
 
 def raise_run_error(*_):
@@ -600,9 +601,9 @@ def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monke
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
     corpus, stages, asked = load_corpus(f"{text}"), [], []
 
-    def mark(test, train, seconds, tell):
+    def mark(test, train, seconds, on_progress):
         asked.append(seconds)
-        tell(5, 10)
+        on_progress(Progress("comparing", 5, 10))
         return (None, 199.0) if seconds < 199 else (1.5, 180.0)
 
     monkeypatch.setattr("rung.workflows.record.lzma_after_train", mark)
@@ -614,4 +615,4 @@ def test_a_mark_that_takes_longer_than_the_run_is_left_out(text, tmp_path, monke
     assert [(stage.done, stage.total, stage.note) for stage in stages if stage.done] == [
         (5, 10, LZMA_AFTER_TRAIN)
     ] * 2
-    assert [stage.name for stage in stages].count("noted") == 2
+    assert [stage.stage for stage in stages].count("noted") == 2

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ from rung.cli.results import (
 from rung.cli.train import _compare_with_law, _write_longer
 from rung.evaluation.surprisal import TokenScore
 from rung.models.sizes import SIZES
-from rung.progress import Stage
+from rung.progress import Progress
 from rung.report.page import read_summaries
 from rung.workflows.climb import Climb
 
@@ -216,7 +217,7 @@ def test_a_run_in_json_is_a_summary(folders):
     assert (found[2]["finished"], found[2]["failed"]) == (False, f"no memory {HOSTILE}")
 
 
-TRAINING = Stage(
+TRAINING = Progress(
     "training", 50, 1000, f"35,850 tokens/s, loss 3.200, 2.112 bits per byte {HOSTILE}"
 )
 
@@ -227,13 +228,13 @@ def told(width, clock, **how):
         width=width, file=io.StringIO(), force_terminal=True, color_system=None, **how
     )
     display = Display(lambda: clock[0], console)
-    display.tell("rnn-attention", Stage("reading"))
-    display.tell("rnn-attention", Stage("done"))
-    display.tell("gpt2", Stage("reading"))
-    display.tell("gpt2", Stage("failed", note=HOSTILE))
-    display.tell("llama3", Stage("training", 0, 1000))
+    display.show(Progress("reading", run="rnn-attention"))
+    display.show(Progress("done", run="rnn-attention"))
+    display.show(Progress("reading", run="gpt2"))
+    display.show(Progress("failed", note=HOSTILE, run="gpt2"))
+    display.show(Progress("training", 0, 1000, run="llama3"))
     clock[0] += 60
-    display.tell("llama3", TRAINING)
+    display.show(replace(TRAINING, run="llama3"))
     return display
 
 
@@ -262,14 +263,14 @@ def test_what_failed_is_not_ticked_when_the_command_ends():
 def test_without_a_terminal_there_is_a_line_every_ten_seconds():
     clock, file = [0.0], io.StringIO()
     display = Display(lambda: clock[0], Console(file=file))
-    display.tell("llama3", Stage("training", 0, 1000))
+    display.show(Progress("training", 0, 1000, run="llama3"))
     for second in range(1, 61):
         clock[0] = second
-        display.tell("llama3", Stage("training", second, 1000, "35,850 tokens/s"))
+        display.show(Progress("training", second, 1000, "35,850 tokens/s", run="llama3"))
         for _ in range(3):
             display.beat()
-    display.tell("llama3", Stage("scoring"))
-    display.tell("llama3", Stage("done"))
+    display.show(Progress("scoring", run="llama3"))
+    display.show(Progress("done", run="llama3"))
     lines = [line.split(" ", 1) for line in file.getvalue().splitlines()]
     assert all(len(stamp.split(":")) == 3 for stamp, _ in lines)
     said = [text for _, text in lines]
@@ -288,7 +289,7 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds():
 def test_a_stage_that_says_nothing_is_told_of_all_the_same():
     clock, file = [0.0], io.StringIO()
     display = Display(lambda: clock[0], Console(file=file))
-    display.tell("ngram", Stage("counting"))
+    display.show(Progress("counting", run="ngram"))
     clock[0] = 75
     display.beat()
     assert file.getvalue().endswith("ngram: counting, 1:15 so far\n")
@@ -298,8 +299,8 @@ def test_a_fact_is_told_once_and_a_text_without_its_rung():
     file = io.StringIO()
     display = Display(console=Console(file=file))
     for name in ("bigram", "gpt2"):
-        display.tell(name, Stage("read", note="my.txt: 20 bytes"))
-    display.tell("gpt2", Stage("planned", note="2 layers"))
+        display.show(Progress("read", note="my.txt: 20 bytes", run=name))
+    display.show(Progress("planned", note="2 layers", run="gpt2"))
     assert [line.split(" ", 1)[1] for line in file.getvalue().splitlines()] == [
         "my.txt: 20 bytes",
         "gpt2: 2 layers",
@@ -309,8 +310,8 @@ def test_a_fact_is_told_once_and_a_text_without_its_rung():
 def test_quiet_leaves_out_progress_and_hints(capsys):
     set_quiet(True)
     with Display() as display:
-        display.tell("gpt2", TRAINING)
-        display.tell("gpt2", Stage("planned", note="2 layers"))
+        display.show(replace(TRAINING, run="gpt2"))
+        display.show(Progress("planned", note="2 layers", run="gpt2"))
     output.say("a hint")
     say_next("generate", "runs/x")
     assert capsys.readouterr() == ("", "")
@@ -323,7 +324,7 @@ def test_a_dumb_terminal_gets_lines(monkeypatch, term, moves):
     with os.fdopen(slave, "w") as file:
         monkeypatch.setattr(sys, "stderr", file)
         with Display() as display:
-            display.tell("gpt2", TRAINING)
+            display.show(replace(TRAINING, run="gpt2"))
     shown = os.read(master, 10_000)
     os.close(master)
     assert (b"\x1b[" in shown) == moves
@@ -426,12 +427,12 @@ from rung.cli.results import runs_table
 from rung.cli.output import print_text, say_next, suggest_prompt, use_any_encoding
 from rung.cli.progress import Display
 from rung.cli.fitted_table import show
-from rung.progress import Stage
+from rung.progress import Progress
 from rung import runs
 use_any_encoding()
 folder = Path({str(folders[0])!r})
 with Display() as display:
-    display.tell("gpt2", Stage("training", 1, 2, "日本語"))
+    display.show(Progress("training", 1, 2, "日本語", run="gpt2"))
 show(runs_table([(Path("日本語"), runs.read_record(folder))]))
 say_next("generate", "x", *suggest_prompt({{"prompt": "日本語"}}))
 print_text("é\\udce9日\\n")
@@ -584,9 +585,9 @@ def test_an_error_that_ctrl_c_caused_is_no_error():
 
 
 def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypatch):
-    def stop(recipe, folder, tell, began):
+    def stop(recipe, folder, on_progress, began):
         runs.write_record(runs.make_folder(folder), {"rung": recipe.rung})
-        tell(Stage("scoring", 3, 9))
+        on_progress(Progress("scoring", 3, 9))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rung.workflows.train.execute", stop)
@@ -601,12 +602,12 @@ def test_a_count_that_is_stopped_prints_the_line_that_goes_on_with_the_next_orde
 ):
     monkeypatch.setattr("rung.models.ngram.counting_settings.MIN_CHECKPOINT_SECONDS", 0.0)
 
-    def stop(display, name, stage):
-        if stage.note.startswith("order 3 of 5"):
+    def stop(display, progress):
+        if progress.note.startswith("order 3 of 5"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("rung.cli.progress.Display.tell", stop)
+        patched.setattr("rung.cli.progress.Display.show", stop)
         made = rung("train", "ngram", corpus, "--out", "my run")
     assert made.exit_code == 130
     said = made.stderr.splitlines()[-1]

@@ -255,7 +255,7 @@ def test_the_figures_of_a_score_are_those_of_its_documents(monkeypatch):
     assert math.log(found.kenlm["perplexity_excluding_oov"]) == pytest.approx(
         (plain - unknown) / (found.tokens - 1)
     )
-    assert heard == [4, 6]
+    assert [each.done for each in heard] == [4, 6]
     assert {"unknown words", "dropped text"} <= set(found.lost) and len(set(found.lost)) == len(
         found.lost
     )

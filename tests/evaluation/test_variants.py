@@ -17,7 +17,8 @@ from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.metrics import confidence_interval
 from rung.evaluation.mixture import fit_weights, mix_nll, score_mixture
 from rung.evaluation.score import score_documents
-from rung.evaluation.variants import Pace, score_variant
+from rung.evaluation.variants import count_documents, score_variant
+from rung.progress import ProgressMeter
 from tests.conftest import NEURAL, SENTENCES
 
 LONG = " ".join(SENTENCES * 8)
@@ -31,8 +32,8 @@ def quiet(*_):
     """Tell nobody how far it is."""
 
 
-def pace():
-    return Pace(quiet, "", None)
+def meter():
+    return ProgressMeter(quiet, "")
 
 
 def documents_of(tokenizer, *texts):
@@ -118,11 +119,10 @@ def test_a_mixture_is_the_sum_of_probabilities_fitted_on_the_first_of_the_valida
 ):
     monkeypatch.setattr("rung.evaluation.mixture.FIT_CHARACTERS", len(LONG))
     models, heard = {name: make_tiny(name) for name in ("gpt2", "ngram", "bigram")}, []
-    found = score_mixture(
-        models, tokenizer, SENTENCES, [LONG, "a cat"], lambda *what: heard.append(what[:3])
-    )
+    found = score_mixture(models, tokenizer, SENTENCES, [LONG, "a cat"], heard.append)
     assert found.validation_bytes == len(LONG)
-    assert heard == [("fit mix", 1, 1), *(("mix", done, 5) for done in range(1, 6))]
+    said = [(each.stage, each.done, each.total) for each in heard]
+    assert said == [("fit mix", 1, 1), *(("mix", done, 5) for done in range(1, 6))]
     nats, weights = 0.0, found.fitted["weights"]
     for document in documents_of(tokenizer, *SENTENCES):
         costs = {name: compute_nll(model, [document.ids])[0] for name, model in models.items()}
@@ -254,10 +254,10 @@ def test_a_cache_helps_repetition_and_without_weight_is_the_plain_score(
 def test_learning_at_rate_zero_is_the_plain_score(name, make_tiny, tokenizer):
     model = make_tiny(name, max_position_embeddings=16)
     with DynamicModel(model) as learner:
-        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        learner.measure(documents_of(tokenizer, *SENTENCES), meter())
         still = DynamicSettings(learning_rate=0.0, decay=0.01)
         for document, nats in learner.follow(
-            documents_of(tokenizer, LONG, "a cat", ""), still, pace()
+            documents_of(tokenizer, LONG, "a cat", ""), still, meter()
         ):
             torch.testing.assert_close(
                 nats, compute_nll(model, [document.ids])[0], rtol=1e-6, atol=1e-6
@@ -300,7 +300,7 @@ def test_an_interrupted_learner_leaves_the_model_as_it_was(make_tiny, tokenizer)
 
 def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tokenizer):
     with DynamicModel(make_tiny("rnn")) as learner:
-        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        learner.measure(documents_of(tokenizer, *SENTENCES), meter())
         for weight in learner.weights:
             weight.data += 1.0
             weight.grad = None
@@ -313,7 +313,7 @@ def test_the_pull_goes_back_to_the_trained_weights_and_no_further(make_tiny, tok
 def test_a_step_is_the_formula(name, make_tiny, tokenizer):
     """Krause et al. 2018, section 4.2, with the mean rms as epsilon, by hand."""
     with DynamicModel(make_tiny(name)) as learner:
-        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        learner.measure(documents_of(tokenizer, *SENTENCES), meter())
         every = torch.cat([rms.double().flatten() for rms in learner.rms])
         assert learner.mean_rms == pytest.approx(every.mean().item(), rel=1e-5)
         for weight in learner.weights:
@@ -332,7 +332,7 @@ def test_a_step_is_the_formula(name, make_tiny, tokenizer):
 def test_the_root_mean_square_is_that_of_the_segments_gradients(make_tiny, tokenizer):
     model, documents = make_tiny("rnn"), documents_of(tokenizer, LONG)
     with DynamicModel(model) as learner:
-        learner.measure(documents, pace())
+        learner.measure(documents, meter())
         squares = []
         for costs in learner._read(documents[0].ids):
             gradients = torch.autograd.grad(
@@ -422,16 +422,17 @@ def test_a_switchs_figures_are_the_rulers(monkeypatch):
 
 def test_how_far_a_switch_is_is_told_in_documents_and_tokens(monkeypatch):
     clock = SimpleNamespace(now=10.0)
-    monkeypatch.setattr(variants, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr("rung.progress.time", SimpleNamespace(perf_counter=lambda: clock.now))
     heard = []
-    pace = Pace(lambda *what: heard.append(what), "mix", 2)
-    pace.step(5)  # at once: nothing is divided by zero
+    meter = ProgressMeter(heard.append, "mix", 2)
+    meter.step(5)  # at once: nothing is divided by zero
     documents = [TokenizedDocument(list(range(size)), 1, 1, [], [], ()) for size in (1006, 3)]
-    for document, found in pace.follow((document, document.ids) for document in documents):
+    for document, found in count_documents(((d, d.ids) for d in documents), meter):
         assert found is document.ids
         clock.now += 0.5
-    assert heard[0][:3] == ("mix", 0, 2)
-    assert heard[1:] == [("mix", 1, 2, "2,020 tokens/s"), ("mix", 2, 2, "1,012 tokens/s")]
+    said = [(each.stage, each.done, each.total, each.note) for each in heard]
+    assert said[0][:3] == ("mix", 0, 2)
+    assert said[1:] == [("mix", 1, 2, "2,020 tokens/s"), ("mix", 2, 2, "1,012 tokens/s")]
 
 
 def costs_of_all_kinds(make_tiny, tokenizer, text):
@@ -444,9 +445,9 @@ def costs_of_all_kinds(make_tiny, tokenizer, text):
     _, states = next(_read_states(model, tokenizer, [text]))
     cached = _cost_both(model, document, states, [0.5])
     with DynamicModel(model) as learner:
-        learner.measure(documents_of(tokenizer, *SENTENCES), pace())
+        learner.measure(documents_of(tokenizer, *SENTENCES), meter())
         _, learned = next(
-            learner.follow([document], DynamicSettings(learning_rate=1e-2, decay=1e-3), pace())
+            learner.follow([document], DynamicSettings(learning_rate=1e-2, decay=1e-3), meter())
         )
     half = torch.tensor([0.5, 0.5], dtype=torch.float64)
     return document.ids, {

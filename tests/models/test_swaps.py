@@ -163,7 +163,7 @@ def test_unknown_swaps_are_refused(tokenizer):
 
 
 def bits(name, seed):
-    """What the runs below cost: seeds differ much, swaps little, so that only pairs tell."""
+    """What the runs below cost: seeds differ much, swaps little, so that only pairs on_progress."""
     order = ["gpt2", *SWAPS, "llama3"].index(name)
     return 2 + seed - 0.01 * order + 0.001 * (order * seed % 3)
 
@@ -173,7 +173,7 @@ def finish(monkeypatch):
     """In place of training, a record with the figures above; returns the runs made, in order."""
     made = []
 
-    def write(recipe, folder, tell, *_):
+    def write(recipe, folder, on_progress, *_):
         runs.make_folder(folder)
         name = folder.name.rpartition("-seed")[0]
         score = {"bits_per_byte": bits(name, recipe.seed), "documents": 3, "bytes": 900}

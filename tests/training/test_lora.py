@@ -268,10 +268,10 @@ def test_without_peft_the_line_that_installs_it_is_said(make_base, texts, monkey
 def stop_at(step, recipe, folder):
     """Train so far and then have the machine go away."""
 
-    def tell(stage):
-        if stage.name == "training" and stage.done == step:
+    def on_progress(stage):
+        if stage.stage == "training" and stage.done == step:
             raise ConnectionError("the machine went away")
 
     with pytest.raises(ConnectionError):
-        execute(recipe, folder, tell)
+        execute(recipe, folder, on_progress)
     assert json.loads((folder / runs.RECORD).read_text())["recipe"]["base"]

@@ -54,7 +54,7 @@ def run(make_tiny, tokenizer, packed, tmp_path):
     ):
         def progress(now):
             if act:
-                act(now.step)
+                act(now.done)
 
         (tmp_path / name).mkdir(exist_ok=True)
         settings = TrainSettings(

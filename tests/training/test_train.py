@@ -50,8 +50,8 @@ class Listener:
         )
 
     def progress(self, progress):
-        self.steps.append(progress.step)
-        if progress.step == self.at:
+        self.steps.append(progress.done)
+        if progress.done == self.at:
             self.act()
 
 

@@ -90,7 +90,7 @@ def start(make_tiny, tokenizer, packed):
         callbacks = TrainingCallbacks(
             evaluate=evaluate,
             sample=lambda model: "a sample",
-            on_progress=lambda now: act(now.step),
+            on_progress=lambda now: act(now.done),
         )
         torch.manual_seed(1)
         return train(model, tokenizer, packed, folder, given, callbacks), model

@@ -38,7 +38,7 @@ def plan(tmp_path, prose, monkeypatch):
 
 def test_every_rung_is_a_run_and_the_report_stands(plan):
     told = set()
-    folders = climb(plan, lambda rung, stage: told.add((rung, stage.name)))
+    folders = climb(plan, lambda now: told.add((now.run, now.stage)))
     assert [folder.name for folder in folders] == list(FEW)
     records = [runs.read_record(folder) for folder in folders]
     assert len({record["corpus"]["fingerprint"] for record in records}) == 1
@@ -70,7 +70,7 @@ def test_what_a_rung_leaves_or_overdraws_is_shared_by_those_to_come(plan, monkey
     monkeypatch.setattr("rung.training.clock.time", time)
     taken = iter([20, 0, 100, 30, 70, 10])  # seconds, the first two by rungs that count
 
-    def execute(recipe, folder, tell, began):
+    def execute(recipe, folder, on_progress, began):
         given.append(None if began is None else began + 60 * recipe.minutes - time.seconds)
         time.seconds += next(taken)
         raise RunError("is not made")
@@ -135,8 +135,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
             "rung.workflows.budget.measure_step", lambda model, *_: seconds * model.num_parameters()
         )
 
-    def stop(name, stage):
-        if stage.name == "training" and find_checkpoints(folder):
+    def stop(progress):
+        if progress.stage == "training" and find_checkpoints(folder):
             raise RuntimeError("the machine went away")
 
     plan = replace(plan, rungs=("llama3",), minutes=0.1)
@@ -226,8 +226,8 @@ def test_a_table_never_mixes_texts(plan, prose, monkeypatch):
 
     shutil.rmtree(plan.folder)
 
-    def change(rung, stage):
-        if (rung, stage.name) == ("ngram", "reading"):
+    def change(progress):
+        if (progress.run, progress.stage) == ("ngram", "reading"):
             text.write_text(prose[::-1])
 
     with pytest.raises(RunError, match="the text has changed during the climb"):

@@ -53,7 +53,7 @@ def recipe(tmp_path_factory):
 
 def test_five_kills_lose_nothing(recipe, tmp_path):
     told = []
-    verdict = verify_resume(recipe, 5, tmp_path, lambda name, stage: told.append((name, stage)))
+    verdict = verify_resume(recipe, 5, tmp_path, told.append)
     assert verdict.failure is None
     assert verdict.differences == []
     assert verdict.is_equal
@@ -68,7 +68,7 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
         24,
         30,
     ]
-    assert {name for name, _ in told} == {"uninterrupted", "killed"}
+    assert {now.run for now in told} == {"uninterrupted", "killed"}
     console = Console(width=100, file=io.StringIO())
     console.print(resume_table(verdict))
     shown = console.file.getvalue()
@@ -80,9 +80,11 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
 
 def test_an_end_that_is_over_too_soon_is_not_waited_for(recipe, tmp_path, monkeypatch):
     """The machine was slow when the run was left alone, and is fast now."""
-    find_pace = verify._Watch.pace
+    find_times = verify._Watch.find_times
     monkeypatch.setattr(
-        verify._Watch, "pace", lambda watch, steps: replace(find_pace(watch, steps), ending=4.0)
+        verify._Watch,
+        "find_times",
+        lambda watch, steps: replace(find_times(watch, steps), ending=4.0),
     )
     monkeypatch.setattr(
         random.Random, "uniform", lambda dice, low, high: high
@@ -110,7 +112,7 @@ def test_a_loss_that_differs_in_its_last_bit_is_seen(recipe):
 
 @pytest.mark.parametrize("same", [True, False])
 def test_the_command_tells_by_its_exit_code(same, recipe, tmp_path, monkeypatch):
-    def pretend(recipe, kills, folder, tell, seed):
+    def pretend(recipe, kills, folder, on_progress, seed):
         (folder / "evidence").mkdir()
         whole = Made(metrics=[{"step": 1, "loss": 1.5}], samples="", weights="a", scores={})
         other = whole if same else replace(whole, weights="b")

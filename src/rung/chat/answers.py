@@ -5,7 +5,7 @@ have got.
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -20,6 +20,7 @@ from rung.generation.decoder import Decoder
 from rung.generation.generate import generate_batch, generate_from_ids
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
+from rung.progress import OnProgress, Progress, ignore_progress
 
 QUESTIONS_AT_ONCE = 16  # questions
 MAX_ANSWER_TOKENS = 128  # tokens of an answer
@@ -71,7 +72,7 @@ def answer_questions(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[Conversation],
-    on_answer: Callable[[int], None] = lambda done: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[GradedAnswer]:
     """The model's likeliest answer to the last question of each, given all that was said before it.
 
@@ -100,7 +101,7 @@ def answer_questions(
             answers.append(
                 GradedAnswer(question=before[-1]["content"], expected=expected, given=made.text)
             )
-        on_answer(len(answers))
+        on_progress(Progress("answering", len(answers), len(conversations)))
     return answers
 
 

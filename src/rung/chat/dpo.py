@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from rung.data.packing import IGNORE_INDEX
 from rung.device import has_fast_bfloat16
 from rung.errors import CorpusError
 from rung.models.base import CausalModel
+from rung.progress import OnProgress, Progress, ignore_progress
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ def train_dpo(
     tokenizer: PreTrainedTokenizerBase,
     preferences: Sequence[Preference],
     settings: DPOSettings,
-    on_step: Callable[[int, int], None] = lambda done, steps: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> None:
     """Train `model` in place to find the chosen answers likelier, and the rejected ones less
     likely, than it did.
@@ -201,7 +202,7 @@ def train_dpo(
             args=arguments,
             train_dataset=rows,
             data_collator=collate,
-            callbacks=[_Steps(on_step)],
+            callbacks=[_ProgressCallback(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.beta = settings.beta
@@ -256,13 +257,12 @@ class _PreferenceTrainer(Trainer):
         return dpo_loss(answer_log_probs(model, inputs), inputs["reference"], self.beta)
 
 
-class _Steps(TrainerCallback):
-    def __init__(self, tell: Callable[[int, int], None]) -> None:
-        self.tell = tell
+class _ProgressCallback(TrainerCallback):
+    def __init__(self, on_progress: OnProgress) -> None:
+        self.on_progress = on_progress
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
-        self.tell(state.global_step, state.max_steps)
+        self.on_progress(Progress("preferring", state.global_step, state.max_steps))
 
 
 def _encode(

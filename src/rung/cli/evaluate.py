@@ -20,6 +20,7 @@ from rung.cli.app import (
 from rung.cli.output import print_text, say
 from rung.device import cache_folder, leave_busy_cores
 from rung.errors import RecipeError
+from rung.progress import for_run
 
 Tasks = Annotated[
     list[str] | None,
@@ -94,9 +95,7 @@ def eval_(
     source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
     switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
     with Display() as display:
-        found = evaluate_run(
-            run, source, split, how, lambda stage: display.tell("eval", stage), switches
-        )
+        found = evaluate_run(run, source, split, how, for_run("eval", display.show), switches)
     print_json(found) if as_json else show(
         score_table(found["rung"], found["corpus"], found["split"], found)
     )

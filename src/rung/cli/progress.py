@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
@@ -18,19 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rung.cli.output import escape_controls, find_overflow, is_quiet
-
-if TYPE_CHECKING:
-    from rung.progress import Stage
+from rung.progress import FACTS, OUTCOMES, Progress
 
 BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
 NAMES = 14  # characters that the names of rungs take
 ROOM_FOR_BAR, ROOM_FOR_ELAPSED = 72, 48  # columns that a terminal must have to show them
-FACTS = (
-    "read",
-    "planned",
-    "noted",
-)  # stages that take no time, and are told in a line of their own
-ENDS = ("done", "failed", "stopped")  # stages that a run ends with
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("-", "yellow")}
 ASCII_MARKS = {"done": "+", "failed": "x", "stopped": "-"}
 
@@ -40,12 +31,12 @@ class _Task:
     """A run on its way through its stages."""
 
     name: str
-    stage: "Stage"
+    progress: Progress
     began: float
     entered: float = 0.0  # the stage
     first: int = 0  # what of the stage was done when it was entered
     spoken: float = 0.0  # when a plain line last told of it
-    outcome: str = ""  # one of `ENDS`; empty while it goes on
+    outcome: str = ""  # one of `OUTCOMES`; empty while it goes on
     ended: float = 0.0
     failed: bool = False  # once: what comes after it in the same line does not make it good
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
@@ -56,12 +47,12 @@ class _Task:
 
     def seconds_left(self, now: float) -> float | None:
         """Seconds to the end of the stage at the pace so far; None where nobody knows."""
-        if self.stage.seconds_left is not None and not self.outcome:
-            return max(0.0, self.stage.seconds_left)
-        moved = self.stage.done - self.first
-        if self.outcome or not self.stage.total or moved <= 0:
+        if self.progress.seconds_left is not None and not self.outcome:
+            return max(0.0, self.progress.seconds_left)
+        moved = self.progress.done - self.first
+        if self.outcome or not self.progress.total or moved <= 0:
             return None
-        return max(0, self.stage.total - self.stage.done) * (now - self.entered) / moved
+        return max(0, self.progress.total - self.progress.done) * (now - self.entered) / moved
 
 
 class Display:
@@ -106,19 +97,17 @@ class Display:
         if self.live:
             self.live.stop()
 
-    def tell(self, name: str, stage: "Stage") -> None:
-        """Show that the run `name` is in this stage, that it has ended (`ENDS`), or a fact about it
-        (`FACTS`).
-        """
+    def show(self, progress: Progress) -> None:
+        """Show how far a run is, that it has ended (`OUTCOMES`), or a fact about it (`FACTS`)."""
         if is_quiet():
             return
         with self.lock:
-            if stage.name in FACTS:
-                self._tell_fact(name, stage)
-            elif stage.name in ENDS:
-                self._end(name, stage.name, stage.note)
+            if progress.stage in FACTS:
+                self._show_fact(progress)
+            elif progress.stage in OUTCOMES:
+                self._end(progress.run, progress.stage, progress.note)
             else:
-                self._move(name, stage)
+                self._move(progress)
 
     def end(self, outcome: str) -> None:
         """The present run has ended: done, failed or stopped."""
@@ -140,7 +129,7 @@ class Display:
                     width=columns, no_wrap=True, justify="left" if columns > 7 else "right"
                 )
         table.add_column(ratio=1, no_wrap=True, overflow=cut)
-        for task in list(self.tasks.values()):  # `tell` may add one meanwhile
+        for task in list(self.tasks.values()):  # `show` may add one meanwhile
             table.add_row(*self._draw_task(task, width, now))
         return table
 
@@ -155,23 +144,24 @@ class Display:
         while not self.over.wait(1.0):
             self.beat()
 
-    def _move(self, name: str, stage: "Stage") -> None:
+    def _move(self, progress: Progress) -> None:
+        name = progress.run
         now, task = self.clock(), self.tasks.get(name)
         if task and self.current == name and not task.outcome:
-            if task.stage.name == stage.name:
-                task.stage = replace(stage, note=stage.note or task.stage.note)
+            if task.progress.stage == progress.stage:
+                task.progress = replace(progress, note=progress.note or task.progress.note)
                 return
             self._end_stage(task)
-        task = self.tasks.setdefault(name, _Task(name, stage, now))
-        task.stage, task.entered, task.first, task.outcome = stage, now, stage.done, ""
+        task = self.tasks.setdefault(name, _Task(name, progress, now))
+        task.progress, task.entered, task.first, task.outcome = progress, now, progress.done, ""
         self.current = name
-        self._say(task, stage.name)
+        self._say(task, progress.stage)
 
     def _end_stage(self, task: _Task) -> None:
         took = self.clock() - task.entered
         if took >= 1:  # else the next line says it
-            note = f", {task.stage.note}" if task.stage.note else ""
-            self._say(task, f"{task.stage.name} took {show_time(took)}{note}")
+            note = f", {task.progress.note}" if task.progress.note else ""
+            self._say(task, f"{task.progress.stage} took {show_time(took)}{note}")
 
     def _end(self, name: str, outcome: str, why: str = "") -> None:
         task = self.tasks.get(name)
@@ -180,13 +170,13 @@ class Display:
         self._end_stage(task)
         task.failed = task.failed or outcome == "failed"
         task.outcome, task.ended = "failed" if task.failed else outcome, self.clock()
-        task.stage = replace(task.stage, note=why or task.stage.note)
+        task.progress = replace(task.progress, note=why or task.progress.note)
         self._say(
             task, f"{task.outcome} after {show_time(task.seconds(0))}{': ' if why else ''}{why}"
         )
 
-    def _tell_fact(self, name: str, stage: "Stage") -> None:
-        line = stage.note if stage.name == "read" else f"{name}: {stage.note}"
+    def _show_fact(self, progress: Progress) -> None:
+        line = progress.note if progress.stage == "read" else f"{progress.run}: {progress.note}"
         if line in self.facts:
             return
         self.facts.add(line)
@@ -211,29 +201,31 @@ class Display:
         cells: list[Text | Spinner | ProgressBar] = [
             Text(mark, style) if mark else task.spinner,
             Text(escape_controls(task.name)),
-            Text(task.outcome or task.stage.name),
+            Text(task.outcome or task.progress.stage),
         ]
         if width >= ROOM_FOR_BAR:
             cells.append(_draw_bar(task))
         if width >= ROOM_FOR_ELAPSED:
             cells.append(Text(show_time(task.seconds(now)), "progress.elapsed"))
         cells.append(Text("" if left is None else show_time(left), "progress.remaining"))
-        return [*cells, Text(escape_controls(" ".join(task.stage.note.split())))]
+        return [*cells, Text(escape_controls(" ".join(task.progress.note.split())))]
 
 
 def _draw_bar(task: _Task) -> ProgressBar:
     if task.outcome == "done":
         return ProgressBar(total=1, completed=1)
-    if not task.stage.total:
+    if not task.progress.total:
         return ProgressBar(total=1, completed=0, pulse=not task.outcome)
-    return ProgressBar(total=task.stage.total, completed=task.stage.done)
+    return ProgressBar(total=task.progress.total, completed=task.progress.done)
 
 
 def _describe(task: _Task, now: float) -> str:
     """How far the stage is, at what rate, and how long it will go on."""
-    stage, left = task.stage, task.seconds_left(now)
-    parts = [f"{stage.name} {stage.done:,} of {stage.total:,}" if stage.total else f"{stage.name}"]
-    parts += [stage.note] if stage.note else []
+    progress, left = task.progress, task.seconds_left(now)
+    parts = [progress.stage]
+    if progress.total:
+        parts = [f"{progress.stage} {progress.done:,} of {progress.total:,}"]
+    parts += [progress.note] if progress.note else []
     parts.append(
         f"{show_time(now - task.entered)} so far" if left is None else f"{show_time(left)} left"
     )

@@ -22,6 +22,7 @@ from rung.cli.app import (
 )
 from rung.cli.output import say, say_next, suggest_prompt, write_resuming
 from rung.device import cache_folder
+from rung.progress import for_run
 
 
 @verb("rung climb my.txt --minutes 10", spreads=True)
@@ -92,7 +93,7 @@ def _climb_ladder(
     plan = Climb(**settings)
     folder = plan.folder
     with resumable(), Display() as display:
-        folders = climb_ladder(plan, display.tell, began)
+        folders = climb_ladder(plan, display.show, began)
     if not distributed.is_main():
         return
     rows = read_summaries(folders)
@@ -137,7 +138,7 @@ def _climb_swaps(settings: dict[str, Any], steps: int | None) -> None:
 
     plan = SwapClimb(**settings | ({} if steps is None else {"steps": steps}))
     with resumable(), Display() as display:
-        folders = climb_swaps(plan, display.tell)
+        folders = climb_swaps(plan, display.show)
     if not distributed.is_main():
         return
     show(swaps_table(read_swaps(folders), folders))
@@ -289,9 +290,7 @@ def _foresee(recipe: Any, folder: Path, _began: float) -> None:
     from rung.workflows.estimate import foresee
 
     with Display() as display:
-        found = distributed.on_main(foresee)(
-            recipe, folder, lambda stage: display.tell(recipe.rung, stage)
-        )
+        found = distributed.on_main(foresee)(recipe, folder, for_run(recipe.rung, display.show))
     if distributed.is_main():
         show(names_table(f"{recipe.rung} takes, roughly", found))
 
@@ -305,7 +304,7 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
     from rung.workflows.train import execute
 
     with resumable("train", folder), Display() as display:
-        if not execute(recipe, folder, lambda stage: display.tell(recipe.rung, stage), began):
+        if not execute(recipe, folder, for_run(recipe.rung, display.show), began):
             raise KeyboardInterrupt
     if not distributed.is_main():
         return

@@ -11,6 +11,7 @@ import typer
 from rung import distributed
 from rung.cli.app import Run, Seed, check_given, read_typed, resumable, verb
 from rung.cli.output import escape_controls, print_text, say, say_next
+from rung.progress import for_run
 
 COMMANDS = """/reset          forget what was said
 /system TEXT    what stands before the conversation; alone, none
@@ -93,7 +94,7 @@ def tune(
         resume,
     )
     with resumable("tune", folder), Display() as display:
-        if not make(plan, folder, lambda stage: display.tell(folder.name, stage), began):
+        if not make(plan, folder, for_run(folder.name, display.show), began):
             raise KeyboardInterrupt
     if distributed.is_main():
         _show_tuned(folder)

@@ -43,7 +43,7 @@ def verify_resume(
     kept = False
     try:
         with Display() as display:
-            verdict = verify(recipe, kills, folder, display.tell, seed)
+            verdict = verify(recipe, kills, folder, display.show, seed)
         kept = not verdict.is_equal
     finally:
         if not kept:

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 
 from rung.errors import RunError
 from rung.files import locked, write_atomically
+from rung.progress import OnProgress, ProgressMeter, ignore_progress
 
 IGNORE_INDEX = -100  # the label that no loss counts
 KEEP_SECONDS = 10.0  # how often what is packed is made sure of
@@ -58,14 +59,14 @@ def pack(
     key: str,
     vocab_size: int,
     folder: Path,
-    tell: Callable[[int, int], None] = lambda done, tokens: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> PackedTokens:
     """The documents' ids as one row, read from `folder` when it was made before under the same
     `key`.
 
     `read(state)` gives what comes after `state`, everything for None. The key must change whenever
-    the ids do: fingerprints of corpus and tokenizer, and a split. `tell` hears the documents and
-    tokens that stand. Raises `RunError` when the disk is full.
+    the ids do: fingerprints of corpus and tokenizer, and a split. Progress counts the
+    documents. Raises `RunError` when the disk is full.
     """
     path = folder / hashlib.sha256(f"{LAYOUT} {key}".encode()).hexdigest()[:16]
     packed = _read(path)
@@ -74,7 +75,7 @@ def pack(
             packed = _read(path)
             if packed is None:
                 try:
-                    _write(read, _choose_dtype(vocab_size), path, tell)
+                    _write(read, _choose_dtype(vocab_size), path, on_progress)
                 except OSError as error:
                     raise RunError(
                         f"{folder} could not be written to ({error.strerror or error}): make room "
@@ -248,7 +249,7 @@ def _map(path: Path, dtype: numpy.dtype, size: int) -> numpy.ndarray:
     )
 
 
-def _write(read: Read, dtype: numpy.dtype, path: Path, tell: Callable[[int, int], None]) -> None:
+def _write(read: Read, dtype: numpy.dtype, path: Path, on_progress: OnProgress) -> None:
     """Write `path`.bin and .starts, which count only once .json is there; .part says how far they
     go meanwhile.
 
@@ -262,14 +263,15 @@ def _write(read: Read, dtype: numpy.dtype, path: Path, tell: Callable[[int, int]
             for s, size in progress.sizes(dtype).items()
         ]
         kept = time.monotonic()
-        tell(progress.documents, progress.tokens)
+        meter = ProgressMeter(on_progress, "tokenizing")
+        meter.step(0, items=progress.documents)
         try:
             for ids, lengths, state in read(progress.state):
                 _append(files, ids, lengths, progress.tokens, dtype)
                 progress = _Progress(
                     progress.tokens + len(ids), progress.documents + len(lengths), state
                 )
-                tell(progress.documents, progress.tokens)
+                meter.step(len(ids), items=len(lengths))
                 if state is not None and time.monotonic() - kept > KEEP_SECONDS:
                     _keep(files, progress, dtype, path.with_suffix(".part"))
                     kept = time.monotonic()

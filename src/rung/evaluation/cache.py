@@ -24,8 +24,9 @@ from rung.evaluation.documents import (
 )
 from rung.evaluation.likelihood import forward_documents, forward_nll
 from rung.evaluation.mixture import fit_weights, mix_nll
-from rung.evaluation.variants import Pace, Report, Variant, VariantRow, score_variant
+from rung.evaluation.variants import Variant, VariantRow, count_documents, score_variant
 from rung.models.base import CausalModel
+from rung.progress import OnProgress, ProgressMeter
 
 CACHE_STATES = 2000  # the states that the cache holds
 FIT_CHARACTERS = 2**20  # of the validation text at most, to fit sharpness and weight on
@@ -40,17 +41,17 @@ def score_with_cache(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     validation: Iterable[str],
-    report: Report,
+    on_progress: OnProgress,
 ) -> Variant:
     """Score `texts` with a cache whose sharpness and weight are fitted on `validation`."""
     began = time.perf_counter()
     held = take_texts(validation, FIT_CHARACTERS)
-    theta, weight = _fit(model, tokenizer, held, Pace(report, "fit cache", len(held)))
+    theta, weight = _fit(model, tokenizer, held, ProgressMeter(on_progress, "fit cache", len(held)))
     weights = torch.tensor([1 - weight, weight], dtype=torch.float64)
-    pace = Pace(report, "cache", len(texts))
+    meter = ProgressMeter(on_progress, "cache", len(texts))
 
     def rows() -> Iterator[VariantRow]:
-        for document, found in pace.follow(_read_states(model, tokenizer, texts)):
+        for document, found in count_documents(_read_states(model, tokenizer, texts), meter):
             nats = _cost_both(model, document, found, [theta])
             yield document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item()
 
@@ -87,12 +88,15 @@ def compute_cache_nll(
 
 
 def _fit(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], pace: Pace
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    meter: ProgressMeter,
 ) -> tuple[float, float]:
     """Return the sharpness and the weight with the least cost."""
     thetas: list[float] = []
     costs = []
-    for document, found in pace.follow(_read_states(model, tokenizer, texts)):
+    for document, found in count_documents(_read_states(model, tokenizer, texts), meter):
         thetas = thetas or [
             tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESSES
         ]

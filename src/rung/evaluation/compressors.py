@@ -6,8 +6,10 @@ import lzma
 import math
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+
+from rung.progress import OnProgress, Progress, ignore_progress
 
 PRIMING_BYTES = 2**25  # of the training text that lzma reads before the test text
 LZMA_CHUNK_BYTES = 2**18  # after each chunk the time of the rest is estimated
@@ -35,13 +37,13 @@ def lzma_after_train(
     test: Sequence[str],
     train: Sequence[str],
     seconds: float = math.inf,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> tuple[float | None, float]:
     """Return the bits per byte of lzma on the test text after the training text, and its seconds.
 
     lzma reads at most the last `PRIMING_BYTES` of the training text; its memory is eleven times
     that, for both texts. Where it would take longer than `seconds`, the mark is None and the second
-    figure is the estimate. `tell` is called with the bytes read and the bytes in all.
+    figure is the estimate. Progress counts the bytes that are read.
     """
     size = sum(len(text.encode()) for text in test)
     before = _end_of(train, PRIMING_BYTES)
@@ -54,7 +56,7 @@ def lzma_after_train(
                 piece = text[at : at + LZMA_CHUNK_BYTES]
                 yield piece
                 done += len(piece)
-                tell(done, total)
+                on_progress(Progress("comparing", done, total))
                 spent = now() - began
                 if spent > TIMED_SHARE * seconds and (takes := spent * total / done) > seconds:
                     raise _TooLongError(takes)

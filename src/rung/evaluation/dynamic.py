@@ -21,8 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from rung.evaluation.documents import TokenizedDocument, take_texts, tokenize_documents
 from rung.evaluation.likelihood import forward_nll, sliding_windows
 from rung.evaluation.mixture import compute_nll_per_model
-from rung.evaluation.variants import Pace, Report, Variant, score_variant
+from rung.evaluation.variants import Variant, count_documents, score_variant
 from rung.models.base import CausalModel, RecurrentState
+from rung.progress import OnProgress, ProgressMeter
 
 SEGMENT_TOKENS = 64  # tokens between steps
 RMS_CHARACTERS = 2**16  # of the training text, to measure the gradients' size on
@@ -45,7 +46,7 @@ def score_dynamically(
     texts: Sequence[str],
     validation: Iterable[str],
     train: Iterable[str],
-    report: Report,
+    on_progress: OnProgress,
 ) -> Variant:
     """Score `texts` while learning from them, then restore the trained weights."""
     began = time.perf_counter()
@@ -53,14 +54,17 @@ def score_dynamically(
     # cuDNN's RNNs compute gradients in training mode only.
     with torch.backends.cudnn.flags(enabled=False), DynamicModel(model) as learner:
         known = list(tokenize_documents(take_texts(train, RMS_CHARACTERS), tokenizer))
-        learner.measure(known, Pace(report, "measuring", len(known)))
-        settings = _choose(learner, list(tokenize_documents(held, tokenizer)), report)
-        costs = Pace(report, "scoring", len(texts)).follow(
-            compute_nll_per_model([model], tokenizer, texts)
+        learner.measure(known, ProgressMeter(on_progress, "measuring", len(known)))
+        settings = _choose(learner, list(tokenize_documents(held, tokenizer)), on_progress)
+        costs = count_documents(
+            compute_nll_per_model([model], tokenizer, texts),
+            ProgressMeter(on_progress, "scoring", len(texts)),
         )
         plain = [nats.double().sum().item() for _, nats in costs]
         learned = learner.follow(
-            tokenize_documents(texts, tokenizer), settings, Pace(report, "dynamic", len(texts))
+            tokenize_documents(texts, tokenizer),
+            settings,
+            ProgressMeter(on_progress, "dynamic", len(texts)),
         )
         rows = (
             (document, before, nats.double().sum().item())
@@ -96,7 +100,7 @@ class DynamicModel:
             weight.copy_(trained)
             weight.grad = None
 
-    def measure(self, documents: Iterable[TokenizedDocument], pace: Pace) -> None:
+    def measure(self, documents: Iterable[TokenizedDocument], meter: ProgressMeter) -> None:
         """Find the root mean square of each weight's gradient over these documents' segments."""
         squares = [torch.zeros_like(weight) for weight in self.trained]
         segments = 0
@@ -107,13 +111,16 @@ class DynamicModel:
                 for square, weight in zip(squares, self.weights, strict=True):
                     if weight.grad is not None:
                         square.addcmul_(weight.grad, weight.grad)
-            pace.step(len(document.ids) - 1, documents=1)
+            meter.step(len(document.ids) - 1, items=1)
         self.rms = [(square / max(segments, 1)).sqrt() for square in squares]
         count = sum(rms.numel() for rms in self.rms)
         self.mean_rms = sum(rms.double().sum().item() for rms in self.rms) / count or 1.0
 
     def follow(
-        self, documents: Iterable[TokenizedDocument], settings: DynamicSettings, pace: Pace
+        self,
+        documents: Iterable[TokenizedDocument],
+        settings: DynamicSettings,
+        meter: ProgressMeter,
     ) -> Iterator[tuple[TokenizedDocument, Tensor]]:
         """Yield each document with the nats (T - 1) of its tokens, from the trained weights on.
 
@@ -126,8 +133,8 @@ class DynamicModel:
                 nats.append(costs.detach())
                 self._find_gradient(costs)
                 self._step(settings)
-                pace.step(len(costs))
-            pace.step(0, documents=1)
+                meter.step(len(costs))
+            meter.step(0, items=1)
             yield document, torch.cat(nats)
         self.restore()
 
@@ -173,14 +180,16 @@ class DynamicModel:
 
 
 def _choose(
-    learner: DynamicModel, documents: list[TokenizedDocument], report: Report
+    learner: DynamicModel, documents: list[TokenizedDocument], on_progress: OnProgress
 ) -> DynamicSettings:
     """Choose the best learning rate, then the best decay at it, by the cost of the documents."""
-    pace = Pace(report, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS)))
+    meter = ProgressMeter(
+        on_progress, "fit dynamic", len(documents) * (len(LEARNING_RATES) + len(DECAYS))
+    )
 
     def cost(settings: DynamicSettings) -> float:
         nats = sum(
-            nats.double().sum().item() for _, nats in learner.follow(documents, settings, pace)
+            nats.double().sum().item() for _, nats in learner.follow(documents, settings, meter)
         )
         return math.inf if math.isnan(nats) else nats  # NaN where the steps were too long
 

@@ -22,8 +22,9 @@ from rung.evaluation.documents import (
     tokenize_documents,
 )
 from rung.evaluation.likelihood import compute_nll, needs_renormalization
-from rung.evaluation.variants import Pace, Report, Variant, score_variant
+from rung.evaluation.variants import Variant, count_documents, score_variant
 from rung.models.base import CausalModel
+from rung.progress import OnProgress, ProgressMeter
 
 FIT_CHARACTERS = 2**22  # of the validation text at most, to fit the weights on
 TOLERANCE = 1e-6  # nats per token between the fitted weights and the best ones
@@ -35,19 +36,21 @@ def score_mixture(
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
     validation: Iterable[str],
-    report: Report,
+    on_progress: OnProgress,
 ) -> Variant:
     """Score `texts` under the mixture of the named `models`; the first is the plain model."""
     began = time.perf_counter()
     held = take_texts(validation, FIT_CHARACTERS)
     each = list(models.values())
-    pace = Pace(report, "fit mix", len(held))
-    costs = [nats for _, nats in pace.follow(compute_nll_per_model(each, tokenizer, held))]
+    meter = ProgressMeter(on_progress, "fit mix", len(held))
+    costs = [
+        nats for _, nats in count_documents(compute_nll_per_model(each, tokenizer, held), meter)
+    ]
     weights = fit_weights(torch.cat(costs, dim=1))
-    pace = Pace(report, "mix", len(texts))
+    meter = ProgressMeter(on_progress, "mix", len(texts))
     rows = (
         (document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item())
-        for document, nats in pace.follow(compute_nll_per_model(each, tokenizer, texts))
+        for document, nats in count_documents(compute_nll_per_model(each, tokenizer, texts), meter)
     )
     fitted: dict[str, Any] = {"weights": dict(zip(models, weights.tolist(), strict=True))}
     fitted["renormalized"] = [

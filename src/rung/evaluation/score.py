@@ -13,7 +13,7 @@ in the same way (`alignment`). `likelihood` says how long documents are read.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from rung.evaluation.likelihood import choose_stride, compute_nll, needs_renorma
 from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
 from rung.models.base import CausalModel
 from rung.models.ngram.model import NgramForCausalLM
+from rung.progress import OnProgress, Progress, ignore_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +83,14 @@ def score_documents(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Iterable[str],
-    on_document: Callable[[int], None] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Score:
-    """Score whole documents; `on_document` is called with the number done so far.
+    """Score whole documents.
 
     Memory holds one batch of documents at a time. Empty lines count in KenLM's figures only.
     Raises `RunError` where there is no text.
     """
+    total = len(texts) if isinstance(texts, Sized) else None
     rows: list[_DocumentCost] = []
     keys: list[int] = []
     empty: list[str] = []
@@ -101,8 +103,7 @@ def score_documents(
             rows.append(_cost_of(document, costs, unk_id))
             lost += [name for name in document.lost if name not in lost]
             keys.append(document.key)
-        if on_document:
-            on_document(len(rows) + len(empty))
+        on_progress(Progress("scoring", len(rows) + len(empty), total))
     if not rows:
         raise RunError("there is no text to score: every line is empty")
     return _sum_up(model, tokenizer, rows, keys, lost, len(empty))

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,10 +11,8 @@ import numpy
 from rung.evaluation.compare import paired_difference
 from rung.evaluation.documents import TokenizedDocument
 from rung.evaluation.metrics import confidence_interval, log10_perplexity, perplexity
+from rung.progress import ProgressMeter
 
-Report = Callable[
-    [str, int, int | None, str], None
-]  # what is done, how far, of how much, and a note
 # A document, and its tokens' nats under the plain model and under the variant.
 VariantRow = tuple[TokenizedDocument, float, float]
 
@@ -85,25 +83,10 @@ def score_variant(
     )
 
 
-class Pace:
-    """Tells how far a stage is, in documents, and how fast, in tokens."""
-
-    def __init__(self, report: Report, stage: str, total: int | None) -> None:
-        self.report, self.stage, self.total = report, stage, total
-        self.done = self.tokens = 0
-        self.began = time.perf_counter()
-
-    def step(self, tokens: int, documents: int = 0) -> None:
-        """So many more tokens are done, and so many documents with them."""
-        self.tokens += tokens
-        self.done += documents
-        rate = self.tokens / max(time.perf_counter() - self.began, 1e-9)
-        self.report(self.stage, self.done, self.total, f"{rate:,.0f} tokens/s")
-
-    def follow(
-        self, documents: Iterable[tuple[TokenizedDocument, Any]]
-    ) -> Iterator[tuple[TokenizedDocument, Any]]:
-        """Hand on what comes, counted."""
-        for document, found in documents:
-            yield document, found
-            self.step(len(document.ids) - 1, 1)
+def count_documents(
+    documents: Iterable[tuple[TokenizedDocument, Any]], meter: ProgressMeter
+) -> Iterator[tuple[TokenizedDocument, Any]]:
+    """Pass the documents on, and count each as done once the next one is asked for."""
+    for document, found in documents:
+        yield document, found
+        meter.step(len(document.ids) - 1, items=1)

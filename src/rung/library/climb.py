@@ -9,15 +9,14 @@ from rung.library.interrupts import name_saved_work
 from rung.library.ladder import Ladder
 from rung.library.options import (
     CorpusName,
-    RunProgress,
     check_not_given,
     check_options,
-    ignore_progress,
     name_corpus,
     name_folder,
     name_tokenizer,
 )
 from rung.library.run import Run
+from rung.progress import OnProgress, ignore_progress
 from rung.training.clock import now
 from rung.workflows.climb import Climb
 from rung.workflows.climb import climb as make_ladder
@@ -30,7 +29,7 @@ def climb(
     corpus: CorpusName = None,
     *,
     out: str | Path | None = None,
-    on_progress: RunProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     began: float | None = None,
     **settings: Any,
 ) -> Ladder:
@@ -50,9 +49,9 @@ def climb(
     `rungs`.
 
     The runs go to the folder `out`, by default `runs/CORPUS`; those that are finished there stay.
-    `on_progress` is called with the name of a run and its progress; the minutes count from `began`
-    by `time.perf_counter()`, else from the call. Raises a child of `RungError` for a mistake of the
-    user, and `Interrupted` after Ctrl-C, when the work so far is saved.
+    `on_progress` is called with each `Progress`, which names its run; the minutes count from
+    `began` by `time.perf_counter()`, else from the call. Raises a child of `RungError` for a
+    mistake of the user, and `Interrupted` after Ctrl-C, when the work so far is saved.
     """
     began = now() if began is None else began
     source = name_corpus(corpus) or "python-docs"

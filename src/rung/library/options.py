@@ -1,21 +1,15 @@
 """The options that several functions share: corpora, tokenizers, folders, progress."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rung.data.tokenizer_training import TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
-from rung.progress import Stage
 
 RUNS = Path("runs")  # where a run goes whose folder is not named
 
 CorpusName = str | Path | Iterable[str | Path] | None
-RunProgress = Callable[[str, Stage], None]  # takes the name of a run, and how far it is
-
-
-def ignore_progress(name: str, progress: Stage) -> None:
-    """Show nothing."""
 
 
 def name_corpus(corpus: CorpusName) -> str | list[str]:

@@ -22,14 +22,13 @@ from rung.generation.speculative import make_draft
 from rung.library.notebook import show_run
 from rung.library.options import (
     CorpusName,
-    RunProgress,
     check_options,
-    ignore_progress,
     name_corpus,
 )
 from rung.models import load as load_model
 from rung.models.base import CausalModel
 from rung.models.loading import find_model
+from rung.progress import OnProgress, for_run, ignore_progress
 from rung.workflows.evaluate import evaluate_run, evaluate_tasks
 from rung.workflows.variants import Switches
 
@@ -127,7 +126,7 @@ class Run:
         split: str = "test",
         *,
         tasks: Sequence[str] = (),
-        on_progress: RunProgress = ignore_progress,
+        on_progress: OnProgress = ignore_progress,
         **options: Any,
     ) -> dict[str, Any]:
         """Score the run on held-out text; `evaluate` of this module says how."""
@@ -148,7 +147,7 @@ class Run:
         reading = {key: options.pop(key) or "" for key in READING if key in options}
         switches = Switches(**options | {"mix": tuple(options.get("mix") or ())})
         return evaluate_run(
-            self.name, named, split, reading, lambda stage: on_progress("eval", stage), switches
+            self.name, named, split, reading, for_run("eval", on_progress), switches
         )
 
     def __fspath__(self) -> str:
@@ -194,7 +193,7 @@ def evaluate(
     split: str = "test",
     *,
     tasks: Sequence[str] = (),
-    on_progress: RunProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> dict[str, Any]:
     """Score a run on held-out text: bits per byte, word and token perplexity, each with its text.

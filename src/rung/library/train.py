@@ -1,7 +1,6 @@
 """Train one rung, or fit it by counting: `rung.train`."""
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,14 @@ from rung import distributed
 from rung.library.interrupts import name_saved_work
 from rung.library.options import (
     CorpusName,
-    RunProgress,
     check_not_given,
-    ignore_progress,
     name_corpus,
     name_folder,
     name_tokenizer,
 )
 from rung.library.run import Run
 from rung.models.sizes import SIZES
+from rung.progress import OnProgress, for_run, ignore_progress
 from rung.recipe import Recipe, leave_length_open, make_recipe, read_recipe
 from rung.training.clock import now
 from rung.workflows.estimate import foresee
@@ -30,7 +28,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    on_progress: RunProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     began: float | None = None,
     **settings: Any,
 ) -> Run:
@@ -52,15 +50,15 @@ def train(
     `time.perf_counter()`, else from the call.
 
     The run goes to the folder `out`, by default `runs/CORPUS-RUNG`. With `resume` a run goes on
-    from its last checkpoint there. `on_progress` is called with the name of the rung and its
-    progress. Raises a child of `RungError` for a mistake of the user, and `Interrupted` after
+    from its last checkpoint there. `on_progress` is called with each `Progress`.
+    Raises a child of `RungError` for a mistake of the user, and `Interrupted` after
     Ctrl-C, when the work so far is saved.
     """
     began = now() if began is None else began
     recipe, folder = _plan(rung, corpus, settings, out, resume=resume)
     again = f"rung.train(out={str(folder)!r}, resume=True)"
     with name_saved_work(folder, again):
-        if not execute(recipe, folder, partial(on_progress, recipe.rung), began):
+        if not execute(recipe, folder, for_run(recipe.rung, on_progress), began):
             raise KeyboardInterrupt
     return Run(folder)
 
@@ -71,7 +69,7 @@ def estimate(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    on_progress: RunProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     **settings: Any,
 ) -> dict[str, str]:
     """Estimate the memory, disk and time that `train` takes with the same arguments.
@@ -80,7 +78,7 @@ def estimate(
     `RungError` for what the run itself is refused for.
     """
     recipe, folder = _plan(rung, corpus, settings, out, resume=resume)
-    found = distributed.on_main(foresee)(recipe, folder, partial(on_progress, recipe.rung))
+    found = distributed.on_main(foresee)(recipe, folder, for_run(recipe.rung, on_progress))
     return {"rung": recipe.rung} | found
 
 

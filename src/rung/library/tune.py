@@ -1,15 +1,15 @@
 """Make a chat model of a run: `rung.tune`."""
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rung import distributed
 from rung.errors import RecipeError
 from rung.library.interrupts import name_saved_work
-from rung.library.options import RunProgress, check_not_given, ignore_progress
+from rung.library.options import check_not_given
 from rung.library.run import Run
+from rung.progress import OnProgress, for_run, ignore_progress
 from rung.training.clock import now
 from rung.workflows.train import check_unused
 from rung.workflows.tune import Tuning, read_begun
@@ -22,7 +22,7 @@ def tune(
     *,
     out: str | Path | None = None,
     resume: bool = False,
-    on_progress: RunProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     began: float | None = None,
     **settings: Any,
 ) -> Run:
@@ -43,14 +43,14 @@ def tune(
 
     The chat model goes to the folder `out`, by default RUN-chat, or RUN-preferred with
     `preference`. With `resume` it goes on from its last checkpoint there. `on_progress` is called
-    with the folder's name and the progress; the minutes count from `began` by
+    with each `Progress`; the minutes count from `began` by
     `time.perf_counter()`, else from the call. Raises a child of `RungError` for a mistake of the
     user, and `Interrupted` after Ctrl-C, when the work so far is saved.
     """
     began = now() if began is None else began
     plan, folder = _plan(str(run), data, settings, out, resume=resume)
     with name_saved_work(folder, f"rung.tune(out={str(folder)!r}, resume=True)"):
-        if not make_chat_model(plan, folder, partial(on_progress, folder.name), began):
+        if not make_chat_model(plan, folder, for_run(folder.name, on_progress), began):
             raise KeyboardInterrupt
     return Run(folder)
 

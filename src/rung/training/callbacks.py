@@ -5,18 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rung.models.base import CausalModel
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingProgress:
-    """How far training is. `seconds_left` is the time until its last step."""
-
-    step: int
-    steps: int
-    loss: float | None
-    bits_per_byte: float | None
-    tokens_per_second: float
-    seconds_left: float
+from rung.progress import OnProgress, ignore_progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +17,7 @@ class TrainingCallbacks:
 
     evaluate: Callable[[CausalModel], float]  # bits per byte on held-out text
     sample: Callable[[CausalModel], str]
-    on_progress: Callable[[TrainingProgress], None]
+    on_progress: OnProgress
     scoring_cost: float = 0.0
 
 
@@ -37,6 +26,4 @@ def _refuse(model: CausalModel) -> Any:
 
 
 # The callbacks of every process but the main one.
-NO_CALLBACKS = TrainingCallbacks(
-    evaluate=_refuse, sample=_refuse, on_progress=lambda progress: None
-)
+NO_CALLBACKS = TrainingCallbacks(evaluate=_refuse, sample=_refuse, on_progress=ignore_progress)

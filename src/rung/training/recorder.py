@@ -18,7 +18,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rung import distributed, runs
 from rung.device import count_cores, leave_busy_cores
 from rung.errors import RunError
-from rung.training.callbacks import TrainingCallbacks, TrainingProgress
+from rung.progress import Progress
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.clock import EVALUATIONS, LOOKING, Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
 from rung.training.schedule import WSDSchedule
@@ -94,9 +95,10 @@ class Recorder(TrainerCallback):
         if asked:
             self.interrupted = control.should_save = control.should_training_stop = True
         self.callbacks.on_progress(
-            TrainingProgress(
-                step=done,
-                steps=state.max_steps,
+            Progress(
+                stage="training",
+                done=done,
+                total=state.max_steps,
                 loss=self.loss,
                 bits_per_byte=self.bits_per_byte,
                 tokens_per_second=self.tokens_a_step / max(self.clock.step, 1e-9),

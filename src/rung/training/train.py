@@ -29,7 +29,7 @@ from rung.data.packing import (
 from rung.device import choose_device, has_fast_bfloat16, keep_freed_memory, keep_threads
 from rung.errors import RecipeError, first_line
 from rung.models.base import CausalModel
-from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import (
     SAVING,
     Checkpoints,
@@ -67,7 +67,6 @@ __all__ = [
     "TrainSettings",
     "Trained",
     "TrainingCallbacks",
-    "TrainingProgress",
     "check_activations",
     "check_arguments",
     "check_carry_state",

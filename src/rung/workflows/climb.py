@@ -23,7 +23,7 @@ from rung.data.files import DocumentKind
 from rung.errors import RunError, RungError
 from rung.models import LADDER, OFF_LADDER, find_rung
 from rung.models.sizes import resolve_size
-from rung.progress import Stage
+from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.recipe import Recipe, check_positive
 from rung.report.page import write_report
 from rung.training.checkpoints import find_checkpoints
@@ -34,7 +34,7 @@ from rung.workflows.train import DEFAULT_MINUTES, execute, read_begun
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
-TEXT = "text"  # what is read before any rung is begun, as `tell` hears it
+TEXT = "text"  # the name under which the reading of the text is shown, before any rung
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,46 +86,45 @@ class Climb:
 
 def climb(
     plan: Climb,
-    tell: Callable[[str, Stage], None] = lambda rung, stage: None,
+    on_progress: OnProgress = ignore_progress,
     began: float | None = None,
 ) -> list[Path]:
-    """The folders of the runs, made or found finished; `tell` hears the rung and the stage it is
-    in.
+    """Make the runs that are not finished, and return the folders of all.
 
     The minutes count from `began` by `train.clock.now`, else from now; of a climb that goes on,
     those of the rungs that are not finished. Raises `RungError` when the whole climb cannot be,
     `KeyboardInterrupt` when it was stopped and saved.
     """
     recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
-    make_runs(recipes, tell, lambda begun: write_report(begun, plan.folder / REPORT), began)
+    make_runs(recipes, on_progress, lambda begun: write_report(begun, plan.folder / REPORT), began)
     return list(recipes)
 
 
 def make_runs(
     recipes: dict[Path, Recipe],
-    tell: Callable[[str, Stage], None],
+    on_progress: OnProgress,
     report: Callable[[list[Path]], None],
     began: float | None = None,
 ) -> None:
     """Make each recipe's run in its folder, unless it is finished; `report` takes those begun,
     after each.
 
-    Those that have minutes share them, from `began` on. `tell` hears the folder's name and the
-    stage, which in the end is `done` or `failed`; of the text, which all runs share, it hears
-    first. Raises `RungError` when that cannot be read, when a folder holds another run or when all
+    Those that have minutes share them, from `began` on. The progress of each run has its folder's
+    name, and ends with `done` or `failed`; that of the text, which all runs share, comes first.
+    Raises `RungError` when that cannot be read, when a folder holds another run or when all
     fail, `KeyboardInterrupt` when one was stopped and saved.
     """
     with runs.hold(next(iter(recipes)).parent, together=True):
-        _make_runs(recipes, tell, report, now() if began is None else began)
+        _make_runs(recipes, on_progress, report, now() if began is None else began)
 
 
 def _make_runs(
     recipes: dict[Path, Recipe],
-    tell: Callable[[str, Stage], None],
+    on_progress: OnProgress,
     report: Callable[[list[Path]], None],
     began: float,
 ) -> None:
-    _read_text(next(iter(recipes.values())), tell)
+    _read_text(next(iter(recipes.values())), on_progress)
     _check_folders(recipes)
     failures: list[RungError] = []
     finished_before = _list_finished(recipes)
@@ -136,14 +135,14 @@ def _make_runs(
         if folder in finished_before:
             continue
         try:
-            finished = _make(recipe, folder, tell, shares.begin(recipe))
+            finished = _make(recipe, folder, on_progress, shares.begin(recipe))
         except RungError as error:
-            tell(folder.name, Stage(name="failed", note=str(error)))
+            on_progress(Progress(stage="failed", note=str(error), run=folder.name))
             failures.append(error)
             continue
         if not finished:
             raise KeyboardInterrupt
-        tell(folder.name, Stage(name="done"))
+        on_progress(Progress(stage="done", run=folder.name))
         _report(recipes, report)
     if len(failures) == len(recipes):
         _remove_failed(recipes)
@@ -153,13 +152,14 @@ def _make_runs(
 
 
 @distributed.on_main
-def _read_text(recipe: Recipe, tell: Callable[[str, Stage], None]) -> None:
+def _read_text(recipe: Recipe, on_progress: OnProgress) -> None:
     """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the
     runs find it.
     """
-    tell(TEXT, Stage(name="reading"))
-    tell(TEXT, Stage(name="read", note=read_corpus(asdict(recipe)).describe()))
-    tell(TEXT, Stage(name="done"))
+    on_progress(Progress(stage="reading", run=TEXT))
+    note = read_corpus(asdict(recipe)).describe()
+    on_progress(Progress(stage="read", note=note, run=TEXT))
+    on_progress(Progress(stage="done", run=TEXT))
 
 
 class _Shares:
@@ -238,9 +238,7 @@ def _find_begun(recipe: Recipe, folder: Path) -> Recipe:
     return read_begun(folder) if find_checkpoints(folder) else recipe
 
 
-def _make(
-    recipe: Recipe, folder: Path, tell: Callable[[str, Stage], None], began: float | None
-) -> bool:
+def _make(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float | None) -> bool:
     """Execute one recipe; what goes wrong is written into its record and raised as a `RungError`.
 
     One that was stopped goes on with what it had chosen: by the clock it might choose another size
@@ -248,7 +246,7 @@ def _make(
     """
     try:
         begun = _find_begun(recipe, folder)
-        return execute(begun, folder, lambda stage: tell(folder.name, stage), began)
+        return execute(begun, folder, for_run(folder.name, on_progress), began)
     except RungError as error:
         _record_failure(recipe, folder, str(error))
         raise

@@ -3,7 +3,6 @@ seeds.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rung import runs
 from rung.data.files import DocumentKind
 from rung.errors import RecipeError
 from rung.models.swaps import SWAPS
-from rung.progress import Stage
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 from rung.report.swaps import BASE, END, write_swaps
 from rung.workflows.climb import REPORT, TEXT, make_runs
@@ -78,11 +77,10 @@ class SwapClimb:
         }
 
 
-def climb_swaps(
-    plan: SwapClimb, tell: Callable[[str, Stage], None] = lambda seed, stage: None
-) -> list[Path]:
-    """The folders of the runs, made or found finished; `tell` hears the seed, and the stage with
-    the model's name.
+def climb_swaps(plan: SwapClimb, on_progress: OnProgress = ignore_progress) -> list[Path]:
+    """Make the runs that are not finished, and return the folders of all.
+
+    Progress has the seed as its run, and the model's name in its note.
 
     Raises as `climb` does.
     """
@@ -90,17 +88,18 @@ def climb_swaps(
     models = len(recipes) // len(plan.seeds)
     places = {folder.name: place % models + 1 for place, folder in enumerate(recipes)}
 
-    def tell_seed(run: str, stage: Stage) -> None:
+    def show_seed(progress: Progress) -> None:
+        run = progress.run
         if run == TEXT:
-            tell(run, stage)
+            on_progress(progress)
             return
         if (
-            stage.name == "done" and places[run] < models
+            progress.stage == "done" and places[run] < models
         ):  # of the seed's models others are still to come
             return
         name, _, seed = run.rpartition("-seed")
-        note = f"{places[run]} of {models}: {name} {stage.note}"
-        tell(f"seed {seed}", replace(stage, note=note))
+        note = f"{places[run]} of {models}: {name} {progress.note}"
+        on_progress(replace(progress, run=f"seed {seed}", note=note))
 
     def report(begun: list[Path]) -> None:
         for folder in filter(
@@ -109,5 +108,5 @@ def climb_swaps(
             shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
         write_swaps(begun, plan.folder / REPORT)
 
-    make_runs(recipes, tell_seed, report)
+    make_runs(recipes, show_seed, report)
     return list(recipes)

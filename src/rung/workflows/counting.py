@@ -19,7 +19,7 @@ from rung.models.ngram.checkpoints import OrderCheckpoints
 from rung.models.ngram.counting import CountFunction, IntArray, TrieLevels
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.ngram.engines import choose_count_function
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 
 
@@ -29,7 +29,7 @@ def fit_counts(
     packed: PackedTokens,
     key: str,
     folder: Path,
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> CausalModel:
     """The recipe's counting rung of the text that is packed under `key`, for the run in `folder`.
 
@@ -40,8 +40,8 @@ def fit_counts(
     if counting.engine == "numpy":
         keep_freed_memory()
     else:
-        tell(Stage(name="noted", note=counting.describe(len(packed), config.order)))
-    tell(Stage(name="counting"))
+        on_progress(Progress(stage="noted", note=counting.describe(len(packed), config.order)))
+    on_progress(Progress(stage="counting"))
     rung = find_rung(recipe.rung)
     if recipe.rung != "ngram":
         return rung.model_class.fit(config, packed.tokens, packed.starts)
@@ -51,9 +51,11 @@ def fit_counts(
         checkpoints = OrderCheckpoints(folder / runs.CHECKPOINTS, facts)
         if (highest := checkpoints.highest) > 1:
             going_on = f", going on with {highest + 1}" if highest < config.order else ""
-            tell(Stage(name="noted", note=f"orders 1 to {highest} are kept{going_on}"))
+            on_progress(Progress(stage="noted", note=f"orders 1 to {highest} are kept{going_on}"))
     count = choose_count_function(counting, counting.scratch_folder(folder), checkpoints)
-    return rung.model_class.fit(config, packed.tokens, packed.starts, count=_follow(count, tell))
+    return rung.model_class.fit(
+        config, packed.tokens, packed.starts, count=_follow(count, on_progress)
+    )
 
 
 def _describe_count(
@@ -71,7 +73,7 @@ def _describe_count(
     }
 
 
-def _follow(count: CountFunction, tell: Tell) -> CountFunction:
+def _follow(count: CountFunction, on_progress: OnProgress) -> CountFunction:
     """Count as `count` does, and tell of every order."""
 
     def follow(
@@ -79,9 +81,9 @@ def _follow(count: CountFunction, tell: Tell) -> CountFunction:
     ) -> TrieLevels:
         with closing(count(tokens, starts, order, vocab_size)) as levels:
             for number, level in enumerate(levels, start=1):
-                tell(
-                    Stage(
-                        name="counting", note=f"order {number} of {order}: {len(level):,} n-grams"
+                on_progress(
+                    Progress(
+                        stage="counting", note=f"order {number} of {order}: {len(level):,} n-grams"
                     )
                 )
                 yield level

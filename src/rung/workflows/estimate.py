@@ -24,7 +24,7 @@ from rung.models.ngram.counting_settings import (
     CountingSettings,
     process_memory,
 )
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 from rung.training.lora import LoraAdapter
 from rung.training.optimizer import group_parameters, split_matrix
@@ -49,7 +49,9 @@ MATRIX = 512
 HALF = 0.6
 
 
-def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> dict[str, str]:
+def foresee(
+    recipe: Recipe, folder: Path, on_progress: OnProgress = ignore_progress
+) -> dict[str, str]:
     """What the run in `folder` will take, each under its name; its text is read, and kept in the
     cache for the run.
 
@@ -57,9 +59,9 @@ def foresee(recipe: Recipe, folder: Path, tell: Tell = lambda stage: None) -> di
     """
     check_start(recipe, folder)
     base = read_base_config(recipe) if recipe.base else None
-    tell(Stage(name="reading"))
+    on_progress(Progress(stage="reading"))
     corpus = read_corpus(asdict(recipe))
-    tell(Stage(name="read", note=corpus.describe()))
+    on_progress(Progress(stage="read", note=corpus.describe()))
     recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     texts = take_texts(corpus.train["text"], SAMPLED)

@@ -18,7 +18,7 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.score import score_documents
 from rung.models import load
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.training_text import check_unseen, find_seen, is_own, read_own_text
 from rung.workflows.variants import PLAIN, Judged, Switches, choose_fitting, prepare_switches
 
@@ -30,7 +30,7 @@ def evaluate_run(
     corpus: str | Sequence[str],
     split: str,
     reading: Mapping[str, str],
-    tell: Tell = lambda stage: None,
+    on_progress: OnProgress = ignore_progress,
     switches: Switches = PLAIN,
 ) -> dict[str, Any]:
     """Score a run on one split of `corpus`, by default its own; other text without splits is scored
@@ -56,7 +56,7 @@ def evaluate_run(
         raise RecipeError(
             "a column and an encoding say how to read other text, and none is named: leave them out"
         )
-    tell(Stage(name="reading"))
+    on_progress(Progress(stage="reading"))
     own = functools.partial(read_own, run, record) if recipe else None
     given: Any = {
         "documents": recipe.get("documents", "paragraphs"),
@@ -64,7 +64,7 @@ def evaluate_run(
     }  # held to what there is as it is read
     if corpus and recipe and is_own(corpus, run, record, reading):
         note = f"{corpus_title(corpus)} is the text that {run} was trained on"
-        tell(Stage(name="read", note=f"{note}: its {split} split is scored"))
+        on_progress(Progress(stage="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
     text = (
         load_corpus(corpus, whole=True, **given)
@@ -79,10 +79,7 @@ def evaluate_run(
         prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
     )
     texts = text.split(split)["text"]
-    total = len(texts)
-    score = score_documents(
-        model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
-    )
+    score = score_documents(model, tokenizer, texts, on_progress)
     scored = "whole text" if text.is_unsplit else split
     facts = {
         "run": run,
@@ -94,7 +91,7 @@ def evaluate_run(
     }
     facts |= {"doubt": runs.find_doubt(record), "busyness": runs.find_busyness(record)}
     for switch, scorer in scorers.items():
-        facts[switch] = scorer(texts, lambda *stage: tell(Stage(*stage))).as_dict()
+        facts[switch] = scorer(texts, on_progress).as_dict()
     return facts
 
 

@@ -3,8 +3,8 @@ ids.
 """
 
 import hashlib
-import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
 from rung.files import keep
 from rung.models import find_rung
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 
 MADE = 3  # one more whenever the same text makes another tokenizer: what was kept before is left
@@ -88,7 +88,7 @@ def packed_key(
 def pack_train(
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerBase,
-    tell: Tell = lambda stage: None,
+    on_progress: OnProgress = ignore_progress,
     *,
     skip_empty: bool = False,
 ) -> PackedTokens:
@@ -100,20 +100,13 @@ def pack_train(
         for texts, after in corpus.read_train(state):
             yield [text for text in texts if text.strip() or not skip_empty], after
 
-    tell(Stage(name="tokenizing"))
-    started, before = time.perf_counter(), -1
+    on_progress(Progress(stage="tokenizing"))
     total = None if corpus.stream else len(corpus.train)
-
-    def show(done: int, tokens: int) -> None:
-        nonlocal before
-        before = tokens if before < 0 else before
-        rate = (tokens - before) / max(1e-9, time.perf_counter() - started)
-        tell(Stage(name="tokenizing", done=done, total=total, note=f"{rate:,.0f} tokens/s"))
 
     return pack(
         lambda state: encode_batches(read(state), tokenizer),
         key=packed_key(corpus, tokenizer, skip_empty=skip_empty),
         vocab_size=required_vocab_size(tokenizer),
         folder=cache_folder() / "packed",
-        tell=show,
+        on_progress=lambda progress: on_progress(replace(progress, total=total)),
     )

@@ -28,7 +28,7 @@ from rung.files import recall, revise
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress
 from rung.training.checkpoints import last_checkpoint, step_of
 from rung.training.train import Trained
 
@@ -131,7 +131,7 @@ def judge(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
-    tell: Tell,
+    on_progress: OnProgress,
     max_time: float | None = None,
     trained: float = 0.0,
 ) -> dict[str, Any]:
@@ -145,22 +145,19 @@ def judge(
     sample = generate(model, tokenizer, prompt, sampling).text
     if not len(texts):
         return {"scores": {}, "prompt": prompt, "sample": sample}
-    total = len(texts)
     started = time.perf_counter()
-    score = score_documents(
-        model, tokenizer, texts, lambda done: tell(Stage(name="scoring", done=done, total=total))
-    )
+    score = score_documents(model, tokenizer, texts, on_progress)
     score = replace(score, seconds=time.perf_counter() - started)
     return {
         "scores": {"test": score.as_dict()},
-        **find_marks(corpus, tell, trained),
+        **find_marks(corpus, on_progress, trained),
         "prompt": prompt,
         "sample": sample,
         "passage": [[t.text, round(t.bits, 3)] for t in score_text(model, tokenizer, passage)],
     }
 
 
-def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
+def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[str, Any]:
     """The compressors' `marks` on this corpus, computed once and kept.
 
     That of lzma after the train text, which can take minutes, is left out where it would take
@@ -168,7 +165,7 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
     kept too.
     """
     seconds = max(LEAST_MARKING, seconds)
-    tell(Stage(name="comparing"))
+    on_progress(Progress(stage="comparing"))
     folder = cache_folder() / "marks" / corpus.fingerprint
     found: dict[str, float] = recall(folder) or compressor_marks(corpus.test["text"])
     takes = found.pop(TAKES, 0.0)
@@ -177,9 +174,7 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
             corpus.test["text"],
             corpus.train["text"],
             seconds,
-            lambda done, total: tell(
-                Stage(name="comparing", done=done, total=total, note=LZMA_AFTER_TRAIN)
-            ),
+            lambda progress: on_progress(replace(progress, note=LZMA_AFTER_TRAIN)),
         )
         found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
         revise(folder, found if mark is not None else found | {TAKES: takes})
@@ -189,7 +184,7 @@ def find_marks(corpus: Corpus, tell: Tell, seconds: float) -> dict[str, Any]:
         f"{LZMA_AFTER_TRAIN} is left out: it would take about {takes:.0f} s, and this run has "
         f"{seconds:.0f} s for it"
     )
-    tell(Stage(name="noted", note=why))
+    on_progress(Progress(stage="noted", note=why))
     return {"marks": found, "marks_left_out": why}
 
 

@@ -27,9 +27,9 @@ from rung.models import build_model, count_parameters, find_hidden_size, find_ru
 from rung.models.base import CausalModel
 from rung.models.ngram.checkpoints import remove_order_checkpoints
 from rung.models.ngram.counting_settings import CountingSettings
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe, make_recipe
-from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
 from rung.training.global_batch import find_global_batch_size
@@ -76,7 +76,10 @@ WATCHED_BYTES = 32_000  # of the validation text, read at every evaluation in tr
 
 
 def execute(
-    recipe: Recipe, folder: Path, tell: Tell = lambda stage: None, began: float | None = None
+    recipe: Recipe,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+    began: float | None = None,
 ) -> bool:
     """Make the run that `recipe` describes in `folder`, from the last checkpoint there if there is
     one.
@@ -88,22 +91,22 @@ def execute(
     another process writes into too; a start that fails leaves nothing.
     """
     with runs.hold(folder, together=True), runs.undo_failed_start(folder):
-        return _execute(recipe, folder, tell, now() if began is None else began)
+        return _execute(recipe, folder, on_progress, now() if began is None else began)
 
 
-def _execute(recipe: Recipe, folder: Path, tell: Tell, began: float) -> bool:
-    ready = _make_ready(recipe, folder, tell, began)
+def _execute(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float) -> bool:
+    ready = _make_ready(recipe, folder, on_progress, began)
     packed = distributed.raise_together(ready.open_packed)()
     counts = find_rung(recipe.rung).counts
     if not counts:
         leave_busy_cores()
-    chosen = ready if counts else _choose_size(ready, packed, folder, tell)
+    chosen = ready if counts else _choose_size(ready, packed, folder, on_progress)
     begun = _begin(chosen, packed, folder)
     if counts:
-        return _count_and_finish(begun, packed, folder, tell)
+        return _count_and_finish(begun, packed, folder, on_progress)
     set_seed(recipe.seed)
-    made = _learn(begun, packed, folder, tell)
-    return _finish(begun, folder, made, tell)
+    made = _learn(begun, packed, folder, on_progress)
+    return _finish(begun, folder, made, on_progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,24 +160,24 @@ def check_start(recipe: Recipe, folder: Path) -> None:
 
 
 @distributed.on_main
-def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Ready:
+def _make_ready(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float) -> _Ready:
     """Read the text, choose what the recipe leaves open of it, and pack it."""
     check_start(recipe, folder)
     base = load_base(recipe) if recipe.base else None
     runs.make_folder(folder)
     remove_leftovers(folder, alone=True)
-    tell(Stage(name="reading"))
+    on_progress(Progress(stage="reading"))
     corpus = read_corpus(asdict(recipe))
-    tell(Stage(name="read", note=corpus.describe()))
+    on_progress(Progress(stage="read", note=corpus.describe()))
     recipe = complete(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     if base is None:
         make_config(recipe.rung, tokenizer, recipe.model)  # refuses what is not its tokenizer's
     skip_empty = skips_empty_lines(recipe)
-    pack_train(corpus, tokenizer, tell, skip_empty=skip_empty)
+    pack_train(corpus, tokenizer, on_progress, skip_empty=skip_empty)
     if recipe.minutes and corpus.bytes["test"]:
         find_marks(
-            corpus, tell, MARKING * 60 * recipe.minutes
+            corpus, on_progress, MARKING * 60 * recipe.minutes
         )  # before training: what they take is then known
     record = describe_base(recipe.base, base) if base else {}
     key = packed_key(corpus, tokenizer, skip_empty=skip_empty)
@@ -183,18 +186,22 @@ def _make_ready(recipe: Recipe, folder: Path, tell: Tell, began: float) -> _Read
     )
 
 
-def _choose_size(ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell) -> _Ready:
+def _choose_size(
+    ready: _Ready, packed: PackedTokens, folder: Path, on_progress: OnProgress
+) -> _Ready:
     """With the size that the recipe leaves open; all processes measure it together."""
-    tell(Stage(name="measuring"))
+    on_progress(Progress(stage="measuring"))
     watched = read_watched(ready.corpus) if ready.corpus else ()
     recipe, plan = turn_dial(ready.recipe, ready.tokenizer, packed, folder, watched, ready.began)
     if plan:
-        tell(Stage(name="planned", note=plan.describe()))
+        on_progress(Progress(stage="planned", note=plan.describe()))
     return replace(ready, recipe=choose_width(recipe, ready.tokenizer), plan=plan)
 
 
 @distributed.on_main
-def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell: Tell) -> bool:
+def _finish(
+    ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], on_progress: OnProgress
+) -> bool:
     """Save and score what was made; an interrupted run is saved, no more."""
     model, trained = made
     runs.save_model(folder, model, ready.tokenizer)
@@ -219,7 +226,7 @@ def _finish(ready: _Ready, folder: Path, made: tuple[CausalModel, Trained], tell
             model.eval(),
             ready.tokenizer,
             ready.corpus,
-            tell,
+            on_progress,
             _find_max_time(ready.recipe),
             MARKING * 60 * ready.recipe.minutes if ready.recipe.minutes else trained.seconds,
         )
@@ -381,26 +388,28 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
 
 
 @distributed.on_main
-def _count_and_finish(ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell) -> bool:
-    return _finish(ready, folder, _count(ready, packed, folder, tell), tell)
+def _count_and_finish(
+    ready: _Ready, packed: PackedTokens, folder: Path, on_progress: OnProgress
+) -> bool:
+    return _finish(ready, folder, _count(ready, packed, folder, on_progress), on_progress)
 
 
 def _count(
-    ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell
+    ready: _Ready, packed: PackedTokens, folder: Path, on_progress: OnProgress
 ) -> tuple[CausalModel, Trained]:
     """Fit a counting rung, and look at it as at one that is trained."""
     started = time.perf_counter()
-    model = fit_counts(ready.recipe, ready.tokenizer, packed, ready.key, folder, tell)
+    model = fit_counts(ready.recipe, ready.tokenizer, packed, ready.key, folder, on_progress)
     seconds = time.perf_counter() - started
     line: dict[str, Any] = {"step": 0, "tokens": len(packed)}
     if ready.recipe.held_out != 0:
-        line["bits_per_byte"] = _make_callbacks(ready, tell).evaluate(model.eval())
+        line["bits_per_byte"] = _make_callbacks(ready, on_progress).evaluate(model.eval())
     runs.append_metrics(folder, line)
     return model, Trained(steps=0, tokens=len(packed), seconds=seconds, interrupted=False)
 
 
 def _learn(
-    ready: _Ready, packed: PackedTokens, folder: Path, tell: Tell
+    ready: _Ready, packed: PackedTokens, folder: Path, on_progress: OnProgress
 ) -> tuple[CausalModel, Trained]:
     """Train a rung by gradients, from another run's weights or from random ones."""
     recipe = ready.recipe
@@ -420,32 +429,24 @@ def _learn(
         began=ready.began,
     )
     return model, train(
-        model, ready.tokenizer, packed, folder, settings, _make_callbacks(ready, tell)
+        model, ready.tokenizer, packed, folder, settings, _make_callbacks(ready, on_progress)
     )
 
 
-def _make_callbacks(ready: _Ready, tell: Tell) -> TrainingCallbacks:
+def _make_callbacks(ready: _Ready, on_progress: OnProgress) -> TrainingCallbacks:
     """What training calls, on the main process: it has the text."""
     if ready.corpus is None:
         return NO_CALLBACKS
     tokenizer = ready.tokenizer
     prompt, watched = find_prompt(ready.corpus), read_watched(ready.corpus)
 
-    def show(progress: TrainingProgress) -> None:
+    def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
         if progress.loss is not None:
             note += f", loss {progress.loss:.3f}"
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte"
-        tell(
-            Stage(
-                name="training",
-                done=progress.step,
-                total=progress.steps,
-                note=note,
-                seconds_left=progress.seconds_left,
-            )
-        )
+        on_progress(replace(progress, note=note))
 
     sampling = Sampling(
         max_new_tokens=SAMPLE_TOKENS, seed=ready.recipe.seed, max_time=_find_max_time(ready.recipe)

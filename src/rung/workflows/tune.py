@@ -4,7 +4,7 @@ changed, honestly.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,9 @@ from rung.evaluation.score import score_documents
 from rung.files import remove_leftovers
 from rung.models import TRANSFORMER_RUNGS, count_parameters, find_rung, find_rung_name, load
 from rung.models.base import CausalModel
-from rung.progress import Stage, Tell
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import check_positive, check_seed
-from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks, TrainingProgress
+from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
 from rung.training.settings import TrainSettings, check_arguments, check_length, make_arguments
@@ -129,7 +129,10 @@ class _Begun:
 
 
 def tune(
-    plan: Tuning, folder: Path, tell: Tell = lambda stage: None, began: float | None = None
+    plan: Tuning,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+    began: float | None = None,
 ) -> bool:
     """Make the chat model that `plan` describes in `folder`, from the last checkpoint there if
     there is one.
@@ -145,30 +148,30 @@ def tune(
             "torchrun"
         )
     with runs.hold(folder, together=True), runs.undo_failed_start(folder):
-        return _tune(plan, folder, tell, now() if began is None else began)
+        return _tune(plan, folder, on_progress, now() if began is None else began)
 
 
-def _tune(plan: Tuning, folder: Path, tell: Tell, began: float) -> bool:
+def _tune(plan: Tuning, folder: Path, on_progress: OnProgress, began: float) -> bool:
     base = distributed.on_main(read_base)(plan.base)
-    tell(Stage(name="reading"))
+    on_progress(Progress(stage="reading"))
     model, tokenizer = distributed.raise_together(load)(plan.base)
     model = model.float().to(choose_device())
     if plan.preference:
-        return _prefer(plan, base, (model, tokenizer), folder, tell)
-    begun = _begin(plan, base, (model, tokenizer), folder, tell, began)
+        return _prefer(plan, base, (model, tokenizer), folder, on_progress)
+    begun = _begin(plan, base, (model, tokenizer), folder, on_progress, began)
     if not distributed.is_main():
         _teach(model, tokenizer, plan, begun.record)
     leave_busy_cores()
-    callbacks = _make_callbacks(begun.student, tell) if begun.student else NO_CALLBACKS
+    callbacks = _make_callbacks(begun.student, on_progress) if begun.student else NO_CALLBACKS
     with warn_unmoved(model):
         trained = train(
             model, tokenizer, begun.examples, folder, _make_settings(plan, begun.began), callbacks
         )
-    return _finish(begun, trained, folder, tell)
+    return _finish(begun, trained, folder, on_progress)
 
 
 @distributed.on_main
-def _finish(begun: _Begun, trained: Trained, folder: Path, tell: Tell) -> bool:
+def _finish(begun: _Begun, trained: Trained, folder: Path, on_progress: OnProgress) -> bool:
     """Save what was learned and judge it; what was interrupted is saved, no more."""
     student, record = begun.student, begun.record
     assert student is not None
@@ -178,7 +181,7 @@ def _finish(begun: _Begun, trained: Trained, folder: Path, tell: Tell) -> bool:
     }
     runs.save_model(folder, student.model.eval(), student.tokenizer)
     if not trained.interrupted:
-        _judge_after(student, record, tell)
+        _judge_after(student, record, on_progress)
     runs.write_record(folder, record)
     return not trained.interrupted
 
@@ -220,7 +223,7 @@ def _prefer(
     base: dict[str, Any],
     made: tuple[CausalModel, PreTrainedTokenizerBase],
     folder: Path,
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> bool:
     """Teach a chat model which of two answers is the better one; there is nothing to resume."""
     model, tokenizer = made
@@ -245,20 +248,16 @@ def _prefer(
         "before": {"preferred": preference_accuracy(model, tokenizer, held_out)}
     }
     if corpus:
-        sides["before"] |= _score_text(model, tokenizer, corpus, tell)
+        sides["before"] |= _score_text(model, tokenizer, corpus, on_progress)
     set_seed(plan.seed)
     settings = DPOSettings(seed=plan.seed)
-
-    def on_step(done: int, total: int) -> None:
-        tell(Stage(name="preferring", done=done, total=total))
-
     with warn_unmoved(model):
-        train_dpo(model, tokenizer, learned, settings, on_step)
+        train_dpo(model, tokenizer, learned, settings, on_progress)
     runs.save_model(folder, model.eval(), tokenizer)
     sides["after"] = {"preferred": preference_accuracy(model, tokenizer, held_out)}
     record["scores"] = {}
     if corpus:
-        record |= judge(model, tokenizer, corpus, tell)
+        record |= judge(model, tokenizer, corpus, on_progress)
         sides["after"]["bits_per_byte"] = record["scores"]["test"]["bits_per_byte"]
     record["tune"] |= sides
     runs.write_record(folder, record | {"parameters": count_parameters(model)})
@@ -291,7 +290,7 @@ def _begin(
     base: dict[str, Any],
     made: tuple[CausalModel, PreTrainedTokenizerBase],
     folder: Path,
-    tell: Tell,
+    on_progress: OnProgress,
     began: float,
 ) -> _Begun:
     """Read the conversations, judge the base, and write the record: last, after all that may be
@@ -307,13 +306,15 @@ def _begin(
     record = _describe(student.model, plan, base)
     record["tune"] |= _describe_data(student.data)
     judging = now()
-    record["tune"]["before"] = _find_before(plan, folder, record) or _judge_before(student, tell)
+    record["tune"]["before"] = _find_before(plan, folder, record) or _judge_before(
+        student, on_progress
+    )
     began -= now() - judging  # as long as before will it be judged after
     _teach(*made, plan, record)
     record["tokenizer"] = describe_tokenizer(
         student.tokenizer, base.get("tokenizer", {}).get("kind", plan.base)
     )
-    tell(Stage(name="tokenizing"))
+    on_progress(Progress(stage="tokenizing"))
     examples = _encode(student, plan, record["rung"])
     record["tune"] |= {"rows": len(examples), "cut": examples.cut, "left_out": examples.left_out}
     runs.make_folder(folder)
@@ -387,26 +388,17 @@ def _encode(student: _Student, plan: Tuning, rung: str) -> ConversationDataset:
     )
 
 
-def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:
+def _make_callbacks(student: _Student, on_progress: OnProgress) -> TrainingCallbacks:
     """What training calls: it watches what held-out answers cost."""
     tokenizer = student.tokenizer
     watched = sample_evenly(student.data.validation, WATCHED)
     encoded, size = encode_conversations(tokenizer, watched), count_answer_bytes(watched)
 
-    def show(progress: TrainingProgress) -> None:
+    def show(progress: Progress) -> None:
         note = f"{progress.tokens_per_second:,.0f} tokens/s"
         if progress.bits_per_byte is not None:
             note += f", {progress.bits_per_byte:.3f} bits per byte of answers"
-        left = progress.seconds_left
-        tell(
-            Stage(
-                name="tuning",
-                done=progress.step,
-                total=progress.steps,
-                note=note,
-                seconds_left=left,
-            )
-        )
+        on_progress(replace(progress, stage="tuning", note=note))
 
     def say(model: CausalModel) -> str:
         answer = answer_questions(model, tokenizer, watched[:1])[0]
@@ -419,28 +411,29 @@ def _make_callbacks(student: _Student, tell: Tell) -> TrainingCallbacks:
     )
 
 
-def _judge_before(student: _Student, tell: Tell) -> dict[str, Any]:
+def _judge_before(student: _Student, on_progress: OnProgress) -> dict[str, Any]:
     """How the base does: on its text, and asked in plain text."""
     text = (
-        _score_text(student.model, student.tokenizer, student.corpus, tell)
+        _score_text(student.model, student.tokenizer, student.corpus, on_progress)
         if student.corpus
         else {}
     )
     return {
         **text,
         "answers": {
-            name: _judge_answers(student, found, tell)[0]
+            name: _judge_answers(student, found, on_progress)[0]
             for name, found in student.data.tests.items()
         },
     }
 
 
-def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
+def _judge_after(student: _Student, record: dict[str, Any], on_progress: OnProgress) -> None:
     """The same of the tuned one, beside looking answers up; and some of its best and worst
     answers.
     """
     found = {
-        name: _judge_answers(student, asked, tell) for name, asked in student.data.tests.items()
+        name: _judge_answers(student, asked, on_progress)
+        for name, asked in student.data.tests.items()
     }
     best = sorted(
         (a for _, answers in found.values() for a in answers), key=lambda answer: -answer.f1
@@ -456,30 +449,25 @@ def _judge_after(student: _Student, record: dict[str, Any], tell: Tell) -> None:
     }
     record["scores"] = {}
     if student.corpus:
-        record |= judge(student.model, student.tokenizer, student.corpus, tell)
+        record |= judge(student.model, student.tokenizer, student.corpus, on_progress)
         record["tune"]["after"]["bits_per_byte"] = record["scores"]["test"]["bits_per_byte"]
 
 
 def _score_text(
-    model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, tell: Tell
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, corpus: Corpus, on_progress: OnProgress
 ) -> dict[str, float]:
     """Bits per byte of the base's own test text."""
-    tell(Stage(name="scoring"))
+    on_progress(Progress(stage="scoring"))
     score = score_documents(model.eval(), tokenizer, corpus.test["text"])
     return {"bits_per_byte": score.bits_per_byte}
 
 
 def _judge_answers(
-    student: _Student, asked: Sequence[Conversation], tell: Tell
+    student: _Student, asked: Sequence[Conversation], on_progress: OnProgress
 ) -> tuple[dict[str, float], list[GradedAnswer]]:
     """What answers are worth, and what the expected ones cost, on questions from all over a set."""
     asked, model, tokenizer = sample_evenly(asked, ASKED), student.model.eval(), student.tokenizer
-    answers = answer_questions(
-        model,
-        tokenizer,
-        asked,
-        lambda done: tell(Stage(name="answering", done=done, total=len(asked))),
-    )
+    answers = answer_questions(model, tokenizer, asked, on_progress)
     write = encode_conversations if tokenizer.chat_template else encode_plain_conversations
     return summarize_answers(answers) | score_assistant_tokens(
         model, write(tokenizer, asked), count_answer_bytes(asked)

@@ -15,14 +15,15 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.cache import score_with_cache
 from rung.evaluation.dynamic import score_dynamically
 from rung.evaluation.mixture import score_mixture
-from rung.evaluation.variants import Report, Variant
+from rung.evaluation.variants import Variant
 from rung.models import find_rung, load
 from rung.models.base import CausalModel
+from rung.progress import OnProgress
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Scorer = Callable[[Sequence[str], Report], Variant]
+Scorer = Callable[[Sequence[str], OnProgress], Variant]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +68,16 @@ def prepare_switches(switches: Switches, judged: Judged, fitting: Corpus) -> dic
     scorers: dict[str, Scorer] = {}
     if switches.mix:
         models = {judged.run: model} | dict(_load_partner(entry, judged) for entry in switches.mix)
-        scorers["mix"] = lambda texts, report: score_mixture(
-            models, tokenizer, texts, validation, report
+        scorers["mix"] = lambda texts, on_progress: score_mixture(
+            models, tokenizer, texts, validation, on_progress
         )
     if switches.cache:
-        scorers["cache"] = lambda texts, report: score_with_cache(
-            model, tokenizer, texts, validation, report
+        scorers["cache"] = lambda texts, on_progress: score_with_cache(
+            model, tokenizer, texts, validation, on_progress
         )
     if switches.dynamic:
-        scorers["dynamic"] = lambda texts, report: score_dynamically(
-            model, tokenizer, texts, validation, train, report
+        scorers["dynamic"] = lambda texts, on_progress: score_dynamically(
+            model, tokenizer, texts, validation, train, on_progress
         )
     return scorers
 

@@ -18,8 +18,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from rung import runs
 from rung.data.corpus import corpus_title
 from rung.errors import RecipeError, RunError, RungError
 from rung.models import find_rung
-from rung.progress import Stage
+from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.checkpoints import SAVING
 from rung.workflows.train import execute
@@ -42,8 +41,6 @@ BEFORE, AFTER = (
     0.1,
 )  # so many of the kills fall before the first step, and behind the last one
 POLL = 0.0005  # seconds
-
-Tell = Callable[[str, Stage], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +141,18 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
 
 
 def verify_resume(
-    recipe: Recipe, kills: int, folder: Path, tell: Tell = lambda name, stage: None, seed: int = 0
+    recipe: Recipe,
+    kills: int,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+    seed: int = 0,
 ) -> Verdict:
     """Make the recipe's run once uninterrupted, and again with so many kills; everything stays
     below `folder`.
 
     Raises `RungError` when even the uninterrupted run cannot be made.
     """
-    whole = _Run(recipe, folder / "uninterrupted", lambda stage: tell("uninterrupted", stage))
+    whole = _Run(recipe, folder / "uninterrupted", for_run("uninterrupted", on_progress))
     whole.start(until=None)
     if whole.failure:
         raise RunError(whole.failure)
@@ -159,13 +160,13 @@ def verify_resume(
     resumed: list[Made] = []
     failure = None
 
-    def tell_kills(stage: Stage) -> None:
-        tell("killed", _note(stage, fallen, kills))
+    def show_kills(progress: Progress) -> None:
+        on_progress(_count_kills(progress, fallen, kills))
 
     moments = _plan(recipe.steps or 0, kills, random.Random(seed))
     while failure is None and (moments or not resumed):
         run, before = (
-            _Run(recipe, folder / f"killed-{len(resumed) + 1}", tell_kills, whole.pace),
+            _Run(recipe, folder / f"killed-{len(resumed) + 1}", show_kills, whole.times),
             len(fallen),
         )
         while not run.finished and run.failure is None:
@@ -194,8 +195,8 @@ class _Moment:
 
 
 @dataclass(kw_only=True)
-class _Pace:
-    """Seconds that the uninterrupted run took."""
+class _PhaseTimes:
+    """Seconds that each phase of the uninterrupted run took."""
 
     starting: float = 0.0
     step: float = 0.0
@@ -216,10 +217,13 @@ def _plan(steps: int, kills: int, dice: random.Random) -> list[_Moment]:
     return moments
 
 
-def _note(stage: Stage, fallen: list[Kill], kills: int) -> Stage:
+def _count_kills(progress: Progress, fallen: list[Kill], kills: int) -> Progress:
     in_saves = sum(kill.phase == "saving" for kill in fallen)
-    where = f"{stage.name} {stage.done}/{stage.total}" if stage.total else stage.name
-    return Stage(name="kills", done=len(fallen), total=kills, note=f"{in_saves} in a save; {where}")
+    where = progress.stage
+    if progress.total:
+        where += f" {progress.done}/{progress.total}"
+    note = f"{in_saves} in a save; {where}"
+    return Progress(stage="kills", done=len(fallen), total=kills, note=note, run="killed")
 
 
 @dataclass
@@ -228,8 +232,8 @@ class _Run:
 
     recipe: Recipe
     folder: Path
-    tell: Callable[[Stage], None]
-    pace: _Pace = field(default_factory=_Pace)
+    on_progress: OnProgress
+    times: _PhaseTimes = field(default_factory=_PhaseTimes)
     finished: bool = False
     failure: str | None = None
     step: int = 0
@@ -252,7 +256,7 @@ class _Run:
                 if until and self._is_time(until, saving):
                     time.sleep(
                         until.late
-                        * getattr(self.pace, "step" if until.where == "training" else until.where)
+                        * getattr(self.times, "step" if until.where == "training" else until.where)
                     )
                     break
         finally:
@@ -261,7 +265,7 @@ class _Run:
         if not (self.finished or self.failure):
             self._hear_out(here)
         if self.finished:
-            self.pace = watch.pace(self.recipe.steps or 1)
+            self.times = watch.find_times(self.recipe.steps or 1)
         if self.finished or self.failure or until is None:
             return None
         in_save = self._saving() not in (None, saved_before)
@@ -297,16 +301,15 @@ class _Run:
             )
             return False
 
-    def _take(self, kind: str, *said: Any) -> bool:
-        if kind != "stage":
-            self.finished, self.failure = kind == "finished", said[0]
+    def _take(self, kind: str, said: Any) -> bool:
+        if kind != "progress":
+            self.finished, self.failure = kind == "finished", said
             return False
-        stage = Stage(*said)
-        if stage.name == "training":
-            self.phase, self.step = "training", stage.done
-        elif self.phase == "training" or stage.name in ("scoring", "comparing"):
+        if said.stage == "training":
+            self.phase, self.step = "training", said.done
+        elif self.phase == "training" or said.stage in ("scoring", "comparing"):
             self.phase = "ending"
-        self.tell(stage)
+        self.on_progress(said)
         return True
 
     def _hear_out(self, connection: Connection) -> None:
@@ -362,11 +365,11 @@ class _Watch:
             self.saves.append(now - self.save_began)
             self.save_began = None
 
-    def pace(self, steps: int) -> _Pace:
+    def find_times(self, steps: int) -> _PhaseTimes:
         """Seconds of each phase, of a step, and of the shortest save."""
         now, training = time.perf_counter(), self.began.get("training", self.began["starting"])
         last = self.began.get(steps, now)
-        return _Pace(
+        return _PhaseTimes(
             starting=training - self.began["starting"],
             step=(last - training) / steps,
             saving=min(self.saves, default=0.0),
@@ -386,7 +389,7 @@ def _make(recipe: Recipe, folder: Path, connection: Connection) -> None:
         threading.RLock()
     )  # else it takes a semaphore of the system, which a kill leaves behind
     try:
-        execute(recipe, folder, lambda stage: connection.send(("stage", *astuple(stage))))
+        execute(recipe, folder, lambda progress: connection.send(("progress", progress)))
         connection.send(("finished", None))
     except RungError as error:
         connection.send(("failed", str(error)))

@@ -210,11 +210,11 @@ def make_page(text, engine):
 def stop_after(order):
     """A progress hook that is Ctrl-C once that order is counted."""
 
-    def tell(stage):
-        if stage.name == "counting" and stage.note.startswith(f"order {order} of"):
+    def on_progress(stage):
+        if stage.stage == "counting" and stage.note.startswith(f"order {order} of"):
             raise KeyboardInterrupt
 
-    return tell
+    return on_progress
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -232,7 +232,7 @@ def test_a_run_that_was_stopped_while_it_counted_is_the_same_run(
     assert execute(read_begun(run), run, told.append)
     assert len(counted) == 2
     assert "orders 1 to 2 are kept, going on with 3" in [
-        stage.note for stage in told if stage.name == "noted"
+        stage.note for stage in told if stage.stage == "noted"
     ]
     names = sorted(path.name for path in whole.iterdir())
     assert sorted(path.name for path in run.iterdir()) == names  # and no checkpoints
