@@ -27,7 +27,7 @@ from rung.library.options import (
 )
 from rung.models import load as load_model
 from rung.models.base import CausalModel
-from rung.models.loading import find_model
+from rung.models.loading import locate_model
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.workflows.evaluate import evaluate_run, evaluate_tasks
 from rung.workflows.variants import Switches
@@ -183,7 +183,7 @@ def load(run: str | Path | Run) -> Run:
         return run
     name = str(run)
     if hub.is_place(name) or "/" not in name:
-        find_model(name)
+        locate_model(name)
     return Run(name)
 
 
