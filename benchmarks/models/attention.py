@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from rung.device import describe
-from rung.models.rnn_attention import _attend_unfused
+from rung.models.attention import _attend_unfused
 
 REPEATS = 15
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from rung.device import describe
-from rung.models.rnn_attention import attend
+from rung.models.attention import attend
 
 REPEATS = 100
 

@@ -23,7 +23,7 @@ from rung.generation import native
 from rung.generation.decoder import Decoder
 from rung.models import build_model, load, make_config
 from rung.models.base import RecurrentState, find_padding_idx
-from rung.models.forward_options import is_unmodified
+from rung.models.fused import is_unmodified
 from rung.training.settings import TrainSettings, make_arguments
 from tests.conftest import NEURAL, SENTENCES, TINY, shake
 

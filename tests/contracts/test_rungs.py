@@ -22,8 +22,8 @@ from rung.models import (
     load,
     make_config,
 )
+from rung.models.attention import _attend_grouped, _attend_unfused, attend, causal_mask
 from rung.models.rnn import CELLS
-from rung.models.rnn_attention import _attend_grouped, _attend_unfused, attend, causal_mask
 from tests.conftest import NEURAL, SENTENCES, TINY, VARIANTS
 
 RUNGS = [*TINY, *VARIANTS]

@@ -21,8 +21,8 @@ from rung import compiler
 from rung.compiler import Address
 from rung.generation import native
 from rung.models import fused
-from rung.models.base import KVCache
 from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM
 
 REPLAY = Path(__file__).with_name("replay_calls.py")
@@ -201,7 +201,7 @@ def step_calls(recorder):
         texts, longest = draw.randint(1, 9), draw.randint(6, 30)
         state = KVCache(longest)
         shape = (texts, step.groups, longest, step.size)
-        state.rows = [(torch.randn(shape), torch.randn(shape)) for _ in step.layers]
+        state.keys_values = [(torch.randn(shape), torch.randn(shape)) for _ in step.layers]
         state.length = draw.randint(0, 3)
         step.begin(state, torch.tensor([draw.randint(0, state.length) for _ in range(texts)]))
         while (steps := draw.randint(1, 3)) + state.get_seq_length() <= longest and number % 2:

@@ -18,7 +18,7 @@ from rung.generation.sampling import (
     sample_each,
     sample_tokens,
 )
-from rung.models.base import KVCache
+from rung.models.kv_cache import KVCache
 from tests.conftest import SENTENCES, TINY, shake
 
 SETTINGS = [
@@ -108,7 +108,7 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
     model = shake(make_tiny(name, hidden_size=44 if name == "gpt2" else 40))
     step = native.make_native_step(model, weights)
     pool = KVCache(9)
-    pool.rows = [
+    pool.keys_values = [
         tuple(
             torch.zeros(
                 12,
@@ -123,7 +123,7 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
     tokens, at = torch.arange(12) * 7, torch.arange(12) % 9
     with torch.inference_mode():
         step.begin(pool, torch.zeros(12, dtype=torch.long))
-        for rows in pool.rows:
+        for rows in pool.keys_values:
             for part in rows:
                 part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
         spans = torch.tensor([[9 * i, 9] for i in range(12)])

@@ -5,7 +5,7 @@ alone.
 import pytest
 import torch
 
-from rung.models import build_model, make_config, rnn_attention
+from rung.models import attention, build_model, make_config
 from rung.models.llama3 import LlamaForCausalLM
 
 LENGTH = 64
@@ -15,7 +15,7 @@ LENGTH = 64
 def scores(monkeypatch):
     """The attention of each layer, as it was computed."""
     seen = []
-    attend = rnn_attention.attend
+    attend = attention.attend
 
     def watch(q, k, v, mask, dropout):
         keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
@@ -24,7 +24,7 @@ def scores(monkeypatch):
         seen.append(product.masked_fill(later, -torch.inf).softmax(-1))
         return attend(q, k, v, mask, dropout)
 
-    monkeypatch.setattr(rnn_attention, "attend", watch)
+    monkeypatch.setattr(attention, "attend", watch)
     return seen
 
 

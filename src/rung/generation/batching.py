@@ -20,7 +20,8 @@ from transformers import Cache
 
 from rung.device import count_cores
 from rung.generation.native import make_native_step
-from rung.models.base import CausalModel, KVCache, RecurrentState, StatefulModel
+from rung.models.base import CausalModel, RecurrentState, StatefulModel
+from rung.models.kv_cache import KVCache
 
 READ_AT_ONCE = 256  # tokens of a text, between two steps of the others
 READ_IN_C = 32  # tokens of a text that the step in C reads sooner than the model's forward pass
@@ -282,12 +283,12 @@ class _KeysAndValues:
 
     def keep(self, slot: int, state: KVCache) -> None:
         if not self.rows:
-            self._make_layers(state.rows)
-        self._make_room(slot, state.room)
-        for layer, pair in enumerate(state.rows):
+            self._make_layers(state.keys_values)
+        self._make_room(slot, state.capacity)
+        for layer, pair in enumerate(state.keys_values):
             for mine, its in zip(self._view(layer, self.spans[slot]), pair, strict=True):
-                mine[:, : state.room].copy_(its[0])
-        self.spans[slot].length = state.room
+                mine[:, : state.capacity].copy_(its[0])
+        self.spans[slot].length = state.capacity
 
     def forget(self, slot: int) -> None:
         """Memory that is mostly free is given back."""

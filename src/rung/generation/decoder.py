@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from rung.errors import RunError
 from rung.generation.native import make_native_step
 from rung.generation.sampling import Sampling, sample_tokens
-from rung.models.base import CausalModel, KVCache
+from rung.models.base import CausalModel
+from rung.models.kv_cache import KVCache
 
 
 class Decoder:

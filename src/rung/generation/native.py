@@ -19,10 +19,11 @@ from transformers.initialization import no_init_weights
 
 from rung.compiler import Address, compile_source
 from rung.generation.quantize import quantize_int8
-from rung.models.base import CausalModel, KVCache
+from rung.models.base import CausalModel
 from rung.models.config_checks import PROBABILITY_FIELDS
-from rung.models.forward_options import is_unmodified
+from rung.models.fused import is_unmodified
 from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 
 SOURCE = Path(__file__).with_name("step.c")
@@ -115,14 +116,14 @@ class NativeStep:
                 f"{ahead.tolist()} columns of padding, but {state.get_seq_length()} tokens are "
                 f"there"
             )
-        rows = [(keys.float(), values.float()) for keys, values in state.rows]
-        self.hold(rows, state.room)
-        if self.tokens != len(ahead) * state.room:
+        rows = [(keys.float(), values.float()) for keys, values in state.keys_values]
+        self.hold(rows, state.capacity)
+        if self.tokens != len(ahead) * state.capacity:
             raise ValueError(
                 f"padding of {len(ahead)} texts, but memory for {self.tokens} tokens of "
-                f"{state.room} each"
+                f"{state.capacity} each"
             )
-        self.state, self.ahead, state.rows = state, ahead, rows
+        self.state, self.ahead, state.keys_values = state, ahead, rows
 
     def hold(self, rows: list[tuple[Tensor, Tensor]], longest: int) -> None:
         """Read and write keys and values there from now on, in float32; `longest`: tokens of a text

@@ -16,6 +16,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.models.base import RecurrentState, StatefulModel, select_positions
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
+from rung.models.lookup import expand_ranges
 
 PAIRS_AT_ONCE = 2**22  # that are counted together: 200 MB
 
@@ -117,13 +118,3 @@ def _count_pairs(
         counts = torch.zeros_like(pairs).index_add_(0, places, torch.cat([counts, often]))
         at = stop
     return pairs, counts
-
-
-def expand_ranges(
-    begin: Int[Tensor, " N"], end: Int[Tensor, " N"]
-) -> tuple[Int[Tensor, " found"], Int[Tensor, " found"]]:
-    """Every row from begin[i] to end[i], for all i, as (i, row) pairs."""
-    lengths = (end - begin).long()
-    places = torch.repeat_interleave(torch.arange(len(begin), device=begin.device), lengths)
-    before = lengths.cumsum(0) - lengths
-    return places, torch.arange(len(places), device=begin.device) + (begin - before)[places]

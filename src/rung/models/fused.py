@@ -62,6 +62,25 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, counted)
 
 
+def is_unmodified(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing
+    else.
+
+    False for a subclass (an adapter, a parametrization, a quantised layer), for a forward put in
+    the place of its own, for hooks of any kind, and for weights that are no plain tensors. Kernels
+    that read a module's weights themselves ask here first.
+    """
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    is_own = type(module) is kind and getattr(module.forward, "__func__", None) is kind.forward
+    if not is_own or any(vars(module).get(name) for name in hooks):
+        return False
+    tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    is_watched = torch.nn.modules.module._has_any_global_hook()
+    return (
+        all(type(tensor) in (Tensor, torch.nn.Parameter) for tensor in tensors) and not is_watched
+    )
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -24,17 +24,16 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
-from rung.models.base import AttentionMask, CausalModel, is_loaded
+from rung.models.attention import attend_and_record, causal_mask, join_heads, split_heads
+from rung.models.base import AttentionMask, CausalModel
 from rung.models.forward_options import Intermediates, accept_forward_options
-from rung.models.rnn_attention import attend_and_record, causal_mask, join_heads, split_heads
+from rung.models.initialization import (
+    init_positions,
+    init_residual_projection,
+    mark_residual_projection,
+)
 
-POSITION_RMS = 0.12  # root mean square of a position's vector at the start; a token's is 0.02
 FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one operation
-RESIDUAL_PROJECTIONS = (
-    "c_proj",
-    "o_proj",
-    "down_proj",
-)  # names of what writes to the residual stream, here and in Llama
 
 
 @dataclass
@@ -171,7 +170,7 @@ class GPT2LMHeadModel(CausalModel):
         if isinstance(module, Conv1D):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
             nn.init.zeros_(module.bias)
-        init_residual_projection(self, module)
+        init_residual_projection(module, self.config)
 
     @accept_forward_options
     def forward(
@@ -224,26 +223,6 @@ def make_forward_context(
     )
 
 
-def init_positions(table: nn.Embedding) -> None:
-    """Positions begin as sinusoids, so that neighbours are alike and one shift serves them all."""
-    if not is_loaded(table.weight):
-        table.weight.data.copy_(POSITION_RMS * sinusoids(*table.weight.shape))
-
-
-def mark_residual_projection(module: nn.Module) -> None:
-    """Say of a layer that it writes to the residual stream: no layer can tell from itself where it
-    stands.
-    """
-    vars(module)["writes_residual"] = True
-
-
-def init_residual_projection(model: CausalModel, module: nn.Module) -> None:
-    """If it writes to the residual stream it begins smaller, by the depth (section 2.3)."""
-    if "writes_residual" in vars(module):
-        std = model.config.initializer_range / math.sqrt(2 * model.config.num_hidden_layers)
-        nn.init.normal_(cast(Tensor, module.weight), std=std)
-
-
 def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
     """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding
     among them.
@@ -253,15 +232,6 @@ def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#
             f"{seen} tokens, but this model reads {limit}: shorten the text, train with a larger "
             "max_position_embeddings, or in Llama set rope_parameters of rope_type 'llama3'"
         )
-
-
-def sinusoids(positions: int, channels: int) -> Float[Tensor, "positions channels"]:
-    """Sines and cosines of mean square 1, from one radian a position to one in 10,000 (Vaswani
-    2017, section 3.5).
-    """
-    frequencies = 10_000.0 ** -(torch.arange(0, channels, 2) / channels)
-    angles = torch.arange(positions)[:, None] * frequencies
-    return math.sqrt(2) * torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :channels]
 
 
 def make_position_ids(

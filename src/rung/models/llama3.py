@@ -22,14 +22,14 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from rung.models.base import AttentionMask, CausalModel, find_padding_idx, is_loaded
+from rung.models.attention import join_heads, split_heads
+from rung.models.base import AttentionMask, CausalModel, find_padding_idx
 from rung.models.forward_options import accept_forward_options
 from rung.models.fused import rms_norm
-from rung.models.gpt2 import ForwardContext, make_forward_context, mark_residual_projection
+from rung.models.gpt2 import ForwardContext, make_forward_context
 from rung.models.induction import HeadWeights, add_induction_circuit
-from rung.models.rnn_attention import join_heads, split_heads
+from rung.models.initialization import add_shared_offset, is_loaded, mark_residual_projection
 
-SHARED_OFFSET_STD = 0.1  # of each channel of the vector that all tokens begin from; theirs is 0.02
 RotaryCosSin = tuple[
     Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]
 ]  # cosines; sines, the first half negative
@@ -209,17 +209,6 @@ class LlamaForCausalLM(CausalModel):
             self, x, attention_mask, position_ids, past_key_values, options
         )
         return self.predict(self.model(x, context), labels, logits_to_keep, context.cache, options)
-
-
-def add_shared_offset(table: nn.Embedding) -> None:
-    """Let all tokens begin from one vector.
-
-    Without biases, queries and keys then hold a part that no token changes, which rotation turns:
-    attention by position alone, to the token before, is there from the first step. A tied head does
-    not feel the vector.
-    """
-    if not is_loaded(table.weight):
-        table.weight.data += SHARED_OFFSET_STD * torch.randn(table.embedding_dim).to(table.weight)
 
 
 def list_head_weights(layer: nn.Module) -> Iterator[HeadWeights]:

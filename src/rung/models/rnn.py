@@ -15,9 +15,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
-from rung.models.base import RecurrentState, StatefulModel, is_loaded, non_padding_mask
+from rung.models.base import RecurrentState, StatefulModel, non_padding_mask
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import Intermediates, accept_forward_options
+from rung.models.initialization import init_recurrence
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -211,25 +212,3 @@ class Recurrence(nn.Module):
         before = before or tuple(map(torch.zeros_like, after))
         is_read = (lengths > 0)[None, :, None]
         return hidden, tuple(torch.where(is_read, a, b) for a, b in zip(after, before, strict=True))
-
-
-def init_recurrence(module: nn.Module) -> None:
-    """Orthogonal recurrent weights, Xavier input weights, and an LSTM that starts by remembering.
-
-    Its forget gate's bias starts at 1 (Jozefowicz et al. 2015, section 2.2). What a checkpoint gave
-    is left.
-    """
-    if not isinstance(module, nn.RNNBase):
-        return
-    for name, parameter in module.named_parameters():
-        if is_loaded(parameter):
-            continue
-        if "weight_hh" in name:
-            for gate in parameter.data.chunk(parameter.shape[0] // module.hidden_size):
-                nn.init.orthogonal_(gate)
-        elif "weight_ih" in name:
-            nn.init.xavier_uniform_(parameter)
-        else:
-            nn.init.zeros_(parameter)
-            if isinstance(module, nn.LSTM) and "bias_ih" in name:
-                nn.init.ones_(parameter.data[module.hidden_size : 2 * module.hidden_size])

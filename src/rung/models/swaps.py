@@ -168,7 +168,7 @@ class SwapsForCausalLM(CausalModel):
             init_positions(module)
         elif module is self.model.embed_tokens and self.model.embed_positions is None:
             add_shared_offset(module)
-        init_residual_projection(self, module)
+        init_residual_projection(module, self.config)
 
 
 def make_layer(config: SwapsConfig, layer: int) -> LlamaDecoderLayer:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rung.evaluation.likelihood import sliding_windows
-from rung.models.base import CausalModel, KVCache, StatefulModel, check_finite
+from rung.models.base import CausalModel, StatefulModel, check_finite
+from rung.models.kv_cache import KVCache
 
 AT_ONCE = 256  # tokens of a prompt, between two steps of the texts
 LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rung.models.base import CausalModel
-from rung.models.gpt2 import RESIDUAL_PROJECTIONS
+from rung.models.initialization import RESIDUAL_PROJECTIONS
 
 
 @contextmanager

@@ -17,9 +17,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.base import CountingModel, RecurrentState, non_padding_mask, select_positions
-from rung.models.bigram import expand_ranges
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
+from rung.models.lookup import expand_ranges
 from rung.models.ngram.model import list_excluded_tokens
 from rung.models.ngram.suffix_array import SuffixArray, estimate_length_discounts, sort_suffixes
 

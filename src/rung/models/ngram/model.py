@@ -11,7 +11,7 @@ back-off weight.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy
@@ -23,9 +23,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
 from rung.models.base import CountingModel, RecurrentState, non_padding_mask, select_positions
-from rung.models.bigram import expand_ranges
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
+from rung.models.lookup import expand_ranges, lower_bound
 from rung.models.ngram.counting import CountFunction, count_ngrams
 from rung.models.ngram.smoothing import SMOOTHINGS, NgramTable, SmoothingSettings, estimate_tables
 
@@ -266,23 +266,6 @@ class NgramForCausalLM(CountingModel):
                 f"log10_probability_{order}"
             )[found]
         return result.mul_(LN10)
-
-
-def lower_bound(
-    read: Callable[[Tensor], Tensor],
-    begin: Int[Tensor, " N"],
-    end: Int[Tensor, " N"],
-    wanted: Int[Tensor, " N"],
-) -> Int[Tensor, " N"]:
-    """The first row of each `begin` to `end` whose value is not below `wanted`, else `end`: many
-    binary searches at once. `read` gives the values of rows, which must rise from `begin` to `end`.
-    """
-    low = begin
-    longest = int((end - begin).max()) if len(begin) else 0
-    for bit in reversed(range(longest.bit_length())):  # the row is less than 2 << bit ahead
-        probe = torch.minimum(low + ((1 << bit) - 1), end - 1).clamp_(min=0)
-        low = torch.where(read(probe) < wanted, probe + 1, low)
-    return torch.minimum(low, end)
 
 
 def _table(size: int) -> nn.Parameter:
