@@ -17,7 +17,8 @@ import rung.export.hf
 from rung import runs
 from rung.errors import RunError, TokenizerError
 from rung.export.export import export
-from rung.export.meta import interleave, make_config, make_params, meta_name, separate
+from rung.export.meta import interleave, meta_name, separate
+from rung.export.meta_params import config_from_params, params_from_config
 from rung.export.tiktoken import read_tiktoken, write_tiktoken
 from rung.models import load
 from rung.models.sizes import published_config
@@ -276,8 +277,8 @@ def test_published_params_are_metas(ours, metas, llama_models):
         m.arch_args for m in all_registered_models() if m.core_model_id.name == f"llama{ours}"
     )
     config = published_config(metas)
-    assert make_params(config) == args
-    again = make_config(args, tied=config.tie_word_embeddings).to_diff_dict()
+    assert params_from_config(config) == args
+    again = config_from_params(args, tied=config.tie_word_embeddings).to_diff_dict()
     assert {**again, "bos_token_id": 128_000, "eos_token_id": 128_001} == {
         key: value
         for key, value in config.to_diff_dict().items()
@@ -290,7 +291,7 @@ def test_any_width_of_the_mlp_can_be_said(inner):
     config = transformers.LlamaConfig(
         hidden_size=64, num_attention_heads=4, intermediate_size=inner
     )
-    assert make_config(make_params(config), tied=False).intermediate_size == inner
+    assert config_from_params(params_from_config(config), tied=False).intermediate_size == inner
 
 
 def test_another_tokenizer_travels_as_it_is(make_tiny, tokenizer, tmp_path):

@@ -28,7 +28,7 @@ from rung.data.tokenizer import encode_ordinary
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, TokenizerError
 from rung.export.export import export
-from rung.export.tiktoken import PATTERN
+from rung.export.tiktoken import LLAMA3_PATTERN
 from rung.generation.decoder import Decoder, generate_tokens
 from rung.generation.sampling import Sampling
 from rung.models import load
@@ -64,7 +64,7 @@ STEPS = {"llama3": 60, "gpt2": 140}  # until they say some of it
 def tokenizers():
     """One that cuts text as GPT-2 does, of our own training; one that cuts it as Llama 3 does."""
     backend = Tokenizer(models.BPE(ignore_merges=True))
-    cut = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    cut = pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated")
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.pre_tokenizer = pre_tokenizers.Sequence([cut, by_bytes])
     backend.decoder = decoders.ByteLevel()

@@ -11,7 +11,7 @@ import torch
 from rung import runs
 from rung.errors import RungError
 from rung.export.export import export
-from rung.export.meta import LARGEST, MAY_BE_NULL, POSITIVE, WHOLE
+from rung.export.meta_params import LARGEST, NULLABLE, POSITIVE_NUMBERS, WHOLE_NUMBERS
 from rung.models import load
 
 NO_NUMBERS = (
@@ -54,14 +54,14 @@ def assert_refused(folder, said):
     assert not (folder.parent / "out").exists()
 
 
-@pytest.mark.parametrize("key", [*WHOLE, *POSITIVE, "use_scaled_rope"])
+@pytest.mark.parametrize("key", [*WHOLE_NUMBERS, *POSITIVE_NUMBERS, "use_scaled_rope"])
 def test_a_value_of_another_kind_is_named_in_a_line(key, folder):
     path = folder / "params.json"
     params = json.loads(path.read_text())
     values = ["yes", 1, None, [True]] if key == "use_scaled_rope" else list(NO_NUMBERS)
-    values += [1.5, 64.0, LARGEST + 1] if key in WHOLE else []
+    values += [1.5, 64.0, LARGEST + 1] if key in WHOLE_NUMBERS else []
     for value in values:
-        if value is None and key in MAY_BE_NULL:
+        if value is None and key in NULLABLE:
             continue
         path.write_text(json.dumps(params | {key: value}))
         assert_refused(folder, f"params.json: {key} is {json.dumps(value):.60}, and must be ")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from rung.export.tiktoken import LLAMA3, LLAMA31, name_specials, read_tiktoken, write_tiktoken
+from rung.export.tiktoken import LLAMA3, LLAMA31, list_special_tokens, read_tiktoken, write_tiktoken
 
 NASTY = (
     "Hello, naïve café! WE'LL don't I'Ve\n\n\n\t tabs\u00a0and\u3000spaces   \r\n 1234567 ½²٣٤٥ "
@@ -50,7 +50,7 @@ def test_llama_3s_tokenizer_is_tiktokens(tmp_path):
 
 
 def test_special_tokens_have_the_published_places():
-    first, second = (name_specials(names) for names in (LLAMA3, LLAMA31))
+    first, second = (list_special_tokens(names) for names in (LLAMA3, LLAMA31))
     assert len(first) == len(set(first)) == len(second) == len(set(second)) == 256
     assert first[4:11] == [
         "<|reserved_special_token_2|>",

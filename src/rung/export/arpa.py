@@ -1,8 +1,7 @@
-"""ARPA files, the format that every n-gram toolkit reads: log10 probabilities and back-off weights
-as text.
+"""ARPA files: n-grams as text, with log10 probabilities and back-off weights.
 
 The words <s>, </s> and <unk> stand for the tokenizer's begin, end and unknown; padding is left out.
-Columns of text are made by Arrow, and taken apart by it (`arpa_parser.py`): there is no loop over
+Arrow writes the columns of text, and takes them apart (`arpa_parser.py`): there is no loop over
 n-grams.
 """
 
@@ -23,8 +22,8 @@ from transformers import PreTrainedTokenizerBase
 from rung import model_files
 from rung.data.tokenizer_training import BOS, EOS, PAD, UNKNOWN, build_tokenizer
 from rung.errors import RunError
-from rung.export.arpa_parser import IMPOSSIBLE, ArpaText, Section
-from rung.export.hf import writing, writing_file
+from rung.export.arpa_parser import IMPOSSIBLE, ArpaSection, ArpaText
+from rung.export.hf import write_file, write_folder
 from rung.models import count_parameters, load
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.ngram.smoothing import NgramTable
@@ -49,7 +48,7 @@ def export_arpa(run: str, out: Path) -> None:
             f"{run} is a {model.config.model_type!r} model: ARPA holds n-grams, `rung train ngram` "
             f"makes them"
         )
-    with writing_file(out) as beside:
+    with write_file(out) as beside:
         write_arpa(model, tokenizer, beside)
 
 
@@ -59,7 +58,7 @@ def import_arpa(path: Path, out: Path) -> str:
     Raises `RunError` where the file is no ARPA file, or something in `out` would be lost.
     """
     model, tokenizer = read_arpa(path)
-    with writing(out) as beside:
+    with write_folder(out) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         model_files.spell_for_transformers_4(beside)
@@ -70,7 +69,7 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
     """Write the model as an ARPA file, compressed where the name ends in .gz.
 
     Raises `RunError` for a tokenizer whose words an ARPA file cannot hold, and for scores that are
-    no probabilities: whoever read them would take them for such.
+    no probabilities, which a reader would take for such.
     """
     if not model.is_normalized:
         raise RunError(
@@ -93,9 +92,9 @@ def write_arpa(model: NgramForCausalLM, tokenizer: PreTrainedTokenizerBase, path
 
 
 def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
-    """The model in an ARPA file, and a tokenizer that splits text on white space into its words.
+    """Read the model in an ARPA file, and make a tokenizer of its words, split on white space.
 
-    Raises `RunError` when it is no ARPA file, or one that would give wrong figures
+    Raises `RunError` for a file that is not ARPA, and for one that would give wrong figures
     (`arpa_parser.py`).
     """
     text = ArpaText.read(path)
@@ -112,7 +111,7 @@ def read_arpa(path: Path) -> tuple[NgramForCausalLM, PreTrainedTokenizerBase]:
 
 
 def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Each token as a word of an ARPA file, by id."""
+    """Return each token as a word of an ARPA file, by id."""
     if tokenizer.bos_token_id == tokenizer.eos_token_id:
         raise RunError(
             "this tokenizer opens and ends documents with one token; an ARPA file needs <s> and "
@@ -141,7 +140,7 @@ def _arpa_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _lines(
     model: NgramForCausalLM, words: pyarrow.LargeStringArray, order: int, padding: int | None
 ) -> Iterator[bytes]:
-    """The lines of one order, many at a time."""
+    """Yield the lines of one order, many at a time."""
     columns = _ngram_columns(model, order)
     probability = model.get_parameter(f"log10_probability_{order}").detach().numpy().copy()
     if order == 1:
@@ -167,12 +166,12 @@ def _lines(
 
 
 def _format(values: NDArray[numpy.float32]) -> pyarrow.LargeStringArray:
-    """The shortest text that gives the same float32 back."""
+    """Format each value as the shortest text that gives the same float32 back."""
     return pyarrow.array(values).cast(pyarrow.large_string())
 
 
 def _ngram_columns(model: NgramForCausalLM, order: int) -> list[NDArray[numpy.int64]]:
-    """The first, second, ... token of every n-gram of `order`."""
+    """Return the first, the second and each further token of every n-gram of `order`."""
     columns: list[NDArray[numpy.int64]] = []
     rows = numpy.arange(model.config.num_ngrams[order - 1])
     for level in range(order, 1, -1):
@@ -185,7 +184,7 @@ def _ngram_columns(model: NgramForCausalLM, order: int) -> list[NDArray[numpy.in
 
 
 def _make_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerBase:
-    """White space apart, these words known; the kind that `--tokenizer whitespace` trains."""
+    """Make a tokenizer that splits on white space, as `--tokenizer whitespace` trains it."""
     tokenizer = build_tokenizer("whitespace", [])
     known = tokenizer.get_vocab()
     for word in vocabulary:
@@ -196,9 +195,9 @@ def _make_tokenizer(vocabulary: list[str]) -> PreTrainedTokenizerBase:
 
 
 def _number_words(
-    text: ArpaText, unigrams: Section, vocabulary: list[str], tokenizer: PreTrainedTokenizerBase
+    text: ArpaText, unigrams: ArpaSection, vocabulary: list[str], tokenizer: PreTrainedTokenizerBase
 ) -> NDArray[numpy.int64]:
-    """The id of each of the 1-grams."""
+    """Return the id of each of the 1-grams."""
     ids = tokenizer.get_vocab()
     renamed = {
         BEGIN: tokenizer.bos_token,
@@ -229,7 +228,7 @@ def _number_words(
 
 def _build_tables(
     text: ArpaText,
-    sections: list[Section],
+    sections: list[ArpaSection],
     number: NDArray[numpy.int64],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[NgramTable]:
@@ -284,9 +283,9 @@ def _build_tables(
 
 
 def _look_up(
-    text: ArpaText, section: Section, column: Any, words: Any, number: NDArray[numpy.int64]
+    text: ArpaText, section: ArpaSection, column: Any, words: Any, number: NDArray[numpy.int64]
 ) -> NDArray[numpy.int64]:
-    """The ids of a column of words."""
+    """Return the ids of a column of words."""
     found = pc.index_in(column, value_set=words)
     missing = found.is_null().to_numpy(zero_copy_only=False)
     text.check(
@@ -304,8 +303,9 @@ def _unigrams(
     vocab_size: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> NgramTable:
-    """Order 1: a row for each token. Padding cannot come; an <unk> that the file lacks costs what
-    KenLM says.
+    """Make the table of order 1, with a row for each token.
+
+    Padding has probability 0; an <unk> that the file lacks costs what KenLM charges.
     """
     by_id = numpy.full(vocab_size, -numpy.inf, dtype=numpy.float32)
     by_id[tokenizer.unk_token_id] = MISSING_UNKNOWN

@@ -1,9 +1,9 @@
-"""The text of an ARPA file taken apart: each order's n-grams as columns.
+r"""The parser of ARPA files: each order's n-grams as columns.
 
-It is read as other tools write it: any text before `\\data\\`, tabs or spaces between fields,
-blanks on empty lines, Windows line ends, orders without an n-gram, back-off weights left out. What
-would give wrong figures is refused, and the line named. Arrow takes the columns apart: there is no
-loop over n-grams.
+It reads what other tools write: any text before `\data\`, tabs or spaces between fields, blanks on
+empty lines, Windows line ends, orders without an n-gram, back-off weights left out. It refuses what
+would give wrong figures, and names the line. Arrow takes the columns apart: there is no loop over
+n-grams.
 """
 
 import gzip
@@ -34,8 +34,8 @@ SHOWN = 60  # characters of a line that is refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
-    """The n-grams of one order as they stand in the file, and the numbers of their lines."""
+class ArpaSection:
+    """The n-grams of one order, and the numbers of their lines in the file."""
 
     log10_probability: NDArray[numpy.float32]
     words: list[Any]  # Arrow columns of strings: the first, second, ... word of every n-gram
@@ -52,7 +52,7 @@ class ArpaText:
 
     @classmethod
     def read(cls, path: Path) -> "ArpaText":
-        """The text of the file at `path`, compressed or not.
+        """Read the file at `path`, compressed or not.
 
         Raises `RunError` when it cannot be read.
         """
@@ -64,23 +64,24 @@ class ArpaText:
         return cls(path, data)
 
     def refuse(self, line: int, why: str) -> RunError:
-        """The error to raise about a line, counted from 1."""
+        """Make the error about a line, counted from 1."""
         return RunError(f"{self.path}, line {line}: {why}")
 
     def check(
         self, lines: NDArray[numpy.int64], bad: NDArray[numpy.bool_], why: Callable[[int], str]
     ) -> None:
-        """Raise `RunError` about the first of the lines that is `bad`; `why` gets its place among
-        them.
+        """Raise `RunError` about the first line that is `bad`.
+
+        `why` is given its place among the `lines`.
         """
         for place in numpy.flatnonzero(bad)[:1].tolist():
             raise self.refuse(int(lines[place]), why(place))
 
-    def sections(self) -> Iterator[Section]:
-        """The sections, from order 1 to the highest that the header counts.
+    def sections(self) -> Iterator[ArpaSection]:
+        """Yield the sections, from order 1 to the highest that the header counts.
 
-        Raises `RunError` where the file breaks off, contradicts its header, or holds what is no
-        n-gram.
+        Raises `RunError` where the file breaks off, contradicts its header, or has a line that is
+        no n-gram.
         """
         headings = list(HEADING.finditer(self.data))
         if self.data.lstrip().startswith("iARPA"):
@@ -129,11 +130,11 @@ class ArpaText:
             )
 
     def _line(self, place: int) -> int:
-        """The number of the line, from 1, that a place in the text is on."""
+        """Return the number of the line, from 1, of a place in the text."""
         return self.data.count("\n", 0, place) + 1
 
     def _counts(self, start: int, end: int) -> list[int]:
-        """How many n-grams of each order the header promises."""
+        """Return how many n-grams of each order the header promises."""
         counts: list[int] = []
         first = self._line(start)
         for number, line in enumerate(self.data[start:end].split("\n"), start=first):
@@ -152,9 +153,10 @@ class ArpaText:
             )
         return counts
 
-    def _parse(self, start: int, end: int, order: int) -> Section:
-        """The lines between two headings, each a probability, `order` words, and perhaps a back-off
-        weight.
+    def _parse(self, start: int, end: int, order: int) -> ArpaSection:
+        """Parse the lines between two headings.
+
+        Each is a probability, `order` words, and perhaps a back-off weight.
         """
         text = self.data[start:end].replace("\t", " ").replace("\r", "")
         lines = pc.split_pattern(pyarrow.array([text], type=pyarrow.large_string()), "\n").flatten()
@@ -188,16 +190,16 @@ class ArpaText:
             fields.take(pyarrow.array(weighted)), order + 1, numbers[weighted]
         )
         words = [pc.list_element(fields, place) for place in range(1, order + 1)]
-        return Section(
+        return ArpaSection(
             log10_probability=probability, words=words, log10_backoff=backoff, lines=numbers
         )
 
     def _numbers(
         self, fields: Any, place: int, lines: NDArray[numpy.int64], least: float | None = None
     ) -> NDArray[numpy.float32]:
-        """One field of each line as a number, -inf as `least` where that is given.
+        """Parse one field of each line as a number; -inf becomes `least` where that is given.
 
-        Raises `RunError` where one is none, or not finite.
+        Raises `RunError` for a field that is no finite number.
         """
         column = pc.list_element(fields, place)
         try:
@@ -224,7 +226,7 @@ class ArpaText:
 
 
 def _unzip(path: Path, raw: bytes) -> bytes:
-    """What was zipped; raises `RunError` where it is far longer than n-grams can be."""
+    """Unzip a file; raise `RunError` where it is far longer than n-grams can be."""
     most = max(MOST_UNZIPPED * len(raw), LEAST_UNZIPPED)
     with gzip.open(io.BytesIO(raw)) as file:
         data = file.read(most + 1)
@@ -236,5 +238,5 @@ def _unzip(path: Path, raw: bytes) -> bytes:
 
 
 def _show(column: Any, place: int) -> str:
-    """The beginning of one of an Arrow column's strings, as it may stand in an error."""
+    """Quote the beginning of one of an Arrow column's strings, for an error."""
     return repr(column[place].as_py()[:SHOWN])

@@ -1,6 +1,4 @@
-"""The model card of an exported folder: `README.md` as the Hub reads it, each fact in it from
-`rung.json`.
-"""
+"""The model card of an exported folder: `README.md` as the Hub reads it, from `rung.json`."""
 
 import json
 import re
@@ -18,11 +16,11 @@ from rung.errors import RunError
 from rung.evaluation.metrics import RENORMALIZED, format_token_perplexity, format_word_perplexity
 from rung.models import LADDER, OFF_LADDER, read_checked_config
 
-Record = Mapping[str, Any]
+RunRecord = Mapping[str, Any]
 
 CARD = "README.md"
 STOCK = ("gpt2", "llama")  # model types that transformers itself loads
-METRICS = {
+CARD_METRICS = {
     metric: metric.replace("_", " ")
     for metric in ("bits_per_byte", "word_perplexity", "token_perplexity")
 }
@@ -34,7 +32,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def make_card(folder: Path, name: str) -> str:
-    """The card of the run or Hugging Face model in `folder`, published as `name`.
+    """Write the card of the run or Hugging Face model in `folder`, published as `name`.
 
     Without `rung.json` it says how the model is loaded, and nothing that is not known.
     """
@@ -55,7 +53,7 @@ def make_card(folder: Path, name: str) -> str:
         ) from error
 
 
-def _write_card(folder: Path, name: str, record: Record) -> str:
+def _write_card(folder: Path, name: str, record: RunRecord) -> str:
     model_type = read_checked_config(folder).model_type
     sections = [f"# {name}", *_describe(record, model_type)]
     for title, lines in (
@@ -71,8 +69,8 @@ def _write_card(folder: Path, name: str, record: Record) -> str:
     return f"---\n{_front_matter(record, name).to_yaml()}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
-def _front_matter(record: Record, name: str) -> ModelCardData:
-    """What the Hub sorts and finds models by. A licence is not known, so none is named."""
+def _front_matter(record: RunRecord, name: str) -> ModelCardData:
+    """Make what the Hub sorts and finds models by. No licence is named: it is not known."""
     corpus, base = record.get("corpus", {}).get("name", ""), record.get("base", {}).get("path", "")
     dataset = find_dataset(corpus)
     score = record.get("scores", {}).get("test", {})
@@ -83,11 +81,11 @@ def _front_matter(record: Record, name: str) -> ModelCardData:
             dataset_name=corpus,
             dataset_split="test",
             metric_type=metric,
-            metric_name=METRICS[metric]
+            metric_name=CARD_METRICS[metric]
             + " of renormalized scores" * bool(score.get("renormalized")),
             metric_value=score[metric],
         )
-        for metric in METRICS
+        for metric in CARD_METRICS
         if score.get(metric) is not None
     ]
     return ModelCardData(
@@ -102,7 +100,7 @@ def _front_matter(record: Record, name: str) -> ModelCardData:
 
 
 def find_dataset(corpus: str) -> str | None:
-    """The Hub's name of a corpus, where it has one."""
+    """Return the Hub's name of a corpus, where it has one."""
     if corpus in WIKITEXT_CONFIGS:
         return WIKITEXT
     kind, _, rest = corpus.partition(":")
@@ -114,7 +112,7 @@ def find_dataset(corpus: str) -> str | None:
     )
 
 
-def _describe(record: Record, model_type: str) -> Iterator[str]:
+def _describe(record: RunRecord, model_type: str) -> Iterator[str]:
     if not record:
         yield f"A `{model_type}` model."
         return
@@ -145,7 +143,7 @@ def _use(name: str, model_type: str, prompt: str) -> Iterator[str]:
     yield "```"
 
 
-def _scores(record: Record) -> Iterator[str]:
+def _scores(record: RunRecord) -> Iterator[str]:
     score = record.get("scores", {}).get("test")
     if not score:
         return
@@ -156,7 +154,7 @@ def _scores(record: Record) -> Iterator[str]:
     yield ""
     yield "| metric | value | 95% interval |"
     yield "| --- | --- | --- |"
-    for metric, shown in METRICS.items():
+    for metric, shown in CARD_METRICS.items():
         value = score[metric]
         bounded = metric == "bits_per_byte" and None not in (score["low"], score["high"])
         interval = f"{score['low']:.3f} to {score['high']:.3f}" if bounded else ""
@@ -174,7 +172,7 @@ def _scores(record: Record) -> Iterator[str]:
         yield f"The model's own scores (stupid back-off) are no distribution: {RENORMALIZED}."
 
 
-def _data(record: Record) -> Iterator[str]:
+def _data(record: RunRecord) -> Iterator[str]:
     corpus, tokenizer = record.get("corpus"), record.get("tokenizer", {})
     if not corpus:
         return
@@ -191,7 +189,7 @@ def _data(record: Record) -> Iterator[str]:
         yield f"\nTokenizer: {kind}, {size:,} tokens, fingerprint `{tokenizer['fingerprint']}`."
 
 
-def _training(record: Record) -> Iterator[str]:
+def _training(record: RunRecord) -> Iterator[str]:
     training = record.get("training")
     if training:
         steps = f"{training['steps']:,} steps, " if training["steps"] else "One pass of counting, "
@@ -214,7 +212,7 @@ def _training(record: Record) -> Iterator[str]:
         yield from ("\nIt was then tuned:\n", "```yaml", _to_yaml(record["tune"]), "```")
 
 
-def _limits(record: Record) -> Iterator[str]:
+def _limits(record: RunRecord) -> Iterator[str]:
     if not record:
         return
     yield (
@@ -231,7 +229,7 @@ def _limits(record: Record) -> Iterator[str]:
         yield f"Its tokenizer does not keep {', '.join(lost)}."
 
 
-def _recipe(record: Record) -> Iterator[str]:
+def _recipe(record: RunRecord) -> Iterator[str]:
     if "recipe" in record:
         kept = {
             key: value
@@ -251,7 +249,7 @@ def _to_yaml(facts: Any) -> str:
 
 
 def _shorten(facts: Any) -> Any:
-    """The facts without the folders of the machine: a card is published."""
+    """Leave the machine's folders out of the facts: a card is published."""
     if isinstance(facts, dict):
         return {key: _shorten(value) for key, value in facts.items()}
     if isinstance(facts, list):

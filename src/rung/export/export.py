@@ -1,6 +1,4 @@
-"""Runs to and from other tools' formats: ARPA, GGUF, Hugging Face folders, and Meta's own of Llama
-3.
-"""
+"""Write runs in other tools' formats, and read them back: ARPA, GGUF, Hugging Face, Meta's."""
 
 import os
 from collections.abc import Callable
@@ -23,12 +21,12 @@ FORMATS = {
 
 
 def export(run: str, format: str, out: Path, type: str = "") -> str | None:
-    """Write the run at `run` to `out`: a file for ARPA and GGUF, else a folder, there in whole or
-    not at all.
+    """Write the run at `run` to `out`: a file for ARPA and GGUF, else a folder.
 
-    Weights go from disk to disk one at a time. `type` is how GGUF stores matrices: f32, f16 or
-    q8_0. Returns what there is to say of it, if anything. Raises `RunError` for an unknown format,
-    a rung that the format cannot hold, or a place where nothing can be written.
+    It is there in whole or not at all. Weights go from disk to disk one at a time. `type` is how
+    GGUF stores matrices: f32, f16 or q8_0. Returns a line about what was written, if there is
+    something to say. Raises `RunError` for an unknown format, a rung that the format cannot hold,
+    and a place where nothing can be written.
     """
     if format not in FORMATS:
         raise RunError(f"unknown format {format!r}: choose from {', '.join(FORMATS)}")

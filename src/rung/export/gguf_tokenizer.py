@@ -1,8 +1,8 @@
-"""A tokenizer as GGUF holds it: tokens and their kinds, merges, what ends a text, the chat
-template.
+"""A tokenizer in GGUF: its tokens and their types, merges, end tokens and chat template.
 
-llama.cpp does not read how a tokenizer cuts text before it merges: it knows each way by a name. Two
-are ours, GPT-2's and Llama 3's; a name that does not fit would give other tokens and no error.
+llama.cpp does not read how a tokenizer splits text before it merges: it knows each way by a name.
+Two of them are ours, GPT-2's and Llama 3's; a name that does not fit would give other tokens and no
+error.
 """
 
 import json
@@ -17,24 +17,27 @@ from rung import runs
 from rung.chat.template import AFTER_HEADER
 from rung.data.tokenizer import load_tokenizer, lossy_features
 from rung.errors import TokenizerError
-from rung.export.tiktoken import PATTERN
+from rung.export.tiktoken import LLAMA3_PATTERN
 
 logger = logging.getLogger(__name__)
 
-SPLIT = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+LLAMA3_SPLIT = {
+    "type": "Split",
+    "pattern": {"Regex": LLAMA3_PATTERN},
+    "behavior": "Isolated",
+    "invert": False,
+}
 
 
-def describe_tokenizer(
-    gguf: ModuleType, writer: Any, folder: Path, config: PreTrainedConfig
-) -> None:
-    """Write the folder's tokenizer for a model of that configuration.
+def write_tokenizer(gguf: ModuleType, writer: Any, folder: Path, config: PreTrainedConfig) -> None:
+    """Write the folder's tokenizer, for a model of that configuration.
 
-    Raises `TokenizerError` for one that llama.cpp would not compute as it is.
+    Raises `TokenizerError` for one that llama.cpp would compute otherwise.
     """
     tokenizer = load_tokenizer(str(folder))
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     writer.add_tokenizer_model("gpt2")  # byte pairs, whoever made them
-    writer.add_tokenizer_pre(find_cut(tokenizer, spec))
+    writer.add_tokenizer_pre(find_pre_tokenizer(tokenizer, spec))
     tokens, kinds = _list_tokens(gguf, tokenizer, config.vocab_size)
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
@@ -63,8 +66,8 @@ def describe_tokenizer(
         writer.add_chat_template(template)
 
 
-def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
-    """llama.cpp's name for how the tokenizer cuts text before it merges bytes.
+def find_pre_tokenizer(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
+    """Return llama.cpp's name for how the tokenizer splits text before it merges bytes.
 
     Raises `TokenizerError` where it has none.
     """
@@ -89,7 +92,7 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
     by_bytes = {"type": "ByteLevel", "add_prefix_space": False}
     if plain and not before and last == by_bytes | {"use_regex": True} and not ignores:
         return "gpt-2"
-    if plain and before == [SPLIT] and last == by_bytes | {"use_regex": False} and ignores:
+    if plain and before == [LLAMA3_SPLIT] and last == by_bytes | {"use_regex": False} and ignores:
         return "llama-bpe"
     kinds = " then ".join(part.get("pattern", {}).get("Regex") or part["type"] for part in parts)
     raise TokenizerError(
@@ -103,8 +106,9 @@ def find_cut(tokenizer: PreTrainedTokenizerBase, spec: dict[str, Any]) -> str:
 def _list_tokens(
     gguf: ModuleType, tokenizer: PreTrainedTokenizerBase, size: int
 ) -> tuple[list[str], list[int]]:
-    """Every token and its kind; what the model has room for beyond the tokenizer's own is named and
-    not used.
+    """List every token and its type.
+
+    Room in the model beyond the tokenizer's tokens is filled with names that are not used.
     """
     kinds, added = gguf.TokenType, tokenizer.added_tokens_decoder
     tokens = [f"[PAD{number}]" for number in range(size)]
@@ -123,9 +127,7 @@ def _list_tokens(
 def _find_ends(
     tokenizer: PreTrainedTokenizerBase, folder: Path, config: PreTrainedConfig
 ) -> list[int]:
-    """The tokens that end a text or a turn of it: the tokenizer's, and those that the model stops
-    at.
-    """
+    """List the tokens that end a text or a turn: the tokenizer's, and those the model stops at."""
     ends = [tokenizer.eos_token_id]
     settings = [config]
     if (folder / "generation_config.json").exists():
@@ -140,9 +142,7 @@ def _find_ends(
 
 
 def _begins_with_bos(tokenizer: PreTrainedTokenizerBase, folder: Path) -> bool:
-    """Whether a text begins with the begin-of-text token: every one that a run was trained on
-    did.
-    """
+    """Whether a text begins with the begin-of-text token, as every one does that a run saw."""
     return (folder / runs.RECORD).exists() or tokenizer("a").input_ids[:1] == [
         tokenizer.bos_token_id
     ]

@@ -1,5 +1,6 @@
-"""Hugging Face folders, read and written one tensor at a time: no more memory than the largest of
-them needs.
+"""Hugging Face folders, read and written one tensor at a time.
+
+No more memory is needed than the largest tensor takes.
 """
 
 import json
@@ -28,29 +29,27 @@ SHARD_SIZE = "5GB"  # a file, as the Hub has them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weights:
-    """Tensors by name: what each is like, on the meta device, and a way to its values when their
-    turn comes.
+class LazyWeights:
+    """Tensors by name, loaded when they are needed.
 
-    Nothing is kept of one tensor when the next is loaded, pages of a file that is mapped into
-    memory neither.
+    `meta` has each tensor on the meta device; `load` returns its values. Nothing is kept of one
+    tensor when the next is loaded, pages of a memory-mapped file included.
     """
 
-    like: dict[str, Tensor]
+    meta: dict[str, Tensor]
     load: Callable[[str], Tensor]
 
 
 def copy_folder(run: str, out: Path) -> None:
-    """Write the model and the tokenizer at `run` to the folder `out` with a model card: the
-    folder's own where it has one.
+    """Write the model and the tokenizer at `run` to the folder `out`, with a model card.
 
-    Raises `RungError` where what is there is damaged.
+    A card that the folder has is kept. Raises `RungError` where what is there is damaged.
     """
     folder = find_folder(run)
     read_checked_config(folder)
     check_tokenizer(folder)
     weights = read_weights(folder)
-    with writing(out) as beside:
+    with write_folder(out) as beside:
         copy_files(folder, beside, (CARD, CONFIG, GENERATION, *TOKENIZER_FILES))
         model_files.spell_for_transformers_4(beside)
         if not (folder / CARD).exists():
@@ -59,9 +58,9 @@ def copy_folder(run: str, out: Path) -> None:
 
 
 def find_folder(run: str) -> Path:
-    """The folder of a run or of a Hugging Face model.
+    """Return the folder of a run or of a Hugging Face model.
 
-    Raises `RunError` where there is none, or a file of it leads out of it or is damaged.
+    Raises `RunError` where there is none, and where a file of it leads out of it or is damaged.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -79,11 +78,10 @@ def find_folder(run: str) -> Path:
 
 
 @contextmanager
-def writing(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write to, which takes its place in the end; after a failure nothing
-    is left.
+def write_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which takes the place of `out` in the end.
 
-    Raises `RunError` when something in `out` would be lost.
+    After a failure nothing is left. Raises `RunError` when something in `out` would be lost.
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         what = (
@@ -100,11 +98,10 @@ def writing(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def writing_file(out: Path) -> Iterator[Path]:
-    """A file beside `out` to write to, which takes its place in the end; after a failure nothing is
-    left.
+def write_file(out: Path) -> Iterator[Path]:
+    """Yield a file to write to, which takes the place of `out` in the end.
 
-    Raises `RunError` when something would be lost.
+    After a failure nothing is left. Raises `RunError` when something would be lost.
     """
     if os.path.lexists(out):
         what = (
@@ -128,8 +125,8 @@ def copy_files(folder: Path, out: Path, patterns: tuple[str, ...]) -> None:
             shutil.copyfile(path, place)
 
 
-def read_weights(folder: Path) -> Weights:
-    """The tensors of a folder's safetensors, in one file or several.
+def read_weights(folder: Path) -> LazyWeights:
+    """Read the tensors of a folder's safetensors, in one file or several.
 
     Raises `RunError` where they are missing or damaged.
     """
@@ -149,30 +146,31 @@ def read_weights(folder: Path) -> Weights:
         with safe_open(homes[name], framework="pt") as file:
             return file.get_tensor(name)
 
-    return Weights(like=like, load=load)
+    return LazyWeights(meta=like, load=load)
 
 
-def write_weights(folder: Path, weights: Weights) -> None:
+def write_weights(folder: Path, weights: LazyWeights) -> None:
     """Write safetensors, split as the Hub wants them."""
-    split = split_torch_state_dict_into_shards(weights.like, max_shard_size=SHARD_SIZE)
+    split = split_torch_state_dict_into_shards(weights.meta, max_shard_size=SHARD_SIZE)
     for filename, names in split.filename_to_tensors.items():
-        _write_file(folder / filename, names, weights)
+        _write_shard(folder / filename, names, weights)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_file(path: Path, names: list[str], weights: Weights) -> None:
-    """One file: the length of a header, the header, the tensors. `safetensors` would want all of
-    them at once.
+def _write_shard(path: Path, names: list[str], weights: LazyWeights) -> None:
+    """Write one file: the length of its header, the header, the tensors.
+
+    The library `safetensors` would need all of them at once.
     """
     header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
     names = sorted(
-        names, key=lambda name: (-weights.like[name].itemsize, name)
+        names, key=lambda name: (-weights.meta[name].itemsize, name)
     )  # so that each is aligned
     end = 0
     for name in names:
-        tensor = weights.like[name]
+        tensor = weights.meta[name]
         start, end = end, end + tensor.nbytes
         header[name] = {
             "dtype": _dtype_name(tensor.dtype),
@@ -188,10 +186,10 @@ def _write_file(path: Path, names: list[str], weights: Weights) -> None:
 
 
 def write_bytes(tensor: Tensor, write: Callable[[memoryview], object]) -> None:
-    """Hand over a tensor's bytes, without a copy of them where they lie together."""
+    """Pass a tensor's bytes to `write`, without a copy where they are contiguous."""
     write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    """What safetensors calls it."""
+    """Return the name of a dtype in safetensors."""
     return json.loads(save({"": torch.empty(0, dtype=dtype)})[8:])[""]["dtype"]

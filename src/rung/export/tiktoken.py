@@ -1,6 +1,4 @@
-"""Llama 3's tokenizer: Meta's `tokenizer.model`, tokens by rank in base64, and the same as a
-`tokenizers` object.
-"""
+"""Llama 3's tokenizer, Meta's `tokenizer.model`: tokens by rank in base64."""
 
 import base64
 import binascii
@@ -13,22 +11,22 @@ from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unic
 
 from rung.errors import TokenizerError
 
-PATTERN = (
+LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
 BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
-SPECIALS = 256  # tokens after the others
+NUM_SPECIAL_TOKENS = 256  # tokens after the others
 # What stands at which place among them; the rest is reserved, and numbered.
 LLAMA3 = {0: BOS, 1: EOS, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 9: "<|eot_id|>"}
 LLAMA31 = LLAMA3 | {4: "<|finetune_right_pad_id|>", 8: "<|eom_id|>", 10: "<|python_tag|>"}
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """The tokens of a `tokenizer.model` and their ranks.
+    """Read the tokens of a `tokenizer.model` and their ranks.
 
-    Raises `TokenizerError` where it is none: Llama 2's, of SentencePiece, is another format.
+    Raises `TokenizerError` for another format, such as Llama 2's, of SentencePiece.
     """
     try:
         pairs = (line.split() for line in path.read_bytes().splitlines() if line)
@@ -45,12 +43,13 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def read_tiktoken(path: Path, names: dict[int, str] = LLAMA31) -> PreTrainedTokenizerFast:
-    """The tokenizer of a `tokenizer.model`; `names` are those of its special tokens (`LLAMA3` or
-    `LLAMA31`).
+    """Read the tokenizer of a `tokenizer.model`.
+
+    `names` are those of its special tokens (`LLAMA3` or `LLAMA31`).
     """
     ranks = read_ranks(path)
     backend = _Converter(
-        ranks, pattern=PATTERN, extra_special_tokens=name_specials(names)
+        ranks, pattern=LLAMA3_PATTERN, extra_special_tokens=list_special_tokens(names)
     ).converted()
     begin = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, len(ranks))]
@@ -66,13 +65,13 @@ def read_tiktoken(path: Path, names: dict[int, str] = LLAMA31) -> PreTrainedToke
     )
 
 
-def name_specials(names: dict[int, str]) -> list[str]:
-    """All the special tokens, in order."""
-    unnamed = (place for place in range(SPECIALS) if place not in names)
+def list_special_tokens(names: dict[int, str]) -> list[str]:
+    """List the names of all special tokens, in order."""
+    unnamed = (place for place in range(NUM_SPECIAL_TOKENS) if place not in names)
     reserved = {
         place: f"<|reserved_special_token_{number}|>" for number, place in enumerate(unnamed)
     }
-    return [(names | reserved)[place] for place in range(SPECIALS)]
+    return [(names | reserved)[place] for place in range(NUM_SPECIAL_TOKENS)]
 
 
 def write_tiktoken(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
@@ -82,17 +81,17 @@ def write_tiktoken(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     vocab = spec["model"].get("vocab")
-    as_made = json.dumps(PATTERN) in json.dumps(spec["pre_tokenizer"]) and spec["model"].get(
+    as_made = json.dumps(LLAMA3_PATTERN) in json.dumps(spec["pre_tokenizer"]) and spec["model"].get(
         "ignore_merges"
     )
     if (
         not as_made
         or sorted(vocab.values()) != list(range(len(vocab)))
-        or len(tokenizer) != len(vocab) + SPECIALS
+        or len(tokenizer) != len(vocab) + NUM_SPECIAL_TOKENS
     ):
         raise TokenizerError(
-            f"tokenizer.model holds byte pairs cut as Llama 3 cuts them, and {SPECIALS} special "
-            f"tokens after them"
+            f"tokenizer.model holds byte pairs cut as Llama 3 cuts them, and after them "
+            f"{NUM_SPECIAL_TOKENS} special tokens"
         )
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     tokens = sorted(vocab, key=vocab.__getitem__)
@@ -101,9 +100,7 @@ def write_tiktoken(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
 
 
 class _Converter(TikTokenConverter):
-    """transformers' own, given the ranks: to read them from the file it would want the `tiktoken`
-    package.
-    """
+    """The converter of transformers, given the ranks; alone it needs the `tiktoken` package."""
 
     def __init__(self, ranks: dict[bytes, int], **options: object) -> None:
         super().__init__(**options)

@@ -1,7 +1,7 @@
-"""Files as `torch.save` writes them, one tensor at a time: it would want all of them at once.
+"""Archives of `torch.save`, read and written one tensor at a time; torch takes all at once.
 
-Such a file is a ZIP archive, nothing in it compressed: a pickle of the dictionary, in which a
-tensor names its storage, and each storage's bytes in a member of its own.
+An archive is a ZIP file in which nothing is compressed: a pickle of the dictionary, in which a
+tensor names its storage, and the bytes of each storage in a member of its own.
 """
 
 import io
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from rung.errors import RunError
-from rung.export.hf import Weights, write_bytes
+from rung.export.hf import LazyWeights, write_bytes
 from rung.models.loading import first_line
 
 ALIGNMENT = 64  # bytes, as in torch's own: a storage may be mapped into memory as it lies
-STORAGES = {
+STORAGE_TYPES = {
     torch.float32: torch.FloatStorage,
     torch.float16: torch.HalfStorage,
     torch.bfloat16: torch.BFloat16Storage,
 }
 
 
-def read_consolidated(path: Path) -> Weights:
-    """The tensors of a file, which may hold nothing else.
+def read_consolidated(path: Path) -> LazyWeights:
+    """Read the tensors of an archive that holds nothing else.
 
     Raises `RunError` where it is damaged.
     """
@@ -41,19 +41,19 @@ def read_consolidated(path: Path) -> Weights:
         like = {name: tensor.to("meta") for name, tensor in read().items()}
     except Exception as error:  # of torch and of pickle, over a file that may be anything
         raise RunError(f"{path}: its weights could not be read ({first_line(error)})") from error
-    return Weights(like=like, load=lambda name: read()[name])
+    return LazyWeights(meta=like, load=lambda name: read()[name])
 
 
-def write_consolidated(path: Path, weights: Weights, aliases: Mapping[str, str]) -> None:
-    """Write the tensors, and under the names of `aliases` once more those that they stand for.
+def write_consolidated(path: Path, weights: LazyWeights, aliases: Mapping[str, str]) -> None:
+    """Write the tensors, and each key of `aliases` as a second name of its value's tensor.
 
     Raises `RunError` for numbers that are no floats of 2 or 4 bytes.
     """
     order = {
         name: _Storage.of(tensor, str(key))
-        for key, (name, tensor) in enumerate(weights.like.items())
+        for key, (name, tensor) in enumerate(weights.meta.items())
     }
-    tensors = {name: _Stored(tensor, order[name]) for name, tensor in weights.like.items()}
+    tensors = {name: _Stored(tensor, order[name]) for name, tensor in weights.meta.items()}
     page = io.BytesIO()
     _Pickler(page, protocol=2).dump(
         tensors | {name: tensors[other] for name, other in aliases.items()}
@@ -64,7 +64,7 @@ def write_consolidated(path: Path, weights: Weights, aliases: Mapping[str, str])
         archive.writestr(f"{root}/byteorder", "little")
         for name, storage in order.items():
             with archive.open(
-                _member(archive, f"{root}/data/{storage.key}", weights.like[name].nbytes), "w"
+                _member(archive, f"{root}/data/{storage.key}", weights.meta[name].nbytes), "w"
             ) as file:
                 write_bytes(weights.load(name), file.write)
         archive.writestr(f"{root}/version", "3\n")
@@ -72,7 +72,7 @@ def write_consolidated(path: Path, weights: Weights, aliases: Mapping[str, str])
 
 @dataclass(frozen=True)
 class _Storage:
-    """Where a tensor's numbers are: their kind, the member that holds them, how many they are."""
+    """The storage of a tensor: its type, the member that holds it, and its size in numbers."""
 
     kind: type
     key: str
@@ -80,16 +80,16 @@ class _Storage:
 
     @classmethod
     def of(cls, tensor: Tensor, key: str) -> "_Storage":
-        if tensor.dtype not in STORAGES:
+        if tensor.dtype not in STORAGE_TYPES:
             raise RunError(
                 f"weights of {tensor.dtype} are not written: cast them to bfloat16 or float32 first"
             )
-        return cls(STORAGES[tensor.dtype], key, tensor.numel())
+        return cls(STORAGE_TYPES[tensor.dtype], key, tensor.numel())
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """A tensor that pickles as one whose numbers are elsewhere."""
+    """A tensor that pickles as one whose numbers are in a storage."""
 
     tensor: Tensor
     storage: _Storage
@@ -108,14 +108,14 @@ class _Stored:
 
 class _Pickler(pickle.Pickler):
     def persistent_id(self, obj: Any) -> tuple[Any, ...] | None:
-        """What stands for a storage, as torch reads it."""
+        """Return what stands for a storage, as torch reads it."""
         return (
             ("storage", obj.kind, obj.key, "cpu", obj.size) if isinstance(obj, _Storage) else None
         )
 
 
 def _member(archive: zipfile.ZipFile, name: str, size: int) -> zipfile.ZipInfo:
-    """A member of the archive whose bytes will be aligned, by a field of padding in its header."""
+    """Make a member of the archive whose bytes are aligned, by padding in its header."""
     info = zipfile.ZipInfo(name)
     info.file_size = size
     large = (
