@@ -265,7 +265,7 @@ def test_runs_with_other_tokens_stand_beside_each_other(open_page):
     )
     sums = page.evaluate(
         """async () => {
-        const { align } = await import("/page/surprise.js");
+        const { align } = await import("/page/surprisal.js");
         const body = (model) => ({ method: "POST", headers: { "Content-Type": "application/json" },
             body: JSON.stringify({ model, text: "the cat sat on a mat" }) });
         const ask = async (model) => (await fetch("/api/surprisal", body(model))).json();

@@ -1,18 +1,18 @@
-/** Questions to the server: JSON, and streams of server-sent events. */
+/** Requests to the server: JSON, and streams of server-sent events. */
 
 const KEY = "rung-api-key";
 
-/** Keep the key for as long as the tab is open. */
+/** Keep the API key for as long as the tab is open. */
 export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** The answer to a question, or to none where there is no body; throws what the server says is wrong. */
+/** Post a body, or get where there is none, and parse the JSON; throws the error message of the server. */
 export async function ask(path, body) {
   return (await request(path, body)).json();
 }
 
-/** The events of a stream as they come, each a parsed object. */
+/** Yield the events of a stream as they come, each a parsed object. */
 export async function* stream(path, body, signal) {
   const response = await request(path, { ...body, stream: true }, signal);
   for await (const data of readEvents(response.body)) {
@@ -23,7 +23,7 @@ export async function* stream(path, body, signal) {
   }
 }
 
-/** One at a time, and after it only the last that was wanted meanwhile. */
+/** Wrap `work` so that one call runs at a time; of the calls meanwhile only the last runs after it. */
 export function latest(work) {
   let running = false;
   let wanted = false;
@@ -39,7 +39,7 @@ export function latest(work) {
   };
 }
 
-/** The same work, once nothing more was asked for so many milliseconds. */
+/** Debounce `work`: run it once no call has come for so many milliseconds. */
 export function settled(work, milliseconds) {
   let timer = 0;
   return () => {
@@ -59,7 +59,7 @@ async function request(path, body, signal) {
   throw new Error(await readMistake(response));
 }
 
-/** What to do with a failed connection: whoever broke it off himself is told nothing. */
+/** Turn a failed connection into a readable error; an abort by the page itself passes unchanged. */
 function explain(what) {
   return (error) => {
     throw error.name === "AbortError" ? error : new Error(`${what}: is it still running?`);
@@ -71,7 +71,7 @@ async function readMistake(response) {
   return answer.error?.message ?? `The server says ${response.status} ${response.statusText}`;
 }
 
-/** The data of each event: lines that begin with `data:`, an empty line ends them. */
+/** Yield the data of each event: lines that begin with `data:`, ended by an empty line. */
 async function* readEvents(body) {
   const decoder = new TextDecoder();
   const reader = body.getReader();

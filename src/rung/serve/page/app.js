@@ -1,18 +1,20 @@
-/** The page: asks what is served, and opens the view that the address names. */
+/** The page: ask which runs are served, and open the view that the address names. */
 
 import { ask, useKey } from "./api.js";
-import { rove } from "./elements.js";
+import { rove } from "./dom.js";
 import { rank } from "./marks.js";
 import { change, openView, state } from "./state.js";
 import { mountAttention } from "./attention.js";
 import { mountChat } from "./chat.js";
-import { mountNext } from "./next.js";
-import { mountSide } from "./side.js";
-import { mountSurprise } from "./surprise.js";
+import { mountNextToken } from "./next_token.js";
+import { mountCompare } from "./compare.js";
+import { mountSurprisal } from "./surprisal.js";
 
-const VIEWS = { side: mountSide, next: mountNext, surprise: mountSurprise, attention: mountAttention, chat: mountChat };
+// The keys are ids in the page and names in shared links.
+const VIEWS = { side: mountCompare, next: mountNextToken, surprise: mountSurprisal, attention: mountAttention, chat: mountChat };
 const LOOK = "Return the number of items in the list. Return the number of items in the dictionary.";
-const LOOKED_AT = 80; // characters of the run's own text, twice: what stood before can be looked at again
+// Characters of the run's own text. It is shown twice, so that attention can look back at the first time.
+const LOOKED_AT = 80;
 const THEMES = ["auto", "light", "dark"];
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
@@ -37,7 +39,7 @@ async function start() {
   open(state.tab);
 }
 
-/** What is looked at where the address does not say: the best run beside the best that counts, on text like theirs. */
+/** Choose the defaults of a view: the best trained run beside the best counting one, on text like theirs. */
 function guessView() {
   const ranked = [...runs].sort((a, b) => rank(a) - rank(b));
   const best = ranked[0];
@@ -80,7 +82,7 @@ function open(name) {
   VIEWS[name](document.getElementById(name), runs);
 }
 
-/** Light, dark, or as the system has it; the choice is kept. */
+/** Switch between light, dark and the system's theme; the choice is kept. */
 function setUpTheme() {
   const button = document.getElementById("theme");
   const apply = (theme) => {

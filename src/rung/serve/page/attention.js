@@ -2,12 +2,12 @@
 
 import { ask, latest, settled } from "./api.js";
 import { runField, textField } from "./controls.js";
-import { make, percent, rove, sayToken, showToken } from "./elements.js";
-import { describeHabits, findCopier } from "./habits.js";
-import { drawMap, paintThumbnail } from "./map.js";
+import { make, percent, rove, spellToken, showToken } from "./dom.js";
+import { describeHead, findInductionHead } from "./head_stats.js";
+import { drawHeatmap, paintThumbnail } from "./heatmap.js";
 import { change, listen, number, state } from "./state.js";
 
-const TOLD = 4; // tokens that a token looks at most
+const TOP_ATTENDED = 4; // tokens named in the sentence about one token
 
 export function mountAttention(panel, runs) {
   const able = runs.filter((run) => run.layers > 0);
@@ -22,7 +22,7 @@ export function mountAttention(panel, runs) {
     make("p", { class: "detail", role: "status" }),
   ];
   const map = make("div", { class: "map", role: "region", "aria-label": "The map of the chosen head", tabindex: 0 });
-  const [title, habits, heads] = [make("h2"), make("p", { class: "note" }), make("div", { class: "heads" })];
+  const [title, stats, heads] = [make("h2"), make("p", { class: "note" }), make("div", { class: "heads" })];
   let found = null;
   let at = 0;
 
@@ -35,15 +35,15 @@ export function mountAttention(panel, runs) {
     }
     const left = found.left_out;
     status.textContent = left ? `Only the first ${found.tokens.length} tokens are shown; ${left} are left out.` : "";
-    found.copier = findCopier(found);
+    found.induction = findInductionHead(found);
     at = found.tokens.length - 1;
     strip.replaceChildren(...found.tokens.map((token, i) => makeToken(token, i, i === at)));
     showAll();
   });
 
-  /** The chosen head; where none was, the one that copies most. */
+  /** Return the chosen head; by default the one that copies most (an induction head). */
   function chosen() {
-    const [l, h] = state.head ? [number("layer") || 1, number("head") || 1] : found.copier;
+    const [l, h] = state.head ? [number("layer") || 1, number("head") || 1] : found.induction;
     const layer = Math.min(Math.max(l, 1), found.weights.length) - 1;
     const head = Math.min(Math.max(h, 1), found.weights[layer].length) - 1;
     return { layer, head, weights: found.weights[layer][head] };
@@ -63,15 +63,15 @@ export function mountAttention(panel, runs) {
   function showHead() {
     const { layer, head, weights } = chosen();
     title.textContent = nameHead(layer, head);
-    habits.textContent = describeHabits(found.tokens, weights);
+    stats.textContent = describeHead(found.tokens, weights);
     for (const button of heads.querySelectorAll(".head")) {
       button.setAttribute("aria-pressed", String(button.getAttribute("aria-label") === title.textContent));
     }
-    map.replaceChildren(drawMap(found.tokens, weights, map.clientWidth, look));
+    map.replaceChildren(drawHeatmap(found.tokens, weights, map.clientWidth, look));
     look(at);
   }
 
-  /** What one token looks at. */
+  /** Show what one token attends to. */
   function look(token) {
     at = token;
     const row = chosen().weights[at];
@@ -108,7 +108,7 @@ export function mountAttention(panel, runs) {
     make(
       "div",
       { class: "looks" },
-      make("div", {}, title, habits, map),
+      make("div", {}, title, stats, map),
       make(
         "div",
         {},
@@ -127,7 +127,7 @@ export function mountAttention(panel, runs) {
 
 function makeToken(token, i, reached) {
   const attributes = { class: "tok", role: "img", tabindex: reached ? 0 : -1, "data-at": i };
-  return make("span", { ...attributes, "aria-label": sayToken(token) }, ...showToken(token));
+  return make("span", { ...attributes, "aria-label": spellToken(token) }, ...showToken(token));
 }
 
 function makeLayer(layer, l, choose) {
@@ -152,9 +152,9 @@ function nameHead(layer, head) {
   return `Layer ${layer + 1}, head ${head + 1}`;
 }
 
-/** The tokens that a row looks at most. */
+/** List the tokens with the largest weights of a row. */
 function tellMost(tokens, row) {
   const ranked = row.map((weight, i) => [weight, i]).sort((x, y) => y[0] - x[0]);
-  const most = ranked.slice(0, TOLD).filter(([weight]) => weight > 0.005);
+  const most = ranked.slice(0, TOP_ATTENDED).filter(([weight]) => weight > 0.005);
   return most.map(([weight, i]) => `“${tokens[i]}” ${percent(weight)}`).join(", ");
 }

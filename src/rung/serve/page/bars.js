@@ -1,8 +1,8 @@
-/** A distribution as bars: the model's own probability behind, the one that would be drawn with in front. */
+/** A distribution as bars: the model's probability behind, the probability after sampling settings in front. */
 
-import { make, percent, sayToken, showToken, step } from "./elements.js";
+import { make, percent, spellToken, showToken, step } from "./dom.js";
 
-/** A list of bars; `onPick` gets the token that was clicked, or that Enter was pressed on. */
+/** Make a list of bars; `onPick` gets the token that was clicked, or chosen with Enter. */
 export function makeBars(label, onPick) {
   const rows = [];
   const list = make("div", { class: "bars", role: "listbox", tabindex: 0, "aria-label": label });
@@ -71,7 +71,7 @@ function makeRow(list, i, pick) {
       own.textContent = percent(token.probability);
       drawn.textContent = token.drawn === 0 ? "cut off" : percent(token.drawn);
       const said = token.drawn === 0 ? "cut off" : `drawn with ${percent(token.drawn)}`;
-      element.setAttribute("aria-label", `${sayToken(token.text)}, ${percent(token.probability)}, ${said}`);
+      element.setAttribute("aria-label", `${spellToken(token.text)}, ${percent(token.probability)}, ${said}`);
     },
   };
 }

@@ -2,7 +2,7 @@
 
 import { stream } from "./api.js";
 import { field, lengthField, runField, samplingFields, seedField } from "./controls.js";
-import { make } from "./elements.js";
+import { make } from "./dom.js";
 import { rank } from "./marks.js";
 import { number, sampling, state } from "./state.js";
 
@@ -62,7 +62,7 @@ export function mountChat(panel, runs) {
     else takeBack(turn);
   }
 
-  /** A question that got no answer is put back, so that the roles still take turns. */
+  /** Put a question without an answer back into the box, so that the roles still alternate. */
   function takeBack(turn) {
     turn.element.previousElementSibling?.remove();
     turn.element.remove();
@@ -129,7 +129,7 @@ function makeTurn(role, name, text) {
   return { element, show: (now) => (content.textContent = now) };
 }
 
-/** Which run to make a chat model of: the best that is trained, never one whose training came to nothing. */
+/** Say which run to tune for chat: the best trained one, never one whose training came to nothing. */
 function explain(runs) {
   const able = runs.filter((run) => !run.counts && !run.doubt);
   const best = able.find((run) => rank(run) === Math.min(...able.map(rank)));

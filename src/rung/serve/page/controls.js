@@ -1,6 +1,6 @@
-/** Controls bound to the view: what one changes, its twin on another tab shows too. */
+/** Controls bound to the view's state: the same control on another tab follows. */
 
-import { make } from "./elements.js";
+import { make } from "./dom.js";
 import { showBits, showName } from "./marks.js";
 import { change, listen, state } from "./state.js";
 
@@ -9,7 +9,7 @@ const MAX_TOKENS = [20, 40, 80, 120, 200, 400, 800];
 
 let made = 0;
 
-/** A labelled control; `note` says more below it. */
+/** Make a labelled control, with a note below it. */
 export function field(label, control, note = null) {
   control.id ||= `control-${(made += 1)}`;
   const notes = note === null ? null : make("p", { class: "note", id: `${control.id}-note` }, note);
@@ -17,7 +17,7 @@ export function field(label, control, note = null) {
   return make("div", { class: "field" }, make("label", { for: control.id }, label), control, notes);
 }
 
-/** A text that is part of the view. */
+/** Make a text area bound to a value of the state. */
 export function textField(label, name, { rows = 4, limit = 8000, note = null } = {}) {
   const area = make("textarea", { rows, maxlength: limit, spellcheck: "false" });
   area.value = state[name];
@@ -26,7 +26,7 @@ export function textField(label, name, { rows = 4, limit = 8000, note = null } =
   return field(label, area, note);
 }
 
-/** A choice among runs; `none` lets it be left open. */
+/** Make a choice among runs; `none` is the label of the empty choice. */
 export function runField(label, name, runs, none = null) {
   const options = runs.map((run) => make("option", { value: run.name }, runLabel(run)));
   if (none !== null) options.push(make("option", { value: "none" }, none));
@@ -36,13 +36,13 @@ export function runField(label, name, runs, none = null) {
   return field(label, select);
 }
 
-/** A run's name with its bits per byte. */
+/** Format a run's name with its bits per byte. */
 export function runLabel(run) {
   const name = showName(run);
   return run.bits_per_byte === null ? name : `${name} · ${showBits(run, run.bits_per_byte)} bits/byte`;
 }
 
-/** The sliders of sampling. */
+/** Make the sliders of temperature, top-k and top-p. */
 export function samplingFields() {
   return [
     slider("Temperature", "temperature", steps(0, 2, 0.05), (value) =>
@@ -53,12 +53,12 @@ export function samplingFields() {
   ];
 }
 
-/** How many tokens are written. */
+/** Make the slider of the number of new tokens. */
 export function lengthField() {
   return slider("Tokens", "max_tokens", MAX_TOKENS, String);
 }
 
-/** Draws are repeated by the same seed. */
+/** Make the box of the random seed. */
 export function seedField() {
   const input = make("input", { type: "number", min: 0, max: 2 ** 31 - 1, step: 1, inputmode: "numeric" });
   input.value = state.seed;
@@ -70,7 +70,7 @@ function steps(from, to, by) {
   return Array.from({ length: Math.round((to - from) / by) + 1 }, (_, i) => Number((from + i * by).toFixed(4)));
 }
 
-/** A slider over `values`, which need not be evenly spaced. */
+/** Make a slider over `values`, which need not be evenly spaced. */
 function slider(label, name, values, show) {
   const input = make("input", { type: "range", min: 0, max: values.length - 1, step: 1 });
   const shown = make("output");

@@ -1,4 +1,4 @@
-/** What is looked at. It stands in the address behind `#`, so that a view can be shared. */
+/** The state of the view. It stands in the address behind `#`, so that a view can be shared. */
 
 const defaults = {
   tab: "side",
@@ -24,7 +24,7 @@ let waiting = 0;
 /** Every value is a string, as in the address. */
 export const state = { ...defaults };
 
-/** Take the view from the address: `known` are defaults that what is served decides, `choices` what is to be had. */
+/** Read the view from the address. `known` are defaults that the served runs decide, `choices` the allowed values. */
 export function openView(known, choices) {
   Object.assign(defaults, known);
   const given = new URLSearchParams(location.hash.slice(1));
@@ -34,12 +34,12 @@ export function openView(known, choices) {
   }
 }
 
-/** Let `listener` hear of every later value. */
+/** Call `listener` with every later value. */
 export function listen(name, listener) {
   listeners.set(name, [...(listeners.get(name) ?? []), listener]);
 }
 
-/** Change a value and tell who listens. */
+/** Change a value and call its listeners. */
 export function change(name, value) {
   if (state[name] === String(value)) return;
   state[name] = String(value);
@@ -48,12 +48,12 @@ export function change(name, value) {
   for (const listener of listeners.get(name) ?? []) listener(state[name]);
 }
 
-/** A value as a number; what is none in the address is the default. */
+/** Return a value as a number; the default where the address has none. */
 export function number(name) {
   return Number.isFinite(parseFloat(state[name])) ? parseFloat(state[name]) : parseFloat(defaults[name]);
 }
 
-/** How tokens are chosen, as the server wants it. */
+/** Return the sampling settings as the server reads them. */
 export function sampling() {
   return { temperature: number("temperature"), top_k: number("top_k"), top_p: number("top_p") };
 }

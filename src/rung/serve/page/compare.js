@@ -1,12 +1,12 @@
-/** Side by side: every rung goes on from the same prompt, all at once. */
+/** Side by side: every run continues the same prompt at once. */
 
 import { stream } from "./api.js";
 import { lengthField, samplingFields, seedField, textField } from "./controls.js";
-import { decimal, make, whole } from "./elements.js";
+import { decimal, make, whole } from "./dom.js";
 import { explainMarks, showBits, showName } from "./marks.js";
 import { change, number, sampling, state } from "./state.js";
 
-export function mountSide(panel, runs) {
+export function mountCompare(panel, runs) {
   const cards = runs.map((run) => makeCard(run, runs));
   const status = make("p", { class: "status", role: "status" });
   const write = make("button", { type: "submit", class: "main" }, "Write");
@@ -43,7 +43,7 @@ export function mountSide(panel, runs) {
   panel.append(...explainMarks(runs));
 }
 
-/** A row of boxes: which runs write. */
+/** Make the boxes that choose which runs write. */
 function pickRuns(cards) {
   const chosen = state.rungs ? state.rungs.split(",") : cards.map((card) => card.name);
   const boxes = cards.map((card) => {
@@ -64,7 +64,7 @@ function pickRuns(cards) {
   return make("fieldset", { class: "chips" }, make("legend", {}, "Runs"), ...labels);
 }
 
-/** A run's card: what it is, what it writes, how fast. */
+/** Make a run's card: what it is, what it writes, how fast. */
 function makeCard(run, runs) {
   const output = make(
     "div",
@@ -121,7 +121,7 @@ function describeRate(tokens, milliseconds, ending) {
   return parts.filter(Boolean).join(" · ");
 }
 
-/** The rung's name, its idea, and its bits per byte as a bar beside those of the others. */
+/** Make the heading: the rung's name, its idea, and its bits per byte on the scale of all runs. */
 function makeHeading(run, runs) {
   const most = Math.max(...runs.map((other) => other.high ?? other.bits_per_byte ?? 0));
   const name = make(
@@ -155,7 +155,7 @@ function makeHeading(run, runs) {
   );
 }
 
-/** What compressors need for the same text, where it is known. */
+/** Show what compressors need for the same text, where it is known. */
 function marksOf(runs) {
   const marks = Object.entries(runs.find((run) => Object.keys(run.marks).length)?.marks ?? {});
   if (!marks.length) return [];

@@ -1,15 +1,15 @@
-/** A head's weights as a triangle: a row looks at its columns, and each token is named where its row ends. */
+/** A head's attention weights as a triangle of rows (queries) and columns (keys), each row named at its end. */
 
-import { draw, percent } from "./elements.js";
+import { draw, percent } from "./dom.js";
 
 const LABEL = 110; // of a token's name, in pixels
 const LEGIBLE = 13; // pixels of a row that has room for a name
 
 /**
- * The triangle as SVG, in `room` pixels of width; `onLook` hears of the row that is pointed at. Its `mark(row)` shows
- * which one is chosen, and where rows are too low for all the names, that row's alone.
+ * Draw the triangle as SVG, `room` pixels wide; `onLook` gets the row that is pointed at. The SVG's `mark(row)` shows
+ * which row is chosen; where rows are too low for all the names, only that row is named.
  */
-export function drawMap(tokens, weights, room, onLook) {
+export function drawHeatmap(tokens, weights, room, onLook) {
   const fitting = Math.max(1, Math.min(26, (room - LABEL) / tokens.length));
   const cell = fitting < LEGIBLE ? fitting : Math.floor(fitting);
   const size = tokens.length * cell;
@@ -40,7 +40,7 @@ export function drawMap(tokens, weights, room, onLook) {
   return svg;
 }
 
-/** The triangle on a canvas, in the colour of its style. */
+/** Paint the triangle on a canvas, in the colour of its style. */
 export function paintThumbnail(canvas, weights) {
   const context = canvas.getContext("2d");
   const cell = canvas.width / weights.length;

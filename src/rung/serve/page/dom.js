@@ -1,13 +1,13 @@
-/** Elements made in code. A string becomes text, never markup: what a model writes cannot do anything here. */
+/** Make DOM elements. A string becomes text, never markup: text from a model can run nothing. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with its attributes, listeners (`onclick`), style variables (`--b`), and children. */
+/** Make an element with its attributes, listeners (`onclick`), style variables (`--b`), and children. */
 export function make(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same of SVG. */
+/** Make an SVG element in the same way. */
 export function draw(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -25,7 +25,7 @@ function set(element, name, value) {
   else if (value !== false && value !== null && value !== undefined) element.setAttribute(name, value);
 }
 
-/** Of keys that step through `count` things in a row: where one leads from `at`, or null for any other key. */
+/** Return the index that an arrow, Home or End key leads to from `at`, of `count`; null for any other key. */
 export function step(key, at, count) {
   if (key === "ArrowRight" || key === "ArrowDown") return Math.min(at + 1, count - 1);
   if (key === "ArrowLeft" || key === "ArrowUp") return Math.max(at - 1, 0);
@@ -34,7 +34,7 @@ export function step(key, at, count) {
   return null;
 }
 
-/** Elements in a row of which Tab reaches one, and the arrow keys the others. */
+/** Let Tab reach one of the elements and the arrow keys the others (a roving tabindex). */
 export function rove(container, find, onReach = () => {}) {
   const reach = (elements, at) => {
     elements.forEach((element, i) => (element.tabIndex = i === at ? 0 : -1));
@@ -55,31 +55,31 @@ export function rove(container, find, onReach = () => {}) {
 
 const BLANKS = { " ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍" };
 
-/** A token's text with its white space made visible. */
+/** Show a token's text with its white space made visible. */
 export function showToken(text) {
   if (text === "") return [make("span", { class: "blank" }, "∅")];
   const parts = text.match(/[ \n\t\r]|[^ \n\t\r]+/g);
   return parts.map((part) => (part in BLANKS ? make("span", { class: "blank" }, BLANKS[part]) : part));
 }
 
-/** A token's text as it is read aloud. */
-export function sayToken(text) {
+/** Write a token's text as it is to be read aloud. */
+export function spellToken(text) {
   if (text === "") return "nothing";
   return text.trim() || text.replaceAll(" ", "space ").replaceAll("\n", "line break ").replaceAll("\t", "tab ").trim();
 }
 
-/** A share in per cent, no finer than means something. */
+/** Format a probability in per cent. */
 export function percent(share) {
   if (share > 0 && share < 0.001) return "<0.1%";
   return `${(100 * share).toFixed(1)}%`;
 }
 
-/** A number with so many decimals; JSON has null for what is infinite. */
+/** Format a number with so many decimals; JSON has null for infinity. */
 export function decimal(number, digits = 2) {
   return number === null || number === undefined ? "∞" : number.toFixed(digits);
 }
 
-/** A count, with separators. */
+/** Format a count with thousands separators. */
 export function whole(number) {
   return Math.round(number).toLocaleString("en");
 }

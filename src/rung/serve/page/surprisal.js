@@ -1,15 +1,15 @@
-/** Surprise: a text coloured by what each token of it costs, under two runs, and where they differ. */
+/** Surprisal: a text coloured by the bits that each token costs under two runs, and their difference. */
 
 import { ask, latest, settled } from "./api.js";
 import { runField, textField } from "./controls.js";
-import { decimal, make, rove, sayToken, showToken, whole } from "./elements.js";
+import { decimal, make, rove, spellToken, showToken, whole } from "./dom.js";
 import { explainMarks, showBits, showName } from "./marks.js";
 import { listen, state } from "./state.js";
 
-const DARKEST = 12; // bits: what costs more is shaded like it
-const WIDEST = 6; // bits of difference, the same
+const MAX_BITS = 12; // more bits are shaded like so many
+const MAX_DIFFERENCE = 6; // the same, for bits of difference
 
-export function mountSurprise(panel, runs) {
+export function mountSurprisal(panel, runs) {
   const find = (slot) => runs.find((run) => run.name === state[slot]);
   const status = make("p", { class: "status", role: "status" });
   const reading = make("p", { class: "reading", role: "group", "aria-label": "The text, token by token", dir: "auto" });
@@ -77,7 +77,7 @@ async function measure(run) {
   return run && { run, ...(await ask("/api/surprisal", { model: run.name, text: state.text })) };
 }
 
-/** Stretches of text that both tokenizers end at the same places, with the tokens of either side. */
+/** Cut the text into segments that end at token ends of both tokenizers, with the tokens of either. */
 export function align(a, b) {
   const [left, right] = [findStops(a), findStops(b)];
   const segments = [];
@@ -101,18 +101,18 @@ export function align(a, b) {
   return segments;
 }
 
-/** Where in the text each piece ends; the last one is the text's end. */
+/** Find where in the text each piece ends; the last one is the text's end. */
 function findStops(pieces) {
   let stop = 0;
   return pieces.map((piece) => ({ ...piece, stop: (stop += piece.text.length) }));
 }
 
-/** A piece may be several tokens: those that hold bytes of one character. */
+/** Count tokens: a piece may be several, which hold bytes of one character. */
 function countTokens(pieces) {
   return pieces.reduce((sum, piece) => sum + piece.tokens, 0);
 }
 
-/** JSON has null for infinitely many bits. */
+/** Add bits; JSON has null for infinitely many. */
 function add(x, y) {
   return x === null || y === null ? null : x + y;
 }
@@ -125,12 +125,12 @@ function sumUp(tokens) {
 function makePiece(segment, kind, i) {
   const [a, b] = [segment.a.bits ?? Infinity, segment.b.bits ?? Infinity];
   const bits = { a, b, difference: a === b ? 0 : b - a }[kind];
-  const most = kind === "difference" ? WIDEST : DARKEST;
+  const most = kind === "difference" ? MAX_DIFFERENCE : MAX_BITS;
   const strength = Math.min(Math.abs(bits), most) / most;
   const side = kind === "difference" ? (bits > 0 ? "a" : "b") : kind;
   const orders =
     kind === "difference" ? [] : segment[kind].tokens.map((token) => token.order).filter((n) => n !== null);
-  const name = segment.end ? "end of text" : sayToken(segment.text);
+  const name = segment.end ? "end of text" : spellToken(segment.text);
   const attributes = {
     class: `t heat-${side}${segment.end ? " end" : ""}`,
     "--s": strength.toFixed(3),
@@ -145,7 +145,7 @@ function makePiece(segment, kind, i) {
   return make("span", attributes, ...shown);
 }
 
-/** Line breaks are shown and broken at; other white space stands as it is. */
+/** Show line breaks and break at them; other white space stands as it is. */
 function showLines({ text, end }) {
   if (end) return [];
   return text
@@ -166,7 +166,7 @@ function describeCost({ bits, tokens }) {
   return found.join(", ");
 }
 
-/** Counts are kept in a byte. */
+/** Format a count; counts are stored in a byte. */
 function showCount(count) {
   if (count >= 255) return "255 times or more";
   return count === 1 ? "once" : `${count} times`;
@@ -184,7 +184,7 @@ function describe(told, slot) {
   );
 }
 
-/** What the colours show. */
+/** Make the choice of what the colours show. */
 function makeChoice(onChange) {
   const kinds = ["a", "b", "difference"];
   const boxes = Object.fromEntries(
@@ -217,11 +217,11 @@ function makeLegend(kind, told, ordered) {
   const scale = [0, 0.2, 0.4, 0.6, 0.8, 1];
   if (kind !== "difference") {
     const orders = ordered ? "; a small figure is the order of n-gram that a token was found at" : "";
-    return ["0 bits", make("span", { class: "steps" }, ...steps(kind, scale)), `${DARKEST} or more${orders}`];
+    return ["0 bits", make("span", { class: "steps" }, ...steps(kind, scale)), `${MAX_BITS} or more${orders}`];
   }
   const both = [...steps("a", scale.toReversed()), ...steps("b", scale.slice(1))];
   return [
-    `${told.a.run.name} needs ${WIDEST} bits less`,
+    `${told.a.run.name} needs ${MAX_DIFFERENCE} bits less`,
     make("span", { class: "steps" }, ...both),
     `${told.b.run.name} does`,
   ];

@@ -1,21 +1,21 @@
-/** Next token: the distribution after a text, and the text as it goes on by the tokens that are picked. */
+/** Next token: the distribution after a text, and the text as it grows by the tokens that are picked. */
 
 import { ask, latest, settled } from "./api.js";
 import { makeBars } from "./bars.js";
 import { runField, samplingFields, textField } from "./controls.js";
-import { make, showToken } from "./elements.js";
+import { make, showToken } from "./dom.js";
 import { explainMarks } from "./marks.js";
 import { change, listen, sampling, state } from "./state.js";
 
 const COUNT = 20;
 const SHOWN = 60; // tokens of the text, its last
 
-export function mountNext(panel, runs) {
+export function mountNextToken(panel, runs) {
   const status = make("p", { class: "status", role: "status" });
   const trail = make("p", { class: "trail", role: "group", "aria-label": "The text as tokens" });
   const back = make("button", { type: "button", disabled: true }, "Step back");
   const columns = ["a", "b"].map((slot) => makeColumn(slot, runs, pick));
-  // The text that is gone on from: its ids where tokens were picked, for to encode it again could cut it otherwise.
+  // The current text. Where tokens were picked it has ids: encoding the text again could give other ones.
   let here = { text: state.prompt, ids: null, tokenizer: null, picked: 0 };
   let past = [];
   let fresh = true;
@@ -37,7 +37,7 @@ export function mountNext(panel, runs) {
     back.disabled = past.length === 0;
   });
 
-  /** The text that the picked ids make, which other tokenizers and the box above go on from. */
+  /** Take the text that the picked ids decode to, for other tokenizers and the box above. */
   function takeText(text) {
     here.text = text;
     change("prompt", text);
@@ -108,7 +108,7 @@ export function mountNext(panel, runs) {
   refresh();
 }
 
-/** The run whose tokens were picked comes first: it knows the text. */
+/** Put the run whose tokens were picked first: it knows the text. */
 function inOrder(columns, here) {
   const asked = columns.filter((column) => column.run());
   return asked.sort((x, y) => (y.run().tokenizer === here.tokenizer) - (x.run().tokenizer === here.tokenizer));
@@ -119,7 +119,7 @@ function question(run, here) {
   return { model: run.name, ...from, ...sampling(), count: COUNT };
 }
 
-/** One run's bars. */
+/** Make one run's bars. */
 function makeColumn(slot, runs, pick) {
   const run = () => runs.find((one) => one.name === state[slot]);
   const label = { a: "First run", b: "Second run" }[slot];
@@ -156,7 +156,7 @@ function makeColumn(slot, runs, pick) {
   return column;
 }
 
-/** The text as its tokens, those that were picked marked. */
+/** Show the text as tokens, with the picked ones marked. */
 function showTrail(trail, answer, picked) {
   if (!answer) return;
   const { pieces } = answer;
