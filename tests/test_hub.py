@@ -4,7 +4,7 @@ import pytest
 
 from rung import hub
 from rung.data.corpus import load_corpus
-from rung.data.tokenizer import load_tokenizer
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import CorpusError, RunError, TokenizerError
 from rung.models import load
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer
 
 from rung import model_files, runs
-from rung.data.tokenizer import load_tokenizer
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RunError, RungError, TokenizerError
 from rung.export.export import export

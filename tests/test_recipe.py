@@ -265,7 +265,7 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     rows = [paragraph for paragraph in Path(text).read_text().split("\n\n") if paragraph.strip()]
     pandas.DataFrame({"text": rows}).to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
-    monkeypatch.setattr(stream, "BEGINNING", 5_000)
+    monkeypatch.setattr(stream, "BEGINNING_BYTES", 5_000)
     execute(make_recipe({"rung": "bigram", "corpus": f"stream:{tmp_path}/set"}), tmp_path / "run")
     corpus = runs.read_record(tmp_path / "run")["corpus"]
     assert (

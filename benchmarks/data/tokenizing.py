@@ -139,7 +139,7 @@ def pack_like_nanogpt(rows, tokenizer, path: Path) -> int:
 def run_one(way: str, text: str, tokenizer_folder: str) -> None:
     """Pack once, and print how long it took."""
     from rung.data.corpus import load_corpus
-    from rung.data.tokenizer import load_tokenizer
+    from rung.data.tokenizer_loading import load_tokenizer
     from rung.device import cache_folder
     from rung.workflows.prepare import pack_train
 

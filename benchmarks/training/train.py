@@ -130,7 +130,7 @@ def train_with_rung(row, folder, optimizer, steps, order=None):
     """
     from rung import runs
     from rung.data.packing import BlockDataset, PackedTokens
-    from rung.data.tokenizer import load_tokenizer
+    from rung.data.tokenizer_loading import load_tokenizer
     from rung.models import load
     from rung.training.callbacks import TrainingCallbacks
     from rung.training.settings import TrainSettings

@@ -32,7 +32,7 @@ import yaml
 from transformers import TrainingArguments
 
 from rung.data.files import DocumentKind
-from rung.data.tokenizer import PUBLISHED_TOKENIZERS
+from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
 from rung.models import config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings

@@ -178,7 +178,7 @@ def test_a_column_of_plain_text_is_refused_wherever_it_is_named(ground):
         words = [word.format("runs/a-and-1-more-bigram") for word in command]
         code, out, said = rung(*words, "--column", "body", cwd=ground)
         assert (code, out) == (2, "")
-        assert "rung: --column is 'body', but cannot be of " in said
+        assert "rung: --column is 'body', but does not apply to " in said
     assert not (ground / "none").exists()
 
 

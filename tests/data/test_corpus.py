@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rung.data import files, search, sources, store, stream
+from rung.data import files, search, sources, splits, store, stream
 from rung.data.corpus import load_corpus
 from rung.data.store import SPLITS
 from rung.device import cache_folder
@@ -231,8 +231,8 @@ def test_a_small_text_holds_out_more_and_gives_it_back_as_it_grows(tmp_path):
         corpus = load_corpus(
             str(write(tmp_path / "a.txt", make_text(paragraphs, between="\n"))), "lines"
         )
-        assert len(set(corpus.test["text"])) >= store.TEST_DOCUMENTS
-        assert corpus.bytes["test"] >= min(store.TEST_BYTES, 0.1 * sum(corpus.bytes.values()))
+        assert len(set(corpus.test["text"])) >= splits.MIN_TEST_DOCUMENTS
+        assert corpus.bytes["test"] >= min(splits.MIN_TEST_BYTES, 0.1 * sum(corpus.bytes.values()))
         assert len(corpus.train) > 0.6 * len(texts(corpus))
         after = place_of(corpus)
         moved = [
@@ -248,8 +248,8 @@ def test_a_small_text_holds_out_more_and_gives_it_back_as_it_grows(tmp_path):
 def test_a_small_file_has_a_test_split_that_says_something(tmp_path, size):
     """A file of 20 kB had one test document."""
     corpus = load_corpus(str(write(tmp_path / "a.txt", make_text(size // 90)[:size])))
-    assert len(set(corpus.test["text"])) >= min(store.TEST_DOCUMENTS, size // 4000)
-    assert corpus.bytes["test"] >= min(store.TEST_BYTES, size / 12)
+    assert len(set(corpus.test["text"])) >= min(splits.MIN_TEST_DOCUMENTS, size // 4000)
+    assert corpus.bytes["test"] >= min(splits.MIN_TEST_BYTES, size / 12)
     assert corpus.bytes["train"] > 0.55 * size
 
 
@@ -286,12 +286,12 @@ def test_a_text_of_equal_documents_is_called_so(tmp_path, documents):
     path = write(tmp_path / "a.txt", "the same line, over and over again, fifty bytes.\n" * 1000)
     with pytest.raises(
         CorpusError,
-        match="too little text .* all documents are equal, one line 1,000 times; give text",
+        match="too little text .* all documents are equal, one line 1,000 times; give a text",
     ):
         load_corpus(str(path), documents)
     write(path, "one line, fifty bytes long.\n" * 300 + "and another line, also as long.\n" * 300)
     with pytest.raises(
-        CorpusError, match="only 2 of its 600 lines are different; give text that says more"
+        CorpusError, match="only 2 of its 600 lines are different; give a text with other lines"
     ):
         load_corpus(str(path), "lines")
 
@@ -355,7 +355,7 @@ def test_a_stored_text_that_was_cut_short_is_read_again(tmp_path, monkeypatch):
     import pyarrow
 
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(store, "WRITTEN_AT_ONCE", 2_000)
+    monkeypatch.setattr(store, "WRITE_BUFFER_CHARACTERS", 2_000)
     path = write(tmp_path / "a.txt", make_text(300))
     whole = load_corpus(str(path), whole=True)
     (arrow,) = (tmp_path / "cache").rglob("*.arrow")
@@ -377,7 +377,7 @@ import numpy, torch
 from pathlib import Path
 from rung.data.corpus import load_corpus
 from rung.workflows.prepare import pack_train
-from rung.data.tokenizer import build_tokenizer
+from rung.data.tokenizer_training import build_tokenizer
 
 def own():  # of the resident pages those that no file backs: mapped ones can be dropped
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
@@ -448,7 +448,7 @@ def test_twins_are_one_package():
         "_strptime": "strptime",
         "pydoc": "pydoc",
     }
-    assert {top: sources._package(top) for top in twins} == twins
+    assert {top: sources._package_of(top) for top in twins} == twins
 
 
 WIKI = [
@@ -507,9 +507,9 @@ def test_wikitext_is_joined_into_articles(hub):
 
 @pytest.mark.parametrize("title", ["E", "Valkyria Chronicles III", "1 = 2 ?"])
 def test_only_a_heading_of_level_one_opens_an_article(title):
-    assert sources.ARTICLE.match(f" = {title} = ")
-    assert not sources.ARTICLE.match(f" = = {title} = = ")
-    assert not sources.ARTICLE.match(f"{title} = ")
+    assert sources.ARTICLE_HEADING.match(f" = {title} = ")
+    assert not sources.ARTICLE_HEADING.match(f" = = {title} = = ")
+    assert not sources.ARTICLE_HEADING.match(f"{title} = ")
 
 
 def test_a_folder_laid_out_like_the_hub(hub):
@@ -540,8 +540,8 @@ def test_a_folder_laid_out_like_the_hub(hub):
 @pytest.fixture
 def small_reads(monkeypatch):
     """Streams that store little, and say often where they are."""
-    monkeypatch.setattr(stream, "BEGINNING", 20_000)
-    monkeypatch.setattr(stream, "READ_AT_ONCE", 300)
+    monkeypatch.setattr(stream, "BEGINNING_BYTES", 20_000)
+    monkeypatch.setattr(stream, "STREAM_BATCH_CHARACTERS", 300)
 
 
 def write_shards(folder, rows, count=3, names=("train",)):
@@ -643,7 +643,7 @@ def test_a_broken_connection_keeps_what_was_read(
     corpus = load_corpus("stream:my/set")
     whole = pack_train(corpus, tokenizer)
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
-    select, states = files.select_text, []
+    select, states = files.select_text_column, []
 
     def break_off(rows, *where):
         rows, column = select(rows, *where)
@@ -653,12 +653,12 @@ def test_a_broken_connection_keeps_what_was_read(
         monkeypatch.context() as patched,
         pytest.raises(CorpusError, match="broke off after .* bytes .*reset by peer"),
     ):
-        patched.setattr(files, "select_text", break_off)
+        patched.setattr(files, "select_text_column", break_off)
         pack_train(corpus, tokenizer)
     with monkeypatch.context() as patched:
         patched.setattr(
             files,
-            "select_text",
+            "select_text_column",
             lambda *given: (BrokenRows(select(*given)[0], 999, states), "text"),
         )
         packed = pack_train(corpus, tokenizer)
@@ -702,7 +702,7 @@ def test_a_stream_that_is_none_is_told(hub, small_reads):
 def test_a_full_disk_names_the_stream(hub, monkeypatch):
     write_shards(hub / "my/set", ROWS)
     full = OSError("Not enough disk space. Needed: 9 TB (download: 1 TB)")
-    monkeypatch.setattr(sources, "_load_folder", lambda *_: (_ for _ in ()).throw(full))
+    monkeypatch.setattr(sources, "_load_folder", lambda *_, **__: (_ for _ in ()).throw(full))
     with pytest.raises(
         CorpusError, match="Needed: 9 TB .*; `stream:my/set` reads it without storing its text"
     ):
@@ -711,7 +711,7 @@ def test_a_full_disk_names_the_stream(hub, monkeypatch):
 
 def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        store, "READ_AT_ONCE", 1000
+        store, "READ_BATCH_BYTES", 1000
     )  # many reads, none of them a multiple of the stride
     corpus = load_corpus(str(write(tmp_path / "a.txt", "\n".join(map(str, range(3000))))), "lines")
     train = list(corpus.train["text"])
@@ -720,8 +720,8 @@ def test_a_sample_is_from_all_over_the_corpus(tmp_path, monkeypatch):
 
 
 def test_documents_are_read_from_any_number(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "WRITTEN_AT_ONCE", 640)
-    monkeypatch.setattr(store, "READ_AT_ONCE", 100)
+    monkeypatch.setattr(store, "WRITE_BUFFER_CHARACTERS", 640)
+    monkeypatch.setattr(store, "READ_BATCH_BYTES", 100)
     corpus = load_corpus(
         str(write(tmp_path / "a.txt", "\n".join(f"number {i}" for i in range(300)))), "lines"
     )
@@ -775,7 +775,7 @@ def test_a_source_that_is_not_there(tmp_path):
             load_corpus(source, "words")
     write(tmp_path / "hollow/a.txt", "")
     write(tmp_path / "hollow/b.txt", "\n")
-    with pytest.raises(CorpusError, match="none of 2 files holds any text"):
+    with pytest.raises(CorpusError, match="none of 2 files contains any text: .*a.txt, .*b.txt$"):
         load_corpus(str(tmp_path / "hollow"))
 
 
@@ -903,7 +903,7 @@ def test_rows_of_a_data_set_without_text_are_counted(hub):
     corpus = load_corpus("hf:my/set")
     assert list(corpus.test["text"]) == ROWS[:2]
     assert corpus.notes == (
-        f"{2 * sum(SIZES.values())} rows without text in column 'content' passed over: set",
+        f"skipped {2 * sum(SIZES.values())} rows without text in column 'content': set",
     )
     assert load_corpus("hf:my/set").notes == corpus.notes
 

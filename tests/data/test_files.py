@@ -92,13 +92,11 @@ def test_frames_and_members_of_a_zipped_file_follow_one_another(tmp_path):
 def test_documents_give_back_the_file(text, chunk, mark, newline):
     data = ("\ufeff" if mark else "") + text.replace("\n", newline)
     expected = normalise(data)
-    small = files.Chunking(shortest=4, longest_paragraph=9, one_in=2, longest_line=12)
+    small = files.Chunking(min_length=4, max_paragraph=9, one_in=2, max_line=12)
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(encoding, "CHUNK_BYTES", chunk):
         path = write(Path(folder) / "a.txt", data)
         if not expected.strip():
-            with pytest.raises(
-                CorpusError, match="is empty" if not data else "holds too little text: none at all"
-            ):
+            with pytest.raises(CorpusError, match="is empty" if not data else "contains no text"):
                 read(path)
             return
         for grain in (small, files.COARSE_CHUNKING):
@@ -122,8 +120,8 @@ def test_paragraphs_are_joined_and_stay_whole(tmp_path):
     documents = read(write(tmp_path / "a.txt", text))
     sizes = [len(document) for document in documents]
     assert all(document.endswith("\n\n") for document in documents[:-1])
-    assert min(sizes[:-1]) >= files.COARSE_CHUNKING.shortest
-    assert max(sizes) < files.LONGEST_DOCUMENT + 1_000
+    assert min(sizes[:-1]) >= files.COARSE_CHUNKING.min_length
+    assert max(sizes) < files.MAX_DOCUMENT_LENGTH + 1_000
     assert 1_500 < len(text) / len(documents) < 4_000
 
 
@@ -134,17 +132,17 @@ def test_a_document_ends_where_no_paragraph_says_so(tmp_path):
         if files.hash_to_unit_interval(f"{i} is not the end.\n\n") > 0.5
     )
     sizes = [len(document) for document in read(write(tmp_path / "a.txt", paragraph * 2000))]
-    assert max(sizes) < files.LONGEST_DOCUMENT + len(paragraph)
+    assert max(sizes) < files.MAX_DOCUMENT_LENGTH + len(paragraph)
 
 
 SHORT = "A few words.\n\nAnd some more of them.\n\n" * 5
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
 BAD_FILES = {
     "empty.txt": (b"", "is empty"),
-    "blank.md": (b"\n \n\t\n", "holds too little text: none at all"),
+    "blank.md": (b"\n \n\t\n", "contains no text"),
     "empty.jsonl": (b"", "is empty"),
-    "headed.csv": (b"text\n", "holds too little text: none at all"),
-    "hollow.txt.gz": (gzip.compress(b""), "holds too little text: none at all"),
+    "headed.csv": (b"text\n", "contains no text"),
+    "hollow.txt.gz": (gzip.compress(b""), "contains no text"),
     "nul.txt": (b"abc\xe2\x82\xac\0", "is binary, not text: it has a NUL at byte 6"),
     "png.txt": (PNG, "is binary, not text: it has a NUL at byte 8"),
     "photo.png": (PNG, "is binary, not text"),
@@ -181,22 +179,22 @@ BAD_FILES = {
     ),
     "page.txt": (
         b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n",
-        "is no text: it is a PDF; write its text to a .txt file",
+        "is not text: it is a PDF; write its text to a .txt file",
     ),
-    "office.txt": (b"PK\3\4\x14", "is no text: it is a zip archive .*save its text as .txt"),
+    "office.txt": (b"PK\3\4\x14", "is not text: it is a zip archive .*save its text as .txt"),
     "packed.txt": (
         gzip.compress(SHORT.encode()),
-        "is no text: it is compressed by gzip; give it a name that ends in .gz",
+        "is not text: it is compressed by gzip; give it a name that ends in .gz",
     ),
     "latin.jsonl": (b'{"text": "\xe9"}\n', "is not UTF-8: byte 10 is 0xe9"),
     "cut.txt": ("abc€".encode()[:-1], "is not UTF-8: byte 3 is 0xe2"),
-    "no.txt.gz": (b"abc", "is damaged and cannot be unzipped"),
-    "no.jsonl.gz": (b"abc", "is damaged and cannot be unzipped"),
-    "no.txt.zst": (b"abc", "is damaged and cannot be unzipped"),
-    "cut.txt.gz": (gzip.compress(SHORT.encode())[:-9], "is damaged and cannot be unzipped"),
+    "no.txt.gz": (b"abc", "is damaged and cannot be decompressed"),
+    "no.jsonl.gz": (b"abc", "is damaged and cannot be decompressed"),
+    "no.txt.zst": (b"abc", "is damaged and cannot be decompressed"),
+    "cut.txt.gz": (gzip.compress(SHORT.encode())[:-9], "is damaged and cannot be decompressed"),
     "cut.txt.zst": (
         zstandard.compress(SHORT.encode())[:-5],
-        "is damaged and cannot be unzipped: it breaks off",
+        "is damaged and cannot be decompressed: it breaks off",
     ),
     "bad.json": (b"{bad", "cannot be read as json: "),
     "bad.jsonl": (b'{"text": "a"}\n{"text": \n', "cannot be read as json: "),
@@ -350,7 +348,7 @@ def test_one_line_of_a_megabyte_is_enough(tmp_path, documents, kind):
     found = texts(corpus)
     assert sum(map(len, found)) == len(text)
     assert all(len(corpus.split(split)) for split in SPLITS) and len(found) > 30
-    assert max(map(len, found)) <= files.LONGEST_DOCUMENT + files.COARSE_CHUNKING.longest_paragraph
+    assert max(map(len, found)) <= files.MAX_DOCUMENT_LENGTH + files.COARSE_CHUNKING.max_paragraph
     assert corpus.notes[0].startswith("1 text of more than ") and corpus.notes[0].endswith(
         " cut into documents: a.txt"
     )

@@ -123,18 +123,18 @@ def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
 @given(
     tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 9), count=st.integers(1, 8)
 )
-@example(tokens=list(range(33)), length=4, count=4)  # every stretch is just full
+@example(tokens=list(range(33)), length=4, count=4)  # every segment is just full
 @example(tokens=list(range(34)), length=4, count=4)  # and one token over
 def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_were(
     tokens, length, count
 ):
     streams = TBPTTDataset(row(tokens), length, PAD, count)
     inputs, targets = ([[] for _ in range(count)] for _ in range(2))
-    for stretch in range(len(streams) // count):
+    for segment in range(len(streams) // count):
         batch = identity_collator(
-            streams.__getitems__(list(range(stretch * count, (stretch + 1) * count)))
+            streams.__getitems__(list(range(segment * count, (segment + 1) * count)))
         )
-        assert (batch["stretch"], batch["stream"]) == (stretch, 0)
+        assert (batch["segment"], batch["stream"]) == (segment, 0)
         counted = batch["shift_labels"] != IGNORE_INDEX
         for stream in range(count):
             inputs[stream] += batch["input_ids"][stream][counted[stream]].tolist()
@@ -142,7 +142,7 @@ def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_wer
     assert list(itertools.chain(*targets)) == tokens[1:]
     assert list(itertools.chain(*inputs)) == tokens[:-1]
     assert len({len(stream) for stream in targets if stream}) <= 2  # all alike but the last
-    with pytest.raises(IndexError, match=f"no stretch {len(streams)}"):
+    with pytest.raises(IndexError, match=f"no segment {len(streams)}"):
         streams[len(streams)]
 
 
@@ -234,7 +234,7 @@ import numpy
 from pathlib import Path
 from rung.data import packing as pack
 
-pack.KEEP_SECONDS = 0.0
+pack.SYNC_SECONDS = 0.0
 folder, stop = Path(sys.argv[1]), int(sys.argv[2])
 
 def read(state):

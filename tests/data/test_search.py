@@ -73,8 +73,8 @@ def test_what_rung_made_is_never_text(source, place):
     corpus = load_corpus(source, "lines")
     assert read_names(corpus) == (["a.txt"] if source == "*" else ["a.txt", "b.md"])
     if source != "*":
-        said = [line for line in corpus.notes if line.startswith("left out")]
-        assert said == [f"left out what rung made: {'runs' if source == '.' else 'mine'}"]
+        said = [line for line in corpus.notes if line.startswith("skipped what")]
+        assert said == [f"skipped what rung wrote: {'runs' if source == '.' else 'mine'}"]
 
 
 def test_the_first_line_about_runs_stays_while_a_climb_goes_on(place):
@@ -92,11 +92,11 @@ def test_a_run_is_known_by_what_it_is(place):
     (place / "own" / runs.RECORD).write_text('{"text": "a table of my own"}')
     corpus = load_corpus(".", "lines")
     assert read_names(corpus)[:4] == ["a.txt", "b.md", "c.txt", "d.txt"]
-    assert "left out what rung made: elsewhere" in corpus.notes
+    assert "skipped what rung wrote: elsewhere" in corpus.notes
     for source in ("elsewhere/bigram", "elsewhere/ngram"):
-        with pytest.raises(CorpusError, match="is a run, no text: name the text itself"):
+        with pytest.raises(CorpusError, match="is a run, not a text: name the text itself"):
             load_corpus(source)
-        with pytest.raises(CorpusError, match=r"no file matches .*\(but .*, which is no text\)"):
+        with pytest.raises(CorpusError, match=r"no file matches .*\(but .*, which is not text\)"):
             load_corpus(f"{source}/*.md")
     with pytest.raises(CorpusError, match="has no file that can be read: .*; it has bigram, ngram"):
         load_corpus("elsewhere")
@@ -113,7 +113,7 @@ def test_what_rung_keeps_of_standard_input_and_its_cache_are_no_text(place, monk
     write(place / "stdin-0123456789ab.txt")  # only called so
     corpus = load_corpus(".", "lines")
     assert read_names(corpus) == ["a.txt", "b.md", "stdin-0123456789ab.txt"]
-    assert corpus.notes == ("left out what rung made: cache, runs",)
+    assert corpus.notes == ("skipped what rung wrote: cache, runs",)
     assert read_names(load_corpus(str(kept), "lines")) == ["a.txt"]
 
 
@@ -130,10 +130,10 @@ def test_links_that_lead_back_are_followed_nowhere(tmp_path):
         assert read_names(corpus) == ["a.txt", "b.txt"]
         assert sum(len(corpus.split(split)) for split in SPLITS) == 40
         assert corpus.notes == (
-            "skipped 3 linked folders, to be named to be read: again, loop and other",
+            "skipped 3 linked folders (name a link to read it): again, loop and other",
         ) or (
             corpus.notes
-            == ("skipped 3 linked folders, to be named to be read: again, loop, other",)
+            == ("skipped 3 linked folders (name a link to read it): again, loop, other",)
         )
     for source in (["texts", "texts/other"], ["texts/**/*.txt", "texts/*/*.txt"]):
         corpus = load_corpus([str(tmp_path / each) for each in source], "lines")
@@ -150,7 +150,7 @@ def test_a_folder_that_may_not_be_read_is_said(source, tmp_path, monkeypatch):
     )
     corpus = load_corpus(str(tmp_path / source), "lines")
     assert read_names(corpus) == ["a.txt"]
-    assert corpus.notes == ("skipped 1 folder that may not be read: shut",)
+    assert corpus.notes == ("skipped 1 folder without read permission: shut",)
 
 
 def test_notes_called_train_and_test_are_notes_like_the_others(tmp_path):
@@ -158,7 +158,7 @@ def test_notes_called_train_and_test_are_notes_like_the_others(tmp_path):
         write(tmp_path / f"{name}.md")
     corpus = load_corpus(str(tmp_path), "lines")
     assert len(read_names(corpus)) == 6 and corpus.is_auto_split
-    assert corpus.notes == ("read like the others beside, and not as a split: test.md, train.md",)
+    assert corpus.notes == ("read like the other files, not as a split: test.md, train.md",)
     paths = [str(path) for path in tmp_path.iterdir()]
     assert load_corpus(paths, "lines").notes == corpus.notes
 
@@ -191,4 +191,4 @@ def test_three_splits_and_folders_called_so_are_splits_whatever_stands_beside(tm
     ]
     corpus = load_corpus(str(tmp_path / "folders"), "lines")
     assert read_names(corpus) == ["x.txt", "y.txt"]
-    assert "left out what rung made: runs" in corpus.notes
+    assert "skipped what rung wrote: runs" in corpus.notes

@@ -93,7 +93,7 @@ BAD_TABLES = {
     ),
     "semi.csv": (
         "text;id\none;1\n",
-        r"the delimiter of its columns seems to be ';', and that of .csv is ','.*write it",
+        r"the delimiter of its columns seems to be ';', not ',' as in .csv.*write it",
     ),
     "mixed.csv": ("id;text;a, b\n1;one;2\n", r"the delimiter of its columns seems to be ';'"),
     "pipe.csv": ("id|text\n1|one\n", r"the delimiter of its columns seems to be '\|'"),
@@ -118,7 +118,7 @@ BAD_TABLES = {
         '{"text": "one"} {"text": "two"}\n',
         r"line 1: cannot be read as json: Extra data",
     ),
-    "list.jsonl": ('{"text": "one"}\n[1]\n', r"line 2: it must be an object, and is list"),
+    "list.jsonl": ('{"text": "one"}\n[1]\n', r"line 2: must be an object, not list"),
     "bool.jsonl": (
         '{"text": "one"}\n\n{"text": true}\n',
         r"line 3: the column 'text' holds bool, not text: True",
@@ -215,9 +215,9 @@ def test_rows_without_text_are_counted(tmp_path):
         rows = [{"id": 0}] + [{column: None}] * 50 + [{column: "one"}, {"id": 1}, {column: ""}]
         path = write(tmp_path / f"{column}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         named = {"column": column} if column == "body" else {}
-        said = f"53 rows without text in column {column!r} passed over: {column}.jsonl"
+        said = f"skipped 53 rows without text in column {column!r}: {column}.jsonl"
         assert read_notes(path, **named) == (["one"], [said])
-    said = "1 row without text in column 'content' passed over: a"
+    said = "skipped 1 row without text in column 'content': a"
     assert read_notes(write(tmp_path / "a.csv", 'content,id\none,1\n"",2\n')) == (
         ["one"],
         [f"{said}.csv"],
@@ -226,7 +226,7 @@ def test_rows_without_text_are_counted(tmp_path):
     assert read_notes(path) == (["one"], [f"{said}.parquet"])
     assert read_notes(write(tmp_path / "a.json", '["one", " "]')) == (
         ["one"],
-        ["1 row without text passed over: a.json"],
+        ["skipped 1 row without text: a.json"],
     )
 
 
@@ -243,26 +243,27 @@ def test_a_column_and_an_encoding_are_of_files_that_have_them(tmp_path):
     )
     parquet = write_parquet(tmp_path / "c.parquet", text=([f"row {n}" for n in range(60)],))
     with pytest.raises(
-        CorpusError, match="--column is 'body', but cannot be of a.txt: plain text has no columns"
+        CorpusError,
+        match="--column is 'body', but does not apply to a.txt: plain text has no columns",
     ):
         load_corpus(str(plain), column="body")
     with pytest.raises(
         CorpusError,
-        match="--encoding is 'cp1252', but cannot be of c.parquet: Parquet knows its own",
+        match="--encoding is 'cp1252', but does not apply to c.parquet: Parquet",
     ):
         load_corpus(str(parquet), encoding="cp1252")
     assert (
-        "--column is not for 1 file: a.txt"
+        "--column does not apply to 1 file: a.txt"
         in load_corpus([str(plain), str(table)], column="body").notes
     )
     assert (
-        "--encoding is not for 1 file: c.parquet"
+        "--encoding does not apply to 1 file: c.parquet"
         in load_corpus([str(plain), str(parquet)], encoding="cp1252").notes
     )
     write(tmp_path / "named/train.jsonl", table.read_bytes())
     write(tmp_path / "named/test.txt", prose)
     assert (
-        "--column is not for 1 file: test.txt"
+        "--column does not apply to 1 file: test.txt"
         in load_corpus(str(tmp_path / "named"), column="body").notes
     )
 
@@ -309,7 +310,7 @@ def test_an_empty_part_is_passed_over(tmp_path):
     corpus = load_corpus(str(tmp_path))
     assert len(texts(corpus)) == 30
     assert corpus.notes == (
-        "3 files without text passed over: part-1.parquet, part-2.parquet, part-3.parquet",
+        "skipped 3 files without text: part-1.parquet, part-2.parquet, part-3.parquet",
     )
 
 
@@ -357,7 +358,7 @@ def test_a_table_of_settings_in_a_folder_is_passed_over_and_others_are_refused(t
     write(tmp_path / "a.txt", "\n".join(map(str, range(30))))
     write(tmp_path / "package.json", '{"name": "x"}\n')
     assert load_corpus(str(tmp_path), "lines").notes == (
-        "1 file without a text column passed over: package.json",
+        "skipped 1 file without a text column: package.json",
     )
     write(tmp_path / "rows.jsonl", '{"name": "x"}\n')
     with pytest.raises(CorpusError, match=r"rows.jsonl has no text column: it has name"):

@@ -27,20 +27,19 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from rung.data.tokenizer import (
-    PUBLISHED_TOKENIZERS,
     encode_batches,
     encode_documents,
     encode_ordinary,
     find_unk_token_id,
     fingerprint_tokenizer,
-    load_tokenizer,
     lossy_features,
     required_vocab_size,
 )
+from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import (
     BOS,
     EOS,
-    LONGEST_WORD,
+    MAX_WORD_LENGTH,
     PAD,
     TOKENIZERS,
     UNKNOWN,
@@ -401,7 +400,7 @@ def learn(texts):
 
 
 def test_long_words_are_cut_for_the_trainer_alone(caplog):
-    letters = "".join(random.Random(1).choices("ACGT", k=4 * LONGEST_WORD))
+    letters = "".join(random.Random(1).choices("ACGT", k=4 * MAX_WORD_LENGTH))
     tokenizer = build_tokenizer("bpe", [f"a word, {letters} and more", " " * 9999], 320)
     assert "2 words of more than 1,024 characters without a break" in caplog.text
     text = letters * 3
@@ -416,9 +415,9 @@ def test_ordinary_text_is_learned_from_as_it_is(prose, caplog):
     """
     for text in (
         prose,
-        "=" * LONGEST_WORD,
+        "=" * MAX_WORD_LENGTH,
         "中文，" * 999,
-        "x" * LONGEST_WORD + " y",
+        "x" * MAX_WORD_LENGTH + " y",
         "a1" * 2000,
         "\n \t" * 300,
     ):
@@ -582,7 +581,8 @@ def test_a_forked_process_tokenizes(tokenizer):
     expected = ids_of(tokenizer, SENTENCES[0])
     code = (
         "import os, sys\n"
-        "from rung.data.tokenizer import build_tokenizer, encode_ordinary\n"
+        "from rung.data.tokenizer import encode_ordinary\n"
+        "from rung.data.tokenizer_training import build_tokenizer\n"
         "tokenizer = build_tokenizer('bpe', sys.argv[2:] * 20, 300)\n"
         "encode_ordinary(tokenizer, sys.argv[2:])\n"
         "child = os.fork()\n"
@@ -646,8 +646,8 @@ def test_a_tokenizer_that_cannot_be_used(tmp_path):
 
 def test_without_a_network_one_clear_line_comes_soon(tmp_path):
     code = (
-        "import sys, time\nslept = []\ntime.sleep = slept.append\nfrom rung.data.tokenizer import "
-        "load_tokenizer\n"
+        "import sys, time\nslept = []\ntime.sleep = slept.append\n"
+        "from rung.data.tokenizer_loading import load_tokenizer\n"
         "try: load_tokenizer('gpt2')\nexcept Exception as error: print(repr(error))\n"
         "sys.exit(sum(slept) > 5)"
     )

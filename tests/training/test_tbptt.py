@@ -128,7 +128,7 @@ def test_every_process_has_streams_of_its_own(accumulated, packed):
             streams.__getitems__(b)
             for b in BatchSamplerShard(batches, num_processes=2, process_index=process)
         ]
-        assert [b["stretch"] for b in dealt] == [n // accumulated for n in range(len(dealt))]
+        assert [b["segment"] for b in dealt] == [n // accumulated for n in range(len(dealt))]
         owned.append({b["stream"] for b in dealt})
         assert all(
             len({b["stream"] for b in dealt[n::accumulated]}) == 1 for n in range(accumulated)

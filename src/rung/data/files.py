@@ -1,6 +1,6 @@
 """Documents from files: plain text, and tables with a text column, plain or compressed.
 
-Nothing here holds a whole corpus: text streams through in chunks. What is not read is named.
+Text streams through in chunks, so that no corpus is held in memory. Notes name what is not read.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple, get_args
 
-from rung.data.encoding import COMPRESSED_SUFFIXES, check_encoding, read_lines
+from rung.data.encoding import COMPRESSED_SUFFIXES, normalize_encoding, read_lines
 from rung.data.notes import CorpusNotes, abbreviate_list, printable_path
 from rung.data.tables import (
     NoTextColumnError,
@@ -25,44 +25,26 @@ from rung.data.tables import (
     note_without_text,
     read_table,
 )
-from rung.errors import CorpusError, first_line
+from rung.errors import CorpusError
 from rung.files import choose_beside, put_in_place
-
-__all__ = ["check_text", "first_line"]
 
 DocumentKind = Literal["lines", "paragraphs", "file"]
 
 PROSE_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".adoc", ".log")
 CODE_SUFFIXES = (
-    *(
-        ".py",
-        ".pyi",
-        ".c",
-        ".h",
-        ".cc",
-        ".cpp",
-        ".hpp",
-        ".cs",
-        ".go",
-        ".hs",
-        ".java",
-        ".jl",
-        ".js",
-        ".kt",
-        ".lua",
-    ),
-    *(".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift", ".ts"),
+    *(".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".hs", ".java", ".jl"),
+    *(".js", ".kt", ".lua", ".php", ".pl", ".r", ".rb", ".rs", ".scala", ".sh", ".sql", ".swift"),
+    ".ts",
 )
 TEXT_SUFFIXES = (*PROSE_SUFFIXES, *CODE_SUFFIXES)
 TABLE_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
-LONGEST_DOCUMENT = 16_000
+MAX_DOCUMENT_LENGTH = 16_000  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How files are read: what a document is in plain text, which column of a table is text, and in
-    which encoding.
+    """How to read files: the unit of a document in plain text, a table's text column, the encoding.
 
     Raises `CorpusError` for a kind of document or an encoding that does not exist.
     """
@@ -77,63 +59,62 @@ class ReadOptions:
                 f"--documents {self.documents!r}: choose from {', '.join(get_args(DocumentKind))}"
             )
         if self.encoding is not None:
-            object.__setattr__(self, "encoding", check_encoding(self.encoding))
+            object.__setattr__(self, "encoding", normalize_encoding(self.encoding))
 
 
 class Chunking(NamedTuple):
-    """How paragraphs are joined: a document ends where a paragraph's own hash says so, one in
-    `one_in`.
+    """Content-defined chunking of paragraphs into documents; lengths are in characters.
 
-    A counter would not do: this way text added anywhere moves only the boundaries next to it. A
-    paragraph longer than `longest_paragraph` may be text without blank lines: from there on each
-    line is one. A line of more than `longest_line` is cut.
+    A document of `min_length` ends after a paragraph whose hash says so, one paragraph in `one_in`.
+    Counting would not do: with hashes, text added anywhere moves only the boundaries next to it.
+    Beyond `max_paragraph` a paragraph may be text without blank lines, so each further line counts
+    as a paragraph. A line of more than `max_line` is cut.
     """
 
-    shortest: int
-    longest_paragraph: int
+    min_length: int
+    max_paragraph: int
     one_in: int
-    longest_line: int
+    max_line: int
 
 
 COARSE_CHUNKING = Chunking(
-    shortest=1_000, longest_paragraph=4_000, one_in=8, longest_line=LONGEST_DOCUMENT
+    min_length=1_000, max_paragraph=4_000, one_in=8, max_line=MAX_DOCUMENT_LENGTH
 )
-FINE_CHUNKING = Chunking(
-    shortest=200, longest_paragraph=1_000, one_in=1, longest_line=1_000
-)  # for a text of a few pages
+# For a text of a few pages.
+FINE_CHUNKING = Chunking(min_length=200, max_paragraph=1_000, one_in=1, max_line=1_000)
 
 
-def check_reading(found: Sequence[Path], reading: ReadOptions, notes: CorpusNotes) -> None:
-    """Note the files that have no use for the column or the encoding that is named.
+def check_read_options(found: Sequence[Path], options: ReadOptions, notes: CorpusNotes) -> None:
+    """Note the files that the column or the encoding does not apply to.
 
-    Raises `CorpusError` where none of them has.
+    Raises `CorpusError` where one of them applies to no file.
     """
     plain = [path for path in found if not is_table(path)]
     parquet = [path for path in found if uncompressed_suffix(path) == ".parquet"]
     for name, value, idle, why in (
         (
             "column",
-            reading.column,
+            options.column,
             plain,
             f"plain text has no columns, only {' '.join(TABLE_SUFFIXES)} have",
         ),
-        ("encoding", reading.encoding, parquet, "Parquet knows its own"),
+        ("encoding", options.encoding, parquet, "Parquet files state their own"),
     ):
         if value is None or not idle:
             continue
         if len(idle) == len(found):
             names = abbreviate_list(printable_path(path.name) for path in idle)
             raise CorpusError(
-                f"--{name} is {value!r}, but cannot be of {names}: {why}; leave it out"
+                f"--{name} is {value!r}, but does not apply to {names}: {why}; leave it out"
             )
         for path in idle:
-            notes.add(f"--{name} is not for {{count}} file{{s}}", printable_path(path))
+            notes.add(f"--{name} does not apply to {{count}} file{{s}}", printable_path(path))
 
 
 def save_stdin(stream: IO[bytes], folder: Path) -> Path:
-    """Write what is read from `stream` to a file in `folder`, which is called after its content.
+    """Write the stream to `stdin-DIGEST.txt` in `folder`, so that equal text is one file.
 
-    So the same text is the same file. Raises `CorpusError` where nothing comes.
+    Raises `CorpusError` where the stream is empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -149,18 +130,21 @@ def save_stdin(stream: IO[bytes], folder: Path) -> Path:
     return kept
 
 
-def is_readable_kind(path: Path) -> bool:
-    """Whether the suffix is one of those that corpora come in."""
+def has_readable_suffix(path: Path) -> bool:
     return uncompressed_suffix(path) in (*TEXT_SUFFIXES, *TABLE_SUFFIXES)
 
 
 def is_table(path: Path) -> bool:
-    """Whether its rows are its documents."""
+    """Return whether the suffix is that of a table, whose rows are documents."""
     return uncompressed_suffix(path) in TABLE_SUFFIXES
 
 
 def fingerprint_files(found: list[Path]) -> str:
-    """Changes when a file does, even where its old size and time were put back."""
+    """Return the files' sizes and times as JSON.
+
+    The time of the last status change is among them: it tells a change after which size and
+    modification time were restored.
+    """
     return json.dumps(
         [
             (str(p.resolve()), s.st_size, s.st_mtime_ns, s.st_ctime_ns)
@@ -171,7 +155,7 @@ def fingerprint_files(found: list[Path]) -> str:
 
 
 def uncompressed_suffix(path: Path) -> str:
-    """The suffix that says how to read a file, looking through `.gz` and `.zst`."""
+    """Return the last suffix in lower case, that of compression left out."""
     suffixes = [s.lower() for s in path.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED_SUFFIXES:
         suffixes.pop()
@@ -179,9 +163,9 @@ def uncompressed_suffix(path: Path) -> str:
 
 
 def read_text_file(path: Path, encoding: str | None = None) -> str:
-    r"""All text of a file, its line ends as `\n`.
+    r"""Read all text of a file, its line ends as `\n`.
 
-    Raises `CorpusError` for a file that has none or cannot be read.
+    Raises `CorpusError` for a file that is empty or cannot be read.
     """
     if not path.is_file():
         what = (
@@ -197,13 +181,16 @@ def read_text_file(path: Path, encoding: str | None = None) -> str:
 
 
 def read_documents(
-    found: list[Path], reading: ReadOptions, notes: CorpusNotes, grain: Chunking = COARSE_CHUNKING
+    found: list[Path],
+    options: ReadOptions,
+    notes: CorpusNotes,
+    chunking: Chunking = COARSE_CHUNKING,
 ) -> Iterator[str]:
-    """Every document of the files, in order; what is passed over, cut or settled goes to the notes.
+    """Yield the documents of the files in order; notes say what was skipped, cut or decided.
 
-    Where each line is one, empty lines are too, as they are for KenLM, but in a file that has no
-    text. Raises `CorpusError` when no file has any, and for one that is binary, in another
-    encoding, damaged, not permitted, or a table that has no text column.
+    Where each line is a document, so is an empty line, as for KenLM, except in a file without text.
+    Raises `CorpusError` when no file has text, and for a file that is binary, in another encoding,
+    damaged, not readable, or a table without a text column.
     """
     empty: list[Path] = []
     unnamed: list[NoTextColumnError] = []
@@ -211,7 +198,7 @@ def read_documents(
         size = 0
         waiting: list[str] = []  # empty lines before the first text
         try:
-            for document in _read_file(path, reading, notes, grain):
+            for document in _read_file(path, options, notes, chunking):
                 waiting.append(document)
                 if size or document.strip():
                     size += len(waiting)
@@ -223,11 +210,11 @@ def read_documents(
             ):  # in a folder that may be anything
                 raise
             unnamed.append(error)
-            notes.add("{count} file{s} without a text column passed over", printable_path(path))
+            notes.add("skipped {count} file{s} without a text column", printable_path(path))
             continue
         if not size:
             empty.append(path)
-            notes.add("{count} file{s} without text passed over", printable_path(path))
+            notes.add("skipped {count} file{s} without text", printable_path(path))
     if unnamed and len(unnamed) + len(empty) == len(found):
         raise unnamed[0]
     if len(empty) == len(found):
@@ -235,32 +222,28 @@ def read_documents(
 
 
 def _explain_no_text(found: list[Path]) -> str:
-    only = printable_path(found[0])
+    names = abbreviate_list(printable_path(path) for path in found)
     if len(found) > 1:
-        return f"none of {len(found)} files holds any text: {only}, ..."
-    return (
-        f"{only} is empty"
-        if found[0].stat().st_size == 0
-        else f"{only} holds too little text: none at all"
-    )
+        return f"none of {len(found)} files contains any text: {names}"
+    return f"{names} is empty" if found[0].stat().st_size == 0 else f"{names} contains no text"
 
 
 def hash_to_unit_interval(text: str) -> float:
-    """A number in [0, 1) that depends on `text` alone."""
+    """Return a number in [0, 1) that depends on the text alone."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def read_texts(
+def read_text_column(
     rows: Any, where: str, column: str | None = None, notes: CorpusNotes | None = None
 ) -> Iterator[str]:
-    """The text column of each row of a data set, blank ones left out, and noted.
+    """Yield the text of each row of a data set; blank ones are skipped, with a note.
 
-    Raises `CorpusError` when there is no such column, or it holds something else.
+    Raises `CorpusError` when there is no such column, or its values are not text.
     """
     if not _columns(rows):
         return
-    rows, name = select_text(rows, where, column)
+    rows, name = select_text_column(rows, where, column)
     without = 0
     for row in rows:
         if text := check_text(row[name], name, where):
@@ -271,8 +254,8 @@ def read_texts(
         note_without_text(without, name, where, notes)
 
 
-def select_text(rows: Any, where: str, column: str | None = None) -> tuple[Any, str]:
-    """The rows with nothing but their text column, and its name.
+def select_text_column(rows: Any, where: str, column: str | None = None) -> tuple[Any, str]:
+    """Return the rows with their text column only, and its name.
 
     Raises `CorpusError` when there is none.
     """
@@ -281,14 +264,13 @@ def select_text(rows: Any, where: str, column: str | None = None) -> tuple[Any, 
 
 
 def _columns(rows: Any) -> list[str]:
-    return list(
-        rows.features or next(iter(rows), {})
-    )  # a stream knows its columns from the first row
+    # A stream may know its columns from the first row only.
+    return list(rows.features or next(iter(rows), {}))
 
 
 @contextlib.contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """`datasets` logs an error that it raises as well: once is enough."""
+    """Keep `datasets` from logging the errors that it raises as well."""
     logger = logging.getLogger("datasets")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -299,65 +281,69 @@ def quiet_datasets() -> Iterator[None]:
 
 
 def _read_file(
-    path: Path, reading: ReadOptions, notes: CorpusNotes, grain: Chunking
+    path: Path, options: ReadOptions, notes: CorpusNotes, chunking: Chunking
 ) -> Iterator[str]:
     kind = uncompressed_suffix(path)
     if kind in TABLE_SUFFIXES:
         table = TableFile(
-            path=path, kind=kind, column=reading.column, encoding=reading.encoding, notes=notes
+            path=path, kind=kind, column=options.column, encoding=options.encoding, notes=notes
         )
-        return _cut_all(read_table(table), path, notes, grain)
-    lines = read_lines(path, reading.encoding, notes)
-    if reading.documents == "lines":
-        return _cut_all((line.rstrip("\n") for line in lines), path, notes, grain)
-    if reading.documents == "file":
-        return _cut_all(filter(str.strip, ["".join(lines)]), path, notes, grain)
-    return _join_paragraphs(_cut_long(lines, path, notes, grain), grain)
+        return _cut_if_few(read_table(table), path, notes, chunking)
+    lines = read_lines(path, options.encoding, notes)
+    if options.documents == "lines":
+        return _cut_if_few((line.rstrip("\n") for line in lines), path, notes, chunking)
+    if options.documents == "file":
+        return _cut_if_few(filter(str.strip, ["".join(lines)]), path, notes, chunking)
+    return _join_paragraphs(_cut_long(lines, path, notes, chunking), chunking)
 
 
-def _cut_all(
-    documents: Iterable[str], path: Path, notes: CorpusNotes, grain: Chunking
+def _cut_if_few(
+    documents: Iterable[str], path: Path, notes: CorpusNotes, chunking: Chunking
 ) -> Iterator[str]:
-    """The documents whole; of few, which must be split somewhere, the long ones cut."""
-    return iter(documents) if grain is COARSE_CHUNKING else _cut_long(documents, path, notes, grain)
+    """Cut long documents where finer chunking is asked for: a few documents cannot be split."""
+    if chunking is COARSE_CHUNKING:
+        return iter(documents)
+    return _cut_long(documents, path, notes, chunking)
 
 
 def _cut_long(
-    texts: Iterable[str], path: Path, notes: CorpusNotes, grain: Chunking
+    texts: Iterable[str], path: Path, notes: CorpusNotes, chunking: Chunking
 ) -> Iterator[str]:
-    """The lines or documents, those that are too long in pieces."""
+    """Yield the lines or documents, those that are too long in pieces."""
     for text in texts:
-        if len(text) <= grain.longest_line:
+        if len(text) <= chunking.max_line:
             yield text
             continue
         notes.add(
-            f"{{count}} text{{s}} of more than {grain.longest_line:,} characters "
-            "cut into documents",
+            f"{{count}} text{{s}} of more than {chunking.max_line:,} characters cut into documents",
             printable_path(path),
         )
-        yield from cut_text(text, grain.shortest // 4, grain.longest_paragraph // 4)
+        yield from cut_text(text, chunking.min_length // 4, chunking.max_paragraph // 4)
 
 
 WHITE_SPACE = re.compile(r"\s+")
-CONTEXT = 12  # characters before a place, which decide whether the text is cut there
+BOUNDARY_CONTEXT = 12  # characters before a position, which decide whether the text is cut there
 
 
-def cut_text(text: str, shortest: int, longest: int) -> Iterator[str]:
-    """Pieces of `text` between these lengths, cut after white space, and where there is none
-    between two characters.
+def cut_text(text: str, min_length: int, max_length: int) -> Iterator[str]:
+    """Yield pieces of `text` between these lengths, cut after white space or between characters.
 
-    What stands before a place decides whether it is one to cut at, so that text added anywhere
-    moves only the cuts next to it. The last piece may be shorter.
+    The characters before a position decide whether to cut there, so that text added anywhere moves
+    only the cuts next to it. The last piece may be shorter.
     """
     start = 0
-    while len(text) - start > longest:
-        spaces = WHITE_SPACE.finditer(text, start + shortest, start + longest)
-        places: Sequence[int] = [match.end() for match in spaces if match.end() < start + longest]
-        window = range(start + shortest, start + longest)
+    while len(text) - start > max_length:
+        spaces = WHITE_SPACE.finditer(text, start + min_length, start + max_length)
+        places: Sequence[int] = [
+            match.end() for match in spaces if match.end() < start + max_length
+        ]
+        window = range(start + min_length, start + max_length)
         places = places or [at for at in window if not _joins(text[at - 1 : at + 1])] or window
         end = min(
             places,
-            key=lambda at: zlib.crc32(text[at - CONTEXT : at].encode("utf-8", "surrogatepass")),
+            key=lambda at: zlib.crc32(
+                text[at - BOUNDARY_CONTEXT : at].encode("utf-8", "surrogatepass")
+            ),
         )
         yield text[start:end]
         start = end
@@ -365,16 +351,12 @@ def cut_text(text: str, shortest: int, longest: int) -> Iterator[str]:
 
 
 def _joins(pair: str) -> bool:
-    """Whether the second of two code points belongs to the first: a combining mark, a variation, a
-    joiner.
-    """
+    """Return whether the second of two code points is a mark, a variation or a joiner."""
     return unicodedata.category(pair[1]) in ("Mn", "Me", "Mc") or "\u200d" in pair
 
 
-def _join_paragraphs(lines: Iterable[str], grain: Chunking) -> Iterator[str]:
-    """Whole paragraphs, joined until one of them says stop, with the blank lines after it; at most
-    the file.
-    """
+def _join_paragraphs(lines: Iterable[str], chunking: Chunking) -> Iterator[str]:
+    """Yield documents of whole paragraphs with the blank lines after them, as `chunking` says."""
     document: list[str] = []
     size = start = paragraph_size = 0
     ended = False
@@ -386,13 +368,13 @@ def _join_paragraphs(lines: Iterable[str], grain: Chunking) -> Iterator[str]:
         document.append(line)
         size += len(line)
         paragraph_size += len(line)
-        if ended or not (blank or paragraph_size >= grain.longest_paragraph):
+        if ended or not (blank or paragraph_size >= chunking.max_paragraph):
             continue
         sign = "".join(document[start:]) if blank else line
         if blank:
             start, paragraph_size = len(document), 0
-        stop = size >= LONGEST_DOCUMENT or (
-            size >= grain.shortest and hash_to_unit_interval(sign) < 1 / grain.one_in
+        stop = size >= MAX_DOCUMENT_LENGTH or (
+            size >= chunking.min_length and hash_to_unit_interval(sign) < 1 / chunking.one_in
         )
         ended = stop and bool(sign.strip())
     if "".join(document).strip():

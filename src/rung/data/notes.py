@@ -1,12 +1,10 @@
-"""Notes on what reading a corpus settled, cut or passed over by itself: shown to the user, and kept
-in the record.
-"""
+"""Notes on a corpus: what reading it decided, cut or skipped, for the user and for the record."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-NAMED = 2  # files that a note names before it only counts
+MAX_NAMED_FILES = 2  # a note names so many files and counts the others
 
 
 @dataclass
@@ -16,50 +14,51 @@ class _Note:
 
 
 class CorpusNotes:
-    """What was noticed of which files; of many files alike the note is one."""
+    """Notes by message; files with the same message share one note."""
 
     def __init__(self) -> None:
         self.notes: dict[str, _Note] = {}
 
-    def add(self, what: str, where: str, count: int = 1) -> None:
-        """Note `what` of the file `where`; `{count}` in it becomes the sum over the files, `{s}` a
-        plural's s.
+    def add(self, message: str, path: str, count: int = 1) -> None:
+        """Add `message` about the file `path`.
+
+        `{count}` in the message becomes the sum of the counts, `{s}` an "s" unless that is 1.
         """
-        note = self.notes.setdefault(what, _Note())
+        note = self.notes.setdefault(message, _Note())
         note.count += count
-        note.files[where] = None
+        note.files[path] = None
 
     def lines(self) -> list[str]:
-        """A line for each note, which names the first files and counts the others."""
+        """Return one line for each message, with the names of its first files."""
         return [
-            what.replace("{count}", f"{note.count:,}").replace(
+            message.replace("{count}", f"{note.count:,}").replace(
                 "{s}", "" if note.count == 1 else "s"
             )
-            + f": {abbreviate_list(Path(where).name for where in note.files)}"
-            for what, note in self.notes.items()
+            + f": {abbreviate_list(Path(path).name for path in note.files)}"
+            for message, note in self.notes.items()
         ]
 
 
-def merge_notes(many: Iterable[CorpusNotes]) -> list[str]:
-    """The lines of all notes together."""
-    together = CorpusNotes()
-    for notes in many:
-        for what, note in notes.notes.items():
-            for where in note.files:
-                together.add(what, where, 0)
-            together.notes[what].count += note.count
-    return together.lines()
+def merge_notes(several: Iterable[CorpusNotes]) -> list[str]:
+    """Return the lines of all notes, those with the same message added up."""
+    merged = CorpusNotes()
+    for notes in several:
+        for message, note in notes.notes.items():
+            for path in note.files:
+                merged.add(message, path, 0)
+            merged.notes[message].count += note.count
+    return merged.lines()
 
 
 def abbreviate_list(names: Iterable[str]) -> str:
-    """The first names, and how many there are beside them."""
+    """Join the first names, and say how many more there are."""
     names = list(names)
-    shown = names if len(names) <= NAMED + 1 else names[:NAMED]
+    shown = names if len(names) <= MAX_NAMED_FILES + 1 else names[:MAX_NAMED_FILES]
     if len(shown) < len(names):
         return f"{', '.join(shown)} and {len(names) - len(shown):,} more"
     return ", ".join(shown)
 
 
 def printable_path(path: Path | str) -> str:
-    """A path as it can be printed: bytes that are not UTF-8 have a sign in their place."""
+    """Return the path with U+FFFD in the place of bytes that are not UTF-8."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""Corpora that have a name: the running interpreter's own text, and data sets of the Hub.
+"""Named corpora: the running interpreter's own text, and data sets of the Hub.
 
-The interpreter's documents come with the top-level package they belong to, and splits are cut by
-package: a docstring is often repeated, word for word, in another module of its own package.
+The interpreter's documents come with their top-level package, and splits are cut by package,
+because a docstring is often repeated word for word in another module of its package.
 """
 
 import ast
@@ -10,7 +10,6 @@ import glob
 import re
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from rung.data.files import fingerprint_files, quiet_datasets
 from rung.device import MIRROR, find_mirror
 from rung.errors import CorpusError, first_line
 
-LEFT_OUT = {
-    "site-packages",
-    "dist-packages",
-    "__pycache__",
-    "test",
-    "tests",
-    "idle_test",
-    "pydoc_data",
+EXCLUDED_FOLDERS = {
+    *("site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "pydoc_data")
 }
 WIKITEXT = "Salesforce/wikitext"
 # The level-one heading ` = Title = ` opens an article; ` = = Section = = ` does not.
-ARTICLE = re.compile(r"^ = [^=](?:.*[^=])? = $")
+ARTICLE_HEADING = re.compile(r"^ = [^=](?:.*[^=])? = $")
 SPLIT_NAMES = {
     "train": "train",
     "validation": "validation",
@@ -41,15 +34,13 @@ SPLIT_NAMES = {
 
 
 def read_python_docs() -> Iterator[tuple[str, str]]:
-    """(document, package): the language reference by topic, then one page of docstrings a
-    module.
-    """
+    """Yield (document, package): the language reference by topic, then each module's docstrings."""
     from pydoc_data.topics import topics
 
     seen: set[str] = set()
     for name in sorted(topics):
         page = topics[name].strip() + "\n"
-        if page not in seen:  # one topic may stand under two names
+        if page not in seen:  # one topic may have two names
             seen.add(page)
             yield page, "topics"
     for path, package, source in read_stdlib_modules():
@@ -59,7 +50,7 @@ def read_python_docs() -> Iterator[tuple[str, str]]:
 
 
 def read_python_source() -> Iterator[tuple[str, str]]:
-    """(document, package): the standard library's source, a file a document, tests left out."""
+    """Yield (document, package): each source file of the standard library, without tests."""
     seen: set[str] = set()
     for _, package, source in read_stdlib_modules():
         if source.strip() and source not in seen:
@@ -68,23 +59,21 @@ def read_python_source() -> Iterator[tuple[str, str]]:
 
 
 def read_stdlib_modules() -> Iterator[tuple[str, str, str]]:
-    """(name, package, source) of every module of the standard library that is written in Python,
-    tests left out.
-    """
+    """Yield (name, package, source) of the standard library's Python modules, without tests."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
-        if LEFT_OUT & set(parts) or "_sysconfigdata" in parts[0]:
+        if EXCLUDED_FOLDERS & set(parts) or "_sysconfigdata" in parts[0]:
             continue
         try:
             source = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
             continue
-        yield ".".join(p for p in parts if p != "__init__"), _package(parts[0]), source
+        yield ".".join(p for p in parts if p != "__init__"), _package_of(parts[0]), source
 
 
-def _package(top: str) -> str:
-    """`_pydecimal` and `decimal`, `_py_abc` and `abc` tell the same story: they are one package."""
+def _package_of(top: str) -> str:
+    """Return the package's public name: `decimal` of `_pydecimal`, which documents the same."""
     return top.lstrip("_").removeprefix("py").lstrip("_") if top.startswith("_") else top
 
 
@@ -105,7 +94,7 @@ def _page_of_docstrings(source: str, module: str, seen: set[str]) -> str:
 def walk_definitions(
     node: ast.AST, name: str
 ) -> Iterator[tuple[str, ast.Module | ast.ClassDef | ast.FunctionDef]]:
-    """The module, class or function with its dotted name, and all that are defined in it."""
+    """Yield the module, class or function with its dotted name, then all defined in it."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         yield name, node  # type: ignore[misc]  # AsyncFunctionDef is documented alike
     for child in ast.iter_child_nodes(node):
@@ -115,15 +104,8 @@ def walk_definitions(
             yield from walk_definitions(child, name)
 
 
-@dataclass(frozen=True)
-class Streaming:
-    """Rows are to be read as they arrive, of one revision of the data set."""
-
-    revision: str
-
-
 def parse_hub_name(name: str, prefix: str = "hf:") -> tuple[str, str | None]:
-    """`ORG/NAME[:CONFIG]`, perhaps after `prefix`, as (path, config)."""
+    """Split `[PREFIX]ORG/NAME[:CONFIG]` into (path, config)."""
     path, _, config = name.removeprefix(prefix).partition(":")
     if not path:
         raise CorpusError(
@@ -134,24 +116,25 @@ def parse_hub_name(name: str, prefix: str = "hf:") -> tuple[str, str | None]:
 
 
 def load_hub_splits(
-    path: str, config: str | None, streaming: Streaming | None = None
+    path: str, config: str | None, stream_revision: str | None = None
 ) -> dict[str, Any]:
-    """The data set's splits under the names train, validation, test; each iterates over rows.
+    """Load the data set's splits as train, validation, test; each iterates over rows.
 
-    A folder of the same layout may stand for the Hub: `path` itself, or
-    `$RUNG_HUB_MIRROR/ORG/NAME`. Raises `CorpusError` when it cannot be had.
+    With `stream_revision`, rows of that revision are read as they arrive. A folder of the same
+    layout is read in the place of the Hub: `path` itself, or `$RUNG_HUB_MIRROR/ORG/NAME`. Raises
+    `CorpusError` when the data set cannot be loaded.
     """
-    local = _find_place(path)
+    local = _find_local_copy(path)
     try:
         with quiet_datasets():
             found = (
-                _load_folder(local, config, streaming)
+                _load_folder(local, config, streams=stream_revision is not None)
                 if local
-                else _load_from_hub(path, config, streaming)
+                else _load_from_hub(path, config, stream_revision)
             )
     except CorpusError:
         raise
-    # The Hub client and the readers raise many kinds; all mean that it is not to be had.
+    # The Hub client and the readers raise many kinds of errors for data that cannot be loaded.
     except Exception as error:
         full = isinstance(error, OSError) and (
             error.errno == errno.ENOSPC or "Not enough disk space" in str(error)
@@ -167,33 +150,30 @@ def load_hub_splits(
 
 
 def find_revision(path: str) -> str:
-    """What changes when the data set does: the Hub's own name of its state, or the sizes and times
-    of a folder's files.
+    """Return the data set's commit on the Hub, or the sizes and times of a folder's files.
 
-    Raises `CorpusError` when the Hub does not say.
+    Raises `CorpusError` when the Hub does not answer.
     """
-    if local := _find_place(path):
+    if local := _find_local_copy(path):
         return fingerprint_files(sorted(p for p in local.rglob("*") if p.is_file()))
     from huggingface_hub import HfApi
 
     try:
         return str(HfApi().dataset_info(path, timeout=hub.PATIENCE).sha)
-    except (
-        Exception
-    ) as error:  # no network, no such data set, a gate: each client has its own kinds
+    # No network, no such data set, or a gated one: each has errors of its own.
+    except Exception as error:
         raise CorpusError(
             f"the data set {path!r} cannot be streamed: {first_line(error)}; check the name and "
-            f"the network, or use a "
-            f"copy under ${MIRROR}/{path}"
+            f"the network, or use a copy under ${MIRROR}/{path}"
         ) from error
 
 
 def join_articles(lines: Iterable[str]) -> Iterator[str]:
-    """WikiText's lines as whole articles, with the newlines the original file has."""
+    """Join WikiText's lines into whole articles, with the newlines of the original file."""
     article: list[str] = []
     for line in lines:
         line = line.rstrip("\n")
-        if ARTICLE.match(line) and "".join(article).strip():
+        if ARTICLE_HEADING.match(line) and "".join(article).strip():
             yield "".join(article)
             article = []
         article.append((line or " ") + "\n")
@@ -201,10 +181,10 @@ def join_articles(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(article)
 
 
-def _find_place(path: str) -> Path | None:
-    """The folder that stands for the data set; None where the Hub is to be asked.
+def _find_local_copy(path: str) -> Path | None:
+    """Return the folder to read in the place of the Hub; None where there is none.
 
-    Raises `CorpusError` for a folder that is not there.
+    Raises `CorpusError` for a folder that does not exist.
     """
     own = Path(path).expanduser()
     found = find_mirror(path) or (own if own.is_dir() else None)
@@ -215,11 +195,11 @@ def _find_place(path: str) -> Path | None:
     return found
 
 
-def _load_folder(folder: Path, config: str | None, streaming: Streaming | None) -> dict[str, Any]:
-    """Parquet files named by split, in a sub-folder for each configuration as on the Hub; else as
-    `datasets` reads it.
+def _load_folder(folder: Path, config: str | None, *, streams: bool) -> dict[str, Any]:
+    """Load Parquet files named by split, or else what `datasets` finds in the folder.
 
-    Raises `CorpusError` when there are several configurations and none of them is named.
+    As on the Hub, a configuration is a sub-folder. Raises `CorpusError` when there are several and
+    none of them is named.
     """
     import datasets
 
@@ -243,20 +223,17 @@ def _load_folder(folder: Path, config: str | None, streaming: Streaming | None) 
         name: [glob.escape(str(p)) for p in found if inside in p.parents]
         for name, found in shards.items()
     }
-    as_stream = streaming is not None
     if any(files.values()):
         found = {name: paths for name, paths in files.items() if paths}
-        return dict(datasets.load_dataset("parquet", data_files=found, streaming=as_stream))
-    return dict(datasets.load_dataset(str(folder), config, streaming=as_stream))
+        return dict(datasets.load_dataset("parquet", data_files=found, streaming=streams))
+    return dict(datasets.load_dataset(str(folder), config, streaming=streams))
 
 
-def _load_from_hub(path: str, config: str | None, streaming: Streaming | None) -> dict[str, Any]:
+def _load_from_hub(path: str, config: str | None, stream_revision: str | None) -> dict[str, Any]:
     import datasets
 
-    if streaming:
-        return dict(
-            datasets.load_dataset(path, config, revision=streaming.revision, streaming=True)
-        )
+    if stream_revision is not None:
+        return dict(datasets.load_dataset(path, config, revision=stream_revision, streaming=True))
     before = datasets.config.HF_HUB_OFFLINE
     datasets.config.HF_HUB_OFFLINE = before or not hub.answers(path, "dataset")
     try:

@@ -1,9 +1,7 @@
-"""Tables in files: the text column of CSV, JSON lines and Parquet, row by row, and nothing else of
-them.
+"""Read the text column of CSV, JSON lines and Parquet files, row by row.
 
-What the other columns hold never matters. Values are the strings that are written: `007` keeps its
-zeros. A row that does not fit the table is an error that names its line, never a row of another
-width.
+The other columns may hold anything. Values are the strings in the file: `007` keeps its zeros. A
+row that does not fit the table is an error that names its line.
 """
 
 import csv
@@ -19,25 +17,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rung.data.encoding import COMPRESSED_SUFFIXES, decode, read_bytes, split_rows
+from rung.data.encoding import (
+    COMPRESSED_SUFFIXES,
+    decode_file,
+    read_decompressed,
+    split_keeping_ends,
+)
 from rung.data.notes import CorpusNotes, printable_path
 from rung.errors import CorpusError, first_line
 
 TEXT_COLUMNS = ("text", "content", "document", "page")
-DELIMITER = {".csv": ",", ".tsv": "\t"}
-DELIMITERS = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
-SHOWN_COLUMNS = 8
-ROWS_AT_ONCE = 256
-SURROGATE = re.compile("[\ud800-\udfff]")
+DELIMITER_OF_SUFFIX = {".csv": ",", ".tsv": "\t"}
+DELIMITER_NAMES = {",": "','", ";": "';'", "\t": "a tab", "|": "'|'"}
+MAX_SHOWN_COLUMNS = 8
+PARQUET_BATCH_ROWS = 256
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class NoTextColumnError(CorpusError):
-    """A table has no column that is known to hold text."""
+    """A table has no column of the given name, or of those that usually hold text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TableFile:
-    """A file that is a table, the name of its text column where one was given, and its encoding."""
+    """A table in a file, with its text column and encoding where these were given."""
 
     path: Path
     kind: str  # a suffix: .csv, .tsv, .json, .jsonl, .ndjson or .parquet
@@ -47,15 +50,15 @@ class TableFile:
 
     @functools.cached_property
     def where(self) -> str:
-        """The path as it can be printed."""
+        """The printable path."""
         return printable_path(self.path)
 
 
 def read_table(table: TableFile) -> Iterator[str]:
-    """The text of each row that has one.
+    """Yield the text of each row that has one.
 
-    Raises `CorpusError` for a table that is damaged or has a row that does not fit,
-    `NoTextColumnError` for one that has no such column.
+    Raises `CorpusError` for a table that is damaged or has a row that does not fit, and
+    `NoTextColumnError` for one without a text column.
     """
     without: Counter[str] = Counter()
     for column, text in _READERS[table.kind](table):
@@ -68,11 +71,9 @@ def read_table(table: TableFile) -> Iterator[str]:
 
 
 def note_without_text(count: int, column: str, where: str, notes: CorpusNotes) -> None:
-    """Note how many rows, if any, have nothing in their text column; "" where they are no more than
-    a text.
-    """
+    """Note how many rows are skipped for want of text; `column` is "" for rows that are a text."""
     if count:
-        notes.add(f"{{count}} row{{s}} without text{_in_column(column)} passed over", where, count)
+        notes.add(f"skipped {{count}} row{{s}} without text{_in_column(column)}", where, count)
 
 
 def _in_column(column: str) -> str:
@@ -80,9 +81,10 @@ def _in_column(column: str) -> str:
 
 
 def find_text_column(columns: Sequence[str], where: str, column: str | None = None) -> str:
-    """The column that holds the text: `column`, or the first of the usual names.
+    """Return the column that holds the text: `column`, or the first of `TEXT_COLUMNS`.
 
-    Raises `CorpusError`, naming the columns there are, when there is none, or two of that name.
+    Raises `NoTextColumnError`, with the columns there are, when there is none, and `CorpusError`
+    when there are two of that name.
     """
     wanted = next(
         (name for name in ((column,) if column else TEXT_COLUMNS) if name in columns), None
@@ -93,8 +95,10 @@ def find_text_column(columns: Sequence[str], where: str, column: str | None = No
         )
     if wanted is not None:
         return wanted
-    shown = ", ".join(f"{name:.40}" for name in columns[:SHOWN_COLUMNS]) or "no columns"
-    more = f" and {len(columns) - SHOWN_COLUMNS} more" if len(columns) > SHOWN_COLUMNS else ""
+    shown = ", ".join(f"{name:.40}" for name in columns[:MAX_SHOWN_COLUMNS]) or "no columns"
+    more = (
+        f" and {len(columns) - MAX_SHOWN_COLUMNS} more" if len(columns) > MAX_SHOWN_COLUMNS else ""
+    )
     what = f"column {column!r}" if column else "text column"
     raise NoTextColumnError(
         f"{where} has no {what}: it has {shown}{more}; name the one to read with --column"
@@ -102,7 +106,7 @@ def find_text_column(columns: Sequence[str], where: str, column: str | None = No
 
 
 def _choose_column(columns: list[str], table: TableFile) -> str:
-    """The text column, with a note where others might have been meant."""
+    """Return the text column, with a note where another might have been meant."""
     chosen = find_text_column(columns, table.where, table.column)
     usual = [name for name in TEXT_COLUMNS if name in columns]
     if len(usual) > 1 and table.column is None:
@@ -114,28 +118,26 @@ def _choose_column(columns: list[str], table: TableFile) -> str:
 
 
 def check_text(text: Any, column: str, where: str) -> str:
-    """What a row has in its text column; "" where that is blank.
+    """Return a value of the text column; "" where it is blank.
 
-    Raises `CorpusError` when it is no text.
+    Raises `CorpusError` when it is not text.
     """
     if text is not None and not isinstance(text, str):
         shown = f"{type(text).__name__}, not text: {text!r:.40}"
         raise CorpusError(f"{where}: the column {column!r} holds {shown}; --column names another")
-    if text and not text.isascii() and SURROGATE.search(text):
+    if text and not text.isascii() and LONE_SURROGATE.search(text):
         raise CorpusError(
             f"{where}: the column {column!r} holds half a character (a lone surrogate), which is "
-            f"no text"
+            "not text"
         )
     return text if text and text.strip() else ""
 
 
 def _read_csv(table: TableFile) -> Iterator[tuple[str, str]]:
-    """The rows below the header, each as wide as it is: the name of the text column, and what is in
-    it.
-    """
-    csv.field_size_limit(sys.maxsize)  # of the whole process; a document may be long
-    delimiter = DELIMITER[table.kind]
-    lines = split_rows(decode(table.path, table.encoding, table.notes))
+    """Yield (name of the text column, value) of each row; each must be as wide as the header."""
+    csv.field_size_limit(sys.maxsize)  # for the whole process: a document may be long
+    delimiter = DELIMITER_OF_SUFFIX[table.kind]
+    lines = split_keeping_ends(decode_file(table.path, table.encoding, table.notes))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     columns: list[str] = []
     place, begins = 0, 1
@@ -157,8 +159,7 @@ def _read_csv(table: TableFile) -> Iterator[tuple[str, str]]:
         )
         raise CorpusError(
             f"{table.where}, line {begins}: cannot be read as {table.kind[1:]}: {why}; a value "
-            f"with a quote in it must "
-            'stand in quotes, and its own be doubled ("")'
+            'with a quote in it must stand in quotes, and its own be doubled ("")'
         ) from error
 
 
@@ -166,11 +167,11 @@ def _find_csv_column(columns: list[str], delimiter: str, table: TableFile) -> st
     try:
         return _choose_column(columns, table)
     except NoTextColumnError:
-        first_line = delimiter.join(columns)
+        header = delimiter.join(columns)
         wanted = {table.column} if table.column else set(TEXT_COLUMNS)
         parts = {
-            d: {part.strip(' "') for part in first_line.split(d)}
-            for d in DELIMITERS
+            d: {part.strip(' "') for part in header.split(d)}
+            for d in DELIMITER_NAMES
             if d != delimiter
         }
         other = next(
@@ -180,69 +181,70 @@ def _find_csv_column(columns: list[str], delimiter: str, table: TableFile) -> st
         if other is None:
             raise
         raise NoTextColumnError(
-            f"{table.where}: the delimiter of its columns seems to be {DELIMITERS[other]}, and "
-            f"that of {table.kind} is "
-            f"{DELIMITERS[delimiter]}: its first line is {first_line!r:.60}; {_give_remedy(other)}"
+            f"{table.where}: the delimiter of its columns seems to be {DELIMITER_NAMES[other]}, "
+            f"not {DELIMITER_NAMES[delimiter]} as in {table.kind}: its first line is "
+            f"{header!r:.60}; {_describe_remedy(other)}"
         ) from None
 
 
-def _give_remedy(delimiter: str) -> str:
-    """How a table with another delimiter becomes one that is read."""
+def _describe_remedy(delimiter: str) -> str:
+    """Return how to make a table with this delimiter readable."""
     if delimiter == "\t":
         return "rename it to .tsv"
     if delimiter == ",":
         return "rename it to .csv"
     program = (
-        f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, "
+        "import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, "
         f"delimiter='{delimiter}'))"
     )
     return f'write it with commas: python3 -c "{program}" < IN.csv > OUT.csv'
 
 
 def _explain_width(where: str, line: int, width: int, columns: list[str]) -> str:
+    names = ", ".join(f"{name:.40}" for name in columns[:MAX_SHOWN_COLUMNS])
     return (
         f"{where}, line {line}: the row has {width} {'column' if width == 1 else 'columns'} and "
-        f"the first line "
-        f"{len(columns)} ({', '.join(f'{name:.40}' for name in columns[:SHOWN_COLUMNS])}): a value "
-        f"with the delimiter "
-        "or a line end in it must stand in quotes"
+        f"the first line {len(columns)} ({names}): a value with the delimiter or a line end "
+        "in it must stand in quotes"
     )
 
 
-class _Digits(str):
-    """A number as it is written."""
+class _WrittenNumber(str):
+    """A number as it stands in the file."""
 
     __slots__ = ()
 
 
-# Numbers stay as they are written; NaN, which is no JSON but is often there, is nothing.
-_JSON = json.JSONDecoder(parse_int=_Digits, parse_float=_Digits, parse_constant=lambda name: None)
+# Numbers keep their digits. NaN, which is not JSON but is often found in it, counts as no value.
+_JSON = json.JSONDecoder(
+    parse_int=_WrittenNumber, parse_float=_WrittenNumber, parse_constant=lambda name: None
+)
 
 
 def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
-    """JSON lines, or one JSON value over many lines: an array of rows, or a single one. A row may
-    be the text itself, of no column.
+    """Yield (column, value) of JSON lines, or of one JSON value: an array of rows, or one row.
+
+    A row may be the text itself; its column is "".
     """
-    lines = split_rows(decode(table.path, table.encoding, table.notes))
+    lines = split_keeping_ends(decode_file(table.path, table.encoding, table.notes))
     numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
     first = next(numbered, None)
     if first is None:
         return
-    whole = _is_whole(first[1].strip(), table)
+    whole = _is_one_value(first[1].strip(), table)
     unit, rows = (
-        ("row", _parse_whole(first, numbered, table))
+        ("row", _parse_one_value(first, numbered, table))
         if whole
         else ("line", _parse_lines(first, numbered, table))
     )
     column: str | None = None
     missed: dict[str, None] = {}
-    waiting = numbers = (
-        0  # rows before the first that has a text column; rows whose text is a number
-    )
+    waiting = 0  # rows before the first that has a text column
+    numbers = 0  # rows whose text is a number
     for number, row in rows:
         if not isinstance(row, dict | str):
             raise CorpusError(
-                f"{table.where}, {unit} {number}: it must be an object, and is {type(row).__name__}"
+                f"{table.where}, {unit} {number}: must be an object, not {type(row).__name__}"
             )
         if column is None and isinstance(row, dict):
             column = _find_json_column(row, table)
@@ -253,7 +255,7 @@ def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
         text = row if isinstance(row, str) else row.get(column)
         if not (isinstance(text, str) and text.isascii()):
             text = check_text(text, column or "text", f"{table.where}, {unit} {number}")
-        numbers += isinstance(text, _Digits)
+        numbers += isinstance(text, _WrittenNumber)
         yield ("" if isinstance(row, str) else column or ""), str(text)
     if column is None and missed:
         find_text_column(list(missed), table.where, table.column)
@@ -271,10 +273,8 @@ def _find_json_column(row: dict[str, Any], table: TableFile) -> str | None:
         return None
 
 
-def _is_whole(opening: str, table: TableFile) -> bool:
-    """Whether the file is one JSON value over all its lines: an array, or an object that its first
-    line only opens.
-    """
+def _is_one_value(opening: str, table: TableFile) -> bool:
+    """Return whether the file is one JSON value: an array, or an object over several lines."""
     if opening[0] == "[":
         return True
     if table.kind != ".json":
@@ -286,7 +286,7 @@ def _is_whole(opening: str, table: TableFile) -> bool:
     return False
 
 
-def _parse_whole(
+def _parse_one_value(
     first: tuple[int, str], lines: Iterator[tuple[int, str]], table: TableFile
 ) -> Iterator[tuple[int, Any]]:
     value = _parse(first[1] + "".join(line for _, line in lines), table, 0)
@@ -301,7 +301,7 @@ def _parse_lines(
 
 
 def _parse(text: str, table: TableFile, line: int) -> Any:
-    """The value of a line, or with `line` 0 of the whole text."""
+    """Return the value of a line; with `line` 0, of the whole text."""
     try:
         return _JSON.decode(text)
     except json.JSONDecodeError as error:
@@ -315,7 +315,7 @@ def _read_parquet(table: TableFile) -> Iterator[tuple[str, str]]:
     import pyarrow.parquet
 
     zipped = table.path.suffix.lower() in COMPRESSED_SUFFIXES
-    chunks = read_bytes(table.path)
+    chunks = read_decompressed(table.path)
     if not (start := next(chunks, b"")):
         return
     source: Any = io.BytesIO(b"".join((start, *chunks))) if zipped else str(table.path)
@@ -328,27 +328,22 @@ def _read_parquet(table: TableFile) -> Iterator[tuple[str, str]]:
             column = _choose_column(columns, table)
             place = columns.index(column)
             _check_type(file.schema_arrow.field(place).type, column, table)
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=[column]):
-                for text in batch.column(
-                    column
-                ).to_pylist():  # `columns` means what is within `text`, too
-                    yield (
-                        column,
-                        check_text(text if text is None else str(text), column, table.where),
-                    )
+            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[column]):
+                # The batch may hold more than `column`: a name with a dot also means a field.
+                for text in batch.column(column).to_pylist():
+                    given = text if text is None else str(text)
+                    yield column, check_text(given, column, table.where)
     except CorpusError:
         raise
-    except Exception as error:  # pyarrow raises many kinds, and OSError for a file that is none
+    # pyarrow raises many kinds of errors, and OSError for a file that is not Parquet.
+    except Exception as error:
         raise CorpusError(
             f"{table.where} cannot be read as parquet: {first_line(error)}"
         ) from error
 
 
 def _check_type(kind: Any, column: str, table: TableFile) -> None:
-    """A column of text, or of whole numbers, whose digits are their text.
-
-    Raises `CorpusError` for another.
-    """
+    """Raise `CorpusError` unless the column holds text, or integers, which are read as digits."""
     import pyarrow
 
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind

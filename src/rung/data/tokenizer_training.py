@@ -1,4 +1,4 @@
-"""The kinds of tokenizer that are trained on a text: byte pairs, words, characters."""
+"""Train a tokenizer on a text: byte pairs, words, or characters."""
 
 import logging
 import math
@@ -21,10 +21,9 @@ from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
-LONGEST_WORD = 1024  # characters, of a word that byte pairs are learned from
+MAX_WORD_LENGTH = 1024  # characters; byte pairs are learned from pieces of longer words
 
-# The last one is not called <unk>: tokenized text of others has that word in it, and there it is a
-# word like any other.
+# Not <unk>: published tokenized text holds that word, and there it is a word like any other.
 BOS, EOS, PAD, UNKNOWN = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|unknown|>"
 
 TOKENIZERS = {
@@ -37,28 +36,26 @@ TOKENIZERS = {
     "gpt2": "GPT-2's own, from the Hub or a local folder",
     "llama3": "Llama 3's own, from the Hub or a local folder",
 }
-SMALLEST = {
-    "bpe": 256 + 3
-}  # every byte, and the special tokens; five for the others: four of those, and a word
-# KenLM's `query` splits words here alone: a no-break space is part of a word.
-ASCII_SPACE = r"[\t\n\x0b\f\r ]+"
+# Every byte and three special tokens; other kinds need four special tokens and a word.
+MIN_VOCAB_SIZE = {"bpe": 256 + 3}
+# KenLM's `query` splits words only here: a no-break space is part of a word.
+ASCII_WHITE_SPACE = r"[\t\n\x0b\f\r ]+"
 
 
 def build_tokenizer(
     kind: str, texts: Iterable[str], vocab_size: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """A tokenizer of a trainable `kind`, fitted to `texts`; the vocabulary holds the special tokens
-    too.
+    """Train a tokenizer of a `kind` on `texts`; `vocab_size` counts the special tokens too.
 
-    Byte pairs are learned from words of at most `LONGEST_WORD` characters, longer ones are cut and
-    the log says so: the trainer's time is quadratic in a word's length. Nothing is cut in text that
-    is encoded.
+    Byte pairs are learned from words of at most `MAX_WORD_LENGTH` characters, because the trainer's
+    time is quadratic in a word's length; longer words are cut, with a warning. Text to encode is
+    not cut.
 
     Raises `TokenizerError` for an unknown kind or a vocabulary too small for it.
     """
     if kind not in BUILDERS:
         raise TokenizerError(f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}")
-    smallest = SMALLEST.get(kind, 5)
+    smallest = MIN_VOCAB_SIZE.get(kind, 5)
     if vocab_size is not None and vocab_size < smallest:
         raise TokenizerError(
             f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}"
@@ -85,16 +82,16 @@ def build_tokenizer(
 
 
 def suggest_vocab_size(train_bytes: int) -> int:
-    """How many tokens a byte-pair vocabulary should have for this much text.
+    """Return the size of a byte-pair vocabulary for this much text: 320 to 16,384, 1,024 at 2 MB.
 
-    Rare tokens are learned badly, and a small model's weights are better spent elsewhere: the
-    vocabulary grows more slowly than the text's root, is 1,024 at 2 MB, and between 320 and 16,384.
+    It grows more slowly than the square root of the text, because rare tokens are learned badly and
+    a small model's weights are better spent elsewhere.
     """
     power = round(math.log2(1024 * (max(train_bytes, 1) / 2e6) ** 0.4))
     return max(320, min(2**power, 16_384))
 
 
-Builder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]
+TokenizerBuilder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]
 
 
 def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
@@ -111,15 +108,13 @@ def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
 
 
 def _cut_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer) -> Iterator[str]:
-    """The texts, cut inside what `splitter` takes for a word of more than `LONGEST_WORD`
-    characters.
-    """
+    """Yield the texts, cut inside words of more than `MAX_WORD_LENGTH` characters."""
     words = 0
     for text in texts:
         at = 0
         for _, (start, stop) in splitter.pre_tokenize_str(text) if _has_long_word(text) else ():
-            words += stop - start > LONGEST_WORD
-            for place in range(start + LONGEST_WORD, stop, LONGEST_WORD):
+            words += stop - start > MAX_WORD_LENGTH
+            for place in range(start + MAX_WORD_LENGTH, stop, MAX_WORD_LENGTH):
                 yield text[at:place]
                 at = place
         yield text[at:]
@@ -128,15 +123,16 @@ def _cut_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer)
             "%s of more than %s characters without a break: byte pairs were learned from pieces of "
             "them",
             "a word" if words == 1 else f"{words:,} words",
-            f"{LONGEST_WORD:,}",
+            f"{MAX_WORD_LENGTH:,}",
         )
 
 
 def _has_long_word(text: str) -> bool:
-    """Whether there may be one: then half its length without a break stands at some multiple of
-    that half.
+    """Return whether a word may be longer than `MAX_WORD_LENGTH`; errs only on the side of yes.
+
+    Such a word fills an aligned part of half its length, so these parts alone are looked at.
     """
-    half = LONGEST_WORD // 2
+    half = MAX_WORD_LENGTH // 2
     parts = (text[at : at + half] for at in range(0, len(text) - half + 1, half))
     return any(part.split(maxsplit=1) in ([], [part]) for part in parts)
 
@@ -160,9 +156,8 @@ def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
 
 
 def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _white_space_words(
-        vocab_size, pre_tokenizers.WhitespaceSplit()
-    )  # as Python's str.split
+    # Splits as Python's str.split does.
+    tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())
     tokenizer.normalizer = normalizers.Lowercase()
     return tokenizer, trainer
 
@@ -172,12 +167,13 @@ def _white_space_words(
 ) -> tuple[Tokenizer, trainers.Trainer]:
     tokenizer, trainer = _word_level(vocab_size or 2**31)
     literal = "|".join(re.escape(special.removeprefix("<")) for special in (BOS, EOS, PAD, UNKNOWN))
+    # The name of a special token in the text becomes two words, neither of them special.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            split or pre_tokenizers.Split(Regex(ASCII_SPACE), "removed"),
+            split or pre_tokenizers.Split(Regex(ASCII_WHITE_SPACE), "removed"),
             pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated"),
         ]
-    )  # a special token's name that stands in the text is two words, neither of them special
+    )
     return tokenizer, trainer
 
 
@@ -188,7 +184,7 @@ def _word_level(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
     return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainer
 
 
-BUILDERS: dict[str, Builder] = {
+BUILDERS: dict[str, TokenizerBuilder] = {
     "bpe": _byte_pairs,
     "word": _words,
     "word-split": _lower_case_words,

@@ -15,7 +15,8 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 from rung import runs
 from rung.chat.template import AFTER_HEADER
-from rung.data.tokenizer import load_tokenizer, lossy_features
+from rung.data.tokenizer import lossy_features
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import TokenizerError
 from rung.export.tiktoken import LLAMA3_PATTERN
 

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rung import model_files, runs
-from rung.data.tokenizer import check_tokenizer
+from rung.data.tokenizer_loading import check_tokenizer
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
 from rung.files import write_atomically, write_beside

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig
 
 from rung import model_files
-from rung.data.tokenizer import load_tokenizer
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RunError, TokenizerError
 from rung.export.hf import (
     LazyWeights,

@@ -10,7 +10,7 @@ from functools import cache
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rung.data.tokenizer import BYTE
+from rung.data.tokenizer import BYTE_TOKEN
 
 REPLACEMENT_CHARACTER = "\ufffd"  # what bytes that are no character decode to
 CONTEXT_TOKENS = 8  # tokens before the text that decide how its first token is written
@@ -108,7 +108,7 @@ class Detokenizer:
         return self.backend.decode(tokens, skip_special_tokens=True)
 
     def _is_byte(self, token: int) -> bool:
-        return BYTE.fullmatch(self.backend.id_to_token(token) or "") is not None
+        return BYTE_TOKEN.fullmatch(self.backend.id_to_token(token) or "") is not None
 
     def _is_open(self, token: int) -> bool:
         """Whether later tokens decide what this one is.
@@ -141,7 +141,7 @@ def token_to_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | No
     symbols, numbers = tokenizer.convert_ids_to_tokens(token), _byte_symbols()
     if REPLACEMENT_CHARACTER not in text:
         return text.encode()
-    if BYTE.fullmatch(symbols):
+    if BYTE_TOKEN.fullmatch(symbols):
         return bytes([int(symbols[3:5], 16)])
     if set(symbols) - numbers.keys():
         return symbols.encode()

@@ -20,7 +20,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rung.data.tokenizer import load_tokenizer, required_vocab_size
+from rung.data.tokenizer import required_vocab_size
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.models.base import CausalModel
 from rung.models.bigram import BigramConfig, BigramForCausalLM

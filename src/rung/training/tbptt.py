@@ -62,9 +62,9 @@ class StreamStates:
         beginning.
         """
         inputs = {
-            key: value for key, value in batch.items() if key not in ("stretch", "stream")
+            key: value for key, value in batch.items() if key not in ("segment", "stream")
         } | {"use_cache": True}
-        stretch, stream = batch["stretch"], batch["stream"]
+        stretch, stream = batch["segment"], batch["stream"]
         if stretch == 0:
             return stream, inputs
         rows, length = inputs["input_ids"].shape

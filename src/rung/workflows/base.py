@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from rung.data.tokenizer import load_tokenizer
+from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError
 from rung.models import RUNGS_BY_MODEL_TYPE, find_rung, load, make_config
 from rung.models.base import CausalModel

@@ -13,13 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from rung import __version__
 from rung.data.corpus import Corpus, load_corpus
 from rung.data.packing import PackedTokens, pack
-from rung.data.tokenizer import (
-    PUBLISHED_TOKENIZERS,
-    encode_batches,
-    fingerprint_tokenizer,
-    load_tokenizer,
-    required_vocab_size,
-)
+from rung.data.tokenizer import encode_batches, fingerprint_tokenizer, required_vocab_size
+from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean

@@ -1,0 +1,119 @@
+"""Load a tokenizer: GPT-2's or Llama 3's own, a folder, a run, or a Hub id."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from rung import hub, model_files
+from rung.data.tokenizer import encode_deterministically, find_unk_token_id
+from rung.data.tokenizer_training import BUILDERS, TOKENIZERS
+from rung.device import find_mirror
+from rung.errors import RunError, TokenizerError, did_you_mean, first_line
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED_TOKENIZERS = {"gpt2": "openai-community/gpt2", "llama3": "meta-llama/Meta-Llama-3-8B"}
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer: `gpt2`, `llama3`, a folder, a run, or a Hub id.
+
+    A copy in `$RUNG_HUB_MIRROR` is read in the place of the Hub. Raises `TokenizerError` when it
+    cannot be loaded or has no end-of-text token.
+    """
+    where, local = _locate(name)
+    tokenizer = _read(where, local=local)
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` "
+            "library runs"
+        )
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"the tokenizer {where!r} has no end-of-text token: a document could not end"
+        )
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if encode_deterministically(tokenizer.backend_tokenizer.model):
+        logger.warning(
+            "the tokenizer %r would cut the same text differently each time: that is switched off",
+            where,
+        )
+    if tokenizer.unk_token is None and (unknown := find_unk_token_id(tokenizer)) is not None:
+        tokenizer.unk_token = tokenizer.convert_ids_to_tokens(unknown)
+    return tokenizer
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raise `TokenizerError` for a `tokenizer.json` that the `tokenizers` library cannot read."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        return
+    with _as_tokenizer_error():
+        model_files.read_json(path)
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises its own kinds
+        raise TokenizerError(f"{path} is damaged: {error}") from error
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """Return the path or Hub id to load, and whether it is a path.
+
+    Raises `TokenizerError` for a name that can be neither.
+    """
+    local = Path(name).exists()
+    where = name if local else PUBLISHED_TOKENIZERS.get(name, name)
+    if not local and (mirrored := find_mirror(where)):
+        where, local = str(mirrored), True
+    if name in BUILDERS and not local:
+        raise TokenizerError(
+            f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}"
+        )
+    if not local and (hub.is_place(where) or "/" not in where):
+        missing = (
+            f"no such folder: {name!r}"
+            if "/" in name
+            else f"{did_you_mean(name, TOKENIZERS)} or give a folder"
+        )
+        raise TokenizerError(f"unknown tokenizer {name!r}: {missing}")
+    return where, local
+
+
+def _read(where: str, *, local: bool) -> PreTrainedTokenizerBase:
+    folder = Path(where) if local and Path(where).is_dir() else None
+    if folder:
+        with _as_tokenizer_error():
+            model_files.check_files(folder)
+    try:
+        return AutoTokenizer.from_pretrained(
+            where,
+            trust_remote_code=False,
+            local_files_only=not local and not hub.answers(where),
+            padding_side="left",
+            clean_up_tokenization_spaces=False,  # decoding must give back what was encoded
+        )
+    # Missing files, no network, a gated repository: the remedy is the same.
+    except Exception as error:
+        if folder:
+            check_tokenizer(folder)
+        is_missing = folder is not None and not (folder / "tokenizer.json").exists()
+        why = "it has no tokenizer.json" if is_missing else first_line(error)
+        raise TokenizerError(
+            f"the tokenizer {where!r} could not be loaded ({why}); "
+            "give a folder that holds tokenizer.json, or train one: --tokenizer bpe"
+        ) from error
+
+
+@contextmanager
+def _as_tokenizer_error() -> Iterator[None]:
+    try:
+        yield
+    except RunError as error:
+        raise TokenizerError(str(error)) from error
