@@ -553,7 +553,7 @@ def test_a_vocabulary_alone_is_of_the_default_kind():
 def test_a_counting_rung_may_take_all_of_a_text(tmp_path, prose, capsys):
     """As KenLM does of a file: a tenth was left out without a word."""
     from rung import runs
-    from rung.report.page import read_summaries
+    from rung.report.summaries import read_summaries
     from rung.workflows.train import execute
 
     (tmp_path / "my.txt").write_text(prose)

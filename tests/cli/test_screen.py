@@ -38,7 +38,7 @@ from rung.cli.train import _compare_with_law, _write_longer
 from rung.evaluation.surprisal import TokenScore
 from rung.models.sizes import SIZES
 from rung.progress import Progress
-from rung.report.page import read_summaries
+from rung.report.summaries import read_summaries
 from rung.workflows.climb import Climb
 
 WIDTHS = (120, 80, 60, 40)

@@ -161,7 +161,7 @@ def test_a_damaged_record_is_named_and_costs_its_own_run_alone(plan):
     from typer.testing import CliRunner
 
     from rung.cli.main import app
-    from rung.report.page import read_summaries
+    from rung.report.summaries import read_summaries
 
     folders = climb(replace(plan, rungs=("bigram", "ngram", "llama3")))
     for folder in folders[1:]:

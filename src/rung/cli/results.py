@@ -26,8 +26,8 @@ from rung.evaluation.metrics import (
 if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore
     from rung.models.sizes import Size
+    from rung.report.summaries import RunSummary
     from rung.report.swaps import SeedMean, SwapResult
-    from rung.report.table import RunSummary
     from rung.workflows.verify_resume import Verdict
 
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted

@@ -82,7 +82,7 @@ def _climb_ladder(
     from rung.cli.fitted_table import show
     from rung.cli.progress import Display
     from rung.cli.results import climb_table
-    from rung.report.page import read_summaries
+    from rung.report.summaries import read_summaries
     from rung.workflows.climb import REPORT, Climb
     from rung.workflows.climb import climb as climb_ladder
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from rung import runs
 from rung.report import charts
+from rung.report.summaries import group_runs, read_runs
 from rung.report.swaps import build_swaps_table, read_swaps
-from rung.report.table import build_table, group_runs, read_runs
+from rung.report.table import build_table
 
 # A notebook's page has a style of its own: these rules hold inside `.rung` only.
 STYLE = """<style>

@@ -1,26 +1,38 @@
-"""The report's figures as inline SVG: drawn here, coloured by the classes of the page's style
-sheet.
+"""The report's charts as inline SVG, coloured by the classes of the page's style sheet.
 
-Every figure is drawn twice, for a screen and for a phone; the style sheet shows the one that fits.
+Every chart is drawn twice, for a screen and for a phone; the style sheet shows the one that fits.
 """
 
 import math
-import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-WIDTHS = WIDE, NARROW = 880, 360  # CSS pixels
+from rung.report.svg import (
+    LINE,
+    TEXT,
+    WIDE,
+    LinearScale,
+    PlotArea,
+    draw_line,
+    draw_svg,
+    draw_text,
+    format_ticks,
+    format_tokens,
+    place_labels,
+    round_ticks,
+    shorten,
+    stack_flags,
+    text_width,
+)
+
 SHADES = 6  # steps from the lowest rung to the highest, in the style sheet
-TEXT = 12  # CSS pixels, the size of most labels
-LINE = 17  # from one label to the next below it
-ROW, NARROW_ROW = 42, 46  # the height of a rung's, on a screen and on a phone
-WORDS = 6, 26  # where in a phone's row its words begin and end
+ROW, NARROW_ROW = 42, 46  # the height of a rung's row, on a screen and on a phone
+WORDS = 6, 26  # where the words of a phone's row begin and end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A row of the ladder: what the rung costs, and its interval where it has one."""
+    """A row of the ladder: a rung's bits per byte, with its interval where there is one."""
 
     label: str
     note: str
@@ -32,9 +44,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class DifferenceRow:
-    """A row of differences: one dot for each seed, their mean, and its interval where there are
-    seeds enough.
-    """
+    """A row of differences: a dot for each seed, their mean, and its interval from two seeds on."""
 
     label: str
     note: str
@@ -46,9 +56,7 @@ class DifferenceRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A line of (x, y) points with its label at the end; without points, a dashed line at the
-    height `level`.
-    """
+    """A line through (x, y) points, labelled at its end; without points, dashed at `level`."""
 
     label: str
     points: list[tuple[float, float]]
@@ -57,91 +65,15 @@ class Curve:
 
     @property
     def end(self) -> float:
-        """The height at which the line ends."""
+        """Return the height at which the line ends."""
         return self.points[-1][1] if self.points else self.level or 0.0
 
 
-@dataclass(frozen=True)
-class LinearScale:
-    """A straight line from values to pixels: `low` falls on `start`, `high` on `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        """The pixel of a value."""
-        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
-
-
-@dataclass(frozen=True)
-class PlotArea:
-    """The rectangle in which values are drawn, in pixels; labels stand around it."""
-
-    width: int
-    left: float
-    right: float
-    top: float
-    bottom: float
-
-
-def place_labels(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart between `low` and `high`, as near as can be to those wanted,
-    in their order.
-
-    The least-squares answer, by pooling neighbours that collide. Where there is no room for all,
-    they are set `gap` apart from `low` on.
-    """
-    order = sorted(range(len(wanted)), key=wanted.__getitem__)
-    pools: list[tuple[float, int]] = []  # mean and size of the labels that stand in one stack
-    for place, which in enumerate(order):
-        mean, size = wanted[which] - place * gap, 1
-        while pools and pools[-1][0] > mean:
-            other, count = pools.pop()
-            mean, size = (mean * size + other * count) / (size + count), size + count
-        pools.append((mean, size))
-    first = [mean for mean, size in pools for _ in range(size)]
-    ceiling = max(low, high - (len(wanted) - 1) * gap)
-    placed = [0.0] * len(wanted)
-    for place, which in enumerate(order):
-        placed[which] = min(max(first[place], low), ceiling) + place * gap
-    return placed
-
-
-def stack_flags(flags: list[tuple[float, float]]) -> list[int]:
-    """The level of each flag (x of its pole, width of its text), so that no text meets another text
-    or a pole.
-
-    The text is to the right of the pole, which stands from the ground to the flag's own level: a
-    flag has to be above every pole that its text flies over.
-    """
-    levels = [0] * len(flags)
-    done: list[int] = []
-    for which in sorted(range(len(flags)), key=lambda i: flags[i][0], reverse=True):
-        x, width = flags[which]
-        levels[which] = max((levels[i] + 1 for i in done if flags[i][0] < x + width), default=0)
-        done.append(which)
-    return levels
-
-
-def round_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from `low` to `high`."""
-    rough = (high - low) / max(count, 1)
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-    return [
-        i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
-    ]
-
-
 def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
-    """One row for each rung, a dot at its bits per byte, and the compressors' marks as lines across
-    all rows.
-    """
+    """Draw a row for each rung, a dot at its bits per byte, and the marks as vertical lines."""
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
-    names = max(max(text_width(_shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
+    names = max(max(text_width(shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
     left, right = (names + 20, width - 136.0) if wide else (10.0, width - 10.0)
     flags = [
         (f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)
@@ -151,28 +83,26 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     scale = _ladder_scale(bars, [v for _, v in flags], widths, (left, right, room))
     levels = stack_flags([(scale(v), w) for (_, v), w in zip(flags, widths, strict=True)])
     top = 14 + LINE * (max(levels) + 1) if flags else 8
-    frame = PlotArea(width, left, right, top, top + row_height * len(bars))
-    parts = [_vertical_axis_lines(scale, frame), _flags(flags, levels, scale, frame)]
+    area = PlotArea(width, left, right, top, top + row_height * len(bars))
+    parts = [_vertical_axis_lines(scale, area), _flags(flags, levels, scale, area)]
     best = min(bar.value for bar in bars)
     for i, bar in enumerate(bars):
-        parts.append(_bar(bar, scale, frame, top + row_height * i, bar.value == best))
+        parts.append(_bar(bar, scale, area, top + row_height * i, bar.value == best))
     parts.append(
-        _text(
+        draw_text(
             (left + right) / 2,
-            frame.bottom + 40,
+            area.bottom + 40,
             "bits per byte (← lower is better)",
             "axis-name middle",
         )
     )
-    return _svg(
-        width, frame.bottom + 50, "Bits per byte of each rung: " + _in_words(bars, marks), parts
+    return draw_svg(
+        width, area.bottom + 50, "Bits per byte of each rung: " + _in_words(bars, marks), parts
     )
 
 
 def draw_differences(rows: list[DifferenceRow], base: str, width: int) -> str:
-    """One row for each difference in bits per byte: a dot with whiskers, and a line where `base`
-    stands.
-    """
+    """Draw a row for each difference in bits per byte, a dot with whiskers; `base` is a line."""
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
     names = max(text_width(row.note, TEXT) for row in rows)
@@ -181,63 +111,58 @@ def draw_differences(rows: list[DifferenceRow], base: str, width: int) -> str:
     low, high = min(values), max(values)
     air = max((high - low) * 0.06, 0.002)
     scale = LinearScale(low - air, high + air, left, right)
-    frame = PlotArea(width, left, right, 22.0, 22.0 + row_height * len(rows))
+    area = PlotArea(width, left, right, 22.0, 22.0 + row_height * len(rows))
     zero = scale(0)
-    parts = [_vertical_axis_lines(scale, frame)]
+    parts = [_vertical_axis_lines(scale, area)]
     parts += [
-        _rule(zero, start, zero, end, "axis")
-        for start, end in _clear_of_words(frame.top - 4, frame)
+        draw_line(zero, start, zero, end, "axis")
+        for start, end in _clear_of_words(area.top - 4, area)
     ]
-    parts.append(_text(zero, frame.top - 10, base, "tick middle"))
+    parts.append(draw_text(zero, area.top - 10, base, "tick middle"))
     parts += [
-        _difference(row, scale, frame, frame.top + row_height * i) for i, row in enumerate(rows)
+        _difference(row, scale, area, area.top + row_height * i) for i, row in enumerate(rows)
     ]
     name = f"bits per byte more than {base} (← lower is better)"
-    parts.append(_text((left + right) / 2, frame.bottom + 40, name, "axis-name middle"))
+    parts.append(draw_text((left + right) / 2, area.bottom + 40, name, "axis-name middle"))
     words = ", ".join(f"{row.label} {signed(row.value)}" for row in rows)
-    return _svg(
-        width, frame.bottom + 50, f"DifferenceRow from {base} in bits per byte: {words}", parts
+    return draw_svg(
+        width, area.bottom + 50, f"DifferenceRow from {base} in bits per byte: {words}", parts
     )
 
 
 def draw_curves(curves: list[Curve], width: int) -> str:
-    """Bits per byte against training tokens, each line labelled at its end."""
+    """Draw bits per byte against training tokens, each line labelled at its end."""
     wide = width >= WIDE
-    labels = [(_shorten(c.label, 24 if wide else 14), f"{c.end:.2f}") for c in curves]
+    labels = [(shorten(c.label, 24 if wide else 14), f"{c.end:.2f}") for c in curves]
     margin = max(text_width(" ".join(label), TEXT) for label in labels) + (30 if wide else 18)
     bottom = 26 + max(300.0 if wide else 250.0, LINE * len(curves) + 8)
-    frame = PlotArea(width, 40.0, width - margin, 26.0, bottom)
+    area = PlotArea(width, 40.0, width - margin, 26.0, bottom)
     farthest = max((x for curve in curves for x, _ in curve.points), default=0) or 1
-    x_scale = LinearScale(0, farthest, frame.left, frame.right - 6)
+    x_scale = LinearScale(0, farthest, area.left, area.right - 6)
     heights = [y for c in curves for y in ([y for _, y in c.points] or [c.end])]
     low, high = _widen(min(heights), max(heights))
-    y_scale = LinearScale(low, high, frame.bottom, frame.top)
-    parts = [_grid(x_scale, y_scale, frame)]
-    parts += [_line(curve, x_scale, y_scale, frame) for curve in curves]
+    y_scale = LinearScale(low, high, area.bottom, area.top)
+    parts = [_grid(x_scale, y_scale, area)]
+    parts += [_line(curve, x_scale, y_scale, area) for curve in curves]
     wanted = [y_scale(curve.end) for curve in curves]
-    places = place_labels(wanted, LINE, frame.top, frame.bottom)
+    places = place_labels(wanted, LINE, area.top, area.bottom)
     for curve, label, place in zip(curves, labels, places, strict=True):
-        parts.append(_end_label(curve, label, place, x_scale, y_scale, frame))
+        parts.append(_end_label(curve, label, place, x_scale, y_scale, area))
     words = "; ".join(
         f"{c.label} {'ends at' if c.points else 'stands at'} {c.end:.2f}" for c in curves
     )
-    return _svg(width, frame.bottom + 48, f"Bits per byte as the rungs learn: {words}", parts)
+    return draw_svg(width, area.bottom + 48, f"Bits per byte as the rungs learn: {words}", parts)
 
 
 def signed(number: float) -> str:
-    """A difference, with its sign."""
+    """Format a difference with its sign."""
     return f"{number:+.3f}".replace("-", "−")
-
-
-def text_width(text: str, size: float) -> float:
-    """About how wide a text is in pixels: generous, for the reader's font is not known here."""
-    return size * sum(1.05 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
 
 
 def _ladder_scale(
     bars: list[Bar], marks: list[float], widths: list[float], edges: tuple[float, float, float]
 ) -> LinearScale:
-    """A scale that holds every value, and leaves each flag room on the right."""
+    """Return a scale that holds every value, and leaves room for each flag on the right."""
     left, right, room = edges
     values = [v for bar in bars for v in (bar.value, bar.low, bar.high) if v is not None] + marks
     low, high = _widen(min(values), max(values))
@@ -248,43 +173,45 @@ def _ladder_scale(
 
 
 def _widen(low: float, high: float) -> tuple[float, float]:
-    """Some air around the values."""
+    """Return the range with a margin around it."""
     air = max((high - low) * 0.06, 0.02)
     return low - air, high + air
 
 
-def _vertical_axis_lines(scale: LinearScale, frame: PlotArea) -> str:
-    ticks = round_ticks(scale.low, scale.high, 6 if frame.width >= WIDE else 4)
-    parts = [_rule(frame.left, frame.bottom, frame.right, frame.bottom, "axis")]
-    for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
+def _vertical_axis_lines(scale: LinearScale, area: PlotArea) -> str:
+    ticks = round_ticks(scale.low, scale.high, 6 if area.width >= WIDE else 4)
+    parts = [draw_line(area.left, area.bottom, area.right, area.bottom, "axis")]
+    for tick, text in zip(ticks, format_ticks(ticks), strict=True):
         x = scale(tick)
-        parts.append(_rule(x, frame.bottom, x, frame.bottom + 5, "axis"))
-        parts.append(_text(x, frame.bottom + 20, text, "tick middle"))
+        parts.append(draw_line(x, area.bottom, x, area.bottom + 5, "axis"))
+        parts.append(draw_text(x, area.bottom + 20, text, "tick middle"))
     return "".join(parts)
 
 
-def _clear_of_words(start: float, frame: PlotArea) -> list[tuple[float, float]]:
-    """An upright line from `start` to the ground, in pieces: on a phone the words of a row stand
-    above its dot.
+def _clear_of_words(start: float, area: PlotArea) -> list[tuple[float, float]]:
+    """Return the pieces of a vertical line from `start` to the ground that cross no words.
+
+    On a phone the words of a row stand above its dot.
     """
-    if frame.width >= WIDE:
-        return [(start, frame.bottom)]
+    if area.width >= WIDE:
+        return [(start, area.bottom)]
     tops = [
-        frame.top + NARROW_ROW * row
-        for row in range(round((frame.bottom - frame.top) / NARROW_ROW))
+        area.top + NARROW_ROW * row for row in range(round((area.bottom - area.top) / NARROW_ROW))
     ]
-    ends = [top + WORDS[0] for top in tops] + [frame.bottom]
+    ends = [top + WORDS[0] for top in tops] + [area.bottom]
     return list(zip([start, *(top + WORDS[1] for top in tops)], ends, strict=True))
 
 
 def _flags(
-    flags: list[tuple[str, float]], levels: list[int], scale: LinearScale, frame: PlotArea
+    flags: list[tuple[str, float]], levels: list[int], scale: LinearScale, area: PlotArea
 ) -> str:
     parts = []
     for (text, value), level in zip(flags, levels, strict=True):
-        x, y = scale(value), frame.top - 10 - LINE * level
+        x, y = scale(value), area.top - 10 - LINE * level
         name, _, figure = text.rpartition(" ")
-        parts += [_rule(x, start, x, end, "mark") for start, end in _clear_of_words(y - 10, frame)]
+        parts += [
+            draw_line(x, start, x, end, "mark") for start, end in _clear_of_words(y - 10, area)
+        ]
         parts.append(
             f'<text x="{x + 5:.1f}" y="{y:.1f}" class="flag">{escape(name)} '
             f"<tspan>{figure}</tspan></text>"
@@ -292,37 +219,37 @@ def _flags(
     return "".join(parts)
 
 
-def _bar(bar: Bar, scale: LinearScale, frame: PlotArea, top: float, best: bool) -> str:
-    wide = frame.width >= WIDE
+def _bar(bar: Bar, scale: LinearScale, area: PlotArea, top: float, best: bool) -> str:
+    wide = area.width >= WIDE
     y = top + (21 if wide else 32)
     interval = "" if bar.low is None or bar.high is None else f"{bar.low:.2f}–{bar.high:.2f}"
     strong = "name best" if best else "name"
-    parts = [_rule(frame.left, y, frame.right, y, "row")]
+    parts = [draw_line(area.left, y, area.right, y, "row")]
     if bar.low is not None and bar.high is not None:
         parts.append(_whisker(scale(bar.low), scale(bar.high), y))
     parts.append(f'<circle cx="{scale(bar.value):.1f}" cy="{y:.1f}" r="{6 if best else 5}"/>')
     if wide:
-        parts.append(_text(0, y - 2 if bar.note else y + 4, _shorten(bar.label, 22), strong))
-        parts.append(_text(0, y + 13, bar.note, "note"))
-        parts.append(_text(frame.width - 86, y + 4, f"{bar.value:.2f}", f"{strong} end"))
-        parts.append(_text(frame.width, y + 4, interval, "note end"))
+        parts.append(draw_text(0, y - 2 if bar.note else y + 4, shorten(bar.label, 22), strong))
+        parts.append(draw_text(0, y + 13, bar.note, "note"))
+        parts.append(draw_text(area.width - 86, y + 4, f"{bar.value:.2f}", f"{strong} end"))
+        parts.append(draw_text(area.width, y + 4, interval, "note end"))
     else:
-        parts.append(_text(frame.left, y - 12, _shorten(bar.label, 22), strong))
-        parts.append(_text(frame.right - 78, y - 12, f"{bar.value:.2f}", f"{strong} end"))
-        parts.append(_text(frame.right, y - 12, interval, "note end"))
+        parts.append(draw_text(area.left, y - 12, shorten(bar.label, 22), strong))
+        parts.append(draw_text(area.right - 78, y - 12, f"{bar.value:.2f}", f"{strong} end"))
+        parts.append(draw_text(area.right, y - 12, interval, "note end"))
     says = f"{bar.label}: {bar.value:.3f} bits per byte" + (
         f", 95% interval {interval}" if interval else ""
     )
     return f'<g class="shade-{bar.shade}"><title>{escape(says)}</title>{"".join(parts)}</g>'
 
 
-def _difference(row: DifferenceRow, scale: LinearScale, frame: PlotArea, top: float) -> str:
-    wide = frame.width >= WIDE
+def _difference(row: DifferenceRow, scale: LinearScale, area: PlotArea, top: float) -> str:
+    wide = area.width >= WIDE
     y = top + (21 if wide else 32)
     interval = (
         "" if row.low is None or row.high is None else f"{signed(row.low)} to {signed(row.high)}"
     )
-    parts = [_rule(frame.left, y, frame.right, y, "row")]
+    parts = [draw_line(area.left, y, area.right, y, "row")]
     parts += [
         f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points
     ]
@@ -330,16 +257,16 @@ def _difference(row: DifferenceRow, scale: LinearScale, frame: PlotArea, top: fl
         parts.append(_whisker(scale(row.low), scale(row.high), y))
     parts.append(f'<circle cx="{scale(row.value):.1f}" cy="{y:.1f}" r="5"/>')
     if wide:
-        parts += [_text(0, y - 2, row.label, "name"), _text(0, y + 13, row.note, "note")]
+        parts += [draw_text(0, y - 2, row.label, "name"), draw_text(0, y + 13, row.note, "note")]
         parts += [
-            _text(frame.width, y - 2, signed(row.value), "name end"),
-            _text(frame.width, y + 13, interval, "note end"),
+            draw_text(area.width, y - 2, signed(row.value), "name end"),
+            draw_text(area.width, y + 13, interval, "note end"),
         ]
     else:
-        parts.append(_text(frame.left, y - 12, row.label, "name"))
+        parts.append(draw_text(area.left, y - 12, row.label, "name"))
         parts.append(
-            _text(
-                frame.right,
+            draw_text(
+                area.right,
                 y - 12,
                 f"{signed(row.value)} {interval and f'({interval})'}".strip(),
                 "note end",
@@ -356,22 +283,22 @@ def _whisker(start: float, end: float, y: float) -> str:
     return f'<path d="M{start:.1f} {y:.1f}H{end:.1f}{caps}" class="whisker"/>'
 
 
-def _grid(x_scale: LinearScale, y_scale: LinearScale, frame: PlotArea) -> str:
-    parts = [_text(0, 10, "bits per byte (↓ lower is better)", "axis-name")]
+def _grid(x_scale: LinearScale, y_scale: LinearScale, area: PlotArea) -> str:
+    parts = [draw_text(0, 10, "bits per byte (↓ lower is better)", "axis-name")]
     ticks = round_ticks(y_scale.low, y_scale.high, 5)
-    for tick, text in zip(ticks, _tick_texts(ticks), strict=True):
+    for tick, text in zip(ticks, format_ticks(ticks), strict=True):
         y = y_scale(tick)
-        parts.append(_rule(frame.left, y, frame.right, y, "row"))
-        parts.append(_text(frame.left - 8, y + 4, text, "tick end"))
-    parts.append(_rule(frame.left, frame.bottom, frame.right, frame.bottom, "axis"))
-    for tick in round_ticks(0, x_scale.high, 6 if frame.width >= WIDE else 3):
+        parts.append(draw_line(area.left, y, area.right, y, "row"))
+        parts.append(draw_text(area.left - 8, y + 4, text, "tick end"))
+    parts.append(draw_line(area.left, area.bottom, area.right, area.bottom, "axis"))
+    for tick in round_ticks(0, x_scale.high, 6 if area.width >= WIDE else 3):
         x = x_scale(tick)
-        parts.append(_rule(x, frame.bottom, x, frame.bottom + 5, "axis"))
-        parts.append(_text(x, frame.bottom + 19, _count(tick), "tick middle"))
+        parts.append(draw_line(x, area.bottom, x, area.bottom + 5, "axis"))
+        parts.append(draw_text(x, area.bottom + 19, format_tokens(tick), "tick middle"))
     parts.append(
-        _text(
-            (frame.left + frame.right) / 2,
-            frame.bottom + 39,
+        draw_text(
+            (area.left + area.right) / 2,
+            area.bottom + 39,
             "training tokens read",
             "axis-name middle",
         )
@@ -379,10 +306,10 @@ def _grid(x_scale: LinearScale, y_scale: LinearScale, frame: PlotArea) -> str:
     return "".join(parts)
 
 
-def _line(curve: Curve, x_scale: LinearScale, y_scale: LinearScale, frame: PlotArea) -> str:
+def _line(curve: Curve, x_scale: LinearScale, y_scale: LinearScale, area: PlotArea) -> str:
     if not curve.points:
         y = y_scale(curve.end)
-        return _rule(frame.left, y, frame.right, y, "level")
+        return draw_line(area.left, y, area.right, y, "level")
     pixels = [(x_scale(x), y_scale(y)) for x, y in curve.points]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in pixels)
     dots = "".join(
@@ -400,60 +327,21 @@ def _end_label(
     place: float,
     x_scale: LinearScale,
     y_scale: LinearScale,
-    frame: PlotArea,
+    area: PlotArea,
 ) -> str:
     name, figure = label
-    y, gap = y_scale(curve.end), 22 if frame.width >= WIDE else 12
-    start = x_scale(curve.points[-1][0]) + 5 if curve.points else frame.right
+    y, gap = y_scale(curve.end), 22 if area.width >= WIDE else 12
+    start = x_scale(curve.points[-1][0]) + 5 if curve.points else area.right
     leader = (
-        f'<path d="M{start:.1f} {y:.1f}H{frame.right:.1f}L{frame.right + gap - 4:.1f} {place:.1f}" '
+        f'<path d="M{start:.1f} {y:.1f}H{area.right:.1f}L{area.right + gap - 4:.1f} {place:.1f}" '
         f'class="leader"/>'
     )
     return leader + (
-        f'<text x="{frame.right + gap:.1f}" y="{place + 4:.1f}" class="label">{escape(name)} '
+        f'<text x="{area.right + gap:.1f}" y="{place + 4:.1f}" class="label">{escape(name)} '
         f'<tspan class="figure">{figure}</tspan></text>'
     )
-
-
-def _svg(width: int, height: float, says: str, parts: Iterable[str]) -> str:
-    kind = "wide" if width >= WIDE else "narrow"
-    return (
-        f'<svg class="{kind}" viewBox="0 0 {width} {height:.0f}" role="img" '
-        f'aria-label="{escape(says)}">'
-        f"{''.join(parts)}</svg>"
-    )
-
-
-def _text(x: float, y: float, text: str, kind: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{kind}">{escape(text)}</text>' if text else ""
-
-
-def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
-    return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{kind}"/>'
 
 
 def _in_words(bars: list[Bar], marks: dict[str, float]) -> str:
     figures = [(bar.label, bar.value) for bar in bars] + list(marks.items())
     return ", ".join(f"{name} {value:.2f}" for name, value in figures)
-
-
-def _tick_texts(ticks: list[float]) -> list[str]:
-    """As many decimals as the finest tick needs, the same for all."""
-    decimals = next((d for d in range(4) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 4)
-    return [f"{tick:.{decimals}f}".replace("-", "−") for tick in ticks]
-
-
-def _count(number: float) -> str:
-    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"
-
-
-def _shorten(text: str, length: int) -> str:
-    """Without its middle where it is too long: runs of one family differ at the end of their
-    names.
-    """
-    return (
-        text if len(text) <= length else f"{text[: length // 2]}…{text[1 + length // 2 - length :]}"
-    )

@@ -1,11 +1,10 @@
 """The report: one page, offline and self-contained, made from run folders and nothing else.
 
-For each text its result in words, its figures and what the rungs wrote; then how it was measured.
-Whatever comes from a run is escaped. `page.html` is the frame with its style sheet; no script runs
-in it.
+For each text it shows the result in words, the figures and the samples; at the end, how they were
+measured. All text that comes from a run is escaped. `page.html` is the template with the style
+sheet; no script runs in it.
 """
 
-import math
 from collections.abc import Iterable
 from html import escape
 from importlib import resources
@@ -15,62 +14,36 @@ from typing import Any
 
 from rung import runs
 from rung.errors import RunError
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN, REPLACEMENT_CHARACTER, REPLACEMENT_NOTE
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.files import write_atomically
-from rung.report import charts
-from rung.report.table import (
-    ComparableRuns,
-    ReportedRun,
-    RunSummary,
-    build_table,
-    format_count,
-    format_names,
-    group_runs,
-    read_runs,
-)
+from rung.report import charts, svg
+from rung.report.samples import build_samples, build_surprisal
+from rung.report.summaries import ComparableRuns, ReportedRun, group_runs, read_runs
+from rung.report.table import build_table, format_count, format_names
 
-__all__ = ["RunSummary", "read_summaries", "write_report"]
-
-DARKEST = 12.0  # bits: a token above is shaded like it
 DEFINITIONS = {
-    "Bits per byte": "The bits that the model needs to tell the text, −Σ log₂ p over all its "
-    "tokens, for each of the "
-    "text’s UTF-8 bytes. It does not depend on how the text is cut into tokens: it compares any "
-    "rung with any other, "
-    "and with a compressor.",
-    "Word perplexity": "e to the power of the mean negative log-likelihood of a white-space "
-    "separated word: the model "
-    "hesitates as if between so many equally likely words. It compares across tokenizers, on the "
-    "same text.",
-    "Token perplexity": "The same of a token. It compares only where the tokenizer is the same.",
+    "Bits per byte": "The bits that the model needs for the text, −Σ log₂ p over all its tokens, "
+    "divided by the text’s UTF-8 bytes. It does not depend on how the text is cut into tokens, so "
+    "it compares any rung with any other, and with a compressor.",
+    "Word perplexity": "e to the power of the mean negative log-likelihood of a word between white "
+    "space: the number of equally likely words that would be as hard to choose from. It compares "
+    "across tokenizers, on the same text.",
+    "Token perplexity": "The same for a token. It compares only where the tokenizer is the same.",
     "95% interval": "Student’s t over the test documents, with the variance of a ratio and the "
-    "degrees of freedom of "
-    "as many documents of equal size as these are worth; copies of a document count once. "
-    "It says how far bits per byte would move on other documents of this kind. All rungs read the "
-    "same documents "
-    "and move together, so a difference can be real where two intervals overlap.",
+    "degrees of freedom of the effective number of documents; copies of a document count once. It "
+    "says how far bits per byte would move on other documents of this kind. All rungs read the "
+    "same documents and move together, so a difference can be real where two intervals overlap.",
     "What is scored": "Every held-out document, each token of it once, from a begin-of-text token "
-    "that is not "
-    "scored to its end-of-text token, which is. A word that the tokenizer does not know is charged "
-    "for its spelling, "
-    "byte by byte.",
+    "that is not scored to its end-of-text token, which is. A word that the tokenizer does not "
+    "know is charged for its spelling, byte by byte.",
 }
 
 
-def read_summaries(folders: Iterable[Path]) -> list[RunSummary]:
-    """The runs as the table shows them, in the order of the ladder.
-
-    Raises `RunError` for a folder that is no run.
-    """
-    return [run.row for run in read_runs(folders)]
-
-
 def write_report(folders: Iterable[Path], out: Path) -> None:
-    """Write the page about these runs to `out`; figures over different text get sections of their
-    own.
+    """Write the page about these runs to `out`, with a section for each text they were scored on.
 
-    Raises `RunError` for no runs, for a folder that is no run, or for a place that cannot be
-    written to.
+    Raises `RunError` where there are no runs, where a folder is no run, or where `out` cannot be
+    written.
     """
     found = read_runs(folders)
     if not found:
@@ -83,13 +56,13 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
 
 
 def fill_page(title: str, body: str) -> str:
-    """The frame with its style sheet around `body`, which is HTML."""
+    """Fill the template with a title and with `body`, which is HTML."""
     template = resources.files("rung.report").joinpath("page.html").read_text(encoding="utf-8")
     return Template(template).substitute(title=escape(title), body=body)
 
 
 def _page(groups: list[ComparableRuns]) -> str:
-    """The whole page: an article for each text, then how it was measured."""
+    """Build the whole page: an article for each text, then the method."""
     titles = dict.fromkeys(_title(group) for group in groups)
     body = [_contents(groups)] if len(groups) > 1 else []
     body += [_article(group, f"text-{i}") for i, group in enumerate(groups, 1)]
@@ -110,7 +83,7 @@ def _contents(groups: list[ComparableRuns]) -> str:
 
 
 def _article(group: ComparableRuns, anchor: str) -> str:
-    build = (_header, _ladder, build_table, _curves, _samples, _surprisal)
+    build = (_header, _ladder, build_table, _curves, build_samples, build_surprisal)
     return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
 
 
@@ -125,7 +98,7 @@ def _header(group: ComparableRuns) -> str:
 
 
 def build_header(title: str, summary: str, group: ComparableRuns) -> str:
-    """The title, the result in words (which is HTML), and what was measured with what."""
+    """Build the header: the title, the summary (which is HTML), and the facts of the runs."""
     facts = "".join(
         f"<div><dt>{term}</dt><dd>{fact}</dd></div>" for term, fact in _facts(group) if fact
     )
@@ -136,7 +109,7 @@ def build_header(title: str, summary: str, group: ComparableRuns) -> str:
 
 
 def _summary(group: ComparableRuns) -> str:
-    """The result in one sentence: the best rung, the best of the other kind, and lzma."""
+    """Write the result in one sentence: the best rung, the best of the other kind, and lzma."""
     best = group.best
     if best is None:
         return (
@@ -206,9 +179,8 @@ def _ladder(group: ComparableRuns) -> str:
         for run in group.scored
     ]
     caption = (
-        "A dot is what one byte of unseen text costs that rung, and further left is better; the "
-        "bar through it "
-        "is the 95% interval"
+        "A dot is what one byte of unseen text costs that rung, further left is better, and the "
+        "bar through it is the 95% interval"
         + (
             ", and the upright lines are what compressors pay for the same bytes."
             if group.marks
@@ -218,7 +190,7 @@ def _ladder(group: ComparableRuns) -> str:
     return build_figure(
         "The ladder",
         caption,
-        [charts.draw_ladder(bars, group.marks, width) for width in charts.WIDTHS],
+        [charts.draw_ladder(bars, group.marks, width) for width in svg.WIDTHS],
     )
 
 
@@ -238,121 +210,20 @@ def _curves(group: ComparableRuns) -> str:
         if run.curve
     ]
     caption = (
-        "Bits per byte of validation text after so many training tokens: lower is better, and a "
-        "line that still "
-        "falls at its end would gain from more time."
+        "Bits per byte of validation text after so many training tokens. Lower is better, and a "
+        "line that still falls at its end would gain from more time."
     )
     if len(curves) > len(learners):
         caption += " A dashed line is a rung that counts: it reads the training text once."
     return build_figure(
-        "Learning", caption, [charts.draw_curves(curves, width) for width in charts.WIDTHS]
+        "Learning", caption, [charts.draw_curves(curves, width) for width in svg.WIDTHS]
     )
 
 
 def build_figure(title: str, caption: str, drawings: list[str]) -> str:
-    """A section with one figure, drawn for a screen and for a phone."""
+    """Build a section with one chart, drawn for a screen and for a phone."""
     figure = f"<figure><figcaption>{caption}</figcaption>{''.join(drawings)}</figure>"
     return f"<section><h2>{title}</h2>{figure}</section>"
-
-
-def _samples(group: ComparableRuns) -> str:
-    """A card for each run that wrote something."""
-    told = [run for run in group.runs if run.row.sample is not None]
-    cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
-    caption = (
-        "Every rung goes on from the words in bold: look at how long it keeps to a word, a "
-        "sentence, a subject."
-    )
-    if any(REPLACEMENT_CHARACTER in run.row.sample for run in told if run.row.sample):
-        caption += f" {REPLACEMENT_NOTE}."
-    return _gallery(
-        "The same prompt, continued",
-        caption,
-        cards,
-    )
-
-
-def _sample(run: ReportedRun) -> str:
-    prompt, sample = str(run.record.get("prompt") or ""), run.row.sample or ""
-    glue = " " if prompt and _loses_space(run) and not sample[:1].isspace() else ""
-    return f"<b>{escape(prompt)}</b>{glue}{escape(sample)}"
-
-
-def _surprisal(group: ComparableRuns) -> str:
-    """A card for each run that read the passage, every token on a shade of its bits."""
-    told = [run for run in group.runs if run.record.get("passage")]
-    cards = "".join(_card(_heading(run), _passage(run)) for run in told)
-    scale = "".join(
-        f'<span class="t" style="--b:{bits}"></span>' for bits in range(int(DARKEST) + 1)
-    )
-    return _gallery(
-        "Where each rung is surprised",
-        "The same unseen passage for every rung: the stronger a token’s shade, the more bits it "
-        "cost (point at one to read how many); ⏎ is a token of line breaks, the square is the "
-        "end-of-text token.",
-        cards,
-        f'<p class="scale"><span>0 bits</span><span class="steps">{scale}</span><span>12 or '
-        f"more</span></p>",
-    )
-
-
-def _gallery(title: str, caption: str, cards: str, legend: str = "") -> str:
-    if not cards:
-        return ""
-    return (
-        f'<section><h2>{title}</h2><p class="caption">{caption}</p>{legend}<div '
-        f'class="cards">{cards}</div></section>'
-    )
-
-
-def _card(heading: str, text: str) -> str:
-    return f'<div class="card"><h3>{heading}</h3><p dir="auto">{text}</p></div>'
-
-
-def _heading(run: ReportedRun) -> str:
-    bits = sum(bits for _, bits in _costs(run))
-    shown = format_count(bits) if math.isfinite(bits) else "infinitely many"
-    return f"{escape(run.label)} <span>{shown} bits in all</span>"
-
-
-def _costs(run: ReportedRun) -> list[tuple[str, float]]:
-    """The passage's tokens and their bits; JSON has null for a token that was given probability
-    0.
-    """
-    return [(text, math.inf if bits is None else bits) for text, bits in run.record["passage"]]
-
-
-def _passage(run: ReportedRun) -> str:
-    """The passage with each token on its shade."""
-    return "".join(_token(text, bits) for text, bits in _whole_characters(_costs(run)))
-
-
-def _whole_characters(passage: list[tuple[str, float]]) -> Iterable[tuple[str, float]]:
-    """The tokens, with the later bytes of a character (pieces without text) added to its first; the
-    end stays.
-    """
-    text, bits = "", 0.0
-    for i, (piece, cost) in enumerate(passage):
-        is_end = i == len(passage) - 1 and not piece
-        if (piece or is_end) and i:
-            yield text, bits
-            bits = 0.0
-        text, bits = piece or ("" if is_end else text), bits + cost
-    yield text, bits
-
-
-def _token(text: str, bits: float) -> str:
-    shade = f'style="--b:{min(max(bits, 0), DARKEST):.1f}" title="{bits:.1f} bits'
-    if not text:
-        return (
-            f'<span class="t end" {shade}, end of text" role="img" aria-label="end of text"></span>'
-        )
-    breaks = " breaks" if "\n" in text and text.isspace() else ""
-    return f'<span class="t{breaks}" {shade}">{escape(text)}</span>'
-
-
-def _loses_space(run: ReportedRun) -> bool:
-    return "white space" in (run.tokenizer.get("lost") or ())
 
 
 def _method(groups: list[ComparableRuns]) -> str:
@@ -391,7 +262,7 @@ def _flatten(value: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any
 
 
 def _plain(value: Any) -> str:
-    """As YAML writes it."""
+    """Format a value as YAML does."""
     if isinstance(value, list):
         return f"[{', '.join(map(_plain, value))}]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
@@ -417,6 +288,6 @@ def _distinct(values: Iterable[Any]) -> str:
 
 
 def _shades(group: ComparableRuns) -> dict[str, int]:
-    """The depth of colour of each run, from the lowest rung to the highest."""
+    """Return the shade of each run, from the lowest rung to the highest."""
     last = max(len(group.runs) - 1, 1)
     return {run.label: round(i * (charts.SHADES - 1) / last) for i, run in enumerate(group.runs)}

@@ -1,6 +1,4 @@
-"""What each swap between GPT-2 and Llama 3 buys: runs over several seeds as a table, and as a page
-with its chart.
-"""
+"""The report of the swaps between GPT-2 and Llama 3: a table and a chart of several seeds."""
 
 import statistics
 from collections.abc import Iterable
@@ -13,9 +11,10 @@ from rung.errors import RunError
 from rung.evaluation.metrics import confidence_interval
 from rung.files import write_atomically
 from rung.models.swaps import SWAPS
-from rung.report import charts
+from rung.report import charts, svg
 from rung.report.page import build_figure, build_header, fill_page
-from rung.report.table import ComparableRuns, ReportedRun, format_count, make_cell, read_runs
+from rung.report.summaries import ComparableRuns, ReportedRun, read_runs
+from rung.report.table import format_count, make_cell
 
 BASE, END = "gpt2", "llama3"
 HEADS = (
@@ -27,51 +26,45 @@ HEADS = (
     "95% interval",
 )
 METHOD = {
-    "What is compared": "Every model but the first is GPT-2 with one part of Llama 3 in the place "
-    "of its own, the last "
-    "with all six. Width, layers, heads, optimizer, learning rate, steps, batches and, for one "
-    "seed, the order of the "
-    "text are the same for all, and so are the tokens read; seconds and parameters are not, so "
-    "they stand beside. "
-    "GPT-2 as published ties its head to its embeddings; here it begins untied, and tying is one "
-    "of the swaps.",
-    "What a part brings": "Each part begins with the weights that its own model gives it: learned "
-    "positions as "
-    "sinusoids, rotary ones with a vector common to all tokens. What writes to the residual stream "
-    "begins smaller by "
-    "the depth in all of them, as GPT-2 has it. SwiGLU is as large as the GELU layer, two thirds "
-    "as wide and with "
-    "three matrices. Without biases, LayerNorm has none either.",
+    "What is compared": "The first model is GPT-2. Every other one is GPT-2 with one part of Llama "
+    "3 in the place of its own, and the last has all six. Width, layers, heads, optimizer, "
+    "learning rate, steps, batches, tokens read and, for one seed, the order of the text are the "
+    "same for all. Seconds and parameters differ, so the table shows them. GPT-2 as published ties "
+    "its head to its embeddings; here it begins untied, and tying is one of the swaps.",
+    "How each part begins": "Each part begins with the weights that its own model gives it: "
+    "learned positions as sinusoids, rotary ones with a vector common to all tokens. In all models "
+    "the weights that write to the residual stream begin smaller by the depth, as in GPT-2. SwiGLU "
+    "is as large as the GELU layer, two thirds as wide and with three matrices. Without biases, "
+    "LayerNorm has none either.",
     "95% interval": "Student’s t over the seeds, of the mean of the differences between two runs "
-    "with the same seed. "
-    "It says how far the figure would move with other seeds, on this text, at this size; it is not "
-    "widened for there "
-    "being several comparisons.",
+    "with the same seed. It says how far the figure would move with other seeds, on this text, at "
+    "this size. It is not corrected for several comparisons.",
 }
 
 
 @dataclass(frozen=True)
 class SeedMean:
-    """A mean over seeds and its 95% interval, which takes two seeds at least."""
+    """A mean over seeds, with a 95% interval from two seeds on."""
 
     values: list[float]
 
     @property
     def mean(self) -> float:
-        """The mean."""
         return statistics.fmean(self.values)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Mean ± t · s / √n (Student 1908); None for a single seed."""
+        """Return mean ± t · s / √n (Student 1908); None for a single seed."""
         found = confidence_interval(self.values, [1] * len(self.values))
         return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SwapResult:
-    """A model of the table: its runs, one a seed; `difference` is from the base, seed by seed, in
-    bits per byte.
+    """The runs of one model over the seeds.
+
+    `difference` is from the base, seed by seed, in bits per byte; None for the base, and where no
+    seed has both.
     """
 
     name: str
@@ -79,17 +72,17 @@ class SwapResult:
     parameters: int
     seconds: float  # of training, the mean
     bits: SeedMean
-    difference: SeedMean | None  # None for the base, and where no seed has both
+    difference: SeedMean | None
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval of the difference is on one side of zero."""
+        """Return whether the interval of the difference is on one side of zero."""
         interval = self.difference.interval if self.difference else None
         return interval is not None and (interval[0] > 0 or interval[1] < 0)
 
 
 def read_swaps(folders: Iterable[Path]) -> list[SwapResult]:
-    """A row for each model with a finished run: the base, each swap, all of them.
+    """Return a row for each model with a finished run: the base, each swap, all of them.
 
     Raises `RunError` for a folder that is no run.
     """
@@ -99,7 +92,7 @@ def read_swaps(folders: Iterable[Path]) -> list[SwapResult]:
 def write_swaps(folders: Iterable[Path], out: Path) -> None:
     """Write the page about these runs to `out`.
 
-    Raises `RunError` where there is no run, or for a place that cannot be written to.
+    Raises `RunError` where no run is finished, or where `out` cannot be written.
     """
     found = read_runs(folders)
     group = ComparableRuns([run for run in found if run.row.bits_per_byte is not None])
@@ -121,7 +114,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
 
 
 def sum_of_parts(rows: list[SwapResult]) -> str:
-    """Whether the swaps add up, in words; empty where one is missing."""
+    """Say in words whether the swaps add up; empty where one of them is missing."""
     alone = [row.difference.mean for row in rows if row.name in SWAPS and row.difference]
     together = next((row.difference for row in rows if row.name == END), None)
     if len(alone) < len(SWAPS) or together is None:
@@ -187,24 +180,23 @@ def _chart(rows: list[SwapResult]) -> str:
     if not differences:
         return ""
     caption = (
-        "How many bits per byte each swap adds to GPT-2’s, and to the left takes away. A small dot "
-        "is a seed, the "
-        "large one their mean, the bar its 95% interval; a swap whose bar crosses the line may do "
-        "nothing."
+        "The bits per byte that each swap adds to GPT-2’s; left of the line it saves them. A small "
+        "dot is a seed, the large one their mean, the bar its 95% interval. A swap whose bar "
+        "crosses the line may have no effect."
     )
-    drawings = [charts.draw_differences(differences, BASE, width) for width in charts.WIDTHS]
+    drawings = [charts.draw_differences(differences, BASE, width) for width in svg.WIDTHS]
     return build_figure("What each swap buys", caption, drawings)
 
 
 def build_swaps_table(rows: list[SwapResult], training: dict[str, int]) -> str:
-    """The table's section, with a row for each model; `training` is the record of any run."""
+    """Build the table's section, a row for each model; `training` is the record of any run."""
     cells = "".join(f'<th scope="col">{head}</th>' for head in HEADS)
     body = "".join(_table_row(row) for row in rows)
     steps, tokens = training["steps"], training["tokens"]
     return (
         '<section><h2>The figures</h2><p class="caption">Means over the seeds; the difference is '
-        "from the first row. "
-        f"Every run took {format_count(steps)} steps of {format_count(tokens / steps)} tokens.</p>"
+        f"from the first row. Every run took {format_count(steps)} steps of "
+        f"{format_count(tokens / steps)} tokens.</p>"
         '<div class="scroll" role="region" aria-label="The figures" tabindex="0"><table><thead><tr>'
         f'<th scope="col">model</th><th scope="col">swap</th>{cells}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></section>"
