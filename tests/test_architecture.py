@@ -8,7 +8,17 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "rung"
 FLOORS = (
-    ("errors", "progress", "files", "hub", "distributed", "device", "model_files", "compiler"),
+    (
+        "errors",
+        "ladder",
+        "progress",
+        "files",
+        "hub",
+        "distributed",
+        "device",
+        "model_files",
+        "compiler",
+    ),
     ("data", "runs"),
     ("models",),
     ("training", "evaluation", "generation"),

@@ -76,7 +76,7 @@ def test_the_books_recipes_run_from_a_local_mirror_of_the_hub(
 
 
 def test_there_is_a_recipe_for_every_rung():
-    from rung.models import LADDER
+    from rung.ladder import LADDER
 
     assert {path.stem for path in RECIPES if path.parent.name == "recipes"} == set(LADDER)
 

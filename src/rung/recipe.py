@@ -34,6 +34,7 @@ from transformers import TrainingArguments
 from rung.data.files import DocumentKind
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
+from rung.ladder import is_counting
 from rung.models import config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
@@ -126,7 +127,7 @@ class Recipe:
             raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
         if self.carry_state:
             check_carry_state(find_rung(self.rung).model_class, self.train)
-        if not find_rung(self.rung).counts:
+        if not is_counting(self.rung):
             check_activations(self.rung, find_rung(self.rung).model_class, self.train)
         check_seed(self.seed)
         check_positive("minutes", self.minutes, float)
@@ -139,7 +140,7 @@ class Recipe:
             raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
         check_positive("global_batch_size", self.global_batch_size, int)
         check_length(self.steps, self.minutes, self.train)
-        if find_rung(self.rung).counts:
+        if is_counting(self.rung):
             _check_counted(self)
 
 
@@ -256,7 +257,7 @@ def _check_held_out(rung: str, share: Any) -> None:
             f"validation and again for "
             "test, from 0 up to 0.5"
         )
-    if share == 0 and not find_rung(rung).counts:
+    if share == 0 and not is_counting(rung):
         raise RecipeError(
             f"held_out is 0, but {rung} is trained until validation text says that it is best: "
             f"hold out some, as in "
@@ -291,7 +292,7 @@ def _check_base(recipe: Recipe) -> None:
         raise RecipeError(
             f"base is {recipe.base!r}: it must name a run, a model folder or a Hub id"
         )
-    if find_rung(recipe.rung).counts:
+    if is_counting(recipe.rung):
         raise RecipeError(
             f"base is {recipe.base}, but {recipe.rung} is fitted by counting in one pass, with "
             f"nothing to go on from: fit it on all the text at once; `rung export FILE OUT --to "

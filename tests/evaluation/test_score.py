@@ -269,12 +269,12 @@ def test_an_interval_begins_at_zero(make_tiny, tokenizer):
 
 def test_an_unknown_word_costs_its_spelling(make_tiny):
     from rung.data.tokenizer import encode_documents
-    from rung.models import LADDER, make_config
+    from rung.models import RUNGS, make_config
 
     words = build_tokenizer("word-split", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    fit = LADDER["bigram"].model_class.fit
+    fit = RUNGS["bigram"].model_class.fit
     model = fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
     known = score_documents(model, words, ["the cat"])
     unknown = score_documents(model, words, ["the zèbra"])
@@ -297,11 +297,11 @@ def test_an_unknown_word_costs_its_spelling(make_tiny):
 def count(rung, tokenizer, texts, **settings):
     """A counting rung of these texts."""
     from rung.data.tokenizer import encode_documents
-    from rung.models import LADDER, make_config
+    from rung.models import RUNGS, make_config
 
     documents = list(encode_documents(texts, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return LADDER[rung].model_class.fit(
+    return RUNGS[rung].model_class.fit(
         make_config(rung, tokenizer, settings), numpy.concatenate(documents), starts
     )
 
@@ -473,12 +473,12 @@ def test_the_bigram_of_the_cat_is_the_formula_by_hand():
     on paper.
     """
     from rung.data.tokenizer import encode_documents
-    from rung.models import LADDER, make_config
+    from rung.models import RUNGS, make_config
 
     words = build_tokenizer("word-split", SENTENCES)
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    model = LADDER["bigram"].model_class.fit(
+    model = RUNGS["bigram"].model_class.fit(
         make_config("bigram", words, {}), numpy.concatenate(documents), starts
     )
     vocabulary = 4 + len(set(" ".join(SENTENCES).split()))

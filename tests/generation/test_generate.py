@@ -32,7 +32,7 @@ from rung.generation.generate import generate, generate_batch, generate_from_ids
 from rung.generation.quantize import measure_quantization_cost, parse_weight_dtype, quantize_int8
 from rung.generation.sampling import Sampling, find_probabilities, sample_tokens
 from rung.generation.speculative import NgramDraft, PromptLookupDraft, make_draft
-from rung.models import LADDER, make_config
+from rung.models import RUNGS, make_config
 from tests.conftest import NEURAL, SENTENCES, TINY, overflow, shake
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -707,7 +707,7 @@ def test_words_do_not_run_together(make_tiny):
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
     model = (
-        LADDER["bigram"]
+        RUNGS["bigram"]
         .model_class.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )

@@ -39,7 +39,7 @@ from rung.errors import CorpusError, RecipeError, RunError  # noqa: E402
 from rung.evaluation.surprisal import score_text  # noqa: E402
 from rung.generation.generate import generate  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
-from rung.models import LADDER, make_config  # noqa: E402
+from rung.models import RUNGS, make_config  # noqa: E402
 from rung.serve import engine as engines  # noqa: E402
 from rung.serve.app import build_app, open_port  # noqa: E402
 from rung.serve.middleware import (  # noqa: E402
@@ -289,7 +289,7 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
     documents = list(encode_documents(SENTENCES, words))
     starts = numpy.cumsum([0] + [len(row) for row in documents[:-1]])
     model = (
-        LADDER["bigram"]
+        RUNGS["bigram"]
         .model_class.fit(make_config("bigram", words, {}), numpy.concatenate(documents), starts)
         .eval()
     )

@@ -9,7 +9,7 @@ import pytest
 
 from rung import runs
 from rung.errors import RecipeError, RunError
-from rung.models import LADDER
+from rung.ladder import LADDER
 from rung.training.checkpoints import find_checkpoints
 from rung.workflows.climb import REPORT, Climb, climb
 

@@ -14,7 +14,8 @@ from rung.data.corpus import WIKITEXT_CONFIGS
 from rung.data.sources import WIKITEXT
 from rung.errors import RunError
 from rung.evaluation.metrics import RENORMALIZED, format_token_perplexity, format_word_perplexity
-from rung.models import LADDER, OFF_LADDER, read_checked_config
+from rung.ladder import IDEAS
+from rung.models import read_checked_config
 
 RunRecord = Mapping[str, Any]
 
@@ -117,7 +118,7 @@ def _describe(record: RunRecord, model_type: str) -> Iterator[str]:
         yield f"A `{model_type}` model."
         return
     rung = record["rung"]
-    idea = (LADDER | OFF_LADDER)[rung].idea if rung in LADDER | OFF_LADDER else ""
+    idea = IDEAS.get(rung, "")
     size = f" of {record['parameters']:,} parameters" if "parameters" in record else ""
     corpus = f", trained from scratch on `{record['corpus']['name']}`" if "corpus" in record else ""
     if "base" in record:

@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 
 from rung import runs
+from rung.ladder import is_counting
 from rung.report import charts
 from rung.report.summaries import group_runs, read_runs
 from rung.report.swaps import build_swaps_table, read_swaps
@@ -41,7 +42,7 @@ def show_run(folder: Path) -> str:
     found = read_runs([folder])
     body = "".join(map(build_table, group_runs(found)))
     for run in found:
-        if run.curve and run.row.rung not in runs.COUNTING:
+        if run.curve and not is_counting(run.row.rung):
             curve = charts.Curve(
                 label=run.label, points=run.curve, level=run.curve[-1][1], shade=charts.SHADES - 1
             )

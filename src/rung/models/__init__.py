@@ -5,12 +5,10 @@ it.
 from rung.models.base import CausalModel
 from rung.models.registry import (
     DEFAULT_HEAD_SIZE,
-    LADDER,
-    OFF_LADDER,
     PLACEHOLDER_FIELDS,
+    RUNGS,
     RUNGS_BY_MODEL_TYPE,
     TOKENIZER_FIELDS,
-    TRANSFORMER_RUNGS,
     Rung,
     build_model,
     config_fields,
@@ -25,12 +23,10 @@ from rung.models.registry import (
 
 __all__ = [
     "DEFAULT_HEAD_SIZE",
-    "LADDER",
-    "OFF_LADDER",
     "PLACEHOLDER_FIELDS",
+    "RUNGS",
     "RUNGS_BY_MODEL_TYPE",
     "TOKENIZER_FIELDS",
-    "TRANSFORMER_RUNGS",
     "CausalModel",
     "Rung",
     "build_model",

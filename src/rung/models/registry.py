@@ -5,7 +5,7 @@ transformers does not ship. `gpt2` and `llama3` are its own model types, so ther
 code and gets the same logits.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 from rung.data.tokenizer import required_vocab_size
 from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError, did_you_mean
+from rung.ladder import IDEAS, TRANSFORMER_RUNGS, is_counting
 from rung.models.base import CausalModel
 from rung.models.bigram import BigramConfig, BigramForCausalLM
 from rung.models.config_checks import (
@@ -53,79 +54,66 @@ from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """One rung: its idea, its Hugging Face classes, and the shape it has when nobody asks for
-    another.
-    """
+    """A rung: its Hugging Face classes, and the shape that it has by default."""
 
-    idea: str
+    name: str
     config_class: type[PreTrainedConfig]
     model_class: type[CausalModel]
-    defaults: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def idea(self) -> str:
+        """The idea that the rung adds, in a few words."""
+        return IDEAS[self.name]
 
     @property
     def counts(self) -> bool:
-        """Whether it is fitted by counting, in one pass, and not trained by gradients."""
-        return hasattr(self.model_class, "fit")
+        """Whether it is fitted by counting, in one pass, instead of being trained by gradients."""
+        return is_counting(self.name)
 
 
-LADDER: dict[str, Rung] = {
-    "bigram": Rung(
-        idea="count pairs", config_class=BigramConfig, model_class=BigramForCausalLM, defaults={}
-    ),
-    "ngram": Rung(
-        idea="count longer, back off well",
+_RUNGS = (
+    Rung(name="bigram", config_class=BigramConfig, model_class=BigramForCausalLM),
+    Rung(
+        name="ngram",
         config_class=NgramConfig,
         model_class=NgramForCausalLM,
         defaults={"order": 5},
     ),
-    "rnn": Rung(
-        idea="remember",
+    Rung(
+        name="rnn",
         config_class=RNNConfig,
         model_class=RNNForCausalLM,
         defaults={"num_hidden_layers": 1},
     ),
-    "rnn-attention": Rung(
-        idea="look back",
+    Rung(
+        name="rnn-attention",
         config_class=RNNAttentionConfig,
         model_class=RNNAttentionForCausalLM,
         defaults={"num_hidden_layers": 1},
     ),
-    "gpt2": Rung(
-        idea="drop recurrence",
+    Rung(
+        name="gpt2",
         config_class=GPT2Config,
         model_class=GPT2LMHeadModel,
         defaults={"num_hidden_layers": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     ),
-    "llama3": Rung(
-        idea="modernise",
+    Rung(
+        name="llama3",
         config_class=LlamaConfig,
         model_class=LlamaForCausalLM,
         defaults={"num_hidden_layers": 4, "tie_word_embeddings": True},
     ),
-}
-OFF_LADDER: dict[str, Rung] = {  # made and measured like a rung, no step of the ladder
-    "infini-gram": Rung(
-        idea="count any length",
-        config_class=InfinigramConfig,
-        model_class=InfinigramForCausalLM,
-        defaults={},
-    ),
-    "swaps": Rung(
-        idea="modernise by parts",
-        config_class=SwapsConfig,
-        model_class=SwapsForCausalLM,
-        defaults={},
-    ),
-}
-RUNGS_BY_MODEL_TYPE = {
-    rung.config_class.model_type: rung for rung in (LADDER | OFF_LADDER).values()
-}  # as a configuration names them
-TRANSFORMER_RUNGS = ("gpt2", "llama3", "swaps")
+    Rung(name="infini-gram", config_class=InfinigramConfig, model_class=InfinigramForCausalLM),
+    Rung(name="swaps", config_class=SwapsConfig, model_class=SwapsForCausalLM),
+)
+RUNGS: dict[str, Rung] = {rung.name: rung for rung in _RUNGS}
+RUNGS_BY_MODEL_TYPE = {rung.config_class.model_type: rung for rung in _RUNGS}
 DEFAULT_HEAD_SIZE = 64
 TOKENIZER_FIELDS = ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
 PLACEHOLDER_FIELDS = dict(zip(TOKENIZER_FIELDS, (256, 0, 0, 0), strict=True))
 
-for _rung in (*LADDER.values(), *OFF_LADDER.values()):
+for _rung in _RUNGS:
     if _rung.config_class.model_type.startswith("rung-"):
         AutoConfig.register(_rung.config_class.model_type, _rung.config_class, exist_ok=True)
         AutoModelForCausalLM.register(_rung.config_class, _rung.model_class, exist_ok=True)
@@ -136,19 +124,18 @@ def find_rung(name: str) -> Rung:
 
     Raises `RecipeError` when there is none.
     """
-    known = LADDER | OFF_LADDER
-    if name not in (*known, *SIZES):
-        near = did_you_mean(name, [*known, *SIZES])
+    if name not in (*RUNGS, *SIZES):
+        near = did_you_mean(name, [*RUNGS, *SIZES])
         raise RecipeError(
-            f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, known)}"
+            f"unknown rung {name!r}: {near if '?' in near else did_you_mean(name, RUNGS)}"
         )
-    return known[resolve_size(name, {})[0]]
+    return RUNGS[resolve_size(name, {})[0]]
 
 
 def find_rung_name(model: type[CausalModel]) -> str:
     """What a rung's class is called; the class's own name for one that is none."""
     return next(
-        (name for name, rung in (LADDER | OFF_LADDER).items() if rung.model_class is model),
+        (rung.name for rung in _RUNGS if rung.model_class is model),
         model.__name__,
     )
 

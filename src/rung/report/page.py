@@ -16,6 +16,7 @@ from rung import runs
 from rung.errors import RunError
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.files import write_atomically
+from rung.ladder import is_counting
 from rung.report import charts, svg
 from rung.report.samples import build_samples, build_surprisal
 from rung.report.summaries import ComparableRuns, ReportedRun, group_runs, read_runs
@@ -122,16 +123,14 @@ def _summary(group: ComparableRuns) -> str:
         f"has never seen"
     ]
     others = [
-        run
-        for run in group.scored
-        if (run.row.rung in runs.COUNTING) != (best.row.rung in runs.COUNTING)
+        run for run in group.scored if is_counting(run.row.rung) != is_counting(best.row.rung)
     ]
     if others and all(run.row.doubt for run in others):
         parts.append("the trained rungs had too little time to be compared")
     elif others:
         others = [run for run in others if not run.row.doubt]
         other = min(others, key=lambda run: run.cost)
-        kind = "counting alone" if other.row.rung in runs.COUNTING else "the best trained rung"
+        kind = "counting alone" if is_counting(other.row.rung) else "the best trained rung"
         parts.append(f"{kind} ({escape(other.label)}) needs {_bits(other.cost)}{other.mark}")
     alone, after = group.marks.get("lzma"), group.marks.get(LZMA_AFTER_TRAIN)
     if alone is not None:
@@ -196,7 +195,7 @@ def _ladder(group: ComparableRuns) -> str:
 
 def _curves(group: ComparableRuns) -> str:
     shades = _shades(group)
-    learners = [run for run in group.runs if run.curve and run.row.rung not in runs.COUNTING]
+    learners = [run for run in group.runs if run.curve and not is_counting(run.row.rung)]
     if not learners:
         return ""
     curves = [

@@ -8,18 +8,8 @@ from typing import Any
 
 from rung import runs
 from rung.evaluation.metrics import format_token_perplexity, format_word_perplexity
+from rung.ladder import IDEAS
 
-# Each rung and its idea; importing them from the models would import torch.
-IDEAS = {
-    "bigram": "count pairs",
-    "ngram": "count longer, back off well",
-    "infini-gram": "count any length",
-    "rnn": "remember",
-    "rnn-attention": "look back",
-    "gpt2": "drop recurrence",
-    "llama3": "modernise",
-    "swaps": "modernise by parts",
-}
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 

@@ -3,7 +3,6 @@
 from rung.model_files import CHECKPOINTS, METRICS, RECORD
 from rung.runs.folder import (
     CANNOT_WRITE,
-    COUNTING,
     HOLDER,
     LEAST_STEPS,
     LOCK,
@@ -42,7 +41,6 @@ from rung.runs.folder import (
 __all__ = [
     "CANNOT_WRITE",
     "CHECKPOINTS",
-    "COUNTING",
     "HOLDER",
     "LEAST_STEPS",
     "LOCK",

@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from rung import distributed, model_files
 from rung.errors import RunError
 from rung.files import choose_beside, settle_folder, sync, write_atomically
+from rung.ladder import is_counting
 from rung.model_files import CHECKPOINTS, METRICS, RECORD
 from rung.runs.schema import find_misfit
 
@@ -42,7 +43,6 @@ LONGEST_PROMPT = 60  # characters
 # Steps of training from scratch, for its scores to say anything: of fewer, the warm-up, a
 # twentieth, is no whole one.
 LEAST_STEPS = 20
-COUNTING = ("bigram", "ngram", "infini-gram")  # rungs that are trained in no steps
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
 CANNOT_WRITE = (
@@ -138,7 +138,7 @@ def find_doubts(records: Sequence[dict[str, Any]]) -> list[str | None]:
 
     def compare(record: dict[str, Any]) -> str | None:
         text, bits = _measure(record)
-        is_worse = record.get("rung") not in COUNTING and any(
+        is_worse = not is_counting(record.get("rung", "")) and any(
             text == other and bits > few for other, few in pairs
         )
         return "worse than counting pairs: trained for too short a time" if is_worse else None

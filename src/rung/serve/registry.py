@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from rung import __version__
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import RunError
-from rung.models import LADDER, OFF_LADDER, load
+from rung.ladder import LADDER, OFF_LADDER
+from rung.models import load
 from rung.models.base import CausalModel
 from rung.runs import find_record, find_runs, is_finished, read_record
 
@@ -63,7 +64,7 @@ def find_places(run: str) -> list[str]:
         raise RunError(
             f"{run} holds no finished run: `rung runs {shlex.quote(str(run))}` lists what there is"
         )
-    ladder = list(LADDER | OFF_LADDER)
+    ladder = [*LADDER, *OFF_LADDER]
     return [
         str(below)
         for below in sorted(found, key=lambda below: ladder.index(read_record(below)["rung"]))

@@ -8,7 +8,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from rung.errors import RecipeError
-from rung.models import LADDER
+from rung.ladder import LADDER
+from rung.models import RUNGS
 from rung.models.base import CausalModel
 
 OLD, NEW = (
@@ -22,9 +23,7 @@ def check_activations(name: str, model: type[CausalModel], arguments: dict[str, 
     for key in (OLD, NEW):
         if arguments.get(key) and not model.supports_gradient_checkpointing:
             able = ", ".join(
-                name
-                for name, rung in LADDER.items()
-                if rung.model_class.supports_gradient_checkpointing
+                name for name in LADDER if RUNGS[name].model_class.supports_gradient_checkpointing
             )
             raise RecipeError(
                 f"train.{key} is {arguments[key]!r}: {name} cannot train so, its memory is in the "

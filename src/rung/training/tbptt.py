@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rung import distributed
 from rung.errors import RecipeError, RunError
-from rung.models import LADDER, find_rung_name
+from rung.ladder import LADDER
+from rung.models import RUNGS, find_rung_name
 from rung.models.base import CausalModel, RecurrentState
 
 # Other batches, or another order, and a state would meet the text of another stream.
@@ -31,7 +32,7 @@ def check_carry_state(model: type[CausalModel], arguments: dict[str, Any]) -> No
     """
     if not model.can_carry_state:
         name = find_rung_name(model)
-        able = ", ".join(name for name, rung in LADDER.items() if rung.model_class.can_carry_state)
+        able = ", ".join(name for name in LADDER if RUNGS[name].model_class.can_carry_state)
         raise RecipeError(
             f"carry_state is true, but {name} cannot carry its state; of the rungs, {able} can"
         )

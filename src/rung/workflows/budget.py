@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from rung import distributed
 from rung.data.packing import PackedTokens
 from rung.device import choose_device
-from rung.models import TRANSFORMER_RUNGS, build_model, count_parameters, make_config
+from rung.ladder import TRANSFORMER_RUNGS
+from rung.models import build_model, count_parameters, make_config
 from rung.models.base import CausalModel
 from rung.recipe import Recipe
 from rung.training.clock import LEAST, now

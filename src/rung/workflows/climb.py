@@ -21,7 +21,8 @@ from typing import Any
 from rung import distributed, runs
 from rung.data.files import DocumentKind
 from rung.errors import RunError, RungError
-from rung.models import LADDER, OFF_LADDER, find_rung
+from rung.ladder import LADDER, OFF_LADDER, is_counting
+from rung.models import find_rung
 from rung.models.sizes import resolve_size
 from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.recipe import Recipe, check_positive
@@ -46,7 +47,7 @@ class Climb:
     column: str | None = None
     encoding: str | None = None
     tokenizer: dict[str, Any] = field(default_factory=lambda: {"kind": "bpe"})
-    rungs: tuple[str, ...] = tuple(LADDER)
+    rungs: tuple[str, ...] = LADDER
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
     folder: Path = Path("runs/climb")
@@ -68,7 +69,7 @@ class Climb:
         minutes.
         """
         wanted = self.names()
-        trained = [name for name in wanted if not find_rung(name).counts]
+        trained = [name for name in wanted if not is_counting(name)]
         return [
             Recipe(
                 rung=name,

@@ -14,7 +14,8 @@ from rung.data.tokenizer import encode_documents
 from rung.device import choose_device, has_fast_bfloat16
 from rung.evaluation import documents, likelihood
 from rung.evaluation.documents import take_texts
-from rung.models import build_model, count_parameters, find_rung, fused, make_config
+from rung.ladder import is_counting
+from rung.models import build_model, count_parameters, fused, make_config
 from rung.models.base import CausalModel
 from rung.models.bigram import PAIRS_AT_ONCE
 from rung.models.ngram.counting_settings import (
@@ -71,7 +72,7 @@ def foresee(
     )
     tokens = round(corpus.bytes["train"] * sizes[1] / sizes[0])
     found = {"training text": f"{corpus.bytes['train']:,} bytes, about {tokens:,} tokens"}
-    if find_rung(recipe.rung).counts:
+    if is_counting(recipe.rung):
         return found | _foresee_counting(recipe, tokenizer, tokens)
     scored = round(
         max(corpus.bytes["test"], min(corpus.bytes["validation"], WATCHED_BYTES))

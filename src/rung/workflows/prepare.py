@@ -19,7 +19,7 @@ from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
 from rung.files import keep
-from rung.models import find_rung
+from rung.ladder import is_counting
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 
@@ -69,7 +69,7 @@ def skips_empty_lines(recipe: Recipe) -> bool:
     """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes
     them as KenLM does.
     """
-    return recipe.documents == "lines" and not find_rung(recipe.rung).counts
+    return recipe.documents == "lines" and not is_counting(recipe.rung)
 
 
 def packed_key(

@@ -23,7 +23,8 @@ from rung.evaluation.score import score_documents
 from rung.files import remove_leftovers
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
-from rung.models import build_model, count_parameters, find_hidden_size, find_rung, make_config
+from rung.ladder import is_counting
+from rung.models import build_model, count_parameters, find_hidden_size, make_config
 from rung.models.base import CausalModel
 from rung.models.ngram.checkpoints import remove_order_checkpoints
 from rung.models.ngram.counting_settings import CountingSettings
@@ -97,7 +98,7 @@ def execute(
 def _execute(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float) -> bool:
     ready = _make_ready(recipe, folder, on_progress, began)
     packed = distributed.raise_together(ready.open_packed)()
-    counts = find_rung(recipe.rung).counts
+    counts = is_counting(recipe.rung)
     if not counts:
         leave_busy_cores()
     chosen = ready if counts else _choose_size(ready, packed, folder, on_progress)
@@ -152,7 +153,7 @@ def check_start(recipe: Recipe, folder: Path) -> None:
         make_config(recipe.rung, None, recipe.model)
     check_trackers(recipe.train)
     CountingSettings(**recipe.counting).check_memory()
-    if not find_rung(recipe.rung).counts:
+    if not is_counting(recipe.rung):
         settings = TrainSettings(
             arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
         )
@@ -311,7 +312,7 @@ def complete(recipe: Recipe, corpus: Corpus) -> Recipe:
     if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
         spec["vocab_size"] = suggest_vocab_size(corpus.bytes["train"])
     recipe = replace(recipe, tokenizer=spec)
-    if find_rung(recipe.rung).counts:
+    if is_counting(recipe.rung):
         return recipe
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
@@ -376,11 +377,7 @@ def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """The width for what is not timed, or has no law: as if it had the minutes that a run has by
     default.
     """
-    if (
-        find_rung(recipe.rung).counts
-        or recipe.base
-        or {"hidden_size", "n_embd"} & set(recipe.model)
-    ):
+    if is_counting(recipe.rung) or recipe.base or {"hidden_size", "n_embd"} & set(recipe.model):
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
     width = find_hidden_size(recipe.rung, tokenizer, target, recipe.model)

@@ -43,7 +43,8 @@ from rung.device import choose_device, leave_busy_cores
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.score import score_documents
 from rung.files import remove_leftovers
-from rung.models import TRANSFORMER_RUNGS, count_parameters, find_rung, find_rung_name, load
+from rung.ladder import TRANSFORMER_RUNGS, is_counting
+from rung.models import count_parameters, find_rung_name, load
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import check_positive, check_seed
@@ -192,7 +193,7 @@ def read_base(run: str) -> dict[str, Any]:
     Raises `RunError` for one that counts, or is not finished.
     """
     record = runs.find_record(Path(run))
-    if record and find_rung(record["rung"]).counts:
+    if record and is_counting(record["rung"]):
         raise RunError(
             f"{run} is a {record['rung']}, which counts: only what is trained by gradients can be "
             f"tuned"
