@@ -38,9 +38,10 @@ from rung.ladder import is_counting
 from rung.models import config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
+from rung.training.argument_checks import check_arguments
 from rung.training.gradient_checkpointing import check_activations
 from rung.training.lora import check_lora
-from rung.training.settings import check_arguments, check_length
+from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state
 
 __all__ = [
@@ -139,7 +140,7 @@ class Recipe:
         ):
             raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
         check_positive("global_batch_size", self.global_batch_size, int)
-        check_length(self.steps, self.minutes, self.train)
+        check_duration(self.steps, self.minutes, self.train)
         if is_counting(self.rung):
             _check_counted(self)
 

@@ -24,7 +24,8 @@ from rung.generation.decoder import Decoder
 from rung.models import build_model, load, make_config
 from rung.models.base import RecurrentState, find_padding_idx
 from rung.models.fused import is_unmodified
-from rung.training.settings import TrainSettings, make_arguments
+from rung.training.arguments import make_training_arguments
+from rung.training.settings import TrainSettings
 from tests.conftest import NEURAL, SENTENCES, TINY, shake
 
 RUNGS = list(TINY)
@@ -98,7 +99,7 @@ def test_training_keeps_no_past_unless_asked(name, own, ids):
 
 def test_the_trainer_does_not_switch_the_past_off_in_what_is_saved(own, tmp_path):
     model = own("gpt2")
-    arguments = make_arguments(TrainSettings(steps=1), tmp_path, 1)
+    arguments = make_training_arguments(TrainSettings(steps=1), tmp_path, 1)
     transformers.Trainer(model, arguments, eval_dataset=[])
     assert model.config.use_cache
 

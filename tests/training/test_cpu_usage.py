@@ -75,8 +75,9 @@ def test_cores_are_looked_for_again_at_evaluations(
     monkeypatch.setattr(recorder, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: running)
-    callback = Recorder(tmp_path, NO_CALLBACKS, 1.0, Clock(minutes))
-    callback.pace = types.SimpleNamespace(end=10)
+    schedule = types.SimpleNamespace(end=10)
+    callback = Recorder(tmp_path, NO_CALLBACKS, Clock(minutes), schedule, 1.0)
+
     state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
     monkeypatch.setattr(
         "rung.training.recorder.distributed.is_main", lambda: False

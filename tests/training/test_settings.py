@@ -7,7 +7,9 @@ from transformers import TrainingArguments
 
 from rung.errors import RecipeError
 from rung.recipe import make_recipe
-from rung.training.settings import REFUSED_ARGUMENTS, TrainSettings, check_arguments, make_arguments
+from rung.training.argument_checks import REFUSED_ARGUMENTS, check_arguments
+from rung.training.arguments import make_training_arguments
+from rung.training.settings import TrainSettings
 from rung.workflows.tune import Tuning
 
 # What the Trainer, or rung in its place, does; a field that a new transformers brings is added here
@@ -195,7 +197,7 @@ LATE = [  # what the Trainer makes only when training begins
 @pytest.mark.parametrize(("arguments", "message"), LATE)
 def test_what_would_fail_when_training_begins_is_refused_before(arguments, message, tmp_path):
     with pytest.raises(RecipeError, match=message) as caught:
-        make_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
+        make_training_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
     assert "\n" not in str(caught.value)
 
 
@@ -211,7 +213,7 @@ def test_what_would_fail_when_training_begins_is_refused_before(arguments, messa
     ],
 )
 def test_what_the_trainer_takes_is_taken(arguments, tmp_path):
-    make_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
+    make_training_arguments(TrainSettings(steps=9, arguments=arguments), tmp_path, 9)
 
 
 def test_what_a_field_may_leave_open_may_be_said_to_be_open():
@@ -257,7 +259,7 @@ def test_what_counts_steps_is_refused_where_there_are_none_to_count(make, page, 
 def test_a_share_of_steps_that_are_given_is_done(tmp_path):
     make_recipe({"rung": "rnn", "steps": 50, "train": {"eval_steps": 0.2, "warmup_steps": 0.1}})
     settings = TrainSettings(steps=50, arguments={"eval_steps": 0.2, "warmup_steps": 0.1})
-    assert make_arguments(settings, tmp_path, 50).get_warmup_steps(50) == 5
+    assert make_training_arguments(settings, tmp_path, 50).get_warmup_steps(50) == 5
 
 
 @pytest.mark.parametrize("rung", ["bigram", "ngram"])

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, SequentialSampler
 from typer.testing import CliRunner
 
-import rung.training.train
+import rung.training.dataset
+import rung.training.measure
 from rung import runs
 from rung.cli.main import app
 from rung.data.packing import IGNORE_INDEX, PackedTokens, TBPTTDataset
@@ -211,10 +212,10 @@ def test_evaluating_or_measuring_changes_nothing(run, make_tiny, tokenizer, pack
     settings = TrainSettings(
         arguments={"per_device_train_batch_size": ROWS, "bf16": False}, carry_state=True
     )
-    blocks = rung.training.train._cut(model, tokenizer, packed, tmp_path, settings)
+    blocks = rung.training.dataset.make_dataset(model, tokenizer, packed, tmp_path, settings)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(rung.training.train, "MEASURED_SECONDS", 0.1)
-        assert rung.training.train.measure_step(model, tokenizer, blocks, tmp_path, settings) > 0
+        patched.setattr(rung.training.measure, "MEASURED_SECONDS", 0.1)
+        assert rung.training.measure.measure_step(model, tokenizer, blocks, tmp_path, settings) > 0
     assert run("measured", model=model, eval_strategy="no") == alone
 
 

@@ -94,7 +94,7 @@ def test_tensorboard_is_told_what_the_metrics_hold(make_tiny, tokenizer, tmp_pat
     nobody.
     """
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("rung.training.train.MEASURED_SECONDS", 0.2)
+    monkeypatch.setattr("rung.training.measure.MEASURED_SECONDS", 0.2)
     packed = PackedTokens(
         tokens=numpy.arange(3, 3000, dtype=numpy.uint16) % len(tokenizer), starts=numpy.array([0])
     )

@@ -10,16 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-import rung.training.train
+import rung.training.measure
+import rung.training.trainer
 from rung import runs
 from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
+from rung.training.argument_checks import check_arguments
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
 from rung.training.dropout import dropping_out
 from rung.training.optimizer import Muon, orthogonalize
-from rung.training.settings import TrainSettings, check_arguments
+from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
 
@@ -149,9 +151,9 @@ class Machine:
         self.time, self.step, self.look = 0.0, step, look
         self.evaluated = []
         monkeypatch.setattr("rung.training.clock.time", self)
-        real = rung.training.train._Trainer.training_step
+        real = rung.training.trainer.RungTrainer.training_step
         monkeypatch.setattr(
-            "rung.training.train._Trainer.training_step",
+            "rung.training.trainer.RungTrainer.training_step",
             lambda *args, **options: (self.wait(self.pace()), real(*args, **options))[1],
         )
 
@@ -231,17 +233,17 @@ def test_the_step_that_is_measured_is_a_warm_one(
     unless it took long.
     """
     machine = Machine(monkeypatch, lambda time: first if time < first else 1.0)
-    build = rung.training.train._Trainer.__init__
+    build = rung.training.trainer.RungTrainer.__init__
 
     def build_slowly(*args):
         build(*args)
         machine.wait(1000.0)  # until all processes are there
 
-    monkeypatch.setattr("rung.training.train._Trainer.__init__", build_slowly)
+    monkeypatch.setattr("rung.training.trainer.RungTrainer.__init__", build_slowly)
     machine.wait(-1000.0)
     settings = settings_of(steps=None, minutes=1.5)
     assert (
-        rung.training.train.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings)
+        rung.training.measure.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings)
         == measured
     )
 
@@ -444,7 +446,7 @@ def test_muon_computes_in_the_precision_of_the_run(
 def test_float16_gives_way_where_there_is_no_gpu(
     make_tiny, tokenizer, packed, tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.setattr("rung.training.train.choose_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("rung.training.arguments.choose_device", lambda: torch.device("cpu"))
     settings = TrainSettings(steps=1, arguments={"per_device_train_batch_size": 4, "fp16": True})
     with caplog.at_level("WARNING"):
         assert (

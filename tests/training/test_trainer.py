@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.trainer_pt_utils import safe_globals
 
-import rung.training.train
+import rung.training.trainer
 from rung import runs
 from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
@@ -151,7 +151,7 @@ def test_every_rung_goes_on_to_the_last_bit(rung, run, whole, tmp_path):
 def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(run, tmp_path, monkeypatch):
     """Which is faster is measured, and may come out otherwise the next time."""
     measured = iter([True])  # asked once
-    monkeypatch.setattr("rung.training.train.has_fast_bfloat16", lambda device: next(measured))
+    monkeypatch.setattr("rung.training.arguments.has_fast_bfloat16", lambda device: next(measured))
     monkeypatch.delitem(ARGUMENTS, "bf16")
     with pytest.raises(GoneError):
         run("stopped", act=stop_at(6))
@@ -358,10 +358,10 @@ class Machine:
 
     def __init__(self, monkeypatch):
         self.time = 100.0
-        step = rung.training.train._Trainer.training_step
+        step = rung.training.trainer.RungTrainer.training_step
         monkeypatch.setattr("rung.training.clock.time", self)
         monkeypatch.setattr(
-            "rung.training.train._Trainer.training_step",
+            "rung.training.trainer.RungTrainer.training_step",
             lambda *args: (self.wait(0.25), step(*args))[1],
         )
 

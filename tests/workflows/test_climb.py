@@ -29,7 +29,7 @@ class Clock:
 
 @pytest.fixture
 def plan(tmp_path, prose, monkeypatch):
-    monkeypatch.setattr("rung.training.train.MEASURED_SECONDS", 0.2)
+    monkeypatch.setattr("rung.training.measure.MEASURED_SECONDS", 0.2)
     (tmp_path / "text.txt").write_text(prose)
     return Climb(
         corpus=str(tmp_path / "text.txt"), rungs=FEW, minutes=0.03, folder=tmp_path / "out"

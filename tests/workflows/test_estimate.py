@@ -12,8 +12,9 @@ from rung.errors import RecipeError
 from rung.models import count_parameters
 from rung.models.ngram.counting_settings import process_memory
 from rung.recipe import make_recipe
+from rung.training.arguments import make_training_arguments
 from rung.training.lora import LoraAdapter
-from rung.training.settings import TrainSettings, make_arguments
+from rung.training.settings import TrainSettings
 from rung.workflows import estimate
 from rung.workflows.estimate import foresee
 from rung.workflows.train import execute
@@ -114,7 +115,7 @@ def test_of_a_base_with_adapters_they_alone_have_gradients_and_moments(
         parameter.numel() for parameter in learner.parameters() if parameter.requires_grad
     )
     memory = estimate._count_memory(
-        model, learner, make_arguments(TrainSettings(lora=4), Path(), 1), 1000
+        model, learner, make_training_arguments(TrainSettings(lora=4), Path(), 1), 1000
     )
     assert (memory.gradients, memory.moments) == (4 * trained, 8 * trained)
     assert memory.weights >= 4 * sum(parameter.numel() for parameter in learner.parameters())

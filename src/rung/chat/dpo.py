@@ -194,7 +194,7 @@ def train_dpo(
             disable_tqdm=True,
             remove_unused_columns=False,
             dataloader_pin_memory=model.device.type == "cuda",
-            use_cache=True,  # as `make_arguments`
+            use_cache=True,  # as `make_training_arguments`
             seed=settings.seed,
         )
         trainer = _PreferenceTrainer(

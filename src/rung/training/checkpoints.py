@@ -1,11 +1,10 @@
-"""Checkpoints: written beside, sealed, synced and renamed, so that no kill and no full disk costs
-the one before.
+"""Checkpoints: written beside, sealed, synced and renamed, so that no kill damages one.
 
-checkpoint-N/        weights, optimizer, schedule, random numbers of each process, carried states
-    progress.json    how far the run is, and what it is a run of
-    manifest.json    size and digest of every file: what does not agree is damaged, and passed over
+checkpoint-N/        weights, optimizer, schedule, random states of each process, stream states
+    progress.json    how far the run is, and a description of the run
+    manifest.json    size and digest of every file: a checkpoint that differs from it is damaged
 best.json            the step whose checkpoint had the fewest bits per byte
-.saving/             one being written; what a kill leaves there is removed at the next start
+.saving/             the checkpoint being written; a kill's remains are removed at the next start
 """
 
 import json
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rung import distributed, files, runs
 from rung.errors import RunError
@@ -26,9 +25,10 @@ logger = logging.getLogger(__name__)
 PROGRESS = "progress.json"
 BEST = "best.json"
 SAVING = ".saving"
-NEVER_READ = ("training_args.bin",)  # a pickle that the Trainer adds
+# The Trainer adds a pickle that nothing reads.
+UNREAD_FILES = ("training_args.bin",)
 # Fields of the configuration that are about the file, not the model.
-ABOUT_FILES = (
+FILE_FIELDS = (
     "transformers_version",
     "_name_or_path",
     "architectures",
@@ -36,79 +36,81 @@ ABOUT_FILES = (
     "torch_dtype",
     "use_cache",
 )
-# Settings that may change from one start of a run to the next: the rows of a step, for another
-# number of processes,
-SPREAD = ("arguments", "began", "global_batch_size")
-# and arguments: how it is watched, and over what it is spread.
-MAY_CHANGE = (
-    *(
-        "logging_",
-        "eval_",
-        "save_",
-        "report_to",
-        "run_name",
-        "dataloader_",
-        "per_device_",
-        "gradient_",
-    ),
-    *(
-        "bf16",
-        "fp16",
-        "tf32",
-        "torch_compile",
-        "use_cpu",
-        "fsdp",
-        "ddp_",
-        "deepspeed",
-        "accelerator_",
-    ),
+# Settings that may change from one start of a run to the next. The rows of a step are among them:
+# another number of processes may need another number of rows.
+CHANGEABLE_SETTINGS = ("arguments", "began", "global_batch_size")
+# How the fields of TrainingArguments begin that may change too.
+CHANGEABLE_PREFIXES = (
+    *("logging_", "eval_", "save_", "report_to", "run_name", "dataloader_", "per_device_"),
+    *("gradient_", "bf16", "fp16", "tf32", "torch_compile", "use_cpu", "fsdp", "ddp_"),
+    *("deepspeed", "accelerator_"),
 )
+# Fields of `ResumeState` that have another key in the file.
+KEYS = {
+    "planned_steps": "planned",
+    "schedule": "pace",
+    "evaluation_due": "evaluate",
+    "logged_step": "logged",
+    "description": "made",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class ResumeState:
     """How far a run is, beyond what the Trainer's own files say."""
 
     step: int
-    planned: int  # steps, as they were planned at the start
-    pace: dict[str, float]  # of the learning rate, its end moved by the clock or not
-    rows: int  # of the text read, by all processes
-    seconds: float  # since the run was begun, all its starts together, what was lost left out
-    clock: dict[str, float]  # what is left of its minutes, and what steps and looks take
-    evaluate: bool  # an evaluation was due, and comes after the save
-    loss: float  # summed since the last line of the metrics, over the steps after `logged`
-    logged: int
-    bf16: bool  # which of two is faster is measured: a run that goes on is not to find otherwise
-    threads: int | None  # neither is it to add up in another order; None in older checkpoints
-    made: dict[str, Any]  # the model and the settings
+    planned_steps: int  # as planned when the run was begun
+    schedule: dict[str, float]  # of the learning rate; the clock may have moved its end
+    rows: int  # of the text that all processes have read
+    seconds: float  # since the run was begun, over all its starts, without what was lost
+    clock: dict[str, float]  # what `Clock.state` returned
+    evaluation_due: bool  # an evaluation follows this checkpoint
+    loss: float  # summed over the steps after `logged_step`
+    logged_step: int  # of the last line in the metrics
+    # The faster precision is measured, and sums are rounded otherwise with other threads: a run
+    # keeps both. Checkpoints of older versions have no number of threads.
+    bf16: bool
+    threads: int | None
+    description: dict[str, Any]  # of the model and the settings
+
+    @classmethod
+    def from_json(cls, facts: dict[str, Any]) -> Self:
+        """Make the state that a checkpoint's file describes."""
+        facts = {"threads": None} | facts
+        return cls(**{f.name: facts[KEYS.get(f.name, f.name)] for f in fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a checkpoint's file holds."""
+        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
 
 
 def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint is of: by this another run is told apart."""
-    model = {key: value for key, value in config.items() if key not in ABOUT_FILES}
-    recipe = {key: value for key, value in settings.items() if key not in SPREAD}
+    """Describe the model and the settings, so that another run's checkpoint is told apart."""
+    model = {key: value for key, value in config.items() if key not in FILE_FIELDS}
+    recipe = {key: value for key, value in settings.items() if key not in CHANGEABLE_SETTINGS}
     recipe |= {
-        f"train.{key}": v
-        for key, v in settings["arguments"].items()
-        if not key.startswith(MAY_CHANGE)
+        f"train.{key}": value
+        for key, value in settings["arguments"].items()
+        if not key.startswith(CHANGEABLE_PREFIXES)
     }
     return json.loads(json.dumps({"model": model, "recipe": recipe}, default=str))
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The run's checkpoints, the latest first, whole or not."""
+    """List the run's checkpoints, damaged ones among them, the latest first."""
     found = [
-        p
-        for p in (folder / runs.CHECKPOINTS).glob("checkpoint-*")
-        if p.name.rsplit("-", 1)[1].isdigit()
+        path
+        for path in (folder / runs.CHECKPOINTS).glob("checkpoint-*")
+        if path.name.rsplit("-", 1)[1].isdigit()
     ]
     return sorted(found, key=step_of, reverse=True)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that is whole; those that are not are passed over with a warning.
+    """Return the latest undamaged checkpoint, if there is one, and warn of damaged ones after it.
 
-    Raises `RunError` when there are some and all are damaged.
+    Raises `RunError` when there are checkpoints and all are damaged.
     """
     found = find_checkpoints(folder)
     damages: dict[Path, str] = {}
@@ -127,43 +129,53 @@ def last_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def read_standing(checkpoint: Path, made: dict[str, Any]) -> Standing:
-    """How far the checkpoint's run is.
+def read_resume_state(checkpoint: Path, description: dict[str, Any]) -> ResumeState:
+    """Read how far the checkpoint's run is.
 
-    Raises `RunError` when it is another run's: not of the model and the settings in `made`.
+    Raises `RunError` when the checkpoint is another run's, whose model or settings differ from
+    `description`.
     """
-    facts = {"threads": None} | json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
-    standing = Standing(**{f.name: facts[f.name] for f in fields(Standing)})
-    for kind, here in made.items():
-        there = standing.made[kind]
-        for key in sorted((here.keys() | there.keys()) - {*SPREAD}):
+    state = ResumeState.from_json(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
+    for kind, here in description.items():
+        there = state.description[kind]
+        for key in sorted((here.keys() | there.keys()) - {*CHANGEABLE_SETTINGS}):
             if here.get(key) != there.get(key):
                 raise RunError(
                     f"{checkpoint} is of another {kind}: {key} is {there.get(key)!r} there and "
-                    f"{here.get(key)!r} "
-                    "here; choose another folder with --out"
+                    f"{here.get(key)!r} here; choose another folder with --out"
                 )
-    return standing
+    return state
+
+
+def write_resume_state(checkpoint: Path, state: ResumeState) -> None:
+    """Add how far the run is to a checkpoint that is being written."""
+    text = runs.to_json(state.to_json(), indent=2)
+    (checkpoint / PROGRESS).write_text(f"{text}\n", encoding="utf-8")
 
 
 class Checkpoints:
-    """The checkpoints of a run; what is shared by its processes, only the main one writes and
-    removes.
+    """The checkpoints of a run.
+
+    Only the main process writes and removes what all share. `keep` is how many of the last ones
+    are kept, beside the best.
     """
 
     def __init__(self, run: Path, *, keep: int | None, is_main: bool) -> None:
         self.run = run
         self.folder = run / runs.CHECKPOINTS
-        self.keep = keep  # so many of the last, and the best beside
+        self.unfinished = self.folder / SAVING
+        self.keep = keep
         self.is_main = is_main
         self.best: tuple[int, float] | None = None  # step, bits per byte
 
-    def take_up(self, step: int) -> None:
-        """Go on from `step`: clear away what a kill left, and learn which of the checkpoints so far
-        is the best.
-        """
+    def path_of(self, step: int) -> Path:
+        """Return the folder of the checkpoint of a step."""
+        return self.folder / f"checkpoint-{step}"
+
+    def open(self, step: int) -> None:
+        """Remove what a kill left unfinished, and read which checkpoint so far is the best."""
         if self.is_main:
-            shutil.rmtree(self.folder / SAVING, ignore_errors=True)
+            shutil.rmtree(self.unfinished, ignore_errors=True)
         try:
             best = json.loads((self.folder / BEST).read_text(encoding="utf-8"))
             self.best = (best["step"], best["bits_per_byte"]) if best["step"] <= step else None
@@ -171,52 +183,45 @@ class Checkpoints:
             self.best = None
 
     @contextmanager
-    def saving(self, step: int, wait: Callable[[], None]) -> Iterator[Path]:
-        """A folder to write `checkpoint-STEP` into; it counts, in one moment, once all processes
-        are done with it.
+    def writing(self, step: int, wait: Callable[[], None]) -> Iterator[Path]:
+        """Give a folder to write the checkpoint of `step` into, and commit it at the end.
 
-        `wait` lets them meet. Raises `RunError` when there is no room; what was saved before is
-        kept.
+        The checkpoint counts from one moment on, once all processes are done with it; in `wait`
+        they meet. Raises `RunError` when there is no room; earlier checkpoints are kept.
         """
-        beside = self.folder / SAVING
+        beside = self.unfinished / self.path_of(step).name
         if self.is_main:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(self.unfinished, ignore_errors=True)
         wait()
         try:
             with runs.explain_failed_writes(self.folder):
-                (beside / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
+                beside.mkdir(parents=True, exist_ok=True)
                 yield beside
                 wait()
-                self._commit(beside / f"checkpoint-{step}")
+                self._commit(beside)
         finally:
             if self.is_main:
-                shutil.rmtree(beside, ignore_errors=True)
+                shutil.rmtree(self.unfinished, ignore_errors=True)
         wait()
 
-    def write_standing(self, standing: Standing, beside: Path) -> None:
-        """Add how far the run is to the checkpoint that is being written."""
-        text = runs.to_json(asdict(standing), indent=2)
-        (beside / f"checkpoint-{standing.step}" / PROGRESS).write_text(
-            text + "\n", encoding="utf-8"
-        )
-
-    def mark_best(self, step: int, bits_per_byte: float) -> Path | None:
-        """Hear how good the model is at `step`; the best checkpoint so far, if there is one."""
-        is_saved = math.isfinite(bits_per_byte) and (self.folder / f"checkpoint-{step}").is_dir()
+    def record_score(self, step: int, bits_per_byte: float) -> Path | None:
+        """Note the score of a step, and return the best checkpoint so far, if there is one."""
+        is_saved = math.isfinite(bits_per_byte) and self.path_of(step).is_dir()
         if is_saved and (self.best is None or bits_per_byte <= self.best[1]):
             self.best = (step, bits_per_byte)
             if self.is_main:
                 best = runs.to_json({"step": step, "bits_per_byte": bits_per_byte})
                 files.write_atomically(self.folder / BEST, f"{best}\n")
                 self._prune(step)
-        return self.folder / f"checkpoint-{self.best[0]}" if self.best else None
+        return self.path_of(self.best[0]) if self.best else None
 
     def find_better(self, step: int) -> int | None:
-        """The step of the best checkpoint, if it is another than `step` and whole; all processes
-        must call this.
+        """Return the step of the best checkpoint, if it is another than `step` and undamaged.
+
+        All processes must call this.
         """
         better = self.best[0] if self.best and self.best[0] != step else None
-        damage = self._find_damage(better)
+        damage = self._find_damage_at(better)
         if damage:
             logger.warning(
                 "the best checkpoint, step %d, is damaged (%s): the last weights are kept",
@@ -226,48 +231,47 @@ class Checkpoints:
         return None if damage else better
 
     @distributed.on_main
-    def _find_damage(self, step: int | None) -> str | None:
-        return files.find_damage(self.folder / f"checkpoint-{step}", PROGRESS) if step else None
+    def _find_damage_at(self, step: int | None) -> str | None:
+        return None if step is None else files.find_damage(self.path_of(step), PROGRESS)
 
     @distributed.on_main
     def _commit(self, written: Path) -> None:
-        if not self.is_main:
-            return
-        for name in NEVER_READ:
+        for name in UNREAD_FILES:
             (written / name).unlink(missing_ok=True)
         files.seal(written, hashed_bytes=math.inf)
         files.settle_folder(written)
-        for name in (
-            runs.METRICS,
-            runs.SAMPLES,
-        ):  # no line may be lost that the checkpoint is beyond
+        # No line may be lost that the checkpoint is beyond.
+        for name in (runs.METRICS, runs.SAMPLES):
             if (self.run / name).exists():
                 files.sync(self.run / name)
         home = self.folder / written.name
-        if home.exists():  # damaged, or it would have been resumed from
+        # One that is there already is damaged, or the run would have continued from it.
+        if home.exists():
             home.replace(written.with_name("damaged"))
         written.replace(home)
         files.sync(self.folder)
         self._prune(step_of(home))
 
     def _prune(self, step: int) -> None:
-        """Keep the last ones and the best; those beyond `step` are damaged, and were passed
-        over.
+        """Keep the last checkpoints and the best.
+
+        Those beyond `step` are damaged: the run continued from one before them.
         """
         found = find_checkpoints(self.run)
         present = [path for path in found if step_of(path) <= step]
         kept = present[: self.keep] + [
-            p for p in present if self.best and step_of(p) == self.best[0]
+            path for path in present if self.best and step_of(path) == self.best[0]
         ]
         for path in found:
             if path not in kept:
-                away = self.folder / SAVING / f"old-{path.name}"  # gone in one moment, then deleted
+                # Renamed first, so that it is gone in one moment.
+                away = self.unfinished / f"old-{path.name}"
                 away.parent.mkdir(exist_ok=True)
                 path.replace(away)
                 shutil.rmtree(away, ignore_errors=True)
-        shutil.rmtree(self.folder / SAVING, ignore_errors=True)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that it is of."""
+    """Return the step in a checkpoint's name."""
     return int(checkpoint.name.rsplit("-", 1)[1])

@@ -1,8 +1,8 @@
-"""The time of a run: how much of its minutes is left, what a step and a look at the model take,
-what comes after.
+"""The time of a run: how much of its minutes is left, and how long steps and evaluations take.
 
-A look is a checkpoint, an evaluation and a sample. The minutes hold all of it: training ends when
-what is left is needed for the last look and for scoring, by what they take now and not by what they
+An evaluation here is the pause between two steps in which a checkpoint is written, held-out text is
+scored and a sample is drawn. The minutes hold all of a run: training ends when what is left is
+needed for the last evaluation and for the final scores, by what they take now and not by what they
 took when the run was planned.
 """
 
@@ -14,109 +14,136 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-EVALUATIONS = 5  # and as many checkpoints, in a run, where there is time for them
-LOOKING = 0.1  # of the minutes, at the most, goes into looks before the last one
-LEAST = 0.25  # of the minutes is for training, whatever what came before it took
-LATELY = 0.05  # of the minutes: a step takes what it took in so much of them
-COLD = 2  # first steps, which are slower than the others
+EVALUATIONS = 5  # of a run, where there is time for them
+EVALUATION_SHARE = 0.1  # of the minutes, at the most, goes into evaluations before the last one
+MIN_TRAINING_SHARE = 0.25  # of the minutes is for training, whatever came before it
+# A step takes what steps took in the last of so much of the minutes.
+RECENT_SHARE = 0.05
+COLD_STEPS = 2  # first steps, which are slower than the others
+# What checkpoints call the attributes.
+KEYS = {
+    "step": "step_seconds",
+    "look": "evaluation_seconds",
+    "evaluation": "scoring_seconds",
+    "looked": "evaluated_seconds",
+}
 
 
 def now() -> float:
-    """Seconds, from no particular moment."""
+    """Return the seconds since no particular moment."""
     return time.perf_counter()
 
 
 class Clock:
-    """The seconds of a run over all its starts; those between them, and those whose steps were
-    lost, left out.
+    """The seconds of a run over all its starts, without the time between them and lost steps.
 
-    Its minutes count from `began`, else from now, and end when the run has been scored, which is
-    `scoring` times the work of an evaluation. Without minutes nothing ends by the clock.
+    Its minutes count from `began`, else from now, and end when the run has been scored, which takes
+    `scoring_cost` times as long as scoring in an evaluation. Without minutes the clock ends
+    nothing. With `times_evaluations` evaluations come as time allows, and not every so many steps.
     """
 
     def __init__(
-        self, minutes: float | None = None, began: float | None = None, scoring: float = 0.0
+        self,
+        minutes: float | None = None,
+        began: float | None = None,
+        scoring_cost: float = 0.0,
+        *,
+        times_evaluations: bool = False,
     ) -> None:
         self.budget = math.inf if minutes is None else 60 * minutes
-        self.scoring = scoring
+        self.scoring_cost = scoring_cost
+        self.times_evaluations = times_evaluations
         self.began = now()  # of training, measuring included
         self.deadline = (self.began if began is None else began) + self.budget
-        self.least = -math.inf  # training may go on until then
-        self.step = self.look = self.evaluation = 0.0  # seconds of the last ones
-        self.looked = 0.0  # seconds of all looks
+        self.earliest_end = -math.inf  # training may always go on until then
+        self.step_seconds = 0.0
+        self.evaluation_seconds = 0.0  # of the last evaluation
+        self.scoring_seconds = 0.0  # of the held-out text in it
+        self.evaluated_seconds = 0.0  # of all evaluations
         self.steps = 0  # since the start
         self.marked = self.began
 
-    def go_on(self, seconds: float, kept: dict[str, float]) -> None:
-        """Go on where a run stood after so many seconds, with what `keep` had kept of it."""
+    def resume(self, seconds: float, state: dict[str, float]) -> None:
+        """Continue a run after so many seconds, with what `state` returned of its clock."""
         self.began = now() - seconds
-        self.deadline = now() + kept.pop("left", math.inf)
-        vars(self).update(kept)
+        self.deadline = now() + state.get("left", math.inf)
+        for key, name in KEYS.items():
+            setattr(self, name, state.get(key, 0.0))
 
-    def keep(self) -> dict[str, float]:
-        """What a run that goes on has to know; `left` is until its minutes are over."""
-        kept = {name: getattr(self, name) for name in ("step", "look", "evaluation", "looked")}
-        return (
-            kept
-            if self.budget == math.inf
-            else kept | {"left": max(self.deadline, self.least) - now()}
-        )
+    def state(self) -> dict[str, float]:
+        """Return what a checkpoint keeps; `left` is until the minutes are over."""
+        state = {key: getattr(self, name) for key, name in KEYS.items()}
+        if self.budget < math.inf:
+            state["left"] = max(self.deadline, self.earliest_end) - now()
+        return state
 
-    def grant_least(self) -> None:
-        """Let training have its least part of the minutes from now on."""
-        self.least = now() + LEAST * self.budget
+    def guarantee_training(self) -> None:
+        """Give training its least share of the minutes from now on."""
+        self.earliest_end = now() + MIN_TRAINING_SHARE * self.budget
 
     def start_training(self) -> None:
-        """The loop begins here."""
+        """Count the seconds of the first step from now."""
         self.marked = now()
 
-    def total(self) -> float:
-        """Seconds since the run was begun."""
+    def total_seconds(self) -> float:
+        """Return the seconds since the run was begun."""
         return now() - self.began
 
-    def left(self) -> float:
-        """Seconds until training must end; infinitely many without minutes."""
-        return max(self.deadline - self.look - self.scoring * self.evaluation, self.least) - now()
+    def seconds_left(self) -> float:
+        """Return the seconds until training must end, which are infinite without minutes."""
+        scoring = self.evaluation_seconds + self.scoring_cost * self.scoring_seconds
+        return max(self.deadline - scoring, self.earliest_end) - now()
 
-    def can_look(self) -> bool:
-        """Whether another look keeps within what all may take."""
-        return self.looked + self.look <= LOOKING * self.budget
+    def has_time_to_evaluate(self) -> bool:
+        """Whether another evaluation stays within the share of all of them."""
+        seconds = self.evaluated_seconds + self.evaluation_seconds
+        return seconds <= EVALUATION_SHARE * self.budget
 
-    def find_steps_left(self, looks: int) -> float:
-        """Steps until training must end, with as many looks on the way as there is time for."""
-        looking = min(looks * self.look, max(0.0, LOOKING * self.budget - self.looked))
-        return (self.left() - looking) / max(self.step, 1e-9)
+    def has_time_to_save(self) -> bool:
+        """Whether the evaluations so far stay within their share."""
+        return self.evaluated_seconds <= EVALUATION_SHARE * self.budget
+
+    def count_steps_left(self, evaluations: int) -> float:
+        """Count the steps until training must end, with so many evaluations if time allows."""
+        allowed = max(0.0, EVALUATION_SHARE * self.budget - self.evaluated_seconds)
+        evaluating = min(evaluations * self.evaluation_seconds, allowed)
+        return (self.seconds_left() - evaluating) / max(self.step_seconds, 1e-9)
 
     def count_step(self) -> None:
-        """A step ends here."""
+        """End a step now, and average its seconds with those of recent steps."""
         took, self.marked = now() - self.marked, now()
         self.steps += 1
-        lately = LATELY * min(self.budget, 300.0)
-        if not self.step:
-            self.step = took
-        elif self.steps <= COLD and took < lately:
-            self.step = min(self.step, took)
+        recent = RECENT_SHARE * min(self.budget, 300.0)
+        if not self.step_seconds:
+            self.step_seconds = took
+        elif self.steps <= COLD_STEPS and took < recent:
+            self.step_seconds = min(self.step_seconds, took)
         else:
-            few = 1 / max(1, self.steps - COLD)  # their mean, while they are few
-            self.step += max(few, 1 - math.exp(-took / lately)) * (took - self.step)
+            # While the steps are few this is their mean.
+            few = 1 / max(1, self.steps - COLD_STEPS)
+            weight = max(few, 1 - math.exp(-took / recent))
+            self.step_seconds += weight * (took - self.step_seconds)
 
     @contextmanager
-    def looking(self, *, with_evaluation: bool) -> Iterator[None]:
-        """Between two steps: what is logged, saved and evaluated there is part of neither."""
+    def evaluating(self, *, with_evaluation: bool) -> Iterator[None]:
+        """Count the time inside as a pause between two steps, and as part of neither.
+
+        Without an evaluation the pause is for a log line or a checkpoint alone.
+        """
         began = now()
         yield
         self.marked = now()
-        self.looked += self.marked - began
+        self.evaluated_seconds += self.marked - began
         if with_evaluation:
-            self.look = self.marked - began
+            self.evaluation_seconds = self.marked - began
 
-    def timing(self, evaluate: Callable[[Any], T]) -> Callable[[Any], T]:
-        """`evaluate`, its seconds noted."""
+    def time_scoring(self, evaluate: Callable[[Any], T]) -> Callable[[Any], T]:
+        """Wrap `evaluate` so that the clock knows how long it takes."""
 
         def timed(model: Any) -> T:
             began = now()
             value = evaluate(model)
-            self.evaluation = now() - began
+            self.scoring_seconds = now() - began
             return value
 
         return timed

@@ -22,7 +22,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rung import distributed
 from rung.training.clock import now
-from rung.training.sharding import cut_like, local, whole
+from rung.training.sharding import shard_like, to_full, to_local
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -111,7 +111,7 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-            gradient, buffer = local(parameter.grad), local(state["momentum_buffer"])
+            gradient, buffer = to_local(parameter.grad), to_local(state["momentum_buffer"])
             buffer.lerp_(gradient, 1 - momentum)
             update = gradient.lerp(buffer, momentum)  # Nesterov
             if isinstance(parameter, DTensor):  # cut up by FSDP2: one at a time is whole
@@ -140,7 +140,7 @@ class Muon(torch.optim.Optimizer):
             shape=parameter.shape,
             stride=parameter.stride(),
         )
-        directions = split_matrix(whole(sharded))
+        directions = split_matrix(to_full(sharded))
         size = RMS_OF_ADAMW * math.sqrt(max(directions[0].shape))
         steps = orthogonalize(torch.stack(directions))
         joined = (
@@ -148,9 +148,11 @@ class Muon(torch.optim.Optimizer):
             if parameter.shape[0] > parameter.shape[1]
             else torch.cat(list(steps), dim=1)
         )
-        weight = local(parameter)
+        weight = to_local(parameter)
         weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weight.add_(local(cut_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size)
+        weight.add_(
+            to_local(shard_like(joined, parameter)).to(weight.dtype), alpha=-group["lr"] * size
+        )
 
     def _step_others(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
@@ -162,10 +164,10 @@ class Muon(torch.optim.Optimizer):
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         if parameters:
             adamw(
-                [local(p) for p in parameters],
-                [local(cast(Tensor, p.grad)) for p in parameters],
-                [local(s["exp_avg"]) for s in states],
-                [local(s["exp_avg_sq"]) for s in states],
+                [to_local(p) for p in parameters],
+                [to_local(cast(Tensor, p.grad)) for p in parameters],
+                [to_local(s["exp_avg"]) for s in states],
+                [to_local(s["exp_avg_sq"]) for s in states],
                 [],
                 [s["step"] for s in states],
                 foreach=False,

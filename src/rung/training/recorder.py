@@ -1,5 +1,6 @@
-"""What training shows and writes as it goes, and how it is stopped: by the clock, by Ctrl-C, by a
-loss that is none.
+"""The callback that records a run: metrics, samples and progress, and when it ends and evaluates.
+
+The clock, Ctrl-C and a loss that is no number end a run.
 """
 
 import math
@@ -20,41 +21,41 @@ from rung.device import count_cores, leave_busy_cores
 from rung.errors import RunError
 from rung.progress import Progress
 from rung.training.callbacks import TrainingCallbacks
-from rung.training.clock import EVALUATIONS, LOOKING, Clock
+from rung.training.clock import EVALUATIONS, Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
 from rung.training.schedule import WSDSchedule
 
-ENDLESS = 10**9  # steps: the Trainer is given so many where the clock ends them
-TOLERATED = 0.1  # of the steps to come: by so many the end may be off before it is moved
-SAVE, LOOK = 1, 2  # without an evaluation, and with one
+# The end of a run is moved where it is off by more than so much of the steps to come.
+END_TOLERANCE = 0.1
+# What a pause between two steps is for.
+SAVE, SAVE_AND_EVALUATE = 1, 2
 
 
 class Recorder(TrainerCallback):
-    """Writes metrics and samples, moves the bar, keeps to the deadline, and stops when asked to.
+    """Records a run, keeps it to its deadline, and stops it when asked to.
 
-    Where `looks_by_clock`, the looks at the model too are as many as there is time for.
+    A step reads `tokens_per_step` tokens. `extra_tokens` were read beyond that, by steps with more
+    rows before the run was resumed.
     """
-
-    pace: WSDSchedule
-    more_tokens = 0.0  # read than steps of so many tokens as now make, where they had others before
 
     def __init__(
         self,
         folder: Path,
         callbacks: TrainingCallbacks,
-        tokens_a_step: float,
         clock: Clock,
-        *,
-        looks_by_clock: bool = False,
+        schedule: WSDSchedule,
+        tokens_per_step: float,
+        extra_tokens: float = 0.0,
     ) -> None:
         self.folder = folder
         self.callbacks = callbacks
-        self.tokens_a_step = tokens_a_step
         self.clock = clock
-        self.looks_by_clock = looks_by_clock
-        self.looked_at = 0  # the step
+        self.schedule = schedule
+        self.tokens_per_step = tokens_per_step
+        self.extra_tokens = extra_tokens
+        self.evaluated_step = 0
         self.cpu = CpuMeter()
-        self.lately = CpuMeter()  # since the last evaluation
+        self.recent_cpu = CpuMeter()  # since the last evaluation
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
@@ -62,92 +63,94 @@ class Recorder(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Start the clock; a run that was killed behind its last step has none left."""
+        """Start the clock. A run that was killed after its last step has none left."""
         self.clock.start_training()
         self.cpu.start()
-        self.lately.start()
-        self.looked_at = state.global_step
-        state.max_steps = self.pace.end
-        control.should_training_stop = state.global_step >= self.pace.end
+        self.recent_cpu.start()
+        self.evaluated_step = state.global_step
+        state.max_steps = self.schedule.end
+        control.should_training_stop = state.global_step >= self.schedule.end
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Move the bar; after an interrupt, save and stop. All processes stop, or set the end, at
-        the same step.
+        """Report progress, move the end, and after an interrupt save and stop.
+
+        All processes stop, or move the end, at the same step.
         """
         self.clock.count_step()
         done = state.global_step
-        planned = (
-            (self._find_end(done, args.max_steps), self._wants_look(done))
-            if distributed.is_main()
-            else (0, 0)
-        )
-        asked, end, look = distributed.all_reduce_max(int(self.interrupted), *planned)
+        wanted = (0, 0)
+        if distributed.is_main():
+            wanted = (self._find_end(done, args.max_steps), self._choose_pause(done))
+        asked, end, pause = distributed.all_reduce_max(int(self.interrupted), *wanted)
         if end:
-            if state.max_steps <= done < end and self.looks_by_clock:  # it was the last step
+            # What was the last step is none, so its evaluation is put off.
+            if state.max_steps <= done < end and self.clock.times_evaluations:
                 control.should_evaluate = control.should_save = False
-            self.pace.move_end(done, end)
-            state.max_steps = self.pace.end
+            self.schedule.move_end(done, end)
+            state.max_steps = self.schedule.end
             control.should_training_stop = done >= end
-        if look or (self.clock.budget < math.inf and done >= self.pace.end):
-            self._ask_for_look(args, control, done, with_evaluation=look != SAVE)
+        if pause or (self.clock.budget < math.inf and done >= self.schedule.end):
+            self._ask_for_evaluation(args, control, done, with_evaluation=pause != SAVE)
         if asked:
             self.interrupted = control.should_save = control.should_training_stop = True
+        self._report(done, state.max_steps)
+
+    def _report(self, done: int, steps: int) -> None:
+        seconds = (steps - done) * self.clock.step_seconds
         self.callbacks.on_progress(
             Progress(
                 stage="training",
                 done=done,
-                total=state.max_steps,
+                total=steps,
                 loss=self.loss,
                 bits_per_byte=self.bits_per_byte,
-                tokens_per_second=self.tokens_a_step / max(self.clock.step, 1e-9),
-                seconds_left=min(self.clock.left(), (state.max_steps - done) * self.clock.step),
+                tokens_per_second=self.tokens_per_step / max(self.clock.step_seconds, 1e-9),
+                seconds_left=min(self.clock.seconds_left(), seconds),
             )
         )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Take the share of the CPU that training got."""
+        """Measure the share of the CPU that training got."""
         self.cpu.stop()
 
     def _find_end(self, done: int, most: int) -> int:
-        """The last step by the time that is left and what steps and looks take now; 0 to leave it
-        where it is.
-        """
+        """Find the last step by the time that is left, or 0 to leave it as it is."""
         if self.clock.budget == math.inf:
             return 0
-        if self.clock.left() < self.clock.step / 2:
+        if self.clock.seconds_left() < self.clock.step_seconds / 2:
             return done
-        looks = max(0, self.pace.end - done - 1) * EVALUATIONS // self.pace.end
-        left = min(max(1, int(self.clock.find_steps_left(looks))), most - done)
-        if (
-            done >= self.pace.end
-        ):  # the rate has fallen: to go on is worth its while where the plan was far off
+        evaluations = max(0, self.schedule.end - done - 1) * EVALUATIONS // self.schedule.end
+        left = min(max(1, int(self.clock.count_steps_left(evaluations))), most - done)
+        # The learning rate has fallen to 0: going on pays where the plan was far off.
+        if done >= self.schedule.end:
             return done + left if left > done else 0
-        is_off = abs(done + left - self.pace.end) > max(1, TOLERATED * left)
+        is_off = abs(done + left - self.schedule.end) > max(1, END_TOLERANCE * left)
         return done + left if is_off else 0
 
-    def _wants_look(self, done: int) -> int:
-        """Where a fifth of the way is behind the last look and much of one to come, what there is
-        time for.
-        """
-        every = self.pace.end / EVALUATIONS
-        due = (
-            self.looks_by_clock
-            and done - self.looked_at >= every
-            and self.pace.end - done > every / 2
-        )
-        if not due or self.clock.looked > LOOKING * self.clock.budget:
-            return 0
-        return LOOK if self.clock.can_look() else SAVE
+    def _choose_pause(self, done: int) -> int:
+        """Choose what to pause for after a step: nothing (0), to save, or to evaluate as well.
 
-    def _ask_for_look(
+        A pause is due a fifth of the run after the last one, unless the end is near.
+        """
+        every = self.schedule.end / EVALUATIONS
+        due = (
+            self.clock.times_evaluations
+            and done - self.evaluated_step >= every
+            and self.schedule.end - done > every / 2
+        )
+        if not due or not self.clock.has_time_to_save():
+            return 0
+        return SAVE_AND_EVALUATE if self.clock.has_time_to_evaluate() else SAVE
+
+    def _ask_for_evaluation(
         self, args: TrainingArguments, control: TrainerControl, done: int, *, with_evaluation: bool
     ) -> None:
         """Log, save and evaluate, unless the arguments say that it is never done."""
-        self.looked_at = done
+        self.evaluated_step = done
         control.should_log = control.should_log or args.logging_strategy == "steps"
         control.should_save = control.should_save or args.save_strategy == "steps"
         evaluates = with_evaluation and args.eval_strategy == "steps" and args.eval_delay <= done
@@ -161,7 +164,7 @@ class Recorder(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Write what was logged; a loss that is no number ends the run."""
+        """Write what was logged. Raises `RunError` for a loss that is no number."""
         names = {"eval_bits_per_byte": "bits_per_byte"}
         kept = ("loss", "learning_rate", "grad_norm", "eval_bits_per_byte")
         line = {names.get(key, key): value for key, value in (logs or {}).items() if key in kept}
@@ -178,15 +181,15 @@ class Recorder(TrainerCallback):
             runs.append_metrics(self.folder, {"step": state.global_step, "tokens": tokens, **line})
 
     def count_tokens(self, steps: int) -> int:
-        """Tokens that all processes have learned from by then."""
-        return round(steps * self.tokens_a_step + self.more_tokens)
+        """Count the tokens that all processes have learned from after so many steps."""
+        return round(steps * self.tokens_per_step + self.extra_tokens)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep what the model writes by now."""
+        """Add a sample of the model's text to the run's samples."""
         if self.clock.budget < math.inf:
-            self._watch_cores()
+            self._adjust_threads()
         if not distributed.is_main():
             return
         text = self.callbacks.sample(kwargs["model"]).strip()
@@ -197,22 +200,21 @@ class Recorder(TrainerCallback):
                 f"byte\n\n{quoted}\n\n"
             )
 
-    def _watch_cores(self) -> None:
-        """Have as many threads as there are cores by now, where others took some since the last
-        look, or had before.
+    def _adjust_threads(self) -> None:
+        """Use as many threads as there are free cores, where others took some or gave some back.
 
-        Only the clock's runs do: their ends move with the machine anyway. A run of steps is
-        promised the same losses to the bit wherever it is killed, and sums are rounded otherwise
-        with another number of threads.
+        Only runs of minutes do, for their ends depend on the machine anyway. A run of steps is
+        promised the same losses to the bit wherever it is killed, and another number of threads
+        rounds sums otherwise.
         """
-        self.lately.stop()
-        if is_busy(self.lately.share) or torch.get_num_threads() < count_cores():
+        self.recent_cpu.stop()
+        if is_busy(self.recent_cpu.share) or torch.get_num_threads() < count_cores():
             leave_busy_cores()
-        self.lately.start()
+        self.recent_cpu.start()
 
 
 def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
-    """What is wrong, where, and what to try."""
+    """Make the error of a run that diverged, with a lower learning rate to try."""
     return RunError(
         f"{what} at step {step} (learning rate {rate:.2g}): "
         f"try --set train.learning_rate={arguments.learning_rate / 3:.1g}; the last checkpoint is "
@@ -222,7 +224,7 @@ def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) ->
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Whatever is drawn inside, training goes on with the random numbers that it would have had."""
+    """Restore the random states at the end, whatever is drawn inside."""
     python, array = random.getstate(), numpy.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
     try:
@@ -235,10 +237,10 @@ def untouched_randomness() -> Iterator[None]:
 
 @contextmanager
 def interrupt_politely(recorder: Recorder) -> Iterator[None]:
-    """Ctrl-C finishes the step, saves and stops; a second one stops at once.
+    """Let Ctrl-C finish the step, save and stop; a second one stops at once.
 
-    Not under `torchrun`: there it may come twice, from the terminal and from the launcher, which
-    ends the processes itself where they take too long.
+    Under `torchrun` a second one does nothing: it may come from the terminal and from the launcher,
+    which ends the processes itself where they take too long.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -21,9 +21,9 @@ from rung.ladder import TRANSFORMER_RUNGS
 from rung.models import build_model, count_parameters, make_config
 from rung.models.base import CausalModel
 from rung.recipe import Recipe
-from rung.training.clock import LEAST, now
+from rung.training.clock import MIN_TRAINING_SHARE, now
+from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
-from rung.training.train import measure_step
 from rung.workflows.difficulty import Counted, count_text
 
 logger = logging.getLogger(__name__)
@@ -154,7 +154,9 @@ def turn_dial(
     while True:
         shapes = list(_shapes(recipe, tokenizer, guess))
         pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
-        left = distributed.broadcast(max((ends - now()) * (1 - HELD_BACK), LEAST * budget))
+        left = distributed.broadcast(
+            max((ends - now()) * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
+        )
         planned, plan = _choose(recipe, shapes, pace, left, counted, len(packed))
         spent = distributed.broadcast(now() - started)
         if (

@@ -28,7 +28,7 @@ from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.recipe import Recipe, check_positive
 from rung.report.page import write_report
 from rung.training.checkpoints import find_checkpoints
-from rung.training.clock import LEAST, now
+from rung.training.clock import MIN_TRAINING_SHARE, now
 from rung.workflows.prepare import read_corpus
 from rung.workflows.train import DEFAULT_MINUTES, execute, read_begun
 
@@ -177,7 +177,8 @@ class _Shares:
         if recipe.minutes is None:
             return None
         share = max(
-            LEAST * 60 * recipe.minutes, (self.ends - now()) * recipe.minutes / self.waiting
+            MIN_TRAINING_SHARE * 60 * recipe.minutes,
+            (self.ends - now()) * recipe.minutes / self.waiting,
         )
         self.waiting -= recipe.minutes
         return now() + share - 60 * recipe.minutes

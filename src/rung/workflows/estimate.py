@@ -27,10 +27,11 @@ from rung.models.ngram.counting_settings import (
 )
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
+from rung.training.arguments import make_training_arguments
+from rung.training.dataset import find_block_length
 from rung.training.lora import LoraAdapter
 from rung.training.optimizer import group_parameters, split_matrix
-from rung.training.settings import MUON, TrainSettings, make_arguments
-from rung.training.train import find_block_length
+from rung.training.settings import MUON, TrainSettings
 from rung.workflows.base import read_base_config
 from rung.workflows.prepare import prepare_tokenizer, read_corpus
 from rung.workflows.train import WATCHED_BYTES, check_start, choose_width, complete
@@ -151,7 +152,7 @@ def _foresee_training(
     settings = TrainSettings(
         arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
     )
-    arguments = make_arguments(settings, Path(), 1)
+    arguments = make_training_arguments(settings, Path(), 1)
     arguments.bf16 = not arguments.fp16 and recipe.train.get(
         "bf16", has_fast_bfloat16(choose_device())
     )
@@ -189,7 +190,7 @@ def _count_memory(
     """What training takes of a model on no device, `learner` being what is trained: the model, or
     it with adapters.
     """
-    parts, is_muon = _count_parts(arguments), arguments.optim_args == MUON
+    parts, is_muon = _count_parts(arguments), arguments.optim == MUON
     is_half = arguments.bf16 or arguments.fp16
     groups = group_parameters(learner, weight_decay=0.0)
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]

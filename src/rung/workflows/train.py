@@ -30,11 +30,12 @@ from rung.models.ngram.checkpoints import remove_order_checkpoints
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe, make_recipe
+from rung.training.arguments import make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
 from rung.training.global_batch import find_global_batch_size
-from rung.training.settings import TrainSettings, make_arguments
+from rung.training.settings import TrainSettings
 from rung.training.trackers import check_trackers
 from rung.training.train import Trained, train
 from rung.workflows.base import describe_base, load_base
@@ -157,7 +158,7 @@ def check_start(recipe: Recipe, folder: Path) -> None:
         settings = TrainSettings(
             arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
         )
-        make_arguments(settings, folder, 1)
+        make_training_arguments(settings, folder, 1)
 
 
 @distributed.on_main

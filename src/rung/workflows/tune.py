@@ -48,10 +48,12 @@ from rung.models import count_parameters, find_rung_name, load
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import check_positive, check_seed
+from rung.training.argument_checks import check_arguments
+from rung.training.arguments import make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
-from rung.training.settings import TrainSettings, check_arguments, check_length, make_arguments
+from rung.training.settings import TrainSettings, check_duration
 from rung.training.train import Trained, train
 from rung.workflows.base import describe_base
 from rung.workflows.evaluate import read_own
@@ -101,7 +103,7 @@ class Tuning:
         check_positive("steps", self.steps, int)
         check_seed(self.seed)
         check_arguments(self.train)
-        check_length(self.steps, self.minutes, self.train)
+        check_duration(self.steps, self.minutes, self.train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +299,9 @@ def _begin(
     """Read the conversations, judge the base, and write the record: last, after all that may be
     refused.
     """
-    make_arguments(_make_settings(plan, began), folder, 1)  # refuses what the Trainer would
+    make_training_arguments(
+        _make_settings(plan, began), folder, 1
+    )  # refuses what the Trainer would
     student = _Student(
         model=made[0],
         tokenizer=made[1],
