@@ -48,8 +48,9 @@ LADDER = (
     "induction",
     "llama3",
     "swaps",
-    "loading",
     "registry",
+    "tensor_checks",
+    "loading",
     "__init__",
 )
 
@@ -126,7 +127,7 @@ def test_functions_fit_on_a_screen(path):
 
 def test_rooms_are_small():
     for path in FILES:
-        limit = 330 if room_of(path) == "models" else 500
+        limit = 300 if room_of(path) == "models" else 500
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 

@@ -52,5 +52,9 @@ def did_you_mean(name: Any, choices: Iterable[str], listed: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The first line of an error's message, or its name where it has none.
+
+    A first line that ends in a colon brings the second.
+    """
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

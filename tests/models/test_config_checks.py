@@ -12,7 +12,7 @@ import transformers
 
 from rung import runs
 from rung.errors import RecipeError, RunError, RungError
-from rung.models import RUNGS_BY_MODEL_TYPE, build_model, config_fields, load, make_config
+from rung.models import build_model, config_fields, load, make_config
 from rung.models.config_checks import MAX_LAYERS, MIN_INTEGERS, check_config
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.loading import read_config
@@ -269,7 +269,7 @@ def test_nothing_for_a_value_is_the_default_or_refused_by_its_name(name, folders
     for key in config.keys() - {"model_type"}:
         (tmp_path / "config.json").write_text(json.dumps(config | {key: None}))
         try:
-            read_config(tmp_path, RUNGS_BY_MODEL_TYPE)
+            read_config(tmp_path)
             passed.append(key)
         except RunError as error:
             assert re.search(
@@ -288,7 +288,7 @@ def test_a_rotation_by_its_name_in_transformers_4_is_looked_at_too(folders, tmp_
     with pytest.raises(
         RunError, match="rope_scaling is 5: it must be a mapping, as in {rope_type: default, "
     ) as caught:
-        read_config(tmp_path, RUNGS_BY_MODEL_TYPE)
+        read_config(tmp_path)
     assert "\n" not in str(caught.value)
 
 

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LlamaConfig
 
 from rung import model_files
 from rung.data.tokenizer_loading import load_tokenizer
-from rung.errors import RunError, TokenizerError
+from rung.errors import RunError, TokenizerError, first_line
 from rung.export.hf import (
     LazyWeights,
     copy_files,
@@ -37,7 +37,6 @@ from rung.model_files import TOKENIZER_FILES
 from rung.models import read_checked_config
 from rung.models.config_checks import check_config, check_values
 from rung.models.llama3 import LlamaForCausalLM
-from rung.models.loading import first_line
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rung.errors import RunError
+from rung.errors import RunError, first_line
 from rung.export.hf import LazyWeights, write_bytes
-from rung.models.loading import first_line
 
 ALIGNMENT = 64  # bytes, as in torch's own: a storage may be mapped into memory as it lies
 STORAGE_TYPES = {

@@ -1,6 +1,4 @@
-"""What Hugging Face may ask of every rung's `forward` beside logits, and in which form it is
-answered.
-"""
+"""The options of Hugging Face that every rung's `forward` takes, and the form of its answer."""
 
 import inspect
 from collections.abc import Callable
@@ -27,25 +25,22 @@ logger = logging.get_logger(__name__)
 
 @dataclass
 class Intermediates:
-    """The hidden states and attention weights of one forward pass; None of a kind that nobody asked
-    for.
-    """
+    """The hidden states and attention weights of one forward pass; None where not asked for."""
 
     hidden_states: list[Tensor] | None = None
     attentions: list[Tensor] | None = None
 
     def add_hidden_state(self, hidden: Tensor) -> None:
-        """Keep what goes into a layer, and at the end into the head."""
+        """Record the input of a layer, or at the end of the head."""
         if self.hidden_states is not None:
             self.hidden_states.append(hidden)
 
 
 def accept_forward_options(forward: Callable[..., CausalLMOutputWithPast]) -> Callable[..., Any]:
-    """Let `forward` take the options of Hugging Face, by keyword or from the configuration, and no
-    others.
+    """Decorate `forward` to take the options of Hugging Face, by keyword or from the configuration.
 
-    It finds `use_cache` decided and `Intermediates` to fill among its options. Of what a rung does
-    not have, such as the attention of one that counts, the caller gets the empty tuple. Raises
+    It finds `use_cache` decided, and `intermediates` to fill, among its options. What a rung does
+    not have, such as the attention of a counting one, is an empty tuple in the answer. Raises
     `TypeError` for an unknown keyword.
     """
     names = [
@@ -76,16 +71,14 @@ def accept_forward_options(forward: Callable[..., CausalLMOutputWithPast]) -> Ca
                 output[key] = tuple(kept)
         return output if as_dict else output.to_tuple()
 
-    # accelerate peels off all that `__wrapped__` leads to, and would leave the rung's own function.
+    # accelerate follows `__wrapped__`, and would call the rung's own function without this one.
     answer.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     del answer.__wrapped__
     return answer
 
 
 def refuse_continuous_batching(*_: Any, **__: Any) -> NoReturn:
-    """Raise `NotImplementedError`: no rung keeps its past in the pages that transformers has for
-    that.
-    """
+    """Raise `NotImplementedError`: no rung keeps its past in the pages of transformers."""
     raise NotImplementedError(
         "rungs do not support continuous batching: pass rows to generate(), or let `rung serve` "
         "batch texts"
@@ -93,22 +86,20 @@ def refuse_continuous_batching(*_: Any, **__: Any) -> NoReturn:
 
 
 def refuse_to_crop(*_: Any) -> NoReturn:
-    """Raise `ValueError`: tokens are taken back from a model that drafts, and what a state has read
-    stays read.
-    """
+    """Raise `ValueError`: a drafting model must take tokens back, which no recurrent state can."""
     raise ValueError(
         "a rung that carries a state cannot be an assistant_model: its state takes no token back"
     )
 
 
 def check_past_key_values(model: PreTrainedModel, past: Any) -> None:
-    """Raise `ValueError` for a past of another kind than the model gives out."""
+    """Raise `ValueError` for a past of another type than the model returns."""
     takes_cache = model._supports_default_dynamic_cache()
     if past is not None and isinstance(past, Cache) != takes_cache:
         kind = (
             "a `Cache` of transformers"
             if takes_cache
-            else "the state that it gave out with `use_cache=True`"
+            else "the state that it returned with `use_cache=True`"
         )
         raise ValueError(
             f"past_key_values is a {type(past).__name__}: {type(model).__name__} takes {kind}"
@@ -118,9 +109,7 @@ def check_past_key_values(model: PreTrainedModel, past: Any) -> None:
 def check_position_ids(
     positions: Int[Tensor, "#B T"], attention_mask: Shaped[Tensor, "B S"] | None
 ) -> None:
-    """Raise `ValueError` for positions that are not those of one text: a rung that reads on cannot
-    begin anew.
-    """
+    """Raise `ValueError` for positions that do not rise by one: a recurrent rung cannot jump."""
     is_next = positions.diff(dim=1) == 1
     if attention_mask is not None:
         real = attention_mask[:, -positions.shape[1] :].bool()
@@ -135,7 +124,6 @@ def check_position_ids(
 def _name_arguments(
     model: str, names: list[str], args: tuple[Any, ...], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """All arguments by name."""
     for name in given:
         if name not in names and name not in FORWARD_OPTIONS:
             near = did_you_mean(name, [*names, *FORWARD_OPTIONS])
@@ -145,7 +133,7 @@ def _name_arguments(
     if len(args) > len(names):
         raise TypeError(
             f"{model}.forward() takes {len(names)} arguments by position, but {len(args)} were "
-            f"given"
+            "given"
         )
     placed = dict(zip(names, args, strict=False))
     if twice := sorted(placed.keys() & given.keys()):
@@ -154,15 +142,13 @@ def _name_arguments(
 
 
 def _decide(model: PreTrainedModel, key: str, given: dict[str, Any]) -> Any:
-    """An option's value, taken out of `given`: the caller's, else the configuration's."""
+    """Take an option out of `given`, and return its value or else the configuration's."""
     value = given.pop(key, None)
     return getattr(model.config, key) if value is None else value
 
 
 def _decide_cache(model: PreTrainedModel, given: dict[str, Any]) -> None:
-    """Whether the past is handed out: as the caller says, else outside training as the
-    configuration says.
-    """
+    """Decide `use_cache`: as the caller says, else outside training as the configuration says."""
     wanted = given.get("use_cache")
     if wanted is None:
         wanted = getattr(model.config, "use_cache", True) and not model.training

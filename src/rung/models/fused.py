@@ -1,7 +1,7 @@
-"""Two operations of training, each forward and back in one pass: RMSNorm, and the cross-entropy of
-a linear head.
+"""Fused kernels for training: RMSNorm, and the cross-entropy of a linear head.
 
-On a CPU they run in C (`fused.c`); elsewhere, and where nothing can compile it, in torch.
+Each has its forward and backward pass in one. On a CPU they run in C (`fused.c`); elsewhere, and
+where there is no compiler, in torch.
 """
 
 import ctypes
@@ -20,18 +20,18 @@ from rung.compiler import Address, compile_source
 
 SOURCE = Path(__file__).with_name("fused.c")
 MAX_LOGITS = 2**26  # rows times vocabulary: 128 MiB in bfloat16
-DTYPES = (torch.float32, torch.bfloat16)  # of numbers that `fused.c` knows
-WEIGHT_GRAD_PARTS = 16  # that the gradient of a norm's weight is summed in
+DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
+WEIGHT_GRAD_PARTS = 16  # partial sums of the gradient of a norm's weight
 IGNORE_INDEX = -100  # the label of a token that costs nothing, as in torch
 
 
 def rms_norm(
     x: Float[Tensor, "*B D"], weight: Float[Tensor, " D"], eps: float
 ) -> Float[Tensor, "*B D"]:
-    """x divided by its root mean square, in float32, times `weight` (Zhang & Sennrich 2019).
+    """Divide x by its root mean square, in float32, times `weight` (Zhang & Sennrich 2019).
 
-    In C it comes in autocast's precision, for under autocast the products that read it would make
-    it so one by one.
+    The C kernel returns autocast's precision, or each product that reads the result would convert
+    it again.
     """
     dtype = _autocast_dtype(x)
     known = x.dtype == weight.dtype == torch.float32 and dtype in DTYPES and x.numel() > 0
@@ -49,12 +49,12 @@ def linear_cross_entropy(
     targets: Int[Tensor, " N"],
     items: int | Tensor | None = None,
 ) -> Float[Tensor, ""]:
-    """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`, else by how
-    many there are.
+    """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`.
 
-    Targets of -100 are not counted. The logits are made and used up some rows at a time, their
-    gradient with them (Wijmans et al. 2024), so N x V numbers never stand in memory. On a CPU,
-    raises `IndexError` for any other target that is not below V; a GPU says so itself, later.
+    `items` is by default the number of targets; targets of -100 are ignored. Logits and their
+    gradient are computed for some rows at a time (Wijmans et al. 2024), so N x V numbers never
+    stand in memory. On a CPU, raises `IndexError` for any other target that is not below V; a GPU
+    says so itself, later.
     """
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(targets, len(hidden), len(weight))
@@ -63,12 +63,11 @@ def linear_cross_entropy(
 
 
 def is_unmodified(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
-    """Whether calling `module` does what `kind.forward` does with weights in memory, and nothing
-    else.
+    """Whether calling `module` does only what `kind.forward` does, with weights in memory.
 
-    False for a subclass (an adapter, a parametrization, a quantised layer), for a forward put in
-    the place of its own, for hooks of any kind, and for weights that are no plain tensors. Kernels
-    that read a module's weights themselves ask here first.
+    False for a subclass (an adapter, a parametrization, a quantised layer), for a replaced forward,
+    for hooks of any kind, and for weights that are no plain tensors. A kernel that reads a module's
+    weights itself must ask this first.
     """
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     is_own = type(module) is kind and getattr(module.forward, "__func__", None) is kind.forward
@@ -146,8 +145,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _costs(
     logits: Float[Tensor, "N V"], targets: Int[Tensor, " N"], nats: Float[Tensor, " N"]
 ) -> Tensor:
-    """The gradient of the sum of nats for the logits, which it may stand in the place of; the nats
-    into `nats`.
+    """Write each row's nats into `nats`, and return the gradient of their sum for the logits.
+
+    The gradient may overwrite the logits.
     """
     library = _library(logits, nats) if logits.dtype in DTYPES else None
     if library is not None:
@@ -167,13 +167,13 @@ def _costs(
 
 
 def _autocast_dtype(x: Tensor) -> torch.dtype:
-    """What a product of `x` is computed in."""
+    """The precision in which a matrix product of `x` is computed."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def _library(*tensors: Tensor) -> ctypes.CDLL | None:
-    """`fused.c` for tensors on a CPU, unless torch compiles the whole model."""
+    """The compiled `fused.c` for plain tensors on a CPU, unless torch compiles the whole model."""
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
     return _compile() if plain and not torch.compiler.is_compiling() else None
 
@@ -183,13 +183,14 @@ def _floats(tensor: Tensor, shape: tuple[int, ...]) -> Address:
 
 
 def _check_targets(targets: Int[Tensor, " N"], count: int, size: int) -> None:
-    """Raise `IndexError`, as torch does, for a label that is no token's, `ValueError` for too many
-    or too few.
+    """Check labels: raise `IndexError`, as torch does, for one that is no token.
+
+    Raises `ValueError` for a wrong number of them.
     """
     if targets.shape != (count,) or targets.dtype != torch.int64:
         raise ValueError(
             f"labels are {list(targets.shape)} of {targets.dtype}: they must be [{count}] of "
-            f"torch.int64"
+            "torch.int64"
         )
     outside = targets[((targets < 0) | (targets >= size)) & (targets != IGNORE_INDEX)]
     if len(outside):

@@ -1,12 +1,11 @@
-"""The ladder: six rungs, each a Hugging Face model, each with one idea more than the one below it.
+"""The models of the ladder: find a rung by its name, make its configuration, build it.
 
-Importing this module teaches `AutoConfig` and `AutoModelForCausalLM` the four rungs that
-transformers does not ship. `gpt2` and `llama3` are its own model types, so there it loads its own
-code and gets the same logits.
+Importing this module registers the rungs that transformers does not ship with `AutoConfig` and
+`AutoModelForCausalLM`. `gpt2` and `llama3` are model types of transformers, which loads its own
+code for them and gets the same logits.
 """
 
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,7 @@ from transformers import (
 )
 
 from rung.data.tokenizer import required_vocab_size
-from rung.data.tokenizer_loading import load_tokenizer
-from rung.errors import RecipeError, RunError, did_you_mean
+from rung.errors import RecipeError, did_you_mean
 from rung.ladder import IDEAS, TRANSFORMER_RUNGS, is_counting
 from rung.models.base import CausalModel
 from rung.models.bigram import BigramConfig, BigramForCausalLM
@@ -34,16 +32,6 @@ from rung.models.config_checks import (
 )
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
-from rung.models.loading import (
-    check_has_weights,
-    check_tensors,
-    check_weights,
-    first_line,
-    locate_model,
-    read_config,
-    refuse_shape_mismatch,
-    silence_transformers,
-)
 from rung.models.ngram.infinigram import InfinigramConfig, InfinigramForCausalLM
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.rnn import RNNConfig, RNNForCausalLM
@@ -54,7 +42,7 @@ from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A rung: its Hugging Face classes, and the shape that it has by default."""
+    """A rung: its Hugging Face classes, and its defaults for fields of the config."""
 
     name: str
     config_class: type[PreTrainedConfig]
@@ -68,7 +56,7 @@ class Rung:
 
     @property
     def counts(self) -> bool:
-        """Whether it is fitted by counting, in one pass, instead of being trained by gradients."""
+        """Whether the rung is fitted by counting, instead of being trained by gradients."""
         return is_counting(self.name)
 
 
@@ -120,9 +108,9 @@ for _rung in _RUNGS:
 
 
 def find_rung(name: str) -> Rung:
-    """The rung of that name, or of that size's name.
+    """The rung of that name, or of the size of that name.
 
-    Raises `RecipeError` when there is none.
+    Raises `RecipeError` where there is none.
     """
     if name not in (*RUNGS, *SIZES):
         near = did_you_mean(name, [*RUNGS, *SIZES])
@@ -133,7 +121,7 @@ def find_rung(name: str) -> Rung:
 
 
 def find_rung_name(model: type[CausalModel]) -> str:
-    """What a rung's class is called; the class's own name for one that is none."""
+    """The rung's name of a model class, or the class's own name where it is no rung's."""
     return next(
         (rung.name for rung in _RUNGS if rung.model_class is model),
         model.__name__,
@@ -143,11 +131,11 @@ def find_rung_name(model: type[CausalModel]) -> str:
 def make_config(
     name: str, tokenizer: PreTrainedTokenizerBase | None, settings: dict[str, Any]
 ) -> PreTrainedConfig:
-    """The configuration of rung or size `name` for this tokenizer; `settings` are fields of its
-    config class.
+    """Make the configuration of rung or size `name` for a tokenizer.
 
-    Widths that `settings` leaves open follow from those it gives. Raises `RecipeError` for a bad
-    field or value: before there is a tokenizer, for those that none can mend.
+    `settings` are fields of its config class; widths that they leave open follow from those they
+    give. Without a tokenizer, placeholders stand for what it decides. Raises `RecipeError` for a
+    bad field or value.
     """
     rung, (name, settings) = find_rung(name), resolve_size(name, settings)
     known = config_fields(name)
@@ -180,7 +168,7 @@ def make_config(
 
 
 def config_fields(name: str) -> list[str]:
-    """The names that `model` settings of this rung may use."""
+    """The fields that `model` settings of this rung may have."""
     config = find_rung(name).config_class
     inherited = {f.name for f in fields(PreTrainedConfig)}
     own = [
@@ -190,7 +178,7 @@ def config_fields(name: str) -> list[str]:
 
 
 def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
-    """A new model with random weights.
+    """Build a new model with random weights.
 
     Raises `RecipeError` for a configuration that the rung cannot have.
     """
@@ -201,9 +189,7 @@ def build_model(name: str, config: PreTrainedConfig) -> CausalModel:
 
 
 def count_parameters(model: PreTrainedModel) -> int:
-    """Numbers the model stores: weights, or for a counting rung the n-grams or the tokens that it
-    knows.
-    """
+    """The number of weights, or of the n-grams or tokens that a counting rung stores."""
     if isinstance(model, BigramForCausalLM):
         return len(model.tokens)
     if isinstance(model, NgramForCausalLM):
@@ -216,8 +202,8 @@ def count_parameters(model: PreTrainedModel) -> int:
 def find_hidden_size(
     name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]
 ) -> int:
-    """The hidden size at which rung `name` has nearest to `target` parameters."""
-    step = 32 if name in TRANSFORMER_RUNGS else 8  # heads want round widths
+    """Find the hidden size at which rung `name` has nearest to `target` parameters."""
+    step = 32 if name in TRANSFORMER_RUNGS else 8  # heads need round widths
     settings = {"vocab_size": required_vocab_size(tokenizer), **settings}
     best, previous = step, None
     for width in range(step, 8192, step):
@@ -231,73 +217,11 @@ def find_hidden_size(
     return best
 
 
-def load(
-    path: str | Path, settings: dict[str, Any] | None = None
-) -> tuple[CausalModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a run folder, a Hugging Face model folder or a Hub id, in our
-    own code.
-
-    `settings` are fields of its configuration to be other than saved. Raises `RunError` for what is
-    damaged or none.
-    """
-    where, is_local = locate_model(path)
-    is_folder = Path(where).is_dir()
-    config = (
-        read_checked_config(Path(where))
-        if is_folder and not settings
-        else read_config(where, RUNGS_BY_MODEL_TYPE, is_local)
-    )
-    if is_folder:
-        check_has_weights(Path(where))
-    rung = RUNGS_BY_MODEL_TYPE.get(config.model_type)
-    if rung is None:
-        kinds = ", ".join(RUNGS_BY_MODEL_TYPE)
-        raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
-    try:
-        with silence_transformers():
-            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (
-                settings or {}
-            )
-            options["local_files_only"] = is_local
-            model, report = rung.model_class.from_pretrained(where, **options)
-    except RecipeError as error:
-        raise RunError(f"{where}: {error}") from error
-    except Exception as error:  # safetensors, a damaged file
-        raise RunError(
-            f"{where}: its weights could not be read ({first_line(error)}); train it again"
-        ) from error
-    for key, found, wanted in sorted(report["mismatched_keys"]):
-        refuse_shape_mismatch(where, key, found, wanted)
-    if lost := sorted(report["missing_keys"]):
-        raise RunError(
-            f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another "
-            f"model"
-        )
-    check_tensors(model, where)
-    tokenizer = load_tokenizer(where)
-    if (known := required_vocab_size(tokenizer)) > (rows := model.config.vocab_size):
-        raise RunError(
-            f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do "
-            f"not belong together"
-        )
-    return model.eval(), tokenizer
-
-
-def read_checked_config(folder: Path) -> PreTrainedConfig:
-    """The configuration in a folder whose weights, where it is a rung's, are such a model's; only
-    headers are read.
-
-    Raises `RunError` where something there is damaged.
-    """
-    config = read_config(folder, RUNGS_BY_MODEL_TYPE)
-    if rung := RUNGS_BY_MODEL_TYPE.get(config.model_type):
-        check_weights(rung.model_class, config, folder)
-    return config
-
-
 def _transformer_shape(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Heads of 64 channels, one key-value head for two query heads, SwiGLU as large as a GELU layer
-    of 4 D.
+    """Choose the widths that are left open.
+
+    Heads of 64 channels, one key-value head for two query heads, and a SwiGLU as large as a GELU
+    layer of 4 D.
     """
     width = wanted["hidden_size"]
     if "num_attention_heads" not in wanted:

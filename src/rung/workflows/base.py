@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.models import RUNGS_BY_MODEL_TYPE, find_rung, load, make_config
+from rung.models import find_rung, load, make_config
 from rung.models.base import CausalModel
 from rung.models.loading import check_has_weights, check_weights, locate_model, read_config
 from rung.recipe import Recipe
@@ -47,7 +47,7 @@ def read_base_config(recipe: Recipe) -> PreTrainedConfig:
     Raises as `load_base` does.
     """
     where, is_local = locate_model(_check_path(recipe))
-    config = read_config(where, RUNGS_BY_MODEL_TYPE, is_local)
+    config = read_config(where, is_local)
     _check_rung(recipe, config)
     if Path(where).is_dir():
         check_has_weights(Path(where))
