@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from rung import files
+from rung.errors import RunError
+from rung.files import explain_failed_writes
 
 KILLED = """
 import os, signal, sys
@@ -222,3 +225,20 @@ def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     assert files.recall(tmp_path / "value") == [6] and files.remember(
         tmp_path / "value", lambda: 7
     ) == [6]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+        RuntimeError("PytorchStreamWriter failed writing file data/7"),
+        RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 1612928 vs 1612816"
+        ),
+    ],
+)
+def test_a_full_disk_is_one_clear_line(error, tmp_path):
+    with pytest.raises(RunError, match="make room there"), explain_failed_writes(tmp_path):
+        raise error
+    with pytest.raises(RuntimeError, match="shape"), explain_failed_writes(tmp_path):
+        raise RuntimeError("shape mismatch")

@@ -6,10 +6,12 @@ made once, by one process while others wait, is checked whenever it is opened, a
 where it is damaged.
 """
 
+import errno
 import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -23,6 +25,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from rung.errors import RunError, first_line
+
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
@@ -30,11 +34,56 @@ VALUE = "value.json"
 HASHED_BYTES = (
     1 << 24
 )  # of a larger file of a cache the size must do: reading all of it takes seconds
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
+DISK_FULL_SIGNS = (
+    *("PytorchStreamWriter", "inline_container", "requested and"),
+    *(f"(os error {number})" for number in DISK_FULL),
+)
 SOON = 1.0  # seconds after which it is said that another process is waited for
 CLOCKS_DIFFER = 2.0  # seconds, between when a process began and when it wrote a file
 BESIDE = re.compile(
     r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL
 )  # process, machine, chance, name
+
+
+def to_json(facts: Any, indent: int | None = None) -> str:
+    """Write facts as JSON, with null for NaN and infinity, which JSON does not have.
+
+    The lone surrogates of a file name that is not UTF-8 are escaped: read again it is the same.
+    """
+
+    def mend(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: mend(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [mend(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json.dumps(mend(facts), indent=indent, ensure_ascii=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@contextmanager
+def explain_failed_writes(folder: Path) -> Iterator[None]:
+    """Raise `RunError` where the block fails because there is no room in `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_failed_write(error):
+            raise
+        raise RunError(
+            f"{folder} could not be written to ({first_line(error)}): make room there; what "
+            f"was saved is kept"
+        ) from error
+
+
+def _is_failed_write(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in DISK_FULL
+    from safetensors import SafetensorError  # seldom needed
+
+    return isinstance(error, SafetensorError) or any(s in str(error) for s in DISK_FULL_SIGNS)
 
 
 @contextmanager

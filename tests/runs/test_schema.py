@@ -2,17 +2,17 @@
 
 import pytest
 
-from rung.runs.schema import find_misfit
+from rung.runs.schema import find_schema_error
 
 
 def test_any_part_may_be_missing_and_what_is_not_known_may_be_anything():
-    assert find_misfit({}) is None
+    assert find_schema_error({}) is None
     assert (
-        find_misfit({"rung": "gpt2", "scores": {}, "new": [1], "scores_of": {"a": object()}})
+        find_schema_error({"rung": "gpt2", "scores": {}, "new": [1], "scores_of": {"a": object()}})
         is None
     )
     assert (
-        find_misfit(
+        find_schema_error(
             {"scores": {"test": {"bits_per_byte": None, "new": "x"}}, "recipe": {"corpus": 5}}
         )
         is None
@@ -34,4 +34,4 @@ def test_any_part_may_be_missing_and_what_is_not_known_may_be_anything():
     ],
 )
 def test_the_first_misfit_is_named(value, kind, said):
-    assert find_misfit(value, kind) == said
+    assert find_schema_error(value, kind) == said

@@ -264,7 +264,7 @@ def check_given(what: str, options: dict[str, Any]) -> None:
 
 def print_json(facts: dict[str, Any]) -> None:
     """One JSON object on standard output, in ASCII where its encoding has not all of it."""
-    from rung.runs import to_json
+    from rung.files import to_json
 
     text = to_json(facts, indent=2)
     print(text if can_print(text, sys.stdout) else json.dumps(json.loads(text), indent=2))

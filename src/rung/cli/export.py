@@ -58,7 +58,7 @@ def runs(
     from rung.cli.fitted_table import show
     from rung.cli.results import runs_table, summarize_run
 
-    found = [(folder, runs.read_any_record(folder)) for folder in runs.find_runs(root)]
+    found = [(folder, runs.read_record_or_failure(folder)) for folder in runs.find_runs(root)]
     if as_json and (root / runs.RECORD).exists():
         print_json({"folder": str(root), **runs.read_record(root)})
     elif as_json:

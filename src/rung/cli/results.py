@@ -61,7 +61,7 @@ def climb_table(rows: Sequence["RunSummary"], folders: Iterable[Path]) -> Fitted
     under the table.
     """
     records = [
-        runs.read_any_record(folder) for folder in folders if (folder / runs.RECORD).exists()
+        runs.read_record_or_failure(folder) for folder in folders if (folder / runs.RECORD).exists()
     ]
     gives_way = ("a sample", "word ppl", "tokens/s", "seconds", "token ppl", "parameters")
     table = FittedTable(_title(records), gives_way, title_style="bold")
@@ -121,7 +121,7 @@ def swaps_table(rows: Sequence["SwapResult"], folders: Iterable[Path]) -> Fitted
     """
     from rung.report.swaps import sum_of_parts
 
-    records = [record for record in map(runs.read_any_record, folders) if "scores" in record]
+    records = [record for record in map(runs.read_record_or_failure, folders) if "scores" in record]
     steps, tokens = (records[0]["training"][key] for key in ("steps", "tokens"))
     seeds = ", ".join(dict.fromkeys(str(record["seed"]) for record in records))
     title = (
@@ -360,7 +360,7 @@ def _add_runs(table: FittedTable, alike: Iterable[tuple[Path, Mapping[str, Any]]
         bits = show_figure(cost, ".3f") + "*" * bool(score.get("renormalized")) if score else state
         if score and score.get("renormalized"):
             table.captions["bits per byte"] = f"* no distribution; {RENORMALIZED}"
-        doubted = " ‡" if score and runs.find_doubt(dict(record)) else ""
+        doubted = " ‡" if score and runs.explain_doubtful_score(dict(record)) else ""
         if doubted:
             table.caption = Text("‡ too few training steps to have learned anything")
         table.add_cells(
@@ -381,7 +381,7 @@ def summarize_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
         "low": score.get("low"),
         "high": score.get("high"),
         "renormalized": score.get("renormalized", False),
-        "doubt": runs.find_doubt(dict(record)) if score else None,
+        "doubt": runs.explain_doubtful_score(dict(record)) if score else None,
         "finished": bool(score),
         "failed": record.get("failed"),
     }

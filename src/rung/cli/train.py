@@ -317,13 +317,13 @@ def _make_run(recipe: Any, folder: Path, began: float) -> None:
         say(f"No score: nothing of {record['corpus']['name']} was held out, all of it was counted")
     if "reached" in (plan := record.get("plan", {})):
         say(_compare_with_law(plan["bits_per_byte"], plan["reached"]))
-    if busyness := runs.find_busyness(record):
+    if busyness := runs.describe_busy_machine(record):
         say(busyness)
     if recipe.lora:
         trained = record["training"]["trainable_parameters"]
         say(f"\n{trained:,} trained beside {record['parameters']:,} parameters: {folder}/adapter")
     say("")
-    if doubt := runs.find_doubt(record):
+    if doubt := runs.explain_doubtful_score(record):
         say(f"{folder}: {doubt}; give it more --minutes, or more --steps")
     else:
         say_next("generate", folder, *suggest_prompt(record))

@@ -21,7 +21,7 @@ from rung import model_files, runs
 from rung.data.tokenizer_loading import check_tokenizer
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
-from rung.files import write_atomically, write_beside
+from rung.files import explain_failed_writes, write_atomically, write_beside
 from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
 from rung.models import read_checked_config
 
@@ -67,7 +67,7 @@ def find_folder(run: str) -> Path:
         raise RunError(f"no run at {run}: `rung runs` lists what there is")
     model_files.check_folder(folder)
     if not (folder / CONFIG).exists():
-        raise RunError(f"{run} {runs.say_why_no_model(folder)}")
+        raise RunError(f"{run} {runs.explain_missing_model(folder)}")
     model_files.check_files(folder)
     for name in ("tokenizer.json", model_files.TOKENIZER):
         if (folder / runs.RECORD).exists() and not (folder / name).exists():
@@ -92,7 +92,7 @@ def write_folder(out: Path) -> Iterator[Path]:
             else "a link that leads nowhere"
         )
         raise RunError(f"{out} is {what}: choose another place")
-    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+    with explain_failed_writes(out.parent), write_beside(out) as beside:
         beside.mkdir()
         yield beside
 
@@ -108,7 +108,7 @@ def write_file(out: Path) -> Iterator[Path]:
             "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
         )
         raise RunError(f"{out} is {what}")
-    with runs.explain_failed_writes(out.parent), write_beside(out) as beside:
+    with explain_failed_writes(out.parent), write_beside(out) as beside:
         yield beside
 
 
@@ -135,7 +135,7 @@ def read_weights(folder: Path) -> LazyWeights:
     files = model_files.find_weights(folder)
     if not files:
         other = f"has no {WEIGHTS}: weights are read as safetensors"
-        why = other if model_files.has_weights(folder) else runs.say_why_no_weights(folder)
+        why = other if model_files.has_weights(folder) else runs.explain_missing_weights(folder)
         raise RunError(f"{folder} {why}")
     for path in files:
         with model_files.opening(path), safe_open(path, framework="pt") as file:

@@ -59,7 +59,7 @@ def show_swaps(folders: Iterable[Path]) -> str:
     """The report's table of what each swap brings."""
     found = list(folders)
     rows = read_swaps(found)
-    finished = (record for record in map(runs.read_any_record, found) if "scores" in record)
+    finished = (record for record in map(runs.read_record_or_failure, found) if "scores" in record)
     return _wrap(build_swaps_table(rows, next(finished)["training"]) if rows else "")
 
 

@@ -159,7 +159,7 @@ class Run:
     def __repr__(self) -> str:
         facts: dict[str, Any] = {}
         if (self.folder / runs.RECORD).exists():
-            record = runs.read_any_record(self.folder)
+            record = runs.read_record_or_failure(self.folder)
             corpus, bits = record.get("corpus") or {}, self.scores.get("bits_per_byte")
             facts = {"rung": record["rung"], "corpus": corpus.get("name")}
             facts |= {"bits_per_byte": bits and round(bits, 3), "failed": record.get("failed")}

@@ -88,7 +88,7 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
         return where, not hub.answers(where)
     model_files.check_folder(folder)
     if not (folder / model_files.CONFIG).exists():
-        raise RunError(f"{where} {runs.say_why_no_model(folder)}")
+        raise RunError(f"{where} {runs.explain_missing_model(folder)}")
     return where, True
 
 
@@ -143,7 +143,7 @@ def read_checked_config(folder: Path) -> PreTrainedConfig:
 def check_has_weights(folder: Path) -> None:
     """Raise `RunError` for a configuration without weights, as a run that was stopped has."""
     if not model_files.has_weights(folder):
-        raise RunError(f"{folder} {runs.say_why_no_weights(folder)}")
+        raise RunError(f"{folder} {runs.explain_missing_weights(folder)}")
 
 
 def check_no_adapter(folder: Path) -> None:

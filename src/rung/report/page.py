@@ -15,7 +15,7 @@ from typing import Any
 from rung import runs
 from rung.errors import RunError
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
-from rung.files import write_atomically
+from rung.files import explain_failed_writes, write_atomically
 from rung.ladder import is_counting
 from rung.report import charts, svg
 from rung.report.samples import build_samples, build_surprisal
@@ -52,7 +52,7 @@ def write_report(folders: Iterable[Path], out: Path) -> None:
             "no runs to report on: name at least one run folder (`rung runs` lists them)"
         )
     runs.make_folder(out.parent)
-    with runs.explain_failed_writes(out.parent):
+    with explain_failed_writes(out.parent):
         write_atomically(out, _page(group_runs(found)))
 
 

@@ -114,7 +114,7 @@ def read_runs(folders: Iterable[Path]) -> list[ReportedRun]:
     """
     once = {folder.resolve(): folder for folder in folders}
     found = sorted(map(_read_run, once.values()), key=lambda run: _ladder_position(run.row.rung))
-    doubts = runs.find_doubts([run.record for run in found])
+    doubts = runs.explain_doubtful_scores([run.record for run in found])
     return [
         replace(run, row=replace(run.row, doubt=doubt if run.score else None))
         for run, doubt in zip(found, doubts, strict=True)
@@ -150,7 +150,7 @@ def group_runs(found: list[ReportedRun]) -> list[ComparableRuns]:
 
 
 def _read_run(folder: Path) -> ReportedRun:
-    record = runs.read_any_record(folder)
+    record = runs.read_record_or_failure(folder)
     # The metrics of a tuned run are those of its answers.
     lines = [] if "tune" in record else runs.read_metrics(folder)
     curve = [(line.get("tokens"), line.get("bits_per_byte")) for line in lines]
@@ -184,7 +184,7 @@ def _summarize(name: str, record: dict[str, Any]) -> RunSummary:
         failed=None
         if score
         else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
-        busyness=runs.find_busyness(record),
+        busyness=runs.describe_busy_machine(record),
     )
 
 

@@ -13,7 +13,7 @@ COUNT = (int,)
 COST = (int, float, type(None))  # an infinite one is null
 TEXT, FLAG = (str,), (bool,)
 
-SCORE = {
+SCORE_SCHEMA = {
     **dict.fromkeys(
         ("documents", "bytes", "words", "tokens", "unknown_words", "dropped_bytes"), COUNT
     ),
@@ -25,7 +25,7 @@ SCORE = {
     "lost": [TEXT],
     "renormalized": FLAG,
 }
-RECORD = {
+RECORD_SCHEMA = {
     **dict.fromkeys(("rung", "failed", "imported", "hardware"), TEXT),
     **dict.fromkeys(("prompt", "sample"), (str, type(None))),
     "parameters": COUNT,
@@ -43,7 +43,7 @@ RECORD = {
     "training": dict.fromkeys(
         ("seconds", "steps", "tokens", "tokens_per_second", "cpu_share", "cores"), NUMBER
     ),
-    "scores": {"test": SCORE},
+    "scores": {"test": SCORE_SCHEMA},
     "marks": {ANY: NUMBER},
     "passage": [(TEXT, COST)],
     "plan": {},
@@ -52,10 +52,16 @@ RECORD = {
     "base": {},
     "tune": {"plan": {}},
 }
-NAMES = {int: "a number", str: "a text", bool: "true or false", list: "a list", dict: "a mapping"}
+KIND_NAMES = {
+    int: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    dict: "a mapping",
+}
 
 
-def find_misfit(value: Any, kind: Any = RECORD, where: str = "") -> str | None:
+def find_schema_error(value: Any, kind: Any = RECORD_SCHEMA, where: str = "") -> str | None:
     """The first part that is of another kind than it must be, as the end of a sentence; None where
     all fit.
     """
@@ -79,9 +85,11 @@ def find_misfit(value: Any, kind: Any = RECORD, where: str = "") -> str | None:
         ]
     else:
         return None if isinstance(value, kind) else _say(where, value, kind[0])
-    known = (find_misfit(part, each, place) for part, each, place in parts if each is not None)
+    known = (
+        find_schema_error(part, each, place) for part, each, place in parts if each is not None
+    )
     return next(filter(None, known), None)
 
 
 def _say(where: str, value: Any, kind: type) -> str:
-    return f"{where or 'it'} is {value!r:.40}, and must be {NAMES[kind]}"
+    return f"{where or 'it'} is {value!r:.40}, and must be {KIND_NAMES[kind]}"

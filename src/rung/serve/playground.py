@@ -24,6 +24,7 @@ from rung.data.tokenizer import encode_ordinary, fingerprint_tokenizer
 from rung.evaluation.attention import attention_shape, read_attention
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.surprisal import score_text
+from rung.files import to_json
 from rung.generation.detokenize import token_to_text
 from rung.generation.sampling import Sampling, find_probabilities
 from rung.models import count_parameters, find_rung, find_rung_name
@@ -149,7 +150,7 @@ def describe_all(served: Sequence[ServedModel]) -> list[dict[str, Any]]:
     """What the page says of each run, and why its scores say nothing of its rung, where that is
     so.
     """
-    doubts = runs.find_doubts([run.record for run in served])
+    doubts = runs.explain_doubtful_scores([run.record for run in served])
     return [describe(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)]
 
 
@@ -272,6 +273,4 @@ def _entropy(shares: Tensor) -> float:
 
 
 def _answer(facts: Any) -> Response:
-    return Response(
-        runs.to_json(facts), 200, {"X-Content-Type-Options": "nosniff"}, "application/json"
-    )
+    return Response(to_json(facts), 200, {"X-Content-Type-Options": "nosniff"}, "application/json")

@@ -149,7 +149,7 @@ def read_resume_state(checkpoint: Path, description: dict[str, Any]) -> ResumeSt
 
 def write_resume_state(checkpoint: Path, state: ResumeState) -> None:
     """Add how far the run is to a checkpoint that is being written."""
-    text = runs.to_json(state.to_json(), indent=2)
+    text = files.to_json(state.to_json(), indent=2)
     (checkpoint / PROGRESS).write_text(f"{text}\n", encoding="utf-8")
 
 
@@ -194,7 +194,7 @@ class Checkpoints:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         wait()
         try:
-            with runs.explain_failed_writes(self.folder):
+            with files.explain_failed_writes(self.folder):
                 beside.mkdir(parents=True, exist_ok=True)
                 yield beside
                 wait()
@@ -210,7 +210,7 @@ class Checkpoints:
         if is_saved and (self.best is None or bits_per_byte <= self.best[1]):
             self.best = (step, bits_per_byte)
             if self.is_main:
-                best = runs.to_json({"step": step, "bits_per_byte": bits_per_byte})
+                best = files.to_json({"step": step, "bits_per_byte": bits_per_byte})
                 files.write_atomically(self.folder / BEST, f"{best}\n")
                 self._prune(step)
         return self.path_of(self.best[0]) if self.best else None

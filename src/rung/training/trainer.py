@@ -31,6 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from rung import distributed, runs
 from rung.data.packing import TokenDataset, identity_collator
 from rung.errors import RecipeError, first_line
+from rung.files import explain_failed_writes
 from rung.models.base import CausalModel
 from rung.training.argument_checks import name_of
 from rung.training.arguments import ENDLESS
@@ -86,7 +87,7 @@ class TrainingRun:
             return
         if self.checkpoints.is_main:
             due = self.resume.evaluation_due
-            runs.rewind(self.checkpoints.run, self.resume.step, evaluate=due)
+            runs.rewind_logs(self.checkpoints.run, self.resume.step, evaluate=due)
         if self.stream_states:
             self.stream_states.load(self.checkpoint)
 
@@ -283,7 +284,7 @@ class RungTrainer(Trainer):
     @distributed.raise_together
     def _write_files(self, model: Any, trial: Any, folder: Path, state: ResumeState) -> None:
         """Write this process's files. Nothing here waits for the others, of which one may fail."""
-        with runs.explain_failed_writes(self.run.checkpoints.folder):
+        with explain_failed_writes(self.run.checkpoints.folder):
             super()._save_checkpoint(model, trial)
         if distributed.is_main():
             if self.run.stream_states:

@@ -115,7 +115,7 @@ def make_runs(
     Raises `RungError` when that cannot be read, when a folder holds another run or when all
     fail, `KeyboardInterrupt` when one was stopped and saved.
     """
-    with runs.hold(next(iter(recipes)).parent, together=True):
+    with runs.lock_folder(next(iter(recipes)).parent, together=True):
         _make_runs(recipes, on_progress, report, now() if began is None else began)
 
 
@@ -191,7 +191,7 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
     """
     for folder, recipe in recipes.items():
         runs.make_folder(folder.parent)
-        runs.check_free(folder)
+        runs.check_unlocked(folder)
         _check_same(recipe, folder)
     before = _find_fingerprints(recipes)
     if not before:
@@ -209,7 +209,7 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
 def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
     """Of the text that each run was made of, where one was read."""
     begun = [folder for folder in recipes if (folder / runs.RECORD).exists()]
-    records = {folder: runs.read_any_record(folder) for folder in begun}
+    records = {folder: runs.read_record_or_failure(folder) for folder in begun}
     return {
         folder: record["corpus"]["fingerprint"]
         for folder, record in records.items()
@@ -281,7 +281,7 @@ def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
 def _remove_failed(recipes: dict[Path, Recipe]) -> None:
     """Leave nothing of a climb that could not be begun."""
     for folder in recipes:
-        if folder.is_dir() and runs.holds_failure_only(folder):
+        if folder.is_dir() and runs.holds_only_failure(folder):
             shutil.rmtree(folder)
     with suppress(OSError):  # there is something else in it
         next(iter(recipes)).parent.rmdir()
@@ -291,7 +291,7 @@ def _check_same(recipe: Recipe, folder: Path) -> None:
     """Raise `RunError` when the folder holds a run made in another way."""
     if not (folder / runs.RECORD).exists():
         return
-    before = runs.read_any_record(folder).get("recipe")
+    before = runs.read_record_or_failure(folder).get("recipe")
     if before is None:
         return
     keys = ("documents", "column", "encoding", "minutes", "steps", "seed")

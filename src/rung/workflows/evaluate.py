@@ -89,7 +89,10 @@ def evaluate_run(
         **seen,
         **score.as_dict(),
     }
-    facts |= {"doubt": runs.find_doubt(record), "busyness": runs.find_busyness(record)}
+    facts |= {
+        "doubt": runs.explain_doubtful_score(record),
+        "busyness": runs.describe_busy_machine(record),
+    }
     for switch, scorer in scorers.items():
         facts[switch] = scorer(texts, on_progress).as_dict()
     return facts

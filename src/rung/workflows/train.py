@@ -92,7 +92,7 @@ def execute(
     done once, by the main one. Raises `RungError` for what the user can mend, a `folder` that
     another process writes into too; a start that fails leaves nothing.
     """
-    with runs.hold(folder, together=True), runs.undo_failed_start(folder):
+    with runs.lock_folder(folder, together=True), runs.remove_failed_start(folder):
         return _execute(recipe, folder, on_progress, now() if began is None else began)
 
 
@@ -295,11 +295,11 @@ def check_unused(folder: Path) -> None:
     there.
     """
     if folder.is_dir():
-        runs.check_free(folder)
+        runs.check_unlocked(folder)
         remove_leftovers(folder, alone=True)
-        if runs.holds_failure_only(folder):
+        if runs.holds_only_failure(folder):
             return
-        if runs.list_names(folder):
+        if runs.list_contents(folder):
             raise RunError(
                 f"{folder} is not empty: go on with --resume, or choose another folder with --out"
             )

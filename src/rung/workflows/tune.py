@@ -150,7 +150,7 @@ def tune(
             f"--preference learns in one process, not in {distributed.world_size()}: leave out "
             "torchrun"
         )
-    with runs.hold(folder, together=True), runs.undo_failed_start(folder):
+    with runs.lock_folder(folder, together=True), runs.remove_failed_start(folder):
         return _tune(plan, folder, on_progress, now() if began is None else began)
 
 
@@ -201,7 +201,7 @@ def read_base(run: str) -> dict[str, Any]:
             f"tuned"
         )
     if record and not runs.is_finished(Path(run)):
-        raise RunError(f"{run} {runs.say_how_to_go_on(Path(run))}")
+        raise RunError(f"{run} {runs.explain_unfinished(Path(run))}")
     return record
 
 
