@@ -1,9 +1,9 @@
-"""Truncated back-propagation through time: a stretch begins with the state that the last one left.
+"""Truncated back-propagation through time: a segment begins with the state that the last left.
 
-The gradient ends where a stretch begins, the state does not (Mikolov et al. 2010; Zaremba et al.
+The gradient ends where a segment begins, the state does not (Mikolov et al. 2010; Zaremba et al.
 2014, section 4.1; Merity et al. 2018). The state also flows from one document into the next, and
 the model learns what BOS ends. This costs nothing, though documents are scored from an empty state
-(benchmarks/training/carried.txt), and a reset inside a stretch would break up the kernels that run
+(benchmarks/training/carried.txt), and a reset inside a segment would break up the kernels that run
 over it. At the end of an epoch all streams begin anew.
 """
 
@@ -62,10 +62,10 @@ class StreamStates:
 
         Raises `RunError` when these streams have no state, though the batch is not their beginning.
         """
-        inputs = {key: value for key, value in batch.items() if key not in ("stretch", "stream")}
+        inputs = {key: value for key, value in batch.items() if key not in ("segment", "stream")}
         inputs["use_cache"] = True
-        stretch, stream = batch["stretch"], batch["stream"]
-        if stretch == 0:
+        segment, stream = batch["segment"], batch["stream"]
+        if segment == 0:
             return stream, inputs
         rows, length = inputs["input_ids"].shape
         state = self.states.get(stream) or tuple(t[stream : stream + rows] for t in self.gathered)
@@ -75,7 +75,7 @@ class StreamStates:
                 f"of before"
             )
         state = tuple(t.to(inputs["input_ids"].device) for t in state)
-        return stream, inputs | {"past_key_values": RecurrentState(state, stretch * length)}
+        return stream, inputs | {"past_key_values": RecurrentState(state, segment * length)}
 
     def store(self, stream: int, state: RecurrentState) -> None:
         """Keep the state of a batch, without the graph that made it."""
