@@ -1,1 +1,1 @@
-"""Models that answer: chat templates, conversations to learn from, and how answers are judged."""
+"""Chat models: templates, conversations to train on, preferences, answers, and sessions."""

@@ -1,6 +1,4 @@
-"""Held-out questions answered and judged: token F1, exact match, and what looking answers up would
-have got.
-"""
+"""Answer held-out questions and grade the answers by token F1 and exact match, beside retrieval."""
 
 import math
 import re
@@ -22,16 +20,14 @@ from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, Progress, ignore_progress
 
-QUESTIONS_AT_ONCE = 16  # questions
-MAX_ANSWER_TOKENS = 128  # tokens of an answer
-MAX_NGRAM = 3  # words, that retrieval compares at the most
+QUESTIONS_AT_ONCE = 16
+MAX_ANSWER_TOKENS = 128
+MAX_NGRAM = 3  # words of the longest n-gram that retrieval compares
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradedAnswer:
-    """A question, its answer, the one given, and how much of it is right: token F1 (Rajpurkar et
-    al. 2016).
-    """
+    """A question, its expected answer and the given one, graded as in Rajpurkar et al. 2016."""
 
     question: str
     expected: str
@@ -39,9 +35,7 @@ class GradedAnswer:
 
     @property
     def f1(self) -> float:
-        """The harmonic mean of how many words given are expected, and how many expected are
-        given.
-        """
+        """Return the token F1: the harmonic mean of the words' precision and recall."""
         expected, given = normalize_answer(self.expected), normalize_answer(self.given)
         if not expected or not given:
             return float(expected == given)
@@ -50,17 +44,17 @@ class GradedAnswer:
 
     @property
     def is_exact(self) -> bool:
-        """Whether it is the expected one, word for word."""
+        """Return whether the answers are equal, word for word."""
         return normalize_answer(self.expected) == normalize_answer(self.given)
 
 
 def normalize_answer(text: str) -> list[str]:
-    """Words and numbers in lower case, without articles and what stands between them."""
+    """Return the words and numbers in lower case, without articles and punctuation."""
     return [word for word in re.findall(r"\w+", text.lower()) if word not in ("a", "an", "the")]
 
 
 def summarize_answers(answers: Sequence[GradedAnswer]) -> dict[str, float]:
-    """Mean token F1 and share of exact answers."""
+    """Return the mean token F1 and the share of exact answers."""
     return {
         "f1": fmean(a.f1 for a in answers),
         "exact": fmean(a.is_exact for a in answers),
@@ -74,10 +68,9 @@ def answer_questions(
     conversations: Sequence[Conversation],
     on_progress: OnProgress = ignore_progress,
 ) -> list[GradedAnswer]:
-    """The model's likeliest answer to the last question of each, given all that was said before it.
+    """Answer the last question of each conversation greedily.
 
-    One without a chat template is asked in plain text, and has answered where it leaves a blank
-    line.
+    A model without a chat template is asked in plain text, and its answer ends at a blank line.
     """
     stop_ids, decoder = find_chat_stop_ids(model, tokenizer), Decoder(model)
     plainly = not tokenizer.chat_template
@@ -108,7 +101,7 @@ def answer_questions(
 def score_assistant_tokens(
     model: CausalModel, encoded: Sequence[EncodedConversation], answer_bytes: int
 ) -> dict[str, float]:
-    """What the assistant's tokens cost: bits per byte of what it says, and their perplexity."""
+    """Return the bits per byte and the token perplexity of the assistant's answers."""
     costs = compute_nll(model, [e.ids for e in encoded])
     said = [torch.tensor(e.assistant_mask[1:]) for e in encoded]
     nats = sum(cost[mask].double().sum().item() for cost, mask in zip(costs, said, strict=True))
@@ -119,7 +112,7 @@ def score_assistant_tokens(
 
 
 def count_answer_bytes(conversations: Sequence[Conversation]) -> int:
-    """UTF-8 bytes of all that the assistant says."""
+    """Count the UTF-8 bytes of all answers of the assistant."""
     return sum(
         len(m["content"].encode()) for c in conversations for m in c if m["role"] == "assistant"
     )
@@ -128,8 +121,9 @@ def count_answer_bytes(conversations: Sequence[Conversation]) -> int:
 def encode_plain_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation]
 ) -> list[EncodedConversation]:
-    """Each conversation for a model that knows no chat: what is said, a blank line between; its end
-    is the last's.
+    """Encode conversations as plain text, for a model without a chat template.
+
+    Blank lines stand between the messages; the mask covers the last answer and the end of text.
     """
     found = []
     for conversation in conversations:
@@ -147,32 +141,31 @@ def encode_plain_conversations(
 
 
 def format_plain_prompt(before: Conversation) -> str:
-    """What was said, each message a paragraph: what comes next is an answer."""
+    """Format the messages as paragraphs, after which an answer follows."""
     return "".join(message["content"] + "\n\n" for message in before)
 
 
 def split_last_answer(conversation: Conversation) -> tuple[Conversation, str]:
-    """All before the last thing that the assistant says, and that."""
+    """Return the messages before the assistant's last answer, and the answer."""
     last = max(i for i, message in enumerate(conversation) if message["role"] == "assistant")
     return conversation[:last], conversation[last]["content"]
 
 
 def sample_evenly(conversations: Sequence[Conversation], count: int) -> list[Conversation]:
-    """`count` of them at the most, from all over."""
+    """Return at most `count` conversations, evenly spread over all."""
     stride = max(1, len(conversations) // count)
     return list(conversations[::stride][:count])
 
 
 class RetrievalBaseline:
-    """The answer to the most similar question that was learned from: no model at all, and what one
-    must beat.
+    """Answers with the answer of the most similar training question: the baseline to beat.
 
-    Similar are questions that share many n-grams of one to three words; with `rare` a shared n-gram
-    counts for more the fewer questions have it (the idf of Spärck Jones 1972), which finds the
-    object by its name.
+    Questions are similar that share many n-grams of one to three words. With `idf` a shared n-gram
+    counts for more the fewer questions have it (Spärck Jones 1972), which finds an object by its
+    name.
     """
 
-    def __init__(self, train: Sequence[Conversation], *, rare: bool) -> None:
+    def __init__(self, train: Sequence[Conversation], *, idf: bool) -> None:
         asked = [
             (before[-1]["content"], answer)
             for before, answer in map(split_last_answer, train)
@@ -180,25 +173,27 @@ class RetrievalBaseline:
         ]
         questions = [_find_ngrams(question) for question, _ in asked]
         self.answers = [answer for _, answer in asked]
-        self.homes: dict[str, list[int]] = defaultdict(list)
+        self.questions_with: dict[str, list[int]] = defaultdict(list)
         for number, ngrams in enumerate(questions):
             for ngram in ngrams:
-                self.homes[ngram].append(number)
-        self.worth = {
-            n: math.log(len(asked) / len(home)) if rare else 1.0 for n, home in self.homes.items()
+                self.questions_with[ngram].append(number)
+        self.weights = {
+            n: math.log(len(asked) / len(home)) if idf else 1.0
+            for n, home in self.questions_with.items()
         }
-        self.sizes = [sum(self.worth[ngram] for ngram in ngrams) for ngrams in questions]
+        self.sizes = [sum(self.weights[ngram] for ngram in ngrams) for ngrams in questions]
 
     def answer(self, question: str) -> str:
-        """Of the question that has the largest share of its n-grams in common (Dice 1945); empty
-        where none has one.
+        """Return the answer of the question with the largest Dice coefficient (Dice 1945).
+
+        It is empty where no question shares an n-gram.
         """
-        ngrams = sorted(ngram for ngram in _find_ngrams(question) if ngram in self.homes)
+        ngrams = sorted(ngram for ngram in _find_ngrams(question) if ngram in self.questions_with)
         shared: dict[int, float] = defaultdict(float)
         for ngram in ngrams:
-            for number in self.homes[ngram]:
-                shared[number] += self.worth[ngram]
-        own = sum(self.worth[ngram] for ngram in ngrams)
+            for number in self.questions_with[ngram]:
+                shared[number] += self.weights[ngram]
+        own = sum(self.weights[ngram] for ngram in ngrams)
         best = max(shared, key=lambda n: shared[n] / max(1e-9, own + self.sizes[n]), default=None)
         return "" if best is None else self.answers[best]
 
@@ -215,10 +210,10 @@ def _find_ngrams(question: str) -> set[str]:
 def score_retrieval(
     known: Sequence[Conversation], asked: Sequence[Conversation]
 ) -> dict[str, dict[str, float]]:
-    """What the answers of the most similar questions are worth."""
+    """Grade the answers that retrieval finds, with and without idf."""
     found = {}
-    for name, rare in (("n-grams", False), ("rare n-grams", True)):
-        retrieval = RetrievalBaseline(known, rare=rare)
+    for name, idf in (("n-grams", False), ("rare n-grams", True)):
+        retrieval = RetrievalBaseline(known, idf=idf)
         pairs = [
             (before[-1]["content"], expected) for before, expected in map(split_last_answer, asked)
         ]

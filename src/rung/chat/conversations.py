@@ -1,8 +1,6 @@
-"""Conversations to learn from: read from a file, from the Hub, or made of the interpreter's own
-documentation.
+"""Load conversations from a file, from the Hub, or from the interpreter's own documentation.
 
-A source without splits of its own is cut by a hash of each conversation, so that adding some moves
-none.
+A source without splits is split by a hash of each conversation, so that adding some moves no other.
 """
 
 import hashlib
@@ -27,16 +25,14 @@ ROLES = {  # ShareGPT's names, and those of the Hub's data sets
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard"), "assistant"),
     **dict.fromkeys(("system", "developer"), "system"),
 }
-TOOL_ROLES = ("tool", "function")  # roles
+TOOL_ROLES = ("tool", "function")
 HELD_OUT_SHARE = 0.05  # for validation, and again for test
 MIN_CONVERSATIONS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversations:
-    """What is learned from, what is watched meanwhile, and what is asked in the end, each set under
-    its name.
-    """
+    """Conversations to train on, to validate on, and to test on; each test set has a name."""
 
     name: str
     train: list[Conversation]
@@ -45,17 +41,16 @@ class Conversations:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when a conversation does."""
+        """Return a hash of all conversations."""
         everything = json.dumps([self.train, self.validation, self.tests])
         return hashlib.sha256(everything.encode()).hexdigest()[:16]
 
 
 def load_conversations(source: str = DEFAULT_CONVERSATIONS) -> Conversations:
-    """`python-qa`, a file of JSON lines, or hf:ORG/NAME; in one of the forms that
-    `read_conversation` knows.
+    """Load `python-qa`, a file of JSON lines, or hf:ORG/NAME.
 
-    Of equal ones one is kept, and the log says so. Raises `CorpusError` where it cannot be read, is
-    no conversation, or has too few of them.
+    Duplicates are dropped, and the log says how many. Raises `CorpusError` where the source cannot
+    be read, has rows that `read_conversation` refuses, or has too few conversations.
     """
     if source == DEFAULT_CONVERSATIONS:
         parts = make_python_qa()
@@ -90,9 +85,7 @@ def load_conversations(source: str = DEFAULT_CONVERSATIONS) -> Conversations:
 def _hold_out(
     conversations: list[Conversation], start: float
 ) -> tuple[list[Conversation], list[Conversation]]:
-    """Those whose hash falls outside `start` to `start` + HELD_OUT_SHARE, and those inside: one at
-    least.
-    """
+    """Split off those whose hash is in [start, start + HELD_OUT_SHARE), but at least one."""
     places = [hash_to_unit_interval(json.dumps(c)) for c in conversations]
     inside = {i for i, place in enumerate(places) if start <= place < start + HELD_OUT_SHARE}
     inside = inside or {min(range(len(places)), key=places.__getitem__)}
@@ -101,9 +94,9 @@ def _hold_out(
 
 
 def read_json_lines(path: Path, what: str = "conversations") -> Iterator[Any]:
-    """A JSON value a line; or one list of them.
+    """Yield the values of a file of JSON lines, or of one JSON list.
 
-    Raises `CorpusError`, by the name of `what` they are, where there are none.
+    Raises `CorpusError`, which calls the values `what`, where the file cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -116,15 +109,14 @@ def read_json_lines(path: Path, what: str = "conversations") -> Iterator[Any]:
     if text.lstrip().startswith("[") and not _goes_on(text.lstrip()):
         yield from _parse(text, str(path))
         return
-    for number, line in enumerate(
-        text.split("\n"), 1
-    ):  # what else Unicode breaks lines at may stand in a message
+    # Not `splitlines`: a message may hold the other characters that Unicode breaks lines at.
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield _parse(line, f"{path}, line {number}")
 
 
 def _goes_on(text: str) -> bool:
-    """Whether more follows after its first value: then that is no list of all."""
+    """Return whether more follows the first JSON value, which then is no list of all."""
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except json.JSONDecodeError:
@@ -147,11 +139,11 @@ def _read_rows(rows: Iterable[Any], source: str) -> Iterator[Conversation]:
 
 
 def read_conversation(row: Any, where: str) -> Conversation:
-    """The messages of one row, under OpenAI's names.
+    """Read the messages of one row, with OpenAI's roles.
 
-    It is a list `messages` (OpenAI) or `conversations` (ShareGPT), a `prompt` and its `completion`,
-    or an `instruction`, perhaps with an `input`, and its `output` (Alpaca). Raises `CorpusError`
-    where there is none, or nothing that the assistant says, or nothing that it answers.
+    A row has a list `messages` (OpenAI) or `conversations` (ShareGPT), a `prompt` and its
+    `completion`, or an `instruction`, its `output` and perhaps an `input` (Alpaca). Raises
+    `CorpusError` for any other row, and where the assistant answers nothing.
     """
     fields = row if isinstance(row, dict) else {}
     found = fields.get("messages") or fields.get("conversations")
@@ -176,8 +168,7 @@ def read_conversation(row: Any, where: str) -> Conversation:
     else:
         raise CorpusError(
             f"{where}: it has no list `messages` (OpenAI) or `conversations` (ShareGPT), no "
-            f"`prompt` and `completion`, "
-            "no `instruction` and `output` (Alpaca)"
+            "`prompt` and `completion`, no `instruction` and `output` (Alpaca)"
         )
     if not any(message["role"] == "assistant" for message in conversation):
         raise CorpusError(
@@ -191,7 +182,7 @@ def read_conversation(row: Any, where: str) -> Conversation:
 
 
 def read_turns(said: Any, role: str, where: str) -> Conversation:
-    """A text that this role says, or messages.
+    """Read a text as a message of `role`, or a list as messages.
 
     Raises `CorpusError` where it is neither.
     """
@@ -201,16 +192,14 @@ def read_turns(said: Any, role: str, where: str) -> Conversation:
 
 
 def read_messages(found: list[Any], where: str) -> Conversation:
-    """The messages, each as `read_message` has it."""
     return [read_message(message, where) for message in found]
 
 
 def read_message(message: Any, where: str) -> Message:
-    """A message under OpenAI's names, its content as it is written: a template may trim it, here
-    nobody does.
+    """Read a message with OpenAI's roles; its content is left as it is.
 
-    What is learned from and what a server is asked are read by this alone. Raises `CorpusError` for
-    what is no message, and for what no model here can do.
+    Training and the server both read messages by this function. Raises `CorpusError` for a value
+    that is no message, and for tools and media, which no model here supports.
     """
     fields = message if isinstance(message, dict) else {}
     role, content = (
@@ -227,17 +216,14 @@ def read_message(message: Any, where: str) -> Message:
     if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
         raise CorpusError(
             f"{where}: {json.dumps(message)[:80]} is no message: it needs a `role`, one of "
-            f"{', '.join(ROLES)}, and "
-            "a text, or parts of the type text, as its `content`"
+            f"{', '.join(ROLES)}, and a text, or parts of the type text, as its `content`"
         )
     check_surrogates(content, where)
     return {"role": ROLES[role], "content": content}
 
 
 def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | None:
-    """What is asked of a message that no model here can do; None where it is a text, or no message
-    at all.
-    """
+    """Name what no model here supports in a message; None where there is nothing of the kind."""
     if role in TOOL_ROLES:
         return f"the role {role!r} is not supported: the models here call no tools"
     if calls := next(
@@ -260,13 +246,11 @@ def _find_unsupported(fields: dict[str, Any], role: Any, content: Any) -> str | 
 
 
 def check_surrogates(text: str, where: str) -> None:
-    """Raise `CorpusError` for a text with half a character: JSON can say one, and no tokenizer
-    reads it.
-    """
+    """Raise `CorpusError` for a lone surrogate, which JSON can hold and no tokenizer reads."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         half = json.dumps(text[error.start])
         raise CorpusError(
-            f"{where}: a text in it has {half}, half a character: mend it, or leave it out"
+            f"{where}: a text in it has {half}, half a character: correct it, or leave it out"
         ) from error

@@ -1,5 +1,7 @@
-"""Learning which of two answers is the better one: direct preference optimization (Rafailov et al.
-2023).
+"""Direct preference optimization: train on pairs of a better and a worse answer.
+
+Rafailov et al. 2023, "Direct Preference Optimization: Your Language Model is Secretly a Reward
+Model".
 """
 
 import functools
@@ -34,14 +36,14 @@ from rung.progress import OnProgress, Progress, ignore_progress
 
 logger = logging.getLogger(__name__)
 
-PAIRS_PER_STEP = 8  # pairs of a step
+PAIRS_PER_STEP = 8
 MIN_PREFERENCES = 2
-HELD_OUT_PREFERENCES = 0.1  # of the pairs, to see what was learned
+HELD_OUT_PREFERENCES = 0.1  # of the pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preference:
-    """A prompt, the answer that is preferred, and the one that is not."""
+    """A prompt with its chosen answer and its rejected one."""
 
     prompt: Conversation
     chosen: str
@@ -50,9 +52,7 @@ class Preference:
 
 @dataclass(frozen=True, kw_only=True)
 class DPOSettings:
-    """How often the pairs are gone through, and what holds the model to what it was: the more
-    `beta`, the more.
-    """
+    """Settings of DPO; a larger `beta` keeps the model closer to what it was."""
 
     epochs: float = 1.0
     learning_rate: float = 1e-4
@@ -61,12 +61,11 @@ class DPOSettings:
 
 
 def read_preferences(path: Path) -> list[Preference]:
-    """JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as TRL's data sets have
-    them.
+    """Read JSON lines of `prompt`, `chosen` and `rejected`: texts, or messages as in TRL's data.
 
-    Without a prompt it is what the messages of `chosen` and `rejected` have in common. Pairs of
-    equal answers, from which nothing can be learned, are left out; the log says so. Raises
-    `CorpusError` where a line is none, or there are too few.
+    Without a `prompt`, the messages that `chosen` and `rejected` begin with in common are the
+    prompt. Pairs of equal answers are left out, and the log says how many. Raises `CorpusError`
+    where a line is no preference, or there are too few.
     """
     rows = read_json_lines(path, "preferences")
     read = [_read(row, f"{path}, preference {number}") for number, row in enumerate(rows, 1)]
@@ -86,7 +85,7 @@ def read_preferences(path: Path) -> list[Preference]:
 def split_preferences(
     preferences: Sequence[Preference],
 ) -> tuple[list[Preference], list[Preference]]:
-    """Those to learn from, and those to be asked about in the end: one at least of either."""
+    """Split the pairs for training from those held out, at least one of each."""
     places = [hash_to_unit_interval(_name(preference)) for preference in preferences]
     border = (
         HELD_OUT_PREFERENCES if min(places) <= HELD_OUT_PREFERENCES < max(places) else min(places)
@@ -96,7 +95,7 @@ def split_preferences(
 
 
 def _name(preference: Preference) -> str:
-    """What is the same in preferences that are held out together."""
+    """Return a key that preferences share which must be held out together."""
     return f"{preference.prompt} {preference.chosen}"
 
 
@@ -130,8 +129,7 @@ def _read(row: Any, where: str) -> Preference:
 def filter_by_length(
     tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference], window: int | None
 ) -> list[Preference]:
-    """Those whose answers both begin within what the model looks at; the log says what is left out
-    or cut off.
+    """Keep the pairs whose answers both begin within the context; the log counts the others.
 
     Raises `CorpusError` where there are too few.
     """
@@ -168,10 +166,9 @@ def train_dpo(
     settings: DPOSettings,
     on_progress: OnProgress = ignore_progress,
 ) -> None:
-    """Train `model` in place to find the chosen answers likelier, and the rejected ones less
-    likely, than it did.
+    """Train `model` in place to make chosen answers likelier, and rejected ones less likely.
 
-    What it did is computed before, once, so that no second model stands in memory.
+    The reference log probabilities are computed once before, so that no second model is in memory.
     """
     rows = [_encode(tokenizer, preference, model.context_length) for preference in preferences]
     collate = functools.partial(_collate, pad=tokenizer.pad_token_id)
@@ -197,7 +194,8 @@ def train_dpo(
             use_cache=True,  # as `make_training_arguments`
             seed=settings.seed,
         )
-        trainer = _PreferenceTrainer(
+        trainer = _DPOTrainer(
+            beta=settings.beta,
             model=model,
             args=arguments,
             train_dataset=rows,
@@ -205,13 +203,12 @@ def train_dpo(
             callbacks=[_ProgressCallback(on_progress)],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.beta = settings.beta
         trainer.train()
         trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
 
 
 def answer_log_probs(model: CausalModel, batch: dict[str, torch.Tensor]) -> Float[Tensor, "B 2"]:
-    """The log probability of each pair's chosen and of its rejected answer."""
+    """Return the log probabilities of each pair's chosen and rejected answer."""
     ids, targets = (
         batch[name].flatten(0, 1).to(model.device) for name in ("input_ids", "targets")
     )  # 2B T
@@ -225,9 +222,7 @@ def answer_log_probs(model: CausalModel, batch: dict[str, torch.Tensor]) -> Floa
 def dpo_loss(
     scores: Float[Tensor, "B 2"], reference: Float[Tensor, "B 2"], beta: float
 ) -> Float[Tensor, ""]:
-    """-log sigmoid of beta times how much more the chosen answer has gained than the rejected one
-    (equation 7).
-    """
+    """Return -log sigmoid(beta · (gain of the chosen - gain of the rejected)), equation 7."""
     gained = scores - reference
     return -F.logsigmoid(beta * (gained[:, 0] - gained[:, 1])).mean()
 
@@ -235,7 +230,7 @@ def dpo_loss(
 def preference_accuracy(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, preferences: Sequence[Preference]
 ) -> float:
-    """The share of pairs whose chosen answer is the likelier one, token for token."""
+    """Return the share of pairs whose chosen answer is likelier, per token."""
     better = 0
     for preference in preferences:
         batch = _collate(
@@ -249,11 +244,12 @@ def preference_accuracy(
     return better / len(preferences)
 
 
-class _PreferenceTrainer(Trainer):
-    beta: float
+class _DPOTrainer(Trainer):
+    def __init__(self, *, beta: float, **options: Any) -> None:
+        super().__init__(**options)
+        self.beta = beta
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *_: Any, **__: Any) -> Tensor:
-        """That of the preferences."""
         return dpo_loss(answer_log_probs(model, inputs), inputs["reference"], self.beta)
 
 
@@ -268,7 +264,7 @@ class _ProgressCallback(TrainerCallback):
 def _encode(
     tokenizer: PreTrainedTokenizerBase, preference: Preference, window: int | None
 ) -> dict[str, Any]:
-    """Both answers after the prompt; what is beyond the window is cut off."""
+    """Encode both answers after the prompt, cut at the end of the window."""
     end = window and window + 1
     return {"pair": [(ids[:end], said[:end]) for ids, said in _write(tokenizer, preference)]}
 
@@ -284,7 +280,7 @@ def _write(
 
 
 def _mask_prompt(encoded: EncodedConversation) -> list[bool]:
-    """Only the last answer counts, whatever the assistant said before it."""
+    """Return a mask of the last answer only."""
     start = max(
         (
             i
@@ -297,9 +293,7 @@ def _mask_prompt(encoded: EncodedConversation) -> list[bool]:
 
 
 def _collate(rows: list[dict[str, Any]], pad: int) -> dict[str, Tensor]:
-    """`input_ids` and `targets` (B, 2, T), padded on the right, and what the model thought before
-    (B, 2).
-    """
+    """Batch `input_ids` and `targets` (B, 2, T), padded on the right, and `reference` (B, 2)."""
     width = max(len(ids) for row in rows for ids, _ in row["pair"]) - 1
     batch = torch.full((2, len(rows), 2, width), IGNORE_INDEX)
     batch[0] = pad

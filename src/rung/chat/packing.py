@@ -1,9 +1,8 @@
-"""Conversations as rows to train on: several in a row where attention can keep them apart, else
-one.
+"""Pack conversations into rows to train on.
 
-What counts is what the assistant says. Conversations that share a row do not see each other: each
-counts its positions from zero, and its queries see only its own keys (Krell et al. 2021, section
-3.2).
+The loss counts the assistant's tokens only. Where attention can keep them apart, several
+conversations share a row: each has positions from zero, and its queries see only its own keys
+(Krell et al. 2021, section 3.2).
 """
 
 import logging
@@ -27,10 +26,10 @@ BYTES_PER_TOKEN = 3  # roughly
 
 
 class ConversationDataset(Dataset[dict[str, Any]]):
-    """Rows of up to `length` tokens, each with its targets; fetched a batch at a time.
+    """Rows of up to `length` tokens with their targets, fetched a batch at a time.
 
-    A conversation that is longer is cut off at its end, and left out where the assistant says
-    nothing before. With `packed` the rows are filled up, and a batch has `position_ids` and an
+    A longer conversation is cut at its end, and left out where no answer begins before. With
+    `packed` several conversations share a row, and a batch has `position_ids` and an
     `attention_mask` (B, 1, T, T) too.
     """
 
@@ -63,24 +62,21 @@ class ConversationDataset(Dataset[dict[str, Any]]):
         return len(self.rows)
 
     def count_tokens(self) -> int:
-        """Tokens of all rows together, padding left out."""
+        """Count the tokens of all rows, without padding."""
         return sum(len(inputs) for inputs, _ in self.pieces)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return {name: rows[0] for name, rows in self.__getitems__([index]).items()}
 
     def __getitems__(self, indices: list[int]) -> dict[str, Any]:
-        """A batch: `input_ids` and `shift_labels` (B, T), and where rows are packed what keeps
-        conversations apart.
-        """
+        """Return a batch: `input_ids` and `shift_labels` (B, T), and the packed rows' masks."""
         rows = [self.rows[index] for index in indices]
         width = self.length if self.packed else max(len(self.pieces[row[0]][0]) for row in rows)
         ids = numpy.full((len(rows), width), self.pad, dtype=numpy.int64)
         targets = numpy.full((len(rows), width), IGNORE_INDEX, dtype=numpy.int64)
         places = numpy.zeros((len(rows), width), dtype=numpy.int64)
-        numbers = numpy.zeros(
-            (len(rows), width), dtype=numpy.int64
-        )  # 0 for padding, from 1 up the conversations
+        # The number of the conversation in its row, from 1 on; 0 for padding.
+        numbers = numpy.zeros((len(rows), width), dtype=numpy.int64)
         for at, row in enumerate(rows):
             start = 0
             for number, piece in enumerate(row, 1):
@@ -103,10 +99,10 @@ class ConversationDataset(Dataset[dict[str, Any]]):
 def sample_replay(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, length: int, tokens: float
 ) -> list[EncodedConversation]:
-    """Rows of the base's own training text, about so many tokens from all over it: what is
-    rehearsed is kept.
+    """Sample about so many tokens of the base's own training text, evenly, as rows of `length`.
 
-    Robins 1995; of language models, Scialom et al. 2022.
+    Training on them too keeps the model from forgetting (Robins 1995; for language models, Scialom
+    et al. 2022).
     """
     stride = max(1, round(corpus.bytes["train"] / (BYTES_PER_TOKEN * max(tokens, 1))))
     documents = encode_documents(corpus.sample_train(stride), tokenizer)
@@ -115,11 +111,9 @@ def sample_replay(
 
 
 def pack_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
-    """Which pieces share a row: each, the longest first, goes where least room is left after it
-    (best fit).
-    """
+    """Pack pieces into rows by best fit decreasing; return the piece indices of each row."""
     rows: list[list[int]] = []
-    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by the room that they have
+    with_room: list[list[int]] = [[] for _ in range(length + 1)]  # rows by their free tokens
     for piece in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
         size = sizes[piece]
         room = next((r for r in range(size, length + 1) if with_room[r]), None)
@@ -134,7 +128,7 @@ def pack_best_fit(sizes: Sequence[int], length: int) -> list[list[int]]:
 def _to_arrays(
     conversation: EncodedConversation, length: int
 ) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
-    """Inputs, and as targets the token after each where the assistant said it."""
+    """Return inputs, and as targets the next token where the assistant generates it."""
     ids, said = (
         numpy.array(column[: length + 1])
         for column in (conversation.ids, conversation.assistant_mask)

@@ -1,8 +1,8 @@
-"""python-qa: questions about the running interpreter's standard library, answered by its own
-documentation.
+"""python-qa: questions about Python's standard library, answered by its own documentation.
 
-What does it do, how is it called, what is a module for, each asked in several ways. Of every object
-that is learned one way of asking is held out (`phrasings`); of some objects all are (`objects`).
+They ask what an object does, how it is called, and what a module is for, each in several phrasings.
+One phrasing of every trained fact is held out (`phrasings`), and some objects altogether
+(`objects`).
 """
 
 import ast
@@ -16,8 +16,8 @@ from rung.chat.template import Conversation
 from rung.data.files import hash_to_unit_interval
 from rung.data.sources import read_stdlib_modules, walk_definitions
 
-LONGEST_ANSWER = 200  # characters: what is longer explains more than it says
-QUESTIONS = {  # of what kind a fact is, and the ways to ask for it
+LONGEST_ANSWER = 200  # characters
+QUESTIONS = {  # the phrasings of a question for each kind of fact
     "does": (
         "What does `{name}` do?",
         "What is `{name}` for?",
@@ -38,8 +38,8 @@ QUESTIONS = {  # of what kind a fact is, and the ways to ask for it
         "When would I import `{name}`?",
     ),
 }
-UNSEEN_SHARE = 0.05  # of the objects: nothing about them is learned
-VALIDATION_SHARE = 0.03  # of the held-out questions, asked while it learns
+UNSEEN_SHARE = 0.05  # of the objects, which are held out altogether
+VALIDATION_SHARE = 0.03  # of the held-out questions, for validation
 SKIPPED_MODULES = {
     "idlelib",
     "lib2to3",
@@ -58,7 +58,7 @@ COMPILED = ("builtins", "math", "itertools", "time", "sys", "posix", "zlib", "un
 
 @dataclass(frozen=True)
 class Fact:
-    """What is known of an object: its name, which kind of fact, and the answer."""
+    """A fact about an object: the object's name, the kind of fact, and the answer."""
 
     name: str
     kind: str
@@ -66,15 +66,12 @@ class Fact:
 
 
 def make_python_qa() -> dict[str, list[Conversation]]:
-    """train, validation, and two sets of held-out questions: `phrasings` of known objects, and
-    unknown `objects`.
-    """
+    """Make the splits train and validation, and the test sets `phrasings` and `objects`."""
     parts: dict[str, list[Conversation]] = {
         name: [] for name in ("train", "validation", "phrasings", "objects")
     }
-    facts = {
-        (fact.name, fact.kind): fact for fact in _find_facts()
-    }  # what is defined twice counts as it is in the end
+    # Of an object that is defined twice, the last definition counts.
+    facts = {(fact.name, fact.kind): fact for fact in _find_facts()}
     for fact in facts.values():
         ways = QUESTIONS[fact.kind]
         asked = [_ask(fact, way) for way in ways]
@@ -97,9 +94,7 @@ def _ask(fact: Fact, way: str) -> Conversation:
 
 
 def _find_facts() -> Iterator[Fact]:
-    """Of every public module, function and class that says what it is, and of the most used that
-    are not in Python.
-    """
+    """Yield the facts of public modules, functions and classes, also of some written in C."""
     for path, _, source in read_stdlib_modules():
         if _is_public(path) and not SKIPPED_MODULES & set(path.split(".")):
             yield from _read_module(path, source)
@@ -128,7 +123,7 @@ def _read_module(path: str, source: str) -> Iterator[Fact]:
 
 
 def _read_compiled(module: str) -> Iterator[Fact]:
-    """What a module in C says of itself; the interpreter may have been built without it."""
+    """Yield the facts of a module in C; the interpreter may have been built without it."""
     try:
         found = vars(importlib.import_module(module))
     except ImportError:
@@ -146,14 +141,12 @@ def _read_compiled(module: str) -> Iterator[Fact]:
             yield Fact(path, "does", answer)
         try:
             yield Fact(path, "takes", f"{name}{inspect.signature(value)}")
-        except (ValueError, TypeError):  # not all of them tell
+        except (ValueError, TypeError):  # not all have a signature
             continue
 
 
 def _first_paragraph(docstring: str) -> str:
-    """The first paragraph that is prose, on one line; of a long one its first sentence; empty where
-    that is long.
-    """
+    """Return the first paragraph of prose on one line, or its first sentence where it is long."""
     for paragraph in docstring.split("\n\n"):
         line = " ".join(paragraph.split())
         if not re.match(r"[\w.]+\(|[^\w\s]|.*->", line) and " " in line:

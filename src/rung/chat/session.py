@@ -1,6 +1,4 @@
-"""A conversation with a model: what was said, as much of it as the model can look at, and the next
-answer.
-"""
+"""A chat with a model: the messages so far, as many of them as fit the context, and the answer."""
 
 import json
 from bisect import bisect_left
@@ -22,12 +20,11 @@ from rung.generation.sampling import Sampling
 def drop_oldest_turns(
     tokenizer: PreTrainedTokenizerBase, messages: Conversation, window: int | None, wanted: int
 ) -> tuple[Conversation, int, list[int]]:
-    """What is left of a conversation, how many of its oldest turns were dropped, each whole, and
-    the prompt.
+    """Drop the oldest turns until `wanted` tokens of an answer fit behind the prompt.
 
-    `wanted` tokens fit behind it, of which a quarter of the window is kept at the most. What stands
-    before the first question is never dropped. Raises `RunError` where the last question alone
-    leaves no room.
+    Returns the conversation that is left, the number of turns dropped, and the prompt. At most a
+    quarter of the window is kept for the answer. The text before the first question is never
+    dropped. Raises `RunError` where the last question alone leaves no room.
     """
     asked = [i for i, message in enumerate(messages) if message["role"] == "user"]
 
@@ -53,9 +50,9 @@ def drop_oldest_turns(
 
 
 def _find_fewest(most: int, fits: Callable[[int], bool]) -> int:
-    """The fewest turns whose dropping lets the rest fit; `most` + 1 where dropping `most` does not.
+    """Return the fewest turns to drop so that the rest fits; `most` + 1 where nothing does.
 
-    Twice as many are kept at each try: what is far beyond the window is never written down.
+    Each try keeps twice as many turns, so that turns far beyond the window are never encoded.
     """
     kept, enough = 1, most + 1
     while enough and fits(max(0, most + 1 - kept)):
@@ -67,21 +64,21 @@ def _find_fewest(most: int, fits: Callable[[int], bool]) -> int:
 
 @dataclass
 class ChatSession:
-    """A conversation as it goes on. `system` stands before it, and is never dropped."""
+    """A chat as it goes on; `system` is its system message, which is never dropped."""
 
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase
     system: str = ""
     messages: Conversation = field(default_factory=list)
-    dropped: int = 0  # turns, before the last answer
+    dropped: int = 0  # turns that the last prompt left out
 
     def answer(
         self, question: str, sampling: Sampling, on_text: Callable[[str], None] = lambda text: None
     ) -> Generation:
-        """What the model says to that; `on_text` gets it piece by piece. Stopped in the middle,
-        what was said is kept.
+        """Answer a question; `on_text` is called with each piece of the answer.
 
-        Raises `RunError` for a question that leaves no room for an answer.
+        An answer that is interrupted is kept as far as it got. Raises `RunError` for a question
+        that leaves no room for an answer.
         """
         self.messages.append({"role": "user", "content": question})
         said: list[str] = []
@@ -106,9 +103,7 @@ class ChatSession:
         return made
 
     def build_prompt(self, wanted: int) -> list[int]:
-        """The prompt, after the oldest turns were dropped until `wanted` tokens fit; `dropped` says
-        how many went.
-        """
+        """Build the prompt, without the oldest turns where `wanted` tokens would not fit."""
         window = self.decoder.model.context_length
         kept, self.dropped, ids = drop_oldest_turns(
             self.tokenizer, [*self._opening(), *self.messages], window, wanted
@@ -120,22 +115,22 @@ class ChatSession:
         return [{"role": "system", "content": self.system}] if self.system else []
 
     def save(self, path: Path) -> None:
-        """Write what was said as one line of `messages`, which `rung tune` can learn from."""
+        """Write the chat as one line of JSON with `messages`, as `rung tune` reads it."""
         write_atomically(
             path,
             json.dumps({"messages": [*self._opening(), *self.messages]}, ensure_ascii=False) + "\n",
         )
 
     def load(self, path: Path) -> None:
-        """Go on from what `save` wrote.
+        """Continue a chat that `save` wrote.
 
-        Raises `CorpusError` where that is none.
+        Raises `CorpusError` where the file is no conversation.
         """
         try:
             said = read_conversation(json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError) as error:
             raise CorpusError(
-                f"{path} is no conversation that can be gone on from: {error}"
+                f"{path} is no conversation that can be continued: {error}"
             ) from error
         self.system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
         self.messages = said

@@ -1,7 +1,7 @@
-"""How a conversation is written down: a chat template, the tokens that it needs, and their ids.
+"""Encode conversations by a chat template, with a mask of the assistant's tokens.
 
-Nothing in a message becomes a special token, whatever it says; for what says nothing of them the
-ids and the mask are those that `tokenizer.apply_chat_template` gives.
+Nothing in a message becomes a special token. For messages without the names of special tokens the
+ids and the mask are those of `tokenizer.apply_chat_template`.
 """
 
 import functools
@@ -19,6 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from rung.data.tokenizer import encode_ordinary, required_vocab_size
 from rung.errors import TokenizerError
+from rung.evaluation.alignment import Span
 from rung.generation import generate
 from rung.models.base import CausalModel
 
@@ -26,34 +27,31 @@ logger = logging.getLogger(__name__)
 
 Message = dict[str, str]  # its `role` and its `content`
 Conversation = list[Message]
-Spans = list[tuple[int, int]]  # from which character of a text to which
 
-PLACEHOLDERS = (
-    0xF0000  # the first of Unicode's characters for private use: one for each special token
-)
-ANSWER_MARKS = range(0x100000, 0x10FFFE)  # more of them, to stand around an answer
+PLACEHOLDERS = 0xF0000  # Unicode's first character for private use: one for each special token
+ANSWER_MARKS = range(0x100000, 0x10FFFE)  # further ones, to stand around an answer
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFormat:
-    """What stands around a message: `opening`, the role, `between`, the content, `end`, `after`."""
+    """The text around a message: `opening`, the role, `between`, the content, `end`, `after`."""
 
     opening: str
     between: str
-    end: str  # of a message: it ends an answer too
+    end: str  # of a message, and so of an answer
     after: str = ""
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """The special tokens that it needs."""
+        """Return the special tokens of the format."""
         return tuple(
             dict.fromkeys(re.findall(r"<\|[^|]+\|>", self.opening + self.between + self.end))
         )
 
     @property
     def template(self) -> str:
-        """As Jinja; what the assistant says, and its end, is marked as generated."""
+        """Return the Jinja template, which marks answers and their ends as generated."""
         opening, between, end, after = (
             json.dumps(p) for p in (self.opening, self.between, self.end, self.after)
         )
@@ -76,13 +74,14 @@ LLAMA3 = ChatFormat(
     opening="<|start_header_id|>", between="<|end_header_id|>\n\n", end="<|eot_id|>"
 )
 CHATML = ChatFormat(opening="<|im_start|>", between="\n", end="<|im_end|>", after="\n")
-AFTER_HEADER = r"\A\n\n"  # the blank line that a part between special tokens begins with
+AFTER_HEADER = r"\A\n\n"  # the blank line after a header
 
 
 @dataclass(frozen=True)
 class EncodedConversation:
-    """A conversation as token ids, and which of them the assistant said, the end of what it said
-    among them.
+    """A conversation's token ids, and a mask of those that the assistant generates.
+
+    The token that ends an answer is one of these.
     """
 
     ids: list[int]
@@ -92,10 +91,9 @@ class EncodedConversation:
 def set_up_chat_format(
     model: CausalModel, tokenizer: PreTrainedTokenizerBase, chat_format: ChatFormat
 ) -> None:
-    """Give the tokenizer the format's special tokens and template, and the model a row for each new
-    token.
+    """Add the format's special tokens and template to the tokenizer, and embeddings to the model.
 
-    A tokenizer that has a template keeps it. The log says which it was, and which tokens are new.
+    A tokenizer that has a template keeps it. The log names the new tokens.
     """
     known = tokenizer.get_vocab()
     if not tokenizer.chat_template:
@@ -107,8 +105,7 @@ def set_up_chat_format(
     elif not GENERATION.search(tokenizer.get_chat_template()):
         logger.info(
             "the chat template is kept; it does not mark what the assistant says: that was found "
-            "by writing each "
-            "conversation with its answers marked"
+            "by writing each conversation with its answers marked"
         )
     if new := [
         token
@@ -126,25 +123,24 @@ def set_up_chat_format(
 def encode_conversations(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], *, ask: bool = False
 ) -> list[EncodedConversation]:
-    """Each conversation by the tokenizer's template; `ask` ends with the header of an answer that
-    is to come.
+    """Encode each conversation by the tokenizer's template.
 
-    Nothing is marked as said then: marking takes time quadratic in the length, and an answer needs
-    none. Raises `TokenizerError` where it has no template, the template refuses a conversation, or
-    what the assistant says in it cannot be found.
+    With `ask` it ends with the header of the next answer, and has no mask: finding the answers
+    takes time quadratic in the length. Raises `TokenizerError` where the tokenizer has no template,
+    the template refuses a conversation, or the answers cannot be found in its text.
     """
-    writer = _Writer(tokenizer)
-    splitter = re.compile("(" + "|".join(map(re.escape, writer.special)) + ")")
+    renderer = _TemplateRenderer(tokenizer)
+    splitter = re.compile("(" + "|".join(map(re.escape, renderer.special)) + ")")
     written = []
     for number, messages in enumerate(conversations, 1):
         try:
-            hidden = [_hide(message, writer.special) for message in messages]
+            hidden = [_hide(message, renderer.special) for message in messages]
             written.append(
-                (writer.write(hidden, ask=True), []) if ask else writer.write_marked(hidden)
+                (renderer.render(hidden, ask=True), [])
+                if ask
+                else renderer.render_with_answers(hidden)
             )
-        except (
-            Exception
-        ) as error:  # templates raise what they like, to say what they cannot write down
+        except Exception as error:  # templates raise any error to refuse a conversation
             which = (
                 f"this conversation ({number} of {len(conversations)})"
                 if len(conversations) > 1
@@ -152,7 +148,7 @@ def encode_conversations(
             )
             raise TokenizerError(f"the chat template cannot write {which}: {error}") from error
     pieces = [splitter.split(text) for text, _ in written]
-    plain = [_show(piece, writer.special) for parts in pieces for piece in parts[::2]]
+    plain = [_show(piece, renderer.special) for parts in pieces for piece in parts[::2]]
     encodings = iter(encode_ordinary(tokenizer, plain))
     return [
         _join(tokenizer, parts, encodings, spans)
@@ -160,12 +156,12 @@ def encode_conversations(
     ]
 
 
-class _Writer:
-    """Writes conversations by a tokenizer's template, and finds in them what the assistant says.
+class _TemplateRenderer:
+    """Renders conversations by a tokenizer's template, and finds the answers in the text.
 
-    A template without marks is given answers that characters of private use stand around. What the
-    assistant says begins where the template, asked for an answer there, would end, and ends with
-    the special token after it.
+    Where the template does not mark its answers, it renders them between characters of private use.
+    An answer begins where the template's prompt for it would end, and ends with the special token
+    after it.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -179,37 +175,37 @@ class _Writer:
         added = tokenizer.added_tokens_decoder.values()
         self.special = sorted((t.content for t in added if t.special), key=len, reverse=True)
 
-    def write(self, messages: Conversation, *, ask: bool = False) -> str:
-        """As text."""
-        return self._render(messages, add_generation_prompt=ask)[0][0]
+    def render(self, messages: Conversation, *, ask: bool = False) -> str:
+        """Render the messages as text."""
+        return self._apply(messages, add_generation_prompt=ask)[0][0]
 
-    def write_marked(self, messages: Conversation) -> tuple[str, Spans]:
-        """As text, and from where to where the assistant speaks in it."""
+    def render_with_answers(self, messages: Conversation) -> tuple[str, list[Span]]:
+        """Render the messages as text, and return the spans of the assistant's answers in it."""
         if GENERATION.search(self.template):
-            texts, spans = self._render(messages, return_assistant_tokens_mask=True)
+            texts, spans = self._apply(messages, return_assistant_tokens_mask=True)
             return texts[0], spans[0]
-        text = self.write(messages)
+        text = self.render(messages)
         said = (number for number, message in enumerate(messages) if message["role"] == "assistant")
         return text, [self._find(text, messages, number) for number in said]
 
     @functools.cached_property
     def end(self) -> str | None:
-        """The special token that the template ends an answer with, if there is one."""
+        """Return the special token that ends an answer, None where there is none."""
         talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
-            text = self.write(talk)
+            text = self.render(talk)
             found = self._match_special(text[self._find_answer(text, talk, 1)[1] :])
-        except Exception:  # whatever the template raises
+        except Exception:  # templates raise any error
             return None
         return found[1] if found else None
 
-    def _render(self, messages: Conversation, **options: Any) -> tuple[list[str], list[Spans]]:
+    def _apply(self, messages: Conversation, **options: Any) -> tuple[list[str], list[list[Span]]]:
         return render_jinja_template(
             conversations=[messages], chat_template=self.template, **options, **self.names
         )
 
     def _find(self, text: str, messages: Conversation, number: int) -> tuple[int, int]:
-        """Where the message of that number begins and ends in the text, with what ends it."""
+        """Find the span of the answer of that number, with the token that ends it."""
         start, end = self._find_answer(text, messages, number)
         before, after = messages[:number], self._match_special(text[end:])
         asked = self._try(before, ask=True)
@@ -220,24 +216,25 @@ class _Writer:
                 "it changes what the assistant says, so that nobody can tell what is to be learned"
             )
         elif not (header := self._find_header(before)) or not text[:start].endswith(header):
-            start = len(text[:start].rstrip())  # the space before a word is part of its token
+            start = len(text[:start].rstrip())  # the space before a word belongs to its token
         return start, end + after.end() if after and after[1] == self.end else end
 
     def _find_answer(
         self, text: str, messages: Conversation, number: int
     ) -> tuple[int | None, int]:
-        """Where the content of a message begins, None where the template writes something else
-        first, and ends.
+        """Find where a message's content begins and ends in the text.
+
+        The beginning is None where the template drops it.
         """
         said = messages[number]["content"]
         everything = "".join(message["content"] for message in messages)
         opening, ending = itertools.islice(
             (c for c in map(chr, ANSWER_MARKS) if c not in everything), 2
         )
-        core = said.strip()  # which a template may do too
+        core = said.strip()  # as some templates do
         at = said.index(core)
         content = said[:at] + opening + core + ending + said[at + len(core) :]
-        marked = self.write(
+        marked = self.render(
             [*messages[:number], {**messages[number], "content": content}, *messages[number + 1 :]]
         )
         end = marked.replace(opening, "").find(ending)
@@ -249,7 +246,7 @@ class _Writer:
         return None if start < 0 else start, end
 
     def _find_header(self, before: Conversation) -> str:
-        """What the template adds to ask for an answer."""
+        """Return the text that the template adds to ask for an answer."""
         for messages in (before, [{"role": "user", "content": "a"}]):
             plain, asked = self._try(messages), self._try(messages, ask=True)
             if plain and asked:
@@ -260,12 +257,10 @@ class _Writer:
         return ""
 
     def _try(self, messages: Conversation, *, ask: bool = False) -> str | None:
-        """The text; None where the template refuses it, as some do a beginning without a
-        question.
-        """
+        """Render the messages, or return None where the template refuses them."""
         try:
-            return self.write(messages, ask=ask)
-        except Exception:  # whatever the template raises
+            return self.render(messages, ask=ask)
+        except Exception:  # templates raise any error
             return None
 
     def _match_special(self, rest: str) -> re.Match[str] | None:
@@ -277,25 +272,24 @@ class _Writer:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Conversation) -> list[int]:
-    """The conversation so far, and the header of the answer that is to come."""
+    """Encode the conversation so far and the header of the next answer."""
     return encode_conversations(tokenizer, [messages], ask=True)[0].ids
 
 
 def find_chat_stop_ids(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Find the tokens that end an answer: those that end a text, and the template's end of turn."""
     stop_ids = generate.find_stop_ids(model, tokenizer)
-    end = _Writer(tokenizer).end if tokenizer.chat_template else None
+    end = _TemplateRenderer(tokenizer).end if tokenizer.chat_template else None
     if end is None:
         return stop_ids
     return tuple(sorted({*stop_ids, tokenizer.convert_tokens_to_ids(end)}))
 
 
 def _keep_blank_line_whole(tokenizer: PreTrainedTokenizerBase, between: str) -> None:
-    """Where GPT-2's pattern would cut the white space after a header by what follows it, cut it off
-    before.
+    """Split the white space after a header off before GPT-2's pattern splits it by what follows.
 
-    Else an answer would be asked for with other tokens than it was trained to follow. Meta's
-    tokenizer needs none.
+    Otherwise a prompt would end with other tokens than the answers in training follow. Meta's
+    tokenizer does not need this.
     """
     space = between[len(between.rstrip()) :]
     backend = tokenizer.backend_tokenizer
@@ -311,9 +305,7 @@ def _keep_blank_line_whole(tokenizer: PreTrainedTokenizerBase, between: str) -> 
 def _join(
     tokenizer: PreTrainedTokenizerBase, parts: list[str], encodings: Iterator, marks: Sequence
 ) -> EncodedConversation:
-    """Plain text and special tokens in turn, as one row; `marks` are the characters that the
-    assistant said.
-    """
+    """Join plain text and special tokens, in turn, to one row; `marks` are the answers' spans."""
     ids: list[int] = []
     places: list[int] = []
     at = 0
@@ -330,7 +322,7 @@ def _join(
 
 
 def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
-    """Which of these places, in order, lie within one of the spans, in order too."""
+    """Return which of the sorted places lie within one of the sorted spans."""
     inside = []
     spans = iter(marks)
     start, end = next(spans, (0, 0))
@@ -342,9 +334,7 @@ def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
 
 
 def _hide(message: Message, special: Sequence[str]) -> dict[str, str]:
-    """The message with as many characters of private use in the place of each name of a special
-    token.
-    """
+    """Replace the names of special tokens by as many characters of private use."""
     content = message["content"]
     for number, token in enumerate(special):
         content = content.replace(token, chr(PLACEHOLDERS + number) * len(token))
