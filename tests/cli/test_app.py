@@ -190,7 +190,7 @@ def test_json_is_one_object_and_nothing_else(run, ground):
 def test_the_switches_stand_beside_the_plain_score(ground):
     from rich.console import Console
 
-    from rung.cli.results import score_table
+    from rung.cli.score_tables import score_table
 
     plain = json.loads((ground / "l/rung.json").read_text())["scores"]["test"]
     shown = rung("eval", "l", "--mix", "bigram=b", "--cache", "--dynamic", "--json", cwd=ground)

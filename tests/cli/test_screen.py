@@ -23,19 +23,15 @@ from rung import runs
 from rung.cli import output, progress
 from rung.cli.app import resumable, verb
 from rung.cli.main import app
-from rung.cli.output import escape_controls, say_next, set_quiet, suggest_prompt
+from rung.cli.output import escape_controls, print_next_command, set_quiet, suggest_prompt
 from rung.cli.progress import Display
-from rung.cli.results import (
-    climb_table,
-    runs_table,
-    score_table,
-    sizes_table,
-    summarize_run,
-    surprisal_table,
-    tasks_table,
-)
-from rung.cli.train import _compare_with_law, _write_longer
+from rung.cli.run_tables import climb_table, runs_table, summarize_run
+from rung.cli.score_tables import score_table, surprisal_table, tasks_table
+from rung.cli.tables import sizes_table
+from rung.cli.train import _compare_with_law, _format_longer_climb
 from rung.evaluation.surprisal import TokenScore
+from rung.library.interrupts import name_saved_work
+from rung.library.ladder import Ladder
 from rung.models.sizes import SIZES
 from rung.progress import Progress
 from rung.report.summaries import read_summaries
@@ -65,7 +61,7 @@ SCORE = {
 @pytest.fixture(autouse=True)
 def aloud(monkeypatch):
     """No command before has left the process quiet."""
-    monkeypatch.setitem(output._manner, "quiet", False)
+    monkeypatch.setitem(output._state, "quiet", False)
     monkeypatch.delenv("COLUMNS", raising=False)
 
 
@@ -312,8 +308,8 @@ def test_quiet_leaves_out_progress_and_hints(capsys):
     with Display() as display:
         display.show(replace(TRAINING, run="gpt2"))
         display.show(Progress("planned", note="2 layers", run="gpt2"))
-    output.say("a hint")
-    say_next("generate", "runs/x")
+    output.print_note("a hint")
+    print_next_command("generate", "runs/x")
     assert capsys.readouterr() == ("", "")
 
 
@@ -376,7 +372,7 @@ PROMPTS = [
 def test_a_next_line_means_what_it_says(prompt, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = Path("my runs/it's [b]")
-    say_next("generate", folder, *suggest_prompt({"prompt": prompt}))
+    print_next_command("generate", folder, *suggest_prompt({"prompt": prompt}))
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     script = f"""set -- {line.split("rung", 1)[1]}\nprintf '%s\\n' "$@\""""
@@ -403,11 +399,11 @@ def test_rung_is_called_as_it_can_be_from_here(tmp_path, monkeypatch):
     script.chmod(0o755)
     monkeypatch.setattr(sys, "argv", [str(script)])
     monkeypatch.setenv("PATH", "/usr/bin")
-    assert shlex.split(output.program()) == ["my venv/bin/rung"]
+    assert shlex.split(output.program_name()) == ["my venv/bin/rung"]
     monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin")
-    assert output.program() == "rung"
+    assert output.program_name() == "rung"
     monkeypatch.setattr(sys, "argv", ["/somewhere/rung/__main__.py"])
-    assert output.program().endswith(" -m rung")
+    assert output.program_name().endswith(" -m rung")
 
 
 def test_controls_are_escaped_and_text_is_not():
@@ -423,18 +419,18 @@ def test_any_encoding_will_do(folders):
     program = f"""
 from pathlib import Path
 from rung.cli.app import print_json
-from rung.cli.results import runs_table
-from rung.cli.output import print_text, say_next, suggest_prompt, use_any_encoding
+from rung.cli.run_tables import runs_table
+from rung.cli.output import print_text, print_next_command, suggest_prompt, escape_unencodable
 from rung.cli.progress import Display
-from rung.cli.fitted_table import show
+from rung.cli.tables import show
 from rung.progress import Progress
 from rung import runs
-use_any_encoding()
+escape_unencodable()
 folder = Path({str(folders[0])!r})
 with Display() as display:
     display.show(Progress("training", 1, 2, "日本語", run="gpt2"))
 show(runs_table([(Path("日本語"), runs.read_record(folder))]))
-say_next("generate", "x", *suggest_prompt({{"prompt": "日本語"}}))
+print_next_command("generate", "x", *suggest_prompt({{"prompt": "日本語"}}))
 print_text("é\\udce9日\\n")
 print_json({{"text": "é\\udce9"}})
 """
@@ -495,7 +491,7 @@ def test_a_longer_climb_that_is_advised_is_of_the_same_text():
         seed=3,
         folder=Path("my runs"),
     )
-    words = shlex.split(_write_longer(plan, "gpt2"))
+    words = shlex.split(_format_longer_climb(Ladder(plan, []).plan_longer(), "gpt2"))
     given = [
         "--minutes",
         "20",
@@ -515,7 +511,7 @@ def test_a_longer_climb_that_is_advised_is_of_the_same_text():
         "--out",
         "my runs-longer",
     ]
-    assert shlex.split(_write_longer(Climb(corpus="-x.txt"), ""))[-2:] == ["--", "-x.txt"]
+    assert shlex.split(_format_longer_climb(Climb(corpus="-x.txt"), ""))[-2:] == ["--", "-x.txt"]
 
 
 def test_what_came_of_a_plan_is_a_sentence():
@@ -564,7 +560,7 @@ def test_ctrl_c_gives_the_line_that_goes_on(tmp_path, capsys, monkeypatch):
             "before anything was saved. Begin again with: rung train gpt2 'my text.txt'\n",
         ),
     ):
-        with pytest.raises(typer.Exit) as left, resumable("train", folder):
+        with pytest.raises(typer.Exit) as left, resumable("train"), name_saved_work(folder, ""):
             raise KeyboardInterrupt
         assert left.value.exit_code == 130
         assert capsys.readouterr().err.endswith(said)
@@ -577,7 +573,7 @@ def test_an_error_that_ctrl_c_caused_is_no_error():
         except KeyboardInterrupt as error:
             raise RuntimeError("the engine's call was broken off") from error
 
-    function = verb("nothing")(fall)
+    function = verb("nothing", "nothing")(fall)
     app.registered_commands.pop()
     with pytest.raises(typer.Exit) as left:
         function()
@@ -590,7 +586,7 @@ def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypat
         on_progress(Progress("scoring", 3, 9))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rung.workflows.train.execute", stop)
+    monkeypatch.setattr("rung.library.train.execute", stop)
     made = rung("train", "gpt2", corpus, "--steps", 5, "--out", "my run")
     assert made.exit_code == 130
     assert "gpt2: stopped after" in made.stderr
@@ -638,10 +634,15 @@ def test_an_engine_that_swallows_ctrl_c_is_stopped_all_the_same(tmp_path, capsys
     )
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        with pytest.raises(typer.Exit) as left, resumable("train", tmp_path / "none"):
+        none = tmp_path / "x"
+        with pytest.raises(typer.Exit) as left, resumable("train"), name_saved_work(none, ""):
             os.kill(os.getpid(), signal.SIGINT)
             raise RuntimeError("the gateway is gone")
-        with pytest.raises(RuntimeError, match="gone"), resumable("train", tmp_path / "none"):
+        with (
+            pytest.raises(RuntimeError, match="gone"),
+            resumable("train"),
+            name_saved_work(none, ""),
+        ):
             raise RuntimeError("gone by itself")
     finally:
         signal.signal(signal.SIGINT, before)

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from rung import runs
-from rung.cli.results import tasks_table
+from rung.cli.score_tables import tasks_table
 from rung.data.corpus import load_corpus
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.score import score_documents

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 
-from rung.cli.evaluate import generate as command
+from rung.cli.generate import generate_command as command
 from rung.errors import RecipeError
 from rung.generation.sampling import (
     MAX_REDRAWS,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rung.cli.results import climb_table
+from rung.cli.run_tables import climb_table
 from rung.errors import RunError
 from rung.report import charts
 from rung.report.page import read_summaries, write_report

@@ -476,7 +476,7 @@ def test_chat_works_piped(ground):
 
 
 def test_a_question_that_is_not_utf8_is_one_line(capsys):
-    from rung.cli.tune import _Terminal
+    from rung.cli.chat import _Terminal
 
     terminal = _Terminal(None, None)  # nothing is asked
     terminal._ask("caf\udce9?")

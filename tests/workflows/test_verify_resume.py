@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from rung import runs
 from rung.cli.main import app
-from rung.cli.results import resume_table
+from rung.cli.run_tables import resume_table
 from rung.errors import RecipeError, RunError
 from rung.recipe import make_recipe
 from rung.workflows import verify_resume as verify

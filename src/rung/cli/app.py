@@ -1,15 +1,13 @@
-"""What every verb shares: the app, the options that several take, and mistakes told in one line."""
+"""The app and what all its verbs share: options, exit codes, and errors in one line."""
 
 import functools
 import inspect
 import json
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,14 @@ import typer
 from typer.core import TyperCommand
 
 from rung import distributed
-from rung.cli.output import can_print, escape_controls, replace_word, say, set_quiet, write_resuming
+from rung.cli.output import (
+    can_print,
+    escape_controls,
+    format_resume_command,
+    print_note,
+    replace_argument,
+    set_quiet,
+)
 from rung.errors import RecipeError, RungError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -41,63 +46,65 @@ CorpusArgument = Annotated[
         show_default=False,
     ),
 ]
-Column = Annotated[
+ColumnOption = Annotated[
     str, typer.Option(help="The text column of tables; text, content, document or page by default.")
 ]
-Documents = Annotated[
+DocumentsOption = Annotated[
     str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")
 ]
-Encoding = Annotated[
+EncodingOption = Annotated[
     str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")
 ]
-Json = Annotated[
+JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
 ]
-Quiet = Annotated[
+QuietOption = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints."),
 ]
-Run = Annotated[str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")]
-Seed = Annotated[int, typer.Option(help="Where randomness starts.")]
+RunArgument = Annotated[
+    str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
+]
+SeedOption = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")
 ]
 
 
 def verb(
-    example: str, *, spreads: bool = False, former: dict[str, str] | None = None
+    name: str, example: str, *, on_all_ranks: bool = False, former: dict[str, str] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Register a command; a user's mistake becomes one clear line and exit code 2, Ctrl-C exit code
-    130.
+    """Register a command, whose errors become one line and an exit code.
 
-    Every command takes `--quiet`. Under `torchrun` all processes do what `spreads`; the rest is
-    done by the main one alone. `former` has options that are settings now, and the setting's key:
-    to give one is a mistake, and the line says the new way.
+    The code is 2 for a user's mistake, 1 for a failing system, 130 after Ctrl-C. Every command
+    takes `--quiet`. Under `torchrun` only the main process runs it, or all with `on_all_ranks`.
+    `former` has options that are settings now, and the setting's key: to give one is a mistake,
+    and the line says the new way.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
             set_quiet(quiet)
-            if not (spreads or distributed.is_main()):
+            if not (on_all_ranks or distributed.is_main()):
                 return
             try:
                 function(*args, **kwargs)
                 distributed.destroy_process_group()
             except RungError as error:
-                fail(_with_notes(str(error), error), 2)
+                exit_with_error(_with_notes(str(error), error), 2)
             except OSError as error:
                 where = f": {error.filename}" if error.filename else ""
-                fail(_with_notes(f"{error.strerror or error}{where}", error), 1)
+                exit_with_error(_with_notes(f"{error.strerror or error}{where}", error), 1)
             except KeyboardInterrupt as error:
-                fail(_with_notes("stopped", error), 130)
+                exit_with_error(_with_notes("stopped", error), 130)
             except typer.Exit:
                 raise
             except Exception as error:
                 if _follows_interrupt(error):
-                    fail("stopped", 130)
+                    exit_with_error("stopped", 130)
                 if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-                    fail(
+                    exit_with_error(
                         "an argument or a name is not UTF-8, and cannot be used here: write it in "
                         "UTF-8",
                         2,
@@ -106,7 +113,6 @@ def verb(
                 raise
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
-        name = function.__name__.rstrip("_").replace("_", "-")
         command = _refuse_former(former) if former else None
         return app.command(name, cls=command, epilog=f"Example: {example}")(guarded)
 
@@ -125,18 +131,17 @@ def _refuse_former(former: dict[str, str]) -> type[TyperCommand]:
                     key = former[option]
                     value = value or (options[place + 1 :] or ["VALUE"])[0]
                     setting = key if "=" in key else f"{key}={value}"
-                    fail(f"{option} is a setting now: write --set {setting}", 2)
+                    exit_with_error(f"{option} is a setting now: write --set {setting}", 2)
             return super().parse_args(ctx, args)
 
     return Command
 
 
 def read_typed(name: str, text: str) -> str:
-    """Text that was typed, as an argument or a line, which is UTF-8 whatever the locale says. File
-    names stay as typed.
+    """Decode typed text, an argument or a line, as UTF-8 whatever the locale is.
 
-    Bytes that the locale's encoding does not have come from Python as lone surrogates. Raises
-    `RecipeError` where they are not UTF-8.
+    Bytes that the locale's encoding does not have come from Python as lone surrogates. The names of
+    files stay as they are typed. Raises `RecipeError` for bytes that are not UTF-8.
     """
     if not SURROGATE.search(text):
         return text
@@ -153,11 +158,13 @@ def read_typed(name: str, text: str) -> str:
         ) from error
 
 
-def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) -> str | list[str]:
-    """The corpus as it was named, standard input (-) kept in a file in the folder `beside`; ""
-    where none was.
+def resolve_corpus(
+    given: list[str] | None, beside: Path, *, on_all_ranks: bool = True
+) -> str | list[str]:
+    """The corpus as it was named, or "" where none was.
 
-    With `spreads` all processes call it, and the main one reads.
+    Standard input (-) is kept in a file in the folder `beside`. With `on_all_ranks` all processes
+    call this, and the main one reads. Raises `RecipeError` for an empty name.
     """
     from rung.data.files import save_stdin
 
@@ -169,32 +176,39 @@ def name_corpus(given: list[str] | None, beside: Path, *, spreads: bool = True) 
         )
     if "-" in names:
         if sys.stdin.isatty():
-            say("Type the text; Ctrl-D ends it.")
-        keep = distributed.on_main(save_stdin) if spreads else save_stdin
+            print_note("Type the text; Ctrl-D ends it.")
+        keep = distributed.on_main(save_stdin) if on_all_ranks else save_stdin
         path = str(keep(sys.stdin.buffer, beside))
-        if spreads:
-            say(f"Standard input is kept in {path}")
-        replace_word("-", path)
+        if on_all_ranks:
+            print_note(f"Standard input is kept in {path}")
+        replace_argument("-", path)
         names = [path if name == "-" else name for name in names]
     return names[0] if len(names) == 1 else names or ""
 
 
+def parse_settings(given: list[str] | None) -> dict[str, Any]:
+    """The settings of `--set key=value`. Raises `RecipeError` for what is not that."""
+    from rung.recipe import read_override
+
+    return dict(read_override(read_typed("--set", each)) for each in given or [])
+
+
 def _with_notes(message: str, error: BaseException) -> str:
-    """The message with what was added to the error on its way: what is kept, and how to go on."""
+    """The message with the notes of the error: what is kept, and how to go on."""
     return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
 def _with_quiet(function: Callable[..., None]) -> inspect.Signature:
-    """The command's parameters and `--quiet`."""
+    """The signature of a command with `--quiet`."""
     plain = inspect.signature(function)
     quiet = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption
     )
     return plain.replace(parameters=[*plain.parameters.values(), quiet])
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:
-    """Whether it was raised because of Ctrl-C, as by an engine whose call was broken off."""
+    """Whether Ctrl-C caused an error, as in an engine whose call was broken off."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -203,67 +217,41 @@ def _follows_interrupt(error: BaseException | None) -> bool:
 
 
 @contextmanager
-def _note_interrupts() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` for an unexpected error after Ctrl-C: Spark swallows the one, and
-    raises its own.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    reading, writing = os.pipe()
-    os.set_blocking(reading, False)
-    os.set_blocking(writing, False)
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    try:
-        yield
-    except (RungError, OSError):
-        raise
-    except Exception as error:
-        with suppress(BlockingIOError):  # nothing was noted
-            if signal.SIGINT in os.read(reading, 4096):
-                raise KeyboardInterrupt from error
-        raise
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reading)
-        os.close(writing)
+def resumable(verb: str = "") -> Iterator[None]:
+    """End the command after Ctrl-C with the line that goes on.
 
-
-@contextmanager
-def resumable(verb: str = "", folder: Path | None = None) -> Iterator[None]:
-    """After Ctrl-C, print the line that goes on: with the run in `folder`, or by the same command
-    as now.
+    That is `verb` with the run's folder, or without a verb the same command as now.
     """
     try:
-        with _note_interrupts():
-            yield
-    except KeyboardInterrupt:
+        yield
+    except KeyboardInterrupt as error:
+        from rung.library.interrupts import Interrupted
         from rung.runs import RECORD
 
-        if folder and not (folder / RECORD).exists():
-            fail(f"stopped before anything was saved. Begin again with: {write_resuming()}", 130)
-        go_on = write_resuming(verb, "--out", folder, "--resume") if folder else write_resuming()
-        fail(f"stopped; the work so far is saved. Go on with: {go_on}", 130)
+        if not isinstance(error, Interrupted):
+            raise
+        if verb and not (error.folder / RECORD).exists():
+            again = format_resume_command()
+            exit_with_error(f"stopped before anything was saved. Begin again with: {again}", 130)
+        words = (verb, "--out", error.folder, "--resume") if verb else ()
+        again = format_resume_command(*words)
+        exit_with_error(f"stopped; the work so far is saved. Go on with: {again}", 130)
 
 
-def fail(message: str, code: int) -> None:
-    """End the command with one line and an exit code; of several processes the main one says it."""
-    if code != 130:  # Ctrl-C reached them all
+def exit_with_error(message: str, code: int) -> None:
+    """End the command with one line and an exit code; of several processes the main one prints.
+
+    Ctrl-C (130) has reached all of them.
+    """
+    if code != 130:
         distributed.defer_to_main()
     if distributed.is_main() or code != 130:
         print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
     raise typer.Exit(code)
 
 
-def check_given(what: str, options: dict[str, Any]) -> None:
-    """Raise `RecipeError`, after `what`, where one of the options was given."""
-    given = [name for name, value in options.items() if value not in (None, "", [])]
-    if given:
-        raise RecipeError(f"{what} {', '.join(given)}: leave it out")
-
-
 def print_json(facts: dict[str, Any]) -> None:
-    """One JSON object on standard output, in ASCII where its encoding has not all of it."""
+    """Print one JSON object on standard output, in ASCII where the encoding lacks a character."""
     from rung.files import to_json
 
     text = to_json(facts, indent=2)

@@ -1,28 +1,29 @@
-"""Verbs that ask a run: eval, score, generate."""
+"""Verbs that measure a run: eval, score."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rung.cli.app import (
-    Column,
-    Encoding,
-    Json,
-    Run,
-    Seed,
-    name_corpus,
+    ColumnOption,
+    EncodingOption,
+    JsonOption,
+    RunArgument,
     print_json,
     read_typed,
+    resolve_corpus,
     verb,
 )
-from rung.cli.output import print_text, say
-from rung.device import cache_folder, leave_busy_cores
+from rung.cli.output import silence_libraries
+from rung.device import cache_folder
 from rung.errors import RecipeError
-from rung.progress import for_run
 
-Tasks = Annotated[
+if TYPE_CHECKING:
+    from rung.evaluation.surprisal import TokenScore
+
+TasksOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAMES|FILE|FOLDER",
@@ -32,9 +33,9 @@ Tasks = Annotated[
 ]
 
 
-@verb("rung eval runs/python-docs/llama3 other.txt")
-def eval_(
-    run: Run,
+@verb("eval", "rung eval runs/python-docs/llama3 other.txt")
+def eval_command(
+    run: RunArgument,
     corpus: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,8 +47,8 @@ def eval_(
     documents: Annotated[
         str, typer.Option(help="What a document is: lines, paragraphs or file.")
     ] = "",
-    column: Column = "",
-    encoding: Encoding = "",
+    column: ColumnOption = "",
+    encoding: EncodingOption = "",
     mix: Annotated[
         list[str] | None,
         typer.Option(
@@ -62,11 +63,11 @@ def eval_(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
     ] = False,
-    tasks: Tasks = None,
+    tasks: TasksOption = None,
     limit: Annotated[
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
     ] = 0,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Score a run on held-out text: bits per byte, word and token perplexity.
 
@@ -74,92 +75,73 @@ def eval_(
     split. With --tasks the harness asks its own text of the run instead: tasks by name, a YAML file
     of one, or a folder of them.
     """
-    if limit and not tasks:
-        raise RecipeError(f"--limit is {limit}, but it is of --tasks: name a task, or leave it out")
-    if tasks and (corpus or documents or column or encoding or mix or cache or dynamic):
-        raise RecipeError(
-            "--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, --dynamic"
-        )
-    if tasks:
-        _eval_tasks(run, tasks, limit, as_json)
-        return
-    from rung.cli.fitted_table import show
+    silence_libraries()
     from rung.cli.progress import Display
-    from rung.cli.results import make_quiet, score_table
+    from rung.cli.score_tables import score_table, tasks_table
+    from rung.cli.tables import show
+    from rung.library.run import evaluate
 
-    make_quiet()
-    from rung.workflows.evaluate import evaluate_run
-    from rung.workflows.variants import Switches
-
-    how = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
-    source = name_corpus(corpus, cache_folder() / "stdin", spreads=False)
-    switches = Switches(mix=tuple(mix or ()), cache=cache, dynamic=dynamic)
+    text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
+    switches: dict[str, Any] = {"mix": mix or (), "cache": cache, "dynamic": dynamic}
+    source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
     with Display() as display:
-        found = evaluate_run(run, source, split, how, for_run("eval", display.show), switches)
-    print_json(found) if as_json else show(
-        score_table(found["rung"], found["corpus"], found["split"], found)
-    )
+        found = evaluate(
+            run,
+            source,
+            split,
+            tasks=tasks or (),
+            limit=limit,
+            on_progress=display.show,
+            **text,
+            **switches,
+        )
+    if as_json:
+        print_json(found)
+    elif tasks:
+        show(tasks_table(found))
+    else:
+        show(score_table(found["rung"], found["corpus"], found["split"], found))
 
 
-def _eval_tasks(run: str, tasks: list[str], limit: int, as_json: bool) -> None:
-    from rung.cli.fitted_table import show
-    from rung.cli.results import make_quiet, tasks_table
-
-    make_quiet()
-    from rung.workflows.evaluate import evaluate_tasks
-
-    found = evaluate_tasks(run, tasks, limit or None)
-    print_json(found) if as_json else show(tasks_table(found))
-
-
-@verb('rung score runs/python-docs/llama3 "Return the number of items."')
-def score(
-    run: Run,
+@verb("score", 'rung score runs/python-docs/llama3 "Return the number of items."')
+def score_command(
+    run: RunArgument,
     text: Annotated[
         str, typer.Argument(help="A sentence, or - for standard input.", show_default=False)
     ] = "",
     file: Annotated[
         Path | None, typer.Option(help="Instead: all of this file, to its last line end.")
     ] = None,
-    encoding: Encoding = "",
-    as_json: Json = False,
+    encoding: EncodingOption = "",
+    as_json: JsonOption = False,
 ) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
-    from rung.cli.fitted_table import show
-    from rung.cli.results import make_quiet, surprisal_table
+    silence_libraries()
+    from rung.cli.score_tables import surprisal_table
+    from rung.cli.tables import show
+    from rung.library.run import load
 
-    make_quiet()
     text = _read_text(text, file, encoding)
-    from rung.evaluation.surprisal import score_text
-    from rung.models import load
-
-    model, tokenizer = load(run)
-    pieces = score_text(model, tokenizer, text)
-    bits = sum(piece.bits for piece in pieces)
+    tokens = load(run).surprisal(text)
     if as_json:
-        tokens = [
-            {
-                "text": piece.text,
-                "bits": piece.bits,
-                "probability": 2**-piece.bits,
-                "tokens": piece.tokens,
-                "end": piece.end,
-            }
-            | {
-                name: value
-                for name, value in (
-                    ("order", piece.order),
-                    ("count", piece.count),
-                    ("discount", piece.discount),
-                )
-                if value is not None
-            }
-            for piece in pieces
-        ]
-        facts = {"bits": bits, "probability": 2.0**-bits, "renormalized": pieces[0].renormalized}
-        print_json({"run": run, "text": text, **facts, "tokens": tokens})
+        bits = sum(token.bits for token in tokens)
+        facts = {"bits": bits, "probability": 2.0**-bits, "renormalized": tokens[0].renormalized}
+        print_json({"run": run, "text": text, **facts, "tokens": list(map(_describe, tokens))})
     else:
-        show(surprisal_table(pieces))
+        show(surprisal_table(tokens))
+
+
+def _describe(token: "TokenScore") -> dict[str, Any]:
+    """A token as `--json` prints it; only models that count have an order, a count, a discount."""
+    counted = {"order": token.order, "count": token.count, "discount": token.discount}
+    return {
+        "text": token.text,
+        "bits": token.bits,
+        "probability": 2**-token.bits,
+        "tokens": token.tokens,
+        "end": token.end,
+        **{name: value for name, value in counted.items() if value is not None},
+    }
 
 
 def _read_text(text: str, file: Path | None, encoding: str) -> str:
@@ -179,78 +161,3 @@ def _read_text(text: str, file: Path | None, encoding: str) -> str:
     if encoding and not file:
         raise RecipeError(f"--encoding is {encoding!r}, but it is of --file: leave it out")
     return read_text_file(file, encoding or None) if file else read_typed("TEXT", text)
-
-
-@verb('rung generate runs/python-docs/llama3 "Return the" --temperature 0.7')
-def generate(
-    run: Run,
-    prompt: Annotated[str, typer.Argument(help="What to continue.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many tokens.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int, typer.Option(help="Only the k likeliest tokens; 0 for all.")] = 0,
-    top_p: Annotated[
-        float, typer.Option(help="Only the likeliest tokens that make up this probability.")
-    ] = 0.95,
-    num_beams: Annotated[int, typer.Option(help="Beams to search with.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(help="A text that ends it. Repeatable.")] = None,
-    draft: Annotated[
-        str, typer.Option(help="Guess ahead: an ngram run of the same tokenizer, or prompt.")
-    ] = "",
-    weights: Annotated[
-        str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")
-    ] = "",
-    seed: Seed = 0,
-    as_json: Json = False,
-) -> None:
-    """Continue a prompt."""
-    from rung.cli.results import make_quiet
-
-    make_quiet()
-    leave_busy_cores()
-    from rung.generation.decoder import Decoder
-    from rung.generation.generate import generate as continue_text
-    from rung.generation.quantize import parse_weight_dtype
-    from rung.generation.sampling import Sampling
-    from rung.generation.speculative import make_draft
-    from rung.models import load
-
-    prompt = read_typed("PROMPT", prompt)
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        num_beams=num_beams,
-        stop=tuple(read_typed("--stop", text) for text in stop or ()),
-        seed=seed,
-    )
-    rounded, (model, tokenizer) = parse_weight_dtype(weights), load(run)
-    decoder = Decoder(model, rounded)
-    guesses = make_draft(draft, tokenizer) if draft else None
-    if as_json:
-        made = continue_text(decoder, tokenizer, prompt, sampling, draft=guesses)
-        facts: dict[str, Any] = {
-            key: getattr(made, key) for key in ("text", "tokens", "seconds", "tokens_per_second")
-        }
-        if rounded:
-            facts["rounding_bits_per_byte"] = _rounding_cost(run, model, tokenizer, prompt, rounded)
-        print_json({"run": run, "prompt": prompt, **facts})
-        return
-    print_text(prompt)
-    made = continue_text(decoder, tokenizer, prompt, sampling, print_text, guesses)
-    print_text(f"{made.text}\n" if num_beams > 1 else "\n")
-    say(f"{made.tokens} tokens, {made.tokens_per_second:,.0f} a second")
-    if rounded:
-        say(
-            f"{weights} weights cost {_rounding_cost(run, model, tokenizer, prompt, rounded):+.4f} "
-            f"bits per byte"
-        )
-
-
-def _rounding_cost(run: str, model: Any, tokenizer: Any, prompt: str, weights: Any) -> float:
-    """On the passage that the run was judged by, or on the prompt where there is none."""
-    from rung import runs
-    from rung.generation.quantize import measure_quantization_cost
-
-    passage = runs.read_passage(runs.find_record(Path(run)))
-    return measure_quantization_cost(model, tokenizer, passage or prompt, weights)

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import Json, print_json, verb
-from rung.cli.output import say, write_command
+from rung.cli.app import JsonOption, print_json, verb
+from rung.cli.output import format_command, print_note, silence_libraries
 
 
-@verb("rung export runs/python-docs/ngram model.arpa.gz --to arpa")
-def export(
+@verb("export", "rung export runs/python-docs/ngram model.arpa.gz --to arpa")
+def export_command(
     run: Annotated[
         str,
         typer.Argument(
@@ -22,17 +22,15 @@ def export(
     type: Annotated[str, typer.Option(help="Of gguf: f32, f16 or q8_0.", show_default="f16")] = "",
 ) -> None:
     """Write a run in another tool's format."""
-    from rung.cli.results import make_quiet
-
-    make_quiet()
+    silence_libraries()
     from rung.export.export import export as write
 
     found = write(run, to, out, type)
-    say(f"Wrote {out}" + (f": {found}" if found else ""))
+    print_note(f"Wrote {out}" + (f": {found}" if found else ""))
 
 
-@verb("rung report runs/python-docs --out report.html")
-def report(
+@verb("report", "rung report runs/python-docs --out report.html")
+def report_command(
     run: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
 ) -> None:
@@ -45,18 +43,18 @@ def report(
         if root in folders or not any(folder.is_relative_to(root) for folder in folders):
             runs.read_record(root)  # says what is wrong with it
     write_report(folders, out)
-    say(f"Report: {out}")
+    print_note(f"Report: {out}")
 
 
-@verb("rung runs")
-def runs(
+@verb("runs", "rung runs")
+def runs_command(
     root: Annotated[Path, typer.Argument(help="Where to look.")] = Path("runs"),
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """The runs there are, and their scores; with --json the whole record of a run that is named."""
     from rung import runs
-    from rung.cli.fitted_table import show
-    from rung.cli.results import runs_table, summarize_run
+    from rung.cli.run_tables import runs_table, summarize_run
+    from rung.cli.tables import show
 
     found = [(folder, runs.read_record_or_failure(folder)) for folder in runs.find_runs(root)]
     if as_json and (root / runs.RECORD).exists():
@@ -66,14 +64,13 @@ def runs(
     elif found:
         show(runs_table(found))
     else:
-        say(f"no runs below {root}. Make some: {write_command('climb')}")
+        print_note(f"no runs below {root}. Make some: {format_command('climb')}")
 
 
-@verb("rung sizes")
-def sizes(as_json: Json = False) -> None:
+@verb("sizes", "rung sizes")
+def sizes_command(as_json: JsonOption = False) -> None:
     """The sizes of GPT-2 and Llama 3 that can be named wherever a rung is."""
-    from rung.cli.fitted_table import show
-    from rung.cli.results import sizes_table
+    from rung.cli.tables import show, sizes_table
     from rung.models.sizes import SIZES
 
     if as_json:
@@ -82,21 +79,19 @@ def sizes(as_json: Json = False) -> None:
         show(sizes_table(SIZES))
 
 
-@verb("rung corpora")
-def corpora(as_json: Json = False) -> None:
+@verb("corpora", "rung corpora")
+def corpora_command(as_json: JsonOption = False) -> None:
     """The corpora that can be named."""
-    from rung.cli.fitted_table import show
-    from rung.cli.results import names_table
+    from rung.cli.tables import names_table, show
     from rung.data.corpus import CORPORA
 
     print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
 
 
-@verb("rung tokenizers")
-def tokenizers(as_json: Json = False) -> None:
+@verb("tokenizers", "rung tokenizers")
+def tokenizers_command(as_json: JsonOption = False) -> None:
     """The tokenizers that can be named."""
-    from rung.cli.fitted_table import show
-    from rung.cli.results import names_table
+    from rung.cli.tables import names_table, show
     from rung.data.tokenizer_training import TOKENIZERS
 
     print_json(TOKENIZERS) if as_json else show(names_table("tokenizer", TOKENIZERS))

@@ -8,18 +8,34 @@ from typing import Annotated
 import typer
 
 from rung import __version__
-from rung.cli import evaluate, export, serve, train, tune, verify  # noqa: F401  # each registers verbs
+from rung.cli import (  # noqa: F401  # each registers verbs
+    chat,
+    evaluate,
+    export,
+    generate,
+    serve,
+    train,
+    tune,
+    verify,
+)
 from rung.cli.app import app
-from rung.cli.output import use_any_encoding
+from rung.cli.output import escape_unencodable
 from rung.device import configure_threads
 
 __all__ = ["app", "main"]
+
+# The order of `rung --help`: make runs, measure them, use them, look around.
+VERBS = [
+    *("climb", "train", "tune", "eval", "score", "generate", "chat", "serve", "export"),
+    *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
+]
+app.registered_commands.sort(key=lambda command: VERBS.index(str(command.name)))
 
 
 def main() -> None:
     """The entry point."""
     configure_threads()  # before torch is imported
-    use_any_encoding()
+    escape_unencodable()
     app()
 
 

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from rung.cli.app import verb
+from rung.cli.output import silence_libraries
 
 KEY = "RUNG_API_KEY"
 
 
-@verb("rung serve runs/python-docs --port 8000")
-def serve(
+@verb("serve", "rung serve runs/python-docs --port 8000")
+def serve_command(
     run: Annotated[
         list[str],
         typer.Argument(help="Run folders, folders that hold runs, model folders or Hub ids."),
@@ -53,9 +54,7 @@ def serve(
     """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions,
     /v1/models.
     """
-    from rung.cli.results import make_quiet
-
-    make_quiet()
+    silence_libraries()
     from rung.runs import read_prompt
     from rung.serve.app import open_port, run_server
     from rung.serve.engine import reserve_core

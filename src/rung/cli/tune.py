@@ -1,28 +1,21 @@
-"""Verbs that talk: tune, chat."""
+"""The verb that makes chat models: tune."""
 
-import shlex
-import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rung import distributed
-from rung.cli.app import Run, Seed, check_given, read_typed, resumable, verb
-from rung.cli.output import escape_controls, print_text, say, say_next
-from rung.progress import for_run
+from rung.cli.app import parse_settings, resumable, verb
+from rung.cli.output import print_next_command, print_note, silence_libraries
 
-COMMANDS = """/reset          forget what was said
-/system TEXT    what stands before the conversation; alone, none
-/temperature T  0 always takes the likeliest token
-/save FILE      write the conversation down; `rung tune` can learn from it
-/load FILE      go on from there
-/quit           leave, as Ctrl-D does"""
+if TYPE_CHECKING:
+    from rung.library.run import Run
 
 
-@verb("rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", spreads=True)
-def tune(
+@verb("tune", "rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", on_all_ranks=True)
+def tune_command(
     run: Annotated[
         str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
     ] = "",
@@ -62,246 +55,37 @@ def tune(
 ) -> None:
     """Make a chat model of a run, and say what that changed."""
     began = time.perf_counter()  # of the minutes
+    silence_libraries()
     from rung.cli.progress import Display
-    from rung.cli.results import make_quiet
+    from rung.library.tune import tune
 
-    make_quiet()
-    from rung.errors import RecipeError
-    from rung.workflows.tune import tune as make
-
-    if data == "":
-        raise RecipeError(
-            "DATA is an empty text, as of a variable that is not set: name a file, or leave it out"
+    length = {"steps": steps, "minutes": minutes, "seed": seed}
+    settings: dict[str, Any] = {"preference": preference, "set": parse_settings(set_), **length}
+    with resumable("tune"), Display() as display:
+        tuned = tune(
+            run,
+            data,
+            out=out,
+            resume=resume,
+            on_progress=display.show,
+            began=began,
+            **settings,
         )
-    if not run and not (resume and out):
-        raise RecipeError(
-            "no run is named: `rung tune RUN`, or to go on with one, `rung tune --out RUN --resume`"
-        )
-    base = Path(run) if Path(run).name not in ("", "..") else Path(run).resolve()
-    folder = out or base.with_name(f"{base.name}-{'preferred' if preference else 'chat'}")
-    given: dict[str, Any] = {
-        "steps": steps,
-        "minutes": minutes,
-        "seed": seed,
-        "data": data,
-        "preference": preference,
-    }
-    plan = _plan_tuning(
-        run,
-        {k: value for k, value in given.items() if value not in (None, "")},
-        set_,
-        folder,
-        resume,
-    )
-    with resumable("tune", folder), Display() as display:
-        if not make(plan, folder, for_run(folder.name, display.show), began):
-            raise KeyboardInterrupt
     if distributed.is_main():
-        _show_tuned(folder)
+        _print_tuned(tuned)
 
 
-def _plan_tuning(
-    run: str, given: dict[str, Any], overrides: list[str] | None, folder: Path, resume: bool
-) -> Any:
-    """What is tuned on what: as it was begun, or as it is given now."""
-    from rung.recipe import read_override
-    from rung.workflows.train import check_unused
-    from rung.workflows.tune import Tuning, read_begun
+def _print_tuned(run: "Run") -> None:
+    """Print what tuning changed, with the best and the worst answers."""
+    from rung.cli.run_tables import tuning_table
+    from rung.cli.tables import show
 
-    if resume:
-        options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
-        check_given("--resume goes on as the run was begun:", options | {"--set": overrides})
-        return distributed.on_main(read_begun)(folder)
-    train = dict(read_override(read_typed("--set", override)) for override in overrides or [])
-    plan = Tuning(base=run, train=train, **given)
-    distributed.on_main(check_unused)(folder)
-    return plan
-
-
-def _show_tuned(folder: Path) -> None:
-    """What tuning changed, the best answers and the worst."""
-    from rung import runs
-    from rung.cli.fitted_table import show
-    from rung.cli.results import tuning_table
-
-    record = runs.read_record(folder)
+    record = run.record
     show(tuning_table(record))
     for title in ("best", "worst"):
         for answer in record["tune"].get(title, []):
             given = answer["given"].strip() or "(nothing)"
-            say(f"\n{title:<6} {answer['question']}\n       {given}")
-            say(f"       expected: {answer['expected']}")
-    say("")
-    say_next("chat", folder)
-
-
-@verb("rung chat runs/python-docs/llama3-chat")
-def chat(
-    run: Run,
-    system: Annotated[str, typer.Option(help="What stands before the conversation.")] = "",
-    max_new_tokens: Annotated[int, typer.Option(help="The longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(help="Only the likeliest tokens that make up this probability.")
-    ] = 0.95,
-    seed: Seed = 0,
-) -> None:
-    """Talk to a tuned run; what is piped in is asked line by line."""
-    from rung.cli.results import make_quiet
-
-    make_quiet()
-    from rung.chat.session import ChatSession
-    from rung.errors import RunError
-    from rung.generation.decoder import Decoder
-    from rung.generation.sampling import Sampling
-    from rung.models import load
-
-    system = read_typed("--system", system)
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
-    )
-    model, tokenizer = load(run)
-    if not tokenizer.chat_template:
-        raise RunError(
-            f"{run} has no chat template: make a chat model of it with `rung tune "
-            f"{shlex.quote(run)}`"
-        )
-    _Terminal(
-        ChatSession(decoder=Decoder(model), tokenizer=tokenizer, system=system), sampling
-    ).run()
-
-
-class _Terminal:
-    """The conversation on standard input and output: a prompt and streaming on a terminal, lines
-    where it is piped.
-    """
-
-    def __init__(self, talk: Any, sampling: Any) -> None:
-        self.talk = talk
-        self.sampling = sampling
-        self.is_terminal = sys.stdin.isatty()
-        self.failed = False  # something that was typed
-
-    def run(self) -> None:
-        """Until /quit or the end of what is typed; where that was piped, a line that failed gives
-        exit code 2.
-        """
-        self._talk()
-        if self.failed and not self.is_terminal:
-            raise typer.Exit(2)
-
-    def _talk(self) -> None:
-        if self.is_terminal:
-            import readline  # noqa: F401  # gives `input` a history and keys to move with
-
-            print(
-                "Ask something. /help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves.",
-                file=sys.stderr,
-            )
-        if hasattr(
-            sys.stdin, "reconfigure"
-        ):  # a line that cannot be decoded must not take others with it
-            sys.stdin.reconfigure(errors="surrogateescape")
-        while (line := self._read()) is not None:
-            if line.startswith("/"):
-                if not self._obey(line):
-                    return
-            elif line.strip():
-                self._ask(line)
-
-    def _read(self) -> str | None:
-        try:
-            return input("> " if self.is_terminal else "")
-        except EOFError:
-            return None
-        except KeyboardInterrupt:
-            if not self.is_terminal:
-                raise
-            print(file=sys.stderr)
-            return ""
-
-    def _ask(self, question: str) -> None:
-        from rung.errors import RungError
-
-        try:
-            question = read_typed("the question", question)
-            self.talk.answer(question, self.sampling, print_text)
-            print(flush=True)
-        except KeyboardInterrupt:
-            print(flush=True)
-            if not self.is_terminal:
-                raise
-        except RungError as error:
-            self._complain(str(error))
-            return
-        if self.talk.dropped:
-            turns = (
-                "oldest turn was"
-                if self.talk.dropped == 1
-                else f"{self.talk.dropped} oldest turns were"
-            )
-            print(f"(the {turns} dropped: the window is full)", file=sys.stderr)
-
-    def _obey(self, line: str) -> bool:
-        """Do what a command says; False to leave."""
-        from rung.errors import RungError
-
-        name, _, rest = line[1:].strip().partition(" ")
-        known = {
-            "reset": self._reset,
-            "system": self._set_system,
-            "temperature": self._set_temperature,
-        }
-        known |= {
-            "save": self._save,
-            "load": self._load,
-            "help": lambda _: print(COMMANDS, file=sys.stderr),
-        }
-        if name == "quit":
-            return False
-        if name not in known:
-            self._complain(f"unknown command /{name}: /help lists them")
-            return True
-        rest = rest.strip()
-        try:
-            known[name](rest if name in ("save", "load") else read_typed(f"/{name}", rest))
-        except (RungError, ValueError) as error:
-            self._complain(f"/{name}: {error}")
-        except OSError as error:  # which names a file that is written beside
-            self._complain(f"/{name}: {error.strerror}: {rest}")
-        return True
-
-    def _complain(self, message: str) -> None:
-        self.failed = True
-        print(f"rung: {escape_controls(message)}", file=sys.stderr)
-
-    def _reset(self, _: str) -> None:
-        self.talk.messages.clear()
-
-    def _set_system(self, text: str) -> None:
-        self.talk.system = text
-
-    def _set_temperature(self, text: str) -> None:
-        from dataclasses import replace
-
-        try:
-            temperature = float(text)
-        except ValueError:
-            raise ValueError(
-                f"{text or 'nothing'} is no number: 0 always takes the likeliest token"
-            ) from None
-        self.sampling = replace(self.sampling, temperature=temperature)
-
-    def _save(self, path: str) -> None:
-        self.talk.save(_name_file(path))
-        print(f"Saved {path}", file=sys.stderr)
-
-    def _load(self, path: str) -> None:
-        self.talk.load(_name_file(path))
-        print(f"{len(self.talk.messages)} messages", file=sys.stderr)
-
-
-def _name_file(path: str) -> Path:
-    if not path:
-        raise ValueError("name a file")
-    return Path(path).expanduser()
+            print_note(f"\n{title:<6} {answer['question']}\n       {given}")
+            print_note(f"       expected: {answer['expected']}")
+    print_note("")
+    print_next_command("chat", run.folder)

@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import Json, Seed, print_json, verb
+from rung.cli.app import JsonOption, SeedOption, print_json, verb
+from rung.cli.output import silence_libraries
 
 
-@verb("rung verify-resume recipes/gpt2.yaml --kills 10 --steps 60")
-def verify_resume(
+@verb("verify-resume", "rung verify-resume recipes/gpt2.yaml --kills 10 --steps 60")
+def verify_resume_command(
     run: Annotated[
         Path,
         typer.Argument(metavar="RUN|RECIPE", help="A run folder, or a recipe (recipes/*.yaml)."),
@@ -22,19 +23,19 @@ def verify_resume(
         int | None,
         typer.Option(min=1, help="Train so many steps; as the recipe says by default, or 60."),
     ] = None,
-    seed: Seed = 0,
-    as_json: Json = False,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Kill a training run at random moments, resume it each time, and compare it with one left
     alone.
 
     Exit code 1 where losses, samples, weights or scores are not the same to the last bit.
     """
-    from rung.cli.fitted_table import show
     from rung.cli.progress import Display
-    from rung.cli.results import make_quiet, resume_table
+    from rung.cli.run_tables import resume_table
+    from rung.cli.tables import show
 
-    make_quiet()
+    silence_libraries()
     from rung.workflows.verify_resume import read_source
     from rung.workflows.verify_resume import verify_resume as verify
 

@@ -116,8 +116,10 @@ class Run:
 
     def score(self, text: str | None = None) -> dict[str, Any] | list[TokenScore]:
         """The figures on the run's test text, or the surprisal of each token of a text in bits."""
-        if text is None:
-            return self.scores or self.evaluate()
+        return self.surprisal(text) if text is not None else self.scores or self.evaluate()
+
+    def surprisal(self, text: str) -> list[TokenScore]:
+        """Compute the bits of each token of a text, its end included."""
         return score_text(self.model, self.tokenizer, text)
 
     def evaluate(

@@ -93,9 +93,9 @@ def _plan(
     """The recipe, begun before or made now, and the run's folder."""
     given = {key: value for key, value in settings.items() if key not in ("set", "recipe")}
     given |= {"rung": rung, "corpus": name_corpus(corpus)}
+    given = {key: value for key, value in given.items() if value not in (None, "")}
     if "tokenizer" in given:
         given["tokenizer"] = name_tokenizer(given["tokenizer"])
-    given = {key: value for key, value in given.items() if value not in (None, "")}
     overrides = dict(settings.get("set") or {})
     if resume:
         folder = out or name_folder(given.get("corpus", "python-docs"), given.get("rung", ""))

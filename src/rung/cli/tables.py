@@ -1,8 +1,9 @@
-"""Tables as wide as the terminal and no wider: what may be left out gives way to what may not."""
+"""Tables that are as wide as the terminal: where it is narrow, some columns are left out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.cells import cell_len
@@ -12,16 +13,18 @@ from rich.text import Text
 
 from rung.cli.output import escape_controls, find_overflow
 
-WIDTH = 160  # of a table that goes to a file or to another program
-LEAST = 16  # characters below which a column that may be cut is left out
+if TYPE_CHECKING:
+    from rung.models.sizes import Size
+
+TABLE_WIDTH = 160  # characters, of a table that goes to a file or to another program
+MIN_COLUMN_WIDTH = 16  # characters, of a column that may be cut
 
 
 class FittedTable(Table):
-    """A table that leaves columns out, the first of `gives_way` first, where the terminal is too
-    narrow for all.
+    """A table that leaves out the columns of `gives_way`, in that order, on a narrow terminal.
 
     A column with a `max_width` is cut before that, a column that may wrap is wrapped; the others
-    are always whole. Cells, heads and titles are taken as they are: nothing in them is markup.
+    are always whole. Nothing in cells, heads and titles is read as markup.
     """
 
     def __init__(
@@ -35,29 +38,28 @@ class FittedTable(Table):
         )
         self.caption_justify, self.caption_style = "left", ""
         self.gives_way = gives_way
-        self.captions: dict[
-            str, str
-        ] = {}  # by the head of a column: a line below the table, where that is shown
+        # By a column's head: the line below the table while the column is shown.
+        self.captions: dict[str, str] = {}
 
     def add_figures(self, *heads: str) -> None:
-        """Columns of figures, which are never cut."""
+        """Add columns of figures, which are never cut."""
         for head in heads:
             self.add_column(head, justify="right", no_wrap=True)
 
     def add_cells(self, *cells: str | Text) -> None:
-        """A row; control characters in it are escaped."""
+        """Add a row. Control characters in it are escaped."""
         self.add_row(
             *(cell if isinstance(cell, Text) else Text(escape_controls(cell)) for cell in cells)
         )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """The table with as many columns as there is room for."""
+        """Draw the table with as many columns as there is room for."""
         columns, left_out = list(self.columns), list(self.gives_way)
         while left_out and _room_taken(columns) > options.max_width:
             columns = [column for column in columns if column.header != left_out[0]]
             left_out.pop(0)
         for column in (column for column in columns if column.max_width):
-            spare = options.max_width - _room_taken(columns) + LEAST
+            spare = options.max_width - _room_taken(columns) + MIN_COLUMN_WIDTH
             columns[columns.index(column)] = replace(
                 column, max_width=min(column.max_width or 0, spare), overflow=find_overflow(console)
             )
@@ -79,21 +81,59 @@ class FittedTable(Table):
 
 
 def _room_taken(columns: Sequence[Column]) -> int:
-    """Characters that the columns need at least, with what stands between and beside them."""
+    """The width that the columns need at least, in characters, with the space between them."""
     return sum(_least_width(column) + 2 for column in columns)
 
 
 def _least_width(column: Column) -> int:
     cells = [column.header, column.footer, *column.cells]
     widest = max((cell_len(str(cell)) for cell in cells), default=0)
-    return widest if column.no_wrap and not column.max_width else min(widest, LEAST)
+    return widest if column.no_wrap and not column.max_width else min(widest, MIN_COLUMN_WIDTH)
 
 
 def show(table: Table) -> None:
-    """Print on standard output, as wide as the table is where that is no terminal and COLUMNS does
-    not say.
+    """Print a table on standard output.
+
+    Where that is no terminal and COLUMNS is not set, the table is as wide as it needs to be.
     """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=WIDTH)
+        console = Console(width=TABLE_WIDTH)
     console.print(table)
+
+
+def names_table(kind: str, names: Mapping[str, str]) -> FittedTable:
+    """A table of names and what they stand for."""
+    table = FittedTable()
+    table.add_column(kind, overflow="fold")
+    table.add_column("what it is", overflow="fold")
+    for name, description in names.items():
+        table.add_cells(Text(name, style="bold"), description)
+    return table
+
+
+def sizes_table(sizes: Mapping[str, "Size"]) -> FittedTable:
+    """A table of sizes with the memory that their weights take in float32 and in bfloat16."""
+    table = FittedTable(
+        gives_way=("weights", "GB in bfloat16", "vocabulary", "context", "GB in float32")
+    )
+    table.add_column("size", no_wrap=True)
+    table.add_figures("parameters", "vocabulary", "context", "GB in float32", "GB in bfloat16")
+    table.add_column("weights", no_wrap=True)
+    for name, size in sizes.items():
+        memory = [f"{size.parameters * width / 1e9:,.3f}" for width in (4, 2)]
+        shown = "published" if size.is_published else ""
+        table.add_cells(
+            name,
+            f"{size.parameters:,}",
+            f"{size.vocab_size:,}",
+            f"{size.context:,}",
+            *memory,
+            shown,
+        )
+    return table
+
+
+def format_whole(value: float | None) -> str:
+    """A count with separators; empty for None."""
+    return "" if value is None else f"{value:,.0f}"
