@@ -8,16 +8,35 @@ import pytest
 import rung
 
 
+def run_python(code):
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return made.stdout.split()
+
+
+def test_importing_rung_imports_nothing_else_of_it_and_no_package():
+    code = "import sys; before = set(sys.modules); import rung; print(*set(sys.modules) - before)"
+    roots = {name.partition(".")[0] for name in run_python(code)}
+    assert roots - set(sys.stdlib_module_names) == {"rung"}
+    assert "rung.library" not in run_python(code)
+
+
 def test_a_module_is_imported_when_it_is_asked_for():
     code = (
         "import sys, rung; assert 'torch' not in sys.modules; print(rung.runs.RECORD, "
         "rung.models.load.__name__)"
     )
-    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert made.stdout.split() == ["rung.json", "load"]
+    assert run_python(code) == ["rung.json", "load"]
 
 
-def test_what_is_there_is_listed_and_what_is_not_is_refused():
-    assert {"models", "generation", "evaluation", "report", "__version__"} <= set(dir(rung))
+def test_the_library_is_listed_beside_the_modules():
+    assert {"climb", "evaluate", "generate", "load", "train", "tune", "Run", "Ladder"} == set(
+        rung.LIBRARY
+    )
+    assert {*rung.LIBRARY, "models", "generation", "evaluation", "report", "__version__"} <= set(
+        dir(rung)
+    )
+    for name in rung.LIBRARY:
+        assert getattr(rung, name).__name__ == name
+        assert getattr(rung, name).__doc__
     with pytest.raises(AttributeError, match="module 'rung' has no attribute 'nonsense'"):
         _ = rung.nonsense
