@@ -1,6 +1,7 @@
 """Records: what is damaged is said in one line, and stops no other run."""
 
 import json
+import os
 import re
 
 import pytest
