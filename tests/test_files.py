@@ -22,7 +22,7 @@ from rung import files
 def make(beside):
     (beside / "part.txt").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-files.keep(Path(sys.argv[1]), make)
+files.make_once(Path(sys.argv[1]), make)
 """
 
 
@@ -49,7 +49,7 @@ def fail(beside):
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     files.write_atomically(path, "old")
-    with pytest.raises(ZeroDivisionError), files.write_beside(path) as beside:
+    with pytest.raises(ZeroDivisionError), files.atomic_replace(path) as beside:
         beside.write_text("half")
         raise ZeroDivisionError
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
@@ -57,7 +57,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 def test_a_folder_takes_the_place_of_another(tmp_path):
     for text in ("old", "new"):
-        with files.write_beside(tmp_path / "made") as beside:
+        with files.atomic_replace(tmp_path / "made") as beside:
             beside.mkdir()
             (beside / f"{text}.txt").write_text(text)
     assert names(tmp_path) == ["made"] and names(tmp_path / "made") == ["new.txt"]
@@ -74,7 +74,7 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "replace", lambda self, to: replaced.append([*synced]) or replace(self, to)
     )
-    files.keep(tmp_path / "kept", write_text("whole"))
+    files.make_once(tmp_path / "kept", write_text("whole"))
     if Path("/proc/self/fd").exists():
         assert {"text.txt", files.MANIFEST} <= set(replaced[0]) and tmp_path.name in synced
 
@@ -86,19 +86,19 @@ def test_a_full_disk_is_named(tmp_path):
         raise OSError(28, "Error writing bytes to file")
 
     with pytest.raises(OSError) as caught:
-        files.keep(tmp_path / "kept", fill)
+        files.make_once(tmp_path / "kept", fill)
     assert caught.value.filename == str(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
 def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="No space"):
-        files.keep(tmp_path / "kept", fail)
+        files.make_once(tmp_path / "kept", fail)
     assert not (tmp_path / "kept").exists() and len(names(tmp_path)) == 1  # the lock
     for _ in range(2):
-        kept = files.keep(tmp_path / "kept", write_text("whole"))
+        kept = files.make_once(tmp_path / "kept", write_text("whole"))
         assert (kept / "text.txt").read_text() == "whole"
-    files.keep(tmp_path / "kept", fail)  # not asked
+    files.make_once(tmp_path / "kept", fail)  # not asked
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
     ],
 )
 def test_what_is_damaged_is_made_again(damage, tmp_path):
-    kept = files.keep(tmp_path / "kept", write_text("whole"))
+    kept = files.make_once(tmp_path / "kept", write_text("whole"))
     damage(kept)
     assert files.find_damage(kept)
-    assert (files.keep(kept, write_text("whole")) / "text.txt").read_text() == "whole"
+    assert (files.make_once(kept, write_text("whole")) / "text.txt").read_text() == "whole"
     assert files.find_damage(kept) is None
 
 
@@ -125,10 +125,10 @@ def test_a_large_file_is_held_to_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_digest", lambda path: pytest.fail("it was read"))
     monkeypatch.setattr(files, "HASHED_BYTES", 3)
     with pytest.raises(pytest.fail.Exception):
-        files.keep(tmp_path / "small", lambda beside: (beside / "a").write_text("abc"))
+        files.make_once(tmp_path / "small", lambda beside: (beside / "a").write_text("abc"))
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "a").write_text("abcdef")
-    files.seal(tmp_path / "large", hashed_bytes=3)
+    files.write_manifest(tmp_path / "large", hashed_bytes=3)
     assert files.find_damage(tmp_path / "large") is None
     (tmp_path / "large" / "a").write_text("abcde")
     assert files.find_damage(tmp_path / "large") == "a has 5 bytes and had 6"
@@ -138,13 +138,13 @@ def test_a_kill_leaves_no_lock_and_its_traces_are_swept(tmp_path):
     kept = tmp_path / "kept"
     run_killed(KILLED, kept)
     assert not kept.exists() and len(names(tmp_path)) == 2  # the lock, and what was half made
-    files.keep(kept, write_text("whole"))
+    files.make_once(kept, write_text("whole"))
     assert names(tmp_path) == [".kept.lock", "kept"]
 
 
 def test_what_others_are_writing_is_not_swept(tmp_path):
     pid = run_killed("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
-    machine, path = files._machine(), tmp_path / "a.txt"
+    machine, path = files._hash_machine(), tmp_path / "a.txt"
     there = [
         f".{os.getpid()}-{machine}-00000000.a.txt",
         f".{pid}-ffffff-00000000.a.txt",
@@ -165,7 +165,7 @@ def test_what_others_are_writing_is_not_swept(tmp_path):
 
 def test_a_number_that_another_process_has_now_is_no_writer(tmp_path):
     """In a container every command may have the same number."""
-    left = tmp_path / f".{os.getpid()}-{files._machine()}-00000000.a.txt"
+    left = tmp_path / f".{os.getpid()}-{files._hash_machine()}-00000000.a.txt"
     left.write_text("")
     os.utime(left, (time.time() - 10**6,) * 2)
     files.remove_leftovers(tmp_path)
@@ -177,7 +177,7 @@ def test_many_at_once_make_it_once(tmp_path):
 
     def work():
         together.wait()
-        files.keep(
+        files.make_once(
             tmp_path / "kept",
             lambda beside: made.append(beside) or (beside / "a").write_text("a" * 10_000),
         )
@@ -191,7 +191,7 @@ def test_many_at_once_make_it_once(tmp_path):
 
 
 def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(files, "SOON", 0.01)
+    monkeypatch.setattr(files, "QUIET_WAIT_SECONDS", 0.01)
     begun, waited = threading.Event(), threading.Event()
     monkeypatch.setattr(files.logger, "info", lambda *_: waited.set())
 
@@ -211,18 +211,18 @@ def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
 def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     found = []
     for _ in range(2):
-        assert files.remember(
+        assert files.compute_once(
             tmp_path / "value", lambda: found.append(1) or {"b": 1, "a": [2.5]}
         ) == {
             "b": 1,
             "a": [2.5],
         }
-    assert len(found) == 1 and list(files.recall(tmp_path / "value")) == ["b", "a"]
+    assert len(found) == 1 and list(files.read_cached_value(tmp_path / "value")) == ["b", "a"]
     (tmp_path / "value" / files.VALUE).write_text(json.dumps(None))
-    assert files.recall(tmp_path / "value") is None
-    assert files.remember(tmp_path / "value", lambda: 5) == 5
-    files.revise(tmp_path / "value", [6])
-    assert files.recall(tmp_path / "value") == [6] and files.remember(
+    assert files.read_cached_value(tmp_path / "value") is None
+    assert files.compute_once(tmp_path / "value", lambda: 5) == 5
+    files.write_cached_value(tmp_path / "value", [6])
+    assert files.read_cached_value(tmp_path / "value") == [6] and files.compute_once(
         tmp_path / "value", lambda: 7
     ) == [6]
 

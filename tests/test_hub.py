@@ -21,8 +21,8 @@ PLACES = (
 
 @pytest.mark.parametrize("name", PLACES)
 def test_the_hub_is_never_asked_for_a_place(name, monkeypatch):
-    monkeypatch.setattr(hub, "answers", lambda *_: pytest.fail("the Hub was asked"))
-    assert hub.is_place(name)
+    monkeypatch.setattr(hub, "is_reachable", lambda *_: pytest.fail("the Hub was asked"))
+    assert hub.is_local_path(name)
     with pytest.raises(RunError, match="no run at .*missing"):
         load(name)
     with pytest.raises(TokenizerError, match="no such folder"):
@@ -33,15 +33,17 @@ def test_the_hub_is_never_asked_for_a_place(name, monkeypatch):
 
 
 def test_a_name_that_may_be_on_the_hub_is_no_place(tmp_path, monkeypatch):
-    assert not any(map(hub.is_place, ("gpt2", "openai-community/gpt2", "Salesforce/wikitext")))
+    assert not any(map(hub.is_local_path, ("gpt2", "openai-community/gpt2", "Salesforce/wikitext")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org" / "name").mkdir(parents=True)
-    assert hub.is_place("org/name")
+    assert hub.is_local_path("org/name") and not hub.is_hub_id("org/name")
+    assert hub.is_hub_id("org/other") and not hub.is_hub_id("gpt2")
+    assert not hub.is_hub_id("runs/gpt2")
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     asked = []
-    monkeypatch.setattr(hub, "answers", lambda *names: asked.append(names))
+    monkeypatch.setattr(hub, "is_reachable", lambda *names: asked.append(names))
     monkeypatch.setattr(
         "datasets.config.HF_HUB_OFFLINE", False
     )  # as for who does not ask to be left offline
@@ -71,8 +73,8 @@ def test_without_a_network_it_does_not_answer(monkeypatch):
         return ask
 
     monkeypatch.setattr(HfApi, "repo_info", fail(OSError("no route to host")))
-    assert not hub.answers("nobody/missing")
-    assert given == {"repo_type": "model", "timeout": hub.PATIENCE}
+    assert not hub.is_reachable("nobody/missing")
+    assert given == {"repo_type": "model", "timeout": hub.TIMEOUT_SECONDS}
     missing = RepositoryNotFoundError.__new__(RepositoryNotFoundError)
     monkeypatch.setattr(HfApi, "repo_info", fail(missing))
-    assert hub.answers("nobody/missing", "dataset")
+    assert hub.is_reachable("nobody/missing", "dataset")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rung.device import cache_folder
-from rung.files import keep
+from rung.files import make_once
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     make = partial(_compile, source, name)
     try:
         _check_trusted(kept.parents[1], kept.parent)
-        keep(kept, make)
+        make_once(kept, make)
         _check_trusted(kept, kept / name)
         return ctypes.CDLL(str(kept / name))
     except _NoCompilerError:

@@ -1,9 +1,7 @@
-"""Files that are whole or not there: written beside, synced, renamed; and folders of a cache that
-know their damage.
+"""Files that are whole or not there: atomic writing, JSON, a full disk, and folders of a cache.
 
-What is kept in a cache is a folder with a manifest of its files, their sizes and digests. It is
-made once, by one process while others wait, is checked whenever it is opened, and is made again
-where it is damaged.
+An entry of the cache is a folder with a manifest: the sizes and digests of its files. One process
+makes it while others wait; each opening checks it, and makes it again where it is damaged.
 """
 
 import errno
@@ -21,7 +19,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -31,20 +29,20 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 VALUE = "value.json"
-HASHED_BYTES = (
-    1 << 24
-)  # of a larger file of a cache the size must do: reading all of it takes seconds
+# A larger file of the cache is checked by its size alone: reading all of it takes seconds.
+HASHED_BYTES = 1 << 24
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
 DISK_FULL_SIGNS = (
     *("PytorchStreamWriter", "inline_container", "requested and"),
     *(f"(os error {number})" for number in DISK_FULL),
 )
-SOON = 1.0  # seconds after which it is said that another process is waited for
-CLOCKS_DIFFER = 2.0  # seconds, between when a process began and when it wrote a file
-BESIDE = re.compile(
-    r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL
-)  # process, machine, chance, name
+# After so many seconds the log says that another process is waited for.
+QUIET_WAIT_SECONDS = 1.0
+# The system's clock and a file system's may differ by so many seconds.
+CLOCK_DIFFERENCE_SECONDS = 2.0
+# Of a temporary path: the number of the process, the machine, a random part, the final name.
+TEMPORARY_NAME = re.compile(r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
@@ -78,71 +76,67 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_failed_write(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in DISK_FULL
-    from safetensors import SafetensorError  # seldom needed
-
-    return isinstance(error, SafetensorError) or any(s in str(error) for s in DISK_FULL_SIGNS)
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, and never a part."""
+    with atomic_replace(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
-def write_beside(path: Path) -> Iterator[Path]:
-    """A name to write a file or a folder under, which then takes the place of `path`.
+def atomic_replace(path: Path) -> Iterator[Path]:
+    """Give a temporary path for a file or a folder, which replaces `path` at the end.
 
-    A reader sees the old one or the new one, never half. After a failure nothing is left; what a
-    kill leaves is removed when `path` is written the next time.
+    A reader sees the old one or the new one, and never a part. After an error nothing is left; what
+    a kill leaves is removed when `path` is written the next time.
     """
-    with choose_beside(path) as beside:
-        yield beside
-        put_in_place(beside, path)
+    with temporary_path(path) as temporary:
+        yield temporary
+        move_into_place(temporary, path)
 
 
 @contextmanager
-def choose_beside(path: Path) -> Iterator[Path]:
-    """A name beside `path` that no other process or thread has; what is written under it is removed
-    in the end.
-    """
+def temporary_path(path: Path) -> Iterator[Path]:
+    """Give a path beside `path` that no other process or thread has, and remove it at the end."""
     remove_leftovers(path.parent, path.name)
-    beside = _name_beside(path)
+    name = f".{os.getpid()}-{_hash_machine()}-{secrets.token_hex(4)}.{path.name}"
+    temporary = path.with_name(name)
     try:
-        yield beside
+        yield temporary
     finally:
-        _remove(beside)
+        _remove(temporary)
 
 
-def put_in_place(beside: Path, path: Path) -> None:
-    """Have what was written `beside` on the disk, and then under the name of `path`."""
-    settle_folder(beside) if beside.is_dir() else sync(beside)
+def move_into_place(temporary: Path, path: Path) -> None:
+    """Sync a file or a folder that was written under a temporary path, and rename it to `path`."""
+    sync_tree(temporary) if temporary.is_dir() else sync(temporary)
     if path.is_dir() and not path.is_symlink():
-        with choose_beside(path) as old:
+        with temporary_path(path) as old:
             path.replace(old)
-            beside.replace(path)
+            temporary.replace(path)
     else:
-        beside.replace(path)
+        temporary.replace(path)
     sync(path.parent)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside `path`, sync, and rename: a reader sees the old file or the new one, never
-    half.
-    """
-    with write_beside(path) as beside:
-        beside.write_text(text, encoding="utf-8", errors="backslashreplace")
+def move_files_into_place(temporary: Path, folder: Path) -> None:
+    """Sync a temporary folder, and move each of its files into `folder`, where others stay."""
+    sync_tree(temporary)
+    for file in sorted(temporary.iterdir()):
+        file.replace(folder / file.name)
+    sync(folder)
 
 
 def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> None:
-    """Remove what processes that were killed had written beside `name`, or beside anything in the
-    folder.
+    """Remove the temporary files of processes that were killed, of `name` or of all in the folder.
 
-    Those of another machine may still run, unless this one is `alone` there.
+    Those of other machines may still be written to, and stay, unless this one is `alone` there.
     """
     try:
         entries = list(os.scandir(folder))
-    except PermissionError:  # it may be written to, and not listed
+    except PermissionError:  # the folder may be writable, and not readable
         return
     for entry in entries:
-        found = BESIDE.fullmatch(entry.name)
+        found = TEMPORARY_NAME.fullmatch(entry.name)
         if (
             found
             and name in ("", found[3])
@@ -152,9 +146,9 @@ def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> No
 
 
 def sync(path: Path) -> None:
-    """Have a file's bytes, or a folder's names, on the disk before anything else is done."""
+    """Write a file's bytes, or a folder's names, to the disk before anything else is done."""
     if path.is_dir() and os.name == "nt":
-        return  # there a folder cannot be opened
+        return  # Windows cannot open a folder
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -162,9 +156,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def settle_folder(folder: Path) -> None:
-    """Have a folder that was just made, with all in it, on the disk and as readable as the folder
-    itself is.
+def sync_open_file(file: IO[bytes]) -> None:
+    """Write what was written to an open file to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync a new folder with all in it, and give its files the permissions of the folder.
 
     The umask decided on the folder; safetensors and tempfile write with mode 0600 whatever it is.
     """
@@ -175,10 +174,8 @@ def settle_folder(folder: Path) -> None:
     sync(folder)
 
 
-def seal(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
-    """Write the manifest of a folder: the size of every file, and the digest of those of at most so
-    many bytes.
-    """
+def write_manifest(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
+    """Write the sizes of a folder's files, and the digests of those of at most `hashed_bytes`."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {
         path.relative_to(folder).as_posix(): (size, _digest(path) if size <= hashed_bytes else None)
@@ -189,8 +186,9 @@ def seal(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
 
 
 def find_damage(folder: Path, *needed: str) -> str | None:
-    """What is wrong with the files of a sealed folder; None where all, and those `needed`, are as
-    they were written.
+    """Compare a folder with its manifest, and return the first difference; None where it is whole.
+
+    The files `needed` must be in the manifest.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -208,9 +206,10 @@ def find_damage(folder: Path, *needed: str) -> str | None:
     return f"{MANIFEST} names no {missing[0]}" if missing else None
 
 
-def keep(folder: Path, make: Callable[[Path], object]) -> Path:
-    """The folder of a cache with what `make` writes into the folder that it is given; made where it
-    is not whole.
+def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
+    """Return a folder of the cache; where it is missing or damaged, have `make` fill it first.
+
+    `make` is given a temporary folder. One process makes it, and others wait.
     """
     if find_damage(folder) is None:
         return folder
@@ -220,51 +219,49 @@ def keep(folder: Path, make: Callable[[Path], object]) -> Path:
             return folder
         if folder.exists():
             logger.info("%s is damaged (%s) and is made again", folder, damage)
-        with write_beside(folder) as beside:
-            beside.mkdir()
+        with atomic_replace(folder) as temporary:
+            temporary.mkdir()
             try:
-                make(beside)
-                seal(beside)
+                make(temporary)
+                write_manifest(temporary)
             except OSError as error:
-                error.filename = error.filename or str(
-                    folder
-                )  # libraries do not say where a disk was full
+                # Libraries do not say where a disk was full.
+                error.filename = error.filename or str(folder)
                 raise
     return folder
 
 
-def remember(folder: Path, find: Callable[[], Any]) -> Any:
-    """What `find` gave the first time, as JSON knows it, kept in a folder of a cache."""
-    keep(folder, lambda beside: (beside / VALUE).write_text(json.dumps(find()), encoding="utf-8"))
+def compute_once(folder: Path, compute: Callable[[], Any]) -> Any:
+    """Return the value kept in a folder of the cache, computed the first time, as JSON has it."""
+    make_once(
+        folder,
+        lambda made: (made / VALUE).write_text(json.dumps(compute()), encoding="utf-8"),
+    )
     return json.loads((folder / VALUE).read_text(encoding="utf-8"))
 
 
-def recall(folder: Path) -> Any:
-    """What is remembered in a folder of a cache; None where nothing is."""
-    return (
-        None
-        if find_damage(folder, VALUE)
-        else json.loads((folder / VALUE).read_text(encoding="utf-8"))
-    )
+def read_cached_value(folder: Path) -> Any:
+    """Read the value kept in a folder of the cache; return None where there is none."""
+    if find_damage(folder, VALUE):
+        return None
+    return json.loads((folder / VALUE).read_text(encoding="utf-8"))
 
 
-def revise(folder: Path, value: Any) -> None:
-    """Remember another value in a folder of a cache."""
-    with locked(folder), write_beside(folder) as beside:
-        beside.mkdir()
-        (beside / VALUE).write_text(json.dumps(value), encoding="utf-8")
-        seal(beside)
+def write_cached_value(folder: Path, value: Any) -> None:
+    """Replace the value kept in a folder of the cache."""
+    with locked(folder), atomic_replace(folder) as temporary:
+        temporary.mkdir()
+        (temporary / VALUE).write_text(json.dumps(value), encoding="utf-8")
+        write_manifest(temporary)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only thread of all processes that makes `path`; whoever comes second waits, and says
-    so.
-    """
+    """Be the only thread of all processes that makes `path`; others wait, and the log says so."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))  # a kill lets go of it
+    lock = FileLock(path.with_name(f".{path.name}.lock"))  # a kill releases it
     try:
-        lock.acquire(timeout=SOON)
+        lock.acquire(timeout=QUIET_WAIT_SECONDS)
     except Timeout:
         logger.info("another process makes %s: waiting for it", path)
         lock.acquire()
@@ -274,29 +271,30 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
-def _name_beside(path: Path) -> Path:
-    return path.with_name(f".{os.getpid()}-{_machine()}-{secrets.token_hex(4)}.{path.name}")
+def _is_failed_write(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in DISK_FULL
+    from safetensors import SafetensorError  # seldom needed
+
+    return isinstance(error, SafetensorError) or any(s in str(error) for s in DISK_FULL_SIGNS)
 
 
 @functools.cache
-def _machine() -> str:
-    """What tells this machine from others that share the folder: their processes have the same
-    numbers.
-    """
+def _hash_machine() -> str:
+    """Return a short name of this machine: others that share the folder number processes alike."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def _is_abandoned(entry: "os.DirEntry[str]", process: int, machine: str) -> bool:
-    """Whether it was written by a process of this machine that is no more."""
-    if machine != _machine():
+    """Whether a temporary file was written by a process of this machine that has ended."""
+    if machine != _hash_machine():
         return False
     import psutil  # a fiftieth of a second, and seldom needed
 
     try:
         writer = psutil.Process(process)
-        is_another = (
-            writer.create_time() > entry.stat(follow_symlinks=False).st_mtime + CLOCKS_DIFFER
-        )
+        modified = entry.stat(follow_symlinks=False).st_mtime
+        is_another = writer.create_time() > modified + CLOCK_DIFFERENCE_SECONDS
         return is_another or writer.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True

@@ -1,34 +1,51 @@
-"""The Hub of Hugging Face: which names are asked of it, and whether it answers at all."""
+"""The Hugging Face Hub: which names may be on it, and whether it can be reached."""
 
 import re
 from pathlib import Path
 from typing import Literal
 
-PATIENCE = 5.0  # seconds
-REPOSITORY = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-HERE = ("/", ".", "~", "runs/")
+TIMEOUT_SECONDS = 5.0
+REPOSITORY_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+LOCAL_PREFIXES = ("/", ".", "~", "runs/")
 
 
-def is_place(name: str) -> bool:
-    """Whether a name means a place on this machine, there or not: the Hub is never asked for
-    one.
-    """
-    return Path(name).exists() or name.startswith(HERE) or not REPOSITORY.fullmatch(name)
+def is_local_path(name: str) -> bool:
+    """Whether a name means a path on this machine, be it there or not, and nothing on the Hub."""
+    return (
+        Path(name).exists()
+        or name.startswith(LOCAL_PREFIXES)
+        or not REPOSITORY_NAME.fullmatch(name)
+    )
 
 
-def answers(repository: str, kind: Literal["model", "dataset"] = "model") -> bool:
-    """Whether the Hub says anything about a repository, be it no: one try, for without a network
-    the libraries that load from it try again for most of a minute.
+def is_hub_id(name: str) -> bool:
+    """Whether a name is OWNER/NAME on the Hub, and no path on this machine."""
+    return "/" in name and not is_local_path(name)
+
+
+def is_reachable(repository: str, kind: Literal["model", "dataset"] = "model") -> bool:
+    """Whether the Hub answers anything about a repository, be it that it has none.
+
+    It is asked once: without a network, the libraries that load from it try for most of a minute.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        HfApi().repo_info(repository, repo_type=kind, timeout=PATIENCE)
+        HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT_SECONDS)
     except HfHubHTTPError:
         return True
-    except (
-        Exception
-    ):  # no network, no name service, a firewall, offline mode: each client has its own kinds
+    # No network, no name service, a firewall, offline mode: each client has its own errors.
+    except Exception:
         return False
     return True
+
+
+def find_dataset_commit(repository: str) -> str:
+    """Return the commit of a data set on the Hub.
+
+    Raises the errors of `huggingface_hub` where it is not found or not reached.
+    """
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(repository, timeout=TIMEOUT_SECONDS).sha)

@@ -26,7 +26,7 @@ from rung.data.tables import (
     read_table,
 )
 from rung.errors import CorpusError
-from rung.files import choose_beside, put_in_place
+from rung.files import move_into_place, temporary_path
 
 DocumentKind = Literal["lines", "paragraphs", "file"]
 
@@ -118,7 +118,7 @@ def save_stdin(stream: IO[bytes], folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
-    with choose_beside(folder / "stdin") as beside:
+    with temporary_path(folder / "stdin") as beside:
         with beside.open("wb") as file:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -126,7 +126,7 @@ def save_stdin(stream: IO[bytes], folder: Path) -> Path:
         if not beside.stat().st_size:
             raise CorpusError("standard input is empty: pipe a text into it, or name a file")
         kept = folder / f"stdin-{digest.hexdigest()[:12]}.txt"
-        put_in_place(beside, kept)
+        move_into_place(beside, kept)
     return kept
 
 

@@ -8,7 +8,6 @@ follow one another with nothing dropped and nothing repeated.
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from rung.errors import RunError
-from rung.files import locked, write_atomically
+from rung.files import locked, sync_open_file, write_atomically
 from rung.progress import OnProgress, ProgressMeter, ignore_progress
 
 IGNORE_INDEX = -100  # the label that no loss counts
@@ -307,6 +306,5 @@ def _open_at(path: Path, size: int) -> IO[bytes]:
 def _sync(files: list[IO[bytes]], progress: _PackState, dtype: numpy.dtype, path: Path) -> None:
     """Sync the files, and then write to `path` how far they go."""
     for file in files:
-        file.flush()
-        os.fsync(file.fileno())
+        sync_open_file(file)
     write_atomically(path, json.dumps({"dtype": dtype.name, **vars(progress)}))

@@ -156,10 +156,8 @@ def find_revision(path: str) -> str:
     """
     if local := _find_local_copy(path):
         return fingerprint_files(sorted(p for p in local.rglob("*") if p.is_file()))
-    from huggingface_hub import HfApi
-
     try:
-        return str(HfApi().dataset_info(path, timeout=hub.PATIENCE).sha)
+        return hub.find_dataset_commit(path)
     # No network, no such data set, or a gated one: each has errors of its own.
     except Exception as error:
         raise CorpusError(
@@ -188,7 +186,7 @@ def _find_local_copy(path: str) -> Path | None:
     """
     own = Path(path).expanduser()
     found = find_mirror(path) or (own if own.is_dir() else None)
-    if found is None and hub.is_place(path):
+    if found is None and hub.is_local_path(path):
         raise CorpusError(
             f"no such folder: {path!r}, and as a data set of the Hub it would be called ORG/NAME"
         )
@@ -235,7 +233,7 @@ def _load_from_hub(path: str, config: str | None, stream_revision: str | None) -
     if stream_revision is not None:
         return dict(datasets.load_dataset(path, config, revision=stream_revision, streaming=True))
     before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = before or not hub.answers(path, "dataset")
+    datasets.config.HF_HUB_OFFLINE = before or not hub.is_reachable(path, "dataset")
     try:
         return dict(datasets.load_dataset(path, config))
     except ConnectionError as error:

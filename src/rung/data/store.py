@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.data import files
-from rung.files import keep, recall, remember
+from rung.files import compute_once, make_once, read_cached_value
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +48,7 @@ def store_by_place(
                 name = next(name for name, (low, high) in bounds.items() if low <= place < high)
                 writers[name].write(text, place)
 
-    kept = keep(folder / _digest(key), write)
+    kept = make_once(folder / _digest(key), write)
     return {name: datasets.Dataset.from_file(str(kept / f"{name}.arrow")) for name in bounds}
 
 
@@ -119,7 +119,7 @@ def compute_statistics(
 
     `beyond` names text that belongs to the corpus and is not in the splits: the rest of a stream.
     """
-    return remember(
+    return compute_once(
         folder / f"{_digest(key)}-facts",
         lambda: {
             "fingerprint": fingerprint_splits(splits, beyond),
@@ -131,7 +131,7 @@ def compute_statistics(
 def keep_notes(lines: list[str], folder: Path, key: str) -> list[str]:
     """Keep the notes of reading; return those kept before where the text was not read again."""
     kept = folder / f"{_digest(key)}-notes"
-    return remember(kept, lambda: lines) if lines else recall(kept) or []
+    return compute_once(kept, lambda: lines) if lines else read_cached_value(kept) or []
 
 
 def fingerprint_splits(splits: dict[str, "Dataset"], beyond: str = "") -> str:

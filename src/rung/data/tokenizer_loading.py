@@ -76,7 +76,7 @@ def _locate(name: str) -> tuple[str, bool]:
         raise TokenizerError(
             f"{name!r} is a kind of tokenizer to train, not one to load: --tokenizer {name}"
         )
-    if not local and (hub.is_place(where) or "/" not in where):
+    if not local and not hub.is_hub_id(where):
         missing = (
             f"no such folder: {name!r}"
             if "/" in name
@@ -95,7 +95,7 @@ def _read(where: str, *, local: bool) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             where,
             trust_remote_code=False,
-            local_files_only=not local and not hub.answers(where),
+            local_files_only=not local and not hub.is_reachable(where),
             padding_side="left",
             clean_up_tokenization_spaces=False,  # decoding must give back what was encoded
         )

@@ -1,7 +1,6 @@
 """The model card of an exported folder: `README.md` as the Hub reads it, from `rung.json`."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from rung import runs
+from rung import hub, runs
 from rung.data.corpus import WIKITEXT_CONFIGS
 from rung.data.sources import WIKITEXT
 from rung.errors import RunError
@@ -29,7 +28,6 @@ PERPLEXITIES = {
     "word_perplexity": format_word_perplexity,
     "token_perplexity": format_token_perplexity,
 }
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def make_card(folder: Path, name: str) -> str:
@@ -94,7 +92,7 @@ def _front_matter(record: RunRecord, name: str) -> ModelCardData:
         pipeline_tag="text-generation",
         tags=["rung", record["rung"]] if record else None,
         datasets=[dataset] if dataset else None,
-        base_model=base if HUB_ID.fullmatch(base) and not Path(base).exists() else None,
+        base_model=base if hub.is_hub_id(base) else None,
         model_name=name if results else None,
         eval_results=results or None,
     )
@@ -106,11 +104,7 @@ def find_dataset(corpus: str) -> str | None:
         return WIKITEXT
     kind, _, rest = corpus.partition(":")
     path = rest.partition("@")[0].partition(":")[0]
-    return (
-        path
-        if kind in ("hf", "stream") and HUB_ID.fullmatch(path) and not Path(path).exists()
-        else None
-    )
+    return path if kind in ("hf", "stream") and hub.is_hub_id(path) else None
 
 
 def _describe(record: RunRecord, model_type: str) -> Iterator[str]:

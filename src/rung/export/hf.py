@@ -21,7 +21,7 @@ from rung import model_files, runs
 from rung.data.tokenizer_loading import check_tokenizer
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
-from rung.files import explain_failed_writes, write_atomically, write_beside
+from rung.files import atomic_replace, explain_failed_writes, write_atomically
 from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
 from rung.models import read_checked_config
 
@@ -92,7 +92,7 @@ def write_folder(out: Path) -> Iterator[Path]:
             else "a link that leads nowhere"
         )
         raise RunError(f"{out} is {what}: choose another place")
-    with explain_failed_writes(out.parent), write_beside(out) as beside:
+    with explain_failed_writes(out.parent), atomic_replace(out) as beside:
         beside.mkdir()
         yield beside
 
@@ -108,7 +108,7 @@ def write_file(out: Path) -> Iterator[Path]:
             "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
         )
         raise RunError(f"{out} is {what}")
-    with explain_failed_writes(out.parent), write_beside(out) as beside:
+    with explain_failed_writes(out.parent), atomic_replace(out) as beside:
         yield beside
 
 

@@ -184,7 +184,7 @@ def load(run: str | Path | Run) -> Run:
     if isinstance(run, Run):
         return run
     name = str(run)
-    if hub.is_place(name) or "/" not in name:
+    if not hub.is_hub_id(name):
         locate_model(name)
     return Run(name)
 

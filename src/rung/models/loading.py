@@ -83,9 +83,9 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
     where = str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     folder = Path(where)
     if not folder.is_dir():
-        if hub.is_place(where) or "/" not in where:
+        if not hub.is_hub_id(where):
             raise RunError(f"no run at {where}: `rung runs` lists what there is")
-        return where, not hub.answers(where)
+        return where, not hub.is_reachable(where)
     model_files.check_folder(folder)
     if not (folder / model_files.CONFIG).exists():
         raise RunError(f"{where} {runs.explain_missing_model(folder)}")

@@ -17,7 +17,7 @@ from typing import Any
 
 from rung import distributed, model_files
 from rung.errors import RunError
-from rung.files import choose_beside, explain_failed_writes, settle_folder, sync
+from rung.files import explain_failed_writes, move_files_into_place, temporary_path
 from rung.model_files import CHECKPOINTS, RECORD
 from rung.runs.record import find_record, read_record_or_failure
 
@@ -48,15 +48,11 @@ def save_model(folder: Path, *parts: Any) -> None:
 
     What `gpt2`, `llama3` and the tokenizers write opens in transformers 4, too.
     """
-    with choose_beside(folder / "model") as beside:
-        with explain_failed_writes(folder):
-            for part in parts:
-                part.save_pretrained(beside)
-            model_files.spell_for_transformers_4(beside)
-            settle_folder(beside)
-        for file in sorted(beside.iterdir()):
-            file.replace(folder / file.name)
-        sync(folder)
+    with temporary_path(folder / "model") as temporary, explain_failed_writes(folder):
+        for part in parts:
+            part.save_pretrained(temporary)
+        model_files.spell_for_transformers_4(temporary)
+        move_files_into_place(temporary, folder)
 
 
 def list_contents(folder: Path) -> list[str]:

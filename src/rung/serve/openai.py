@@ -14,7 +14,7 @@ from fastapi.responses import Response
 from rung.chat.session import drop_oldest_turns
 from rung.chat.template import find_chat_stop_ids
 from rung.data.tokenizer import encode_ordinary
-from rung.errors import RunError
+from rung.errors import RunError, first_line
 from rung.generation.detokenize import Detokenizer
 from rung.generation.sampling import Sampling
 from rung.serve.engine import Engine
@@ -226,7 +226,7 @@ def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
         )
         raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error
     except Exception as error:  # what a template refuses it says in its own way
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ApiError(
             400, f"the chat template refuses these messages: {why}", "messages"
         ) from error

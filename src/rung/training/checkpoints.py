@@ -238,18 +238,14 @@ class Checkpoints:
     def _commit(self, written: Path) -> None:
         for name in UNREAD_FILES:
             (written / name).unlink(missing_ok=True)
-        files.seal(written, hashed_bytes=math.inf)
-        files.settle_folder(written)
+        files.write_manifest(written, hashed_bytes=math.inf)
         # No line may be lost that the checkpoint is beyond.
         for name in (runs.METRICS, runs.SAMPLES):
             if (self.run / name).exists():
                 files.sync(self.run / name)
         home = self.folder / written.name
         # One that is there already is damaged, or the run would have continued from it.
-        if home.exists():
-            home.replace(written.with_name("damaged"))
-        written.replace(home)
-        files.sync(self.folder)
+        files.move_into_place(written, home)
         self._prune(step_of(home))
 
     def _prune(self, step: int) -> None:

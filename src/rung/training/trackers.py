@@ -16,7 +16,7 @@ from typing import Any
 from transformers.integrations import get_available_reporting_integrations
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from rung.errors import RecipeError, did_you_mean
+from rung.errors import RecipeError, did_you_mean, first_line
 
 PROJECT = "rung"  # what runs are gathered under, where a tracker gathers them
 # Where each writes, by the variable that it reads; one that the user has set stands.
@@ -55,9 +55,7 @@ def check_trackers(arguments: dict[str, Any]) -> None:
         try:
             INTEGRATION_TO_CALLBACK[name]()
         except (RuntimeError, ImportError) as error:  # the Trainer's own words for the others
-            raise RecipeError(
-                f"train.report_to is {name!r}: {str(error).splitlines()[0]}"
-            ) from error
+            raise RecipeError(f"train.report_to is {name!r}: {first_line(error)}") from error
 
 
 @contextmanager
@@ -89,7 +87,7 @@ def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
             raise RecipeError(
-                f"wandb: {str(error).splitlines()[0].rstrip('.')}; or keep what it is told here: "
+                f"wandb: {first_line(error).rstrip('.')}; or keep what it is told here: "
                 f"WANDB_MODE=offline"
             ) from error
         raise

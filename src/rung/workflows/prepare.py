@@ -18,7 +18,7 @@ from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
 from rung.device import cache_folder
 from rung.errors import RecipeError, did_you_mean
-from rung.files import keep
+from rung.files import make_once
 from rung.ladder import is_counting
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
@@ -55,7 +55,9 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     def make(beside: Path) -> None:
         build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
 
-    return load_tokenizer(str(keep(cache_folder() / "tokenizers" / made.hexdigest()[:16], make)))
+    return load_tokenizer(
+        str(make_once(cache_folder() / "tokenizers" / made.hexdigest()[:16], make))
+    )
 
 
 def sample_stride(recipe: Recipe, corpus: Corpus) -> int:

@@ -24,7 +24,7 @@ from rung.evaluation.compressors import compressor_marks, lzma_after_train
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
-from rung.files import recall, revise
+from rung.files import read_cached_value, write_cached_value
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
@@ -167,7 +167,7 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
     seconds = max(LEAST_MARKING, seconds)
     on_progress(Progress(stage="comparing"))
     folder = cache_folder() / "marks" / corpus.fingerprint
-    found: dict[str, float] = recall(folder) or compressor_marks(corpus.test["text"])
+    found: dict[str, float] = read_cached_value(folder) or compressor_marks(corpus.test["text"])
     takes = found.pop(TAKES, 0.0)
     if LZMA_AFTER_TRAIN not in found and takes <= seconds:
         mark, takes = lzma_after_train(
@@ -177,7 +177,7 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
             lambda progress: on_progress(replace(progress, note=LZMA_AFTER_TRAIN)),
         )
         found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
-        revise(folder, found if mark is not None else found | {TAKES: takes})
+        write_cached_value(folder, found if mark is not None else found | {TAKES: takes})
     if LZMA_AFTER_TRAIN in found:
         return {"marks": found}
     why = (

@@ -18,7 +18,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
-from rung.files import find_damage, remove_leftovers, seal, write_beside
+from rung.files import atomic_replace, find_damage, remove_leftovers, write_manifest
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +63,12 @@ class OrderCheckpoints:
             return
         try:
             self.folder.mkdir(exist_ok=True)
-            with write_beside(self._place(order)) as beside:
+            with atomic_replace(self._place(order)) as beside:
                 beside.mkdir()
                 for name, array in arrays.items():
                     numpy.save(beside / f"{name}.npy", array)
                 (beside / FACTS_FILE).write_text(json.dumps(self.facts), encoding="utf-8")
-                seal(beside, hashed_bytes=math.inf)
+                write_manifest(beside, hashed_bytes=math.inf)
         except OSError as error:
             logger.warning(
                 "order %d cannot be kept (%s): counting goes on, and if it is stopped begins again "

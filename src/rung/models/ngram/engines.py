@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pyarrow import parquet
 
 from rung.device import count_cores
-from rung.errors import RunError
+from rung.errors import RunError, first_line
 from rung.models.ngram.checkpoints import OrderCheckpoints
 from rung.models.ngram.counting import (
     CountFunction,
@@ -211,7 +211,7 @@ def _run(connection: Any, expression: Any, folder: Path, counting: CountingSetti
     except Exception as error:  # each engine has its own kinds
         if "interrupted" in str(error).lower():  # DuckDB's word for Ctrl-C
             raise KeyboardInterrupt from error
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         more = -(-2 * max(counting.memory_bytes, counting.min_memory_bytes()) // 10**9)
         raise RunError(
             f"{counting.engine} could not count ({line}): give it more memory, as in "
