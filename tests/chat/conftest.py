@@ -4,9 +4,9 @@ import copy
 
 import pytest
 
-from rung.chat.template import CHATML, LLAMA3, set_up_chat_format
+from rung.chat.template import CHATML_FORMAT, LLAMA3_FORMAT, set_up_chat_format
 
-FORMATS = {"llama3": LLAMA3, "chatml": CHATML}
+FORMATS = {"llama3": LLAMA3_FORMAT, "chatml": CHATML_FORMAT}
 TALK = [
     {"role": "system", "content": "be a cat"},
     {"role": "user", "content": " the mat? "},
@@ -26,7 +26,9 @@ def make_chat(make_tiny, tokenizer):
 
     def make(name, chat_format=None, **fields):
         model, own = copy.deepcopy(make_tiny(name, **fields)), copy.deepcopy(tokenizer)
-        set_up_chat_format(model, own, chat_format or (LLAMA3 if name == "llama3" else CHATML))
+        set_up_chat_format(
+            model, own, chat_format or (LLAMA3_FORMAT if name == "llama3" else CHATML_FORMAT)
+        )
         return model, own
 
     return make

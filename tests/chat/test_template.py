@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from rung.chat.template import (
-    CHATML,
-    LLAMA3,
+    CHATML_FORMAT,
+    LLAMA3_FORMAT,
     encode_conversations,
     encode_prompt,
     find_chat_stop_ids,
@@ -23,7 +23,7 @@ from tests.conftest import NEURAL, SENTENCES
 
 
 def own_end(name):
-    return LLAMA3.end if name == "llama3" else CHATML.end
+    return LLAMA3_FORMAT.end if name == "llama3" else CHATML_FORMAT.end
 
 
 class TestFormats:
@@ -91,7 +91,7 @@ class TestFormats:
         import copy
 
         model, own = copy.deepcopy(make_tiny("llama3")), copy.deepcopy(tokenizer)
-        set_up_chat_format(model, own, LLAMA3)
+        set_up_chat_format(model, own, LLAMA3_FORMAT)
         content = "".join(parts)
         plain, ours = (encode_conversations(own, [ask("a", text)])[0] for text in ("x", content))
         special = set(own.all_special_ids) | set(own.get_added_vocab().values())
@@ -280,7 +280,7 @@ class TestTemplatesWithoutMarks:
         caplog.set_level("INFO")
         tokenizer, model = make_published(PUBLISHED["gemma"]), copy.deepcopy(make_tiny("llama3"))
         template, size = tokenizer.chat_template, len(tokenizer)
-        set_up_chat_format(model, tokenizer, LLAMA3)
+        set_up_chat_format(model, tokenizer, LLAMA3_FORMAT)
         assert (tokenizer.chat_template, len(tokenizer), model.config.vocab_size) == (
             template,
             size,

@@ -14,7 +14,7 @@ import torch
 
 import rung.export.hf
 from rung import runs
-from rung.chat.template import CHATML, LLAMA3, set_up_chat_format
+from rung.chat.template import CHATML_FORMAT, LLAMA3_FORMAT, set_up_chat_format
 from rung.data.tokenizer_training import BUILDERS, build_tokenizer
 from rung.export.export import export
 from rung.models import load
@@ -131,7 +131,7 @@ def make_folders(make_tiny, tokenizer, tmp_path, monkeypatch):
         for kind in BUILDERS:
             its = build_tokenizer(kind, SENTENCES * 20, 300)
             found += save(f"kind-{kind}", make_tiny("gpt2", vocab_size=300), its)
-        for name, form in (("gpt2", CHATML), ("llama3", LLAMA3)):
+        for name, form in (("gpt2", CHATML_FORMAT), ("llama3", LLAMA3_FORMAT)):
             model, its = make_tiny(name), build_tokenizer("bpe", SENTENCES * 20, 300)
             its.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
             set_up_chat_format(model, its, form)

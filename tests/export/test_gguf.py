@@ -18,8 +18,8 @@ import rung.export.gguf
 from rung import runs
 from rung.chat.packing import ConversationDataset
 from rung.chat.template import (
-    CHATML,
-    LLAMA3,
+    CHATML_FORMAT,
+    LLAMA3_FORMAT,
     encode_conversations,
     encode_prompt,
     set_up_chat_format,
@@ -252,7 +252,7 @@ def test_llama_cpp_answers_as_we_do(name, cut, make_run, tmp_path):
     """
     folder = make_run(name, cut, steps=1)
     model, tokenizer = load(folder)
-    set_up_chat_format(model, tokenizer, LLAMA3 if name == "llama3" else CHATML)
+    set_up_chat_format(model, tokenizer, LLAMA3_FORMAT if name == "llama3" else CHATML_FORMAT)
     _tune(
         model.train(),
         ConversationDataset(

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from rung.cli.run_tables import climb_table
 from rung.errors import RunError
-from rung.report import charts
-from rung.report.page import read_summaries, write_report
-from rung.report.table import _set_powers, group_runs, read_runs
+from rung.report import charts, svg
+from rung.report.page import write_report
+from rung.report.summaries import group_runs, read_runs, read_summaries
+from rung.report.table import _set_powers
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
@@ -442,7 +443,7 @@ positions = st.lists(st.floats(-50, 400), min_size=1, max_size=12)
 
 @given(positions)
 def test_spread_labels_do_not_overlap(wanted):
-    placed = charts.place_labels(wanted, 17, 0, 300)
+    placed = svg.place_labels(wanted, 17, 0, 300)
     stacked = sorted(placed)
     assert all(b - a >= 17 - 1e-6 for a, b in itertools.pairwise(stacked))
     assert sorted(range(len(wanted)), key=wanted.__getitem__) == sorted(
@@ -453,15 +454,15 @@ def test_spread_labels_do_not_overlap(wanted):
 
 
 def test_spread_moves_labels_no_more_than_needed():
-    assert charts.place_labels([10, 100, 200], 17, 0, 300) == [10, 100, 200]
-    assert charts.place_labels([100, 100], 20, 0, 300) == [90, 110]
-    assert charts.place_labels([295, 300], 20, 0, 300) == [280, 300]
-    assert charts.place_labels([5, 5, 5], 20, 0, 30) == [0, 20, 40]
+    assert svg.place_labels([10, 100, 200], 17, 0, 300) == [10, 100, 200]
+    assert svg.place_labels([100, 100], 20, 0, 300) == [90, 110]
+    assert svg.place_labels([295, 300], 20, 0, 300) == [280, 300]
+    assert svg.place_labels([5, 5, 5], 20, 0, 30) == [0, 20, 40]
 
 
 @given(st.lists(st.tuples(st.floats(0, 500), st.floats(10, 150)), min_size=1, max_size=8))
 def test_a_flag_meets_no_other_flag_and_no_pole(flags):
-    levels = charts.stack_flags(flags)
+    levels = svg.stack_flags(flags)
     for i, (x, width) in enumerate(flags):
         for j, (pole, _) in enumerate(flags):
             if i != j and x < pole < x + width:
@@ -475,18 +476,18 @@ def test_a_flag_meets_no_other_flag_and_no_pole(flags):
         st.sampled_from(["zlib", "bz2", "lzma", "lzma after train"]), st.floats(0.1, 9), min_size=1
     ),
     st.floats(0.1, 9),
-    st.sampled_from(charts.WIDTHS),
+    st.sampled_from(svg.CHART_WIDTHS),
 )
 def test_every_flag_stays_on_the_chart(marks, value, width):
     bar = charts.Bar(label="llama3", note="", value=value, low=None, high=None, shade=0)
     drawing = charts.draw_ladder([bar], marks, width)
     for x, text in re.findall(r'<text x="([\d.-]+)"[^>]*class="flag">(.*?)</text>', drawing):
-        assert float(x) + charts.text_width(re.sub("<[^>]+>", "", text), charts.TEXT) <= width
+        assert float(x) + svg.text_width(re.sub("<[^>]+>", "", text), svg.LABEL_SIZE) <= width
 
 
 def test_ticks_are_round():
-    assert charts.round_ticks(1.83, 3.4, 5) == pytest.approx([2.0, 2.5, 3.0])
-    assert charts.round_ticks(0, 1_090_000, 5) == pytest.approx(
+    assert svg.round_ticks(1.83, 3.4, 5) == pytest.approx([2.0, 2.5, 3.0])
+    assert svg.round_ticks(0, 1_090_000, 5) == pytest.approx(
         [0, 250_000, 500_000, 750_000, 1_000_000]
     )
 

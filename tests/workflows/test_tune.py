@@ -29,7 +29,7 @@ from rung.chat.dpo import (
     train_dpo,
 )
 from rung.chat.session import ChatSession
-from rung.chat.template import LLAMA3, set_up_chat_format
+from rung.chat.template import LLAMA3_FORMAT, set_up_chat_format
 from rung.cli.main import app
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.generation.decoder import Decoder
@@ -385,7 +385,7 @@ def test_pairs_of_equal_answers_are_left_out(tmp_path, caplog):
 
 def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_tiny, caplog):
     tokenizer, model = copy.deepcopy(tokenizer), copy.deepcopy(make_tiny("llama3"))
-    set_up_chat_format(model, tokenizer, LLAMA3)
+    set_up_chat_format(model, tokenizer, LLAMA3_FORMAT)
 
     def prefer(asked, chosen):
         return Preference(prompt=[answered("user", asked)], chosen=chosen, rejected="no")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rung.chat.python_qa import make_python_qa
-from rung.chat.template import Conversation, Message
+from rung.chat.template import ChatMessage, Conversation
 from rung.data.files import hash_to_unit_interval
 from rung.data.sources import load_hub_splits, parse_hub_name
 from rung.errors import CorpusError
@@ -148,7 +148,7 @@ def read_conversation(row: Any, where: str) -> Conversation:
     fields = row if isinstance(row, dict) else {}
     found = fields.get("messages") or fields.get("conversations")
     if isinstance(found, list):
-        conversation = read_messages(found, where)
+        conversation = [read_message(message, where) for message in found]
     elif "prompt" in fields and "completion" in fields:
         asked, said = (
             read_turns(fields[key], role, where)
@@ -186,16 +186,11 @@ def read_turns(said: Any, role: str, where: str) -> Conversation:
 
     Raises `CorpusError` where it is neither.
     """
-    return read_messages(
-        said if isinstance(said, list) else [{"role": role, "content": said}], where
-    )
+    messages = said if isinstance(said, list) else [{"role": role, "content": said}]
+    return [read_message(message, where) for message in messages]
 
 
-def read_messages(found: list[Any], where: str) -> Conversation:
-    return [read_message(message, where) for message in found]
-
-
-def read_message(message: Any, where: str) -> Message:
+def read_message(message: Any, where: str) -> ChatMessage:
     """Read a message with OpenAI's roles; its content is left as it is.
 
     Training and the server both read messages by this function. Raises `CorpusError` for a value

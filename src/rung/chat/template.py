@@ -25,12 +25,12 @@ from rung.models.base import CausalModel
 
 logger = logging.getLogger(__name__)
 
-Message = dict[str, str]  # its `role` and its `content`
-Conversation = list[Message]
+ChatMessage = dict[str, str]  # its `role` and its `content`
+Conversation = list[ChatMessage]
 
 PLACEHOLDERS = 0xF0000  # Unicode's first character for private use: one for each special token
 ANSWER_MARKS = range(0x100000, 0x10FFFE)  # further ones, to stand around an answer
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +70,10 @@ class ChatFormat:
 
 
 # Meta's, of Llama 3 (`ChatFormat` of llama_models); and OpenAI's ChatML.
-LLAMA3 = ChatFormat(
+LLAMA3_FORMAT = ChatFormat(
     opening="<|start_header_id|>", between="<|end_header_id|>\n\n", end="<|eot_id|>"
 )
-CHATML = ChatFormat(opening="<|im_start|>", between="\n", end="<|im_end|>", after="\n")
+CHATML_FORMAT = ChatFormat(opening="<|im_start|>", between="\n", end="<|im_end|>", after="\n")
 AFTER_HEADER = r"\A\n\n"  # the blank line after a header
 
 
@@ -102,7 +102,7 @@ def set_up_chat_format(
         )
         _keep_blank_line_whole(tokenizer, chat_format.between)
         tokenizer.chat_template = chat_format.template
-    elif not GENERATION.search(tokenizer.get_chat_template()):
+    elif not GENERATION_TAG.search(tokenizer.get_chat_template()):
         logger.info(
             "the chat template is kept; it does not mark what the assistant says: that was found "
             "by writing each conversation with its answers marked"
@@ -181,7 +181,7 @@ class _TemplateRenderer:
 
     def render_with_answers(self, messages: Conversation) -> tuple[str, list[Span]]:
         """Render the messages as text, and return the spans of the assistant's answers in it."""
-        if GENERATION.search(self.template):
+        if GENERATION_TAG.search(self.template):
             texts, spans = self._apply(messages, return_assistant_tokens_mask=True)
             return texts[0], spans[0]
         text = self.render(messages)
@@ -333,7 +333,7 @@ def _find_inside(places: Sequence[int], marks: Sequence) -> list[bool]:
     return inside
 
 
-def _hide(message: Message, special: Sequence[str]) -> dict[str, str]:
+def _hide(message: ChatMessage, special: Sequence[str]) -> dict[str, str]:
     """Replace the names of special tokens by as many characters of private use."""
     content = message["content"]
     for number, token in enumerate(special):

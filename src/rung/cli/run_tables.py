@@ -11,12 +11,7 @@ from rung import runs
 from rung.cli.output import escape_controls
 from rung.cli.score_tables import count_documents, format_bits
 from rung.cli.tables import FittedTable, format_whole
-from rung.evaluation.metrics import (
-    LZMA_AFTER_TRAIN,
-    RENORMALIZED,
-    REPLACEMENT_CHARACTER,
-    REPLACEMENT_NOTE,
-)
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN, RENORMALIZED
 
 if TYPE_CHECKING:
     from rung.report.summaries import RunSummary
@@ -28,6 +23,8 @@ SHOWN_LOSSES = 8  # lines of losses that two runs are compared by
 
 def climb_table(rows: Sequence["RunSummary"], folders: Iterable[Path]) -> FittedTable:
     """The ladder with a line for each rung, the compressors' marks, and notes below the table."""
+    from rung.report.samples import note_broken_characters
+
     records = [
         runs.read_record_or_failure(folder) for folder in folders if (folder / runs.RECORD).exists()
     ]
@@ -47,8 +44,7 @@ def climb_table(rows: Sequence["RunSummary"], folders: Iterable[Path]) -> Fitted
         table.add_cells(
             Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), ""
         )
-    is_broken = any(REPLACEMENT_CHARACTER in (row.sample or "") for row in rows)
-    table.captions["a sample"] = REPLACEMENT_NOTE if is_broken else ""
+    table.captions["a sample"] = note_broken_characters(row.sample for row in rows)
     notes = _list_notes(rows)
     left_out = next((r["marks_left_out"] for r in records if "marks_left_out" in r), "")
     notes += [left_out] if left_out and LZMA_AFTER_TRAIN not in marks else []

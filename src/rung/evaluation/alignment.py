@@ -21,7 +21,7 @@ from rung.data.tokenizer import (
 )
 
 Span = tuple[int, int]
-WHITE_SPACE, DROPPED = "white space", "dropped text"
+LOST_WHITE_SPACE, DROPPED_TEXT = "white space", "dropped text"
 FOLDS = {
     "Unicode form": (normalizers.NFKD,),
     "accents": (normalizers.NFKD, normalizers.StripAccents),
@@ -75,11 +75,13 @@ class Aligner:
         known = _leave_out(text, unknown)
         if _fold(known, self.lost) == _fold(kept, self.lost):
             return Alignment(encoding, unknown, [], self.lost)
-        dropped = _fold(known, (*self.lost, WHITE_SPACE)) != _fold(kept, (*self.lost, WHITE_SPACE))
+        dropped = _fold(known, (*self.lost, LOST_WHITE_SPACE)) != _fold(
+            kept, (*self.lost, LOST_WHITE_SPACE)
+        )
         spans = self._find_dropped(text, encoding) if dropped else []
-        lost = (*self.lost, DROPPED) if spans else self.lost
-        if WHITE_SPACE not in lost and _count_white_space(kept) < _count_white_space(known):
-            lost = (*lost, WHITE_SPACE)
+        lost = (*self.lost, DROPPED_TEXT) if spans else self.lost
+        if LOST_WHITE_SPACE not in lost and _count_white_space(kept) < _count_white_space(known):
+            lost = (*lost, LOST_WHITE_SPACE)
         return Alignment(encoding, unknown, spans, lost)
 
     def _find_unknown(self, encoding: Encoding) -> list[Span]:
@@ -108,8 +110,8 @@ class Aligner:
                 (at, start, ""),
                 (start, stop, kept if is_known else text[start:stop]),
             ):
-                if _fold(text[first:last], (*self.lost, WHITE_SPACE)) != _fold(
-                    said, (*self.lost, WHITE_SPACE)
+                if _fold(text[first:last], (*self.lost, LOST_WHITE_SPACE)) != _fold(
+                    said, (*self.lost, LOST_WHITE_SPACE)
                 ):
                     first = found.pop()[0] if found and found[-1][1] == first else first
                     found.append((first, last))
@@ -145,7 +147,7 @@ def _find_decoder(tokenizer: PreTrainedTokenizerBase) -> decoders.Decoder:
 
 def _fold(text: str, lost: Collection[str]) -> str:
     """Return the text without the features in `lost`."""
-    if WHITE_SPACE in lost:
+    if LOST_WHITE_SPACE in lost:
         text = "".join(text.split())
     if not text.isascii():
         for normalize in (

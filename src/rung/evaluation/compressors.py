@@ -4,9 +4,9 @@ import bz2
 import itertools
 import lzma
 import math
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
 from typing import Any
 
 from rung.progress import OnProgress, Progress, ignore_progress
@@ -15,8 +15,6 @@ PRIMING_BYTES = 2**25  # of the training text that lzma reads before the test te
 LZMA_CHUNK_BYTES = 2**18  # after each chunk the time of the rest is estimated
 TIMED_SHARE = 0.1  # of the allowed seconds must pass before the estimate is believed
 READ_BYTES = 2**22  # of documents at a time; one by one, a table's rows take 400 times as long
-
-now = time.perf_counter
 
 
 def compressor_marks(test: Sequence[str]) -> dict[str, float]:
@@ -47,7 +45,7 @@ def lzma_after_train(
     """
     size = sum(len(text.encode()) for text in test)
     before = _end_of(train, PRIMING_BYTES)
-    began, done, total = now(), 0, 2 * len(before) + size
+    began, done, total = perf_counter(), 0, 2 * len(before) + size
 
     def watch(texts: Iterable[bytes]) -> Iterator[bytes]:
         nonlocal done
@@ -57,7 +55,7 @@ def lzma_after_train(
                 yield piece
                 done += len(piece)
                 on_progress(Progress("comparing", done, total))
-                spent = now() - began
+                spent = perf_counter() - began
                 if spent > TIMED_SHARE * seconds and (takes := spent * total / done) > seconds:
                     raise _TooLongError(takes)
 
@@ -69,7 +67,7 @@ def lzma_after_train(
         )
     except _TooLongError as found:
         return None, found.seconds
-    return 8 * (both - alone) / size, now() - began
+    return 8 * (both - alone) / size, perf_counter() - began
 
 
 class _TooLongError(Exception):

@@ -15,11 +15,6 @@ MAX_BYTES_PER_WORD = 50  # above it a text has next to no spaces, and no word pe
 RENORMALIZED = (
     "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
 )
-REPLACEMENT_CHARACTER = "\ufffd"
-REPLACEMENT_NOTE = (
-    f"{REPLACEMENT_CHARACTER} stands for bytes that make no character: tokens are bytes, and a "
-    "model that looks few of them back, as the bigram does, breaks characters of several"
-)
 SCIENTIFIC_FROM = 7  # the power of ten from which perplexities are written as powers of ten
 
 

@@ -44,7 +44,10 @@ def show_run(folder: Path) -> str:
     for run in found:
         if run.curve and not is_counting(run.row.rung):
             curve = charts.Curve(
-                label=run.label, points=run.curve, level=run.curve[-1][1], shade=charts.SHADES - 1
+                label=run.label,
+                points=run.curve,
+                level=run.curve[-1][1],
+                shade=charts.SHADE_STEPS - 1,
             )
             body += charts.draw_curves([curve], charts.WIDE)
     return _wrap(body)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from html import escape
 
 from rung.report.svg import (
-    LINE,
-    TEXT,
+    LABEL_HEIGHT,
+    LABEL_SIZE,
     WIDE,
     LinearScale,
     PlotArea,
@@ -25,9 +25,9 @@ from rung.report.svg import (
     text_width,
 )
 
-SHADES = 6  # steps from the lowest rung to the highest, in the style sheet
+SHADE_STEPS = 6  # steps from the lowest rung to the highest, in the style sheet
 ROW, NARROW_ROW = 42, 46  # the height of a rung's row, on a screen and on a phone
-WORDS = 6, 26  # where the words of a phone's row begin and end
+NARROW_WORDS = 6, 26  # where the words of a phone's row begin and end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +73,18 @@ def draw_ladder(bars: list[Bar], marks: dict[str, float], width: int) -> str:
     """Draw a row for each rung, a dot at its bits per byte, and the marks as vertical lines."""
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
-    names = max(max(text_width(shorten(b.label, 22), 14), text_width(b.note, TEXT)) for b in bars)
+    names = max(
+        max(text_width(shorten(b.label, 22), 14), text_width(b.note, LABEL_SIZE)) for b in bars
+    )
     left, right = (names + 20, width - 136.0) if wide else (10.0, width - 10.0)
     flags = [
         (f"{name} {value:.2f}", value) for name, value in marks.items() if math.isfinite(value)
     ]
-    widths = [text_width(text, TEXT) + 12 for text, _ in flags]
+    widths = [text_width(text, LABEL_SIZE) + 12 for text, _ in flags]
     room = width - 2 - left  # a flag may fly over the column of values
     scale = _ladder_scale(bars, [v for _, v in flags], widths, (left, right, room))
     levels = stack_flags([(scale(v), w) for (_, v), w in zip(flags, widths, strict=True)])
-    top = 14 + LINE * (max(levels) + 1) if flags else 8
+    top = 14 + LABEL_HEIGHT * (max(levels) + 1) if flags else 8
     area = PlotArea(width, left, right, top, top + row_height * len(bars))
     parts = [_vertical_axis_lines(scale, area), _flags(flags, levels, scale, area)]
     best = min(bar.value for bar in bars)
@@ -105,7 +107,7 @@ def draw_differences(rows: list[DifferenceRow], base: str, width: int) -> str:
     """Draw a row for each difference in bits per byte, a dot with whiskers; `base` is a line."""
     wide = width >= WIDE
     row_height = ROW if wide else NARROW_ROW
-    names = max(text_width(row.note, TEXT) for row in rows)
+    names = max(text_width(row.note, LABEL_SIZE) for row in rows)
     left, right = (names + 20, width - 150.0) if wide else (10.0, width - 10.0)
     values = [0.0, *(v for row in rows for v in (row.low, row.high, *row.points) if v is not None)]
     low, high = min(values), max(values)
@@ -134,8 +136,8 @@ def draw_curves(curves: list[Curve], width: int) -> str:
     """Draw bits per byte against training tokens, each line labelled at its end."""
     wide = width >= WIDE
     labels = [(shorten(c.label, 24 if wide else 14), f"{c.end:.2f}") for c in curves]
-    margin = max(text_width(" ".join(label), TEXT) for label in labels) + (30 if wide else 18)
-    bottom = 26 + max(300.0 if wide else 250.0, LINE * len(curves) + 8)
+    margin = max(text_width(" ".join(label), LABEL_SIZE) for label in labels) + (30 if wide else 18)
+    bottom = 26 + max(300.0 if wide else 250.0, LABEL_HEIGHT * len(curves) + 8)
     area = PlotArea(width, 40.0, width - margin, 26.0, bottom)
     farthest = max((x for curve in curves for x, _ in curve.points), default=0) or 1
     x_scale = LinearScale(0, farthest, area.left, area.right - 6)
@@ -145,7 +147,7 @@ def draw_curves(curves: list[Curve], width: int) -> str:
     parts = [_grid(x_scale, y_scale, area)]
     parts += [_line(curve, x_scale, y_scale, area) for curve in curves]
     wanted = [y_scale(curve.end) for curve in curves]
-    places = place_labels(wanted, LINE, area.top, area.bottom)
+    places = place_labels(wanted, LABEL_HEIGHT, area.top, area.bottom)
     for curve, label, place in zip(curves, labels, places, strict=True):
         parts.append(_end_label(curve, label, place, x_scale, y_scale, area))
     words = "; ".join(
@@ -198,8 +200,8 @@ def _clear_of_words(start: float, area: PlotArea) -> list[tuple[float, float]]:
     tops = [
         area.top + NARROW_ROW * row for row in range(round((area.bottom - area.top) / NARROW_ROW))
     ]
-    ends = [top + WORDS[0] for top in tops] + [area.bottom]
-    return list(zip([start, *(top + WORDS[1] for top in tops)], ends, strict=True))
+    ends = [top + NARROW_WORDS[0] for top in tops] + [area.bottom]
+    return list(zip([start, *(top + NARROW_WORDS[1] for top in tops)], ends, strict=True))
 
 
 def _flags(
@@ -207,7 +209,7 @@ def _flags(
 ) -> str:
     parts = []
     for (text, value), level in zip(flags, levels, strict=True):
-        x, y = scale(value), area.top - 10 - LINE * level
+        x, y = scale(value), area.top - 10 - LABEL_HEIGHT * level
         name, _, figure = text.rpartition(" ")
         parts += [
             draw_line(x, start, x, end, "mark") for start, end in _clear_of_words(y - 10, area)

@@ -189,7 +189,7 @@ def _ladder(group: ComparableRuns) -> str:
     return build_figure(
         "The ladder",
         caption,
-        [charts.draw_ladder(bars, group.marks, width) for width in svg.WIDTHS],
+        [charts.draw_ladder(bars, group.marks, width) for width in svg.CHART_WIDTHS],
     )
 
 
@@ -215,7 +215,7 @@ def _curves(group: ComparableRuns) -> str:
     if len(curves) > len(learners):
         caption += " A dashed line is a rung that counts: it reads the training text once."
     return build_figure(
-        "Learning", caption, [charts.draw_curves(curves, width) for width in svg.WIDTHS]
+        "Learning", caption, [charts.draw_curves(curves, width) for width in svg.CHART_WIDTHS]
     )
 
 
@@ -289,4 +289,6 @@ def _distinct(values: Iterable[Any]) -> str:
 def _shades(group: ComparableRuns) -> dict[str, int]:
     """Return the shade of each run, from the lowest rung to the highest."""
     last = max(len(group.runs) - 1, 1)
-    return {run.label: round(i * (charts.SHADES - 1) / last) for i, run in enumerate(group.runs)}
+    return {
+        run.label: round(i * (charts.SHADE_STEPS - 1) / last) for i, run in enumerate(group.runs)
+    }

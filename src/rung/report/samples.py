@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from rung.evaluation.metrics import REPLACEMENT_CHARACTER, REPLACEMENT_NOTE
 from rung.report.summaries import ComparableRuns, ReportedRun
 from rung.report.table import format_count
 
+REPLACEMENT = "\ufffd"  # what bytes that make no character decode to
 DARKEST = 12.0  # bits; a token above has the same shade
 
 
@@ -19,12 +19,22 @@ def build_samples(group: ComparableRuns) -> str:
         "Every rung continues the words in bold. See how long each keeps to a word, a sentence, a "
         "subject."
     )
-    if any(REPLACEMENT_CHARACTER in run.row.sample for run in told if run.row.sample):
-        caption += f" {REPLACEMENT_NOTE}."
+    if note := note_broken_characters(run.row.sample for run in told):
+        caption += f" {note}."
     return _gallery(
         "The same prompt, continued",
         caption,
         cards,
+    )
+
+
+def note_broken_characters(samples: Iterable[str | None]) -> str:
+    """Explain the replacement character where a sample has one; empty where none has."""
+    if not any(REPLACEMENT in sample for sample in samples if sample):
+        return ""
+    return (
+        f"{REPLACEMENT} stands for bytes that make no character: tokens are bytes, and a model "
+        "that looks few of them back, as the bigram does, breaks characters of several"
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-WIDTHS = WIDE, NARROW = 880, 360  # CSS pixels
-TEXT = 12  # CSS pixels, the size of most labels
-LINE = 17  # from one label to the next below it
+CHART_WIDTHS = WIDE, NARROW = 880, 360  # CSS pixels
+LABEL_SIZE = 12  # CSS pixels, the size of most labels
+LABEL_HEIGHT = 17  # from one label to the next below it
 
 
 @dataclass(frozen=True)

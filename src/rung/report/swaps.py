@@ -16,7 +16,7 @@ from rung.report.page import build_figure, build_header, fill_page
 from rung.report.summaries import ComparableRuns, ReportedRun, read_runs
 from rung.report.table import format_count, make_cell
 
-BASE, END = "gpt2", "llama3"
+BASE_RUNG, END_RUNG = "gpt2", "llama3"
 HEADS = (
     "parameters",
     "training<br>seconds",
@@ -102,21 +102,24 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
     rows = _make_rows(group.runs)
     corpus = str(group.runs[0].corpus.get("name"))
     body = (
-        build_header(f"{corpus}: from {BASE} to {END}, one swap at a time", _summary(rows), group)
+        build_header(
+            f"{corpus}: from {BASE_RUNG} to {END_RUNG}, one swap at a time", _summary(rows), group
+        )
         + _chart(rows)
         + build_swaps_table(rows, group.runs[0].record["training"])
         + _method(found)
     )
     with explain_failed_writes(out.parent):
         write_atomically(
-            out, fill_page(f"rung: {corpus}, {BASE} to {END}", f"<article>{body}</article>")
+            out,
+            fill_page(f"rung: {corpus}, {BASE_RUNG} to {END_RUNG}", f"<article>{body}</article>"),
         )
 
 
 def sum_of_parts(rows: list[SwapResult]) -> str:
     """Say in words whether the swaps add up; empty where one of them is missing."""
     alone = [row.difference.mean for row in rows if row.name in SWAPS and row.difference]
-    together = next((row.difference for row in rows if row.name == END), None)
+    together = next((row.difference for row in rows if row.name == END_RUNG), None)
     if len(alone) < len(SWAPS) or together is None:
         return ""
     return (
@@ -126,21 +129,23 @@ def sum_of_parts(rows: list[SwapResult]) -> str:
 
 
 def _make_rows(found: list[ReportedRun]) -> list[SwapResult]:
-    by_name: dict[str, dict[int, ReportedRun]] = {name: {} for name in (BASE, *SWAPS, END)}
+    by_name: dict[str, dict[int, ReportedRun]] = {
+        name: {} for name in (BASE_RUNG, *SWAPS, END_RUNG)
+    }
     for run in found:
         by_name[_name(run)][run.record["seed"]] = run
-    base = by_name[BASE]
+    base = by_name[BASE_RUNG]
     return [_make_row(name, seeds, base) for name, seeds in by_name.items() if seeds]
 
 
 def _name(run: ReportedRun) -> str:
     swaps = run.record["recipe"]["model"]["swaps"]
-    return BASE if not swaps else END if len(swaps) == len(SWAPS) else swaps[0]
+    return BASE_RUNG if not swaps else END_RUNG if len(swaps) == len(SWAPS) else swaps[0]
 
 
 def _make_row(name: str, seeds: dict[int, ReportedRun], base: dict[int, ReportedRun]) -> SwapResult:
-    both = [] if name == BASE else [seed for seed in seeds if seed in base]
-    ends = {BASE: "with an untied head", END: "all six"}
+    both = [] if name == BASE_RUNG else [seed for seed in seeds if seed in base]
+    ends = {BASE_RUNG: "with an untied head", END_RUNG: "all six"}
     return SwapResult(
         name=name,
         idea=ends.get(name) or " → ".join(SWAPS[name]),
@@ -184,7 +189,9 @@ def _chart(rows: list[SwapResult]) -> str:
         "dot is a seed, the large one their mean, the bar its 95% interval. A swap whose bar "
         "crosses the line may have no effect."
     )
-    drawings = [charts.draw_differences(differences, BASE, width) for width in svg.WIDTHS]
+    drawings = [
+        charts.draw_differences(differences, BASE_RUNG, width) for width in svg.CHART_WIDTHS
+    ]
     return build_figure("What each swap buys", caption, drawings)
 
 

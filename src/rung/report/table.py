@@ -14,7 +14,7 @@ from rung.report.summaries import UNFINISHED, UNSCORED, ComparableRuns, Reported
 CHARGED = ("unknown words", "separators", "dropped text")
 DOUBT_SIGN = "‡"  # marks a run whose scores say nothing of its rung
 COMPRESSOR = "compressor, reading the test text alone"
-MARKS = {LZMA_AFTER_TRAIN: "compressor, after reading the training text"}
+MARK_NOTES = {LZMA_AFTER_TRAIN: "compressor, after reading the training text"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _mark_row(name: str, value: float) -> str:
     before = [column.kind for column in COLUMNS].index("key")
     return (
         f'<tr><th scope="row">{escape(name)}</th><td '
-        f'colspan="{1 + before}">{MARKS.get(name, COMPRESSOR)}</td>'
+        f'colspan="{1 + before}">{MARK_NOTES.get(name, COMPRESSOR)}</td>'
         f"{make_cell('key', 'bits per byte', _rounded(value, 3))}<td "
         f'colspan="{len(COLUMNS) - before - 1}"></td></tr>'
     )
@@ -105,6 +105,17 @@ def _notes(group: ComparableRuns) -> Iterable[str]:
     for what, labels in _labels_by(group.scored, lambda run: run.row.busyness).items():
         if what:
             yield f"{format_names(labels)}: {what}."
+    yield from _reading_notes(group)
+    if renormalized := [run.label for run in group.scored if run.row.renormalized]:
+        yield f"* {format_names(renormalized)}: no distribution; {RENORMALIZED}."
+    left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)
+    if left_out and LZMA_AFTER_TRAIN not in group.marks:
+        yield f"{escape(left_out)}."
+    yield from _spelling_notes(group)
+
+
+def _reading_notes(group: ComparableRuns) -> Iterable[str]:
+    """Yield how each run read long documents, and what its tokenizer loses."""
     for (window, stride), labels in _labels_by(group.scored, _window).items():
         if window is None:
             yield (
@@ -123,11 +134,10 @@ def _notes(group: ComparableRuns) -> Iterable[str]:
                 f"{format_names(labels)}: the tokenizer loses {escape(what)}, and the score does "
                 f"not charge for it."
             )
-    if renormalized := [run.label for run in group.scored if run.row.renormalized]:
-        yield f"* {format_names(renormalized)}: no distribution; {RENORMALIZED}."
-    left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)
-    if left_out and LZMA_AFTER_TRAIN not in group.marks:
-        yield f"{escape(left_out)}."
+
+
+def _spelling_notes(group: ComparableRuns) -> Iterable[str]:
+    """Yield how many unknown words and dropped bytes each run had to spell."""
     for run in group.scored:
         if unknown := run.score.get("unknown_words"):
             spelled = run.score.get("unknown_nats", 0) / math.log(2)

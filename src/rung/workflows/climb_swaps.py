@@ -13,7 +13,7 @@ from rung.errors import RecipeError
 from rung.models.swaps import SWAPS
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
-from rung.report.swaps import BASE, END, write_swaps
+from rung.report.swaps import BASE_RUNG, END_RUNG, write_swaps
 from rung.workflows.climb import REPORT, TEXT, make_runs
 
 # About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of
@@ -36,7 +36,7 @@ class SwapClimb:
     Raises `RecipeError` for rungs that have no swaps between them, and for no seeds.
     """
 
-    between: tuple[str, str] = (BASE, END)
+    between: tuple[str, str] = (BASE_RUNG, END_RUNG)
     corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
     column: str | None = None
@@ -47,9 +47,11 @@ class SwapClimb:
     folder: Path = Path("runs/swaps")
 
     def __post_init__(self) -> None:
-        if self.between != (BASE, END):
+        if self.between != (BASE_RUNG, END_RUNG):
             asked = " ".join(self.between)
-            raise RecipeError(f"there are no swaps between {asked}: write --between {BASE} {END}")
+            raise RecipeError(
+                f"there are no swaps between {asked}: write --between {BASE_RUNG} {END_RUNG}"
+            )
         if not self.seeds:
             raise RecipeError(
                 "there are no seeds: --seeds must be 1 or more, and an interval takes 2"
@@ -59,7 +61,7 @@ class SwapClimb:
         """A recipe for each folder: seed by seed, so that a climb that was stopped has whole seeds
         to compare.
         """
-        sets = {BASE: [], **{name: [name] for name in SWAPS}, END: list(SWAPS)}
+        sets = {BASE_RUNG: [], **{name: [name] for name in SWAPS}, END_RUNG: list(SWAPS)}
         return {
             self.folder / f"{name}-seed{seed}": Recipe(
                 rung="swaps",

@@ -32,8 +32,8 @@ from rung.chat.dpo import (
 )
 from rung.chat.packing import ConversationDataset, sample_replay
 from rung.chat.template import (
-    CHATML,
-    LLAMA3,
+    CHATML_FORMAT,
+    LLAMA3_FORMAT,
     Conversation,
     encode_conversations,
     set_up_chat_format,
@@ -356,7 +356,9 @@ def _teach(
 ) -> None:
     """Teach the model the marks of a conversation: on all processes the same new weights."""
     set_seed(plan.seed)
-    set_up_chat_format(model, tokenizer, LLAMA3 if record["rung"] == "llama3" else CHATML)
+    set_up_chat_format(
+        model, tokenizer, LLAMA3_FORMAT if record["rung"] == "llama3" else CHATML_FORMAT
+    )
 
 
 def _make_settings(plan: Tuning, began: float) -> TrainSettings:
