@@ -18,7 +18,7 @@ from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges
 
-PAIRS_AT_ONCE = 2**22  # that are counted together: 200 MB
+PAIRS_AT_ONCE = 2**22  # pairs counted together: 200 MB
 
 
 class BigramConfig(RungConfig):
@@ -44,9 +44,8 @@ class BigramForCausalLM(StatefulModel):
     def __init__(self, config: BigramConfig) -> None:
         super().__init__(config)
         size, vocabulary = config.num_bigrams, config.vocab_size
-        self.register_buffer(
-            "first", torch.zeros(vocabulary + 1, dtype=torch.int32)
-        )  # of the pairs of each h
+        # The first pair of each h.
+        self.register_buffer("first", torch.zeros(vocabulary + 1, dtype=torch.int32))
         self.register_buffer("tokens", torch.zeros(size, dtype=torch.int32))  # w, sorted for each h
         self.counts = nn.Parameter(torch.zeros(size), requires_grad=False)
         self.contexts = nn.Parameter(torch.zeros(vocabulary), requires_grad=False)  # C(h)
@@ -56,8 +55,9 @@ class BigramForCausalLM(StatefulModel):
     def fit(
         cls, config: BigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray
     ) -> "BigramForCausalLM":
-        """Count the pairs of `tokens` (N,), whose documents begin at `starts`; no pair spans two
-        documents.
+        """Count the pairs of `tokens` (N,), whose documents begin at `starts`.
+
+        No pair spans two documents.
         """
         size = config.vocab_size
         pairs, counts = _count_pairs(tokens, starts, size)
@@ -82,7 +82,7 @@ class BigramForCausalLM(StatefulModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Return log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         history = select_positions(input_ids, logits_to_keep)
         vocabulary = self.config.vocab_size
         total = self.contexts[history].flatten()[:, None] + vocabulary  # BT 1
@@ -99,11 +99,10 @@ class BigramForCausalLM(StatefulModel):
 def _count_pairs(
     tokens: numpy.ndarray, starts: numpy.ndarray, size: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-    """The pairs that occur, each as h V + w, in order, and how often each does: a part of the text
-    at a time.
+    """Count the pairs, each as the number h V + w; return them in order, and their counts.
 
-    A part is as long as there are pairs, so that putting them in order again and again does not
-    take longest.
+    The text is read part by part. A part is as long as the list of pairs so far, so that sorting
+    the list again does not take the most time.
     """
     pairs = counts = torch.empty(0, dtype=torch.int64)
     at, end = 0, len(tokens) - 1

@@ -1,9 +1,8 @@
-"""Which values a configuration may hold: looked at once, before anything is built or read with
-them.
+"""Check the values of a configuration, before anything is built or read with them.
 
-A recipe, a folder's `config.json` and a configuration made by hand all pass here. What is refused
-would else be a crash far from its cause, in a library or in C, or a model that takes minutes to
-build.
+A recipe, a folder's `config.json` and a configuration made by hand are all checked here. A value
+that is refused would otherwise crash a library or C code far from its cause, or make a model that
+takes minutes to build.
 """
 
 import sys
@@ -18,9 +17,9 @@ from transformers.activations import ACT2FN
 
 from rung.errors import RecipeError, did_you_mean
 
-MAX_LAYERS = 1000  # layers, or tokens of an n-gram: beyond all that was ever trained
-MAX_INT = 2**63 - 1  # as a size counts
-# Whole numbers, and the least that each may be. A window of one token has nothing to predict.
+MAX_LAYERS = 1000  # layers, or tokens of an n-gram: more than was ever trained
+MAX_INT = 2**63 - 1  # the largest size of a tensor
+# Integer fields and their least values. A window of one token has nothing to predict.
 MIN_INTEGERS = {
     **dict.fromkeys(
         ("hidden_size", "n_embd", "num_attention_heads", "n_head", "num_hidden_layers", "n_layer"),
@@ -37,13 +36,8 @@ LAYER_FIELDS = ("num_hidden_layers", "n_layer", "order")
 PROBABILITY_FIELDS = ("dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 POSITIVE_FIELDS = (
     *("rms_norm_eps", "layer_norm_epsilon"),
-    *(
-        "rope_theta",
-        "factor",
-        "original_max_position_embeddings",
-        "low_freq_factor",
-        "high_freq_factor",
-    ),
+    *("rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+    "original_max_position_embeddings",
 )
 ACTIVATION_FIELDS = ("hidden_act", "activation_function")
 TYPE_NAMES: dict[Any, str] = {
@@ -51,24 +45,23 @@ TYPE_NAMES: dict[Any, str] = {
     float: "a number",
     str: "a text",
     bool: "true or false",
+    dict: "a mapping",
+    list: "a list",
+    Sequence: "a list",
 }
-TYPE_NAMES |= {dict: "a mapping", list: "a list", Sequence: "a list"}
-ROPE_FIELDS = (
-    "rope_parameters",
-    "rope_scaling",
-)  # the second is its name in transformers 4, and no field
+# The second is the name of the first in transformers 4.
+ROPE_FIELDS = ("rope_parameters", "rope_scaling")
+# What a configuration class takes without declaring it as a field.
 UNDECLARED_FIELDS: dict[str, Any] = {
     "bos_token_id": int | None,
     "eos_token_id": int | list[int] | None,
     "pad_token_id": int | None,
+    "rope_scaling": dict | None,
 }
-UNDECLARED_FIELDS |= {
-    ROPE_FIELDS[1]: dict | None
-}  # what a class may take without having it for a field
 
 
 class RungConfig(PreTrainedConfig):
-    """The base of the configurations that are rung's own: checked when they are made."""
+    """The base of rung's own configurations, which are checked when they are made."""
 
     keys_to_ignore_at_inference = ["past_key_values"]
 
@@ -80,8 +73,9 @@ class RungConfig(PreTrainedConfig):
 def check_types(
     config: type[PreTrainedConfig], values: Mapping[str, Any], prefix: str = ""
 ) -> None:
-    """Raise `RecipeError` for a value that its field in the class cannot have, by its kind
-    (nothing, null, is one, too) or by its size.
+    """Raise `RecipeError` for a value of the wrong type, None included, or out of its range.
+
+    The types are those of the fields of the class `config`.
     """
     check_ranges(values, prefix)
     kinds = UNDECLARED_FIELDS | {field.name: field.type for field in fields(config)}
@@ -103,7 +97,7 @@ def check_types(
 
 
 def _describe_type(kind: Any) -> str:
-    """In words; of a list, what each in it must be."""
+    """Name a type in words, of a list also the type of its items."""
     parts = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     words = [TYPE_NAMES.get(get_origin(part) or part, "") for part in parts]
     each = [
@@ -115,9 +109,7 @@ def _describe_type(kind: Any) -> str:
 
 
 def check_ranges(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `RecipeError` for a number of the wrong kind or out of its range; what is None or
-    absent is left open.
-    """
+    """Raise `RecipeError` for a number of the wrong type or out of its range; None is allowed."""
     for key, value in values.items():
         if value is None:
             continue
@@ -136,7 +128,7 @@ def check_ranges(values: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raise `RecipeError` for fields that a configuration class cannot even compute with."""
+    """Raise `RecipeError` for values that a configuration class could not compute with."""
     check_ranges(values, prefix)
     for key in ACTIVATION_FIELDS:
         if (name := values.get(key)) is not None and name not in ACT2FN:
@@ -151,8 +143,9 @@ def check_values(values: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def check_against_tokenizer(settings: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Raise `RecipeError` for fields that the tokenizer decides, `own`; more rows than it has
-    tokens do no harm.
+    """Raise `RecipeError` for settings that contradict `own`, which the tokenizer decides.
+
+    A vocab_size above the tokenizer's does no harm.
     """
     for key in own.keys() & settings.keys():
         if settings[key] != own[key] and not (key == "vocab_size" and settings[key] > own[key]):
@@ -167,7 +160,7 @@ def check_against_tokenizer(settings: Mapping[str, Any], own: Mapping[str, Any])
 
 
 def check_config(config: PreTrainedConfig) -> None:
-    """Raise `RecipeError` for values that no model of this kind can have."""
+    """Raise `RecipeError` for values that no model of this type can have."""
     check_values(vars(config) | {"model_type": config.model_type})
     _check_rope(config)
     if getattr(config, "add_cross_attention", False):
@@ -196,7 +189,7 @@ def _check_heads(values: Mapping[str, Any]) -> None:
 
 
 def _check_rope(config: PreTrainedConfig) -> None:
-    """Refuse a rotation that llama3.py does not compute."""
+    """Raise `RecipeError` for rotary positions that llama3.py does not compute."""
     rope = getattr(config, "rope_parameters", None)
     if rope is None:
         return
@@ -225,6 +218,5 @@ def _check_ngrams(sizes: Any, config: PreTrainedConfig) -> None:
     if not whole or len(sizes) != config.order or sizes[0] != config.vocab_size:
         raise RecipeError(
             f"num_ngrams is {sizes!r}: it must list the n-grams of each order up to "
-            f"{config.order}, "
-            f"of which the first is vocab_size, {config.vocab_size}"
+            f"{config.order}, of which the first is vocab_size, {config.vocab_size}"
         )

@@ -38,10 +38,9 @@ FUSED_GELUS = {"gelu_new": "gelu_pytorch_tanh"}  # the same function, in one ope
 
 @dataclass
 class ForwardContext:
-    """One forward pass: where its tokens stand, which keys they may look at, and what is kept of
-    it.
+    """The inputs of all layers in one forward pass.
 
-    `seen` counts the tokens, those of the past among them; `rotation` is Llama's.
+    `seen` counts the tokens, those of the past among them; `rotation` is for Llama's layers.
     """
 
     positions: Int[Tensor, "#B T"]
@@ -52,10 +51,8 @@ class ForwardContext:
     rotation: Any = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, dropout: float) -> Tensor:
-        """Write keys and values behind those of the past, and let the queries look at all of
-        them.
-        """
-        if self.cache is not None:  # one of fixed size hands out what it has room for
+        """Append keys and values to the cache, and attend to all that it holds."""
+        if self.cache is not None:  # a cache of fixed size returns all of its memory
             k, v = (t[:, :, : self.seen] for t in self.cache.update(k, v, layer))
         return attend_and_record(q, k, v, self.mask, self.intermediates, dropout)
 
@@ -83,7 +80,7 @@ class GPT2Attention(nn.Module):
 
 
 class GPT2MLP(nn.Module):
-    """Two layers with GELU between; `project(outputs, inputs)` makes a layer."""
+    """Two layers with a GELU between; `project(outputs, inputs)` makes a layer."""
 
     def __init__(
         self, config: GPT2Config, project: Callable[[int, int], nn.Module] = Conv1D
@@ -129,7 +126,8 @@ class GPT2Model(nn.Module):
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = self.drop(x + self.wpe(context.positions))
-        for block in islice(self.h, self.config.n_layer):  # fewer while `generate` drafts by them
+        # `generate` lowers `n_layer` while it drafts with the first layers.
+        for block in islice(self.h, self.config.n_layer):
             context.intermediates.add_hidden_state(x)
             x = block(x, context)
         x = self.ln_f(x)
@@ -138,9 +136,7 @@ class GPT2Model(nn.Module):
 
 
 class GPT2LMHeadModel(CausalModel):
-    """GPT-2 with its head; the class is named as in transformers because `config.json` carries the
-    name.
-    """
+    """GPT-2 with its head, named as in transformers because `config.json` holds the name."""
 
     config_class = GPT2Config
     base_model_prefix = "transformer"
@@ -155,15 +151,13 @@ class GPT2LMHeadModel(CausalModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that ids are looked up in."""
         return self.transformer.wte
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another table in its place."""
         self.transformer.wte = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; positions as sinusoids; what writes to the residual stream smaller."""
+        """Start with normal weights, positions as sinusoids, and smaller residual projections."""
         super()._init_weights(module)
         if module is self.transformer.wpe:
             init_positions(module)
@@ -184,9 +178,7 @@ class GPT2LMHeadModel(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
-        `inputs_embeds`.
-        """
+        """Return logits (B, T, V) of the token after each one given, by id or by vector."""
         x = self.embed(input_ids, inputs_embeds)
         context = make_forward_context(
             self, x, attention_mask, position_ids, past_key_values, options
@@ -204,9 +196,9 @@ def make_forward_context(
     cache: Cache | None,
     options: dict[str, Any],
 ) -> ForwardContext:
-    """What the layers are to know of the tokens `x`, which follow those in the cache.
+    """Make the context of a pass over the tokens `x`, which follow those in the cache.
 
-    Raises `ValueError` for text that reaches further than the model.
+    Raises `ValueError` for a text that is longer than the model can read.
     """
     if cache is None and options["use_cache"]:
         cache = DynamicCache(config=model.config)
@@ -224,9 +216,8 @@ def make_forward_context(
 
 
 def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
-    """Raise `ValueError` for a position that is not below `limit`; `seen` counts tokens, padding
-    among them.
-    """
+    """Raise `ValueError` for a position that is not below `limit`."""
+    # `seen` counts padding too. It is asked first, for a position must be fetched from the device.
     if limit is not None and seen > limit and int(positions.max()) >= limit:
         raise ValueError(
             f"{seen} tokens, but this model reads {limit}: shorten the text, train with a larger "
@@ -237,7 +228,7 @@ def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#
 def make_position_ids(
     x: Shaped[Tensor, "B T *rest"], attention_mask: AttentionMask | None, past: int
 ) -> Int[Tensor, "#B T"]:
-    """The position of each token among the real ones: padding on the left does not count."""
+    """Number the tokens, without counting padding on the left."""
     steps = x.shape[1]
     if attention_mask is None or attention_mask.ndim == 4:
         return torch.arange(past, past + steps, device=x.device)[None]

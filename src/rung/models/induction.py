@@ -1,23 +1,26 @@
-"""Pairs of heads that copy, from the first step: what a transformer else finds only after millions
-of tokens.
+"""Induction heads: start a transformer with attention that copies.
 
-A head of the first layer brings each token the one before it. A head of the second looks for a
-token that came after one like the present, and brings it: what followed once may follow again.
-Olsson et al. 2022 found these induction heads in every trained transformer; to begin from weights
-like trained ones is Trockman & Kolter 2023. They are weights like all others, and go on learning.
+Olsson et al. 2022 found in every trained transformer pairs of heads that continue a repetition. A
+head of the first layer brings each token the one before it. A head of the second layer looks for a
+token that came after one like the present, and copies it: what followed once may follow again. A
+transformer finds them only after millions of tokens; here it has them from the first step, as
+weights like all others that go on learning. (To start from weights shaped like trained ones:
+Trockman & Kolter 2023.)
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-PREVIOUS_TOKEN_SCORE = 30.0  # how far the score of the token before stands out, before the softmax
-FAST_FREQUENCY = 0.1  # radians a token: from here on, turning tells neighbours apart
-PREVIOUS_TOKEN_GAIN = 2.0  # times as large as a token begins, what is brought of the one before
-MATCH_GAIN = 3.0  # of what is compared, in queries and keys
+PREVIOUS_TOKEN_SCORE = 30.0  # of the token before, above all others, before the softmax
+FAST_FREQUENCY = 0.1  # radians a token from which on rotation tells neighbours apart
+PREVIOUS_TOKEN_GAIN = 2.0  # size of the copy of the token before, where a token's own is 1
+MATCH_GAIN = 3.0  # of the comparison of tokens, in queries and in keys
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,17 @@ class HeadWeights:
     output: Float[Tensor, "D K"]
 
 
+def list_head_weights(layer: nn.Module) -> Iterator[HeadWeights]:
+    """List each key-value head of a Llama layer, with the first query head that shares it."""
+    attention: Any = layer.self_attn
+    q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
+    size, shared = q.shape[0] // attention.heads, attention.heads // attention.kv_heads
+    for head in range(attention.kv_heads):
+        queries = slice(head * shared * size, (head * shared + 1) * size)
+        keys = slice(head * size, (head + 1) * size)
+        yield HeadWeights(q[queries], k[keys], v[keys], o[:, queries])
+
+
 @torch.no_grad()
 def add_induction_circuit(
     first: HeadWeights,
@@ -38,24 +52,22 @@ def add_induction_circuit(
     frequencies: Float[Tensor, " half_K"],
     length: int,
 ) -> None:
-    """Add the circuit to a head of the first layer and one of the second, for texts of so many
-    tokens.
+    """Add the circuit to a head of the first layer and one of the second.
 
     All tokens begin from the vector `common`, which rotation turns by `frequencies`, radians a
-    token: by the fast pairs of channels neighbours are told apart, and in the slow ones tokens are
-    compared wherever they stand.
+    token. The fast pairs of channels tell neighbours apart. In the slow ones, which hardly turn
+    over `length` tokens, tokens are compared wherever they stand.
     """
     fast = (frequencies > FAST_FREQUENCY).nonzero().flatten()
     slow = (frequencies.repeat(2) * length < 1).nonzero().flatten()
     _add_previous_token_head(first, common / common.norm(), frequencies, fast)
-    start = common.square().mean().sqrt()  # the size of a channel of the stream; normalised it is 1
+    # The size of a channel of the residual stream at the start; normalised it is 1.
+    start = common.square().mean().sqrt()
     basis = torch.randn(len(common), 2 * min(len(slow), (len(common) - 1) // 2)).to(common)
-    basis = torch.linalg.qr(torch.cat([common[:, None], basis], dim=1))[0].T[
-        1:
-    ]  # no token is like another in `common`
-    now, before = basis.to(first.value).chunk(
-        2
-    )  # where a token is, and where the one before it comes to be
+    # Without `common` itself, in which all tokens are alike.
+    basis = torch.linalg.qr(torch.cat([common[:, None], basis], dim=1))[0].T[1:]
+    # Directions of the token itself, and those where the copy of the one before is written.
+    now, before = basis.to(first.value).chunk(2)
     slow = slow[: len(now)]
     first.value[slow] += now
     first.output[:, slow] += PREVIOUS_TOKEN_GAIN * start * before.T
@@ -68,11 +80,10 @@ def add_induction_circuit(
 def _add_previous_token_head(
     head: HeadWeights, common: Tensor, frequencies: Tensor, fast: Tensor
 ) -> None:
-    """Keys stand where queries would stand a token later."""
+    """Turn each key forward by one token, so that a query matches the key of the token before."""
     size = len(frequencies)
-    common = common * math.sqrt(
-        PREVIOUS_TOKEN_SCORE * math.sqrt(2 * size) / max(1, len(fast)) / len(common)
-    )
+    scale = PREVIOUS_TOKEN_SCORE * math.sqrt(2 * size) / max(1, len(fast)) / len(common)
+    common = common * math.sqrt(scale)
     head.query[fast] += common
     head.key[fast] += torch.outer(frequencies[fast].cos(), common)
     head.key[fast + size] += torch.outer(frequencies[fast].sin(), common)

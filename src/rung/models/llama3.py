@@ -10,9 +10,8 @@ names: what this saves opens in stock transformers, and published checkpoints op
 """
 
 import math
-from collections.abc import Iterator
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,12 +26,11 @@ from rung.models.base import AttentionMask, CausalModel, find_padding_idx
 from rung.models.forward_options import accept_forward_options
 from rung.models.fused import rms_norm
 from rung.models.gpt2 import ForwardContext, make_forward_context
-from rung.models.induction import HeadWeights, add_induction_circuit
+from rung.models.induction import add_induction_circuit, list_head_weights
 from rung.models.initialization import add_shared_offset, is_loaded, mark_residual_projection
 
-RotaryCosSin = tuple[
-    Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]
-]  # cosines; sines, the first half negative
+# Cosines, and sines of which the first half is negative.
+RotaryCosSin = tuple[Float[Tensor, "#B 1 T K"], Float[Tensor, "#B 1 T K"]]
 
 
 class LlamaRMSNorm(nn.Module):
@@ -48,8 +46,9 @@ class LlamaRMSNorm(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023),
-    rotated or not.
+    """Causal attention in which groups of queries share keys and values (Ainslie et al. 2023).
+
+    Queries and keys are rotated where the context has a rotation.
     """
 
     def __init__(self, config: LlamaConfig, layer: int) -> None:
@@ -120,9 +119,8 @@ class LlamaModel(nn.Module):
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         context.rotation = rotary_cos_sin(context.positions, self.config, x.dtype)
-        for layer in islice(
-            self.layers, self.config.num_hidden_layers
-        ):  # fewer while `generate` drafts by them
+        # `generate` lowers `num_hidden_layers` while it drafts with the first layers.
+        for layer in islice(self.layers, self.config.num_hidden_layers):
             context.intermediates.add_hidden_state(x)
             x = layer(x, context)
         x = self.norm(x)
@@ -131,9 +129,7 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(CausalModel):
-    """Llama 3 with its head; the class is named as in transformers because `config.json` carries
-    the name.
-    """
+    """Llama 3 with its head, named as in transformers because `config.json` holds the name."""
 
     config_class = LlamaConfig
     base_model_prefix = "model"
@@ -149,31 +145,28 @@ class LlamaForCausalLM(CausalModel):
 
     @property
     def max_context_length(self) -> int:
-        """As many tokens as it was trained on, or `factor` times as many where rotations are
-        slowed.
-        """
+        """As many tokens as in training, or `factor` times as many with slowed rotations."""
         rope, trained = self.config.rope_parameters, self.config.max_position_embeddings
         if rope["rope_type"] == "default":
             return trained
         return max(trained, int(rope["factor"] * rope["original_max_position_embeddings"]))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that ids are looked up in."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another table in its place."""
         self.model.embed_tokens = value
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Normal weights; and all tokens begin from one common vector."""
+        """Start with normal weights, and embeddings that share one vector."""
         super()._init_weights(module)
         if isinstance(module, nn.Embedding):
             add_shared_offset(module)
 
     def initialize_weights(self) -> None:
-        """Initialise weights, then let the first two layers copy, where none of their weights were
-        loaded.
+        """Initialise weights, then give the first two layers induction heads.
+
+        Layers with weights from a checkpoint are left as they are.
         """
         super().initialize_weights()
         table, layers = self.model.embed_tokens.weight, list(self.model.layers)[:2]
@@ -181,10 +174,10 @@ class LlamaForCausalLM(CausalModel):
             getattr(layer.self_attn, f"{name}_proj").weight for layer in layers for name in "qkvo"
         ]
         if len(layers) > 1 and not table.is_meta and not any(map(is_loaded, (table, *projections))):
-            turning = rotary_frequencies(self.config, table.device)
+            frequencies = rotary_frequencies(self.config, table.device)
             common, length = table.float().mean(0), self.config.max_position_embeddings
             for first, second in zip(*map(list_head_weights, layers), strict=True):
-                add_induction_circuit(first, second, common, turning, length)
+                add_induction_circuit(first, second, common, frequencies, length)
 
     @accept_forward_options
     def forward(
@@ -198,30 +191,15 @@ class LlamaForCausalLM(CausalModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
-        `inputs_embeds`.
+        """Return logits (B, T, V) of the token after each one given, by id or by vector.
 
-        Raises `ValueError` for text longer than the model was trained on, or than its rotary
-        scaling reaches.
+        Raises `ValueError` for a text longer than `max_context_length`.
         """
         x = self.embed(input_ids, inputs_embeds)
         context = make_forward_context(
             self, x, attention_mask, position_ids, past_key_values, options
         )
         return self.predict(self.model(x, context), labels, logits_to_keep, context.cache, options)
-
-
-def list_head_weights(layer: nn.Module) -> Iterator[HeadWeights]:
-    """The weights of each head of keys and values, and of the first query head that shares it."""
-    attention = cast(LlamaDecoderLayer, layer).self_attn
-    q, k, v, o = (getattr(attention, f"{name}_proj").weight for name in "qkvo")
-    size, shared = q.shape[0] // attention.heads, attention.heads // attention.kv_heads
-    for head in range(attention.kv_heads):
-        asks, answers = (
-            slice(head * shared * size, (head * shared + 1) * size),
-            slice(head * size, (head + 1) * size),
-        )
-        yield HeadWeights(q[asks], k[answers], v[answers], o[:, asks])
 
 
 def rotary_cos_sin(
@@ -234,7 +212,7 @@ def rotary_cos_sin(
 
 
 def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tensor, " half_K"]:
-    """Radians a token for each pair of channels; Llama 3.1 slows the slow ones to reach further."""
+    """Radians a token for each pair of channels; Llama 3.1 slows the slow ones to read further."""
     rope = config.rope_parameters
     channels = torch.arange(0, config.head_dim, 2, dtype=torch.int64).to(
         device=device, dtype=torch.float
@@ -242,9 +220,8 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tenso
     frequencies = 1.0 / rope["rope_theta"] ** (channels / config.head_dim)
     if rope["rope_type"] == "default":
         return frequencies
-    turns = (
-        rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
-    )  # over the first training's length
+    # Full turns over the context length of the first training.
+    turns = rope["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed in full, 1: as it was
     return frequencies * (keep + (1 - keep) / rope["factor"])

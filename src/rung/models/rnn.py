@@ -24,9 +24,7 @@ CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNNConfig(RungConfig):
-    """`cell` is elman, gru or lstm; embeddings are as wide as the state, so that the head can be
-    tied.
-    """
+    """`cell` is elman, gru or lstm; embeddings are as wide as the state, for a tied head."""
 
     model_type = "rung-rnn"
 
@@ -37,7 +35,7 @@ class RNNConfig(RungConfig):
     dropout: float = 0.0  # of embeddings, between layers, and before the head
     head_bias: bool = False  # a number for each token, added to its logit
     initializer_range: float = 0.02
-    max_position_embeddings: int = 256  # tokens it is trained on at a time; it can read on
+    max_position_embeddings: int = 256  # tokens of a training row; more can be read
     use_cache: bool = True
     tie_word_embeddings: bool = True
 
@@ -48,8 +46,9 @@ class RNNConfig(RungConfig):
 
 
 class RNNForCausalLM(StatefulModel):
-    """Embedding, recurrent cell, head (Elman 1990; Hochreiter & Schmidhuber 1997; Cho et al.
-    2014).
+    """Embedding, recurrent layers, head.
+
+    Elman 1990 (elman); Hochreiter & Schmidhuber 1997 (lstm); Cho et al. 2014 (gru).
     """
 
     config_class = RNNConfig
@@ -65,19 +64,15 @@ class RNNForCausalLM(StatefulModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that ids are looked up in."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another table in its place."""
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The layer that makes logits."""
         return self.head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Put another head in its place."""
         self.head = value
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -95,9 +90,7 @@ class RNNForCausalLM(StatefulModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
-        `inputs_embeds`.
-        """
+        """Return logits (B, T, V) of the token after each one given, by id or by vector."""
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
         real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else None
@@ -110,16 +103,15 @@ class RNNForCausalLM(StatefulModel):
 
 
 class Recurrence(nn.Module):
-    """The recurrent layers, with a state that can be carried and padding passed over, wherever it
-    stands.
+    """The recurrent layers, with a state that can be carried; padding anywhere is passed over.
 
-    Dropout is on what goes up, between the layers here, and never on what goes on through time
-    (Zaremba et al. 2014, section 3.2). The `elman` cell squashes with tanh.
+    Dropout is between the layers, never between steps of time (Zaremba et al. 2014, section 3.2).
+    The `elman` cell squashes with tanh.
     """
 
     def __init__(self, config: Any) -> None:
         super().__init__()
-        self.has_two_memories = config.cell == "lstm"  # the cell itself may be wrapped
+        self.is_lstm = config.cell == "lstm"  # its type does not tell: the cell may be wrapped
         self.cell = CELLS[config.cell](
             config.hidden_size,
             config.hidden_size,
@@ -135,30 +127,30 @@ class Recurrence(nn.Module):
         past: tuple[Tensor, ...] | None,
         intermediates: Intermediates | None = None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """States (B, T, D) and the memory after the last token, each part (B, layers, D).
+        """Return the states (B, T, D) and the memory after the last token, (B, layers, D) a part.
 
-        `real` (B, T) is false on padding; None where there is none. The memory has the type of
-        `embedded`, also under autocast, so that what one precision remembered another can go on
-        with.
+        `real` (B, T) is false on padding; None where there is none. The memory has the dtype of
+        `embedded`, under autocast too, so that a pass in another precision can go on from it.
         """
         memory = (
             tuple(t.transpose(0, 1).to(embedded.dtype).contiguous() for t in past) if past else None
         )
         real = None if real is None or bool(real.all()) else real
         if intermediates is not None and intermediates.hidden_states is not None:
-            self._show_layers(embedded, real, memory, intermediates)
-        hidden, memory = self._read(self.cell, embedded, real, memory)
+            self._record_hidden_states(embedded, real, memory, intermediates)
+        hidden, memory = self._run_layers(self.cell, embedded, real, memory)
         return hidden, tuple(t.transpose(0, 1).to(embedded.dtype) for t in memory)
 
-    def _show_layers(
+    def _record_hidden_states(
         self,
         hidden: Tensor,
         real: Tensor | None,
         memory: tuple[Tensor, ...] | None,
         intermediates: Intermediates,
     ) -> None:
-        """What goes into each layer, without dropout: the cell hands out the last layer's states
-        alone.
+        """Record the input of each layer, without dropout.
+
+        The cell returns the last layer's states alone, so the layers are run one by one.
         """
         intermediates.add_hidden_state(hidden)
         for layer in range(self.cell.num_layers - 1):
@@ -168,10 +160,10 @@ class Recurrence(nn.Module):
             for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
                 setattr(single, f"{name}_l0", getattr(self.cell, f"{name}_l{layer}"))
             before = tuple(t[layer : layer + 1].contiguous() for t in memory) if memory else None
-            hidden, _ = self._read(single, hidden, real, before)
+            hidden, _ = self._run_layers(single, hidden, real, before)
             intermediates.add_hidden_state(hidden)
 
-    def _read(
+    def _run_layers(
         self,
         cell: nn.Module,
         embedded: Tensor,
@@ -179,36 +171,33 @@ class Recurrence(nn.Module):
         memory: tuple[Tensor, ...] | None,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         if real is None:
-            return self._run(cell, embedded, memory)
+            return self._run_cell(cell, embedded, memory)
         return self._run_padded(cell, embedded, real, memory)
 
-    def _run(
+    def _run_cell(
         self, cell: nn.Module, sequence: Any, memory: tuple[Tensor, ...] | None
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        start = memory if self.has_two_memories or memory is None else memory[0]
-        casts = torch.is_autocast_enabled("cpu") and (
-            not self.has_two_memories or has_bfloat16_lstm()
-        )
+        start = memory if self.is_lstm or memory is None else memory[0]
+        casts = torch.is_autocast_enabled("cpu") and (not self.is_lstm or has_bfloat16_lstm())
         with torch.autocast("cpu", enabled=casts):
             hidden, last = cell(sequence, start)
-        return hidden, last if self.has_two_memories else (last,)
+        return hidden, last if self.is_lstm else (last,)
 
     def _run_padded(
         self, cell: nn.Module, embedded: Tensor, real: Tensor, before: tuple[Tensor, ...] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         lengths = real.sum(dim=1)
-        order = real.int().argsort(
-            dim=1, descending=True, stable=True
-        )  # B T: text as it stands, then padding
+        # B T: the text in its order, then the padding.
+        order = real.int().argsort(dim=1, descending=True, stable=True)
         moved = embedded.gather(1, order[..., None].expand_as(embedded))
         packed = pack_padded_sequence(
             moved, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
-        hidden, after = self._run(cell, packed, before)
+        hidden, after = self._run_cell(cell, packed, before)
         hidden, _ = pad_packed_sequence(hidden, batch_first=True, total_length=real.shape[1])
         hidden = hidden.gather(1, order.argsort(dim=1)[..., None].expand_as(hidden))
-        # No packed row may be empty, so one that is all padding read a token of it: it remembers
-        # what it did before.
+        # No packed row may be empty, so a row of padding alone has read a token. It gets its memory
+        # from before back.
         before = before or tuple(map(torch.zeros_like, after))
         is_read = (lengths > 0)[None, :, None]
         return hidden, tuple(torch.where(is_read, a, b) for a, b in zip(after, before, strict=True))

@@ -20,11 +20,11 @@ from rung.models.rnn import Recurrence, RNNConfig
 
 
 class RNNAttentionConfig(RNNConfig):
-    """An RNN's configuration, over how many heads its states are compared, and whether as they are.
+    """An RNN's configuration, with the heads of its attention.
 
-    With `plain_attention` a state is its own query, key and value, and what attention finds takes
-    its place: nothing is projected, and nothing added to the state. So it is in the book's chapter;
-    it learns less (`recipes/book`).
+    With `plain_attention` a state is its own query, key and value, and the result of attention
+    replaces it: nothing is projected, nothing is added. This is the model of the book's chapter; it
+    learns less (`recipes/book`).
     """
 
     model_type = "rung-rnn-attention"
@@ -34,11 +34,10 @@ class RNNAttentionConfig(RNNConfig):
 
 
 class RNNAttentionForCausalLM(StatefulModel):
-    """Recurrent states, then scaled dot-product attention of each over itself and all earlier ones,
-    then the head.
+    """Recurrent layers, attention of each state over itself and all earlier ones, head.
 
-    Attention: Bahdanau et al. 2015; in this form Vaswani et al. 2017, section 3.2.1. Dropout is
-    where rnn.py has it.
+    Attention is Bahdanau et al. 2015's, scaled dot products Vaswani et al. 2017's (section 3.2.1).
+    Dropout is where rnn.py has it.
     """
 
     config_class = RNNAttentionConfig
@@ -58,23 +57,18 @@ class RNNAttentionForCausalLM(StatefulModel):
 
     @property
     def context_length(self) -> int:
-        """It looks back as far as it was trained to."""
         return self.config.max_position_embeddings
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table that ids are looked up in."""
         return self.embedding
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Put another table in its place."""
         self.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The layer that makes logits."""
         return self.head
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Put another head in its place."""
         self.head = value
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -92,9 +86,7 @@ class RNNAttentionForCausalLM(StatefulModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, V) of the token after each of `input_ids` (B, T), or of their vectors
-        `inputs_embeds`.
-        """
+        """Return logits (B, T, V) of the token after each one given, by id or by vector."""
         embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
         real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else ()

@@ -17,11 +17,11 @@ from rung.errors import RecipeError, did_you_mean
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """A size of a rung: the fields of its config, and how many weights it has with a vocabulary of
-    `vocab_size`.
+    """A size of a rung: the fields of its config, and its number of weights.
 
-    That is the published one, or else of a tokenizer for as much text as suits the size. `context`
-    is the published one, where that is not what the model was trained on first.
+    `vocab_size` is the published vocabulary, or else suits a tokenizer for the text that the size
+    can learn. `context` is that of the published model, which may be longer than the one it was
+    first trained with, in `model`.
     """
 
     rung: str
@@ -32,7 +32,7 @@ class Size:
 
     @property
     def is_published(self) -> bool:
-        """Whether there are weights of this size."""
+        """Whether weights of this size were published."""
         return self.vocab_size == PUBLISHED_VOCAB_SIZE[self.rung]
 
     def as_dict(self) -> dict[str, Any]:
@@ -46,6 +46,7 @@ PUBLISHED_VOCAB_SIZE = {"gpt2": 50_257, "llama3": 128_256}
 
 def _gpt2(
     parameters: int,
+    *,
     width: int,
     layers: int,
     context: int = 1024,
@@ -58,15 +59,16 @@ def _gpt2(
 
 
 def _llama3(
-    parameters: int, widths: tuple[int, int], heads: tuple[int, int], layers: int, **more: Any
+    parameters: int,
+    *,
+    widths: tuple[int, int],
+    heads: tuple[int, int],
+    layers: int,
+    **more: Any,
 ) -> Size:
-    """`widths`: of the residual stream and inside the MLP; `heads`: of queries, and of keys and
-    values.
-    """
-    factor, vocab_size = (
-        more.pop("factor", None),
-        more.pop("vocab_size", PUBLISHED_VOCAB_SIZE["llama3"]),
-    )
+    """`widths` are of the residual stream and of the MLP; `heads` of queries and of keys."""
+    factor = more.pop("factor", None)
+    vocab_size = more.pop("vocab_size", PUBLISHED_VOCAB_SIZE["llama3"])
     model: dict[str, Any] = {
         "hidden_size": widths[0],
         "intermediate_size": widths[1],
@@ -86,7 +88,7 @@ def _llama3(
 
 
 def rope_parameters(factor: float | None) -> dict[str, Any]:
-    """Llama 3's rotation; with a factor, its slow channels turn more slowly by it (Llama 3.1)."""
+    """Llama 3's rotary positions; with a factor, as in 3.1, slow channels turn slower by it."""
     if not factor:
         return {"rope_type": "default", "rope_theta": 500_000.0}
     return {
@@ -99,7 +101,7 @@ def rope_parameters(factor: float | None) -> dict[str, Any]:
     }
 
 
-def _small(vocab_size: int, context: int) -> dict[str, Any]:
+def _tied(*, vocab_size: int, context: int) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
         "max_position_embeddings": context,
@@ -108,34 +110,62 @@ def _small(vocab_size: int, context: int) -> dict[str, Any]:
 
 
 SIZES: dict[str, Size] = {
-    "gpt2-nano": _gpt2(957_184, 128, 4, 256, 1024),
-    "gpt2-micro": _gpt2(5_853_184, 256, 6, 256, 4096),
-    "gpt2-mini": _gpt2(33_870_848, 512, 8, 512, 16_384),
-    "gpt2-small": _gpt2(124_439_808, 768, 12),
-    "gpt2-medium": _gpt2(354_823_168, 1024, 24),
-    "gpt2-large": _gpt2(774_030_080, 1280, 36),
-    "gpt2-xl": _gpt2(1_557_611_200, 1600, 48),
-    "llama3-nano": _llama3(918_656, (128, 384), (2, 1), 4, **_small(1024, 256)),
-    "llama3-micro": _llama3(5_475_584, (256, 704), (4, 2), 6, **_small(4096, 256)),
-    "llama3-mini": _llama3(31_990_272, (512, 1408), (8, 4), 8, **_small(16_384, 512)),
-    "llama3-small": _llama3(100_682_496, (768, 2048), (12, 4), 12, **_small(32_768, 1024)),
-    "llama3-8b": _llama3(8_030_261_248, (4096, 14_336), (32, 8), 32),
-    "llama3-70b": _llama3(70_553_706_496, (8192, 28_672), (64, 8), 80),
-    "llama3.1-8b": _llama3(8_030_261_248, (4096, 14_336), (32, 8), 32, factor=8.0),
-    "llama3.1-70b": _llama3(70_553_706_496, (8192, 28_672), (64, 8), 80, factor=8.0),
+    "gpt2-nano": _gpt2(957_184, width=128, layers=4, context=256, vocab_size=1024),
+    "gpt2-micro": _gpt2(5_853_184, width=256, layers=6, context=256, vocab_size=4096),
+    "gpt2-mini": _gpt2(33_870_848, width=512, layers=8, context=512, vocab_size=16_384),
+    "gpt2-small": _gpt2(124_439_808, width=768, layers=12),
+    "gpt2-medium": _gpt2(354_823_168, width=1024, layers=24),
+    "gpt2-large": _gpt2(774_030_080, width=1280, layers=36),
+    "gpt2-xl": _gpt2(1_557_611_200, width=1600, layers=48),
+    "llama3-nano": _llama3(
+        918_656, widths=(128, 384), heads=(2, 1), layers=4, **_tied(vocab_size=1024, context=256)
+    ),
+    "llama3-micro": _llama3(
+        5_475_584, widths=(256, 704), heads=(4, 2), layers=6, **_tied(vocab_size=4096, context=256)
+    ),
+    "llama3-mini": _llama3(
+        31_990_272,
+        widths=(512, 1408),
+        heads=(8, 4),
+        layers=8,
+        **_tied(vocab_size=16_384, context=512),
+    ),
+    "llama3-small": _llama3(
+        100_682_496,
+        widths=(768, 2048),
+        heads=(12, 4),
+        layers=12,
+        **_tied(vocab_size=32_768, context=1024),
+    ),
+    "llama3-8b": _llama3(8_030_261_248, widths=(4096, 14_336), heads=(32, 8), layers=32),
+    "llama3-70b": _llama3(70_553_706_496, widths=(8192, 28_672), heads=(64, 8), layers=80),
+    "llama3.1-8b": _llama3(
+        8_030_261_248, widths=(4096, 14_336), heads=(32, 8), layers=32, factor=8.0
+    ),
+    "llama3.1-70b": _llama3(
+        70_553_706_496, widths=(8192, 28_672), heads=(64, 8), layers=80, factor=8.0
+    ),
     "llama3.2-1b": _llama3(
-        1_235_814_400, (2048, 8192), (32, 8), 16, factor=32.0, tie_word_embeddings=True
+        1_235_814_400,
+        widths=(2048, 8192),
+        heads=(32, 8),
+        layers=16,
+        factor=32.0,
+        tie_word_embeddings=True,
     ),
     "llama3.2-3b": _llama3(
-        3_212_749_824, (3072, 8192), (24, 8), 28, factor=32.0, tie_word_embeddings=True
+        3_212_749_824,
+        widths=(3072, 8192),
+        heads=(24, 8),
+        layers=28,
+        factor=32.0,
+        tie_word_embeddings=True,
     ),
 }
 
 
 def resolve_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The rung that `name` is, or is a size of; and its `model` fields with those that the size
-    fills in.
-    """
+    """Return the rung that `name` is, or is a size of, and `model` with the size's fields."""
     size = SIZES.get(name)
     if size is None:
         return name, model
@@ -144,8 +174,7 @@ def resolve_size(name: str, model: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 
 def published_config(name: str) -> PreTrainedConfig:
-    """The configuration of a published model as its `config.json` has it: of `gpt2`, `llama3-8b`,
-    `llama3.2-1b`, ...
+    """The configuration of a published model, such as `llama3.2-1b`, as its `config.json` has it.
 
     Raises `RecipeError` where no model of that name was published.
     """

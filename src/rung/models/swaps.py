@@ -39,8 +39,9 @@ SWAPS = {  # name: what it takes out, what it puts in
 
 
 class SwapsConfig(RungConfig):
-    """`swaps` names what is Llama's; `num_key_value_heads` and `intermediate_size` are of the parts
-    swapped in.
+    """`swaps` names the parts that are Llama's.
+
+    `num_key_value_heads` and `intermediate_size` are for parts that are swapped in.
     """
 
     model_type = "rung-swaps"
@@ -73,12 +74,12 @@ class SwapsConfig(RungConfig):
 
     @property
     def gpt2(self) -> GPT2Config:
-        """What GPT-2's parts are made from."""
+        """The configuration that GPT-2's parts are made from."""
         return GPT2Config(**self._shared(), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
 
     @property
     def llama3(self) -> LlamaConfig:
-        """What Llama's parts are made from."""
+        """The configuration that Llama's parts are made from."""
         biased = "unbiased" not in self.swaps
         return LlamaConfig(
             **self._shared(),
@@ -139,7 +140,7 @@ class SwapsModel(nn.Module):
 
 
 class SwapsForCausalLM(CausalModel):
-    """GPT-2 with its head, and with Llama's parts where `config.swaps` names them."""
+    """GPT-2 with its head, and Llama's parts where `config.swaps` names them."""
 
     config_class = SwapsConfig
     base_model_prefix = "model"
@@ -153,15 +154,13 @@ class SwapsForCausalLM(CausalModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    forward = (
-        LlamaForCausalLM.forward
-    )  # cache, positions, mask, model, head: the same for every swap
+    # Cache, positions, mask, model and head are the same for every swap.
+    forward = LlamaForCausalLM.forward
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Each part as in its own file; what writes to the residual stream smaller in all, as in
-        GPT-2.
+        """Start each part as its own file does, but all residual projections smaller, as GPT-2's.
 
-        No heads copy from the start: without rotation none could.
+        There are no induction heads: without rotation none could be given.
         """
         super()._init_weights(module)
         if module is self.model.embed_positions:
@@ -172,7 +171,7 @@ class SwapsForCausalLM(CausalModel):
 
 
 def make_layer(config: SwapsConfig, layer: int) -> LlamaDecoderLayer:
-    """Llama's layer, with GPT-2's parts where they are not swapped."""
+    """Make Llama's layer, with GPT-2's parts where they are not swapped."""
     made = LlamaDecoderLayer(config.llama3, layer)
     made.add_module("input_layernorm", make_norm(config))
     made.add_module("post_attention_layernorm", make_norm(config))
@@ -186,7 +185,7 @@ def make_layer(config: SwapsConfig, layer: int) -> LlamaDecoderLayer:
 
 
 def make_norm(config: SwapsConfig) -> nn.Module:
-    """RMSNorm has no bias; LayerNorm's goes with the others."""
+    """Make the norm: RMSNorm, which has no bias, or LayerNorm, whose bias goes with the others."""
     if "rmsnorm" in config.swaps:
         return LlamaRMSNorm(config.hidden_size, config.llama3.rms_norm_eps)
     return nn.LayerNorm(

@@ -151,7 +151,7 @@ def test_what_cannot_be_kept_is_said_and_counted_on(row, tmp_path, counted, capl
         assert_same(list(count("numpy", tmp_path, row)), list(count_ngrams(*row, ORDER, WORDS)))
     assert (
         caplog.text.count(
-            "order 2 cannot be kept ([Errno 28] No space left on device): counting goes on"
+            "order 2 cannot be saved ([Errno 28] No space left on device): counting goes on"
         )
         == 1
     )

@@ -1,9 +1,8 @@
-"""Orders that were counted, kept on disk: counting that was cut short goes on with the first that
-is missing.
+"""Checkpoints of counting: each order on disk, so that a count that was stopped can go on.
 
-order-N/          the n-grams of order N, a file for each array, and what the engine goes on with
-    counted.json    of what text and with what settings: those of another count are not used
-    manifest.json   size and digest of every file: what does not agree is damaged, and counted again
+order-N/          the n-grams of order N, a file for each array, and the state of the engine
+    counted.json    the text and the settings of the count; another count does not use the order
+    manifest.json   size and digest of every file; an order that differs is damaged, counted again
 """
 
 import json
@@ -26,14 +25,13 @@ FACTS_FILE = "counted.json"
 
 
 class OrderCheckpoints:
-    """The orders of one count that are kept in a folder, from 2 to `highest`; single tokens are
-    counted in a moment.
+    """The orders of one count that are saved in a folder, from 2 to `highest`.
+
+    Single tokens are not saved: they are counted in a moment.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        """Remove what is damaged in `folder`, or not of the count that `facts` describe, and all
-        orders above it.
-        """
+        """Remove orders that are damaged or of another count than `facts`, and all above them."""
         self.folder = folder
         self.facts = json.loads(json.dumps(facts))
         self.highest = 1
@@ -44,8 +42,9 @@ class OrderCheckpoints:
             _remove([path for path in _list_orders(folder) if _order_of(path) > self.highest])
 
     def load(self) -> list[dict[str, NDArray[Any]]]:
-        """The arrays of the orders 2, 3, ..., by their names and mapped into memory; what is
-        changed stays there.
+        """Return the arrays of orders 2, 3, ... by their names, mapped into memory.
+
+        Changes stay in memory and are not written.
         """
         return [
             {
@@ -56,10 +55,8 @@ class OrderCheckpoints:
         ]
 
     def save(self, order: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Have an order's arrays on the disk. Where there is no room for them, a warning says so:
-        counting goes on.
-        """
-        if order != self.highest + 1:  # the one below could not be kept
+        """Save an order's arrays. Where the disk is full, log a warning and go on."""
+        if order != self.highest + 1:  # the order below could not be saved
             return
         try:
             self.folder.mkdir(exist_ok=True)
@@ -71,8 +68,8 @@ class OrderCheckpoints:
                 write_manifest(beside, hashed_bytes=math.inf)
         except OSError as error:
             logger.warning(
-                "order %d cannot be kept (%s): counting goes on, and if it is stopped begins again "
-                "there",
+                "order %d cannot be saved (%s): counting goes on, but if it is stopped it begins "
+                "again with this order",
                 order,
                 error,
             )
@@ -83,9 +80,7 @@ class OrderCheckpoints:
         return self.folder / f"order-{order}"
 
     def _is_whole(self, order: int) -> bool:
-        """Whether the order is there to go on from; if it is there and not to be used, a warning
-        says why.
-        """
+        """Whether the order is there and usable; a warning says why not."""
         place = self._place(order)
         if not place.exists():
             return False
@@ -99,7 +94,7 @@ class OrderCheckpoints:
 
 
 def remove_order_checkpoints(folder: Path) -> None:
-    """Remove the orders that are kept in a folder, and the folder where nothing else is in it."""
+    """Remove the saved orders in a folder, and the folder itself where it is empty then."""
     _remove(_list_orders(folder))
     with suppress(OSError):
         folder.rmdir()
@@ -114,7 +109,6 @@ def _order_of(path: Path) -> int:
 
 
 def _remove(places: list[Path]) -> None:
-    for place in sorted(
-        places, key=_order_of, reverse=True
-    ):  # none is left without those that it is built on
+    # From the highest down: no order is left without those that it is built on.
+    for place in sorted(places, key=_order_of, reverse=True):
         shutil.rmtree(place, ignore_errors=True)

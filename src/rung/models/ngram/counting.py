@@ -19,10 +19,11 @@ IntArray = NDArray[numpy.integer]
 
 @dataclass(frozen=True, kw_only=True)
 class TrieLevel:
-    """The n-grams of one order, sorted by parent and token.
+    """The n-grams of one order: a level of the trie, sorted by parent and token.
 
-    `counts` are raw. `suffixes` is the row, one level down, of all tokens but the first; at order 1
-    there is none. `opens` says which n-grams begin with the token that opens documents.
+    `counts` are occurrences. `suffixes` is the row, in the level below, of all tokens but the
+    first; at order 1 there is none. `opens` says which n-grams begin with the token that opens
+    documents.
     """
 
     tokens: IntArray
@@ -36,9 +37,8 @@ class TrieLevel:
 
 
 TrieLevels = Generator[TrieLevel, None, None]
-CountFunction = Callable[
-    [IntArray, NDArray[numpy.int64], int, int], TrieLevels
-]  # what does as `count_ngrams` does
+# A function that counts as `count_ngrams` does.
+CountFunction = Callable[[IntArray, NDArray[numpy.int64], int, int], TrieLevels]
 
 
 def count_ngrams(
@@ -48,17 +48,17 @@ def count_ngrams(
     vocab_size: int,
     checkpoints: OrderCheckpoints | None = None,
 ) -> TrieLevels:
-    """Levels 1, 2, ..., `order` of `tokens` (N,), whose documents begin at `starts`; no n-gram
-    spans two.
+    """Count the n-grams of `tokens` (N,), whose documents begin at `starts`: levels 1 to `order`.
 
-    Ends early where no document is as long. Level 1 has a row for every token of the vocabulary.
-    What `checkpoints` have is not counted again, and each level that is counted goes there. Raises
-    `RecipeError` for a text whose positions do not fit into 32 bits.
+    No n-gram spans two documents, and the levels end where no document is as long. Level 1 has a
+    row for every token of the vocabulary. Orders in `checkpoints` are not counted again, and each
+    one that is counted is saved there. Raises `RecipeError` for a text whose positions do not fit
+    into 32 bits.
     """
     if len(tokens) >= 2**31:
         raise RecipeError(
             f"{len(tokens):,} tokens are too many to count in memory: add "
-            f"--set counting.memory=8GB, and they go to disk"
+            "--set counting.memory=8GB, and they go to disk"
         )
     ids = tokens.astype(numpy.int32)
     ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)
@@ -92,8 +92,9 @@ def count_ngrams(
 def _make_level(
     keys: NDArray[numpy.int64], placed: IntArray, rows: IntArray, below: TrieLevel, vocab_size: int
 ) -> TrieLevel:
-    """The level of sorted keys and their places; `rows` has the row below at each place, and then
-    the row here.
+    """Make a level of its sorted keys and their places in the text.
+
+    `rows` holds each place's row in the level below, and is overwritten with its row in this one.
     """
     is_new = numpy.empty(len(keys), dtype=bool)
     is_new[0] = True
@@ -113,8 +114,9 @@ def _make_level(
 
 
 def unigram_level(counts: IntArray, opening: int, documents: int) -> TrieLevel:
-    """Level 1: a row for every token, seen or not. Where `opening` opens a document it is not
-    counted: nothing predicts it there.
+    """Make level 1: a row for every token, seen or not.
+
+    `opening` is not counted where it opens a document: nothing predicts it there.
     """
     everything = numpy.arange(len(counts), dtype=numpy.int32)
     return TrieLevel(
@@ -127,7 +129,7 @@ def unigram_level(counts: IntArray, opening: int, documents: int) -> TrieLevel:
 
 
 def pack_keys(parents: IntArray, tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
-    """(parent, token) as one number that sorts as the pair does."""
+    """Join each (parent, token) into one number that sorts as the pair does."""
     keys = parents.astype(numpy.int64)
     keys <<= _bits(vocab_size)
     keys |= tokens
@@ -135,7 +137,7 @@ def pack_keys(parents: IntArray, tokens: IntArray, vocab_size: int) -> NDArray[n
 
 
 def unpack_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[IntArray, IntArray]:
-    """The parents and tokens that `pack_keys` joined."""
+    """Return the parents and tokens that `pack_keys` joined."""
     bits = _bits(vocab_size)
     return (keys >> bits).astype(numpy.int32), (keys & ((1 << bits) - 1)).astype(numpy.int32)
 
@@ -143,10 +145,10 @@ def unpack_keys(keys: NDArray[numpy.int64], vocab_size: int) -> tuple[IntArray, 
 def sort_with_positions(
     keys: NDArray[numpy.int64], places: IntArray
 ) -> tuple[NDArray[numpy.int64], IntArray]:
-    """Keys in order, and their places with them; overwrites `keys`.
+    """Sort keys, and their places with them; overwrites `keys`.
 
-    Where key and place fit into 63 bits they are sorted as one number: numpy sorts numbers ten
-    times as fast as it finds the order of them.
+    Where a key and its place fit into 63 bits they are sorted as one number: numpy's sort is ten
+    times as fast as its argsort.
     """
     bits = _bits(int(places.max()) + 1)
     if int(keys.max()) >> (63 - bits):
@@ -161,5 +163,5 @@ def sort_with_positions(
 
 
 def _bits(size: int) -> int:
-    """Bits that hold every number below `size`."""
+    """The bits that every number below `size` fits into."""
     return max(1, (size - 1).bit_length())

@@ -1,4 +1,4 @@
-"""How much is taken away from a count, to be shared out among what was never seen."""
+"""Discounts: the share of each count that is given to n-grams which were not seen."""
 
 import logging
 
@@ -8,12 +8,13 @@ from numpy.typing import NDArray
 logger = logging.getLogger(__name__)
 
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # what lmplz --discount_fallback uses
-BINCOUNT_ROWS = 2**24  # rows tallied at once: numpy makes 64-bit copies of what it counts
+BINCOUNT_ROWS = 2**24  # rows counted at once: numpy makes a 64-bit copy of them
 
 
 def choose_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str) -> list[float]:
-    """What `smoothing` takes from a count of 1, 2, ...; the last serves all higher ones. Empty:
-    nothing.
+    """The discounts of counts 1, 2, ... under `smoothing`; the last serves all higher counts.
+
+    The list is empty where a smoothing takes nothing.
     """
     if smoothing == "kneser-ney":
         return estimate_discounts(counts, order)
@@ -26,9 +27,8 @@ def choose_discounts(counts: NDArray[numpy.integer], order: int, smoothing: str)
 def estimate_discounts(counts: NDArray[numpy.integer], order: int) -> list[float]:
     """D1, D2, D3+ from the counts of counts (Chen & Goodman 1998, equation 26).
 
-    Where these are undefined or out of range, which small or odd texts make them, the fixed
-    discounts 0.5, 1, 1.5 stand in, and the log says so. A discount of 0 is out of range: it would
-    leave nothing for what was not seen.
+    Where one is undefined or out of range, as in small or odd texts, all are 0.5, 1, 1.5, and the
+    log says so. A discount of 0 is out of range: it would leave nothing for unseen n-grams.
     """
     t1, t2, t3, t4 = counts_of_counts(counts)
     if min(t1, t2, t3) > 0:
@@ -48,8 +48,9 @@ def estimate_discounts(counts: NDArray[numpy.integer], order: int) -> list[float
 
 
 def absolute_discount(once: int, twice: int) -> float:
-    """One discount for all counts, from how many n-grams occur once and twice (Ney et al. 1994,
-    section 3).
+    """One discount for all counts, from how many n-grams occur once and twice.
+
+    Ney et al. 1994, section 3.
     """
     return once / (once + 2 * twice) if once else FALLBACK_DISCOUNTS[0]
 
