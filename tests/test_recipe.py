@@ -16,11 +16,12 @@ from rung.progress import Progress
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.sampler import ResumableSampler
 from rung.workflows.budget import suggest_parameters
-from rung.workflows.estimate import foresee
+from rung.workflows.estimate import estimate_costs
 from rung.workflows.evaluate import evaluate_run
 from rung.workflows.prepare import prepare_tokenizer
 from rung.workflows.record import find_marks
-from rung.workflows.train import check_unused, execute, read_begun
+from rung.workflows.run_folder import check_unused, read_begun
+from rung.workflows.train import execute
 from rung.workflows.variants import choose_fitting
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
@@ -240,7 +241,7 @@ def test_a_run_is_not_resumed_on_other_text(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched:
         patched.setattr(
-            "rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            "rung.workflows.train.score_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
             execute(recipe, tmp_path / "run")
@@ -378,7 +379,7 @@ def test_what_the_model_cannot_be_is_told_before_a_text_is_looked_for(page, mess
     )
     for start in (
         lambda: execute(recipe, tmp_path / "run"),
-        lambda: foresee(recipe, tmp_path / "run"),
+        lambda: estimate_costs(recipe, tmp_path / "run"),
     ):
         with pytest.raises(RecipeError, match=message):
             start()
@@ -430,7 +431,7 @@ def test_after_any_bad_recipe_a_right_one_works_in_the_folder(text, tmp_path):
 def test_a_failure_after_work_says_how_to_go_on(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "gpt2", "corpus": text, **QUICK})
     with monkeypatch.context() as patched, pytest.raises(RunError, match="no ruler") as caught:
-        patched.setattr("rung.workflows.train.judge", raise_run_error)
+        patched.setattr("rung.workflows.train.score_run", raise_run_error)
         execute(recipe, tmp_path / "run")
     assert caught.value.__notes__ == [
         f"what was made so far is kept: go on with `rung train --out {tmp_path / 'run'} --resume`, "

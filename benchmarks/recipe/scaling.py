@@ -40,9 +40,8 @@ def read_text(source):
     from rung.data.corpus import load_corpus
     from rung.data.tokenizer_training import suggest_vocab_size
     from rung.recipe import make_recipe
-    from rung.workflows.difficulty import count_text
-    from rung.workflows.prepare import pack_train, prepare_tokenizer
-    from rung.workflows.train import CONTEXT, read_watched
+    from rung.workflows.difficulty import measure_difficulty
+    from rung.workflows.prepare import CONTEXT, pack_train, prepare_tokenizer, sample_validation
 
     corpus = load_corpus(source, "paragraphs")
     spec = {"kind": "bpe", "vocab_size": suggest_vocab_size(corpus.bytes["train"])}
@@ -50,7 +49,7 @@ def read_text(source):
         make_recipe({"rung": "llama3", "corpus": source, "tokenizer": spec}), corpus
     )
     packed = pack_train(corpus, tokenizer)
-    return len(packed), count_text(tokenizer, packed, read_watched(corpus), CONTEXT)
+    return len(packed), measure_difficulty(tokenizer, packed, sample_validation(corpus), CONTEXT)
 
 
 def make_run(corpus, source, dropout, width, steps):
@@ -99,7 +98,7 @@ def read_run(folder, corpus=None):
         "tokens": training["tokens"],
         "parameters": record["parameters"],
         "text": text,
-        "ngram": round(counted.plain, 4),
+        "ngram": round(counted.ngram, 4),
         "copying": round(counted.copying, 4),
         "bits_per_byte": round(min(reached), 4),
         "test": round(record["scores"]["test"]["bits_per_byte"], 4),
@@ -127,7 +126,7 @@ def fit(runs, fixed=None):
     import torch
     from torch.nn.functional import softplus
 
-    from rung.workflows.budget import Law
+    from rung.workflows.budget import ScalingLaw
 
     starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0, "copying": 0.2}
     known = vars(fixed) if fixed else EXPONENTS
@@ -140,7 +139,7 @@ def fit(runs, fixed=None):
         search = torch.optim.LBFGS([raw], max_iter=500, line_search_fn="strong_wolfe")
 
         def make(raw=raw):
-            return Law(**{**known, **dict(zip(free, softplus(raw), strict=True))})
+            return ScalingLaw(**{**known, **dict(zip(free, softplus(raw), strict=True))})
 
         def error(raw=raw, search=search, make=make):
             search.zero_grad()
@@ -156,7 +155,7 @@ def fit(runs, fixed=None):
         if best is None or found < best[0]:
             best = (
                 found,
-                Law(
+                ScalingLaw(
                     **{
                         name: round(float(torch.as_tensor(value).detach()), 4)
                         for name, value in vars(make()).items()
@@ -167,9 +166,9 @@ def fit(runs, fixed=None):
 
 
 def expect(law, run):
-    from rung.workflows.difficulty import Counted
+    from rung.workflows.difficulty import Difficulty
 
-    counted = Counted(run["ngram"], run["copying"])
+    counted = Difficulty(run["ngram"], run["copying"])
     return law(run["parameters"], run["tokens"], run["text"]) * law.begin(counted)
 
 
@@ -182,7 +181,7 @@ def laws_of(runs):
 
 def write(runs):
     """The runs, the laws, and how far apart they are."""
-    from rung.workflows.budget import LAWS
+    from rung.workflows.budget import SCALING_LAWS
 
     print("# What a small model learns from how many tokens\n")
     print(
@@ -204,7 +203,7 @@ def write(runs):
     )  # old runs do not say it
     if machines:
         print(f"Runs were made on {' and on '.join(machines)}.")
-    for name, laws in LAWS.items():
+    for name, laws in SCALING_LAWS.items():
         for with_dropout, law in laws.items():
             mine = [
                 run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout

@@ -18,7 +18,7 @@
     lora: 8                      # of that base, train only a change of this rank
     seed: 0
 
-Every key may be left out but `rung`. `making.py` makes the run.
+Every key may be left out but `rung`. `workflows/train.py` makes the run.
 """
 
 import math
@@ -35,7 +35,7 @@ from rung.data.files import DocumentKind
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS
 from rung.errors import RecipeError, did_you_mean
 from rung.ladder import is_counting
-from rung.models import config_fields, find_rung
+from rung.models import Rung, config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
 from rung.training.argument_checks import check_arguments
@@ -88,6 +88,11 @@ class Recipe:
     steps: int | None = None
     minutes: float | None = None
     seed: int = 0
+
+    @property
+    def entry(self) -> Rung:
+        """The rung's entry in the registry."""
+        return find_rung(self.rung)
 
     def __post_init__(self) -> None:
         find_rung(self.rung)

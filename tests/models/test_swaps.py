@@ -281,7 +281,7 @@ def test_the_command_makes_real_runs(tmp_path, prose, monkeypatch):
         "num_key_value_heads": 1,
     }
     monkeypatch.setattr("rung.workflows.climb_swaps.SHAPE", small)
-    monkeypatch.setattr("rung.workflows.train.SAMPLE_TOKENS", 1)
+    monkeypatch.setattr("rung.workflows.fit.SAMPLE_TOKENS", 1)
     options = ["climb", "my.txt", "--between", "gpt2", "llama3", "--steps", "2", "--seeds", "1"]
     made = CliRunner().invoke(app, options)
     assert made.exit_code == 0, made.output

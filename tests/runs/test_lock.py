@@ -36,7 +36,8 @@ def holder(folder):
 def test_a_folder_is_held_by_one_process_and_a_kill_lets_go_of_it(tmp_path):
     from rung.recipe import make_recipe
     from rung.workflows.climb import Climb, climb
-    from rung.workflows.train import check_unused, execute
+    from rung.workflows.run_folder import check_unused
+    from rung.workflows.train import execute
     from rung.workflows.tune import Tuning, tune
 
     folder, recipe = tmp_path / "runs" / "bigram", make_recipe({"rung": "bigram"})

@@ -19,7 +19,9 @@ from rung.evaluation.score import score_documents
 from rung.models import count_parameters, load
 from rung.recipe import Recipe, make_recipe
 from rung.workflows.base import load_base, read_base_config
-from rung.workflows.train import WATCHED_BYTES, execute, read_begun
+from rung.workflows.prepare import VALIDATION_BYTES
+from rung.workflows.run_folder import read_begun
+from rung.workflows.train import execute
 from tests.conftest import NEURAL, TINY
 
 pytestmark = pytest.mark.usefixtures("few_objects")
@@ -237,7 +239,7 @@ def test_the_ruler_reads_the_change_as_it_is_by_then(make_base, texts, tmp_path)
     watched = [
         line["bits_per_byte"] for line in runs.read_metrics(tmp_path) if "bits_per_byte" in line
     ]
-    text = take_texts(load_corpus(str(texts / "other.txt")).validation["text"], WATCHED_BYTES)
+    text = take_texts(load_corpus(str(texts / "other.txt")).validation["text"], VALIDATION_BYTES)
     assert min(watched) == pytest.approx(
         score_documents(*load(tmp_path), text).bits_per_byte, rel=1e-6
     )

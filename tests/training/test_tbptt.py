@@ -25,7 +25,7 @@ from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
 from rung.training.settings import TrainSettings
 from rung.training.train import train
-from rung.workflows.train import read_begun
+from rung.workflows.run_folder import read_begun
 from tests.conftest import SENTENCES
 
 pytestmark = pytest.mark.usefixtures("few_objects")

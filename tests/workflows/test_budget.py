@@ -1,6 +1,7 @@
 """The dial: what minutes buy, and what it says it expects."""
 
 import math
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -11,11 +12,22 @@ from rung import runs
 from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.recipe import make_recipe
-from rung.workflows.budget import LAWS, NEAR, WIDTHS, Law, suggest_parameters, turn_dial
+from rung.training.clock import now
+from rung.workflows.budget import (
+    NEAR,
+    SCALING_LAWS,
+    WIDTHS,
+    ScalingLaw,
+    plan_model,
+    suggest_parameters,
+)
+from rung.workflows.prepare import PreparedText
 from rung.workflows.train import execute
 from tests.conftest import SENTENCES
 
-LAW = Law(floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0, copying=0.5)
+LAW = ScalingLaw(
+    floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0, copying=0.5
+)
 MILLIONS = st.floats(0.1, 1e4)
 
 
@@ -74,7 +86,18 @@ def turn(tokenizer, packed, tmp_path, began=None, **page):
             **page,
         }
     )
-    return turn_dial(recipe, tokenizer, packed, tmp_path, SENTENCES, began)
+    corpus = SimpleNamespace(validation={"text": SENTENCES}, bytes={"test": 0})
+    prepared = PreparedText(
+        recipe=recipe,
+        folder=tmp_path,
+        tokenizer=tokenizer,
+        packed_key="",
+        base={},
+        began=now() if began is None else began,
+        corpus=corpus,
+        packed=packed,
+    )
+    return plan_model(prepared)
 
 
 def test_more_time_and_a_faster_machine_make_larger_models(
@@ -152,7 +175,7 @@ def test_the_laws_know_what_they_were_fitted_on():
     """A million weights after a few million tokens of a large text are ahead of the n-gram
     model.
     """
-    for laws in LAWS.values():
+    for laws in SCALING_LAWS.values():
         for law in laws.values():
             assert 0.7 < law(1e6, 3e6, 1e9) < 1.0
 
@@ -171,4 +194,4 @@ def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):
         if "bits_per_byte" in line
     ]
     assert plan["reached"] == min(lines)
-    assert next(stage.note for stage in told if stage.name == "planned").count("expecting") == 1
+    assert next(each.note for each in told if each.stage == "planned").count("expecting") == 1

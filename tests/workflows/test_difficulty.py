@@ -12,7 +12,7 @@ from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.evaluation.score import score_documents
 from rung.models import find_rung, make_config
-from rung.workflows.difficulty import copy_nats, count_text
+from rung.workflows.difficulty import measure_difficulty, nats_with_copying
 from tests.conftest import SENTENCES
 
 DOCUMENT = st.lists(st.integers(0, 3), min_size=2, max_size=30)
@@ -28,7 +28,7 @@ def test_what_copies_say_is_a_probability(documents, reach):
 
     def cost_of(token):
         asked = [*before, [*last[:-1], token]]
-        return list(copy_nats(zip(asked, even, strict=True), reach))[-1][-1].item()
+        return list(nats_with_copying(zip(asked, even, strict=True), reach))[-1][-1].item()
 
     assert sum(math.exp(-cost_of(token)) for token in range(4)) == pytest.approx(1)
 
@@ -36,10 +36,10 @@ def test_what_copies_say_is_a_probability(documents, reach):
 def test_a_repeated_passage_gets_cheap_and_a_distant_one_does_not():
     passage = list(range(40))
     nats = torch.full((79,), math.log(100))
-    near = next(copy_nats([(passage * 2, nats)], reach=64))
+    near = next(nats_with_copying([(passage * 2, nats)], reach=64))
     assert near[-10:].mean() < 0.2 * math.log(100)
     assert torch.allclose(near[:39], nats[:39].double())
-    far = next(copy_nats([(passage * 2, nats)], reach=30))
+    far = next(nats_with_copying([(passage * 2, nats)], reach=30))
     assert torch.equal(far, nats.double())
 
 
@@ -47,20 +47,21 @@ def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     documents = list(encode_documents(SENTENCES * 10, tokenizer))
     starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
     packed = PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
-    counted = count_text(tokenizer, packed, SENTENCES, reach=64)
+    counted = measure_difficulty(tokenizer, packed, SENTENCES, reach=64)
     model = (
         find_rung("ngram")
         .model.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts)
         .eval()
     )
-    assert counted.plain == pytest.approx(
+    assert counted.ngram == pytest.approx(
         score_documents(model, tokenizer, SENTENCES).bits_per_byte
     )
     with monkeypatch.context() as patched:
         patched.setattr("rung.workflows.difficulty.FIRST_TOKENS", 100)
-        assert count_text(tokenizer, packed, SENTENCES, reach=64) == counted
+        assert measure_difficulty(tokenizer, packed, SENTENCES, reach=64) == counted
         assert (
-            count_text(tokenizer, packed, SENTENCES, reach=64, seconds=0.0).plain > counted.plain
+            measure_difficulty(tokenizer, packed, SENTENCES, reach=64, seconds=0.0).ngram
+            > counted.ngram
         )  # of a few tokens
-    repeated = count_text(tokenizer, packed, ["qzx jvw kpy " * 20], reach=64)
-    assert repeated.copying < 0.7 * repeated.plain
+    repeated = measure_difficulty(tokenizer, packed, ["qzx jvw kpy " * 20], reach=64)
+    assert repeated.copying < 0.7 * repeated.ngram

@@ -16,7 +16,7 @@ from rung.training.arguments import make_training_arguments
 from rung.training.lora import LoraAdapter
 from rung.training.settings import TrainSettings
 from rung.workflows import estimate
-from rung.workflows.estimate import foresee
+from rung.workflows.estimate import estimate_costs
 from rung.workflows.train import execute
 
 SMALL = {"hidden_size": 64, "max_position_embeddings": 64}
@@ -35,7 +35,7 @@ def text(tmp_path_factory, prose):
 def test_every_rung_says_what_it_takes(rung, text, tmp_path):
     counts = rung in ("bigram", "ngram", "infini-gram")
     page = {"rung": rung, "corpus": text} | ({} if counts else {"steps": 10, "model": SMALL})
-    found = foresee(make_recipe(page), tmp_path / "run")
+    found = estimate_costs(make_recipe(page), tmp_path / "run")
     assert "tokens" in found["training text"] and "GB" in found["disk"]
     assert "GB" in (found["memory"] if counts else found["memory a process"])
     assert counts or int(found["parameters"].replace(",", "")) > 10_000
@@ -44,23 +44,23 @@ def test_every_rung_says_what_it_takes(rung, text, tmp_path):
 
 def test_a_long_count_says_what_its_checkpoints_take(text, tmp_path, monkeypatch):
     recipe = make_recipe({"rung": "ngram", "corpus": text})
-    assert "to go on from" not in foresee(recipe, tmp_path / "run")["disk"]
+    assert "to go on from" not in estimate_costs(recipe, tmp_path / "run")["disk"]
     monkeypatch.setattr("rung.models.ngram.counting_settings.MIN_CHECKPOINT_SECONDS", 0.0)
     assert (
         "GB for counts to go on from, until the run is complete"
-        in foresee(recipe, tmp_path / "run")["disk"]
+        in estimate_costs(recipe, tmp_path / "run")["disk"]
     )
 
 
 def test_counting_says_the_smallest_memory(text, tmp_path):
     pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
     page = {"rung": "ngram", "corpus": text}
-    least = foresee(make_recipe(page), tmp_path / "run")["smallest memory"].split()[0]
+    least = estimate_costs(make_recipe(page), tmp_path / "run")["smallest memory"].split()[0]
     enough = str(int(least.removesuffix("MB")) + 200) + "MB"  # this process may grow meanwhile
-    found = foresee(make_recipe(page | {"counting": {"memory": enough}}), tmp_path / "run")
+    found = estimate_costs(make_recipe(page | {"counting": {"memory": enough}}), tmp_path / "run")
     assert enough in found["memory"]
     with pytest.raises(RecipeError, match="MB suffices"):
-        foresee(make_recipe(page | {"counting": {"memory": "100MB"}}), tmp_path / "run")
+        estimate_costs(make_recipe(page | {"counting": {"memory": "100MB"}}), tmp_path / "run")
 
 
 def read_gigabytes(text):
@@ -74,7 +74,7 @@ def test_what_training_grows_by_is_foreseen_within_a_factor_of_two(text, tmp_pat
     recipe = make_recipe(
         {"rung": "llama3", "corpus": text, "steps": 2, "model": shape, "train": train}
     )
-    found = foresee(recipe, tmp_path / "run")["memory a process"]
+    found = estimate_costs(recipe, tmp_path / "run")["memory a process"]
     assert "an estimate" in found
     said = read_gigabytes(found) - process_memory()
     grown = watch_memory()
@@ -91,14 +91,14 @@ def base(make_tiny, tokenizer, tmp_path):
 
 
 def test_a_base_is_what_is_counted(text, base, make_tiny, tmp_path):
-    found = foresee(
+    found = estimate_costs(
         make_recipe({"rung": "llama3", "corpus": text, "base": base, "steps": 5}), tmp_path / "run"
     )
     assert found["parameters"] == f"{count_parameters(make_tiny('llama3')):,}"
     assert not (tmp_path / "run").exists()
     changed = {"rung": "llama3", "corpus": text, "base": base, "model": {"hidden_size": 64}}
     with pytest.raises(RecipeError, match="model.hidden_size is 64, but .* was made with 32"):
-        foresee(make_recipe(changed), tmp_path / "run")
+        estimate_costs(make_recipe(changed), tmp_path / "run")
 
 
 @pytest.mark.skipif(
@@ -121,5 +121,5 @@ def test_of_a_base_with_adapters_they_alone_have_gradients_and_moments(
     assert memory.weights >= 4 * sum(parameter.numel() for parameter in learner.parameters())
     if rung == "llama3":
         page = {"rung": rung, "corpus": text, "base": base, "lora": 4, "steps": 5}
-        found = foresee(make_recipe(page), tmp_path / "run")
+        found = estimate_costs(make_recipe(page), tmp_path / "run")
         assert found["parameters"] == f"{trained:,} trained beside {count_parameters(model):,}"

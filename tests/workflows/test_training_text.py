@@ -8,7 +8,8 @@ from rung import runs
 from rung.errors import CorpusError, RunError
 from rung.recipe import make_recipe
 from rung.workflows.evaluate import evaluate_run
-from rung.workflows.train import execute, read_begun
+from rung.workflows.run_folder import read_begun
+from rung.workflows.train import execute
 from rung.workflows.training_text import describe_places, find_again, find_sources
 from rung.workflows.variants import Switches
 

@@ -37,8 +37,9 @@ from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.models import load
 from rung.recipe import make_recipe
-from rung.workflows.record import warn_unmoved
-from rung.workflows.train import execute, read_begun
+from rung.workflows.record import warn_if_unchanged
+from rung.workflows.run_folder import read_begun
+from rung.workflows.train import execute
 from rung.workflows.tune import Tuning, tune
 from tests.cli.test_app import rung
 
@@ -402,10 +403,10 @@ def test_preferences_beyond_the_window_are_left_out_or_refused(tokenizer, make_t
 
 def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
     model = copy.deepcopy(make_tiny("llama3"))
-    with warn_unmoved(model):
+    with warn_if_unchanged(model):
         next(model.parameters()).data.add_(0.1)
     assert "nothing was learned" not in caplog.text
-    with warn_unmoved(model):
+    with warn_if_unchanged(model):
         pass
     assert "nothing was learned: every weight is as it was" in caplog.text
 

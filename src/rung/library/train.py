@@ -18,8 +18,9 @@ from rung.models.sizes import SIZES
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.recipe import Recipe, leave_length_open, make_recipe, read_recipe
 from rung.training.clock import now
-from rung.workflows.estimate import foresee
-from rung.workflows.train import check_unused, execute, read_begun
+from rung.workflows.estimate import estimate_costs
+from rung.workflows.run_folder import check_unused, read_begun
+from rung.workflows.train import execute
 
 
 def train(
@@ -78,7 +79,7 @@ def estimate(
     `RungError` for what the run itself is refused for.
     """
     recipe, folder = _plan(rung, corpus, settings, out, resume=resume)
-    found = distributed.on_main(foresee)(recipe, folder, for_run(recipe.rung, on_progress))
+    found = distributed.on_main(estimate_costs)(recipe, folder, for_run(recipe.rung, on_progress))
     return {"rung": recipe.rung} | found
 
 

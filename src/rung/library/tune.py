@@ -11,8 +11,8 @@ from rung.library.options import check_not_given
 from rung.library.run import Run
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.training.clock import now
-from rung.workflows.train import check_unused
-from rung.workflows.tune import Tuning, read_begun
+from rung.workflows.run_folder import check_unused
+from rung.workflows.tune import Tuning, read_begun_tuning
 from rung.workflows.tune import tune as make_chat_model
 
 
@@ -80,7 +80,7 @@ def _plan(
     if resume:
         options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
         check_not_given("--resume goes on as the run was begun:", options)
-        return distributed.on_main(read_begun)(folder), folder
+        return distributed.on_main(read_begun_tuning)(folder), folder
     train = dict(given.pop("set", {}))
     own = [field.name for field in fields(Tuning)]
     train = {key: given.pop(key) for key in list(given) if key not in own} | train

@@ -1,6 +1,4 @@
-"""The model that a recipe goes on from: read, held to be what the recipe says, and known again by
-its weights.
-"""
+"""The model that a recipe goes on from: read it, check it, and fingerprint its weights."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.models import find_rung, load, make_config
+from rung.models import load, make_config
 from rung.models.base import CausalModel
 from rung.models.loading import check_has_weights, check_weights, locate_model, read_config
 from rung.recipe import Recipe
@@ -25,11 +23,10 @@ LENGTH = "max_position_embeddings"
 
 
 def load_base(recipe: Recipe) -> CausalModel:
-    """The model of `recipe.base`, in float32, with the fields of `recipe.model` that may be set
-    anew.
+    """Load the model of `recipe.base` in float32, with the settings that may be changed.
 
-    Raises `RunError` when it cannot be read or is of another rung, `RecipeError` for a field that
-    contradicts it.
+    Raises `RunError` when it cannot be read or is of another rung, `RecipeError` for a field of
+    `recipe.model` that contradicts it.
     """
     where = _check_path(recipe)
     model, tokenizer = load(where)
@@ -41,10 +38,9 @@ def load_base(recipe: Recipe) -> CausalModel:
 
 
 def read_base_config(recipe: Recipe) -> PreTrainedConfig:
-    """The configuration of the model that `load_base` gives; of a folder the weights' shapes are
-    read, and no more.
+    """Read the configuration of the model that `load_base` gives.
 
-    Raises as `load_base` does.
+    Of a folder only the weights' shapes are read. Raises as `load_base` does.
     """
     where, is_local = locate_model(_check_path(recipe))
     config = read_config(where, is_local)
@@ -56,7 +52,7 @@ def read_base_config(recipe: Recipe) -> PreTrainedConfig:
         setattr(config, key, value)
     if Path(where).is_dir():
         with _explain_length(where, changes):
-            check_weights(find_rung(recipe.rung).model_class, config, Path(where))
+            check_weights(recipe.entry.model_class, config, Path(where))
     return config
 
 
@@ -71,14 +67,14 @@ def _check_path(recipe: Recipe) -> str:
 
 
 def _check_rung(recipe: Recipe, config: PreTrainedConfig) -> None:
-    if config.model_type != find_rung(recipe.rung).config_class.model_type:
+    if config.model_type != recipe.entry.config_class.model_type:
         raise RunError(f"base: {recipe.base} is a {config.model_type!r} model and no {recipe.rung}")
 
 
 def _find_changes(
     recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
-    """The fields of `recipe.model` that are others than the base's."""
+    """Return the fields of `recipe.model` that differ from the base's."""
     changes: dict[str, Any] = {}
     for key, value in recipe.model.items():
         there = getattr(config, key, None)
@@ -96,9 +92,7 @@ def _find_changes(
 
 @contextmanager
 def _explain_length(where: str, changes: dict[str, Any]) -> Iterator[None]:
-    """Say why weights do not fit any more: positions that are learned cannot become more or
-    fewer.
-    """
+    """Explain why weights no longer fit: learned positions cannot become more or fewer."""
     try:
         yield
     except RunError as error:
@@ -112,12 +106,12 @@ def _explain_length(where: str, changes: dict[str, Any]) -> Iterator[None]:
 
 
 def describe_base(path: str | None, model: CausalModel) -> dict[str, Any]:
-    """What a run records of its base: where it was, and what it was."""
+    """Describe the base for the record: its path, and a fingerprint of its weights."""
     return {"base": {"path": path, "fingerprint": fingerprint_weights(model)}}
 
 
 def fingerprint_weights(model: CausalModel) -> str:
-    """A name that changes when a weight does."""
+    """Return a digest that changes when a weight does."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -1,58 +1,71 @@
-"""The dial: minutes go in; a model, and the bits per byte to expect of it, come out.
+"""Fit a model to the minutes: choose the size that a scaling law expects most of.
 
-Real steps of two models say how fast this machine is, counting how hard the text is, and the laws
-below what a model of so many weights learns from so many tokens. They were fitted on small runs:
-benchmarks/recipe/scaling.txt, made by benchmarks/recipe/scaling.py.
+Real steps of two models say how fast this machine is, counting says how hard the text is, and a
+scaling law says what a model of so many weights learns from so many tokens. The laws were fitted on
+small runs: benchmarks/recipe/scaling.txt, made by benchmarks/recipe/scaling.py.
 """
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung import distributed
-from rung.data.packing import PackedTokens
-from rung.device import choose_device
+from rung.device import choose_device, leave_busy_cores
+from rung.evaluation.score import score_documents
 from rung.ladder import TRANSFORMER_RUNGS
-from rung.models import build_model, count_parameters, make_config
+from rung.models import (
+    build_model,
+    count_parameters,
+    find_hidden_size,
+    make_config,
+)
 from rung.models.base import CausalModel
+from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.clock import MIN_TRAINING_SHARE, now
 from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
-from rung.workflows.difficulty import Counted, count_text
+from rung.workflows.difficulty import Difficulty, measure_difficulty
+from rung.workflows.prepare import DEFAULT_MINUTES, PreparedText, sample_validation
 
 logger = logging.getLogger(__name__)
 
 WIDTHS = range(64, 2049, 32)
-WIDTH_OF_A_LAYER = 64  # as many layers as these fit into the width, and no fewer than four
+# A model has a layer for so much of its width, and no fewer than `LAYERS`.
+WIDTH_OF_A_LAYER = 64
 LAYERS = 4
-# Times as many weights as are measured, or as few, may be chosen: further out the pace is not
-# known.
+# Sizes up to so many times larger or smaller than those measured may be chosen: further out the
+# speed is not known.
 NEAR = 8
-LEAST_SLOPE = (
-    0.3  # of a step's time grows with the weights, whatever a stray pause made of the measurement
-)
-MEASURED = 0.1  # of the time, at the most, goes into measuring, unless a single step takes longer
-COUNTED = 0.05  # of the time, at the most, into counting
-HELD_BACK = 0.03  # of the time: for evaluations, checkpoints, samples
-OVERFITTING = 4.0  # epochs from which dropout is worth its noise
+# The least share of a step's time that grows with the weights, where a stray pause spoiled the
+# measurement.
+LEAST_SLOPE = 0.3
+# The most of the time that measuring takes, unless a single step takes longer; and counting.
+MEASURED = 0.1
+COUNTED = 0.05
+# The share of the time that is left for evaluations, checkpoints and samples.
+HELD_BACK = 0.03
+# Evaluations that a run of any length makes: before its first step, and after its last.
+EVALUATIONS = 2
+# The seconds that measuring takes steps for, as `measure_step` does, and the share of the time.
+STEPPED_SECONDS, STEPPED = 1.5, 0.03
+# From so many epochs on, dropout is worth its noise.
+OVERFITTING = 4.0
 DROPOUT = 0.1
 
 
 @dataclass(frozen=True)
-class Law:
-    """Bits per byte over those that counting finds: floor + size / (N / 1e6)^a + data / (D /
-    1e6)^b.
+class ScalingLaw:
+    """Bits per byte as a multiple of what counting finds.
 
-    N are weights, D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less
-    and less: `patience` epochs of them are worth as many new ones, however many follow (Muennighoff
-    et al. 2023, section 5). Of what copying gains over an n-gram model, a share of `copying`
-    counts.
+    The multiple is floor + size / (N / 1e6)^size_power + data / (D / 1e6)^data_power for N weights
+    and D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less:
+    `patience` epochs of them are worth as many new ones, however many follow (Muennighoff et al.
+    2023, section 5). `copying` is the share that counts of what copying gains over an n-gram model.
     """
 
     floor: float
@@ -63,12 +76,12 @@ class Law:
     patience: float
     copying: float
 
-    def begin(self, counted: Counted) -> float:
-        """The bits per byte that the others are a multiple of."""
-        return counted.plain ** (1 - self.copying) * counted.copying**self.copying
+    def reference(self, difficulty: Difficulty) -> float:
+        """Return the bits per byte that the law gives multiples of."""
+        return difficulty.ngram ** (1 - self.copying) * difficulty.copying**self.copying
 
     def __call__(self, parameters: float, tokens: float, text: float) -> float:
-        """For `tokens` read of a text of `text` tokens."""
+        """Return the multiple for `tokens` read of a text of `text` tokens."""
         again = max(0.0, tokens / text - 1)
         worth = min(tokens, text) + text * self.patience * (1 - math.e ** (-again / self.patience))
         return (
@@ -78,8 +91,7 @@ class Law:
         )
 
 
-# By whether there is dropout.
-_PLAIN = Law(
+_WITHOUT_DROPOUT = ScalingLaw(
     floor=0.703,
     size=0.0531,
     size_power=0.34,
@@ -88,15 +100,16 @@ _PLAIN = Law(
     patience=4.6644,
     copying=0.6296,
 )
-_NOISY = replace(_PLAIN, data=0.2129, patience=5.0909)
-LAWS: dict[str, dict[bool, Law]] = {"llama3": {False: _PLAIN, True: _NOISY}}
+_WITH_DROPOUT = replace(_WITHOUT_DROPOUT, data=0.2129, patience=5.0909)
+# By rung, and by whether there is dropout.
+SCALING_LAWS: dict[str, dict[bool, ScalingLaw]] = {
+    "llama3": {False: _WITHOUT_DROPOUT, True: _WITH_DROPOUT}
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is to be trained, and what to expect of it on the validation text that training
-    watches.
-    """
+class TrainingPlan:
+    """A model to train, and the bits per byte to expect of it on the validation text."""
 
     parameters: int
     hidden_size: int
@@ -108,92 +121,114 @@ class Plan:
     bits_per_byte: float
     ngram_bits_per_byte: float
     copying_bits_per_byte: float
-    seconds: float = 0.0  # that it took to find out
+    seconds: float = 0.0  # that planning took
 
     def describe(self) -> str:
-        """In a line."""
+        """Write the plan in one line."""
         shape = f"{self.hidden_size} wide" + (f", {self.layers} layers" if self.layers else "")
         again = f", {self.epochs:.1f} epochs" if self.epochs > 1 else ""
-        watch = (
+        dropout = (
             f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
         )
         return (
             f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:,.2f} M tokens "
-            f"of training at "
-            f"{self.tokens_per_second:,.0f}/s{again}{watch}; expecting {self.bits_per_byte:.3f} "
-            f"bits per byte"
+            f"of training at {self.tokens_per_second:,.0f}/s{again}{dropout}; expecting "
+            f"{self.bits_per_byte:.3f} bits per byte"
         )
 
 
-def turn_dial(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    packed: PackedTokens,
-    folder: Path,
-    watched: Sequence[str],
-    began: float | None = None,
-) -> tuple[Recipe, Plan | None]:
-    """The recipe with the size that its minutes buy here, and the plan; None where there is nothing
-    to choose.
+def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
+    """Choose the model's size where the recipe leaves it open. All processes call this."""
+    if prepared.recipe.entry.counts:
+        return prepared
+    leave_busy_cores()
+    on_progress(Progress(stage="measuring"))
+    recipe, plan = plan_model(prepared)
+    if plan:
+        on_progress(Progress(stage="planned", note=plan.describe()))
+    return replace(prepared, recipe=choose_width(recipe, prepared.tokenizer), plan=plan)
 
-    The minutes count from `began`, else from now; measuring takes a share of them, and where a step
-    is too slow for that, what it takes is a guess. `watched` is the text that training watches. Of
-    several processes all call this: they measure together; the main one, which alone has that text,
-    counts and chooses.
+
+def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
+    """Choose the width where it is still open: the one for the minutes, or for the default ones."""
+    given = recipe.base or {"hidden_size", "n_embd"} & set(recipe.model)
+    if recipe.entry.counts or given:
+        return recipe
+    target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
+    width = find_hidden_size(recipe.rung, tokenizer, target, recipe.model)
+    return replace(recipe, model={**recipe.model, "hidden_size": width})
+
+
+def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
+    """Choose the size that the recipe's minutes buy on this machine, and say what to expect of it.
+
+    The plan is None where there is nothing to choose. The minutes count from `prepared.began`;
+    measuring takes a share of them. All processes call this: they measure together, and the main
+    one, which alone has the text, counts and chooses.
     """
+    recipe = prepared.recipe
     given = recipe.base or "hidden_size" in recipe.model
-    if recipe.minutes is None or recipe.rung not in LAWS or given:
+    if recipe.minutes is None or recipe.rung not in SCALING_LAWS or given:
         return recipe, None
     started, budget = now(), 60 * recipe.minutes
-    ends = (started if began is None else began) + budget
-    reach = recipe.model["max_position_embeddings"]
-    counted = _try_to_count(tokenizer, packed, watched, reach, COUNTED * budget)
-    if counted is None:
+    difficulty = _try_to_measure_difficulty(prepared, COUNTED * budget)
+    if difficulty is None:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
     while True:
-        shapes = list(_shapes(recipe, tokenizer, guess))
-        pace = _find_pace(recipe, tokenizer, packed, folder, shapes, guess)
-        left = distributed.broadcast(
-            max((ends - now()) * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
-        )
-        planned, plan = _choose(recipe, shapes, pace, left, counted, len(packed))
-        spent = distributed.broadcast(now() - started)
-        if (
-            plan.parameters < shapes[-1][1]
-            or plan.hidden_size == WIDTHS[-1]
-            or spent > MEASURED * budget
-        ):
+        shapes = list(_find_shapes(recipe, prepared.tokenizer, guess))
+        speed = _measure_speed(prepared, shapes, guess)
+        planned, plan, spent = _choose(prepared, shapes, speed, difficulty, started)
+        is_largest = plan.parameters >= shapes[-1][1] and plan.hidden_size != WIDTHS[-1]
+        if not is_largest or spent > MEASURED * budget:
             return planned, replace(plan, seconds=spent)
-        guess = (
-            plan.parameters
-        )  # the largest of those near the guess: on so fast a machine, look further
+        # On so fast a machine the largest near the guess was chosen: look further.
+        guess = plan.parameters
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What training was measured to take: seconds a token, and beside its steps.
+
+    `seconds_per_token` is a function of the number of weights; `overhead` is the seconds that the
+    Trainer's start, the first and last evaluation and the scoring take.
+    """
+
+    seconds_per_token: Callable[[int], float]
+    overhead: float
 
 
 @distributed.on_main
 def _choose(
-    recipe: Recipe,
+    prepared: PreparedText,
     shapes: list[tuple[int, int]],
-    pace: Callable[[int], float],
-    seconds: float,
-    counted: Counted,
-    text: int,
-) -> tuple[Recipe, Plan]:
-    """The shape from which the law expects most in the seconds that are left."""
+    speed: Speed,
+    difficulty: Difficulty,
+    started: float,
+) -> tuple[Recipe, TrainingPlan, float]:
+    """Choose the shape of which the law expects most in the seconds that are left.
+
+    Returns the recipe, the plan, and the seconds that planning has taken since `started`.
+    """
+    recipe, text = prepared.recipe, len(prepared.packed)
+    budget = 60 * (recipe.minutes or 0.0)
+    left = prepared.began + budget - now() - speed.overhead
+    seconds = max(left * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
 
     def find_dropout(parameters: int) -> float:
-        return recipe.dropout or (
-            DROPOUT if seconds / pace(parameters) > OVERFITTING * text else 0.0
-        )
+        tokens = seconds / speed.seconds_per_token(parameters)
+        return recipe.dropout or (DROPOUT if tokens > OVERFITTING * text else 0.0)
 
     def expect(shape: tuple[int, int]) -> float:
-        law = LAWS[recipe.rung][find_dropout(shape[1]) > 0]
-        return law(shape[1], seconds / pace(shape[1]), text) * law.begin(counted)
+        parameters = shape[1]
+        law = SCALING_LAWS[recipe.rung][find_dropout(parameters) > 0]
+        tokens = seconds / speed.seconds_per_token(parameters)
+        return law(parameters, tokens, text) * law.reference(difficulty)
 
     width, parameters = min(shapes, key=expect)
-    tokens = seconds / pace(parameters)
+    tokens = seconds / speed.seconds_per_token(parameters)
     planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
-    return planned, Plan(
+    plan = TrainingPlan(
         parameters=parameters,
         hidden_size=width,
         layers=planned.model.get("num_hidden_layers"),
@@ -202,22 +237,21 @@ def _choose(
         epochs=tokens / text,
         dropout=planned.dropout,
         bits_per_byte=expect((width, parameters)),
-        ngram_bits_per_byte=counted.plain,
-        copying_bits_per_byte=counted.copying,
+        ngram_bits_per_byte=difficulty.ngram,
+        copying_bits_per_byte=difficulty.copying,
     )
+    return planned, plan, now() - started
 
 
 @distributed.on_main
-def _try_to_count(
-    tokenizer: PreTrainedTokenizerBase,
-    packed: PackedTokens,
-    texts: Sequence[str],
-    reach: int,
-    seconds: float,
-) -> Counted | None:
+def _try_to_measure_difficulty(prepared: PreparedText, seconds: float) -> Difficulty | None:
+    """Count the text; None where that fails, which must not cost the run."""
+    assert prepared.corpus is not None
+    texts = sample_validation(prepared.corpus)
+    reach = prepared.recipe.model["max_position_embeddings"]
     try:
-        return count_text(tokenizer, packed, texts, reach, seconds)
-    except Exception as error:  # whatever it is, what to expect of a run must not cost the run
+        return measure_difficulty(prepared.tokenizer, prepared.packed, texts, reach, seconds)
+    except Exception as error:
         logger.warning(
             "the text could not be counted (%s): the size follows from the minutes alone", error
         )
@@ -237,12 +271,10 @@ def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> Ca
     )
 
 
-def _shapes(
+def _find_shapes(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int
 ) -> Iterator[tuple[int, int]]:
-    """Widths, and how many weights a model as wide has, not too far from those that are
-    measured.
-    """
+    """Yield widths and their numbers of weights, not too far from the `guess` at these."""
     for width in WIDTHS:
         with torch.device("meta"):
             parameters = count_parameters(_build(recipe, tokenizer, width))
@@ -252,45 +284,56 @@ def _shapes(
             yield width, parameters
 
 
-def _find_pace(
-    recipe: Recipe,
-    tokenizer: PreTrainedTokenizerBase,
-    packed: PackedTokens,
-    folder: Path,
-    shapes: list[tuple[int, int]],
-    guess: int,
-) -> Callable[[int], float]:
-    """Seconds a token by the number of weights: a line through two that were measured, by all
-    processes together.
+def _measure_speed(prepared: PreparedText, shapes: list[tuple[int, int]], guess: int) -> Speed:
+    """Measure steps of two models, on all processes together.
 
-    Where the small one takes too long to measure, the other is taken to be slower by its size.
+    The seconds a token are a line through the two. Where the small one takes too long to measure,
+    they are taken to grow in proportion to its weights.
     """
-    began, most = now(), MEASURED / 2 * 60 * (recipe.minutes or math.inf)
+    recipe, began = prepared.recipe, now()
+    most = MEASURED / 2 * 60 * (recipe.minutes or math.inf)
+    tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
+    measured: list[tuple[int, float]] = []
+    overhead = 0.0
+    for target in (guess / 2, guess * 2):
+        width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
+        model = _build(recipe, prepared.tokenizer, width).to(choose_device())
+        step, start = _measure_steps(prepared, model)
+        overhead = start + _measure_evaluation(prepared, model)
+        measured.append((parameters, step / tokens))
+        if distributed.broadcast(now() - began > most):
+            break
+    (small, fast), (large, slow) = measured[0], measured[-1]
+    if len(measured) == 1:
+        return Speed(lambda parameters: fast * parameters / small, overhead)
+    slope = max((slow - fast) / max(1, large - small), LEAST_SLOPE * fast / small)
+    return Speed(lambda parameters: max(fast + slope * (parameters - small), fast / 4), overhead)
+
+
+def _measure_steps(prepared: PreparedText, model: CausalModel) -> tuple[float, float]:
+    """Return the seconds of a step, and those that the Trainer takes to start."""
+    recipe, began = prepared.recipe, now()
     settings = TrainSettings(
         minutes=recipe.minutes,
         arguments=recipe.train,
         global_batch_size=recipe.global_batch_size,
         seed=recipe.seed,
     )
-    tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
-    measured = []
-    for target in (guess / 2, guess * 2):
-        width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
-        model = _build(recipe, tokenizer, width).to(choose_device())
-        measured.append(
-            (parameters, measure_step(model, tokenizer, packed, folder, settings) / tokens)
-        )
-        if distributed.broadcast(now() - began > most):
-            break
-    (small, fast), (large, slow) = measured[0], measured[-1]
-    if len(measured) == 1:
-        return lambda parameters: fast * parameters / small
-    slope = max((slow - fast) / max(1, large - small), LEAST_SLOPE * fast / small)
-    return lambda parameters: max(fast + slope * (parameters - small), fast / 4)
+    step = measure_step(model, prepared.tokenizer, prepared.packed, prepared.folder, settings)
+    stepping = max(step, min(STEPPED_SECONDS, STEPPED * 60 * (recipe.minutes or math.inf)))
+    return step, max(0.0, now() - began - stepping)
+
+
+@distributed.on_main
+def _measure_evaluation(prepared: PreparedText, model: CausalModel) -> float:
+    """Return the seconds of all evaluations that a run makes whatever its length, scoring too."""
+    assert prepared.corpus is not None
+    texts, began = sample_validation(prepared.corpus), now()
+    score_documents(model.eval(), prepared.tokenizer, texts)
+    size = sum(len(text.encode()) for text in texts)
+    return (EVALUATIONS + prepared.corpus.bytes["test"] / max(1, size)) * (now() - began)
 
 
 def suggest_parameters(minutes: float) -> int:
-    """How many weights to train in so many minutes on a laptop, before anything is measured: 0.9
-    million in 75 s.
-    """
+    """Return how many weights to train in so many minutes on a laptop: 0.9 million in 75 s."""
     return round(0.9e6 * math.sqrt(minutes / 1.25))

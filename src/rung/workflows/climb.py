@@ -29,8 +29,9 @@ from rung.recipe import Recipe, check_positive
 from rung.report.page import write_report
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import MIN_TRAINING_SHARE, now
-from rung.workflows.prepare import read_corpus
-from rung.workflows.train import DEFAULT_MINUTES, execute, read_begun
+from rung.workflows.prepare import DEFAULT_MINUTES, read_corpus
+from rung.workflows.run_folder import read_begun
+from rung.workflows.train import execute
 
 logger = logging.getLogger(__name__)
 

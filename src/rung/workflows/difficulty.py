@@ -1,8 +1,7 @@
-"""How hard a text is, as counting finds in a second: with an n-gram model, and with one that also
-copies.
+"""How hard a text is: the bits per byte of an n-gram model, and of one that also copies.
 
-What a small model will reach lies between the two: the nearer to the second, the better it has
-learned to copy.
+A small model reaches a value between the two: the nearer to the second, the better it has learned
+to copy.
 """
 
 import math
@@ -22,76 +21,78 @@ from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
 from rung.training.clock import now
 
-COUNTED_TOKENS = 2_000_000  # of the text that the n-gram model is fitted to
-FIRST_TOKENS = COUNTED_TOKENS // 16  # of them, to see how long it takes
-MATCHES = (4, 3, 2, 1)  # tokens before the present that are looked for, the most first
+# Tokens of the text that the n-gram model is fitted to, and those that it is timed on first.
+FITTED_TOKENS = 2_000_000
+FIRST_TOKENS = FITTED_TOKENS // 16
+# How many tokens before the present one are looked for, the most first.
+MATCH_LENGTHS = (4, 3, 2, 1)
 
 
 @dataclass(frozen=True)
-class Counted:
-    """Bits per byte of a text: of the n-gram rung, and of it where what followed before is also
-    believed.
-    """
+class Difficulty:
+    """Bits per byte of a text for the n-gram rung, without and with a match model."""
 
-    plain: float
+    ngram: float
     copying: float
 
 
-def count_text(
+def measure_difficulty(
     tokenizer: PreTrainedTokenizerBase,
     packed: PackedTokens,
     texts: Sequence[str],
     reach: int,
     seconds: float = math.inf,
-) -> Counted:
-    """Of `texts`, for an n-gram rung fitted to the first tokens of `packed`; copies come from
-    `reach` tokens back.
+) -> Difficulty:
+    """Measure the difficulty of `texts` by an n-gram rung of the first tokens of `packed`.
 
-    The rung is fitted to no more tokens than it can be in so many seconds, nor to fewer than a few.
+    Matches are looked for `reach` tokens back. The rung is fitted to as many tokens as it can be in
+    so many seconds, and to a few at the least.
     """
     began = now()
     model = _fit(tokenizer, packed, FIRST_TOKENS)
     took = now() - began
     affordable = FIRST_TOKENS * (seconds - took) / max(took, 1e-9)
     if len(packed) > FIRST_TOKENS and affordable > 2 * FIRST_TOKENS:
-        model = _fit(tokenizer, packed, min(COUNTED_TOKENS, affordable))
+        model = _fit(tokenizer, packed, min(FITTED_TOKENS, affordable))
     documents = list(tokenize_documents(texts, tokenizer))
     costs = compute_nll(model, [d.ids for d in documents])
-    copied = copy_nats(zip((d.ids for d in documents), costs, strict=True), reach)
+    copied = nats_with_copying(zip((d.ids for d in documents), costs, strict=True), reach)
     spelling, bits = (
         sum(d.spelling for d in documents),
         math.log(2) * sum(d.bytes for d in documents),
     )
-    plain, copying = (
+    ngram, copying = (
         sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied)
     )
-    return Counted(plain / bits, copying / bits)
+    return Difficulty(ngram / bits, copying / bits)
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) -> CausalModel:
-    """An n-gram rung of the first documents, those with so many tokens."""
+    """Fit an n-gram rung to the first documents, those with so many tokens."""
     end = max(1, int(numpy.searchsorted(packed.starts, most)))
     tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
     config = make_config("ngram", tokenizer, {})
     return find_rung("ngram").model_class.fit(config, tokens, packed.starts[:end]).eval()
 
 
-def copy_nats(
+def nats_with_copying(
     documents: Iterable[tuple[Sequence[int], Float[Tensor, " N"]]], reach: int
 ) -> Iterator[Float[Tensor, " N"]]:
-    """The cost of each token but the first, where the longest match within `reach` tokens has a
-    say.
+    """Yield the nats of each token but the first, with a match model mixed in.
 
-    What followed the match is believed as far as such matches were right so far: p = (1 - r) p + r
-    [it is the token]. The match model of compressors (Mahoney 2005).
+    What followed the longest match within `reach` tokens is believed as far as such matches were
+    right so far: p = (1 - r) p + r [it is the token]. The match model of compressors (Mahoney
+    2005).
     """
-    right = {length: [1.0, 2.0] for length in MATCHES}  # of how many
+    right = {length: [1.0, 2.0] for length in MATCH_LENGTHS}  # of how many
     for ids, nats in documents:
         followed: dict[tuple[int, ...], int] = {}  # the place behind the last such tokens
         chances = (-nats.double()).exp()
         for place in range(1, len(ids)):
             contexts = {
-                length: tuple(ids[place - length : place]) for length in MATCHES if length <= place
+                length: tuple(ids[place - length : place])
+                for length in MATCH_LENGTHS
+                if length <= place
             }
             found = next(
                 (n for n, c in contexts.items() if place - followed.get(c, -reach) < reach), None

@@ -1,4 +1,4 @@
-"""What a run will take, before anything of it is written: memory, disk and time, each roughly."""
+"""Estimate what a run will take before anything of it is written: memory, disk and time."""
 
 import timeit
 from collections import Counter
@@ -14,7 +14,6 @@ from rung.data.tokenizer import encode_documents
 from rung.device import choose_device, has_fast_bfloat16
 from rung.evaluation import documents, likelihood
 from rung.evaluation.documents import take_texts
-from rung.ladder import is_counting
 from rung.models import build_model, count_parameters, fused, make_config
 from rung.models.base import CausalModel
 from rung.models.bigram import PAIRS_AT_ONCE
@@ -33,8 +32,14 @@ from rung.training.lora import LoraAdapter
 from rung.training.optimizer import group_parameters, split_matrix
 from rung.training.settings import MUON, TrainSettings
 from rung.workflows.base import read_base_config
-from rung.workflows.prepare import prepare_tokenizer, read_corpus
-from rung.workflows.train import WATCHED_BYTES, check_start, choose_width, complete
+from rung.workflows.budget import choose_width
+from rung.workflows.prepare import (
+    VALIDATION_BYTES,
+    check_recipe,
+    fill_recipe,
+    prepare_tokenizer,
+    read_corpus,
+)
 
 SAMPLED = 2**20  # characters of the training text, of which it is seen how many a token has
 # Bytes for each n-gram: of the model, of an engine's files while it counts, of the orders that are
@@ -51,20 +56,20 @@ MATRIX = 512
 HALF = 0.6
 
 
-def foresee(
+def estimate_costs(
     recipe: Recipe, folder: Path, on_progress: OnProgress = ignore_progress
 ) -> dict[str, str]:
-    """What the run in `folder` will take, each under its name; its text is read, and kept in the
-    cache for the run.
+    """Estimate what the run in `folder` will take, each figure under its name.
 
-    Raises `RungError` for what the run itself would be refused for.
+    The text is read, and kept in the cache for the run. Raises `RungError` for what the run itself
+    would be refused for.
     """
-    check_start(recipe, folder)
+    check_recipe(recipe, folder)
     base = read_base_config(recipe) if recipe.base else None
     on_progress(Progress(stage="reading"))
     corpus = read_corpus(asdict(recipe))
     on_progress(Progress(stage="read", note=corpus.describe()))
-    recipe = complete(recipe, corpus)
+    recipe = fill_recipe(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     texts = take_texts(corpus.train["text"], SAMPLED)
     sizes = (
@@ -73,17 +78,17 @@ def foresee(
     )
     tokens = round(corpus.bytes["train"] * sizes[1] / sizes[0])
     found = {"training text": f"{corpus.bytes['train']:,} bytes, about {tokens:,} tokens"}
-    if is_counting(recipe.rung):
-        return found | _foresee_counting(recipe, tokenizer, tokens)
+    if recipe.entry.counts:
+        return found | _estimate_counting(recipe, tokenizer, tokens)
     scored = round(
-        max(corpus.bytes["test"], min(corpus.bytes["validation"], WATCHED_BYTES))
+        max(corpus.bytes["test"], min(corpus.bytes["validation"], VALIDATION_BYTES))
         * sizes[1]
         / sizes[0]
     )
-    return found | _foresee_training(recipe, tokenizer, base, scored)
+    return found | _estimate_training(recipe, tokenizer, base, scored)
 
 
-def _foresee_counting(
+def _estimate_counting(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int
 ) -> dict[str, str]:
     config, here = make_config(recipe.rung, tokenizer, recipe.model), process_memory()
@@ -134,17 +139,15 @@ class _Memory:
 
     @property
     def most(self) -> float:
-        """The most at a time."""
+        """Return the most bytes that are held at a time."""
         at_a_time = (self.gradients + self.kept, self.gradients + self.stepping, self.scoring)
         return self.weights + self.moments + max(at_a_time)
 
 
-def _foresee_training(
+def _estimate_training(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: PreTrainedConfig | None, scored: int
 ) -> dict[str, str]:
-    """Of a run that goes on from a model of the configuration `base`, if one is given, and scores
-    so many tokens.
-    """
+    """Estimate a run that trains `base`, or random weights, and scores some tokens."""
     chosen = choose_width(recipe, tokenizer)
     with torch.device("meta"):  # shapes, and no numbers
         model = build_model(chosen.rung, base or make_config(chosen.rung, tokenizer, chosen.model))
@@ -187,8 +190,9 @@ def _foresee_training(
 def _count_memory(
     model: CausalModel, learner: Any, arguments: TrainingArguments, scored: int
 ) -> _Memory:
-    """What training takes of a model on no device, `learner` being what is trained: the model, or
-    it with adapters.
+    """Count the memory of training a model that is on no device.
+
+    `learner` is what is trained: the model, or the model with adapters.
     """
     parts, is_muon = _count_parts(arguments), arguments.optim == MUON
     is_half = arguments.bf16 or arguments.fp16
@@ -216,15 +220,14 @@ def _count_memory(
 
 
 def _count_parts(arguments: TrainingArguments) -> int:
-    """The processes that weights, gradients and optimizer are cut up over."""
+    """Count the processes that share the weights, gradients and optimizer."""
     return distributed.world_size() if arguments.fsdp else 1
 
 
 def _count_kept(learner: Any, rows: int, length: int) -> int:
-    """Bytes that autograd keeps of so many rows for the way back, and of their logits; no number is
-    computed.
+    """Count the bytes that autograd keeps of so many rows, and those of their logits.
 
-    The weights that fused attention never makes are left out.
+    No number is computed. The weights that fused attention never makes are left out.
     """
     own = {part.untyped_storage()._cdata for part in (*learner.parameters(), *learner.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -258,8 +261,10 @@ def _count_kept(learner: Any, rows: int, length: int) -> int:
 
 
 def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
-    """Bytes of a step of Muon: what moves every matrix, and some copies of those of one shape, in
-    so wide numbers.
+    """Count the bytes of a step of Muon.
+
+    They are the update of every matrix, and some copies of those of one shape, in numbers of
+    `width` bytes.
     """
     alike: Counter[torch.Size] = Counter()
     for matrix in matrices:
@@ -269,9 +274,7 @@ def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
 
 
 def _count_scoring(model: CausalModel, matrices: list[torch.Tensor], scored: int) -> int:
-    """Bytes of the logits that are read at a time, or of what the widest layer makes before
-    them.
-    """
+    """Count the bytes of the logits that are read at a time, or of the widest layer's output."""
     size, at_once = model.config.vocab_size, documents.DOCUMENTS_AT_ONCE * find_block_length(model)
     positions = min(likelihood.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # windows overlap
     widest = max((max(matrix.shape) for matrix in matrices), default=0)
@@ -279,7 +282,7 @@ def _count_scoring(model: CausalModel, matrices: list[torch.Tensor], scored: int
 
 
 def _measure_products() -> float:
-    """Floating-point operations a second of this device, in products of two matrices."""
+    """Measure this device's floating-point operations a second, in products of two matrices."""
     matrix = torch.ones(MATRIX, MATRIX, device=choose_device())
     seconds = min(timeit.repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1, repeat=5))
     return 2 * MATRIX**3 / max(seconds, 1e-9)

@@ -1,43 +1,192 @@
-"""The text of a run: its corpus, its tokenizer, trained or loaded, and its training split as token
-ids.
-"""
+"""Prepare the text of a recipe: its corpus, its tokenizer, and its packed tokens."""
 
+import functools
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from rung import __version__
+from rung import __version__, distributed
 from rung.data.corpus import Corpus, load_corpus
 from rung.data.packing import PackedTokens, pack
 from rung.data.tokenizer import encode_batches, fingerprint_tokenizer, required_vocab_size
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
-from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer
+from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer, suggest_vocab_size
 from rung.device import cache_folder
-from rung.errors import RecipeError, did_you_mean
+from rung.errors import RecipeError, RunError, did_you_mean
+from rung.evaluation.documents import take_texts
 from rung.files import make_once
-from rung.ladder import is_counting
+from rung.models import make_config
+from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
+from rung.training.arguments import make_training_arguments
+from rung.training.global_batch import find_global_batch_size
+from rung.training.settings import TrainSettings
+from rung.training.trackers import check_trackers
+from rung.workflows.base import describe_base, load_base
+from rung.workflows.record import find_marks
 
-MADE = 3  # one more whenever the same text makes another tokenizer: what was kept before is left
-SAMPLE_BYTES = (
-    1 << 26
-)  # of the train text, from all over it, that a byte-pair tokenizer is trained on
+if TYPE_CHECKING:
+    from rung.workflows.budget import TrainingPlan
+
+DEFAULT_MINUTES = 5.0
+# Tokens of a training row for runs of five minutes or less; twice as many in four times as long.
+CONTEXT = 256
+LONGEST_CONTEXT = 1024
+# The most of a run's minutes that the compressors' marks may take.
+MARKS_SHARE = 0.1
+# Bytes of the validation text that are scored at every evaluation in training.
+VALIDATION_BYTES = 32_000
+# To be raised by one whenever the same text gives another tokenizer, so that no old one is used.
+TOKENIZER_VERSION = 3
+# Bytes of the training text, from all over it, that a byte-pair tokenizer is trained on.
+SAMPLE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedText:
+    """What a run is made of: its recipe in full, its text, its tokenizer, its packed tokens.
+
+    Pickled for other processes, it has neither the corpus nor the packed tokens: each maps the
+    tokens into memory from the cache.
+    """
+
+    recipe: Recipe
+    folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    packed_key: str  # of the packed tokens in the cache
+    base: dict[str, Any]  # what the record says of the model that the run goes on from
+    began: float  # when the recipe's minutes began, by the main process's clock
+    corpus: Corpus | None = field(repr=False)
+    packed: PackedTokens = field(repr=False)
+    plan: "TrainingPlan | None" = None  # made by `fit_budget`
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "corpus": None, "packed": None}
+
+
+def prepare(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float) -> PreparedText:
+    """Prepare the text of a recipe for the run in `folder`. All processes call this.
+
+    Raises `RungError` for what the recipe may not ask, and for text that cannot be read.
+    """
+    prepared = _prepare_on_main(recipe, folder, on_progress, began)
+    return replace(prepared, packed=_open_packed(prepared))
+
+
+@distributed.on_main
+def _prepare_on_main(
+    recipe: Recipe, folder: Path, on_progress: OnProgress, began: float
+) -> PreparedText:
+    check_recipe(recipe, folder)
+    base = load_base(recipe) if recipe.base else None
+    on_progress(Progress(stage="reading"))
+    corpus = read_corpus(asdict(recipe))
+    on_progress(Progress(stage="read", note=corpus.describe()))
+    recipe = fill_recipe(recipe, corpus)
+    tokenizer = prepare_tokenizer(recipe, corpus)
+    if base is None:
+        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what is not its tokenizer's
+    skip_empty = skips_empty_lines(recipe)
+    packed = pack_train(corpus, tokenizer, on_progress, skip_empty=skip_empty)
+    # The marks are found before training, which then knows what they took of the minutes.
+    if recipe.minutes and corpus.bytes["test"]:
+        find_marks(corpus, on_progress, MARKS_SHARE * 60 * recipe.minutes)
+    return PreparedText(
+        recipe=recipe,
+        folder=folder,
+        tokenizer=tokenizer,
+        packed_key=find_packed_key(corpus, tokenizer, skip_empty=skip_empty),
+        base=describe_base(recipe.base, base) if base else {},
+        began=began,
+        corpus=corpus,
+        packed=packed,
+    )
+
+
+@distributed.raise_together
+def _open_packed(prepared: PreparedText) -> PackedTokens:
+    """Map the packed tokens into memory, as the main process left them in the cache."""
+    if prepared.packed is not None:
+        return prepared.packed
+    folder = cache_folder() / "packed"
+    return pack(
+        functools.partial(_refuse_to_pack, folder),
+        key=prepared.packed_key,
+        vocab_size=required_vocab_size(prepared.tokenizer),
+        folder=folder,
+    )
+
+
+def _refuse_to_pack(folder: Path, state: Any) -> NoReturn:
+    raise RunError(
+        f"process {distributed.rank()} finds no text in {folder}: RUNG_CACHE must be one folder "
+        f"for all machines"
+    )
+
+
+def check_recipe(recipe: Recipe, folder: Path) -> None:
+    """Raise `RungError` for what can be refused before a text is read.
+
+    It is the model, trackers, memory, the Trainer's arguments, and a batch that the processes
+    cannot share.
+    """
+    if not recipe.base:
+        make_config(recipe.rung, None, recipe.model)
+    check_trackers(recipe.train)
+    if recipe.entry.counts:
+        CountingSettings(**recipe.counting).check_memory()
+        return
+    settings = TrainSettings(
+        arguments=recipe.train, global_batch_size=recipe.global_batch_size, lora=recipe.lora
+    )
+    make_training_arguments(settings, folder, 1)
+
+
+def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
+    """Choose for this corpus what the recipe leaves open, but for the model's width."""
+    spec = dict(recipe.tokenizer)
+    if spec.get("kind") == "bpe" and spec.get("vocab_size") is None:
+        spec["vocab_size"] = suggest_vocab_size(corpus.bytes["train"])
+    recipe = replace(recipe, tokenizer=spec)
+    if recipe.entry.counts:
+        return recipe
+    if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
+        recipe = replace(recipe, minutes=DEFAULT_MINUTES)
+    if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
+        recipe = replace(
+            recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)}
+        )
+    return replace(
+        recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train)
+    )
+
+
+def _choose_context(recipe: Recipe) -> int:
+    times = max(1.0, (recipe.minutes or DEFAULT_MINUTES) / DEFAULT_MINUTES)
+    return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
 
 
 def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
-    """The corpus that a recipe, as a page, names, read as it says."""
+    """Read the corpus that a recipe names, given as a mapping of its keys."""
     reading: Any = {key: recipe.get(key) for key in ("held_out", "column", "encoding")}
     return load_corpus(recipe["corpus"], recipe.get("documents", "paragraphs"), **reading)
 
 
+def sample_validation(corpus: Corpus) -> list[str]:
+    """Take the validation documents that are scored at every evaluation in training."""
+    return take_texts(corpus.validation["text"], VALIDATION_BYTES)
+
+
 def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase:
-    """The recipe's tokenizer: loaded, or trained on the train split and kept for the next run on
-    this corpus.
+    """Load the recipe's tokenizer, or train it on the train split.
+
+    A trained one is kept for the next run on this corpus.
     """
     spec = recipe.tokenizer
     if "path" in spec or spec.get("kind") in PUBLISHED_TOKENIZERS:
@@ -47,37 +196,36 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
         raise RecipeError(
             f"unknown tokenizer {kind!r}: {did_you_mean(kind, TOKENIZERS)}, or a folder"
         )
-    stride = sample_stride(recipe, corpus)
-    made = hashlib.sha256(
-        f"{__version__} {MADE} {corpus.fingerprint} {kind} {vocab_size} {stride}".encode()
-    )
+    stride = find_sample_stride(recipe, corpus)
+    facts = f"{__version__} {TOKENIZER_VERSION} {corpus.fingerprint} {kind} {vocab_size} {stride}"
+    name = hashlib.sha256(facts.encode()).hexdigest()[:16]
 
     def make(beside: Path) -> None:
         build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
 
-    return load_tokenizer(
-        str(make_once(cache_folder() / "tokenizers" / made.hexdigest()[:16], make))
-    )
+    return load_tokenizer(str(make_once(cache_folder() / "tokenizers" / name, make)))
 
 
-def sample_stride(recipe: Recipe, corpus: Corpus) -> int:
-    """One document in how many the tokenizer is trained on; of words and characters none may be
-    missed.
+def find_sample_stride(recipe: Recipe, corpus: Corpus) -> int:
+    """Return n where the tokenizer is trained on every n-th document.
+
+    It is 1 for words and characters, of which none may be missed.
     """
     return -(-corpus.bytes["train"] // SAMPLE_BYTES) if recipe.tokenizer.get("kind") == "bpe" else 1
 
 
 def skips_empty_lines(recipe: Recipe) -> bool:
-    """Whether training leaves empty lines out: there is nothing to learn in them. Counting takes
-    them as KenLM does.
+    """Whether empty lines are left out, in which there is nothing to learn.
+
+    Counting takes them, as KenLM does.
     """
-    return recipe.documents == "lines" and not is_counting(recipe.rung)
+    return recipe.documents == "lines" and not recipe.entry.counts
 
 
-def packed_key(
+def find_packed_key(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, skip_empty: bool = False
 ) -> str:
-    """What the packed text of a corpus is kept under."""
+    """Return the key of a corpus's packed tokens in the cache."""
     ids = fingerprint_tokenizer(tokenizer)
     return f"{corpus.fingerprint} train {ids}{' without empty lines' * skip_empty}"
 
@@ -89,9 +237,7 @@ def pack_train(
     *,
     skip_empty: bool = False,
 ) -> PackedTokens:
-    """The training text as token ids, made once and kept; what was made before a stop is gone on
-    from.
-    """
+    """Encode the training text once, and keep it; after a stop it goes on from where it was."""
 
     def read(state: Any) -> Iterator[tuple[list[str], Any]]:
         for texts, after in corpus.read_train(state):
@@ -99,10 +245,9 @@ def pack_train(
 
     on_progress(Progress(stage="tokenizing"))
     total = None if corpus.stream else len(corpus.train)
-
     return pack(
         lambda state: encode_batches(read(state), tokenizer),
-        key=packed_key(corpus, tokenizer, skip_empty=skip_empty),
+        key=find_packed_key(corpus, tokenizer, skip_empty=skip_empty),
         vocab_size=required_vocab_size(tokenizer),
         folder=cache_folder() / "packed",
         on_progress=lambda progress: on_progress(replace(progress, total=total)),

@@ -1,4 +1,4 @@
-"""What a run records: what it was made of, what training took, and how it was judged."""
+"""The parts of a run's record: what the run was made of, what training took, its scores."""
 
 import logging
 import platform
@@ -29,6 +29,7 @@ from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, Progress
+from rung.recipe import Recipe
 from rung.training.checkpoints import last_checkpoint, step_of
 from rung.training.train import Trained
 
@@ -36,31 +37,35 @@ logger = logging.getLogger(__name__)
 
 PASSAGE_CHARACTERS = 600
 PROMPT_WORDS = 6
-PROMPT_CHARACTERS = 120  # where words are as long as sentences, because no spaces part them
-PASSAGES = 100  # training documents that one is sought in, where nothing was held out
+# The most characters of a prompt, for scripts in which no spaces part the words.
+PROMPT_CHARACTERS = 120
+# Training documents among which a passage is looked for, where nothing was held out.
+PASSAGE_DOCUMENTS = 100
 SAMPLE_TOKENS = 100
-TAKES = "seconds"  # beside the marks that are kept: what the one that was left out would take
-LEAST_MARKING = 10.0  # seconds that lzma's second mark may take, however short the run is
+# The most of a run's minutes that a sample may take.
+SAMPLE_SHARE = 0.02
+# The key, beside the marks that are kept, of the seconds that the mark left out would take.
+SECONDS = "seconds"
+# The seconds that lzma's second mark may take, however short the run is.
+LEAST_MARK_SECONDS = 10.0
 
 
 @contextmanager
-def warn_unmoved(model: CausalModel) -> Iterator[None]:
-    """Warn where training left every weight as it was: whoever reads the figures would not see
-    it.
-    """
+def warn_if_unchanged(model: CausalModel) -> Iterator[None]:
+    """Warn where training left every weight as it was, which the scores would not show."""
 
-    def weigh() -> list[tuple[float, float]]:
+    def sum_weights() -> list[tuple[float, float]]:
         weights = (parameter.detach().double() for parameter in model.parameters())
         return [(weight.sum().item(), weight.norm().item()) for weight in weights]
 
-    before = weigh()
+    before = sum_weights()
     yield
-    if weigh() == before:
+    if sum_weights() == before:
         logger.warning("nothing was learned: every weight is as it was before")
 
 
 def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str) -> dict[str, Any]:
-    """What kind it is of, and what tells it from others."""
+    """Describe the kind of the tokenizer, and what tells it from others."""
     return {
         "kind": kind,
         "fingerprint": fingerprint_tokenizer(tokenizer),
@@ -69,8 +74,8 @@ def describe_tokenizer(tokenizer: PreTrainedTokenizerBase, kind: str) -> dict[st
     }
 
 
-def describe_surroundings(seed: int) -> dict[str, Any]:
-    """With which versions, which seed, and on which machine."""
+def describe_environment(seed: int) -> dict[str, Any]:
+    """Describe the versions, the seed and the machine."""
     return {
         "versions": {
             "rung": __version__,
@@ -85,11 +90,12 @@ def describe_surroundings(seed: int) -> dict[str, Any]:
     }
 
 
-def note_batches(folder: Path, before: dict[str, Any], rows: int | None) -> dict[str, Any]:
-    """From which step on a run has read how many rows a step, where that has changed as it went
-    on.
+def note_batches(folder: Path, before: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Note from which step on a run read how many rows a step.
+
+    It is noted where the number has changed between the run `before` and now.
     """
-    had = before["recipe"].get("global_batch_size")
+    had, rows = (each.get("recipe", {}).get("global_batch_size") for each in (before, record))
     noted = before.get("batches", [{"from_step": 0, "global_batch_size": had}])
     if had == rows and len(noted) == 1:
         return {}
@@ -102,7 +108,6 @@ def note_batches(folder: Path, before: dict[str, Any], rows: int | None) -> dict
 
 
 def describe_training(trained: Trained) -> dict[str, Any]:
-    """What training took."""
     return {
         "seconds": round(trained.seconds, 3),
         "steps": trained.steps,
@@ -115,8 +120,9 @@ def describe_training(trained: Trained) -> dict[str, Any]:
 
 
 def describe_cpu(trained: Trained) -> dict[str, Any]:
-    """The share of the CPU that training got, of how many cores, and whether other processes had
-    the rest.
+    """Describe the share of the CPU that training got, of how many cores.
+
+    `was_busy` is whether other processes had the rest.
     """
     if trained.cpu_share is None:
         return {}
@@ -127,21 +133,21 @@ def describe_cpu(trained: Trained) -> dict[str, Any]:
     }
 
 
-def judge(
+def score_run(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     on_progress: OnProgress,
-    max_time: float | None = None,
-    trained: float = 0.0,
+    sample_seconds: float | None = None,
+    mark_seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Scores on the test split, the compressors' marks, a sample, and a passage token by token.
+    """Score the test split and the compressors' marks, write a sample, and score a passage.
 
-    Where nothing was held out there is a sample, and no score. The sample ends after `max_time`
-    seconds; the marks may take as long as training did, `trained` seconds.
+    Where nothing was held out there is a sample, and no score. The sample ends after
+    `sample_seconds`; the marks may take `mark_seconds`.
     """
-    texts, prompt, passage = corpus.test["text"], find_prompt(corpus), _passage(corpus)
-    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, max_time=max_time)
+    texts, prompt, passage = corpus.test["text"], find_prompt(corpus), _find_passage(corpus)
+    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, max_time=sample_seconds)
     sample = generate(model, tokenizer, prompt, sampling).text
     if not len(texts):
         return {"scores": {}, "prompt": prompt, "sample": sample}
@@ -150,25 +156,30 @@ def judge(
     score = replace(score, seconds=time.perf_counter() - started)
     return {
         "scores": {"test": score.as_dict()},
-        **find_marks(corpus, on_progress, trained),
+        **find_marks(corpus, on_progress, mark_seconds),
         "prompt": prompt,
         "sample": sample,
         "passage": [[t.text, round(t.bits, 3)] for t in score_text(model, tokenizer, passage)],
     }
 
 
-def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[str, Any]:
-    """The compressors' `marks` on this corpus, computed once and kept.
+def limit_sample_seconds(recipe: Recipe) -> float | None:
+    """Return the seconds that a sample may take: a share of the minutes, else None."""
+    return SAMPLE_SHARE * 60 * recipe.minutes if recipe.minutes else None
 
-    That of lzma after the train text, which can take minutes, is left out where it would take
-    longer than `seconds`, and than `LEAST_MARKING`; `marks_left_out` says so. What it would take is
-    kept too.
+
+def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[str, Any]:
+    """Compress the corpus for the `marks` of the ruler, once; later they are read from the cache.
+
+    The mark of lzma after the train text can take minutes. It is left out where it would take
+    longer than `seconds` and than `LEAST_MARK_SECONDS`; then `marks_left_out` says so, and the
+    seconds that it would take are kept.
     """
-    seconds = max(LEAST_MARKING, seconds)
+    seconds = max(LEAST_MARK_SECONDS, seconds)
     on_progress(Progress(stage="comparing"))
     folder = cache_folder() / "marks" / corpus.fingerprint
     found: dict[str, float] = read_cached_value(folder) or compressor_marks(corpus.test["text"])
-    takes = found.pop(TAKES, 0.0)
+    takes = found.pop(SECONDS, 0.0)
     if LZMA_AFTER_TRAIN not in found and takes <= seconds:
         mark, takes = lzma_after_train(
             corpus.test["text"],
@@ -177,7 +188,7 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
             lambda progress: on_progress(replace(progress, note=LZMA_AFTER_TRAIN)),
         )
         found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
-        write_cached_value(folder, found if mark is not None else found | {TAKES: takes})
+        write_cached_value(folder, found if mark is not None else found | {SECONDS: takes})
     if LZMA_AFTER_TRAIN in found:
         return {"marks": found}
     why = (
@@ -188,11 +199,12 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
     return {"marks": found, "marks_left_out": why}
 
 
-def _passage(corpus: Corpus) -> str:
-    """The opening of the first test document that is long enough, cut at white space; of training
-    where none is.
+def _find_passage(corpus: Corpus) -> str:
+    """Take the opening of the first test document that is long enough, cut at white space.
+
+    Where there is no test text, it is of the training text.
     """
-    texts = corpus.test["text"] if len(corpus.test) else corpus.train["text"][:PASSAGES]
+    texts = corpus.test["text"] if len(corpus.test) else corpus.train["text"][:PASSAGE_DOCUMENTS]
     text = next((t for t in texts if len(t) >= PASSAGE_CHARACTERS), max(texts, key=len))
     if len(text) <= PASSAGE_CHARACTERS:
         return text
@@ -200,6 +212,6 @@ def _passage(corpus: Corpus) -> str:
 
 
 def find_prompt(corpus: Corpus) -> str:
-    """The first words of the passage."""
-    words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _passage(corpus))
+    """Return the first words of the passage."""
+    words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _find_passage(corpus))
     return words.group()[:PROMPT_CHARACTERS] if words else ""

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from rung import runs
 from rung.data.corpus import corpus_title
 from rung.errors import RecipeError, RunError, RungError
-from rung.ladder import is_counting
 from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.checkpoints import SAVING
@@ -132,7 +131,7 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
     if page is None:
         raise RunError(f"{source} was imported, not trained: there is nothing to resume")
     recipe = make_recipe(page)
-    if is_counting(recipe.rung):
+    if recipe.entry.counts:
         raise RecipeError(
             f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a "
             f"rung that is trained"

@@ -14,7 +14,8 @@ from rung.models.ngram.counting import count_ngrams
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.ngram.engines import choose_count_function
 from rung.recipe import make_recipe
-from rung.workflows.train import execute, read_begun
+from rung.workflows.run_folder import read_begun
+from rung.workflows.train import execute
 
 needs_spark = pytest.mark.skipif(
     shutil.which("java") is None, reason="Spark needs Java 17, which is not installed"
@@ -250,7 +251,7 @@ def test_a_run_that_was_stopped_while_it_was_scored_counts_nothing_again(
     run, told = tmp_path / "run", []
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(
-            "rung.workflows.train.judge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+            "rung.workflows.train.score_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         execute(make_page(text, "numpy"), run)
     counted.clear()
