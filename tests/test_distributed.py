@@ -22,7 +22,7 @@ from rung.evaluation.surprisal import score_text
 from rung.models import load
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES
-from rung.training.global_batch import find_global_batch_size, share_batch
+from rung.training.global_batch import find_global_batch_size, split_global_batch
 from rung.workflows.evaluate import evaluate_run
 from tests.ranks_together import ALONE, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
 
@@ -255,7 +255,7 @@ def test_the_command_speaks_once(two, ground):
 )
 def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    made = share_batch(rows, arguments)
+    made = split_global_batch(rows, arguments)
     assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
     assert find_global_batch_size(made) == rows
 
@@ -265,7 +265,7 @@ def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
     with pytest.raises(
         RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"
     ):
-        share_batch(8, {})
+        split_global_batch(8, {})
 
 
 def test_one_process_is_the_main_one():

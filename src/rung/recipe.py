@@ -39,7 +39,7 @@ from rung.models import Rung, config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
 from rung.training.argument_checks import check_arguments
-from rung.training.gradient_checkpointing import check_activations
+from rung.training.gradient_checkpointing import check_gradient_checkpointing
 from rung.training.lora import check_lora
 from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state
@@ -134,7 +134,7 @@ class Recipe:
         if self.carry_state:
             check_carry_state(find_rung(self.rung).model_class, self.train)
         if not is_counting(self.rung):
-            check_activations(self.rung, find_rung(self.rung).model_class, self.train)
+            check_gradient_checkpointing(self.rung, find_rung(self.rung).model_class, self.train)
         check_seed(self.seed)
         check_positive("minutes", self.minutes, float)
         check_positive("steps", self.steps, int)

@@ -12,7 +12,7 @@ from rung.errors import RecipeError
 from rung.models import RUNGS
 from rung.recipe import make_recipe
 from rung.training.callbacks import TrainingCallbacks
-from rung.training.gradient_checkpointing import check_activations
+from rung.training.gradient_checkpointing import check_gradient_checkpointing
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -106,7 +106,7 @@ def test_a_recurrence_has_no_layers_to_compute_again(name, key):
         RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"
     ):
         make_recipe({"rung": name}, [f"{key}=true"])
-    check_activations("rnn", RUNGS["rnn"].model_class, {key: False})
+    check_gradient_checkpointing("rnn", RUNGS["rnn"].model_class, {key: False})
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch_fused"])

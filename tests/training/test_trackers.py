@@ -16,7 +16,7 @@ from rung.data.packing import PackedTokens
 from rung.errors import RecipeError
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.settings import TrainSettings
-from rung.training.trackers import check_trackers, list_trackers, report_below
+from rung.training.trackers import check_trackers, list_trackers, report_into
 from rung.training.train import train
 
 CALLBACKS = TrainingCallbacks(
@@ -227,15 +227,15 @@ def test_a_tracker_that_cannot_be_imported_is_said(tmp_path):
     )
     with (
         pytest.raises(RecipeError, match=message),
-        report_below(tmp_path, {"report_to": "trackio"}),
+        report_into(tmp_path, {"report_to": "trackio"}),
     ):
         raise ModuleNotFoundError("No module named 'half'")
-    with pytest.raises(ModuleNotFoundError), report_below(tmp_path, {}):
+    with pytest.raises(ModuleNotFoundError), report_into(tmp_path, {}):
         raise ModuleNotFoundError("No module named 'half'")
 
 
 def test_a_place_that_the_user_set_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "mine")
-    with report_below(tmp_path, {"report_to": "tensorboard"}):
+    with report_into(tmp_path, {"report_to": "tensorboard"}):
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"
     assert os.environ["TENSORBOARD_LOGGING_DIR"] == "mine"

@@ -19,7 +19,7 @@ from rung.errors import RecipeError, RunError
 from rung.training.argument_checks import check_arguments
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
-from rung.training.dropout import dropping_out
+from rung.training.dropout import apply_dropout
 from rung.training.optimizer import Muon, orthogonalize
 from rung.training.settings import TrainSettings
 from rung.training.train import train
@@ -462,7 +462,7 @@ def test_float16_gives_way_where_there_is_no_gpu(
 def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):
     model = make_tiny(name)
     ids = torch.randint(4, 40, (2, 16), generator=torch.Generator().manual_seed(0))
-    with dropping_out(model, 0.5):
+    with apply_dropout(model, 0.5):
         assert not torch.equal(model.train()(ids).logits, model(ids).logits)
         torch.testing.assert_close(model.eval()(ids).logits, model(ids).logits, rtol=0, atol=0)
     torch.testing.assert_close(model.train()(ids).logits, model(ids).logits, rtol=0, atol=0)

@@ -1,1 +1,1 @@
-"""Training by gradients: the Hugging Face Trainer, wired for small models on whole corpora."""
+"""Training by gradients: the Hugging Face Trainer, set up for small models on whole corpora."""

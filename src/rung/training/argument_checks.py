@@ -79,8 +79,7 @@ REFUSED_ARGUMENTS: dict[str, str] = {
     "train.warmup_steps=0.1",
 }
 CHOICES: dict[str, tuple[str, ...]] = {
-    # The Trainer knows others, that rung's order of blocks and checkpoints cannot: it counts in
-    # steps, not in epochs.
+    # The Trainer knows more, such as "epoch". rung's sampler and checkpoints count in steps.
     "eval_strategy": ("steps", "no"),
     "save_strategy": ("steps", "no"),
     "logging_strategy": ("steps", "no"),
@@ -105,16 +104,16 @@ TARGETED_OPTIMIZERS = ("galore", "apollo")
 # Values that tell whether an optimizer reads an argument.
 PROBE_VALUES = ("1", "0.123")
 
-SMALLEST = sys.float_info.min  # above 0
-# The least value of a number, and the one that it must stay below; of others 0 and infinity.
+ABOVE_ZERO = sys.float_info.min
+# A number must be at least the first and below the second; all others at least 0.
 RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("adam_beta1", "adam_beta2"), (0, 1)),
     **dict.fromkeys(
         ("per_device_train_batch_size", "gradient_accumulation_steps", "save_total_limit"),
         (1, math.inf),
     ),
-    **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (SMALLEST, math.inf)),
-    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (SMALLEST, math.inf)),
+    **dict.fromkeys(("adam_epsilon", "num_train_epochs"), (ABOVE_ZERO, math.inf)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), (ABOVE_ZERO, math.inf)),
 }
 
 
@@ -192,7 +191,7 @@ def _check_value(key: str, value: Any) -> None:
         )
     least, most = RANGES.get(key, (0, math.inf))
     if not least <= value < most:
-        end = "above 0" if least == SMALLEST else f"{least:g} or more"
+        end = "above 0" if least == ABOVE_ZERO else f"{least:g} or more"
         end = f"from {least:g} up to {most:g}" if most < math.inf else end
         raise RecipeError(f"train.{key} is {value!r}: it must be {end}")
 

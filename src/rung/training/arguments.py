@@ -13,8 +13,8 @@ from rung.device import choose_device, has_fast_bfloat16
 from rung.errors import RecipeError, first_line
 from rung.training.argument_checks import check_arguments, check_made
 from rung.training.clock import EVALUATIONS
-from rung.training.global_batch import ROWS, share_batch
-from rung.training.gradient_checkpointing import rename_activations
+from rung.training.global_batch import DEFAULT_BATCH_SIZE, split_global_batch
+from rung.training.gradient_checkpointing import rename_gradient_checkpointing
 from rung.training.lora import LORA_ARGUMENTS
 from rung.training.schedule import WARMUP_SHARE
 from rung.training.settings import MUON, SCHEDULE, TrainSettings
@@ -22,7 +22,8 @@ from rung.training.trackers import PROJECT
 
 logger = logging.getLogger(__name__)
 
-NEVER = 2**31  # steps
+# Evaluations and checkpoints every so many steps never come.
+NEVER = 2**31
 # The Trainer is given so many steps where the clock ends them.
 ENDLESS = 10**9
 DEFAULT_ARGUMENTS: dict[str, Any] = {
@@ -32,7 +33,7 @@ DEFAULT_ARGUMENTS: dict[str, Any] = {
     "weight_decay": 0.1,
     "adam_beta2": 0.95,
     "max_grad_norm": 1.0,
-    "per_device_train_batch_size": ROWS,
+    "per_device_train_batch_size": DEFAULT_BATCH_SIZE,
     "save_total_limit": 2,
 }
 
@@ -95,10 +96,10 @@ def _choose_arguments(settings: TrainSettings, folder: Path, steps: int) -> dict
         "use_cache": True,
         **DEFAULT_ARGUMENTS,
         **(LORA_ARGUMENTS if settings.lora else {}),
-        **rename_activations(settings.arguments),
+        **rename_gradient_checkpointing(settings.arguments),
     }
     if settings.global_batch_size is not None:
-        chosen |= share_batch(settings.global_batch_size, settings.arguments)
+        chosen |= split_global_batch(settings.global_batch_size, settings.arguments)
     # One process has nothing to shard: a run begun with FSDP2 continues without it.
     if distributed.world_size() == 1:
         chosen["fsdp"] = None

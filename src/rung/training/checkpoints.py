@@ -46,7 +46,7 @@ CHANGEABLE_PREFIXES = (
     *("deepspeed", "accelerator_"),
 )
 # Fields of `ResumeState` that have another key in the file.
-KEYS = {
+RESUME_KEYS = {
     "planned_steps": "planned",
     "schedule": "pace",
     "evaluation_due": "evaluate",
@@ -78,11 +78,11 @@ class ResumeState:
     def from_json(cls, facts: dict[str, Any]) -> Self:
         """Make the state that a checkpoint's file describes."""
         facts = {"threads": None} | facts
-        return cls(**{f.name: facts[KEYS.get(f.name, f.name)] for f in fields(cls)})
+        return cls(**{f.name: facts[RESUME_KEYS.get(f.name, f.name)] for f in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
         """Return what a checkpoint's file holds."""
-        return {KEYS.get(name, name): value for name, value in asdict(self).items()}
+        return {RESUME_KEYS.get(name, name): value for name, value in asdict(self).items()}
 
 
 def describe_run(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-EVALUATIONS = 5  # of a run, where there is time for them
-EVALUATION_SHARE = 0.1  # of the minutes, at the most, goes into evaluations before the last one
-MIN_TRAINING_SHARE = 0.25  # of the minutes is for training, whatever came before it
-# A step takes what steps took in the last of so much of the minutes.
+# A run has so many evaluations where there is time for them.
+EVALUATIONS = 5
+# Evaluations before the last one take at most this share of the minutes.
+EVALUATION_SHARE = 0.1
+# Training has at least this share of the minutes, whatever came before it.
+MIN_TRAINING_SHARE = 0.25
+# The seconds of a step are a mean over the steps in the last such share of the minutes.
 RECENT_SHARE = 0.05
-COLD_STEPS = 2  # first steps, which are slower than the others
-# What checkpoints call the attributes.
-KEYS = {
+# The first steps are slower than the others.
+COLD_STEPS = 2
+# The attributes that a checkpoint keeps, by their keys in it.
+CLOCK_KEYS = {
     "step": "step_seconds",
     "look": "evaluation_seconds",
     "evaluation": "scoring_seconds",
@@ -67,12 +71,12 @@ class Clock:
         """Continue a run after so many seconds, with what `state` returned of its clock."""
         self.began = now() - seconds
         self.deadline = now() + state.get("left", math.inf)
-        for key, name in KEYS.items():
+        for key, name in CLOCK_KEYS.items():
             setattr(self, name, state.get(key, 0.0))
 
     def state(self) -> dict[str, float]:
         """Return what a checkpoint keeps; `left` is until the minutes are over."""
-        state = {key: getattr(self, name) for key, name in KEYS.items()}
+        state = {key: getattr(self, name) for key, name in CLOCK_KEYS.items()}
         if self.budget < math.inf:
             state["left"] = max(self.deadline, self.earliest_end) - now()
         return state

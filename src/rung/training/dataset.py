@@ -11,7 +11,7 @@ from rung.training.global_batch import count_rows
 from rung.training.settings import TrainSettings
 from rung.training.tbptt import check_carry_state
 
-DEFAULT_BLOCK_LENGTH = 256  # tokens, where the model does not say
+DEFAULT_BLOCK_LENGTH = 256
 
 
 def make_dataset(

@@ -1,8 +1,8 @@
 """Dropout in training for models that have none of their own, such as Llama.
 
-Where GPT-2 has it (Srivastava et al. 2014; Radford et al. 2019): on embeddings and on all that is
-added to the residual stream. It is hooked on and taken off again, so a saved model and its
-configuration know nothing of it.
+It is applied where GPT-2 has it (Srivastava et al. 2014; Radford et al. 2019): to embeddings and to
+everything that is added to the residual stream. Hooks apply it and are removed again, so a saved
+model and its configuration know nothing of it.
 """
 
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from rung.models.initialization import RESIDUAL_PROJECTIONS
 
 
 @contextmanager
-def dropping_out(model: CausalModel, probability: float) -> Iterator[None]:
-    """Within, the model drops channels with this probability while it trains."""
+def apply_dropout(model: CausalModel, probability: float) -> Iterator[None]:
+    """Let the model drop channels with this probability while it trains inside the context."""
 
     def drop(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         return F.dropout(output, probability, module.training)
 
-    noisy = [
+    dropped = [
         part
         for name, part in model.named_modules()
         if isinstance(part, nn.Embedding) or name.endswith(RESIDUAL_PROJECTIONS)
     ]
-    handles = [part.register_forward_hook(drop) for part in noisy] if probability else []
+    handles = [part.register_forward_hook(drop) for part in dropped] if probability else []
     try:
         yield
     finally:

@@ -1,6 +1,4 @@
-"""The rows of a step, dealt out: the same ones to any number of processes, in any number of
-parts.
-"""
+"""The global batch: the rows of a step, split over any number of processes and accumulations."""
 
 from typing import Any
 
@@ -9,30 +7,27 @@ from transformers import TrainingArguments
 from rung import distributed
 from rung.errors import RecipeError
 
-ROWS = 8  # of a process at a time, where nothing says how many
+DEFAULT_BATCH_SIZE = 8  # rows of a process at a time
 
 
 def count_rows(arguments: TrainingArguments) -> int:
-    """Rows that all processes read in a step."""
+    """Count the rows that all processes read in a step."""
     return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def find_global_batch_size(arguments: dict[str, Any]) -> int:
-    """Rows a step that these fields of `TrainingArguments` make, with as many processes as there
-    are now.
-    """
-    rows = arguments.get("per_device_train_batch_size", ROWS) * arguments.get(
+    """Count the rows a step that these fields of `TrainingArguments` make with all processes."""
+    rows = arguments.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE) * arguments.get(
         "gradient_accumulation_steps", 1
     )
     return rows * distributed.world_size()
 
 
-def share_batch(global_batch_size: int, arguments: dict[str, Any]) -> dict[str, int]:
-    """The fields of `TrainingArguments` that make a step so many rows: an even share for each
-    process.
+def split_global_batch(global_batch_size: int, arguments: dict[str, Any]) -> dict[str, int]:
+    """Return the fields of `TrainingArguments` that give each process an even share of the rows.
 
-    Rows at a time are what `arguments` give, or fewer; gradients are accumulated for the rest.
-    Raises `RecipeError` where the rows cannot be shared out evenly.
+    A process reads as many rows at a time as `arguments` say, or fewer, and accumulates gradients
+    for the rest. Raises `RecipeError` where the rows cannot be shared evenly.
     """
     rows, left = divmod(global_batch_size, distributed.world_size())
     if left:

@@ -1,8 +1,7 @@
-"""LoRA (Hu et al. 2022) by PEFT: a change of low rank to each matrix is trained, the model itself
-left as it was.
+"""LoRA (Hu et al. 2022) by PEFT: a change of low rank to each matrix is trained in its place.
 
-What is trained is PEFT's model; what is judged, sampled from and saved is a plain one with the
-change added to its weights, which opens anywhere.
+PEFT's model is trained. A plain model with the change added to its weights is scored, sampled and
+saved; it opens anywhere.
 """
 
 import copy
@@ -20,14 +19,12 @@ from rung.errors import RecipeError
 from rung.models.base import CausalModel
 from rung.training.callbacks import TrainingCallbacks
 
-ADAPTER_FOLDER = (
-    "adapter"  # the change alone, in the run's folder: `PeftModel.from_pretrained(base, folder)`
-)
-# Of the change: PEFT's `lora_alpha / r`, the same at every rank, so that one learning rate serves
-# all.
-SCALE = 2.0
-# AdamW: Muon's step is orthogonal in a matrix, and a factor of one is none. At rates that learn
-# well AdamW learned more of the new text and forgot less of the old, for less work
+# In the run's folder, for `PeftModel.from_pretrained(base, folder)`.
+ADAPTER_FOLDER = "adapter"
+# PEFT's `lora_alpha / r`. It is the same at every rank, so that one learning rate serves all.
+LORA_SCALE = 2.0
+# Muon orthogonalizes the step of a matrix, and the factors of a change of low rank are no matrices
+# of their own. AdamW learned more of the new text and forgot less of the old, for less work
 # (benchmarks/training/adapters.txt).
 LORA_ARGUMENTS: dict[str, Any] = {
     "optim": "adamw_torch_fused",
@@ -37,7 +34,7 @@ LORA_ARGUMENTS: dict[str, Any] = {
 
 
 def check_lora(rank: Any, base: str | None) -> None:
-    """Raise `RecipeError` for a rank that is none, without a model to adapt, or without PEFT."""
+    """Raise `RecipeError` for a rank below 1, without a model to adapt, or without PEFT."""
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise RecipeError(
             f"lora is {rank!r}: it must be a rank, a whole number from 1, as in --set lora=8"
@@ -45,8 +42,7 @@ def check_lora(rank: Any, base: str | None) -> None:
     if not base:
         raise RecipeError(
             f"lora is {rank}, but there is no model to adapt: a change of low rank to random "
-            f"weights learns little; "
-            "name a trained one with --from RUN"
+            f"weights learns little; name a trained one with --from RUN"
         )
     if importlib.util.find_spec("peft") is None:
         raise RecipeError("lora needs PEFT, which is not installed: pip install 'rung[lora]'")
@@ -74,7 +70,7 @@ class LoraAdapter:
         }
         config = LoraConfig(
             r=rank,
-            lora_alpha=round(SCALE * rank),
+            lora_alpha=round(LORA_SCALE * rank),
             target_modules=[name for name, layer in layers.items() if layer is not head],
             # A cell computes with its matrices itself, so they are adapted as parameters.
             target_parameters=[
@@ -87,10 +83,10 @@ class LoraAdapter:
 
     @torch.no_grad()
     def merge(self) -> CausalModel:
-        """The plain model, with the change as it is by now added to its weights.
+        """Add the change as it is by now to the plain model's weights, and return that model.
 
-        The peft_model's own are never added to and taken from again: that would round them, and a
-        resumed run begins from those of the base.
+        The base weights of `peft_model` stay as they are: adding to them and subtracting again
+        would round them, and a resumed run begins from those of the base.
         """
         from peft.tuners.lora import LoraLayer
 
@@ -106,7 +102,7 @@ class LoraAdapter:
         return self.model.eval()
 
     def merge_for(self, callbacks: TrainingCallbacks) -> TrainingCallbacks:
-        """The callbacks, reading the merged model whatever they are given."""
+        """Make the callbacks evaluate and sample the merged model, whatever they are given."""
         return replace(
             callbacks,
             evaluate=lambda _: callbacks.evaluate(self.merge()),
@@ -124,8 +120,9 @@ def _matrices_of(cell: nn.RNNBase) -> list[str]:
 
 
 def _copy(model: Any, cloned: set[int]) -> Any:
-    """A module like `model` with parameters of its own, over the same memory but where their id is
-    in `cloned`.
+    """Copy a module with parameters of its own, over the same memory.
+
+    Parameters whose id is in `cloned` get memory of their own.
     """
     memo: dict[int, Any] = {}
     for p in model.parameters():

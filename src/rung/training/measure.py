@@ -21,7 +21,7 @@ from rung.models.base import CausalModel
 from rung.training.arguments import choose_precision, make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import Checkpoints
-from rung.training.clock import Clock, now
+from rung.training.clock import COLD_STEPS, Clock, now
 from rung.training.dataset import make_dataset
 from rung.training.schedule import WSDSchedule
 from rung.training.settings import TrainSettings
@@ -32,8 +32,8 @@ from rung.training.trainer import RungTrainer, TrainingRun
 # one takes longer. Evaluations are measured twice, unless the first took that share.
 MEASURED_SECONDS = 1.5
 MEASURED_SHARE = 0.03
-MEASURED_STEPS = 10_000  # that the measured training would have
-WARM_STEPS = 2  # first steps, which are slower than the others
+# The schedule of the measured training has so many steps, of which few are taken.
+MEASURED_STEPS = 10_000
 
 
 def measure_step(
@@ -108,11 +108,11 @@ class StepTimer(TrainerCallback):
         self.times.append(now())
         took, steps = self.times[-1] - self.times[0], len(self.times) - 1
         too_long = took > self.most and (steps > 1 or took > 2 * self.most)
-        enough = too_long or (took > self.enough and steps > WARM_STEPS + 1)
+        enough = too_long or (took > self.enough and steps > COLD_STEPS + 1)
         control.should_training_stop = any(distributed.all_reduce_max(enough))
 
     def seconds_per_step(self) -> float:
         """Return the mean of median and mean: a stray pause counts, but not in full."""
-        warm = self.times[min(WARM_STEPS, len(self.times) - 2) :]
+        warm = self.times[min(COLD_STEPS, len(self.times) - 2) :]
         durations = [after - before for before, after in itertools.pairwise(warm)]
         return (statistics.median(durations) + statistics.fmean(durations)) / 2

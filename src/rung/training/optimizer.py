@@ -6,9 +6,7 @@ momentum. It learns in far fewer steps than AdamW, and short runs are short of s
 which small models on a CPU need.
 """
 
-import itertools
 import math
-import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -18,10 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from rung import distributed
-from rung.training.clock import now
 from rung.training.sharding import shard_like, to_full, to_local
 
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
@@ -32,50 +27,11 @@ ITERATIONS = 5
 RMS_OF_ADAMW = 0.2
 
 
-class Stopwatch(TrainerCallback):
-    """Times steps, the first ones left out, until enough time has passed; so many seconds at the
-    `most`.
-
-    The first one is slower by half or more, so a second is taken unless the first took `most`
-    twice. What comes before it (the Trainer is built, the processes meet) is no part of it.
-    """
-
-    WARM_UP = 2
-
-    def __init__(self, enough: float, most: float) -> None:
-        self.enough = enough  # seconds
-        self.most = most
-        self.times: list[float] = []
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """The first step begins here."""
-        self.times = [now()]
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """Note the time, and stop when it is enough, all processes at once."""
-        self.times.append(now())
-        took, steps = self.times[-1] - self.times[0], len(self.times) - 1
-        too_long = took > self.most and (steps > 1 or took > 2 * self.most)
-        enough = too_long or (took > self.enough and steps > self.WARM_UP + 1)
-        control.should_training_stop = any(distributed.all_reduce_max(enough))
-
-    def seconds_per_step(self) -> float:
-        """The mean between the median and the mean: a stray pause counts, but not in full."""
-        warm = self.times[min(self.WARM_UP, len(self.times) - 2) :]
-        durations = [b - a for a, b in itertools.pairwise(warm)]
-        return (statistics.median(durations) + statistics.fmean(durations)) / 2
-
-
 class Muon(torch.optim.Optimizer):
-    """Groups with `muon: True` hold matrices; the others are AdamW's.
+    """Muon for the groups with `muon: True`, which hold matrices, and AdamW for the others.
 
     One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value
-    or the gates of an LSTM, is stepped as the several that it is. What is orthogonalized is
-    computed in `dtype`.
+    or the gates of an LSTM, is stepped as several. Matrices are orthogonalized in `dtype`.
     """
 
     def __init__(
@@ -93,7 +49,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
         loss = closure() if closure else None
         for group in self.param_groups:
             if group["muon"]:
@@ -114,7 +69,8 @@ class Muon(torch.optim.Optimizer):
             gradient, buffer = to_local(parameter.grad), to_local(state["momentum_buffer"])
             buffer.lerp_(gradient, 1 - momentum)
             update = gradient.lerp(buffer, momentum)  # Nesterov
-            if isinstance(parameter, DTensor):  # cut up by FSDP2: one at a time is whole
+            # A process has room for one full matrix at a time.
+            if isinstance(parameter, DTensor):
                 self._step_sharded(parameter, update, group)
                 continue
             for weight, direction in zip(
@@ -130,8 +86,9 @@ class Muon(torch.optim.Optimizer):
             )
 
     def _step_sharded(self, parameter: DTensor, update: Tensor, group: dict[str, Any]) -> None:
-        """Step a matrix that is cut up: every process makes it whole, and steps the part that it
-        holds.
+        """Step a matrix that FSDP2 has sharded.
+
+        Every process gathers the full update, and steps the shard that it holds.
         """
         sharded = DTensor.from_local(
             update.to(self.dtype),
@@ -183,9 +140,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N rows columns"]:
-    """The nearest semi-orthogonal matrix, roughly, to each.
+    """Approximate the nearest semi-orthogonal matrix to each, by Newton-Schulz iterations.
 
-    Five Newton-Schulz iterations leave singular values between about 0.7 and 1.2.
+    Five iterations leave singular values between about 0.7 and 1.2.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -198,9 +155,7 @@ def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N
 
 
 def split_matrix(matrix: Tensor) -> list[Tensor]:
-    """The square-most matrices that a fused one holds: (D, 3D) is three, (4D, D) of gates is
-    four.
-    """
+    """Split a fused matrix into square ones: (D, 3D) into three, the gates (4D, D) into four."""
     rows, columns = matrix.shape
     if rows > columns and rows % columns == 0:
         return list(matrix.split(columns, dim=0))
@@ -210,8 +165,9 @@ def split_matrix(matrix: Tensor) -> list[Tensor]:
 
 
 def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for `Muon`: hidden matrices; embeddings and head; vectors, which never
-    decay.
+    """Make `Muon`'s parameter groups: hidden matrices, embeddings and head, and vectors.
+
+    Vectors never decay.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()

@@ -85,7 +85,7 @@ class Recorder(TrainerCallback):
             wanted = (self._find_end(done, args.max_steps), self._choose_pause(done))
         asked, end, pause = distributed.all_reduce_max(int(self.interrupted), *wanted)
         if end:
-            # What was the last step is none, so its evaluation is put off.
+            # This step was the last one until now, so its evaluation is put off.
             if state.max_steps <= done < end and self.clock.times_evaluations:
                 control.should_evaluate = control.should_save = False
             self.schedule.move_end(done, end)
@@ -173,7 +173,7 @@ class Recorder(TrainerCallback):
         self.loss = line.get("loss", self.loss)
         self.bits_per_byte = line.get("bits_per_byte", self.bits_per_byte)
         if not math.isfinite(line.get("loss", 0.0)):
-            raise diverged(
+            raise divergence_error(
                 f"the loss is {line['loss']}", state.global_step, line["learning_rate"], args
             )
         if distributed.is_main():
@@ -213,7 +213,7 @@ class Recorder(TrainerCallback):
         self.recent_cpu.start()
 
 
-def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
+def divergence_error(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
     """Make the error of a run that diverged, with a lower learning rate to try."""
     return RunError(
         f"{what} at step {step} (learning rate {rate:.2g}): "
@@ -223,7 +223,7 @@ def diverged(what: str, step: int, rate: float, arguments: TrainingArguments) ->
 
 
 @contextmanager
-def untouched_randomness() -> Iterator[None]:
+def preserve_random_state() -> Iterator[None]:
     """Restore the random states at the end, whatever is drawn inside."""
     python, array = random.getstate(), numpy.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -236,7 +236,7 @@ def untouched_randomness() -> Iterator[None]:
 
 
 @contextmanager
-def interrupt_politely(recorder: Recorder) -> Iterator[None]:
+def handle_interrupt(recorder: Recorder) -> Iterator[None]:
     """Let Ctrl-C finish the step, save and stop; a second one stops at once.
 
     Under `torchrun` a second one does nothing: it may come from the terminal and from the launcher,

@@ -1,10 +1,8 @@
-"""The order in which a text is read: epoch after epoch, each a permutation whose every place is
-found at once.
+"""A sampler that begins at any row of any epoch at once, each epoch a permutation of its own.
 
-A run that goes on begins where it was left, however far in, without a pass over what was read; and
-no process keeps eight bytes for each block, as a list of the epoch would. The permutation is a
-Feistel network over the next power of four, walked until it lands on an item (Black & Rogaway 2002,
-section 3).
+A run that continues makes no pass over the rows that it has read, and no process keeps a list of an
+epoch's rows. The permutation is a Feistel network over the next power of four, walked until it
+lands on an item (Black & Rogaway 2002, section 3).
 """
 
 from collections.abc import Iterator
@@ -18,10 +16,10 @@ CHUNK = 1024  # places permuted at a time
 
 
 class ResumableSampler(Sampler[int]):
-    """Places `first` to `last` of an endless row of epochs over `items`; in their own order where
-    `seed` is None.
+    """Samples places `first` to `last` of an endless sequence of epochs over `items`.
 
-    Its length is `last`: how far it goes, wherever it begins.
+    Where `seed` is None an epoch reads the items in order. The length is `last`, wherever it
+    begins.
     """
 
     def __init__(self, items: int, *, seed: int | None, first: int, last: int) -> None:
@@ -46,15 +44,14 @@ class ResumableSampler(Sampler[int]):
 
 
 def permute(places: NDArray[numpy.int64], items: int, key: tuple[int, int]) -> NDArray[numpy.int64]:
-    """What stands at these places of the permutation of `items` that `key` names."""
+    """Return the items at these places of the permutation that `key` names."""
     half = numpy.uint64(max(1, ((items - 1).bit_length() + 1) // 2))
     mask = (numpy.uint64(1) << half) - numpy.uint64(1)
     keys = numpy.random.SeedSequence(key).generate_state(ROUNDS, numpy.uint64)
     found = places.astype(numpy.uint64)
     walking = numpy.arange(len(found))
-    while len(
-        walking
-    ):  # fewer than four rounds on average: that much larger the power of four may be
+    # The power of four is less than four times as large, so the mean of the walks is below four.
+    while len(walking):
         left, right = found[walking] >> half, found[walking] & mask
         for each in keys:
             left, right = right, left ^ (_mix(right + each) & mask)
@@ -64,9 +61,7 @@ def permute(places: NDArray[numpy.int64], items: int, key: tuple[int, int]) -> N
 
 
 def _mix(values: NDArray[numpy.uint64]) -> NDArray[numpy.uint64]:
-    """The finalizer of SplitMix64 (Steele et al. 2014): every bit of the input moves every bit of
-    the output.
-    """
+    """Mix the bits, with the finalizer of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ values >> numpy.uint64(30)) * numpy.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> numpy.uint64(27)) * numpy.uint64(0x94D049BB133111EB)
     return values ^ values >> numpy.uint64(31)

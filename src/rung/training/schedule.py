@@ -7,9 +7,11 @@ ends where the run does (warmup-stable-decay; Hägele et al. 2024, section 4).
 from collections.abc import Callable
 from typing import Any, Self
 
-WARMUP_SHARE = 0.05  # of the steps, where `warmup_steps` says nothing
-DECAY_SHARE = 0.5  # of the steps
-CURVE_STEPS = 10_000  # steps of a schedule of transformers that is stretched over a run
+# The share of the steps that warm up where `warmup_steps` is not set, and of those that decay.
+WARMUP_SHARE = 0.05
+DECAY_SHARE = 0.5
+# A schedule of transformers is made for so many steps, and stretched over the run.
+CURVE_STEPS = 10_000
 
 
 class WSDSchedule:

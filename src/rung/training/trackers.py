@@ -1,8 +1,7 @@
-"""Trackers by name: TensorBoard, Weights & Biases, Trackio and what else the Trainer knows, below
-the run's folder.
+"""Trackers by name: TensorBoard, Weights & Biases, Trackio and others that the Trainer knows.
 
-The callbacks are the Trainer's own. What is rung's: a tracker that is missing is told before
-anything is done, and what one writes stands in the run, not where the command was called.
+The Trainer brings their callbacks. A missing tracker is reported before anything is done, and a
+tracker writes into the run's folder, not where the command was called.
 """
 
 import importlib.util
@@ -18,13 +17,18 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from rung.errors import RecipeError, did_you_mean, first_line
 
-PROJECT = "rung"  # what runs are gathered under, where a tracker gathers them
-# Where each writes, by the variable that it reads; one that the user has set stands.
-PLACES = {"tensorboard": "TENSORBOARD_LOGGING_DIR", "wandb": "WANDB_DIR", "trackio": "TRACKIO_DIR"}
+# Trackers group runs by project.
+PROJECT = "rung"
+# The variable that names the folder a tracker writes to. A value that the user has set is kept.
+FOLDER_VARIABLES = {
+    "tensorboard": "TENSORBOARD_LOGGING_DIR",
+    "wandb": "WANDB_DIR",
+    "trackio": "TRACKIO_DIR",
+}
 
 
 def list_trackers(arguments: dict[str, Any]) -> list[str]:
-    """The trackers that `report_to` names; "all" is all that are installed.
+    """List the trackers that `report_to` names; "all" are those that are installed.
 
     Raises `RecipeError` for a name that the Trainer does not know.
     """
@@ -36,7 +40,10 @@ def list_trackers(arguments: dict[str, Any]) -> list[str]:
         raise RecipeError(f"train.report_to is {asked!r}: it must be a name, or a list of names")
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
-            known = [*PLACES, *sorted(INTEGRATION_TO_CALLBACK.keys() - PLACES.keys())]
+            known = [
+                *FOLDER_VARIABLES,
+                *sorted(INTEGRATION_TO_CALLBACK.keys() - FOLDER_VARIABLES.keys()),
+            ]
             raise RecipeError(f"train.report_to is {name!r}: {did_you_mean(str(name), known)}")
     return list(names)
 
@@ -44,35 +51,34 @@ def list_trackers(arguments: dict[str, Any]) -> list[str]:
 def check_trackers(arguments: dict[str, Any]) -> None:
     """Raise `RecipeError` for a tracker that is not installed, with the line that installs it."""
     for name in list_trackers(arguments):
-        if (
-            name in PLACES
-        ):  # looked for and not imported: Trackio reads where it may write as it is imported
+        # Trackio decides where it writes when it is imported, so these are only looked for.
+        if name in FOLDER_VARIABLES:
             if importlib.util.find_spec(name) is None:
                 raise RecipeError(
                     f"train.report_to is {name!r}, which is not installed: pip install {name}"
                 )
             continue
+        # The others say themselves what they lack.
         try:
             INTEGRATION_TO_CALLBACK[name]()
-        except (RuntimeError, ImportError) as error:  # the Trainer's own words for the others
+        except (RuntimeError, ImportError) as error:
             raise RecipeError(f"train.report_to is {name!r}: {first_line(error)}") from error
 
 
 @contextmanager
-def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
-    """While it lasts, trackers write into the run's folder, and a run of Weights & Biases ends when
-    it does.
+def report_into(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
+    """Let trackers write into the run's folder inside the context; then end Weights & Biases' run.
 
-    Raises `RecipeError` for what Weights & Biases refuses, most often that nobody has logged in,
-    and for a tracker that is there but cannot be imported.
+    Raises `RecipeError` for what Weights & Biases refuses, most often because nobody has logged in,
+    and for a tracker that is installed but cannot be imported.
     """
     names = list_trackers(arguments)
-    wanted = {place: str(folder / name) for name, place in PLACES.items() if name in names}
+    wanted = {
+        place: str(folder / name) for name, place in FOLDER_VARIABLES.items() if name in names
+    }
+    # Weights & Biases makes a folder of its own there.
     if "wandb" in names:
-        wanted |= {
-            "WANDB_DIR": str(folder),
-            "WANDB_PROJECT": PROJECT,
-        }  # it makes its own folder there
+        wanted |= {"WANDB_DIR": str(folder), "WANDB_PROJECT": PROJECT}
     added = {key: value for key, value in wanted.items() if key not in os.environ}
     os.environ.update(added)
     try:
@@ -87,7 +93,7 @@ def report_below(folder: Path, arguments: dict[str, Any]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.startswith("wandb"):
             raise RecipeError(
-                f"wandb: {first_line(error).rstrip('.')}; or keep what it is told here: "
+                f"wandb: {first_line(error).rstrip('.')}; or keep its data here with "
                 f"WANDB_MODE=offline"
             ) from error
         raise

@@ -29,15 +29,15 @@ from rung.training.checkpoints import (
 from rung.training.clock import Clock
 from rung.training.cpu_usage import is_busy
 from rung.training.dataset import make_dataset
-from rung.training.dropout import dropping_out
+from rung.training.dropout import apply_dropout
 from rung.training.global_batch import count_rows
 from rung.training.lora import LoraAdapter
 from rung.training.measure import measure_evaluation
-from rung.training.recorder import Recorder, interrupt_politely
+from rung.training.recorder import Recorder, handle_interrupt
 from rung.training.schedule import WSDSchedule
 from rung.training.settings import TrainSettings
 from rung.training.tbptt import make_stream_states
-from rung.training.trackers import report_below
+from rung.training.trackers import report_into
 from rung.training.trainer import RungTrainer, TrainingRun
 
 # A run of minutes is planned for so many steps until the first ones have shown how long they take.
@@ -201,9 +201,9 @@ def _run_trainer(
         task.folder, task.callbacks, task.clock, run.schedule, tokens_per_step, extra_tokens
     )
     with (
-        report_below(task.folder, task.settings.arguments),
-        interrupt_politely(recorder),
-        dropping_out(task.learner, task.settings.dropout),
+        report_into(task.folder, task.settings.arguments),
+        handle_interrupt(recorder),
+        apply_dropout(task.learner, task.settings.dropout),
     ):
         distributed.raise_together(run.restore_files)()
         trainer = RungTrainer(task.learner, arguments, task.dataset, tokenizer, run, [recorder])

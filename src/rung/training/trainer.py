@@ -40,7 +40,7 @@ from rung.training.checkpoints import Checkpoints, ResumeState, write_resume_sta
 from rung.training.clock import Clock
 from rung.training.global_batch import count_rows
 from rung.training.optimizer import Muon, group_parameters
-from rung.training.recorder import diverged, untouched_randomness
+from rung.training.recorder import divergence_error, preserve_random_state
 from rung.training.sampler import ResumableSampler
 from rung.training.schedule import CURVE_STEPS, WSDSchedule
 from rung.training.settings import ENDLESS_SCHEDULES, MUON, SCHEDULE
@@ -64,8 +64,8 @@ class TrainingRun:
     clock: Clock
     schedule: WSDSchedule
     planned_steps: int
-    description: dict[str, Any]  # what checkpoints are told apart by
-    resume: ResumeState | None = None  # how far the run is, where it continues
+    description: dict[str, Any]  # from `describe_run`
+    resume: ResumeState | None = None  # None for a run that begins
     stream_states: StreamStates | None = None  # of truncated back-propagation through time
 
     @property
@@ -113,7 +113,8 @@ class RungTrainer(Trainer):
     ) -> None:
         self.run = run
         self.full_model = model
-        self.gathered_state: dict[str, Any] = {}  # of the optimizer, for a checkpoint
+        # With FSDP2, the optimizer's state in full tensors for the checkpoint being written.
+        self.gathered_state: dict[str, Any] = {}
         self.evaluation_due = False
         self.extra_rows = run.count_extra_rows(args)
         if args.fsdp:
@@ -124,7 +125,8 @@ class RungTrainer(Trainer):
             model=model,
             args=args,
             train_dataset=cast(Any, dataset),
-            eval_dataset=cast(Any, dataset),  # required, and never read: see `evaluate`
+            # It is required, but never read: `evaluate` has a text of its own.
+            eval_dataset=cast(Any, dataset),
             data_collator=identity_collator,
             processing_class=tokenizer,
             callbacks=list(callbacks),
@@ -222,11 +224,11 @@ class RungTrainer(Trainer):
             super()._load_rng_state(str(self.run.checkpoint))
         return samples
 
-    # The Trainer does it before the first batch: see `get_batch_samples`.
+    # The Trainer loads it before the first batch is fetched; `get_batch_samples` does so after.
     def _load_rng_state(self, *_: Any) -> None:
         pass
 
-    # The Trainer saves after it has evaluated.
+    # The Trainer evaluates before it saves, and an evaluation that fails must cost no training.
     def _maybe_log_save_evaluate(self, *args: Any, **options: Any) -> None:
         self.evaluation_due, self.control.should_evaluate = self.control.should_evaluate, False
         with self.run.clock.evaluating(with_evaluation=self.evaluation_due):
@@ -237,7 +239,7 @@ class RungTrainer(Trainer):
 
     # Training draws the same random numbers whether it is evaluated or not.
     def _evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
-        with untouched_randomness():
+        with preserve_random_state():
             metrics = super()._evaluate(*args, **options)
         best = self.run.checkpoints.record_score(
             self.state.global_step, metrics["eval_bits_per_byte"]
@@ -299,7 +301,7 @@ class RungTrainer(Trainer):
         elif self.args.should_save:
             self.full_model.save_pretrained(output_dir or self.args.output_dir)
 
-    # As `save_model`.
+    # With FSDP2 full tensors are saved, as in `save_model`.
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
@@ -315,7 +317,7 @@ class RungTrainer(Trainer):
             load_model(self.model, Path(resume_from_checkpoint) / SAFE_WEIGHTS_NAME)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
-    # As `_prepare_for_training`: with FSDP2 the weights are there already.
+    # With FSDP2 `_prepare_for_training` has loaded the weights already.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         if not self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -385,4 +387,6 @@ class RungTrainer(Trainer):
         bad = sum((~torch.isfinite(part).all()).long() for part in parts)
         if self.accelerator.reduce(torch.as_tensor(bad, device=self.args.device)).item():
             rate = self._get_learning_rate()
-            raise diverged("the weights are no numbers", self.state.global_step, rate, self.args)
+            raise divergence_error(
+                "the weights are no numbers", self.state.global_step, rate, self.args
+            )
