@@ -5,8 +5,8 @@ The rules for a page:
 - Blocks of ```bash and ```python run in the order of the page, in a folder of the page's own:
   those of bash with `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks
   of ```text are not run.
-- `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too;
-  `--steps N`, and `steps: N` in a recipe, become 20.
+- `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too, and
+  `minutes=N` in Python becomes `minutes=0.1`; `--steps N`, and `steps: N` in a recipe, become 20.
 - A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped
   with the mark as the reason. A block below *Needs a package: pip install NAME.* runs where that
   package is installed.
@@ -36,6 +36,7 @@ SHORTER = {
     r"\brung climb (?!.*--(?:minutes|between))": "rung climb --minutes 0.1 ",
     r"--steps \d+": "--steps 20",
     r"\bsteps: \d+": "steps: 20",
+    r"\bminutes=\d+": "minutes=0.1",
 }
 WAITING = {  # pages whose blocks nobody has run in a row yet: run one, mend it, and take it out
     "docs/chat.md",
