@@ -116,12 +116,12 @@ def _read(row: Any, where: str) -> Preference:
     if not prompt:
         raise CorpusError(
             f"{where}: it has no `prompt`, and `chosen` and `rejected` begin with no message in "
-            f"common"
+            "common"
         )
     if any([message["role"] for message in side] != ["assistant"] for side in sides):
         raise CorpusError(
             f"{where}: `chosen` and `rejected` must each be one answer of the assistant to the "
-            f"prompt"
+            "prompt"
         )
     return Preference(prompt=prompt, chosen=sides[0][0]["content"], rejected=sides[1][0]["content"])
 

@@ -43,8 +43,8 @@ def drop_oldest_turns(
             "the question has" if len(kept) == 1 else "the question and what stands before it have"
         )
         raise RunError(
-            f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use fewer "
-            f"words"
+            f"{what} {len(ids)} tokens, and the model looks at {window}, answer and all: use "
+            "fewer words"
         )
     return kept, dropped, ids
 

@@ -125,14 +125,13 @@ def load_tasks(tasks: Iterable[str]) -> dict[str, Any]:
             why = " ".join(f"{type(error).__name__}: {error}".split())
             if Path(name).is_file():
                 remedy = (
-                    "A task is a YAML page, its text in files that it names under dataset_kwargs: "
-                    "data_files"
+                    "A task is a YAML page, its text in files that it names under "
+                    "dataset_kwargs: data_files"
                 )
             else:
                 remedy = (
-                    "Most have their text from the Hub, which needs a network; a YAML file of your "
-                    "own names its "
-                    "files under dataset_kwargs: data_files"
+                    "Most have their text from the Hub, which needs a network; a YAML file of "
+                    "your own names its files under dataset_kwargs: data_files"
                 )
             raise CorpusError(f"the task {name} could not be loaded ({why}). {remedy}") from error
         found = {key: {**part, **loaded.get(key, {})} for key, part in found.items()}
@@ -238,8 +237,7 @@ class HarnessLM(HFLM):
         if longest > self.max_length:
             raise RunError(
                 f"the model reads {self.max_length} tokens, and an answer in the task has "
-                f"{longest}: train with a "
-                "larger max_position_embeddings, or choose another task"
+                f"{longest}: train with a larger max_position_embeddings, or choose another task"
             )
         # A text in several pieces would show a bar for each piece.
         disable_tqdm = disable_tqdm or override_bs is not None

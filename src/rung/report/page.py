@@ -120,7 +120,7 @@ def _summary(group: ComparableRuns) -> str:
         )
     parts = [
         f"{_strong(best.label)} needs {_bits(best.cost)}{best.mark} bits for each byte of text it "
-        f"has never seen"
+        "has never seen"
     ]
     others = [
         run for run in group.scored if is_counting(run.row.rung) != is_counting(best.row.rung)
@@ -178,14 +178,11 @@ def _ladder(group: ComparableRuns) -> str:
         for run in group.scored
     ]
     caption = (
-        "A dot is what one byte of unseen text costs that rung, further left is better, and the "
-        "bar through it is the 95% interval"
-        + (
-            ", and the upright lines are what compressors pay for the same bytes."
-            if group.marks
-            else "."
-        )
+        "A dot is a rung’s bits per byte of unseen text, further left is better, and the bar "
+        "through it is the 95% interval."
     )
+    if group.marks:
+        caption += " A vertical line is what a compressor needs for the same text."
     return build_figure(
         "The ladder",
         caption,

@@ -16,8 +16,8 @@ def build_samples(group: ComparableRuns) -> str:
     told = [run for run in group.runs if run.row.sample is not None]
     cards = "".join(_card(escape(run.label), _sample(run)) for run in told)
     caption = (
-        "Every rung continues the words in bold. See how long each keeps to a word, a sentence, a "
-        "subject."
+        "Every rung continues the words in bold. See how long each keeps to a word, a sentence, "
+        "a subject."
     )
     if note := note_broken_characters(run.row.sample for run in told):
         caption += f" {note}."

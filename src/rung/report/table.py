@@ -120,13 +120,13 @@ def _reading_notes(group: ComparableRuns) -> Iterable[str]:
         if window is None:
             yield (
                 f"{format_names(labels)}: a document is read in one go, from its beginning to its "
-                f"end."
+                "end."
             )
         else:
             yield (
                 f"{format_names(labels)}: a long document is read through a window of "
                 f"{format_count(window)} tokens that moves by {format_count(stride)}; each token "
-                f"is scored once."
+                "is scored once."
             )
     for what, labels in _labels_by(group.scored, _losses).items():
         if what:
