@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -50,6 +51,10 @@ SENTENCES = (
     "the mat is on the log",
     "a dog is not a cat",
 )
+WORDS = (
+    *("the", "of", "and", "to", "in", "is", "was", "he"),
+    *("for", "with", "as", "his", "on", "be", "by", "had", "not"),
+)
 TINY = {
     "bigram": {},
     "ngram": {"order": 3},
@@ -87,6 +92,24 @@ VARIANTS = {  # switches of a rung that keep all its promises
     },
 }
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
+
+
+def write(path, data):
+    """Write text or bytes to a file and its folders, and return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def make_text(paragraphs, seed=0, between="\n\n", words=60):
+    """Make paragraphs of up to twice so many random words, the same for the same seed."""
+    dice = random.Random(seed)
+    return (
+        between.join(
+            " ".join(dice.choices(WORDS, k=dice.randint(1, 2 * words))) for _ in range(paragraphs)
+        )
+        + "\n"
+    )
 
 
 def shake(model):

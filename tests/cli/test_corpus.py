@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rung import runs
-from tests.data.test_corpus import make_text, write
+from tests.conftest import make_text, write
 
 
 def rung(*args, cwd, pipe=None):

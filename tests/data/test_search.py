@@ -12,26 +12,7 @@ from rung.data.files import save_stdin
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
 from rung.report.page import fill_page
-
-WORDS = (
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "was",
-    "he",
-    "for",
-    "with",
-    "as",
-    "his",
-    "on",
-    "be",
-    "by",
-    "had",
-    "not",
-)
+from tests.conftest import WORDS
 
 
 def write(path, lines=20):

@@ -16,7 +16,8 @@ from rung.data import files
 from rung.data.corpus import load_corpus
 from rung.data.notes import CorpusNotes
 from rung.errors import CorpusError
-from tests.data.test_corpus import texts, write
+from tests.conftest import write
+from tests.data.conftest import texts
 
 
 def read(path, notes=None, **settings):
