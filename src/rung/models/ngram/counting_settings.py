@@ -1,6 +1,4 @@
-"""What an engine that counts may take: its memory, as a part of the process's, and where its files
-lie.
-"""
+"""Settings of counting: the engine, its memory, and the folder of its files."""
 
 import hashlib
 import importlib.util
@@ -20,33 +18,24 @@ ENGINES = {
 PACKAGES = {"duckdb": ("duckdb", "scale"), "spark": ("pyspark", "spark")}  # module, extra
 DEFAULT_MEMORY = "2GB"
 MB = 10**6
-# Bytes of each engine beside what it is told to keep to: DuckDB's files and the arrays of a piece;
-# Java's own.
+# Bytes that an engine takes beside the limit it is given: DuckDB's files and the arrays of a part;
+# Java itself.
 OVERHEAD = {"duckdb": 150 * MB, "spark": 750 * MB}
-BUILD_BYTES_PER_NGRAM = 64  # bytes for each n-gram while the model is built of them
-MAPPED_BYTES_PER_NGRAM = (
-    30  # bytes for each n-gram in an engine's files, which are mapped into memory
-)
-MIN_ENGINE_BYTES = {"duckdb": 128 * MB, "spark": 512 * MB}  # of an engine, to count at all
-NGRAMS_PER_SECOND = {
-    "numpy": 1e6,
-    "duckdb": 2e5,
-    "spark": 1e5,
-}  # n-grams a second that engines count, of a core or two
-MIN_CHECKPOINT_SECONDS = (
-    10.0  # an order that takes longer is kept, for a count that is cut short to go on from
-)
+BUILD_BYTES_PER_NGRAM = 64  # while the model is built
+MAPPED_BYTES_PER_NGRAM = 30  # of an engine's files, which are mapped into memory
+MIN_ENGINE_BYTES = {"duckdb": 128 * MB, "spark": 512 * MB}
+NGRAMS_PER_SECOND = {"numpy": 1e6, "duckdb": 2e5, "spark": 1e5}  # on one or two cores
+MIN_CHECKPOINT_SECONDS = 10.0  # an order that takes longer to count is saved
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountingSettings:
     """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
 
-    The memory is what the process has while it counts, with all that Python and torch take of it.
-    The model is built afterwards, in what `estimate_peak_bytes` says; pages of mapped files come on
-    top. What the engine writes goes into `folder`, by default the system's for temporary files
-    (`TMPDIR`). Raises `RecipeError` for an unknown engine, one that is not installed, or an amount
-    that is none.
+    The memory is that of the whole process while it counts, Python and torch included. To build the
+    model afterwards takes `estimate_peak_bytes`; pages of mapped files come on top. The engine
+    writes into `folder`, by default the system's for temporary files (`TMPDIR`). Raises
+    `RecipeError` for an unknown engine, one that is not installed, or a memory that is no amount.
     """
 
     engine: str = ""
@@ -60,8 +49,8 @@ class CountingSettings:
             raise RecipeError(f"unknown engine {name!r}: {did_you_mean(name, ENGINES)}")
         if name == "numpy" and self.memory is not None:
             raise RecipeError(
-                f"memory is {self.memory!r}, but numpy counts in whatever it needs: choose duckdb "
-                f"or spark"
+                f"memory is {self.memory!r}, but numpy counts in as much as it needs: choose "
+                "duckdb or spark"
             )
         if name in PACKAGES and not all(map(importlib.util.find_spec, ("ibis", PACKAGES[name][0]))):
             raise RecipeError(
@@ -80,23 +69,20 @@ class CountingSettings:
 
     @property
     def memory_bytes(self) -> int:
-        """The memory in bytes."""
         from accelerate.utils import convert_file_size_to_int
 
         return convert_file_size_to_int(self.memory or DEFAULT_MEMORY)
 
     @property
     def engine_bytes(self) -> int:
-        """What the engine may take of the memory: all but what this process has already, and what
-        is done beside.
-        """
+        """The engine's part of the memory: what the process has not taken, less the overhead."""
         return max(
             MIN_ENGINE_BYTES[self.engine],
             self.memory_bytes - process_memory() - OVERHEAD[self.engine],
         )
 
     def min_memory_bytes(self, engine: str = "") -> int:
-        """The bytes that it, or another engine, cannot count in less than."""
+        """The least memory that this engine, or the one named, can count in."""
         return (
             process_memory()
             + OVERHEAD[engine or self.engine]
@@ -104,7 +90,7 @@ class CountingSettings:
         )
 
     def check_memory(self) -> None:
-        """Raise `RecipeError` for too little of it, before anything is done."""
+        """Raise `RecipeError` where the memory is less than the engine needs."""
         if self.engine == "numpy" or self.memory_bytes >= (least := self.min_memory_bytes()):
             return
         needed = OVERHEAD[self.engine] + MIN_ENGINE_BYTES[self.engine]
@@ -115,38 +101,31 @@ class CountingSettings:
         )
 
     def keeps_checkpoints(self, tokens: int) -> bool:
-        """Whether each order of so many tokens is kept on disk once it is counted: it takes long to
-        count again.
-        """
+        """Whether each order of so many tokens is saved: it would take long to count again."""
         return tokens >= MIN_CHECKPOINT_SECONDS * NGRAMS_PER_SECOND[self.engine]
 
     def estimate_peak_bytes(self, ngrams: int) -> int:
-        """The most bytes that the process has at a time where there are so many n-grams, mapped
-        files left out.
-        """
+        """The most memory that the process takes for so many n-grams, without mapped files."""
         building = process_memory() + BUILD_BYTES_PER_NGRAM * ngrams
         return building if self.engine == "numpy" else max(self.memory_bytes, building)
 
     def describe(self, tokens: int, order: int) -> str:
-        """What is counted, in what, and how much memory the process has at its peak: a line."""
+        """Describe the count in a line: engine, tokens, memory, and its peak."""
         most = tokens * (order - 1)
         return (
-            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY}, of which "
-            f"it has "
-            f"{self.engine_bytes / 1e9:.2f} GB to itself; as the model, of {most:,} n-grams at the "
-            f"most, is built, the "
-            f"process has {self.estimate_peak_bytes(most) / 1e9:.2f} GB at its peak, at the most, "
-            f"and {MAPPED_BYTES_PER_NGRAM * most / 1e9:.2f} GB of files mapped into memory"
+            f"{self.engine} counts {tokens:,} tokens in {self.memory or DEFAULT_MEMORY} of memory, "
+            f"{self.engine_bytes / 1e9:.2f} GB of it for the engine; while the model of at most "
+            f"{most:,} n-grams is built, the process has at most "
+            f"{self.estimate_peak_bytes(most) / 1e9:.2f} GB, and "
+            f"{MAPPED_BYTES_PER_NGRAM * most / 1e9:.2f} GB of files mapped into memory"
         )
 
     def scratch_folder(self, run: Path) -> Path:
-        """Where an engine's files lie while it counts for the run in a folder: the same place at
-        its next try.
-        """
+        """The folder of an engine's files while it counts for `run`, the same at each try."""
         name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         return Path(self.folder or tempfile.gettempdir()).expanduser() / f"rung-counting-{name}"
 
 
 def process_memory() -> int:
-    """The bytes of memory that this process has now."""
+    """The bytes of memory that this process takes now."""
     return psutil.Process().memory_info().rss

@@ -1,10 +1,9 @@
-"""Counting beyond memory or machine: the same levels from an engine that spills to disk, or runs on
-a cluster.
+"""Count n-grams with DuckDB, which spills to disk, or with Spark, which runs on a cluster.
 
-The text becomes a table with a row for every position, the tokens from there on in columns; the
-n-grams of an order are one group-by of it, the same ibis expression over DuckDB and over Spark.
-What it finds comes back sorted and becomes levels piece by piece, in files mapped into memory, so
-that no step holds a whole order.
+The text becomes a table with a row for every position, whose columns are the tokens from there on.
+The n-grams of an order are one group-by of it, the same ibis expression for both engines. Its
+sorted result becomes a level of the trie part by part, in files mapped into memory, so that no step
+holds a whole order.
 """
 
 import functools
@@ -42,8 +41,9 @@ Keys = NDArray[numpy.int64]  # of a level's n-grams, as `pack_keys` makes them
 def choose_count_function(
     counting: CountingSettings, folder: Path, checkpoints: OrderCheckpoints | None = None
 ) -> CountFunction:
-    """What counts as `counting` says, on from `checkpoints`: for `NgramForCausalLM.fit`. An
-    engine's files lie in `folder` meanwhile, which must be its own.
+    """Return the function that counts as the settings say, for `NgramForCausalLM.fit`.
+
+    It goes on from `checkpoints`. An engine writes its files into `folder`, which must be its own.
     """
     if counting.engine != "numpy":
         return IbisCounter(counting=counting, folder=folder, checkpoints=checkpoints).count
@@ -52,8 +52,9 @@ def choose_count_function(
 
 @dataclass(frozen=True, kw_only=True)
 class IbisCounter:
-    """DuckDB or Spark, as `counting` says, with its files in `folder`: for a cluster, one that all
-    its machines see.
+    """Count with DuckDB or Spark, with the engine's files in `folder`.
+
+    For a cluster it must be a folder that all its machines see.
     """
 
     counting: CountingSettings
@@ -63,10 +64,10 @@ class IbisCounter:
     def count(
         self, tokens: IntArray, starts: NDArray[numpy.int64], order: int, vocab_size: int
     ) -> TrieLevels:
-        """What `count_ngrams` yields. Raises `RunError` where the engine fails."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # of a try that was killed
+        """Yield what `count_ngrams` does. Raises `RunError` where the engine fails."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # left by a try that was killed
         try:
-            with _explained(self.folder):
+            with _raise_run_error(self.folder):
                 self.folder.parent.mkdir(parents=True, exist_ok=True)
                 self.folder.mkdir(mode=0o700)
             level = unigram_level(
@@ -76,13 +77,13 @@ class IbisCounter:
             known = [pack_keys(level.parents, level.tokens, vocab_size)]  # of every order so far
             for arrays in self.checkpoints.load() if self.checkpoints else ():
                 level = TrieLevel(**arrays)
-                with _explained(self.folder):
+                with _raise_run_error(self.folder):
                     known.append(
                         _write_keys(self.folder / f"order-{len(known) + 1}", level, vocab_size)
                     )
                 yield level
             if len(known) < order:
-                with _explained(self.folder):
+                with _raise_run_error(self.folder):
                     _write_windows(self.folder / "windows", tokens, starts, order)
                 yield from self._count_missing(level, known, order, vocab_size)
         finally:
@@ -91,7 +92,7 @@ class IbisCounter:
     def _count_missing(
         self, level: TrieLevel, known: list[Keys], order: int, vocab_size: int
     ) -> TrieLevels:
-        """The levels above `level`; `known` are the keys of it and of all below."""
+        """Yield the levels above `level`; `known` are the keys of it and of all below."""
         with _connect(self.counting, self.folder) as connection:
             windows = self.folder / "windows"
             table = connection.read_parquet(
@@ -102,7 +103,7 @@ class IbisCounter:
                 _run(connection, _count_expression(table, size), found, self.counting)
                 if _count_rows(found) == 0:
                     return
-                with _explained(self.folder):
+                with _raise_run_error(self.folder):
                     level, keys = _read_level(found, level, known, vocab_size)
                 known.append(keys)
                 if self.checkpoints:
@@ -111,27 +112,25 @@ class IbisCounter:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _raise_run_error(folder: Path) -> Iterator[None]:
     """Raise `RunError` where a file cannot be written."""
     try:
         yield
     except OSError as error:
         raise RunError(
             f"{folder} could not be written to ({error}): make room there, or name another place "
-            f"with "
-            "TMPDIR or --set counting.folder"
+            "with TMPDIR or --set counting.folder"
         ) from error
 
 
 def _count_expression(table: Any, size: int) -> Any:
-    """The n-grams of one order, sorted, with their counts: all that an engine is asked."""
+    """The query for the n-grams of one order, sorted, with their counts."""
     columns = [f"token_{i}" for i in range(1, size + 1)]
     complete = table.filter(table[columns[-1]] >= 0)
     return complete.group_by(columns).agg(count=complete.count()).order_by(columns)
 
 
 def _count_tokens(tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
-    """How often each token of the vocabulary occurs."""
     counts = numpy.zeros(vocab_size, dtype=numpy.int64)
     for first in range(0, len(tokens), ROWS_AT_ONCE):
         counts += numpy.bincount(tokens[first : first + ROWS_AT_ONCE], minlength=vocab_size)
@@ -141,16 +140,15 @@ def _count_tokens(tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
 def _write_windows(
     folder: Path, tokens: IntArray, starts: NDArray[numpy.int64], order: int
 ) -> None:
-    """A row for every position: its token and the `order` - 1 after it, -1 beyond its document."""
+    """Write a row for every position: its token and the `order` - 1 next, -1 past the document."""
     folder.mkdir()
     ends = numpy.append(starts[1:], len(tokens))
     schema = pyarrow.schema([(f"token_{i}", pyarrow.int32()) for i in range(1, order + 1)])
     for number, first in enumerate(range(0, len(tokens), ROWS_AT_ONCE)):
         piece = tokens[first : first + ROWS_AT_ONCE + order - 1].astype(numpy.int32)
         at = numpy.arange(first, min(first + ROWS_AT_ONCE, len(tokens)))
-        left = (
-            ends[numpy.searchsorted(starts, at, side="right") - 1] - at
-        )  # tokens until the document's end
+        # Tokens until the end of the document.
+        left = ends[numpy.searchsorted(starts, at, side="right") - 1] - at
         piece = numpy.append(piece, numpy.zeros(order - 1, dtype=numpy.int32))
         columns = [
             numpy.where(left > i, piece[i : i + len(at)], -1).astype(numpy.int32)
@@ -162,7 +160,7 @@ def _write_windows(
 
 @contextmanager
 def _connect(counting: CountingSettings, scratch: Path) -> Iterator[Any]:
-    """An ibis connection; a Spark session that was not there before is stopped again."""
+    """Open an ibis connection. A Spark session that it starts is stopped at the end."""
     import ibis
 
     size = counting.engine_bytes
@@ -172,7 +170,7 @@ def _connect(counting: CountingSettings, scratch: Path) -> Iterator[Any]:
             **settings, threads=count_cores(), preserve_insertion_order=False
         )
         yield connection
-        connection.disconnect()  # its memory is wanted for what comes next
+        connection.disconnect()  # to free its memory
         return
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
@@ -201,14 +199,14 @@ def _connect(counting: CountingSettings, scratch: Path) -> Iterator[Any]:
 
 
 def _run(connection: Any, expression: Any, folder: Path, counting: CountingSettings) -> None:
-    """Write what the expression finds as Parquet files, in order by their names."""
+    """Write the result of a query as Parquet files, sorted by their names."""
     try:
         if counting.engine == "duckdb":
             folder.mkdir()
             connection.to_parquet(expression, folder / "all.parquet")
         else:
             connection.to_parquet_dir(expression, folder)
-    except Exception as error:  # each engine has its own kinds
+    except Exception as error:  # each engine raises its own types
         if "interrupted" in str(error).lower():  # DuckDB's word for Ctrl-C
             raise KeyboardInterrupt from error
         line = first_line(error)
@@ -230,8 +228,9 @@ def _count_rows(folder: Path) -> int:
 def _read_level(
     folder: Path, below: TrieLevel, known: list[Keys], vocab_size: int
 ) -> tuple[TrieLevel, Keys]:
-    """The level above `below` from the sorted n-grams in `folder`, and its keys; `known` are those
-    of all below.
+    """Read the level above `below`, and its keys, from the sorted n-grams in `folder`.
+
+    `known` are the keys of all levels below.
     """
     rows, whole = _count_rows(folder), numpy.int32 if len(below) < 2**31 else numpy.int64
     level = TrieLevel(
@@ -266,8 +265,9 @@ def _write_keys(folder: Path, level: TrieLevel, vocab_size: int) -> Keys:
 
 
 def _find_rows(columns: list[IntArray], keys: list[Keys], vocab_size: int) -> IntArray:
-    """The row of each n-gram whose tokens these columns are; many in a row are alike, and looked up
-    once.
+    """Find the row of each n-gram, whose tokens are these columns.
+
+    Neighbours are often the same, and are then looked up once.
     """
     is_new = numpy.zeros(len(columns[0]), dtype=bool)
     is_new[:1] = True
@@ -284,8 +284,9 @@ def _find(keys: Keys, parents: IntArray, tokens: IntArray, vocab_size: int) -> I
 
 
 def _map(folder: Path, name: str, size: int, kind: type) -> NDArray[Any]:
-    """An array in a file, whose room is taken at once: a disk found full later would end the
-    process.
+    """Map an array in a file into memory.
+
+    Its disk space is taken at once: writing to a mapped file on a full disk kills the process.
     """
     path = folder / f"{name}.bin"
     with path.open("wb") as file:

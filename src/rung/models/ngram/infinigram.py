@@ -20,14 +20,12 @@ from rung.models.base import CountingModel, RecurrentState, non_padding_mask, se
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges
-from rung.models.ngram.model import list_excluded_tokens
+from rung.models.ngram.smoothing import list_excluded_tokens
 from rung.models.ngram.suffix_array import SuffixArray, estimate_length_discounts, sort_suffixes
 
 
 class InfinigramConfig(RungConfig):
-    """`smoothing` is `absolute`, each length interpolated with the next shorter, or `none`: the
-    longest match alone.
-    """
+    """`smoothing` is `absolute`, which interpolates all lengths, or `none`: the longest alone."""
 
     model_type = "rung-infinigram"
 
@@ -36,9 +34,7 @@ class InfinigramConfig(RungConfig):
     num_tokens: int = 0
     num_suffixes: int = 0
     longest_repeat: int = 0  # tokens
-    discounts: list[float] | None = (
-        None  # after contexts of 0, 1, ... tokens; the last serves longer ones
-    )
+    discounts: list[float] | None = None  # by context length; the last serves longer ones
     num_hidden_layers: int = 1
     use_cache: bool = True
     tie_word_embeddings: bool = False
@@ -52,8 +48,9 @@ class InfinigramConfig(RungConfig):
 
 
 class Continuations(NamedTuple):
-    """What came after the longest end of a context that occurs: its length, the tokens, and how
-    often each did.
+    """The tokens that came after the longest end of a context that occurs, with their counts.
+
+    `length` is how many tokens of the context occurred.
     """
 
     length: int
@@ -62,13 +59,13 @@ class Continuations(NamedTuple):
 
 
 class InfinigramForCausalLM(CountingModel):
-    """A text, asked for the longest context that it holds. On a CPU the weights file is mapped into
-    memory, not read.
+    """Probabilities from the longest context that the text holds.
 
     P(w | h) = (c(hw) - D) / c(h) + D n(h) / c(h) P(w | h'), where h is any context, h' the same
-    without its first token and n(h) the number of different tokens after it (Ney et al. 1994); D is
-    estimated for each length, and 0 without smoothing, which leaves c(hw) / c(h) of the longest
-    context that occurs (Liu et al. 2024, section 2).
+    without its first token and n(h) the number of different tokens after h (Ney et al. 1994). D is
+    estimated for each length. Without smoothing it is 0, which leaves c(hw) / c(h) of the longest
+    context that occurs (Liu et al. 2024, section 2). On a CPU the weights file is mapped into
+    memory, not read.
     """
 
     config_class = InfinigramConfig
@@ -81,18 +78,15 @@ class InfinigramForCausalLM(CountingModel):
             num_suffixes=config.num_suffixes,
             longest_repeat=config.longest_repeat,
         )
-        self.unigrams = nn.Parameter(
-            torch.zeros(config.vocab_size), requires_grad=False
-        )  # P of each token
+        # P of each token.
+        self.unigrams = nn.Parameter(torch.zeros(config.vocab_size), requires_grad=False)
         self.post_init()
 
     @classmethod
     def fit(
         cls, config: InfinigramConfig, tokens: numpy.ndarray, starts: numpy.ndarray
     ) -> "InfinigramForCausalLM":
-        """Sort the suffixes of `tokens` (N,), whose documents begin at `starts` and open with the
-        BOS token.
-        """
+        """Sort the suffixes of `tokens` (N,), whose documents begin at `starts`, with BOS."""
         suffixes = sort_suffixes(
             tokens, starts, drop_ends=config.bos_token_id == config.eos_token_id
         )
@@ -123,7 +117,7 @@ class InfinigramForCausalLM(CountingModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Return log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         batch, time = input_ids.shape
         real = non_padding_mask(input_ids, attention_mask)
         none = input_ids.new_zeros((batch, 0))
@@ -165,14 +159,15 @@ class InfinigramForCausalLM(CountingModel):
             order[at[seen > 0] + 1] = length + 1
             if length >= constant and bool((single := high - low == 1).any()):
                 longest = self.longest_match(input_ids) if longest is None else longest
-                self._go_on(at[single], seen[single] > 0, longest[at[single]] - length, cost, order)
+                self._interpolate_single(
+                    at[single], seen[single] > 0, longest[at[single]] - length, cost, order
+                )
                 done[at[single]] = True
             on = (input_ids[at + 1] != self.config.bos_token_id) & (at + 2 < len(input_ids))
             at, low, high = at[on] + 1, child_low[on], child_high[on]
 
     def longest_match(self, input_ids: Int[Tensor, " N"]) -> Int[Tensor, " N"]:
-        """At every position, how many tokens, it included, make the longest n-gram ending there
-        that the text holds.
+        """At every position, the length of the longest n-gram ending there that the text holds.
 
         Documents may stand one after another, each opened by BOS.
         """
@@ -184,22 +179,21 @@ class InfinigramForCausalLM(CountingModel):
         )
 
     def count(self, input_ids: Int[Tensor, " N"]) -> int:
-        """How often these tokens stand in the text one after another."""
+        """Count how often the text holds this n-gram."""
         size = torch.tensor([len(input_ids)], device=input_ids.device)
         length, (low, high) = self.text.find_longest_prefix(input_ids, torch.zeros_like(size), size)
         return int(high - low) if int(length) == len(input_ids) else 0
 
     def find_continuations(self, input_ids: Int[Tensor, " N"]) -> Continuations:
-        """What came after the longest end of `input_ids` that occurs."""
+        """Find the tokens that came after the longest end of `input_ids` that occurs."""
         length = int(self.longest_match(input_ids)[-1])
         size = torch.tensor([length], device=input_ids.device)
         _, (low, high) = self.text.find_longest_prefix(
             input_ids[len(input_ids) - length :], torch.zeros_like(size), size
         )
         _, tokens, counts = self._list_children(low, high, size)
-        return Continuations(
-            length, tokens[tokens >= 0], counts[tokens >= 0]
-        )  # -1 is the end of the whole text
+        is_token = tokens >= 0  # -1 is the end of the whole text
+        return Continuations(length, tokens[is_token], counts[is_token])
 
     @property
     def _discounts(self) -> list[float]:
@@ -208,9 +202,7 @@ class InfinigramForCausalLM(CountingModel):
     def _shares(
         self, low: Tensor, high: Tensor, length: Tensor | int, seen: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The share of what was `seen` so often after each context, and the weight of the next
-        shorter one.
-        """
+        """The share of a token `seen` so often after each context, and the shorter one's weight."""
         discounts = torch.tensor(self._discounts, dtype=torch.double, device=low.device)
         discount = discounts[
             torch.as_tensor(length, device=low.device).clamp(max=len(discounts) - 1)
@@ -219,11 +211,12 @@ class InfinigramForCausalLM(CountingModel):
         total = high - low
         return (seen - discount).clamp(min=0) / total, discount * (end - begin + 1) / total
 
-    def _go_on(
+    def _interpolate_single(
         self, at: Tensor, is_seen: Tensor, more: Tensor, cost: Tensor, order: Tensor
     ) -> None:
-        """Interpolate with `more` longer contexts, which all occur once, where the discount no
-        longer changes.
+        """Interpolate with `more` longer contexts at once, all of which occur once.
+
+        The discount must no longer change with the length.
         """
         kept = self._discounts[-1] ** more.double()
         cost[at + 1] = torch.where(is_seen, 1 - kept * (1 - cost[at + 1]), kept * cost[at + 1])
@@ -232,10 +225,9 @@ class InfinigramForCausalLM(CountingModel):
     def _step(
         self, low: Tensor, high: Tensor, tokens: Tensor, real: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Where the contexts of 1, 2, ... tokens that end with `tokens` (B,) occur, from those that
-        ended before it.
+        """Find the contexts of 1, 2, ... tokens that end with `tokens` (B,), from those before.
 
-        A column is a length; as many as occur in some row.
+        A column is a length; there are as many as occur in some row.
         """
         lengths = torch.arange(1, low.shape[1] + 1, device=low.device)
         going = (high > low) & (real & (tokens != self.config.bos_token_id))[:, None]
@@ -247,15 +239,14 @@ class InfinigramForCausalLM(CountingModel):
             wider[going] = values.long()
             ranges.append(torch.cat([single.long().masked_fill(~real, 0)[:, None], wider], dim=1))
         low, high = ranges
-        size = int(
-            (high > low).any(dim=0).sum()
-        )  # where a context does not occur, no longer one does
+        # Where a context does not occur, no longer one does.
+        size = int((high > low).any(dim=0).sum())
         return low[:, :size], high[:, :size]
 
     def _distribution(
         self, low: Int[Tensor, "B lengths"], high: Int[Tensor, "B lengths"]
     ) -> Float[Tensor, "B V"]:
-        """log P of the next token, each length's share times the weights of all longer ones."""
+        """log P of the next token: each length's share times the weights of all longer ones."""
         going = high > low
         rows, columns = torch.nonzero(going, as_tuple=True)
         lengths = columns + 1
@@ -263,9 +254,9 @@ class InfinigramForCausalLM(CountingModel):
         _, weight = self._shares(first, last, lengths, torch.zeros_like(first))
         weights = torch.ones(low.shape, dtype=torch.double, device=low.device)
         weights[going] = weight
-        left = (
-            torch.cat([weights, weights.new_ones((len(low), 1))], dim=1).flip(1).cumprod(1).flip(1)
-        )  # to each length
+        # The weight that is left to each length.
+        left = torch.cat([weights, weights.new_ones((len(low), 1))], dim=1)
+        left = left.flip(1).cumprod(1).flip(1)
         result = self.unigrams.double() * left[:, :1]
         places, tokens, counts = self._list_children(first, last, lengths)
         share, _ = self._shares(first[places], last[places], lengths[places], counts)
@@ -277,7 +268,7 @@ class InfinigramForCausalLM(CountingModel):
     def _list_children(
         self, low: Tensor, high: Tensor, lengths: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Every token that followed each range's n-gram, as (range, token, count)."""
+        """List every token that followed the n-gram of each range, as (range, token, count)."""
         begin, end = self.text.find_changes(low, high, lengths)
         inner, changes = expand_ranges(begin, end)
         places = torch.cat([torch.arange(len(low), device=low.device), inner])

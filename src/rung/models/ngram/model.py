@@ -11,14 +11,12 @@ back-off weight.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RecipeError
@@ -27,9 +25,12 @@ from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges, lower_bound
 from rung.models.ngram.counting import CountFunction, count_ngrams
-from rung.models.ngram.smoothing import SMOOTHINGS, NgramTable, SmoothingSettings, estimate_tables
-
-__all__ = ["SMOOTHINGS", "NgramConfig", "NgramForCausalLM"]
+from rung.models.ngram.smoothing import (
+    NgramTable,
+    SmoothingSettings,
+    estimate_tables,
+    list_excluded_tokens,
+)
 
 LN10 = math.log(10)
 
@@ -43,9 +44,7 @@ class NgramConfig(RungConfig):
     order: int = 5
     smoothing: str = "kneser-ney"
     k: float = 1.0  # of add-k
-    prune: list[int] | None = (
-        None  # drop n-grams of order 1, 2, ... seen so often or less; the last serves the rest
-    )
+    prune: list[int] | None = None  # the highest counts to drop, by order; the last serves the rest
     num_ngrams: list[int] | None = None  # of order 1 (= vocab_size), 2, ..., order
     discounts: list[list[float]] | None = None  # D1, D2, D3+ by order
     num_hidden_layers: int = 1
@@ -53,21 +52,18 @@ class NgramConfig(RungConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **options: Any) -> None:
-        self.smoothing_settings()
+        self.smoothing_settings()  # raises for a bad field
         super().__post_init__(**options)
 
     def smoothing_settings(self, excluded: tuple[int, ...] = ()) -> SmoothingSettings:
-        """How to smooth. `excluded` are the tokens that nothing is followed by.
-
-        Raises `RecipeError` for a bad field.
-        """
+        """Make the settings of smoothing; raises `RecipeError` for a bad field."""
         return SmoothingSettings(
             smoothing=self.smoothing, k=self.k, prune=tuple(self.prune or ()), excluded=excluded
         )
 
 
 class NgramForCausalLM(CountingModel):
-    """Counts smoothed, of any order.
+    """An n-gram model of any order.
 
     The n-grams are a trie: the children of row r of order k are the rows `first_k[r]` to
     `first_k[r+1]` of order k+1, sorted by their last token. A row costs 17 bytes, one of the
@@ -97,10 +93,9 @@ class NgramForCausalLM(CountingModel):
         starts: numpy.ndarray,
         count: CountFunction = count_ngrams,
     ) -> "NgramForCausalLM":
-        """Estimate from `tokens` (N,), whose documents begin at `starts` and open with the BOS
-        token.
+        """Estimate from `tokens` (N,), whose documents begin at `starts`, with BOS.
 
-        `count` does what `count_ngrams` does, in its own way (`engines.py`).
+        `count` counts as `count_ngrams` does, in memory or by an engine (`engines.py`).
         """
         excluded = list_excluded_tokens(config, int(tokens[0]))
         levels = list(count(tokens, starts, config.order, config.vocab_size))
@@ -109,9 +104,7 @@ class NgramForCausalLM(CountingModel):
 
     @classmethod
     def from_tables(cls, config: NgramConfig, tables: list[NgramTable]) -> "NgramForCausalLM":
-        """The model that these tables are; highest orders that hold no n-gram and are backed off to
-        are left out.
-        """
+        """Make the model of these tables, without highest orders of no n-gram and no weight."""
         while len(tables) > 1 and not (len(tables[-1].tokens) or tables[-2].log10_backoff.any()):
             tables = tables[:-1]
         config.order = len(tables)
@@ -119,33 +112,27 @@ class NgramForCausalLM(CountingModel):
         if max(config.num_ngrams) >= 2**31:
             raise RecipeError(
                 f"{max(config.num_ngrams):,} n-grams of one order: a model holds less than "
-                f"2,147,483,648; "
-                "drop rare ones, as in --set prune=[0,0,1]"
+                "2,147,483,648; drop rare ones, as in --set prune=[0,0,1]"
             )
         model = cls(config)
         for order, table in enumerate(tables, start=1):
-            model.get_parameter(f"log10_probability_{order}").data = torch.from_numpy(
-                table.log10_probability
-            )
+            probability = torch.from_numpy(table.log10_probability)
+            model.get_parameter(f"log10_probability_{order}").data = probability
             if table.counts is not None:
                 model.get_buffer(f"counts_{order}").copy_(torch.from_numpy(table.counts))
             if order > 1:
                 model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
                 children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
-                model.get_buffer(f"first_{order - 1}")[1:] = torch.from_numpy(
-                    numpy.cumsum(children)
-                )
+                first = model.get_buffer(f"first_{order - 1}")
+                first[1:] = torch.from_numpy(numpy.cumsum(children))
             if order < len(tables):
-                model.get_parameter(f"log10_backoff_{order}").data = torch.from_numpy(
-                    table.log10_backoff
-                )
+                backoff = torch.from_numpy(table.log10_backoff)
+                model.get_parameter(f"log10_backoff_{order}").data = backoff
         return model
 
     @property
     def is_normalized(self) -> bool:
-        """Whether its numbers are probabilities; stupid back-off's are scores, which the ruler
-        divides by their sum.
-        """
+        """Whether its numbers are probabilities; stupid back-off's are scores."""
         return self.config.smoothing != "stupid-backoff"
 
     @accept_forward_options
@@ -159,14 +146,13 @@ class NgramForCausalLM(CountingModel):
         logits_to_keep: int | Tensor = 0,
         **options: Any,
     ) -> CausalLMOutputWithPast:
-        """Log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
+        """Return log-probabilities (B, T, V) of the token after each of `input_ids` (B, T)."""
         real = non_padding_mask(input_ids, attention_mask) if attention_mask is not None else None
         before = past_key_values.tensors[0] if past_key_values else None
         found = self.find_ngrams(input_ids, max(self.config.order - 1, 1), real, before)
         rows = torch.stack(found, dim=-1)  # B T order-1
-        state = RecurrentState(
-            (rows[:, -1],), input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
-        )
+        length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
+        state = RecurrentState((rows[:, -1],), length)
         histories = select_positions(rows, logits_to_keep)
         logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
         return self.make_output(logits, labels, state, options)
@@ -178,23 +164,20 @@ class NgramForCausalLM(CountingModel):
         real: Shaped[Tensor, "B T"] | None = None,
         before: Shaped[Tensor, "B histories"] | None = None,
     ) -> list[Int[Tensor, "B T"]]:
-        """The n-gram that the last 1, 2, ..., `highest` tokens are, at every position; -1 where it
-        was never seen.
+        """Find the row of the n-gram of 1, 2, ..., `highest` tokens that ends at every position.
 
-        `before` are the rows found at the position before the first.
+        The row is -1 where the n-gram was never seen. `before` are the rows at the position before
+        the first.
         """
         shorter = input_ids if real is None else input_ids.masked_fill(~real, -1)
         found = [shorter]
         for order in range(2, highest + 1):
-            opening = (
-                before[:, order - 2, None]
-                if before is not None
-                else shorter.new_full((len(input_ids), 1), -1)
-            )
+            opening = shorter.new_full((len(input_ids), 1), -1)
+            if before is not None:
+                opening = before[:, order - 2, None]
             parents = torch.cat([opening, shorter[:, :-1]], dim=1)
-            shorter = self._find_children(order, parents.flatten(), input_ids.flatten()).view_as(
-                input_ids
-            )
+            shorter = self._find_children(order, parents.flatten(), input_ids.flatten())
+            shorter = shorter.view_as(input_ids)
             found.append(shorter if real is None else shorter.masked_fill(~real, -1))
         return found
 
@@ -218,9 +201,9 @@ class NgramForCausalLM(CountingModel):
     def find_counts(
         self, input_ids: Int[Tensor, " N"]
     ) -> tuple[Int[Tensor, " N"], Float[Tensor, " N"]]:
-        """The count that each token's n-gram had, 255 for all above, at the order where it was
-        found, and what was taken from it. Kneser-Ney's are of different tokens before the n-gram,
-        below the highest order.
+        """Find the count, at most 255, of the n-gram that gave each token's cost, and its discount.
+
+        Below the highest order Kneser-Ney's counts are of the different tokens before the n-gram.
         """
         rows = self.find_ngrams(input_ids[None], self.config.order)
         counts = torch.zeros_like(input_ids)
@@ -228,17 +211,14 @@ class NgramForCausalLM(CountingModel):
         for order in range(1, self.config.order + 1):
             here = torch.nonzero(rows[order - 1][0] >= 0)[:, 0]
             counts[here] = self.get_buffer(f"counts_{order}")[rows[order - 1][0, here]].long()
-            taken = (self.config.discounts or [[]] * order)[order - 1]
-            by_count = torch.tensor(
-                [0.0, *taken, *(taken[-1:] or [0.0]) * 3], device=input_ids.device
-            )
+            known = (self.config.discounts or [[]] * order)[order - 1]
+            padded = [0.0, *known, *(known[-1:] or [0.0]) * 3]
+            by_count = torch.tensor(padded, device=input_ids.device)
             discounts[here] = by_count[counts[here].clamp(max=3)]
         return counts, discounts
 
     def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
-        """The row of each (parent, token); -1 where there is none. Binary search among the parent's
-        children.
-        """
+        """Find the row of each (parent, token) by binary search; -1 where there is none."""
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
         if not len(table):  # an order without an n-gram
@@ -252,29 +232,19 @@ class NgramForCausalLM(CountingModel):
         return result
 
     def _distributions(self, histories: Int[Tensor, "N histories"]) -> Float[Tensor, "N V"]:
-        """log P(next token) for each row of histories."""
+        """log P of the next token for each row of histories."""
         result = self.log10_probability_1.expand(len(histories), -1).clone()  # N V
         for order in range(2, self.config.order + 1):
             contexts = histories[:, order - 2]
             backoff = self.get_parameter(f"log10_backoff_{order - 1}")[contexts.clamp(min=0)]
             result += backoff.masked_fill_(contexts < 0, 0.0)[:, None]
             first, known = self.get_buffer(f"first_{order - 1}"), contexts.clamp(min=0)
-            rows, found = expand_ranges(
-                first[known], torch.where(contexts < 0, first[known], first[known + 1])
-            )
-            result[rows, self.get_buffer(f"tokens_{order}")[found].long()] = self.get_parameter(
-                f"log10_probability_{order}"
-            )[found]
+            end = torch.where(contexts < 0, first[known], first[known + 1])
+            rows, found = expand_ranges(first[known], end)
+            tokens = self.get_buffer(f"tokens_{order}")[found].long()
+            result[rows, tokens] = self.get_parameter(f"log10_probability_{order}")[found]
         return result.mul_(LN10)
 
 
 def _table(size: int) -> nn.Parameter:
     return nn.Parameter(torch.zeros(size), requires_grad=False)
-
-
-def list_excluded_tokens(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
-    """The tokens that never follow anything: BOS and PAD, unless one of them also ends
-    documents.
-    """
-    tokens: Iterable[int | None] = (bos, config.pad_token_id)
-    return tuple(sorted({t for t in tokens if t is not None and t != config.eos_token_id}))

@@ -17,12 +17,13 @@ c(h) sums the counts after h and n(h) says how many different tokens came. Sourc
 1991; Brants et al. 2007.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
 from numpy.typing import NDArray
+from transformers import PreTrainedConfig
 
 from rung.errors import RecipeError
 from rung.models.ngram.counting import TrieLevel
@@ -46,10 +47,10 @@ Counts = NDArray[numpy.integer]
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingSettings:
-    """How to smooth: `smoothing` by name, `k` for add-k, the tokens that never follow anything.
+    """How to smooth: `smoothing` by name, `k` for add-k, and the tokens that never follow anything.
 
-    `prune[i]` drops n-grams of order i+1 seen so often or less; the last entry serves all higher
-    orders.
+    `prune[i]` is the highest count at which an n-gram of order i+1 is dropped; the last entry
+    serves all higher orders.
     """
 
     smoothing: str = "kneser-ney"
@@ -69,36 +70,34 @@ class SmoothingSettings:
         ):
             raise RecipeError(
                 f"prune is {list(self.prune)}: it must hold whole numbers that do not fall, as in "
-                f"[0, 1]"
+                "[0, 1]"
             )
         if self.prune[:1] > (0,):
             raise RecipeError(
-                f"prune is {list(self.prune)}: its first entry must be 0, single tokens are always "
-                f"kept"
+                f"prune is {list(self.prune)}: its first entry must be 0, for single tokens are "
+                "always kept"
             )
 
     def threshold(self, order: int) -> int:
-        """N-grams of this order seen so often or less are dropped."""
+        """The highest count at which n-grams of this order are dropped."""
         return self.prune[min(order, len(self.prune)) - 1] if self.prune else 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class NgramTable:
-    """One order of the model: its n-grams that were kept, and what they cost, in log10."""
+    """One order of the model: its n-grams that were kept, with log10 of their probabilities."""
 
     tokens: NDArray[numpy.integer]
     parents: NDArray[numpy.integer]
     log10_probability: NDArray[numpy.float32]
     log10_backoff: NDArray[numpy.float32]  # of each row as a history
-    counts: NDArray[numpy.uint8] | None = (
-        None  # what was smoothed, `MAX_STORED_COUNT` or more as that; None: not known
-    )
+    counts: NDArray[numpy.uint8] | None = None  # at most `MAX_STORED_COUNT`; None: not known
 
 
 def estimate_tables(
     levels: list[TrieLevel], settings: SmoothingSettings
 ) -> tuple[list[NgramTable], list[list[float]]]:
-    """The tables of all orders, and the discounts of each (none where the smoothing has none)."""
+    """Smooth the counts: return the tables of all orders, and the discounts of each."""
     vocabulary = len(levels[0]) - len(settings.excluded)
     lower = numpy.full(1, 1.0 / vocabulary)
     tables: list[NgramTable] = []
@@ -110,21 +109,21 @@ def estimate_tables(
         threshold = settings.threshold(order) if order > 1 else 0
         kept = level.counts > threshold if threshold else None
         is_highest = order == len(levels)
-        exact = numpy.empty(0 if is_highest else len(level))  # what the next order is built on
+        exact = numpy.empty(0 if is_highest else len(level))  # for the next order, in float64
         log10_probability = numpy.empty(len(level), dtype=numpy.float32)
         weight = numpy.empty(len(lower))
         for rows, histories in _group_by_history(level.parents, len(lower)):
             group = _HistoryGroup(
                 parents=level.parents[rows] - histories.start,
                 counts=counts[rows],
-                taken=_find_discount(counts[rows], discounts[-1]),
+                discounts=_find_discounts(counts[rows], discounts[-1]),
                 kept=None if kept is None else kept[rows],
                 lower=lower[level.suffixes[rows]],
                 histories=histories.stop - histories.start,
             )
-            is_spread = settings.smoothing == "add-k" and not is_highest
+            is_uniform = settings.smoothing == "add-k" and not is_highest
             probability, weight[histories] = _smooth(
-                group, settings, vocabulary, is_spread=is_spread
+                group, settings, vocabulary, is_uniform=is_uniform
             )
             if order == 1:
                 probability[list(settings.excluded)] = 0
@@ -140,11 +139,11 @@ def estimate_tables(
 
 @dataclass(frozen=True, kw_only=True)
 class _HistoryGroup:
-    """N-grams of one order with all that share their histories, which are numbered from 0."""
+    """All n-grams of one order that follow some histories, which are numbered from 0."""
 
     parents: NDArray[numpy.integer]
     counts: NDArray[numpy.integer]
-    taken: Reals  # from each count
+    discounts: Reals  # of each count
     kept: NDArray[numpy.bool_] | None  # None: all of them
     lower: Reals  # the next lower order's probability
     histories: int
@@ -153,9 +152,10 @@ class _HistoryGroup:
 def _group_by_history(
     parents: NDArray[numpy.integer], histories: int
 ) -> Iterator[tuple[slice, slice]]:
-    """Rows, many at a time but none apart from its siblings, and the histories that they follow.
+    """Cut the rows of an order into groups: slices of rows, and of the histories they follow.
 
-    What is computed of them stays in the processor's cache, and memory holds it only for so many.
+    All rows of a history are in one group. What is computed of a group fits into the processor's
+    cache, and bounds the memory.
     """
     row = history = 0
     while history < histories:
@@ -169,15 +169,16 @@ def _group_by_history(
 
 
 def _smooth(
-    group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int, *, is_spread: bool
+    group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int, *, is_uniform: bool
 ) -> tuple[Reals, Reals]:
-    """The probability of each n-gram and the weight of each history; `is_spread`: as if nothing had
-    been seen.
+    """Return the probability of each n-gram and the weight of each history.
+
+    `is_uniform` takes the lower order's probabilities, as if nothing had been seen.
     """
-    if is_spread:
+    if is_uniform:
         return group.lower, numpy.ones(group.histories)
     extra = _added_mass(group, settings, vocabulary)
-    share, weight = _share_out(group, extra)
+    share, weight = _normalize(group, extra)
     if settings.smoothing == "stupid-backoff":
         scores = numpy.where(group.counts > 0, share, STUPID_BACKOFF_WEIGHT * group.lower)
         return scores, numpy.full(group.histories, STUPID_BACKOFF_WEIGHT)
@@ -210,9 +211,9 @@ def _select(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[
 def _effective_counts(levels: list[TrieLevel], order: int, settings: SmoothingSettings) -> Counts:
     """The counts that this order is estimated from.
 
-    Kneser-Ney's are, below the highest order, of the different tokens before an n-gram; n-grams
-    that open a document have none before them and keep their own count (Heafield et al. 2013,
-    section 3.3). A single token does not: as the next one it always has one before it.
+    Below the highest order Kneser-Ney counts the different tokens before an n-gram. N-grams that
+    open a document have none before them and keep their own count (Heafield et al. 2013, section
+    3.3). A single token that is predicted always has one before it.
     """
     level = levels[order - 1]
     counts = level.counts
@@ -225,21 +226,21 @@ def _effective_counts(levels: list[TrieLevel], order: int, settings: SmoothingSe
 
 
 def _count_rows(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.int64]:
-    """How often each row occurs; numpy makes 64-bit copies of what it counts, so it gets pieces."""
+    """Count how often each row occurs, part by part, for numpy makes 64-bit copies of them."""
     total = numpy.zeros(size, dtype=numpy.int64)
     for start in range(0, len(rows), BINCOUNT_ROWS):
         total += numpy.bincount(rows[start : start + BINCOUNT_ROWS], minlength=size)
     return total
 
 
-def _find_discount(counts: Counts, discounts: list[float]) -> Reals:
-    """What is taken away from each count; the last discount serves all higher counts."""
+def _find_discounts(counts: Counts, discounts: list[float]) -> Reals:
+    """The discount of each count; the last one serves all higher counts."""
     by_count = numpy.array([0.0, *discounts, *(discounts[-1:] or [0.0]) * 3])
     return by_count[numpy.minimum(counts, 3)]
 
 
 def _added_mass(group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int) -> Reals:
-    """What each history's whole has beside its counts, for the unseen."""
+    """The mass that is added to the counts of each history, for unseen n-grams."""
     if settings.smoothing == "witten-bell":
         return numpy.bincount(
             group.parents, weights=group.counts > 0, minlength=group.histories
@@ -249,23 +250,29 @@ def _added_mass(group: _HistoryGroup, settings: SmoothingSettings, vocabulary: i
     )
 
 
-def _share_out(group: _HistoryGroup, extra: Reals) -> tuple[Reals, Reals]:
-    """Each n-gram's own share, and each history's weight: 1 where nothing follows it.
+def _normalize(group: _HistoryGroup, extra: Reals) -> tuple[Reals, Reals]:
+    """Return each n-gram's own share, and each history's weight: 1 where nothing follows it.
 
-    What was pruned is handed down with what was taken away.
+    The counts of pruned n-grams go to the lower order with the discounts.
     """
-    parents, counts, taken = group.parents, group.counts, group.taken
+    parents, counts, discounts = group.parents, group.counts, group.discounts
     total = numpy.bincount(parents, weights=counts, minlength=group.histories)
-    given = taken if group.kept is None else numpy.where(group.kept, taken, counts)
-    handed = extra + numpy.bincount(parents, weights=given, minlength=group.histories)
+    given = discounts if group.kept is None else numpy.where(group.kept, discounts, counts)
+    lowered = extra + numpy.bincount(parents, weights=given, minlength=group.histories)
     seen = total > 0
     weight = numpy.ones(group.histories)
-    numpy.divide(handed, total + extra, out=weight, where=seen)
+    numpy.divide(lowered, total + extra, out=weight, where=seen)
     share = numpy.zeros(len(counts))
-    numpy.divide(counts - taken, (total + extra)[parents], out=share, where=seen[parents])
+    numpy.divide(counts - discounts, (total + extra)[parents], out=share, where=seen[parents])
     return share, weight
 
 
 def _log10(values: Reals) -> NDArray[numpy.float32]:
     with numpy.errstate(divide="ignore"):
         return numpy.log10(values).astype(numpy.float32)
+
+
+def list_excluded_tokens(config: PreTrainedConfig, bos: int) -> tuple[int, ...]:
+    """List the tokens that never follow anything: BOS and PAD, unless one also ends documents."""
+    tokens: Iterable[int | None] = (bos, config.pad_token_id)
+    return tuple(sorted({t for t in tokens if t is not None and t != config.eos_token_id}))

@@ -1,9 +1,10 @@
-"""A text's suffixes, sorted: every n-gram of it, however long, without a list of them.
+"""A suffix array: look up n-grams of a text, however long, without a list of them.
 
-All places where an n-gram occurs stand together in that order, as a range of it; one more token is
-a range within (Manber & Myers 1993; Liu et al. 2024, section 3). Where two neighbours share k
-tokens and then differ, what follows n-grams of length k changes: these places, kept by k, say how
-many different tokens follow an n-gram without reading them.
+The suffixes of the text are sorted. All places where an n-gram occurs then stand together, as a
+range; with one more token the n-gram has a range within it (Manber & Myers 1993; Liu et al. 2024,
+section 3). Two neighbours that share k tokens and then differ are a change of what follows n-grams
+of length k. The changes, sorted by k, give the number of different tokens after an n-gram without
+reading them.
 """
 
 from dataclasses import dataclass
@@ -25,13 +26,14 @@ DISCOUNTED_LENGTHS = (
 COMPARED_AT_ONCE = 32  # tokens compared at once
 COARSE_STRIDE = 64  # positions apart at which long matches are looked for first
 
-SuffixRange = tuple[Tensor, Tensor]  # the first suffix and the one after the last, of each n-gram
+SuffixRange = tuple[Tensor, Tensor]  # of each n-gram: the first suffix, the one after the last
 
 
 @dataclass(frozen=True, kw_only=True)
 class SortedSuffixes:
-    """`places` says where each begins; `left` how many tokens it has, its document's end included;
-    `shared` how many of them it has in common with the one before.
+    """Suffixes in order: where each begins, and its tokens `left` to the end of its document.
+
+    `shared` counts the first tokens that a suffix has in common with the one before.
     """
 
     places: IntArray
@@ -42,12 +44,11 @@ class SortedSuffixes:
 def sort_suffixes(
     tokens: IntArray, starts: NDArray[numpy.int64], *, drop_ends: bool
 ) -> SortedSuffixes:
-    """The suffixes of `tokens` (N,), whose documents begin at `starts`, in order; none goes beyond
-    its document.
+    """Sort the suffixes of `tokens` (N,), whose documents begin at `starts`.
 
-    `drop_ends` leaves out those that are a document's last token alone: where one token opens and
-    ends documents, nothing follows it there. Raises `RecipeError` where the package that sorts is
-    missing, or the text too long.
+    No suffix goes beyond its document. `drop_ends` leaves out those that are a document's last
+    token alone: where one token opens and ends documents, nothing follows it there. Raises
+    `RecipeError` where the package that sorts is missing, or the text is too long.
     """
     try:
         import pydivsufsort
@@ -58,7 +59,7 @@ def sort_suffixes(
     if len(tokens) >= 2**31:
         raise RecipeError(
             f"{len(tokens):,} tokens are too many: n-grams of any length take less than "
-            f"2,147,483,648"
+            "2,147,483,648"
         )
     text = numpy.array(
         tokens, dtype=numpy.uint32
@@ -109,8 +110,9 @@ def _count_lengths(above: IntArray, upto: IntArray) -> NDArray[numpy.int64]:
 
 
 class SuffixArray(nn.Module):
-    """A text and its suffixes in order, 12 bytes a token. Ranges are empty where an n-gram does not
-    occur.
+    """A text and its sorted suffixes, 12 bytes a token.
+
+    The range of an n-gram that does not occur is empty.
     """
 
     tokens: Tensor  # the text, and -1 at its end
@@ -134,7 +136,7 @@ class SuffixArray(nn.Module):
             self.register_buffer(name, torch.zeros(size, dtype=torch.int32))
 
     def fill(self, tokens: IntArray, suffixes: SortedSuffixes) -> None:
-        """Take a text and what `sort_suffixes` found of it."""
+        """Store a text and its suffixes, as `sort_suffixes` returns them."""
         self.tokens[:-1] = torch.from_numpy(tokens.astype(numpy.int32))
         self.tokens[-1] = -1
         self.suffixes.copy_(torch.from_numpy(suffixes.places))
@@ -146,13 +148,13 @@ class SuffixArray(nn.Module):
         self.first_change[1:] = torch.from_numpy(ends)
 
     def begin(self, tokens: Int[Tensor, " N"]) -> SuffixRange:
-        """Where single tokens occur."""
+        """Find where single tokens occur."""
         return self.first[tokens], self.first[tokens + 1]
 
     def extend(
         self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int, tokens: Int[Tensor, " N"]
     ) -> SuffixRange:
-        """Where n-grams of `length` tokens, of ranges that are not empty, occur with one more."""
+        """Find where n-grams of `length` tokens, none of an empty range, occur with one more."""
 
         def read(suffixes: Tensor) -> Tensor:
             return self.tokens[self.suffixes[suffixes] + length]
@@ -163,8 +165,9 @@ class SuffixArray(nn.Module):
     def find_changes(
         self, low: Tensor, high: Tensor, length: Int[Tensor, " N"] | int
     ) -> SuffixRange:
-        """Where in `changes` the continuations of n-grams of `length` tokens change; one more is
-        how many there are.
+        """Find the changes of the token after n-grams of `length` tokens, as a range of `changes`.
+
+        There is one more different token than there are changes.
         """
         length = (
             torch.as_tensor(length, device=low.device)
@@ -178,11 +181,10 @@ class SuffixArray(nn.Module):
     def find_longest_prefix(
         self, tokens: Int[Tensor, " N"], at: Int[Tensor, " M"], until: Int[Tensor, " M"]
     ) -> tuple[Tensor, SuffixRange]:
-        """The length of the longest n-gram from `at` on, not beyond `until`, that occurs, and where
-        it does.
+        """Find the longest n-gram from `at` on, and not beyond `until`, that occurs.
 
-        It goes along the suffix tree: where all occurrences go on alike they are compared, many
-        tokens at once.
+        Returns its length, and where it occurs. The search goes down the suffix tree: where all
+        occurrences go on alike, many tokens are compared at once.
         """
         length = torch.zeros_like(at)
         low, high = torch.zeros_like(at), torch.full_like(at, len(self.suffixes))
@@ -207,12 +209,11 @@ class SuffixArray(nn.Module):
     def longest_match(
         self, tokens: Int[Tensor, " N"], until: Int[Tensor, " N"]
     ) -> Int[Tensor, " N"]:
-        """At every position, how many tokens, it included, make the longest n-gram ending there
-        that occurs.
+        """At every position, the length of the longest n-gram ending there that occurs.
 
-        None goes beyond `until`, which must not fall. An n-gram that begins later ends no earlier:
-        between two positions whose matches end at one place, all do, and text that was copied is
-        not compared again and again.
+        The length includes the token at the position. No n-gram goes beyond `until`, which must not
+        fall. A match that begins later ends no earlier: between two positions whose matches end at
+        one place, all do, so copied text is not compared again and again.
         """
         size = len(tokens)
         where = torch.arange(size, device=tokens.device)
@@ -230,7 +231,7 @@ class SuffixArray(nn.Module):
 def _common_prefix_length(
     left: Tensor, left_at: Tensor, right: Tensor, right_at: Tensor, limit: Tensor
 ) -> Tensor:
-    """How many tokens from these places on are the same, `limit` at the most."""
+    """Count the tokens that are the same from these places on, up to `limit`."""
     alike = torch.zeros_like(limit)
     going = torch.nonzero(limit > 0)[:, 0]
     block = torch.arange(COMPARED_AT_ONCE, device=limit.device)
