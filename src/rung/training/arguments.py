@@ -12,7 +12,7 @@ from rung import distributed, runs
 from rung.device import choose_device, has_fast_bfloat16
 from rung.errors import RecipeError, first_line
 from rung.training.argument_checks import check_arguments, check_made
-from rung.training.clock import EVALUATIONS
+from rung.training.clock import MAX_EVALUATIONS
 from rung.training.global_batch import DEFAULT_BATCH_SIZE, split_global_batch
 from rung.training.gradient_checkpointing import rename_gradient_checkpointing
 from rung.training.lora import LORA_ARGUMENTS
@@ -75,7 +75,7 @@ def make_training_arguments(settings: TrainSettings, folder: Path, steps: int) -
 def _choose_arguments(settings: TrainSettings, folder: Path, steps: int) -> dict[str, Any]:
     """Put together the defaults, and in their place the fields that the settings name."""
     device = choose_device()
-    every = NEVER if settings.evaluates_by_clock else max(1, math.ceil(steps / EVALUATIONS))
+    every = NEVER if settings.evaluates_by_clock else max(1, math.ceil(steps / MAX_EVALUATIONS))
     chosen = {
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",

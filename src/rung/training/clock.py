@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# A run has so many evaluations where there is time for them.
-EVALUATIONS = 5
+# A run has so many evaluations, or fewer where there is no time for them.
+MAX_EVALUATIONS = 5
 # Evaluations before the last one take at most this share of the minutes.
 EVALUATION_SHARE = 0.1
 # Training has at least this share of the minutes, whatever came before it.

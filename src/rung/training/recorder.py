@@ -21,7 +21,7 @@ from rung.device import count_cores, leave_busy_cores
 from rung.errors import RunError
 from rung.progress import Progress
 from rung.training.callbacks import TrainingCallbacks
-from rung.training.clock import EVALUATIONS, Clock
+from rung.training.clock import MAX_EVALUATIONS, Clock
 from rung.training.cpu_usage import CpuMeter, is_busy
 from rung.training.schedule import WSDSchedule
 
@@ -123,7 +123,7 @@ class Recorder(TrainerCallback):
             return 0
         if self.clock.seconds_left() < self.clock.step_seconds / 2:
             return done
-        evaluations = max(0, self.schedule.end - done - 1) * EVALUATIONS // self.schedule.end
+        evaluations = max(0, self.schedule.end - done - 1) * MAX_EVALUATIONS // self.schedule.end
         left = min(max(1, int(self.clock.count_steps_left(evaluations))), most - done)
         # The learning rate has fallen to 0: going on pays where the plan was far off.
         if done >= self.schedule.end:
@@ -136,7 +136,7 @@ class Recorder(TrainerCallback):
 
         A pause is due a fifth of the run after the last one, unless the end is near.
         """
-        every = self.schedule.end / EVALUATIONS
+        every = self.schedule.end / MAX_EVALUATIONS
         due = (
             self.clock.times_evaluations
             and done - self.evaluated_step >= every

@@ -45,7 +45,7 @@ FIRST_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingResult:
     """A training run that ended, or that was `interrupted` and saved before its end.
 
     The model has the weights of `kept_step`: of the best evaluation, unless it was interrupted.
@@ -86,7 +86,7 @@ def train(
     folder: Path,
     settings: TrainSettings,
     callbacks: TrainingCallbacks,
-) -> Trained:
+) -> TrainingResult:
     """Train `model` in place on `text`, from the last checkpoint in `folder` if there is one.
 
     All processes must call this; only the main one's callbacks are called. With FSDP2 only the main
@@ -123,7 +123,7 @@ def train(
         adapter.merge()
         if distributed.is_main():
             adapter.save(folder)
-    return Trained(
+    return TrainingResult(
         steps=steps,
         tokens=recorder.count_tokens(steps),
         seconds=clock.total_seconds(),

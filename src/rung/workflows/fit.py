@@ -25,7 +25,7 @@ from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.settings import TrainSettings
-from rung.training.train import Trained, train
+from rung.training.train import TrainingResult, train
 from rung.workflows.base import load_base
 from rung.workflows.prepare import PreparedText, sample_validation
 from rung.workflows.record import SAMPLE_TOKENS, find_prompt, limit_sample_seconds
@@ -85,7 +85,7 @@ def _count(prepared: PreparedText, on_progress: OnProgress) -> FittedModel:
     if prepared.recipe.held_out != 0:
         line["bits_per_byte"] = _make_callbacks(prepared, on_progress).evaluate(model.eval())
     runs.append_metrics(prepared.folder, line)
-    trained = Trained(steps=0, tokens=tokens, seconds=seconds, interrupted=False)
+    trained = TrainingResult(steps=0, tokens=tokens, seconds=seconds, interrupted=False)
     return FittedModel(model=model, tokenizer=prepared.tokenizer, trained=trained)
 
 

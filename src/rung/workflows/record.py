@@ -31,7 +31,7 @@ from rung.models.base import CausalModel
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.checkpoints import last_checkpoint, step_of
-from rung.training.train import Trained
+from rung.training.train import TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def note_batches(folder: Path, before: dict[str, Any], record: dict[str, Any]) -
     return {"batches": kept} if len(kept) > 1 else {}
 
 
-def describe_training(trained: Trained) -> dict[str, Any]:
+def describe_training(trained: TrainingResult) -> dict[str, Any]:
     return {
         "seconds": round(trained.seconds, 3),
         "steps": trained.steps,
@@ -119,7 +119,7 @@ def describe_training(trained: Trained) -> dict[str, Any]:
     }
 
 
-def describe_cpu(trained: Trained) -> dict[str, Any]:
+def describe_cpu(trained: TrainingResult) -> dict[str, Any]:
     """Describe the share of the CPU that training got, of how many cores.
 
     `was_busy` is whether other processes had the rest.

@@ -17,7 +17,7 @@ from rung.models.base import CausalModel
 from rung.models.ngram.checkpoints import remove_order_checkpoints
 from rung.recipe import Recipe, make_recipe
 from rung.training.checkpoints import find_checkpoints
-from rung.training.train import Trained
+from rung.training.train import TrainingResult
 from rung.workflows.record import describe_training, note_batches
 from rung.workflows.training_text import find_again, find_sources
 
@@ -34,7 +34,7 @@ class FittedModel:
 
     model: CausalModel | None
     tokenizer: PreTrainedTokenizerBase
-    trained: Trained | None
+    trained: TrainingResult | None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "model": None}
@@ -98,7 +98,7 @@ def close_run(
     folder: Path,
     record: Record,
     fitted: FittedModel,
-    score: Callable[[CausalModel, Trained | None], Record],
+    score: Callable[[CausalModel, TrainingResult | None], Record],
 ) -> bool:
     """Save the model, score it and write the record; return whether the run is finished.
 
@@ -120,7 +120,7 @@ def close_run(
     return not interrupted
 
 
-def _compare_with_plan(folder: Path, record: Record, trained: Trained) -> Record:
+def _compare_with_plan(folder: Path, record: Record, trained: TrainingResult) -> Record:
     """Note in the plan what the run reached on the validation text, and the prediction's error."""
     reached = {
         line["step"]: line["bits_per_byte"]

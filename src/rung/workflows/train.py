@@ -11,7 +11,7 @@ from rung.models.base import CausalModel
 from rung.progress import OnProgress, ignore_progress
 from rung.recipe import Recipe
 from rung.training.clock import now
-from rung.training.train import Trained
+from rung.training.train import TrainingResult
 from rung.workflows.budget import fit_budget
 from rung.workflows.fit import fit
 from rung.workflows.prepare import MARKS_SHARE, PreparedText, find_sample_stride, prepare
@@ -86,7 +86,10 @@ def _describe(prepared: PreparedText) -> dict[str, Any]:
 
 
 def _score(
-    prepared: PreparedText, on_progress: OnProgress, model: CausalModel, trained: Trained | None
+    prepared: PreparedText,
+    on_progress: OnProgress,
+    model: CausalModel,
+    trained: TrainingResult | None,
 ) -> dict[str, Any]:
     """Score the model, in the share of the recipe's minutes that scoring has."""
     recipe, corpus = prepared.recipe, prepared.corpus

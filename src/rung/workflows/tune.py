@@ -44,7 +44,7 @@ from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
 from rung.training.settings import TrainSettings, check_duration
-from rung.training.train import Trained, train
+from rung.training.train import TrainingResult, train
 from rung.workflows.base import describe_base
 from rung.workflows.chat_scores import ModelWithData, score_base, score_test, score_tuned
 from rung.workflows.evaluate import read_own
@@ -151,7 +151,7 @@ def _score(
     record: dict[str, Any],
     on_progress: OnProgress,
     model: CausalModel,
-    trained: Trained | None,
+    trained: TrainingResult | None,
 ) -> dict[str, Any]:
     assert prepared.data is not None
     return score_tuned(prepared.data, record, on_progress)
@@ -270,7 +270,7 @@ def _tune_preferences(
     with warn_if_unchanged(model):
         train_dpo(model, tokenizer, learned, DPOSettings(seed=plan.seed), on_progress)
 
-    def score(model: CausalModel, trained: Trained | None) -> dict[str, Any]:
+    def score(model: CausalModel, trained: TrainingResult | None) -> dict[str, Any]:
         after: dict[str, Any] = {"preferred": preference_accuracy(model, tokenizer, held_out)}
         found = {"scores": {}} | (
             score_run(model, tokenizer, corpus, on_progress) if corpus else {}
