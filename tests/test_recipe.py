@@ -22,7 +22,7 @@ from rung.workflows.prepare import prepare_tokenizer
 from rung.workflows.record import find_marks
 from rung.workflows.run_folder import check_unused, read_begun
 from rung.workflows.train import execute
-from rung.workflows.variants import choose_fitting
+from rung.workflows.variants import choose_fitting_text
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").rglob("*.yaml"))
 QUICK = {"steps": 3, "model": {"hidden_size": 32}, "train": {"per_device_train_batch_size": 2}}
@@ -309,11 +309,11 @@ def test_what_is_fitted_is_never_fitted_on_the_text_it_scores(text, tmp_path):
     own = load_corpus(text)
     (tmp_path / "other.txt").write_text("one line\nand another\n\n")
     other = load_corpus(str(tmp_path / "other.txt"), "lines", whole=True)
-    assert choose_fitting(own, "test", None) is own
-    assert choose_fitting(other, "test", lambda: own) is own
+    assert choose_fitting_text(own, "test", None) is own
+    assert choose_fitting_text(other, "test", lambda: own) is own
     for corpus, split, read_own in ((other, "test", None), (own, "validation", lambda: own)):
         with pytest.raises(CorpusError, match="would flatter the score"):
-            choose_fitting(corpus, split, read_own)
+            choose_fitting_text(corpus, split, read_own)
 
 
 def test_a_folder_in_use_is_not_overwritten(text, tmp_path):

@@ -10,8 +10,8 @@ from rung.recipe import make_recipe
 from rung.workflows.evaluate import evaluate_run
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
-from rung.workflows.training_text import describe_places, find_again, find_sources
-from rung.workflows.variants import Switches
+from rung.workflows.training_text import describe_paths, locate_corpus, relocate_paths
+from rung.workflows.variants import VariantOptions
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def place(tmp_path, prose, monkeypatch):
 
 
 def score(run, corpus="", split="test", **switches):
-    return evaluate_run(str(run), corpus, split, {}, switches=Switches(**switches))
+    return evaluate_run(str(run), corpus, split, {}, variants=VariantOptions(**switches))
 
 
 def test_the_training_text_is_never_scored_as_held_out(place, prose):
@@ -107,7 +107,7 @@ def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monke
     assert record["recipe"]["corpus"] == "my.txt", "a recipe is shared"
     assert record["corpus"]["paths"] == [str(place / "my.txt")]
     monkeypatch.chdir(place)
-    assert find_sources(place / "elsewhere" / "run", record) == str(place / "elsewhere" / "my.txt")
+    assert locate_corpus(place / "elsewhere" / "run", record) == str(place / "elsewhere" / "my.txt")
     (place / "elsewhere" / "my.txt").unlink()
     with pytest.raises(
         CorpusError, match="the text that .*run was trained on is not at .*my.txt: put it back"
@@ -118,15 +118,15 @@ def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monke
 def test_what_is_named_is_found_again_from_another_folder(place, monkeypatch):
     """A base, a tokenizer's folder, conversations: as they were typed where that is the same."""
     (place / "elsewhere").mkdir()
-    places = describe_places(base="run", path="run", data="python-qa", preference="", other=None)
+    places = describe_paths(base="run", path="run", data="python-qa", preference="", other=None)
     assert places == {"base": str(place / "run"), "path": str(place / "run")}
     typed = {"base": "run", "data": "python-qa", "steps": 5}
-    assert find_again(typed, places) == typed
+    assert relocate_paths(typed, places) == typed
     monkeypatch.chdir(place / "elsewhere")
-    assert find_again(typed, places) == typed | {"base": str(place / "run")}
+    assert relocate_paths(typed, places) == typed | {"base": str(place / "run")}
     (place / "run").rename(place / "moved")
-    assert find_again(typed, places) == typed
-    assert find_again({"kind": "bpe"}, places) == {"kind": "bpe"}
+    assert relocate_paths(typed, places) == typed
+    assert relocate_paths({"kind": "bpe"}, places) == {"kind": "bpe"}
 
 
 def test_a_run_with_its_base_and_tokenizer_goes_on_from_another_folder(place, monkeypatch):

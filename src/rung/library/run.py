@@ -30,7 +30,7 @@ from rung.models.base import CausalModel
 from rung.models.loading import locate_model
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.workflows.evaluate import evaluate_run, evaluate_tasks
-from rung.workflows.variants import Switches
+from rung.workflows.variants import VariantOptions
 
 READING = ("documents", "column", "encoding")  # how other text is read
 
@@ -147,7 +147,7 @@ class Run:
                 f"--limit is {limit}, but it is of --tasks: name a task, or leave it out"
             )
         reading = {key: options.pop(key) or "" for key in READING if key in options}
-        switches = Switches(**options | {"mix": tuple(options.get("mix") or ())})
+        switches = VariantOptions(**options | {"mix": tuple(options.get("mix") or ())})
         return evaluate_run(
             self.name, named, split, reading, for_run("eval", on_progress), switches
         )

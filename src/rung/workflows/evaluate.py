@@ -1,6 +1,4 @@
-"""Scoring a run that is made: on its own text or on other, with the ruler's switches, or on
-standard tasks.
-"""
+"""Score a run: on its own text or other text, with variants, or on standard benchmarks."""
 
 import functools
 import importlib.metadata
@@ -19,8 +17,19 @@ from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.score import score_documents
 from rung.models import load
 from rung.progress import OnProgress, Progress, ignore_progress
-from rung.workflows.training_text import check_unseen, find_seen, is_own, read_own_text
-from rung.workflows.variants import PLAIN, Judged, Switches, choose_fitting, prepare_switches
+from rung.workflows.training_text import (
+    check_not_trained_on,
+    is_training_text,
+    measure_seen,
+    read_training_text,
+)
+from rung.workflows.variants import (
+    NO_VARIANTS,
+    ScoredRun,
+    VariantOptions,
+    choose_fitting_text,
+    prepare_variants,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,20 +40,53 @@ def evaluate_run(
     split: str,
     reading: Mapping[str, str],
     on_progress: OnProgress = ignore_progress,
-    switches: Switches = PLAIN,
+    variants: VariantOptions = NO_VARIANTS,
 ) -> dict[str, Any]:
-    """Score a run on one split of `corpus`, by default its own; other text without splits is scored
-    whole.
+    """Score a run on one split of `corpus`, by default its own.
 
-    A corpus that is the run's own text, by its place or its content, is taken as such: its test
-    split is scored. To read another column of it makes it other text. `reading` has what is given
-    of `documents`, `column` and `encoding`: how the text is to be read. The switches' scores stand
-    beside the plain one, under the switch's name. Raises `RunError` when the corpus is left open
-    and the run does not know one, when nothing of it was held out, and for text that was trained
-    on.
+    Other text without splits is scored whole. A corpus that is the run's own text, by its place or
+    its content, is taken as such: its `split` is scored. `reading` has what is given of
+    `documents`, `column` and `encoding`: how the text is to be read; another column makes it other
+    text. The scores of the variants stand beside the plain one, under the variant's name. Raises
+    `RunError` when the corpus is left open and the run does not know one, when nothing of it was
+    held out, and for text that was trained on.
     """
     model, tokenizer = load(run)
     record = runs.find_record(Path(run))
+    text, is_own = _read_text(run, record, corpus, split, reading, on_progress)
+    _check_held_out(run, text, split)
+    seen = _check_seen(run, variants, text, split) if variants.mix or not is_own else {}
+    name = record.get("rung", model.config.model_type)
+    scored = ScoredRun(run, name, model.to(choose_device()), tokenizer)
+    own = functools.partial(read_current_text, run, record) if "recipe" in record else None
+    scorers = {}
+    if variants:
+        scorers = prepare_variants(variants, scored, choose_fitting_text(text, split, own))
+    texts = text.split(split)["text"]
+    facts = {
+        "run": run,
+        "rung": name,
+        "corpus": text.name,
+        "split": "whole text" if text.is_unsplit else split,
+        **seen,
+        **score_documents(model, tokenizer, texts, on_progress).as_dict(),
+        "doubt": runs.explain_doubtful_score(record),
+        "busyness": runs.describe_busy_machine(record),
+    }
+    for variant, scorer in scorers.items():
+        facts[variant] = scorer(texts, on_progress).as_dict()
+    return facts
+
+
+def _read_text(
+    run: str,
+    record: dict[str, Any],
+    corpus: str | Sequence[str],
+    split: str,
+    reading: Mapping[str, str],
+    on_progress: OnProgress,
+) -> tuple[Corpus, bool]:
+    """Read the corpus, by default the run's own, and return it with whether it is the run's own."""
     recipe = record.get("recipe", {})
     if not (corpus or recipe):
         raise RunError(
@@ -57,45 +99,14 @@ def evaluate_run(
             "a column and an encoding say how to read other text, and none is named: leave them out"
         )
     on_progress(Progress(stage="reading"))
-    own = functools.partial(read_own, run, record) if recipe else None
-    given: Any = {
-        "documents": recipe.get("documents", "paragraphs"),
-        **reading,
-    }  # held to what there is as it is read
-    if corpus and recipe and is_own(corpus, run, record, reading):
+    given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}
+    if corpus and recipe and is_training_text(corpus, run, record, reading):
         note = f"{corpus_title(corpus)} is the text that {run} was trained on"
         on_progress(Progress(stage="read", note=f"{note}: its {split} split is scored"))
         corpus = ""
-    text = (
-        load_corpus(corpus, whole=True, **given)
-        if corpus
-        else read_own(run, record, given["documents"])
-    )
-    _check_held_out(run, text, split)
-    seen = _check_seen(run, switches, text, split) if corpus or switches.mix else {}
-    name = record.get("rung", model.config.model_type)
-    judged = Judged(run, name, model.to(choose_device()), tokenizer)
-    scorers = (
-        prepare_switches(switches, judged, choose_fitting(text, split, own)) if switches else {}
-    )
-    texts = text.split(split)["text"]
-    score = score_documents(model, tokenizer, texts, on_progress)
-    scored = "whole text" if text.is_unsplit else split
-    facts = {
-        "run": run,
-        "rung": name,
-        "corpus": text.name,
-        "split": scored,
-        **seen,
-        **score.as_dict(),
-    }
-    facts |= {
-        "doubt": runs.explain_doubtful_score(record),
-        "busyness": runs.describe_busy_machine(record),
-    }
-    for switch, scorer in scorers.items():
-        facts[switch] = scorer(texts, on_progress).as_dict()
-    return facts
+    if corpus:
+        return load_corpus(corpus, whole=True, **given), False
+    return read_current_text(run, record, given["documents"]), True
 
 
 def _check_held_out(run: str, text: Corpus, split: str) -> None:
@@ -107,26 +118,24 @@ def _check_held_out(run: str, text: Corpus, split: str) -> None:
         )
 
 
-def _check_seen(run: str, switches: Switches, text: Corpus, split: str) -> dict[str, Any]:
-    """How much of the text the run was trained on; it and those mixed with it must not have seen
-    most of it.
+def _check_seen(run: str, variants: VariantOptions, text: Corpus, split: str) -> dict[str, Any]:
+    """Measure how much of the text the run, and those mixed with it, were trained on.
 
-    Raises `RunError` where one has.
+    Raises `RunError` where one was trained on most of it.
     """
     found = {}
-    for each in dict.fromkeys([run, *(entry.partition("=")[2] for entry in switches.mix)]):
+    for each in dict.fromkeys([run, *(entry.partition("=")[2] for entry in variants.mix)]):
         record = runs.find_record(Path(each)) if Path(each).is_dir() else {}
         if split != "train" and "recipe" in record and "corpus" in record:
-            found[each] = check_unseen(each, record, text, split)
+            found[each] = check_not_trained_on(each, record, text, split)
     return {"seen_in_training": found[run]} if found.get(run) is not None else {}
 
 
 def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
-    """The figures of lm-evaluation-harness for a run on `tasks`, on at most `limit` documents of
-    each.
+    """Run lm-evaluation-harness on `tasks`, on at most `limit` documents of each.
 
-    Of each task it is said how much of its text the run was trained on, where the training text is
-    to be had. Raises `RecipeError` where the harness is not installed.
+    Each task is given the share of its text that the run was trained on, where the training text
+    can be read. Raises `RecipeError` where the harness is not installed.
     """
     if importlib.util.find_spec("lm_eval") is None:
         raise RecipeError(
@@ -150,23 +159,25 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
 def _find_seen_of_tasks(
     run: str, record: Mapping[str, Any], texts: Mapping[str, list[str]]
 ) -> dict[str, float]:
-    """The share of each task's bytes that the run was trained on; of none where its training text
-    is not to be had.
+    """Return the share of each task's bytes that the run was trained on.
+
+    It is empty where the training text cannot be read.
     """
     if not {"recipe", "corpus"} <= record.keys():
         return {}
     try:
-        return dict(zip(texts, find_seen(texts.values(), read_own_text(run, record)), strict=True))
+        seen = measure_seen(texts.values(), read_training_text(run, record))
     except CorpusError:
         return {}
+    return dict(zip(texts, seen, strict=True))
 
 
-def read_own(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
-    """The corpus that the run was trained on, as it is now.
+def read_current_text(run: str, record: dict[str, Any], documents: Any = "") -> Corpus:
+    """Read the corpus that the run was trained on, and warn where it has changed since.
 
     Raises `CorpusError` when it cannot be found.
     """
-    text = read_own_text(run, record, documents)
+    text = read_training_text(run, record, documents)
     if text.fingerprint != record["corpus"]["fingerprint"]:
         logger.warning("%s, its own text, has changed since %s was trained on it", text.name, run)
     return text

@@ -19,7 +19,7 @@ from rung.recipe import Recipe, make_recipe
 from rung.training.checkpoints import find_checkpoints
 from rung.training.train import TrainingResult
 from rung.workflows.record import describe_training, note_batches
-from rung.workflows.training_text import find_again, find_sources
+from rung.workflows.training_text import locate_corpus, relocate_paths
 
 Record = dict[str, Any]
 
@@ -155,8 +155,8 @@ def read_begun(folder: Path, global_batch_size: Any = None) -> Recipe:
         raise RunError(f"{folder} is finished: there is nothing to resume")
     check_unfinished(folder)
     places = record.get("places", {})
-    page = find_again(recipe, places) | {"corpus": find_sources(folder, record)}
-    page |= {"tokenizer": find_again(recipe.get("tokenizer", {}), places)}
+    page = relocate_paths(recipe, places) | {"corpus": locate_corpus(folder, record)}
+    page |= {"tokenizer": relocate_paths(recipe.get("tokenizer", {}), places)}
     begun = make_recipe(
         page if global_batch_size is None else page | {"global_batch_size": global_batch_size}
     )

@@ -22,7 +22,7 @@ from rung.workflows.record import (
     score_run,
 )
 from rung.workflows.run_folder import close_run, open_run
-from rung.workflows.training_text import describe_place, describe_places
+from rung.workflows.training_text import describe_corpus_paths, describe_paths
 
 # The keys of a record whose fingerprints must stay the same when a run goes on.
 FINGERPRINTED = {
@@ -72,7 +72,7 @@ def _describe(prepared: PreparedText) -> dict[str, Any]:
             "documents": documents,
             "bytes": sizes,
             "notes": list(corpus.notes),
-            **describe_place(recipe.corpus, prepared.folder),
+            **describe_corpus_paths(recipe.corpus, prepared.folder),
         },
         "tokenizer": {
             **describe_tokenizer(prepared.tokenizer, spec.get("kind") or spec["path"]),
@@ -80,7 +80,7 @@ def _describe(prepared: PreparedText) -> dict[str, Any]:
         },
         **describe_environment(recipe.seed),
         **prepared.base,
-        "places": describe_places(base=recipe.base, path=spec.get("path")),
+        "places": describe_paths(base=recipe.base, path=spec.get("path")),
         **({"plan": asdict(prepared.plan)} if prepared.plan else {}),
     }
 

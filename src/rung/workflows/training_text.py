@@ -1,6 +1,4 @@
-"""The text that a run was trained on: found again where it is now, and told from text that the run
-has not seen.
-"""
+"""The text that a run was trained on: find it where it is now, and tell it from unseen text."""
 
 import glob
 import os
@@ -15,13 +13,14 @@ from rung.errors import CorpusError, RunError
 from rung.evaluation.documents import take_texts
 from rung.workflows.prepare import read_corpus
 
-COMPARED = 2**22  # characters of a text that are looked for in the training text
-MOST_SEEN = 0.5  # of the bytes: a text of which a run has seen more is no test of it
+COMPARED_CHARACTERS = 2**22  # characters of a text that are looked for in the training text
+MAX_SEEN = 0.5  # of the bytes: a text of which a run has seen more is no test of it
 
 
-def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
-    """What a run in `folder` records of where its text lies: the paths in full, and seen from the
-    run.
+def describe_corpus_paths(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
+    """Describe for the record where the text of a run in `folder` lies.
+
+    The paths are given in full, and relative to the run.
     """
     sources = _as_list(corpus)
     if not is_path(sources[0]):
@@ -36,9 +35,10 @@ def describe_place(corpus: str | Sequence[str], folder: Path) -> dict[str, Any]:
         return {"paths": paths}
 
 
-def describe_places(**named: str | None) -> dict[str, str]:
-    """Where lies, in full, what was named by a path; what is none here, as a name on the Hub, is
-    left out.
+def describe_paths(**named: str | None) -> dict[str, str]:
+    """Return the full paths of what was named by a path.
+
+    What is no path here, such as a name on the Hub, is left out.
     """
     return {
         # Links stay as they are.
@@ -48,10 +48,8 @@ def describe_places(**named: str | None) -> dict[str, str]:
     }
 
 
-def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
-    """What was named, by its path in full where the name leads elsewhere from the folder that we
-    are in now.
-    """
+def relocate_paths(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace a named path by its full one where the name leads elsewhere from this folder."""
     lost = {
         key: place
         for key, place in places.items()
@@ -62,11 +60,11 @@ def find_again(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str,
     return {**named, **lost}
 
 
-def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
-    """The corpus that the run was trained on: where it was, where it lies seen from the run, or as
-    it was typed.
+def read_training_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
+    """Read the corpus that the run was trained on.
 
-    Raises `CorpusError` when it is at none of these places.
+    It is looked for where it was, where it lies relative to the run, and as it was typed. Raises
+    `CorpusError` when it is at none of these places.
     """
     recipe, wanted = record["recipe"], record["corpus"]["fingerprint"]
     first: Corpus | None = None
@@ -87,22 +85,24 @@ def read_own_text(run: str, record: Mapping[str, Any], documents: str = "") -> C
     return first
 
 
-def find_sources(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
-    """The corpus of a run's recipe, as paths that are there; as it was typed where that is the
-    same.
+def locate_corpus(folder: Path, record: Mapping[str, Any]) -> str | list[str]:
+    """Return the corpus of a run's recipe as paths that exist.
+
+    It is returned as typed where that is the same.
     """
     typed = record["recipe"].get("corpus")
     places = _find_places(str(folder), record)
-    if not places or describe_place(typed, folder).get("paths") == places[0]:
+    if not places or describe_corpus_paths(typed, folder).get("paths") == places[0]:
         return typed
     return places[0][0] if len(places[0]) == 1 else places[0]
 
 
-def is_own(
+def is_training_text(
     corpus: str | Sequence[str], run: str, record: Mapping[str, Any], reading: Mapping[str, str]
 ) -> bool:
-    """Whether that is the text of the run, by its place or by its content; what `reading` says is
-    another column of it, or another encoding, is not.
+    """Whether a corpus is the text of the run, by its place or by its content.
+
+    Another column or encoding of it, which `reading` names, is other text.
     """
     recipe, sources = record["recipe"], _as_list(corpus)
     for key, usual in (("column", None), ("encoding", "utf-8")):
@@ -121,11 +121,9 @@ def is_own(
     return found.fingerprint == record["corpus"]["fingerprint"]
 
 
-def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
-    """Of each collection of texts, the share of its bytes in lines that stand in the training
-    text.
-    """
-    found = [_measure_lines(take_texts(texts, COMPARED)) for texts in collections]
+def measure_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
+    """Return the share of each collection's bytes that are in lines of the training text."""
+    found = [_measure_lines(take_texts(texts, COMPARED_CHARACTERS)) for texts in collections]
     wanted, seen = set[int]().union(*found), set[int]()
     for text in own.sample_train(1):
         seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))
@@ -136,7 +134,7 @@ def find_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
 
 
 def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
-    """The bytes of all lines that are alike, by the line's hash; empty ones left out."""
+    """Return the bytes of all equal lines, by the line's hash; empty lines are left out."""
     sizes: dict[int, int] = {}
     for text in texts:
         for line in filter(None, map(str.strip, text.splitlines())):
@@ -144,21 +142,22 @@ def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
     return sizes
 
 
-def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) -> float | None:
-    """The share of the split's bytes that the run was trained on; None where its training text is
-    not to be had.
+def check_not_trained_on(
+    run: str, record: Mapping[str, Any], text: Corpus, split: str
+) -> float | None:
+    """Return the share of the split's bytes that the run was trained on.
 
-    Raises `RunError` where most of it was, unless it is a file that was held out as such: that
-    would be no score of held-out text.
+    It is None where the training text cannot be read. Raises `RunError` where most of the split was
+    trained on, unless it is a file that was held out as such.
     """
     if text.fingerprint == record["corpus"]["fingerprint"]:
         return 0.0
     try:
-        own = read_own_text(run, record)
+        own = read_training_text(run, record)
     except CorpusError:
         return None
-    (seen,) = find_seen([text.split(split)["text"]], own)
-    if seen >= MOST_SEEN and not _is_held_out(text, split, own):
+    (seen,) = measure_seen([text.split(split)["text"]], own)
+    if seen >= MAX_SEEN and not _is_held_out(text, split, own):
         raise RunError(
             f"{run} was trained on {seen:.0%} of {text.name} (of its bytes, line by line): that "
             f"would be no score of "
@@ -170,7 +169,7 @@ def check_unseen(run: str, record: Mapping[str, Any], text: Corpus, split: str) 
 
 
 def _is_held_out(text: Corpus, split: str, own: Corpus) -> bool:
-    """Whether the split has the documents of one that a corpus of several files holds out."""
+    """Whether the split has the documents of a split that a corpus of several files holds out."""
     names = [
         name
         for name in SPLITS[1:]
@@ -184,7 +183,7 @@ def _as_list(corpus: str | Sequence[str]) -> list[str]:
 
 
 def _read_sources(record: Mapping[str, Any]) -> list[str]:
-    """The corpus of the run's recipe.
+    """Return the corpus of the run's recipe.
 
     Raises `RunError` where it names none.
     """
@@ -203,7 +202,7 @@ def _read_sources(record: Mapping[str, Any]) -> list[str]:
 
 
 def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
-    """Where the text may be, the likeliest first."""
+    """List where the text may be, the likeliest first."""
     facts, folder = record.get("corpus", {}), Path(run).resolve()
     from_run = [os.path.normpath(folder / path) for path in facts.get("paths_from_run", [])]
     places = [facts.get("paths", []), from_run, _read_sources(record)]
@@ -211,7 +210,7 @@ def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _find_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
-    """Those at which there is something; the name of a corpus is one."""
+    """List the places at which there is something; the name of a corpus counts."""
 
     def is_there(source: str) -> bool:
         path = Path(source).expanduser()

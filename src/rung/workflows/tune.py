@@ -47,7 +47,7 @@ from rung.training.settings import TrainSettings, check_duration
 from rung.training.train import TrainingResult, train
 from rung.workflows.base import describe_base
 from rung.workflows.chat_scores import ModelWithData, score_base, score_test, score_tuned
-from rung.workflows.evaluate import read_own
+from rung.workflows.evaluate import read_current_text
 from rung.workflows.fit import report_training
 from rung.workflows.prepare import DEFAULT_MINUTES
 from rung.workflows.record import (
@@ -57,7 +57,7 @@ from rung.workflows.record import (
     warn_if_unchanged,
 )
 from rung.workflows.run_folder import FittedModel, check_unfinished, close_run, open_run
-from rung.workflows.training_text import describe_places, find_again
+from rung.workflows.training_text import describe_paths, relocate_paths
 
 # The weights have learned already: they are trained more gently than new ones.
 ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}
@@ -186,7 +186,7 @@ def read_begun_tuning(folder: Path) -> Tuning:
             f"--resume`"
         )
     check_unfinished(folder)
-    return Tuning(**find_again(record["tune"]["plan"], record.get("places", {})))
+    return Tuning(**relocate_paths(record["tune"]["plan"], record.get("places", {})))
 
 
 @distributed.on_main
@@ -206,7 +206,7 @@ def _prepare(
         model=loaded[0],
         tokenizer=loaded[1],
         conversations=load_conversations(plan.data),
-        corpus=read_own(plan.base, base) if "recipe" in base else None,
+        corpus=read_current_text(plan.base, base) if "recipe" in base else None,
     )
     record = _describe(data.model, plan, base)
     record["tune"] |= _describe_conversations(data.conversations)
@@ -255,7 +255,7 @@ def _tune_preferences(
     learned, held_out = split_preferences(
         filter_by_length(tokenizer, preferences, model.context_length)
     )
-    corpus = read_own(plan.base, base) if "recipe" in base else None
+    corpus = read_current_text(plan.base, base) if "recipe" in base else None
     record = _describe(model, plan, base)
     before: dict[str, Any] = {"preferred": preference_accuracy(model, tokenizer, held_out)}
     if corpus:
@@ -289,7 +289,7 @@ def _describe(model: CausalModel, plan: Tuning, base: dict[str, Any]) -> dict[st
         **{key: base[key] for key in ("recipe", "corpus", "tokenizer") if key in base},
         **describe_base(plan.base, model),
         "tune": {"plan": asdict(plan)},
-        "places": describe_places(base=plan.base, data=plan.data, preference=plan.preference),
+        "places": describe_paths(base=plan.base, data=plan.data, preference=plan.preference),
         **describe_environment(plan.seed),
     }
 

@@ -1,6 +1,4 @@
-"""The switches of `rung eval`: what else is scored beside the plain score, and on what text it is
-fitted.
-"""
+"""The variants of `rung eval`: what is scored beside the plain score, and what it is fitted on."""
 
 import shlex
 from collections.abc import Callable, Sequence
@@ -27,24 +25,24 @@ Scorer = Callable[[Sequence[str], OnProgress], Variant]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Switches:
-    """What is asked for beside the plain score; each entry of `mix` is RUNG=RUN."""
+class VariantOptions:
+    """The variants that are asked for; each entry of `mix` is RUNG=RUN."""
 
     mix: tuple[str, ...] = ()
     cache: bool = False
     dynamic: bool = False
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
+        """Whether any variant is asked for."""
         return bool(self.mix or self.cache or self.dynamic)
 
 
-PLAIN = Switches()
+NO_VARIANTS = VariantOptions()
 
 
 @dataclass(frozen=True)
-class Judged:
-    """The run that is scored: where it lies, its rung, its model and its tokenizer."""
+class ScoredRun:
+    """The run that is scored: its path, its rung, its model and its tokenizer."""
 
     run: str
     name: str
@@ -52,41 +50,45 @@ class Judged:
     tokenizer: PreTrainedTokenizerBase
 
 
-def prepare_switches(switches: Switches, judged: Judged, fitting: Corpus) -> dict[str, Scorer]:
-    """A function that scores texts for each switch, fitted on the validation split of `fitting`.
+def prepare_variants(
+    variants: VariantOptions, scored: ScoredRun, fitting: Corpus
+) -> dict[str, Scorer]:
+    """Make a function for each variant that scores texts.
 
-    Raises `RungError` for what cannot be done with this run.
+    Each is fitted on the validation split of `fitting`. Raises `RungError` for what this run cannot
+    do.
     """
-    model, tokenizer = judged.model, judged.tokenizer
+    model, tokenizer = scored.model, scored.tokenizer
     validation, train = fitting.validation["text"], fitting.train["text"]
-    if (switches.cache or switches.dynamic) and hasattr(model, "fit"):
+    if (variants.cache or variants.dynamic) and hasattr(model, "fit"):
         raise RunError(
-            f"{judged.run}: {judged.name} counts, so it has no hidden states for --cache to "
+            f"{scored.run}: {scored.name} counts, so it has no hidden states for --cache to "
             f"compare and no gradient "
             "for --dynamic to follow: name a run that was trained by gradients"
         )
     scorers: dict[str, Scorer] = {}
-    if switches.mix:
-        models = {judged.run: model} | dict(_load_partner(entry, judged) for entry in switches.mix)
+    if variants.mix:
+        models = {scored.run: model} | dict(_load_partner(entry, scored) for entry in variants.mix)
         scorers["mix"] = lambda texts, on_progress: score_mixture(
             models, tokenizer, texts, validation, on_progress
         )
-    if switches.cache:
+    if variants.cache:
         scorers["cache"] = lambda texts, on_progress: score_with_cache(
             model, tokenizer, texts, validation, on_progress
         )
-    if switches.dynamic:
+    if variants.dynamic:
         scorers["dynamic"] = lambda texts, on_progress: score_dynamically(
             model, tokenizer, texts, validation, train, on_progress
         )
     return scorers
 
 
-def choose_fitting(text: Corpus, split: str, read_own: Callable[[], Corpus] | None) -> Corpus:
-    """The corpus whose validation split the switches are fitted on: the one scored, or where that
-    has none of its own the run's own (`read_own`, None where it knows none).
+def choose_fitting_text(text: Corpus, split: str, read_own: Callable[[], Corpus] | None) -> Corpus:
+    """Choose the corpus whose validation split the variants are fitted on.
 
-    Raises `CorpusError` where the only validation text is the text to be scored.
+    It is the one that is scored, or where that has none of its own the run's (`read_own`, None
+    where the run knows none). Raises `CorpusError` where the only validation text is the text to be
+    scored.
     """
     scored = text.split(split)
     if not _is_same(text.validation, scored):
@@ -108,9 +110,10 @@ def _is_same(one: "Dataset", other: "Dataset") -> bool:
     )
 
 
-def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
-    """The other run of RUNG=RUN and its model, checked to be of that rung and to read the same
-    tokens.
+def _load_partner(entry: str, scored: ScoredRun) -> tuple[str, CausalModel]:
+    """Load the other run of RUNG=RUN.
+
+    It must be of that rung and have the same tokenizer.
     """
     name, _, run = entry.partition("=")
     if not (name and run):
@@ -121,11 +124,11 @@ def _load_partner(entry: str, judged: Judged) -> tuple[str, CausalModel]:
     model, tokenizer = load(run)
     if not isinstance(model, rung.model_class):
         raise RunError(f"--mix {entry}: {run} is a {model.config.model_type!r} model and no {name}")
-    if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(judged.tokenizer):
+    if fingerprint_tokenizer(tokenizer) != fingerprint_tokenizer(scored.tokenizer):
         raise RunError(
-            f"--mix {entry}: {run} has another tokenizer than {judged.run}, and only probabilities "
+            f"--mix {entry}: {run} has another tokenizer than {scored.run}, and only probabilities "
             f"of the same tokens "
             f"can be added: train it with `rung train {name} CORPUS --tokenizer "
-            f"{shlex.quote(judged.run)}`"
+            f"{shlex.quote(scored.run)}`"
         )
-    return run, model.to(judged.model.device)
+    return run, model.to(scored.model.device)
