@@ -30,7 +30,7 @@ from transformers import PreTrainedConfig  # noqa: E402
 PreTrainedConfig.__no_type_check__ = True
 CHECKED = [
     f"rung.generation.{name}"
-    for name in ("decoder", "native", "quantize", "batching", "speculative")
+    for name in ("decoder", "native", "quantize", "batching", "batch_cache", "speculative")
 ]
 CHECKED += [
     "rung.models",

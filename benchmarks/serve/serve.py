@@ -33,10 +33,12 @@ from rung.device import describe
 from rung.generation.sampling import Sampling
 from rung.models import build_model, count_parameters, make_config
 from rung.serve.app import build_app
-from rung.serve.engine import Engine, Worker, reserve_core
-from rung.serve.middleware import Limits, Metrics
+from rung.serve.engine import Engine
+from rung.serve.limits import Limits
+from rung.serve.metrics import Metrics
 from rung.serve.registry import ServedModel, load_served_models
-from rung.serve.sequences import Order
+from rung.serve.sequences import GenerationRequest
+from rung.serve.worker import Worker, reserve_core
 
 SHAPES = {  # as README's climb made them
     "llama3": {
@@ -70,24 +72,24 @@ async def read_all(text):
     while True:
         await text.news.wait()
         text.news.clear()
-        piece = text.take()
-        if piece is not None and piece.is_last:
+        delta = text.take()
+        if delta is not None and delta.is_last:
             return
 
 
 async def time_engine(engine, count):
     """Tokens a second of `count` texts."""
-    orders = [
-        Order(
+    requests = [
+        GenerationRequest(
             ids=list(range(3, 19)),
             sampling=Sampling(max_new_tokens=NEW, temperature=0.8, top_p=0.95, seed=seed),
-            ends=frozenset(),
+            stop_ids=frozenset(),
             streams=True,
         )
         for seed in range(count)
     ]
     started = time.perf_counter()
-    texts = [engine.submit([order], asyncio.Event(), time.monotonic())[0] for order in orders]
+    texts = [engine.submit([request], asyncio.Event(), time.monotonic())[0] for request in requests]
     await asyncio.gather(*map(read_all, texts))
     return count * NEW / (time.perf_counter() - started)
 

@@ -192,10 +192,10 @@ def step_calls(recorder):
     draw = random.Random(0)
     for number in range(18):
         model = make_odd_model(draw)
-        step = native.make_native_step(model, draw.choice(list(native.KINDS)))
-        step.spare = draw.randint(0, 1)
+        step = native.make_native_step(model, draw.choice(list(native.TYPE_CODES)))
+        step.spare_cores = draw.randint(0, 1)
         recorder.known = lambda step=step: [
-            *(*step.kept, *(part for pair in step.held for part in pair)),
+            *(*step.kept, *(part for pair in step.memory for part in pair)),
             *(*step.room.buffers, step.room.scores, step.room.all_places),
         ]
         texts, longest = draw.randint(1, 9), draw.randint(6, 30)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rung.errors import RecipeError
-from rung.generation import batching, native
+from rung.generation import batch_cache, batching, native
 from rung.generation.batching import ContinuousBatch
 from rung.generation.decoder import Decoder, generate_tokens
 from rung.generation.sampling import (
@@ -55,13 +55,13 @@ def continue_texts(model, orders, count, late=0):
         )
         turn = 0
         while waiting or running:
-            while waiting and pool.free and (not running or turn >= late * waiting[0][0]):
+            while waiting and pool.free_slots and (not running or turn >= late * waiting[0][0]):
                 number, (ids, sampling) = waiting.pop(0)
-                slot = pool.begin(ids, sampling.max_new_tokens)
+                slot = pool.add(ids, sampling.max_new_tokens)
                 running[slot] = number, sampling, RandomStream(sampling.seed)
                 found[number] = []
             turn += 1
-            ready, logits = pool.advance(list(running))
+            ready, logits = pool.step(list(running))
             assert not pool.failed
             mine = [running[slot] for slot in ready]
             tokens = sample_each(
@@ -71,10 +71,10 @@ def continue_texts(model, orders, count, late=0):
                 found[number].append(token)
                 if len(found[number]) == sampling.max_new_tokens:
                     del running[slot]
-                    pool.leave(slot)
+                    pool.remove(slot)
                 else:
-                    pool.put(slot, token)
-        assert len(pool.free) == count and not pool.texts
+                    pool.append(slot, token)
+        assert len(pool.free_slots) == count and not pool.texts
         return [found[number] for number in range(len(orders))]
 
 
@@ -92,7 +92,7 @@ def test_a_text_among_others_is_the_text_alone(name, native, make_tiny, tokenize
     """Greedy and sampled, joining and leaving at any time, with windows that fill up."""
     model = shake(make_tiny(name))
     if not native:
-        monkeypatch.setattr(batching, "make_native_step", lambda model: None)
+        monkeypatch.setattr(batch_cache, "make_native_step", lambda model: None)
     orders = make_orders(tokenizer, 6)
     alone = [continue_texts(model, [order], 1)[0] for order in orders]
     assert continue_texts(model, orders, 6) == alone
@@ -140,7 +140,7 @@ def heads_of(model):
 
 
 def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
-    monkeypatch.setattr(batching, "READ_AT_ONCE", 8)
+    monkeypatch.setattr(batching, "PREFILL_CHUNK", 8)
     for name in ("rnn", "ngram", "llama3"):
         model = shake(make_tiny(name))
         short, long = make_prompts(tokenizer, 1)[0], (make_prompts(tokenizer, 4)[3] * 3)[:60]
@@ -150,15 +150,15 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
         ]
         with torch.inference_mode():
             pool = ContinuousBatch(model, 2)
-            first = pool.begin(short, 20)
-            pool.advance([first])
-            pool.put(first, 5)
-            second = pool.begin(long, 3)
+            first = pool.add(short, 20)
+            pool.step([first])
+            pool.append(first, 5)
+            second = pool.add(long, 3)
             for _ in range(7):
-                ready, _ = pool.advance([first, second])
+                ready, _ = pool.step([first, second])
                 assert ready == [first]
-                pool.put(first, 5)
-            ready, logits = pool.advance([first, second])
+                pool.append(first, 5)
+            ready, logits = pool.step([first, second])
             assert ready == [first, second]
             draws = RandomStream(0)
             assert sample_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
@@ -257,13 +257,13 @@ def test_reading_a_text_leaves_what_the_others_got(make_tiny):
     def advance(with_another):
         with torch.inference_mode():
             texts = batching.ContinuousBatch(model, 4)
-            begun = [texts.begin([1, 5 + number], 20) for number in range(3)]
+            begun = [texts.add([1, 5 + number], 20) for number in range(3)]
             while any(text.unread for text in texts.texts.values()):
-                for slot in texts.advance(begun)[0]:
-                    texts.put(slot, 7 + slot)
+                for slot in texts.step(begun)[0]:
+                    texts.append(slot, 7 + slot)
             if with_another:
-                begun.append(texts.begin([1, 9, 11], 20))
-            ready, logits = texts.advance(begun)
+                begun.append(texts.add([1, 9, 11], 20))
+            ready, logits = texts.step(begun)
             return dict(zip(ready, logits.clone(), strict=True))
 
     alone, among = advance(False), advance(True)
@@ -275,9 +275,9 @@ def advance_all(texts, running, turns, token=5):
     """Who came to a token in each of so many turns."""
     came = []
     for _ in range(turns):
-        came.append(texts.advance(running)[0])
+        came.append(texts.step(running)[0])
         for slot in came[-1]:
-            texts.put(slot, token + slot)
+            texts.append(slot, token + slot)
     return came
 
 
@@ -285,7 +285,7 @@ def advance_all(texts, running, turns, token=5):
 def long_model(request, make_tiny, monkeypatch):
     """Looks far enough for its keys and values to grow many times."""
     if request.param == "torch":
-        monkeypatch.setattr(batching, "make_native_step", lambda model: None)
+        monkeypatch.setattr(batch_cache, "make_native_step", lambda model: None)
     return shake(make_tiny("llama3", max_position_embeddings=4096))
 
 
@@ -293,18 +293,18 @@ def test_memory_is_that_of_the_texts_and_is_given_back(long_model):
     """A long text does not give each of the others as much, and what it had goes with it."""
     with torch.inference_mode():
         texts = ContinuousBatch(long_model, 32)
-        short = [texts.begin([1, 5, number], 500) for number in range(31)]
+        short = [texts.add([1, 5, number], 500) for number in range(31)]
         advance_all(texts, short, 40)
-        long = texts.begin([7] * 3900, 1)
+        long = texts.add([7] * 3900, 1)
         while long not in advance_all(texts, [*short, long], 1)[0]:
             pass
-        assert 3900 < texts.memory.room < 2 * (3900 + 31 * batching.SMALLEST)
-        assert texts.memory.rows[0][0].shape == (2 * texts.memory.room, 8)  # two groups
-        texts.leave(long)
-        assert texts.memory.room <= 2 * 32 * batching.SMALLEST
+        assert 3900 < texts.cache.room < 2 * (3900 + 31 * batch_cache.MIN_SLOT_ROOM)
+        assert texts.cache.rows[0][0].shape == (2 * texts.cache.room, 8)  # two groups
+        texts.remove(long)
+        assert texts.cache.room <= 2 * 32 * batch_cache.MIN_SLOT_ROOM
         for slot in short:
-            texts.leave(slot)
-        assert texts.memory.room <= 4 * batching.SMALLEST
+            texts.remove(slot)
+        assert texts.cache.room <= 4 * batch_cache.MIN_SLOT_ROOM
 
 
 def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
@@ -316,20 +316,20 @@ def test_where_memory_is_short_nothing_is_changed(long_model, monkeypatch):
     def run(with_another):
         texts, seen = ContinuousBatch(long_model, 4), []
         with torch.inference_mode():
-            running = [texts.begin([1, 5, number], 500) for number in range(3)]
+            running = [texts.add([1, 5, number], 500) for number in range(3)]
             advance_all(texts, running, 6)
             if with_another:
-                monkeypatch.setattr(batching._KeysAndValues, "_move", refuse)
-                running.append(texts.begin([9] * 40, 20))
+                monkeypatch.setattr(batch_cache.BatchedKVCache, "_move", refuse)
+                running.append(texts.add([9] * 40, 20))
             for _ in range(20):
-                ready, logits = texts.advance(running)
+                ready, logits = texts.step(running)
                 assert set(texts.failed) == set(running[3:]) and 3 not in ready
                 for slot in texts.failed:
-                    texts.leave(slot)
+                    texts.remove(slot)
                 del running[3:]
                 seen.append({slot: row.clone() for slot, row in zip(ready, logits, strict=True)})
                 for slot in ready:
-                    texts.put(slot, 7 + slot)
+                    texts.append(slot, 7 + slot)
         return seen
 
     alone = run(with_another=False)
@@ -343,7 +343,7 @@ def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
     for name in ("llama3", "gpt2", "rnn", "ngram"):
         texts = ContinuousBatch(shake(make_tiny(name)), 3)
         with torch.inference_mode():
-            running = [texts.begin(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
+            running = [texts.add(ids, 20) for ids in ([1, 5], [1, 100_000], [1, 7])]
             came = advance_all(texts, running, 2)
             assert running[0] in came[0] and running[1] in {*texts.failed, *came[1]}
             for slot in (
@@ -352,23 +352,23 @@ def test_an_id_that_the_model_has_not_is_the_fault_of_its_text_alone(make_tiny):
                 if slot in advance_all(texts, [running[0], running[2]], 2)[1]
             ):
                 texts.texts[slot].next = 100_000 if slot else 9
-            ready, _ = texts.advance([running[0], running[2]])
+            ready, _ = texts.step([running[0], running[2]])
             assert ready == [running[0]] and list(texts.failed) == [running[2]]
 
 
 def test_a_short_text_is_read_before_long_ones_and_a_long_one_still(make_tiny, monkeypatch):
-    monkeypatch.setattr(batching, "READ_AT_ONCE", 4)
+    monkeypatch.setattr(batching, "PREFILL_CHUNK", 4)
     texts = ContinuousBatch(shake(make_tiny("rnn")), 10)
     with torch.inference_mode():
-        long = [texts.begin([1, 5] * 20, 4) for _ in range(8)]
-        short = texts.begin([1, 5, 7], 4)
+        long = [texts.add([1, 5] * 20, 4) for _ in range(8)]
+        short = texts.add([1, 5, 7], 4)
         assert any(short in came for came in advance_all(texts, [*long, short], 2))
-        texts.leave(short)
+        texts.remove(short)
         for _ in range(9):  # others keep coming
-            slot = texts.begin([1, 5, 7], 4)
+            slot = texts.add([1, 5, 7], 4)
             came = advance_all(texts, [*long, slot], 2)
             assert any(slot in turn for turn in came)
-            texts.leave(slot)
+            texts.remove(slot)
         assert any(long[0] in turn for turn in came)
 
 
@@ -379,18 +379,18 @@ def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokeni
 
     def write(paused_at):
         texts, found = ContinuousBatch(model, 2), []
-        slot = texts.begin(ids, 90)  # the window fills up meanwhile
+        slot = texts.add(ids, 90)  # the window fills up meanwhile
         while len(found) < 90:
-            ready, logits = texts.advance([slot])
+            ready, logits = texts.step([slot])
             if ready:
                 found.append(int(logits[0].argmax()))
-                texts.put(slot, found[-1])
+                texts.append(slot, found[-1])
             if len(found) in paused_at:
                 kept = texts.pause(slot)
-                assert len(texts.free) == 2
-                texts.begin([1, 2, 3], 5)
+                assert len(texts.free_slots) == 2
+                texts.add([1, 2, 3], 5)
                 slot = texts.resume(kept)
-                texts.leave(1 - slot)
+                texts.remove(1 - slot)
                 paused_at = paused_at - {len(found)}
         return found
 
@@ -402,7 +402,7 @@ def test_a_text_that_was_paused_goes_on_as_it_would_have(name, make_tiny, tokeni
 def held(make_tiny):
     """A step in C with memory for 12 tokens: of two texts, that have room for 8 and for 4."""
     step = native.make_native_step(make_tiny("llama3"))
-    step.hold([(torch.zeros(24, 8), torch.zeros(24, 8)) for _ in step.layers], 8)
+    step.use_memory([(torch.zeros(24, 8), torch.zeros(24, 8)) for _ in step.layers], 8)
     return step
 
 
@@ -442,7 +442,7 @@ def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held)
 def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
     before = held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])).clone()
     with pytest.raises(ValueError):
-        held.hold([layer] * len(held.layers), 8)
+        held.use_memory([layer] * len(held.layers), 8)
     assert torch.equal(
         held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before
     )
@@ -480,7 +480,7 @@ def count_numbers():
 
 def test_steps_of_every_size_share_one_set_of_buffers(make_tiny):
     step = native.make_native_step(make_tiny("llama3", vocab_size=5000))
-    step.hold([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
+    step.use_memory([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
     tokens, at = torch.arange(40), torch.zeros(40, dtype=torch.long)
     spans = torch.tensor([[16 * text, 16] for text in range(40)])
     before = count_numbers()

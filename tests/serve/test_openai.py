@@ -41,16 +41,16 @@ from rung.generation.generate import generate  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.models import RUNGS, make_config  # noqa: E402
 from rung.serve import engine as engines  # noqa: E402
-from rung.serve.app import build_app, open_port  # noqa: E402
-from rung.serve.middleware import (  # noqa: E402
-    ApiError,
-    Limits,
-    find_hosts,
-    read_key,
-    read_origin,
+from rung.serve.access import (  # noqa: E402
+    find_allowed_hosts,
+    parse_api_key,
+    parse_origin,
 )
-from rung.serve.registry import ServedModel, identify, load_served_models, tell_apart  # noqa: E402
-from rung.serve.schemas import ChatRequest, CompletionRequest  # noqa: E402
+from rung.serve.api_errors import ApiError  # noqa: E402
+from rung.serve.app import build_app, open_port  # noqa: E402
+from rung.serve.limits import Limits  # noqa: E402
+from rung.serve.registry import ServedModel, fingerprint_model, load_served_models, shorten_paths  # noqa: E402
+from rung.serve.schemas import ChatCompletionRequest, CompletionRequest  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 NAN = b'{"model": "gpt2", "temperature": NaN}'
@@ -111,7 +111,7 @@ def served(make_tiny, tokenizer):
 def endless(served, monkeypatch):
     """A model that never comes to an end by itself."""
     monkeypatch.setattr(
-        engines, "sample_each", lambda logits, settings, draws: [65] * len(settings)
+        engines, "sample_each", lambda logits, settings, streams: [65] * len(settings)
     )
     return {"llama3": served["llama3"]}
 
@@ -312,10 +312,12 @@ def test_tokens_join_where_the_tokenizer_loses_something(kind):
 def say(ids, monkeypatch):
     """Have every model say these tokens."""
     monkeypatch.setattr(
-        engines, "sample_each", lambda logits, settings, draws: [ids[d.take_next()] for d in draws]
+        engines,
+        "sample_each",
+        lambda logits, settings, streams: [ids[d.take_next()] for d in streams],
     )
     monkeypatch.setattr("rung.serve.sequences.RandomStream", Counting)
-    monkeypatch.setattr(engines, "TOGETHER", 0.0)
+    monkeypatch.setattr(engines, "NOTIFY_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("stop", [None, "t", " on ", "é", "🙂 m"])
@@ -506,7 +508,7 @@ def test_the_key_and_who_asks(served):
     with Listening(
         {"gpt2": served["gpt2"]},
         api_key="séc-ret",
-        hosts=find_hosts("localhost"),
+        hosts=find_allowed_hosts("localhost"),
         origins=("http://good.example",),
     ) as server:
         asked = {"model": "gpt2", "prompt": "a"}
@@ -544,10 +546,10 @@ def test_a_key_may_be_sent_in_any_case_and_never_be_empty(served):
         ):
             answer = httpx.get(f"{server.url}/v1/models", headers={"Authorization": given})
             assert answer.status_code == status
-    assert read_key(" secret\n") == "secret" and read_key(None) is None
+    assert parse_api_key(" secret\n") == "secret" and parse_api_key(None) is None
     for wrong in ("", " \n", "a\nb"):
         with pytest.raises(RecipeError, match="the API key"):
-            read_key(wrong)
+            parse_api_key(wrong)
         with pytest.raises(RecipeError, match="key"):
             Limits(api_key=wrong)
     for options, environment in ((["--api-key", ""], {}), ([], {"RUNG_API_KEY": ""})):
@@ -556,11 +558,11 @@ def test_a_key_may_be_sent_in_any_case_and_never_be_empty(served):
 
 
 def test_pages_that_may_ask_are_named_as_browsers_name_them(served):
-    assert read_origin("https://Example.org:443/") == "https://example.org"
-    assert read_origin("http://[::1]:3000/") == "http://[::1]:3000" and read_origin("*") == "*"
+    assert parse_origin("https://Example.org:443/") == "https://example.org"
+    assert parse_origin("http://[::1]:3000/") == "http://[::1]:3000" and parse_origin("*") == "*"
     for wrong in ("example.org", "https://", "https://a/b", "https://a:x", ""):
         with pytest.raises(RecipeError, match="is no origin"):
-            read_origin(wrong)
+            parse_origin(wrong)
     with Listening({"gpt2": served["gpt2"]}, origins=("*",)) as server:
         answer = server.post(model="gpt2", prompt="a", headers={"Origin": "http://any.example"})
         assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == "*"
@@ -576,20 +578,20 @@ def test_hosts_go_by_what_the_address_is():
         "0:0:0:0:0:0:0:1",
         "::ffff:127.0.0.1",
     ):
-        assert {"localhost", "127.0.0.1", "::1"} <= set(find_hosts(host)), host
-    assert "127.0.0.2" in find_hosts("127.0.0.2")
+        assert {"localhost", "127.0.0.1", "::1"} <= set(find_allowed_hosts(host)), host
+    assert "127.0.0.2" in find_allowed_hosts("127.0.0.2")
     assert (
-        find_hosts("0.0.0.0")
-        == find_hosts("::")
-        == find_hosts("nowhere.invalid")
-        == find_hosts("")
+        find_allowed_hosts("0.0.0.0")
+        == find_allowed_hosts("::")
+        == find_allowed_hosts("nowhere.invalid")
+        == find_allowed_hosts("")
         == ()
     )
     assert (
-        "my.lan" in find_hosts("127.0.0.1", ["My.LAN:8000"])
-        and find_hosts("127.0.0.1", ["*"]) == ()
+        "my.lan" in find_allowed_hosts("127.0.0.1", ["My.LAN:8000"])
+        and find_allowed_hosts("127.0.0.1", ["*"]) == ()
     )
-    assert set(find_hosts("0.0.0.0", ["my.lan"])) == {
+    assert set(find_allowed_hosts("0.0.0.0", ["my.lan"])) == {
         "localhost",
         "127.0.0.1",
         "::1",
@@ -599,7 +601,9 @@ def test_hosts_go_by_what_the_address_is():
 
 
 def test_a_foreign_name_is_let_in_when_it_is_allowed(served):
-    with Listening({"gpt2": served["gpt2"]}, hosts=find_hosts("127.0.0.2", ["my.lan"])) as server:
+    with Listening(
+        {"gpt2": served["gpt2"]}, hosts=find_allowed_hosts("127.0.0.2", ["my.lan"])
+    ) as server:
         for host, status in {
             "evil.example": 403,
             "MY.lan:80": 200,
@@ -646,7 +650,7 @@ def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
     monkeypatch.setattr(
         "rung.serve.app.run_server", lambda served, limits, listener: listener.close()
     )
-    monkeypatch.setattr("rung.serve.engine.reserve_core", lambda: None)
+    monkeypatch.setattr("rung.serve.worker.reserve_core", lambda: None)
     try:
         open_port("::1", 0).close()
     except RunError:
@@ -814,7 +818,9 @@ def test_tuning_preference_and_the_server_read_the_same_messages(message, says, 
     readers = (
         lambda: read_conversation({"messages": [message, *answered]}, "a file")[0],
         lambda: read_preferences(tmp_path / "pairs.jsonl")[0].prompt[0],
-        lambda: ChatRequest.model_validate({"model": "m", "messages": [message]}).messages[0],
+        lambda: ChatCompletionRequest.model_validate(
+            {"model": "m", "messages": [message]}
+        ).messages[0],
     )
     for read in readers:
         if says is None:
@@ -878,10 +884,10 @@ SAMPLING = {
 def test_a_sampling_key_that_is_not_done_is_refused_by_name(name):
     for kind, asked in (
         (CompletionRequest, {"prompt": "a"}),
-        (ChatRequest, {"messages": [QUESTION]}),
+        (ChatCompletionRequest, {"messages": [QUESTION]}),
     ):
         with pytest.raises(ApiError) as refused:
-            kind.model_validate({"model": "m", **asked, name: SAMPLING[name]}).refuse_unknown()
+            kind.model_validate({"model": "m", **asked, name: SAMPLING[name]}).check_keys()
         assert (refused.value.status_code, refused.value.param) == (400, name)
         assert name in refused.value.detail
 
@@ -966,11 +972,12 @@ def test_usage_and_fingerprint_are_those_of_openai(client, server, served, make_
         and made.system_fingerprint != chat.system_fingerprint
     )
     assert (
-        identify(ServedModel("other name", served["gpt2"].model, tokenizer, {}))
+        fingerprint_model(ServedModel("other name", served["gpt2"].model, tokenizer, {}))
         == made.system_fingerprint
     )
     assert (
-        identify(ServedModel("gpt2", make_tiny("gpt2"), tokenizer, {})) != made.system_fingerprint
+        fingerprint_model(ServedModel("gpt2", make_tiny("gpt2"), tokenizer, {}))
+        != made.system_fingerprint
     ), "other weights"
 
 
@@ -1039,7 +1046,7 @@ def test_runs_are_named_by_their_folders(make_tiny, tokenizer, tmp_path):
     for nothing, message in (("empty", "holds no finished run"), ("missing", "no run at")):
         with pytest.raises(RunError, match=message):
             load_served_models([str(tmp_path / nothing)])
-    assert tell_apart([("a", "x"), ("b", "x"), ("y",)]) == ["a/x", "b/x", "y"]
+    assert shorten_paths([("a", "x"), ("b", "x"), ("y",)]) == ["a/x", "b/x", "y"]
 
 
 def test_limits_are_checked():

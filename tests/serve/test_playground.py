@@ -18,7 +18,7 @@ from rung.evaluation.attention import attention_shape
 from rung.evaluation.surprisal import score_text
 from rung.generation import detokenize
 from rung.generation.detokenize import token_to_text
-from rung.generation.sampling import Sampling, choose
+from rung.generation.sampling import Sampling, sample_tokens
 from rung.models import count_parameters
 from tests.conftest import SENTENCES, TINY
 
@@ -30,8 +30,8 @@ import httpx  # noqa: E402
 from rung.evaluation.metrics import RENORMALIZED  # noqa: E402
 from rung.serve import openai, playground  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
-from rung.serve.middleware import Limits  # noqa: E402
-from rung.serve.playground import LONGEST, WIDEST, describe_all  # noqa: E402
+from rung.serve.limits import Limits  # noqa: E402
+from rung.serve.playground import MAX_ATTENTION_TOKENS, MAX_TEXT, describe_all  # noqa: E402
 from rung.serve.registry import ServedModel  # noqa: E402
 from tests.serve.test_openai import Listening, wait_until  # noqa: E402
 
@@ -99,7 +99,7 @@ def test_the_next_token_is_told_as_it_would_be_drawn(name, client, served, token
         assert token["text"] == token_to_text(tokenizer, token["id"])
         assert token["end"] == (token["id"] == tokenizer.eos_token_id)
     drawn = (
-        choose(
+        sample_tokens(
             logits.repeat(4000, 1), Sampling(**sampling), torch.Generator().manual_seed(0)
         ).bincount()
         / 4000
@@ -181,7 +181,7 @@ def test_attention_is_a_triangle_for_each_head(name, client, served, tokenizer):
     torch.testing.assert_close(weights.sum(-1), torch.ones(layers, heads, count), atol=0.01, rtol=0)
     long = ask(client, "attention", model=name, text="the cat sat on the mat " * 40)
     assert (
-        len(long["tokens"]) == min(WIDEST, served[name].model.context_length)
+        len(long["tokens"]) == min(MAX_ATTENTION_TOKENS, served[name].model.context_length)
         and long["left_out"] > 0
     )
 
@@ -222,15 +222,15 @@ BAD = [
     ("next", {"model": "gpt2", "ids": [0, 10**9]}, 400, "1000000000"),
     ("next", {"model": "gpt2", "ids": [-1]}, 400, "-1"),
     ("next", {"model": "gpt2", "ids": [10**30]}, 400, "ids"),
-    ("next", {"model": "gpt2", "ids": [1] * (LONGEST + 1)}, 400, "ids"),
-    ("next", {"model": "gpt2", "text": "x" * (LONGEST + 1)}, 400, "text"),
+    ("next", {"model": "gpt2", "ids": [1] * (MAX_TEXT + 1)}, 400, "ids"),
+    ("next", {"model": "gpt2", "text": "x" * (MAX_TEXT + 1)}, 400, "text"),
     ("next", {"model": "gpt2", "tekst": "x"}, 400, "tekst"),
     ("next", {"model": "../gpt2"}, 404, "../gpt2"),
     ("next", {}, 400, "model"),
     ("next", [], 400, ""),
     ("surprisal", {"model": "gpt2"}, 400, "text"),
     ("surprisal", {"model": "gpt2", "text": ""}, 400, "text"),
-    ("surprisal", {"model": "gpt2", "text": "x" * (LONGEST + 1)}, 400, "text"),
+    ("surprisal", {"model": "gpt2", "text": "x" * (MAX_TEXT + 1)}, 400, "text"),
     ("surprisal", {"model": "none", "text": "x"}, 404, "none"),
     ("attention", {"model": "gpt2", "text": 5}, 400, "text"),
     ("attention", {"model": "rnn", "text": "the cat"}, 400, "attention"),

@@ -16,7 +16,7 @@ pytest.importorskip("uvicorn", reason=reason)
 
 from rung.serve import server  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
-from rung.serve.middleware import Limits  # noqa: E402
+from rung.serve.limits import Limits  # noqa: E402
 from rung.serve.registry import ServedModel  # noqa: E402
 
 
@@ -58,7 +58,7 @@ def serving(make_tiny, tokenizer, monkeypatch):
     monkeypatch.setattr(
         "rung.serve.engine.sample_each", lambda logits, settings, draws: [65] * len(settings)
     )
-    monkeypatch.setattr(server, "GRACE", 0.2)
+    monkeypatch.setattr(server, "SHUTDOWN_SECONDS", 0.2)
     with Serving(make_tiny, tokenizer) as serving:
         yield serving
 
@@ -73,7 +73,7 @@ def is_closed(connection):
 def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkeypatch):
     stream = serving.ask(max_tokens=10**6, stream=True)
     assert b"200 OK" in stream.recv(1000)
-    monkeypatch.setattr(server, "SILENT", 0.2)
+    monkeypatch.setattr(server, "IDLE_SECONDS", 0.2)
     for said in (
         b"",
         b"GET /health HT",
@@ -88,7 +88,7 @@ def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkey
 
 
 def test_a_newcomer_takes_the_place_of_who_was_silent_for_longest(serving, monkeypatch):
-    monkeypatch.setattr(server, "count_connections", lambda: 8)
+    monkeypatch.setattr(server, "find_max_connections", lambda: 8)
     silent = [serving.connect() for _ in range(30)]
     for connection in silent[:20]:
         assert is_closed(connection)
@@ -148,9 +148,9 @@ def test_that_no_descriptor_is_left_is_said_once(make_tiny, tokenizer, caplog):
         "Loop", (), {"default_exception_handler": lambda self, context: told.append(context)}
     )()
     for _ in range(100):
-        made._complain(loop, {"message": "socket.accept() out of system resource"})
+        made._log_exception(loop, {"message": "socket.accept() out of system resource"})
     assert [record.message.split(":")[0] for record in caplog.records] == [
         "no descriptors are left for new connections"
     ]
-    made._complain(loop, {"message": "another"})
+    made._log_exception(loop, {"message": "another"})
     assert told == [{"message": "another"}]

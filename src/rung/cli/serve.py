@@ -56,10 +56,11 @@ def serve_command(
     """
     silence_libraries()
     from rung.runs import read_prompt
+    from rung.serve.access import find_allowed_hosts, parse_api_key, parse_origin
     from rung.serve.app import open_port, run_server
-    from rung.serve.engine import reserve_core
-    from rung.serve.middleware import Limits, find_hosts, read_key, read_origin
+    from rung.serve.limits import Limits
     from rung.serve.registry import load_served_models
+    from rung.serve.worker import reserve_core
 
     limits = Limits(
         max_batch=max_batch,
@@ -67,11 +68,10 @@ def serve_command(
         max_prompt_tokens=max_prompt_tokens,
         max_tokens=max_tokens,
         seconds=timeout,
-        api_key=read_key(
-            os.environ.get(KEY) if api_key is None else api_key
-        ),  # a variable may be set, and empty
-        hosts=find_hosts(host, allow_host or ()),
-        origins=tuple(map(read_origin, allow_origin or ())),
+        # A variable that is set but empty is refused, like an empty option.
+        api_key=parse_api_key(os.environ.get(KEY) if api_key is None else api_key),
+        hosts=find_allowed_hosts(host, allow_host or ()),
+        origins=tuple(map(parse_origin, allow_origin or ())),
     )
     listener = open_port(host, port)
     reserve_core()

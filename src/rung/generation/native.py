@@ -1,8 +1,7 @@
-"""Tokens at the speed that the weights are read: `step.c`, compiled once, over a transformer's own
-weights.
+"""Decode transformers by `step.c`, as fast as their weights can be read from memory.
 
-Where there is no C compiler, or a model has parts that `step.c` does not know, the model's own
-forward pass takes its place; a test holds the two together.
+Without a C compiler, or for a model with parts that `step.c` does not know, the model's own forward
+pass decodes; a test holds the two together.
 """
 
 import copy
@@ -27,10 +26,11 @@ from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 
 SOURCE = Path(__file__).with_name("step.c")
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-START, ROOM, FIRST, AT = range(4)  # columns of a place, in step.c
-LANES = 16  # of step.c: rows of a matrix that stand side by side
-MANY = 8  # rows, that are worth a core which others could use
+TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
+LANES = 16  # rows of a matrix that stand side by side, as in step.c
+# From 8 rows on, another core makes more than the server's readers lose without it.
+MANY_ROWS = 8
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
 
 
@@ -66,15 +66,15 @@ class _Model(Structure):
 
 
 class NativeStep:
-    """Appends tokens to each text of a batch, for one model."""
+    """Decodes a batch of texts by one model in C."""
 
     def __init__(self, model: CausalModel, compiled: ctypes.CDLL, weights: torch.dtype) -> None:
         self.model = model
         self.compiled = compiled
         self.weights = weights
-        self.spare = 0  # cores beside torch's threads, that many rows may have too
+        self.spare_cores = 0  # beside torch's threads, for many rows
         self.kept: list[Tensor] = []  # what the structures point to
-        self.longest = 0  # tokens of a text for which there is memory
+        self.max_length = 0  # of a text, in tokens
         config = model.config
         self.heads, self.width = config.num_attention_heads, config.hidden_size
         self.groups = getattr(config, "num_key_value_heads", self.heads)
@@ -86,9 +86,7 @@ class NativeStep:
         self.head = self._product(model.lm_head.weight)
 
     def fits(self) -> bool:
-        """Whether each product is of the size that `step.c` takes it for: the same in all
-        layers.
-        """
+        """Whether all layers have products of the same sizes, as `step.c` takes them to have."""
         attended, shared, inner = (
             self.heads * self.size,
             self.groups * self.size,
@@ -109,26 +107,24 @@ class NativeStep:
         alike = all((part.rows, part.columns) == size for part, size in products if part.weight)
         return alike and self.heads % self.groups == 0
 
-    def begin(self, state: KVCache, ahead: Int[Tensor, " B"]) -> None:
-        """Go on after what `state` holds; the first `ahead` columns of each row are padding."""
-        if bool(((ahead < 0) | (ahead > state.get_seq_length())).any()):
+    def begin(self, state: KVCache, padding: Int[Tensor, " B"]) -> None:
+        """Continue from the tokens in `state`; the first `padding` columns of each row are none."""
+        if bool(((padding < 0) | (padding > state.get_seq_length())).any()):
             raise ValueError(
-                f"{ahead.tolist()} columns of padding, but {state.get_seq_length()} tokens are "
+                f"{padding.tolist()} columns of padding, but {state.get_seq_length()} tokens are "
                 f"there"
             )
         rows = [(keys.float(), values.float()) for keys, values in state.keys_values]
-        self.hold(rows, state.capacity)
-        if self.tokens != len(ahead) * state.capacity:
+        self.use_memory(rows, state.capacity)
+        if self.tokens != len(padding) * state.capacity:
             raise ValueError(
-                f"padding of {len(ahead)} texts, but memory for {self.tokens} tokens of "
+                f"padding of {len(padding)} texts, but memory for {self.tokens} tokens of "
                 f"{state.capacity} each"
             )
-        self.state, self.ahead, state.keys_values = state, ahead, rows
+        self.state, self.padding, state.keys_values = state, padding, rows
 
-    def hold(self, rows: list[tuple[Tensor, Tensor]], longest: int) -> None:
-        """Read and write keys and values there from now on, in float32; `longest`: tokens of a text
-        at most.
-        """
+    def use_memory(self, rows: list[tuple[Tensor, Tensor]], max_length: int) -> None:
+        """Keep keys and values in these float32 tensors; a text has up to `max_length` tokens."""
         places = [
             [Address(part, part.shape, torch.float32).value for part in pair] for pair in rows
         ]
@@ -141,83 +137,86 @@ class NativeStep:
             )
         turns = None
         if isinstance(self.model, LlamaForCausalLM):
-            rotation = rotary_cos_sin(torch.arange(longest)[None], self.model.config, torch.float32)
+            rotation = rotary_cos_sin(
+                torch.arange(max_length)[None], self.model.config, torch.float32
+            )
             turns = torch.stack([part[0, 0] for part in rotation], dim=1)  # S 2 K
-        self.turns, self.longest, self.tokens, self.held = turns, longest, tokens, rows
-        self.room: _Room | None = None
+        self.turns, self.max_length, self.tokens, self.memory = turns, max_length, tokens, rows
+        self.buffers: _Buffers | None = None
         for layer, (keys, values) in zip(self.layers, places, strict=True):
             layer.keys, layer.values = keys, values
 
     def decode(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
-        """Logits of the token after each of `tokens`; the next call writes over them."""
+        """Append `tokens` and return the logits after each; the next call overwrites them."""
         texts, steps = tokens.shape
         at = self.state.get_seq_length()
-        if texts != len(self.ahead) or at + steps > self.longest:
-            most = f"{len(self.ahead)} texts of {self.longest}"
+        if texts != len(self.padding) or at + steps > self.max_length:
+            most = f"{len(self.padding)} texts of {self.max_length}"
             raise ValueError(f"{texts} texts of {at + steps} tokens, but there is room for {most}")
-        room = self._make_room(texts * steps)
-        if room.shape != (texts, steps):
-            room.lay_out(steps, self.ahead, self.longest)
-        torch.add(room.steps, at, out=room.places[:, AT])
-        logits = self._run(room, tokens.flatten(), room.places[:, AT] - room.places[:, FIRST])
+        buffers = self._find_buffers(texts * steps)
+        if buffers.shape != (texts, steps):
+            buffers.lay_out(steps, self.padding, self.max_length)
+        torch.add(buffers.steps, at, out=buffers.places[:, AT])
+        logits = self._run(
+            buffers, tokens.flatten(), buffers.places[:, AT] - buffers.places[:, FIRST]
+        )
         self.state.length, self.state.written = at, steps
         return logits.view(texts, steps, -1)
 
     def step(
         self, tokens: Int[Tensor, " R"], spans: Int[Tensor, "R 2"], at: Int[Tensor, " R"]
     ) -> Float[Tensor, "R V"]:
-        """Logits of the token after each of `tokens`, which is the next of a text and stands `at`
-        its own place there; the next call writes over them.
+        """Append one token to each text and return the logits; the next call overwrites them.
 
-        Of each text, `spans` says how many tokens others have room for before it, and how many it
-        has.
+        A token stands `at` its place in its text. Of each text, `spans` holds the tokens that stand
+        before it in memory, and those that it has room for.
         """
         for (start, its_room), place in zip(spans.tolist(), at.tolist(), strict=True):
             if not (
-                0 <= place < min(its_room, self.longest) and 0 <= start <= self.tokens - its_room
+                0 <= place < min(its_room, self.max_length) and 0 <= start <= self.tokens - its_room
             ):
                 most = f"{its_room} from {start} on, of {self.tokens}"
                 raise ValueError(f"a token stands at {place}, but there is room for {most}")
-        room = self._make_room(len(tokens))
-        if room.shape is not None:
-            room.use(len(tokens))
-        room.places[:, START : ROOM + 1], room.places[:, AT] = spans, at
-        return self._run(room, tokens, at)
+        buffers = self._find_buffers(len(tokens))
+        if buffers.shape is not None:
+            buffers.use(len(tokens))
+        buffers.places[:, START : ROOM + 1], buffers.places[:, AT] = spans, at
+        return self._run(buffers, tokens, at)
 
-    def _make_room(self, rows: int) -> "_Room":
-        """The one set of buffers, made anew where it is too small: of all steps the largest alone
-        is paid for.
-        """
-        if self.room is None or self.room.most < rows:
-            self.room = None  # so that the old one is gone before
-            self.room = _Room(self, rows)
-        if len(self.room.places) != rows:
-            self.room.use(rows)
-        return self.room
+    def _find_buffers(self, rows: int) -> "_Buffers":
+        """Return the one set of buffers; a larger step makes it anew."""
+        if self.buffers is None or self.buffers.max_rows < rows:
+            self.buffers = None  # so that the old ones are freed first
+            self.buffers = _Buffers(self, rows)
+        if len(self.buffers.places) != rows:
+            self.buffers.use(rows)
+        return self.buffers
 
     def _run(
-        self, room: "_Room", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]
+        self, buffers: "_Buffers", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]
     ) -> Float[Tensor, "R V"]:
         if isinstance(self.model, GPT2LMHeadModel):
             parts = self.model.transformer
-            room.x.copy_(
+            buffers.x.copy_(
                 torch.embedding(parts.wte.weight, tokens)
                 + torch.embedding(parts.wpe.weight, positions)
             )
         else:
-            room.x.copy_(torch.embedding(self.model.model.embed_tokens.weight, tokens))
+            buffers.x.copy_(torch.embedding(self.model.model.embed_tokens.weight, tokens))
         turns = self.turns[positions] if self.turns is not None else None
         pointer = (
             Address(turns, (len(tokens), 2, self.size), torch.float32)
             if turns is not None
             else None
         )
-        threads = torch.get_num_threads() + (self.spare if len(tokens) >= MANY else 0)
-        room.described.threads = min(threads, len(room.scores))
+        threads = torch.get_num_threads() + (self.spare_cores if len(tokens) >= MANY_ROWS else 0)
+        buffers.described.threads = min(threads, len(buffers.scores))
         self.compiled.step(
-            byref(room.described), pointer, Address(room.logits, room.logits.shape, torch.float32)
+            byref(buffers.described),
+            pointer,
+            Address(buffers.logits, buffers.logits.shape, torch.float32),
         )
-        return room.logits
+        return buffers.logits
 
     def _llama(self) -> Iterator[_Layer]:
         for block in self.model.model.layers:
@@ -240,7 +239,7 @@ class NativeStep:
             )
 
     def _gpt2(self) -> Iterator[_Layer]:
-        """Its projections are stored (in, out), and those of q, k and v side by side."""
+        """Describe GPT-2's layers: weights are stored (in, out), with q, k and v side by side."""
         size = self.model.config.n_embd // self.model.config.n_head
         for block in self.model.transformer.h:
             attention, mlp = block.attn, block.mlp
@@ -272,11 +271,11 @@ class NativeStep:
         ]
         return _Product(
             *(self._keep(blocks, blocks.shape, self.weights), *each),
-            *(rows, weight.shape[1], KINDS[self.weights]),
+            *(rows, weight.shape[1], TYPE_CODES[self.weights]),
         )
 
     def _fill(self, rows: Tensor) -> Tensor:
-        """With zeros, to a multiple of `LANES` rows."""
+        """Fill up with zeros to a multiple of `LANES` rows."""
         missing = -len(rows) % LANES
         return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
@@ -289,35 +288,38 @@ class NativeStep:
         return _Norm(weight, bias, module.eps)
 
     def _keep(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int:
-        """Where the values are as `dtype`, in one piece; a copy only where they are not."""
+        """Return the address of the values, contiguous and as `dtype`; copy only where needed."""
         self.kept.append(tensor.detach().to(dtype).contiguous())
         return Address(self.kept[-1], shape, dtype).value
 
 
-class _Room:
-    """What a step over `most` rows or less writes to; `places` says whose they are."""
+class _Buffers:
+    """The memory that a step over up to `max_rows` rows writes to.
 
-    def __init__(self, step: NativeStep, most: int) -> None:
-        layers, capacity = len(step.layers), step.longest
+    `places` says which text each row belongs to, and where it stands there.
+    """
+
+    def __init__(self, step: NativeStep, max_rows: int) -> None:
+        layers, capacity = len(step.layers), step.max_length
         heads, width, size, inner = step.heads, step.width, step.size, step.layers[0].up.rows
         inside = inner + max(inner, 2 * step.groups * size) + 2 * LANES
         sizes = (width, width, heads * size, heads * size, inside)
-        self.most = most
-        self.buffers = [torch.zeros(most, count, dtype=torch.float32) for count in sizes]
+        self.max_rows = max_rows
+        self.buffers = [torch.zeros(max_rows, count, dtype=torch.float32) for count in sizes]
         self.scores = torch.zeros(
-            torch.get_num_threads() + step.spare, capacity + LANES, dtype=torch.float32
+            torch.get_num_threads() + step.spare_cores, capacity + LANES, dtype=torch.float32
         )
-        self.all_logits = torch.empty(most, step.head.rows, dtype=torch.float32)
-        self.all_places = torch.zeros(most, 4, dtype=torch.int64)
+        self.all_logits = torch.empty(max_rows, step.head.rows, dtype=torch.float32)
+        self.all_places = torch.zeros(max_rows, 4, dtype=torch.int64)
         self.described = _Model(
-            *(layers, most, width, heads, step.groups, size, inner, capacity, len(self.scores)),
+            *(layers, max_rows, width, heads, step.groups, size, inner, capacity, len(self.scores)),
             *(self.all_places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
             *(buffer.data_ptr() for buffer in (*self.buffers, self.scores)),
         )
-        self.use(most)
+        self.use(max_rows)
 
     def use(self, rows: int) -> None:
-        """Let the next step be one of so many rows, each of a text without padding."""
+        """Prepare a step over `rows` rows, each of a text without padding."""
         self.x, self.logits, self.places = (
             self.buffers[0][:rows],
             self.all_logits[:rows],
@@ -325,29 +327,24 @@ class _Room:
         )
         self.places[:, FIRST] = 0
         self.described.batch = rows
-        self.shape: tuple[int, int] | None = (
-            None  # texts and steps that the places are laid out for
-        )
+        self.shape: tuple[int, int] | None = None  # texts and steps of `lay_out`
 
-    def lay_out(self, steps: int, ahead: Int[Tensor, " B"], longest: int) -> None:
-        """Let the rows be so many steps of each text, which has room for `longest` tokens, after
-        its padding.
-        """
-        texts = torch.arange(len(ahead)).repeat_interleave(steps)
+    def lay_out(self, steps: int, padding: Int[Tensor, " B"], max_length: int) -> None:
+        """Lay the rows out as `steps` tokens in turn of each text, behind its padding."""
+        texts = torch.arange(len(padding)).repeat_interleave(steps)
         self.places[:, START], self.places[:, ROOM], self.places[:, FIRST] = (
-            texts * longest,
-            longest,
-            ahead[texts],
+            texts * max_length,
+            max_length,
+            padding[texts],
         )
-        self.steps, self.shape = torch.arange(steps).repeat(len(ahead)), (len(ahead), steps)
+        self.steps, self.shape = torch.arange(steps).repeat(len(padding)), (len(padding), steps)
 
 
 def is_supported(model: CausalModel) -> bool:
-    """Whether `step.c` computes what `model` does: it has exactly the modules and shapes that its
-    configuration makes.
+    """Whether `step.c` computes what `model` does.
 
-    No adapter, parametrization or quantised layer is among them, none is hooked, and none drops
-    channels now.
+    The model must have exactly the modules and shapes that its configuration makes: no adapter, no
+    parametrization, no quantised layer and no hook, and no dropout at work.
     """
     config = copy.deepcopy(model.config)
     if type(model) is GPT2LMHeadModel:
@@ -376,11 +373,11 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def make_native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:
-    """The step in C for this model, with its weights as `weights`; None where there can be none."""
+    """Make the step in C for a model, with weights of this type; None where there can be none."""
     if model.device.type != "cpu" or not is_supported(model):
         return None
     library = _compile()
-    stored = model.dtype if model.dtype in KINDS else torch.float32
+    stored = model.dtype if model.dtype in TYPE_CODES else torch.float32
     if library is None:
         return None
     step = NativeStep(model, library, weights or stored)

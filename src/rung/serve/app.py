@@ -1,5 +1,4 @@
-"""Serve runs to OpenAI's clients: one process, every rung, each with a loop that texts join and
-leave.
+"""The server's app: OpenAI's API and the playground for the served runs, in one process.
 
 app = build_app(load_served_models(["runs/python-docs"]))
 """
@@ -22,18 +21,14 @@ try:
     from starlette.exceptions import HTTPException
 
     from rung.serve import openai, playground
-    from rung.serve.engine import Engine, Worker, reserve_core
-    from rung.serve.middleware import (
-        ApiError,
-        Guard,
-        Limits,
-        Metrics,
-        explain_body,
-        find_hosts,
-        read_key,
-        read_origin,
-    )
-    from rung.serve.server import Server, raise_descriptors
+    from rung.serve.access import find_allowed_hosts, parse_api_key, parse_origin
+    from rung.serve.api_errors import ApiError, explain_validation_error
+    from rung.serve.engine import Engine
+    from rung.serve.limits import Limits
+    from rung.serve.metrics import Metrics
+    from rung.serve.middleware import AdmissionMiddleware
+    from rung.serve.server import Server, raise_descriptor_limit
+    from rung.serve.worker import Worker, reserve_core
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] in ("rung", "torch", "transformers"):
         raise
@@ -45,11 +40,11 @@ __all__ = [
     "Limits",
     "ServedModel",
     "build_app",
-    "find_hosts",
+    "find_allowed_hosts",
     "load_served_models",
     "open_port",
-    "read_key",
-    "read_origin",
+    "parse_api_key",
+    "parse_origin",
     "reserve_core",
     "run_server",
 ]
@@ -58,9 +53,7 @@ NO_LIMITS = Limits()
 
 
 def build_app(served: dict[str, ServedModel], limits: Limits = NO_LIMITS) -> FastAPI:
-    """The server of these runs, as an ASGI application; its worker is there from its start to its
-    end.
-    """
+    """Build the ASGI application of these runs; its worker runs from startup to shutdown."""
     metrics = Metrics()
     engines = {name: Engine(run, limits, metrics) for name, run in served.items()}
     worker = Worker(list(engines.values()))
@@ -75,12 +68,12 @@ def build_app(served: dict[str, ServedModel], limits: Limits = NO_LIMITS) -> Fas
     app.state.worker = worker
     app.include_router(openai.make_router(engines, limits))
     app.include_router(playground.make_router(engines))
-    add_signs(app, worker, metrics)
-    app.add_exception_handler(RequestValidationError, explain_refusal)
-    app.add_exception_handler(HTTPException, explain_refusal)
-    app.add_exception_handler(RungError, explain_refusal)
-    app.add_exception_handler(Exception, explain_refusal)
-    app.add_middleware(Guard, limits=limits, metrics=metrics)
+    add_monitoring(app, worker, metrics)
+    app.add_exception_handler(RequestValidationError, explain_error)
+    app.add_exception_handler(HTTPException, explain_error)
+    app.add_exception_handler(RungError, explain_error)
+    app.add_exception_handler(Exception, explain_error)
+    app.add_middleware(AdmissionMiddleware, limits=limits, metrics=metrics)
     if limits.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -92,15 +85,16 @@ def build_app(served: dict[str, ServedModel], limits: Limits = NO_LIMITS) -> Fas
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 is any that is free.
+    """Open a socket that listens there; port 0 takes any free port.
 
-    Raises `RunError` where none can.
+    Raises `RunError` where that is not possible.
     """
     try:
         return socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
         )
-    except (OSError, UnicodeError) as error:  # a name that is too long is no Unicode of a host
+    # A host name that is too long raises UnicodeError.
+    except (OSError, UnicodeError) as error:
         why = (getattr(error, "strerror", None) or str(error)).split(" (while")[0]
         raise RunError(
             f"cannot listen at {host}, port {port} ({why}): choose others with --host and --port"
@@ -108,34 +102,32 @@ def open_port(host: str, port: int) -> socket.socket:
 
 
 def run_server(served: dict[str, ServedModel], limits: Limits, listener: socket.socket) -> None:
-    """Serve until Ctrl-C; answers that are under way then have a moment to end, and a second Ctrl-C
-    gives them none.
-    """
-    raise_descriptors()
+    """Serve until Ctrl-C, which gives answers a moment to finish; a second Ctrl-C gives none."""
+    raise_descriptor_limit()
     app = build_app(served, limits)
     Server(app, app.state.worker, limits.seconds).run(sockets=[listener])
 
 
-def add_signs(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
-    """`/health` and `/metrics`, for whoever watches the server."""
+def add_monitoring(app: FastAPI, worker: Worker, metrics: Metrics) -> None:
+    """Add `/health` and `/metrics`."""
 
     @app.get("/health")
     async def health() -> dict[str, str]:
-        """Whether the models are at work."""
+        """Say whether the models are at work."""
         if not worker.is_working:
             raise ApiError(503, "the models are not at work", code="not_working")
         return {"status": "ok"}
 
     @app.get("/metrics", response_class=Response)
     async def show_metrics() -> Response:
-        """Counts and times, as Prometheus reads them."""
+        """Show counts and times, as Prometheus reads them."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-async def explain_refusal(request: Request, error: Exception) -> Response:
-    """Any other refusal, in the same form."""
+async def explain_error(request: Request, error: Exception) -> Response:
+    """Turn any error into an error response in OpenAI's form."""
     if isinstance(error, RequestValidationError):
-        error = explain_body(error, request.headers.get("content-type", ""))
+        error = explain_validation_error(error, request.headers.get("content-type", ""))
     if isinstance(error, ApiError):
         return error.as_response()
     status, detail = 500, "the server failed; its log says why"
@@ -143,6 +135,6 @@ async def explain_refusal(request: Request, error: Exception) -> Response:
         status, detail = 400, str(error)
     if isinstance(error, HTTPException):
         status, detail = error.status_code, error.detail
-    refusal = ApiError(status, str(detail)).as_response()
-    refusal.headers.update(getattr(error, "headers", None) or {})
-    return refusal
+    response = ApiError(status, str(detail)).as_response()
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response

@@ -1,4 +1,4 @@
-"""What tokens cost: those that are chosen, and those of a prompt, a part of it at a time."""
+"""Log-probabilities of tokens: of generated ones, and of a prompt's, chunk by chunk."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,60 +11,60 @@ from rung.evaluation.likelihood import sliding_windows
 from rung.models.base import CausalModel, StatefulModel, check_finite
 from rung.models.kv_cache import KVCache
 
-AT_ONCE = 256  # tokens of a prompt, between two steps of the texts
-LEAST_LOG = -9999.0  # stands for the logarithm of 0, which JSON has not
+SCORING_CHUNK = 256  # tokens of a prompt that are scored between two steps of the batch
+MIN_LOGPROB = -9999.0  # in place of minus infinity, which JSON does not have
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A token that was chosen, its log-probability as the model gives it, those of the likeliest,
-    and what the token adds to the text: nothing where it is a part of a character that others
-    finish.
+class ScoredToken:
+    """A token with its log-probability, and the most probable tokens with theirs.
+
+    `text` is what the token adds to the text: nothing where it is a part of a character that later
+    tokens finish.
     """
 
     token: int
-    log: float | None  # None where it follows nothing
-    likeliest: list[tuple[int, float]]
+    logprob: float | None  # None for a token that follows nothing
+    top_logprobs: list[tuple[int, float]]
     text: str = ""
 
 
-def weigh(logits: Tensor, token: int, likeliest: int) -> Choice:
-    """The token's log-probability before temperature and sifting, and the likeliest tokens with
-    theirs.
-    """
-    return _weigh_all(logits[None], [token], likeliest)[0]
+def score_token(logits: Tensor, token: int, top_logprobs: int) -> ScoredToken:
+    """Score a token by logits (V), before temperature, top-k and top-p."""
+    return _score_rows(logits[None], [token], top_logprobs)[0]
 
 
-def weigh_prompt(model: CausalModel, ids: list[int], likeliest: int) -> Iterator[list[Choice]]:
-    """What each of the ids but the first costs after those before it, read as a score is: in
-    windows if need be.
+def score_prompt(
+    model: CausalModel, ids: list[int], top_logprobs: int
+) -> Iterator[list[ScoredToken]]:
+    """Score each id but the first, a chunk at a time.
+
+    A prompt longer than the context window is read in sliding windows, as by `rung score`.
     """
     predictions = len(ids) - 1
     window = model.context_length
-    for first, end, done in (
-        sliding_windows(predictions, window) if window else [(0, predictions, 0)]
-    ):
+    windows = sliding_windows(predictions, window) if window else [(0, predictions, 0)]
+    for first, end, done in windows:
         state: Any = None if isinstance(model, StatefulModel) else KVCache(end - first)
-        for start in range(first, end, AT_ONCE):
-            stop = min(start + AT_ONCE, end)
+        for start in range(first, end, SCORING_CHUNK):
+            stop = min(start + SCORING_CHUNK, end)
             new = max(1, stop - max(start, done))
             rows = torch.tensor([ids[start:stop]], device=model.device)
             output = model(rows, past_key_values=state, use_cache=True, logits_to_keep=new)
             state = output.past_key_values
             check_finite(output.logits)
-            yield (
-                _weigh_all(output.logits[0], ids[stop + 1 - new : stop + 1], likeliest)
-                if stop > done
-                else []
-            )
+            if stop > done:
+                yield _score_rows(output.logits[0], ids[stop + 1 - new : stop + 1], top_logprobs)
+            else:
+                yield []
 
 
-def _weigh_all(logits: Tensor, tokens: list[int], likeliest: int) -> list[Choice]:
-    logs = logits.float().log_softmax(-1).clamp(min=LEAST_LOG)
-    best = logs.topk(min(likeliest, logs.shape[-1]))
-    mine = logs.gather(-1, torch.tensor(tokens, device=logs.device)[:, None])[:, 0]
-    rows = zip(tokens, mine.tolist(), best.indices.tolist(), best.values.tolist(), strict=True)
+def _score_rows(logits: Tensor, tokens: list[int], top_logprobs: int) -> list[ScoredToken]:
+    logprobs = logits.float().log_softmax(-1).clamp(min=MIN_LOGPROB)
+    top = logprobs.topk(min(top_logprobs, logprobs.shape[-1]))
+    mine = logprobs.gather(-1, torch.tensor(tokens, device=logprobs.device)[:, None])[:, 0]
+    rows = zip(tokens, mine.tolist(), top.indices.tolist(), top.values.tolist(), strict=True)
     return [
-        Choice(token, log, list(zip(names, values, strict=True)))
-        for token, log, names, values in rows
+        ScoredToken(token, logprob, list(zip(others, values, strict=True)))
+        for token, logprob, others, values in rows
     ]

@@ -1,4 +1,4 @@
-"""`/v1`: models, completions and chats as OpenAI's clients ask for them, whole or streamed."""
+"""OpenAI's API under `/v1`: models, completions and chat completions, whole or streamed."""
 
 import asyncio
 import time
@@ -17,143 +17,156 @@ from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError, first_line
 from rung.generation.detokenize import Detokenizer
 from rung.generation.sampling import Sampling
+from rung.serve.api_errors import ERROR_RESPONSES, ApiError, check_token_ids, find_model
 from rung.serve.engine import Engine
-from rung.serve.middleware import ApiError, Limits, check_ids, find_arrival, look_up
-from rung.serve.responses import ChatReply, CompletionReply, finish_unless_gone
+from rung.serve.limits import Limits
+from rung.serve.middleware import find_arrival
+from rung.serve.responses import ChatCompletionBuilder, CompletionBuilder, finish_unless_gone
 from rung.serve.schemas import (
-    REFUSALS,
-    Asked,
+    BaseCompletionRequest,
     ChatCompletion,
-    ChatRequest,
+    ChatCompletionRequest,
     Completion,
     CompletionRequest,
     Model,
-    Models,
+    ModelList,
 )
-from rung.serve.sequences import Order, Prompt
+from rung.serve.sequences import GenerationRequest, Prompt
 
-DEFAULT_TOKENS = (
-    16  # of a completion, as OpenAI has it; a chat's answer may be as long as the server allows
-)
-STREAM: dict[str, Any] = {"text/event-stream": {}}
+# Tokens of a completion, as OpenAI has it. A chat's answer may be as long as the server allows.
+DEFAULT_MAX_TOKENS = 16
+EVENT_STREAM: dict[str, Any] = {"text/event-stream": {}}
 
 
 def make_router(engines: dict[str, Engine], limits: Limits) -> APIRouter:
-    """`/v1/models`, `/v1/completions`, `/v1/chat/completions`."""
-    router = APIRouter(prefix="/v1", responses=REFUSALS)
-    begun = int(time.time())
+    """Make the routes `/v1/models`, `/v1/completions` and `/v1/chat/completions`."""
+    router = APIRouter(prefix="/v1", responses=ERROR_RESPONSES)
+    started = int(time.time())
 
     @router.get("/models")
-    async def models() -> Models:
-        """The runs that are served."""
-        return Models(data=[Model(id=name, created=begun) for name in engines])
+    async def models() -> ModelList:
+        """List the runs that are served."""
+        return ModelList(data=[Model(id=name, created=started) for name in engines])
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> Model:
-        """One of them."""
-        return Model(id=look_up(engines, name).served.name, created=begun)
+        """Show one of the runs."""
+        return Model(id=find_model(engines, name).served.name, created=started)
 
-    @router.post("/completions", responses={200: {"model": Completion, "content": STREAM}})
+    @router.post("/completions", responses={200: {"model": Completion, "content": EVENT_STREAM}})
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        """Go on from a prompt."""
-        engine = look_up(engines, body.model)
-        body.refuse_unknown()
+        """Continue a prompt."""
+        engine = find_model(engines, body.model)
+        body.check_keys()
         arrived = find_arrival(request.scope)
         read = engine.prepare(partial(read_prompts, engine, body, limits), arrived)
         prompts = await finish_unless_gone(request, read)
-        orders = [*order_weights(body, prompts), *order_completions(engine, body, prompts, limits)]
+        requests = [
+            *request_prompt_scores(body, prompts),
+            *request_completions(engine, body, prompts, limits),
+        ]
         news = asyncio.Event()
-        return await CompletionReply(
-            engine, body, prompts, engine.submit(orders, news, arrived), news
-        ).answer(request)
+        texts = engine.submit(requests, news, arrived)
+        return await CompletionBuilder(engine, body, prompts, texts, news).respond(request)
 
-    @router.post("/chat/completions", responses={200: {"model": ChatCompletion, "content": STREAM}})
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    @router.post(
+        "/chat/completions", responses={200: {"model": ChatCompletion, "content": EVENT_STREAM}}
+    )
+    async def chat(body: ChatCompletionRequest, request: Request) -> Response:
         """Answer a conversation."""
-        engine = look_up(engines, body.model)
-        body.refuse_unknown()
+        engine = find_model(engines, body.model)
+        body.check_keys()
         arrived = find_arrival(request.scope)
         read = engine.prepare(partial(read_messages, engine, body, limits), arrived)
         prompt = await finish_unless_gone(request, read)
-        orders = order_answers(engine, body, prompt, limits)
+        requests = request_answers(engine, body, prompt, limits)
         news = asyncio.Event()
-        return await ChatReply(
-            engine, body, [prompt], engine.submit(orders, news, arrived), news
-        ).answer(request)
+        texts = engine.submit(requests, news, arrived)
+        return await ChatCompletionBuilder(engine, body, [prompt], texts, news).respond(request)
 
     return router
 
 
-def order_completions(
+def request_completions(
     engine: Engine, body: CompletionRequest, prompts: Sequence[Prompt], limits: Limits
-) -> list[Order]:
-    """`n` of each prompt; none where only the prompts themselves are asked for."""
-    wanted = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-    if not wanted and body.echo:
+) -> list[GenerationRequest]:
+    """Request `n` completions of each prompt; none where only the prompts are to be scored."""
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    if not max_tokens and body.echo:
         return []
-    ends = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
-    return make_orders(body, prompts, wanted, ends, limits)
+    stop_ids = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
+    return make_requests(body, prompts, max_tokens, stop_ids, limits)
 
 
-def order_weights(body: CompletionRequest, prompts: Sequence[Prompt]) -> list[Order]:
-    """What the tokens of each prompt cost, where that is asked for."""
+def request_prompt_scores(
+    body: CompletionRequest, prompts: Sequence[Prompt]
+) -> list[GenerationRequest]:
+    """Request the log-probabilities of each prompt's own tokens, where these are wanted."""
     if not body.echo or body.logprobs is None:
         return []
     sampling = Sampling(max_new_tokens=1)
     return [
-        Order(
+        GenerationRequest(
             ids=prompt.ids,
             sampling=sampling,
-            ends=frozenset(),
-            likeliest=body.logprobs,
-            weighs=True,
+            stop_ids=frozenset(),
+            top_logprobs=body.logprobs,
+            scores_prompt=True,
         )
         for prompt in prompts
     ]
 
 
-def order_answers(engine: Engine, body: ChatRequest, prompt: Prompt, limits: Limits) -> list[Order]:
-    """`n` of them."""
-    asked = (
-        body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    )
-    wanted = limits.max_tokens if asked is None else asked
-    ends = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
-    return make_orders(body, [prompt], wanted, ends, limits)
+def request_answers(
+    engine: Engine, body: ChatCompletionRequest, prompt: Prompt, limits: Limits
+) -> list[GenerationRequest]:
+    """Request `n` answers to a conversation."""
+    max_tokens = body.max_completion_tokens
+    if max_tokens is None:
+        max_tokens = limits.max_tokens if body.max_tokens is None else body.max_tokens
+    stop_ids = frozenset(find_chat_stop_ids(engine.served.model, engine.tokenizer))
+    return make_requests(body, [prompt], max_tokens, stop_ids, limits)
 
 
-def make_orders(
-    body: Asked, prompts: Sequence[Prompt], wanted: int, ends: frozenset[int], limits: Limits
-) -> list[Order]:
-    """Of each prompt `n`, each with a seed of its own."""
+def make_requests(
+    body: BaseCompletionRequest,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    stop_ids: frozenset[int],
+    limits: Limits,
+) -> list[GenerationRequest]:
+    """Make `n` requests of each prompt, each with a seed of its own.
+
+    Raises `ApiError` where they are more or longer than the limits allow.
+    """
     count, most = body.n or 1, limits.max_batch + limits.max_queue
-    if not 1 <= wanted <= limits.max_tokens:
+    if not 1 <= max_tokens <= limits.max_tokens:
         raise ApiError(
-            400, f"max_tokens is {wanted}: it must be 1 to {limits.max_tokens}", "max_tokens"
+            400, f"max_tokens is {max_tokens}: it must be 1 to {limits.max_tokens}", "max_tokens"
         )
     if count > limits.max_choices or count * len(prompts) > most:
         raise ApiError(
             400,
-            f"n is {count}, of {len(prompts)} prompts: {limits.max_choices} of one, and {most} in "
-            f"all",
+            f"n is {count}, of {len(prompts)} prompts: at most {limits.max_choices} choices of one "
+            f"prompt, and {most} in all",
             "n",
         )
     seed = randbits(62) if body.seed is None else body.seed
     return [
-        Order(
+        GenerationRequest(
             ids=prompt.ids,
             sampling=Sampling(
-                max_new_tokens=wanted,
+                max_new_tokens=max_tokens,
                 temperature=1.0 if body.temperature is None else body.temperature,
                 top_k=max(0, body.top_k or 0),
                 top_p=1.0 if body.top_p is None else body.top_p,
-                stop=body.stops,
+                stop=body.stop_strings,
                 seed=(seed + number + 2**63) % 2**64 - 2**63,
             ),
-            ends=ends,
+            stop_ids=stop_ids,
             context=prompt.ids if prompt.text else (),
-            spaced=prompt.text[-1:].isspace(),
-            likeliest=body.likeliest,
+            after_space=prompt.text[-1:].isspace(),
+            top_logprobs=body.logprob_count,
             streams=bool(body.stream),
         )
         for prompt in prompts
@@ -162,89 +175,91 @@ def make_orders(
 
 
 def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> list[Prompt]:
-    """The prompts as tokens: a text begins a document, ids stand for themselves."""
+    """Encode the prompts: a text begins a document, token ids are taken as they are.
+
+    Raises `ApiError` for too many prompts, an empty list, or one that is too long.
+    """
     given: Any = body.prompt
     if isinstance(given, str) or (given and isinstance(given[0], int)):
         given = [given]
-    if len(given) > limits.max_batch + limits.max_queue:
-        most = limits.max_batch + limits.max_queue
+    most = limits.max_batch + limits.max_queue
+    if len(given) > most:
         raise ApiError(400, f"{len(given)} prompts: {most} are taken at once", "prompt")
     prompts = [read_text(engine, p) if isinstance(p, str) else read_ids(engine, p) for p in given]
-    writes = (
-        not body.echo or body.max_tokens != 0
-    )  # else the prompts are scored, in windows if need be
     if not prompts:
         raise ApiError(
             400, "prompt is an empty list: give a text, which may be empty, or token ids", "prompt"
         )
-    window = engine.served.model.context_length if writes else None
+    # A prompt that is only scored may be longer than the window: it is read in sliding windows.
+    generates = not body.echo or body.max_tokens != 0
+    window = engine.served.model.context_length if generates else None
     for prompt in prompts:
         check_length(prompt.ids, "prompt", limits, window)
     return prompts
 
 
 def read_text(engine: Engine, text: str) -> Prompt:
-    """A text, with what begins a document in front."""
-    encoding = encode_ordinary(engine.reader, [text])[0]
+    """Encode a text after BOS."""
+    encoding = encode_ordinary(engine.prompt_tokenizer, [text])[0]
     starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
-    parts = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
+    pieces = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
     ids = [engine.tokenizer.bos_token_id, *encoding.ids]
-    check_ids(ids, engine.served.model.config.vocab_size, "prompt")
-    return Prompt(ids=ids, text=text, is_text=True, parts=parts)
+    check_token_ids(ids, engine.served.model.config.vocab_size, "prompt")
+    return Prompt(ids=ids, text=text, is_text=True, pieces=pieces)
 
 
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:
-    """Token ids, all of which must be known."""
+    """Decode token ids to the text that they stand for; raise `ApiError` for an unknown one."""
     if not ids:
         raise ApiError(
             400, "prompt has no token: give some, or a text, which may be empty", "prompt"
         )
-    check_ids(ids, engine.served.model.config.vocab_size, "prompt")
-    pieces = Detokenizer(engine.tokenizer)
-    parts = [pieces.add(token) for token in ids]
-    parts[-1] += pieces.finish()
-    return Prompt(ids=ids, text=pieces.text, parts=parts)
+    check_token_ids(ids, engine.served.model.config.vocab_size, "prompt")
+    detokenizer = Detokenizer(engine.tokenizer)
+    pieces = [detokenizer.add(token) for token in ids]
+    pieces[-1] += detokenizer.finish()
+    return Prompt(ids=ids, text=detokenizer.text, pieces=pieces)
 
 
-def read_messages(engine: Engine, body: ChatRequest, limits: Limits) -> Prompt:
-    """The conversation as tokens, up to where the answer begins."""
+def read_messages(engine: Engine, body: ChatCompletionRequest, limits: Limits) -> Prompt:
+    """Encode a conversation up to where the answer begins.
+
+    Raises `ApiError` for a model without a chat template, and for messages that the template
+    refuses or that are too long.
+    """
     if not engine.tokenizer.chat_template:
         name = engine.served.name
         raise ApiError(
             400,
-            f"{name} has no chat template: `rung tune RUN` makes a model that chats of it",
+            f"{name} has no chat template: `rung tune RUN` makes a chat model of it",
             "model",
         )
+    window = engine.served.model.context_length
+    max_tokens = body.max_completion_tokens or body.max_tokens or limits.max_tokens
     try:
-        wanted = body.max_completion_tokens or body.max_tokens or limits.max_tokens
-        _, _, ids = drop_oldest_turns(
-            engine.reader, body.messages, engine.served.model.context_length, wanted
-        )
+        _, _, ids = drop_oldest_turns(engine.prompt_tokenizer, body.messages, window, max_tokens)
     except RunError as error:
-        window = (
-            f"this model's maximum context length is {engine.served.model.context_length} tokens"
-        )
-        raise ApiError(400, f"{window}: {error}", "messages", "context_length_exceeded") from error
-    except Exception as error:  # what a template refuses it says in its own way
+        message = f"this model's maximum context length is {window} tokens: {error}"
+        raise ApiError(400, message, "messages", "context_length_exceeded") from error
+    # A template may raise anything for what it refuses.
+    except Exception as error:
         why = first_line(error)
         raise ApiError(
             400, f"the chat template refuses these messages: {why}", "messages"
         ) from error
     check_length(ids, "messages", limits)
-    check_ids(ids, engine.served.model.config.vocab_size, "messages")
+    check_token_ids(ids, engine.served.model.config.vocab_size, "messages")
     return Prompt(ids=ids, text="")
 
 
 def check_length(ids: Sequence[int], param: str, limits: Limits, window: int | None = None) -> None:
-    """Raise `ApiError` for more tokens than the model looks at, or the server reads."""
-    longest, remedy = (
-        limits.max_prompt_tokens,
-        ", or start the server with more --max-prompt-tokens",
-    )
+    """Raise `ApiError` for more tokens than the context window or the server's limit."""
+    longest = limits.max_prompt_tokens
+    remedy = ", or start the server with more --max-prompt-tokens"
     if window is not None and window <= longest:
         longest, remedy = window, ""
     if len(ids) > longest:
-        # OpenAI's words: clients look for them.
+        # The words are OpenAI's: clients look for them.
         said = f"this model's maximum context length is {longest} tokens"
         raise ApiError(
             400,

@@ -1,4 +1,4 @@
-"""The runs that are served: found, loaded, and named for their clients."""
+"""Find, load and name the runs that are served."""
 
 import hashlib
 import json
@@ -18,13 +18,14 @@ from rung.models import load
 from rung.models.base import CausalModel
 from rung.runs import find_record, find_runs, is_finished, read_record
 
-SEEN = 64  # numbers of each weight, that a model is known by
+FINGERPRINT_VALUES = 64  # of each weight
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A run that is served: its name to clients, its model in evaluation mode, its tokenizer, and
-    its rung.json (empty for a plain folder).
+    """A run that is served: its name, its model in evaluation mode, its tokenizer, its rung.json.
+
+    The record is empty for a folder that has no rung.json.
     """
 
     name: str
@@ -34,26 +35,26 @@ class ServedModel:
 
 
 def load_served_models(runs: Sequence[str]) -> dict[str, ServedModel]:
-    """By name: the folder's own, with as much of its path as tells two apart.
+    """Load runs by name: the folder's name, with as much of its path as tells two apart.
 
-    A folder that holds runs stands for all that are finished. Raises `RunError` where there is
-    nothing to serve.
+    A folder of runs stands for its finished ones. Raises `RunError` where there is nothing to
+    serve.
     """
-    places = list(dict.fromkeys(place for run in runs for place in find_places(run)))
+    folders = list(dict.fromkeys(folder for run in runs for folder in find_model_folders(run)))
     paths = [
-        Path(place).resolve().parts if Path(place).exists() else tuple(place.split("/"))
-        for place in places
+        Path(folder).resolve().parts if Path(folder).exists() else tuple(folder.split("/"))
+        for folder in folders
     ]
     served = {}
-    for place, name in zip(places, tell_apart(paths), strict=True):
-        model, tokenizer = load(place)
-        record = find_record(Path(place))
+    for folder, name in zip(folders, shorten_paths(paths), strict=True):
+        model, tokenizer = load(folder)
+        record = find_record(Path(folder))
         served[name] = ServedModel(name, model, tokenizer, record)
     return served
 
 
-def find_places(run: str) -> list[str]:
-    """The folders of models that `run` names, up the ladder; anything else is left to `load`."""
+def find_model_folders(run: str) -> list[str]:
+    """List the model folders that `run` names, up the ladder; leave anything else to `load`."""
     folder = Path(run)
     if not folder.is_dir():
         return [run]
@@ -71,23 +72,24 @@ def find_places(run: str) -> list[str]:
     ]
 
 
-def identify(run: ServedModel) -> str:
-    """A name for what answers: it changes with the model, its tokenizer, or the version of rung."""
+def fingerprint_model(run: ServedModel) -> str:
+    """Make the `system_fingerprint`, of the model, its tokenizer and the version of rung."""
     parts = run.model.state_dict().values()
-    spread = [
-        part.flatten()[:: max(1, part.numel() // SEEN)][:SEEN].double().tolist() for part in parts
+    samples = [
+        part.flatten()[:: max(1, part.numel() // FINGERPRINT_VALUES)][:FINGERPRINT_VALUES]
+        for part in parts
     ]
     facts = [
         __version__,
         run.model.config.to_json_string(),
         fingerprint_tokenizer(run.tokenizer),
-        spread,
+        [sample.double().tolist() for sample in samples],
     ]
     return f"fp_{hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}"
 
 
-def tell_apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """The end of each path, as long as tells it from all others."""
+def shorten_paths(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """Cut each path to the shortest end that no other path has."""
     names = []
     for path in paths:
         lengths = range(1, len(path) + 1)

@@ -1,7 +1,7 @@
-"""What clients send and get, in OpenAI's forms: `/openapi.json` is made of these.
+"""The bodies of requests and responses, in OpenAI's forms; `/openapi.json` is made of these.
 
-Types are held to as they are written: "0.7" is no number. A key that is not known is refused, and
-so is what would change an answer and is not done here, unless it asks for nothing.
+Types are strict: "0.7" is no number. An unknown key is refused, and so is a key that would change
+the answer and is not supported here, unless its value asks for nothing.
 """
 
 import json
@@ -11,18 +11,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from rung.chat.conversations import read_message
 from rung.errors import CorpusError, did_you_mean
-from rung.serve.middleware import ApiError
+from rung.serve.api_errors import ApiError
 
-# What no answer depends on, here as little as at OpenAI's.
-HARMLESS = {
+# Keys that change no answer, here or at OpenAI's.
+IGNORED_KEYS = {
     "metadata",
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
 }
-HARMLESS |= {"service_tier", "store", "user"}
-NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that ask for nothing
+IGNORED_KEYS |= {"service_tier", "store", "user"}
+# Keys that are not supported, with the values that ask for nothing.
+NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -39,7 +40,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {  # of what is not done, the values that 
     "reasoning_effort": ("none",),
     "verbosity": ("medium",),
     "web_search_options": (),
-    # Other servers'.
+    # Keys of other servers.
     "chat_template_kwargs": ({},),
     "min_p": (0,),
     "repetition_penalty": (1,),
@@ -69,25 +70,23 @@ Stop = Annotated[str, Field(min_length=1, max_length=200)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def read_whole(given: Any) -> Any:
-    """16.0 as 16: JSON has one kind of number."""
+def parse_whole(given: Any) -> Any:
+    """Read 16.0 as 16: JSON has one kind of number."""
     return int(given) if isinstance(given, float) and given.is_integer() else given
 
 
-Whole = BeforeValidator(read_whole)
+WholeNumber = BeforeValidator(parse_whole)
 
 
-class Body(BaseModel):
-    """What is posted."""
+class RequestBody(BaseModel):
+    """The JSON body of a request."""
 
     model_config = ConfigDict(strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def refuse_halves(cls, given: Any) -> Any:
-        """Raise `ApiError` for what is no Unicode: one half of a surrogate pair, which no tokenizer
-        takes.
-        """
+    def refuse_surrogates(cls, given: Any) -> Any:
+        """Raise `ApiError` for half of a surrogate pair, which is no Unicode."""
         for name, value in given.items() if isinstance(given, dict) else ():
             try:
                 json.dumps([name, value], ensure_ascii=False).encode()
@@ -102,105 +101,100 @@ class Body(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream has beside the text."""
+    """What a stream holds beside the text."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None  # which changes no answer
+    include_obfuscation: bool | None = None  # changes no answer
 
 
-class Asked(Body):
-    """What both kinds of request have in common."""
+class BaseCompletionRequest(RequestBody):
+    """The keys that completions and chat completions share."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
     model: str = Field(max_length=1000)
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None  # 0 takes the likeliest
-    top_k: Annotated[int, Field(ge=-1, lt=2**31), Whole] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), Whole] | None = None
-    n: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31), Whole] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None  # 0 is greedy
+    top_k: Annotated[int, Field(ge=-1, lt=2**31), WholeNumber] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WholeNumber] | None = None
+    n: Annotated[int, Field(ge=1, lt=2**31), WholeNumber] | None = None
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31), WholeNumber] | None = None
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=8)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     @property
-    def stops(self) -> tuple[str, ...]:
-        """The texts that end an answer."""
+    def stop_strings(self) -> tuple[str, ...]:
+        """The texts that end an answer; they are left out."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
     @property
-    def likeliest(self) -> int | None:
-        """How many tokens beside each chosen one are wanted with their log-probabilities; None for
-        no such numbers.
-        """
+    def logprob_count(self) -> int | None:
+        """How many top log-probabilities are wanted per token; None for none at all."""
         raise NotImplementedError
 
     @property
-    def counts_stream(self) -> bool:
+    def streams_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
-    def refuse_unknown(self) -> None:
-        """Raise `ApiError` for what would change the answer and is not done here, and for keys that
-        nobody knows.
-        """
+    def check_keys(self) -> None:
+        """Raise `ApiError` for unknown keys, and for unsupported ones that ask for something."""
         given = self.model_extra or {}
-        unknown = [name for name in given if name not in NEUTRAL and name not in HARMLESS]
+        unknown = [
+            name for name in given if name not in NEUTRAL_VALUES and name not in IGNORED_KEYS
+        ]
         if unknown:
-            nearest = did_you_mean(unknown[0], [*type(self).model_fields, *NEUTRAL])
+            nearest = did_you_mean(unknown[0], [*type(self).model_fields, *NEUTRAL_VALUES])
             why = f"unknown parameter {unknown[0][:100]!r}: {nearest}"
             raise ApiError(400, why, unknown[0], "unknown_parameter")
-        asked = [
+        unsupported = [
             name
-            for name in NEUTRAL
-            if given.get(name) is not None and given[name] not in NEUTRAL[name]
+            for name, neutral in NEUTRAL_VALUES.items()
+            if given.get(name) is not None and given[name] not in neutral
         ]
-        if asked:
-            are, them = ("is", "it") if len(asked) == 1 else ("are", "them")
-            why = f"{', '.join(asked)} {are} not supported here: leave {them} out"
-            raise ApiError(400, why, asked[0], "unsupported_parameter")
+        if unsupported:
+            are, them = ("is", "it") if len(unsupported) == 1 else ("are", "them")
+            why = f"{', '.join(unsupported)} {are} not supported here: leave {them} out"
+            raise ApiError(400, why, unsupported[0], "unsupported_parameter")
         if self.stream_options is not None and not self.stream:
             raise ApiError(
                 400, "stream_options is only allowed when stream is true", "stream_options"
             )
 
 
-class CompletionRequest(Asked):
-    """Go on from a prompt: a text, some texts, or token ids, which are taken as they are."""
+class CompletionRequest(BaseCompletionRequest):
+    """The body of `/v1/completions`. A prompt is a text, some texts, or token ids as they are."""
 
     prompt: str | Texts | Ids | Annotated[list[Ids], Field(fail_fast=True)] = ""
-    logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20), WholeNumber] | None = None
     echo: bool | None = None
 
     @property
-    def likeliest(self) -> int | None:
-        """As many as `logprobs` says."""
+    def logprob_count(self) -> int | None:
         return self.logprobs
 
 
-class Part(BaseModel):
-    """A part of a message."""
+class TextPart(BaseModel):
+    """A part of a message's content."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
-    """A turn of a conversation, as it is sent."""
+class RequestMessage(BaseModel):
+    """A message of a conversation, as it is sent."""
 
     model_config = ConfigDict(extra="allow")
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
 
 
-def read_all(given: Any) -> Any:
-    """The messages, by the one reader of what is learned from too. Raises `ApiError` for the first
-    that is none.
-    """
+def parse_messages(given: Any) -> Any:
+    """Read the messages as training data is read; raise `ApiError` for the first that is wrong."""
     if not isinstance(given, list):
         return given
     try:
@@ -211,45 +205,45 @@ def read_all(given: Any) -> Any:
         raise ApiError(400, str(error), "messages", "unsupported_value") from error
 
 
-Few = Field(min_length=1, max_length=1000)
+MessageCount = Field(min_length=1, max_length=1000)
 Messages = Annotated[
     list[dict[str, str]],
-    Few,
-    BeforeValidator(read_all, json_schema_input_type=Annotated[list[Message], Few]),
+    MessageCount,
+    BeforeValidator(
+        parse_messages, json_schema_input_type=Annotated[list[RequestMessage], MessageCount]
+    ),
 ]
 
 
-class ChatRequest(Asked):
-    """Answer a conversation."""
+class ChatCompletionRequest(BaseCompletionRequest):
+    """The body of `/v1/chat/completions`."""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), Whole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31), WholeNumber] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20), Whole] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WholeNumber] | None = None
 
-    def refuse_unknown(self) -> None:
-        """And for what goes with `logprobs` alone."""
-        super().refuse_unknown()
+    def check_keys(self) -> None:
+        super().check_keys()
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(
                 400, "top_logprobs is only allowed when logprobs is true", "top_logprobs"
             )
 
     @property
-    def likeliest(self) -> int | None:
-        """As many as `top_logprobs` says, where `logprobs` are wanted."""
+    def logprob_count(self) -> int | None:
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-class PromptDetails(BaseModel):
-    """Of the tokens that were read."""
+class PromptTokensDetails(BaseModel):
+    """The prompt's tokens by kind."""
 
     cached_tokens: int = 0
     audio_tokens: int = 0
 
 
-class CompletionDetails(BaseModel):
-    """Of the tokens that were written: all of them are the answer's."""
+class CompletionTokensDetails(BaseModel):
+    """The completion's tokens by kind; here all of them are the answer's."""
 
     reasoning_tokens: int = 0
     audio_tokens: int = 0
@@ -257,18 +251,18 @@ class CompletionDetails(BaseModel):
     rejected_prediction_tokens: int = 0
 
 
-class Usage(BaseModel):
-    """Tokens that were read and written."""
+class CompletionUsage(BaseModel):
+    """The tokens of a request: those that were read and those that were generated."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
-    prompt_tokens_details: PromptDetails = PromptDetails()
-    completion_tokens_details: CompletionDetails = CompletionDetails()
+    prompt_tokens_details: PromptTokensDetails = PromptTokensDetails()
+    completion_tokens_details: CompletionTokensDetails = CompletionTokensDetails()
 
 
-class Logprobs(BaseModel):
-    """The tokens of a completion, and what the model gives them before temperature and sifting."""
+class CompletionLogprobs(BaseModel):
+    """The tokens of a completion and their log-probabilities, before temperature and top-p."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -281,12 +275,12 @@ class CompletionChoice(BaseModel):
 
     index: int
     text: str
-    logprobs: Logprobs | None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
 
 class Completion(BaseModel):
-    """The answer of `/v1/completions`; streamed, each event is one."""
+    """The response of `/v1/completions`. A stream's events are such objects too."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -294,11 +288,11 @@ class Completion(BaseModel):
     model: str
     system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage | None = None
+    usage: CompletionUsage | None = None
 
 
 class TopLogprob(BaseModel):
-    """A token that might have been."""
+    """One of the most probable tokens."""
 
     token: str
     logprob: float
@@ -306,46 +300,72 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token that was chosen."""
+    """A token of the answer."""
 
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(BaseModel):
-    """The tokens of an answer, and what the model gives them before temperature and sifting."""
+class ChoiceLogprobs(BaseModel):
+    """The tokens of an answer and their log-probabilities, before temperature and top-p."""
 
     content: list[TokenLogprob]
 
 
-class Answer(BaseModel):
-    """What the assistant says."""
+class ChatCompletionMessage(BaseModel):
+    """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str
     refusal: None = None
 
 
-class ChatChoice(BaseModel):
+class ChatCompletionChoice(BaseModel):
     """One answer."""
 
     index: int
-    message: Answer
-    logprobs: ChatLogprobs | None = None
+    message: ChatCompletionMessage
+    logprobs: ChoiceLogprobs | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
 
 class ChatCompletion(BaseModel):
-    """The answer of `/v1/chat/completions`; streamed, each event is a `chat.completion.chunk` with
-    a `delta`.
-    """
+    """The response of `/v1/chat/completions`; streamed, each event is a `ChatCompletionChunk`."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
     created: int
     model: str
     system_fingerprint: str
-    choices: list[ChatChoice]
-    usage: Usage | None = None
+    choices: list[ChatCompletionChoice]
+    usage: CompletionUsage | None = None
+
+
+class ChoiceDelta(BaseModel):
+    """What a message has gained since the chunk before."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+
+class ChunkChoice(BaseModel):
+    """A part of one answer."""
+
+    index: int
+    delta: ChoiceDelta
+    logprobs: ChoiceLogprobs | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+
+class ChatCompletionChunk(BaseModel):
+    """An event of a streamed chat completion. Only the last one, without choices, has the usage."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChunkChoice]
+    usage: CompletionUsage | None = None
 
 
 class Model(BaseModel):
@@ -357,29 +377,8 @@ class Model(BaseModel):
     owned_by: Literal["rung"] = "rung"
 
 
-class Models(BaseModel):
-    """All of them."""
+class ModelList(BaseModel):
+    """The runs that are served."""
 
     object: Literal["list"] = "list"
     data: list[Model]
-
-
-class Fault(BaseModel):
-    """What was wrong."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class Refusal(BaseModel):
-    """Any answer of 400 and above."""
-
-    error: Fault
-
-
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": Refusal},
-    "5XX": {"model": Refusal},
-}  # of any address

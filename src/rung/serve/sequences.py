@@ -1,4 +1,4 @@
-"""What is asked of a model, and how far each text has got."""
+"""Requests to a model, and the state of the text that each of them generates."""
 
 import asyncio
 from collections import deque
@@ -8,116 +8,121 @@ from typing import Any
 
 from rung.generation.detokenize import Detokenizer
 from rung.generation.sampling import RandomStream, Sampling
-from rung.serve.logprobs import Choice
-from rung.serve.middleware import ApiError
+from rung.serve.api_errors import ApiError
+from rung.serve.logprobs import ScoredToken
 
-BUFFER = 256  # pieces that may lie ready for a reader
+MAX_UNREAD_DELTAS = 256  # deltas that may wait for a reader
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """A prompt as tokens; `choices` say what its tokens cost, where that is asked for."""
+    """A prompt as text and as tokens; `scored` are its tokens with log-probabilities, if wanted."""
 
     ids: list[int]
     text: str
-    is_text: bool = False  # else it was given as ids
-    choices: list[Choice] = field(default_factory=list)
-    parts: list[str] = field(
-        default_factory=list
-    )  # of the text, one for each token that has a cost
+    is_text: bool = False  # False: it was given as token ids
+    scored: list[ScoredToken] = field(default_factory=list)
+    # The text, cut into one piece for each token that can have a log-probability.
+    pieces: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What is asked for: tokens to go on from, how, and to which end."""
+class GenerationRequest:
+    """Token ids to continue, how, and until which stop ids."""
 
     ids: list[int]
     sampling: Sampling
-    ends: frozenset[int]
-    context: Sequence[int] = ()  # tokens that the text goes on from; an answer is a text of its own
-    spaced: bool = False  # whether white space stands before it
-    likeliest: int | None = (
-        None  # tokens beside each chosen one, of which log-probabilities are wanted
-    )
-    streams: bool = False  # whether the reader wants pieces as they come
-    weighs: bool = False  # whether it asks what the ids themselves cost, and for no more
+    stop_ids: frozenset[int]
+    context: Sequence[int] = ()  # ids that the text continues; empty for a text of its own
+    after_space: bool = False  # whether white space stands before the text
+    top_logprobs: int | None = None  # log-probabilities per token; None for none at all
+    streams: bool = False  # whether the reader wants deltas as they come
+    scores_prompt: bool = False  # whether only the ids themselves are to be scored
 
 
 @dataclass
-class Piece:
-    """What there is of a text since the piece before; the last one has a reason to end, or an
-    error.
-    """
+class Delta:
+    """What a text has gained since the delta before; the last one has a finish reason or error."""
 
     text: str = ""
-    choices: list[Choice] = field(default_factory=list)
-    reason: str | None = None
+    tokens: list[ScoredToken] = field(default_factory=list)
+    finish_reason: str | None = None
     error: ApiError | None = None
 
     @property
     def is_last(self) -> bool:
-        """Whether none follows."""
-        return self.reason is not None or self.error is not None
+        """Whether no delta follows."""
+        return self.finish_reason is not None or self.error is not None
 
-    def join(self, more: "Piece") -> "Piece":
-        """This one, and what came next."""
-        return Piece(self.text + more.text, self.choices + more.choices, more.reason, more.error)
+    def join(self, more: "Delta") -> "Delta":
+        """Join this delta and the next one."""
+        return Delta(
+            self.text + more.text, self.tokens + more.tokens, more.finish_reason, more.error
+        )
 
 
-class Text:
-    """An order, and how far it has got."""
+class SequenceState:
+    """A request and how far its text has got.
+
+    The worker's thread writes, the reader takes deltas; `news` tells the reader that some are
+    there.
+    """
 
     def __init__(
-        self, order: Order, pieces: Detokenizer, times: tuple[float, float], news: asyncio.Event
+        self,
+        request: GenerationRequest,
+        detokenizer: Detokenizer,
+        times: tuple[float, float],
+        news: asyncio.Event,
     ) -> None:
-        self.order, self.pieces, self.news = order, pieces, news
-        self.begun, self.latest = times
-        self.draws = RandomStream(order.sampling.seed)
+        self.request, self.detokenizer, self.news = request, detokenizer, news
+        self.arrived, self.deadline = times
+        self.random = RandomStream(request.sampling.seed)
         self.slot: int | None = None
         self.paused: Any = None  # what its slot is resumed from
-        self.weighing: Iterator[list[Choice]] | None = None
-        self.weighed: list[Choice] = []
-        self.tokens = 0
-        self.ready: deque[Piece] = deque()
-        self.choices: list[
-            tuple[Choice, int, int]
-        ] = []  # of the next pieces; which characters of the text they add
+        self.scoring: Iterator[list[ScoredToken]] | None = None
+        self.scored: list[ScoredToken] = []
+        self.token_count = 0
+        self.deltas: deque[Delta] = deque()
+        # Tokens of the next delta, each with the characters of the text that it adds.
+        self.pending: list[tuple[ScoredToken, int, int]] = []
         self.is_wanted = True
-        self.is_waited_for = False
-        self.is_begun = False  # its first piece is given
+        self.awaits_reader = False
+        self.has_begun = False  # its first delta is given
 
-    def add(self, token: int, choice: Choice | None) -> str:
-        """Go on with `token`: the text that is certain now."""
-        start = len(self.pieces.decoded)
-        piece = self.pieces.add(token)
-        if choice is not None:
-            self.choices.append((choice, start, max(start, len(self.pieces.decoded))))
-        return piece
+    def add(self, token: int, scored: ScoredToken | None) -> str:
+        """Append a token and return the text that has become certain."""
+        start = len(self.detokenizer.decoded)
+        text = self.detokenizer.add(token)
+        if scored is not None:
+            self.pending.append((scored, start, max(start, len(self.detokenizer.decoded))))
+        return text
 
-    def take_choices(self, is_last: bool) -> list[Choice]:
-        """Those of tokens whose text is given out, each with it: of a stop string none, for they
-        join to the text.
+    def take_tokens(self, is_last: bool) -> list[ScoredToken]:
+        """Take the scored tokens whose text is given out, so that they join to the text.
+
+        The tokens of a stop string are left out.
         """
-        decoded, given = self.pieces.decoded, self.pieces.emitted
+        decoded, emitted = self.detokenizer.decoded, self.detokenizer.emitted
         count = max(
-            (n for n, (_, start, end) in enumerate(self.choices, 1) if start < end <= given),
+            (n for n, (_, start, end) in enumerate(self.pending, 1) if start < end <= emitted),
             default=0,
         )
-        taken, self.choices = self.choices[:count], self.choices[count:]
+        taken, self.pending = self.pending[:count], self.pending[count:]
         if is_last:
-            taken, self.choices = taken + self.choices, []
-            if self.pieces.stopped:
+            taken, self.pending = taken + self.pending, []
+            if self.detokenizer.stopped:
                 taken = [
-                    (choice, start, end) for choice, start, end in taken if start < len(decoded)
+                    (scored, start, end) for scored, start, end in taken if start < len(decoded)
                 ]
-            taken[-1:] = [(choice, start, len(decoded)) for choice, start, _ in taken[-1:]]
-        return [replace(choice, text=decoded[start:end]) for choice, start, end in taken]
+            taken[-1:] = [(scored, start, len(decoded)) for scored, start, _ in taken[-1:]]
+        return [replace(scored, text=decoded[start:end]) for scored, start, end in taken]
 
-    def take(self) -> Piece | None:
-        """All that lies ready, as one piece."""
-        if not self.ready:
+    def take(self) -> Delta | None:
+        """Take all deltas that are ready, joined to one; None where there is none."""
+        if not self.deltas:
             return None
-        whole = self.ready.popleft()
-        while self.ready:
-            whole = whole.join(self.ready.popleft())
-        return whole
+        joined = self.deltas.popleft()
+        while self.deltas:
+            joined = joined.join(self.deltas.popleft())
+        return joined

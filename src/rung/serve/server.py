@@ -1,6 +1,4 @@
-"""Connections: as many as there are descriptors for, none for nothing, and all are told when the
-server ends.
-"""
+"""The HTTP server: a bounded number of connections, idle ones closed, and an orderly shutdown."""
 
 import asyncio
 import logging
@@ -13,7 +11,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from rung.serve.engine import Worker
+from rung.serve.worker import Worker
 
 try:
     import resource
@@ -22,21 +20,20 @@ except ModuleNotFoundError:  # as on Windows
 
 logger = logging.getLogger(__name__)
 
-GRACE = 5.0  # seconds that answers have to end in when the server is stopped
-TOLD = 2.0  # seconds that readers then have to read that their answers have ended
-# Seconds for the headers of a request to arrive; clients keep a connection for 5, and must close it
+SHUTDOWN_SECONDS = 5.0  # for answers to finish when the server is stopped
+FLUSH_SECONDS = 2.0  # for readers to read, after that, that their answers have ended
+# For the headers of a request to arrive. Clients keep a connection for 5 seconds, and must close it
 # first.
-SILENT = 15
+IDLE_SECONDS = 15
 BACKLOG = 128  # connections that are accepted at once
-SPARE = (
-    2 * BACKLOG
-)  # descriptors that are for other things, or for connections that are being closed
-WITHOUT_LIMIT = 1024  # connections where nobody says how many there may be
-OUT_OF_DESCRIPTORS = 60.0  # seconds between two lines that say so
+# Descriptors for other things, and for connections that are being closed.
+RESERVED_DESCRIPTORS = 2 * BACKLOG
+DEFAULT_CONNECTIONS = 1024  # where the system sets no limit
+LOG_INTERVAL = 60.0  # seconds between two lines that say that no descriptors are left
 
 
-def raise_descriptors() -> None:
-    """Take as many descriptors as this process may have."""
+def raise_descriptor_limit() -> None:
+    """Raise the limit of open files to what this process may have."""
     if resource:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
@@ -44,37 +41,37 @@ def raise_descriptors() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def count_connections() -> int:
-    """How many there may be."""
+def find_max_connections() -> int:
+    """Return how many connections there may be at once."""
     if (
         not resource
         or (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) == resource.RLIM_INFINITY
     ):
-        return WITHOUT_LIMIT
-    return max(limit // 2, limit - SPARE)
+        return DEFAULT_CONNECTIONS
+    return max(limit // 2, limit - RESERVED_DESCRIPTORS)
 
 
 class Connection(H11Protocol):
-    """One of at most so many: another takes the place of the one that has been idle for longest."""
+    """A connection; a new one above the limit replaces the one that has been idle for longest."""
 
-    since = 0.0  # when it last began to be idle
-    stalled: tuple[int, float] = (0, 0.0)  # bytes that its reader did not take, and since when
+    idle_since = 0.0
+    unread: tuple[int, float] = (0, 0.0)  # bytes that its reader did not take, and since when
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Make room where there is none."""
+        """Accept the connection, and close the longest idle one if there are too many."""
         super().connection_made(cast(asyncio.Transport, transport))
-        self.since = time.monotonic()
-        if len(self.connections) > count_connections():
+        self.idle_since = time.monotonic()
+        if len(self.connections) > find_max_connections():
             idle = [
                 other
                 for other in self.connections
                 if isinstance(other, Connection) and other.is_idle
             ]
-            min(idle, key=lambda other: other.since, default=self).transport.abort()
+            min(idle, key=lambda other: other.idle_since, default=self).transport.abort()
 
     def on_response_complete(self) -> None:
-        """It is idle from now on."""
-        self.since = time.monotonic()
+        """Note that the connection is idle from now on."""
+        self.idle_since = time.monotonic()
         super().on_response_complete()
 
     @property
@@ -83,19 +80,20 @@ class Connection(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def close_if_idle(self, now: float, seconds: float) -> None:
-        """Close it where no request has come for too long, or nothing was read for `seconds`."""
+        """Close the connection after too long without a request, or `seconds` without a read."""
         left = self.transport.get_write_buffer_size()
-        if left != self.stalled[0]:
-            self.stalled = left, now
-        if left and now - self.stalled[1] > seconds:
+        if left != self.unread[0]:
+            self.unread = left, now
+        if left and now - self.unread[1] > seconds:
             self.transport.abort()
-        elif self.is_idle and not left and now - self.since > SILENT:
+        elif self.is_idle and not left and now - self.idle_since > IDLE_SECONDS:
             self.transport.close()
 
 
 class Server(uvicorn.Server):
-    """Serves until it is stopped: answers have a moment to end in, the others end with an error.
-    Stopped twice, it ends at once.
+    """A server that gives answers a moment to finish when it is stopped; the rest get an error.
+
+    A second signal ends it at once.
     """
 
     def __init__(self, app: Any, worker: Worker, seconds: float) -> None:
@@ -106,20 +104,19 @@ class Server(uvicorn.Server):
             log_level="error",
             access_log=False,
             backlog=BACKLOG,
-            timeout_keep_alive=SILENT,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         super().__init__(config)
         self.worker, self.seconds = worker, seconds
-        self.complained = -OUT_OF_DESCRIPTORS  # when
+        self.last_logged = -LOG_INTERVAL
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen."""
-        asyncio.get_running_loop().set_exception_handler(self._complain)
+        asyncio.get_running_loop().set_exception_handler(self._log_exception)
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; True ends it."""
+        """Close idle connections, every second; uvicorn calls this ten times a second."""
         if counter % 10 == 0:
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
@@ -127,27 +124,25 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, wait for the answers, end those that are left, and tell their
-        readers.
-        """
+        """Take no more requests, wait for the answers, and end the others with an error."""
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        await self._wait_for_readers(GRACE)
-        self.worker.end()
+        await self._wait_for_readers(SHUTDOWN_SECONDS)
+        self.worker.request_stop()
         while self.worker.is_alive:
             await asyncio.sleep(0.02)
-        await self._wait_for_readers(TOLD)
+        await self._wait_for_readers(FLUSH_SECONDS)
         for task in list(self.server_state.tasks):
             task.cancel()
-        await self._wait_for_readers(TOLD)
+        await self._wait_for_readers(FLUSH_SECONDS)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal stops it; at the second one nothing is waited for."""
+        """Stop at the first signal; at the second one wait for nothing."""
         if self.should_exit:
             os._exit(128 + sig)
         super().handle_exit(sig, frame)
@@ -159,12 +154,12 @@ class Server(uvicorn.Server):
         ) and time.monotonic() < until:
             await asyncio.sleep(0.02)
 
-    def _complain(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """As the loop does by itself, but that there are no descriptors left only once a minute."""
+    def _log_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log as the event loop does, but a lack of descriptors only once a minute."""
         if "out of system resource" in context.get("message", ""):
-            if time.monotonic() - self.complained < OUT_OF_DESCRIPTORS:
+            if time.monotonic() - self.last_logged < LOG_INTERVAL:
                 return
-            self.complained = time.monotonic()
+            self.last_logged = time.monotonic()
             logger.error("no descriptors are left for new connections: raise the limit (ulimit -n)")
             return
         loop.default_exception_handler(context)

@@ -1,4 +1,4 @@
-"""Work in threads: each piece in its turn, and no longer than somebody waits for it."""
+"""Run work in threads, given up as soon as nobody waits for it."""
 
 import asyncio
 import threading
@@ -11,47 +11,45 @@ from torch.overrides import TorchFunctionMode
 T = TypeVar("T")
 
 
-async def run_in_turn(work: Callable[[], T], turn: CapacityLimiter) -> T:
-    """What `work` comes to, in a thread.
+async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
+    """Run `work` in a thread, when the limiter lets it, and return its result.
 
-    When this is cancelled the work is given up: it does not begin, or it ends at its next operation
-    on tensors. It keeps its turn until then, so that what is given up never adds up.
+    When the caller is cancelled, the work does not begin, or ends at its next operation on tensors.
+    It keeps its place in the limiter until then, so that cancelled work does not pile up.
     """
-    is_given_up = threading.Event()
+    is_cancelled = threading.Event()
 
     def begin() -> T:
-        with _Watch(is_given_up):
+        with _CancelWatch(is_cancelled):
             return work()
 
-    task = asyncio.create_task(to_thread.run_sync(begin, limiter=turn))
+    task = asyncio.create_task(to_thread.run_sync(begin, limiter=limiter))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        is_given_up.set()
-        task.add_done_callback(
-            lambda ended: ended.cancelled() or ended.exception()
-        )  # else the loop complains of it
+        is_cancelled.set()
+        # Fetch the exception, or the event loop logs that nobody did.
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise
 
 
-class _GivenUpError(Exception):
-    """Nobody waits any more."""
+class _CancelledError(Exception):
+    """Raised in work that nobody waits for any more."""
 
 
-class _Watch(TorchFunctionMode):
-    """Ends the work of this thread, before it begins or at an operation on tensors, once it is
-    given up.
+class _CancelWatch(TorchFunctionMode):
+    """Ends the work of a thread at its next operation on tensors, once it is cancelled.
 
-    It raises once: what tidies up on the way out (gradients are switched on again by such an
-    operation) is let through.
+    It raises only once: cleaning up on the way out needs such operations too, as to switch
+    gradients on again.
     """
 
-    def __init__(self, is_given_up: threading.Event) -> None:
+    def __init__(self, is_cancelled: threading.Event) -> None:
         super().__init__()
-        self.is_given_up, self.has_raised = is_given_up, False
+        self.is_cancelled, self.has_raised = is_cancelled, False
 
-    def __enter__(self) -> "_Watch":
-        self._look()
+    def __enter__(self) -> "_CancelWatch":
+        self._check()
         super().__enter__()
         return self
 
@@ -62,10 +60,10 @@ class _Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        self._look()
+        self._check()
         return func(*args, **(kwargs or {}))
 
-    def _look(self) -> None:
-        if self.is_given_up.is_set() and not self.has_raised:
+    def _check(self) -> None:
+        if self.is_cancelled.is_set() and not self.has_raised:
             self.has_raised = True
-            raise _GivenUpError
+            raise _CancelledError
