@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,22 @@ def overflow(model):
     signs = torch.randint(0, 2, head.shape, generator=torch.Generator().manual_seed(3))
     head.data = torch.where(signs > 0, 3e38, -3e38)
     return model
+
+
+def run_rung(*args, cwd=None, pipe=None):
+    """Run the command in this process: its return code and output, without the seconds that a
+    process of its own takes to begin.
+    """
+    from typer.testing import CliRunner
+
+    from rung.cli.main import app
+
+    words = [str(arg) for arg in args]
+    with contextlib.chdir(cwd or "."):
+        made = CliRunner().invoke(app, words, prog_name="rung", input=pipe)
+    if made.exception and not isinstance(made.exception, SystemExit):
+        raise made.exception
+    return subprocess.CompletedProcess(args, made.exit_code, made.stdout, made.stderr)
 
 
 def hear_ctrl_c():

@@ -2,7 +2,6 @@
 are not UTF-8.
 """
 
-import contextlib
 import json
 import os
 import subprocess
@@ -10,21 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from rung import runs
-from tests.conftest import make_text, write
+from tests.conftest import make_text, run_rung, write
 
 
 def rung(*args, cwd, pipe=None):
     """The command in this process: exit code, standard output, standard error."""
-    from rung.cli.main import app
-
-    with contextlib.chdir(cwd):
-        made = CliRunner().invoke(app, list(args), prog_name="rung", input=pipe)
-    if made.exception and not isinstance(made.exception, SystemExit):
-        raise made.exception
-    return made.exit_code, made.stdout, made.stderr
+    made = run_rung(*args, cwd=cwd, pipe=pipe)
+    return made.returncode, made.stdout, made.stderr
 
 
 @pytest.fixture(scope="module")

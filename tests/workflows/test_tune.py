@@ -3,6 +3,7 @@ and talked to.
 """
 
 import copy
+import functools
 import json
 import os
 import signal
@@ -30,7 +31,7 @@ from rung.workflows.record import warn_if_unchanged
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
 from rung.workflows.tune import Tuning, tune
-from tests.cli.test_app import rung
+from tests.conftest import run_rung as rung
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -53,16 +54,12 @@ def talk(number):
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory):
+def ground(tmp_path_factory, prose):
     """Text, conversations, preferences, a tiny run of every rung that can be tuned, and one of one
     that cannot.
     """
-    from pydoc_data.topics import topics
-
     folder = tmp_path_factory.mktemp("tuning")
-    (folder / "my.txt").write_text(
-        "\n\n".join(topics[name].strip() for name in sorted(topics))[:20_000]
-    )
+    (folder / "my.txt").write_text(prose)
     (folder / "talks.jsonl").write_text(
         "\n".join(json.dumps({"messages": talk(i)}) for i in range(30))
     )
@@ -78,11 +75,23 @@ def ground(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def tuned_run(ground):
+    """A function that tunes the run of a rung when it is first asked for, and gives its folder."""
+
+    @functools.cache
+    def make(name):
+        out = ground / f"{name}-chat"
+        plan = Tuning(base=str(ground / name), data=str(ground / "talks.jsonl"), steps=60)
+        assert tune(plan, out)
+        return out
+
+    return make
+
+
 @pytest.mark.parametrize("name", RUNGS)
-def test_every_neural_rung_learns_to_answer(name, ground):
-    out = ground / f"{name}-chat"
-    plan = Tuning(base=str(ground / name), data=str(ground / "talks.jsonl"), steps=60)
-    assert tune(plan, out)
+def test_every_neural_rung_learns_to_answer(name, tuned_run):
+    out = tuned_run(name)
     record = runs.read_record(out)
     tuned = record["tune"]
     before, after = (
@@ -99,12 +108,13 @@ def test_every_neural_rung_learns_to_answer(name, ground):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_a_tuned_run_opens_in_stock_transformers(name, ground):
+def test_a_tuned_run_opens_in_stock_transformers(name, tuned_run):
+    chat = tuned_run(name)
     program = f"""
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained({str(ground / f"{name}-chat")!r})
-tokenizer = AutoTokenizer.from_pretrained({str(ground / f"{name}-chat")!r})
+model = AutoModelForCausalLM.from_pretrained({str(chat)!r})
+tokenizer = AutoTokenizer.from_pretrained({str(chat)!r})
 asked = tokenizer.apply_chat_template([{{"role": "user", "content": "The cat is"}}],
                                       add_generation_prompt=True,
                                       return_tensors="pt")["input_ids"]
@@ -112,8 +122,6 @@ out = model.generate(asked, max_new_tokens=20, do_sample=False)
 print(out[0, asked.shape[1]:].tolist())
 assert "rung" not in sys.modules
 """
-    if not (ground / f"{name}-chat").exists():
-        pytest.skip("the run that the test before makes is not there")
     made = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
@@ -121,7 +129,7 @@ assert "rung" not in sys.modules
     from rung.chat.template import encode_prompt, find_chat_stop_ids
     from rung.generation.decoder import generate_tokens
 
-    model, tokenizer = load(ground / f"{name}-chat")
+    model, tokenizer = load(chat)
     ids = encode_prompt(tokenizer, [{"role": "user", "content": "The cat is"}])
     with torch.inference_mode():
         sampling = Sampling(max_new_tokens=20, temperature=0)
@@ -158,19 +166,18 @@ def find_program(name):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_stock_transformers_serves_and_chats(name, ground, stock_server):
+def test_stock_transformers_serves_and_chats(name, ground, tuned_run, stock_server):
     """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be
     offline it would not ask even this machine.
     """
     httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
-    if not (ground / f"{name}-chat").exists():
-        pytest.skip("the run that a test before makes is not there")
     model, tokenizer = load(ground / name)
     asked = {"model": name, "prompt": "The cat", "max_tokens": 12, "temperature": 0}
     answer = httpx.post(f"{stock_server}/v1/completions", json=asked, timeout=None)
     wanted = generate(model, tokenizer, "The cat", Sampling(max_new_tokens=12, temperature=0)).text
     assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == wanted
-    command = [find_program("transformers"), "chat", f"{name}-chat", stock_server]
+    chat = tuned_run(name)
+    command = [find_program("transformers"), "chat", chat.name, stock_server]
     talked = subprocess.run(
         [*command, "max_new_tokens=20", "do_sample=False"],
         input="The cat is\nn\n!exit\n",  # n: not to go on, where it asks after a long answer
@@ -181,13 +188,13 @@ def test_stock_transformers_serves_and_chats(name, ground, stock_server):
         env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
     )
     assert talked.returncode == 0, talked.stderr
-    model, tokenizer = load(ground / f"{name}-chat")
+    model, tokenizer = load(chat)
     ours = (
         ChatSession(Decoder(model), tokenizer)
         .answer("The cat is", Sampling(max_new_tokens=20, temperature=0))
         .text.split()
     )
-    answer = talked.stdout.split(f"<{name}-chat>:")[1].split()
+    answer = talked.stdout.split(f"<{chat.name}>:")[1].split()
     assert ours and answer[: len(ours)] == ours
 
 
@@ -250,12 +257,11 @@ def test_a_run_may_be_the_folder_one_is_in(ground, monkeypatch):
     assert "no preferences at nowhere.jsonl" in made.stderr
 
 
-def test_preferences_are_learned(ground):
-    if not (ground / "llama3-chat").exists():
-        pytest.skip("the run that a test before makes is not there")
+def test_preferences_are_learned(ground, tuned_run):
+    chat = tuned_run("llama3")
     made = rung(
         "tune",
-        ground / "llama3-chat",
+        chat,
         "--preference",
         ground / "pairs.jsonl",
         "--out",
@@ -265,7 +271,7 @@ def test_preferences_are_learned(ground):
     tuned = runs.read_record(ground / "preferring")["tune"]
     assert tuned["preferences"] + tuned["held_out"] == len(THINGS)
     assert "chosen answer likelier" in made.stdout
-    model, tokenizer = load(ground / "llama3-chat")
+    model, tokenizer = load(chat)
     pairs = [
         Preference(
             prompt=[{"role": "user", "content": f"The {t} is"}],
@@ -290,10 +296,8 @@ def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
     assert "nothing was learned: every weight is as it was" in caplog.text
 
 
-def test_chat_works_piped(ground):
-    run = ground / "llama3-chat"
-    if not run.exists():
-        pytest.skip("the run that a test before makes is not there")
+def test_chat_works_piped(ground, tuned_run):
+    run = tuned_run("llama3")
     said = [
         "The cat is",
         "/temperature 0.5",
