@@ -3,7 +3,7 @@
 import pytest
 
 from rung.chat.conversations import DEFAULT_CONVERSATIONS, load_conversations
-from rung.chat.python_qa import QUESTIONS, make_python_qa
+from rung.chat.python_qa import PHRASINGS, make_python_qa
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ class TestQuestions:
         answers = {c[0]["content"]: c[1]["content"] for part in parts.values() for c in part}
         first = statistics.geometric_mean.__doc__.split("\n\n")[0]
         assert " ".join(first.split()) in {
-            answers.get(way.format(name="statistics.geometric_mean")) for way in QUESTIONS["does"]
+            answers.get(way.format(name="statistics.geometric_mean")) for way in PHRASINGS["does"]
         }
         assert "join(a, *p)" in {
-            answers.get(way.format(name="os.path.join")) for way in QUESTIONS["takes"]
+            answers.get(way.format(name="os.path.join")) for way in PHRASINGS["takes"]
         }
         assert os.path.join
 

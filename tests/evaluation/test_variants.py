@@ -12,7 +12,7 @@ from rung.evaluation.dynamic import DynamicModel, DynamicSettings
 from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.metrics import confidence_interval
 from rung.evaluation.mixture import mix_nll
-from rung.evaluation.variants import count_documents, score_variant
+from rung.evaluation.variants import meter_documents, score_variant
 from rung.progress import ProgressMeter
 from tests.conftest import SENTENCES
 from tests.evaluation.conftest import documents_of, meter
@@ -104,7 +104,7 @@ def test_how_far_a_switch_is_is_told_in_documents_and_tokens(monkeypatch):
     meter = ProgressMeter(heard.append, "mix", 2)
     meter.step(5)  # at once: nothing is divided by zero
     documents = [TokenizedDocument(list(range(size)), 1, 1, [], [], ()) for size in (1006, 3)]
-    for document, found in count_documents(((d, d.ids) for d in documents), meter):
+    for document, found in meter_documents(((d, d.ids) for d in documents), meter):
         assert found is document.ids
         clock.now += 0.5
     said = [(each.stage, each.done, each.total, each.note) for each in heard]

@@ -17,7 +17,7 @@ from rung.data.files import hash_to_unit_interval
 from rung.data.sources import read_stdlib_modules, walk_definitions
 
 LONGEST_ANSWER = 200  # characters
-QUESTIONS = {  # the phrasings of a question for each kind of fact
+PHRASINGS = {  # the phrasings of a question for each kind of fact
     "does": (
         "What does `{name}` do?",
         "What is `{name}` for?",
@@ -73,7 +73,7 @@ def make_python_qa() -> dict[str, list[Conversation]]:
     # Of an object that is defined twice, the last definition counts.
     facts = {(fact.name, fact.kind): fact for fact in _find_facts()}
     for fact in facts.values():
-        ways = QUESTIONS[fact.kind]
+        ways = PHRASINGS[fact.kind]
         asked = [_ask(fact, way) for way in ways]
         if hash_to_unit_interval(fact.name) < UNSEEN_SHARE:
             parts["objects"].append(asked[int(hash_to_unit_interval(f"way {fact}") * len(ways))])

@@ -24,7 +24,7 @@ from rung.evaluation.documents import (
 )
 from rung.evaluation.likelihood import forward_documents, forward_nll
 from rung.evaluation.mixture import fit_weights, mix_nll
-from rung.evaluation.variants import Variant, VariantRow, count_documents, score_variant
+from rung.evaluation.variants import Variant, VariantRow, meter_documents, score_variant
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, ProgressMeter
 
@@ -51,7 +51,7 @@ def score_with_cache(
     meter = ProgressMeter(on_progress, "cache", len(texts))
 
     def rows() -> Iterator[VariantRow]:
-        for document, found in count_documents(_read_states(model, tokenizer, texts), meter):
+        for document, found in meter_documents(_read_states(model, tokenizer, texts), meter):
             nats = _cost_both(model, document, found, [theta])
             yield document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item()
 
@@ -96,7 +96,7 @@ def _fit(
     """Return the sharpness and the weight with the least cost."""
     thetas: list[float] = []
     costs = []
-    for document, found in count_documents(_read_states(model, tokenizer, texts), meter):
+    for document, found in meter_documents(_read_states(model, tokenizer, texts), meter):
         thetas = thetas or [
             tried / found[:, 1:].square().sum(dim=1).mean().item() for tried in SHARPNESSES
         ]

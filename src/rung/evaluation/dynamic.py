@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from rung.evaluation.documents import TokenizedDocument, take_texts, tokenize_documents
 from rung.evaluation.likelihood import forward_nll, sliding_windows
 from rung.evaluation.mixture import compute_nll_per_model
-from rung.evaluation.variants import Variant, count_documents, score_variant
+from rung.evaluation.variants import Variant, meter_documents, score_variant
 from rung.models.base import CausalModel, RecurrentState
 from rung.progress import OnProgress, ProgressMeter
 
@@ -56,7 +56,7 @@ def score_dynamically(
         known = list(tokenize_documents(take_texts(train, RMS_CHARACTERS), tokenizer))
         learner.measure(known, ProgressMeter(on_progress, "measuring", len(known)))
         settings = _choose(learner, list(tokenize_documents(held, tokenizer)), on_progress)
-        costs = count_documents(
+        costs = meter_documents(
             compute_nll_per_model([model], tokenizer, texts),
             ProgressMeter(on_progress, "scoring", len(texts)),
         )

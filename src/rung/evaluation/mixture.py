@@ -22,7 +22,7 @@ from rung.evaluation.documents import (
     tokenize_documents,
 )
 from rung.evaluation.likelihood import compute_nll, needs_renormalization
-from rung.evaluation.variants import Variant, count_documents, score_variant
+from rung.evaluation.variants import Variant, meter_documents, score_variant
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, ProgressMeter
 
@@ -44,13 +44,13 @@ def score_mixture(
     each = list(models.values())
     meter = ProgressMeter(on_progress, "fit mix", len(held))
     costs = [
-        nats for _, nats in count_documents(compute_nll_per_model(each, tokenizer, held), meter)
+        nats for _, nats in meter_documents(compute_nll_per_model(each, tokenizer, held), meter)
     ]
     weights = fit_weights(torch.cat(costs, dim=1))
     meter = ProgressMeter(on_progress, "mix", len(texts))
     rows = (
         (document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item())
-        for document, nats in count_documents(compute_nll_per_model(each, tokenizer, texts), meter)
+        for document, nats in meter_documents(compute_nll_per_model(each, tokenizer, texts), meter)
     )
     fitted: dict[str, Any] = {"weights": dict(zip(models, weights.tolist(), strict=True))}
     fitted["renormalized"] = [

@@ -83,7 +83,7 @@ def score_variant(
     )
 
 
-def count_documents(
+def meter_documents(
     documents: Iterable[tuple[TokenizedDocument, Any]], meter: ProgressMeter
 ) -> Iterator[tuple[TokenizedDocument, Any]]:
     """Pass the documents on, and count each as done once the next one is asked for."""
