@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/copying models/engines models/ngram models/orders data/tokenizing)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -50,7 +50,7 @@ $(OUTPUTS): SHELL := bash
 $(OUTPUTS): .SHELLFLAGS := -o pipefail -c
 
 benchmarks/evaluation/chapter.txt: GIVEN = $(WIKITEXT)
-benchmarks/models/copying.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
+benchmarks/models/induction.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
 benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/train
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
 benchmarks/data/tokenizing.txt: GIVEN = $(TEXT)

@@ -54,6 +54,8 @@ LADDER = (
     "__init__",
 )
 
+RUNG_FILES = ("bigram", "model", "rnn", "rnn_attention", "gpt2", "llama3")
+
 
 def room_of(path):
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
@@ -127,7 +129,7 @@ def test_functions_fit_on_a_screen(path):
 
 def test_rooms_are_small():
     for path in FILES:
-        limit = 300 if room_of(path) == "models" else 500
+        limit = 250 if path.stem in RUNG_FILES else 300 if room_of(path) == "models" else 500
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 

@@ -20,7 +20,7 @@ NOT_RECORDED = {
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
-    "benchmarks/models/copying.txt": (
+    "benchmarks/models/induction.txt": (
         "It was recorded before the script said so, and has no speeds."
     ),
     "benchmarks/recipe/scaling.txt": (

@@ -23,7 +23,7 @@ def join_heads(x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B T HK"]:
 def causal_mask(
     attention_mask: AttentionMask | None, queries: int, keys: int
 ) -> Bool[Tensor, "#B 1 T keys"] | None:
-    """Which keys each query may look at; None where causality alone decides.
+    """Mark the keys that each query may look at; None where causality alone decides.
 
     The queries are the last `queries` of the `keys`. A padding token sees itself, so that no row of
     the softmax is empty. A mask of four axes is taken as it is. Raises `ValueError` for a mask that

@@ -53,12 +53,12 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
     @property
     def context_length(self) -> int | None:
-        """How many tokens the model was trained to look at; None where its state has no end."""
+        """The number of tokens it was trained to look at; None where its state has no end."""
         return getattr(self.config, "max_position_embeddings", None)
 
     @property
     def max_context_length(self) -> int | None:
-        """How many tokens the model can read at once.
+        """The number of tokens the model can read at once.
 
         More than `context_length` where its positions reach further.
         """
@@ -235,7 +235,7 @@ def select_positions(
 def non_padding_mask(
     tokens: Shaped[Tensor, "B T *rest"], attention_mask: Shaped[Tensor, "B S"] | None
 ) -> Bool[Tensor, "B T"]:
-    """Which of the tokens, given as ids or vectors, are not padding.
+    """Mark the tokens, given as ids or vectors, that are not padding.
 
     A mask that covers the past too is cut to the last T. Raises `ValueError` for a mask that is too
     short.

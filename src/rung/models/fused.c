@@ -1,13 +1,13 @@
-/* What a training step does between its matrix products, each in one pass over memory.
+/* Kernels for training: RMSNorm and cross-entropy, each in one pass over memory.
  *
- * Numbers are float or bfloat16 (`half` says which); sums are float. Rows are shared out to the threads, in the same
- * way every time.
+ * Numbers are float or, where `half` is set, bfloat16; sums are float. The threads share the rows
+ * in the same way every time.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define FEW 16384 /* numbers below which one thread does it */
+#define FEW 16384 /* up to so many numbers, one thread is faster */
 
 typedef uint16_t bfloat16;
 
@@ -18,7 +18,8 @@ static inline float widen(bfloat16 x) {
     return wide;
 }
 
-static inline bfloat16 narrow(float x) { /* to the nearest, ties to even; what is no number stays none */
+/* Round to the nearest, ties to even; NaN stays NaN. */
+static inline bfloat16 narrow(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
     uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -38,9 +39,11 @@ static inline const void *row(const void *from, int64_t i, int half) {
     return (const char *)from + i * (half ? 2 : 4);
 }
 
-static inline float exponential(float x) { /* e^x to 2 ulp, 0 below -87; Cody and Waite's reduction */
+/* e^x to 2 ulp, 0 below -87, by Cody and Waite's reduction. */
+static inline float exponential(float x) {
     x = x < -87.0f ? -87.5f : x > 88.0f ? 88.0f : x;
-    const float rounder = 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number, which its last bits then are */
+    /* Adding 1.5 * 2^23 rounds to a whole number, which the last bits then hold. */
+    const float rounder = 12582912.0f;
     const float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
     float p = 1.9875691500e-4f;
@@ -57,9 +60,10 @@ static inline float exponential(float x) { /* e^x to 2 ulp, 0 below -87; Cody an
     memcpy(&power, &bits, 4);
     return x < -87.2f ? 0.0f : p * power;
 }
+
 /* Root-mean-square norm: out = x / rms(x) * weight; `inverse` keeps 1 / rms of each row. */
-static inline void norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps, void *out,
-                        float *inverse, int half) {
+static inline void norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
+                        void *out, float *inverse, int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
     for (int64_t i = 0; i < rows; i++) {
         const float *from = x + i * width;
@@ -71,14 +75,15 @@ static inline void norm(int64_t rows, int64_t width, const float *x, const float
     }
 }
 
-void rms_norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps, void *out, float *inverse,
-              int half) {
+void rms_norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
+              void *out, float *inverse, int half) {
     if (half) norm(rows, width, x, weight, eps, out, inverse, 1);
     else norm(rows, width, x, weight, eps, out, inverse, 0);
 }
 
-static inline void norm_back(int64_t rows, int64_t width, const float *x, const float *weight, const float *inverse,
-                             const void *grad, float *to_x, float *to_weight, int64_t parts, int half) {
+static inline void norm_back(int64_t rows, int64_t width, const float *x, const float *weight,
+                             const float *inverse, const void *grad, float *to_x, float *to_weight,
+                             int64_t parts, int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
     for (int64_t part = 0; part < parts; part++) {
         float *sums = to_weight + part * width;
@@ -99,9 +104,10 @@ static inline void norm_back(int64_t rows, int64_t width, const float *x, const 
     }
 }
 
-/* `to_weight` holds `parts` rows, to be added up. */
-void rms_norm_back(int64_t rows, int64_t width, const float *x, const float *weight, const float *inverse,
-                   const void *grad, float *to_x, float *to_weight, int64_t parts, int half) {
+/* `to_weight` holds `parts` rows of partial sums, which the caller adds up. */
+void rms_norm_back(int64_t rows, int64_t width, const float *x, const float *weight,
+                   const float *inverse, const void *grad, float *to_x, float *to_weight,
+                   int64_t parts, int half) {
     if (half) norm_back(rows, width, x, weight, inverse, grad, to_x, to_weight, parts, 1);
     else norm_back(rows, width, x, weight, inverse, grad, to_x, to_weight, parts, 0);
 }
@@ -117,13 +123,15 @@ static inline float cost(int64_t width, void *logits, int64_t target, int half) 
     for (int64_t j = 0; j < width; j++) sum += exponential(get(logits, j, half) - most);
     const float nats = most + logf(sum) - get(logits, target, half), by = 1 / sum;
     const float at = exponential(get(logits, target, half) - most) * by - 1;
-    for (int64_t j = 0; j < width; j++) put(logits, j, exponential(get(logits, j, half) - most) * by, half);
+    for (int64_t j = 0; j < width; j++)
+        put(logits, j, exponential(get(logits, j, half) - most) * by, half);
     put(logits, target, at, half);
     return nats;
 }
 
 /* Nats of each row's target, 0 where it is negative; the logits become the gradient. */
-void cross_entropy(int64_t rows, int64_t width, void *logits, const int64_t *targets, float *nats, int half) {
+void cross_entropy(int64_t rows, int64_t width, void *logits, const int64_t *targets, float *nats,
+                   int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
     for (int64_t i = 0; i < rows; i++) {
         void *at = (void *)row(logits, i * width, half);

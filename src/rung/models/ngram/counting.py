@@ -66,9 +66,10 @@ def count_ngrams(
         numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts)
     )
     yield level
-    at = numpy.arange(len(ids), dtype=numpy.int32)  # where an n-gram of this order begins
-    end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))  # where the document of each ends
-    rows = ids  # of the n-gram that begins at each position
+    # Positions at which an n-gram of this order begins, and the end of each one's document.
+    at = numpy.arange(len(ids), dtype=numpy.int32)
+    end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))
+    rows = ids  # the row of the n-gram that begins at each position
     known = checkpoints.load() if checkpoints else []
     for arrays in known:
         rows = arrays.pop("rows")

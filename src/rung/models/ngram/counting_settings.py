@@ -30,7 +30,7 @@ MIN_CHECKPOINT_SECONDS = 10.0  # an order that takes longer to count is saved
 
 @dataclass(frozen=True, kw_only=True)
 class CountingSettings:
-    """Which engine counts, and in how much memory (as in `2GB`); memory alone means DuckDB.
+    """The engine that counts, and its memory (as in `2GB`); memory alone means DuckDB.
 
     The memory is that of the whole process while it counts, Python and torch included. To build the
     model afterwards takes `estimate_peak_bytes`; pages of mapped files come on top. The engine

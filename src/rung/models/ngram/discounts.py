@@ -56,7 +56,7 @@ def absolute_discount(once: int, twice: int) -> float:
 
 
 def counts_of_counts(counts: NDArray[numpy.integer]) -> list[int]:
-    """How many n-grams occur once, twice, three and four times."""
+    """Count the n-grams that occur once, twice, three and four times."""
     total = numpy.zeros(6, dtype=numpy.int64)
     for start in range(0, len(counts), BINCOUNT_ROWS):
         total += numpy.bincount(

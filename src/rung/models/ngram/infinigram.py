@@ -141,8 +141,8 @@ class InfinigramForCausalLM(CountingModel):
     ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
         cost = self.unigrams[input_ids].double()
         order = torch.ones_like(input_ids)
-        constant = len(self._discounts) - 1  # from this length on the discount is the same
-        at = torch.arange(len(input_ids) - 1, device=input_ids.device)  # where a context ends
+        constant = len(self._discounts) - 1  # the length from which on the discount is the same
+        at = torch.arange(len(input_ids) - 1, device=input_ids.device)  # the end of each context
         low, high = self.text.begin(input_ids[at])
         done = torch.zeros_like(input_ids, dtype=torch.bool)
         length, longest = 0, None

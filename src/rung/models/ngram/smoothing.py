@@ -47,7 +47,7 @@ Counts = NDArray[numpy.integer]
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothingSettings:
-    """How to smooth: `smoothing` by name, `k` for add-k, and the tokens that never follow anything.
+    """A smoothing by name, the `k` of add-k, and the tokens that never follow anything.
 
     `prune[i]` is the highest count at which an n-gram of order i+1 is dropped; the last entry
     serves all higher orders.
@@ -139,7 +139,7 @@ def estimate_tables(
 
 @dataclass(frozen=True, kw_only=True)
 class _HistoryGroup:
-    """All n-grams of one order that follow some histories, which are numbered from 0."""
+    """The n-grams of one order that follow some histories, which are numbered from 0."""
 
     parents: NDArray[numpy.integer]
     counts: NDArray[numpy.integer]

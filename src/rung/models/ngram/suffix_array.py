@@ -61,9 +61,8 @@ def sort_suffixes(
             f"{len(tokens):,} tokens are too many: n-grams of any length take less than "
             "2,147,483,648"
         )
-    text = numpy.array(
-        tokens, dtype=numpy.uint32
-    )  # a copy: the sorter refuses what it may not write to
+    # A copy: the sorter refuses an array that it may not write to.
+    text = numpy.array(tokens, dtype=numpy.uint32)
     places = pydivsufsort.divsufsort(text)
     shared = numpy.zeros(len(places), dtype=numpy.int32)
     shared[1:] = pydivsufsort.kasai(text, places)[:-1]
@@ -71,9 +70,8 @@ def sort_suffixes(
     left = numpy.repeat(ends, numpy.diff(starts, append=len(tokens)))[places] - places
     if drop_ends:
         kept = left > 1
-        groups = numpy.flatnonzero(
-            numpy.append(True, kept[:-1])
-        )  # what lies between two that are kept, and the second
+        # Each group is a suffix that is kept, with those before it that are dropped.
+        groups = numpy.flatnonzero(numpy.append(True, kept[:-1]))
         shared = numpy.minimum.reduceat(shared, groups)[: kept.sum()]
         places, left = places[kept], left[kept]
     shared[1:] = numpy.minimum(shared[1:], numpy.minimum(left[1:], left[:-1]))
@@ -88,9 +86,8 @@ def estimate_length_discounts(
     Each is estimated from how many n-grams of its length occur once and twice.
     """
     shared = numpy.append(suffixes.shared, 0)
-    nearest = numpy.maximum(
-        shared[:-1], shared[1:]
-    )  # of its length or shorter, an n-gram occurs again
+    # N-grams of this length or shorter occur again.
+    nearest = numpy.maximum(shared[:-1], shared[1:])
     once = _count_lengths(nearest, suffixes.left)
     outside = numpy.maximum(shared[:-2], shared[2:])  # of two neighbours, with those around them
     twice = _count_lengths(outside, shared[1:-1])
@@ -196,9 +193,8 @@ class SuffixArray(nn.Module):
             alike = _common_prefix_length(tokens, at[going] + here, self.tokens, place, left)
             together = _common_prefix_length(self.tokens, place, self.tokens, other, alike)
             length[going] = here + together
-            going = going[
-                (together < alike) | ((alike < left) & (first < last))
-            ]  # the others are at their end
+            # The others are at their end.
+            going = going[(together < alike) | ((alike < left) & (first < last))]
             wanted = tokens[at[going] + length[going]]
             first, last = self.extend(low[going], high[going], length[going], wanted)
             going, first, last = going[last > first], first[last > first], last[last > first]

@@ -1,9 +1,9 @@
-"""Train Llama with and without the copying heads that it begins with, and compare bits per byte.
+"""Train Llama with and without the induction heads of its start, and compare bits per byte.
 
 The heads are those of `models/induction.py`. The runs of a pair differ in nothing else; there is a
 pair for each corpus and seed.
 
-    python benchmarks/models/copying.py [CORPUS ...] > benchmarks/models/copying.txt
+    python benchmarks/models/induction.py [CORPUS ...] > benchmarks/models/induction.txt
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main():
     from rung.device import choose_device, describe
     from rung.models import llama3
 
-    begin = llama3.add_induction_circuit
+    circuit = llama3.add_induction_circuit
     print(describe(choose_device()))
     print(
         f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and "
@@ -54,8 +54,8 @@ def main():
     )
     for corpus in corpora:
         for seed in SEEDS:
-            for name, copying in (("without", lambda *_: None), ("with", begin)):
-                llama3.add_induction_circuit = copying
+            for name, add in (("without", lambda *_: None), ("with", circuit)):
+                llama3.add_induction_circuit = add
                 with tempfile.TemporaryDirectory() as folder:
                     watched, test = make_run(corpus, seed, Path(folder) / "run")
                 learned = "  ".join(
