@@ -226,6 +226,13 @@ def test_the_last_two_and_the_best_are_kept(run, tmp_path):
                     assert torch.load(file, weights_only=True)
 
 
+def test_one_checkpoint_is_the_last_and_the_best_stays_beside_it(run, tmp_path):
+    scores = iter([1.0, 3.0, 2.0, 2.5])
+    run(evaluate=lambda model: next(scores), eval_steps=4, save_total_limit=1)
+    found = find_checkpoints(tmp_path / "run")
+    assert [path.name for path in found] == ["checkpoint-14", "checkpoint-4"]
+
+
 DAMAGES = {
     "cut short": (lambda file: file.write_bytes(file.read_bytes()[:-2]), "has .* bytes and had"),
     "a bit flipped": (lambda file: _flip(file), "is not what was written"),
