@@ -251,7 +251,7 @@ def make_odd_model(draw):
 def test_c_stays_within_its_arrays_and_within_what_c_defines(recorder, make, check):
     with torch.inference_mode(make is step_calls):
         calls = make(recorder)
-    done = check((fused if make is fused_calls else native).SOURCE, calls)
+    done = check(fused.SOURCE if make is fused_calls else native.STEP_SOURCE, calls)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{len(calls)} calls\n" and len(calls) > 60
 

@@ -25,7 +25,7 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 
-SOURCE = Path(__file__).with_name("step.c")
+STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
 LANES = 16  # rows of a matrix that stand side by side, as in step.c
@@ -386,7 +386,7 @@ def make_native_step(model: CausalModel, weights: torch.dtype | None = None) -> 
 
 @cache
 def _compile() -> ctypes.CDLL | None:
-    library = compile_source(SOURCE)
+    library = compile_source(STEP_SOURCE)
     if library:
         library.step.argtypes = [c_void_p, c_void_p, c_void_p]
         library.step.restype = None

@@ -98,7 +98,7 @@ class ResponseBuilder:
                 return EventStream(self)
             choices = await finish_unless_gone(request, self._collect())
             whole = self._build(self.response_class, choices, usage=self._count_usage())
-            return Response(to_json(whole), media_type="application/json")
+            return Response(dump_json(whole), media_type="application/json")
         finally:
             unread = self.scored_prompts if is_streamed else [*self.scored_prompts, *self.texts]
             self.engine.cancel(unread)
@@ -197,7 +197,7 @@ class ResponseBuilder:
         if self.body.streams_usage:
             usage = {"usage": self._count_usage() if choice is None else None}
         choices = [] if choice is None else [choice]
-        return b"data: " + to_json(self._build(self.chunk_class, choices, **usage)) + b"\n\n"
+        return b"data: " + dump_json(self._build(self.chunk_class, choices, **usage)) + b"\n\n"
 
 
 class CompletionBuilder(ResponseBuilder):
@@ -352,6 +352,6 @@ async def wait_until_gone(request: Request) -> None:
         pass
 
 
-def to_json(body: BaseModel) -> bytes:
+def dump_json(body: BaseModel) -> bytes:
     """Write a body as UTF-8, with the keys that were set."""
     return body.model_dump_json(exclude_unset=True).encode()
