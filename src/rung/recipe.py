@@ -44,16 +44,6 @@ from rung.training.lora import check_lora
 from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state
 
-__all__ = [
-    "Recipe",
-    "check_positive",
-    "check_seed",
-    "leave_length_open",
-    "make_recipe",
-    "read_override",
-    "read_recipe",
-]
-
 LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains: one of them
 MOST_TOKENS = 2**31 - 1
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
@@ -95,65 +85,21 @@ class Recipe:
         return find_rung(self.rung)
 
     def __post_init__(self) -> None:
-        find_rung(self.rung)
-        rung, model = resolve_size(self.rung, self.model)
-        object.__setattr__(self, "rung", rung)
-        object.__setattr__(self, "model", model)
-        check_arguments(self.train)
-        object.__setattr__(self, "corpus", _check_corpus(self))
-        _check_base(self)
-        own = {"path": self.base} if self.base else {"kind": "bpe"}
-        if self.base and self.tokenizer not in ({}, own):
-            raise RecipeError(
-                f"tokenizer is {self.tokenizer}, but {self.base} reads its own tokens: leave it out"
-            )
-        if not {"kind", "path"} & set(self.tokenizer):
-            object.__setattr__(self, "tokenizer", {**own, **self.tokenizer})
+        _normalize(self)
         _check_texts(self)
-        for key in self.tokenizer:
-            if key not in ("kind", "path", "vocab_size"):
-                raise RecipeError(
-                    f"tokenizer.{key}: {did_you_mean(key, ['kind', 'path', 'vocab_size'])}"
-                )
-        _check_vocab_size(self.tokenizer)
-        known = config_fields(self.rung)
-        for key in self.model:
-            if key not in known:
-                near = did_you_mean(
-                    key,
-                    known,
-                    f"all are the fields of {find_rung(self.rung).config_class.__name__}",
-                )
-                raise RecipeError(f"model.{key}: {self.rung} has no such field; {near}")
-        if self.counting:
-            _check_counting(self.rung, self.counting)
-        if self.held_out is not None:
-            _check_held_out(self.rung, self.held_out)
-        if not isinstance(self.carry_state, bool):
-            raise RecipeError(f"carry_state is {self.carry_state!r}: it must be true or false")
-        if self.carry_state:
-            check_carry_state(find_rung(self.rung).model_class, self.train)
-        if not is_counting(self.rung):
-            check_gradient_checkpointing(self.rung, find_rung(self.rung).model_class, self.train)
-        check_seed(self.seed)
-        check_positive("minutes", self.minutes, float)
-        check_positive("steps", self.steps, int)
-        if (
-            isinstance(self.dropout, bool)
-            or not isinstance(self.dropout, int | float)
-            or not 0 <= self.dropout < 1
-        ):
-            raise RecipeError(f"dropout is {self.dropout!r}: it must be a number from 0 up to 1")
-        check_positive("global_batch_size", self.global_batch_size, int)
-        check_duration(self.steps, self.minutes, self.train)
+        _check_tokenizer(self.tokenizer)
+        _check_fields(self)
+        _check_counting(self.rung, self.counting)
+        _check_held_out(self.rung, self.held_out)
+        _check_training(self)
         if is_counting(self.rung):
             _check_counted(self)
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The page as it stands, not yet checked.
+    """Read the page as it stands, not yet checked.
 
-    Raises `RecipeError` when it cannot be read or is no mapping.
+    Raises `RecipeError` when it cannot be read or is not a mapping.
     """
     try:
         page = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -196,8 +142,54 @@ def make_recipe(page: dict[str, Any], overrides: Iterable[str] | Mapping[str, An
     return Recipe(**page)
 
 
+def _normalize(recipe: Recipe) -> None:
+    """Turn a size into its rung and fields, and fill in the tokenizer; the recipe is being made."""
+    find_rung(recipe.rung)
+    rung, model = resolve_size(recipe.rung, recipe.model)
+    object.__setattr__(recipe, "rung", rung)
+    object.__setattr__(recipe, "model", model)
+    check_arguments(recipe.train)
+    object.__setattr__(recipe, "corpus", _check_corpus(recipe))
+    _check_base(recipe)
+    own = {"path": recipe.base} if recipe.base else {"kind": "bpe"}
+    if recipe.base and recipe.tokenizer not in ({}, own):
+        raise RecipeError(
+            f"tokenizer is {recipe.tokenizer}, but {recipe.base} reads its own tokens: leave it out"
+        )
+    if not {"kind", "path"} & set(recipe.tokenizer):
+        object.__setattr__(recipe, "tokenizer", {**own, **recipe.tokenizer})
+
+
+def _check_fields(recipe: Recipe) -> None:
+    """Raise `RecipeError` for a key of `model` that the rung's configuration does not have."""
+    known = config_fields(recipe.rung)
+    for key in recipe.model:
+        if key not in known:
+            listed = f"all are the fields of {recipe.entry.config_class.__name__}"
+            near = did_you_mean(key, known, listed)
+            raise RecipeError(f"model.{key}: {recipe.rung} has no such field; {near}")
+
+
+def _check_training(recipe: Recipe) -> None:
+    """Raise `RecipeError` for a setting of training that is none, or that contradicts another."""
+    if not isinstance(recipe.carry_state, bool):
+        raise RecipeError(f"carry_state is {recipe.carry_state!r}: it must be true or false")
+    if recipe.carry_state:
+        check_carry_state(recipe.entry.model_class, recipe.train)
+    if not is_counting(recipe.rung):
+        check_gradient_checkpointing(recipe.rung, recipe.entry.model_class, recipe.train)
+    check_seed(recipe.seed)
+    check_positive("minutes", recipe.minutes, float)
+    check_positive("steps", recipe.steps, int)
+    is_number = isinstance(recipe.dropout, int | float) and not isinstance(recipe.dropout, bool)
+    if not is_number or not 0 <= recipe.dropout < 1:
+        raise RecipeError(f"dropout is {recipe.dropout!r}: it must be a number from 0 up to 1")
+    check_positive("global_batch_size", recipe.global_batch_size, int)
+    check_duration(recipe.steps, recipe.minutes, recipe.train)
+
+
 def _check_texts(recipe: Recipe) -> None:
-    """Raise `RecipeError` for what is the name of something, and no text, or an empty one."""
+    """Raise `RecipeError` for a name that is not a text, or is empty."""
     names = {
         "documents": recipe.documents,
         "counting.engine": recipe.counting.get("engine", "numpy"),
@@ -212,8 +204,16 @@ def _check_texts(recipe: Recipe) -> None:
             raise RecipeError(f"{name} is {value!r}: it must be a name")
 
 
+def _check_tokenizer(tokenizer: dict[str, Any]) -> None:
+    known = ["kind", "path", "vocab_size"]
+    for key in tokenizer:
+        if key not in known:
+            raise RecipeError(f"tokenizer.{key}: {did_you_mean(key, known)}")
+    _check_vocab_size(tokenizer)
+
+
 def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
-    """Raise `RecipeError` for a size that is none, or of a vocabulary that is there already."""
+    """Raise `RecipeError` for a size that is not one, or of a vocabulary that exists already."""
     size, made = tokenizer.get("vocab_size"), tokenizer.get("path") or tokenizer.get("kind")
     if size is None:
         return
@@ -227,7 +227,7 @@ def _check_vocab_size(tokenizer: dict[str, Any]) -> None:
 
 
 def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
-    """The page without how long to train, for where something else says it."""
+    """Return the page without how long to train, for where something else says it."""
     page = {key: value for key, value in page.items() if key not in LENGTHS}
     if isinstance(page.get("train"), dict):
         page["train"] = {key: value for key, value in page["train"].items() if key not in LENGTHS}
@@ -235,6 +235,8 @@ def leave_length_open(page: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_counting(rung: str, counting: dict[str, Any]) -> None:
+    if not counting:
+        return
     if rung != "ngram":
         raise RecipeError(
             f"counting is {counting}: only ngram counts with an engine, and the rung is {rung}"
@@ -247,7 +249,7 @@ def _check_counting(rung: str, counting: dict[str, Any]) -> None:
 
 
 def _check_counted(recipe: Recipe) -> None:
-    """Raise `RecipeError` for what only training by gradients would heed."""
+    """Raise `RecipeError` for settings that only training by gradients would heed."""
     idle = ("train", "steps", "global_batch_size", "dropout")
     if said := [f"{name} is {getattr(recipe, name)}" for name in idle if getattr(recipe, name)]:
         raise RecipeError(
@@ -257,6 +259,8 @@ def _check_counted(recipe: Recipe) -> None:
 
 
 def _check_held_out(rung: str, share: Any) -> None:
+    if share is None:
+        return
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 0.5:
         raise RecipeError(
             f"held_out is {share!r}: it must be the share of the documents that is kept for "
@@ -272,7 +276,7 @@ def _check_held_out(rung: str, share: Any) -> None:
 
 
 def _check_corpus(recipe: Recipe) -> str | list[str]:
-    """The corpus, a list only where it is several paths."""
+    """Return the corpus; it is a list only where it is several paths."""
     corpus = [recipe.corpus] if isinstance(recipe.corpus, str) else recipe.corpus
     if (
         not isinstance(corpus, list | tuple)
@@ -307,15 +311,13 @@ def _check_base(recipe: Recipe) -> None:
 
 
 def check_seed(seed: Any) -> None:
-    """Raise `RecipeError` for what numpy, which is seeded too, cannot begin with."""
+    """Raise `RecipeError` for a seed that numpy, which is seeded too, cannot take."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise RecipeError(f"seed is {seed!r}: it must be a whole number from 0 to {2**32 - 1}")
 
 
 def check_positive(name: str, value: Any, kind: type) -> None:
-    """Raise `RecipeError` for what is given and is no positive number, or for `int` no whole
-    one.
-    """
+    """Raise `RecipeError` for a value that is given and is not a positive number of that kind."""
     if value is None:
         return
     good = isinstance(value, int | float) if kind is float else isinstance(value, int)
@@ -327,9 +329,9 @@ def check_positive(name: str, value: Any, kind: type) -> None:
 
 
 def read_override(override: str) -> tuple[str, Any]:
-    """The key and the value of `key=value`.
+    """Return the key and the value of `key=value`.
 
-    Raises `RecipeError` where it is not that, or the value is no YAML.
+    Raises `RecipeError` for another form, and for a value that is not YAML.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -355,7 +357,7 @@ def _apply(page: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _find_section(rung: str, key: str) -> tuple[str, str]:
-    """Where a bare key belongs: (key, "") for one of the recipe's own, else (section, key)."""
+    """Return where a bare key belongs: (key, "") for the recipe's own, else (section, key)."""
     own = [f.name for f in fields(Recipe)]
     if key in own:
         return key, ""
@@ -379,7 +381,7 @@ def _find_section(rung: str, key: str) -> tuple[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 numbers: `3e-3` is one."""
+    """A YAML loader that reads the numbers of YAML 1.2, such as `3e-3`."""
 
 
 _Loader.add_implicit_resolver(

@@ -1,12 +1,9 @@
-"""The climb: every rung on the same text, with the same tokenizer and an even share of the time
-that is left.
+"""The climb: every rung on the same text, with the same tokenizer, sharing the time.
 
-The minutes hold all of it: reading, counting, training, scoring. What a rung leaves of its share,
-or takes beyond it, is shared among those that are still to come.
-
-The trained rungs have as nearly as possible the same number of parameters. Each rung is a run of
-its own below one folder; one that fails does not take the others with it, and a climb that was
-stopped is taken up where it stopped.
+The minutes include reading, counting, training and scoring. What a rung leaves of its share, or
+takes beyond it, is shared among those that are still to come. The trained rungs have as nearly as
+possible the same number of parameters. Each rung is a run of its own below one folder; one that
+fails does not take the others with it, and a climb that was stopped goes on where it stopped.
 """
 
 import logging
@@ -41,7 +38,7 @@ TEXT = "text"  # the name under which the reading of the text is shown, before a
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """What to climb, on what, for how long in all, and where the runs go."""
+    """The corpus to climb, the rungs, the minutes in all, and the folder of the runs."""
 
     corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
@@ -57,7 +54,7 @@ class Climb:
         check_positive("minutes", self.minutes, float)
 
     def names(self) -> list[str]:
-        """The rungs, and sizes of them, in the order of the ladder."""
+        """List the rungs, and sizes of them, in the order of the ladder."""
         for name in self.rungs:
             find_rung(name)
         order = [*LADDER, *OFF_LADDER]
@@ -66,9 +63,7 @@ class Climb:
         )
 
     def recipes(self) -> list[Recipe]:
-        """One recipe for each rung, in the order of the ladder; the trained ones share the
-        minutes.
-        """
+        """Make a recipe for each rung, in the order of the ladder; trained ones share the time."""
         wanted = self.names()
         trained = [name for name in wanted if not is_counting(name)]
         return [
@@ -155,8 +150,9 @@ def _make_runs(
 
 @distributed.on_main
 def _read_text(recipe: Recipe, on_progress: OnProgress) -> None:
-    """Read the text, and say what it is: where that fails no run need be begun. It is kept, so the
-    runs find it.
+    """Read the text and describe it: where that fails, no run need be begun.
+
+    It is kept in the cache, where the runs find it.
     """
     on_progress(Progress(stage="reading", run=TEXT))
     note = read_corpus(asdict(recipe)).describe()
@@ -165,15 +161,16 @@ def _read_text(recipe: Recipe, on_progress: OnProgress) -> None:
 
 
 class _Shares:
-    """The minutes of several runs, shared out among those that are still to come as each begins."""
+    """The minutes of several runs, shared among those still to come as each begins."""
 
     def __init__(self, minutes: list[float], began: float) -> None:
         self.ends = began + 60 * sum(minutes)
         self.waiting = sum(minutes)
 
     def begin(self, recipe: Recipe) -> float | None:
-        """When the run's minutes would have begun, if they end with its share of what is left; its
-        least part is.
+        """Return when the run's minutes must have begun to end with its share of what is left.
+
+        The share is never less than the least part of the run's own minutes.
         """
         if recipe.minutes is None:
             return None
@@ -187,9 +184,7 @@ class _Shares:
 
 @distributed.on_main
 def _check_folders(recipes: dict[Path, Recipe]) -> None:
-    """Make the folder that the runs go to; raise `RunError` when one is there and is another, or is
-    being made.
-    """
+    """Make the folder of the runs; raise `RunError` where another run is there, or at work."""
     for folder, recipe in recipes.items():
         runs.make_folder(folder.parent)
         runs.check_unlocked(folder)
@@ -208,7 +203,7 @@ def _check_folders(recipes: dict[Path, Recipe]) -> None:
 
 
 def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
-    """Of the text that each run was made of, where one was read."""
+    """Return the fingerprint of the text of each run that read one."""
     begun = [folder for folder in recipes if (folder / runs.RECORD).exists()]
     records = {folder: runs.read_record_or_failure(folder) for folder in begun}
     return {
@@ -220,7 +215,7 @@ def _find_fingerprints(recipes: Iterable[Path]) -> dict[Path, str]:
 
 @distributed.on_main
 def _check_one_text(recipes: Iterable[Path]) -> None:
-    """Raise `RunError` where the text was changed while it was climbed: a table never mixes two."""
+    """Raise `RunError` where the text was changed during the climb: a table has one text."""
     if len(set(_find_fingerprints(recipes).values())) > 1:
         folder = next(iter(recipes)).parent
         raise RunError(f"the text has changed during the climb: delete {folder} and climb again")
@@ -263,7 +258,7 @@ def _make(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float | 
 
 
 def _suggest_out(folder: Path) -> str:
-    """Another folder beside that of the climb."""
+    """Suggest another folder beside that of the climb."""
     return f"--out {shlex.quote(f'{folder.parent}-2')}"
 
 
@@ -280,7 +275,7 @@ def _record_failure(recipe: Recipe, folder: Path, message: str) -> None:
 
 @distributed.on_main
 def _remove_failed(recipes: dict[Path, Recipe]) -> None:
-    """Leave nothing of a climb that could not be begun."""
+    """Remove the folders of a climb that could not be begun."""
     for folder in recipes:
         if folder.is_dir() and runs.holds_only_failure(folder):
             shutil.rmtree(folder)
