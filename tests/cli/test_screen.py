@@ -264,7 +264,7 @@ def test_without_a_terminal_there_is_a_line_every_ten_seconds():
         clock[0] = second
         display.show(Progress("training", second, 1000, "35,850 tokens/s", run="llama3"))
         for _ in range(3):
-            display.beat()
+            display.print_when_due()
     display.show(Progress("scoring", run="llama3"))
     display.show(Progress("done", run="llama3"))
     lines = [line.split(" ", 1) for line in file.getvalue().splitlines()]
@@ -287,7 +287,7 @@ def test_a_stage_that_says_nothing_is_told_of_all_the_same():
     display = Display(lambda: clock[0], Console(file=file))
     display.show(Progress("counting", run="ngram"))
     clock[0] = 75
-    display.beat()
+    display.print_when_due()
     assert file.getvalue().endswith("ngram: counting, 1:15 so far\n")
 
 

@@ -1,6 +1,4 @@
-"""How far a command is: on a terminal a bar for each run, elsewhere plain lines that begin with the
-time of day.
-"""
+"""The display of progress: a bar for each run on a terminal, elsewhere lines with time stamps."""
 
 import os
 import threading
@@ -19,34 +17,34 @@ from rich.text import Text
 from rung.cli.output import escape_controls, find_overflow, is_quiet
 from rung.progress import FACTS, OUTCOMES, Progress
 
-BETWEEN_LINES = 10.0  # seconds between two plain lines about one stage
-NAMES = 14  # characters that the names of rungs take
-ROOM_FOR_BAR, ROOM_FOR_ELAPSED = 72, 48  # columns that a terminal must have to show them
+LINE_INTERVAL = 10.0  # seconds between two plain lines about one stage
+NAME_WIDTH = 14  # characters, of the names of runs
+MIN_WIDTH_FOR_BAR, MIN_WIDTH_FOR_ELAPSED = 72, 48  # columns of a terminal that shows them
 MARKS = {"done": ("✓", "green"), "failed": ("✗", "red"), "stopped": ("-", "yellow")}
 ASCII_MARKS = {"done": "+", "failed": "x", "stopped": "-"}
 
 
 @dataclass
 class _Task:
-    """A run on its way through its stages."""
+    """A run and the stage that it is in."""
 
     name: str
     progress: Progress
     began: float
-    entered: float = 0.0  # the stage
-    first: int = 0  # what of the stage was done when it was entered
-    spoken: float = 0.0  # when a plain line last told of it
+    entered: float = 0.0  # when the stage began
+    first: int = 0  # what of the stage was done when it began
+    printed: float = 0.0  # when the last plain line about it was printed
     outcome: str = ""  # one of `OUTCOMES`; empty while it goes on
     ended: float = 0.0
-    failed: bool = False  # once: what comes after it in the same line does not make it good
+    failed: bool = False  # stays true once it is: a later success does not hide a failure
     spinner: Spinner = field(default_factory=lambda: Spinner("dots"))
 
     def seconds(self, now: float) -> float:
-        """Seconds that it has taken through all its stages."""
+        """The seconds that all its stages have taken."""
         return (self.ended if self.outcome else now) - self.began
 
     def seconds_left(self, now: float) -> float | None:
-        """Seconds to the end of the stage at the pace so far; None where nobody knows."""
+        """The seconds to the end of the stage at the rate so far; None where they are unknown."""
         if self.progress.seconds_left is not None and not self.outcome:
             return max(0.0, self.progress.seconds_left)
         moved = self.progress.done - self.first
@@ -56,8 +54,9 @@ class _Task:
 
 
 class Display:
-    """Shows on standard error where runs are; of several processes the main one's. Nothing with
-    `--quiet`.
+    """Shows the progress of runs on standard error; nothing with `--quiet`.
+
+    Of several processes the main one shows its own.
     """
 
     def __init__(
@@ -77,11 +76,10 @@ class Display:
 
     def __enter__(self) -> "Display":
         if self.live:
-            self.live.start(
-                refresh=True
-            )  # else a line that is printed before the first refresh spoils the bars
+            # A line that is printed before the first refresh would spoil the bars.
+            self.live.start(refresh=True)
         elif not is_quiet():
-            threading.Thread(target=self._beat_on, daemon=True).start()
+            threading.Thread(target=self._print_regularly, daemon=True).start()
         return self
 
     def __exit__(
@@ -110,20 +108,21 @@ class Display:
                 self._move(progress)
 
     def end(self, outcome: str) -> None:
-        """The present run has ended: done, failed or stopped."""
+        """End the present run: done, failed or stopped."""
         with self.lock:
             self._end(self.current, outcome)
 
     def draw(self) -> Table:
-        """A line for each run, as wide as the terminal; what is told last gives way first, the time
-        left never.
+        """Draw a line for each run, as wide as the terminal.
+
+        Where that is narrow, the last columns are cut or left out, but never the time left.
         """
         width, now, cut = self.console.width, self.clock(), find_overflow(self.console)
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=1)
-        table.add_column(width=NAMES, no_wrap=True, overflow=cut)
+        table.add_column(width=NAME_WIDTH, no_wrap=True, overflow=cut)
         table.add_column(width=10, no_wrap=True)
-        for room, columns in ((ROOM_FOR_BAR, 15), (ROOM_FOR_ELAPSED, 7), (0, 7)):
+        for room, columns in ((MIN_WIDTH_FOR_BAR, 15), (MIN_WIDTH_FOR_ELAPSED, 7), (0, 7)):
             if width >= room:
                 table.add_column(
                     width=columns, no_wrap=True, justify="left" if columns > 7 else "right"
@@ -133,16 +132,16 @@ class Display:
             table.add_row(*self._draw_task(task, width, now))
         return table
 
-    def beat(self) -> None:
-        """A plain line about the present stage, if the last one is long ago."""
+    def print_when_due(self) -> None:
+        """Print a plain line about the present stage, if the last line is long ago."""
         with self.lock:
             task, now = self.tasks.get(self.current), self.clock()
-            if task and not task.outcome and now - task.spoken >= BETWEEN_LINES:
-                self._say(task, _describe(task, now))
+            if task and not task.outcome and now - task.printed >= LINE_INTERVAL:
+                self._print_about(task, _describe(task, now))
 
-    def _beat_on(self) -> None:
+    def _print_regularly(self) -> None:
         while not self.over.wait(1.0):
-            self.beat()
+            self.print_when_due()
 
     def _move(self, progress: Progress) -> None:
         name = progress.run
@@ -155,13 +154,13 @@ class Display:
         task = self.tasks.setdefault(name, _Task(name, progress, now))
         task.progress, task.entered, task.first, task.outcome = progress, now, progress.done, ""
         self.current = name
-        self._say(task, progress.stage)
+        self._print_about(task, progress.stage)
 
     def _end_stage(self, task: _Task) -> None:
         took = self.clock() - task.entered
         if took >= 1:  # else the next line says it
             note = f", {task.progress.note}" if task.progress.note else ""
-            self._say(task, f"{task.progress.stage} took {show_time(took)}{note}")
+            self._print_about(task, f"{task.progress.stage} took {show_time(took)}{note}")
 
     def _end(self, name: str, outcome: str, why: str = "") -> None:
         task = self.tasks.get(name)
@@ -171,7 +170,7 @@ class Display:
         task.failed = task.failed or outcome == "failed"
         task.outcome, task.ended = "failed" if task.failed else outcome, self.clock()
         task.progress = replace(task.progress, note=why or task.progress.note)
-        self._say(
+        self._print_about(
             task, f"{task.outcome} after {show_time(task.seconds(0))}{': ' if why else ''}{why}"
         )
 
@@ -185,8 +184,8 @@ class Display:
         else:
             self._print(line)
 
-    def _say(self, task: _Task, what: str) -> None:
-        task.spoken = self.clock()
+    def _print_about(self, task: _Task, what: str) -> None:
+        task.printed = self.clock()
         if not self.live:
             self._print(f"{task.name}: {what}")
 
@@ -203,9 +202,9 @@ class Display:
             Text(escape_controls(task.name)),
             Text(task.outcome or task.progress.stage),
         ]
-        if width >= ROOM_FOR_BAR:
+        if width >= MIN_WIDTH_FOR_BAR:
             cells.append(_draw_bar(task))
-        if width >= ROOM_FOR_ELAPSED:
+        if width >= MIN_WIDTH_FOR_ELAPSED:
             cells.append(Text(show_time(task.seconds(now)), "progress.elapsed"))
         cells.append(Text("" if left is None else show_time(left), "progress.remaining"))
         return [*cells, Text(escape_controls(" ".join(task.progress.note.split())))]
