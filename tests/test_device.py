@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from rung import device
-from rung.device import choose_device, count_cores, describe, has_fast_bfloat16
-from rung.errors import RunError
+from rung.device import choose_device, count_cores, describe_device, has_fast_bfloat16
 
 pytestmark = pytest.mark.conditions
 
@@ -63,7 +62,7 @@ def test_what_else_the_machine_does_changes_no_gain(monkeypatch):
 
 
 def test_describe_is_in_words():
-    assert "cores of" in describe(torch.device("cpu"))
+    assert "cores of" in describe_device(torch.device("cpu"))
 
 
 def make_groups(folder, cgroup, mounts, files):
@@ -220,7 +219,7 @@ def test_threads_leave_the_cores_that_others_use(ours, idle, wanted, tmp_path, m
     monkeypatch.setattr(device._watch_free_cores, "__defaults__", (tmp_path / "stat",))
     counted = []
     monkeypatch.setattr(torch, "set_num_threads", counted.append)
-    device.leave_busy_cores()
+    device.avoid_busy_cores()
     assert (counted or [4]) == [wanted]
 
 
@@ -325,23 +324,3 @@ def test_beside_busy_processes_decoding_keeps_half_its_fair_share():
                 with processes(BESIDE, "while True: pass"):
                     shares.append(ask(name) / alone)
             assert max(shares) >= fair / 2, f"in {name}: {shares} of its own speed"
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there a user has a number on no system")
-def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
-    """As in a container that is started with --user."""
-    import pwd
-
-    for name in ("HOME", "RUNG_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = device.cache_folder()
-    assert folder == tmp_path / f"rung-{os.getuid()}"
-    folder.mkdir()
-    assert device.cache_folder() == folder
-    own = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: own + 1)
-    (tmp_path / f"rung-{own + 1}").mkdir()
-    with pytest.raises(RunError, match="is another user's: name one in RUNG_CACHE"):
-        device.cache_folder()

@@ -242,3 +242,23 @@ def test_a_full_disk_is_one_clear_line(error, tmp_path):
         raise error
     with pytest.raises(RuntimeError, match="shape"), explain_failed_writes(tmp_path):
         raise RuntimeError("shape mismatch")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there a user has a number on no system")
+def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
+    """As in a container that is started with --user."""
+    import pwd
+
+    for name in ("HOME", "RUNG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", lambda number: {}[number])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = files.cache_folder()
+    assert folder == tmp_path / f"rung-{os.getuid()}"
+    folder.mkdir()
+    assert files.cache_folder() == folder
+    own = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: own + 1)
+    (tmp_path / f"rung-{own + 1}").mkdir()
+    with pytest.raises(RunError, match="is another user's: name one in RUNG_CACHE"):
+        files.cache_folder()

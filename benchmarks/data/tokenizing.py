@@ -140,7 +140,7 @@ def run_one(way: str, text: str, tokenizer_folder: str) -> None:
     """Pack once, and print how long it took."""
     from rung.data.corpus import load_corpus
     from rung.data.tokenizer_loading import load_tokenizer
-    from rung.device import cache_folder
+    from rung.files import cache_folder
     from rung.workflows.prepare import pack_train
 
     corpus, tokenizer = load_corpus(text), load_tokenizer(tokenizer_folder)
@@ -321,9 +321,9 @@ def main() -> None:
     elif chosen.all:
         run_all(chosen.all)
     else:
-        from rung.device import choose_device, describe
+        from rung.device import choose_device, describe_device
 
-        print(f"Text to tokens: {describe(choose_device())}\n")
+        print(f"Text to tokens: {describe_device(choose_device())}\n")
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             compare(chosen.text, folder)

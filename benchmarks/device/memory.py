@@ -1,4 +1,4 @@
-"""Time a training step with and without `keep_freed_memory`, in milliseconds.
+"""Time a training step with and without `retain_freed_memory`, in milliseconds.
 
 Both ways take turns, each in a process of its own.
 
@@ -19,11 +19,11 @@ def time_step(keep: bool) -> float:
     import torch
     from transformers import LlamaConfig
 
-    from rung.device import keep_freed_memory
+    from rung.device import retain_freed_memory
     from rung.models.llama3 import LlamaForCausalLM
 
     if keep:
-        keep_freed_memory()
+        retain_freed_memory()
     batch, length, vocabulary = SHAPE
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -49,14 +49,14 @@ def time_step(keep: bool) -> float:
 
 def main() -> None:
     """Print both, and their ratio."""
-    from rung.device import choose_device, describe
+    from rung.device import choose_device, describe_device
 
     if sys.argv[1:]:
         print(time_step(sys.argv[1] == "keep"))
         return
     print(
         f"forward and backward of a small Llama, {SHAPE[0]} x {SHAPE[1]} tokens: "
-        f"{describe(choose_device())}"
+        f"{describe_device(choose_device())}"
     )
     found: dict[str, list[float]] = {"as it is": [], "keep": []}
     for _ in range(ROUNDS):

@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from rung.device import choose_device, describe, has_fast_bfloat16
+from rung.device import choose_device, describe_device, has_fast_bfloat16
 
 ROUNDS = 15
 SIZES = [  # rows, inner, columns
@@ -38,7 +38,10 @@ def measure(rows, inner, columns, dtype):
 def main():
     device = choose_device()
     chosen = "bfloat16" if has_fast_bfloat16(device) else "float32"
-    print(f"{describe(device)}, torch {torch.__version__}; GFLOP/s; rung trains in {chosen} here")
+    print(
+        f"{describe_device(device)}"
+        f", torch {torch.__version__}; GFLOP/s; rung trains in {chosen} here"
+    )
     print(f"{'rows x inner x columns':24}{'float32':>10}{'bfloat16':>10}{'ratio':>8}")
     for size in SIZES:
         plain, half = (measure(*size, dtype) for dtype in (torch.float32, torch.bfloat16))

@@ -187,10 +187,10 @@ def main():
             child.wait()
     import torch
 
-    from rung.device import describe
+    from rung.device import describe_device
 
     print(
-        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second with "
+        f"{describe_device(torch.device('cpu'))}, torch {torch.__version__}; tokens a second with "
         f"OpenMP's own policy, and"
     )
     print(

@@ -26,7 +26,7 @@ import numpy
 from rung.data.sources import WIKITEXT, join_articles, load_hub_splits
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import choose_device, describe
+from rung.device import choose_device, describe_device
 from rung.evaluation.score import Score, score_documents
 from rung.models import find_rung, make_config
 
@@ -92,7 +92,7 @@ def main() -> None:
         parser.error("name two files, TRAIN and VALIDATION, or none")
     train, validation = read_rows(paths)
     score = score_articles(train, validation)
-    print(describe(choose_device()))
+    print(describe_device(choose_device()))
     print(f"{len(train):,} training rows, {len(validation):,} validation rows")
     print(f"the chapter's perplexity    {chapter_perplexity(train, validation):12,.2f}")
     print(f"the ruler's word perplexity {score.word_perplexity:12,.2f}")

@@ -22,7 +22,7 @@ from transformers import GPT2Config, LlamaConfig
 from rung import runs
 from rung.data.corpus import load_corpus
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import describe
+from rung.device import describe_device
 from rung.errors import RungError
 from rung.export.export import export
 from rung.generation.decoder import Decoder, generate_tokens
@@ -177,7 +177,8 @@ def main():
     torch.manual_seed(0)
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     print(
-        f"{describe(torch.device('cpu'))}, {versions}; tokens a second, the best of {REPEATS}, "
+        f"{describe_device(torch.device('cpu'))}"
+        f", {versions}; tokens a second, the best of {REPEATS}, "
         f"{NEW} new tokens"
     )
     model, peer = LlamaForCausalLM(LLAMA).eval(), transformers.LlamaForCausalLM(LLAMA).eval()

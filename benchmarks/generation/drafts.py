@@ -15,7 +15,7 @@ import tempfile
 
 import torch
 
-from rung.device import describe
+from rung.device import describe_device
 from rung.generation.decoder import Decoder
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
@@ -85,7 +85,8 @@ def compare(run, ngram):
     model, tokenizer = load(run)
     decoder = Decoder(model)
     print(
-        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; greedy, {NEW} tokens, the "
+        f"{describe_device(torch.device('cpu'))}"
+        f", torch {torch.__version__}; greedy, {NEW} tokens, the "
         f"best of {REPEATS}"
     )
     print(f"{model.config.model_type}, {count_parameters(model):,} weights")

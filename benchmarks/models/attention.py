@@ -11,7 +11,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from rung.device import describe
+from rung.device import describe_device
 from rung.models.attention import _attend_unfused
 
 REPEATS = 15
@@ -32,7 +32,10 @@ def fused(q, k, v):
 
 
 def main():
-    print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}; median of {REPEATS - 3}")
+    print(
+        f"{describe_device(torch.device('cpu'))}"
+        f", torch {torch.__version__}; median of {REPEATS - 3}"
+    )
     print(f"{'batch x heads x tokens x size':<32}{'fused ms':>10}{'plain ms':>10}{'ratio':>8}")
     for shape in (
         (16, 4, 64, 32),

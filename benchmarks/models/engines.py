@@ -20,7 +20,7 @@ from ngram import ORDER, read_lines
 
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import choose_device, describe, keep_freed_memory
+from rung.device import choose_device, describe_device, retain_freed_memory
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.ngram.engines import choose_count_function
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
@@ -58,7 +58,7 @@ def anonymous_memory() -> float:
 def count(folder: Path, vocab_size: int, engine: str, memory: str) -> None:
     """Fit once, and print a line."""
     if engine == "numpy":
-        keep_freed_memory()
+        retain_freed_memory()
     tokens = numpy.memmap(folder / "tokens.bin", dtype=numpy.uint32, mode="r")
     starts = numpy.load(folder / "starts.npy")
     peak = [anonymous_memory()]
@@ -99,7 +99,7 @@ def main() -> None:
     if chosen.one:
         count(chosen.text, int(chosen.one[0]), chosen.one[1], chosen.one[2])
         return
-    print(f"Kneser-Ney of order {ORDER}: {describe(choose_device())}\n")
+    print(f"Kneser-Ney of order {ORDER}: {describe_device(choose_device())}\n")
     print("engine    memory        tokens       n-grams   fit (s)   peak GB  model GB", flush=True)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         size = write_text(chosen.text, Path(folder))

@@ -12,7 +12,7 @@ import time
 import torch
 from torch.nn import functional as F
 
-from rung.device import describe
+from rung.device import describe_device
 from rung.models.attention import attend
 
 REPEATS = 100
@@ -44,7 +44,8 @@ def milliseconds(function, tensors):
 def main():
     torch.set_num_threads(1)
     print(
-        f"{describe(torch.device('cpu'))}, of which one is used, torch {torch.__version__}; median "
+        f"{describe_device(torch.device('cpu'))}"
+        f", of which one is used, torch {torch.__version__}; median "
         f"of {REPEATS}"
     )
     print(

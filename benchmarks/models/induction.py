@@ -43,11 +43,11 @@ def main():
         "corpora", nargs="*", metavar="CORPUS", default=["python-docs", "python-source"]
     )
     corpora = parser.parse_args().corpora
-    from rung.device import choose_device, describe
+    from rung.device import choose_device, describe_device
     from rung.models import llama3
 
     circuit = llama3.add_induction_circuit
-    print(describe(choose_device()))
+    print(describe_device(choose_device()))
     print(
         f"llama3, {WIDTH} wide, {STEPS} steps: bits per byte of validation text as it learns, and "
         f"of the test text"

@@ -25,7 +25,7 @@ import torch
 
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import choose_device, describe, keep_freed_memory
+from rung.device import choose_device, describe_device, retain_freed_memory
 from rung.export.arpa import write_arpa
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
@@ -212,7 +212,7 @@ def draw(lines: list[Line], path: Path) -> None:
     axes.set(
         xlabel="tokens of text",
         ylabel="seconds",
-        title=f"Kneser-Ney of order {ORDER}, {describe(choose_device())}",
+        title=f"Kneser-Ney of order {ORDER}, {describe_device(choose_device())}",
     )
     axes.set_xticks(tokens, [f"{size / 1e6:.2g} M" for size in tokens])
     axes.minorticks_off()
@@ -259,10 +259,10 @@ def main() -> None:
         "--lmplz", default=shutil.which("lmplz"), help="KenLM's program; from the PATH by default"
     )
     chosen = parser.parse_args()
-    keep_freed_memory()
+    retain_freed_memory()
     print(
-        f"Kneser-Ney of order {ORDER}: {describe(choose_device())}; seconds, ratios of lmplz's to "
-        f"ours\n"
+        f"Kneser-Ney of order {ORDER}: {describe_device(choose_device())}; "
+        f"seconds, ratios of lmplz's to ours\n"
     )
     theirs = "     lmplz    binary   ratio   ratio" if chosen.lmplz else ""
     print(f"    tokens     n-grams      fit     whole    sorts{theirs}  bytes ea  peak GB")

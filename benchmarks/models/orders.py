@@ -15,7 +15,7 @@ import numpy
 from rung.data.corpus import Corpus, load_corpus
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer, suggest_vocab_size
-from rung.device import choose_device, describe, keep_freed_memory
+from rung.device import choose_device, describe_device, retain_freed_memory
 from rung.evaluation.score import Score, score_documents
 from rung.models import count_parameters, find_rung, make_config
 from rung.models.ngram.smoothing import SMOOTHINGS
@@ -66,12 +66,13 @@ def main() -> None:
     )
     parser.add_argument("corpus")
     chosen = parser.parse_args()
-    keep_freed_memory()
+    retain_freed_memory()
     corpus = load_corpus(chosen.corpus, "paragraphs")
     texts = corpus.test["text"]
     print(f"$ python benchmarks/models/orders.py {chosen.corpus}")
     print(
-        f"{describe(choose_device())}; test text {sum(len(text.encode()) for text in texts):,} "
+        f"{describe_device(choose_device())}"
+        f"; test text {sum(len(text.encode()) for text in texts):,} "
         f"bytes"
     )
     for kind, words in (("whitespace", "words"), ("bpe", "byte pairs")):

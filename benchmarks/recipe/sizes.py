@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from rung import runs
-from rung.device import choose_device, describe
+from rung.device import choose_device, describe_device
 from rung.recipe import make_recipe
 from rung.workflows.train import execute
 
@@ -19,7 +19,7 @@ def main():
     minutes = float(sys.argv[1]) if len(sys.argv) > 1 else 1.25
     rung = sys.argv[2] if len(sys.argv) > 2 else "llama3"
     widths = [int(width) for width in sys.argv[3:]] or [96, 128, 160, 192, 256]
-    print(f"{rung} on python-docs, {minutes} minutes each; {describe(choose_device())}")
+    print(f"{rung} on python-docs, {minutes} minutes each; {describe_device(choose_device())}")
     for width in widths:
         with tempfile.TemporaryDirectory() as folder:
             page = {"rung": rung, "minutes": minutes, "model": {"hidden_size": width}}

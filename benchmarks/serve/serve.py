@@ -29,7 +29,7 @@ import uvicorn
 
 from rung.data.corpus import load_corpus
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import describe
+from rung.device import describe_device
 from rung.generation.sampling import Sampling
 from rung.models import build_model, count_parameters, make_config
 from rung.serve.app import build_app
@@ -239,7 +239,8 @@ def main():
     reserve_core()
     served = load_served_models(asked.run) if asked.run else make_shapes()
     print(
-        f"{describe(torch.device('cpu'))}, torch {torch.__version__}; tokens a second of all texts "
+        f"{describe_device(torch.device('cpu'))}"
+        f", torch {torch.__version__}; tokens a second of all texts "
         f"together"
     )
     print(f"{'':<20}" + "".join(f"{f'{count} texts':>10}" for count in TEXTS) + f"{'16 to 1':>9}")

@@ -14,7 +14,7 @@ import time
 import torch
 from transformers import GPT2Config, LlamaConfig
 
-from rung.device import describe, has_fast_bfloat16
+from rung.device import describe_device, has_fast_bfloat16
 from rung.models import build_model
 
 LAYERS, WIDTH, VOCABULARY, ROWS, LENGTH = 12, 512, 4096, 8, 512
@@ -35,7 +35,7 @@ def main():
     if len(sys.argv) > 1:
         measure(sys.argv[1], sys.argv[2] == "again")
         return
-    machine = describe(torch.device("cpu"))
+    machine = describe_device(torch.device("cpu"))
     print(
         f"$ python benchmarks/training/activations.py          # {machine}, "
         f"{torch.get_num_threads()} used"

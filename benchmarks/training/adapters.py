@@ -15,7 +15,7 @@ import torch
 
 from rung import runs
 from rung.data.corpus import load_corpus
-from rung.device import describe
+from rung.device import describe_device
 from rung.evaluation.score import score_documents
 from rung.models import load
 from rung.recipe import make_recipe
@@ -42,7 +42,7 @@ def main():
     text = sys.argv[1] if len(sys.argv) > 1 else "python-source"
     steps = int(sys.argv[2]) if len(sys.argv) > 2 else 300
     name = Path(text).name
-    machine = f"{describe(torch.device('cpu'))}, {torch.get_num_threads()} used; one seed"
+    machine = f"{describe_device(torch.device('cpu'))}, {torch.get_num_threads()} used; one seed"
     print(f"$ python benchmarks/training/adapters.py {name} {steps}          # {machine}")
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from rung import runs
 from rung.data.corpus import load_corpus
 from rung.data.tokenizer import encode_documents
-from rung.device import describe
+from rung.device import describe_device
 from rung.models import load
 from rung.models.base import RecurrentState
 from rung.recipe import make_recipe
@@ -30,7 +30,7 @@ def main():
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     width = int(sys.argv[2]) if len(sys.argv) > 2 else 192
     device = torch.device("cpu")
-    machine = f"{describe(device)}, {torch.get_num_threads()} used; one seed"
+    machine = f"{describe_device(device)}, {torch.get_num_threads()} used; one seed"
     print(f"$ python benchmarks/training/carried.py {steps} {width}          # {machine}")
     print(
         f"rnn on python-docs, LSTM {width} wide, {steps} steps of 2048 tokens; bits per byte of "

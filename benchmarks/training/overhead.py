@@ -18,7 +18,7 @@ import torch
 
 from rung.data.packing import BlockDataset, PackedTokens
 from rung.data.tokenizer_training import build_tokenizer
-from rung.device import choose_device, describe, has_fast_bfloat16, keep_freed_memory
+from rung.device import choose_device, describe_device, has_fast_bfloat16, retain_freed_memory
 from rung.models import build_model, make_config
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.optimizer import Muon, group_parameters
@@ -96,9 +96,10 @@ def clock():
 
 
 def main():
-    keep_freed_memory()
+    retain_freed_memory()
     print(
-        f"{describe(choose_device())}; milliseconds a step, the median of {ROUNDS} rounds of "
+        f"{describe_device(choose_device())}"
+        f"; milliseconds a step, the median of {ROUNDS} rounds of "
         f"{STEPS} steps"
     )
     print(f"{'':36}{'bare loop':>10}{'Trainer':>10}{'ratio':>8}")

@@ -454,9 +454,9 @@ def main():
     if chosen.child:
         run_child(*chosen.child)
         return
-    from rung.device import choose_device, describe
+    from rung.device import choose_device, describe_device
 
-    print(f"{describe(choose_device())}; the median of {ROUNDS} rounds")
+    print(f"{describe_device(choose_device())}; the median of {ROUNDS} rounds")
     with tempfile.TemporaryDirectory() as folder:
         in_a_process("prepare", folder)
         for row in filter(None, chosen.rows.split(",")):

@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rung.device import cache_folder
-from rung.files import make_once
+from rung.files import cache_folder, make_once
 
 logger = logging.getLogger(__name__)
 

@@ -11,15 +11,12 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import time
 import timeit
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from rung.errors import RunError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +28,6 @@ logger = logging.getLogger(__name__)
 # (benchmarks/device/threads.py).
 SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-MIRROR = "RUNG_HUB_MIRROR"
 WATCHED_SECONDS = 0.2  # in which it is seen what other processes use
 MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -111,7 +107,7 @@ def has_bfloat16_lstm() -> bool:
     return True
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Have the C library keep what a training step frees for the next one, where it is glibc.
 
     Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small
@@ -124,36 +120,6 @@ def keep_freed_memory() -> None:
             if mallopt(M_MMAP_THRESHOLD, threshold):
                 break
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def cache_folder() -> Path:
-    """Where rung keeps what it can make again: `$RUNG_CACHE`, or `rung` in the user's cache folder.
-
-    For a user without a home it is in the folder for temporary files.
-    """
-    if folder := os.environ.get("RUNG_CACHE"):
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME") or (
-        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
-    )
-    try:
-        return Path(base).expanduser() / "rung"
-    except RuntimeError:  # nobody says where this user's home is
-        place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
-        if place.exists() and place.stat().st_uid != os.getuid():
-            raise RunError(
-                f"there is no home folder for a cache, and {place} is another user's: name one in "
-                f"RUNG_CACHE"
-            ) from None
-        return place
-
-
-def find_mirror(path: str) -> Path | None:
-    """The folder that stands for a repository of the Hub, `$RUNG_HUB_MIRROR/ORG/NAME`; None where
-    there is none.
-    """
-    folder = os.environ.get(MIRROR)
-    return Path(folder) / path if folder and (Path(folder) / path).is_dir() else None
 
 
 def configure_threads() -> None:
@@ -192,7 +158,7 @@ def may_choose_threads() -> bool:
     return "OMP_NUM_THREADS" not in os.environ
 
 
-def leave_busy_cores() -> None:
+def avoid_busy_cores() -> None:
     """Have no more threads than there are cores that other processes leave free, and one at least.
 
     Threads that share a core with something else hold each other up at every operation: beside four
@@ -212,7 +178,7 @@ def leave_busy_cores() -> None:
     torch.set_num_threads(threads)
 
 
-def keep_threads(threads: int) -> None:
+def restore_thread_count(threads: int) -> None:
     """Go on with so many threads as a run was begun with, where there are cores for them; a user's
     number stands.
     """
@@ -321,7 +287,7 @@ def _read_quota(group: Path) -> float:
         return math.inf
 
 
-def describe(device: "torch.device") -> str:
+def describe_device(device: "torch.device") -> str:
     """The machine in words, as a run records it."""
     import torch
 

@@ -16,6 +16,8 @@ import secrets
 import shutil
 import socket
 import stat
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,6 +45,29 @@ QUIET_WAIT_SECONDS = 1.0
 CLOCK_DIFFERENCE_SECONDS = 2.0
 # Of a temporary path: the number of the process, the machine, a random part, the final name.
 TEMPORARY_NAME = re.compile(r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL)
+
+
+def cache_folder() -> Path:
+    """Return the folder of the cache: `$RUNG_CACHE`, or `rung` in the user's cache folder.
+
+    For a user without a home it is in the folder for temporary files. Raises `RunError` where
+    another user owns that one.
+    """
+    if folder := os.environ.get("RUNG_CACHE"):
+        return Path(folder)
+    base = os.environ.get("XDG_CACHE_HOME") or (
+        "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    )
+    try:
+        return Path(base).expanduser() / "rung"
+    except RuntimeError:  # the user has no home folder
+        place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
+        if place.exists() and place.stat().st_uid != os.getuid():
+            raise RunError(
+                f"there is no home folder for a cache, and {place} is another user's: name one in "
+                f"RUNG_CACHE"
+            ) from None
+        return place
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:

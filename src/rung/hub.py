@@ -1,11 +1,13 @@
 """The Hugging Face Hub: which names may be on it, and whether it can be reached."""
 
+import os
 import re
 from pathlib import Path
 from typing import Literal
 
 TIMEOUT_SECONDS = 5.0
 REPOSITORY_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MIRROR_VARIABLE = "RUNG_HUB_MIRROR"
 LOCAL_PREFIXES = ("/", ".", "~", "runs/")
 
 
@@ -49,3 +51,12 @@ def find_dataset_commit(repository: str) -> str:
     from huggingface_hub import HfApi
 
     return str(HfApi().dataset_info(repository, timeout=TIMEOUT_SECONDS).sha)
+
+
+def find_mirror(repository: str) -> Path | None:
+    """Return the folder to read in the place of a repository, or None where there is none.
+
+    It is `$RUNG_HUB_MIRROR/OWNER/NAME`.
+    """
+    folder = os.environ.get(MIRROR_VARIABLE)
+    return Path(folder) / repository if folder and (Path(folder) / repository).is_dir() else None

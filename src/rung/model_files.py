@@ -53,7 +53,7 @@ SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, "special_tokens_map.json", "added_
 IDS: dict[str, tuple[type, ...]] = {
     f"{name}_token_id": (int,) for name in ("bos", "eos", "pad")
 }  # or a list of them
-KINDS: dict[str, dict[str, tuple[type, ...]]] = {
+VALUE_TYPES: dict[str, dict[str, tuple[type, ...]]] = {
     CONFIG: {"model_type": (str,)},
     GENERATION: {**IDS, "max_length": (int,), "temperature": (int, float)},
     TOKENIZER: {"tokenizer_class": (str,), "chat_template": (str, list, dict)},
@@ -107,7 +107,7 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
             raise RunError(
                 f"{path}: {key} would have other files read than the model's own: leave it out"
             )
-    for key, kinds in KINDS.get(path.name, {}).items():
+    for key, kinds in VALUE_TYPES.get(path.name, {}).items():
         value = facts.get(key)
         values = value if key in IDS and isinstance(value, list) else [value]
         if value is not None and not all(

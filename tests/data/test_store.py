@@ -7,8 +7,8 @@ import pytest
 
 from rung.data import store
 from rung.data.corpus import load_corpus
-from rung.device import cache_folder
 from rung.errors import CorpusError
+from rung.files import cache_folder
 from tests.conftest import make_text, write
 from tests.data.conftest import read_stream, texts
 

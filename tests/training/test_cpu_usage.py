@@ -71,7 +71,7 @@ def test_cores_are_looked_for_again_at_evaluations(
     minutes, waited, running, asked, threads, tmp_path, monkeypatch
 ):
     looked = []
-    monkeypatch.setattr(recorder, "leave_busy_cores", lambda: looked.append(1))
+    monkeypatch.setattr(recorder, "avoid_busy_cores", lambda: looked.append(1))
     monkeypatch.setattr(recorder, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: running)

@@ -17,8 +17,8 @@ from rung.cli.app import (
     verb,
 )
 from rung.cli.output import silence_libraries
-from rung.device import cache_folder
 from rung.errors import RecipeError
+from rung.files import cache_folder
 
 if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore

@@ -27,7 +27,7 @@ from rung.cli.output import (
     silence_libraries,
     suggest_prompt,
 )
-from rung.device import cache_folder
+from rung.files import cache_folder
 
 if TYPE_CHECKING:
     from rung.library.ladder import Ladder

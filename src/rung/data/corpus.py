@@ -42,8 +42,8 @@ from rung.data.store import (
     store_documents,
 )
 from rung.data.stream import Stream, open_stream
-from rung.device import cache_folder
 from rung.errors import CorpusError
+from rung.files import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from rung.data.files import PROSE_SUFFIXES, TABLE_SUFFIXES, has_readable_suffix, uncompressed_suffix
 from rung.data.notes import CorpusNotes, abbreviate_list, printable_path
 from rung.data.sources import SPLIT_NAMES
-from rung.device import cache_folder
 from rung.errors import CorpusError
+from rung.files import cache_folder
 from rung.model_files import is_run
 
 # The reasons to skip a file, as notes say them.

@@ -15,7 +15,6 @@ from typing import Any
 
 from rung import hub
 from rung.data.files import fingerprint_files, quiet_datasets
-from rung.device import MIRROR, find_mirror
 from rung.errors import CorpusError, first_line
 
 EXCLUDED_FOLDERS = {
@@ -162,7 +161,7 @@ def find_revision(path: str) -> str:
     except Exception as error:
         raise CorpusError(
             f"the data set {path!r} cannot be streamed: {first_line(error)}; check the name and "
-            f"the network, or use a copy under ${MIRROR}/{path}"
+            f"the network, or use a copy under ${hub.MIRROR_VARIABLE}/{path}"
         ) from error
 
 
@@ -185,7 +184,7 @@ def _find_local_copy(path: str) -> Path | None:
     Raises `CorpusError` for a folder that does not exist.
     """
     own = Path(path).expanduser()
-    found = find_mirror(path) or (own if own.is_dir() else None)
+    found = hub.find_mirror(path) or (own if own.is_dir() else None)
     if found is None and hub.is_local_path(path):
         raise CorpusError(
             f"no such folder: {path!r}, and as a data set of the Hub it would be called ORG/NAME"
@@ -240,7 +239,7 @@ def _load_from_hub(path: str, config: str | None, stream_revision: str | None) -
         raise CorpusError(
             f"the data set {path!r} could not be loaded: "
             f"{'HF_HUB_OFFLINE is set' if before else 'no network'}; "
-            f"use `python-docs`, a file of your own, or a copy under ${MIRROR}/{path}"
+            f"use `python-docs`, a file of your own, or a copy under ${hub.MIRROR_VARIABLE}/{path}"
         ) from error
     finally:
         datasets.config.HF_HUB_OFFLINE = before

@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rung import hub, model_files
 from rung.data.tokenizer import encode_deterministically, find_unk_token_id
 from rung.data.tokenizer_training import BUILDERS, TOKENIZERS
-from rung.device import find_mirror
 from rung.errors import RunError, TokenizerError, did_you_mean, first_line
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def _locate(name: str) -> tuple[str, bool]:
     """
     local = Path(name).exists()
     where = name if local else PUBLISHED_TOKENIZERS.get(name, name)
-    if not local and (mirrored := find_mirror(where)):
+    if not local and (mirrored := hub.find_mirror(where)):
         where, local = str(mirrored), True
     if name in BUILDERS and not local:
         raise TokenizerError(

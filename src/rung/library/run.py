@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rung import hub, runs
-from rung.device import leave_busy_cores
+from rung.device import avoid_busy_cores
 from rung.errors import RecipeError
 from rung.evaluation.surprisal import TokenScore, score_text
 from rung.generation.decoder import Decoder
@@ -98,7 +98,7 @@ class Run:
             stop = sampling["stop"]
             sampling["stop"] = (stop,) if isinstance(stop, str) else tuple(stop or ())
         chosen, rounded = Sampling(**sampling), parse_weight_dtype(weights)
-        leave_busy_cores()
+        avoid_busy_cores()
         decoder = Decoder(self.model, rounded)
         guesses = make_draft(draft, self.tokenizer) if draft else None
         return continue_text(decoder, self.tokenizer, prompt, chosen, on_text, guesses)

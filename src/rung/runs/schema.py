@@ -7,47 +7,47 @@ failed one fewer.
 
 from typing import Any
 
-ANY = "*"  # the key that stands for those not named
-NUMBER = (int, float)
-COUNT = (int,)
-COST = (int, float, type(None))  # an infinite one is null
-TEXT, FLAG = (str,), (bool,)
+_ANY = "*"  # the key that stands for those not named
+_NUMBER = (int, float)
+_COUNT = (int,)
+_COST = (int, float, type(None))  # an infinite one is null
+_TEXT, _FLAG = (str,), (bool,)
 
 SCORE_SCHEMA = {
     **dict.fromkeys(
-        ("documents", "bytes", "words", "tokens", "unknown_words", "dropped_bytes"), COUNT
+        ("documents", "bytes", "words", "tokens", "unknown_words", "dropped_bytes"), _COUNT
     ),
     **dict.fromkeys(
-        ("bits_per_byte", "low", "high", "word_perplexity", "token_perplexity", "nats"), COST
+        ("bits_per_byte", "low", "high", "word_perplexity", "token_perplexity", "nats"), _COST
     ),
-    **dict.fromkeys(("unknown_nats", "dropped_nats", "window", "stride"), COST),
-    **dict.fromkeys(("log10_word_perplexity", "log10_token_perplexity", "seconds"), COST),
-    "lost": [TEXT],
-    "renormalized": FLAG,
+    **dict.fromkeys(("unknown_nats", "dropped_nats", "window", "stride"), _COST),
+    **dict.fromkeys(("log10_word_perplexity", "log10_token_perplexity", "seconds"), _COST),
+    "lost": [_TEXT],
+    "renormalized": _FLAG,
 }
 RECORD_SCHEMA = {
-    **dict.fromkeys(("rung", "failed", "imported", "hardware"), TEXT),
+    **dict.fromkeys(("rung", "failed", "imported", "hardware"), _TEXT),
     **dict.fromkeys(("prompt", "sample"), (str, type(None))),
-    "parameters": COUNT,
+    "parameters": _COUNT,
     "recipe": {},
-    "batches": [{"from_step": COUNT, "global_batch_size": COUNT}],
+    "batches": [{"from_step": _COUNT, "global_batch_size": _COUNT}],
     "corpus": {
-        **dict.fromkeys(("name", "fingerprint"), TEXT),
-        "documents": {ANY: COUNT},
-        "bytes": {ANY: COUNT},
-        "notes": [TEXT],
-        "paths": [TEXT],
-        "paths_from_run": [TEXT],
+        **dict.fromkeys(("name", "fingerprint"), _TEXT),
+        "documents": {_ANY: _COUNT},
+        "bytes": {_ANY: _COUNT},
+        "notes": [_TEXT],
+        "paths": [_TEXT],
+        "paths_from_run": [_TEXT],
     },
-    "tokenizer": {"kind": TEXT, "fingerprint": TEXT, "vocab_size": COUNT, "lost": [TEXT]},
+    "tokenizer": {"kind": _TEXT, "fingerprint": _TEXT, "vocab_size": _COUNT, "lost": [_TEXT]},
     "training": dict.fromkeys(
-        ("seconds", "steps", "tokens", "tokens_per_second", "cpu_share", "cores"), NUMBER
+        ("seconds", "steps", "tokens", "tokens_per_second", "cpu_share", "cores"), _NUMBER
     ),
     "scores": {"test": SCORE_SCHEMA},
-    "marks": {ANY: NUMBER},
-    "passage": [(TEXT, COST)],
+    "marks": {_ANY: _NUMBER},
+    "passage": [(_TEXT, _COST)],
     "plan": {},
-    "places": {ANY: TEXT},
+    "places": {_ANY: _TEXT},
     "versions": {},
     "base": {},
     "tune": {"plan": {}},
@@ -69,7 +69,7 @@ def find_schema_error(value: Any, kind: Any = RECORD_SCHEMA, where: str = "") ->
         if not isinstance(value, dict):
             return _say(where, value, dict)
         parts = [
-            (part, kind.get(key, kind.get(ANY)), f"{where}.{key}".strip("."))
+            (part, kind.get(key, kind.get(_ANY)), f"{where}.{key}".strip("."))
             for key, part in value.items()
         ]
     elif isinstance(kind, list):

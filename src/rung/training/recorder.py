@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import distributed, runs
-from rung.device import count_cores, leave_busy_cores
+from rung.device import avoid_busy_cores, count_cores
 from rung.errors import RunError
 from rung.progress import Progress
 from rung.training.callbacks import TrainingCallbacks
@@ -209,7 +209,7 @@ class Recorder(TrainerCallback):
         """
         self.recent_cpu.stop()
         if is_busy(self.recent_cpu.share) or torch.get_num_threads() < count_cores():
-            leave_busy_cores()
+            avoid_busy_cores()
         self.recent_cpu.start()
 
 

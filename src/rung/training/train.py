@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from rung import distributed
 from rung.data.packing import PackedTokens, TokenDataset
-from rung.device import keep_freed_memory, keep_threads
+from rung.device import restore_thread_count, retain_freed_memory
 from rung.models.base import CausalModel
 from rung.training.arguments import ENDLESS, choose_precision, make_training_arguments
 from rung.training.callbacks import TrainingCallbacks
@@ -93,7 +93,7 @@ def train(
     process's model gets the trained weights. Raises `RecipeError` for a bad argument, `RunError`
     when the loss is no longer a number, or when the checkpoint is damaged or another run's.
     """
-    keep_freed_memory()
+    retain_freed_memory()
     dataset = make_dataset(model, tokenizer, text, folder, settings)
     clock = Clock(
         settings.minutes if settings.is_timed else None,
@@ -144,7 +144,7 @@ def _open_run(task: _Task, description: dict[str, Any]) -> tuple[TrainingRun, Tr
     if resume:
         clock.resume(resume.seconds, resume.clock)
         if resume.threads:
-            keep_threads(resume.threads)
+            restore_thread_count(resume.threads)
     # Each process has measured for itself, and the main one decides.
     steps = distributed.broadcast(resume.planned_steps if resume else _choose_steps(task))
     arguments = make_training_arguments(settings, folder, steps)

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung import distributed
-from rung.device import choose_device, leave_busy_cores
+from rung.device import avoid_busy_cores, choose_device
 from rung.evaluation.score import score_documents
 from rung.ladder import TRANSFORMER_RUNGS
 from rung.models import (
@@ -141,7 +141,7 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
     """Choose the model's size where the recipe leaves it open. All processes call this."""
     if prepared.recipe.entry.counts:
         return prepared
-    leave_busy_cores()
+    avoid_busy_cores()
     on_progress(Progress(stage="measuring"))
     recipe, plan = plan_model(prepared)
     if plan:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig, set_seed
 
 from rung import __version__, distributed, runs
-from rung.device import choose_device, keep_freed_memory
+from rung.device import choose_device, retain_freed_memory
 from rung.evaluation.score import score_documents
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
@@ -95,7 +95,7 @@ def _fit_counts(prepared: PreparedText, on_progress: OnProgress) -> CausalModel:
     config = make_config(recipe.rung, prepared.tokenizer, recipe.model)
     counting = CountingSettings(**recipe.counting)
     if counting.engine == "numpy":
-        keep_freed_memory()
+        retain_freed_memory()
     else:
         note = counting.describe(len(packed), config.order)
         on_progress(Progress(stage="noted", note=note))

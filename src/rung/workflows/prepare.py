@@ -16,10 +16,9 @@ from rung.data.packing import PackedTokens, pack
 from rung.data.tokenizer import encode_batches, fingerprint_tokenizer, required_vocab_size
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer, suggest_vocab_size
-from rung.device import cache_folder
 from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluation.documents import take_texts
-from rung.files import make_once
+from rung.files import cache_folder, make_once
 from rung.models import make_config
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import OnProgress, Progress, ignore_progress

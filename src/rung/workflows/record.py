@@ -19,12 +19,12 @@ from transformers import PreTrainedTokenizerBase
 from rung import __version__
 from rung.data.corpus import Corpus
 from rung.data.tokenizer import fingerprint_tokenizer, lossy_features
-from rung.device import cache_folder, choose_device, count_cores, describe
+from rung.device import choose_device, count_cores, describe_device
 from rung.evaluation.compressors import compressor_marks, lzma_after_train
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
-from rung.files import read_cached_value, write_cached_value
+from rung.files import cache_folder, read_cached_value, write_cached_value
 from rung.generation.generate import generate
 from rung.generation.sampling import Sampling
 from rung.models.base import CausalModel
@@ -86,7 +86,7 @@ def describe_environment(seed: int) -> dict[str, Any]:
             "datasets": datasets.__version__,
         },
         "seed": seed,
-        "hardware": describe(choose_device()),
+        "hardware": describe_device(choose_device()),
     }
 
 

@@ -31,7 +31,7 @@ from rung.chat.template import (
     encode_conversations,
     set_up_chat_format,
 )
-from rung.device import choose_device, leave_busy_cores
+from rung.device import avoid_busy_cores, choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.ladder import TRANSFORMER_RUNGS, is_counting
 from rung.models import find_rung_name, load
@@ -233,7 +233,7 @@ def _fit(
     model, tokenizer = loaded
     if not distributed.is_main():
         _add_chat_format(model, tokenizer, plan, prepared.record)
-    leave_busy_cores()
+    avoid_busy_cores()
     callbacks = _make_callbacks(prepared.data, on_progress) if prepared.data else NO_CALLBACKS
     settings = _make_settings(plan, prepared.began)
     with warn_if_unchanged(model):
