@@ -296,7 +296,7 @@ class Endless:
 
 
 def test_a_question_takes_no_longer_than_an_answer_may(served, monkeypatch):
-    monkeypatch.setattr(playground, "find_next", work := Endless())
+    monkeypatch.setattr(playground, "find_next_token", work := Endless())
     with testclient.TestClient(build_app(served, Limits(seconds=0.2))) as client:
         answer = client.post("/api/next", json={"model": "rnn"})
         assert answer.status_code == 504 and answer.json()["error"]["code"] == "timeout"
@@ -308,7 +308,7 @@ def test_a_question_takes_no_longer_than_an_answer_may(served, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "body", "where"),
     [
-        ("/api/next", {"text": "a"}, (playground, "find_next")),
+        ("/api/next", {"text": "a"}, (playground, "find_next_token")),
         ("/api/surprisal", {"text": "a"}, (playground, "find_surprisal")),
         ("/api/attention", {"text": "a"}, (playground, "find_attention")),
         ("/v1/completions", {"prompt": "a"}, (openai, "read_prompts")),
