@@ -205,9 +205,8 @@ def read_documents(
                     yield from waiting
                     waiting.clear()
         except NoTextColumnError as error:
-            if (
-                uncompressed_suffix(path) != ".json" or len(found) == 1
-            ):  # in a folder that may be anything
+            # A .json file among others may be settings, and no table at all.
+            if uncompressed_suffix(path) != ".json" or len(found) == 1:
                 raise
             unnamed.append(error)
             notes.add("skipped {count} file{s} without a text column", printable_path(path))

@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rung.compiler import Address, compile_source
+from rung.data.packing import IGNORE_INDEX
 
 SOURCE = Path(__file__).with_name("fused.c")
 MAX_LOGITS = 2**26  # rows times vocabulary: 128 MiB in bfloat16
 DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
 WEIGHT_GRAD_PARTS = 16  # partial sums of the gradient of a norm's weight
-IGNORE_INDEX = -100  # the label of a token that costs nothing, as in torch
 
 
 def rms_norm(
