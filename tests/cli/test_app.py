@@ -385,7 +385,7 @@ def bad_ground(ground):
 MISTAKES = {
     "missing": (["train", "bigram", "nowhere.txt"], "no such file or folder: nowhere.txt"),
     "empty": (["train", "bigram", "empty.txt"], "empty.txt is empty"),
-    "blank": (["train", "bigram", "blank.txt"], "too little text"),
+    "blank": (["train", "bigram", "blank.txt"], "blank.txt contains no text"),
     "one word": (["train", "bigram", "word.txt"], "too little text to split into train, validation "
                                                   "and test: 1 doc"),
     "200 bytes": (["climb", "small.txt"], "give at least 4,000 bytes"),
@@ -531,7 +531,7 @@ def test_a_mistake_in_a_real_process(ground):
 def test_an_option_that_is_no_number_is_a_mistake(ground):
     shown = rung("climb", "--minutes", "x", cwd=ground)
     assert (shown.returncode, shown.stdout) == (2, "")
-    assert "'x' is not a valid float" in shown.stderr
+    assert "--minutes" in shown.stderr and "Traceback" not in shown.stderr
 
 
 def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
