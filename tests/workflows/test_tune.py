@@ -203,8 +203,8 @@ def test_a_tuning_that_was_stopped_goes_on_as_if_it_had_not(ground, tmp_path, mo
     monkeypatch.chdir(ground)
     plan = Tuning(base="llama3", data="talks.jsonl", steps=20, train={"logging_steps": 1})
 
-    def stop(stage):
-        if stage.name == "tuning" and stage.done == 7:
+    def stop(progress):
+        if progress.stage == "tuning" and progress.done == 7:
             os.kill(os.getpid(), signal.SIGINT)
 
     assert tune(plan, tmp_path / "whole")
