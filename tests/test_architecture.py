@@ -121,15 +121,14 @@ def test_functions_fit_on_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef):
             statements = sum(isinstance(inner, ast.stmt) for inner in ast.walk(node)) - 1
-            assert node.end_lineno - node.body[0].lineno < 64, (
-                f"{path.name}: {node.name} is too long"
-            )
-            assert statements <= 42, f"{path.name}: {node.name} has {statements} statements"
+            lines = node.end_lineno - node.body[0].lineno + 1
+            assert lines <= 50, f"{path.name}: {node.name} is too long"
+            assert statements <= 35, f"{path.name}: {node.name} has {statements} statements"
 
 
 def test_rooms_are_small():
     for path in FILES:
-        limit = 250 if path.stem in RUNG_FILES else 300 if room_of(path) == "models" else 500
+        limit = 250 if path.stem in RUNG_FILES else 300 if room_of(path) == "models" else 400
         assert len(path.read_text().splitlines()) <= limit, f"{path} has grown out of its room"
 
 
@@ -170,12 +169,8 @@ def test_every_room_has_its_tests():
     assert not missing
 
 
-# Names that two rooms still define. The list only shrinks: the functions of `import rung` have the
-# verbs' names on purpose, and the others wait for a better word.
-SHARED_NAMES = {
-    *("climb", "generate", "load", "train", "tune"),
-    *("BOS", "EOS", "IGNORE_INDEX", "ROWS_AT_ONCE", "describe_run"),
-}
+# The functions of `import rung` have the verbs' names, as what they call in the rooms below.
+SHARED_NAMES = {"climb", "generate", "load", "train", "tune"}
 
 
 def names_of(path):

@@ -31,7 +31,7 @@ from rung.evaluation.metrics import RENORMALIZED  # noqa: E402
 from rung.serve import openai, playground  # noqa: E402
 from rung.serve.app import build_app  # noqa: E402
 from rung.serve.limits import Limits  # noqa: E402
-from rung.serve.playground import MAX_ATTENTION_TOKENS, MAX_TEXT, describe_runs  # noqa: E402
+from rung.serve.playground import MAX_ATTENTION_TOKENS, MAX_TEXT, describe_models  # noqa: E402
 from rung.serve.registry import ServedModel  # noqa: E402
 from tests.serve.test_openai import Listening, wait_until  # noqa: E402
 
@@ -352,7 +352,7 @@ def test_runs_that_could_not_train_are_named(served, make_tiny, tokenizer):
         make("rnn", 2.6),
     ]
     runs += [make("llama3", 2.4), ServedModel("plain", served["swaps"].model, tokenizer, {})]
-    doubts = {run["name"]: run["doubt"] for run in describe_runs(runs)}
+    doubts = {run["name"]: run["doubt"] for run in describe_models(runs)}
     assert doubts.pop("gpt2") == "5 training steps only: too few to have learned anything"
     assert doubts.pop("rnn") == "worse than counting pairs: trained for too short a time"
     assert set(doubts.values()) == {None}

@@ -34,7 +34,7 @@ MISSING_UNKNOWN = -100.0  # log10
 SPACE, TAB, NEWLINE, NOTHING = (
     pyarrow.scalar(text, pyarrow.large_string()) for text in (" ", "\t", "\n", "")
 )
-ROWS_AT_ONCE = 2**20
+LINES_AT_ONCE = 2**20
 
 
 def export_arpa(run: str, out: Path) -> None:
@@ -148,8 +148,8 @@ def _lines(
     is_highest = order == len(model.config.num_ngrams)
     backoff = None if is_highest else model.get_parameter(f"log10_backoff_{order}").detach().numpy()
     probability[numpy.isneginf(probability)] = IMPOSSIBLE
-    for start in range(0, len(probability), ROWS_AT_ONCE):
-        rows = numpy.arange(start, min(start + ROWS_AT_ONCE, len(probability)))
+    for start in range(0, len(probability), LINES_AT_ONCE):
+        rows = numpy.arange(start, min(start + LINES_AT_ONCE, len(probability)))
         rows = rows[rows != padding] if order == 1 else rows
         ngrams = pc.binary_join_element_wise(
             *(words.take(pyarrow.array(c[rows])) for c in columns), SPACE

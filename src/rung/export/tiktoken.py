@@ -9,6 +9,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import TikTokenConverter, bytes_to_unicode
 
+from rung.data.tokenizer_training import BOS, EOS
 from rung.errors import TokenizerError
 
 LLAMA3_PATTERN = (
@@ -16,7 +17,6 @@ LLAMA3_PATTERN = (
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
-BOS, EOS = "<|begin_of_text|>", "<|end_of_text|>"
 NUM_SPECIAL_TOKENS = 256  # tokens after the others
 # What stands at which place among them; the rest is reserved, and numbered.
 LLAMA3 = {0: BOS, 1: EOS, 6: "<|start_header_id|>", 7: "<|end_header_id|>", 9: "<|eot_id|>"}

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from html import escape
 
-from rung.report.svg import (
+from rung.report.axes import (
     LABEL_HEIGHT,
     LABEL_SIZE,
     WIDE,

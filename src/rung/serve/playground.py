@@ -79,7 +79,7 @@ class TextRequest(PlaygroundRequest):
 def make_router(engines: dict[str, Engine]) -> APIRouter:
     """Make the routes of the page (`/`), its files (`/page/`) and its API (`/api/`)."""
     router = APIRouter(responses=ERROR_RESPONSES)
-    described = describe_runs([engine.served for engine in engines.values()])
+    described = describe_models([engine.served for engine in engines.values()])
     limiter = CapacityLimiter(1)
     _add_page(router)
 
@@ -146,13 +146,15 @@ def _run(
         return _respond(find(run, body))
 
 
-def describe_runs(served: Sequence[ServedModel]) -> list[dict[str, Any]]:
+def describe_models(served: Sequence[ServedModel]) -> list[dict[str, Any]]:
     """Describe the runs, each with the reason why its scores may say nothing of its rung."""
     doubts = runs.explain_doubtful_scores([run.record for run in served])
-    return [describe_run(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)]
+    return [
+        describe_model(run) | {"doubt": doubt} for run, doubt in zip(served, doubts, strict=True)
+    ]
 
 
-def describe_run(run: ServedModel) -> dict[str, Any]:
+def describe_model(run: ServedModel) -> dict[str, Any]:
     """Describe a run: what it is, what it scored, and what it can be asked."""
     model, record = run.model, run.record
     score = (record.get("scores") or {}).get("test") or {}
