@@ -41,7 +41,7 @@ def report_command(
     folders = [folder for root in run for folder in runs.find_runs(root)]
     for root in run:
         if root in folders or not any(folder.is_relative_to(root) for folder in folders):
-            runs.read_record(root)  # says what is wrong with it
+            runs.read_record(root)  # raises the error that says why there is no run
     write_report(folders, out)
     print_note(f"Report: {out}")
 

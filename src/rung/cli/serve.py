@@ -1,4 +1,4 @@
-"""The verb that answers others: serve."""
+"""The verb that serves runs over HTTP: serve."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def serve_command(
 
 
 def show_address(names: list[str], address: str, locked: bool, prompt: str) -> None:
-    """What is served, where, and a first question."""
+    """Print the names of the served runs, the address, and a first request to paste."""
     body = json.dumps({"model": names[0], "prompt": prompt, "max_tokens": 40, "stream": True})
     key = ' -H "Authorization: Bearer $RUNG_API_KEY"' if locked else ""
     print(f"Serving {', '.join(names)}", file=sys.stderr)

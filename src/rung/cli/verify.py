@@ -1,4 +1,4 @@
-"""The verb that proves a promise: verify-resume."""
+"""The verb that verifies that a killed run loses nothing: verify-resume."""
 
 import shutil
 import sys

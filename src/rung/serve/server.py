@@ -1,4 +1,4 @@
-"""The HTTP server: a bounded number of connections, idle ones closed, and an orderly shutdown."""
+"""The HTTP server: it limits connections, closes idle ones, and shuts down in order."""
 
 import asyncio
 import logging
@@ -20,20 +20,20 @@ except ModuleNotFoundError:  # as on Windows
 
 logger = logging.getLogger(__name__)
 
-SHUTDOWN_SECONDS = 5.0  # for answers to finish when the server is stopped
-FLUSH_SECONDS = 2.0  # for readers to read, after that, that their answers have ended
-# For the headers of a request to arrive. Clients keep a connection for 5 seconds, and must close it
-# first.
+SHUTDOWN_SECONDS = 5.0  # for running answers to finish when the server is stopped
+FLUSH_SECONDS = 2.0  # for clients to read the end of their answers after that
+# Seconds without a request after which a connection is closed. A client that keeps connections
+# keeps them for 5 seconds, and must be the first to close.
 IDLE_SECONDS = 15
 BACKLOG = 128  # connections that are accepted at once
-# Descriptors for other things, and for connections that are being closed.
+# File descriptors for everything else, and for connections that are being closed.
 RESERVED_DESCRIPTORS = 2 * BACKLOG
-DEFAULT_CONNECTIONS = 1024  # where the system sets no limit
-LOG_INTERVAL = 60.0  # seconds between two lines that say that no descriptors are left
+DEFAULT_CONNECTIONS = 1024  # the limit if the system sets none
+LOG_INTERVAL = 60.0  # seconds between two log lines about missing descriptors
 
 
 def raise_descriptor_limit() -> None:
-    """Raise the limit of open files to what this process may have."""
+    """Raise the limit of open files as far as this process may, up to 65,536."""
     if resource:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
@@ -42,7 +42,7 @@ def raise_descriptor_limit() -> None:
 
 
 def find_max_connections() -> int:
-    """Return how many connections there may be at once."""
+    """Return the limit of connections: that of open files, less a reserve."""
     if (
         not resource
         or (limit := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) == resource.RLIM_INFINITY
@@ -52,13 +52,16 @@ def find_max_connections() -> int:
 
 
 class Connection(H11Protocol):
-    """A connection; a new one above the limit replaces the one that has been idle for longest."""
+    """A connection of HTTP/1.1, which may close an idle connection to make room for itself."""
 
     idle_since = 0.0
-    unread: tuple[int, float] = (0, 0.0)  # bytes that its reader did not take, and since when
+    unread: tuple[int, float] = (0, 0.0)  # bytes that the client has not read, and since when
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accept the connection, and close the longest idle one if there are too many."""
+        """Accept the connection, and close the longest idle one if there are too many.
+
+        The new connection itself is closed if none is idle.
+        """
         super().connection_made(cast(asyncio.Transport, transport))
         self.idle_since = time.monotonic()
         if len(self.connections) > find_max_connections():
@@ -70,17 +73,20 @@ class Connection(H11Protocol):
             min(idle, key=lambda other: other.idle_since, default=self).transport.abort()
 
     def on_response_complete(self) -> None:
-        """Note that the connection is idle from now on."""
+        """Record that the connection is idle from now on."""
         self.idle_since = time.monotonic()
         super().on_response_complete()
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being answered."""
+        """Return whether no request is being answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def close_if_idle(self, now: float, seconds: float) -> None:
-        """Close the connection after too long without a request, or `seconds` without a read."""
+        """Close the connection after `IDLE_SECONDS` without a request.
+
+        Abort the connection if the client reads nothing of its answer for `seconds`.
+        """
         left = self.transport.get_write_buffer_size()
         if left != self.unread[0]:
             self.unread = left, now
@@ -91,9 +97,9 @@ class Connection(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """A server that gives answers a moment to finish when it is stopped; the rest get an error.
+    """A server that lets running answers finish for a moment before it stops.
 
-    A second signal ends it at once.
+    Answers that take longer end with an error. A second signal ends the process at once.
     """
 
     def __init__(self, app: Any, worker: Worker, seconds: float) -> None:
@@ -116,7 +122,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        """Close idle connections, every second; uvicorn calls this ten times a second."""
+        """Close idle connections once a second. Uvicorn calls this ten times a second."""
         if counter % 10 == 0:
             for connection in list(self.server_state.connections):
                 if isinstance(connection, Connection):
@@ -124,7 +130,7 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more requests, wait for the answers, and end the others with an error."""
+        """Take no more requests, wait for running answers, and end late ones with an error."""
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -142,7 +148,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop at the first signal; at the second one wait for nothing."""
+        """Shut down at the first signal, and end the process at once at the second."""
         if self.should_exit:
             os._exit(128 + sig)
         super().handle_exit(sig, frame)
@@ -155,7 +161,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(0.02)
 
     def _log_exception(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Log as the event loop does, but a lack of descriptors only once a minute."""
+        """Log as the event loop does, but log a lack of descriptors only once a minute."""
         if "out of system resource" in context.get("message", ""):
             if time.monotonic() - self.last_logged < LOG_INTERVAL:
                 return

@@ -1,4 +1,4 @@
-"""Run work in threads, given up as soon as nobody waits for it."""
+"""Run work in threads, and stop it when its caller is cancelled."""
 
 import asyncio
 import threading
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
-    """Run `work` in a thread, when the limiter lets it, and return its result.
+    """Run `work` in a thread as soon as the limiter has a place for it, and return its result.
 
     When the caller is cancelled, the work does not begin, or ends at its next operation on tensors.
-    It keeps its place in the limiter until then, so that cancelled work does not pile up.
+    The work keeps its place in the limiter until then, so that cancelled work does not pile up.
     """
     is_cancelled = threading.Event()
 
@@ -28,20 +28,20 @@ async def run_in_thread(work: Callable[[], T], limiter: CapacityLimiter) -> T:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         is_cancelled.set()
-        # Fetch the exception, or the event loop logs that nobody did.
+        # The event loop logs an exception that was never retrieved, so retrieve it.
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         raise
 
 
 class _CancelledError(Exception):
-    """Raised in work that nobody waits for any more."""
+    """Raised in work whose caller was cancelled."""
 
 
 class _CancelWatch(TorchFunctionMode):
-    """Ends the work of a thread at its next operation on tensors, once it is cancelled.
+    """A mode that ends cancelled work at its next operation on tensors.
 
-    It raises only once: cleaning up on the way out needs such operations too, as to switch
-    gradients on again.
+    The mode raises only once, because cleaning up needs such operations too: switching gradients on
+    again is one of them.
     """
 
     def __init__(self, is_cancelled: threading.Event) -> None:
