@@ -1,5 +1,6 @@
-"""The climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, equal steps, several
-seeds.
+"""Climb from GPT-2 to Llama 3 one swap at a time: a model for each swap, with several seeds.
+
+All models are trained for equal steps on the same text.
 """
 
 import shutil
@@ -16,9 +17,9 @@ from rung.recipe import Recipe
 from rung.report.swaps import BASE_RUNG, END_RUNG, write_swaps
 from rung.workflows.climb import REPORT, TEXT, make_runs
 
-# About a minute a run on two cores. SwiGLU's width is the multiple of 8 nearest to two thirds of
-# GELU's.
+# A run of these steps and this shape takes about a minute on two cores.
 STEPS = 800
+# The `intermediate_size` is SwiGLU's: the multiple of 8 nearest to two thirds of GELU's width.
 SHAPE = {
     "hidden_size": 128,
     "num_hidden_layers": 4,
@@ -30,10 +31,9 @@ SHAPE = {
 
 @dataclass(frozen=True, kw_only=True)
 class SwapClimb:
-    """Between which rungs, on what, for how many steps a run, with which seeds, and where the runs
-    go.
+    """The settings of a climb by swaps: rungs, text, steps of a run, seeds, and the runs' folder.
 
-    Raises `RecipeError` for rungs that have no swaps between them, and for no seeds.
+    Raises `RecipeError` for rungs that have no swaps between them, and for an empty `seeds`.
     """
 
     between: tuple[str, str] = (BASE_RUNG, END_RUNG)
@@ -58,8 +58,9 @@ class SwapClimb:
             )
 
     def recipes(self) -> dict[Path, Recipe]:
-        """A recipe for each folder: seed by seed, so that a climb that was stopped has whole seeds
-        to compare.
+        """Return the recipe of each run by the run's folder.
+
+        The runs are ordered seed by seed, so that a stopped climb has whole seeds to compare.
         """
         sets = {BASE_RUNG: [], **{name: [name] for name in SWAPS}, END_RUNG: list(SWAPS)}
         return {
@@ -82,9 +83,8 @@ class SwapClimb:
 def climb_swaps(plan: SwapClimb, on_progress: OnProgress = ignore_progress) -> list[Path]:
     """Make the runs that are not finished, and return the folders of all.
 
-    Progress has the seed as its run, and the model's name in its note.
-
-    Raises as `climb` does.
+    Each `Progress` names the seed as its run, and the model in its note. Raises the errors that
+    `climb` raises.
     """
     recipes = plan.recipes()
     models = len(recipes) // len(plan.seeds)
@@ -95,18 +95,16 @@ def climb_swaps(plan: SwapClimb, on_progress: OnProgress = ignore_progress) -> l
         if run == TEXT:
             on_progress(progress)
             return
-        if (
-            progress.stage == "done" and places[run] < models
-        ):  # of the seed's models others are still to come
+        # A seed is done with the last of its models.
+        if progress.stage == "done" and places[run] < models:
             return
         name, _, seed = run.rpartition("-seed")
         note = f"{places[run]} of {models}: {name} {progress.note}"
         on_progress(replace(progress, run=f"seed {seed}", note=note))
 
     def report(begun: list[Path]) -> None:
-        for folder in filter(
-            runs.is_finished, begun
-        ):  # so many runs, and nothing resumes from them
+        # Nothing resumes from a finished run, and the checkpoints of so many runs fill the disk.
+        for folder in filter(runs.is_finished, begun):
             shutil.rmtree(folder / runs.CHECKPOINTS, ignore_errors=True)
         write_swaps(begun, plan.folder / REPORT)
 

@@ -1,4 +1,4 @@
-"""Estimate what a run will take before anything of it is written: memory, disk and time."""
+"""Estimate the memory, disk and time of a run before anything of it is written."""
 
 import timeit
 from collections import Counter
@@ -41,28 +41,25 @@ from rung.workflows.prepare import (
     read_corpus,
 )
 
-SAMPLED = 2**20  # characters of the training text, of which it is seen how many a token has
-# Bytes for each n-gram: of the model, of an engine's files while it counts, of the orders that are
-# kept meanwhile.
+SAMPLED = 2**20  # characters that are tokenized to estimate the tokens of the whole text
+# Bytes of an n-gram in the model, in an engine's files while it counts, and in kept orders.
 MODEL, SCRATCH, ORDERS = 17, 60, 21
-PAIR, SUFFIX = (
-    48,
-    24,
-)  # bytes of memory for each pair that is counted, for each suffix that is sorted
-UTILIZATION = 0.3  # of a processor's products that training comes to
-KEPT = 4  # checkpoints at a time: two, the best, and the one that is being written
-MATRIX = 512
-# Of what autograd keeps in float32, where products are in 16 bits: what is added up stays in 32.
+# Bytes of memory for a pair while pairs are counted, and for a suffix while suffixes are sorted.
+PAIR, SUFFIX = 48, 24
+UTILIZATION = 0.3  # the share of the measured speed of matrix products that training reaches
+KEPT = 4  # checkpoints on disk at a time: the last two, the best, and the one being written
+MATRIX = 512  # rows and columns of the matrices that are multiplied to measure the speed
+# Products in 16 bits reduce the bytes that autograd keeps to this share. Sums stay in float32.
 HALF = 0.6
 
 
 def estimate_costs(
     recipe: Recipe, folder: Path, on_progress: OnProgress = ignore_progress
 ) -> dict[str, str]:
-    """Estimate what the run in `folder` will take, each figure under its name.
+    """Estimate the costs of the run in `folder`, and return each figure as text by its name.
 
-    The text is read, and kept in the cache for the run. Raises `RungError` for what the run itself
-    would be refused for.
+    The corpus is read, and stays in the cache for the run. Raises the errors with which the run
+    itself would be refused.
     """
     check_recipe(recipe, folder)
     base = read_base_config(recipe) if recipe.base else None
@@ -98,8 +95,8 @@ def _estimate_counting(
                 "memory": _gigabytes(here + SUFFIX * tokens),
                 "disk": _gigabytes(SUFFIX / 2 * tokens),
             }
-        most = min(tokens, config.vocab_size**2)  # pairs that differ
-        counted = min(tokens, most + PAIRS_AT_ONCE)  # at a time
+        most = min(tokens, config.vocab_size**2)  # different pairs
+        counted = min(tokens, most + PAIRS_AT_ONCE)  # pairs in memory at a time
         return {"memory": _gigabytes(here + PAIR * counted), "disk": _gigabytes(PAIR / 6 * most)}
     counting, most = CountingSettings(**recipe.counting), tokens * (config.order - 1)
     found = {
@@ -128,18 +125,18 @@ def _estimate_counting(
 
 @dataclass(frozen=True, kw_only=True)
 class _Memory:
-    """The bytes of a process that trains, by what they hold."""
+    """The bytes of a process that trains, by their use."""
 
     weights: float
     moments: float  # of the optimizer
     gradients: float
-    kept: float  # by autograd until the way back, and what the loss is made of
-    stepping: float  # while the optimizer takes its step
-    scoring: float  # while text is scored: then there is no gradient
+    kept: float  # by autograd for the backward pass, with the logits
+    stepping: float  # for a step of the optimizer, besides its moments
+    scoring: float  # while text is scored, when there are no gradients
 
     @property
     def most(self) -> float:
-        """Return the most bytes that are held at a time."""
+        """Return the peak: the most bytes that are held at one time."""
         at_a_time = (self.gradients + self.kept, self.gradients + self.stepping, self.scoring)
         return self.weights + self.moments + max(at_a_time)
 
@@ -147,9 +144,9 @@ class _Memory:
 def _estimate_training(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: PreTrainedConfig | None, scored: int
 ) -> dict[str, str]:
-    """Estimate a run that trains `base`, or random weights, and scores some tokens."""
+    """Estimate a run that trains `base`, or random weights, and scores `scored` tokens."""
     chosen = choose_width(recipe, tokenizer)
-    with torch.device("meta"):  # shapes, and no numbers
+    with torch.device("meta"):  # tensors have shapes, but no memory
         model = build_model(chosen.rung, base or make_config(chosen.rung, tokenizer, chosen.model))
         learner = LoraAdapter(model, recipe.lora).peft_model if recipe.lora else model
     settings = TrainSettings(
@@ -190,7 +187,7 @@ def _estimate_training(
 def _count_memory(
     model: CausalModel, learner: Any, arguments: TrainingArguments, scored: int
 ) -> _Memory:
-    """Count the memory of training a model that is on no device.
+    """Count the memory of training a model that stands on the meta device.
 
     `learner` is what is trained: the model, or the model with adapters.
     """
@@ -199,13 +196,11 @@ def _count_memory(
     groups = group_parameters(learner, weight_decay=0.0)
     sizes = [sum(p.numel() for p in group["params"]) for group in groups]
     trained, matrices = sum(sizes), group_parameters(model, weight_decay=0.0)[0]["params"]
-    copied = (
-        sum(4 * p.numel() for p in matrices) if learner is not model else 0
-    )  # with the change added to them
+    # With LoRA, the matrices are held once more, with the change added to them.
+    copied = sum(4 * p.numel() for p in matrices) if learner is not model else 0
     weights = sum(p.numel() for p in learner.parameters())
-    buckets = (
-        4 * trained if distributed.world_size() > parts else 0
-    )  # of DDP, for the gradients of all processes
+    # DDP exchanges gradients through buckets, which hold them once more.
+    buckets = 4 * trained if distributed.world_size() > parts else 0
     kept = _count_kept(learner, arguments.train_batch_size, find_block_length(model)) * (
         HALF if is_half else 1
     )
@@ -220,14 +215,15 @@ def _count_memory(
 
 
 def _count_parts(arguments: TrainingArguments) -> int:
-    """Count the processes that share the weights, gradients and optimizer."""
+    """Count the processes over which weights, gradients and optimizer are sharded."""
     return distributed.world_size() if arguments.fsdp else 1
 
 
 def _count_kept(learner: Any, rows: int, length: int) -> int:
-    """Count the bytes that autograd keeps of so many rows, and those of their logits.
+    """Count the bytes that autograd keeps for `rows` rows of `length` tokens, with their logits.
 
-    No number is computed. The weights that fused attention never makes are left out.
+    The forward pass runs on the meta device, which computes nothing. Attention weights are left
+    out, because fused attention never stores them.
     """
     own = {part.untyped_storage()._cdata for part in (*learner.parameters(), *learner.buffers())}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -250,10 +246,8 @@ def _count_kept(learner: Any, rows: int, length: int) -> int:
     try:
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             learner(input_ids=ids, labels=ids, skip_logits=True, use_cache=False)
-    except (
-        RuntimeError,
-        NotImplementedError,
-    ):  # what has no form without numbers: as much as its weights touch
+    except (RuntimeError, NotImplementedError):
+        # An operation that the meta device lacks: assume 16 bytes for each output of a matrix.
         return logits + 16 * rows * length * sum(
             p.shape[0] for p in learner.parameters() if p.ndim > 1
         )
@@ -261,10 +255,9 @@ def _count_kept(learner: Any, rows: int, length: int) -> int:
 
 
 def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
-    """Count the bytes of a step of Muon.
+    """Count the bytes of a step of Muon: all updates, and copies of the matrices of one shape.
 
-    They are the update of every matrix, and some copies of those of one shape, in numbers of
-    `width` bytes.
+    The updates are in float32. The numbers of the five copies have `width` bytes each.
     """
     alike: Counter[torch.Size] = Counter()
     for matrix in matrices:
@@ -274,15 +267,15 @@ def _count_stepping(matrices: list[torch.Tensor], width: int) -> int:
 
 
 def _count_scoring(model: CausalModel, matrices: list[torch.Tensor], scored: int) -> int:
-    """Count the bytes of the logits that are read at a time, or of the widest layer's output."""
+    """Count the bytes of the logits that are scored at a time, or of the widest layer's output."""
     size, at_once = model.config.vocab_size, documents.DOCUMENTS_AT_ONCE * find_block_length(model)
-    positions = min(likelihood.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # windows overlap
+    positions = min(likelihood.LOGITS_AT_ONCE // size, at_once, 2 * scored)  # overlapping windows
     widest = max((max(matrix.shape) for matrix in matrices), default=0)
     return 4 * positions * max(size, 4 * widest)
 
 
 def _measure_products() -> float:
-    """Measure this device's floating-point operations a second, in products of two matrices."""
+    """Measure the floating-point operations a second of this device in a matrix product."""
     matrix = torch.ones(MATRIX, MATRIX, device=choose_device())
     seconds = min(timeit.repeat(lambda: (matrix @ matrix)[0, 0].item(), number=1, repeat=5))
     return 2 * MATRIX**3 / max(seconds, 1e-9)

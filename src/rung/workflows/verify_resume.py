@@ -1,9 +1,8 @@
-"""Whether a run that is killed loses nothing: the same recipe left alone and killed at random
-moments, side by side.
+"""Verify that a killed run loses nothing: compare it with the same run left uninterrupted.
 
-Both are made in processes of their own, as `rung train` and `rung train --resume` make them, and
-the second is ended by SIGKILL: while it starts, between two instructions of a step, while it saves,
-while it is scored.
+Both runs have the same recipe, and are made in processes of their own, as `rung train` and
+`rung train --resume` make them. One of them is ended by SIGKILL at random moments: while it
+starts, between two instructions of a step, while it saves a checkpoint, and while it is scored.
 """
 
 import contextlib
@@ -33,18 +32,16 @@ from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.checkpoints import SAVING
 from rung.workflows.train import execute
 
-STEPS = 60  # of a recipe that says minutes
+STEPS = 60  # of a run whose recipe gives minutes
 PHASES = ("starting", "training", "saving", "ending")
-BEFORE, AFTER = (
-    0.05,
-    0.1,
-)  # so many of the kills fall before the first step, and behind the last one
-POLL = 0.0005  # seconds
+# How far before the first step and after the last one kills may fall, as shares of all steps.
+BEFORE, AFTER = 0.05, 0.1
+POLL = 0.0005  # seconds to wait for a message of the process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kill:
-    """Where a kill fell: after so many steps, in which of `PHASES`."""
+    """The place of a kill in a run: the steps done before it, and its phase, one of `PHASES`."""
 
     step: int
     phase: str
@@ -52,29 +49,30 @@ class Kill:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a run left that must not depend on kills."""
+    """The outputs of a run that kills must not change."""
 
     metrics: list[dict[str, Any]]
     samples: str
-    weights: str  # their digest
+    weights: str  # SHA-256 of their file
     scores: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The run left alone, the ones that were killed (a second where the first ended too soon), and
-    what differs.
+    """The outputs of the uninterrupted run and of the killed ones, and their differences.
+
+    There are several killed runs if the first one finished before all kills had fallen.
     """
 
     recipe: Recipe
     kills: list[Kill]
     whole: Made
     resumed: list[Made]
-    failure: str | None  # what a start said that could not go on
+    failure: str | None  # the error of a killed run that could not go on
 
     @property
     def differences(self) -> list[str]:
-        """What is not the same to the last bit."""
+        """Return the names of the outputs that are not equal to the last bit."""
         names = ("metrics", "samples", "weights", "scores")
         return [
             name
@@ -84,12 +82,13 @@ class Verdict:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing was lost."""
+        """Return whether all killed runs finished with the outputs of the uninterrupted one."""
         return self.failure is None and bool(self.resumed) and not self.differences
 
     def losses(self) -> list[tuple[int, float, float | None]]:
-        """Step, loss of the run left alone, loss of the killed one: of one that differs, if any
-        does.
+        """Return (step, loss of the uninterrupted run, loss of a killed run) of each logged step.
+
+        The killed run is one whose metrics differ, if there is one.
         """
         other = next((made for made in self.resumed if made.metrics != self.whole.metrics), None)
         other = other or (self.resumed[0] if self.resumed else None)
@@ -105,7 +104,7 @@ class Verdict:
         ]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the verdict with the keys of `--json`."""
         fell = Counter(kill.phase for kill in self.kills)
         return {
             "rung": self.recipe.rung,
@@ -122,10 +121,10 @@ class Verdict:
 
 
 def read_source(source: Path, steps: int | None = None) -> Recipe:
-    """The recipe of a run's folder or of a page, for so many steps; by default as many as it says,
-    or `STEPS`.
+    """Read the recipe of a run's folder or of a recipe's file, and set its number of steps.
 
-    Raises `RungError` when there is none, or one of a rung that is not trained.
+    Without `steps`, the recipe keeps its own number, or gets `STEPS` if it has none. Raises
+    `RungError` if there is no recipe, or if its rung is fitted by counting.
     """
     page = runs.read_record(source).get("recipe") if source.is_dir() else read_recipe(source)
     if page is None:
@@ -146,10 +145,10 @@ def verify_resume(
     on_progress: OnProgress = ignore_progress,
     seed: int = 0,
 ) -> Verdict:
-    """Make the recipe's run once uninterrupted, and again with so many kills; everything stays
-    below `folder`.
+    """Make the recipe's run once uninterrupted and once with `kills` kills, and compare the two.
 
-    Raises `RungError` when even the uninterrupted run cannot be made.
+    All runs stay below `folder`, and `seed` decides when the kills fall. Raises `RungError` if the
+    uninterrupted run cannot be made.
     """
     whole = _Run(recipe, folder / "uninterrupted", for_run("uninterrupted", on_progress))
     whole.start(until=None)
@@ -175,9 +174,8 @@ def verify_resume(
                 moments.pop(0)
         failure = run.failure
         resumed.extend([run.read()] if run.finished else [])
-        if (
-            moments and len(fallen) == before
-        ):  # a save that does not come, or an end that was over too soon
+        # A run without a kill never saved, or was at its end too soon: kill the next in training.
+        if moments and len(fallen) == before:
             moments[0] = replace(moments[0], where="training")
     return Verdict(
         recipe=recipe, kills=fallen, whole=whole.read(), resumed=resumed, failure=failure
@@ -186,7 +184,10 @@ def verify_resume(
 
 @dataclass(frozen=True, kw_only=True)
 class _Moment:
-    """When to kill: in the phase `where` at the earliest after `step`, `late` (0 to 1) into it."""
+    """The moment of a kill: in the phase `where`, and not before `step`.
+
+    `late`, from 0 to 1, is the share of that phase, or of a training step, that passes first.
+    """
 
     step: int
     where: str
@@ -195,7 +196,7 @@ class _Moment:
 
 @dataclass(kw_only=True)
 class _PhaseTimes:
-    """Seconds that each phase of the uninterrupted run took."""
+    """The seconds that each phase of the uninterrupted run took."""
 
     starting: float = 0.0
     step: float = 0.0
@@ -204,8 +205,9 @@ class _PhaseTimes:
 
 
 def _plan(steps: int, kills: int, dice: random.Random) -> list[_Moment]:
-    """Random moments in the order in which a run comes by; every other one of those in training
-    waits for a save.
+    """Draw random moments, in the order in which a run reaches them.
+
+    Every other moment in training waits for a save.
     """
     moments = []
     for number, place in enumerate(sorted(dice.uniform(-BEFORE, 1 + AFTER) for _ in range(kills))):
@@ -227,7 +229,7 @@ def _count_kills(progress: Progress, fallen: list[Kill], kills: int) -> Progress
 
 @dataclass
 class _Run:
-    """A run in processes of its own, one after another until it is finished."""
+    """A run that is made by one process after another, until it is finished."""
 
     recipe: Recipe
     folder: Path
@@ -239,8 +241,9 @@ class _Run:
     phase: str = "starting"
 
     def start(self, until: _Moment | None) -> Kill | None:
-        """Start it, or go on with it, up to the moment; None when it came to its end, or failed,
-        before.
+        """Start or resume the run in a new process, and kill the process at the moment `until`.
+
+        Return None if the run finished or failed before that moment.
         """
         context = _find_context()
         here, there = context.Pipe(duplex=False)
@@ -271,7 +274,7 @@ class _Run:
         return Kill(step=self.step, phase="saving" if in_save else self.phase)
 
     def read(self) -> Made:
-        """What it left."""
+        """Read the outputs of the finished run."""
         return Made(
             metrics=runs.read_metrics(self.folder),
             samples=(self.folder / runs.SAMPLES).read_text(encoding="utf-8"),
@@ -284,7 +287,7 @@ class _Run:
         )
 
     def _hear(self, connection: Connection) -> bool:
-        """Take what the process says, for a moment; False once it is at its end."""
+        """Handle a message of the process, if there is one; return False once the process ends."""
         if not connection.poll(POLL):
             return True
         try:
@@ -312,7 +315,7 @@ class _Run:
         return True
 
     def _hear_out(self, connection: Connection) -> None:
-        """Take what it had said before it was killed, its last word perhaps cut short."""
+        """Handle the messages that were sent before the kill. The last one may be cut short."""
         with contextlib.suppress(EOFError, OSError, pickle.UnpicklingError):
             while connection.poll() and self._take(*connection.recv()):
                 pass
@@ -325,7 +328,7 @@ class _Run:
         return until.where == "ending" and self.step >= (self.recipe.steps or 0)
 
     def _saving(self) -> tuple[int, int] | None:
-        """Which checkpoint is being written, or was when the process ended."""
+        """Identify the checkpoint that is being written, or was when the process ended."""
         try:
             found = (self.folder / runs.CHECKPOINTS / SAVING).stat()
         except OSError:
@@ -335,8 +338,9 @@ class _Run:
 
 @functools.cache
 def _find_context() -> Any:
-    """A server that has imported everything once, and forks: a start takes a moment instead of
-    seconds.
+    """Return the context that starts processes fastest on this system.
+
+    A fork server imports this module once, so that a start takes a moment instead of seconds.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -346,7 +350,7 @@ def _find_context() -> Any:
 
 
 class _Watch:
-    """Notes when phases begin, to know how long they are."""
+    """A record of when phases, steps and saves begin, from which their lengths follow."""
 
     def __init__(self) -> None:
         self.began: dict[Any, float] = {"starting": time.perf_counter()}
@@ -354,7 +358,7 @@ class _Watch:
         self.save_began: float | None = None
 
     def see(self, phase: str, step: int, saving: bool) -> None:
-        """What is going on now."""
+        """Record the present phase and step, and whether a checkpoint is being saved."""
         now = time.perf_counter()
         self.began.setdefault(phase, now)
         self.began.setdefault(step, now)
@@ -365,7 +369,7 @@ class _Watch:
             self.save_began = None
 
     def find_times(self, steps: int) -> _PhaseTimes:
-        """Seconds of each phase, of a step, and of the shortest save."""
+        """Return the seconds of each phase, of a step on average, and of the shortest save."""
         now, training = time.perf_counter(), self.began.get("training", self.began["starting"])
         last = self.began.get(steps, now)
         return _PhaseTimes(
@@ -377,16 +381,13 @@ class _Watch:
 
 
 def _make(recipe: Recipe, folder: Path, connection: Connection) -> None:
-    """In a process of its own: make the run, from its last checkpoint where there is one, and say
-    how far it is.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    """Make the run, or resume it from its last checkpoint, and send its progress to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(log, stream.fileno())
-    tqdm.set_lock(
-        threading.RLock()
-    )  # else it takes a semaphore of the system, which a kill leaves behind
+    # By default tqdm takes a semaphore of the system, which a killed process leaves behind.
+    tqdm.set_lock(threading.RLock())
     try:
         execute(recipe, folder, lambda progress: connection.send(("progress", progress)))
         connection.send(("finished", None))
