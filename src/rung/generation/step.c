@@ -1,9 +1,10 @@
-/* Tokens through a decoder-only transformer, at the speed that its weights are read.
+/* The forward pass of a decoder-only transformer, as fast as its weights can be read from memory.
  *
- * A row of the batch is a token: the next one of each text, or several in turn of one. What a layer is made of is in
- * its description, not here: GPT-2 and Llama are two descriptions. Activations and sums are float; weights are float,
- * bfloat16, or int8 with a scale a row. All threads go through all of it together and share out the rows of each
- * product; between products they wait for one another. What a row gets is the same to the last bit in any batch.
+ * A row of the batch is one token: the next token of each text, or one of several consecutive
+ * tokens of a text. A `layer` describes the parts of a layer; GPT-2 and Llama are two such
+ * descriptions. Activations and sums are float. Weights are float, bfloat16, or int8 with a scale
+ * for each row. All threads run the whole pass, share the rows of each product, and wait for one
+ * another between products. The result of a row is the same to the last bit in any batch.
  */
 #include <math.h>
 #include <stdint.h>
@@ -17,11 +18,16 @@
 #include <immintrin.h>
 #endif
 
+/* A block is LANES rows of a matrix, and BLOCKS blocks are multiplied together. */
 #define LANES 16
-#define BLOCKS 4 /* of LANES rows of a matrix, that are multiplied together */
-#define AHEAD 64 /* columns that are fetched before their turn: of several blocks at once memory foresees none */
+#define BLOCKS 4
+/* Weights are prefetched this many columns ahead, because processors do not foresee the reads of
+ * several blocks at once. */
+#define AHEAD 64
+/* The width of a weight in bytes. */
 #define WIDTH(type) ((type) == FLOAT ? 4 : (type) == BFLOAT16 ? 2 : 1)
-#define FEW 4    /* rows of a batch that they are multiplied with at a time */
+/* Blocks are multiplied with up to this many rows of the batch at a time. */
+#define FEW 4
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float half_vec __attribute__((vector_size(2 * LANES)));
@@ -34,47 +40,64 @@ typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 enum { FLOAT, BFLOAT16, INT8 };
 
+/* A matrix and its bias. `weight` is blocks x columns x LANES: the rows of a block stand side by
+ * side, and zeros fill the last block. `scale` has a value for each row of an int8 matrix. `scale`
+ * and `bias` may be null, and are filled up like the blocks. */
 typedef struct {
-    const void *weight; /* blocks x columns x LANES: the rows in blocks, those of one side by side, the last filled up */
-    const float *scale; /* of each row, for int8 */
-    const float *bias;  /* or null; both as long as the blocks are */
+    const void *weight;
+    const float *scale;
+    const float *bias;
     int64_t rows, columns, type;
 } product;
 
+/* LayerNorm, or RMSNorm where there is no bias. */
 typedef struct {
-    const float *weight, *bias; /* no bias: divided by the root mean square; else mean and deviation */
+    const float *weight, *bias;
     float eps;
 } norm;
 
+/* The MLP multiplies SiLU of `gate` by `up`, or computes GELU of `up` where there is no gate.
+ * `keys` and `values` hold groups x room x size numbers for each text; the text's `place` says
+ * where they begin. `scale` multiplies q k'. */
 typedef struct {
     norm before_attention, before_mlp;
-    product q, k, v, o, gate, up, down; /* no gate: GELU of up; else SiLU of gate, times up */
-    float *keys, *values;               /* of each text groups x its room x size, where its place says */
-    float scale;                        /* of q k */
+    product q, k, v, o, gate, up, down;
+    float *keys, *values;
+    float scale;
 } layer;
 
+/* The keys of a row's text begin after `start` tokens of other texts, and have room for `room`
+ * tokens. The row is token `at` of its text, and sees the tokens from `first` to `at`. */
 typedef struct {
-    int64_t start, room; /* whose keys a row sees: tokens of the texts before that text, and those it has room for */
-    int64_t first, at;   /* its first token, and the row's own place */
+    int64_t start, room;
+    int64_t first, at;
 } place;
 
+/* `x` and `y` are batch x width, `q` and `attended` batch x heads * size. `inside` has room for the
+ * outputs of `up` and, behind them, for those of `gate` or of `k` and `v`. `scores` has room for
+ * capacity + LANES numbers of each thread. */
 typedef struct {
     int64_t layers, batch, width, heads, groups, size, inner, capacity, threads;
     const place *places;
     const layer *layer;
     norm last;
     product head;
-    float *x, *y, *q, *attended, *inside, *scores; /* batch rows of width, width, H K, H K, 2 inner; of a thread capacity */
+    float *x, *y, *q, *attended, *inside, *scores;
 } model;
 
 static inline vec load(const void *weight, int64_t type, int64_t at) {
     if (type == FLOAT) return *(const vec *)((const float *)weight + at);
     if (type == BFLOAT16)
-        return (vec)(__builtin_convertvector(*(const halves *)((const uint16_t *)weight + at), words) << 16);
-#ifdef __AVX512F__ /* what the general form below is not compiled to */
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)((const int8_t *)weight + at))));
+        return (vec)(__builtin_convertvector(
+                         *(const halves *)((const uint16_t *)weight + at), words)
+                     << 16);
+/* Compilers do not turn the general form into these instructions. */
+#ifdef __AVX512F__
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
+        _mm_loadu_si128((const __m128i *)((const int8_t *)weight + at))));
 #else
-    const shorts twice = __builtin_convertvector(*(const bytes *)((const int8_t *)weight + at), shorts);
+    const shorts twice =
+        __builtin_convertvector(*(const bytes *)((const int8_t *)weight + at), shorts);
     return __builtin_convertvector(__builtin_convertvector(twice, integers), vec);
 #endif
 }
@@ -89,14 +112,18 @@ static inline float sum(vec v) {
     return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
 }
 
-static inline vec choose(integers mask, vec a, vec b) { return (vec)((mask & (integers)a) | (~mask & (integers)b)); }
+static inline vec choose(integers mask, vec a, vec b) {
+    return (vec)((mask & (integers)a) | (~mask & (integers)b));
+}
 static inline vec at_least(vec x, vec low) { return choose(x < low, low, x); }
 static inline vec at_most(vec x, vec high) { return choose(x > high, high, x); }
 
-/* e to the x: 2 to a whole number, times a polynomial in what is left (Cody & Waite 1980, chapter 6). */
+/* Compute e^x as 2 to a whole number, times a polynomial in the remainder (Cody & Waite 1980,
+ * chapter 6). */
 static inline vec exponential(vec x) {
     x = at_most(at_least(x, (vec){0} - 87.0f), (vec){0} + 88.0f);
-    const vec rounder = (vec){0} + 12582912.0f; /* adding 1.5 * 2^23 rounds to a whole number */
+    /* Adding 1.5 * 2^23 rounds to a whole number. */
+    const vec rounder = (vec){0} + 12582912.0f;
     const vec shifted = x * 1.44269504f + rounder, whole = shifted - rounder;
     const vec r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
@@ -108,11 +135,14 @@ static inline vec exponential(vec x) {
     return (vec)((integers)p + (__builtin_convertvector(whole, integers) << 23));
 }
 
-/* y = x W' + b, or y += it, for BLOCKS blocks of rows or less and FEW rows of x or less; inlined for each number and
- * type, so that all are constants. A sum goes from column to column, whatever is computed beside it: what a row of the
- * batch gets does not depend on the others. */
+/* Write x W' + b to y, or add it to y, for up to BLOCKS blocks of W and up to FEW rows of x.
+ *
+ * The function is inlined for each type and number of blocks and rows, so that these are constants.
+ * A sum always runs from the first column to the last: a row of the batch does not depend on the
+ * others. */
 static inline __attribute__((always_inline)) void
-tile(const product *p, const int64_t type, const int blocks, const int count, int64_t block, const float *x, float *y, int add) {
+tile(const product *p, const int64_t type, const int blocks, const int count, int64_t block,
+     const float *x, float *y, int add) {
     const int64_t size = p->columns * LANES, start = block * size;
     vec total[BLOCKS][FEW] = {{{0}}};
     for (int64_t j = 0; j < p->columns; j++)
@@ -137,7 +167,8 @@ tile(const product *p, const int64_t type, const int blocks, const int count, in
 }
 
 static inline __attribute__((always_inline)) void
-tile_of(const product *p, const int64_t type, const int blocks, int count, int64_t block, const float *x, float *y, int add) {
+tile_of(const product *p, const int64_t type, const int blocks, int count, int64_t block,
+        const float *x, float *y, int add) {
     switch (count) {
         case 1: tile(p, type, blocks, 1, block, x, y, add); break;
         case 2: tile(p, type, blocks, 2, block, x, y, add); break;
@@ -147,15 +178,19 @@ tile_of(const product *p, const int64_t type, const int blocks, int count, int64
 }
 
 static inline __attribute__((always_inline)) void
-tiles(const product *p, const int64_t type, int64_t block, int64_t blocks, int count, const float *x, float *y, int add) {
+tiles(const product *p, const int64_t type, int64_t block, int64_t blocks, int count,
+      const float *x, float *y, int add) {
     if (blocks == BLOCKS) tile_of(p, type, BLOCKS, count, block, x, y, add);
     else
         for (int64_t k = 0; k < blocks; k++) tile_of(p, type, 1, count, block + k, x, y, add);
 }
 
-/* All of it; the threads share out the blocks, a few at a time where there are enough for all. */
-static void multiply(const model *m, const product *p, int64_t batch, const float *x, float *y, int add) {
-    const int64_t blocks = (p->rows + LANES - 1) / LANES, together = blocks < m->threads * BLOCKS ? 1 : BLOCKS;
+/* Write x W' + b to y, or add it to y. The threads share the blocks, BLOCKS at a time where there
+ * are enough for all threads. */
+static void multiply(const model *m, const product *p, int64_t batch, const float *x, float *y,
+                     int add) {
+    const int64_t blocks = (p->rows + LANES - 1) / LANES,
+                  together = blocks < m->threads * BLOCKS ? 1 : BLOCKS;
 #pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < blocks; block += together)
         for (int64_t b = 0; b < batch; b += FEW) {
@@ -169,8 +204,9 @@ static void multiply(const model *m, const product *p, int64_t batch, const floa
         }
 }
 
-/* The sum of x - mean, or of its squares. */
-static inline __attribute__((always_inline)) float add_up(const float *x, int64_t width, float mean, const int squares) {
+/* Return the sum of x - mean, or of its squares. */
+static inline __attribute__((always_inline)) float
+add_up(const float *x, int64_t width, float mean, const int squares) {
     vec all = {0};
     int64_t i = 0;
     for (; i + LANES <= width; i += LANES) {
@@ -195,7 +231,7 @@ static void normalize(const norm *n, int64_t batch, int64_t width, const float *
     }
 }
 
-/* Turn the pairs (i, i + K/2) of one head; the sines of the first half are negative. */
+/* Rotate the pairs (i, i + K/2) of one head; the sines of the first half are negative. */
 static void rotate(float *x, const float *cosines, const float *sines, int64_t size) {
     for (int64_t i = 0; i < size / 2; i++) {
         const float a = x[i], b = x[i + size / 2];
@@ -216,21 +252,24 @@ static inline float dot(const float *a, const float *b, int64_t size) {
     return total;
 }
 
-/* softmax(q k') v for head `h` of row `b`, over the keys that it may see. */
+/* Compute softmax(q k') v for head `h` of row `b`, over the keys that the row may see. */
 static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
     const int64_t size = m->size, group = h / (m->heads / m->groups);
     const place *p = m->places + b;
-    const int64_t first = p->first, last = p->at, stored = p->start * m->groups + group * p->room;
+    const int64_t first = p->first, last = p->at,
+                  stored = p->start * m->groups + group * p->room;
     const float *q = m->q + (b * m->heads + h) * size;
     const float *keys = l->keys + stored * size, *values = l->values + stored * size;
-    float *scores = m->scores + omp_get_thread_num() * (m->capacity + LANES), *out = m->attended + (b * m->heads + h) * size;
+    float *scores = m->scores + omp_get_thread_num() * (m->capacity + LANES),
+          *out = m->attended + (b * m->heads + h) * size;
     float largest = -INFINITY;
     vec all = {0};
     for (int64_t s = first; s <= last; s++) {
         scores[s] = dot(keys + s * size, q, size) * l->scale;
         if (scores[s] > largest) largest = scores[s];
     }
-    for (int64_t s = last + 1; s < last + LANES; s++) scores[s] = -INFINITY; /* behind the last one there is room */
+    /* A vector may reach past the last score: there is room for it, and it must add nothing. */
+    for (int64_t s = last + 1; s < last + LANES; s++) scores[s] = -INFINITY;
     for (int64_t s = first; s <= last; s += LANES) {
         const vec e = exponential(*(vec *)(scores + s) - largest);
         *(vec *)(scores + s) = e;
@@ -257,18 +296,22 @@ static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
 
 static inline vec activated(vec up, const float *gate) {
     if (gate) return up * *(const vec *)gate / (1 + exponential(-*(const vec *)gate));
-    return up * (1 - 1 / (1 + exponential(2 * 0.7978845608028654f * (up + 0.044715f * up * up * up))));
+    return up *
+           (1 - 1 / (1 + exponential(2 * 0.7978845608028654f * (up + 0.044715f * up * up * up))));
 }
 
 static void activate(int64_t count, float *inside, const float *gate) {
+/* The last vector may reach past `count`, where there is room. */
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < count; i += LANES) /* behind the last one there is room */
+    for (int64_t i = 0; i < count; i += LANES)
         *(vec *)(inside + i) = activated(*(vec *)(inside + i), gate ? gate + i : 0);
 }
 
 static void pass_layer(const model *m, const layer *l, const float *turns) {
     const int64_t batch = m->batch, size = m->size, kv = m->groups * size;
-    float *gate = m->inside + (batch * m->inner + LANES - 1) / LANES * LANES, *k = gate, *v = gate + batch * kv; /* free while attention runs */
+    /* `k` and `v` use the memory of `gate`, which is free during attention. */
+    float *gate = m->inside + (batch * m->inner + LANES - 1) / LANES * LANES, *k = gate,
+          *v = gate + batch * kv;
     normalize(&l->before_attention, batch, m->width, m->x, m->y);
     const float *x = m->y;
     multiply(m, &l->q, batch, x, m->q, 0);
@@ -302,7 +345,8 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
 #pragma omp barrier
 }
 
-/* m->x holds the embedded tokens, `turns` cosines and sines of each row, or null. Logits are batch x vocabulary. */
+/* Write the logits, batch x vocabulary, of the embedded tokens in m->x. `turns` holds the cosines
+ * and sines of each row, or is null where the model does not rotate. */
 void step(const model *m, const float *turns, float *logits) {
 #pragma omp parallel num_threads(m->threads)
     {

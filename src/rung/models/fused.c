@@ -1,13 +1,14 @@
 /* Kernels for training: RMSNorm and cross-entropy, each in one pass over memory.
  *
- * Numbers are float or, where `half` is set, bfloat16; sums are float. The threads share the rows
- * in the same way every time.
+ * Numbers are float, or bfloat16 where `half` is set; sums are float. The rows are divided among
+ * the threads in the same way every time.
  */
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
 
-#define FEW 16384 /* up to so many numbers, one thread is faster */
+/* One thread is faster for up to this many numbers. */
+#define FEW 16384
 
 typedef uint16_t bfloat16;
 
@@ -39,10 +40,10 @@ static inline const void *row(const void *from, int64_t i, int half) {
     return (const char *)from + i * (half ? 2 : 4);
 }
 
-/* e^x to 2 ulp, 0 below -87, by Cody and Waite's reduction. */
+/* Return e^x to within 2 ulp, and 0 below -87, by Cody and Waite's reduction. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.5f : x > 88.0f ? 88.0f : x;
-    /* Adding 1.5 * 2^23 rounds to a whole number, which the last bits then hold. */
+    /* Adding 1.5 * 2^23 rounds to a whole number, and leaves it in the last bits. */
     const float rounder = 12582912.0f;
     const float shifted = x * 1.44269504f + rounder, n = shifted - rounder;
     float r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -61,7 +62,7 @@ static inline float exponential(float x) {
     return x < -87.2f ? 0.0f : p * power;
 }
 
-/* Root-mean-square norm: out = x / rms(x) * weight; `inverse` keeps 1 / rms of each row. */
+/* Write x / rms(x) * weight to `out`, and 1 / rms(x) of each row to `inverse`. */
 static inline void norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
                         void *out, float *inverse, int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
@@ -104,7 +105,8 @@ static inline void norm_back(int64_t rows, int64_t width, const float *x, const 
     }
 }
 
-/* `to_weight` holds `parts` rows of partial sums, which the caller adds up. */
+/* Write the gradients of x and weight. `to_weight` has `parts` rows of partial sums, which the
+ * caller adds up. */
 void rms_norm_back(int64_t rows, int64_t width, const float *x, const float *weight,
                    const float *inverse, const void *grad, float *to_x, float *to_weight,
                    int64_t parts, int half) {
@@ -117,7 +119,8 @@ static inline float cost(int64_t width, void *logits, int64_t target, int half) 
 #pragma omp simd reduction(max : most)
     for (int64_t j = 0; j < width; j++) {
         const float x = get(logits, j, half);
-        most = x > most ? x : most; /* fmaxf is not compiled to lanes */
+        /* Compilers do not vectorise fmaxf. */
+        most = x > most ? x : most;
     }
 #pragma omp simd reduction(+ : sum)
     for (int64_t j = 0; j < width; j++) sum += exponential(get(logits, j, half) - most);
@@ -129,7 +132,8 @@ static inline float cost(int64_t width, void *logits, int64_t target, int half) 
     return nats;
 }
 
-/* Nats of each row's target, 0 where it is negative; the logits become the gradient. */
+/* Write the nats of each row's target, or 0 where the target is negative. The gradient replaces the
+ * logits. */
 void cross_entropy(int64_t rows, int64_t width, void *logits, const int64_t *targets, float *nats,
                    int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
