@@ -1,7 +1,8 @@
-"""Files that are whole or not there: atomic writing, JSON, a full disk, and folders of a cache.
+"""Write files atomically, report a full disk, and keep results in folders of a cache.
 
-An entry of the cache is a folder with a manifest: the sizes and digests of its files. One process
-makes it while others wait; each opening checks it, and makes it again where it is damaged.
+An entry of the cache is a folder with a manifest, which holds the sizes and digests of its files.
+One process makes an entry while others wait. An entry is checked each time that it is opened, and
+is made again where it is damaged.
 """
 
 import errno
@@ -34,24 +35,25 @@ VALUE = "value.json"
 # A larger file of the cache is checked by its size alone: reading all of it takes seconds.
 HASHED_BYTES = 1 << 24
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# How torch.save, numpy's tofile, and tokenizers, in Rust, say that a disk is full.
+# Errors of torch.save, numpy's tofile and the Rust library tokenizers contain one of these texts
+# when a disk is full.
 DISK_FULL_SIGNS = (
     *("PytorchStreamWriter", "inline_container", "requested and"),
     *(f"(os error {number})" for number in DISK_FULL),
 )
-# After so many seconds the log says that another process is waited for.
+# The log reports a wait for another process after this many seconds.
 QUIET_WAIT_SECONDS = 1.0
-# The system's clock and a file system's may differ by so many seconds.
+# The clocks of the system and of a file system may differ by this many seconds.
 CLOCK_DIFFERENCE_SECONDS = 2.0
-# Of a temporary path: the number of the process, the machine, a random part, the final name.
+# A temporary name consists of the process id, the machine, a random part and the final name.
 TEMPORARY_NAME = re.compile(r"\.(\d+)-([0-9a-f]{6})-[0-9a-f]{8}\.(.+)", re.DOTALL)
 
 
 def cache_folder() -> Path:
     """Return the folder of the cache: `$RUNG_CACHE`, or `rung` in the user's cache folder.
 
-    For a user without a home it is in the folder for temporary files. Raises `RunError` where
-    another user owns that one.
+    For a user without a home folder, the cache is in the folder for temporary files. Raises
+    `RunError` where another user owns the cache there.
     """
     if folder := os.environ.get("RUNG_CACHE"):
         return Path(folder)
@@ -60,7 +62,8 @@ def cache_folder() -> Path:
     )
     try:
         return Path(base).expanduser() / "rung"
-    except RuntimeError:  # the user has no home folder
+    except RuntimeError:
+        # The user has no home folder.
         place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
         if place.exists() and place.stat().st_uid != os.getuid():
             raise RunError(
@@ -73,7 +76,8 @@ def cache_folder() -> Path:
 def to_json(facts: Any, indent: int | None = None) -> str:
     """Write facts as JSON, with null for NaN and infinity, which JSON does not have.
 
-    The lone surrogates of a file name that is not UTF-8 are escaped: read again it is the same.
+    A file name that is not UTF-8 has lone surrogates. They are escaped, so that the same name is
+    read again.
     """
 
     def mend(value: Any) -> Any:
@@ -102,17 +106,17 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, and never a part."""
+    """Write a file so that a reader sees the old file or the new one, and never a part."""
     with atomic_replace(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Give a temporary path for a file or a folder, which replaces `path` at the end.
+    """Yield a temporary path for a file or a folder, which replaces `path` at the end.
 
-    A reader sees the old one or the new one, and never a part. After an error nothing is left; what
-    a kill leaves is removed when `path` is written the next time.
+    A reader sees the old content or the new one, and never a part. After an error nothing is left.
+    Files that a killed process left are removed when `path` is written the next time.
     """
     with temporary_path(path) as temporary:
         yield temporary
@@ -121,7 +125,7 @@ def atomic_replace(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` that no other process or thread has, and remove it at the end."""
+    """Yield a path beside `path` that no other process or thread has, and remove it at the end."""
     remove_leftovers(path.parent, path.name)
     name = f".{os.getpid()}-{_hash_machine()}-{secrets.token_hex(4)}.{path.name}"
     temporary = path.with_name(name)
@@ -144,7 +148,7 @@ def move_into_place(temporary: Path, path: Path) -> None:
 
 
 def move_files_into_place(temporary: Path, folder: Path) -> None:
-    """Sync a temporary folder, and move each of its files into `folder`, where others stay."""
+    """Sync a temporary folder, and move its files into `folder`, which keeps its other files."""
     sync_tree(temporary)
     for file in sorted(temporary.iterdir()):
         file.replace(folder / file.name)
@@ -152,13 +156,15 @@ def move_files_into_place(temporary: Path, folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> None:
-    """Remove the temporary files of processes that were killed, of `name` or of all in the folder.
+    """Remove the temporary files of killed processes, for the path `name` or for all paths.
 
-    Those of other machines may still be written to, and stay, unless this one is `alone` there.
+    Files of other machines stay, because these may still write to them. With `alone`, no other
+    process uses the folder, and all temporary files are removed.
     """
     try:
         entries = list(os.scandir(folder))
-    except PermissionError:  # the folder may be writable, and not readable
+    except PermissionError:
+        # A folder that may be written to need not be readable.
         return
     for entry in entries:
         found = TEMPORARY_NAME.fullmatch(entry.name)
@@ -171,9 +177,10 @@ def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> No
 
 
 def sync(path: Path) -> None:
-    """Write a file's bytes, or a folder's names, to the disk before anything else is done."""
+    """Write a file's bytes, or a folder's entries, from the system's buffers to the disk."""
     if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder
+        # Windows cannot open a folder.
+        return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -182,15 +189,15 @@ def sync(path: Path) -> None:
 
 
 def sync_open_file(file: IO[bytes]) -> None:
-    """Write what was written to an open file to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_tree(folder: Path) -> None:
-    """Sync a new folder with all in it, and give its files the permissions of the folder.
+    """Sync a new folder with everything in it, and give its files the folder's permissions.
 
-    The umask decided on the folder; safetensors and tempfile write with mode 0600 whatever it is.
+    The folder's permissions follow the umask. safetensors and tempfile ignore it and write with
+    mode 0600.
     """
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in sorted(folder.rglob("*")):
@@ -200,7 +207,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
-    """Write the sizes of a folder's files, and the digests of those of at most `hashed_bytes`."""
+    """Write the sizes of a folder's files, and digests of files of at most `hashed_bytes`."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest = {
         path.relative_to(folder).as_posix(): (size, _digest(path) if size <= hashed_bytes else None)
@@ -211,9 +218,9 @@ def write_manifest(folder: Path, hashed_bytes: float = HASHED_BYTES) -> None:
 
 
 def find_damage(folder: Path, *needed: str) -> str | None:
-    """Compare a folder with its manifest, and return the first difference; None where it is whole.
+    """Return the first difference between a folder and its manifest, or None if it is whole.
 
-    The files `needed` must be in the manifest.
+    The manifest must name the files in `needed`.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -232,15 +239,16 @@ def find_damage(folder: Path, *needed: str) -> str | None:
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """Return a folder of the cache; where it is missing or damaged, have `make` fill it first.
+    """Return a folder of the cache; `make` fills it first where it is missing or damaged.
 
-    `make` is given a temporary folder. One process makes it, and others wait.
+    `make` gets a temporary folder. One process makes the folder while others wait.
     """
     if find_damage(folder) is None:
         return folder
     with locked(folder):
         damage = find_damage(folder)
-        if damage is None:  # another process has made it meanwhile
+        # Another process may have made the folder during the wait.
+        if damage is None:
             return folder
         if folder.exists():
             logger.info("%s is damaged (%s) and is made again", folder, damage)
@@ -250,14 +258,17 @@ def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
                 make(temporary)
                 write_manifest(temporary)
             except OSError as error:
-                # Libraries do not say where a disk was full.
+                # Libraries do not name the path when a disk is full.
                 error.filename = error.filename or str(folder)
                 raise
     return folder
 
 
 def compute_once(folder: Path, compute: Callable[[], Any]) -> Any:
-    """Return the value kept in a folder of the cache, computed the first time, as JSON has it."""
+    """Return the value in a folder of the cache; compute it where it is missing or damaged.
+
+    The value is returned as JSON stores it: a tuple becomes a list.
+    """
     make_once(
         folder,
         lambda made: (made / VALUE).write_text(json.dumps(compute()), encoding="utf-8"),
@@ -266,14 +277,13 @@ def compute_once(folder: Path, compute: Callable[[], Any]) -> Any:
 
 
 def read_cached_value(folder: Path) -> Any:
-    """Read the value kept in a folder of the cache; return None where there is none."""
+    """Read the value in a folder of the cache; return None where it is missing or damaged."""
     if find_damage(folder, VALUE):
         return None
     return json.loads((folder / VALUE).read_text(encoding="utf-8"))
 
 
 def write_cached_value(folder: Path, value: Any) -> None:
-    """Replace the value kept in a folder of the cache."""
     with locked(folder), atomic_replace(folder) as temporary:
         temporary.mkdir()
         (temporary / VALUE).write_text(json.dumps(value), encoding="utf-8")
@@ -282,9 +292,10 @@ def write_cached_value(folder: Path, value: Any) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Be the only thread of all processes that makes `path`; others wait, and the log says so."""
+    """Let only one thread of all processes make `path`; the others wait, and log it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))  # a kill releases it
+    # The system releases this lock when its process is killed.
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
         lock.acquire(timeout=QUIET_WAIT_SECONDS)
     except Timeout:
@@ -299,26 +310,32 @@ def locked(path: Path) -> Iterator[None]:
 def _is_failed_write(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_FULL
-    from safetensors import SafetensorError  # seldom needed
+    # This import is seldom needed.
+    from safetensors import SafetensorError
 
     return isinstance(error, SafetensorError) or any(s in str(error) for s in DISK_FULL_SIGNS)
 
 
 @functools.cache
 def _hash_machine() -> str:
-    """Return a short name of this machine: others that share the folder number processes alike."""
+    """Return a short hash of the host name.
+
+    Processes of two machines that share a folder may have the same id.
+    """
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
 def _is_abandoned(entry: "os.DirEntry[str]", process: int, machine: str) -> bool:
-    """Whether a temporary file was written by a process of this machine that has ended."""
+    """Return whether a temporary file was written by a process of this machine that has ended."""
     if machine != _hash_machine():
         return False
-    import psutil  # a fiftieth of a second, and seldom needed
+    # This import takes 20 ms and is seldom needed.
+    import psutil
 
     try:
         writer = psutil.Process(process)
         modified = entry.stat(follow_symlinks=False).st_mtime
+        # A process that began after the file was written only reuses the writer's process id.
         is_another = writer.create_time() > modified + CLOCK_DIFFERENCE_SECONDS
         return is_another or writer.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

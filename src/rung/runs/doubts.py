@@ -6,15 +6,15 @@ from typing import Any
 
 from rung.ladder import is_counting
 
-# With fewer steps the warm-up, a twentieth of them, is less than a whole step.
+# The warm-up takes a twentieth of the steps, which is less than one step below this number.
 MIN_TRAINING_STEPS = 20
 
 
 def explain_doubtful_score(record: dict[str, Any]) -> str | None:
-    """Return why the scores of a run say nothing of its rung, or None where they do.
+    """Return why a run's scores say nothing about its rung, or None where they do.
 
-    The reason is that it was trained for too few steps. A run that goes on from another one is not
-    doubted: its base had been trained before.
+    The reason is too few training steps. A run that goes on from another one is not doubted,
+    because its base was trained before.
     """
     steps = (record.get("training") or {}).get("steps") or 0
     if record.get("base") or not 0 < steps < MIN_TRAINING_STEPS:
@@ -23,7 +23,7 @@ def explain_doubtful_score(record: dict[str, Any]) -> str | None:
 
 
 def explain_doubtful_scores(records: Sequence[dict[str, Any]]) -> list[str | None]:
-    """Return for each run why its scores say nothing of its rung, or None.
+    """Return for each run why its scores say nothing about its rung, or None.
 
     A trained run that needs more bits than a bigram for the same text is doubted too.
     """
@@ -40,7 +40,7 @@ def explain_doubtful_scores(records: Sequence[dict[str, Any]]) -> list[str | Non
 
 
 def describe_busy_machine(record: dict[str, Any]) -> str | None:
-    """Say which share of the cores a run got on a busy machine; None where it was not busy."""
+    """Return which share of the cores a run got on a busy machine, or None if it was not busy."""
     training = record.get("training") or {}
     if not training.get("was_busy"):
         return None
@@ -52,9 +52,9 @@ def describe_busy_machine(record: dict[str, Any]) -> str | None:
 
 
 def _read_cost(record: dict[str, Any]) -> tuple[Any, float]:
-    """Return what identifies the scored text, and its bits per byte.
+    """Return the identity of the scored text, and its bits per byte.
 
-    They are NaN where there is no score, and infinite where the score is null.
+    The bits are NaN where there is no score, and infinite where the score is null.
     """
     score = (record.get("scores") or {}).get("test") or {"bits_per_byte": math.nan}
     text = ((record.get("corpus") or {}).get("fingerprint"), score.get("bytes"))

@@ -1,10 +1,10 @@
-"""The folder of a run: made, filled with a model, and explained where it is not finished.
+"""Make the folder of a run, save a model in it, and explain what an unfinished folder lacks.
 
 config.json, model.safetensors, generation_config.json, tokenizer files   the model
 rung.json       recipe, corpus, tokenizer, versions, seed, hardware, scores
 metrics.jsonl   one line per logged step
-samples.md      what the model wrote as it learned
-checkpoints/    what training, or a long count, resumes from
+samples.md      texts that the model wrote during training
+checkpoints/    states from which training or a long count resumes
 """
 
 import os
@@ -21,16 +21,16 @@ from rung.files import explain_failed_writes, move_files_into_place, temporary_p
 from rung.model_files import CHECKPOINTS, RECORD
 from rung.runs.record import find_record, read_record_or_failure
 
-# The checkpoints that training resumes from, and those that counting does.
+# Training resumes from checkpoints of the first pattern, and counting from those of the second.
 RESUME_PATTERNS = ("checkpoint-*", "order-*")
-# They are there while a command writes into the folder; the second says which.
+# These files exist while a command writes into the folder; the second names its process.
 LOCK, HOLDER = ".lock", ".holder"
 
 
 def make_folder(folder: Path) -> Path:
     """Make the folder where it is missing, and return it.
 
-    Raises `RunError` when it cannot be made or written to.
+    Raises `RunError` where the folder cannot be made or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,9 +44,9 @@ def make_folder(folder: Path) -> Path:
 
 
 def save_model(folder: Path, *parts: Any) -> None:
-    """Save what has `save_pretrained` (a model, a tokenizer), each file of it atomically.
+    """Save models and tokenizers by their `save_pretrained`; each file is written atomically.
 
-    What `gpt2`, `llama3` and the tokenizers write opens in transformers 4, too.
+    transformers 4 also opens what `gpt2`, `llama3` and the tokenizers write.
     """
     with temporary_path(folder / "model") as temporary, explain_failed_writes(folder):
         for part in parts:
@@ -56,12 +56,12 @@ def save_model(folder: Path, *parts: Any) -> None:
 
 
 def list_contents(folder: Path) -> list[str]:
-    """List the names in the folder, without the lock that a kill leaves there."""
+    """List the names in the folder, without the lock that a killed command leaves there."""
     return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, HOLDER))
 
 
 def holds_only_failure(folder: Path) -> bool:
-    """Whether a run failed there before there was anything to keep: only its record is left."""
+    """Return whether the folder holds only the record of a run that failed at its start."""
     if list_contents(folder) != [RECORD]:
         return False
     record = read_record_or_failure(folder)
@@ -69,7 +69,7 @@ def holds_only_failure(folder: Path) -> bool:
 
 
 def explain_missing_model(folder: Path) -> str:
-    """Say what a folder without a `config.json` is, and what to do, as the end of a sentence."""
+    """Say what a folder without `config.json` is and what to do, as the end of a sentence."""
     if (folder / "params.json").exists():
         return (
             f"is in Meta's own format: write it in ours with `rung export "
@@ -83,7 +83,7 @@ def explain_missing_model(folder: Path) -> str:
 
 
 def explain_missing_weights(folder: Path) -> str:
-    """Say what a folder with a `config.json` and no weights is, as the end of a sentence."""
+    """Say what a folder without weights is and what to do, as the end of a sentence."""
     if (folder / CHECKPOINTS).is_dir():
         return explain_unfinished(folder)
     return f"has no {model_files.WEIGHTS}: copy its weights there, or train it again"
@@ -101,9 +101,9 @@ def _resume_command(folder: Path) -> str:
 
 @contextmanager
 def remove_failed_start(folder: Path) -> Iterator[None]:
-    """Leave `folder` as it was where the block fails, unless there is work to resume from.
+    """Restore `folder` as it was if the block fails, unless there is work to resume from.
 
-    Where there is, the error gets a note that says how.
+    If there is such work, the error gets a note that says how to resume.
     """
     if not distributed.is_main():
         yield
@@ -120,7 +120,8 @@ def remove_failed_start(folder: Path) -> Iterator[None]:
             )
         else:
             _remove_new(folder, before)
-            with suppress(OSError):  # something else was put there
+            # A folder that something else was put into stays.
+            with suppress(OSError):
                 for path in missing:
                     path.rmdir()
         raise

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one command at a time writes into it."""
+"""Lock a run's folder, so that one command at a time writes into it."""
 
 import json
 import logging
@@ -19,10 +19,11 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def lock_folder(folder: Path, *, together: bool = False) -> Iterator[None]:
-    """Make `folder`, and be the only command that writes into it; a kill releases it.
+    """Make `folder` and lock it, so that no other command writes into it.
 
-    With `together` all processes call this, and the main one locks it for them. Raises `RunError`
-    where another command has locked it, and names that one.
+    The lock is released when the command is killed. With `together`, all processes call this
+    function, and the main one locks the folder for them. Raises `RunError` where another command
+    has locked the folder, and names its process.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     held: list[FileLock] = []
@@ -42,7 +43,8 @@ def lock_folder(folder: Path, *, together: bool = False) -> Iterator[None]:
                 with suppress(OSError):
                     (folder / name).unlink()
             lock.release()
-            with suppress(OSError):  # it is not empty
+            # A folder that is not empty stays.
+            with suppress(OSError):
                 for path in missing:
                     path.rmdir()
 
@@ -55,7 +57,7 @@ def check_unlocked(folder: Path) -> None:
 
 
 def _acquire(folder: Path) -> list[FileLock]:
-    """Acquire the folder's lock; return none where its file system has no locks."""
+    """Acquire the folder's lock; return an empty list where its file system has no locks."""
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -63,7 +65,8 @@ def _acquire(folder: Path) -> list[FileLock]:
         try:
             holder = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
             who = f"process {holder['pid']} on {holder['host']}"
-        except (OSError, ValueError, KeyError, TypeError):  # it has only just begun
+        except (OSError, ValueError, KeyError, TypeError):
+            # The other command has locked the folder and has not yet written its process there.
             who = "another process"
         raise RunError(
             f"{folder} is being written by {who}: wait until that has ended, or choose another "

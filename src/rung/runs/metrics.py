@@ -13,13 +13,12 @@ SAMPLES = "samples.md"
 
 
 def append_metrics(folder: Path, line: dict[str, Any]) -> None:
-    """Add one line to `metrics.jsonl`."""
     with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(to_json(line) + "\n")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Read the lines of `metrics.jsonl`, without one that a crash cut short."""
+    """Read the lines of `metrics.jsonl`, and skip a line that a crash cut short."""
     path = folder / METRICS
     if not path.exists():
         return []
@@ -34,9 +33,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def rewind_logs(folder: Path, step: int, *, evaluate: bool) -> None:
-    """Drop the metrics and samples after `step`, which training makes again.
+    """Drop the metrics and samples after `step`, because training writes them again.
 
-    With `evaluate` the evaluation at `step` itself is dropped too.
+    With `evaluate`, the evaluation at `step` is dropped too.
     """
     kept = [
         line

@@ -1,4 +1,4 @@
-"""The record of a run, `rung.json`: written, read and checked."""
+"""Write, read and check the record of a run, `rung.json`."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 def read_record(folder: Path) -> dict[str, Any]:
     """Read the folder's `rung.json`.
 
-    Raises `RunError` when the folder does not exist, is no run, or its record is damaged.
+    Raises `RunError` where the folder does not exist, is not a run, or has a damaged record.
     """
     path = folder / RECORD
     if not folder.is_dir():
@@ -45,10 +45,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def read_record_or_failure(folder: Path) -> dict[str, Any]:
-    """Read the folder's `rung.json`; where it is damaged, return a record of a run that failed.
+    """Read the folder's `rung.json`; return the record of a failed run where it is damaged.
 
-    A list of runs names the damaged one in this way, and shows the others. Raises `RunError` where
-    there is no record.
+    A list of runs can thus name a damaged run and show the others. Raises `RunError` where there is
+    no record.
     """
     try:
         return read_record(folder)
@@ -61,25 +61,25 @@ def read_record_or_failure(folder: Path) -> dict[str, Any]:
 def find_record(folder: Path) -> dict[str, Any]:
     """Read the folder's `rung.json`; return an empty record for a plain model folder or a Hub id.
 
-    Raises `RunError` for a record that is damaged.
+    Raises `RunError` where the record is damaged.
     """
     return read_record(folder) if (folder / RECORD).exists() else {}
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the folder holds a run that was trained and scored to its end."""
+    """Return whether the folder holds a run that was trained and scored to its end."""
     return (folder / RECORD).exists() and "scores" in read_record_or_failure(folder)
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Yield every run below `root`, sorted by path, without those in a run's own checkpoints."""
+    """Yield every run below `root`, sorted by path, except those in a run's own checkpoints."""
     found = sorted(path.parent for path in root.rglob(RECORD))
     inside = {folder / CHECKPOINTS for folder in found}
     yield from (folder for folder in found if inside.isdisjoint(folder.parents))
 
 
 def read_passage(record: dict[str, Any]) -> str:
-    """Join the passage that was scored token by token; return "" where there is none."""
+    """Join the texts of the passage that was scored token by token; return "" if there is none."""
     return "".join(text for text, _ in record.get("passage") or [])
 
 

@@ -1,16 +1,17 @@
-"""What a run's record must look like where it is read: of which kind each part is that somebody
-computes with.
+"""Check the types of the values in a run's record.
 
-What is not named here may be anything, and any part may be missing: an imported run has few, a
-failed one fewer.
+A key that the schema does not name may hold anything, and any key may be missing: the record of an
+imported run has few keys, and that of a failed run has fewer.
 """
 
 from typing import Any
 
-_ANY = "*"  # the key that stands for those not named
+# This key stands for all keys that are not named.
+_ANY = "*"
 _NUMBER = (int, float)
 _COUNT = (int,)
-_COST = (int, float, type(None))  # an infinite one is null
+# The record stores an infinite cost as null.
+_COST = (int, float, type(None))
 _TEXT, _FLAG = (str,), (bool,)
 
 SCORE_SCHEMA = {
@@ -62,9 +63,7 @@ KIND_NAMES = {
 
 
 def find_schema_error(value: Any, kind: Any = RECORD_SCHEMA, where: str = "") -> str | None:
-    """The first part that is of another kind than it must be, as the end of a sentence; None where
-    all fit.
-    """
+    """Return a message about the first value of a wrong type, or None where all types fit."""
     if isinstance(kind, dict):
         if not isinstance(value, dict):
             return _say(where, value, dict)
