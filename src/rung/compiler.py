@@ -1,6 +1,4 @@
-"""C beside Python: a source compiled once by the machine's own compiler, for its processor, and
-kept in the cache.
-"""
+"""Compile C sources with the machine's own compiler, and keep the libraries in the cache."""
 
 import ctypes
 import hashlib
@@ -27,10 +25,10 @@ COMPILING_SECONDS = 60
 
 @cache
 def compile_source(source: Path) -> ctypes.CDLL | None:
-    """The library that `source` makes on this processor; None where nothing can compile it.
+    """Compile `source` for this processor and load it; return None where that is not possible.
 
-    It is kept in the cache, and run from there only where no other user can have put it there or
-    changed it.
+    The library is kept in the cache. It is loaded from there only if no other user can have put it
+    there or changed it.
     """
     facts = f"{source.read_text()} {FLAGS} {platform.machine()} {_processor()}"
     digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
@@ -43,12 +41,12 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
         return ctypes.CDLL(str(kept / name))
     except _NoCompilerError:
         return None
-    except OSError as error:  # that may not be run, or a cache that cannot be written to
+    except OSError as error:
+        # The cache cannot be written to or trusted, or its libraries may not be loaded.
         logger.warning("%s: C is compiled for this process alone", error)
     try:
-        with tempfile.TemporaryDirectory(
-            prefix="rung-"
-        ) as folder:  # nobody else's; a library stays once it is loaded
+        # No other user can write into this folder. A loaded library outlives its file.
+        with tempfile.TemporaryDirectory(prefix="rung-") as folder:
             make(Path(folder))
             return ctypes.CDLL(str(Path(folder) / name))
     except (OSError, _NoCompilerError) as error:
@@ -61,7 +59,7 @@ class _NoCompilerError(Exception):
 
 
 def _check_trusted(*paths: Path) -> None:
-    """Raise `PermissionError` for one that another user owns, or that everyone may write to."""
+    """Raise `PermissionError` for a path that another user owns or that everyone may write to."""
     for path in filter(Path.exists, paths):
         facts = path.stat()
         if hasattr(os, "geteuid") and facts.st_uid not in (0, os.geteuid()):
@@ -76,10 +74,10 @@ def _compile(source: Path, name: str, folder: Path) -> None:
 
 
 class Address:
-    """Where C finds the numbers of a tensor, which stays alive as long as its address does.
+    """The address of a tensor's values for C; it keeps the tensor alive.
 
-    Raises `ValueError` for a tensor that is not on the CPU, in one piece, of this shape and type: C
-    would read and write what lies beside it.
+    Raises `ValueError` for a tensor that is not contiguous, not on the CPU, or of another shape or
+    type: C would read and write memory beside the tensor.
     """
 
     __slots__ = ("_as_parameter_", "tensor", "value")
@@ -100,11 +98,12 @@ class Address:
                 f"the CPU"
             )
         self.tensor = tensor
-        self.value = self._as_parameter_ = tensor.data_ptr()  # the latter is what ctypes reads
+        # ctypes passes `_as_parameter_` to C.
+        self.value = self._as_parameter_ = tensor.data_ptr()
 
 
 def _run(compiler: str, source: Path, out: Path) -> bool:
-    """Compile with threads, or without them where the compiler has none (Apple's)."""
+    """Compile with OpenMP, or without it where the compiler (such as Apple's) has none."""
     for threads in (["-fopenmp"], []):
         command = [compiler, *FLAGS, *threads, str(source), "-o", str(out), "-lm"]
         try:
@@ -117,11 +116,13 @@ def _run(compiler: str, source: Path, out: Path) -> bool:
 
 
 def _processor() -> str:
-    """What the instructions are chosen by: a cache that several machines share keeps a library for
-    each.
+    """Describe the processor's instruction set.
+
+    Machines that share a cache then each have a library for their own processor.
     """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        return f"{platform.processor()} {platform.node()}"  # too coarse a name to share a cache by
+        # The processor's name does not tell its instructions, so each machine has its own library.
+        return f"{platform.processor()} {platform.node()}"
     return next((line for line in lines if line.startswith(("flags", "Features"))), "")

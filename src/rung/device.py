@@ -1,7 +1,7 @@
-"""What this machine computes with: device, cores, threads and how they wait, bfloat16, and its name
-in words.
+"""Choose the device and the threads of this machine, and describe its hardware.
 
-torch is imported by what needs it: how OpenMP's threads wait can be chosen only before.
+The module imports torch only inside functions: environment variables decide how OpenMP's threads
+wait, and OpenMP reads them when torch is loaded.
 """
 
 import ctypes
@@ -23,18 +23,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a thread looks whether the others have come before it sleeps: about a millisecond.
-# libgomp's own 300,000 are more than a time slice, and 1,000 are over before the next layer begins
-# (benchmarks/device/threads.py).
+# A waiting thread checks a barrier this often before it sleeps, for about a millisecond. libgomp's
+# default of 300,000 checks takes longer than a time slice, and 1,000 checks end before the next
+# layer begins (benchmarks/device/threads.py).
 SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
-WATCHED_SECONDS = 0.2  # in which it is seen what other processes use
-MEASURED_SIZE, MEASURED_TIMES = 512, 10  # of a product, to find out which numbers are fast
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# The load of other processes is observed for this long.
+WATCHED_SECONDS = 0.2
+# bfloat16 is timed by products of square matrices of this size, this many times.
+MEASURED_SIZE, MEASURED_TIMES = 512, 10
+# glibc's malloc.h numbers the options of mallopt in this way.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device() -> "torch.device":
-    """CUDA, then Apple's MPS, then the CPU: the first that is here."""
+    """Return CUDA if it is available, else Apple's MPS, else the CPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -45,10 +48,10 @@ def choose_device() -> "torch.device":
 
 
 def has_fast_bfloat16(device: "torch.device") -> bool:
-    """Whether bfloat16 matrix products are faster than float32's; a CPU that has both is timed.
+    """Return whether bfloat16 matrix products are faster than float32 ones.
 
-    Having them is not enough: an Intel Xeon with avx512_bf16 and no AMX is slower in them
-    (benchmarks/device/precision.txt).
+    A CPU with bfloat16 instructions is timed, because an Intel Xeon with avx512_bf16 and no AMX is
+    slower in bfloat16 (benchmarks/device/precision.txt).
     """
     import torch
 
@@ -65,10 +68,10 @@ def has_fast_bfloat16(device: "torch.device") -> bool:
 
 @cache
 def _bfloat16_gain() -> float:
-    """How many times as fast this CPU multiplies matrices of bfloat16 as of float32: some
-    milliseconds, once.
+    """Return how many times as fast as float32 this CPU multiplies bfloat16 matrices.
 
-    One thread's own time is measured, which does not run while something else has the core.
+    The measurement takes some milliseconds and is made once. It counts the CPU time of one thread,
+    which stops while another process has the core.
     """
     import torch
 
@@ -83,13 +86,15 @@ def _bfloat16_gain() -> float:
     finally:
         torch.set_num_threads(threads)
     plain, half = map(min, zip(*rounds, strict=True))
-    return plain / max(half, 1e-9)  # some systems count threads' time in large steps
+    # Some systems count a thread's CPU time in coarse steps, so it may be zero.
+    return plain / max(half, 1e-9)
 
 
 @cache
 def has_bfloat16_lstm() -> bool:
-    """Whether this CPU has an LSTM under autocast to bfloat16: oneDNN has none for AVX2. Where not,
-    says so once.
+    """Return whether this CPU can run an LSTM under autocast to bfloat16; warn once if not.
+
+    oneDNN has no bfloat16 LSTM for AVX2.
     """
     import torch
 
@@ -108,39 +113,40 @@ def has_bfloat16_lstm() -> bool:
 
 
 def retain_freed_memory() -> None:
-    """Have the C library keep what a training step frees for the next one, where it is glibc.
+    """Make glibc keep the memory that one training step frees for the next step.
 
-    Else every large tensor is fresh pages from the system, which costs a CPU a tenth of a small
-    model's step (benchmarks/device/memory.py). The process keeps the memory of its largest step
-    until it ends.
+    Otherwise the system provides new pages for every large tensor, which takes a tenth of a small
+    model's step on a CPU (benchmarks/device/memory.py). The process keeps the memory of its largest
+    step until it ends. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        for threshold in (2**30, 2**25):  # some versions refuse the first
+        # Some versions of glibc refuse the larger threshold.
+        for threshold in (2**30, 2**25):
             if mallopt(M_MMAP_THRESHOLD, threshold):
                 break
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def configure_threads() -> None:
-    """Have as many threads as cores that this process may use, and have them sleep soon when they
-    wait for each other.
+    """Use a thread for each core that this process may use, and let waiting threads sleep soon.
 
-    OpenMP's threads spin at a barrier for milliseconds. Beside other processes, the thread that
-    they wait for is often one that has no core meanwhile: 200 tokens of a small Llama took 13 s so,
-    and 0.2 s with threads that sleep.
+    OpenMP's threads spin at a barrier for milliseconds. On a busy machine, the thread that they
+    wait for often has no core in the meantime: 200 tokens of a small Llama took 13 s with spinning
+    threads and 0.2 s with sleeping ones.
 
-    Sets environment variables, for child processes too; what the user has set stands. OpenMP reads
-    them when torch is loaded: the command calls this first of all, a program that imports rung
-    calls it before torch is imported. After that only the number of threads is changed.
+    The function sets environment variables, also for child processes, and keeps those that the user
+    has set. OpenMP reads them when torch is loaded: the command calls this function first, and a
+    program that imports rung calls it before it imports torch. After torch is loaded, a call
+    changes only the number of threads.
     """
     cores = count_cores()
     if not any(name in os.environ for name in WAIT_SETTINGS):
         os.environ["GOMP_SPINCOUNT"] = SPINS
-        os.environ["KMP_BLOCKTIME"] = (
-            "1"  # millisecond, of Intel's and LLVM's OpenMP; theirs is 200
-        )
-    os.environ.setdefault("RAYON_NUM_THREADS", str(cores))  # of tokenizers
+        # Intel's and LLVM's OpenMP read this number of milliseconds; their default is 200.
+        os.environ["KMP_BLOCKTIME"] = "1"
+    # The tokenizers library reads this variable.
+    os.environ.setdefault("RAYON_NUM_THREADS", str(cores))
     if not may_choose_threads() or "OMP_NUM_THREADS" in os.environ:
         return
     os.environ["OMP_NUM_THREADS"] = str(cores)
@@ -152,18 +158,19 @@ def configure_threads() -> None:
 
 @cache
 def may_choose_threads() -> bool:
-    """Whether the number of threads is rung's to choose: the user has set none. Asked before rung
-    itself sets it.
+    """Return whether rung may choose the number of threads, because the user has set none.
+
+    The first call must come before rung sets the variable; later calls return the same result.
     """
     return "OMP_NUM_THREADS" not in os.environ
 
 
 def avoid_busy_cores() -> None:
-    """Have no more threads than there are cores that other processes leave free, and one at least.
+    """Use no more threads than other processes leave cores free, but at least one.
 
-    Threads that share a core with something else hold each other up at every operation: beside four
-    busy processes a small RNN learned 564 tokens a second with two threads, and 4,340 with one. A
-    number that the user set stands.
+    Threads that share a core with another process delay each other at every operation: beside four
+    busy processes, a small RNN learned 564 tokens a second with two threads and 4,340 with one. A
+    number of threads that the user has set is kept.
     """
     import torch
 
@@ -179,8 +186,9 @@ def avoid_busy_cores() -> None:
 
 
 def restore_thread_count(threads: int) -> None:
-    """Go on with so many threads as a run was begun with, where there are cores for them; a user's
-    number stands.
+    """Use as many threads as a run began with, or fewer if there are fewer cores.
+
+    A number of threads that the user has set is kept.
     """
     import torch
 
@@ -189,8 +197,9 @@ def restore_thread_count(threads: int) -> None:
 
 
 def _watch_free_cores(statistics: Path = Path("/proc/stat")) -> float:
-    """How many of the cores that this process may use nothing used for a moment; infinitely many
-    where nobody knows.
+    """Measure how many of the cores that this process may use are free.
+
+    The result is infinite on a system that does not report the use of its cores.
     """
     before = _read_core_times(statistics)
     time.sleep(WATCHED_SECONDS)
@@ -203,9 +212,7 @@ def _watch_free_cores(statistics: Path = Path("/proc/stat")) -> float:
 
 
 def _read_core_times(statistics: Path) -> dict[int, tuple[int, int]]:
-    """Of each core that this process may use, how long it was idle and how long it has been there,
-    in clock ticks.
-    """
+    """Read the idle and total clock ticks of each core that this process may use."""
     try:
         lines = statistics.read_text(encoding="ascii").splitlines()
         allowed = os.sched_getaffinity(0)
@@ -215,19 +222,17 @@ def _read_core_times(statistics: Path) -> dict[int, tuple[int, int]]:
     for line in lines:
         name, *fields = line.split()
         if re.fullmatch(r"cpu\d+", name) and int(name[3:]) in allowed:
-            ticks = [
-                int(field) for field in fields[:8]
-            ]  # user, nice, system, idle, waiting for disks, ..., stolen
+            # The fields are user, nice, system, idle, iowait, irq, softirq and steal time.
+            ticks = [int(field) for field in fields[:8]]
             found[int(name[3:])] = (ticks[3] + ticks[4], sum(ticks))
     return found
 
 
 def count_cores(process: Path = Path("/proc/self")) -> int:
-    """The cores that this process may use: those that its affinity allows, no more than its
-    container's quota.
+    """Count the cores that this process may use, by its affinity and its container's quota.
 
-    A part of a core counts as one: two threads use up a quota of 1.5 cores, one leaves a third of
-    it.
+    A part of a core counts as a whole one: two threads use up a quota of 1.5 cores, and one thread
+    would leave a third of the quota unused.
     """
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -237,8 +242,9 @@ def count_cores(process: Path = Path("/proc/self")) -> int:
 
 
 def _control_groups(process: Path) -> Iterator[Path]:
-    """The folders of the control groups (versions 1 and 2) that share out CPU time to this process,
-    and all above.
+    """Yield the folders of the control groups that limit this process's CPU time.
+
+    Parents of these folders are included, and both versions of control groups are supported.
     """
     try:
         groups = [
@@ -250,7 +256,8 @@ def _control_groups(process: Path) -> Iterator[Path]:
             for line in (process / "mountinfo").read_text(encoding="utf-8").splitlines()
         ]
     except OSError:
-        return  # no Linux, or nothing that may be read
+        # The system is not Linux, or the files may not be read.
+        return
     paths = {
         "cgroup" if names else "cgroup2": path
         for _, names, path in groups
@@ -274,7 +281,7 @@ def _control_groups(process: Path) -> Iterator[Path]:
 
 
 def _read_quota(group: Path) -> float:
-    """How many cores' time a control group may use."""
+    """Read how many cores' time a control group may use; return infinity if there is no limit."""
     try:
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()
@@ -283,12 +290,13 @@ def _read_quota(group: Path) -> float:
                 (group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
             )
         return float(quota) / float(period) if float(quota) > 0 else math.inf
-    except (OSError, ValueError):  # none, "max", or nothing that may be read
+    except (OSError, ValueError):
+        # The group has no quota, its quota is "max", or its files may not be read.
         return math.inf
 
 
 def describe_device(device: "torch.device") -> str:
-    """The machine in words, as a run records it."""
+    """Describe the hardware in words, for a run's record."""
     import torch
 
     if device.type == "cuda":

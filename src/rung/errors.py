@@ -1,4 +1,4 @@
-"""The mistakes a user can make, each raised once and printed as one clear line.
+"""Errors for the mistakes of a user; each is raised once and printed as one clear line.
 
 RungError
 ├── CorpusError      text that is missing, unreadable, binary, or too little
@@ -11,12 +11,13 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-MOST_NAMED = 20  # choices that a message lists
-FEW_NAMED = 5  # of more
+# A message lists all choices up to the first number, and of more choices the second number.
+MOST_NAMED = 20
+FEW_NAMED = 5
 
 
 class RungError(Exception):
-    """A user's mistake: says what is wrong, the value, and the remedy."""
+    """A user's mistake; the message says what is wrong, the value, and the remedy."""
 
 
 class CorpusError(RungError):
@@ -36,10 +37,10 @@ class RunError(RungError):
 
 
 def did_you_mean(name: Any, choices: Iterable[str], listed: str = "") -> str:
-    """The end of an error message: the nearest choice; when none is near all of them, or of many a
-    few.
+    """Return the end of an error message: the nearest choice, or a list if none is near.
 
-    `listed` says where many are listed. The name may be anything that a recipe holds.
+    The list has all choices or, of many, the nearest few and then `listed`, which says where to
+    find the others. `name` may be any value of a recipe.
     """
     name, choices = str(name), list(choices)
     near = difflib.get_close_matches(name, choices, n=1)
@@ -52,9 +53,9 @@ def did_you_mean(name: Any, choices: Iterable[str], listed: str = "") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its name where it has none.
+    """Return the first line of an error's message, or the error's type where it has no message.
 
-    A first line that ends in a colon brings the second.
+    If the first line ends in a colon, the second line is added.
     """
     lines = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])

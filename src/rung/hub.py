@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: which names may be on it, and whether it can be reached."""
+"""Tell names on the Hugging Face Hub from paths, and find out whether the Hub can be reached."""
 
 import os
 import re
@@ -12,7 +12,7 @@ LOCAL_PREFIXES = ("/", ".", "~", "runs/")
 
 
 def is_local_path(name: str) -> bool:
-    """Whether a name means a path on this machine, be it there or not, and nothing on the Hub."""
+    """Return whether a name is a path on this machine, existing or not, and not a Hub name."""
     return (
         Path(name).exists()
         or name.startswith(LOCAL_PREFIXES)
@@ -21,14 +21,15 @@ def is_local_path(name: str) -> bool:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is OWNER/NAME on the Hub, and no path on this machine."""
+    """Return whether a name is OWNER/NAME on the Hub and not a path on this machine."""
     return "/" in name and not is_local_path(name)
 
 
 def is_reachable(repository: str, kind: Literal["model", "dataset"] = "model") -> bool:
-    """Whether the Hub answers anything about a repository, be it that it has none.
+    """Return whether the Hub answers a request for a repository, even with an error.
 
-    It is asked once: without a network, the libraries that load from it try for most of a minute.
+    The Hub is asked once, because the libraries that load from it retry for most of a minute when
+    there is no network.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -37,7 +38,7 @@ def is_reachable(repository: str, kind: Literal["model", "dataset"] = "model") -
         HfApi().repo_info(repository, repo_type=kind, timeout=TIMEOUT_SECONDS)
     except HfHubHTTPError:
         return True
-    # No network, no name service, a firewall, offline mode: each client has its own errors.
+    # Each client has its own errors for no network, no name service, a firewall or offline mode.
     except Exception:
         return False
     return True
@@ -46,7 +47,8 @@ def is_reachable(repository: str, kind: Literal["model", "dataset"] = "model") -
 def find_dataset_commit(repository: str) -> str:
     """Return the commit of a data set on the Hub.
 
-    Raises the errors of `huggingface_hub` where it is not found or not reached.
+    Raises the errors of `huggingface_hub` where the data set is not found or the Hub is not
+    reached.
     """
     from huggingface_hub import HfApi
 
@@ -54,9 +56,9 @@ def find_dataset_commit(repository: str) -> str:
 
 
 def find_mirror(repository: str) -> Path | None:
-    """Return the folder to read in the place of a repository, or None where there is none.
+    """Return the local folder that replaces a repository, or None where there is none.
 
-    It is `$RUNG_HUB_MIRROR/OWNER/NAME`.
+    The folder is `$RUNG_HUB_MIRROR/OWNER/NAME`.
     """
     folder = os.environ.get(MIRROR_VARIABLE)
     return Path(folder) / repository if folder and (Path(folder) / repository).is_dir() else None

@@ -1,9 +1,8 @@
-"""The files of a model's folder: none leads out of it or is damaged, and all that is written opens
-in transformers 4.
+"""Check and read the files of a model's folder, and add the names that transformers 4 reads.
 
-Names changed between transformers 4 and 5. A folder is written with both, so that either reads the
-same model out of it; without `rope_theta` transformers 4 takes 10,000 for any other base of the
-rotation, and says nothing.
+Some settings have other names in transformers 4 than in 5. A folder is written with both names, so
+that both versions read the same model from it. Without `rope_theta`, transformers 4 silently uses a
+rotation base of 10,000.
 """
 
 import errno
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from rung.errors import RunError
 
-# A run has these beside its model.
+# A run's folder has these beside the model.
 RECORD, METRICS, CHECKPOINTS = "rung.json", "metrics.jsonl", "checkpoints"
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,7 +33,8 @@ TOKENIZER_FILES = (
     TEMPLATES,
 )
 META_FILES = ("params.json", "consolidated.*.pth")
-# All that somebody may read: each tokenizer of transformers has names of its own for its files.
+# A loader may read any file that matches these patterns: each tokenizer class of transformers has
+# its own file names.
 FILES = (
     "*.json",
     "*.model",
@@ -44,21 +44,20 @@ FILES = (
     *META_FILES,
     *TOKENIZER_FILES,
 )
-# Read whole before the model is: the tokenizer's own, which is large, is looked at where it is
-# loaded.
+# These files are checked before the model is loaded. tokenizer.json is large, and is checked when
+# it is loaded.
 SMALL_FILES = (CONFIG, GENERATION, TOKENIZER, "special_tokens_map.json", "added_tokens.json", INDEX)
 
 
-# What transformers takes whatever it is, and fails over later or never.
-IDS: dict[str, tuple[type, ...]] = {
-    f"{name}_token_id": (int,) for name in ("bos", "eos", "pad")
-}  # or a list of them
+# transformers accepts values of any type for these keys, and fails later or never. A token id may
+# also be a list of ids.
+IDS: dict[str, tuple[type, ...]] = {f"{name}_token_id": (int,) for name in ("bos", "eos", "pad")}
 VALUE_TYPES: dict[str, dict[str, tuple[type, ...]]] = {
     CONFIG: {"model_type": (str,)},
     GENERATION: {**IDS, "max_length": (int,), "temperature": (int, float)},
     TOKENIZER: {"tokenizer_class": (str,), "chat_template": (str, list, dict)},
 }
-# Keys by which transformers reads other files in the place of those that are looked at here.
+# These keys make transformers read other files than those that are checked here.
 ELSEWHERE = {
     CONFIG: ("configuration_files", "transformers_weights"),
     TOKENIZER: ("fast_tokenizer_files",),
@@ -67,8 +66,9 @@ WORDS = {str: "text", int: "a whole number", float: "a number", list: "a list", 
 
 
 def is_run(folder: Path) -> bool:
-    """Whether rung made the folder: it has a run's record, or a damaged one beside what a run
-    has.
+    """Return whether rung made the folder.
+
+    Such a folder has a run's record, or a damaged record beside other files of a run.
     """
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -80,8 +80,9 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise `RunError` where the files in `folder` may not be listed and opened: part of them would
-    be read as all.
+    """Raise `RunError` where the files in `folder` may not be listed and opened.
+
+    Without this check, the readable part of a folder would be taken for all of it.
     """
     if not os.access(folder, os.R_OK | os.X_OK):
         raise RunError(
@@ -90,8 +91,10 @@ def check_folder(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raise `RunError` where a file of the model in `folder` is a link to elsewhere, or no JSON
-    where it must be.
+    """Check the files of the model in `folder`.
+
+    Raises `RunError` for a link that leads out of the folder, and for a settings file that is not
+    valid JSON or holds a value of a wrong type.
     """
     check_folder(folder)
     for path in list_files(folder, FILES):
@@ -118,17 +121,17 @@ def _check_facts(path: Path, facts: dict[str, Any]) -> None:
 
 
 def list_files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """What is in `folder` under these names, in order, links that lead nowhere among them."""
+    """List the files in `folder` that match the patterns, sorted and with broken links."""
     return sorted(
         {path for pattern in patterns for path in folder.glob(pattern) if not path.is_dir()}
     )
 
 
 def check_inside(folder: Path, path: Path) -> None:
-    """Raise `RunError` where `path`, links followed, does not lie in `folder`.
+    """Raise `RunError` where `path`, with links followed, lies outside `folder`.
 
-    What the Hub's client has downloaded are links to its store beside the folder: they lie in it,
-    too.
+    The Hub's client downloads files to a store beside the folder, and links to them. Such links are
+    allowed.
     """
     root = Path(os.path.realpath(folder))
     store = root.parent.parent / "blobs" if root.parent.name == "snapshots" else root
@@ -140,9 +143,9 @@ def check_inside(folder: Path, path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
-    Raises `RunError` where it holds none.
+    Raises `RunError` where the file cannot be read or holds no object.
     """
     if not path.is_file():
         raise RunError(
@@ -166,10 +169,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_weights(folder: Path) -> list[Path]:
-    """The files of safetensors that transformers reads in `folder`; none where it has other
-    weights.
+    """List the safetensors files that transformers reads in `folder`; there may be none.
 
-    Raises `RunError` where the index is damaged, or names files that are not there or not in the
+    Raises `RunError` where the index is damaged, or names files that are missing or outside the
     folder.
     """
     whole = folder / WEIGHTS
@@ -177,14 +179,14 @@ def find_weights(folder: Path) -> list[Path]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether there are weights of any kind that transformers reads in `folder`."""
+    """Return whether `folder` holds weights of any kind that transformers reads."""
     return bool(
         find_weights(folder) or (folder / BINARY).is_file() or _read_index(folder / BINARY_INDEX)
     )
 
 
 def _read_index(index: Path) -> list[Path]:
-    """The files that an index says the tensors are in; none where there is no index."""
+    """List the files that an index of weights names; return none where there is no index."""
     folder = index.parent
     if not os.path.lexists(index):
         return []
@@ -202,7 +204,7 @@ def _read_index(index: Path) -> list[Path]:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the folder's safetensors, of which only the headers are read.
+    """Read the shape of each tensor from the headers of the folder's safetensors files.
 
     Raises `RunError` where a file is damaged.
     """
@@ -215,11 +217,12 @@ def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Raise `RunError` where the safetensors in `path` cannot be read."""
+    """Raise `RunError` where the block cannot read the safetensors file at `path`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if path.exists() and not os.access(path, os.R_OK):  # safetensors says that it is not there
+        # safetensors reports a file that may not be read as missing.
+        if path.exists() and not os.access(path, os.R_OK):
             raise RunError(f"{path} cannot be read: {os.strerror(errno.EACCES)}") from error
         raise RunError(
             f"{path} is damaged: {error}; copy it again, or train the model again"
@@ -227,9 +230,7 @@ def opening(path: Path) -> Iterator[None]:
 
 
 def spell_for_transformers_4(folder: Path) -> None:
-    """Add the names that transformers 4 reads to the settings of the model and the tokenizer in
-    `folder`.
-    """
+    """Add the names that transformers 4 reads to the settings of the model and the tokenizer."""
     for name, spell in ((CONFIG, _spell_config), (TOKENIZER, _spell_tokenizer)):
         if (folder / name).exists():
             before = read_json(folder / name)
@@ -240,7 +241,7 @@ def spell_for_transformers_4(folder: Path) -> None:
 
 
 def _spell_config(config: dict[str, Any]) -> dict[str, Any]:
-    """`rope_parameters` and `dtype` under the names of before, too."""
+    """Add `rope_parameters` and `dtype` under their names in transformers 4."""
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope and not config.get("rope_scaling"):
         scaled = rope.get("rope_type", "default") != "default"
@@ -254,7 +255,7 @@ def _spell_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spell_tokenizer(config: dict[str, Any]) -> dict[str, Any]:
-    """The class and the list of special tokens by names that both know."""
+    """Replace the class and the list of special tokens by names that both versions know."""
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(config.get("extra_special_tokens"), list):
