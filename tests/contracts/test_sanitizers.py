@@ -196,7 +196,7 @@ def step_calls(recorder):
         step.spare_cores = draw.randint(0, 1)
         recorder.known = lambda step=step: [
             *(*step.kept, *(part for pair in step.memory for part in pair)),
-            *(*step.room.buffers, step.room.scores, step.room.all_places),
+            *(*step.buffers.buffers, step.buffers.scores, step.buffers.all_places),
         ]
         texts, longest = draw.randint(1, 9), draw.randint(6, 30)
         state = KVCache(longest)

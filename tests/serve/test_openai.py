@@ -1085,7 +1085,7 @@ def test_the_command_serves_until_ctrl_c(make_tiny, tokenizer, tmp_path):
 
 
 def test_without_its_packages_it_says_what_to_install(monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("rung.serve")]:
+    for name in [name for name in sys.modules if name.startswith("rung.serve.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     made = CliRunner().invoke(app, ["serve", "runs"])

@@ -50,7 +50,7 @@ def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     counted = measure_difficulty(tokenizer, packed, SENTENCES, reach=64)
     model = (
         find_rung("ngram")
-        .model.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts)
+        .model_class.fit(make_config("ngram", tokenizer, {}), packed.tokens, packed.starts)
         .eval()
     )
     assert counted.ngram == pytest.approx(
