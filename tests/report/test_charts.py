@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rung.report import charts, svg
+from rung.report import axes, charts
 from tests.report.conftest import CURVE
 
 
@@ -28,10 +28,10 @@ def test_short_learning_curves(metrics, make_run, make_page):
         st.sampled_from(["zlib", "bz2", "lzma", "lzma after train"]), st.floats(0.1, 9), min_size=1
     ),
     st.floats(0.1, 9),
-    st.sampled_from(svg.CHART_WIDTHS),
+    st.sampled_from(axes.CHART_WIDTHS),
 )
 def test_every_flag_stays_on_the_chart(marks, value, width):
     bar = charts.Bar(label="llama3", note="", value=value, low=None, high=None, shade=0)
     drawing = charts.draw_ladder([bar], marks, width)
     for x, text in re.findall(r'<text x="([\d.-]+)"[^>]*class="flag">(.*?)</text>', drawing):
-        assert float(x) + svg.text_width(re.sub("<[^>]+>", "", text), svg.LABEL_SIZE) <= width
+        assert float(x) + axes.text_width(re.sub("<[^>]+>", "", text), axes.LABEL_SIZE) <= width

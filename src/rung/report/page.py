@@ -17,7 +17,7 @@ from rung.errors import RunError
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN
 from rung.files import explain_failed_writes, write_atomically
 from rung.ladder import is_counting
-from rung.report import charts, svg
+from rung.report import axes, charts
 from rung.report.samples import build_samples, build_surprisal
 from rung.report.summaries import ComparableRuns, ReportedRun, group_runs, read_runs
 from rung.report.table import build_table, format_count, format_names
@@ -186,7 +186,7 @@ def _ladder(group: ComparableRuns) -> str:
     return build_figure(
         "The ladder",
         caption,
-        [charts.draw_ladder(bars, group.marks, width) for width in svg.CHART_WIDTHS],
+        [charts.draw_ladder(bars, group.marks, width) for width in axes.CHART_WIDTHS],
     )
 
 
@@ -212,7 +212,7 @@ def _curves(group: ComparableRuns) -> str:
     if len(curves) > len(learners):
         caption += " A dashed line is a rung that counts: it reads the training text once."
     return build_figure(
-        "Learning", caption, [charts.draw_curves(curves, width) for width in svg.CHART_WIDTHS]
+        "Learning", caption, [charts.draw_curves(curves, width) for width in axes.CHART_WIDTHS]
     )
 
 

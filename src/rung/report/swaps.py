@@ -11,7 +11,7 @@ from rung.errors import RunError
 from rung.evaluation.metrics import confidence_interval
 from rung.files import explain_failed_writes, write_atomically
 from rung.models.swaps import SWAPS
-from rung.report import charts, svg
+from rung.report import axes, charts
 from rung.report.page import build_figure, build_header, fill_page
 from rung.report.summaries import ComparableRuns, ReportedRun, read_runs
 from rung.report.table import format_count, make_cell
@@ -190,7 +190,7 @@ def _chart(rows: list[SwapResult]) -> str:
         "crosses the line may have no effect."
     )
     drawings = [
-        charts.draw_differences(differences, BASE_RUNG, width) for width in svg.CHART_WIDTHS
+        charts.draw_differences(differences, BASE_RUNG, width) for width in axes.CHART_WIDTHS
     ]
     return build_figure("What each swap buys", caption, drawings)
 
