@@ -244,20 +244,7 @@ def _build_tables(
         ids = numpy.stack(
             [_look_up(text, section, column, words, number) for column in section.words]
         )
-        parents = ids[0]
-        for column, known in zip(ids[1:-1], keys, strict=True):
-            wanted = parents * vocab_size + column
-            parents = numpy.searchsorted(known, wanted)
-            is_there = (
-                known[numpy.minimum(parents, len(known) - 1)] == wanted
-                if len(known)
-                else wanted < 0
-            )
-            text.check(
-                section.lines,
-                ~is_there,
-                lambda _: "this n-gram is there, but not what it begins with",
-            )
+        parents = _find_parents(text, section, ids[:-1], keys, vocab_size)
         found = parents * vocab_size + ids[-1]
         by_key = numpy.argsort(found, kind="stable")
         keys.append(found[by_key])
@@ -280,6 +267,29 @@ def _build_tables(
             )
         )
     return tables
+
+
+def _find_parents(
+    text: ArpaText,
+    section: ArpaSection,
+    histories: NDArray[numpy.int64],
+    keys: list[NDArray[numpy.int64]],
+    vocab_size: int,
+) -> NDArray[numpy.int64]:
+    """Find the row of each history (order - 1, n-grams) in the table of its own order."""
+    parents = histories[0]
+    for column, known in zip(histories[1:], keys, strict=True):
+        wanted = parents * vocab_size + column
+        parents = numpy.searchsorted(known, wanted)
+        is_there = (
+            known[numpy.minimum(parents, len(known) - 1)] == wanted if len(known) else wanted < 0
+        )
+        text.check(
+            section.lines,
+            ~is_there,
+            lambda _: "this n-gram is there, but not what it begins with",
+        )
+    return parents
 
 
 def _look_up(
