@@ -24,7 +24,7 @@ FLOORS = (
     ("training", "evaluation", "generation"),
     ("recipe", "chat", "report"),
     ("workflows", "serve", "export"),
-    ("library",),
+    ("api",),
     ("cli", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -118,7 +118,7 @@ def test_a_damaged_library_is_made_again(damage, source, tmp_path, compiling):
 
 
 @needs_compiler
-@pytest.mark.parametrize("place", ["cache", "native", "entry", "library"])
+@pytest.mark.parametrize("place", ["cache", "native", "entry", "api"])
 @pytest.mark.parametrize("doubt", ["everyone's", "another's"])
 def test_what_others_can_write_is_not_run(
     place, doubt, source, tmp_path, compiling, monkeypatch, caplog
@@ -126,7 +126,7 @@ def test_what_others_can_write_is_not_run(
     assert compiler.compile_source(source).half(8) == 4
     (library,) = kept(tmp_path)
     path = {
-        "library": library,
+        "api": library,
         "entry": library.parent,
         "native": library.parents[1],
         "cache": library.parents[2],

@@ -17,7 +17,7 @@ def test_importing_rung_imports_nothing_else_of_it_and_no_package():
     code = "import sys; before = set(sys.modules); import rung; print(*set(sys.modules) - before)"
     roots = {name.partition(".")[0] for name in run_python(code)}
     assert roots - set(sys.stdlib_module_names) == {"rung"}
-    assert "rung.library" not in run_python(code)
+    assert "rung.api" not in run_python(code)
 
 
 def test_a_module_is_imported_when_it_is_asked_for():
@@ -30,12 +30,12 @@ def test_a_module_is_imported_when_it_is_asked_for():
 
 def test_the_library_is_listed_beside_the_modules():
     assert {"climb", "evaluate", "generate", "load", "train", "tune", "Run", "Ladder"} == set(
-        rung.LIBRARY
+        rung.FUNCTIONS
     )
-    assert {*rung.LIBRARY, "models", "generation", "evaluation", "report", "__version__"} <= set(
+    assert {*rung.FUNCTIONS, "models", "generation", "evaluation", "report", "__version__"} <= set(
         dir(rung)
     )
-    for name in rung.LIBRARY:
+    for name in rung.FUNCTIONS:
         assert getattr(rung, name).__name__ == name
         assert getattr(rung, name).__doc__
     with pytest.raises(AttributeError, match="module 'rung' has no attribute 'nonsense'"):

@@ -17,7 +17,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-LIBRARY = {  # where the functions and classes are that stand beside the modules
+FUNCTIONS = {  # where the functions and classes are that stand beside the modules
     "Ladder": "ladder",
     "Run": "run",
     "climb": "climb",
@@ -34,11 +34,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name != "device":
         import_module(f"{__name__}.device").configure_threads()
-    if name in LIBRARY:
-        return getattr(import_module(f"{__name__}.library.{LIBRARY[name]}"), name)
+    if name in FUNCTIONS:
+        return getattr(import_module(f"{__name__}.api.{FUNCTIONS[name]}"), name)
     return import_module(f"{__name__}.{name}")
 
 
 def __dir__() -> list[str]:
     modules = (module.name for module in iter_modules(__path__) if module.name[0] != "_")
-    return ["__version__", *LIBRARY, *modules]
+    return ["__version__", *FUNCTIONS, *modules]

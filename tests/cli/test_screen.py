@@ -20,6 +20,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rung import runs
+from rung.api.interrupts import name_saved_work
+from rung.api.ladder import Ladder
 from rung.cli import output, progress
 from rung.cli.app import resumable, verb
 from rung.cli.main import app
@@ -30,8 +32,6 @@ from rung.cli.score_tables import score_table, surprisal_table, tasks_table
 from rung.cli.tables import sizes_table
 from rung.cli.train import _compare_with_law, _format_longer_climb
 from rung.evaluation.surprisal import TokenScore
-from rung.library.interrupts import name_saved_work
-from rung.library.ladder import Ladder
 from rung.models.sizes import SIZES
 from rung.progress import Progress
 from rung.report.summaries import read_summaries
@@ -586,7 +586,7 @@ def test_a_training_that_is_stopped_while_it_is_scored_goes_on(corpus, monkeypat
         on_progress(Progress("scoring", 3, 9))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rung.library.train.execute", stop)
+    monkeypatch.setattr("rung.api.train.execute", stop)
     made = rung("train", "gpt2", corpus, "--steps", 5, "--out", "my run")
     assert made.exit_code == 130
     assert "gpt2: stopped after" in made.stderr

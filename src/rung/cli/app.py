@@ -225,7 +225,7 @@ def resumable(verb: str = "") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        from rung.library.interrupts import Interrupted
+        from rung.api.interrupts import Interrupted
         from rung.runs import RECORD
 
         if not isinstance(error, Interrupted):

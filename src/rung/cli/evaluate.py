@@ -76,10 +76,10 @@ def eval_command(
     of one, or a folder of them.
     """
     silence_libraries()
+    from rung.api.run import evaluate
     from rung.cli.progress import Display
     from rung.cli.score_tables import score_table, tasks_table
     from rung.cli.tables import show
-    from rung.library.run import evaluate
 
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
     switches: dict[str, Any] = {"mix": mix or (), "cache": cache, "dynamic": dynamic}
@@ -117,9 +117,9 @@ def score_command(
 ) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
     silence_libraries()
+    from rung.api.run import load
     from rung.cli.score_tables import surprisal_table
     from rung.cli.tables import show
-    from rung.library.run import load
 
     text = _read_text(text, file, encoding)
     tokens = load(run).surprisal(text)

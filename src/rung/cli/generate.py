@@ -31,7 +31,7 @@ def generate_command(
 ) -> None:
     """Continue a prompt."""
     silence_libraries()
-    from rung.library.run import load
+    from rung.api.run import load
 
     prompt = read_typed("PROMPT", prompt)
     opened, pieces = load(run), list[str]()

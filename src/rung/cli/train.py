@@ -30,8 +30,8 @@ from rung.cli.output import (
 from rung.files import cache_folder
 
 if TYPE_CHECKING:
-    from rung.library.ladder import Ladder
-    from rung.library.run import Run
+    from rung.api.ladder import Ladder
+    from rung.api.run import Run
     from rung.workflows.climb import Climb
 
 
@@ -64,8 +64,8 @@ def climb_command(
     """Every rung on one text: one table, one report."""
     began = time.perf_counter()  # of the minutes: importing the libraries takes some seconds
     silence_libraries()
+    from rung.api.climb import climb
     from rung.cli.progress import Display
-    from rung.library.climb import climb
 
     source = resolve_corpus(corpus, out.parent if out else Path("runs"))
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
@@ -172,8 +172,8 @@ def train_command(
     """Train (or, for counts, fit) one rung, and score it."""
     began = time.perf_counter()  # of the minutes
     silence_libraries()
+    from rung.api.train import estimate, train
     from rung.cli.progress import Display
-    from rung.library.train import estimate, train
 
     # A run that goes on has its text. Only where --out does not say which folder is its own, does
     # the text that is piped in.

@@ -11,7 +11,7 @@ from rung.cli.app import parse_settings, resumable, verb
 from rung.cli.output import print_next_command, print_note, silence_libraries
 
 if TYPE_CHECKING:
-    from rung.library.run import Run
+    from rung.api.run import Run
 
 
 @verb("tune", "rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", on_all_ranks=True)
@@ -56,8 +56,8 @@ def tune_command(
     """Make a chat model of a run, and say what that changed."""
     began = time.perf_counter()  # of the minutes
     silence_libraries()
+    from rung.api.tune import tune
     from rung.cli.progress import Display
-    from rung.library.tune import tune
 
     length = {"steps": steps, "minutes": minutes, "seed": seed}
     settings: dict[str, Any] = {"preference": preference, "set": parse_settings(set_), **length}

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from rung import distributed
+from rung.api.interrupts import name_saved_work
+from rung.api.options import check_not_given
+from rung.api.run import Run
 from rung.errors import RecipeError
-from rung.library.interrupts import name_saved_work
-from rung.library.options import check_not_given
-from rung.library.run import Run
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.training.clock import now
 from rung.workflows.run_folder import check_unused

@@ -8,7 +8,7 @@ import pytest
 
 import rung
 
-FUNCTIONS = sorted(name for name in rung.LIBRARY if name.islower())
+FUNCTIONS = sorted(name for name in rung.FUNCTIONS if name.islower())
 QUESTIONS = ("Which colour has the cat?", "Tell me the colour of the dog.", "The mat is")
 
 
@@ -23,7 +23,7 @@ def test_an_example_does_what_it_says(name, tmp_path, monkeypatch, prose):
         for question in QUESTIONS
     ]
     (tmp_path / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
-    module = importlib.import_module(f"rung.library.{rung.LIBRARY[name]}")
+    module = importlib.import_module(f"rung.api.{rung.FUNCTIONS[name]}")
     (example,) = doctest.DocTestFinder(recurse=False).find(
         getattr(module, name), name, module, extraglobs={"rung": rung}
     )

@@ -10,7 +10,7 @@ import rung
 @pytest.fixture(scope="package")
 def ground(tmp_path_factory, prose):
     """A folder with `my.txt`, a climb of two rungs that count, and a small GPT-2."""
-    folder = tmp_path_factory.mktemp("library")
+    folder = tmp_path_factory.mktemp("api")
     (folder / "my.txt").write_text(prose)
     with contextlib.chdir(folder):
         rung.climb("my.txt", rungs="bigram, ngram")

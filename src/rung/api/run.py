@@ -10,6 +10,12 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from rung import hub, runs
+from rung.api.notebook import show_run
+from rung.api.options import (
+    CorpusName,
+    check_options,
+    name_corpus,
+)
 from rung.device import avoid_busy_cores
 from rung.errors import RecipeError
 from rung.evaluation.surprisal import TokenScore, score_text
@@ -19,12 +25,6 @@ from rung.generation.generate import generate as continue_text
 from rung.generation.quantize import measure_quantization_cost, parse_weight_dtype
 from rung.generation.sampling import Sampling
 from rung.generation.speculative import make_draft
-from rung.library.notebook import show_run
-from rung.library.options import (
-    CorpusName,
-    check_options,
-    name_corpus,
-)
 from rung.models import load as load_model
 from rung.models.base import CausalModel
 from rung.models.loading import locate_model

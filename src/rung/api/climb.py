@@ -5,9 +5,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rung.library.interrupts import name_saved_work
-from rung.library.ladder import Ladder
-from rung.library.options import (
+from rung.api.interrupts import name_saved_work
+from rung.api.ladder import Ladder
+from rung.api.options import (
     CorpusName,
     check_not_given,
     check_options,
@@ -15,7 +15,7 @@ from rung.library.options import (
     name_folder,
     name_tokenizer,
 )
-from rung.library.run import Run
+from rung.api.run import Run
 from rung.progress import OnProgress, ignore_progress
 from rung.training.clock import now
 from rung.workflows.climb import Climb

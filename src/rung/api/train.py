@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from rung import distributed
-from rung.library.interrupts import name_saved_work
-from rung.library.options import (
+from rung.api.interrupts import name_saved_work
+from rung.api.options import (
     CorpusName,
     check_not_given,
     name_corpus,
     name_folder,
     name_tokenizer,
 )
-from rung.library.run import Run
+from rung.api.run import Run
 from rung.models.sizes import SIZES
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.recipe import Recipe, leave_length_open, make_recipe, read_recipe

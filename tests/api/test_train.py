@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import rung
+from rung.api.interrupts import Interrupted
+from rung.api.options import name_folder
+from rung.api.train import estimate
 from rung.errors import RecipeError, RunError
-from rung.library.interrupts import Interrupted
-from rung.library.options import name_folder
-from rung.library.train import estimate
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def plan(monkeypatch):
             made.append((recipe, folder))
             return True
 
-        monkeypatch.setattr("rung.library.train.execute", execute)
+        monkeypatch.setattr("rung.api.train.execute", execute)
         rung.train(*arguments, **settings)
         return made[0]
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rung.api.notebook import show_ladder, show_swaps
+from rung.api.run import Run
 from rung.errors import RunError, did_you_mean
-from rung.library.notebook import show_ladder, show_swaps
-from rung.library.run import Run
 from rung.workflows.climb import REPORT, Climb
 from rung.workflows.climb_swaps import SwapClimb
 
