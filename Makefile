@@ -77,7 +77,7 @@ $(READY): pyproject.toml constraints.txt
 
 # What only tests and benchmarks need: the engines, and the tools that rung is compared with.
 $(PEERS): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,export,lora,serve,peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,scale,spark,eval,compress,export,lora,serve,peers]'
 	touch $(PEERS)
 
 # The oldest transformers that reads what rung writes, for the tests of that: all else it takes from $(VENV).
