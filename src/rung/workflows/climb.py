@@ -17,7 +17,7 @@ from typing import Any
 
 from rung import distributed, runs
 from rung.data.files import DocumentKind
-from rung.errors import RunError, RungError
+from rung.errors import RunError, RungError, first_line
 from rung.ladder import LADDER, OFF_LADDER, is_counting
 from rung.models import find_rung
 from rung.models.sizes import resolve_size
@@ -252,7 +252,7 @@ def _make(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float | 
         if distributed.world_size() > 1:  # but not by some of the processes without the others
             raise
         logger.exception("%s failed", folder.name)
-        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        message = f"{type(error).__name__}: {first_line(error)}"
         _record_failure(recipe, folder, message)
         raise RunError(message) from error
 
