@@ -30,6 +30,7 @@ from rung.models.base import CausalModel
 from rung.models.loading import locate_model
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.workflows.evaluate import evaluate_run, evaluate_tasks
+from rung.workflows.pairs import evaluate_pairs
 from rung.workflows.variants import VariantOptions
 
 READING = ("documents", "column", "encoding")  # how other text is read
@@ -122,6 +123,17 @@ class Run:
         """Compute the bits of each token of a text, its end included."""
         return score_text(self.model, self.tokenizer, text)
 
+    def pairs(
+        self,
+        source: str | Path,
+        *,
+        encoding: str = "",
+        on_progress: OnProgress = ignore_progress,
+    ) -> dict[str, Any]:
+        """Score the run on the minimal pairs of a file or folder; `evaluate` says what is found."""
+        told = for_run("eval", on_progress)
+        return evaluate_pairs(self.name, str(source), encoding or None, told)
+
     def evaluate(
         self,
         corpus: CorpusName = None,
@@ -132,9 +144,17 @@ class Run:
         **options: Any,
     ) -> dict[str, Any]:
         """Score the run on held-out text; `evaluate` of this module says how."""
-        check_options("evaluate", options, [*READING, "mix", "cache", "dynamic", "limit"])
+        check_options("evaluate", options, [*READING, "mix", "cache", "dynamic", "limit", "pairs"])
         limit = options.pop("limit", None)
         named = name_corpus(corpus)
+        if pairs := options.pop("pairs", None):
+            encoding = options.pop("encoding", "")
+            if named or tasks or limit or any(options.values()):
+                raise RecipeError(
+                    "--pairs bring their own text: leave out CORPUS, --documents, --column, "
+                    "--mix, --cache, --dynamic, --tasks, --limit"
+                )
+            return self.pairs(pairs, encoding=encoding or "", on_progress=on_progress)
         if tasks and (named or any(options.values())):
             raise RecipeError(
                 "--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, "
@@ -207,8 +227,10 @@ def evaluate(
     Without `corpus` the run's own text is scored. Options are `documents`, `column` and `encoding`
     (how other text is read), and `mix` (entries RUNG=RUN), `cache` and `dynamic`, whose scores
     stand beside the plain one under their names. `tasks` are names of lm-evaluation-harness, YAML
-    files or folders, scored instead; `limit` is the number of documents of each. Raises a child of
-    `RungError` for a mistake of the user.
+    files or folders, scored instead; `limit` is the number of documents of each. `pairs` is a file
+    or folder of minimal pairs, scored instead: the result has the `accuracy` with its `low` and
+    `high`, and a list of `phenomena` and of `paradigms`. Raises a child of `RungError` for a
+    mistake of the user.
     """
     return load(run).evaluate(corpus, split, tasks=tasks, on_progress=on_progress, **options)
 

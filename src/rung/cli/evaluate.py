@@ -32,6 +32,15 @@ TasksOption = Annotated[
     ),
 ]
 
+PairsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|FOLDER",
+        help="Instead: minimal pairs, of BLiMP's format or a table with columns good and bad.",
+        show_default=False,
+    ),
+]
+
 
 @verb("eval", "rung eval runs/python-docs/llama3 other.txt")
 def eval_command(
@@ -67,16 +76,18 @@ def eval_command(
     limit: Annotated[
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
     ] = 0,
+    pairs: PairsOption = "",
     as_json: JsonOption = False,
 ) -> None:
     """Score a run on held-out text: bits per byte, word and token perplexity.
 
     What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation
     split. With --tasks the harness asks its own text of the run instead: tasks by name, a YAML file
-    of one, or a folder of them.
+    of one, or a folder of them. With --pairs the run chooses between a good and a bad sentence.
     """
     silence_libraries()
     from rung.api.run import evaluate
+    from rung.cli.pair_tables import pairs_table
     from rung.cli.progress import Display
     from rung.cli.score_tables import score_table, tasks_table
     from rung.cli.tables import show
@@ -91,6 +102,7 @@ def eval_command(
             split,
             tasks=tasks or (),
             limit=limit,
+            pairs=pairs,
             on_progress=display.show,
             **text,
             **switches,
@@ -99,6 +111,8 @@ def eval_command(
         print_json(found)
     elif tasks:
         show(tasks_table(found))
+    elif pairs:
+        show(pairs_table(found))
     else:
         show(score_table(found["rung"], found["corpus"], found["split"], found))
 

@@ -134,22 +134,34 @@ def check_text(text: Any, column: str, where: str) -> str:
 
 
 def _read_csv(table: TableFile) -> Iterator[tuple[str, str]]:
-    """Yield (name of the text column, value) of each row; each must be as wide as the header."""
+    """Yield (name of the text column, value) of each row."""
+    rows = read_csv_rows(table)
+    _, columns = next(rows, (0, []))
+    if not columns:
+        return
+    place = columns.index(_find_csv_column(columns, DELIMITER_OF_SUFFIX[table.kind], table))
+    for _, row in rows:
+        yield columns[place], row[place]
+
+
+def read_csv_rows(table: TableFile) -> Iterator[tuple[int, list[str]]]:
+    """Yield (number of its first line, values) of each row; each must be as wide as the header.
+
+    The header comes first. Raises `CorpusError` for a table that is damaged.
+    """
     csv.field_size_limit(sys.maxsize)  # for the whole process: a document may be long
     delimiter = DELIMITER_OF_SUFFIX[table.kind]
     lines = split_keeping_ends(decode_file(table.path, table.encoding, table.notes))
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     columns: list[str] = []
-    place, begins = 0, 1
+    begins = 1
     try:
         for row in reader:
-            if row and not columns:
-                columns = row
-                place = columns.index(_find_csv_column(columns, delimiter, table))
-            elif row and len(row) != len(columns):
+            columns = columns or row
+            if row and len(row) != len(columns):
                 raise CorpusError(_explain_width(table.where, begins, len(row), columns))
-            elif row:
-                yield columns[place], row[place]
+            if row:
+                yield begins, row
             begins = reader.line_num + 1
     except csv.Error as error:
         why = (
@@ -226,22 +238,11 @@ def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
 
     A row may be the text itself; its column is "".
     """
-    lines = split_keeping_ends(decode_file(table.path, table.encoding, table.notes))
-    numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
-    first = next(numbered, None)
-    if first is None:
-        return
-    whole = _is_one_value(first[1].strip(), table)
-    unit, rows = (
-        ("row", _parse_one_value(first, numbered, table))
-        if whole
-        else ("line", _parse_lines(first, numbered, table))
-    )
     column: str | None = None
     missed: dict[str, None] = {}
     waiting = 0  # rows before the first that has a text column
     numbers = 0  # rows whose text is a number
-    for number, row in rows:
+    for unit, number, row in read_json_rows(table):
         if not isinstance(row, dict | str):
             raise CorpusError(
                 f"{table.where}, {unit} {number}: must be an object, not {type(row).__name__}"
@@ -264,6 +265,24 @@ def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
             f"{{count}} number{{s}}{_in_column(column or '')} read as digits", table.where, numbers
         )
     yield from itertools.repeat((column or "", ""), waiting)
+
+
+def read_json_rows(table: TableFile) -> Iterator[tuple[str, int, Any]]:
+    """Yield ("line" or "row", its number, value) of JSON lines, or of an array, or of one value.
+
+    Numbers are strings of their digits. Raises `CorpusError` for what is not JSON.
+    """
+    lines = split_keeping_ends(decode_file(table.path, table.encoding, table.notes))
+    numbered = ((number, line) for number, line in enumerate(lines, 1) if not line.isspace())
+    first = next(numbered, None)
+    if first is None:
+        return
+    if _is_one_value(first[1].strip(), table):
+        for number, value in _parse_one_value(first, numbered, table):
+            yield "row", number, value
+    else:
+        for number, value in _parse_lines(first, numbered, table):
+            yield "line", number, value
 
 
 def _find_json_column(row: dict[str, Any], table: TableFile) -> str | None:

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy
@@ -133,6 +134,15 @@ def confidence_interval(
         float(rate + half),
         f"Student's t over {len(values):,}{copies}",
     )
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the 95% interval of a share of `count` draws, by the score of Wilson (1927)."""
+    square = NormalDist().inv_cdf(0.975) ** 2
+    middle = (share + square / (2 * count)) / (1 + square / count)
+    variance = share * (1 - share) * square / count + (square / (2 * count)) ** 2
+    half = math.sqrt(variance) / (1 + square / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 @functools.lru_cache
