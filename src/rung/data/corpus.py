@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rung.data import files, search
+from rung.data import files, search, toy_language
 from rung.data.files import DocumentKind
 from rung.data.notes import CorpusNotes, merge_notes, printable_path
 from rung.data.sources import (
@@ -57,6 +57,7 @@ PACKAGE_FRACTIONS = HeldOutFractions(0.1, 0.1)
 CORPORA = {
     "python-docs": "the running Python's language reference and docstrings, 2 MB (the default)",
     "python-source": "the running Python's standard library source, 11 MB",
+    f"{toy_language.NAME}[@5MB][#SEED]": "text of our own grammar, whose entropy is known, 3 MB",
     "wikitext-2": "WikiText-2, raw, by article, from the Hub, 13 MB",
     "wikitext-103": "WikiText-103, raw, by article, from the Hub, 540 MB",
     "hf:ORG/NAME[:CONFIG]": "any data set on the Hub with a text column",
@@ -66,6 +67,7 @@ CORPORA = {
     ".parquet; .gz .zst",
 }
 PYTHON_READERS = {"python-docs": read_python_docs, "python-source": read_python_source}
+HUB_PREFIXES = ("hf:", "stream:")
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
 
 Splits = dict[str, "Dataset"]
@@ -212,7 +214,8 @@ def check_sources(sources: Sequence[str], options: files.ReadOptions) -> None:
             f"{named_ones[0]} is a corpus of its own: only files, folders and globs can be joined"
         )
     for name, value in (("column", options.column), ("encoding", options.encoding)):
-        if value is not None and named_ones and (name == "encoding" or named_ones[0] in CORPORA):
+        hub_rows = name == "column" and named_ones and named_ones[0].startswith(HUB_PREFIXES)
+        if value is not None and named_ones and not hub_rows:
             raise CorpusError(
                 f"--{name} is {value!r}, but {named_ones[0]} needs none: leave it out"
             )
@@ -224,7 +227,8 @@ def _folder() -> Path:
 
 def is_path(source: str) -> bool:
     """Return whether a source is a path or a glob, and not the name of a corpus."""
-    return source not in CORPORA and not source.startswith(("hf:", "stream:"))
+    own = source in CORPORA or toy_language.parse_name(source) is not None
+    return not own and not source.startswith(HUB_PREFIXES)
 
 
 def corpus_title(source: str | Sequence[str]) -> str:
@@ -288,6 +292,10 @@ def _read_and_cut(
         reader = PYTHON_READERS[source], f"{source} {sys.version} {sys.prefix}"
         request = _split_request(source, reader, held_out)
         return cut_splits(replace(request, default=PACKAGE_FRACTIONS), _folder())
+    if size_and_seed := toy_language.parse_name(source):
+        read = functools.partial(_read_toy_language, *size_and_seed)
+        key = f"{toy_language.NAME} {toy_language.VERSION} {size_and_seed}"
+        return cut_splits(_split_request(source, (read, key), held_out), _folder())
     found = _find_files(sources, options, notes)
     reader = _file_reader(found, options, notes)
     finer = _file_reader(found, options, notes, files.FINE_CHUNKING)
@@ -295,6 +303,10 @@ def _read_and_cut(
     is_prose = options.documents == "paragraphs" and not any(map(files.is_table, found))
     request = _split_request(shown, reader, held_out)
     return cut_splits(replace(request, finer=finer, refine=is_prose), _folder())
+
+
+def _read_toy_language(size: int, seed: int) -> Iterator[tuple[str, str]]:
+    return ((text, "") for text in toy_language.draw_documents(size, seed))
 
 
 def _split_request(source: str, reader: KeyedReader, held_out: float | None) -> SplitRequest:
