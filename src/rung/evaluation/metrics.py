@@ -11,6 +11,7 @@ import numpy
 from numpy.typing import ArrayLike
 
 LZMA_AFTER_TRAIN = "lzma after train"  # the mark of lzma after it has read the training text
+SOURCE_MARK = "the source itself"  # the mark of a text whose true probability is known
 NO_FIGURE = "–"
 MAX_BYTES_PER_WORD = 50  # above it a text has next to no spaces, and no word perplexity
 RENORMALIZED = (

@@ -14,7 +14,7 @@ from typing import Any
 
 from rung import runs
 from rung.errors import RunError
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN, SOURCE_MARK
 from rung.files import explain_failed_writes, write_atomically
 from rung.ladder import is_counting
 from rung.report import axes, charts
@@ -137,6 +137,8 @@ def _summary(group: ComparableRuns) -> str:
         parts.append(f"lzma needs {_bits(alone)}")
     if alone is not None and after is not None:
         parts[-1] += f", or {_bits(after)} once it has read the training text"
+    if SOURCE_MARK in group.marks:
+        parts.append(f"the source itself needs {_bits(group.marks[SOURCE_MARK])}")
     return "; ".join(parts) + "."
 
 
@@ -183,6 +185,8 @@ def _ladder(group: ComparableRuns) -> str:
     )
     if group.marks:
         caption += " A vertical line is what a compressor needs for the same text."
+    if SOURCE_MARK in group.marks:
+        caption += " The source itself is the true probability of the text."
     return build_figure(
         "The ladder",
         caption,

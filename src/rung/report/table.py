@@ -1,4 +1,4 @@
-"""The table of the report: a row for each run, the compressors' marks, and notes below it."""
+"""The table of the report: a row for each run, the marks of the text, and notes below it."""
 
 import math
 import re
@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN, NO_FIGURE, RENORMALIZED
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN, NO_FIGURE, RENORMALIZED, SOURCE_MARK
 from rung.report.summaries import UNFINISHED, UNSCORED, ComparableRuns, ReportedRun, RunSummary
 
 # The features lost by a tokenizer that the score charges for.
 CHARGED = ("unknown words", "separators", "dropped text")
 DOUBT_SIGN = "‡"  # marks a run whose scores say nothing of its rung
 COMPRESSOR = "compressor, reading the test text alone"
-MARK_NOTES = {LZMA_AFTER_TRAIN: "compressor, after reading the training text"}
+MARK_NOTES = {
+    LZMA_AFTER_TRAIN: "compressor, after reading the training text",
+    SOURCE_MARK: "the true probability of the text, which no model can be expected to beat",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def make_cell(kind: str, head: str, figure: str) -> str:
 
 
 def _mark_row(name: str, value: float) -> str:
-    """Build the row of a compressor, its figure in the column of bits per byte."""
+    """Build the row of a mark, its figure in the column of bits per byte."""
     before = [column.kind for column in COLUMNS].index("key")
     return (
         f'<tr><th scope="row">{escape(name)}</th><td '

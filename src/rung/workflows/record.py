@@ -21,8 +21,9 @@ from rung.data.corpus import Corpus
 from rung.data.tokenizer import fingerprint_tokenizer, lossy_features
 from rung.device import choose_device, count_cores, describe_device
 from rung.evaluation.compressors import compressor_marks, lzma_after_train
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN
+from rung.evaluation.metrics import LZMA_AFTER_TRAIN, SOURCE_MARK
 from rung.evaluation.score import score_documents
+from rung.evaluation.source import source_mark
 from rung.evaluation.surprisal import score_text
 from rung.files import cache_folder, read_cached_value, write_cached_value
 from rung.generation.generate import generate
@@ -171,6 +172,8 @@ def limit_sample_seconds(recipe: Recipe) -> float | None:
 def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[str, Any]:
     """Compress the corpus for the `marks` of the ruler, once; later they are read from the cache.
 
+    Where the source of the text is known, its own code length is a mark too.
+
     The mark of lzma after the train text can take minutes. It is left out where it would take
     longer than `seconds` and than `LEAST_MARK_SECONDS`; then `marks_left_out` says so, and the
     seconds that it would take are kept.
@@ -189,6 +192,8 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
         )
         found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
         write_cached_value(folder, found if mark is not None else found | {SECONDS: takes})
+    if (mark := source_mark(corpus.test["text"])) is not None:
+        found |= {SOURCE_MARK: mark}
     if LZMA_AFTER_TRAIN in found:
         return {"marks": found}
     why = (

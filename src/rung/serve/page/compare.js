@@ -155,10 +155,10 @@ function makeHeading(run, runs) {
   );
 }
 
-/** Show what compressors need for the same text, where it is known. */
+/** Show the marks of the same text, where they are known: what compressors need for it. */
 function marksOf(runs) {
   const marks = Object.entries(runs.find((run) => Object.keys(run.marks).length)?.marks ?? {});
   if (!marks.length) return [];
   const told = marks.map(([name, bits]) => `${name} ${decimal(bits)}`).join(", ");
-  return [make("p", { class: "note" }, `Bits per byte: fewer is better. Compressors need, for the same text: ${told}.`)];
+  return [make("p", { class: "note" }, `Bits per byte: fewer is better. The same text by its marks: ${told}.`)];
 }
