@@ -50,6 +50,7 @@ LADDER = (
     "swaps",
     "registry",
     "tensor_checks",
+    "foreign",
     "loading",
     "__init__",
 )

@@ -113,6 +113,20 @@ def required_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def encodable_vocab_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return one more than the largest token id that a document has: of its text and its ends.
+
+    It is less than `required_vocab_size` where special tokens were added that no text is encoded
+    to, as of images.
+    """
+    backend = tokenizer.backend_tokenizer
+    added = backend.get_added_tokens_decoder().items()
+    ids = {*backend.get_vocab(with_added_tokens=False).values()}
+    ids |= {id for id, token in added if not token.special}
+    ids |= {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    return max(ids) + 1
+
+
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a digest that is equal for tokenizers that encode documents to equal ids."""
     spec = [_specify(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id]
@@ -140,6 +154,20 @@ def encode_ordinary(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> lis
                 backend.enable_padding(**before[2])
             for name, value in random_settings.items():
                 setattr(backend.model, name, value)
+
+
+def encode_after_bos(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Encode a prompt after BOS, if there is one; names of special tokens in it are text.
+
+    Raises `TokenizerError` for a prompt without a token where there is no BOS either.
+    """
+    bos = tokenizer.bos_token_id
+    ids = [*([] if bos is None else [bos]), *encode_ordinary(tokenizer, [prompt])[0].ids]
+    if not ids:
+        raise TokenizerError(
+            "the tokenizer has no begin-of-text token to start from: give a prompt, a word at least"
+        )
+    return ids
 
 
 def encode_documents(

@@ -24,20 +24,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     A copy in `$RUNG_HUB_MIRROR` is read in the place of the Hub. Raises `TokenizerError` when it
     cannot be loaded or has no end-of-text token.
     """
+    tokenizer = load_foreign_tokenizer(name)
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"the tokenizer {name!r} has no end-of-text token: a document could not end"
+        )
+    if tokenizer.bos_token_id is None:
+        tokenizer.bos_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_foreign_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer as it is: it may have no begin-of-text token and no end-of-text token.
+
+    Raises `TokenizerError` when it cannot be loaded or is none of the `tokenizers` library.
+    """
     where, local = _locate(name)
-    tokenizer = _read(where, local=local)
+    tokenizer = _read(where, local=local, trust_remote_code=trust_remote_code)
     if not tokenizer.is_fast:
         raise TokenizerError(
             f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` "
             "library runs"
         )
-    if tokenizer.eos_token_id is None:
-        raise TokenizerError(
-            f"the tokenizer {where!r} has no end-of-text token: a document could not end"
-        )
-    if tokenizer.bos_token_id is None:
-        tokenizer.bos_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     if encode_deterministically(tokenizer.backend_tokenizer.model):
         logger.warning(
@@ -85,7 +94,7 @@ def _locate(name: str) -> tuple[str, bool]:
     return where, local
 
 
-def _read(where: str, *, local: bool) -> PreTrainedTokenizerBase:
+def _read(where: str, *, local: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     folder = Path(where) if local and Path(where).is_dir() else None
     if folder:
         with _as_tokenizer_error():
@@ -93,7 +102,7 @@ def _read(where: str, *, local: bool) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(
             where,
-            trust_remote_code=False,
+            trust_remote_code=trust_remote_code,
             local_files_only=not local and not hub.is_reachable(where),
             padding_side="left",
             clean_up_tokenization_spaces=False,  # decoding must give back what was encoded

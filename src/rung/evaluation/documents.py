@@ -10,6 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from rung.evaluation.alignment import Aligner
 
 DOCUMENTS_AT_ONCE = 64
+# Stands before a document whose tokenizer has no begin-of-text token. The first token follows
+# nothing that the model could be asked about, and costs log V nats.
+NO_BOS = -1
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,23 @@ def tokenize_documents(
 ) -> Iterator[TokenizedDocument]:
     """Tokenize each text as a document; empty lines are skipped."""
     for text, aligned in Aligner(tokenizer).align(filter(str.strip, texts)):
-        ids = [tokenizer.bos_token_id, *aligned.encoding.ids, tokenizer.eos_token_id]
+        ids = add_document_ends(aligned.encoding.ids, tokenizer)
         unknown, dropped = (
             [text[slice(*span)] for span in spans] for spans in (aligned.unknown, aligned.dropped)
         )
         yield TokenizedDocument(
             ids, len(text.encode()), len(text.split()), unknown, dropped, aligned.lost
         )
+
+
+def add_document_ends(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return a document's ids from BOS to EOS.
+
+    A tokenizer without BOS gives `NO_BOS` in its place, of which `compute_nll` knows that the next
+    token follows nothing. One without EOS gives no end, which is then not scored.
+    """
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return [NO_BOS if bos is None else bos, *ids, *([] if eos is None else [eos])]
 
 
 def batch_documents(

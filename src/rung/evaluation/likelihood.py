@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from rung.evaluation.documents import NO_BOS
 from rung.models.base import CausalModel, CountingModel, check_finite
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
@@ -54,12 +55,26 @@ def forward_documents(
     predicted token. Raises `RunError` where a model that learned by gradients returns a value that
     is no number; a model that counts may give a token probability 0.
     """
+    documents, values = _charge_first_tokens(model, documents, values)
     fill = _fill_carrying_state if model.context_length is None else _fill_by_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
     fill(model, [documents[d] for d in order], [values[d] for d in order], forward)
-    if model.get_output_embeddings() is not None:
+    if not hasattr(model, "fit"):  # it learned by gradients
         for value in values:
             check_finite(value)
+
+
+def _charge_first_tokens(
+    model: CausalModel, documents: list[list[int]], values: list[torch.Tensor]
+) -> tuple[list[list[int]], list[torch.Tensor]]:
+    """Charge the first token of documents without BOS log V nats; return what is left to fill."""
+    without = [ids[:1] == [NO_BOS] for ids in documents]
+    for value in itertools.compress(values, without):
+        value[:1] = 0.0  # states, if there are any beside the cost
+        value[:1].flatten()[:1] = math.log(model.config.vocab_size)
+    kept = [ids[1:] if lacks else ids for ids, lacks in zip(documents, without, strict=True)]
+    left = [value[1:] if lacks else value for value, lacks in zip(values, without, strict=True)]
+    return kept, left
 
 
 def _count_nll(model: CountingModel, documents: list[list[int]]) -> list[torch.Tensor]:
@@ -104,7 +119,9 @@ def _fill_by_windows(
         for job in sliding_windows(len(ids) - 1, window)
     ]
     jobs.sort(key=lambda job: job[2] - job[1])
-    rows = max(1, LOGITS_AT_ONCE // (min(window, len(documents[-1])) * model.config.vocab_size))
+    rows = max(
+        1, LOGITS_AT_ONCE // (max(1, min(window, len(documents[-1]))) * model.config.vocab_size)
+    )
     for at in range(0, len(jobs), rows):
         batch = jobs[at : at + rows]
         inputs = [documents[d][first : end + 1] for d, first, end, _ in batch]

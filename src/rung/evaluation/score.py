@@ -6,10 +6,12 @@ Definitions (those of lm-evaluation-harness, with the end of a document scored t
     word_perplexity   exp(total negative log-likelihood / white-space separated words)
     token_perplexity  exp(total negative log-likelihood / tokens)
 
-A document starts from BOS, which is not scored; its end-of-text token is. An unknown word costs its
-`<unk>` and its spelling, each byte and an end at log(257): the score is the length of a code, and a
-tokenizer cannot flatter it by not knowing words. Text that a tokenizer drops or replaces is spelled
-in the same way (`alignment`). `likelihood` says how long documents are read.
+A document starts from BOS, which is not scored; its end-of-text token is. Without BOS its first
+token costs log V; without an end-of-text token its end is not scored, and the score says so. An
+unknown word costs its `<unk>` and its spelling, each byte and an end at log(257): the score is the
+length of a code, and a tokenizer cannot flatter it by not knowing words. Text that a tokenizer
+drops or replaces is spelled in the same way (`alignment`). `likelihood` says how long documents are
+read.
 """
 
 import math
@@ -68,6 +70,10 @@ class Score:
     lost: list[str]
     # Whether the model's scores do not sum to 1 (stupid back-off) and were divided by their sum.
     renormalized: bool = False
+    # Whether documents start from BOS; without it their first tokens cost log V nats each.
+    has_bos: bool = True
+    end_scored: bool = True  # whether the end of each document is; not where there is no EOS
+    dtype: str = "float32"  # of the weights that were read
     kenlm: dict[str, float] | None = None  # the figures of KenLM's `query`, for an n-gram
     seconds: float = 0.0
 
@@ -183,6 +189,9 @@ def _sum_up(
         stride=None if window is None else choose_stride(window),
         lost=lost,
         renormalized=needs_renormalization(model),
+        has_bos=tokenizer.bos_token_id is not None,
+        end_scored=tokenizer.eos_token_id is not None,
+        dtype=str(model.dtype).removeprefix("torch."),
         kenlm=kenlm,
     )
 

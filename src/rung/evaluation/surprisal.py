@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from rung.errors import RunError
 from rung.evaluation.alignment import Aligner, join_tokens
-from rung.evaluation.documents import spelling_cost
+from rung.evaluation.documents import add_document_ends, spelling_cost
 from rung.evaluation.likelihood import compute_nll, needs_renormalization
 from rung.models.base import CausalModel, CountingModel
 from rung.models.ngram.model import NgramForCausalLM
@@ -37,26 +38,40 @@ def score_text(
 ) -> list[TokenScore]:
     """Return the surprisal of each token of `text`, read as a document; the end comes last.
 
+    Without a begin-of-text token the first token costs log2 V bits; without an end-of-text token
+    there is no end. Raises `RunError` where nothing is left to score.
+
     Tokens that hold the bytes of one character are one piece, with the first one's n-gram. The
     pieces join to the text: dropped text begins the next piece, which may be the end. The bits of a
     piece include the spelling of its unknown words and dropped text.
     """
     _, aligned = next(Aligner(tokenizer).align([text]))
-    ids = [tokenizer.bos_token_id, *aligned.encoding.ids, tokenizer.eos_token_id]
+    ids = add_document_ends(aligned.encoding.ids, tokenizer)
+    has_end = tokenizer.eos_token_id is not None
     nats = compute_nll(model, [ids])[0].tolist()
     found = _find_counts(model, torch.tensor(ids, device=model.device))
     spelled, end = sorted([*aligned.unknown, *aligned.dropped], reverse=True), 0
     scores = []
-    rows = [*join_tokens(aligned.encoding.offsets), (len(text), len(text), [len(ids) - 2])]
+    rows = join_tokens(aligned.encoding.offsets)
+    if has_end:
+        rows.append((len(text), len(text), [len(ids) - 2]))
+    if not rows:
+        raise RunError("there is no token to score: name a text with words in it")
     for number, (_, stop, places) in enumerate(rows, start=1):
-        is_end = number == len(rows)
-        stop = len(text) if is_end else max(stop, end)
+        is_last = number == len(rows)
+        stop = len(text) if is_last else max(stop, end)
         cost = sum(nats[place] for place in places)
-        while spelled and (spelled[-1][1] <= stop or is_end):
+        while spelled and (spelled[-1][1] <= stop or is_last):
             cost += spelling_cost(text[slice(*spelled.pop())])
         piece, bits = text[end:stop], cost / math.log(2)
         scores.append(
-            TokenScore(text=piece, bits=bits, tokens=len(places), end=is_end, **found[places[0]])
+            TokenScore(
+                text=piece,
+                bits=bits,
+                tokens=len(places),
+                end=is_last and has_end,
+                **found[places[0]],
+            )
         )
         end = stop
     return scores

@@ -80,8 +80,10 @@ class Decoder:
         self.remaining -= tokens.shape[1]
         if self.native:
             return self.native.decode(tokens)
-        end = self.state.get_seq_length() + tokens.shape[1]
-        options = {"attention_mask": self.mask[:, :end].long()} if self.is_padded else {}
+        options = {}
+        if self.is_padded:
+            end = self.state.get_seq_length() + tokens.shape[1]
+            options = {"attention_mask": self.mask[:, :end].long()}
         output = self.model(tokens, past_key_values=self.state, use_cache=True, **options)
         self.state = output.past_key_values
         return output.logits

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessorList, PreTrainedTokenizerBase
 
-from rung.data.tokenizer import encode_ordinary
+from rung.data.tokenizer import encode_after_bos
 from rung.errors import RecipeError
 from rung.generation.decoder import Decoder, find_stop_ids, generate_tokens
 from rung.generation.detokenize import Detokenizer
@@ -62,7 +62,7 @@ def generate(
     if sampling.num_beams > 1:
         return _search_beams(model, tokenizer, prompt, sampling, draft)
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    ids, stop_ids = _encode(tokenizer, prompt), find_stop_ids(decoder.model, tokenizer)
+    ids, stop_ids = encode_after_bos(tokenizer, prompt), find_stop_ids(decoder.model, tokenizer)
     if draft is None:
         steps = generate_tokens(decoder, [ids], sampling, stop_ids)
     else:
@@ -82,7 +82,7 @@ def generate_batch(
     if sampling.num_beams > 1:
         return [_search_beams(model, tokenizer, prompt, sampling, None) for prompt in prompts]
     decoder = model if isinstance(model, Decoder) else Decoder(model)
-    rows = [_encode(tokenizer, prompt) for prompt in prompts]
+    rows = [encode_after_bos(tokenizer, prompt) for prompt in prompts]
     steps = generate_tokens(decoder, rows, sampling, find_stop_ids(decoder.model, tokenizer))
     detokenizers = [
         _make_detokenizer(tokenizer, prompt, ids, sampling)
@@ -139,11 +139,6 @@ def _collect(
     ]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Encode a prompt after BOS; names of special tokens in it are text, as for `rung score`."""
-    return [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [prompt])[0].ids]
-
-
 def _make_detokenizer(
     tokenizer: PreTrainedTokenizerBase, prompt: str, ids: Sequence[int], sampling: Sampling
 ) -> Detokenizer:
@@ -171,7 +166,7 @@ def _search_beams(
             f"num_beams is {sampling.num_beams}: with beams there are no stop strings, no draft "
             "and no rounded weights"
         )
-    room, ids = sampling.max_new_tokens, _encode(tokenizer, prompt)
+    room, ids = sampling.max_new_tokens, encode_after_bos(tokenizer, prompt)
     detokenizer = _make_detokenizer(tokenizer, prompt, ids, sampling)
     # Beams do not slide: they stop where the window ends.
     if window := model.context_length:
@@ -193,7 +188,7 @@ def _search_beams(
             max_length=inputs.shape[1] + room,
             num_beams=sampling.num_beams,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=list(find_stop_ids(model, tokenizer)),
+            eos_token_id=list(find_stop_ids(model, tokenizer)) or None,
             logits_processor=LogitsProcessorList([_check_scores]),
             **options,
         )

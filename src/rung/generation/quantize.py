@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from rung.data.tokenizer import encode_ordinary
+from rung.data.tokenizer import encode_after_bos
 from rung.errors import RecipeError
 from rung.models.base import CausalModel
 
@@ -51,7 +51,7 @@ def measure_quantization_cost(
         elif isinstance(module, Conv1D):
             weight = _round_trip(module.weight.T, weights).T
             module.weight = nn.Parameter(weight, requires_grad=False)
-    ids = [tokenizer.bos_token_id, *encode_ordinary(tokenizer, [text])[0].ids]
+    ids = encode_after_bos(tokenizer, text)
     ids = ids[: model.context_length]
     row = torch.tensor([ids], device=model.device)
     nats = [

@@ -17,7 +17,6 @@ from rung.errors import RunError
 from rung.generation.decoder import Decoder
 from rung.generation.sampling import Sampling, sample_tokens
 from rung.models import load
-from rung.models.base import StatefulModel
 from rung.models.ngram.model import NgramForCausalLM
 
 # With the token that is certain these are as many as can be checked at nearly the price of one.
@@ -132,7 +131,7 @@ def make_draft(name: str, tokenizer: PreTrainedTokenizerBase) -> Draft:
 
 def check_draft(decoder: Decoder) -> None:
     """Raise `RunError` for a model whose state cannot be rolled back."""
-    if isinstance(decoder.model, StatefulModel):
+    if not decoder.model._supports_default_dynamic_cache():
         kind = decoder.model.config.model_type
         raise RunError(
             f"a {kind!r} model cannot take tokens back: a draft needs a gpt2 or llama3 model"

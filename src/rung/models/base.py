@@ -41,6 +41,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     init_continuous_batching = refuse_continuous_batching
     # Whether training may begin a stretch of text with the state that the one before left.
     can_carry_state = False
+    # The tokens to read at once in the place of its own number, as the user says.
+    window: int | None = None
 
     def __init__(self, config: PreTrainedConfig, *args: Any, **options: Any) -> None:
         check_config(config)
@@ -54,7 +56,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
     @property
     def context_length(self) -> int | None:
         """The number of tokens it was trained to look at; None where its state has no end."""
-        return getattr(self.config, "max_position_embeddings", None)
+        return self.window or getattr(self.config, "max_position_embeddings", None)
 
     @property
     def max_context_length(self) -> int | None:
@@ -62,7 +64,7 @@ class CausalModel(PreTrainedModel, GenerationMixin):
 
         More than `context_length` where its positions reach further.
         """
-        return self.context_length
+        return getattr(self.config, "max_position_embeddings", None)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save as Hugging Face does, with a generation length that ends with the window."""

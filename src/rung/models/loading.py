@@ -6,6 +6,7 @@ and no memory is taken that only its configuration asks for.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,47 +14,98 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from rung import hub, model_files, runs
-from rung.data.tokenizer import required_vocab_size
-from rung.data.tokenizer_loading import load_tokenizer
-from rung.errors import RecipeError, RunError, first_line
+from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
+from rung.data.tokenizer_loading import load_foreign_tokenizer, load_tokenizer
+from rung.errors import RecipeError, RunError, did_you_mean, first_line
 from rung.models.base import CausalModel
 from rung.models.config_checks import check_config, check_types, check_values
-from rung.models.registry import RUNGS_BY_MODEL_TYPE
+from rung.models.foreign import (
+    ForeignForCausalLM,
+    count_embeddings,
+    find_foreign_class,
+    wrap_foreign,
+)
+from rung.models.registry import RUNGS_BY_MODEL_TYPE, Rung
 from rung.models.tensor_checks import check_tensors
 
 ADAPTER = "adapter_config.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """How a model is loaded.
+
+    `window` is the number of tokens to read at once in the place of the model's own, `dtype` the
+    type of its weights in the place of the stored one. Code that comes with a model runs only with
+    `trust_remote_code`.
+    """
+
+    window: int | None = None
+    dtype: str = ""
+    trust_remote_code: bool = False
+
+
+AS_STORED = LoadOptions()
 
 
 def load(
-    path: str | Path, settings: dict[str, Any] | None = None
+    path: str | Path, settings: dict[str, Any] | None = None, options: LoadOptions = AS_STORED
 ) -> tuple[CausalModel, PreTrainedTokenizerBase]:
-    """Load a model, in rung's own code, and its tokenizer.
+    """Load a model and its tokenizer: a rung in rung's own code, any other in transformers'.
 
     `path` is a run folder, a Hugging Face model folder or a Hub id. `settings` replace fields of
-    the saved configuration. Raises `RunError` where there is no such model, or it is damaged.
+    the saved configuration. Raises `RunError` where there is no such model, it is damaged, or it
+    cannot be read as `options` say.
     """
     where, is_local = locate_model(path)
     is_folder = Path(where).is_dir()
     config = (
         read_checked_config(Path(where))
-        if is_folder and not settings
-        else read_config(where, is_local)
+        if is_folder and not settings and not options.trust_remote_code
+        else read_config(where, is_local, options.trust_remote_code)
     )
     if is_folder:
         check_has_weights(Path(where))
     rung = RUNGS_BY_MODEL_TYPE.get(config.model_type)
+    reader = rung.model_class if rung else find_foreign_class(where, config)
+    given = {**(settings or {}), "local_files_only": is_local, **_parse_dtype(where, rung, options)}
     if rung is None:
-        kinds = ", ".join(RUNGS_BY_MODEL_TYPE)
-        raise RunError(f"{where} is a {config.model_type!r} model: rung reads {kinds}")
+        given["trust_remote_code"] = options.trust_remote_code
+    model = read_pretrained(where, reader, given)
+    if rung:
+        check_tensors(model, where)
+        tokenizer = load_tokenizer(where)
+        known = required_vocab_size(tokenizer), model.config.vocab_size
+    else:
+        model = wrap_foreign(where, model)
+        tokenizer = load_foreign_tokenizer(where, options.trust_remote_code)
+        known = encodable_vocab_size(tokenizer), count_embeddings(model)
+    if known[0] > known[1]:
+        raise RunError(
+            f"{where}: its tokenizer has {known[0]:,} tokens and its model knows {known[1]:,}: "
+            "they do not belong together"
+        )
+    if options.window:
+        set_window(model, where, options.window)
+    return model.eval(), tokenizer
+
+
+def read_pretrained(where: str, reader: Any, given: dict[str, Any]) -> Any:
+    """Read a model with its weights by the `from_pretrained` of a class.
+
+    Raises `RunError` where weights are damaged, missing, or of another shape.
+    """
     try:
         with silence_transformers():
-            options = {"output_loading_info": True, "ignore_mismatched_sizes": True} | (
-                settings or {}
-            )
-            options["local_files_only"] = is_local
-            model, report = rung.model_class.from_pretrained(where, **options)
+            report = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+            model, report = reader.from_pretrained(where, **report, **given)
     except RecipeError as error:
         raise RunError(f"{where}: {error}") from error
+    except ImportError as error:
+        raise RunError(
+            f"{where} needs a package that is not installed ({first_line(error)}): install it"
+        ) from error
     except Exception as error:  # safetensors, a damaged file
         raise RunError(
             f"{where}: its weights could not be read ({first_line(error)}); train it again"
@@ -65,14 +117,49 @@ def load(
             f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another "
             "model"
         )
-    check_tensors(model, where)
-    tokenizer = load_tokenizer(where)
-    if (known := required_vocab_size(tokenizer)) > (rows := model.config.vocab_size):
+    return model
+
+
+def load_rung(
+    path: str | Path, what: str, settings: dict[str, Any] | None = None
+) -> tuple[CausalModel, PreTrainedTokenizerBase]:
+    """Load a model that rung has code of its own for, as `what` needs it.
+
+    Raises `RunError` as `load` does, and for any other model.
+    """
+    model, tokenizer = load(path, settings)
+    if isinstance(model, ForeignForCausalLM):
+        kinds = ", ".join(RUNGS_BY_MODEL_TYPE)
         raise RunError(
-            f"{where}: its tokenizer has {known:,} tokens and its model knows {rows:,}: they do "
-            "not belong together"
+            f"{path} is a {model.config.model_type!r} model: {what} needs a model that rung has "
+            f"code of its own for ({kinds}); `rung eval` and `rung generate` take any"
         )
-    return model.eval(), tokenizer
+    return model, tokenizer
+
+
+def set_window(model: CausalModel, where: str, window: int) -> None:
+    """Have the model read `window` tokens at once.
+
+    Raises `RunError` where it has no window, or fewer positions.
+    """
+    is_foreign, most = isinstance(model, ForeignForCausalLM), model.max_context_length
+    if model.context_length is None and not is_foreign:
+        raise RunError(f"{where} carries its state on and has no window: leave --window out")
+    if not 2 <= window <= (most or window):
+        limit = f"from 2 to {most:,}, the positions that it has" if most else "2 or more"
+        raise RunError(f"--window is {window:,}: {where} reads {limit}")
+    model.window = window
+
+
+def _parse_dtype(where: str, rung: Rung | None, options: LoadOptions) -> dict[str, Any]:
+    """Return the keyword for the type of the weights; nothing where they stay as stored."""
+    if not options.dtype:
+        return {}
+    if options.dtype not in DTYPES:
+        raise RecipeError(f"--dtype is {options.dtype!r}: {did_you_mean(options.dtype, DTYPES)}")
+    if rung and rung.counts:
+        raise RunError(f"{where} counts, so it has no weights to convert: leave --dtype out")
+    return {"dtype": getattr(torch, options.dtype)}
 
 
 def locate_model(path: str | Path) -> tuple[str, bool]:
@@ -92,7 +179,9 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
     return where, True
 
 
-def read_config(where: str | Path, local_files_only: bool = True) -> PreTrainedConfig:
+def read_config(
+    where: str | Path, local_files_only: bool = True, trust_remote_code: bool = False
+) -> PreTrainedConfig:
     """Read the configuration in a folder or of a repository of the Hub.
 
     Raises `RunError` where it cannot be read.
@@ -105,7 +194,7 @@ def read_config(where: str | Path, local_files_only: bool = True) -> PreTrainedC
         if folder:
             _check_config_values(model_files.read_json(folder / model_files.CONFIG))
         config = AutoConfig.from_pretrained(
-            where, local_files_only=local_files_only, trust_remote_code=False
+            where, local_files_only=local_files_only, trust_remote_code=trust_remote_code
         )
         if config.model_type in RUNGS_BY_MODEL_TYPE:
             check_config(config)
@@ -117,7 +206,10 @@ def read_config(where: str | Path, local_files_only: bool = True) -> PreTrainedC
             else first_line(error)
         )
         if "custom code" in str(error):
-            why = "it comes with code of its own, which is never run here"
+            why = (
+                "it comes with code of its own, which is run only where you trust it and say so: "
+                "--trust-remote-code"
+            )
         raise RunError(f"{where} could not be read: {why}") from error
     return config
 

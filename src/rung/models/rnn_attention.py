@@ -57,7 +57,7 @@ class RNNAttentionForCausalLM(StatefulModel):
 
     @property
     def context_length(self) -> int:
-        return self.config.max_position_embeddings
+        return self.window or self.config.max_position_embeddings
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding

@@ -24,7 +24,8 @@ SCORE_SCHEMA = {
     **dict.fromkeys(("unknown_nats", "dropped_nats", "window", "stride"), _COST),
     **dict.fromkeys(("log10_word_perplexity", "log10_token_perplexity", "seconds"), _COST),
     "lost": [_TEXT],
-    "renormalized": _FLAG,
+    **dict.fromkeys(("renormalized", "has_bos", "end_scored"), _FLAG),
+    "dtype": _TEXT,
 }
 RECORD_SCHEMA = {
     **dict.fromkeys(("rung", "failed", "imported", "hardware"), _TEXT),

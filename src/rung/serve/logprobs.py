@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rung.evaluation.likelihood import sliding_windows
-from rung.models.base import CausalModel, StatefulModel, check_finite
+from rung.models.base import CausalModel, check_finite
 from rung.models.kv_cache import KVCache
 
 SCORING_CHUNK = 256  # tokens of a prompt that are scored between two steps of the batch
@@ -45,7 +45,7 @@ def score_prompt(
     window = model.context_length
     windows = sliding_windows(predictions, window) if window else [(0, predictions, 0)]
     for first, end, done in windows:
-        state: Any = None if isinstance(model, StatefulModel) else KVCache(end - first)
+        state: Any = KVCache(end - first) if model._supports_default_dynamic_cache() else None
         for start in range(first, end, SCORING_CHUNK):
             stop = min(start + SCORING_CHUNK, end)
             new = max(1, stop - max(start, done))
