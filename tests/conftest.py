@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,13 @@ if "OMP_NUM_THREADS" not in os.environ or "RUNG_TEST_THREADS" in os.environ:
 configure_threads()  # before torch is imported
 
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import PreTrainedConfig  # noqa: E402
+
+from tests.forks import Fork, start_server  # noqa: E402
 
 # Under test, and only there, the shapes written in annotations are held to. Not the
 # configurations': transformers builds those in its own way.
@@ -95,6 +99,17 @@ VARIANTS = {  # switches of a rung that keep all its promises
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 
 
+def examples(count):
+    """How many examples a property is tried with: all of them in CI, a fifth where it is to be
+    quick.
+    """
+    return count if "RUNG_ALL_EXAMPLES" in os.environ else max(count // 5, 10)
+
+
+settings.register_profile("rung", max_examples=examples(100), deadline=None)
+settings.load_profile("rung")
+
+
 def write(path, data):
     """Write text or bytes to a file and its folders, and return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +161,12 @@ def run_rung(*args, cwd=None, pipe=None):
     if made.exception and not isinstance(made.exception, SystemExit):
         raise made.exception
     return subprocess.CompletedProcess(args, made.exit_code, made.stdout, made.stderr)
+
+
+def start_python(*words, **options):
+    """A process of its own that does what a fork of the server would, after seconds."""
+    words = ["-m", *words] if words[0] == "rung" else words
+    return subprocess.Popen([sys.executable, *map(str, words)], text=True, **options)
 
 
 def hear_ctrl_c():
@@ -249,6 +270,39 @@ def shared():
             "needs the texts and golden figures that are kept beside the repository, not in it"
         )
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fork_server():
+    """The socket of a process that has imported torch, and forks to do what is asked of it."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs a system with fork")
+    with start_server() as path:
+        yield path
+
+
+@pytest.fixture(scope="session")
+def start_fork(request):
+    """A function that starts `rung ...`, `-c CODE ...` or a file of Python in a process of its own,
+    and gives what `subprocess.Popen` does; it need not import torch anew.
+    """
+    if not hasattr(os, "fork"):
+        return start_python
+    server = request.getfixturevalue("fork_server")
+    return lambda *words, **options: Fork(server, words, **options)
+
+
+@pytest.fixture(scope="session")
+def run_fork(start_fork):
+    """A function that runs such a process to its end: its exit code, what it printed and said."""
+    pipe = subprocess.PIPE
+
+    def run(*words, text=None, **options):
+        process = start_fork(*words, **{"stdin": pipe, "stdout": pipe, "stderr": pipe} | options)
+        printed, said = process.communicate(text)
+        return subprocess.CompletedProcess(words, process.returncode, printed, said)
+
+    return run
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import itertools
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -99,49 +98,38 @@ def is_installed(name, extra=""):
 
 
 @pytest.fixture(scope="session")
-def shell():
+def shell(fork_server):
     """A function that runs a block in a folder, with a `rung` on the path that need not import
     torch anew.
     """
-    if not hasattr(os, "fork"):
-        pytest.skip("needs a system with bash and fork")
-    with (
-        tempfile.TemporaryDirectory(prefix="rung-") as name,
-        socket.socket(socket.AF_UNIX) as listener,
-    ):
-        folder = Path(name)
-        ask = [sys.executable, "-I", "-S", str(FORKS), "ask", str(folder / "socket")]
-        (folder / "rung").write_text(f'#!/bin/sh\nexec {shlex.join(ask)} rung "$@"\n')
-        (folder / "rung").chmod(0o755)
-        listener.bind(str(folder / "socket"))
-        listener.listen()
-        serve = [sys.executable, str(FORKS), "serve", str(listener.fileno())]
+    with tempfile.TemporaryDirectory(prefix="rung-") as name:
+        ask = [sys.executable, "-I", "-S", str(FORKS), "ask", fork_server]
+        (Path(name) / "rung").write_text(f'#!/bin/sh\nexec {shlex.join(ask)} rung "$@"\n')
+        (Path(name) / "rung").chmod(0o755)
         path = os.pathsep.join([name, str(Path(sys.executable).parent), os.environ["PATH"]])
-        with subprocess.Popen(serve, stdin=subprocess.PIPE, pass_fds=[listener.fileno()]) as server:
 
-            def run(block, where):
-                code = block.code
-                for long, short in SHORTER.items():
-                    code = re.sub(long, short, code)
-                command = ["bash", "-e", "-u", "-o", "pipefail", "-c", code]
-                if block.language == "python":
-                    (where / "block.py").write_text(code)
-                    command = [*ask, "block.py"]
-                environment = os.environ | {"PATH": path}
-                streams = {
-                    "stdin": subprocess.DEVNULL,
-                    "stdout": subprocess.PIPE,
-                    "stderr": subprocess.STDOUT,
-                }
-                done = subprocess.run(
-                    command, cwd=where, env=environment, text=True, check=False, **streams
-                )
-                assert done.returncode == 0, (
-                    f"{block.place} ends with {done.returncode}:\n{code}\n{done.stdout}"
-                )
+        def run(block, where):
+            code = block.code
+            for long, short in SHORTER.items():
+                code = re.sub(long, short, code)
+            command = ["bash", "-e", "-u", "-o", "pipefail", "-c", code]
+            if block.language == "python":
+                (where / "block.py").write_text(code)
+                command = [*ask, "block.py"]
+            environment = os.environ | {"PATH": path}
+            streams = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.STDOUT,
+            }
+            done = subprocess.run(
+                command, cwd=where, env=environment, text=True, check=False, **streams
+            )
+            assert done.returncode == 0, (
+                f"{block.place} ends with {done.returncode}:\n{code}\n{done.stdout}"
+            )
 
-            yield run
-            server.stdin.close()
+        yield run
 
 
 def runs(block):
