@@ -12,7 +12,7 @@ pytest.importorskip("httpx", reason="needs httpx: pip install httpx")
 
 from rung.serve.registry import ServedModel
 from tests.conftest import shake
-from tests.serve.test_openai import TEMPLATE, Listening
+from tests.serve.conftest import TEMPLATE, Listening
 
 QUESTION = [{"role": "user", "content": "the cat"}]
 LONG = "the cat sat on the mat " * 30

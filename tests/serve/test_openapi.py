@@ -5,13 +5,14 @@ those that do not.
 import os
 import re
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rung import runs
+from tests.conftest import examples
 
 pytest.importorskip("fastapi", reason="needs the server's packages: pip install 'rung[serve]'")
 httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
@@ -19,7 +20,7 @@ schemathesis = pytest.importorskip(
     "schemathesis", reason="makes the bodies: pip install schemathesis"
 )
 
-BODIES = int(os.environ.get("RUNG_BODIES", "30"))  # of each kind, to each address
+BODIES = int(os.environ.get("RUNG_BODIES", examples(30)))  # of each kind, to each address
 SECONDS = 300  # for an answer
 GROWTH = 6.0  # megabytes that the same bodies may add when they come again
 NAMES = ("gpt2", "rnn-attention", "ngram")
@@ -41,19 +42,9 @@ CHECKS = {
 class Child:
     """`rung serve` in a process of its own, whose memory is nobody else's."""
 
-    def __init__(self, folder: Path) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "rung",
-            "serve",
-            str(folder),
-            "--port",
-            "0",
-            "--max-tokens",
-            "64",
-        ]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    def __init__(self, start: Callable, folder: Path) -> None:
+        command = ("rung", "serve", folder, "--port", 0, "--max-tokens", 64)
+        self.process = start(*command, stderr=subprocess.PIPE)
         head = "".join(self.process.stderr.readline() for _ in range(4))
         self.url = re.search(r"Open +(\S+)", head)[1]
 
@@ -64,7 +55,7 @@ class Child:
 
 
 @pytest.fixture(scope="module")
-def child(make_tiny, tokenizer, tmp_path_factory):
+def child(make_tiny, tokenizer, tmp_path_factory, start_fork):
     """A server of some rungs, all of which chat."""
     folder, kept = tmp_path_factory.mktemp("runs"), tokenizer.chat_template
     tokenizer.chat_template = TEMPLATE
@@ -73,7 +64,7 @@ def child(make_tiny, tokenizer, tmp_path_factory):
         runs.save_model(made, make_tiny(name), tokenizer)
         runs.write_record(made, {"rung": name, "scores": {}})
     tokenizer.chat_template = kept
-    child = Child(folder)
+    child = Child(start_fork, folder)
     yield child
     child.process.kill()
     child.process.wait()

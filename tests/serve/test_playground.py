@@ -20,7 +20,7 @@ from rung.generation import detokenize
 from rung.generation.detokenize import token_to_text
 from rung.generation.sampling import Sampling, sample_tokens
 from rung.models import count_parameters
-from tests.conftest import SENTENCES, TINY
+from tests.conftest import SENTENCES, TINY, examples
 
 pytest.importorskip("fastapi", reason="the playground needs the extra: pip install 'rung[serve]'")
 testclient = pytest.importorskip("fastapi.testclient", reason="FastAPI's test client needs httpx")
@@ -33,7 +33,7 @@ from rung.serve.app import build_app  # noqa: E402
 from rung.serve.limits import Limits  # noqa: E402
 from rung.serve.playground import MAX_ATTENTION_TOKENS, MAX_TEXT, describe_models  # noqa: E402
 from rung.serve.registry import ServedModel  # noqa: E402
-from tests.serve.test_openai import Listening, wait_until  # noqa: E402
+from tests.serve.conftest import Listening, wait_until  # noqa: E402
 
 SCORE = {"bits_per_byte": 1.9, "low": 1.8, "high": 2.0}
 RECORD = {
@@ -369,7 +369,9 @@ def test_bits_that_are_no_distributions_are_marked(client, make_tiny, tokenizer)
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     text=st.text(max_size=60), name=st.sampled_from(["bigram", "ngram", "rnn-attention", "llama3"])
