@@ -1,14 +1,42 @@
-"""Shared ground for the tests of corpora: rows, tables, and folders laid out as the Hub is."""
+"""Shared ground for the tests of corpora and tokenizers: rows, tables, folders laid out as the Hub
+is, and a tokenizer of every kind.
+"""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
 from rung.data.store import SPLITS
+from rung.data.tokenizer import encode_ordinary
+from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
+from rung.data.tokenizer_training import (
+    BOS,
+    EOS,
+    PAD,
+    TOKENIZERS,
+    UNKNOWN,
+    build_tokenizer,
+)
+from tests.conftest import SENTENCES
 
 ROWS = [f"row {i} says “{i * i}”" for i in range(60)]
+KINDS = [kind for kind in TOKENIZERS if kind not in PUBLISHED_TOKENIZERS]
+GPT2_END = "<|endoftext|>"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+HARD = "\n\tThe  café, e\u0301 and 𝔘ñí😀 don't 1234\r\n at  <unk>. "
+# Any text, the names of special tokens among it.
+TEXTS = st.lists(
+    st.text(max_size=9) | st.sampled_from([BOS, EOS, PAD, UNKNOWN, GPT2_END, " ", HARD])
+).map("".join)
 
 
 def make_table(suffix, rows):
@@ -98,3 +126,56 @@ def without_hub(tmp_path_factory):
     assert output.stderr == ""
     corpus, tokenizer = output.stdout.splitlines()
     return corpus, tokenizer
+
+
+def train_bytes(normalizer=None, pre_tokenizer=None, special=(GPT2_END,), alphabet=True):
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet() if alphabet else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=list(special), initial_alphabet=letters, show_progress=False
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def save_gpt2(folder):
+    """GPT-2's files: a vocabulary, merges, and one special token that begins and ends."""
+    train_bytes().model.save(str(folder))
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+
+
+def save_llama3(folder):
+    """Llama 3's tokenizer.json: its own pattern, BOS put in front, no padding token."""
+    split = pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated")
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = train_bytes(
+        pre_tokenizer=pre_tokenizers.Sequence([split, level]), special=(BOS, EOS)
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, 0)]
+    )
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=True
+    )
+    whole.save_pretrained(folder)
+
+
+def wrap(backend, **special):
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **({"eos_token": GPT2_END} | special))
+
+
+@pytest.fixture(scope="module", params=[*KINDS, *PUBLISHED_TOKENIZERS])
+def any_tokenizer(request, tmp_path_factory):
+    if request.param in KINDS:
+        return build_tokenizer(request.param, [*SENTENCES, HARD])
+    folder = tmp_path_factory.mktemp(request.param)
+    {"gpt2": save_gpt2, "llama3": save_llama3}[request.param](folder)
+    return load_tokenizer(str(folder))
+
+
+def ids_of(tokenizer, text):
+    return encode_ordinary(tokenizer, [text])[0].ids
