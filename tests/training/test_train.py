@@ -10,56 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-import rung.training.measure
-import rung.training.trainer
 from rung import runs
 from rung.data.packing import PackedTokens
-from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError, RunError
 from rung.training.argument_checks import check_arguments
-from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
-from rung.training.dropout import apply_dropout
 from rung.training.optimizer import Muon, orthogonalize
 from rung.training.settings import TrainSettings
 from rung.training.train import train
-from tests.conftest import NEURAL, SENTENCES
+from tests.conftest import NEURAL
+from tests.training.conftest import Listener, Machine, settings_of
 
 pytestmark = pytest.mark.usefixtures("few_objects")
-
-FAST = {"per_device_train_batch_size": 4, "bf16": False}
-
-
-@pytest.fixture
-def packed(tokenizer):
-    documents = list(encode_documents(SENTENCES * 40, tokenizer))
-    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
-
-
-class Listener:
-    """TrainingCallbacks that remember, and may act at a step."""
-
-    def __init__(self, at=None, act=None):
-        self.steps = []
-        self.at, self.act = at, act
-
-    def callbacks(self):
-        return TrainingCallbacks(
-            evaluate=lambda model: 1.5,
-            sample=lambda model: "a sample\n## not a heading",
-            on_progress=self.progress,
-        )
-
-    def progress(self, progress):
-        self.steps.append(progress.done)
-        if progress.done == self.at:
-            self.act()
-
-
-def settings_of(**changes):
-    arguments = {**FAST, **changes.pop("arguments", {})}
-    return TrainSettings(arguments=arguments, **{"steps": 20, **changes})
 
 
 @pytest.mark.conditions
@@ -142,45 +104,6 @@ def test_ctrl_c_saves_and_stops(make_tiny, tokenizer, packed, tmp_path):
     assert signal.getsignal(signal.SIGINT) is before
 
 
-class Machine:
-    """A clock of its own: a step and a look take as long as it is told, and nothing else takes
-    time.
-    """
-
-    def __init__(self, monkeypatch, step, look=0.0):
-        self.time, self.step, self.look = 0.0, step, look
-        self.evaluated = []
-        monkeypatch.setattr("rung.training.clock.time", self)
-        real = rung.training.trainer.RungTrainer.training_step
-        monkeypatch.setattr(
-            "rung.training.trainer.RungTrainer.training_step",
-            lambda *args, **options: (self.wait(self.pace()), real(*args, **options))[1],
-        )
-
-    def perf_counter(self):
-        return self.time
-
-    def wait(self, seconds):
-        self.time += seconds
-
-    def pace(self):
-        return self.step(self.time) if callable(self.step) else self.step
-
-    def callbacks(self, **more):
-        return TrainingCallbacks(
-            evaluate=self.evaluate, sample=self.sample, on_progress=lambda _: None, **more
-        )
-
-    def evaluate(self, model):
-        self.wait(self.look / 2)
-        self.evaluated.append(self.time)
-        return 1.5
-
-    def sample(self, model):
-        self.wait(self.look / 2)
-        return "a sample"
-
-
 @pytest.fixture
 def timed(make_tiny, tokenizer, packed, tmp_path):
     """A function that trains for a minute of a machine's own time."""
@@ -223,29 +146,6 @@ def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(
     rates = find_rates(tmp_path)
     assert rates[-1] < max(rates) / 5
     assert 3 <= len(machine.evaluated) - 2 <= 8
-
-
-@pytest.mark.parametrize(("first", "measured"), [(3.0, 1.0), (9.0, 9.0)])
-def test_the_step_that_is_measured_is_a_warm_one(
-    first, measured, make_tiny, tokenizer, packed, tmp_path, monkeypatch
-):
-    """Of a few seconds for measuring: neither what comes before the first step, nor that one,
-    unless it took long.
-    """
-    machine = Machine(monkeypatch, lambda time: first if time < first else 1.0)
-    build = rung.training.trainer.RungTrainer.__init__
-
-    def build_slowly(*args):
-        build(*args)
-        machine.wait(1000.0)  # until all processes are there
-
-    monkeypatch.setattr("rung.training.trainer.RungTrainer.__init__", build_slowly)
-    machine.wait(-1000.0)
-    settings = settings_of(steps=None, minutes=1.5)
-    assert (
-        rung.training.measure.measure_step(make_tiny("rnn"), tokenizer, packed, tmp_path, settings)
-        == measured
-    )
 
 
 def test_what_follows_training_is_left_time_for(timed, monkeypatch):
@@ -456,29 +356,3 @@ def test_float16_gives_way_where_there_is_no_gpu(
             == 1
         )
     assert "train.fp16 needs a GPU" in caplog.text
-
-
-@pytest.mark.parametrize("name", ["llama3", "swaps"])
-def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):
-    model = make_tiny(name)
-    ids = torch.randint(4, 40, (2, 16), generator=torch.Generator().manual_seed(0))
-    with apply_dropout(model, 0.5):
-        assert not torch.equal(model.train()(ids).logits, model(ids).logits)
-        torch.testing.assert_close(model.eval()(ids).logits, model(ids).logits, rtol=0, atol=0)
-    torch.testing.assert_close(model.train()(ids).logits, model(ids).logits, rtol=0, atol=0)
-    found = []
-    for dropout in (0.0, 0.3):
-        (tmp_path / str(dropout)).mkdir()
-        settings = settings_of(steps=3, dropout=dropout)
-        train(
-            make_tiny(name),
-            tokenizer,
-            packed,
-            tmp_path / str(dropout),
-            settings,
-            Listener().callbacks(),
-        )
-        found.append(
-            [line["loss"] for line in runs.read_metrics(tmp_path / str(dropout)) if "loss" in line]
-        )
-    assert found[0] != found[1]

@@ -20,15 +20,13 @@ from transformers.trainer_pt_utils import safe_globals
 
 import rung.training.trainer
 from rung import runs
-from rung.data.packing import PackedTokens
-from rung.data.tokenizer import encode_documents
 from rung.errors import RunError
 from rung.files import find_damage
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints, last_checkpoint
 from rung.training.settings import TrainSettings
 from rung.training.train import train
-from tests.conftest import NEURAL, SENTENCES
+from tests.conftest import NEURAL
 
 pytestmark = pytest.mark.usefixtures("few_objects")
 
@@ -49,13 +47,6 @@ ARGUMENTS = {
     "save_steps": 4,
     "eval_steps": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def packed(tokenizer):
-    documents = list(encode_documents(SENTENCES * 40, tokenizer))
-    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
-    return PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
 
 
 def draw(model):
