@@ -89,9 +89,14 @@ def test_what_says_nothing_is_closed_and_what_is_answered_is_not(serving, monkey
 
 def test_a_newcomer_takes_the_place_of_who_was_silent_for_longest(serving, monkeypatch):
     monkeypatch.setattr(server, "find_max_connections", lambda: 8)
-    silent = [serving.connect() for _ in range(30)]
+    monkeypatch.setattr(server, "IDLE_SECONDS", 1e6)  # none is closed for being silent alone
+    silent = [serving.connect() for _ in range(30)]  # at once
     for connection in silent[:20]:
         assert is_closed(connection)
+    for connection in silent[-7:]:
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(1)
     assert httpx.get(f"http://127.0.0.1:{serving.port}/health", timeout=300).json() == {
         "status": "ok"
     }

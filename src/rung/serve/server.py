@@ -64,12 +64,14 @@ class Connection(H11Protocol):
         """
         super().connection_made(cast(asyncio.Transport, transport))
         self.idle_since = time.monotonic()
-        if len(self.connections) > find_max_connections():
-            idle = [
-                other
-                for other in self.connections
-                if isinstance(other, Connection) and other.is_idle
-            ]
+        # Those aborted stay in the set until the loop has told them.
+        open_ones = [
+            other
+            for other in self.connections
+            if isinstance(other, Connection) and not other.transport.is_closing()
+        ]
+        if len(open_ones) > find_max_connections():
+            idle = [other for other in open_ones if other.is_idle]
             min(idle, key=lambda other: other.idle_since, default=self).transport.abort()
 
     def on_response_complete(self) -> None:
