@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES
 from rung.training.global_batch import find_global_batch_size, split_global_batch
 from rung.workflows.evaluate import evaluate_run
-from tests.ranks_together import ALONE, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
+from tests.ranks_together import ALONE, QUICK, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
 
 TOGETHER = Path(__file__).with_name("ranks_together.py")
 
@@ -35,12 +36,19 @@ def ground(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(ground):
+def ways(request):
+    """The ways to train that are tried: all of them where a test that is slow is to run."""
+    chosen = [item for item in request.session.items if item.path == request.path]
+    return WAYS if any(item.get_closest_marker("slow") for item in chosen) else QUICK
+
+
+@pytest.fixture(scope="module")
+def alone(ground, ways):
     """What one process computes; and its runs, stopped on the way, for two to go on with."""
     found = {}
-    for way in sorted(set(ALONE.values())):
+    for way in sorted({ALONE[way] for way in ways}):
         found[way] = ground.train(way, f"{way}-alone")
-        others = [other for other in RESUMED if ALONE[other] == way]
+        others = [other for other in RESUMED if ALONE[other] == way and other in ways]
         if others:
             ground.train(way, f"{way}-stopped", stop=STOP)
         for other in others:
@@ -51,22 +59,55 @@ def alone(ground):
 
 
 @pytest.fixture(scope="module")
-def two(ground, alone):
-    """What each of two processes found, and what they print as they climb."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    made = subprocess.run(
-        [*torchrun, TOGETHER, ground.folder],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+def two(ground, alone, ways, start_fork):
+    """What each of two processes found, and what torchrun prints as they climb."""
+    made = run_torchrun(ground.folder) if ways is WAYS else run_quickly(ground.folder, start_fork)
     found = [
         json.loads((ground.folder / f"found-{number}.json").read_text()) for number in range(2)
     ]
-    assert [each["climbed"] for each in found] == [0, 0]
     return [*found, made]
 
 
-@pytest.mark.parametrize("way", WAYS)
+def run_torchrun(folder):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    made = subprocess.run(
+        [*torchrun, TOGETHER, folder],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    return made
+
+
+def run_quickly(folder, start_fork):
+    """Two processes without torchrun, which takes long to begin; what it would tell them, they are
+    told.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    processes = []
+    for rank in range(2):
+        numbers = {name: str(value) for name, value in told.items()}
+        numbers |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with (folder / f"said-{rank}").open("w") as said:
+            processes.append(
+                start_fork(
+                    *(TOGETHER, folder, "quick"),
+                    env=os.environ | numbers,
+                    stdout=said,
+                    stderr=said,
+                )
+            )
+    for rank, process in enumerate(processes):
+        assert process.wait() == 0, (folder / f"said-{rank}").read_text()
+
+
+def slow_unless_quick(ways):
+    """The ways to train, those that take long marked so."""
+    return [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in ways]
+
+
+@pytest.mark.parametrize("way", slow_unless_quick(WAYS))
 def test_two_processes_compute_what_one_does(way, two, alone):
     expected = alone[ALONE[way]]
     assert len(expected["losses"]) == STEPS
@@ -75,13 +116,13 @@ def test_two_processes_compute_what_one_does(way, two, alone):
         assert two[0]["whole"][way][key] == pytest.approx(expected[key], rel=1e-5)
 
 
-@pytest.mark.parametrize("way", RESUMED)
+@pytest.mark.parametrize("way", slow_unless_quick(RESUMED))
 def test_two_processes_go_on_where_one_stopped(way, two, alone):
     for key in ("losses", "final"):
         assert two[0]["went on"][way][key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
 
 
-@pytest.mark.parametrize("way", RESUMED)
+@pytest.mark.parametrize("way", slow_unless_quick(RESUMED))
 def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
     found = ground.train(way, f"{way}-to-one")
     for key in ("losses", "final"):
@@ -140,7 +181,7 @@ def test_what_is_refused_leaves_nothing(two, ground):
         assert preference.startswith("--preference learns in one process, not in 2")
 
 
-@pytest.mark.parametrize("way", ["plain", "sharded"])
+@pytest.mark.parametrize("way", slow_unless_quick(["plain", "sharded"]))
 def test_the_best_weights_are_kept(way, two):
     """The losses fall and are judged the wrong way round: what is kept is of the first
     evaluation.
@@ -229,8 +270,10 @@ def test_an_error_is_told_as_it_is_however_often_it_is_passed_on(monkeypatch):
     assert (type(missing), missing.filename) == (FileNotFoundError, "my.txt")
 
 
+@pytest.mark.slow
 def test_the_command_speaks_once(two, ground):
-    made = two[2]
+    *found, made = two
+    assert [each["climbed"] for each in found] == [0, 0]
     rows = [
         line.split()[0] for line in made.stdout.splitlines() if line.strip()
     ]  # below them is what is said of each
