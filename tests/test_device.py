@@ -301,6 +301,7 @@ def processes(count, *command, **options):
             process.communicate()
 
 
+@pytest.mark.slow
 def test_beside_busy_processes_decoding_keeps_half_its_fair_share():
     """Tokens a second beside them and without, in turn; what else the machine does weighs on
     both.

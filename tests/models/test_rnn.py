@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rung.device import has_bfloat16_lstm
 from rung.models import load
 from rung.models.rnn import CELLS, Recurrence, RNNConfig
 
@@ -265,6 +266,7 @@ def test_what_one_precision_remembered_another_goes_on_with(name, cell, layers, 
 ONLY_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 TRAIN_AND_SCORE = """
 from rung.cli.main import app
+from rung.device import has_bfloat16_lstm
 from rung.models import load
 
 small = ["--steps", "2", "--documents", "paragraphs", "--tokenizer", "char"]
@@ -277,6 +279,24 @@ app(["eval", "half", "prose.txt", "--json"], standalone_mode=False)
 """
 
 
+def test_an_lstm_is_computed_in_float32_where_bfloat16_has_none(make, ids, monkeypatch, caplog):
+    def refuse(*_):
+        raise RuntimeError("could not create a primitive descriptor")
+
+    monkeypatch.setattr(torch, "lstm", refuse)
+    assert not has_bfloat16_lstm.__wrapped__()
+    assert caplog.text.count("has no LSTM in bfloat16") == 1
+    monkeypatch.undo()
+    monkeypatch.setattr("rung.models.rnn.has_bfloat16_lstm", lambda: False)
+    model, seen = make("rnn", "lstm", 2), []
+    model.recurrence.cell.register_forward_hook(lambda *parts: seen.append(parts[2][0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids).logits
+    assert seen == [torch.float32]
+    torch.testing.assert_close(logits.float(), model(ids).logits, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.slow
 @pytest.mark.conditions
 def test_bfloat16_works_on_a_processor_without_it(prose, tmp_path):
     """Trained in it, and stored in it; that the LSTM is not computed in it is said once."""

@@ -27,6 +27,7 @@ def text(prose, tmp_path):
     return str(tmp_path / "my.txt")
 
 
+@pytest.mark.slow
 @pytest.mark.conditions
 def test_minutes_are_kept_beside_busy_processes(text, tmp_path, busy):
     """From reading to the last score; the one test that compares seconds, for that is what it is

@@ -51,6 +51,7 @@ def recipe(tmp_path_factory):
     return make_recipe({**PAGE, "corpus": str(path)})
 
 
+@pytest.mark.slow
 def test_five_kills_lose_nothing(recipe, tmp_path):
     told = []
     verdict = verify_resume(recipe, 5, tmp_path, told.append)

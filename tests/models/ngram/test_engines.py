@@ -18,7 +18,7 @@ FIELDS = ("tokens", "parents", "counts", "suffixes", "opens")
 needs_spark = pytest.mark.skipif(
     shutil.which("java") is None, reason="Spark needs Java 17, which is not installed"
 )
-ENGINES = ["duckdb", pytest.param("spark", marks=needs_spark)]
+ENGINES = ["duckdb", pytest.param("spark", marks=[needs_spark, pytest.mark.slow])]
 
 
 @pytest.fixture(autouse=True)

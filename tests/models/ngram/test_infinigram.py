@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rung.errors import RecipeError
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, examples
 
 pytest.importorskip(
     "pydivsufsort", reason="pydivsufsort is not installed: pip install 'rung[scale]'"
@@ -76,7 +76,7 @@ def list_ngrams(documents):
     return counts
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(documents=DOCUMENTS, query=QUERY)
 def test_counts_are_those_of_a_list(documents, query):
     model, listed = fit(documents), list_ngrams(documents)
@@ -85,7 +85,7 @@ def test_counts_are_those_of_a_list(documents, query):
         assert model.count(torch.tensor(ngram)) == listed.get(ngram, 0)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     documents=DOCUMENTS,
     query=QUERY,
@@ -120,7 +120,7 @@ def test_copied_text_is_matched_to_its_end():
     assert model.longest_match(row[1:]).tolist() == list(range(1, len(row)))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(documents=DOCUMENTS, query=QUERY)
 def test_continuations_are_those_after_the_longest_end_that_occurs(documents, query):
     model, listed = fit(documents), list_ngrams(documents)
@@ -138,7 +138,7 @@ def test_continuations_are_those_after_the_longest_end_that_occurs(documents, qu
         assert dict(zip(found.tokens.tolist(), found.counts.tolist(), strict=True)) == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(documents=DOCUMENTS, query=QUERY, eos=st.sampled_from([EOS, BOS]))
 def test_it_is_an_absolutely_discounted_ngram_longer_than_every_document(documents, query, eos):
     _, tokens, starts = make_row(documents, eos)
@@ -158,7 +158,7 @@ def test_it_is_an_absolutely_discounted_ngram_longer_than_every_document(documen
     torch.testing.assert_close(found, expected(ids).logits.exp(), rtol=1e-5, atol=1e-6)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     documents=DOCUMENTS,
     query=QUERY,
@@ -189,7 +189,7 @@ def test_after_the_end_of_the_last_document_comes_nothing_of_it():
     assert model.find_continuations(torch.tensor([4, EOS])).tokens.tolist() == []
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(documents=DOCUMENTS, query=QUERY)
 def test_without_smoothing_it_is_the_papers_definition(documents, query):
     """cnt(context w) / cnt(context) of the longest end of the context that occurs (Liu et al. 2024,
@@ -235,6 +235,7 @@ def _anonymous_memory():
         pytest.skip("only Linux says what a process's memory is")
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_the_papers_own_package(tmp_path):
     """The package `infini-gram` builds its own index of the same bytes and is asked the same."""
     pytest.importorskip(
