@@ -11,12 +11,12 @@ from torch.nn import functional as F
 from rung.chat.packing import ConversationDataset, pack_best_fit
 from rung.chat.template import encode_conversations
 from tests.chat.conftest import ask
-from tests.conftest import NEURAL, SENTENCES
+from tests.conftest import NEURAL, SENTENCES, examples
 
 
 class TestConversationDataset:
     @given(st.lists(st.integers(1, 32), max_size=60))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=examples(100), deadline=None)
     def test_rows_hold_every_piece_once_and_no_more_than_fits(self, sizes):
         rows = pack_best_fit(sizes, 32)
         assert sorted(piece for row in rows for piece in row) == list(range(len(sizes)))

@@ -19,7 +19,7 @@ from rung.chat.template import (
 )
 from rung.errors import TokenizerError
 from tests.chat.conftest import FORMATS, TALK, ask
-from tests.conftest import NEURAL, SENTENCES
+from tests.conftest import NEURAL, SENTENCES, examples
 
 
 def own_end(name):
@@ -86,7 +86,7 @@ class TestFormats:
             )
         )
     )
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=examples(50), deadline=None)
     def test_nothing_in_a_message_becomes_a_special_token(self, tokenizer, make_tiny, parts):
         import copy
 

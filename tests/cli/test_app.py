@@ -520,9 +520,9 @@ def test_a_mistake_is_one_clear_line_and_exit_code_2(mistake, ground, monkeypatc
     assert result.stdout == ""
 
 
-def test_a_mistake_in_a_real_process(ground):
+def test_a_mistake_in_a_real_process(ground, run_fork):
     bad_ground(ground)
-    shown = rung_process("eval", "folder", cwd=ground)
+    shown = run_fork("rung", "eval", "folder", cwd=ground)
     assert shown.returncode == 2
     assert shown.stdout == ""
     assert "Traceback" not in shown.stderr
@@ -534,15 +534,14 @@ def test_an_option_that_is_no_number_is_a_mistake(ground):
     assert "--minutes" in shown.stderr and "Traceback" not in shown.stderr
 
 
-def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
-    process = subprocess.Popen(
-        [str(RUNG), "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000",
-         "--set", "hidden_size=32", "--set", "logging_steps=5"],
-        cwd=ground, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground, start_fork):
+    process = start_fork(
+        "rung", "train", "gpt2", "my.txt", "--out", "i", "--steps", "100000", "--set",
+        "hidden_size=32", "--set", "logging_steps=5", cwd=ground, stderr=subprocess.PIPE,
     )  # fmt: skip
     metrics = ground / "i" / "metrics.jsonl"
     while not metrics.exists() and process.poll() is None:
-        time.sleep(0.1)
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     said = process.communicate()[1]
     assert process.returncode == 130
@@ -550,7 +549,7 @@ def test_ctrl_c_saves_and_prints_the_line_that_resumes(ground):
     assert list((ground / "i" / "checkpoints").glob("checkpoint-*/manifest.json"))
 
 
-def test_a_kill_is_survived(ground):
+def test_a_kill_is_survived(ground, start_fork):
     """SIGKILL in the middle, then --resume to the end."""
     settings = [
         "--steps",
@@ -562,8 +561,8 @@ def test_a_kill_is_survived(ground):
         "--set",
         "logging_steps=1",
     ]
-    process = subprocess.Popen(
-        [str(RUNG), "train", "gpt2", "my.txt", "--out", "k", *settings],
+    process = start_fork(
+        *("rung", "train", "gpt2", "my.txt", "--out", "k", *settings),
         cwd=ground,
         stderr=subprocess.DEVNULL,
     )

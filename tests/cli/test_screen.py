@@ -414,7 +414,7 @@ def test_controls_are_escaped_and_text_is_not():
     assert escape_controls("日本語 [/b] é") == "日本語 [/b] é"
 
 
-def test_any_encoding_will_do(folders):
+def test_any_encoding_will_do(folders, run_fork):
     """Tables, progress, hints and JSON where the encoding has no more than ASCII."""
     program = f"""
 from pathlib import Path
@@ -435,13 +435,11 @@ print_text("é\\udce9日\\n")
 print_json({{"text": "é\\udce9"}})
 """
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
-    made = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, env=environment, check=False
-    )
+    made = run_fork("-c", program, env=environment)
     assert made.returncode == 0, made.stderr
-    assert b"\\u65e5" in made.stdout and made.stdout.isascii()
-    assert json.loads(made.stdout[made.stdout.index(b"{") :]) == {"text": "é\udce9"}
-    assert b"Next:   rung generate x\n" in made.stderr.replace(b"-c ", b"rung ")
+    assert "\\u65e5" in made.stdout and made.stdout.isascii()
+    assert json.loads(made.stdout[made.stdout.index("{") :]) == {"text": "é\udce9"}
+    assert "Next:   rung generate x\n" in made.stderr.replace("-c ", "rung ")
 
 
 def test_time_is_short():

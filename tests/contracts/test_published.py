@@ -4,7 +4,6 @@
 
 import base64
 import json
-import subprocess
 import sys
 import textwrap
 
@@ -237,17 +236,11 @@ REFERENCE = """
     "settings",
     [{}, {"num_key_value_heads": 4, "rope_parameters": None}, {"tie_word_embeddings": True}],
 )
-def test_metas_own_code_computes_the_same(settings, make_folder, llama_models, tmp_path):
+def test_metas_own_code_computes_the_same(settings, make_folder, llama_models, tmp_path, run_fork):
     folder, _ = make_folder(intermediate_size=100, **settings)
     export(str(folder), "meta", tmp_path / "meta")
-    program = [
-        sys.executable,
-        "-c",
-        textwrap.dedent(REFERENCE),
-        str(tmp_path / "meta"),
-        json.dumps(IDS.tolist()),
-    ]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    program, ids = textwrap.dedent(REFERENCE), json.dumps(IDS.tolist())
+    ran = run_fork("-c", program, tmp_path / "meta", ids)
     assert ran.returncode == 0, ran.stderr
     theirs = torch.load(tmp_path / "meta/logits.pt", weights_only=True)
     torch.testing.assert_close(load(folder)[0](IDS).logits, theirs, rtol=1e-5, atol=1e-5)
@@ -399,7 +392,9 @@ STOCK = """
 """
 
 
-def test_stock_transformers_opens_ours(make_tiny, make_folder, tokenizer, tmp_path, monkeypatch):
+def test_stock_transformers_opens_ours(
+    make_tiny, make_folder, tokenizer, tmp_path, monkeypatch, run_fork
+):
     folder, _ = make_folder()
     export(str(folder), "meta", tmp_path / "meta")
     export(str(tmp_path / "meta"), "hf", tmp_path / "from-meta")
@@ -410,8 +405,7 @@ def test_stock_transformers_opens_ours(make_tiny, make_folder, tokenizer, tmp_pa
             runs.save_model(runs.make_folder(tmp_path / f"{name}-{tied}"), model, tokenizer)
             export(str(tmp_path / f"{name}-{tied}"), "hf", tmp_path / f"{name}-{tied}-sharded")
     folders = [tmp_path / "from-meta", *tmp_path.glob("gpt2-*"), *tmp_path.glob("llama3-*")]
-    program = [sys.executable, "-c", textwrap.dedent(STOCK), "-", *map(str, folders)]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    ran = run_fork("-c", textwrap.dedent(STOCK), "-", *folders)
     assert ran.returncode == 0, ran.stderr
     for folder in folders:
         ids, logits = torch.load(folder / "stock.pt", weights_only=True)
@@ -447,7 +441,7 @@ MEASURE = """
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads the memory of a process as Linux tells it"
 )
-def test_a_checkpoint_needs_the_memory_of_a_tensor(make_folder, tmp_path):
+def test_a_checkpoint_needs_the_memory_of_a_tensor(make_folder, tmp_path, run_fork):
     """A checkpoint of 120 MB, of which the largest tensor has 8: copied, to Meta's format and
     back.
     """
@@ -465,9 +459,8 @@ def test_a_checkpoint_needs_the_memory_of_a_tensor(make_folder, tmp_path):
         (big, "meta", tmp_path / "meta"),
         (tmp_path / "meta", "hf", tmp_path / "back"),
     ]
-    args = [str(part) for step in steps for part in step]
-    program = [sys.executable, "-c", textwrap.dedent(MEASURE), str(small), str(tmp_path), *args]
-    ran = subprocess.run(program, capture_output=True, text=True, check=False)
+    args = [part for step in steps for part in step]
+    ran = run_fork("-c", textwrap.dedent(MEASURE), small, tmp_path, *args)
     assert ran.returncode == 0, ran.stderr
     assert float(ran.stdout) < 30, "MB of memory beyond the libraries'"
     assert_same(tensors_of(tmp_path / "back"), tensors_of(big))

@@ -2,8 +2,6 @@
 
 import itertools
 import math
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -342,7 +340,7 @@ def test_an_unknown_rope_is_refused(make_tiny):
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
-def test_opens_in_a_process_that_has_no_rung(name, make_tiny, tokenizer, tmp_path):
+def test_opens_in_a_process_that_has_no_rung(name, make_tiny, tokenizer, tmp_path, run_fork):
     model = make_tiny(name)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -354,7 +352,8 @@ def test_opens_in_a_process_that_has_no_rung(name, make_tiny, tokenizer, tmp_pat
         f"AutoTokenizer.from_pretrained({str(tmp_path)!r})\n"
         f"torch.save(model(torch.tensor({ids.tolist()})).logits, {str(tmp_path / 'logits.pt')!r})\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    made = run_fork("-c", program)
+    assert made.returncode == 0, made.stderr
     theirs = torch.load(tmp_path / "logits.pt", weights_only=True)
     torch.testing.assert_close(theirs, model(ids).logits, rtol=1e-5, atol=1e-5)
 

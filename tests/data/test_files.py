@@ -16,7 +16,7 @@ from rung.data.corpus import load_corpus
 from rung.data.notes import CorpusNotes
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
-from tests.conftest import make_text, write
+from tests.conftest import examples, make_text, write
 from tests.data.conftest import ROWS, make_table, texts
 
 ZIP = {".gz": gzip.compress, ".zst": zstandard.compress}
@@ -83,7 +83,7 @@ def test_frames_and_members_of_a_zipped_file_follow_one_another(tmp_path):
         ) == ["ab€c\n"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     text=TEXTS,
     chunk=st.integers(1, 9),
@@ -225,7 +225,7 @@ def test_a_bad_file_is_one_clear_line(tmp_path, name, caplog):
     assert not caplog.records  # nothing else is said
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(before=TEXTS, bad=st.sampled_from([b"\xff", b"\xe2\x82", b"\0"]), chunk=st.integers(1, 9))
 def test_the_byte_that_is_named_is_the_bad_one(before, bad, chunk):
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(encoding, "CHUNK_BYTES", chunk):
@@ -373,7 +373,7 @@ def test_a_long_row_of_a_table_is_cut_where_it_must_be(tmp_path):
     assert sorted(texts(many)) == sorted(rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     text=st.text(st.sampled_from("ab e\u0301\n😀\u200d天"), max_size=200),
     low=st.integers(1, 9),

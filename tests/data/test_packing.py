@@ -29,7 +29,7 @@ from rung.data.packing import (
 )
 from rung.data.tokenizer import encode_documents
 from rung.errors import RunError
-from tests.conftest import SENTENCES
+from tests.conftest import SENTENCES, examples
 
 PAD = 9
 DOCUMENTS = [[0, 5, 6, 1], [0, 1], [0, 7, 7, 7, 1]]
@@ -71,7 +71,7 @@ def never():
     yield
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 20))
 @example(tokens=list(range(17)), length=16)  # the last block is just full
 @example(tokens=list(range(18)), length=16)  # and has one token over
@@ -96,7 +96,7 @@ def test_only_the_end_of_the_last_block_is_padded():
     assert last["shift_labels"].tolist() == [7, IGNORE_INDEX, IGNORE_INDEX]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(indices=st.lists(st.integers(0, 6), min_size=1, max_size=9))
 def test_a_batch_is_its_blocks(indices):
     blocks = BlockDataset(row(range(20)), 3, PAD)
@@ -122,7 +122,7 @@ def test_a_row_that_predicts_nothing_is_one_ignored_block(tokens):
     assert block["input_ids"].tolist() == [*tokens, *[PAD] * (4 - len(tokens))]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     tokens=st.lists(IDS, min_size=2, max_size=70), length=st.integers(1, 9), count=st.integers(1, 8)
 )
@@ -149,7 +149,7 @@ def test_streams_predict_every_token_but_the_first_once_and_go_on_where_they_wer
         streams[len(streams)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(documents=st.lists(st.lists(IDS, max_size=9), max_size=9), wide=st.booleans())
 def test_the_row_is_the_documents(documents, wide):
     with tempfile.TemporaryDirectory() as folder:
@@ -192,7 +192,7 @@ def test_what_was_packed_is_used_again(tmp_path):
     assert make(tmp_path, [[1, 2]], key="b").tokens.tolist() == [1, 2]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     documents=st.lists(st.lists(IDS, max_size=5), max_size=9),
     stops=st.lists(st.integers(0, 9), max_size=4),

@@ -11,7 +11,7 @@ from rung.data import files, splits
 from rung.data.corpus import load_corpus
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
-from tests.conftest import make_text, write
+from tests.conftest import examples, make_text, write
 from tests.data.conftest import texts
 
 
@@ -29,7 +29,7 @@ def test_an_insertion_moves_nothing_else(tmp_path, between):
         assert all(before[t] == after[t] for t in kept)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(lines=st.lists(st.text("abc", min_size=1, max_size=3), min_size=3, max_size=40))
 def test_splits_are_disjoint_and_cover_everything(lines):
     with tempfile.TemporaryDirectory() as folder:

@@ -1,6 +1,5 @@
 """Documents on disk: whole or read again, from any number on, in little memory."""
 
-import subprocess
 import sys
 
 import pytest
@@ -91,15 +90,14 @@ print(len(packed.starts), peak - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured in /proc")
-def test_memory_stays_flat(tmp_path):
+def test_memory_stays_flat(tmp_path, run_fork):
     """So many documents more that thirty bytes for each would show."""
     paths = [tmp_path / "few.txt", tmp_path / "many.txt"]
     for path, lines in zip(paths, (20_000, 200_000), strict=True):
         path.write_text("".join(f"{i} {i % 97}\n" for i in range(lines)))
-    command = [sys.executable, "-c", FLAT, *paths]
-    documents, megabytes = subprocess.run(
-        command, capture_output=True, text=True, check=True
-    ).stdout.split()
+    ran = run_fork("-c", FLAT, *paths)
+    assert ran.returncode == 0, ran.stderr
+    documents, megabytes = ran.stdout.split()
     assert int(documents) > 170_000
     assert float(megabytes) < 16, megabytes
 

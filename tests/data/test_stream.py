@@ -13,7 +13,7 @@ from rung.data.corpus import load_corpus
 from rung.data.store import SPLITS
 from rung.errors import CorpusError
 from rung.workflows.prepare import pack_train
-from tests.conftest import make_text, write
+from tests.conftest import examples, make_text, write
 from tests.data.conftest import ROWS, make_table, read_stream, texts, write_shards
 
 
@@ -57,7 +57,9 @@ def test_of_a_stream_only_the_beginning_is_stored_and_nothing_held_out_is_traine
 
 
 @settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(30),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(places=st.lists(st.floats(0, 0.999), min_size=3, max_size=9, unique=True))
 def test_a_stream_of_few_documents_trains_on_what_is_not_held_out(hub, monkeypatch, places):

@@ -16,7 +16,7 @@ from rung.data import files
 from rung.data.corpus import load_corpus
 from rung.data.notes import CorpusNotes
 from rung.errors import CorpusError
-from tests.conftest import write
+from tests.conftest import examples, write
 from tests.data.conftest import texts
 
 
@@ -55,7 +55,7 @@ def test_csv_is_read_as_it_is_written(tmp_path, name):
     assert read(write(tmp_path / "a.csv", data)) == (expected or data.split("\n")[1:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     rows=st.lists(st.text(st.sampled_from('ab,;"\n\r\t é'), max_size=9), min_size=1),
     tab=st.booleans(),

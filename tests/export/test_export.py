@@ -1,8 +1,6 @@
 """Runs in other tools' formats."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -44,14 +42,14 @@ with write(Path(sys.argv[2])) as beside:
 
 
 @pytest.mark.parametrize(("format", "kind"), [("hf", "folder"), ("arpa", "file")])
-def test_what_a_kill_left_goes_with_the_next_export(format, kind, make_tiny, tokenizer, tmp_path):
+def test_what_a_kill_left_goes_with_the_next_export(
+    format, kind, make_tiny, tokenizer, tmp_path, run_fork
+):
     rung = {"hf": "gpt2", "arpa": "ngram"}[format]
     runs.save_model(runs.make_folder(tmp_path / "run"), make_tiny(rung), tokenizer)
     (tmp_path / "to").mkdir()
     out = tmp_path / "to" / f"model.{format}"
-    assert (
-        subprocess.run([sys.executable, "-c", KILLED, kind, str(out)], check=False).returncode == -9
-    )
+    assert run_fork("-c", KILLED, kind, out).returncode == -9
     (left,) = (tmp_path / "to").iterdir()
     assert left.name.startswith(".")
     export(str(tmp_path / "run"), format, out)

@@ -19,7 +19,7 @@ from rung.generation.sampling import (
     sample_tokens,
 )
 from rung.models.kv_cache import KVCache
-from tests.conftest import SENTENCES, TINY, shake
+from tests.conftest import SENTENCES, TINY, examples, shake
 
 SETTINGS = [
     {"temperature": 0.0},
@@ -172,7 +172,7 @@ def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
     assert [len(tokens) for tokens in continue_texts(model, orders, 3)] == [6, 6, 6]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=examples(15))
 @given(
     st.lists(st.sampled_from(range(len(SETTINGS))), min_size=1, max_size=8),
     st.integers(0, 2**63 - 1),

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rung.models import fused
 from rung.models.llama3 import LlamaRMSNorm
-from tests.conftest import NEURAL
+from tests.conftest import NEURAL, examples
 
 pytestmark = pytest.mark.conditions
 
@@ -188,7 +188,7 @@ def laid_out(draw, *shape):
     return tensor[..., :1].expand(shape) if draw(st.booleans()) else tensor
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     st.data(),
     st.integers(1, 40),
@@ -216,7 +216,7 @@ def test_rms_norm_is_torchs_whatever_the_strides_and_types(data, rows, width, dt
         torch.testing.assert_close(one, other, **loose)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(25))
 @given(
     st.data(),
     st.integers(1, 40),

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rung.training.sampler import CHUNK, ResumableSampler, permute
+from tests.conftest import examples
 
 
 def read(order):
@@ -19,14 +20,14 @@ def read(order):
     )  # a list made of the order itself would make room for its whole length first
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(items=st.integers(1, 3000), seed=st.integers(0, 2**31), epoch=st.integers(0, 2**31))
 def test_an_epoch_reads_each_item_once(items, seed, epoch):
     order = ResumableSampler(items, seed=seed, first=epoch * items, last=(epoch + 1) * items)
     assert sorted(read(order)) == list(range(items))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     items=st.integers(1, 3 * CHUNK),
     first=st.integers(0, 5 * CHUNK),

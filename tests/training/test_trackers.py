@@ -4,8 +4,6 @@ import importlib.util
 import json
 import os
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy
@@ -42,29 +40,17 @@ def needs(package):
 
 
 @pytest.fixture
-def run_in(tmp_path, prose):
+def run_in(tmp_path, prose, run_fork):
     """A function that trains by the command, with a tracker, in a folder of its own; and the run's
     folder.
     """
 
     def run(tracker, **environment):
         (tmp_path / "my.txt").write_text(prose[:5000])
-        made = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from rung.cli.main import main; main()",
-                *COMMAND,
-                "--out",
-                "named",
-                "--set",
-                f"report_to={tracker}",
-            ],
-            capture_output=True,
-            text=True,
+        made = run_fork(
+            *("rung", *COMMAND, "--out", "named", "--set", f"report_to={tracker}"),
             cwd=tmp_path,
             env={**os.environ, "HOME": str(tmp_path.parent / "home"), **environment},
-            check=False,
         )
         assert made.returncode == 0, made.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["my.txt", "named"]

@@ -8,10 +8,7 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -108,7 +105,7 @@ def test_every_neural_rung_learns_to_answer(name, tuned_run):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_a_tuned_run_opens_in_stock_transformers(name, tuned_run):
+def test_a_tuned_run_opens_in_stock_transformers(name, tuned_run, run_fork):
     chat = tuned_run(name)
     program = f"""
 import sys, torch
@@ -122,9 +119,7 @@ out = model.generate(asked, max_new_tokens=20, do_sample=False)
 print(out[0, asked.shape[1]:].tolist())
 assert "rung" not in sys.modules
 """
-    made = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    made = run_fork("-c", program)
     assert made.returncode == 0, made.stderr
     from rung.chat.template import encode_prompt, find_chat_stop_ids
     from rung.generation.decoder import generate_tokens
@@ -142,16 +137,25 @@ assert "rung" not in sys.modules
     assert json.loads(made.stdout.splitlines()[-1]) == ours
 
 
+# The program `transformers`, which does not ask its own server when the Hub is not to be asked.
+TRANSFORMERS = """
+from huggingface_hub import constants
+from transformers.cli.transformers import main
+constants.HF_HUB_OFFLINE = False
+main()
+"""
+
+
 @pytest.fixture(scope="module")
-def stock_server(ground):
+def stock_server(ground, start_fork):
     """The address of `transformers serve`, which loads the runs that it is asked for."""
     pytest.importorskip("uvicorn", reason="transformers serves with it: pip install 'rung[serve]'")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
     said = ground / "said"
-    command = [find_program("transformers"), "serve", "--host", "127.0.0.1", "--port", port]
+    command = ("-c", TRANSFORMERS, "serve", "--host", "127.0.0.1", "--port", port)
     with said.open("w") as stream:
-        process = subprocess.Popen(command, cwd=ground, stdout=stream, stderr=subprocess.STDOUT)
+        process = start_fork(*command, cwd=ground, stdout=stream, stderr=stream)
     while "startup complete" not in said.read_text():
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)
@@ -160,16 +164,9 @@ def stock_server(ground):
     process.wait()
 
 
-def find_program(name):
-    """As it stands beside the Python that runs this."""
-    return str(Path(sys.executable).with_name(name))
-
-
 @pytest.mark.parametrize("name", ["gpt2", "llama3"])
-def test_stock_transformers_serves_and_chats(name, ground, tuned_run, stock_server):
-    """`transformers serve` and `transformers chat` answer with rung's own tokens; told to be
-    offline it would not ask even this machine.
-    """
+def test_stock_transformers_serves_and_chats(name, ground, tuned_run, stock_server, run_fork):
+    """`transformers serve` and `transformers chat` answer with rung's own tokens."""
     httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")
     model, tokenizer = load(ground / name)
     asked = {"model": name, "prompt": "The cat", "max_tokens": 12, "temperature": 0}
@@ -177,15 +174,11 @@ def test_stock_transformers_serves_and_chats(name, ground, tuned_run, stock_serv
     wanted = generate(model, tokenizer, "The cat", Sampling(max_new_tokens=12, temperature=0)).text
     assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == wanted
     chat = tuned_run(name)
-    command = [find_program("transformers"), "chat", chat.name, stock_server]
-    talked = subprocess.run(
-        [*command, "max_new_tokens=20", "do_sample=False"],
-        input="The cat is\nn\n!exit\n",  # n: not to go on, where it asks after a long answer
-        capture_output=True,
-        text=True,
-        check=False,
+    talked = run_fork(
+        *("-c", TRANSFORMERS, "chat", chat.name, stock_server),
+        *("max_new_tokens=20", "do_sample=False"),
+        text="The cat is\nn\n!exit\n",  # n: not to go on, where it asks after a long answer
         cwd=ground,
-        env={name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
     )
     assert talked.returncode == 0, talked.stderr
     model, tokenizer = load(chat)
@@ -296,7 +289,7 @@ def test_a_training_that_moves_no_weight_says_so(make_tiny, caplog):
     assert "nothing was learned: every weight is as it was" in caplog.text
 
 
-def test_chat_works_piped(ground, tuned_run):
+def test_chat_works_piped(ground, tuned_run, run_fork):
     run = tuned_run("llama3")
     said = [
         "The cat is",
@@ -316,13 +309,9 @@ def test_chat_works_piped(ground, tuned_run):
         "The dog is",
         "/quit",
     ]
-    made = subprocess.run(
-        [sys.executable, "-m", "rung", "chat", str(run)],
-        input="\n".join([*said, "never asked"]),
-        capture_output=True,
-        encoding="utf-8",
-        errors="surrogateescape",
-        check=False,
+    made = run_fork(
+        *("rung", "chat", run),
+        text="\n".join([*said, "never asked"]),
         env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
     )
     assert made.returncode == 2, made.stderr  # for what could not be done

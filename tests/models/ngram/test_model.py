@@ -25,6 +25,7 @@ from rung.models.ngram.counting import count_ngrams, sort_with_positions
 from rung.models.ngram.discounts import estimate_discounts
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.ngram.smoothing import SMOOTHINGS
+from tests.conftest import examples
 
 WORDS = ["the", "cat", '"sat"', "on", "a,", "mát"]
 TEXTS = st.lists(st.lists(st.integers(3, 7), max_size=12), min_size=1, max_size=6)
@@ -54,7 +55,7 @@ def fit_texts(texts, **settings):
     ), tokenizer
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(documents=TEXTS, order=st.integers(1, 7))
 def test_counts_are_those_of_a_dictionary(documents, order):
     rows = [[0, *words, 1] for words in documents]
@@ -88,7 +89,7 @@ def test_counts_are_those_of_a_dictionary(documents, order):
     assert {n: c for n, c in found.items() if c} == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(
     documents=TEXTS,
     order=st.integers(1, 10),
@@ -115,7 +116,7 @@ def test_every_smoothing_is_a_distribution_on_any_text(documents, order, smoothi
     assert torch.all(probabilities[..., 3:] > 0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(documents=TEXTS, order=st.integers(1, 5), smoothing=st.sampled_from(list(SMOOTHINGS)))
 def test_smoothing_a_few_at_a_time_changes_nothing(documents, order, smoothing):
     expected = fit(documents, order=order, smoothing=smoothing).state_dict()
@@ -127,7 +128,7 @@ def test_smoothing_a_few_at_a_time_changes_nothing(documents, order, smoothing):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     documents=TEXTS,
     order=st.integers(1, 4),
@@ -154,7 +155,7 @@ def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoo
     torch.testing.assert_close(shared[:, 0], apart[:, 1], rtol=1e-5, atol=1e-7)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(keys=st.lists(st.integers(0, 2**62 - 1) | st.integers(0, 5), min_size=1, max_size=20))
 def test_keys_are_sorted_with_their_places(keys):
     """As one number where both fit into 63 bits, one after the other where not."""
@@ -235,7 +236,7 @@ def test_golden_sentences(shared, order):
     assert scores == pytest.approx(expected, rel=5e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     documents=TEXTS,
     order=st.integers(1, 5),
@@ -351,7 +352,7 @@ def test_bad_settings_are_refused(bad):
         fit([[3, 4]], order=2, **bad)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(documents=st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=6))
 @pytest.mark.parametrize("suffix", [".arpa", ".arpa.gz"])
 def test_arpa_comes_back_to_the_last_bit(documents, suffix, tmp_path_factory):
