@@ -23,6 +23,10 @@ READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines model
 climb: $(READY)
 	$(BIN)/rung climb $(ARGS)
 
+# Rewritten for pytest, a module is kept beside it as compiled, also where the environment says
+# not to: the processes of the tests would each do it anew.
+test test-all check: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(PEERS)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow" $(ARGS)
 
