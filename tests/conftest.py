@@ -210,15 +210,23 @@ def cache(tmp_path_factory):
             os.environ[name] = value
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def few_objects():
     """Out of the collector's sight what was imported: the Trainer has it look through everything at
-    each start.
+    each start, which is half of the time of a tiny training.
     """
-    gc.collect()
+    gc.collect()  # of what came after the last module alone
     gc.freeze()
-    yield
-    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_wait_for_disks():
+    """Nothing of a test is to survive a loss of power, and a disk takes milliseconds to make sure
+    of a file.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")

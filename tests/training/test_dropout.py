@@ -8,8 +8,6 @@ from rung.training.dropout import apply_dropout
 from rung.training.train import train
 from tests.training.conftest import Listener, settings_of
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 
 @pytest.mark.parametrize("name", ["llama3", "swaps"])
 def test_dropout_is_hooked_on_for_training_alone(name, make_tiny, tokenizer, packed, tmp_path):

@@ -17,8 +17,6 @@ from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 LAYERED = ["gpt2", "llama3", "swaps"]
 DROPOUT = {
     "gpt2": {"resid_pdrop": 0.2, "embd_pdrop": 0.2, "attn_pdrop": 0.2},

@@ -24,8 +24,6 @@ from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
 from tests.conftest import NEURAL, TINY
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 TRAIN = {"per_device_train_batch_size": 2, "bf16": False}
 needs_peft = pytest.mark.skipif(
     importlib.util.find_spec("peft") is None, reason="needs PEFT: pip install 'rung[lora]'"

@@ -6,8 +6,6 @@ import rung.training.measure
 import rung.training.trainer
 from tests.training.conftest import Machine, settings_of
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 
 @pytest.mark.parametrize(("first", "measured"), [(3.0, 1.0), (9.0, 9.0)])
 def test_the_step_that_is_measured_is_a_warm_one(

@@ -28,8 +28,6 @@ from rung.training.train import train
 from rung.workflows.run_folder import read_begun
 from tests.conftest import SENTENCES
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 LENGTH, ROWS = 8, 4
 
 

@@ -21,8 +21,6 @@ from rung.training.train import train
 from tests.conftest import NEURAL
 from tests.training.conftest import Listener, Machine, settings_of
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 
 @pytest.mark.conditions
 @pytest.mark.parametrize("name", NEURAL)

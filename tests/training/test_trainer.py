@@ -28,8 +28,6 @@ from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 DROPOUT = {
     "rnn": {"dropout": 0.1, "num_hidden_layers": 2},
     "rnn-attention": {"dropout": 0.1},

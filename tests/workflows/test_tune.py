@@ -30,8 +30,6 @@ from rung.workflows.train import execute
 from rung.workflows.tune import Tuning, tune
 from tests.conftest import run_rung as rung
 
-pytestmark = pytest.mark.usefixtures("few_objects")
-
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 THINGS = ("cat", "dog", "mat", "log", "sun", "sea", "tree", "hat", "box", "cup")
 RUNGS = ("rnn", "rnn-attention", "gpt2", "llama3")
