@@ -17,13 +17,19 @@ NASTY = (
 )
 
 
-def test_llama_3s_tokenizer_is_tiktokens(tmp_path):
+@pytest.mark.parametrize("size", [2_000, pytest.param(128_000, marks=pytest.mark.slow)])
+def test_llama_3s_tokenizer_is_tiktokens(size, tmp_path):
+    """The published one, and one of its first byte pairs alone."""
     llama_models = pytest.importorskip(
         "llama_models", reason="llama-models is not installed: pip install 'rung[peers]'"
     )
     from llama_models.llama3.tokenizer import Tokenizer
 
-    path = Path(next(iter(llama_models.__path__))) / "llama3/tokenizer.model"
+    published = Path(next(iter(llama_models.__path__))) / "llama3/tokenizer.model"
+    lines = published.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 128_000
+    path = tmp_path / "published.model"
+    path.write_bytes(b"".join(lines[:size]))
     reference, ours = Tokenizer(path), read_tiktoken(path)
     assert ours(NASTY).input_ids == reference.encode(NASTY, bos=True, eos=False)
     common = [

@@ -33,7 +33,7 @@ from rung.generation.quantize import measure_quantization_cost, parse_weight_dty
 from rung.generation.sampling import Sampling, find_probabilities, sample_tokens
 from rung.generation.speculative import NgramDraft, PromptLookupDraft, make_draft
 from rung.models import RUNGS, make_config
-from tests.conftest import NEURAL, SENTENCES, TINY, overflow, shake
+from tests.conftest import NEURAL, SENTENCES, TINY, examples, overflow, shake
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
 SAID_OF_OVERFLOW = (
@@ -279,7 +279,7 @@ def test_tokens_are_drawn_from_the_distribution_of_hugging_face(settings):
         warpers.append(TopPLogitsWarper(sampling.top_p))
     wanted = warpers(None, logits).softmax(-1)
     torch.testing.assert_close(find_probabilities(logits, sampling), wanted)
-    draws = 20_000
+    draws = examples(20_000)
     generator = torch.Generator().manual_seed(0)
     drawn = sample_tokens(logits.repeat(draws, 1), sampling, generator).view(draws, 8)
     for row in range(8):
@@ -549,7 +549,7 @@ def test_a_draft_changes_no_distribution(make_tiny, tokenizer):
 
     from rung.generation.speculative import generate_speculatively
 
-    decoder, counts, draws = Decoder(model), torch.zeros(size), 1500
+    decoder, counts, draws = Decoder(model), torch.zeros(size), examples(1500)
     with torch.inference_mode():
         for seed in range(draws):
             sampling = Sampling(temperature=temperature, top_p=1.0, max_new_tokens=3, seed=seed)
