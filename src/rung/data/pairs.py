@@ -13,6 +13,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
+from rung.data import toy_language
 from rung.data.encoding import normalize_encoding
 from rung.data.files import uncompressed_suffix
 from rung.data.notes import CorpusNotes, printable_path
@@ -24,6 +25,7 @@ from rung.data.tables import (
     read_csv_rows,
     read_json_rows,
 )
+from rung.data.toy_probes import toy_language_probes
 from rung.errors import CorpusError
 
 PAIR_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")
@@ -66,11 +68,13 @@ class PairSet:
 
 
 def read_pairs(source: str, encoding: str | None = None) -> PairSet:
-    """Read the minimal pairs of a file, or of all tables in a folder.
+    """Read the minimal pairs of a file, or of all tables in a folder; or the probes `toy-language`.
 
     Raises `CorpusError` where there are none, and for a file or a row that is no pair.
     """
     notes = CorpusNotes()
+    if source == toy_language.NAME:
+        return _collect([MinimalPair(**row) for row in toy_language_probes()], source, notes)
     encoding = normalize_encoding(encoding) if encoding else None
     pairs = [
         pair
@@ -85,10 +89,15 @@ def read_pairs(source: str, encoding: str | None = None) -> PairSet:
             )
         )
     ]
+    return _collect(pairs, Path(source).resolve().name, notes)
+
+
+def _collect(pairs: list[MinimalPair], name: str, notes: CorpusNotes) -> PairSet:
+    """Sort the pairs by phenomenon and paradigm, and take their fingerprint."""
     pairs.sort(key=lambda pair: (natural_key(pair.phenomenon), natural_key(pair.paradigm)))
     content = json.dumps([astuple(pair) for pair in pairs])
     fingerprint = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-    return PairSet(Path(source).resolve().name, pairs, fingerprint, notes.lines())
+    return PairSet(name, pairs, fingerprint, notes.lines())
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
