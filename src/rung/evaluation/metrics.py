@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 LZMA_AFTER_TRAIN = "lzma after train"  # the mark of lzma after it has read the training text
 SOURCE_MARK = "the source itself"  # the mark of a text whose true probability is known
@@ -116,8 +116,7 @@ def confidence_interval(
     values, weights = numpy.asarray(costs, float), numpy.asarray(sizes, float)
     count = len(values)
     if keys is not None:
-        _, groups = numpy.unique(numpy.asarray(keys), return_inverse=True)
-        values, weights = numpy.bincount(groups, values), numpy.bincount(groups, weights)
+        values, weights = merge_copies(keys, values, weights)
     if len(values) < 2:
         return ConfidenceInterval(
             None,
@@ -144,6 +143,12 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     variance = share * (1 - share) * square / count + (square / (2 * count)) ** 2
     half = math.sqrt(variance) / (1 + square / count)
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def merge_copies(keys: ArrayLike, *columns: NDArray[Any]) -> list[NDArray[Any]]:
+    """Return each column with the values of documents with the same key added up."""
+    _, groups = numpy.unique(numpy.asarray(keys), return_inverse=True)
+    return [numpy.bincount(groups, column) for column in columns]
 
 
 @functools.lru_cache

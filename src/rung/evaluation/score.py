@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from rung.data.tokenizer import find_unk_token_id, lossy_features
@@ -96,35 +97,45 @@ def score_documents(
     Memory holds one batch of documents at a time. Empty lines count in KenLM's figures only.
     Raises `RunError` where there is no text.
     """
+    return sum_up(model, tokenizer, measure_documents(model, tokenizer, texts, on_progress))
+
+
+def measure_documents(
+    model: CausalModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    on_progress: OnProgress = ignore_progress,
+) -> "MeasuredDocuments":
+    """Compute the cost of each document. Raises `RunError` where there is no text."""
     total = len(texts) if isinstance(texts, Sized) else None
-    rows: list[_DocumentCost] = []
-    keys: list[int] = []
-    empty: list[str] = []
     lost = list(lossy_features(tokenizer))
+    measured = MeasuredDocuments([], [], [], [], lost)
     unk_id = find_unk_token_id(tokenizer) if "unknown words" in lost else None
     for batch in batch_documents(
-        tokenize_documents(_set_aside(texts, empty), tokenizer), DOCUMENTS_AT_ONCE
+        tokenize_documents(_set_aside(texts, measured), tokenizer), DOCUMENTS_AT_ONCE
     ):
         for document, costs in zip(batch, compute_nll(model, [d.ids for d in batch]), strict=True):
-            rows.append(_cost_of(document, costs, unk_id))
+            measured.costs.append(_cost_of(document, costs, unk_id))
             lost += [name for name in document.lost if name not in lost]
-            keys.append(document.key)
-        on_progress(Progress("scoring", len(rows) + len(empty), total))
-    if not rows:
+            measured.keys.append(document.key)
+        done = len(measured.costs) + len(measured.empty)
+        on_progress(Progress("scoring", done, total))
+    if not measured.costs:
         raise RunError("there is no text to score: every line is empty")
-    return _sum_up(model, tokenizer, rows, keys, lost, len(empty))
+    return measured
 
 
-def _set_aside(texts: Iterable[str], empty: list[str]) -> Iterator[str]:
-    """Yield the texts with words in them, and append the others to `empty`."""
-    for text in texts:
+def _set_aside(texts: Iterable[str], measured: "MeasuredDocuments") -> Iterator[str]:
+    """Yield the texts with words in them, and note the numbers of these and of the others."""
+    for number, text in enumerate(texts):
         if text.strip():
+            measured.numbers.append(number)
             yield text
         else:
-            empty.append(text)
+            measured.empty.append(number)
 
 
-class _DocumentCost(NamedTuple):
+class DocumentCost(NamedTuple):
     """The cost of one document in nats, and its counts; or a column of each, as arrays."""
 
     nats: Any
@@ -138,9 +149,27 @@ class _DocumentCost(NamedTuple):
     dropped_bytes: Any
 
 
-def _cost_of(document: TokenizedDocument, nats: torch.Tensor, unk_id: int | None) -> _DocumentCost:
+@dataclass(frozen=True)
+class MeasuredDocuments:
+    """The cost of each document of a text, beside its key and its number among the texts, from 0.
+
+    `empty` are the numbers of the texts without words, `lost` is that of `Score`.
+    """
+
+    costs: list[DocumentCost]
+    keys: list[int]  # equal for copies of a document
+    numbers: list[int]
+    empty: list[int]
+    lost: list[str]
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a field of all costs, as `nats` or `bytes`."""
+        return numpy.array([getattr(cost, name) for cost in self.costs])
+
+
+def _cost_of(document: TokenizedDocument, nats: torch.Tensor, unk_id: int | None) -> DocumentCost:
     is_unk = [id == unk_id for id in document.ids[1:]] if document.unknown else []
-    return _DocumentCost(
+    return DocumentCost(
         nats=nats.double().sum().item() + document.spelling,
         spelling=document.spelling,
         unk=nats[torch.tensor(is_unk)].double().sum().item() if is_unk else 0.0,
@@ -153,18 +182,16 @@ def _cost_of(document: TokenizedDocument, nats: torch.Tensor, unk_id: int | None
     )
 
 
-def _sum_up(
-    model: CausalModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[_DocumentCost],
-    keys: list[int],
-    lost: list[str],
-    empty: int,
+def sum_up(
+    model: CausalModel, tokenizer: PreTrainedTokenizerBase, measured: MeasuredDocuments
 ) -> Score:
-    """Add up the documents' costs; `empty` is the number of empty lines among them."""
-    columns = _DocumentCost(*(numpy.array(column) for column in zip(*rows, strict=True)))
-    sums = _DocumentCost(*(column.sum().item() for column in columns))
-    interval = confidence_interval(columns.nats / math.log(2), columns.bytes, keys, least=0.0)
+    """Add up the documents' costs."""
+    rows, lost, empty = measured.costs, measured.lost, len(measured.empty)
+    columns = DocumentCost(*(numpy.array(column) for column in zip(*rows, strict=True)))
+    sums = DocumentCost(*(column.sum().item() for column in columns))
+    interval = confidence_interval(
+        columns.nats / math.log(2), columns.bytes, measured.keys, least=0.0
+    )
     window = model.context_length
     kenlm = None
     if isinstance(model, NgramForCausalLM) and model.is_normalized:
@@ -201,7 +228,7 @@ def _empty_line_nats(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> 
     return compute_nll(model, [[tokenizer.bos_token_id, tokenizer.eos_token_id]])[0].sum().item()
 
 
-def _kenlm_figures(sums: _DocumentCost, empty: int, empty_line_nats: float) -> dict[str, float]:
+def _kenlm_figures(sums: DocumentCost, empty: int, empty_line_nats: float) -> dict[str, float]:
     """Return the figures of KenLM's `query`.
 
     KenLM charges an unknown word for its <unk> and not for its spelling, and an empty line for its
