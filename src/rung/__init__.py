@@ -18,9 +18,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 FUNCTIONS = {  # where the functions and classes are that stand beside the modules
+    "Comparison": "compare",
     "Ladder": "ladder",
     "Run": "run",
     "climb": "climb",
+    "compare": "compare",
     "evaluate": "run",
     "generate": "run",
     "load": "run",

@@ -5,9 +5,11 @@ One process makes an entry while others wait. An entry is checked each time that
 is made again where it is damaged.
 """
 
+import csv
 import errno
 import functools
 import hashlib
+import io
 import json
 import logging
 import math
@@ -19,7 +21,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -91,6 +93,26 @@ def to_json(facts: Any, indent: int | None = None) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def to_csv(rows: Iterable[Mapping[str, Any]], delimiter: str = ",") -> str:
+    """Write rows with the same keys as lines of a table, the keys first.
+
+    None is an empty cell, and a list its values with spaces between them.
+    """
+
+    def mend(value: Any) -> Any:
+        if isinstance(value, bool):
+            return int(value)
+        return " ".join(map(str, value)) if isinstance(value, list | tuple) else value
+
+    lines = io.StringIO()
+    writer = csv.writer(lines, delimiter=delimiter, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(row)
+        writer.writerow([mend(value) for value in row.values()])
+    return lines.getvalue()
+
+
 @contextmanager
 def explain_failed_writes(folder: Path) -> Iterator[None]:
     """Raise `RunError` where the block fails because there is no room in `folder`."""
@@ -103,6 +125,14 @@ def explain_failed_writes(folder: Path) -> Iterator[None]:
             f"{folder} could not be written to ({first_line(error)}): make room there; what "
             f"was saved is kept"
         ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise `RunError` where the folder of `path` is missing or cannot be written to."""
+    if not path.parent.is_dir():
+        raise RunError(f"{path.parent} is no folder: make it first, or choose another place")
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"{path.parent} cannot be written to: choose another place")
 
 
 def write_atomically(path: Path, text: str) -> None:

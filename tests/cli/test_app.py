@@ -20,6 +20,7 @@ VERBS = (
     "climb",
     "train",
     "eval",
+    "compare",
     "score",
     "generate",
     "verify-resume",

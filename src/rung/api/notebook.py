@@ -1,6 +1,6 @@
 """Runs and ladders in a notebook: the report's table and its curve, as HTML."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -64,6 +64,21 @@ def show_swaps(folders: Iterable[Path]) -> str:
     rows = read_swaps(found)
     finished = (record for record in map(runs.read_record_or_failure, found) if "scores" in record)
     return _wrap(build_swaps_table(rows, next(finished)["training"]) if rows else "")
+
+
+def show_rows(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]], notes: str) -> str:
+    """A table of cells below its title, the first of each row being its name, with a note."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    return _wrap(
+        f"<p>{escape(title)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        f'<p class="notes">{escape(notes)}</p>'
+    )
 
 
 def _wrap(body: str) -> str:

@@ -18,11 +18,19 @@ from rung.cli.app import (
 )
 from rung.cli.output import silence_libraries
 from rung.errors import RecipeError
-from rung.files import cache_folder
+from rung.files import cache_folder, check_writable, to_csv, write_atomically
 
 if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore
 
+PerDocumentOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Also: write a CSV table with each document's cost.",
+        show_default=False,
+    ),
+]
 TasksOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -72,6 +80,7 @@ def eval_command(
     dynamic: Annotated[
         bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
     ] = False,
+    per_document: PerDocumentOption = None,
     tasks: TasksOption = None,
     limit: Annotated[
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
@@ -94,6 +103,9 @@ def eval_command(
 
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
     switches: dict[str, Any] = {"mix": mix or (), "cache": cache, "dynamic": dynamic}
+    if per_document:
+        check_writable(per_document)
+        switches["per_document"] = True
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
     with Display() as display:
         found = evaluate(
@@ -107,6 +119,8 @@ def eval_command(
             **text,
             **switches,
         )
+    if per_document:
+        write_atomically(per_document, to_csv(found.pop("per_document")))
     if as_json:
         print_json(found)
     elif tasks:

@@ -10,6 +10,7 @@ import typer
 from rung import __version__
 from rung.cli import (  # noqa: F401  # each registers verbs
     chat,
+    compare,
     evaluate,
     export,
     generate,
@@ -26,7 +27,7 @@ __all__ = ["app", "main"]
 
 # The order of `rung --help`: make runs, measure them, use them, look around.
 VERBS = [
-    *("climb", "train", "tune", "eval", "score", "generate", "chat", "serve", "export"),
+    *("climb", "train", "tune", "eval", "compare", "score", "generate", "chat", "serve", "export"),
     *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
 ]
 app.registered_commands.sort(key=lambda command: VERBS.index(str(command.name)))

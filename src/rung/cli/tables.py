@@ -1,9 +1,10 @@
-"""Tables that are as wide as the terminal: where it is narrow, some columns are left out."""
+"""Tables as wide as the terminal, narrow ones with fewer columns; and the same for a page."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich import box
 from rich.cells import cell_len
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from rung.models.sizes import Size
 
 TABLE_WIDTH = 160  # characters, of a table that goes to a file or to another program
+LATEX_ESCAPES = {character: rf"\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "‡": r"$\ddagger$",
+    "–": "--",
+}
 MIN_COLUMN_WIDTH = 16  # characters, of a column that may be cut
 
 
@@ -100,6 +110,45 @@ def show(table: Table) -> None:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=TABLE_WIDTH)
     console.print(table)
+
+
+def format_table(table: Table, form: Literal["markdown", "latex"]) -> str:
+    """Write a table for a page of Markdown, or for LaTeX with the package booktabs.
+
+    Its title stands above it and its caption below it, as a paragraph or as comments.
+    """
+    heads = [str(column.header) for column in table.columns]
+    rows = [list(map(str, cells)) for cells in zip(*(c.cells for c in table.columns), strict=True)]
+    sides = ["r" if column.justify == "right" else "l" for column in table.columns]
+    title, *notes = [str(table.title or ""), *str(table.caption or "").splitlines()]
+    if form == "latex":
+        lines = [" & ".join(map(_escape_latex, cells)) + r" \\" for cells in (heads, *rows)]
+        return "\n".join(
+            [
+                *(f"% {line}" for line in title.splitlines()),
+                rf"\begin{{tabular}}{{{''.join(sides)}}}",
+                *(r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"),
+                r"\end{tabular}",
+                *(f"% {line}" for line in notes),
+            ]
+        )
+    rule = ["---:" if side == "r" else "---" for side in sides]
+    lines = [
+        f"| {' | '.join(cells)} |"
+        for cells in (map(_escape_markdown, heads), rule, *(map(_escape_markdown, r) for r in rows))
+    ]
+    return "\n".join([*([title, ""] if title else []), *lines, *(f"\n{line}" for line in notes)])
+
+
+def _escape_latex(cell: str) -> str:
+    """Escape LaTeX's own characters; a number with a sign is set as one."""
+    if re.fullmatch(r"[+-][\d.,]+", cell):
+        return f"${cell}$"
+    return "".join(LATEX_ESCAPES.get(character, character) for character in cell)
+
+
+def _escape_markdown(cell: str) -> str:
+    return re.sub(r"([\\`*_|<\[])", r"\\\1", " ".join(cell.split()))
 
 
 def names_table(kind: str, names: Mapping[str, str]) -> FittedTable:

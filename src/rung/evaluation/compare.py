@@ -69,7 +69,7 @@ def paired_bootstrap(
     are, with replacement and with both of their costs, and divides their difference in bits by
     their bytes (Efron & Tibshirani 1993, chapters 10 and 13: the percentile interval). The same
     arguments give the same figures. Of few documents the interval is too narrow, of ten by about a
-    tenth; `paired_difference` has one that is not.
+    fifth; `paired_difference` has one that is not.
     """
     mean = paired_difference(nats, baseline, sizes).mean
     gains, weights = (numpy.asarray(values, float) for values in (nats, sizes))

@@ -166,6 +166,20 @@ class MeasuredDocuments:
         """Return a field of all costs, as `nats` or `bytes`."""
         return numpy.array([getattr(cost, name) for cost in self.costs])
 
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return each document's number, sizes and cost for a table."""
+        return [
+            {
+                "document": number,
+                "bytes": cost.bytes,
+                "words": cost.words,
+                "tokens": cost.tokens,
+                "nats": cost.nats,
+                "bits_per_byte": cost.nats / math.log(2) / cost.bytes,
+            }
+            for number, cost in zip(self.numbers, self.costs, strict=True)
+        ]
+
 
 def _cost_of(document: TokenizedDocument, nats: torch.Tensor, unk_id: int | None) -> DocumentCost:
     is_unk = [id == unk_id for id in document.ids[1:]] if document.unknown else []

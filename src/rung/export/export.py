@@ -1,6 +1,5 @@
 """Write runs in other tools' formats, and read them back: ARPA, GGUF, Hugging Face, Meta's."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,14 +34,11 @@ def export(run: str, format: str, out: Path, type: str = "") -> str | None:
             f"--type is {type!r}, but {format} stores weights as they are: leave it out, or name "
             f"--to gguf"
         )
-    if not out.parent.is_dir():
-        raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
+    check_writable(out)
     if Path(run).is_dir() and out.resolve().is_relative_to(Path(run).resolve()):
         raise RunError(
             f"{out} is in {run}, which an export leaves as it is: choose a place outside of it"
         )
-    if not os.access(out.parent, os.W_OK):
-        raise RunError(f"{out.parent} cannot be written to: choose another place")
     writers: dict[str, Callable[[str, Path], str | None]] = {
         "arpa": export_arpa,
         "gguf": partial(export_gguf, type=type or "f16"),

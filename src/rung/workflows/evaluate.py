@@ -14,7 +14,7 @@ from rung.data.corpus import Corpus, corpus_title, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.likelihood import needs_renormalization
-from rung.evaluation.score import score_documents
+from rung.evaluation.score import measure_documents, sum_up
 from rung.models import load
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.training_text import (
@@ -53,8 +53,8 @@ def evaluate_run(
     """
     model, tokenizer = load(run)
     record = runs.find_record(Path(run))
-    text, is_own = _read_text(run, record, corpus, split, reading, on_progress)
-    _check_held_out(run, text, split)
+    text, is_own = read_scored_text(run, record, corpus, split, reading, on_progress)
+    check_held_out(run, text, split)
     seen = _check_seen(run, variants, text, split) if variants.mix or not is_own else {}
     name = record.get("rung", model.config.model_type)
     scored = ScoredRun(run, name, model.to(choose_device()), tokenizer)
@@ -63,22 +63,23 @@ def evaluate_run(
     if variants:
         scorers = prepare_variants(variants, scored, choose_fitting_text(text, split, own))
     texts = text.split(split)["text"]
+    measured = measure_documents(model, tokenizer, texts, on_progress)
     facts = {
         "run": run,
         "rung": name,
         "corpus": text.name,
         "split": "whole text" if text.is_unsplit else split,
         **seen,
-        **score_documents(model, tokenizer, texts, on_progress).as_dict(),
+        **sum_up(model, tokenizer, measured).as_dict(),
         "doubt": runs.explain_doubtful_score(record),
         "busyness": runs.describe_busy_machine(record),
     }
     for variant, scorer in scorers.items():
         facts[variant] = scorer(texts, on_progress).as_dict()
-    return facts
+    return facts | ({"per_document": measured.as_rows()} if variants.per_document else {})
 
 
-def _read_text(
+def read_scored_text(
     run: str,
     record: dict[str, Any],
     corpus: str | Sequence[str],
@@ -109,7 +110,8 @@ def _read_text(
     return read_current_text(run, record, given["documents"]), True
 
 
-def _check_held_out(run: str, text: Corpus, split: str) -> None:
+def check_held_out(run: str, text: Corpus, split: str) -> None:
+    """Raise `RunError` where the split is empty: the run was trained on all of its text."""
     if not len(text.split(split)):
         raise RunError(
             f"{run} was trained on all of {text.name} (held_out is 0), so there is no {split} "

@@ -26,11 +26,15 @@ Scorer = Callable[[Sequence[str], OnProgress], Variant]
 
 @dataclass(frozen=True, kw_only=True)
 class VariantOptions:
-    """The variants that are asked for; each entry of `mix` is RUNG=RUN."""
+    """The variants that are asked for; each entry of `mix` is RUNG=RUN.
+
+    With `per_document` the cost of each document is asked for too.
+    """
 
     mix: tuple[str, ...] = ()
     cache: bool = False
     dynamic: bool = False
+    per_document: bool = False
 
     def __bool__(self) -> bool:
         """Whether any variant is asked for."""
