@@ -236,28 +236,50 @@ def forget_compiled():
     compiler.compile_source.cache_clear()
 
 
+@pytest.fixture
+def compile_anew(monkeypatch):
+    """Compile C with other flags, in another place of the cache, during a test."""
+
+    def use(*flags):
+        monkeypatch.setattr(compiler, "FLAGS", flags)
+        forget_compiled()
+
+    yield use
+    forget_compiled()
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8])
+def test_the_same_is_written_with_blocks_of_any_processor(
+    lanes, weights, make_tiny, tokenizer, compile_anew
+):
+    model = shake(make_tiny("llama3", hidden_size=40))
+    rows = [[1, 5, 6], [1, 7, 8, 9], [1, 4], [1, 3, 3, 3], [1, 9]]
+    wanted = written(Decoder(model, weights), rows)
+    compile_anew(*compiler.FLAGS, f"-DLANES={lanes}")
+    decoder = Decoder(model, weights)
+    assert decoder.native.lanes == lanes
+    assert written(decoder, rows) == wanted
+
+
 @pytest.mark.parametrize("lacking", ["a compiler", "a place to keep it"])
 def test_without_a_compiler_the_model_itself_writes(
-    lacking, make_tiny, tokenizer, monkeypatch, tmp_path
+    lacking, make_tiny, tokenizer, compile_anew, monkeypatch, tmp_path
 ):
     model = shake(make_tiny("llama3"))
     rows = [[1, 5, 6], [1, 7, 8, 9]]
     wanted = written(Decoder(model), rows)
-    forget_compiled()
-    monkeypatch.setattr(compiler, "FLAGS", ("-O0",))  # another place in the cache
+    compile_anew("-O0")
     if lacking == "a compiler":
         monkeypatch.setattr(compiler, "COMPILERS", ("no-such-compiler",))
     else:
         (tmp_path / "file").touch()
         monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "file"))
-    try:
-        decoder = Decoder(model)
-        assert decoder.native is None
-        assert written(decoder, rows) == wanted
-        with pytest.raises(RunError, match="can be rounded to int8 only for"):
-            Decoder(model, torch.int8)
-    finally:
-        forget_compiled()
+    decoder = Decoder(model)
+    assert decoder.native is None
+    assert written(decoder, rows) == wanted
+    with pytest.raises(RunError, match="can be rounded to int8 only for"):
+        Decoder(model, torch.int8)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
-LANES = 16  # rows of a matrix that stand side by side, as in step.c
 # From 8 rows on, another core makes more than the server's readers lose without it.
 MANY_ROWS = 8
 GELUS = ("gelu_new", "gelu_pytorch_tanh")
@@ -71,6 +70,7 @@ class NativeStep:
     def __init__(self, model: CausalModel, compiled: ctypes.CDLL, weights: torch.dtype) -> None:
         self.model = model
         self.compiled = compiled
+        self.lanes = compiled.lanes()  # rows of a block, as in step.c
         self.weights = weights
         self.spare_cores = 0  # beside torch's threads, for many rows
         self.kept: list[Tensor] = []  # what the structures point to
@@ -263,8 +263,8 @@ class NativeStep:
         scale, rows = None, weight.shape[0]
         if self.weights == torch.int8:
             weight, scale = quantize_int8(weight)
-        blocks = self._fill(weight).unflatten(0, (-1, LANES)).mT  # N/LANES D LANES
-        filled = len(blocks) * LANES
+        blocks = self._fill(weight).unflatten(0, (-1, self.lanes)).mT  # N/lanes D lanes
+        filled = len(blocks) * self.lanes
         each = [
             None if t is None else self._keep(self._fill(t), (filled,), torch.float32)
             for t in (scale, bias)
@@ -275,8 +275,8 @@ class NativeStep:
         )
 
     def _fill(self, rows: Tensor) -> Tensor:
-        """Fill up with zeros to a multiple of `LANES` rows."""
-        missing = -len(rows) % LANES
+        """Fill up with zeros to a multiple of `lanes` rows."""
+        missing = -len(rows) % self.lanes
         return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
     def _norm(self, module: nn.Module) -> _Norm:
@@ -302,12 +302,12 @@ class _Buffers:
     def __init__(self, step: NativeStep, max_rows: int) -> None:
         layers, capacity = len(step.layers), step.max_length
         heads, width, size, inner = step.heads, step.width, step.size, step.layers[0].up.rows
-        inside = inner + max(inner, 2 * step.groups * size) + 2 * LANES
+        inside = inner + max(inner, 2 * step.groups * size) + 2 * step.lanes
         sizes = (width, width, heads * size, heads * size, inside)
         self.max_rows = max_rows
         self.buffers = [torch.zeros(max_rows, count, dtype=torch.float32) for count in sizes]
         self.scores = torch.zeros(
-            torch.get_num_threads() + step.spare_cores, capacity + LANES, dtype=torch.float32
+            torch.get_num_threads() + step.spare_cores, capacity + step.lanes, dtype=torch.float32
         )
         self.all_logits = torch.empty(max_rows, step.head.rows, dtype=torch.float32)
         self.all_places = torch.zeros(max_rows, 4, dtype=torch.int64)
@@ -390,4 +390,5 @@ def _compile() -> ctypes.CDLL | None:
     if library:
         library.step.argtypes = [c_void_p, c_void_p, c_void_p]
         library.step.restype = None
+        library.lanes.argtypes, library.lanes.restype = [], c_int64
     return library

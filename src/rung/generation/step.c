@@ -14,24 +14,32 @@
 #else
 #define omp_get_thread_num() 0
 #endif
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
-/* A block is LANES rows of a matrix, and BLOCKS blocks are multiplied together. */
+/* A block is LANES rows of a matrix, as many as a register of AVX-512 or AVX2 holds, or two of NEON's.
+ * BLOCKS blocks are multiplied together, with up to FEW rows of the batch at a time. Their sums,
+ * BLOCKS * FEW, and a weight and FEW inputs must fit into the registers: AVX-512 has 32, AVX2 16. */
+#ifndef LANES
+#ifdef __AVX512F__
 #define LANES 16
+#else
+#define LANES 8
+#endif
+#endif
 #define BLOCKS 4
-/* Weights are prefetched this many columns ahead, because processors do not foresee the reads of
+#define FEW (LANES == 16 ? 4 : 3)
+/* Weights are prefetched this many bytes ahead, because processors do not foresee the reads of
  * several blocks at once. */
-#define AHEAD 64
+#define AHEAD 2048
+/* The bytes that a prefetch reads. */
+#define LINE 64
 /* The width of a weight in bytes. */
 #define WIDTH(type) ((type) == FLOAT ? 4 : (type) == BFLOAT16 ? 2 : 1)
-/* Blocks are multiplied with up to this many rows of the batch at a time. */
-#define FEW 4
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float half_vec __attribute__((vector_size(2 * LANES)));
-typedef float quarter_vec __attribute__((vector_size(LANES)));
+typedef float quarter_vec __attribute__((vector_size(16)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
@@ -85,6 +93,8 @@ typedef struct {
     float *x, *y, *q, *attended, *inside, *scores;
 } model;
 
+int64_t lanes(void) { return LANES; }
+
 static inline vec load(const void *weight, int64_t type, int64_t at) {
     if (type == FLOAT) return *(const vec *)((const float *)weight + at);
     if (type == BFLOAT16)
@@ -92,9 +102,12 @@ static inline vec load(const void *weight, int64_t type, int64_t at) {
                          *(const halves *)((const uint16_t *)weight + at), words)
                      << 16);
 /* Compilers do not turn the general form into these instructions. */
-#ifdef __AVX512F__
+#if LANES == 16 && defined __AVX512F__
     return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
         _mm_loadu_si128((const __m128i *)((const int8_t *)weight + at))));
+#elif LANES == 8 && defined __AVX2__
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+        _mm_loadl_epi64((const __m128i *)((const int8_t *)weight + at))));
 #else
     const shorts twice =
         __builtin_convertvector(*(const bytes *)((const int8_t *)weight + at), shorts);
@@ -103,13 +116,11 @@ static inline vec load(const void *weight, int64_t type, int64_t at) {
 }
 
 static inline float sum(vec v) {
-    half_vec half[2];
-    quarter_vec quarter[2];
-    memcpy(half, &v, sizeof half);
-    half[0] += half[1];
-    memcpy(quarter, &half[0], sizeof quarter);
-    quarter[0] += quarter[1];
-    return (quarter[0][0] + quarter[0][2]) + (quarter[0][1] + quarter[0][3]);
+    quarter_vec part[LANES / 4];
+    memcpy(part, &v, sizeof part);
+    for (int parts = LANES / 8; parts; parts /= 2)
+        for (int i = 0; i < parts; i++) part[i] += part[i + parts];
+    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
 }
 
 static inline vec choose(integers mask, vec a, vec b) {
@@ -145,11 +156,21 @@ tile(const product *p, const int64_t type, const int blocks, const int count, in
      const float *x, float *y, int add) {
     const int64_t size = p->columns * LANES, start = block * size;
     vec total[BLOCKS][FEW] = {{{0}}};
-    for (int64_t j = 0; j < p->columns; j++)
+    const int64_t lined = LINE / (LANES * WIDTH(type)); /* columns in a line of the cache */
+    int64_t j = 0;
+    for (; j + lined <= p->columns; j += lined) {
+        for (int k = 0; k < blocks; k++)
+            __builtin_prefetch((const char *)p->weight +
+                               (start + k * size + j * LANES) * WIDTH(type) + AHEAD);
+        for (int64_t i = j; i < j + lined; i++)
+            for (int k = 0; k < blocks; k++) {
+                const vec weight = load(p->weight, type, start + k * size + i * LANES);
+                for (int r = 0; r < count; r++) total[k][r] += weight * x[r * p->columns + i];
+            }
+    }
+    for (; j < p->columns; j++)
         for (int k = 0; k < blocks; k++) {
-            const int64_t at = start + k * size + j * LANES;
-            __builtin_prefetch((const char *)p->weight + (at + AHEAD * LANES) * WIDTH(type));
-            const vec weight = load(p->weight, type, at);
+            const vec weight = load(p->weight, type, start + k * size + j * LANES);
             for (int r = 0; r < count; r++) total[k][r] += weight * x[r * p->columns + j];
         }
     for (int k = 0; k < blocks; k++) {
@@ -172,7 +193,9 @@ tile_of(const product *p, const int64_t type, const int blocks, int count, int64
     switch (count) {
         case 1: tile(p, type, blocks, 1, block, x, y, add); break;
         case 2: tile(p, type, blocks, 2, block, x, y, add); break;
+#if LANES == 16
         case 3: tile(p, type, blocks, 3, block, x, y, add); break;
+#endif
         default: tile(p, type, blocks, FEW, block, x, y, add);
     }
 }
