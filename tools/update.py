@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import scaling
+from typer.main import get_command
 from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[1]
@@ -79,12 +80,14 @@ def show_climb() -> str:
 
 def write_cli() -> str:
     """Every verb's --help."""
-    from rung.cli.main import app
+    from rung.cli.main import VERBS, app
 
-    names = [command.name for command in app.registered_commands]
+    verbs = get_command(app).commands
+    inner = [[name, each] for name in verbs for each in getattr(verbs[name], "commands", ())]
+    names = sorted([*([name] for name in verbs), *inner], key=lambda words: VERBS.index(words[0]))
     environment = {"COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     parts = ["# The command\n\nWritten by `make docs` from `--help`.\n"]
-    for args in ([], *([name] for name in names)):
+    for args in ([], *names):
         shown = CliRunner().invoke(app, [*args, "--help"], env=environment, prog_name="rung").stdout
         shown = "\n".join(line.rstrip() for line in shown.strip().splitlines())
         parts.append(f"## {' '.join(['rung', *args])}\n\n```text\n{shown}\n```\n")

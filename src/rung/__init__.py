@@ -21,6 +21,7 @@ FUNCTIONS = {  # where the functions and classes are that stand beside the modul
     "Comparison": "compare",
     "Ladder": "ladder",
     "Run": "run",
+    "check_corpus": "corpora",
     "climb": "climb",
     "compare": "compare",
     "evaluate": "run",

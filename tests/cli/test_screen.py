@@ -540,7 +540,8 @@ def test_a_runs_json_is_short_and_a_runs_own_is_whole(folders):
 
 def test_help_is_readable_at_80_columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    for words in ([], *([command.name] for command in app.registered_commands)):
+    verbs = [[command.name] for command in app.registered_commands]
+    for words in ([], *verbs, ["corpora"], ["corpora", "check"]):
         shown = rung(*words, "--help")
         assert shown.exit_code == 0
         assert max(map(cell_len, shown.stdout.splitlines())) <= 80

@@ -72,14 +72,20 @@ TokenizerOption = Annotated[
 
 
 def verb(
-    name: str, example: str, *, on_all_ranks: bool = False, former: dict[str, str] | None = None
+    name: str,
+    example: str,
+    *,
+    group: typer.Typer = app,
+    on_all_ranks: bool = False,
+    former: dict[str, str] | None = None,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command, whose errors become one line and an exit code.
 
     The code is 2 for a user's mistake, 1 for a failing system, 130 after Ctrl-C. Every command
     takes `--quiet`. Under `torchrun` only the main process runs it, or all with `on_all_ranks`.
     `former` has options that are settings now, and the setting's key: to give one is a mistake,
-    and the line says the new way.
+    and the line says the new way. A command of a verb that has several stands in its `group`; that
+    without a name is the verb itself.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
@@ -113,8 +119,11 @@ def verb(
                 raise
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
+        epilog = f"Example: {example}"
+        if not name:
+            return group.callback(invoke_without_command=True, epilog=epilog)(guarded)
         command = _refuse_former(former) if former else None
-        return app.command(name, cls=command, epilog=f"Example: {example}")(guarded)
+        return group.command(name, cls=command, epilog=epilog)(guarded)
 
     return register
 

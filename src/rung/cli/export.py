@@ -1,4 +1,4 @@
-"""Verbs that show and ship runs: export, report, runs, sizes, corpora, tokenizers."""
+"""Verbs that show and ship runs: export, report, runs, sizes, tokenizers."""
 
 from pathlib import Path
 from typing import Annotated
@@ -77,15 +77,6 @@ def sizes_command(as_json: JsonOption = False) -> None:
         print_json({"sizes": [size.as_dict() | {"name": name} for name, size in SIZES.items()]})
     else:
         show(sizes_table(SIZES))
-
-
-@verb("corpora", "rung corpora")
-def corpora_command(as_json: JsonOption = False) -> None:
-    """The corpora that can be named."""
-    from rung.cli.tables import names_table, show
-    from rung.data.corpus import CORPORA
-
-    print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
 
 
 @verb("tokenizers", "rung tokenizers")

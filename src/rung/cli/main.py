@@ -3,14 +3,16 @@
 Nothing heavy is imported before a verb runs: `rung --help` must answer at once.
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rung import __version__
 from rung.cli import (  # noqa: F401  # each registers verbs
     chat,
     compare,
+    corpora,
     evaluate,
     export,
     generate,
@@ -30,7 +32,14 @@ VERBS = [
     *("climb", "train", "tune", "eval", "compare", "score", "generate", "chat", "serve", "export"),
     *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
 ]
-app.registered_commands.sort(key=lambda command: VERBS.index(str(command.name)))
+
+
+class VerbGroup(TyperGroup):
+    """The verbs in the order of `VERBS`."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """List the names of the verbs."""
+        return sorted(super().list_commands(ctx), key=VERBS.index)
 
 
 def main() -> None:
@@ -40,7 +49,7 @@ def main() -> None:
     app()
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(cls=VerbGroup, invoke_without_command=True)
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:

@@ -15,7 +15,7 @@ read.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Container, Iterable, Iterator, Sized
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -165,6 +165,18 @@ class MeasuredDocuments:
     def column(self, name: str) -> NDArray[Any]:
         """Return a field of all costs, as `nats` or `bytes`."""
         return numpy.array([getattr(cost, name) for cost in self.costs])
+
+    def select(self, kept: Container[int]) -> "MeasuredDocuments":
+        """Return the documents with these numbers."""
+        places = [place for place, number in enumerate(self.numbers) if number in kept]
+        return MeasuredDocuments(
+            *(
+                [column[place] for place in places]
+                for column in (self.costs, self.keys, self.numbers)
+            ),
+            empty=[number for number in self.empty if number in kept],
+            lost=self.lost,
+        )
 
     def as_rows(self) -> list[dict[str, Any]]:
         """Return each document's number, sizes and cost for a table."""

@@ -26,6 +26,7 @@ from rung.recipe import Recipe, check_positive
 from rung.report.page import write_report
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import MIN_TRAINING_SHARE, now
+from rung.workflows.corpus_check import warn_of_copies
 from rung.workflows.prepare import DEFAULT_MINUTES, read_corpus
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
@@ -155,8 +156,10 @@ def _read_text(recipe: Recipe, on_progress: OnProgress) -> None:
     It is kept in the cache, where the runs find it.
     """
     on_progress(Progress(stage="reading", run=TEXT))
-    note = read_corpus(asdict(recipe)).describe()
-    on_progress(Progress(stage="read", note=note, run=TEXT))
+    corpus = read_corpus(asdict(recipe))
+    on_progress(Progress(stage="read", note=corpus.describe(), run=TEXT))
+    if warning := warn_of_copies(corpus, recipe.corpus):
+        on_progress(Progress(stage="noted", note=warning, run=TEXT))
     on_progress(Progress(stage="done", run=TEXT))
 
 

@@ -121,25 +121,38 @@ def is_training_text(
     return found.fingerprint == record["corpus"]["fingerprint"]
 
 
-def measure_seen(collections: Iterable[Iterable[str]], own: Corpus) -> list[float]:
-    """Return the share of each collection's bytes that are in lines of the training text."""
-    found = [_measure_lines(take_texts(texts, COMPARED_CHARACTERS)) for texts in collections]
-    wanted, seen = set[int]().union(*found), set[int]()
+def measure_seen(
+    collections: Iterable[Iterable[str]], own: Corpus, least_words: int = 1
+) -> list[float]:
+    """Return the share of each collection's bytes that are in lines of the training text.
+
+    Lines of fewer words than `least_words` count as not seen.
+    """
+    found = [
+        _measure_lines(take_texts(texts, COMPARED_CHARACTERS), least_words) for texts in collections
+    ]
+    wanted, seen = set[int]().union(*(sizes for sizes, _ in found)), set[int]()
     for text in own.sample_train(1):
         seen.update(wanted.intersection(map(hash, map(str.strip, text.splitlines()))))
     return [
-        sum(sizes[line] for line in seen & sizes.keys()) / max(sum(sizes.values()), 1)
-        for sizes in found
+        sum(sizes[line] for line in seen & sizes.keys()) / max(total, 1) for sizes, total in found
     ]
 
 
-def _measure_lines(texts: Iterable[str]) -> dict[int, int]:
-    """Return the bytes of all equal lines, by the line's hash; empty lines are left out."""
+def _measure_lines(texts: Iterable[str], least_words: int) -> tuple[dict[int, int], int]:
+    """Return the bytes of all equal lines, by the line's hash, and those of all lines.
+
+    Lines that are too short have no hash there; empty lines are left out.
+    """
     sizes: dict[int, int] = {}
+    total = 0
     for text in texts:
         for line in filter(None, map(str.strip, text.splitlines())):
-            sizes[hash(line)] = sizes.get(hash(line), 0) + len(line.encode())
-    return sizes
+            size = len(line.encode())
+            total += size
+            if least_words == 1 or len(line.split()) >= least_words:
+                sizes[hash(line)] = sizes.get(hash(line), 0) + size
+    return sizes, total
 
 
 def check_not_trained_on(

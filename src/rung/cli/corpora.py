@@ -1,0 +1,70 @@
+"""The verb that lists corpora and checks them: corpora, corpora check."""
+
+from typing import Annotated
+
+import typer
+
+from rung.cli.app import (
+    ColumnOption,
+    CorpusArgument,
+    EncodingOption,
+    JsonOption,
+    app,
+    print_json,
+    read_typed,
+    resolve_corpus,
+    verb,
+)
+from rung.cli.output import silence_libraries
+from rung.files import cache_folder
+
+corpora = typer.Typer(rich_markup_mode="rich")
+app.add_typer(corpora, name="corpora")
+
+
+@verb("", "rung corpora", group=corpora)
+def corpora_command(context: typer.Context, as_json: JsonOption = False) -> None:
+    """The corpora that can be named; `rung corpora check` compares the splits of one."""
+    if context.invoked_subcommand:
+        return
+    from rung.cli.tables import names_table, show
+    from rung.data.corpus import CORPORA
+
+    print_json(CORPORA) if as_json else show(names_table("corpus", CORPORA))
+
+
+@verb("check", "rung corpora check my.txt --run runs/my-llama3", group=corpora)
+def check_command(
+    corpus: CorpusArgument = None,
+    run: Annotated[
+        str,
+        typer.Option(help="Score this run with and without the documents that overlap."),
+    ] = "",
+    span: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="The words of a span that counts; 13 by default.", show_default=False
+        ),
+    ] = None,
+    documents: Annotated[
+        str, typer.Option(help="What a document is: lines, paragraphs or file.")
+    ] = "",
+    column: ColumnOption = "",
+    encoding: EncodingOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """How much of a corpus's test split stands in its training split, and what that is worth.
+
+    With --run the training text is that of the run, and its own test split is checked where no
+    corpus is named.
+    """
+    silence_libraries()
+    from rung.api.corpora import check_corpus
+    from rung.cli.overlap_tables import show_overlap
+    from rung.cli.progress import Display
+
+    text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
+    source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
+    with Display() as display:
+        found = check_corpus(source, run=run, span=span, on_progress=display.show, **text)
+    print_json(found) if as_json else show_overlap(found)
