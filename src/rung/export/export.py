@@ -9,6 +9,7 @@ from rung.export.arpa import export_arpa, import_arpa
 from rung.export.gguf import export_gguf
 from rung.export.hf import copy_folder
 from rung.export.meta import export_meta, import_meta, is_meta
+from rung.files import check_writable
 from rung.model_files import check_folder
 
 FORMATS = {
