@@ -170,10 +170,9 @@ class MeasuredDocuments:
         """Return the documents with these numbers."""
         places = [place for place, number in enumerate(self.numbers) if number in kept]
         return MeasuredDocuments(
-            *(
-                [column[place] for place in places]
-                for column in (self.costs, self.keys, self.numbers)
-            ),
+            costs=[self.costs[place] for place in places],
+            keys=[self.keys[place] for place in places],
+            numbers=[self.numbers[place] for place in places],
             empty=[number for number in self.empty if number in kept],
             lost=self.lost,
         )
