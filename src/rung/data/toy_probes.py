@@ -19,7 +19,7 @@ from rung.data.toy_grammar import (
 )
 from rung.data.toy_language import FIRST_PROBE_SEED, ToyLanguage, join_words
 
-PAIRS = 100  # of each distance or depth
+PAIRS = 120  # of each distance or depth; each of the kinds that are taken in turn is as frequent
 AGREEMENT_DISTANCES = range(1, 13)  # words from the noun to its verb
 BRACKET_DEPTHS = range(1, 7)  # of the innermost brackets, of which the outermost are closed last
 RECALL_DISTANCES = (1, 2, 5, 10, 20, 50, 100, 200)  # words from the name to the same name
@@ -120,7 +120,10 @@ class _AgreementProbes(_Probes):
 
 
 class _BracketProbes(_Probes):
-    """The outermost of nested brackets, closed by a bracket of another kind."""
+    """The outermost of nested brackets, closed by a bracket of another kind.
+
+    Each kind is the right and the wrong one in turn, so that preferring a kind does not help.
+    """
 
     seed = FIRST_PROBE_SEED + 1
 
@@ -132,11 +135,11 @@ class _BracketProbes(_Probes):
             opening = self.draw_one(self.grammar.openings)
             inside = [opening, *inside, CLOSING[opening]]
             inside = [*self._draw_things(0), *inside, *self._draw_things(0)]
-        opening = self.draw_one(self.grammar.openings)
+        kinds = list(itertools.permutations(CLOSING, 2))
+        opening, other = kinds[number % len(kinds)]
         before = [*self.introduce(1), *self.draw_noun(right)]
         before += [*self.grammar.verbs[right].pack, opening, *inside]
-        others = Words(closing for closing in CLOSING.values() if closing != CLOSING[opening])
-        return [*before, CLOSING[opening], "."], [*before, self.draw_one(others), "."]
+        return [*before, CLOSING[opening], "."], [*before, CLOSING[other], "."]
 
     def _draw_things(self, least: int) -> list[str]:
         """Draw nouns, `least` of them or one more."""
