@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rung import runs
-from rung.errors import RecipeError, RunError
+from rung.errors import CorpusError, RecipeError, RunError
 from rung.ladder import LADDER
 from rung.training.checkpoints import find_checkpoints
 from rung.workflows.climb import REPORT, Climb, climb
@@ -259,3 +259,37 @@ def test_the_record_is_plain_json(plan):
         json.loads(
             (folder / runs.RECORD).read_text(), parse_constant=lambda name: pytest.fail(name)
         )
+
+
+def test_minimal_pairs_are_scored_after_the_climb_and_kept(plan, tmp_path):
+    (tmp_path / "pairs.csv").write_text(
+        "good,bad,paradigm,phenomenon\nthe list is,is list the,order 1,order\n"
+        "a name,name a,order 2,order\n"
+    )
+    plan = replace(plan, rungs=("bigram", "ngram"), pairs=str(tmp_path / "pairs.csv"))
+    told = []
+    folders = climb(plan, told.append)
+    stages = [progress for progress in told if progress.run == "minimal pairs"]
+    assert stages[-1].stage == "done"
+    assert max(progress.done for progress in stages) == 8, "four sentences for each run"
+    before = [runs.read_record(folder) for folder in folders]
+    assert {record["pairs"]["pairs"] for record in before} == {2}
+    assert "order" in (plan.folder / REPORT).read_text()
+
+    told.clear()
+    climb(plan, told.append)
+    assert not any(progress.stage == "scoring" for progress in told), "they are there already"
+    (tmp_path / "pairs.csv").write_text("good,bad\nthe list is,is list the\n")
+    climb(plan)
+    after = [runs.read_record(folder) for folder in folders]
+    assert {record["pairs"]["pairs"] for record in after} == {1}
+    assert [{**record, "pairs": 0} for record in before] == [
+        {**record, "pairs": 0} for record in after
+    ]
+
+
+def test_pairs_that_cannot_be_read_end_the_climb_before_it_begins(plan, tmp_path):
+    (tmp_path / "pairs.csv").write_text("good\na\n")
+    with pytest.raises(CorpusError, match="one column"):
+        climb(replace(plan, pairs=str(tmp_path / "pairs.csv")))
+    assert not plan.folder.exists()

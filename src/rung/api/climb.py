@@ -43,10 +43,11 @@ def climb(
 
     `corpus` is a name (`rung corpora`), `hf:ORG/NAME`, or paths; `python-docs` by default. Settings
     are `minutes` for all rungs together (5 by default), `rungs` (all by default), `tokenizer`,
-    `documents`, `column`, `encoding` and `seed`. With `between=("gpt2", "llama3")` the models are
+    `documents`, `column`, `encoding`, `seed`, and `pairs`, a file or folder of minimal pairs that
+    the runs are scored on after these minutes. With `between=("gpt2", "llama3")` the models are
     those that swap one part of the first for one of the second: `steps` of each run (800 by
-    default) and `seeds`, the runs of each model (3 by default), take the place of `minutes` and
-    `rungs`.
+    default) and `seeds`, the runs of each model (3 by default), take the place of `minutes`,
+    `rungs` and `pairs`.
 
     The runs go to the folder `out`, by default `runs/CORPUS`; those that are finished there stay.
     `on_progress` is called with each `Progress`, which names its run; the minutes count from
@@ -57,7 +58,7 @@ def climb(
     source = name_corpus(corpus) or "python-docs"
     given = {key: value for key, value in settings.items() if value not in (None, "", ())}
     between = given.pop("between", None)
-    idle = ("minutes", "rungs") if between else ("steps", "seeds")
+    idle = ("minutes", "rungs", "pairs") if between else ("steps", "seeds")
     check_not_given(
         "--between has no" if between else "only --between has",
         {f"--{name}": given.get(name) for name in idle},
@@ -81,6 +82,8 @@ def _plan_climb(fixed: dict[str, Any], given: dict[str, Any]) -> Climb:
     check_options("climb", given, [*known, "between", "tokenizer"])
     if "rungs" in given:
         given["rungs"] = _split(given["rungs"])
+    if "pairs" in given:
+        given["pairs"] = str(given["pairs"])
     return Climb(**fixed, **given)
 
 

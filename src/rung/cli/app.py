@@ -58,6 +58,14 @@ EncodingOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
 ]
+PairsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="FILE|FOLDER",
+        help="Minimal pairs to score, as BLiMP has them or a table with columns good and bad.",
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints."),

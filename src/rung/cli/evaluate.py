@@ -10,6 +10,7 @@ from rung.cli.app import (
     ColumnOption,
     EncodingOption,
     JsonOption,
+    PairsOption,
     RunArgument,
     print_json,
     read_typed,
@@ -36,15 +37,6 @@ TasksOption = Annotated[
     typer.Option(
         metavar="NAMES|FILE|FOLDER",
         help="Instead: tasks of lm-evaluation-harness. May be given again.",
-        show_default=False,
-    ),
-]
-
-PairsOption = Annotated[
-    str,
-    typer.Option(
-        metavar="FILE|FOLDER",
-        help="Instead: minimal pairs, of BLiMP's format or a table with columns good and bad.",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from rung.cli.output import escape_controls
 from rung.cli.tables import FittedTable
-from rung.evaluation.metrics import RENORMALIZED
+from rung.evaluation.metrics import RENORMALIZED, describe_pairs, format_accuracy
 
 
 def pairs_table(found: Mapping[str, Any]) -> FittedTable:
@@ -33,12 +33,6 @@ def pairs_table(found: Mapping[str, Any]) -> FittedTable:
     return table
 
 
-def format_accuracy(found: Mapping[str, Any]) -> str:
-    """Format an accuracy with its 95% interval, in percent: `83.1% (80.7-85.3)`."""
-    accuracy, low, high = (100 * found[key] for key in ("accuracy", "low", "high"))
-    return f"{accuracy:.1f}% ({low:.1f}-{high:.1f})"
-
-
 def _add_row(
     table: FittedTable, name: Text, row: Mapping[str, Any], found: Mapping[str, Any]
 ) -> None:
@@ -48,9 +42,7 @@ def _add_row(
 
 def _list_notes(found: Mapping[str, Any]) -> list[str]:
     """The lines below the table: what was spelled, what is no distribution."""
-    notes = ["the share of pairs whose good sentence is likelier, with its 95% interval"]
-    if found["ties"]:
-        notes[0] += "; a tie counts half"
+    notes = [describe_pairs(found)]
     if found["spelled"]:
         notes.append(
             f"{found['spelled']:,} of {found['pairs']:,} pairs have words that the tokenizer does "

@@ -11,7 +11,13 @@ from rung import runs
 from rung.cli.output import escape_controls
 from rung.cli.score_tables import count_documents, format_bits
 from rung.cli.tables import FittedTable, format_whole
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN, RENORMALIZED
+from rung.evaluation.metrics import (
+    LZMA_AFTER_TRAIN,
+    NO_FIGURE,
+    RENORMALIZED,
+    describe_pairs,
+    format_accuracy,
+)
 
 if TYPE_CHECKING:
     from rung.report.summaries import RunSummary
@@ -32,31 +38,38 @@ def climb_table(rows: Sequence["RunSummary"], folders: Iterable[Path]) -> Fitted
     table = FittedTable(_title(records), gives_way, title_style="bold")
     table.add_column("rung", no_wrap=True)
     table.add_figures("parameters", "seconds", "tokens/s", "token ppl", "word ppl", "bits per byte")
+    pairs = next((row.pairs for row in rows if row.pairs), None)
+    if pairs:
+        table.add_figures("minimal pairs")
     table.add_column("a sample", no_wrap=True, max_width=48)
     known = (row.bits_per_byte for row in rows if row.bits_per_byte is not None and not row.doubt)
     best = min(known, default=None)
     for row in rows:
-        _add_rung(table, row, is_best=row.bits_per_byte == best)
+        _add_rung(table, row, is_best=row.bits_per_byte == best, has_pairs=pairs is not None)
     marks: dict[str, float] = max((r.get("marks") or {} for r in records), key=len, default={})
     if marks:
         table.add_section()
     for name, bits in marks.items():
         table.add_cells(
-            Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim"), ""
+            Text(name, style="dim"), *[""] * 5, Text(f"{bits:.3f}             ", style="dim")
         )
     table.captions["a sample"] = note_broken_characters(row.sample for row in rows)
-    notes = _list_notes(rows)
+    notes = [describe_pairs(pairs)] if pairs else []
+    notes += _list_notes(rows)
     left_out = next((r["marks_left_out"] for r in records if "marks_left_out" in r), "")
     notes += [left_out] if left_out and LZMA_AFTER_TRAIN not in marks else []
     table.caption = Text(escape_controls("\n".join(notes))) if notes else None
     return table
 
 
-def _add_rung(table: FittedTable, row: "RunSummary", *, is_best: bool) -> None:
+def _add_rung(
+    table: FittedTable, row: "RunSummary", *, is_best: bool, has_pairs: bool = False
+) -> None:
     if row.failed:
         state = row.failed if row.failed == "not finished" else "failed"
-        table.add_cells(row.rung, "", "", "", "", "", Text(state, style="red"), "")
+        table.add_cells(row.rung, "", "", "", "", "", Text(state, style="red"))
         return
+    accuracy = format_accuracy(row.pairs) if row.pairs else NO_FIGURE
     table.add_cells(
         Text(f"{row.rung} ‡", style="yellow") if row.doubt else row.rung,
         format_whole(row.parameters),
@@ -68,6 +81,7 @@ def _add_rung(table: FittedTable, row: "RunSummary", *, is_best: bool) -> None:
             _interval(row.bits_per_byte, row.low, row.high) + "*" * row.renormalized,
             style="bold green" if is_best else "",
         ),
+        *([accuracy] if has_pairs else []),
         " ".join((row.sample or "").split()),
     )
 

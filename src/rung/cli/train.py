@@ -12,6 +12,7 @@ from rung.cli.app import (
     CorpusArgument,
     DocumentsOption,
     EncodingOption,
+    PairsOption,
     SeedOption,
     TokenizerOption,
     parse_settings,
@@ -50,6 +51,7 @@ def climb_command(
         Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")
     ] = None,
     seed: SeedOption = 0,
+    pairs: PairsOption = "",
     between: Annotated[
         tuple[str, str] | None,
         typer.Option(help="gpt2 llama3: what each of the six swaps between them buys."),
@@ -69,7 +71,8 @@ def climb_command(
 
     source = resolve_corpus(corpus, out.parent if out else Path("runs"))
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
-    models = {"minutes": minutes, "rungs": rungs, "tokenizer": tokenizer, "seed": seed}
+    models: dict[str, Any] = {"minutes": minutes, "rungs": rungs, "tokenizer": tokenizer}
+    models |= {"seed": seed, "pairs": pairs}
     swaps = {"between": between, "steps": steps, "seeds": seeds}
     with resumable(), Display() as display:
         ladder = climb(
@@ -105,6 +108,7 @@ def _format_longer_climb(plan: "Climb", rungs: str) -> str:
         "--column": plan.column or "",
         "--encoding": plan.encoding or "",
         "--seed": plan.seed or "",
+        "--pairs": plan.pairs or "",
         "--out": plan.folder,
     }
     given = [word for name, value in options.items() if value for word in (name, value)]

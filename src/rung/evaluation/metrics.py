@@ -66,6 +66,20 @@ def format_value(value: float) -> str:
     return format_perplexity(math.log10(value)) if value >= 10**SCIENTIFIC_FROM else f"{value:.4f}"
 
 
+def format_accuracy(found: Mapping[str, Any]) -> str:
+    """Format an accuracy with its 95% interval, in percent: `83.1% (80.7-85.3)`."""
+    accuracy, low, high = (100 * found[key] for key in ("accuracy", "low", "high"))
+    return f"{accuracy:.1f}% ({low:.1f}-{high:.1f})"
+
+
+def describe_pairs(found: Mapping[str, Any]) -> str:
+    """Describe what an accuracy on minimal pairs is, for a line below a table."""
+    return (
+        f"Minimal pairs: the share of {found['pairs']:,} pairs of {found['name']} whose good "
+        "sentence is likelier; a tie counts half"
+    )
+
+
 def format_interval(score: Mapping[str, Any]) -> str:
     """Format the interval of a record's score and its method, or the reason why there is none.
 

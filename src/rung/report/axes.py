@@ -105,6 +105,12 @@ def draw_line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" class="{kind}"/>'
 
 
+def draw_whisker(start: float, end: float, y: float) -> str:
+    """Draw the bar of an interval at the height `y`."""
+    caps = "".join(f"M{x:.1f} {y - 5:.1f}V{y + 5:.1f}" for x in (start, end))
+    return f'<path d="M{start:.1f} {y:.1f}H{end:.1f}{caps}" class="whisker"/>'
+
+
 def format_ticks(ticks: list[float]) -> list[str]:
     """Format ticks with as many decimals as the finest one needs."""
     decimals = next((d for d in range(4) if all(abs(round(t, d) - t) < 1e-9 for t in ticks)), 4)

@@ -16,6 +16,7 @@ from rung.report.axes import (
     draw_line,
     draw_svg,
     draw_text,
+    draw_whisker,
     format_ticks,
     format_tokens,
     place_labels,
@@ -228,7 +229,7 @@ def _bar(bar: Bar, scale: LinearScale, area: PlotArea, top: float, best: bool) -
     strong = "name best" if best else "name"
     parts = [draw_line(area.left, y, area.right, y, "row")]
     if bar.low is not None and bar.high is not None:
-        parts.append(_whisker(scale(bar.low), scale(bar.high), y))
+        parts.append(draw_whisker(scale(bar.low), scale(bar.high), y))
     parts.append(f'<circle cx="{scale(bar.value):.1f}" cy="{y:.1f}" r="{6 if best else 5}"/>')
     if wide:
         parts.append(draw_text(0, y - 2 if bar.note else y + 4, shorten(bar.label, 22), strong))
@@ -256,7 +257,7 @@ def _difference(row: DifferenceRow, scale: LinearScale, area: PlotArea, top: flo
         f'<circle cx="{scale(x):.1f}" cy="{y + 9:.1f}" r="2.5" class="seed"/>' for x in row.points
     ]
     if row.low is not None and row.high is not None:
-        parts.append(_whisker(scale(row.low), scale(row.high), y))
+        parts.append(draw_whisker(scale(row.low), scale(row.high), y))
     parts.append(f'<circle cx="{scale(row.value):.1f}" cy="{y:.1f}" r="5"/>')
     if wide:
         parts += [draw_text(0, y - 2, row.label, "name"), draw_text(0, y + 13, row.note, "note")]
@@ -278,11 +279,6 @@ def _difference(row: DifferenceRow, scale: LinearScale, area: PlotArea, top: flo
         f", 95% interval {interval}" if interval else ""
     )
     return f'<g class="shade-4"><title>{escape(says)}</title>{"".join(parts)}</g>'
-
-
-def _whisker(start: float, end: float, y: float) -> str:
-    caps = "".join(f"M{x:.1f} {y - 5:.1f}V{y + 5:.1f}" for x in (start, end))
-    return f'<path d="M{start:.1f} {y:.1f}H{end:.1f}{caps}" class="whisker"/>'
 
 
 def _grid(x_scale: LinearScale, y_scale: LinearScale, area: PlotArea) -> str:

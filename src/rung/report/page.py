@@ -18,6 +18,7 @@ from rung.evaluation.metrics import LZMA_AFTER_TRAIN, SOURCE_MARK
 from rung.files import explain_failed_writes, write_atomically
 from rung.ladder import is_counting
 from rung.report import axes, charts
+from rung.report.pairs import build_pairs_table, draw_pair_charts
 from rung.report.samples import build_samples, build_surprisal
 from rung.report.summaries import ComparableRuns, ReportedRun, group_runs, read_runs
 from rung.report.table import build_table, format_count, format_names
@@ -84,7 +85,7 @@ def _contents(groups: list[ComparableRuns]) -> str:
 
 
 def _article(group: ComparableRuns, anchor: str) -> str:
-    build = (_header, _ladder, build_table, _curves, build_samples, build_surprisal)
+    build = (_header, _ladder, build_table, _pairs, _curves, build_samples, build_surprisal)
     return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
 
 
@@ -191,6 +192,21 @@ def _ladder(group: ComparableRuns) -> str:
         "The ladder",
         caption,
         [charts.draw_ladder(bars, group.marks, width) for width in axes.CHART_WIDTHS],
+    )
+
+
+def _pairs(group: ComparableRuns) -> str:
+    found = [run for run in group.runs if run.row.pairs]
+    if not found:
+        return ""
+    drawings = draw_pair_charts(found, _shades(group))
+    caption = (
+        "The share of minimal pairs whose good sentence a rung finds likelier than the bad one, "
+        "and its 95% interval. Further right, or higher, is better; the dotted line is chance."
+    )
+    charts_below = "".join(f"<figure>{''.join(drawing)}</figure>" for drawing in drawings[1:])
+    return build_figure(
+        "Minimal pairs", caption, [*drawings[0], charts_below, build_pairs_table(found)]
     )
 
 

@@ -1,6 +1,7 @@
 """Read runs for the report: in the order of the ladder, grouped by the text they were scored on."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ class RunSummary:
     failed: str | None
     doubt: str | None = None
     busyness: str | None = None
+    pairs: dict[str, Any] | None = None  # the accuracies on minimal pairs, as the record has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,11 @@ class ComparableRuns:
         return max((_section(run.record, "marks") for run in self.runs), key=len, default={})
 
     @property
+    def pairs(self) -> dict[str, Any] | None:
+        """Return the accuracies of the first run with some; all are of the same minimal pairs."""
+        return next((run.row.pairs for run in self.runs if run.row.pairs), None)
+
+    @property
     def same_tokens(self) -> bool:
         """Return whether all have the same tokenizer, so that token perplexities compare."""
         return len({run.tokenizer.get("fingerprint") for run in self.scored}) <= 1
@@ -126,7 +133,7 @@ def read_summaries(folders: Iterable[Path]) -> list[RunSummary]:
 
     Raises `RunError` for a folder that is no run.
     """
-    return [run.row for run in read_runs(folders)]
+    return [run.row for run in _keep_common_pairs(read_runs(folders))]
 
 
 def group_runs(found: list[ReportedRun]) -> list[ComparableRuns]:
@@ -145,7 +152,20 @@ def group_runs(found: list[ReportedRun]) -> list[ComparableRuns]:
         if not run.score:
             groups.setdefault(_find_group(run, list(groups)), []).append(run)
     return [
-        ComparableRuns(_label_runs(sorted(members, key=found.index))) for members in groups.values()
+        ComparableRuns(_label_runs(_keep_common_pairs(sorted(members, key=found.index))))
+        for members in groups.values()
+    ]
+
+
+def _keep_common_pairs(members: list[ReportedRun]) -> list[ReportedRun]:
+    """Leave out accuracies on other minimal pairs than those that most runs were scored on."""
+    prints = Counter(run.row.pairs.get("fingerprint") for run in members if run.row.pairs)
+    common = prints.most_common(1)
+    return [
+        replace(run, row=replace(run.row, pairs=None))
+        if run.row.pairs and run.row.pairs.get("fingerprint") != common[0][0]
+        else run
+        for run in members
     ]
 
 
@@ -185,6 +205,7 @@ def _summarize(name: str, record: dict[str, Any]) -> RunSummary:
         if score
         else str(record.get("failed") or (UNSCORED if "scores" in record else UNFINISHED)),
         busyness=runs.describe_busy_machine(record),
+        pairs=record.get("pairs"),
     )
 
 

@@ -2,12 +2,18 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from rung.evaluation.metrics import LZMA_AFTER_TRAIN, NO_FIGURE, RENORMALIZED, SOURCE_MARK
+from rung.evaluation.metrics import (
+    LZMA_AFTER_TRAIN,
+    NO_FIGURE,
+    RENORMALIZED,
+    SOURCE_MARK,
+    describe_pairs,
+)
 from rung.report.summaries import UNFINISHED, UNSCORED, ComparableRuns, ReportedRun, RunSummary
 
 # The features lost by a tokenizer that the score charges for.
@@ -44,13 +50,17 @@ COLUMNS = (
 )
 
 
+PAIRS_COLUMN = TableColumn("minimal<br>pairs", lambda row: _accuracy(row))
+
+
 def build_table(group: ComparableRuns) -> str:
     """Build the table's section; runs without a score are listed with the reason."""
+    columns = (*COLUMNS, PAIRS_COLUMN) if group.pairs else COLUMNS
     heads = "".join(
-        f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in COLUMNS
+        f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in columns
     )
-    rows = "".join(_table_row(run, run is group.best) for run in group.runs)
-    foot = "".join(_mark_row(name, value) for name, value in group.marks.items())
+    rows = "".join(_table_row(run, run is group.best, columns) for run in group.runs)
+    foot = "".join(_mark_row(name, value, columns) for name, value in group.marks.items())
     notes = "".join(f"<li>{note}</li>" for note in _notes(group))
     return (
         '<section><h2>The figures</h2><p class="caption">Each row is a run, and all were scored on '
@@ -63,15 +73,15 @@ def build_table(group: ComparableRuns) -> str:
     )
 
 
-def _table_row(run: ReportedRun, best: bool) -> str:
+def _table_row(run: ReportedRun, best: bool, columns: Sequence[TableColumn]) -> str:
     row = run.row
     idea = row.idea if run.label == row.rung else f"{row.rung}: {row.idea}".removesuffix(": ")
     mark = f" {DOUBT_SIGN}" if row.doubt else ""
     start = f'<th scope="row">{escape(run.label)}{mark}</th><td>{escape(idea)}</td>'
     if row.failed:
         why = row.failed if row.failed in (UNFINISHED, UNSCORED) else f"failed: {row.failed}"
-        return f'<tr class="failed">{start}<td colspan="{len(COLUMNS)}">{escape(why)}</td></tr>'
-    cells = "".join(make_cell(column.kind, column.head, column.show(row)) for column in COLUMNS)
+        return f'<tr class="failed">{start}<td colspan="{len(columns)}">{escape(why)}</td></tr>'
+    cells = "".join(make_cell(column.kind, column.head, column.show(row)) for column in columns)
     return f"<tr{' class=best' if best else ''}>{start}{cells}</tr>"
 
 
@@ -80,14 +90,14 @@ def make_cell(kind: str, head: str, figure: str) -> str:
     return f'<td class="{kind}" data-head="{head.replace("<br>", " ")}">{figure}</td>'
 
 
-def _mark_row(name: str, value: float) -> str:
+def _mark_row(name: str, value: float, columns: Sequence[TableColumn]) -> str:
     """Build the row of a mark, its figure in the column of bits per byte."""
-    before = [column.kind for column in COLUMNS].index("key")
+    before = [column.kind for column in columns].index("key")
     return (
         f'<tr><th scope="row">{escape(name)}</th><td '
         f'colspan="{1 + before}">{MARK_NOTES.get(name, COMPRESSOR)}</td>'
         f"{make_cell('key', 'bits per byte', _rounded(value, 3))}<td "
-        f'colspan="{len(COLUMNS) - before - 1}"></td></tr>'
+        f'colspan="{len(columns) - before - 1}"></td></tr>'
     )
 
 
@@ -108,6 +118,8 @@ def _notes(group: ComparableRuns) -> Iterable[str]:
     for what, labels in _labels_by(group.scored, lambda run: run.row.busyness).items():
         if what:
             yield f"{format_names(labels)}: {what}."
+    if group.pairs:
+        yield from _pairs_notes(group)
     yield from _reading_notes(group)
     if renormalized := [run.label for run in group.scored if run.row.renormalized]:
         yield f"* {format_names(renormalized)}: no distribution; {RENORMALIZED}."
@@ -115,6 +127,19 @@ def _notes(group: ComparableRuns) -> Iterable[str]:
     if left_out and LZMA_AFTER_TRAIN not in group.marks:
         yield f"{escape(left_out)}."
     yield from _spelling_notes(group)
+
+
+def _pairs_notes(group: ComparableRuns) -> Iterable[str]:
+    """Yield what the accuracies on minimal pairs are, and who has none or had words to spell."""
+    yield f"{escape(describe_pairs(group.pairs or {}))}."
+    for run in group.scored:
+        if not run.row.pairs:
+            yield f"{format_names([run.label])}: not scored on these minimal pairs."
+        elif spelled := run.row.pairs.get("spelled"):
+            yield (
+                f"{format_names([run.label])}: words of {format_count(spelled)} minimal pairs were "
+                "spelled out."
+            )
 
 
 def _reading_notes(group: ComparableRuns) -> Iterable[str]:
@@ -168,6 +193,10 @@ def _set_powers(figure: str) -> str:
 
 def _rounded(number: float | None, decimals: int) -> str:
     return NO_FIGURE if number is None else f"{number:,.{decimals}f}"
+
+
+def _accuracy(row: RunSummary) -> str:
+    return f"{row.pairs['accuracy']:.1%}" if row.pairs else NO_FIGURE
 
 
 def _interval(row: RunSummary) -> str:

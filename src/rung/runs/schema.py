@@ -27,7 +27,12 @@ SCORE_SCHEMA = {
     **dict.fromkeys(("renormalized", "has_bos", "end_scored"), _FLAG),
     "dtype": _TEXT,
 }
-RECORD_SCHEMA = {
+ACCURACY_SCHEMA: dict[str, Any] = {
+    **dict.fromkeys(("accuracy", "low", "high"), _NUMBER),
+    **dict.fromkeys(("pairs", "ties"), _COUNT),
+    **dict.fromkeys(("phenomenon", "paradigm"), _TEXT),
+}
+RECORD_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("rung", "failed", "imported", "hardware"), _TEXT),
     **dict.fromkeys(("prompt", "sample"), (str, type(None))),
     "parameters": _COUNT,
@@ -46,6 +51,14 @@ RECORD_SCHEMA = {
         ("seconds", "steps", "tokens", "tokens_per_second", "cpu_share", "cores"), _NUMBER
     ),
     "scores": {"test": SCORE_SCHEMA},
+    "pairs": {
+        **dict.fromkeys(("name", "fingerprint"), _TEXT),
+        **ACCURACY_SCHEMA,
+        "spelled": _COUNT,
+        "renormalized": _FLAG,
+        "phenomena": [ACCURACY_SCHEMA],
+        "paradigms": [ACCURACY_SCHEMA],
+    },
     "marks": {_ANY: _NUMBER},
     "passage": [(_TEXT, _COST)],
     "plan": {},

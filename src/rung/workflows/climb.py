@@ -17,6 +17,7 @@ from typing import Any
 
 from rung import distributed, runs
 from rung.data.files import DocumentKind
+from rung.data.pairs import PairSet
 from rung.errors import RunError, RungError, first_line
 from rung.ladder import LADDER, OFF_LADDER, is_counting
 from rung.models import find_rung
@@ -27,6 +28,7 @@ from rung.report.page import write_report
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import MIN_TRAINING_SHARE, now
 from rung.workflows.corpus_check import warn_of_copies
+from rung.workflows.pairs import open_pairs, record_pairs
 from rung.workflows.prepare import DEFAULT_MINUTES, read_corpus
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
@@ -34,12 +36,16 @@ from rung.workflows.train import execute
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
-TEXT = "text"  # the name under which the reading of the text is shown, before any rung
+# The names under which is shown what all rungs share: reading the text, and scoring pairs.
+TEXT, PAIRS = "text", "minimal pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Climb:
-    """The corpus to climb, the rungs, the minutes in all, and the folder of the runs."""
+    """The corpus to climb, the rungs, the minutes in all, and the folder of the runs.
+
+    Scoring the minimal pairs comes after the minutes.
+    """
 
     corpus: str | list[str] = "python-docs"
     documents: DocumentKind = "paragraphs"
@@ -50,6 +56,7 @@ class Climb:
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
     folder: Path = Path("runs/climb")
+    pairs: str | None = None  # a file or folder of minimal pairs, that the runs are scored on
 
     def __post_init__(self) -> None:
         check_positive("minutes", self.minutes, float)
@@ -94,8 +101,29 @@ def climb(
     `KeyboardInterrupt` when it was stopped and saved.
     """
     recipes = dict(zip((plan.folder / name for name in plan.names()), plan.recipes(), strict=True))
-    make_runs(recipes, on_progress, lambda begun: write_report(begun, plan.folder / REPORT), began)
+
+    def report(begun: list[Path]) -> None:
+        write_report(begun, plan.folder / REPORT)
+
+    # Read before the climb, so that a mistake in them does not end it.
+    pairs = _read_pairs(plan.pairs, on_progress) if plan.pairs else None
+    make_runs(recipes, on_progress, report, began)
+    if pairs:
+        _score_pairs(recipes, pairs, on_progress)
+        _report(recipes, report)
     return list(recipes)
+
+
+@distributed.on_main
+def _read_pairs(source: str, on_progress: OnProgress) -> PairSet:
+    return open_pairs(source, None, for_run(TEXT, on_progress))
+
+
+@distributed.on_main
+def _score_pairs(recipes: Iterable[Path], pairs: PairSet, on_progress: OnProgress) -> None:
+    with runs.lock_folder(next(iter(recipes)).parent):
+        record_pairs(recipes, pairs, for_run(PAIRS, on_progress))
+    on_progress(Progress(stage="done", run=PAIRS))
 
 
 def make_runs(

@@ -1,17 +1,18 @@
 """Score a run on minimal pairs: to show the accuracies, or to keep them in its record."""
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rung import runs
 from rung.data.pairs import PairSet, read_pairs
 from rung.device import choose_device
+from rung.errors import RungError
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.pairs import measure_accuracy, measure_groups, score_pairs
 from rung.models import load
-from rung.progress import OnProgress, Progress, for_run, ignore_progress
+from rung.progress import OnProgress, Progress, ignore_progress
 
 
 def evaluate_pairs(
@@ -43,15 +44,34 @@ def open_pairs(source: str, encoding: str | None, on_progress: OnProgress) -> Pa
 def record_pairs(folders: Iterable[Path], pairs: PairSet, on_progress: OnProgress) -> None:
     """Score the finished runs on the pairs, and keep the accuracies in their records.
 
-    A run whose record has those of the same pairs already is left as it is.
+    A run whose record has those of the same pairs already is left as it is. One that cannot be
+    scored is noted, and does not keep the others from being scored.
     """
-    for folder in filter(runs.is_finished, folders):
-        record = runs.read_record(folder)
-        if record.get("pairs", {}).get("fingerprint") == pairs.fingerprint:
-            continue
-        found, _ = _score(str(folder), pairs, for_run(folder.name, on_progress))
-        runs.write_record(folder, record | {"pairs": found})
-        on_progress(Progress(stage="done", run=folder.name))
+    waiting = [
+        folder
+        for folder in filter(runs.is_finished, folders)
+        if runs.read_record(folder).get("pairs", {}).get("fingerprint") != pairs.fingerprint
+    ]
+    for place, folder in enumerate(waiting):
+        show = _count_over_runs(on_progress, place, [folder.name for folder in waiting])
+        try:
+            found, _ = _score(str(folder), pairs, show)
+        except RungError as error:
+            note = f"{folder.name} is not scored on the minimal pairs: {error}"
+            on_progress(Progress(stage="noted", note=note))
+        else:
+            runs.write_record(folder, runs.read_record(folder) | {"pairs": found})
+
+
+def _count_over_runs(on_progress: OnProgress, place: int, names: Sequence[str]) -> OnProgress:
+    """Report the progress of the run at `place` as a part of the work on all of them."""
+
+    def show(progress: Progress) -> None:
+        each = progress.total or 0
+        done, total = place * each + progress.done, len(names) * each
+        on_progress(replace(progress, done=done, total=total, note=names[place]))
+
+    return show
 
 
 def _score(run: str, pairs: PairSet, on_progress: OnProgress) -> tuple[dict[str, Any], str]:
