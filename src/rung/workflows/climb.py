@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 # The names under which is shown what all rungs share: reading the text, and scoring pairs.
-TEXT, PAIRS = "text", "minimal pairs"
+TEXT, MINIMAL_PAIRS = "text", "minimal pairs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,8 @@ def _read_pairs(source: str, on_progress: OnProgress) -> PairSet:
 @distributed.on_main
 def _score_pairs(recipes: Iterable[Path], pairs: PairSet, on_progress: OnProgress) -> None:
     with runs.lock_folder(next(iter(recipes)).parent):
-        record_pairs(recipes, pairs, for_run(PAIRS, on_progress))
-    on_progress(Progress(stage="done", run=PAIRS))
+        record_pairs(recipes, pairs, for_run(MINIMAL_PAIRS, on_progress))
+    on_progress(Progress(stage="done", run=MINIMAL_PAIRS))
 
 
 def make_runs(
