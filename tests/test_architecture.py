@@ -32,13 +32,14 @@ FILES = sorted(SOURCE.rglob("*.py"))
 GROUND = FLOORS[0]  # its rooms may import those that stand before them in this order
 LADDER = (
     "sizes",
+    "lookup",
+    "exact_probabilities",
     "fused",
     "config_checks",
     "forward_options",
     "base",
     "kv_cache",
     "initialization",
-    "lookup",
     "attention",
     "bigram",
     "ngram",

@@ -26,6 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.data.tokenizer import encode_ordinary
 from rung.errors import RunError
 from rung.models.config_checks import check_config
+from rung.models.exact_probabilities import ExactProbabilities
 from rung.models.forward_options import refuse_continuous_batching, refuse_to_crop
 from rung.models.fused import is_unmodified, linear_cross_entropy
 
@@ -65,6 +66,10 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         More than `context_length` where its positions reach further.
         """
         return getattr(self.config, "max_position_embeddings", None)
+
+    def make_exact_probabilities(self) -> ExactProbabilities | None:
+        """Make whole numbers of its probabilities, the same on every machine; None without them."""
+        return None
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save as Hugging Face does, with a generation length that ends with the window."""

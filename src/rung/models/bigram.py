@@ -15,6 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.models.base import RecurrentState, StatefulModel, select_positions
 from rung.models.config_checks import RungConfig
+from rung.models.exact_probabilities import ExactProbabilities, TrieLevel, sum_before
 from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges
 
@@ -94,6 +95,18 @@ class BigramForCausalLM(StatefulModel):
         logits = probabilities.log().view(*history.shape, vocabulary)
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
         return self.make_output(logits, labels, RecurrentState((), length), options)
+
+    def make_exact_probabilities(self) -> ExactProbabilities:
+        """Make whole numbers of its probabilities: C(hw) + 1 of each token after h."""
+        counts = self.counts.detach().cpu().numpy().astype(numpy.int64)
+        level = TrieLevel(
+            first=self.first.cpu().numpy().astype(numpy.int64),
+            tokens=numpy.ascontiguousarray(self.tokens.cpu().numpy()),
+            own=sum_before(counts),
+            weight=numpy.ones(self.config.vocab_size),
+        )
+        ones = numpy.arange(self.config.vocab_size + 1, dtype=numpy.int64)
+        return ExactProbabilities(ones, [level], slack=0)
 
 
 def _count_pairs(

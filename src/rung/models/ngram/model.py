@@ -25,6 +25,7 @@ from rung.models.config_checks import RungConfig
 from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges, lower_bound
 from rung.models.ngram.counting import CountFunction, count_ngrams
+from rung.models.ngram.exact import make_exact_ngrams
 from rung.models.ngram.smoothing import (
     NgramTable,
     SmoothingSettings,
@@ -71,6 +72,7 @@ class NgramForCausalLM(CountingModel):
     """
 
     config_class = NgramConfig
+    make_exact_probabilities = make_exact_ngrams
 
     def __init__(self, config: NgramConfig) -> None:
         super().__init__(config)
@@ -126,8 +128,8 @@ class NgramForCausalLM(CountingModel):
                 first = model.get_buffer(f"first_{order - 1}")
                 first[1:] = torch.from_numpy(numpy.cumsum(children))
             if order < len(tables):
-                backoff = torch.from_numpy(table.log10_backoff)
-                model.get_parameter(f"log10_backoff_{order}").data = backoff
+                backoff = model.get_parameter(f"log10_backoff_{order}")
+                backoff.data = torch.from_numpy(table.log10_backoff)
         return model
 
     @property
@@ -169,14 +171,13 @@ class NgramForCausalLM(CountingModel):
         The row is -1 where the n-gram was never seen. `before` are the rows at the position before
         the first.
         """
-        shorter = input_ids if real is None else input_ids.masked_fill(~real, -1)
-        found = [shorter]
+        found = [shorter := input_ids if real is None else input_ids.masked_fill(~real, -1)]
         for order in range(2, highest + 1):
             opening = shorter.new_full((len(input_ids), 1), -1)
             if before is not None:
                 opening = before[:, order - 2, None]
             parents = torch.cat([opening, shorter[:, :-1]], dim=1)
-            shorter = self._find_children(order, parents.flatten(), input_ids.flatten())
+            shorter = self.find_children(order, parents.flatten(), input_ids.flatten())
             shorter = shorter.view_as(input_ids)
             found.append(shorter if real is None else shorter.masked_fill(~real, -1))
         return found
@@ -186,8 +187,7 @@ class NgramForCausalLM(CountingModel):
         self, input_ids: Int[Tensor, " N"]
     ) -> tuple[Float[Tensor, " N"], Int[Tensor, " N"]]:
         rows = self.find_ngrams(input_ids[None], self.config.order)
-        cost = self.log10_probability_1[input_ids]
-        order_found = torch.ones_like(input_ids)
+        cost, order_found = self.log10_probability_1[input_ids], torch.ones_like(input_ids)
         for order in range(2, self.config.order + 1):
             context = torch.nonzero(rows[order - 2][0, :-1] >= 0)[:, 0]
             backoff = self.get_parameter(f"log10_backoff_{order - 1}")
@@ -217,7 +217,7 @@ class NgramForCausalLM(CountingModel):
             discounts[here] = by_count[counts[here].clamp(max=3)]
         return counts, discounts
 
-    def _find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
+    def find_children(self, order: int, parents: Tensor, tokens: Tensor) -> Tensor:
         """Find the row of each (parent, token) by binary search; -1 where there is none."""
         table, first = self.get_buffer(f"tokens_{order}"), self.get_buffer(f"first_{order - 1}")
         result = torch.full_like(parents, -1)
