@@ -30,9 +30,8 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     The library is kept in the cache. It is loaded from there only if no other user can have put it
     there or changed it.
     """
-    facts = f"{source.read_text()} {FLAGS} {platform.machine()} {_processor()}"
-    digest = hashlib.sha256(facts.encode()).hexdigest()[:16]
-    kept, name = cache_folder() / "native" / f"{source.stem}-{digest}", f"{source.stem}.so"
+    kept = cache_folder() / "native" / f"{source.stem}-{_fingerprint(source)}"
+    name = f"{source.stem}.so"
     make = partial(_compile, source, name)
     try:
         _check_trusted(kept.parents[1], kept.parent)
@@ -52,6 +51,30 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     except (OSError, _NoCompilerError) as error:
         logger.debug("%s: %s", source, error)
         return None
+
+
+def fingerprint_build(source: Path) -> str:
+    """Return a digest of what makes the machine code of `source`, the compiler's version too."""
+    return _fingerprint(source, _compiler_version())
+
+
+def _fingerprint(source: Path, *more: str) -> str:
+    facts = " ".join([source.read_text(), str(FLAGS), platform.machine(), _processor(), *more])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+@cache
+def _compiler_version() -> str:
+    for compiler in COMPILERS:
+        try:
+            command = [compiler, "--version"]
+            made = subprocess.run(
+                command, capture_output=True, text=True, timeout=COMPILING_SECONDS
+            )
+        except (OSError, subprocess.SubprocessError):
+            continue
+        return made.stdout.partition("\n")[0]
+    return "no compiler"
 
 
 class _NoCompilerError(Exception):

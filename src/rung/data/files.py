@@ -293,7 +293,7 @@ def _read_file(
         return _cut_if_few((line.rstrip("\n") for line in lines), path, notes, chunking)
     if options.documents == "file":
         return _cut_if_few(filter(str.strip, ["".join(lines)]), path, notes, chunking)
-    return _join_paragraphs(_cut_long(lines, path, notes, chunking), chunking)
+    return join_paragraphs(_cut_long(lines, path, notes, chunking), chunking)
 
 
 def _cut_if_few(
@@ -354,7 +354,7 @@ def _joins(pair: str) -> bool:
     return unicodedata.category(pair[1]) in ("Mn", "Me", "Mc") or "\u200d" in pair
 
 
-def _join_paragraphs(lines: Iterable[str], chunking: Chunking) -> Iterator[str]:
+def join_paragraphs(lines: Iterable[str], chunking: Chunking) -> Iterator[str]:
     """Yield documents of whole paragraphs with the blank lines after them, as `chunking` says."""
     document: list[str] = []
     size = start = paragraph_size = 0

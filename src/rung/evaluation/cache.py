@@ -46,7 +46,7 @@ def score_with_cache(
     """Score `texts` with a cache whose sharpness and weight are fitted on `validation`."""
     began = time.perf_counter()
     held = take_texts(validation, FIT_CHARACTERS)
-    theta, weight = _fit(model, tokenizer, held, ProgressMeter(on_progress, "fit cache", len(held)))
+    theta, weight = fit_cache(model, tokenizer, held, on_progress)
     weights = torch.tensor([1 - weight, weight], dtype=torch.float64)
     meter = ProgressMeter(on_progress, "cache", len(texts))
 
@@ -87,13 +87,14 @@ def compute_cache_nll(
     return costs
 
 
-def _fit(
+def fit_cache(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: Sequence[str],
-    meter: ProgressMeter,
+    on_progress: OnProgress,
 ) -> tuple[float, float]:
     """Return the sharpness and the weight with the least cost."""
+    meter = ProgressMeter(on_progress, "fit cache", len(texts))
     thetas: list[float] = []
     costs = []
     for document, found in meter_documents(_read_states(model, tokenizer, texts), meter):

@@ -42,11 +42,7 @@ def score_mixture(
     began = time.perf_counter()
     held = take_texts(validation, FIT_CHARACTERS)
     each = list(models.values())
-    meter = ProgressMeter(on_progress, "fit mix", len(held))
-    costs = [
-        nats for _, nats in meter_documents(compute_nll_per_model(each, tokenizer, held), meter)
-    ]
-    weights = fit_weights(torch.cat(costs, dim=1))
+    weights = fit_mixture(each, tokenizer, held, on_progress)
     meter = ProgressMeter(on_progress, "mix", len(texts))
     rows = (
         (document, nats[0].double().sum().item(), mix_nll(nats, weights).sum().item())
@@ -57,6 +53,18 @@ def score_mixture(
         name for name, model in models.items() if needs_renormalization(model)
     ]
     return score_variant(rows, fitted, held, began)
+
+
+def fit_mixture(
+    models: Sequence[CausalModel],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    on_progress: OnProgress,
+) -> Float[Tensor, " K"]:
+    """Fit the mixture weights of the models to the texts."""
+    meter = ProgressMeter(on_progress, "fit mix", len(texts))
+    found = meter_documents(compute_nll_per_model(models, tokenizer, texts), meter)
+    return fit_weights(torch.cat([nats for _, nats in found], dim=1))
 
 
 def fit_weights(nats: Float[Tensor, "K N"]) -> Float[Tensor, " K"]:

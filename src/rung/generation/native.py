@@ -320,8 +320,9 @@ class _Buffers:
 
     def use(self, rows: int) -> None:
         """Prepare a step over `rows` rows, each of a text without padding."""
-        self.x, self.logits, self.places = (
-            self.buffers[0][:rows],
+        # `y` is left with what the head was applied to.
+        self.x, self.y, self.logits, self.places = (
+            *(buffer[:rows] for buffer in self.buffers[:2]),
             self.all_logits[:rows],
             self.all_places[:rows],
         )

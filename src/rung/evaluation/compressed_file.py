@@ -1,0 +1,70 @@
+"""The format of a compressed text: a header that names what a decoder needs, and the code.
+
+A file is `MAGIC`, the length and the CRC-32 of the header (4 bytes each, little endian), the header
+in JSON, what the tokens do not say of the text, and the code. Every byte is under a checksum, so
+that damage is found before anything is decoded.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+from rung.errors import RunError
+
+MAGIC = b"rung compressed text 1\n"
+HEADER_SIZES = struct.Struct("<II")  # length and CRC-32 of the header
+# The keys of a header that every file has, and their types.
+KEYS = {
+    "models": list,
+    "tokenizer": str,
+    "documents": str,
+    "bytes": int,
+    "digest": str,
+    "texts": int,
+    "tokens": int,
+    "streams": int,
+    "variant": dict,
+    "build": dict,
+    "rest": int,
+    "code": int,
+    "check": str,
+}
+
+
+def pack_file(header: dict[str, Any], rest: bytes, code: bytes) -> bytes:
+    """Return a file of a header, the rest of the text that its tokens do not say, and the code."""
+    sizes = {"rest": len(rest), "code": len(code), "check": digest_bytes(rest + code)}
+    written = json.dumps(header | sizes, separators=(",", ":")).encode()
+    return MAGIC + HEADER_SIZES.pack(len(written), zlib.crc32(written)) + written + rest + code
+
+
+def unpack_file(path: Path, data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
+    """Return the header, the rest and the code of a file.
+
+    Raises `RunError` for a file of another kind, cut short, or damaged.
+    """
+    if not data.startswith(MAGIC):
+        raise RunError(f"{path} was not written by `rung compress`, or its first bytes are damaged")
+    at = len(MAGIC) + HEADER_SIZES.size
+    size, check = HEADER_SIZES.unpack(data[len(MAGIC) : at].ljust(HEADER_SIZES.size, b"\0"))
+    written = data[at : at + size]
+    if len(written) < size or zlib.crc32(written) != check:
+        raise RunError(f"{path} is damaged: its header has another checksum; write it anew")
+    header = json.loads(written)
+    if any(not isinstance(header.get(key), kind) for key, kind in KEYS.items()):
+        raise RunError(f"{path} was written by another version of rung: its header lacks a key")
+    at += size
+    if len(data) != at + header["rest"] + header["code"]:
+        whole = at + header["rest"] + header["code"]
+        raise RunError(f"{path} is damaged: it has {len(data):,} bytes of {whole:,}")
+    if digest_bytes(data[at:]) != header["check"]:
+        raise RunError(f"{path} is damaged: its code has another checksum; write it anew")
+    return header, data[at : at + header["rest"]], data[at + header["rest"] :]
+
+
+def digest_bytes(data: bytes) -> str:
+    """Return a digest of 16 hexadecimal digits."""
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,136 @@
+"""Step neural models through texts in slots, a token of each at a time, as generation does.
+
+Transformers take the C step of `generation/native.py` where there is one, in which what a text gets
+depends on nothing beside it. The windows of a long text are those of the ruler: a full one is read
+again from where the ruler's next window begins.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rung.evaluation.likelihood import choose_stride
+from rung.generation.batch_cache import BatchedKVCache, BatchedStates
+from rung.generation.batching import NATIVE_PREFILL
+from rung.models.base import CausalModel, StatefulModel
+
+
+class SeparateStates:
+    """The states of a model in another's code, each of which only its own text can use."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self.states: dict[int, Any] = {}
+
+    def make_state(self, length: int) -> None:
+        """Return the state that a prompt is read with: none yet."""
+        return
+
+    def store(self, slot: int, state: Any) -> None:
+        """Keep the state of a prompt that was read."""
+        self.states[slot] = state
+
+    def decode(self, slots: list[int], tokens: Tensor) -> Tensor:
+        """Append a token to each text, one after another, and return the logits (B, V)."""
+        found = []
+        for slot, token in zip(slots, tokens, strict=True):
+            state = self.states[slot]
+            output = self.model(token[None, None], past_key_values=state, use_cache=True)
+            self.states[slot] = output.past_key_values
+            found.append(output.logits[:, -1])
+        return torch.cat(found)
+
+
+def _make_cache(model: CausalModel) -> BatchedStates | BatchedKVCache | SeparateStates:
+    if isinstance(model, StatefulModel):
+        return BatchedStates(model)
+    return (
+        BatchedKVCache(model) if model._supports_default_dynamic_cache() else SeparateStates(model)
+    )
+
+
+class ModelStepper:
+    """A model that reads texts in slots; with `keeps_states` it returns hidden states too."""
+
+    def __init__(self, model: CausalModel, keeps_states: bool = False) -> None:
+        self.model, self.keeps_states = model, keeps_states
+        self.vocab_size = model.config.vocab_size
+        self.texts: dict[int, list[int]] = {}
+        self.cache = _make_cache(model)
+        self.native = self.cache.native if isinstance(self.cache, BatchedKVCache) else None
+        self.states: list[Tensor] = []  # the head's input in the model's last forward passes
+        head = model.get_output_embeddings()
+        self.hook = None
+        if keeps_states:
+            self.hook = head.register_forward_pre_hook(
+                lambda _, inputs: self.states.append(inputs[0][:, -1])
+            )
+
+    def reset(self, slot: int) -> None:
+        """Empty a slot."""
+        self.texts[slot] = []
+
+    @torch.no_grad()
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Append a token to each text: return logits (N, V), and hidden states (N, D) if kept."""
+        logits = torch.empty(len(slots), self.vocab_size)
+        states: dict[int, Tensor] = {}
+        going = []
+        for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
+            self.texts[slot].append(token)
+            if (start := self._find_window(len(self.texts[slot]) - 1)) is None:
+                going.append(row)
+            else:
+                logits[row] = self._prefill(slot, self.texts[slot][start:])[-1]
+                states[row] = self._take_states(1)[-1] if self.keeps_states else logits[row]
+        # States of different shapes, or of another tool, are decoded in several passes: to know
+        # whose hidden state is whose, one text after another.
+        alone = self.keeps_states and not isinstance(self.cache, BatchedKVCache)
+        for rows in [[row] for row in going] if alone else [going] if going else []:
+            found = self.cache.decode(
+                [slots[row] for row in rows], torch.tensor([tokens[row] for row in rows])
+            )
+            logits[rows] = found.float()
+            if self.keeps_states:
+                states |= dict(zip(rows, self._take_states(len(rows)), strict=True))
+        if not self.keeps_states:
+            return logits, None
+        return logits, torch.stack([states[row] for row in range(len(slots))])
+
+    def _find_window(self, place: int) -> int | None:
+        """Return where the window begins that is to be read for the token at `place`, if one is.
+
+        The ruler's windows after the first are scored in their last stride. Where a text ends
+        within a window, the ruler knows it and begins that window sooner; nothing here can know.
+        """
+        window = self.model.context_length
+        if place == 0:
+            return 0
+        if window is None or place < window:
+            return None
+        stride = choose_stride(window)
+        return None if (place - window) % stride else place + stride - window
+
+    def _prefill(self, slot: int, ids: list[int]) -> Tensor:
+        if self.native and len(ids) <= NATIVE_PREFILL:
+            assert isinstance(self.cache, BatchedKVCache)
+            return self.cache.prefill(slot, ids)
+        output = self.model(
+            torch.tensor([ids]),
+            past_key_values=self.cache.make_state(len(ids)),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        self.cache.store(slot, output.past_key_values)
+        return output.logits[:, -1]
+
+    def _take_states(self, count: int) -> Tensor:
+        """Return the hidden states (count, D) that the last logits were computed from."""
+        if self.states:
+            taken = self.states[-1]
+            self.states.clear()
+            return taken[-count:].clone()
+        assert self.native is not None and self.native.buffers is not None
+        return self.native.buffers.y[-count:].clone()
