@@ -24,6 +24,8 @@ FUNCTIONS = {  # where the functions and classes are that stand beside the modul
     "check_corpus": "corpora",
     "climb": "climb",
     "compare": "compare",
+    "compress": "compress",
+    "decompress": "compress",
     "evaluate": "run",
     "generate": "run",
     "load": "run",

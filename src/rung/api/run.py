@@ -144,7 +144,7 @@ class Run:
         **options: Any,
     ) -> dict[str, Any]:
         """Score the run on held-out text; `evaluate` of this module says how."""
-        known = ["mix", "cache", "dynamic", "per_document", "limit", "pairs"]
+        known = ["mix", "cache", "dynamic", "prove", "per_document", "limit", "pairs"]
         check_options("evaluate", options, [*READING, *known])
         limit = options.pop("limit", None)
         named = name_corpus(corpus)
@@ -153,13 +153,13 @@ class Run:
             if named or tasks or limit or any(options.values()):
                 raise RecipeError(
                     "--pairs bring their own text: leave out CORPUS, --documents, --column, "
-                    "--mix, --cache, --dynamic, --per-document, --tasks, --limit"
+                    "--mix, --cache, --dynamic, --prove, --per-document, --tasks, --limit"
                 )
             return self.pairs(pairs, encoding=encoding or "", on_progress=on_progress)
         if tasks and (named or any(options.values())):
             raise RecipeError(
                 "--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, "
-                "--dynamic, --per-document"
+                "--dynamic, --prove, --per-document"
             )
         if tasks:
             return evaluate_tasks(self.name, list(tasks), limit or None)
@@ -228,7 +228,8 @@ def evaluate(
     Without `corpus` the run's own text is scored. Options are `documents`, `column` and `encoding`
     (how other text is read), and `mix` (entries RUNG=RUN), `cache` and `dynamic`, whose scores
     stand beside the plain one under their names; with `per_document=True` a list of that name has
-    the cost of each document. `tasks` are names of lm-evaluation-harness, YAML files or folders,
+    the cost of each document, and with `prove=True` the text is coded and decoded, and `proof` has
+    its size beside the score's. `tasks` are names of lm-evaluation-harness, YAML files or folders,
     scored instead; `limit` is the number of documents of each. `pairs` is a file or folder of
     minimal pairs, scored instead: the result has the `accuracy` with its `low` and `high`, and a
     list of `phenomena` and of `paradigms`. Raises a child of `RungError` for a mistake of the user.

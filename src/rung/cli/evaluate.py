@@ -73,6 +73,9 @@ def eval_command(
         bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
     ] = False,
     per_document: PerDocumentOption = None,
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Code and decode the text, and print the size.")
+    ] = False,
     tasks: TasksOption = None,
     limit: Annotated[
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
@@ -98,6 +101,7 @@ def eval_command(
     if per_document:
         check_writable(per_document)
         switches["per_document"] = True
+    switches["prove"] = prove
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
     with Display() as display:
         found = evaluate(

@@ -12,6 +12,7 @@ from rung import __version__
 from rung.cli import (  # noqa: F401  # each registers verbs
     chat,
     compare,
+    compress,
     corpora,
     evaluate,
     export,
@@ -30,6 +31,7 @@ __all__ = ["app", "main"]
 # The order of `rung --help`: make runs, measure them, use them, look around.
 VERBS = [
     *("climb", "train", "tune", "eval", "compare", "score", "generate", "chat", "serve", "export"),
+    *("compress", "decompress"),
     *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
 ]
 

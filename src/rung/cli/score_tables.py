@@ -67,10 +67,20 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     for name, what in (("training ‡", score.get("doubt")), ("machine", score.get("busyness"))):
         if what:
             table.add_cells(name, "", Text(what, style="yellow"))
+    _add_proof(table, score)
     for switch in ("mix", "cache", "dynamic"):
         if switch in score:
             _add_variant(table, f"with --{switch}", score[switch])
     return table
+
+
+def _add_proof(table: FittedTable, score: Mapping[str, Any]) -> None:
+    """Add the size of the code that gave the text back, beside that of the score."""
+    if proof := score.get("proof"):
+        size, wanted = proof["coded_bytes"], proof["score_bytes"]
+        share = f" ({size / wanted - 1:+.3%})" if wanted and math.isfinite(wanted) else ""
+        beside = f"coded and decoded; the score is {wanted:,.1f} bytes{share}"
+        table.add_cells("proven", f"{size:,} bytes", beside)
 
 
 def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> None:
@@ -88,6 +98,7 @@ def _add_variant(table: FittedTable, name: str, variant: Mapping[str, Any]) -> N
         "",
         ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in fitted.items()),
     )
+    _add_proof(table, variant)
 
 
 def tasks_table(found: Mapping[str, Any]) -> FittedTable:

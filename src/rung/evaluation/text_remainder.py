@@ -7,6 +7,7 @@ token: what it stood for the last time, after a space. What differs is listed. A
 compressed by zlib: it is what the ruler does not charge, and little for a lossless tokenizer.
 """
 
+import io
 import json
 import re
 import zlib
@@ -16,7 +17,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.encoding import split_keeping_ends
 from rung.data.files import COARSE_CHUNKING, cut_text, join_paragraphs
 from rung.data.tokenizer import ENCODE_BATCH_SIZE
 from rung.errors import TokenizerError
@@ -123,7 +123,7 @@ def cut_documents(text: str, kind: str) -> list[str]:
         return text.split("\n") if kind == "lines" else [text] if text else []
     lines = (
         piece
-        for line in split_keeping_ends(iter([text]))
+        for line in io.StringIO(text, newline="")
         for piece in (
             [line]
             if len(line) <= COARSE_CHUNKING.max_line

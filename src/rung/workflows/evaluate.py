@@ -17,6 +17,7 @@ from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.score import measure_documents, sum_up
 from rung.models import load
 from rung.progress import OnProgress, Progress, ignore_progress
+from rung.workflows.coding_model import CodingModel, prove_score
 from rung.workflows.training_text import (
     check_not_trained_on,
     is_training_text,
@@ -28,6 +29,7 @@ from rung.workflows.variants import (
     ScoredRun,
     VariantOptions,
     choose_fitting_text,
+    load_partner,
     prepare_variants,
 )
 
@@ -76,7 +78,30 @@ def evaluate_run(
     }
     for variant, scorer in scorers.items():
         facts[variant] = scorer(texts, on_progress).as_dict()
+    if variants.prove:
+        _prove(scored, variants, list(texts), facts, on_progress)
     return facts | ({"per_document": measured.as_rows()} if variants.per_document else {})
+
+
+def _prove(
+    scored: ScoredRun,
+    variants: VariantOptions,
+    texts: Sequence[str],
+    facts: dict[str, Any],
+    on_progress: OnProgress,
+) -> None:
+    """Code and decode the texts, and add the size to the score and to that of each variant."""
+    models = {scored.run: scored.model.cpu()}
+    codings = [(facts, CodingModel(models, scored.tokenizer))]
+    if variants.mix:
+        partners = dict(load_partner(entry, scored) for entry in variants.mix)
+        weights = {"weights": list(facts["mix"]["weights"].values())}
+        codings.append((facts["mix"], CodingModel(models | partners, scored.tokenizer, weights)))
+    if variants.cache:
+        fitted = {name: facts["cache"][name] for name in ("weight", "sharpness")}
+        codings.append((facts["cache"], CodingModel(models, scored.tokenizer, fitted)))
+    for score, coding in codings:
+        score["proof"] = prove_score(coding, texts, score["nats"], on_progress)
 
 
 def read_scored_text(

@@ -28,13 +28,22 @@ Scorer = Callable[[Sequence[str], OnProgress], Variant]
 class VariantOptions:
     """The variants that are asked for; each entry of `mix` is RUNG=RUN.
 
-    With `per_document` the cost of each document is asked for too.
+    With `per_document` the cost of each document is asked for too. With `prove`
+    the text is coded and decoded under the run, and under each variant.
     """
 
     mix: tuple[str, ...] = ()
     cache: bool = False
     dynamic: bool = False
     per_document: bool = False
+    prove: bool = False
+
+    def __post_init__(self) -> None:
+        if self.prove and self.dynamic:
+            raise RecipeError(
+                "--prove codes under weights that stay as they are, and --dynamic changes them: "
+                "leave one out"
+            )
 
     def __bool__(self) -> bool:
         """Whether any variant is asked for."""
@@ -64,15 +73,11 @@ def prepare_variants(
     """
     model, tokenizer = scored.model, scored.tokenizer
     validation, train = fitting.validation["text"], fitting.train["text"]
-    if (variants.cache or variants.dynamic) and hasattr(model, "fit"):
-        raise RunError(
-            f"{scored.run}: {scored.name} counts, so it has no hidden states for --cache to "
-            f"compare and no gradient "
-            "for --dynamic to follow: name a run that was trained by gradients"
-        )
+    if variants.cache or variants.dynamic:
+        check_has_states(scored.run, scored.name, model)
     scorers: dict[str, Scorer] = {}
     if variants.mix:
-        models = {scored.run: model} | dict(_load_partner(entry, scored) for entry in variants.mix)
+        models = {scored.run: model} | dict(load_partner(entry, scored) for entry in variants.mix)
         scorers["mix"] = lambda texts, on_progress: score_mixture(
             models, tokenizer, texts, validation, on_progress
         )
@@ -85,6 +90,15 @@ def prepare_variants(
             model, tokenizer, texts, validation, train, on_progress
         )
     return scorers
+
+
+def check_has_states(run: str, name: str, model: CausalModel) -> None:
+    """Raise `RunError` for a model that counts."""
+    if hasattr(model, "fit"):
+        raise RunError(
+            f"{run}: {name} counts, so it has no hidden states for --cache to compare and no "
+            "gradient for --dynamic to follow: name a run that was trained by gradients"
+        )
 
 
 def choose_fitting_text(text: Corpus, split: str, read_own: Callable[[], Corpus] | None) -> Corpus:
@@ -114,7 +128,7 @@ def _is_same(one: "Dataset", other: "Dataset") -> bool:
     )
 
 
-def _load_partner(entry: str, scored: ScoredRun) -> tuple[str, CausalModel]:
+def load_partner(entry: str, scored: ScoredRun) -> tuple[str, CausalModel]:
     """Load the other run of RUNG=RUN.
 
     It must be of that rung and have the same tokenizer.

@@ -1,0 +1,70 @@
+"""Verbs that code a text under a run: compress, decompress."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rung.cli.app import JsonOption, RunArgument, print_json, verb
+from rung.cli.output import print_note, silence_libraries
+
+
+@verb("compress", "rung compress runs/python-docs/ngram my.txt my.rung")
+def compress_command(
+    run: RunArgument,
+    file: Annotated[Path, typer.Argument(help="The file to compress; of any bytes.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    mix: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUNG=RUN",
+            help="Mixed with another run. May be given again.",
+            show_default=False,
+        ),
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="With a cache of each document's own words.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a file in as many bits as its score under a run; the run is needed to read it."""
+    silence_libraries()
+    from rung.api.compress import compress
+    from rung.cli.progress import Display
+
+    with Display() as display:
+        found = compress(run, file, out, mix=mix or (), cache=cache, on_progress=display.show)
+    if as_json:
+        print_json(found)
+        return
+    bits = found["bits_per_byte"]
+    rate = f", {bits:.3f} bits per byte" if bits is not None else ""
+    sizes = f"{found['bytes']:,} bytes in {found['compressed_bytes']:,}"
+    print_note(f"Wrote {out}: {sizes}{rate}")
+
+
+@verb("decompress", "rung decompress my.rung copy.txt")
+def decompress_command(
+    file: Annotated[Path, typer.Argument(help="A file that `rung compress` wrote.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+    run: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The run it was written with, if that lies elsewhere now; with --mix each, in "
+            "the same order.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Get a compressed file back, to the byte, with the run that it was written with."""
+    silence_libraries()
+    from rung.api.compress import decompress
+    from rung.cli.progress import Display
+
+    with Display() as display:
+        found = decompress(file, out, run=run or (), on_progress=display.show)
+    if as_json:
+        print_json(found)
+    else:
+        print_note(f"Wrote {out}: {found['bytes']:,} bytes")

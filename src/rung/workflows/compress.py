@@ -1,0 +1,213 @@
+"""Compress a file under a run, decompress it, and prove a score by doing both."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rung import runs
+from rung.data.tokenizer import fingerprint_tokenizer
+from rung.errors import RecipeError, RunError, first_line
+from rung.evaluation.cache import FIT_CHARACTERS as CACHE_FIT_CHARACTERS
+from rung.evaluation.cache import fit_cache
+from rung.evaluation.compressed_file import digest_bytes, pack_file, unpack_file
+from rung.evaluation.documents import take_texts
+from rung.evaluation.mixture import FIT_CHARACTERS, fit_mixture
+from rung.evaluation.text_remainder import Remainder, decode_text, encode_text
+from rung.files import atomic_replace
+from rung.models import load
+from rung.models.base import CausalModel
+from rung.progress import OnProgress, ignore_progress
+from rung.workflows.base import fingerprint_weights
+from rung.workflows.coding_model import CodingModel
+from rung.workflows.evaluate import read_current_text
+from rung.workflows.variants import ScoredRun, VariantOptions, check_has_states, load_partner
+
+
+def compress_file(
+    run: str,
+    path: Path,
+    out: Path,
+    variants: VariantOptions,
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """Compress the file at `path` to `out` under a run, and return the figures.
+
+    Raises `RunError` where something cannot be read or written.
+    """
+    began = time.perf_counter()
+    _check_places(path, out)
+    data = path.read_bytes()
+    coding = _prepare(run, variants, on_progress)
+    record = runs.find_record(Path(run))
+    kind = record.get("recipe", {}).get("documents") or "paragraphs"
+    documents, remainder, count = encode_text(data, kind, coding.tokenizer)
+    streams = coding.choose_streams()
+    code = coding.make_coder(streams, on_progress).encode(documents)
+    header = {
+        "models": [
+            {"run": name, "type": model.config.model_type, "weights": fingerprint_weights(model)}
+            for name, model in coding.models.items()
+        ],
+        "tokenizer": fingerprint_tokenizer(coding.tokenizer),
+        "documents": kind,
+        "bytes": len(data),
+        "digest": digest_bytes(data),
+        "texts": count,
+        "tokens": sum(len(document.ids) - 1 for document in documents),
+        "streams": streams,
+        "variant": coding.variant,
+        "build": coding.describe_build(),
+    }
+    packed = pack_file(header, remainder.pack(), code)
+    with atomic_replace(out) as temporary:
+        temporary.write_bytes(packed)
+    return {
+        "run": run,
+        "file": str(path),
+        "out": str(out),
+        "bytes": len(data),
+        "compressed_bytes": len(packed),
+        "code_bytes": len(code),
+        "bits_per_byte": 8 * len(packed) / len(data) if data else None,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def decompress_file(
+    path: Path,
+    out: Path,
+    named: Sequence[str] = (),
+    on_progress: OnProgress = ignore_progress,
+) -> dict[str, Any]:
+    """Decompress the file at `path` to `out`, and return the figures.
+
+    `named` are the runs it was written with, where they lie elsewhere now. Raises `RunError` for a
+    damaged file, another model, and a build that computes other numbers.
+    """
+    began = time.perf_counter()
+    _check_places(path, out)
+    header, rest, code = unpack_file(path, path.read_bytes())
+    coding = _load_named(path, header, named)
+    with _same_build(path, header["build"], coding.describe_build()):
+        data = _decode(path, header, rest, code, coding, on_progress)
+    with atomic_replace(out) as temporary:
+        temporary.write_bytes(data)
+    return {
+        "run": next(iter(coding.models)),
+        "file": str(path),
+        "out": str(out),
+        "bytes": len(data),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def _prepare(run: str, variants: VariantOptions, on_progress: OnProgress) -> CodingModel:
+    """Load the models, and fit what is mixed with the run on its own validation text."""
+    if variants.mix and variants.cache:
+        raise RecipeError("--mix and --cache are two ways to code a text: choose one")
+    model, tokenizer = load(run)
+    models = {run: model}
+    if not variants:
+        return CodingModel(models, tokenizer)
+    record = runs.find_record(Path(run))
+    if "recipe" not in record:
+        raise RunError(f"{run} has no validation text of its own, on which --mix and --cache fit")
+    validation = read_current_text(run, record).validation["text"]
+    if variants.cache:
+        check_has_states(run, record["rung"], model)
+        held = take_texts(validation, CACHE_FIT_CHARACTERS)
+        sharpness, weight = fit_cache(model, tokenizer, held, on_progress)
+        return CodingModel(models, tokenizer, {"weight": weight, "sharpness": sharpness})
+    scored = ScoredRun(run, record["rung"], model, tokenizer)
+    models |= dict(load_partner(entry, scored) for entry in variants.mix)
+    held = take_texts(validation, FIT_CHARACTERS)
+    weights = fit_mixture(list(models.values()), tokenizer, held, on_progress)
+    return CodingModel(models, tokenizer, {"weights": weights.tolist()})
+
+
+def _load_named(path: Path, header: dict[str, Any], named: Sequence[str]) -> CodingModel:
+    """Load the models that a file names, and check that they are the ones it was written with."""
+    wanted = header["models"]
+    if named and len(named) != len(wanted):
+        raise RecipeError(f"{path} was written with {len(wanted)} runs, and {len(named)} are named")
+    models: dict[str, CausalModel] = {}
+    tokenizer = None
+    for facts, where in zip(wanted, named or [facts["run"] for facts in wanted], strict=True):
+        try:
+            model, known = load(where)
+        except RunError as error:
+            raise RunError(
+                f"{path} was written with {facts['run']}, a {facts['type']!r} model of weights "
+                f"{facts['weights']}, which cannot be read ({error}): name it with --run"
+            ) from error
+        if (found := fingerprint_weights(model)) != facts["weights"]:
+            raise RunError(
+                f"{path} was written with a {facts['type']!r} model of weights "
+                f"{facts['weights']}, and {where} has {found}: name the right run with --run"
+            )
+        tokenizer = tokenizer or known
+        models[where] = model
+    if tokenizer is None or fingerprint_tokenizer(tokenizer) != header["tokenizer"]:
+        raise RunError(f"{path} was written with another tokenizer than that of {where}")
+    return CodingModel(models, tokenizer, header["variant"])
+
+
+def _decode(
+    path: Path,
+    header: dict[str, Any],
+    rest: bytes,
+    code: bytes,
+    coding: CodingModel,
+    on_progress: OnProgress,
+) -> bytes:
+    try:
+        remainder = Remainder.unpack(rest)
+        coder = coding.make_coder(header["streams"], on_progress)
+        count = header["texts"] - len(remainder.kept)
+        documents = coder.decode(code, count, header["tokens"])
+        data = decode_text(
+            documents, remainder, header["documents"], header["texts"], coding.tokenizer
+        )
+    except (RunError, ValueError) as error:  # what is decoded is no text
+        raise RunError(f"{path} does not decode here: {first_line(error)}") from error
+    if digest_bytes(data) != header["digest"]:
+        raise RunError(
+            f"{path} does not decode here to the text that was coded: the model computes other "
+            "numbers than where it was written"
+        )
+    return data
+
+
+@contextmanager
+def _same_build(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> Iterator[None]:
+    """Run the block with the number of threads that a file was written with.
+
+    Raises `RunError` where anything else differs that a neural model's last bits depend on.
+    """
+    if differ := [key for key in wanted if key != "threads" and wanted[key] != found.get(key)]:
+        facts = ", ".join(f"{key} {wanted[key]} (here {found.get(key)})" for key in differ)
+        raise RunError(
+            f"{path} was coded by a neural model, whose numbers are the same on the same build "
+            f"alone, and here it is another: {facts}"
+        )
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted.get("threads", before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check_places(path: Path, out: Path) -> None:
+    if path.is_dir() or not path.exists():
+        raise RunError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: name a file")
+    if out.is_dir():
+        raise RunError(f"{out} is a folder: name the file to write")
+    if not out.parent.is_dir():
+        raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
+    if out.exists() and out.samefile(path):
+        raise RunError(f"{out} is the file that is read: choose another place")
