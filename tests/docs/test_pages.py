@@ -6,7 +6,8 @@ The rules for a page:
   those of bash with `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks
   of ```text are not run.
 - `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too, and
-  `minutes=N` in Python becomes `minutes=0.1`; `--steps N`, and `steps: N` in a recipe, become 20.
+  `minutes=N` in Python becomes `minutes=0.1`; `--steps N`, and `steps: N` in a recipe, become 20. A
+  `rung climb --between` makes 2 steps with one seed.
 - A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped
   with the mark as the reason. A block below *Needs a package: pip install NAME.* runs where that
   package is installed.
@@ -34,6 +35,7 @@ SHORTER = {
     r"--minutes [\d.]+": "--minutes 0.1",
     r"\brung climb (?!.*--(?:minutes|between))": "rung climb --minutes 0.1 ",
     r"--steps \d+": "--steps 20",
+    r"--between gpt2 llama3$": "--between gpt2 llama3 --steps 2 --seeds 1",
     r"\bsteps: \d+": "steps: 20",
     r"\bminutes=\d+": "minutes=0.1",
 }
@@ -48,7 +50,7 @@ WAITING = {  # pages whose blocks nobody has run in a row yet: run one, mend it,
     "docs/swaps.md",
     "docs/training.md",
 }
-MARK = r"\*((?:Needs |Takes |Press |Runs until you stop it)[^*\n]*)\.\*"
+MARK = r"\*((?:Needs |Press |Runs until you stop it)[^*\n]*)\.\*"
 BLOCK = re.compile(rf"^(?:{MARK}\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PACKAGE = re.compile(r"Needs a package: pip install '?([\w.-]+?)(?:\[(\w+)\])?'?")
 
@@ -111,7 +113,7 @@ def shell(fork_server):
         def run(block, where):
             code = block.code
             for long, short in SHORTER.items():
-                code = re.sub(long, short, code)
+                code = re.sub(long, short, code, flags=re.MULTILINE)
             command = ["bash", "-e", "-u", "-o", "pipefail", "-c", code]
             if block.language == "python":
                 (where / "block.py").write_text(code)
