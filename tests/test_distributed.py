@@ -18,12 +18,10 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from rung import distributed
-from rung.errors import RecipeError
 from rung.evaluation.surprisal import score_text
 from rung.models import load
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES
-from rung.training.global_batch import find_global_batch_size, split_global_batch
 from rung.workflows.evaluate import evaluate_run
 from tests.ranks_together import ALONE, QUICK, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
 
@@ -282,33 +280,6 @@ def test_the_command_speaks_once(two, ground):
     record = json.loads((ground.folder / "runs" / "text" / "gpt2" / "rung.json").read_text())
     assert record["recipe"]["global_batch_size"] == 16
     assert record["training"]["steps"] >= 1  # in minutes, a busy machine comes no further
-
-
-@pytest.mark.parametrize(
-    ("rows", "processes", "arguments", "at_a_time", "parts"),
-    [
-        (8, 1, {}, 8, 1),
-        (8, 2, {}, 4, 1),
-        (8, 2, {"per_device_train_batch_size": 8}, 4, 1),
-        (64, 2, {"per_device_train_batch_size": 8}, 8, 4),
-        (24, 2, {"per_device_train_batch_size": 8}, 6, 2),
-        (16, 2, {"gradient_accumulation_steps": 4}, 2, 4),
-        (2, 2, {"gradient_accumulation_steps": 4}, 1, 1),
-    ],
-)
-def test_a_global_batch_is_shared_out(rows, processes, arguments, at_a_time, parts, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: processes)
-    made = split_global_batch(rows, arguments)
-    assert made == {"per_device_train_batch_size": at_a_time, "gradient_accumulation_steps": parts}
-    assert find_global_batch_size(made) == rows
-
-
-def test_a_global_batch_that_cannot_be_shared_out_is_refused(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    with pytest.raises(
-        RecipeError, match="global_batch_size is 8, for 3 processes: it must be a multiple of that"
-    ):
-        split_global_batch(8, {})
 
 
 def test_one_process_is_the_main_one():

@@ -1,4 +1,4 @@
-"""The `TrainingArguments` of a run: rung's defaults, and what the settings name in their place."""
+"""The `TrainingArguments` of a run: defaults, what settings name in their place, rows of a step."""
 
 import logging
 import math
@@ -13,7 +13,6 @@ from rung.device import choose_device, has_fast_bfloat16
 from rung.errors import RecipeError, first_line
 from rung.training.argument_checks import check_arguments, check_made
 from rung.training.clock import MAX_EVALUATIONS
-from rung.training.global_batch import DEFAULT_BATCH_SIZE, split_global_batch
 from rung.training.gradient_checkpointing import rename_gradient_checkpointing
 from rung.training.lora import LORA_ARGUMENTS
 from rung.training.schedule import WARMUP_SHARE
@@ -22,6 +21,7 @@ from rung.training.trackers import PROJECT
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_BATCH_SIZE = 8  # rows of a process at a time
 # Evaluations and checkpoints every so many steps never come.
 NEVER = 2**31
 # The Trainer is given so many steps where the clock ends them.
@@ -129,3 +129,38 @@ def choose_precision(settings: TrainSettings, begun_in_bf16: bool | None = None)
     if begun_in_bf16 is None:
         begun_in_bf16 = distributed.on_main(has_fast_bfloat16)(choose_device())
     return replace(settings, arguments={**settings.arguments, "bf16": begun_in_bf16})
+
+
+def count_rows(arguments: TrainingArguments) -> int:
+    """Count the rows that all processes read in a step."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+
+
+def find_global_batch_size(arguments: dict[str, Any]) -> int:
+    """Count the rows a step that these fields of `TrainingArguments` make with all processes."""
+    rows = arguments.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE) * arguments.get(
+        "gradient_accumulation_steps", 1
+    )
+    return rows * distributed.world_size()
+
+
+def split_global_batch(global_batch_size: int, arguments: dict[str, Any]) -> dict[str, int]:
+    """Return the fields of `TrainingArguments` that give each process an even share of the rows.
+
+    A process reads as many rows at a time as `arguments` say, or fewer, and accumulates gradients
+    for the rest. Raises `RecipeError` where the rows cannot be shared evenly.
+    """
+    rows, left = divmod(global_batch_size, distributed.world_size())
+    if left:
+        raise RecipeError(
+            f"global_batch_size is {global_batch_size}, for {distributed.world_size()} processes: "
+            "it must be a multiple of that"
+        )
+    most = arguments.get("per_device_train_batch_size") or max(
+        1, rows // arguments.get("gradient_accumulation_steps", 1)
+    )
+    at_a_time = next(size for size in range(min(most, rows), 0, -1) if rows % size == 0)
+    return {
+        "per_device_train_batch_size": at_a_time,
+        "gradient_accumulation_steps": rows // at_a_time,
+    }

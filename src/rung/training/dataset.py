@@ -6,8 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.data.packing import BlockDataset, PackedTokens, TBPTTDataset, TokenDataset
 from rung.models.base import CausalModel
-from rung.training.arguments import make_training_arguments
-from rung.training.global_batch import count_rows
+from rung.training.arguments import count_rows, make_training_arguments
 from rung.training.settings import TrainSettings
 from rung.training.tbptt import check_carry_state
 

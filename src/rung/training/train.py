@@ -17,7 +17,7 @@ from rung import distributed
 from rung.data.packing import PackedTokens, TokenDataset
 from rung.device import restore_thread_count, retain_freed_memory
 from rung.models.base import CausalModel
-from rung.training.arguments import ENDLESS, choose_precision, make_training_arguments
+from rung.training.arguments import ENDLESS, choose_precision, count_rows, make_training_arguments
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import (
     Checkpoints,
@@ -30,7 +30,6 @@ from rung.training.clock import Clock
 from rung.training.cpu_usage import is_busy
 from rung.training.dataset import make_dataset
 from rung.training.dropout import apply_dropout
-from rung.training.global_batch import count_rows
 from rung.training.lora import LoraAdapter
 from rung.training.measure import measure_evaluation
 from rung.training.recorder import Recorder, handle_interrupt

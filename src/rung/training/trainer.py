@@ -34,11 +34,10 @@ from rung.errors import RecipeError, first_line
 from rung.files import explain_failed_writes
 from rung.models.base import CausalModel
 from rung.training.argument_checks import name_of
-from rung.training.arguments import ENDLESS
+from rung.training.arguments import ENDLESS, count_rows
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import Checkpoints, ResumeState, write_resume_state
 from rung.training.clock import Clock
-from rung.training.global_batch import count_rows
 from rung.training.optimizer import Muon, group_parameters
 from rung.training.recorder import divergence_error, preserve_random_state
 from rung.training.sampler import ResumableSampler

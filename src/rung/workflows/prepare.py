@@ -23,8 +23,7 @@ from rung.models import make_config
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
-from rung.training.arguments import make_training_arguments
-from rung.training.global_batch import find_global_batch_size
+from rung.training.arguments import find_global_batch_size, make_training_arguments
 from rung.training.settings import TrainSettings
 from rung.training.trackers import check_trackers
 from rung.workflows.base import describe_base, load_base
