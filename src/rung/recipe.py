@@ -38,8 +38,7 @@ from rung.ladder import is_counting
 from rung.models import Rung, config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
-from rung.training.argument_checks import check_arguments
-from rung.training.gradient_checkpointing import check_gradient_checkpointing
+from rung.training.argument_checks import check_arguments, check_gradient_checkpointing
 from rung.training.lora import check_lora
 from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state

@@ -6,8 +6,13 @@ import pytest
 from transformers import TrainingArguments
 
 from rung.errors import RecipeError
+from rung.models import RUNGS
 from rung.recipe import make_recipe
-from rung.training.argument_checks import REFUSED_ARGUMENTS, check_arguments
+from rung.training.argument_checks import (
+    REFUSED_ARGUMENTS,
+    check_arguments,
+    check_gradient_checkpointing,
+)
 from rung.training.arguments import make_training_arguments
 from rung.training.settings import TrainSettings
 
@@ -236,3 +241,13 @@ def test_what_only_training_heeds_is_refused_for_a_rung_that_counts(rung, page):
         RecipeError, match="is fitted by counting in one pass, without steps: leave it out"
     ):
         make_recipe({"rung": rung, **page})
+
+
+@pytest.mark.parametrize("name", ["rnn", "rnn-attention"])
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
+def test_a_recurrence_has_no_layers_to_compute_again(name, key):
+    with pytest.raises(
+        RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"
+    ):
+        make_recipe({"rung": name}, [f"{key}=true"])
+    check_gradient_checkpointing("rnn", RUNGS["rnn"].model_class, {key: False})

@@ -17,6 +17,9 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames, trainer_log_levels
 
 from rung.errors import RecipeError, did_you_mean, first_line
+from rung.ladder import LADDER
+from rung.models import RUNGS
+from rung.models.base import CausalModel
 from rung.training.schedule import CURVE_STEPS
 from rung.training.settings import MUON, SCHEDULE
 from rung.training.trackers import list_trackers
@@ -104,6 +107,8 @@ TARGETED_OPTIMIZERS = ("galore", "apollo")
 # Values that tell whether an optimizer reads an argument.
 PROBE_VALUES = ("1", "0.123")
 
+# Gradient checkpointing: the field has the first name, newer versions of transformers the second.
+OLD_CHECKPOINTING, NEW_CHECKPOINTING = "gradient_checkpointing", "activation_checkpointing"
 ABOVE_ZERO = sys.float_info.min
 # A number must be at least the first and below the second; all others at least 0.
 RANGES: dict[str, tuple[float, float]] = {
@@ -140,6 +145,21 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             _check_choice(key, value)
     _check_optimizer_options(arguments)
     list_trackers(arguments)
+
+
+def check_gradient_checkpointing(
+    name: str, model: type[CausalModel], arguments: dict[str, Any]
+) -> None:
+    """Raise `RecipeError` for a model without layers whose activations could be dropped."""
+    for key in (OLD_CHECKPOINTING, NEW_CHECKPOINTING):
+        if arguments.get(key) and not model.supports_gradient_checkpointing:
+            able = ", ".join(
+                name for name in LADDER if RUNGS[name].model_class.supports_gradient_checkpointing
+            )
+            raise RecipeError(
+                f"train.{key} is {arguments[key]!r}: {name} cannot train so, its memory is in the "
+                f"steps through time and not in layers; of the rungs, {able} can"
+            )
 
 
 def check_made(arguments: TrainingArguments) -> None:

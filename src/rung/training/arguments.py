@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from transformers import TrainingArguments
 from rung import distributed, runs
 from rung.device import choose_device, has_fast_bfloat16
 from rung.errors import RecipeError, first_line
-from rung.training.argument_checks import check_arguments, check_made
+from rung.training.argument_checks import (
+    NEW_CHECKPOINTING,
+    OLD_CHECKPOINTING,
+    check_arguments,
+    check_made,
+)
 from rung.training.clock import MAX_EVALUATIONS
-from rung.training.gradient_checkpointing import rename_gradient_checkpointing
 from rung.training.lora import LORA_ARGUMENTS
 from rung.training.schedule import WARMUP_SHARE
 from rung.training.settings import MUON, SCHEDULE, TrainSettings
@@ -96,7 +100,7 @@ def _choose_arguments(settings: TrainSettings, folder: Path, steps: int) -> dict
         "use_cache": True,
         **DEFAULT_ARGUMENTS,
         **(LORA_ARGUMENTS if settings.lora else {}),
-        **rename_gradient_checkpointing(settings.arguments),
+        **_rename_checkpointing(settings.arguments),
     }
     if settings.global_batch_size is not None:
         chosen |= split_global_batch(settings.global_batch_size, settings.arguments)
@@ -106,6 +110,20 @@ def _choose_arguments(settings: TrainSettings, folder: Path, steps: int) -> dict
     if chosen["lr_scheduler_type"] == SCHEDULE and not chosen.get("lr_scheduler_kwargs"):
         chosen = {"warmup_steps": WARMUP_SHARE} | chosen
     return chosen
+
+
+def _rename_checkpointing(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give the arguments the name that the installed transformers prefers.
+
+    It warns of the other one at every run.
+    """
+    known = {f.name for f in fields(TrainingArguments)}
+    names = {
+        key: key.replace(OLD_CHECKPOINTING, NEW_CHECKPOINTING)
+        for key in (OLD_CHECKPOINTING, f"{OLD_CHECKPOINTING}_kwargs")
+        if NEW_CHECKPOINTING in known
+    }
+    return {names.get(key, key): value for key, value in arguments.items()}
 
 
 def choose_precision(settings: TrainSettings, begun_in_bf16: bool | None = None) -> TrainSettings:

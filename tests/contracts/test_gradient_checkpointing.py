@@ -8,11 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from rung import runs
 from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
-from rung.errors import RecipeError
-from rung.models import RUNGS
-from rung.recipe import make_recipe
 from rung.training.callbacks import TrainingCallbacks
-from rung.training.gradient_checkpointing import check_gradient_checkpointing
 from rung.training.settings import TrainSettings
 from rung.training.train import train
 from tests.conftest import NEURAL, SENTENCES
@@ -95,16 +91,6 @@ def test_activations_are_computed_again_in_a_run(make_tiny, tokenizer, packed, t
     assert not [
         w for w in recwarn if "deprecated" in str(w.message) and "checkpointing" in str(w.message)
     ]
-
-
-@pytest.mark.parametrize("name", ["rnn", "rnn-attention"])
-@pytest.mark.parametrize("key", ["gradient_checkpointing", "activation_checkpointing"])
-def test_a_recurrence_has_no_layers_to_compute_again(name, key):
-    with pytest.raises(
-        RecipeError, match=f"train.{key} is True: {name} cannot train so.* gpt2, llama3 can"
-    ):
-        make_recipe({"rung": name}, [f"{key}=true"])
-    check_gradient_checkpointing("rnn", RUNGS["rnn"].model_class, {key: False})
 
 
 @pytest.mark.parametrize("optim", ["muon", "adamw_torch_fused"])
