@@ -148,10 +148,26 @@ def choose_stride(window: int) -> int:
 
 
 def forward_nll(model: CausalModel, rows: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
-    """Return the nats (B, T) of the tokens of each row but its first, and the model's next state.
+    """Return the nats (B, T) of each row's tokens but its first, and the model's next state."""
+    return reduce_logits(model, rows, state, _cross_entropy)
 
-    Rows are padded on the right, which no earlier token sees. The head reads some positions at a
-    time, so that the logits of all of them never stand in memory.
+
+def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(logits, targets, reduction="none")
+
+
+def reduce_logits(
+    model: CausalModel,
+    rows: list[list[int]],
+    state: Any,
+    reduce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    features: int | None = None,
+) -> tuple[torch.Tensor, Any]:
+    """Return what `reduce` makes of each prediction of a row (B, T), and the model's next state.
+
+    `reduce` takes logits (N, V) in float32 and the tokens that follow (N), and returns (N), or
+    (N, `features`). Rows are padded on the right, which no earlier token sees. The head reads some
+    positions at a time, so that the logits of all of them never stand in memory.
     """
     width = max(2, max(map(len, rows)))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
@@ -165,9 +181,10 @@ def forward_nll(model: CausalModel, rows: list[list[int]], state: Any) -> tuple[
         output = model(ids[:, :-1], past_key_values=state, use_cache=model.context_length is None)
     targets = ids[:, 1:].flatten()
     # All at once: small tensors allocated between large ones would keep the memory of these.
-    nats = torch.empty(len(targets), dtype=torch.float32)
+    sizes = (len(targets),) if features is None else (len(targets), features)
+    values = torch.empty(sizes, dtype=torch.float32)
     at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # the softmax needs as many
     for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
         logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
-        nats[part] = F.cross_entropy(logits.float(), targets[part], reduction="none")
-    return nats.unflatten(0, (len(rows), width - 1)), output.past_key_values
+        values[part] = reduce(logits.float(), targets[part])
+    return values.unflatten(0, (len(rows), width - 1)), output.past_key_values

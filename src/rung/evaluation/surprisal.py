@@ -49,7 +49,7 @@ def score_text(
     ids = add_document_ends(aligned.encoding.ids, tokenizer)
     has_end = tokenizer.eos_token_id is not None
     nats = compute_nll(model, [ids])[0].tolist()
-    found = _find_counts(model, torch.tensor(ids, device=model.device))
+    found = find_ngrams(model, torch.tensor(ids, device=model.device))
     spelled, end = sorted([*aligned.unknown, *aligned.dropped], reverse=True), 0
     scores = []
     rows = join_tokens(aligned.encoding.offsets)
@@ -77,7 +77,7 @@ def score_text(
     return scores
 
 
-def _find_counts(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
+def find_ngrams(model: CausalModel, ids: torch.Tensor) -> list[dict[str, Any]]:
     """Return the n-gram fields of `TokenScore` for every token but the first."""
     if not isinstance(model, CountingModel):
         return [{}] * (len(ids) - 1)
