@@ -29,6 +29,7 @@ FUNCTIONS = {  # where the functions and classes are that stand beside the modul
     "evaluate": "run",
     "generate": "run",
     "load": "run",
+    "surprisal": "surprisal",
     "train": "train",
     "tune": "tune",
 }

@@ -135,6 +135,15 @@ def check_writable(path: Path) -> None:
         raise RunError(f"{path.parent} cannot be written to: choose another place")
 
 
+def check_writable_file(path: Path, source: str | Path = "") -> None:
+    """Raise `RunError` where `path` cannot be written as a file, or is the file that is read."""
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: name a file")
+    if source and path.resolve() == Path(source).resolve():
+        raise RunError(f"{path} is the text itself: choose another place")
+    check_writable(path)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old file or the new one, and never a part."""
     with atomic_replace(path) as temporary:

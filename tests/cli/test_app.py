@@ -22,6 +22,7 @@ VERBS = (
     "eval",
     "compare",
     "score",
+    "surprisal",
     "generate",
     "verify-resume",
     "export",

@@ -2,6 +2,7 @@
 `wordsprobability`, and on texts and tokenizers of every kind.
 """
 
+import copy
 import itertools
 import math
 
@@ -18,6 +19,7 @@ from rung.evaluation.word_surprisal import find_boundary_tokens, find_words, sco
 from rung.models import build_model, make_config
 from tests.conftest import SENTENCES, TINY, shake
 from tests.evaluation.conftest import LONG, count, wrap
+from tests.models.foreign import build
 
 
 def measure(model, tokenizer, *texts):
@@ -257,3 +259,32 @@ def test_a_boundary_that_no_token_marks_is_not_corrected(make_tiny, tokenizer):
     first, second = measure(model, tokenizer, "cat\u3000dog")
     assert not first.is_corrected and not second.is_corrected
     assert math.isfinite(first.bits) and second.tokens > 3
+
+
+def test_a_model_of_another_architecture_without_a_beginning_and_an_end(tokenizer):
+    """Its first token costs log2 V, of which tokens without white space have their share; after the
+    last one the next token is asked for all the same.
+    """
+    from rung.models.foreign import ForeignForCausalLM
+
+    plain = copy.deepcopy(tokenizer)
+    plain.bos_token = plain.eos_token = None
+    inner = build("gpt_neox", tokenizer)
+    model, text = ForeignForCausalLM(inner), "the cat sat on a log"
+    found = measure(model, plain, text)
+    total = score_documents(model, plain, [text]).nats / math.log(2)
+    assert sum(score.uncorrected for score in found) == pytest.approx(total, rel=1e-5)
+    boundaries = find_boundary_tokens(plain, inner.config.vocab_size)
+    ids = plain(text, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        shares = inner(torch.tensor([ids])).logits[0].double().softmax(-1)
+    masses = shares[:, boundaries.ends].sum(dim=1).log2().tolist()
+    starts = [sum(score.tokens for score in found[:n]) for n in range(len(found) + 1)]
+    begin = (~boundaries.spaces).double().mean().log2().item()
+    before = [begin, *(masses[start - 1] for start in starts[1:-1])]
+    wanted = [
+        score.uncorrected - masses[end - 1] + mass
+        for score, end, mass in zip(found, starts[1:], before, strict=True)
+    ]
+    assert [score.bits for score in found] == pytest.approx(wanted, rel=1e-4)
+    assert found[0].context == 0 and found[1].context == found[0].tokens

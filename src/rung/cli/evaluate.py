@@ -19,7 +19,7 @@ from rung.cli.app import (
 )
 from rung.cli.output import silence_libraries
 from rung.errors import RecipeError
-from rung.files import cache_folder, check_writable, to_csv, write_atomically
+from rung.files import cache_folder, check_writable_file, to_csv, write_atomically
 
 if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore
@@ -99,7 +99,7 @@ def eval_command(
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
     switches: dict[str, Any] = {"mix": mix or (), "cache": cache, "dynamic": dynamic}
     if per_document:
-        check_writable(per_document)
+        check_writable_file(per_document)
         switches["per_document"] = True
     switches["prove"] = prove
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)

@@ -18,6 +18,7 @@ from rung.cli import (  # noqa: F401  # each registers verbs
     export,
     generate,
     serve,
+    surprisal,
     train,
     tune,
     verify,
@@ -30,8 +31,8 @@ __all__ = ["app", "main"]
 
 # The order of `rung --help`: make runs, measure them, use them, look around.
 VERBS = [
-    *("climb", "train", "tune", "eval", "compare", "score", "generate", "chat", "serve", "export"),
-    *("compress", "decompress"),
+    *("climb", "train", "tune", "eval", "compare", "score", "surprisal", "generate", "chat"),
+    *("serve", "export", "compress", "decompress"),
     *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
 ]
 

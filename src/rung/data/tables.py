@@ -70,6 +70,11 @@ def read_table(table: TableFile) -> Iterator[str]:
         note_without_text(count, column, table.where, table.notes)
 
 
+def read_column(table: TableFile) -> Iterator[str]:
+    """Yield the text of each row, "" where it has none. Raises the errors of `read_table`."""
+    yield from (text or "" for _, text in _READERS[table.kind](table))
+
+
 def note_without_text(count: int, column: str, where: str, notes: CorpusNotes) -> None:
     """Note how many rows are skipped for want of text; `column` is "" for rows that are a text."""
     if count:

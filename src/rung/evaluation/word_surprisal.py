@@ -41,7 +41,7 @@ from rung.evaluation.likelihood import (
 from rung.evaluation.surprisal import find_ngrams
 from rung.models.base import CausalModel
 
-WORD = re.compile(r"\S+")
+_WORD = re.compile(r"\S+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class WordScore:
 
 def find_words(text: str) -> list[Span]:
     """Return the spans of what stands between white space."""
-    return [found.span() for found in WORD.finditer(text)]
+    return [found.span() for found in _WORD.finditer(text)]
 
 
 def score_words(
