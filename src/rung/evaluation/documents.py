@@ -4,10 +4,13 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from rung.evaluation.alignment import Aligner
+
+_Document = TypeVar("_Document")
 
 DOCUMENTS_AT_ONCE = 64
 # Stands before a document whose tokenizer has no begin-of-text token. The first token follows
@@ -65,9 +68,7 @@ def add_document_ends(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> lis
     return [NO_BOS if bos is None else bos, *ids, *([] if eos is None else [eos])]
 
 
-def batch_documents(
-    documents: Iterable[TokenizedDocument], size: int
-) -> Iterator[list[TokenizedDocument]]:
+def batch_documents(documents: Iterable[_Document], size: int) -> Iterator[list[_Document]]:
     """Yield lists of `size` documents, the last one shorter."""
     iterator = iter(documents)
     while batch := list(itertools.islice(iterator, size)):

@@ -87,10 +87,11 @@ def score_words(
     for batch in batch_documents(numbered, DOCUMENTS_AT_ONCE):
         aligned = [found for _, found in Aligner(tokenizer).align(text for _, text, _ in batch)]
         ids = [add_document_ends(found.encoding.ids, tokenizer) for found in aligned]
-        costs = compute_nll(model, ids)
-        masses = boundaries.weigh(model, ids)
-        for (number, text, words), *parts in zip(batch, aligned, ids, costs, masses, strict=True):
-            document = _TokenizedWords(number, text, words, *parts)
+        costs, masses = compute_nll(model, ids), boundaries.weigh(model, ids)
+        for place, (number, text, words) in enumerate(batch):
+            document = _TokenizedWords(
+                number, text, words, aligned[place], ids[place], costs[place], masses[place]
+            )
             yield from document.score(model, boundaries)
 
 
