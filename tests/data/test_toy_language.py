@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -244,3 +245,9 @@ def test_the_corpus_is_cut_into_splits(tmp_path, monkeypatch):
     for option in ({"column": "text"}, {"encoding": "latin-1"}):
         with pytest.raises(CorpusError, match="leave it out"):
             load_corpus("toy-language", **option)
+
+
+def test_the_documents_that_the_docs_show_are_of_the_language():
+    page = (SOURCE.parent / "docs" / "data.md").read_text(encoding="utf-8")
+    shown = re.search(r"```text\n(This is the tale of .*?)\n```", page, re.DOTALL)
+    assert LANGUAGE.code_length(shown[1].replace("\n", " ")) > 100

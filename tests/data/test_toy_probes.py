@@ -110,6 +110,9 @@ def test_guessing_by_the_nearest_noun_is_right_half_of_the_time():
 
 def test_they_are_named_as_pairs():
     found = read_pairs("toy-language")
+    assert found == read_pairs("toy-language@5MB#1")
+    with pytest.raises(CorpusError, match="leave it out"):
+        read_pairs("toy-language", encoding="utf-8")
     assert found.describe() == "3,120 pairs, 26 paradigms, 3 phenomena of toy-language"
     assert [pair.paradigm for pair in found.pairs[::120]][:3] == [
         f"agreement at distance {distance}" for distance in (1, 2, 3)

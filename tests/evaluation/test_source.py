@@ -30,3 +30,18 @@ def test_it_stands_after_the_compressors(tmp_path, monkeypatch):
         marks = find_marks(load_corpus("toy-language@60KB"), lambda _: None, 60)["marks"]
         assert list(marks) == ["zlib", "bz2", "lzma", "lzma after train", SOURCE_MARK]
         assert marks[SOURCE_MARK] < marks["lzma after train"] / 1.5
+
+
+def test_no_model_beats_the_source(tmp_path, monkeypatch):
+    import rung
+
+    monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    ladder = rung.climb("toy-language@100KB", rungs=["bigram", "ngram"], out=tmp_path / "runs")
+    bigram, ngram = (run.record for run in ladder)
+    source = ngram["marks"][SOURCE_MARK]
+    scores = [record["scores"]["test"] for record in (bigram, ngram)]
+    assert scores[0]["low"] > scores[1]["high"]
+    assert scores[1]["low"] > source
+    page = ladder.report.read_text(encoding="utf-8")
+    assert "the source itself needs" in page
+    assert "which no model can be expected to beat" in page

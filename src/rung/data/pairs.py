@@ -68,13 +68,17 @@ class PairSet:
 
 
 def read_pairs(source: str, encoding: str | None = None) -> PairSet:
-    """Read the minimal pairs of a file, or of all tables in a folder; or the probes `toy-language`.
+    """Read the minimal pairs of a file, or of all tables in a folder.
 
+    The corpus `toy-language`, of any size and seed, stands for its probes.
     Raises `CorpusError` where there are none, and for a file or a row that is no pair.
     """
     notes = CorpusNotes()
-    if source == toy_language.NAME:
-        return _collect([MinimalPair(**row) for row in toy_language_probes()], source, notes)
+    if find_probes(source):
+        if encoding:
+            raise CorpusError(f"--encoding is {encoding!r}, but {source} needs none: leave it out")
+        probes = [MinimalPair(**row) for row in toy_language_probes()]
+        return _collect(probes, toy_language.NAME, notes)
     encoding = normalize_encoding(encoding) if encoding else None
     pairs = [
         pair
@@ -90,6 +94,12 @@ def read_pairs(source: str, encoding: str | None = None) -> PairSet:
         )
     ]
     return _collect(pairs, Path(source).resolve().name, notes)
+
+
+def find_probes(corpus: str | Sequence[str]) -> str | None:
+    """Return the name of the pairs that were made for a corpus; None where there are none."""
+    sources = [corpus] if isinstance(corpus, str) else corpus
+    return toy_language.NAME if toy_language.parse_name(sources[0]) else None
 
 
 def _collect(pairs: list[MinimalPair], name: str, notes: CorpusNotes) -> PairSet:

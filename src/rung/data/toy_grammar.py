@@ -8,7 +8,7 @@ The rules, with what a model has to keep in mind for them:
 - A document begins with names ("This is the tale of Bado and Kelda."), and later ones may join
   ("Then came Mira."). A name that is referred to is one of these: recall.
 - A verb agrees with its subject, however many phrases stand between ("The bakers near the small
-  mill often singen and walken."): agreement.
+  tower often singen and walken."): agreement.
 - What is packed stands in nested brackets of three kinds: "packes (lamp [coin {key}] rope)."
 - A document has one song. The first to chant it makes it up, and it is repeated word by word ever
   after ('chantes "la ki mo te".'): copying.
