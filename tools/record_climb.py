@@ -1,6 +1,6 @@
 """Climb, and write the table of the rungs and their accuracies on minimal pairs to a file.
 
-    python tools/record_climb.py docs/results/climb-toy-language.txt toy-language
+    python tools/record_climb.py FILE toy-language
 
 What stands behind the file's name is given to `rung climb` as it is. Without --out, the runs go to
 the folder that `rung climb` chooses; a climb that is finished there is recorded as it is.
@@ -45,7 +45,7 @@ def record_climb(out: Path, arguments: Sequence[str]) -> None:
         console.print(ladder)
         scored = [records[path] for path in folders if "pairs" in records[path]]
         if scored:
-            console.print(build_accuracies(scored))
+            console.print("", build_accuracies(scored), sep="\n")
     trimmed = [line.rstrip() for line in out.read_text(encoding="utf-8").splitlines()]
     out.write_text("\n".join(trimmed).rstrip() + "\n", encoding="utf-8")
 

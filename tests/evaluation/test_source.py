@@ -3,6 +3,7 @@
 import pytest
 
 from rung.data.toy_language import ToyLanguage, draw_documents
+from rung.data.toy_probes import toy_language_probes
 from rung.evaluation.metrics import SOURCE_MARK
 from rung.evaluation.source import source_mark
 from rung.workflows.record import find_marks
@@ -36,12 +37,17 @@ def test_no_model_beats_the_source(tmp_path, monkeypatch):
     import rung
 
     monkeypatch.setenv("RUNG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("rung.data.pairs.toy_language_probes", lambda: toy_language_probes(6))
     ladder = rung.climb("toy-language@100KB", rungs=["bigram", "ngram"], out=tmp_path / "runs")
     bigram, ngram = (run.record for run in ladder)
     source = ngram["marks"][SOURCE_MARK]
     scores = [record["scores"]["test"] for record in (bigram, ngram)]
     assert scores[0]["low"] > scores[1]["high"]
     assert scores[1]["low"] > source
+    # A climb on the language is scored on its probes unasked.
+    assert {record["pairs"]["name"] for record in (bigram, ngram)} == {"toy-language"}
+    assert len(ngram["pairs"]["paradigms"]) == 26
     page = ladder.report.read_text(encoding="utf-8")
     assert "the source itself needs" in page
     assert "which no model can be expected to beat" in page
+    assert "recall at distance" in page

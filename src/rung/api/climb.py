@@ -44,10 +44,10 @@ def climb(
     `corpus` is a name (`rung corpora`), `hf:ORG/NAME`, or paths; `python-docs` by default. Settings
     are `minutes` for all rungs together (5 by default), `rungs` (all by default), `tokenizer`,
     `documents`, `column`, `encoding`, `seed`, and `pairs`, a file or folder of minimal pairs that
-    the runs are scored on after these minutes. With `between=("gpt2", "llama3")` the models are
-    those that swap one part of the first for one of the second: `steps` of each run (800 by
-    default) and `seeds`, the runs of each model (3 by default), take the place of `minutes`,
-    `rungs` and `pairs`.
+    the runs are scored on after these minutes; those of `toy-language` are its probes. With
+    `between=("gpt2", "llama3")` the models are those that swap one part of the first for one of the
+    second: `steps` of each run (800 by default) and `seeds`, the runs of each model (3 by default),
+    take the place of `minutes`, `rungs` and `pairs`.
 
     The runs go to the folder `out`, by default `runs/CORPUS`; those that are finished there stay.
     `on_progress` is called with each `Progress`, which names its run; the minutes count from

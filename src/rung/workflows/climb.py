@@ -17,7 +17,7 @@ from typing import Any
 
 from rung import distributed, runs
 from rung.data.files import DocumentKind
-from rung.data.pairs import PairSet
+from rung.data.pairs import PairSet, find_probes
 from rung.errors import RunError, RungError, first_line
 from rung.ladder import LADDER, OFF_LADDER, is_counting
 from rung.models import find_rung
@@ -56,7 +56,8 @@ class Climb:
     minutes: float = DEFAULT_MINUTES
     seed: int = 0
     folder: Path = Path("runs/climb")
-    pairs: str | None = None  # a file or folder of minimal pairs, that the runs are scored on
+    # A file or folder of minimal pairs, that the runs are scored on; None for the corpus's own.
+    pairs: str | None = None
 
     def __post_init__(self) -> None:
         check_positive("minutes", self.minutes, float)
@@ -106,7 +107,8 @@ def climb(
         write_report(begun, plan.folder / REPORT)
 
     # Read before the climb, so that a mistake in them does not end it.
-    pairs = _read_pairs(plan.pairs, on_progress) if plan.pairs else None
+    source = plan.pairs or find_probes(plan.corpus)
+    pairs = _read_pairs(source, on_progress) if source else None
     make_runs(recipes, on_progress, report, began)
     if pairs:
         _score_pairs(recipes, pairs, on_progress)
