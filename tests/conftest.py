@@ -103,7 +103,7 @@ def examples(count):
     """How many examples a property is tried with: all of them in CI, a fifth where it is to be
     quick.
     """
-    return count if "RUNG_ALL_EXAMPLES" in os.environ else max(count // 5, 10)
+    return count if "RUNG_ALL_EXAMPLES" in os.environ else max(count // 5, min(count, 5))
 
 
 settings.register_profile("rung", max_examples=examples(100), deadline=None)

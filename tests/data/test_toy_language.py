@@ -24,6 +24,7 @@ from rung.data.toy_lexicon import Lexicon
 from rung.data.toy_probes import toy_language_probes
 from rung.errors import CorpusError
 from rung.evaluation.metrics import confidence_interval
+from tests.conftest import examples
 from tests.data.conftest import texts
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -167,7 +168,7 @@ def test_the_classes_of_a_choice_share_no_word():
                 break
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(seed=st.integers(0, 2**63 - 1), number=st.integers(0, 10**6))
 def test_a_document_has_the_derivation_it_was_drawn_by(seed, number):
     words = LANGUAGE.draw_words(SplitMix64(seed, number))
@@ -179,7 +180,7 @@ def test_a_document_has_the_derivation_it_was_drawn_by(seed, number):
     assert all(0 <= cost.bits < 30 for cost in costs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(number=st.integers(0, 10**6), data=st.data())
 def test_a_text_that_was_changed_is_refused_or_another_text(number, data):
     text = LANGUAGE.draw(0, number)

@@ -221,8 +221,7 @@ def test_golden_discounts(shared):
 
 
 @pytest.mark.parametrize(
-    "order",
-    [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow), 5],
+    "order", [*(pytest.param(order, marks=pytest.mark.slow) for order in (2, 3, 4)), 5]
 )
 def test_golden_sentences(shared, order):
     """KenLM's perplexities, and its log10 of each of 300 sentences, to five digits."""
