@@ -141,7 +141,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
 
     plan = replace(plan, rungs=("llama3",), minutes=0.1)
     monkeypatch.setattr(
-        "rung.training.clock.time", Clock(0.0, tick=0.02)
+        "rung.training.clock.time", Clock(0.0, tick=0.04)
     )  # some steps for everyone
     measure(1e-6)
     with pytest.raises(RunError, match="went away"):

@@ -1,5 +1,6 @@
 """The n-gram room: counts, smoothing, look-up and ARPA files; KenLM's figures to the digit."""
 
+import functools
 import gzip
 import json
 import math
@@ -220,14 +221,21 @@ def test_golden_discounts(shared):
         )
 
 
+@pytest.fixture(scope="module")
+def fit_golden(shared):
+    """A function that gives the model of KenLM's training text of an order, and its tokenizer."""
+    lines = (shared / "golden/kenlm/train.txt").read_text().splitlines()
+    return functools.cache(lambda order: fit_texts(lines, order=order))
+
+
 @pytest.mark.parametrize(
     "order", [*(pytest.param(order, marks=pytest.mark.slow) for order in (2, 3, 4)), 5]
 )
-def test_golden_sentences(shared, order):
+def test_golden_sentences(shared, fit_golden, order):
     """KenLM's perplexities, and its log10 of each of 300 sentences, to five digits."""
     folder = shared / "golden/kenlm"
     figures = json.loads((folder / "figures.json").read_text())["orders"][str(order)]
-    model, tokenizer = fit_texts((folder / "train.txt").read_text().splitlines(), order=order)
+    model, tokenizer = fit_golden(order)
     sentences = (folder / "valid.txt").read_text().splitlines()
     found = score_documents(model, tokenizer, sentences).kenlm
     for name in ("perplexity_including_oov", "perplexity_excluding_oov", "oov", "tokens"):
@@ -371,20 +379,19 @@ def test_arpa_comes_back_to_the_last_bit(documents, suffix, tmp_path_factory):
         assert again.score(text, words) == model.score(text, tokenizer)
 
 
-def test_kenlm_reads_what_is_written_and_agrees(shared, tmp_path):
+def test_kenlm_reads_what_is_written_and_agrees(shared, fit_golden, tmp_path):
     kenlm = pytest.importorskip("kenlm", reason="the package kenlm is not installed")
     folder = shared / "golden/kenlm"
-    model, tokenizer = fit_texts((folder / "train.txt").read_text().splitlines(), order=5)
+    model, tokenizer = fit_golden(5)
     write_arpa(model, tokenizer, tmp_path / "ours.arpa")
     theirs = kenlm.Model(str(tmp_path / "ours.arpa"))
     for sentence in (folder / "valid.txt").read_text().splitlines()[:300]:
         words = (
             log10 for log10, _, _ in theirs.full_scores(sentence)
         )  # `score` adds them up in float32
-        assert model.score(sentence, tokenizer) == pytest.approx(math.fsum(words), abs=1e-4)
-        assert model.score(sentence, tokenizer) == pytest.approx(
-            theirs.score(sentence), abs=1e-4, rel=1e-6
-        )
+        score = model.score(sentence, tokenizer)
+        assert score == pytest.approx(math.fsum(words), abs=1e-4)
+        assert score == pytest.approx(theirs.score(sentence), abs=1e-4, rel=1e-6)
 
 
 def test_kenlm_parts_words_where_we_do(tmp_path):
