@@ -30,6 +30,7 @@ FUNCTIONS = {  # where the functions and classes are that stand beside the modul
     "generate": "run",
     "load": "run",
     "surprisal": "surprisal",
+    "novelty": "novelty",
     "train": "train",
     "tune": "tune",
 }

@@ -31,7 +31,7 @@ VERBS = (
     "sizes",
     "corpora",
 )
-VERBS += ("tokenizers", "tune", "chat", "serve")
+VERBS += ("tokenizers", "tune", "chat", "serve", "novelty")
 RUNG = Path(sys.executable).with_name("rung")
 
 

@@ -17,6 +17,7 @@ from rung.cli import (  # noqa: F401  # each registers verbs
     evaluate,
     export,
     generate,
+    novelty,
     serve,
     surprisal,
     train,
@@ -31,8 +32,8 @@ __all__ = ["app", "main"]
 
 # The order of `rung --help`: make runs, measure them, use them, look around.
 VERBS = [
-    *("climb", "train", "tune", "eval", "compare", "score", "surprisal", "generate", "chat"),
-    *("serve", "export", "compress", "decompress"),
+    *("climb", "train", "tune", "eval", "compare", "score", "surprisal", "novelty"),
+    *("generate", "chat", "serve", "export", "compress", "decompress"),
     *("report", "runs", "sizes", "corpora", "tokenizers", "verify-resume"),
 ]
 

@@ -18,6 +18,7 @@ from rung.evaluation.metrics import LZMA_AFTER_TRAIN, SOURCE_MARK
 from rung.files import explain_failed_writes, write_atomically
 from rung.ladder import is_counting
 from rung.report import axes, charts
+from rung.report.novelty import build_novelty
 from rung.report.pairs import build_pairs_table, draw_pair_charts
 from rung.report.samples import build_samples, build_surprisal
 from rung.report.summaries import ComparableRuns, ReportedRun, group_runs, read_runs
@@ -85,8 +86,10 @@ def _contents(groups: list[ComparableRuns]) -> str:
 
 
 def _article(group: ComparableRuns, anchor: str) -> str:
-    build = (_header, _ladder, build_table, _pairs, _curves, build_samples, build_surprisal)
-    return f'<article id="{anchor}">{"".join(section(group) for section in build)}</article>'
+    figures = (_header, _ladder, build_table, _pairs, _curves)
+    texts = (build_samples, build_novelty, build_surprisal)
+    sections = "".join(build(group) for build in (*figures, *texts))
+    return f'<article id="{anchor}">{sections}</article>'
 
 
 def _title(group: ComparableRuns) -> str:

@@ -32,6 +32,12 @@ ACCURACY_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("pairs", "ties"), _COUNT),
     **dict.fromkeys(("phenomenon", "paradigm"), _TEXT),
 }
+NOVELTY_SCHEMA: dict[str, Any] = {
+    "new": {_ANY: _COST},
+    **dict.fromkeys(("new_share", "low", "high", "repeated"), _COST),
+    **dict.fromkeys(("texts", "words", "longest"), _COUNT),
+    "longest_text": _TEXT,
+}
 RECORD_SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("rung", "failed", "imported", "hardware"), _TEXT),
     **dict.fromkeys(("prompt", "sample"), (str, type(None))),
@@ -60,6 +66,20 @@ RECORD_SCHEMA: dict[str, Any] = {
         "paradigms": [ACCURACY_SCHEMA],
     },
     "marks": {_ANY: _NUMBER},
+    "novelty": {
+        **dict.fromkeys(("unit", "corpus"), _TEXT),
+        **dict.fromkeys(("texts", "tokens", "nearest"), _COUNT),
+        "human": NOVELTY_SCHEMA,
+        "settings": [
+            {
+                **NOVELTY_SCHEMA,
+                **dict.fromkeys(("temperature", "top_p"), _NUMBER),
+                "distance": _COST,
+                "verdict": _TEXT,
+            }
+        ],
+        "crossings": {_ANY: _COST},
+    },
     "passage": [(_TEXT, _COST)],
     "plan": {},
     "places": {_ANY: _TEXT},

@@ -218,5 +218,10 @@ def _find_passage(corpus: Corpus) -> str:
 
 def find_prompt(corpus: Corpus) -> str:
     """Return the first words of the passage."""
-    words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", _find_passage(corpus))
+    return take_first_words(_find_passage(corpus))
+
+
+def take_first_words(text: str) -> str:
+    """Return the first words of a text, with the white space before them."""
+    words = re.match(rf"\s*(?:\S+\s+){{0,{PROMPT_WORDS - 1}}}\S+", text)
     return words.group()[:PROMPT_CHARACTERS] if words else ""
