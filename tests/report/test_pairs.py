@@ -2,6 +2,8 @@
 
 import json
 import re
+from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -117,3 +119,23 @@ def test_the_terminals_table_has_the_column(scored):
 def test_a_record_with_a_wrong_accuracy_is_damaged(make_run):
     folder = make_run("a", pairs={"accuracy": "high"})
     assert "pairs.accuracy" in runs.read_record_or_failure(folder)["failed"]
+
+
+def test_a_recorded_climb_has_its_table_and_its_charts(make_run, tmp_path, monkeypatch):
+    """By the tool that writes docs/results, without the climb itself."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "tools")
+    import record_climb
+
+    monkeypatch.setattr(record_climb.subprocess, "run", lambda *_, **__: None)
+    for name in ("rnn", "llama3"):
+        pairs = make_pairs({"binding": {"one": 0.25, "two": 0.75}, "recall": PROBES})
+        make_run(f"runs/{name}", rung=name, pairs=pairs, versions__python="3.11")
+    out = tmp_path / "blimp.txt"
+    record_climb.record_climb(
+        out, ["novels", "--pairs", str(tmp_path), "--out", str(out.parent / "runs")]
+    )
+    text = out.read_text()
+    assert text.startswith(f"$ rung climb novels --pairs {tmp_path.name} --out runs  ")
+    assert re.search(r"binding +100 +50\.0 +50\.0\n +one +100 +25\.0", text)
+    images = [out.with_suffix(".svg"), out.with_name("blimp-2.svg")]
+    assert all(ElementTree.parse(image).getroot().get("width") == "880" for image in images)

@@ -171,7 +171,7 @@ def _facts(group: ComparableRuns) -> list[tuple[str, str]]:
 def _ladder(group: ComparableRuns) -> str:
     if not group.scored:
         return ""
-    shades = _shades(group)
+    shades = shade_runs(group)
     bars = [
         charts.Bar(
             label=run.label + run.mark,
@@ -202,7 +202,7 @@ def _pairs(group: ComparableRuns) -> str:
     found = [run for run in group.runs if run.row.pairs]
     if not found:
         return ""
-    drawings = draw_pair_charts(found, _shades(group))
+    drawings = draw_pair_charts(found, shade_runs(group))
     caption = (
         "The share of minimal pairs whose good sentence a rung finds likelier than the bad one, "
         "and its 95% interval. Further right, or higher, is better; the dotted line is chance."
@@ -214,7 +214,7 @@ def _pairs(group: ComparableRuns) -> str:
 
 
 def _curves(group: ComparableRuns) -> str:
-    shades = _shades(group)
+    shades = shade_runs(group)
     learners = [run for run in group.runs if run.curve and not is_counting(run.row.rung)]
     if not learners:
         return ""
@@ -306,7 +306,7 @@ def _distinct(values: Iterable[Any]) -> str:
     return escape("; ".join(dict.fromkeys(str(value) for value in values if value is not None)))
 
 
-def _shades(group: ComparableRuns) -> dict[str, int]:
+def shade_runs(group: ComparableRuns) -> dict[str, int]:
     """Return the shade of each run, from the lowest rung to the highest."""
     last = max(len(group.runs) - 1, 1)
     return {
