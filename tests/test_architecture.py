@@ -52,6 +52,7 @@ LADDER = (
     "registry",
     "tensor_checks",
     "foreign",
+    "load_options",
     "loading",
     "__init__",
 )

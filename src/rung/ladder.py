@@ -11,6 +11,7 @@ IDEAS = {
     "llama3": "modernise",
     "swaps": "modernise by parts",
 }
+FOREIGN_IDEA = "no rung: a model as it is"  # in the place of an idea, of any other causal model
 # Models that are made and measured like rungs, and are no steps of the ladder.
 OFF_LADDER = ("infini-gram", "swaps")
 LADDER = tuple(name for name in IDEAS if name not in OFF_LADDER)

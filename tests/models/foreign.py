@@ -50,7 +50,6 @@ ARCHITECTURES = {
         "expert_layer_period": 2,
         "expert_layer_offset": 1,
         "mamba_d_state": 8,
-        "use_mamba_kernels": False,
     },
     "bamba": GROUPED
     | {

@@ -27,6 +27,7 @@ from rung.generation.sampling import Sampling
 from rung.generation.speculative import make_draft
 from rung.models import load as load_model
 from rung.models.base import CausalModel
+from rung.models.load_options import AS_STORED, LoadOptions, ModelName
 from rung.models.loading import locate_model
 from rung.progress import OnProgress, for_run, ignore_progress
 from rung.workflows.evaluate import evaluate_run, evaluate_tasks
@@ -42,8 +43,8 @@ class Run:
     It may also be a Hugging Face model folder or a Hub id, which has no record.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.name = str(folder)
+    def __init__(self, folder: str | Path, options: LoadOptions = AS_STORED) -> None:
+        self.name = ModelName(str(folder), options)
         self.folder = Path(folder).expanduser()
 
     @property
@@ -193,21 +194,33 @@ class Run:
         return show_run(self.folder)
 
 
-def load(run: str | Path | Run) -> Run:
+def load(
+    run: str | Path | Run,
+    *,
+    window: int | None = None,
+    dtype: str = "",
+    trust_remote_code: bool = False,
+) -> Run:
     """Open a run folder, a Hugging Face model folder or a Hub id; its model is loaded when needed.
+
+    It may be any causal language model that transformers opens.
 
     >>> _ = rung.train("bigram", "my.txt", out="runs/pairs")
     >>> rung.load("runs/pairs").model.config.model_type
     'rung-bigram'
 
-    Raises `RunError` where there is no model.
+    `window` is the number of tokens to read at once in the place of the model's own, `dtype` the
+    type of its weights in the place of the stored one: `float32`, `bfloat16` or `float16`. Code
+    that comes with a model runs only with `trust_remote_code`. Raises `RunError` where there is no
+    model.
     """
     if isinstance(run, Run):
         return run
     name = str(run)
     if not hub.is_hub_id(name):
         locate_model(name)
-    return Run(name)
+    options = LoadOptions(window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    return Run(name, options)
 
 
 def evaluate(

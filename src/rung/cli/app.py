@@ -73,6 +73,22 @@ QuietOption = Annotated[
 RunArgument = Annotated[
     str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
 ]
+WindowOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens to read at once, in the place of the model's own window.", show_default=False
+    ),
+]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        help="The weights' type: float32, bfloat16 or float16; as stored by default.",
+        show_default=False,
+    ),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+]
 SeedOption = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")

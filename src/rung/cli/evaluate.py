@@ -8,10 +8,13 @@ import typer
 
 from rung.cli.app import (
     ColumnOption,
+    DtypeOption,
     EncodingOption,
     JsonOption,
     PairsOption,
     RunArgument,
+    TrustOption,
+    WindowOption,
     print_json,
     read_typed,
     resolve_corpus,
@@ -81,6 +84,9 @@ def eval_command(
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
     ] = 0,
     pairs: PairsOption = "",
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run on held-out text: bits per byte, word and token perplexity.
@@ -90,7 +96,7 @@ def eval_command(
     of one, or a folder of them. With --pairs the run chooses between a good and a bad sentence.
     """
     silence_libraries()
-    from rung.api.run import evaluate
+    from rung.api.run import evaluate, load
     from rung.cli.pair_tables import pairs_table
     from rung.cli.progress import Display
     from rung.cli.score_tables import score_table, tasks_table
@@ -103,9 +109,10 @@ def eval_command(
         switches["per_document"] = True
     switches["prove"] = prove
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
+    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
     with Display() as display:
         found = evaluate(
-            run,
+            opened,
             source,
             split,
             tasks=tasks or (),
@@ -137,6 +144,9 @@ def score_command(
         Path | None, typer.Option(help="Instead: all of this file, to its last line end.")
     ] = None,
     encoding: EncodingOption = "",
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
@@ -144,15 +154,19 @@ def score_command(
     from rung.api.run import load
     from rung.cli.score_tables import surprisal_table
     from rung.cli.tables import show
+    from rung.evaluation.score import describe_reading
 
     text = _read_text(text, file, encoding)
-    tokens = load(run).surprisal(text)
+    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    tokens = opened.surprisal(text)
+    notes = describe_reading(opened.model, opened.tokenizer)
     if as_json:
         bits = sum(token.bits for token in tokens)
         facts = {"bits": bits, "probability": 2.0**-bits, "renormalized": tokens[0].renormalized}
-        print_json({"run": run, "text": text, **facts, "tokens": list(map(_describe, tokens))})
+        facts |= notes | {"tokens": list(map(_describe, tokens))}
+        print_json({"run": run, "text": text, **facts})
     else:
-        show(surprisal_table(tokens))
+        show(surprisal_table(tokens, notes))
 
 
 def _describe(token: "TokenScore") -> dict[str, Any]:

@@ -5,7 +5,14 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import JsonOption, print_json, verb
+from rung.cli.app import (
+    DtypeOption,
+    JsonOption,
+    TrustOption,
+    WindowOption,
+    print_json,
+    verb,
+)
 from rung.cli.output import format_command, print_note, silence_libraries
 
 
@@ -31,18 +38,25 @@ def export_command(
 
 @verb("report", "rung report runs/python-docs --out report.html")
 def report_command(
-    run: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold runs.")],
+    run: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run folders, folders that hold runs; model folders and Hub ids to score beside."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
 ) -> None:
-    """One page that compares runs; it opens offline."""
-    from rung import runs
-    from rung.report.page import write_report
+    """One page that compares runs; it opens offline. Other models are scored on their test text."""
+    silence_libraries()
+    from rung.cli.progress import Display
+    from rung.workflows.report import report_runs
 
-    folders = [folder for root in run for folder in runs.find_runs(root)]
-    for root in run:
-        if root in folders or not any(folder.is_relative_to(root) for folder in folders):
-            runs.read_record(root)  # raises the error that says why there is no run
-    write_report(folders, out)
+    options = {"window": window, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    with Display() as display:
+        report_runs(run, out, options, display.show)
     print_note(f"Report: {out}")
 
 

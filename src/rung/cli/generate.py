@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import JsonOption, RunArgument, SeedOption, print_json, read_typed, verb
+from rung.cli.app import (
+    DtypeOption,
+    JsonOption,
+    RunArgument,
+    SeedOption,
+    TrustOption,
+    WindowOption,
+    print_json,
+    read_typed,
+    verb,
+)
 from rung.cli.output import print_note, print_text, silence_libraries
 
 
@@ -27,6 +37,9 @@ def generate_command(
         str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")
     ] = "",
     seed: SeedOption = 0,
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Continue a prompt."""
@@ -34,7 +47,8 @@ def generate_command(
     from rung.api.run import load
 
     prompt = read_typed("PROMPT", prompt)
-    opened, pieces = load(run), list[str]()
+    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    pieces = list[str]()
 
     def write(text: str) -> None:
         print_text(text if pieces else prompt + text)

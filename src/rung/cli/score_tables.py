@@ -10,10 +10,12 @@ from rung.cli.output import escape_controls
 from rung.cli.tables import FittedTable, format_whole
 from rung.evaluation.metrics import (
     RENORMALIZED,
+    explain_reading,
     format_interval,
     format_token_perplexity,
     format_value,
     format_word_perplexity,
+    name_bits,
 )
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
     table.add_figures("value")
     table.add_column("", overflow="fold")
     table.add_cells(
-        "bits per byte", format_bits(score["bits_per_byte"], ".4f"), format_interval(score)
+        name_bits(score), format_bits(score["bits_per_byte"], ".4f"), format_interval(score)
     )
     if score.get("renormalized"):
         table.add_cells("no distribution", "", RENORMALIZED)
@@ -64,6 +66,8 @@ def score_table(rung: str, corpus: str, split: str, score: Mapping[str, Any]) ->
         )
     if score["lost"]:
         table.add_cells("lost", "", f"the tokenizer does not keep {', '.join(score['lost'])}")
+    for name, note in explain_reading(score).items():
+        table.add_cells(name, "", note)
     for name, what in (("training ‡", score.get("doubt")), ("machine", score.get("busyness"))):
         if what:
             table.add_cells(name, "", Text(what, style="yellow"))
@@ -130,11 +134,13 @@ def tasks_table(found: Mapping[str, Any]) -> FittedTable:
     return table
 
 
-def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
+def surprisal_table(
+    pieces: Sequence["TokenScore"], reading: Mapping[str, Any] | None = None
+) -> FittedTable:
     """A line for each token with its surprisal and probability, and their total.
 
-    For a model of n-grams a line also has the length of the n-gram that was found, its count, and
-    the discount of that count.
+    `reading` is what `describe_reading` returns. For a model of n-grams a line also has the length
+    of the n-gram that was found, its count, and the discount of that count.
     """
     from rung.models.ngram.smoothing import MAX_STORED_COUNT
 
@@ -147,6 +153,8 @@ def surprisal_table(pieces: Sequence["TokenScore"]) -> FittedTable:
     table = FittedTable(gives_way=("discount", "seen", "order"))
     table.show_footer = True
     table.captions["bits"] = f"no distribution; {RENORMALIZED}" if pieces[0].renormalized else ""
+    notes = [f"{name}: {what}" for name, what in explain_reading(reading or {}).items()]
+    table.caption = Text("\n".join(notes)) if notes else None
     table.add_column("token", "the whole text", overflow="fold")
     table.add_column("bits", f"{bits:.3f}", justify="right", no_wrap=True)
     table.add_column("probability", format_probability(bits), justify="right", no_wrap=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import verb
+from rung.cli.app import DtypeOption, TrustOption, WindowOption, verb
 from rung.cli.output import silence_libraries
 
 KEY = "RUNG_API_KEY"
@@ -50,11 +50,15 @@ def serve_command(
             "none need be named. Repeatable."
         ),
     ] = None,
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
 ) -> None:
     """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions,
     /v1/models.
     """
     silence_libraries()
+    from rung.models.load_options import LoadOptions
     from rung.runs import read_prompt
     from rung.serve.access import find_allowed_hosts, parse_api_key, parse_origin
     from rung.serve.app import open_port, run_server
@@ -75,7 +79,8 @@ def serve_command(
     )
     listener = open_port(host, port)
     reserve_core()
-    served = load_served_models(run)
+    options = LoadOptions(window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    served = load_served_models(run, options)
     prompt = read_prompt(next(iter(served.values())).record)
     name = f"[{host}]" if ":" in host else host
     address = f"http://{name}:{listener.getsockname()[1]}"

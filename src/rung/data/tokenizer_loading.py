@@ -46,6 +46,13 @@ def load_foreign_tokenizer(name: str, trust_remote_code: bool = False) -> PreTra
             f"the tokenizer {where!r} has no tokenizer.json: choose one that the `tokenizers` "
             "library runs"
         )
+    backend = tokenizer.backend_tokenizer
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
+    if not backend.get_vocab(with_added_tokens=False).keys() - added:
+        # transformers makes a tokenizer without tokens where it finds no files of one.
+        raise TokenizerError(
+            f"the tokenizer {where!r} has no tokens: copy the model's tokenizer.json there"
+        )
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.pad_token = tokenizer.eos_token
     if encode_deterministically(tokenizer.backend_tokenizer.model):

@@ -11,10 +11,16 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from rung.models.base import CausalModel, StatefulModel
+from rung.models.foreign import ForeignForCausalLM
 
 
 def attention_shape(model: CausalModel) -> tuple[int, int]:
-    """Return the numbers of layers with attention and of heads; (0, 0) where there are none."""
+    """Return the numbers of layers with attention and of heads; (0, 0) where there are none.
+
+    Of other code than rung's none is seen.
+    """
+    if isinstance(model, ForeignForCausalLM):
+        return 0, 0
     heads = int(getattr(model.config, "num_attention_heads", 0))
     layers = 1 if isinstance(model, StatefulModel) else int(model.config.num_hidden_layers)
     return (layers, heads) if heads else (0, 0)

@@ -17,6 +17,7 @@ MAX_BYTES_PER_WORD = 50  # above it a text has next to no spaces, and no word pe
 RENORMALIZED = (
     "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
 )
+BITS_PER_BYTE, BITS_WITHOUT_ENDS = "bits per byte", "bits per byte, ends not scored"
 SCIENTIFIC_FROM = 7  # the power of ten from which perplexities are written as powers of ten
 
 
@@ -59,6 +60,23 @@ def format_word_perplexity(score: Mapping[str, Any]) -> str:
     if score.get("bytes", 0) > MAX_BYTES_PER_WORD * score.get("words", math.inf):
         return NO_FIGURE
     return format_perplexity(_find_log10(score, "word"))
+
+
+def name_bits(score: Mapping[str, Any]) -> str:
+    """Return the name of a score's bits per byte, which tells scores apart that do not compare."""
+    return BITS_PER_BYTE if score.get("end_scored", True) else BITS_WITHOUT_ENDS
+
+
+def explain_reading(score: Mapping[str, Any]) -> dict[str, str]:
+    """Say what is out of the ordinary in how documents were read: their ends and the weights."""
+    notes = {}
+    if not score.get("has_bos", True):
+        notes["beginning"] = "no begin-of-text token: a document's first token costs log2 V bits"
+    if not score.get("end_scored", True):
+        notes["end"] = "no end-of-text token: the end of a document is not scored"
+    if (dtype := score.get("dtype", "float32")) != "float32":
+        notes["weights"] = f"read in {dtype}"
+    return notes
 
 
 def format_value(value: float) -> str:

@@ -86,6 +86,15 @@ class Score:
         }
 
 
+def describe_reading(model: CausalModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return the fields of a score that say how documents begin and end, and the weights' type."""
+    return {
+        "has_bos": tokenizer.bos_token_id is not None,
+        "end_scored": tokenizer.eos_token_id is not None,
+        "dtype": str(model.dtype).removeprefix("torch."),
+    }
+
+
 def score_documents(
     model: CausalModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -241,10 +250,8 @@ def sum_up(
         stride=None if window is None else choose_stride(window),
         lost=lost,
         renormalized=needs_renormalization(model),
-        has_bos=tokenizer.bos_token_id is not None,
-        end_scored=tokenizer.eos_token_id is not None,
-        dtype=str(model.dtype).removeprefix("torch."),
         kenlm=kenlm,
+        **describe_reading(model, tokenizer),
     )
 
 

@@ -11,7 +11,7 @@ from transformers import Cache
 
 from rung.device import count_cores
 from rung.generation.native import make_native_step
-from rung.models.base import CausalModel, RecurrentState
+from rung.models.base import CausalModel, RecurrentState, StatefulModel
 from rung.models.kv_cache import KVCache
 
 MIN_SLOT_ROOM = 64  # tokens that a slot has room for at first
@@ -67,6 +67,34 @@ class BatchedStates:
             for row, state in enumerate(states)
         ]
         return output.logits[:, -1], split
+
+
+class ForeignStates:
+    """The states of a model that is no rung, whose form is its own: each text is a batch of one."""
+
+    def __init__(self, model: CausalModel) -> None:
+        self.model = model
+        self.states: dict[int, Any] = {}
+
+    def make_state(self, length: int) -> None:
+        """Return the state that a prompt is read with: none yet."""
+
+    def store(self, slot: int, state: Any) -> None:
+        self.states[slot] = state
+
+    def remove(self, slot: int) -> None:
+        self.states.pop(slot, None)
+
+    def decode(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
+        """Append a token to each text and return the logits of the next ones."""
+        found = []
+        for slot, token in zip(slots, tokens, strict=True):
+            output = self.model(
+                token[None, None], past_key_values=self.states[slot], use_cache=True
+            )
+            self.states[slot] = output.past_key_values
+            found.append(output.logits[:, -1])
+        return torch.cat(found)
 
 
 @dataclass
@@ -226,6 +254,15 @@ class BatchedKVCache:
         if self.native:
             self.native.use_memory(rows, max([more, *(span.room for span in spans.values())]))
         self.rows, self.spans, self.room, self.end = rows, spans, room, end
+
+
+def make_batch_cache(model: CausalModel) -> BatchedStates | BatchedKVCache | ForeignStates:
+    """Make what keeps the states of a model's texts apart."""
+    if isinstance(model, StatefulModel):
+        return BatchedStates(model)
+    return (
+        BatchedKVCache(model) if model._supports_default_dynamic_cache() else ForeignStates(model)
+    )
 
 
 class _RaggedCache(Cache):

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rung.generation.batch_cache import BatchedKVCache, BatchedStates
-from rung.models.base import CausalModel, StatefulModel
+from rung.generation.batch_cache import BatchedKVCache, make_batch_cache
+from rung.models.base import CausalModel
 
 PREFILL_CHUNK = 256  # tokens of a prompt that are read between two steps of the other texts
 # The step in C reads prompts up to this many tokens sooner than the model's forward pass.
@@ -36,9 +36,7 @@ class ContinuousBatch:
         self.free_slots = list(range(count))[::-1]
         self.failed: dict[int, Exception] = {}
         self.reads_oldest = False  # in the next step
-        self.cache: BatchedStates | BatchedKVCache
-        is_stateful = isinstance(model, StatefulModel)
-        self.cache = BatchedStates(model) if is_stateful else BatchedKVCache(model)
+        self.cache = make_batch_cache(model)
 
     def add(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """Add a text that is to be continued by up to `max_new_tokens`, and return its slot."""
@@ -138,9 +136,10 @@ class ContinuousBatch:
             logits = cache.prefill(slot, text.ids)
             text.state, text.unread = None, []
             return logits
-        ids = torch.tensor([text.unread[:PREFILL_CHUNK]], device=self.model.device)
+        chunk = PREFILL_CHUNK if self.model.carries_state else len(text.unread)
+        ids = torch.tensor([text.unread[:chunk]], device=self.model.device)
         output = self.model(ids, past_key_values=text.state, use_cache=True, logits_to_keep=1)
-        text.state, text.unread = output.past_key_values, text.unread[PREFILL_CHUNK:]
+        text.state, text.unread = output.past_key_values, text.unread[chunk:]
         if text.unread:
             return None
         cache.store(slot, text.state)

@@ -71,6 +71,11 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """Make whole numbers of its probabilities, the same on every machine; None without them."""
         return None
 
+    @property
+    def carries_state(self) -> bool:
+        """Whether reading a text in chunks gives what reading it whole does."""
+        return True
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save as Hugging Face does, with a generation length that ends with the window."""
         if self.context_length and self.generation_config:

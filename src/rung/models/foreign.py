@@ -38,15 +38,29 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 2e-2, torch
 
 
 @dataclass
+class ForeignState:
+    """A text's past: its ids, and the model's own state after them.
+
+    `past` is None for a model that returns no state, or one that its own steps go wrong with.
+    """
+
+    ids: Int[Tensor, "B T"]
+    past: Any
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of tokens read."""
+        return self.ids.shape[1]
+
+
+@dataclass
 class RowStates:
     """The states of texts of unequal length, which are read one by one."""
 
-    rows: list[Any]
-    length: int
+    rows: list[ForeignState]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the tokens of the longest text."""
-        return self.length
+        return max(row.get_seq_length() for row in self.rows)
 
 
 class ForeignForCausalLM(CausalModel):
@@ -80,17 +94,30 @@ class ForeignForCausalLM(CausalModel):
         return find_learned_positions(self)
 
     @cached_property
+    def keeps_state(self) -> bool:
+        """Whether a text can be continued by the model's own state, token by token."""
+        return self._agrees_with_whole(PROBE_TOKENS - 2, PROBE_TOKENS - 1, PROBE_TOKENS)
+
+    @cached_property
     def carries_state(self) -> bool:
         """Whether reading a text in chunks gives what reading it whole does."""
-        ids, half = _probe_ids(self)[:1], PROBE_TOKENS // 2
-        with torch.no_grad():
-            whole = self(ids).logits
+        return self.keeps_state and self._agrees_with_whole(PROBE_TOKENS // 2, PROBE_TOKENS)
+
+    @torch.no_grad()
+    def _agrees_with_whole(self, *ends: int) -> bool:
+        """Return whether a text read in pieces up to these ends has the logits of the whole."""
+        ids, past, logits, start = _probe_ids(self)[:1], None, [], 0
+        whole, _ = self._ask(ids)
+        for end in ends:
             try:
-                state = self(ids[:, :half], use_cache=True).past_key_values
-                rest = self(ids[:, half:], past_key_values=state, use_cache=True).logits
-            except Exception:  # of any kind, where a state takes one token at a time
+                found, past = self._ask(ids[:, start:end], past, start, use_cache=True)
+            except Exception:  # of any kind, where a state takes one token at a time, or none
                 return False
-        return state is not None and _are_equal(rest, whole[:, half:])
+            if past is None:
+                return False
+            logits.append(found)
+            start = end
+        return _are_equal(torch.cat(logits, dim=1), whole)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -112,28 +139,49 @@ class ForeignForCausalLM(CausalModel):
         logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V) of the token after each, and with `use_cache` the state."""
-        if isinstance(past_key_values, RowStates) or (
-            attention_mask is not None and past_key_values is None and not attention_mask.all()
+        state, steps = past_key_values, input_ids.shape[1]
+        if isinstance(state, RowStates) or (
+            attention_mask is not None and state is None and not attention_mask.all()
         ):
-            return self._read_rows(input_ids, attention_mask, past_key_values, logits_to_keep)
-        given: dict[str, Any] = {"use_cache": use_cache}
-        if past_key_values is not None:
-            given[next(name for name in STATE_NAMES if name in self.options)] = past_key_values
-        if logits_to_keep and "logits_to_keep" in self.options:
-            given["logits_to_keep"] = logits_to_keep
-        output = self.inner(input_ids, **given)
-        states = (output.get(name) for name in STATE_NAMES) if use_cache else ()
+            return self._read_rows(input_ids, attention_mask, state, logits_to_keep)
+        ids = input_ids if state is None else torch.cat([state.ids, input_ids], dim=1)
+        past = None if state is None else state.past
+        start = ids.shape[1] - steps if past is not None else 0
+        caches = use_cache and self.keeps_state
+        logits, past = self._ask(ids[:, start:], past, start, caches, logits_to_keep or steps)
         return CausalLMOutputWithPast(
-            logits=select_positions(output.logits, logits_to_keep),
-            past_key_values=next((state for state in states if state is not None), None),
+            logits=logits, past_key_values=ForeignState(ids, past) if use_cache else None
         )
+
+    def _ask(
+        self,
+        ids: Int[Tensor, "B T"],
+        past: Any = None,
+        start: int = 0,
+        use_cache: bool = False,
+        kept: int = 0,
+    ) -> tuple[Float[Tensor, "B kept V"], Any]:
+        """Return the model's logits of the last `kept` tokens, all with 0, and its own state.
+
+        The first of the tokens stands at position `start`.
+        """
+        given: dict[str, Any] = {"use_cache": use_cache}
+        if past is not None:
+            given[next(name for name in STATE_NAMES if name in self.options)] = past
+            if "position_ids" in self.options:
+                positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+                given["position_ids"] = positions.expand(ids.shape)
+        if 0 < kept < ids.shape[1] and "logits_to_keep" in self.options:
+            given["logits_to_keep"] = kept
+        output = self.inner(ids, **given)
+        states = (output.get(name) for name in STATE_NAMES) if use_cache else ()
+        found = next((state for state in states if state is not None), None)
+        return select_positions(output.logits, kept), found
 
     def _read_rows(
         self, ids: Tensor, mask: Tensor | None, states: RowStates | None, kept: int
     ) -> CausalLMOutputWithPast:
-        """Read the rows one by one, each with its own state; `mask` marks the padding of a first
-        call.
-        """
+        """Read the rows one by one; `mask` marks the padding of a first call."""
         outputs = [
             self(
                 row[None] if states or mask is None else row[mask[place].bool()][None],
@@ -143,10 +191,9 @@ class ForeignForCausalLM(CausalModel):
             )
             for place, row in enumerate(ids)
         ]
-        length = ids.shape[1] + (states.length if states else 0)
         return CausalLMOutputWithPast(
             logits=torch.cat([output.logits[:, -(kept or ids.shape[1]) :] for output in outputs]),
-            past_key_values=RowStates([output.past_key_values for output in outputs], length),
+            past_key_values=RowStates([output.past_key_values for output in outputs]),
         )
 
     def generate(self, *args: Any, **options: Any) -> Any:
@@ -231,11 +278,11 @@ def _probe_head(model: ForeignForCausalLM) -> bool:
     head, states = model.inner.get_output_embeddings(), []
     ids = _probe_ids(model)
     if head is None:
-        logits = model(ids).logits
+        logits, _ = model._ask(ids)
     else:
         hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
         try:
-            logits = model(ids).logits
+            logits, _ = model._ask(ids)
         finally:
             hook.remove()
     check_finite(logits)

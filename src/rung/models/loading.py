@@ -6,7 +6,6 @@ and no memory is taken that only its configuration asks for.
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrain
 from rung import hub, model_files, runs
 from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
 from rung.data.tokenizer_loading import load_foreign_tokenizer, load_tokenizer
-from rung.errors import RecipeError, RunError, did_you_mean, first_line
+from rung.errors import RecipeError, RunError, first_line
 from rung.models.base import CausalModel
 from rung.models.config_checks import check_config, check_types, check_values
 from rung.models.foreign import (
@@ -25,39 +24,23 @@ from rung.models.foreign import (
     find_foreign_class,
     wrap_foreign,
 )
-from rung.models.registry import RUNGS_BY_MODEL_TYPE, Rung
+from rung.models.load_options import AS_STORED, ModelName, parse_dtype, set_window
+from rung.models.registry import RUNGS_BY_MODEL_TYPE
 from rung.models.tensor_checks import check_tensors
 
 ADAPTER = "adapter_config.json"
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadOptions:
-    """How a model is loaded.
-
-    `window` is the number of tokens to read at once in the place of the model's own, `dtype` the
-    type of its weights in the place of the stored one. Code that comes with a model runs only with
-    `trust_remote_code`.
-    """
-
-    window: int | None = None
-    dtype: str = ""
-    trust_remote_code: bool = False
-
-
-AS_STORED = LoadOptions()
 
 
 def load(
-    path: str | Path, settings: dict[str, Any] | None = None, options: LoadOptions = AS_STORED
+    path: str | Path, settings: dict[str, Any] | None = None
 ) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer: a rung in rung's own code, any other in transformers'.
 
-    `path` is a run folder, a Hugging Face model folder or a Hub id. `settings` replace fields of
-    the saved configuration. Raises `RunError` where there is no such model, it is damaged, or it
-    cannot be read as `options` say.
+    `path` is a run folder, a Hugging Face model folder or a Hub id, with options if it is a
+    `ModelName`. `settings` replace fields of the saved configuration. Raises `RunError` where there
+    is no such model, it is damaged, or it cannot be read as the options say.
     """
+    options = path.options if isinstance(path, ModelName) else AS_STORED
     where, is_local = locate_model(path)
     is_folder = Path(where).is_dir()
     config = (
@@ -69,7 +52,7 @@ def load(
         check_has_weights(Path(where))
     rung = RUNGS_BY_MODEL_TYPE.get(config.model_type)
     reader = rung.model_class if rung else find_foreign_class(where, config)
-    given = {**(settings or {}), "local_files_only": is_local, **_parse_dtype(where, rung, options)}
+    given = {**(settings or {}), "local_files_only": is_local, **parse_dtype(where, rung, options)}
     if rung is None:
         given["trust_remote_code"] = options.trust_remote_code
     model = read_pretrained(where, reader, given)
@@ -137,31 +120,6 @@ def load_rung(
     return model, tokenizer
 
 
-def set_window(model: CausalModel, where: str, window: int) -> None:
-    """Have the model read `window` tokens at once.
-
-    Raises `RunError` where it has no window, or fewer positions.
-    """
-    is_foreign, most = isinstance(model, ForeignForCausalLM), model.max_context_length
-    if model.context_length is None and not is_foreign:
-        raise RunError(f"{where} carries its state on and has no window: leave --window out")
-    if not 2 <= window <= (most or window):
-        limit = f"from 2 to {most:,}, the positions that it has" if most else "2 or more"
-        raise RunError(f"--window is {window:,}: {where} reads {limit}")
-    model.window = window
-
-
-def _parse_dtype(where: str, rung: Rung | None, options: LoadOptions) -> dict[str, Any]:
-    """Return the keyword for the type of the weights; nothing where they stay as stored."""
-    if not options.dtype:
-        return {}
-    if options.dtype not in DTYPES:
-        raise RecipeError(f"--dtype is {options.dtype!r}: {did_you_mean(options.dtype, DTYPES)}")
-    if rung and rung.counts:
-        raise RunError(f"{where} counts, so it has no weights to convert: leave --dtype out")
-    return {"dtype": getattr(torch, options.dtype)}
-
-
 def locate_model(path: str | Path) -> tuple[str, bool]:
     """Find a model: its folder or Hub id, and whether it is read without asking the Hub.
 
@@ -175,6 +133,7 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
         return where, not hub.is_reachable(where)
     model_files.check_folder(folder)
     if not (folder / model_files.CONFIG).exists():
+        check_no_adapter(folder)
         raise RunError(f"{where} {runs.explain_missing_model(folder)}")
     return where, True
 
@@ -239,14 +198,20 @@ def check_has_weights(folder: Path) -> None:
 
 
 def check_no_adapter(folder: Path) -> None:
-    """Raise `RunError` where an adapter lies beside the model.
+    """Raise `RunError` where an adapter lies beside the model, or in its place.
 
     Whether it is loaded would depend on whether PEFT is installed.
     """
-    if (folder / ADAPTER).exists():
+    if (folder / model_files.CONFIG).exists() and (folder / ADAPTER).exists():
         raise RunError(
             f"{folder} holds a model and an adapter, {ADAPTER}, that is not merged into it: merge "
             "them with PEFT's `merge_and_unload` and save the model, or take the adapter away"
+        )
+    if (folder / ADAPTER).exists():
+        base = model_files.read_json(folder / ADAPTER).get("base_model_name_or_path")
+        raise RunError(
+            f"{folder} holds an adapter and no model: merge it into {base or 'its base'} with "
+            "PEFT's `merge_and_unload` and save the model"
         )
 
 

@@ -42,13 +42,15 @@ DEFINITIONS = {
 }
 
 
-def write_report(folders: Iterable[Path], out: Path) -> None:
+def write_report(folders: Iterable[Path], out: Path, others: Iterable[ReportedRun] = ()) -> None:
     """Write the page about these runs to `out`, with a section for each text they were scored on.
+
+    `others` are models that are no runs, which stand behind them.
 
     Raises `RunError` where there are no runs, where a folder is no run, or where `out` cannot be
     written.
     """
-    found = read_runs(folders)
+    found = [*read_runs(folders), *others]
     if not found:
         raise RunError(
             "no runs to report on: name at least one run folder (`rung runs` lists them)"
@@ -80,8 +82,9 @@ def _contents(groups: list[ComparableRuns]) -> str:
         for i, group in enumerate(groups, 1)
     )
     return (
-        "<nav><p>These runs were scored on different text. Their figures do not compare, "
-        f"so each text has a section of its own:</p><ol>{links}</ol></nav>"
+        "<nav><p>These runs were scored on different text, or some without the ends of documents. "
+        "Their figures do not compare, so each text has a section of its own:</p>"
+        f"<ol>{links}</ol></nav>"
     )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from rung import runs
 from rung.evaluation.metrics import format_token_perplexity, format_word_perplexity
-from rung.ladder import IDEAS
+from rung.ladder import FOREIGN_IDEA, IDEAS
 
+# The corpus, the bytes of its test text, and whether the ends of documents were scored.
+GroupKey = tuple[str | None, int | None, bool]
 UNFINISHED = "not finished"
 UNSCORED = "no score: nothing was held out"
 
@@ -109,6 +111,11 @@ class ComparableRuns:
         return next((run.row.pairs for run in self.runs if run.row.pairs), None)
 
     @property
+    def end_scored(self) -> bool:
+        """Return whether the ends of documents were scored."""
+        return all(run.score.get("end_scored", True) for run in self.scored)
+
+    @property
     def same_tokens(self) -> bool:
         """Return whether all have the same tokenizer, so that token perplexities compare."""
         return len({run.tokenizer.get("fingerprint") for run in self.scored}) <= 1
@@ -136,18 +143,25 @@ def read_summaries(folders: Iterable[Path]) -> list[RunSummary]:
     return [run.row for run in _keep_common_pairs(read_runs(folders))]
 
 
+def report_record(name: str, record: dict[str, Any]) -> ReportedRun:
+    """Return a model that is no run as one, by a record that no folder holds."""
+    row = replace(_summarize(name, record), idea=FOREIGN_IDEA)
+    return ReportedRun(folder=Path(name), label=row.rung, row=row, record=record, curve=[])
+
+
 def group_runs(found: list[ReportedRun]) -> list[ComparableRuns]:
-    """Group the runs whose figures compare: the same corpus, and the same number of test bytes.
+    """Group the runs whose figures compare: the same corpus, as many test bytes, the ends scored.
 
     A run without a score goes with the runs on its corpus; one that failed before it had read a
     corpus goes with the others where there is only one group.
     """
-    groups: dict[tuple[str | None, int | None], list[ReportedRun]] = {}
+    groups: dict[GroupKey, list[ReportedRun]] = {}
     for run in found:
         if run.score:
             # A run whose text is unknown compares with no other.
             text = run.corpus.get("fingerprint") or str(run.folder)
-            groups.setdefault((text, run.score.get("bytes")), []).append(run)
+            key = text, run.score.get("bytes"), run.score.get("end_scored", True)
+            groups.setdefault(key, []).append(run)
     for run in found:
         if not run.score:
             groups.setdefault(_find_group(run, list(groups)), []).append(run)
@@ -218,14 +232,12 @@ def _ladder_position(rung: str) -> int:
     return ladder.index(rung) if rung in ladder else len(ladder)
 
 
-def _find_group(
-    run: ReportedRun, keys: list[tuple[str | None, int | None]]
-) -> tuple[str | None, int | None]:
+def _find_group(run: ReportedRun, keys: list[GroupKey]) -> GroupKey:
     """Return the key of the group that a run without a score belongs to."""
     fingerprint = run.corpus.get("fingerprint")
     if fingerprint is None and len(keys) == 1:
         return keys[0]
-    return next((key for key in keys if key[0] == fingerprint), (fingerprint, None))
+    return next((key for key in keys if key[0] == fingerprint), (fingerprint, None, True))
 
 
 def _label_runs(members: list[ReportedRun]) -> list[ReportedRun]:

@@ -13,6 +13,7 @@ from rung.evaluation.metrics import (
     RENORMALIZED,
     SOURCE_MARK,
     describe_pairs,
+    explain_reading,
 )
 from rung.report.summaries import UNFINISHED, UNSCORED, ComparableRuns, ReportedRun, RunSummary
 
@@ -56,8 +57,10 @@ PAIRS_COLUMN = TableColumn("minimal<br>pairs", lambda row: _accuracy(row))
 def build_table(group: ComparableRuns) -> str:
     """Build the table's section; runs without a score are listed with the reason."""
     columns = (*COLUMNS, PAIRS_COLUMN) if group.pairs else COLUMNS
+    ends = "" if group.end_scored else ",<br>ends not scored"
     heads = "".join(
-        f'<th scope="col" class="{column.kind}">{column.head}</th>' for column in columns
+        f'<th scope="col" class="{column.kind}">{column.head}{ends * (column.kind == "key")}</th>'
+        for column in columns
     )
     rows = "".join(_table_row(run, run is group.best, columns) for run in group.runs)
     foot = "".join(_mark_row(name, value, columns) for name, value in group.marks.items())
@@ -121,6 +124,9 @@ def _notes(group: ComparableRuns) -> Iterable[str]:
     if group.pairs:
         yield from _pairs_notes(group)
     yield from _reading_notes(group)
+    for run in group.scored:
+        for what in explain_reading(run.score).values():
+            yield f"{format_names([run.label])}: {what}."
     if renormalized := [run.label for run in group.scored if run.row.renormalized]:
         yield f"* {format_names(renormalized)}: no distribution; {RENORMALIZED}."
     left_out = next((why for run in group.runs if (why := run.record.get("marks_left_out"))), None)

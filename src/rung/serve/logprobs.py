@@ -46,8 +46,9 @@ def score_prompt(
     windows = sliding_windows(predictions, window) if window else [(0, predictions, 0)]
     for first, end, done in windows:
         state: Any = KVCache(end - first) if model._supports_default_dynamic_cache() else None
-        for start in range(first, end, SCORING_CHUNK):
-            stop = min(start + SCORING_CHUNK, end)
+        chunk = SCORING_CHUNK if model.carries_state else end - first
+        for start in range(first, end, chunk):
+            stop = min(start + chunk, end)
             new = max(1, stop - max(start, done))
             rows = torch.tensor([ids[start:stop]], device=model.device)
             output = model(rows, past_key_values=state, use_cache=True, logits_to_keep=new)

@@ -199,13 +199,21 @@ def read_prompts(engine: Engine, body: CompletionRequest, limits: Limits) -> lis
 
 
 def read_text(engine: Engine, text: str) -> Prompt:
-    """Encode a text after BOS."""
+    """Encode a text after BOS; raise `ApiError` for one without a token where there is no BOS."""
     encoding = encode_ordinary(engine.prompt_tokenizer, [text])[0]
     starts = [0, *(start for start, _ in encoding.offsets[1:]), len(text)]
     pieces = [text[start:end] for start, end in pairwise(starts[-len(encoding.ids) - 1 :])]
-    ids = [engine.tokenizer.bos_token_id, *encoding.ids]
+    bos = engine.tokenizer.bos_token_id
+    ids = [*([] if bos is None else [bos]), *encoding.ids]
+    if not ids:
+        raise ApiError(
+            400,
+            "prompt has no token, and this model has none to begin with: write a word",
+            "prompt",
+        )
     check_token_ids(ids, engine.served.model.config.vocab_size, "prompt")
-    return Prompt(ids=ids, text=text, is_text=True, pieces=pieces)
+    # Without BOS the first token follows nothing, as that of given ids.
+    return Prompt(ids=ids, text=text, is_text=bos is not None, pieces=pieces)
 
 
 def read_ids(engine: Engine, ids: list[int]) -> Prompt:

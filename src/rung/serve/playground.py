@@ -26,7 +26,9 @@ from rung.evaluation.surprisal import score_text
 from rung.files import to_json
 from rung.generation.detokenize import token_to_text
 from rung.generation.sampling import Sampling, find_probabilities
-from rung.models import count_parameters, find_rung, find_rung_name
+from rung.ladder import FOREIGN_IDEA, IDEAS, is_counting
+from rung.models import count_parameters, find_rung_name
+from rung.models.foreign import ForeignForCausalLM
 from rung.serve.api_errors import ERROR_RESPONSES, ApiError, check_token_ids, find_model
 from rung.serve.engine import Engine
 from rung.serve.middleware import find_arrival
@@ -159,18 +161,18 @@ def describe_model(run: ServedModel) -> dict[str, Any]:
     model, record = run.model, run.record
     score = (record.get("scores") or {}).get("test") or {}
     layers, heads = attention_shape(model)
-    name = find_rung_name(type(model))
-    rung = find_rung(name)
+    is_foreign = isinstance(model, ForeignForCausalLM)
+    name = model.config.model_type if is_foreign else find_rung_name(type(model))
     return {
         "name": run.name,
         "rung": name,
-        "idea": rung.idea,
+        "idea": FOREIGN_IDEA if is_foreign else IDEAS[name],
         "parameters": record.get("parameters") or count_parameters(model),
         "bits_per_byte": score.get("bits_per_byte"),
         "low": score.get("low"),
         "high": score.get("high"),
         "renormalized": needs_renormalization(run.model),
-        "counts": rung.counts,
+        "counts": is_counting(name),
         "chat": bool(getattr(run.tokenizer, "chat_template", None)),
         "layers": layers,
         "heads": heads,
@@ -259,7 +261,13 @@ def _encode(run: ServedModel, text: str) -> list[int]:
 
 def _read_logits(run: ServedModel, ids: list[int]) -> Tensor:
     """Compute logits (1, V) of the next token; of a long text the model sees the end."""
-    seen = [run.tokenizer.bos_token_id, *ids][-(run.model.context_length or len(ids) + 1) :]
+    bos = run.tokenizer.bos_token_id
+    ids = [*([] if bos is None else [bos]), *ids]
+    if not ids:
+        raise ApiError(
+            400, "text has no token, and this model has none to begin with: write a word"
+        )
+    seen = ids[-(run.model.context_length or len(ids)) :]
     rows = torch.tensor([seen], device=run.model.device)
     return run.model(rows, use_cache=False, logits_to_keep=1).logits[:, -1]
 

@@ -16,6 +16,7 @@ from rung.errors import RunError
 from rung.ladder import LADDER, OFF_LADDER
 from rung.models import load
 from rung.models.base import CausalModel
+from rung.models.load_options import AS_STORED, LoadOptions, ModelName
 from rung.runs import find_record, find_runs, is_finished, read_record
 
 FINGERPRINT_VALUES = 64  # of each weight
@@ -34,7 +35,9 @@ class ServedModel:
     record: dict[str, Any]
 
 
-def load_served_models(runs: Sequence[str]) -> dict[str, ServedModel]:
+def load_served_models(
+    runs: Sequence[str], options: LoadOptions = AS_STORED
+) -> dict[str, ServedModel]:
     """Load runs by name: the folder's name, with as much of its path as tells two apart.
 
     A folder of runs stands for its finished ones. Raises `RunError` where there is nothing to
@@ -47,7 +50,7 @@ def load_served_models(runs: Sequence[str]) -> dict[str, ServedModel]:
     ]
     served = {}
     for folder, name in zip(folders, shorten_paths(paths), strict=True):
-        model, tokenizer = load(folder)
+        model, tokenizer = load(ModelName(folder, options))
         record = find_record(Path(folder))
         served[name] = ServedModel(name, model, tokenizer, record)
     return served

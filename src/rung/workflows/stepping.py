@@ -6,49 +6,14 @@ again from where the ruler's next window begins.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rung.evaluation.likelihood import choose_stride
-from rung.generation.batch_cache import BatchedKVCache, BatchedStates
+from rung.generation.batch_cache import BatchedKVCache, make_batch_cache
 from rung.generation.batching import NATIVE_PREFILL
-from rung.models.base import CausalModel, StatefulModel
-
-
-class SeparateStates:
-    """The states of a model in another's code, each of which only its own text can use."""
-
-    def __init__(self, model: CausalModel) -> None:
-        self.model = model
-        self.states: dict[int, Any] = {}
-
-    def make_state(self, length: int) -> None:
-        """Return the state that a prompt is read with: none yet."""
-        return
-
-    def store(self, slot: int, state: Any) -> None:
-        """Keep the state of a prompt that was read."""
-        self.states[slot] = state
-
-    def decode(self, slots: list[int], tokens: Tensor) -> Tensor:
-        """Append a token to each text, one after another, and return the logits (B, V)."""
-        found = []
-        for slot, token in zip(slots, tokens, strict=True):
-            state = self.states[slot]
-            output = self.model(token[None, None], past_key_values=state, use_cache=True)
-            self.states[slot] = output.past_key_values
-            found.append(output.logits[:, -1])
-        return torch.cat(found)
-
-
-def _make_cache(model: CausalModel) -> BatchedStates | BatchedKVCache | SeparateStates:
-    if isinstance(model, StatefulModel):
-        return BatchedStates(model)
-    return (
-        BatchedKVCache(model) if model._supports_default_dynamic_cache() else SeparateStates(model)
-    )
+from rung.models.base import CausalModel
 
 
 class ModelStepper:
@@ -58,7 +23,7 @@ class ModelStepper:
         self.model, self.keeps_states = model, keeps_states
         self.vocab_size = model.config.vocab_size
         self.texts: dict[int, list[int]] = {}
-        self.cache = _make_cache(model)
+        self.cache = make_batch_cache(model)
         self.native = self.cache.native if isinstance(self.cache, BatchedKVCache) else None
         self.states: list[Tensor] = []  # the head's input in the model's last forward passes
         head = model.get_output_embeddings()

@@ -34,8 +34,9 @@ from rung.chat.template import (
 from rung.device import avoid_busy_cores, choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.ladder import TRANSFORMER_RUNGS, is_counting
-from rung.models import find_rung_name, load
+from rung.models import find_rung_name
 from rung.models.base import CausalModel
+from rung.models.loading import load_rung
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import check_positive, check_seed
 from rung.training.argument_checks import check_arguments
@@ -135,7 +136,7 @@ def tune(
     with runs.lock_folder(folder, together=True), runs.remove_failed_start(folder):
         base = read_base(plan.base)
         on_progress(Progress(stage="reading"))
-        model, tokenizer = distributed.raise_together(load)(plan.base)
+        model, tokenizer = distributed.raise_together(load_rung)(plan.base, "`rung tune`")
         model = model.float().to(choose_device())
         if plan.preference:
             return _tune_preferences(plan, base, (model, tokenizer), folder, on_progress)

@@ -16,6 +16,7 @@ from rung.evaluation.mixture import score_mixture
 from rung.evaluation.variants import Variant
 from rung.models import find_rung, load
 from rung.models.base import CausalModel
+from rung.models.foreign import ForeignForCausalLM
 from rung.progress import OnProgress
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def prepare_variants(
     """
     model, tokenizer = scored.model, scored.tokenizer
     validation, train = fitting.validation["text"], fitting.train["text"]
+    if variants.dynamic:
+        check_is_trainable(scored.run, scored.name, model)
     if variants.cache or variants.dynamic:
         check_has_states(scored.run, scored.name, model)
     scorers: dict[str, Scorer] = {}
@@ -93,11 +96,25 @@ def prepare_variants(
 
 
 def check_has_states(run: str, name: str, model: CausalModel) -> None:
-    """Raise `RunError` for a model that counts."""
+    """Raise `RunError` for a model that counts, or that hides the states which its head reads."""
     if hasattr(model, "fit"):
         raise RunError(
             f"{run}: {name} counts, so it has no hidden states for --cache to compare and no "
             "gradient for --dynamic to follow: name a run that was trained by gradients"
+        )
+    if model.get_output_embeddings() is None:
+        raise RunError(
+            f"{run}: --cache compares the states that the head reads, and a {name!r} model changes "
+            "what its head says: leave --cache out"
+        )
+
+
+def check_is_trainable(run: str, name: str, model: CausalModel) -> None:
+    """Raise `RunError` for a model in other code than rung's."""
+    if isinstance(model, ForeignForCausalLM):
+        raise RunError(
+            f"{run}: --dynamic trains the model as it reads, and rung trains its own models only: "
+            f"name a run, or leave --dynamic out for a {name!r} model"
         )
 
 
