@@ -11,6 +11,7 @@ import rung as library
 from rung.evaluation.compare import paired_bootstrap
 from tests.conftest import make_text
 from tests.conftest import run_rung as rung
+from tests.models.foreign import build
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +171,26 @@ def test_a_place_that_cannot_be_written_is_found_before_the_scoring(ground):
     assert made.returncode == 2 and "no is no folder: make it first" in made.stderr
     made = rung("eval", "bigram", "--tasks", "x.yaml", "--per-document", "d.csv", cwd=ground)
     assert made.returncode == 2 and "bring their own text" in made.stderr
+
+
+def test_scores_with_and_without_ends_are_not_compared(ground, tokenizer):
+    """A model of another architecture is compared by its folder; one without an end token is not
+    compared with one that has it.
+    """
+    folder = ground / "neox"
+    build("gpt_neox", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    found = compare(ground, "bigram", "neox", "other.txt")
+    assert found["models"][1]["rung"] == "gpt_neox" and found["models"][1]["difference"] > 0
+    own = compare(ground, "neox", "bigram")  # the text is the one that bigram holds out
+    assert (own["corpus"], own["split"]) == ("my.txt", "test")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    made = rung("compare", "bigram", "neox", "other.txt", "--quiet", cwd=ground)
+    assert (made.returncode, made.stdout) == (2, "")
+    assert "neox has no end-of-text token" in made.stderr and made.stderr.count("\n") == 1
 
 
 def test_cells_are_escaped_for_their_page():

@@ -48,7 +48,8 @@ def compare_runs(
     Without a corpus the text is the runs' own. Runs whose recipes differ in the seed alone are one
     model: its cost of a document is the mean over them. `reading` is that of `evaluate_run`. Raises
     `RecipeError` for fewer than two names or one that comes twice, and `RunError` where the runs'
-    own texts differ, where no run has one, or where a run was trained on the text.
+    own texts differ, where no run has one, where a run was trained on the text, or where not all
+    score the ends of documents.
     """
     if len(names) < 2:
         raise RecipeError(
@@ -59,10 +60,10 @@ def compare_runs(
         raise RecipeError(f"{twice[0]} is named twice: name each run once")
     records = {name: runs.find_record(Path(name)) for name in names}
     text = _choose_text(records, corpus, split, reading, on_progress)
-    measured = [
-        _measure(name, record, text.split(split)["text"], on_progress)
-        for name, record in records.items()
-    ]
+    measured: list[_MeasuredRun] = []
+    for name, record in records.items():
+        measured.append(_measure(name, record, text.split(split)["text"], on_progress))
+        _check_same_ends(measured)
     groups = _group_seeds(measured)
     first = measured[0].measured
     return {
@@ -125,6 +126,18 @@ def _measure(
     measured = measure_documents(model, tokenizer, texts, for_run(name, on_progress))
     rung = record.get("rung", model.config.model_type)
     return _MeasuredRun(name, rung, record, measured, sum_up(model, tokenizer, measured))
+
+
+def _check_same_ends(measured: Sequence[_MeasuredRun]) -> None:
+    """Raise `RunError` where the last run scores the ends of documents and the first does not."""
+    first, last = measured[0], measured[-1]
+    if first.score.end_scored != last.score.end_scored:
+        without, having = (first, last) if last.score.end_scored else (last, first)
+        raise RunError(
+            f"{without.run} has no end-of-text token, so its score leaves out the ends of "
+            f"documents, which {having.run} is charged for: these scores do not compare; give its "
+            "tokenizer an eos_token, or compare it with others that have none"
+        )
 
 
 def _group_seeds(measured: Sequence[_MeasuredRun]) -> list[list[_MeasuredRun]]:
