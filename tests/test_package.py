@@ -30,7 +30,7 @@ def test_a_module_is_imported_when_it_is_asked_for(run_fork):
 
 def test_the_library_is_listed_beside_the_modules():
     functions = {"check_corpus", "climb", "compare", "evaluate", "generate", "load", "surprisal"}
-    functions |= {"novelty", "train", "tune"}
+    functions |= {"compress", "decompress", "novelty", "train", "tune"}
     assert functions | {"Comparison", "Ladder", "Run"} == set(rung.FUNCTIONS)
     assert {*rung.FUNCTIONS, "models", "generation", "evaluation", "report", "__version__"} <= set(
         dir(rung)
