@@ -6,8 +6,8 @@ The rules for a page:
   those of bash with `bash -e -u -o pipefail`, those of Python each in a process of its own. Blocks
   of ```text are not run.
 - `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too, and
-  `minutes=N` in Python becomes `minutes=0.1`; `--steps N`, and `steps: N` in a recipe, become 20. A
-  `rung climb --between` makes 2 steps with one seed.
+  `minutes=N` in Python becomes `minutes=0.1`; `--steps N` of `rung train`, and `steps: N` in a
+  recipe, become 3. `rung climb --between` makes 2 steps with one seed.
 - A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped
   with the mark as the reason. A block below *Needs a package: pip install NAME.* runs where that
   package is installed.
@@ -34,21 +34,10 @@ GENERATED = "docs/cli.md"
 SHORTER = {
     r"--minutes [\d.]+": "--minutes 0.1",
     r"\brung climb (?!.*--(?:minutes|between))": "rung climb --minutes 0.1 ",
-    r"--steps \d+": "--steps 20",
+    r"(\brung train .*)--steps \d+": r"\1--steps 3",
     r"--between gpt2 llama3$": "--between gpt2 llama3 --steps 2 --seeds 1",
-    r"\bsteps: \d+": "steps: 20",
+    r"^steps: \d+": "steps: 3",
     r"\bminutes=\d+": "minutes=0.1",
-}
-WAITING = {  # pages whose blocks nobody has run in a row yet: run one, mend it, and take it out
-    "docs/chat.md",
-    "docs/distributed.md",
-    "docs/export.md",
-    "docs/fine-tuning.md",
-    "docs/generation.md",
-    "docs/minutes.md",
-    "docs/serving.md",
-    "docs/swaps.md",
-    "docs/training.md",
 }
 MARK = r"\*((?:Needs |Press |Runs until you stop it)[^*\n]*)\.\*"
 BLOCK = re.compile(rf"^(?:{MARK}\n)?```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -141,8 +130,6 @@ def runs(block):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, read_blocks(page)))])
 def test_what_a_page_shows_can_be_done(page, shell, tmp_path, subtests):
-    if page in WAITING:
-        pytest.skip("its blocks have not been run in a row yet")
     for block in read_blocks(page):
         if not runs(block):
             continue
