@@ -18,6 +18,8 @@ def format_share(share: float | None) -> str:
 
 def describe_nearest(found: Mapping[str, Any]) -> Iterator[str]:
     """Say in words which setting comes nearest to human text, and where sampling should stop."""
+    if found.get("train_is_beginning"):
+        yield "Of the training text, a stream, only the stored beginning was compared."
     nearest = found["settings"][found["nearest"]]
     if nearest["distance"] is None or nearest["new_share"] is None:
         yield "No setting wrote a word that could be compared."
@@ -70,16 +72,17 @@ def _rows(run: ReportedRun) -> str:
     nearest = found["settings"][found["nearest"]]
     usual = [row for row in found["settings"] if (row["temperature"], row["top_p"]) == (0.8, 0.95)]
     shown = [nearest, *(row for row in usual if row is not nearest)]
-    rows = [_row(f"people, for {run.label}", "", found["human"])]
-    return "".join([*rows, *(_row(run.label, _name_setting(row), row) for row in shown)])
+    unit = escape(found["unit"])
+    rows = [_row(f"people, for {run.label}", "", found["human"], unit)]
+    return "".join([*rows, *(_row(run.label, _name_setting(row), row, unit) for row in shown)])
 
 
-def _row(name: str, setting: str, row: Mapping[str, Any]) -> str:
+def _row(name: str, setting: str, row: Mapping[str, Any], unit: str) -> str:
     cells = "".join(
         make_cell("figure", f"n = {n}", format_share(row["new"].get(n))) for n in SHOWN_LENGTHS
     )
     copied = escape(str(row["longest_text"])[:SHOWN_CHARACTERS], quote=True)
-    longest = f'<span title="{copied}">{row["longest"]:,} words</span>'
+    longest = f'<span title="{copied}">{row["longest"]:,} {unit}</span>'
     return (
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(setting)}</td>{cells}'
         f"{make_cell('figure', 'longest copy', longest)}</tr>"

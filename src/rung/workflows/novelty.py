@@ -19,6 +19,7 @@ from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.novelty import Novelty, find_crossing, measure_novelty
 from rung.evaluation.overlap import SpanIndex, choose_unit
+from rung.files import check_writable
 from rung.generation.decoder import Decoder
 from rung.generation.generate import generate_batch
 from rung.generation.sampling import Sampling
@@ -85,6 +86,8 @@ def measure_run_novelty(
             f"{run} was not trained by rung, so the text that it may copy is not known: name a run "
             "(`rung runs`)"
         )
+    runs.check_unlocked(Path(run))
+    check_writable(Path(run) / runs.RECORD)
     model, tokenizer = load(run)
     on_progress(Progress(stage="reading"))
     corpus = read_current_text(run, record)
