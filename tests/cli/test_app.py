@@ -32,6 +32,7 @@ VERBS = (
     "corpora",
 )
 VERBS += ("tokenizers", "tune", "chat", "serve", "novelty")
+VERBS += ("compress", "decompress")
 RUNG = Path(sys.executable).with_name("rung")
 
 

@@ -138,13 +138,14 @@ class DocumentCoder:
                 wanted = None if given is None else given[begun]
                 slot = free.pop()
                 self.predictor.reset(slot)
-                active[slot] = _ActiveText(found[begun], wanted, self._open(coder, wanted))
+                length = self._open(coder, wanted)
+                active[slot] = _ActiveText(found[begun], wanted, length, length == 1)
                 begun += 1
-            going = {slot: text for slot, text in active.items() if not self._is_ended(text)}
+            going = {slot: text for slot, text in active.items() if not text.is_ended}
             if (coded := coded + len(going)) > total:
                 raise RunError("the code goes on beyond its end")
             self._step(coder, going)
-            for slot in [slot for slot, text in active.items() if self._is_ended(text)]:
+            for slot in [slot for slot, text in active.items() if text.is_ended]:
                 text = active.pop(slot)
                 free.append(slot)
                 self._spell(coder, text)
@@ -159,18 +160,13 @@ class DocumentCoder:
         bits = coder.code_uniform(COUNT_BITS, None if length is None else length.bit_length())
         return _code_count(coder, length, bits)
 
-    def _is_ended(self, text: "_ActiveText") -> bool:
-        if text.length is not None:
-            return len(text.found.ids) >= text.length
-        return len(text.found.ids) > 1 and text.found.ids[-1] == self.tokens.eos
-
     def _step(self, coder: SymbolCoder, going: dict[int, "_ActiveText"]) -> None:
         """Code the next token of each text; one that follows nothing is any token."""
         asked = {slot: text for slot, text in going.items() if text.found.ids[-1] != NO_BOS}
         for text in going.values():
             if text.found.ids[-1] == NO_BOS:
                 size = max(2, self.predictor.vocab_size)
-                text.found.ids.append(coder.code_uniform(size, text.next_id()))
+                text.append(coder.code_uniform(size, text.next_id()), self.tokens.eos)
         if not asked:
             return
         slots = numpy.fromiter(asked, dtype=numpy.int64)
@@ -181,7 +177,7 @@ class DocumentCoder:
             wanted = numpy.array([text.next_id() for text in texts])
         tokens = code_tokens(self.predictor, slots, coder, wanted).tolist()
         for text, token in zip(texts, tokens, strict=True):
-            text.found.ids.append(token)
+            text.append(token, self.tokens.eos)
 
     def _spell(self, coder: SymbolCoder, text: "_ActiveText") -> None:
         """Code the pieces that are spelled beside a document's tokens, as the ruler charges them.
@@ -205,6 +201,12 @@ class _ActiveText:
     found: CodedDocument
     given: CodedDocument | None
     length: int | None
+    is_ended: bool
+
+    def append(self, token: int, eos: int | None) -> None:
+        """Append a token, which may be the last one."""
+        self.found.ids.append(token)
+        self.is_ended = token == eos if self.length is None else len(self.found.ids) == self.length
 
     def next_id(self) -> int | None:
         """Return the id that is to be coded next; None where it is to be decoded."""
@@ -253,7 +255,7 @@ def code_tokens(
         if not ranges.all():
             raise RunError("the code is of tokens that the model does not have")
         found = coder.code(
-            numpy.diff(sums, axis=1) / ranges,
+            (sums[:, 1:] - sums[:, :-1]) / ranges,
             None if wanted is None else (wanted - low) >> left,
         )
         low = places[rows, found]

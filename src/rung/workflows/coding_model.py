@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from rung.evaluation.quantized_probabilities import (
 )
 from rung.generation.native import STEP_SOURCE
 from rung.models.base import CausalModel
+from rung.models.exact_probabilities import ExactProbabilities
 from rung.progress import OnProgress, ignore_progress
 from rung.workflows.stepping import ModelStepper
 
@@ -40,15 +42,20 @@ class CodingModel:
     tokenizer: PreTrainedTokenizerBase
     variant: dict[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def exact(self) -> list[ExactProbabilities | None]:
+        """The whole numbers of each model that counts."""
+        return [model.make_exact_probabilities() for model in self.models.values()]
+
     def make_predictor(self) -> Predictor:
         """Make a predictor that has read nothing."""
         each = list(self.models.values())
         if "sharpness" in self.variant:
             stepper = ModelStepper(each[0], keeps_states=True)
             return CachedProbabilities(stepper, self.variant["weight"], self.variant["sharpness"])
-        found = [
-            model.make_exact_probabilities() or SteppedProbabilities(ModelStepper(model))
-            for model in each
+        found: list[Predictor] = [
+            exact or SteppedProbabilities(ModelStepper(model))
+            for model, exact in zip(each, self.exact, strict=True)
         ]
         return MixedProbabilities(found, self.variant["weights"]) if len(found) > 1 else found[0]
 
@@ -72,7 +79,7 @@ class CodingModel:
 
     def describe_build(self) -> dict[str, Any]:
         """Describe what a neural model's last bits depend on; nothing of models that count."""
-        if all(model.make_exact_probabilities() for model in self.models.values()):
+        if all(self.exact):
             return {}
         return {
             "torch": torch.__version__,

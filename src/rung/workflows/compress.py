@@ -36,12 +36,13 @@ def compress_file(
 ) -> dict[str, Any]:
     """Compress the file at `path` to `out` under a run, and return the figures.
 
-    Raises `RunError` where something cannot be read or written.
+    `seconds` is the time of coding, without that of loading the models. Raises `RunError` where
+    something cannot be read or written.
     """
-    began = time.perf_counter()
     _check_places(path, out)
     data = path.read_bytes()
     coding = _prepare(run, variants, on_progress)
+    began = time.perf_counter()
     record = runs.find_record(Path(run))
     kind = record.get("recipe", {}).get("documents") or "paragraphs"
     documents, remainder, count = encode_text(data, kind, coding.tokenizer)
@@ -88,10 +89,10 @@ def decompress_file(
     `named` are the runs it was written with, where they lie elsewhere now. Raises `RunError` for a
     damaged file, another model, and a build that computes other numbers.
     """
-    began = time.perf_counter()
     _check_places(path, out)
     header, rest, code = unpack_file(path, path.read_bytes())
     coding = _load_named(path, header, named)
+    began = time.perf_counter()
     with _same_build(path, header["build"], coding.describe_build()):
         data = _decode(path, header, rest, code, coding, on_progress)
     with atomic_replace(out) as temporary:

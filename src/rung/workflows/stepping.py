@@ -5,7 +5,8 @@ depends on nothing beside it. The windows of a long text are those of the ruler:
 again from where the ruler's next window begins.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -25,13 +26,7 @@ class ModelStepper:
         self.texts: dict[int, list[int]] = {}
         self.cache = make_batch_cache(model)
         self.native = self.cache.native if isinstance(self.cache, BatchedKVCache) else None
-        self.states: list[Tensor] = []  # the head's input in the model's last forward passes
-        head = model.get_output_embeddings()
-        self.hook = None
-        if keeps_states:
-            self.hook = head.register_forward_pre_hook(
-                lambda _, inputs: self.states.append(inputs[0][:, -1])
-            )
+        self.states: list[Tensor] = []  # the head's input in the model's last forward pass
 
     def reset(self, slot: int) -> None:
         """Empty a slot."""
@@ -48,15 +43,17 @@ class ModelStepper:
             if (start := self._find_window(len(self.texts[slot]) - 1)) is None:
                 going.append(row)
             else:
-                logits[row] = self._prefill(slot, self.texts[slot][start:])[-1]
+                with self._watch_head():
+                    logits[row] = self._prefill(slot, self.texts[slot][start:])[-1]
                 states[row] = self._take_states(1)[-1] if self.keeps_states else logits[row]
         # States of different shapes, or of another tool, are decoded in several passes: to know
         # whose hidden state is whose, one text after another.
         alone = self.keeps_states and not isinstance(self.cache, BatchedKVCache)
         for rows in [[row] for row in going] if alone else [going] if going else []:
-            found = self.cache.decode(
-                [slots[row] for row in rows], torch.tensor([tokens[row] for row in rows])
-            )
+            with self._watch_head():
+                found = self.cache.decode(
+                    [slots[row] for row in rows], torch.tensor([tokens[row] for row in rows])
+                )
             logits[rows] = found.float()
             if self.keeps_states:
                 states |= dict(zip(rows, self._take_states(len(rows)), strict=True))
@@ -90,6 +87,23 @@ class ModelStepper:
         )
         self.cache.store(slot, output.past_key_values)
         return output.logits[:, -1]
+
+    @contextmanager
+    def _watch_head(self) -> Iterator[None]:
+        """Keep what the head is applied to in the block, where hidden states are asked for.
+
+        The hook does not stay: a model with hooks is none that `step.c` knows.
+        """
+        hook = None
+        if self.keeps_states:
+            hook = self.model.get_output_embeddings().register_forward_pre_hook(
+                lambda _, inputs: self.states.append(inputs[0][:, -1])
+            )
+        try:
+            yield
+        finally:
+            if hook:
+                hook.remove()
 
     def _take_states(self, count: int) -> Tensor:
         """Return the hidden states (count, D) that the last logits were computed from."""

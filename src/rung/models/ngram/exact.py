@@ -75,7 +75,9 @@ def _find_suffixes(
     return found
 
 
-def _list_tokens(levels: list[TrieLevel], parents: Integers, last: Integers) -> Integers:
+def _list_tokens(
+    levels: list[TrieLevel], parents: Integers, last: NDArray[numpy.integer]
+) -> Integers:
     """List the tokens (N, order - 1) of n-grams without their first one."""
     columns = [last.astype(numpy.int64)]
     for level in reversed(levels):

@@ -1,0 +1,250 @@
+"""Texts are coded under runs of every rung, come back to the byte, and prove the score."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import rung
+from rung.data.tokenizer_training import build_tokenizer
+from rung.errors import RecipeError, RunError
+from rung.evaluation.compressed_file import MAGIC
+from rung.evaluation.score import score_documents
+from rung.ladder import LADDER
+from rung.models import load
+from rung.workflows import coding_model
+from rung.workflows.coding_model import CodingModel, prove_score
+from tests.conftest import SENTENCES, examples, run_rung
+from tests.evaluation.conftest import count
+
+pytest.importorskip("constriction")
+BEFORE = Path(__file__).parents[1] / "contracts" / "runs_of_0_1"
+RUNS = sorted(path.name for path in BEFORE.iterdir() if path.is_dir() and path.name != "begun")
+# Bytes that texts are made of somewhere, and that a decoder could lose.
+ODD_TEXTS = {
+    "empty": b"",
+    "a NUL": b"before\0after",
+    "Windows' line ends": b"one\r\ntwo\rthree\r\n\r\n\r\nfour",
+    "a byte order mark": "\ufeffmarked".encode(),
+    "no UTF-8": b"caf\xe9 \xff\xfe \xc3( \xed\xa0\x80 fin\n\n\x80",
+    "all bytes": bytes(range(256)),
+    "names of special tokens": b"<s> </s> <|end_of_text|> <|unknown|> <unk>",
+    "only white space": b" \n\t \n\n",
+    "blank ends": b"\n\n\ntext\n\n \n\nmore\n\n\n",
+    "letters of many scripts": "Ａｆﬁ é é 漢字 🙂👩‍👩‍👧 ﷽ \u2028 \x85".encode(),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Runs of every rung and their text, where tests may write."""
+    return Path(shutil.copytree(BEFORE, tmp_path_factory.mktemp("coded") / "runs"))
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    """A bigram of words, whose tokenizer loses white space and does not know most words."""
+    folder = tmp_path_factory.mktemp("words")
+    tokenizer = build_tokenizer("word", SENTENCES)
+    count("bigram", tokenizer, SENTENCES).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(folder, words):
+    """Models and tokenizers, of bytes and of words."""
+    return [load(run) for run in (folder / "ngram", folder / "llama3", words)]
+
+
+def round_trip(run, data, folder, **options):
+    source, packed, back = (folder / name for name in ("source", "packed", "back"))
+    source.write_bytes(data)
+    found = rung.compress(run, source, packed, **options)
+    rung.decompress(packed, back)
+    assert back.read_bytes() == data
+    return found
+
+
+@pytest.mark.parametrize("name", LADDER)
+def test_a_text_comes_back_under_every_rung(name, folder, tmp_path):
+    text = (folder / "text.txt").read_bytes()[:80]
+    found = round_trip(folder / name, text, tmp_path)
+    assert found["bytes"] == len(text)
+    assert found["compressed_bytes"] == (tmp_path / "packed").stat().st_size
+    assert found["code_bytes"] < found["compressed_bytes"] < found["code_bytes"] + 500
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
+def test_any_bytes_come_back(name, folder, words, tmp_path):
+    for run in (folder / "bigram", words):
+        round_trip(run, ODD_TEXTS[name], tmp_path)
+
+
+@settings(max_examples=examples(20), suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
+def test_bytes_that_hypothesis_makes_come_back(folder, words, tmp_path, data):
+    for run in (folder / "ngram", words):
+        round_trip(run, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "size", [3_000, pytest.param(1_000_000, marks=pytest.mark.slow)], ids="{:,} bytes".format
+)
+def test_a_long_line_comes_back(size, folder, tmp_path):
+    round_trip(folder / "ngram", b"ab " * (size // 3), tmp_path)
+
+
+def test_words_are_cheaper_than_their_spelling(words, tmp_path):
+    known = round_trip(words, " ".join(SENTENCES * 20).encode(), tmp_path)
+    assert known["compressed_bytes"] < 0.3 * known["bytes"]
+
+
+@pytest.mark.parametrize("options", [{"mix": ["ngram={}/ngram"]}, {"cache": True}], ids=str)
+def test_a_text_comes_back_under_a_variant(options, folder, tmp_path):
+    text = (folder / "text.txt").read_bytes()[:150]
+    mix = [entry.format(folder) for entry in options.get("mix", ())]
+    round_trip(folder / "llama3", text, tmp_path, **(options | ({"mix": mix} if mix else {})))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_coded_size_is_the_score(name, folder, tmp_path):
+    text = tmp_path / "new.txt"
+    text.write_text("Nobody has read this before.\n\nIt has two paragraphs.\n")
+    found = rung.evaluate(folder / name, text, prove=True)
+    check_proof(found, found["proof"])
+
+
+def check_proof(score, proof):
+    assert math.isclose(proof["score_bytes"], score["nats"] / math.log(2) / 8)
+    assert abs(proof["coded_bytes"] - proof["score_bytes"]) <= 0.001 * proof["score_bytes"] + 64
+
+
+def test_the_coded_size_of_variants_is_their_score(folder):
+    mix = [f"ngram={folder / 'ngram'}"]
+    found = rung.evaluate(folder / "llama3", split="test", mix=mix, cache=True, prove=True)
+    for score in (found, found["mix"], found["cache"]):
+        check_proof(score, score["proof"])
+    table = run_rung("eval", folder / "gpt2", "--prove", "--split", "test").stdout
+    assert "proven" in table
+
+
+def test_a_model_that_changes_proves_nothing(folder):
+    with pytest.raises(RecipeError, match="--dynamic changes them"):
+        rung.evaluate(folder / "llama3", dynamic=True, prove=True)
+    with pytest.raises(RecipeError, match="choose one"):
+        rung.compress(folder / "rnn", folder / "text.txt", folder / "out", mix=["a=b"], cache=True)
+
+
+@settings(max_examples=20, suppress_health_check=list(HealthCheck), deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=3))
+def test_texts_that_hypothesis_makes_are_proven(loaded, texts):
+    for model, tokenizer in loaded:
+        score = score_documents(model, tokenizer, texts)
+        proof = prove_score(CodingModel({"model": model}, tokenizer), texts, score.nats)
+        check_proof({"nats": score.nats}, proof)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LADDER)
+def test_python_docs_are_proven_under_every_rung(name, tmp_path):
+    settings = {"tokenizer.vocab_size": 512}
+    if name not in ("bigram", "ngram"):
+        settings |= {"hidden_size": 32, "max_position_embeddings": 64, "steps": 20}
+    run = rung.train(name, "python-docs", out=tmp_path / "run", set=settings)
+    found = rung.evaluate(run, prove=True)
+    check_proof(found, found["proof"])
+
+
+@pytest.fixture(scope="module")
+def packed(folder):
+    path = folder / "text.rung"
+    rung.compress(folder / "ngram", folder / "text.txt", path)
+    return path.read_bytes()
+
+
+class TestDamage:
+    def refuse(self, data, folder, says, *options):
+        damaged, out = folder / "damaged.rung", folder / "out.txt"
+        damaged.write_bytes(data)
+        made = run_rung("decompress", damaged, out, *options)
+        assert made.returncode == 2
+        assert says in made.stderr.replace("\n", " ")
+        assert "Traceback" not in made.stderr
+        assert not out.exists()
+
+    def test_a_flipped_bit_is_found(self, packed, folder):
+        for place in (3, len(MAGIC) + 1, len(MAGIC) + 40, len(packed) // 2, len(packed) - 1):
+            flipped = bytearray(packed)
+            flipped[place] ^= 8
+            self.refuse(bytes(flipped), folder, "damaged")
+
+    def test_a_cut_file_is_found(self, packed, folder):
+        for size in (0, 10, len(MAGIC) + 2, len(MAGIC) + 50, len(packed) - 1):
+            self.refuse(packed[:size], folder, "damaged")
+        self.refuse(packed + b"\0", folder, "damaged")
+
+    def test_another_model_is_refused(self, packed, folder):
+        other = ("--run", folder / "bigram")
+        self.refuse(packed, folder, "name the right run with --run", *other)
+        self.refuse(packed, folder, "cannot be read", "--run", folder / "gone")
+        self.refuse(packed, folder, "2 are named", *other, *other)
+
+    def test_the_run_may_lie_elsewhere(self, packed, folder, tmp_path):
+        shutil.move(folder / "ngram", tmp_path / "moved")
+        try:
+            self.refuse(packed, folder, "name it with --run")
+            rung.decompress(folder / "damaged.rung", tmp_path / "out", run=tmp_path / "moved")
+        finally:
+            shutil.move(tmp_path / "moved", folder / "ngram")
+        assert (tmp_path / "out").read_bytes() == (folder / "text.txt").read_bytes()
+
+    def test_another_build_is_told(self, folder, tmp_path, monkeypatch):
+        source, packed = tmp_path / "source", tmp_path / "packed"
+        source.write_text("a few words")
+        rung.compress(folder / "llama3", source, packed)
+        threads = torch.get_num_threads()
+        monkeypatch.setattr(coding_model, "fingerprint_build", lambda _: "another")
+        with pytest.raises(RunError, match=r"same build alone.*step \w+ \(here another\)"):
+            rung.decompress(packed, tmp_path / "out")
+        assert torch.get_num_threads() == threads
+        assert not (tmp_path / "out").exists()
+
+    def test_a_model_of_other_numbers_is_told(self, folder, tmp_path, monkeypatch):
+        source, packed = tmp_path / "source", tmp_path / "packed"
+        source.write_text("a few words of a text")
+        rung.compress(folder / "rnn", source, packed)
+        softmax = torch.Tensor.softmax
+        monkeypatch.setattr(torch.Tensor, "softmax", lambda t, dim: softmax(3 * t, dim=dim))
+        with pytest.raises(RunError, match="does not decode here"):
+            rung.decompress(packed, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+    def test_places_that_cannot_be_read_or_written(self, folder, tmp_path):
+        source = tmp_path / "source"
+        source.write_text("text")
+        for file, out, says in (
+            (tmp_path / "gone", tmp_path / "out", "not there"),
+            (tmp_path, tmp_path / "out", "a folder"),
+            (source, tmp_path, "a folder"),
+            (source, tmp_path / "gone" / "out", "no folder"),
+            (source, source, "is the file that is read"),
+        ):
+            with pytest.raises(RunError, match=says):
+                rung.compress(folder / "bigram", file, out)
+        assert source.read_text() == "text"
+
+
+def test_the_command_prints_sizes(folder, tmp_path):
+    (tmp_path / "source").write_text("some words")
+    args = ("compress", folder / "ngram", tmp_path / "source", tmp_path / "packed")
+    found = json.loads(run_rung(*args, "--json").stdout)
+    assert found["compressed_bytes"] == (tmp_path / "packed").stat().st_size
+    assert f"in {found['compressed_bytes']:,}" in run_rung(*args).stderr
+    made = run_rung("decompress", tmp_path / "packed", tmp_path / "back", "--json")
+    assert json.loads(made.stdout)["bytes"] == found["bytes"] == 10
