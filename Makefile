@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing evaluation/compress)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -57,7 +57,7 @@ benchmarks/evaluation/chapter.txt: GIVEN = $(WIKITEXT)
 benchmarks/models/induction.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
 benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/train
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
-benchmarks/data/tokenizing.txt: GIVEN = $(TEXT)
+benchmarks/data/tokenizing.txt benchmarks/evaluation/compress.txt: GIVEN = $(TEXT)
 benchmarks/training/adapters.txt: GIVEN = $(SHAKESPEARE)
 benchmarks/training/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)
 $(READ_TEXT): | $(TEXT)

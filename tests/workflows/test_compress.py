@@ -17,10 +17,12 @@ from rung.evaluation.compressed_file import MAGIC
 from rung.evaluation.score import score_documents
 from rung.ladder import LADDER
 from rung.models import load
+from rung.models.foreign import wrap_foreign
 from rung.workflows import coding_model
 from rung.workflows.coding_model import CodingModel, prove_score
 from tests.conftest import SENTENCES, examples, run_rung
 from tests.evaluation.conftest import count
+from tests.models.foreign import build
 
 pytest.importorskip("constriction")
 BEFORE = Path(__file__).parents[1] / "contracts" / "runs_of_0_1"
@@ -148,6 +150,15 @@ def test_texts_that_hypothesis_makes_are_proven(loaded, texts):
         score = score_documents(model, tokenizer, texts)
         proof = prove_score(CodingModel({"model": model}, tokenizer), texts, score.nats)
         check_proof({"nats": score.nats}, proof)
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "mamba"])
+def test_a_score_of_another_architecture_is_proven(kind, tokenizer):
+    model = wrap_foreign("here", build(kind, tokenizer))
+    texts = [" ".join(SENTENCES[:4]), SENTENCES[4]]  # the first is longer than a window
+    score = score_documents(model, tokenizer, texts)
+    proof = prove_score(CodingModel({"model": model}, tokenizer), texts, score.nats)
+    check_proof({"nats": score.nats}, proof)
 
 
 @pytest.mark.slow
