@@ -53,6 +53,7 @@ LADDER = (
     "tensor_checks",
     "foreign",
     "load_options",
+    "weight_checks",
     "loading",
     "__init__",
 )

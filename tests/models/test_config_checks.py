@@ -236,8 +236,10 @@ def test_a_folder_that_holds_it_is_refused(case, tokenizer, tmp_path):
         for k, v in settings.items()
     }
     (tmp_path / "config.json").write_text(json.dumps(values | settings))
+    # Rung's own code refuses it; `load` has transformers read a Llama that turns otherwise.
+    refuse = read_config if "another kind" in case else load
     with pytest.raises(RunError) as caught:
-        load(tmp_path)
+        refuse(tmp_path)
     said = str(caught.value).replace("n_positions", "max_position_embeddings")
     assert message in said
     assert str(tmp_path) in said

@@ -15,13 +15,14 @@ from transformers import (
 )
 
 from rung import model_files
+from rung.errors import RunError
 from rung.evaluation.documents import NO_BOS, tokenize_documents
 from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
 from rung.models.foreign import ForeignForCausalLM
 from rung.models.load_options import LoadOptions, ModelName
-from rung.models.loading import load
+from rung.models.loading import load, load_rung
 from tests.conftest import SENTENCES, make_text, overflow, run_rung, shake, write
 from tests.models.foreign import WINDOW, build
 
@@ -271,6 +272,9 @@ def test_damage_and_what_is_missing_are_named_in_a_line(folders, tokenizer, tmp_
     lacking = copy(folders(), tmp_path / "lacking")
     change(lacking, "config.json", num_hidden_layers=3)
     assert "its weights lack" in refused(lacking)
+    vast = copy(folders(), tmp_path / "vast")
+    change(vast, "config.json", vocab_size=10**9)
+    assert "parameters, and its weights hold" in refused(vast)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     change(adapter, "adapter_config.json", base_model_name_or_path="org/base")
@@ -280,13 +284,78 @@ def test_damage_and_what_is_missing_are_named_in_a_line(folders, tokenizer, tmp_
     assert "install" in refused(quantized)
 
 
+def test_a_llama_that_rungs_code_does_not_know_is_read_by_transformers(
+    make_tiny, tokenizer, tmp_path
+):
+    llama = make_tiny("llama3")
+    llama.save_pretrained(tmp_path / "yarn")
+    tokenizer.save_pretrained(tmp_path / "yarn")
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0}
+    rope |= {"original_max_position_embeddings": 32}
+    change(tmp_path / "yarn", "config.json", rope_parameters=rope, rope_scaling=None)
+    model, _ = load(tmp_path / "yarn")
+    inner = AutoModelForCausalLM.from_pretrained(tmp_path / "yarn")
+    ids = torch.tensor([[0, 5, 6, 7, 8]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, inner(ids).logits)
+        assert (model(ids).logits - llama(ids).logits).abs().max() > 1e-4
+    assert isinstance(model, ForeignForCausalLM)
+    with pytest.raises(RunError, match="needs a model that rung has code of its own for"):
+        load_rung(tmp_path / "yarn", "a base")
+
+
+def test_the_harness_runs_its_tasks_on_it(folders, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed: pip install 'rung[eval]'")
+    question = {"question": "the cat sat on", "choices": ["the mat", "is"], "answer": 0}
+    write(tmp_path / "questions.jsonl", json.dumps(question) + "\n")
+    task = {"task": "mine", "dataset_path": "json", "test_split": "test"}
+    task |= {"dataset_kwargs": {"data_files": {"test": str(tmp_path / "questions.jsonl")}}}
+    task |= {"output_type": "multiple_choice", "doc_to_text": "{{question}}"}
+    task |= {"doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}"}
+    task |= {"metric_list": [{"metric": "acc"}]}
+    page = write(tmp_path / "mine.yaml", json.dumps(task))
+    for lacks in ((), ("bos_token",)):
+        found = run_rung("eval", folders(lacks=lacks), "--tasks", page, "--json")
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout)["tasks"]["mine"]["documents"] == 1
+
+
+def test_a_server_completes_and_scores_prompts_of_it(folders):
+    testclient = pytest.importorskip("fastapi.testclient", reason="pip install 'rung[serve]'")
+    from rung.serve.app import build_app
+    from rung.serve.registry import load_served_models
+
+    folder = folders(lacks=["bos_token"])
+    served = load_served_models([str(folder)], LoadOptions(window=32))
+    (name,) = served
+    with testclient.TestClient(build_app(served)) as client:
+        body = {"model": name, "prompt": "the cat", "max_tokens": 3, "temperature": 0}
+        made = client.post("/v1/completions", json=body | {"echo": True, "logprobs": 1}).json()
+        empty = client.post("/v1/completions", json=body | {"prompt": ""})
+        shown = client.get("/api/rungs").json()
+    (choice,) = made["choices"]
+    assert choice["text"].startswith("the cat")
+    assert choice["logprobs"]["token_logprobs"][0] is None  # it follows nothing
+    assert made["usage"]["completion_tokens"] == 3
+    assert (empty.status_code, "write a word" in empty.text) == (400, True)
+    assert "gpt_neox" in json.dumps(shown)
+
+
 def test_what_needs_rungs_own_code_refuses_in_a_line(folders, tmp_path):
     text, out = tmp_path / "text", tmp_path / "out"
     for seed, split in enumerate(("train", "valid", "test")):
         write(text / split / "text.txt", make_text(4, seed))
     commands = {
         ("tune", folders(), "--out", out): "needs a model that rung has code of its own for",
-        ("train", "llama3", text, "--set", f"base={folders()}", "--out", out): "and no llama3",
+        (
+            "train",
+            "llama3",
+            text,
+            "--set",
+            f"base={folders()}",
+            "--out",
+            out,
+        ): "a base needs a model",
         ("export", folders(), out, "--to", "gguf"): "gpt_neox",
         ("export", folders(), out, "--to", "arpa"): "ARPA holds n-grams",
         ("eval", folders(), text, "--dynamic"): "rung trains its own models only",

@@ -53,3 +53,12 @@ def test_a_model_alone_has_no_text_to_be_scored_on(ground):
     made = run_rung("report", "neox", cwd=ground)
     assert made.returncode == 2
     assert "name a run that was scored beside it" in " ".join(made.stderr.split())
+
+
+def test_models_are_compared_with_runs_but_not_with_and_without_ends(ground):
+    made = run_rung("compare", "bigram", "neox", "--json", cwd=ground)
+    assert made.returncode == 0, made.stderr
+    assert [model["rung"] for model in json.loads(made.stdout)["models"]] == ["bigram", "gpt_neox"]
+    made = run_rung("compare", "bigram", "endless", cwd=ground)
+    assert made.returncode == 2
+    assert "has no end-of-text token" in " ".join(made.stderr.split())

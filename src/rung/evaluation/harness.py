@@ -29,6 +29,7 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.likelihood import LOGITS_AT_ONCE
 from rung.evaluation.metrics import perplexity
 from rung.models.base import CausalModel, check_finite
+from rung.models.foreign import ForeignForCausalLM
 
 # The harness's request; the context's tokens, and the continuation's, which are scored.
 TokenRequest = tuple[Any, list[int], list[int]]
@@ -200,7 +201,7 @@ class HarnessLM(HFLM):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.split_special_tokens = True  # names of special tokens in a text are text
         super().__init__(
-            pretrained=model,
+            pretrained=model.inner if isinstance(model, ForeignForCausalLM) else model,
             backend="causal",
             tokenizer=tokenizer,
             max_length=length,

@@ -4,13 +4,15 @@ A folder may come from anywhere. It is checked before its weights are read: code
 and no memory is taken that only its configuration asks for.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rung import hub, model_files, runs
 from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
@@ -27,8 +29,15 @@ from rung.models.foreign import (
 from rung.models.load_options import AS_STORED, ModelName, parse_dtype, set_window
 from rung.models.registry import RUNGS_BY_MODEL_TYPE
 from rung.models.tensor_checks import check_tensors
+from rung.models.weight_checks import (
+    check_parameter_count,
+    check_weights,
+    refuse_shape_mismatch,
+    silence_transformers,
+)
 
 ADAPTER = "adapter_config.json"
+ROPE_TYPES = ("default", "llama3")  # those that llama3.py computes
 
 
 def load(
@@ -43,15 +52,15 @@ def load(
     options = path.options if isinstance(path, ModelName) else AS_STORED
     where, is_local = locate_model(path)
     is_folder = Path(where).is_dir()
-    config = (
-        read_checked_config(Path(where))
-        if is_folder and not settings and not options.trust_remote_code
-        else read_config(where, is_local, options.trust_remote_code)
-    )
+    config = read_any_config(where, is_local, options.trust_remote_code)
+    rung = None if has_other_rope(config) else RUNGS_BY_MODEL_TYPE.get(config.model_type)
     if is_folder:
+        if rung and not settings:
+            check_weights(rung.model_class, config, Path(where))
         check_has_weights(Path(where))
-    rung = RUNGS_BY_MODEL_TYPE.get(config.model_type)
     reader = rung.model_class if rung else find_foreign_class(where, config)
+    if is_folder and not (rung or options.trust_remote_code):
+        check_parameter_count(config, Path(where))
     given = {**(settings or {}), "local_files_only": is_local, **parse_dtype(where, rung, options)}
     if rung is None:
         given["trust_remote_code"] = options.trust_remote_code
@@ -138,13 +147,31 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
     return where, True
 
 
-def read_config(
-    where: str | Path, local_files_only: bool = True, trust_remote_code: bool = False
-) -> PreTrainedConfig:
+def read_config(where: str | Path, local_files_only: bool = True) -> PreTrainedConfig:
     """Read the configuration in a folder or of a repository of the Hub.
 
-    Raises `RunError` where it cannot be read.
+    Raises `RunError` where it cannot be read, or rung's own code for such a model cannot follow it.
     """
+    config = read_any_config(where, local_files_only)
+    if has_other_rope(config):
+        try:
+            check_config(config)
+        except RecipeError as error:
+            raise RunError(f"{where} could not be read: {first_line(error)}") from error
+    return config
+
+
+def has_other_rope(config: PreTrainedConfig) -> bool:
+    """Return whether a Llama turns its positions in a way that only transformers' code computes."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kind = rope.get("rope_type", "default")
+    return config.model_type == "llama" and kind in ROPE_INIT_FUNCTIONS and kind not in ROPE_TYPES
+
+
+def read_any_config(
+    where: str | Path, local_files_only: bool = True, trust_remote_code: bool = False
+) -> PreTrainedConfig:
+    """Read the configuration of any model, as `read_config` does."""
     folder = Path(where) if Path(where).is_dir() else None
     if folder:
         model_files.check_files(folder)
@@ -155,7 +182,7 @@ def read_config(
         config = AutoConfig.from_pretrained(
             where, local_files_only=local_files_only, trust_remote_code=trust_remote_code
         )
-        if config.model_type in RUNGS_BY_MODEL_TYPE:
+        if config.model_type in RUNGS_BY_MODEL_TYPE and not has_other_rope(config):
             check_config(config)
     except Exception as error:  # no network, no such repository, a value that its class refuses
         unreachable = local_files_only and not folder
@@ -213,50 +240,3 @@ def check_no_adapter(folder: Path) -> None:
             f"{folder} holds an adapter and no model: merge it into {base or 'its base'} with "
             "PEFT's `merge_and_unload` and save the model"
         )
-
-
-def check_weights(kind: type[PreTrainedModel], config: PreTrainedConfig, folder: Path) -> None:
-    """Raise `RunError` where weights in `folder` are missing or have the wrong shape.
-
-    They must be those of a `kind` made by `config`.
-    """
-    found = model_files.read_shapes(folder)
-    if not found:
-        return
-    try:
-        with torch.device("meta"):
-            model = kind(config)
-    except Exception as error:  # a value that its class takes and that no model can have
-        raise RunError(
-            f"{folder}: no model can be made by its config.json ({first_line(error)})"
-        ) from error
-    base, tied = f"{model.base_model_prefix}.", model.all_tied_weights_keys
-    for name, tensor in sorted(model.state_dict().items()):
-        stored = name if name in found else name.removeprefix(base)  # published without the prefix
-        if stored in found and found[stored] != tuple(tensor.shape):
-            refuse_shape_mismatch(folder, stored, found[stored], tensor.shape)
-        if stored not in found and name not in tied:
-            raise RunError(
-                f"{folder}: its weights lack {name}; the file is damaged or of another model"
-            )
-
-
-def refuse_shape_mismatch(
-    where: str | Path, name: str, found: Iterable[int], wanted: Iterable[int]
-) -> NoReturn:
-    """Raise `RunError` for a weight whose shape is not what the configuration says."""
-    shapes = f"is {list(found)} in its weights, {list(wanted)} by config.json"
-    raise RunError(f"{where}: {name} {shapes}: one is damaged")
-
-
-@contextmanager
-def silence_transformers() -> Iterator[None]:
-    """Silence the table that transformers prints of loaded weights: `load` checks them itself."""
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)

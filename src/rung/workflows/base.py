@@ -13,7 +13,13 @@ from rung.data.tokenizer_loading import load_tokenizer
 from rung.errors import RecipeError, RunError
 from rung.models import load, make_config
 from rung.models.base import CausalModel
-from rung.models.loading import check_has_weights, check_weights, locate_model, read_config
+from rung.models.loading import (
+    check_has_weights,
+    load_rung,
+    locate_model,
+    read_config,
+)
+from rung.models.weight_checks import check_weights
 from rung.recipe import Recipe
 
 # What may be set anew: it says how the weights are trained, not what they are. The length is also
@@ -29,7 +35,7 @@ def load_base(recipe: Recipe) -> CausalModel:
     `recipe.model` that contradicts it.
     """
     where = _check_path(recipe)
-    model, tokenizer = load(where)
+    model, tokenizer = load_rung(where, "a base")
     _check_rung(recipe, model.config)
     if changes := _find_changes(recipe, model.config, tokenizer):
         with _explain_length(where, changes):
