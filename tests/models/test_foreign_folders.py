@@ -1,7 +1,9 @@
 """Folders of other models: how they are loaded, what their scores say, and what is refused."""
 
+import copy
 import json
 import math
+import pickle
 
 import pytest
 import torch
@@ -52,7 +54,7 @@ def change(folder, name, **facts):
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
-def copy(folder, to):
+def copy_folder(folder, to):
     to.mkdir()
     for path in folder.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
@@ -147,7 +149,7 @@ def test_a_document_without_an_end_stands_in_a_column_of_its_own(folders, tmp_pa
 def test_special_tokens_that_a_tokenizer_adds_are_not_counted_twice(folders, tokenizer, tmp_path):
     from tokenizers.processors import TemplateProcessing
 
-    folder = copy(folders(), tmp_path / "adds")
+    folder = copy_folder(folders(), tmp_path / "adds")
     bos, eos = tokenizer.bos_token, tokenizer.eos_token
     tokenizer_file = json.loads((folder / "tokenizer.json").read_text())
     ids = [(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)]
@@ -179,6 +181,13 @@ def test_a_window_is_the_models_own_or_the_one_that_is_named(folders):
     assert (score.window, score.stride) == (16, 8)
 
 
+def test_a_name_keeps_its_options_when_it_is_copied():
+    name = ModelName("runs/llama3", LoadOptions(window=16))
+    for made in (copy.deepcopy(name), pickle.loads(pickle.dumps(name))):
+        assert (made, made.options) == ("runs/llama3", LoadOptions(window=16))
+    assert ModelName("runs/llama3").options == LoadOptions()
+
+
 def test_rungs_take_the_options_too(make_tiny, tokenizer, tmp_path):
     for name in ("gpt2", "rnn", "bigram"):
         make_tiny(name).save_pretrained(tmp_path / name)
@@ -201,7 +210,7 @@ def test_a_vocabulary_may_be_padded_but_not_too_small(folders, tokenizer, tmp_pa
     assert score_documents(model, read, TEXTS).bits_per_byte > 0
     assert "do not belong together" in refused(folders(vocab_size=rows - 20))
     # A special token beyond the embedding, as of images: no text is encoded to it.
-    folder = copy(folders(), tmp_path / "image")
+    folder = copy_folder(folders(), tmp_path / "image")
     _, more = load(folder)
     more.add_special_tokens({"additional_special_tokens": ["<image>"]})
     more.save_pretrained(folder)
@@ -224,7 +233,7 @@ def test_code_that_a_folder_brings_runs_only_where_the_user_says_so(folders, tmp
 
     modules = tmp_path / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(modules))
-    folder = copy(folders("mistral"), tmp_path / "own")
+    folder = copy_folder(folders("mistral"), tmp_path / "own")
     (folder / "own.py").write_text(CODE)
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnForCausalLM"}
     change(folder, "config.json", model_type="own", auto_map=own)
@@ -261,25 +270,25 @@ def test_damage_and_what_is_missing_are_named_in_a_line(folders, tokenizer, tmp_
     for name in ("nan", "large"):
         tokenizer.save_pretrained(tmp_path / name)
         assert "in place of a number" in refused(tmp_path / name)
-    bare = copy(folders(), tmp_path / "bare")
+    bare = copy_folder(folders(), tmp_path / "bare")
     for path in bare.glob("tokenizer*"):
         path.unlink()
     assert "has no tokens: copy" in refused(bare)
-    cut = copy(folders(), tmp_path / "cut")
+    cut = copy_folder(folders(), tmp_path / "cut")
     weights = cut / model_files.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "weights could not be read" in refused(cut) or "damaged" in refused(cut)
-    lacking = copy(folders(), tmp_path / "lacking")
+    lacking = copy_folder(folders(), tmp_path / "lacking")
     change(lacking, "config.json", num_hidden_layers=3)
     assert "its weights lack" in refused(lacking)
-    vast = copy(folders(), tmp_path / "vast")
+    vast = copy_folder(folders(), tmp_path / "vast")
     change(vast, "config.json", vocab_size=10**9)
     assert "parameters, and its weights hold" in refused(vast)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     change(adapter, "adapter_config.json", base_model_name_or_path="org/base")
     assert "merge it into org/base" in refused(adapter)
-    quantized = copy(folders(), tmp_path / "quantized")
+    quantized = copy_folder(folders(), tmp_path / "quantized")
     change(quantized, "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     assert "install" in refused(quantized)
 

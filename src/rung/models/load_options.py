@@ -38,7 +38,8 @@ class ModelName(str):
 
     options: LoadOptions
 
-    def __new__(cls, name: str, options: LoadOptions) -> "ModelName":
+    # A copy is made of the name alone, and given its options afterwards.
+    def __new__(cls, name: str, options: LoadOptions = AS_STORED) -> "ModelName":
         named = super().__new__(cls, name)
         named.options = options
         return named
