@@ -195,7 +195,9 @@ def finish(monkeypatch):
         made.append(folder.name)
         return True
 
-    text = SimpleNamespace(name="a text", fingerprint="f", describe=lambda: "")
+    text = SimpleNamespace(
+        name="a text", fingerprint="f", describe=lambda: "", bytes={"test": 0}, is_unsplit=False
+    )
     monkeypatch.setattr("rung.workflows.climb.read_corpus", lambda _: text)
     monkeypatch.setattr("rung.workflows.climb.execute", write)
     return made

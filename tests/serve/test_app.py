@@ -27,7 +27,7 @@ def test_an_address_of_version_six_stands_in_brackets(monkeypatch, capsys):
 
     monkeypatch.setattr(
         "rung.serve.registry.load_served_models",
-        lambda runs: {"gpt2": ServedModel("gpt2", None, None, {})},
+        lambda runs, options: {"gpt2": ServedModel("gpt2", None, None, {})},
     )
     monkeypatch.setattr(
         "rung.serve.app.run_server", lambda served, limits, listener: listener.close()
