@@ -116,7 +116,7 @@ def test_the_library_gives_the_same(ground, monkeypatch):
         (["text.txt", "--documents", "line"], "did you mean 'lines'"),
         (["text.txt", "--out", "no/out.tsv"], "no is no folder"),
         (["text.txt", "--out", "pairs"], "pairs is a folder"),
-        (["text.txt", "--out", "text.txt"], "text.txt is the text itself"),
+        (["text.txt", "--out", "text.txt"], "text.txt is the file that is read"),
         (["t.csv"], "name the column that has its words"),
         (["t.csv", "--column", "x"], "t.csv has no column 'x': it has item, w"),
         (["t.csv", "--column", "w"], "row 2 has no word in column 'w'"),

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import zlib
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 import rung
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.evaluation.compressed_file import MAGIC
+from rung.evaluation.compressed_file import HEADER_SIZES, MAGIC
 from rung.evaluation.score import score_documents
 from rung.ladder import LADDER
 from rung.models import load
@@ -196,9 +198,19 @@ class TestDamage:
             self.refuse(bytes(flipped), folder, "damaged")
 
     def test_a_cut_file_is_found(self, packed, folder):
-        for size in (0, 10, len(MAGIC) + 2, len(MAGIC) + 50, len(packed) - 1):
+        for size in (0, 10, len(MAGIC), len(MAGIC) + 2, len(MAGIC) + 50, len(packed) - 1):
             self.refuse(packed[:size], folder, "damaged")
         self.refuse(packed + b"\0", folder, "damaged")
+
+    def test_a_header_that_rung_did_not_write_is_refused(self, packed, folder):
+        size, _ = HEADER_SIZES.unpack_from(packed, len(MAGIC))
+        at = len(MAGIC) + HEADER_SIZES.size
+        header = json.loads(packed[at : at + size])
+        strange = [header | change for change in ({"streams": 0}, {"rest": -1}, {"models": []})]
+        for value in (*strange, {}, [], 1, {"bytes": True}):
+            written = json.dumps(value).encode()
+            sizes = HEADER_SIZES.pack(len(written), zlib.crc32(written))
+            self.refuse(MAGIC + sizes + written + packed[at + size :], folder, "another version")
 
     def test_another_model_is_refused(self, packed, folder):
         other = ("--run", folder / "bigram")
@@ -239,12 +251,17 @@ class TestDamage:
     def test_places_that_cannot_be_read_or_written(self, folder, tmp_path):
         source = tmp_path / "source"
         source.write_text("text")
+        os.link(source, tmp_path / "link")
+        os.mkfifo(tmp_path / "pipe")
         for file, out, says in (
             (tmp_path / "gone", tmp_path / "out", "not there"),
             (tmp_path, tmp_path / "out", "a folder"),
             (source, tmp_path, "a folder"),
             (source, tmp_path / "gone" / "out", "no folder"),
             (source, source, "is the file that is read"),
+            (source, tmp_path / "link", "is the file that is read"),
+            (source, tmp_path / "pipe", "a device or a pipe"),
+            (source, Path("-"), "name a file"),
         ):
             with pytest.raises(RunError, match=says):
                 rung.compress(folder / "bigram", file, out)

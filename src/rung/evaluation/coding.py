@@ -131,7 +131,7 @@ class DocumentCoder:
     ) -> list[CodedDocument]:
         found = [CodedDocument([self.tokens.bos]) for _ in range(count)]
         meter = ProgressMeter(self.on_progress, "encoding" if given else "decoding", count)
-        free, begun, coded = list(range(self.streams))[::-1], 0, 0
+        free, begun, coded = list(range(min(self.streams, count)))[::-1], 0, 0
         active: dict[int, _ActiveText] = {}
         while begun < count or active:
             while free and begun < count:

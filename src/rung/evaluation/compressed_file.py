@@ -32,6 +32,8 @@ KEYS = {
     "code": int,
     "check": str,
 }
+# The smallest values of numbers.
+LEAST = {"bytes": 0, "texts": 0, "tokens": 0, "streams": 1, "rest": 0, "code": 0}
 
 
 def pack_file(header: dict[str, Any], rest: bytes, code: bytes) -> bytes:
@@ -51,11 +53,9 @@ def unpack_file(path: Path, data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
     at = len(MAGIC) + HEADER_SIZES.size
     size, check = HEADER_SIZES.unpack(data[len(MAGIC) : at].ljust(HEADER_SIZES.size, b"\0"))
     written = data[at : at + size]
-    if len(written) < size or zlib.crc32(written) != check:
+    if not 0 < size == len(written) or zlib.crc32(written) != check:
         raise RunError(f"{path} is damaged: its header has another checksum; write it anew")
-    header = json.loads(written)
-    if any(not isinstance(header.get(key), kind) for key, kind in KEYS.items()):
-        raise RunError(f"{path} was written by another version of rung: its header lacks a key")
+    header = _read_header(path, written)
     at += size
     if len(data) != at + header["rest"] + header["code"]:
         whole = at + header["rest"] + header["code"]
@@ -63,6 +63,22 @@ def unpack_file(path: Path, data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
     if digest_bytes(data[at:]) != header["check"]:
         raise RunError(f"{path} is damaged: its code has another checksum; write it anew")
     return header, data[at : at + header["rest"]], data[at + header["rest"] :]
+
+
+def _read_header(path: Path, written: bytes) -> dict[str, Any]:
+    """Return a header whose values can be used as they are."""
+    try:
+        header = json.loads(written)
+        wrong = [key for key, kind in KEYS.items() if type(header[key]) is not kind]
+        wrong += [key for key, least in LEAST.items() if key not in wrong and header[key] < least]
+        wrong += [] if header["models"] else ["models"]
+    except (ValueError, TypeError, KeyError) as error:  # no JSON, no object, a key is not there
+        why = f"its header has no {error}" if isinstance(error, KeyError) else "it has no header"
+        raise RunError(f"{path} was written by another version of rung: {why}") from error
+    if wrong:
+        found = f"{wrong[0]} of {header[wrong[0]]!r}"
+        raise RunError(f"{path} was written by another version of rung: its header has {found}")
+    return header
 
 
 def digest_bytes(data: bytes) -> str:

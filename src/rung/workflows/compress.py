@@ -17,7 +17,7 @@ from rung.evaluation.compressed_file import digest_bytes, pack_file, unpack_file
 from rung.evaluation.documents import take_texts
 from rung.evaluation.mixture import FIT_CHARACTERS, fit_mixture
 from rung.evaluation.text_remainder import Remainder, decode_text, encode_text
-from rung.files import atomic_replace
+from rung.files import atomic_replace, check_writable_file
 from rung.models import load
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, ignore_progress
@@ -134,7 +134,10 @@ def _load_named(path: Path, header: dict[str, Any], named: Sequence[str]) -> Cod
     """Load the models that a file names, and check that they are the ones it was written with."""
     wanted = header["models"]
     if named and len(named) != len(wanted):
-        raise RecipeError(f"{path} was written with {len(wanted)} runs, and {len(named)} are named")
+        raise RecipeError(
+            f"{path} was written with {' and '.join(facts['run'] for facts in wanted)}, and "
+            f"{len(named)} are named: give --run {len(wanted)} times, in this order, or not at all"
+        )
     models: dict[str, CausalModel] = {}
     tokenizer = None
     for facts, where in zip(wanted, named or [facts["run"] for facts in wanted], strict=True):
@@ -206,9 +209,4 @@ def _same_build(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> It
 def _check_places(path: Path, out: Path) -> None:
     if path.is_dir() or not path.exists():
         raise RunError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: name a file")
-    if out.is_dir():
-        raise RunError(f"{out} is a folder: name the file to write")
-    if not out.parent.is_dir():
-        raise RunError(f"{out.parent} is no folder: make it first, or choose another place")
-    if out.exists() and out.samefile(path):
-        raise RunError(f"{out} is the file that is read: choose another place")
+    check_writable_file(out, path)
