@@ -8,6 +8,10 @@ from typing import Literal
 TIMEOUT_SECONDS = 5.0
 REPOSITORY_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 MIRROR_VARIABLE = "RUNG_HUB_MIRROR"
+CODE_IS_NOT_RUN = (
+    "it comes with code of its own, which is run only where you trust it and say so: "
+    "--trust-remote-code"
+)
 LOCAL_PREFIXES = ("/", ".", "~", "runs/")
 
 

@@ -1,5 +1,7 @@
 """Tokenizers from a folder or the Hub: the same as when they were saved, or one clear line."""
 
+import json
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -66,12 +68,18 @@ def test_published_tokenizers_get_the_marks_they_lack(tmp_path):
 
 def test_a_tokenizer_that_cannot_be_used(tmp_path):
     wrap(train_bytes(), eos_token=None).save_pretrained(tmp_path / "endless")
+    wrap(train_bytes()).save_pretrained(tmp_path / "own")
+    facts = json.loads((tmp_path / "own/tokenizer_config.json").read_text())
+    facts |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (tmp_path / "own/tokenizer_config.json").write_text(json.dumps(facts))
+    (tmp_path / "own/own.py").write_text("raise SystemExit")
     (tmp_path / "empty").mkdir()
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/tokenizer.json").write_text("{")
     (tmp_path / "file.json").write_text("{}")
     for name, message in {
         str(tmp_path / "endless"): "has no end-of-text token",
+        str(tmp_path / "own"): "run only where you trust it and say so: --trust-remote-code",
         str(
             tmp_path / "empty"
         ): r"could not be loaded \(it has no tokenizer.json\); give a folder that holds",

@@ -124,7 +124,7 @@ def test_without_bos_the_harness_asks_the_rest_after_the_first_token(folders, to
     assert total - math.log(model.config.vocab_size) == pytest.approx(-rest, rel=1e-6)
 
 
-def test_a_document_without_an_end_stands_in_a_column_of_its_own(folders, tmp_path):
+def test_a_document_without_an_end_stands_in_a_column_of_its_own(folders, make_tiny, tmp_path):
     folder = folders(lacks=["eos_token"])
     model, read = load(folder)
     score, whole = score_documents(model, read, TEXTS), score_documents(*load(folders()), TEXTS)
@@ -138,6 +138,11 @@ def test_a_document_without_an_end_stands_in_a_column_of_its_own(folders, tmp_pa
     assert "bits per byte, ends not scored" in table
     assert "no end-of-text token" in " ".join(table.split())
     found = json.loads(run_rung("eval", folder, text, "--json").stdout)
+    assert (found["end_scored"], found["has_bos"]) == (False, True)
+    # So does a Llama that rung's own code reads.
+    llama = copy_folder(folder, tmp_path / "llama")
+    make_tiny("llama3").save_pretrained(llama)
+    found = json.loads(run_rung("eval", llama, text, "--json").stdout)
     assert (found["end_scored"], found["has_bos"]) == (False, True)
     # Generation goes on to its length, and needs a prompt where nothing else begins a text.
     bare = folders(lacks=["eos_token", "bos_token", "pad_token"])
@@ -278,6 +283,10 @@ def test_damage_and_what_is_missing_are_named_in_a_line(folders, tokenizer, tmp_
     weights = cut / model_files.WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-100])
     assert "weights could not be read" in refused(cut) or "damaged" in refused(cut)
+    pickled = copy_folder(folders(), tmp_path / "pickled")
+    (pickled / model_files.WEIGHTS).unlink()
+    (pickled / "pytorch_model.bin").write_bytes(pickle.dumps(print))
+    assert "save them as model.safetensors" in refused(pickled)
     lacking = copy_folder(folders(), tmp_path / "lacking")
     change(lacking, "config.json", num_hidden_layers=3)
     assert "its weights lack" in refused(lacking)

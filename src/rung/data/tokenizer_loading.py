@@ -29,7 +29,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise TokenizerError(
             f"the tokenizer {name!r} has no end-of-text token: a document could not end"
         )
-    if tokenizer.bos_token_id is None:
+    return fill_bos(tokenizer)
+
+
+def fill_bos(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Let documents begin with the end-of-text token, as GPT-2's do, where nothing else begins one.
+
+    Returns the tokenizer; without an end-of-text token it stays as it is.
+    """
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is not None:
         tokenizer.bos_token = tokenizer.eos_token
     return tokenizer
 
@@ -120,6 +128,8 @@ def _read(where: str, *, local: bool, trust_remote_code: bool) -> PreTrainedToke
             check_tokenizer(folder)
         is_missing = folder is not None and not (folder / "tokenizer.json").exists()
         why = "it has no tokenizer.json" if is_missing else first_line(error)
+        if "custom code" in str(error):
+            why = hub.CODE_IS_NOT_RUN
         raise TokenizerError(
             f"the tokenizer {where!r} could not be loaded ({why}); "
             "give a folder that holds tokenizer.json, or train one: --tokenizer bpe"

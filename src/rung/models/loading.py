@@ -4,6 +4,7 @@ A folder may come from anywhere. It is checked before its weights are read: code
 and no memory is taken that only its configuration asks for.
 """
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from rung import hub, model_files, runs
 from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
-from rung.data.tokenizer_loading import load_foreign_tokenizer, load_tokenizer
+from rung.data.tokenizer_loading import fill_bos, load_foreign_tokenizer
 from rung.errors import RecipeError, RunError, first_line
 from rung.models.base import CausalModel
 from rung.models.config_checks import check_config, check_types, check_values
@@ -67,7 +68,7 @@ def load(
     model = read_pretrained(where, reader, given)
     if rung:
         check_tensors(model, where)
-        tokenizer = load_tokenizer(where)
+        tokenizer = fill_bos(load_foreign_tokenizer(where))
         known = required_vocab_size(tokenizer), model.config.vocab_size
     else:
         model = wrap_foreign(where, model)
@@ -97,6 +98,11 @@ def read_pretrained(where: str, reader: Any, given: dict[str, Any]) -> Any:
     except ImportError as error:
         raise RunError(
             f"{where} needs a package that is not installed ({first_line(error)}): install it"
+        ) from error
+    except pickle.UnpicklingError as error:  # nothing that a pickle would run is run
+        raise RunError(
+            f"{where}: its weights are a pickle that is damaged, or holds more than tensors, which "
+            "is never run: save them as model.safetensors"
         ) from error
     except Exception as error:  # safetensors, a damaged file
         raise RunError(
@@ -192,10 +198,7 @@ def read_any_config(
             else first_line(error)
         )
         if "custom code" in str(error):
-            why = (
-                "it comes with code of its own, which is run only where you trust it and say so: "
-                "--trust-remote-code"
-            )
+            why = hub.CODE_IS_NOT_RUN
         raise RunError(f"{where} could not be read: {why}") from error
     return config
 
