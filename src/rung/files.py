@@ -136,15 +136,11 @@ def check_writable(path: Path) -> None:
 
 
 def check_writable_file(path: Path, source: str | Path = "") -> None:
-    """Raise `RunError` where `path` cannot be written as a file, or is the file that is read.
-
-    A device or a pipe cannot: a whole file takes the place of what is there.
-    """
+    """Raise `RunError` where `path` cannot be replaced by a file, or is the file that is read."""
     if path.is_dir():
         raise RunError(f"{path} is a folder: name a file")
     if str(path) == "-" or (path.exists() and not path.is_file()):
-        what = "a device or a pipe" if str(path) != "-" else "standard output in other commands"
-        raise RunError(f"{path} is {what}: name a file")
+        raise RunError(f"{path} stands for a device or a pipe: name a file")
     if source and path.exists() and Path(source).exists() and path.samefile(source):
         raise RunError(f"{path} is the file that is read: choose another place")
     check_writable(path)

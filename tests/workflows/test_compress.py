@@ -261,7 +261,7 @@ class TestDamage:
             (source, source, "is the file that is read"),
             (source, tmp_path / "link", "is the file that is read"),
             (source, tmp_path / "pipe", "a device or a pipe"),
-            (source, Path("-"), "name a file"),
+            (source, Path("-"), "a device or a pipe"),
         ):
             with pytest.raises(RunError, match=says):
                 rung.compress(folder / "bigram", file, out)

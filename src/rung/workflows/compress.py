@@ -177,7 +177,10 @@ def _decode(
             documents, remainder, header["documents"], header["texts"], coding.tokenizer
         )
     except (RunError, ValueError) as error:  # what is decoded is no text
-        raise RunError(f"{path} does not decode here: {first_line(error)}") from error
+        raise RunError(
+            f"{path} does not decode here ({first_line(error)}): the model computes other numbers "
+            "than where it was written"
+        ) from error
     if digest_bytes(data) != header["digest"]:
         raise RunError(
             f"{path} does not decode here to the text that was coded: the model computes other "
