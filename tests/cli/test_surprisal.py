@@ -10,6 +10,7 @@ import rung as library
 from rung.evaluation.surprisal import score_text
 from tests.conftest import make_text
 from tests.conftest import run_rung as rung
+from tests.models.foreign import build
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,20 @@ def test_what_the_figures_do_not_show_is_said(ground):
     made = rung("surprisal", "pairs", "chinese.txt", cwd=ground)
     assert made.returncode == 0 and len(made.stdout.splitlines()) == 2
     assert "next to no white space; cut it into words" in made.stderr
+
+
+def test_the_model_is_loaded_as_the_options_say(ground, tokenizer):
+    folder = ground / "neox"
+    build("gpt_neox", tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    plain, short = (
+        read(ground, "neox", "my.txt", *options)
+        for options in ((), ("--window", 8, "--dtype", "bfloat16", "--trust-remote-code"))
+    )
+    assert max(int(row["context"]) for row in short) <= 8
+    assert max(int(row["context"]) for row in plain) > 8
+    made = rung("surprisal", "pairs", "text.txt", "--window", 8, cwd=ground)
+    assert made.returncode == 2 and "has no window: leave --window out" in made.stderr
 
 
 def test_the_library_gives_the_same(ground, monkeypatch):

@@ -3,14 +3,17 @@
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rung.cli.app import (
     ColumnOption,
+    DtypeOption,
     EncodingOption,
     JsonOption,
+    TrustOption,
+    WindowOption,
     print_json,
     read_typed,
     resolve_corpus,
@@ -48,6 +51,9 @@ def compare_command(
     form: Annotated[
         str, typer.Option("--format", metavar="NAME", help=f"{', '.join(TABLE_FORMATS)}.")
     ] = "text",
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score models on the same documents, and compare each with the first.
@@ -59,15 +65,17 @@ def compare_command(
     if form not in TABLE_FORMATS:
         raise RecipeError(f"--format is {form!r}: {did_you_mean(form, TABLE_FORMATS)}")
     from rung.api.compare import compare
+    from rung.api.run import load
     from rung.cli.progress import Display
     from rung.cli.tables import format_table, show
 
     models, text = _split_names(names)
     reading = {"documents": documents, "column": read_typed("--column", column)}
     source = resolve_corpus(text, cache_folder() / "stdin", on_all_ranks=False)
+    options: Any = {"window": window, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with Display() as display:
         found = compare(
-            *models,
+            *(load(model, **options) for model in models),
             corpus=source,
             split=split,
             on_progress=display.show,

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rung.cli.app import (
+    DtypeOption,
     EncodingOption,
     JsonOption,
     RunArgument,
+    TrustOption,
+    WindowOption,
     print_json,
     read_typed,
     verb,
@@ -38,6 +41,9 @@ def surprisal_command(
         bool, typer.Option("--uncorrected", help="Also: a column of the bits without correction.")
     ] = False,
     encoding: EncodingOption = "",
+    window: WindowOption = None,
+    dtype: DtypeOption = "",
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """The surprisal of each word of a text, as a table with tabs between its columns.
@@ -46,6 +52,7 @@ def surprisal_command(
     ended is only told by the token after it; its probability is moved to the word it belongs to.
     """
     silence_libraries()
+    from rung.api.run import load
     from rung.api.surprisal import surprisal
     from rung.cli.progress import Display
     from rung.data.files import save_stdin
@@ -55,8 +62,9 @@ def surprisal_command(
     if file == "-":
         file = str(save_stdin(sys.stdin.buffer, cache_folder() / "stdin"))
     reading = {"column": read_typed("--column", column), "documents": documents}
+    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
     with Display() as display:
-        found = surprisal(run, file, on_progress=display.show, encoding=encoding, **reading)
+        found = surprisal(opened, file, on_progress=display.show, encoding=encoding, **reading)
     rows = [_describe_word(score, uncorrected=uncorrected) for score in found]
     if out != "-":
         write_atomically(Path(out), to_csv(rows, delimiter="\t"))
