@@ -135,14 +135,17 @@ def check_writable(path: Path) -> None:
         raise RunError(f"{path.parent} cannot be written to: choose another place")
 
 
-def check_writable_file(path: Path, source: str | Path = "") -> None:
-    """Raise `RunError` where `path` cannot be replaced by a file, or is the file that is read."""
+def check_writable_file(path: Path, *sources: str | Path) -> None:
+    """Raise `RunError` where `path` cannot be replaced by a file, or is one of the files read."""
     if path.is_dir():
         raise RunError(f"{path} is a folder: name a file")
     if str(path) == "-" or (path.exists() and not path.is_file()):
         raise RunError(f"{path} stands for a device or a pipe: name a file")
-    if source and path.exists() and Path(source).exists() and path.samefile(source):
-        raise RunError(f"{path} is the file that is read: choose another place")
+    for source in (Path(each).expanduser() for each in sources if each and path.exists()):
+        if source.exists() and path.samefile(source):
+            raise RunError(f"{path} is the file that is read: choose another place")
+        if source.resolve() in path.resolve().parents:
+            raise RunError(f"{path} is a file of {source}: choose another place")
     check_writable(path)
 
 

@@ -151,16 +151,16 @@ class Run:
         named = name_corpus(corpus)
         if pairs := options.pop("pairs", None):
             encoding = options.pop("encoding", "")
-            if named or tasks or limit or any(options.values()):
+            if named or split != "test" or tasks or limit or any(options.values()):
                 raise RecipeError(
-                    "--pairs bring their own text: leave out CORPUS, --documents, --column, "
-                    "--mix, --cache, --dynamic, --prove, --per-document, --tasks, --limit"
+                    "--pairs bring their own text: leave out CORPUS, --split, --documents, "
+                    "--column, --mix, --cache, --dynamic, --prove, --per-document, --tasks, --limit"
                 )
             return self.pairs(pairs, encoding=encoding or "", on_progress=on_progress)
-        if tasks and (named or any(options.values())):
+        if tasks and (named or split != "test" or any(options.values())):
             raise RecipeError(
-                "--tasks bring their own text: leave out CORPUS, --documents, --mix, --cache, "
-                "--dynamic, --prove, --per-document"
+                "--tasks bring their own text: leave out CORPUS, --split, --documents, --mix, "
+                "--cache, --dynamic, --prove, --per-document"
             )
         if tasks:
             return evaluate_tasks(self.name, list(tasks), limit or None)

@@ -105,7 +105,7 @@ def eval_command(
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
     switches: dict[str, Any] = {"mix": mix or (), "cache": cache, "dynamic": dynamic}
     if per_document:
-        check_writable_file(per_document)
+        check_writable_file(per_document, *(corpus or ()))
         switches["per_document"] = True
     switches["prove"] = prove
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
