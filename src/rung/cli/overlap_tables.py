@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rung.cli.score_tables import format_bits
+from rung.cli.score_tables import count_documents, format_bits
 from rung.cli.tables import FittedTable, show
 from rung.evaluation.metrics import format_interval
 from rung.evaluation.near_duplicates import LEAST_SIMILARITY
@@ -34,7 +34,7 @@ def overlap_table(found: Mapping[str, Any]) -> FittedTable:
         f"spans of {found['least']} {unit} or more",
         f"{found['share']:.1%}",
         f"{found['shared']:,} of {found['size']:,} {unit}, in {len(found['with_spans']):,} of "
-        f"{found['documents']:,} documents",
+        f"{count_documents(found)}",
     )
     duplicates, near = found["duplicates"], found["near_duplicates"]
     table.add_cells("exact duplicates", f"{len(duplicates):,}", _name_documents(duplicates))
@@ -42,7 +42,7 @@ def overlap_table(found: Mapping[str, Any]) -> FittedTable:
         table.add_cells("near duplicates", "–", "not looked for: pip install 'rung[eval]'")
     else:
         named = _name_documents([each["test_document"] for each in near])
-        similarity = f"Jaccard similarity {LEAST_SIMILARITY} or more of word 5-grams"
+        similarity = f"Jaccard similarity {LEAST_SIMILARITY} or more of {unit[:-1]} 5-grams"
         table.add_cells("near duplicates", f"{len(near):,}", named or similarity)
     table.add_cells(
         "overlapping documents",
@@ -50,9 +50,9 @@ def overlap_table(found: Mapping[str, Any]) -> FittedTable:
         f"{OVERLAPPING_SHARE:.0%} or more in such spans, or duplicates",
     )
     beginning = ", of which only the beginning was compared" * found["train_is_beginning"]
-    table.add_cells("test text", f"{test['bytes']:,}", f"bytes in {test['documents']:,} documents")
+    table.add_cells("test text", f"{test['bytes']:,}", f"bytes in {count_documents(test)}")
     table.add_cells(
-        "training text", f"{train['bytes']:,}", f"bytes in {train['documents']:,}{beginning}"
+        "training text", f"{train['bytes']:,}", f"bytes in {count_documents(train)}{beginning}"
     )
     return table
 
@@ -84,7 +84,7 @@ def scores_table(found: Mapping[str, Any]) -> FittedTable:
         if score is None:
             table.add_cells(name, "–", "no document is left")
             continue
-        shown = f"{score['documents']:,} documents; {format_interval(score)}"
+        shown = f"{count_documents(score)}; {format_interval(score)}"
         table.add_cells(name, format_bits(score["bits_per_byte"], ".4f"), shown)
     return table
 
