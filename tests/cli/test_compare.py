@@ -127,6 +127,10 @@ def test_the_library_gives_the_same_and_shows_it_in_a_notebook(ground, monkeypat
         (["bigram", "other.txt"], "at other.txt there is no model"),
         (["bigram", "bigram"], "bigram is named twice"),
         (["bigram", "runs/none"], "no run at runs/none"),
+        (["bigram", "bigram"], "bigram is named twice"),
+        (["bigram", "ngram", "bigram/"], "bigram and bigram/ are one run"),
+        (["bigram", "ngram", "--window", "8"], "has no window: leave --window out"),
+        (["g3", "g4", "--dtype", "float99"], "did you mean 'float32'"),
         (["bigram", "ngram", "none.txt"], "no run at none.txt"),
         (["bigram", "ngram", "--format", "latx"], "did you mean 'latex'"),
         (["bigram", "ngram", "--split", "tests"], "no split 'tests'"),
@@ -145,6 +149,44 @@ def test_a_mistake_is_one_line(ground, words, reason):
     made = rung("compare", *words, "--quiet", cwd=ground)
     assert (made.returncode, made.stdout) == (2, "")
     assert reason in made.stderr and made.stderr.count("\n") == 1
+
+
+def test_the_options_that_a_model_is_loaded_with_are_those_of_eval(ground):
+    options = ("--window", 8, "--dtype", "bfloat16", "--trust-remote-code")
+    found = compare(ground, "g3", "g4", "other.txt", *options)
+    made = rung("eval", "g3", "other.txt", *options, "--json", cwd=ground)
+    bits = json.loads(made.stdout)["bits_per_byte"]
+    assert found["models"][0]["seed_bits_per_byte"][0] == pytest.approx(bits)
+    plain = compare(ground, "g3", "g4", "other.txt")["models"][0]["seed_bits_per_byte"][0]
+    assert plain != pytest.approx(bits, rel=1e-9)
+
+
+def test_text_that_a_run_was_trained_on_in_part_is_noted(ground):
+    """As `rung eval` notes it."""
+    (ground / "part.txt").write_text(
+        (ground / "other.txt").read_text() * 2 + (ground / "my.txt").read_text()
+    )
+    words = ("bigram", "ngram", "part.txt")
+    found = compare(ground, *words)
+    made = rung("eval", "bigram", "part.txt", "--json", cwd=ground)
+    seen = json.loads(made.stdout)["seen_in_training"]
+    assert 0.1 < seen < 0.5
+    assert [model["seen_in_training"] for model in found["models"]] == [seen, seen]
+    assert f"ngram: {seen:.0%} of the bytes" in rung("compare", *words, cwd=ground).stdout
+
+
+def test_the_table_of_documents_replaces_no_text(ground):
+    (ground / "texts").mkdir()
+    for path in ("one.txt", "texts/two.txt"):
+        (ground / path).write_text("the cat sat\n")
+    cases = (
+        ("one.txt", "./one.txt", "the text itself"),
+        ("texts", "texts/two.txt", "a file of texts"),
+    )
+    for text, path, reason in cases:
+        made = rung("eval", "bigram", text, "--per-document", path, cwd=ground)
+        assert made.returncode == 2 and reason in made.stderr
+        assert (ground / path).read_text() == "the cat sat\n"
 
 
 def test_the_costs_of_documents_are_a_table(ground):

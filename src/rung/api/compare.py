@@ -8,7 +8,7 @@ from typing import Any
 from rung.api.notebook import show_rows
 from rung.api.options import CorpusName, check_options, name_corpus
 from rung.api.run import READING, Run, load
-from rung.evaluation.metrics import NO_FIGURE, RENORMALIZED
+from rung.evaluation.metrics import MIN_SEEN, NO_FIGURE, RENORMALIZED
 from rung.progress import OnProgress, ignore_progress
 from rung.workflows.compare import compare_runs
 
@@ -131,6 +131,11 @@ def _note_model(name: str, model: Mapping[str, Any]) -> list[str]:
         )
     if model["renormalized"]:
         notes.append(f"* {name}: no distribution; {RENORMALIZED}")
+    if (model["seen_in_training"] or 0) >= MIN_SEEN:
+        notes.append(
+            f"{name}: {model['seen_in_training']:.0%} of the bytes, line by line, are in its "
+            "training text"
+        )
     if model["doubt"]:
         notes.append(f"‡ {name}: {model['doubt']}")
     return notes

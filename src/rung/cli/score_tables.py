@@ -9,6 +9,7 @@ from rich.text import Text
 from rung.cli.output import escape_controls
 from rung.cli.tables import FittedTable, format_whole
 from rung.evaluation.metrics import (
+    MIN_SEEN,
     RENORMALIZED,
     explain_reading,
     format_interval,
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore
 
 FITTED = ("weight", "sharpness", "learning_rate", "decay")  # what a switch may have fitted
-MIN_SEEN = 0.01  # the least share of a text seen in training that is shown
 # The colour of a token that costs up to so many bits.
 BIT_COLORS = ((2, "green"), (5, "yellow"), (9, "dark_orange"), (float("inf"), "red"))
 

@@ -17,6 +17,7 @@ MAX_BYTES_PER_WORD = 50  # above it a text has next to no spaces, and no word pe
 RENORMALIZED = (
     "its scores were divided by their sum over the vocabulary, so this is the cost of another model"
 )
+MIN_SEEN = 0.01  # the least share of a text seen in training that is shown
 BITS_PER_BYTE, BITS_WITHOUT_ENDS = "bits per byte", "bits per byte, ends not scored"
 SCIENTIFIC_FROM = 7  # the power of ten from which perplexities are written as powers of ten
 
@@ -92,8 +93,9 @@ def format_accuracy(found: Mapping[str, Any]) -> str:
 
 def describe_pairs(found: Mapping[str, Any]) -> str:
     """Describe what an accuracy on minimal pairs is, for a line below a table."""
+    pairs = f"{found['pairs']:,} pair{'s' * (found['pairs'] != 1)}"
     return (
-        f"Minimal pairs: the share of {found['pairs']:,} pairs of {found['name']} whose good "
+        f"Minimal pairs: the share of {pairs} of {found['name']} whose good "
         "sentence is likelier; a tie counts half"
     )
 

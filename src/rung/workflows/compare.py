@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ class _MeasuredRun:
     record: Mapping[str, Any]
     measured: MeasuredDocuments
     score: Score
+    seen: float | None  # the share of the text that the run was trained on
 
 
 def compare_runs(
@@ -56,13 +58,14 @@ def compare_runs(
             "two models or more are compared: name their runs, as in "
             "`rung compare runs/my-ngram runs/my-llama3`"
         )
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(f"{twice[0]} is named twice: name each run once")
+    _check_different(names)
     records = {name: runs.find_record(Path(name)) for name in names}
     text = _choose_text(records, corpus, split, reading, on_progress)
+    seen = _check_not_trained_on(records, text, split)
     measured: list[_MeasuredRun] = []
     for name, record in records.items():
-        measured.append(_measure(name, record, text.split(split)["text"], on_progress))
+        texts = text.split(split)["text"]
+        measured.append(_measure(name, record, texts, seen.get(name), on_progress))
         _check_same_ends(measured)
     groups = _group_seeds(measured)
     first = measured[0].measured
@@ -75,6 +78,18 @@ def compare_runs(
     }
 
 
+def _check_different(names: Sequence[str]) -> None:
+    """Raise `RecipeError` where two names are those of one run."""
+    named: dict[str, str] = {}
+    for name in names:
+        place = os.path.realpath(name)
+        if place in named:
+            first = named[place]
+            twice = f"{name} is named twice" if first == name else f"{first} and {name} are one run"
+            raise RecipeError(f"{twice}: name each run once")
+        named[place] = name
+
+
 def _choose_text(
     records: Mapping[str, dict[str, Any]],
     corpus: str | Sequence[str],
@@ -82,7 +97,7 @@ def _choose_text(
     reading: Mapping[str, str],
     on_progress: OnProgress,
 ) -> Corpus:
-    """Read the text that is named, or else the runs' own, and check that no run has learned it."""
+    """Read the text that is named, or else the runs' own."""
     owners = {name: record for name, record in records.items() if "recipe" in record}
     if not corpus:
         _check_same_text(records, owners)
@@ -92,11 +107,24 @@ def _choose_text(
         text, is_own = read_scored_text(name, record, corpus, split, reading, shown)
         if is_own:
             break
-    for name, record in owners.items():
-        if split != "train" and "corpus" in record:
-            check_not_trained_on(name, record, text, split)
     check_held_out(next(iter(records)), text, split)
     return text
+
+
+def _check_not_trained_on(
+    records: Mapping[str, dict[str, Any]], text: Corpus, split: str
+) -> dict[str, float | None]:
+    """Return the share of the split that each run was trained on, where its text can be read.
+
+    Raises `RunError` where one was trained on most of it.
+    """
+    if split == "train":
+        return {}
+    return {
+        name: check_not_trained_on(name, record, text, split)
+        for name, record in records.items()
+        if "recipe" in record and "corpus" in record
+    }
 
 
 def _check_same_text(records: Mapping[str, Any], owners: Mapping[str, dict[str, Any]]) -> None:
@@ -119,13 +147,17 @@ def _check_same_text(records: Mapping[str, Any], owners: Mapping[str, dict[str, 
 
 
 def _measure(
-    name: str, record: Mapping[str, Any], texts: Sequence[str], on_progress: OnProgress
+    name: str,
+    record: Mapping[str, Any],
+    texts: Sequence[str],
+    seen: float | None,
+    on_progress: OnProgress,
 ) -> _MeasuredRun:
     model, tokenizer = load(name)
     model.to(choose_device())
     measured = measure_documents(model, tokenizer, texts, for_run(name, on_progress))
     rung = record.get("rung", model.config.model_type)
-    return _MeasuredRun(name, rung, record, measured, sum_up(model, tokenizer, measured))
+    return _MeasuredRun(name, rung, record, measured, sum_up(model, tokenizer, measured), seen)
 
 
 def _check_same_ends(measured: Sequence[_MeasuredRun]) -> None:
@@ -182,6 +214,7 @@ def _compare(
         "seed_bits_per_byte": seeds if len(group) > 1 else [],
         "seed_deviation": statistics.stdev(seeds) if len(group) > 1 else None,
         "renormalized": group[0].score.renormalized,
+        "seen_in_training": group[0].seen,
         "doubt": next(filter(None, (_doubt(run) for run in group)), None),
     }
     if group is baseline:
