@@ -62,6 +62,9 @@ def test_a_copy_is_not_new_and_other_words_are():
     assert copied.compare(other) == "copies more"
     assert other.compare(copied) == "newer"
     assert copied.compare(copied) == "alike"
+    assert measure_novelty(["x y z"], index).compare(copied) == "too few texts"
+    half = measure_novelty([train[0], "x y z", "y z", train[1]], index)
+    assert half.high <= 1
     assert copied.distance(other) == 1.0
     silent = measure_novelty(["", ""], index)
     assert (silent.new_share, silent.words, silent.repeated) == (None, 0, None)

@@ -5,7 +5,7 @@ similarity of each proposed pair is then computed exactly. The n-grams and the s
 that are usual for training texts (Lee et al. 2022, section 4.2).
 """
 
-import importlib.util
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +30,12 @@ class NearDuplicate:
 
 
 def can_find_near_duplicates() -> bool:
-    """Whether the package that proposes pairs is installed."""
-    return importlib.util.find_spec("datasketch") is not None
+    """Whether the package that proposes pairs is installed, with all that it needs."""
+    try:
+        importlib.import_module("datasketch")
+    except ImportError:
+        return False
+    return True
 
 
 def make_shingles(units: Sequence[str]) -> set[str]:

@@ -56,10 +56,16 @@ class Novelty:
         return sum(gaps) / len(gaps) if gaps else math.inf
 
     def compare(self, other: "Novelty") -> str:
-        """Return `copies more` or `newer` than `other`, or `alike` within the 95% intervals."""
+        """Return `copies more` or `newer` than `other`, or `alike` within the 95% intervals.
+
+        Without words or without an interval, as of one text, nothing is said of it.
+        """
         if self.new_share is None or other.new_share is None:
             return "no words"
-        noise = math.hypot(_half_width(self), _half_width(other))
+        widths = [_half_width(self), _half_width(other)]
+        if None in widths:
+            return "too few texts"
+        noise = math.hypot(*filter(None, widths))
         difference = self.new_share - other.new_share
         if abs(difference) <= noise:
             return "alike"
@@ -76,7 +82,7 @@ def measure_novelty(texts: Sequence[str], index: SpanIndex) -> Novelty:
     low = high = None
     if share is not None:
         interval = confidence_interval(written[:, 0], written[:, 1], least=0.0)
-        low, high = interval.low, interval.high
+        low, high = interval.low, interval.high and min(interval.high, 1.0)
     longest, text = _find_longest(texts, index, matches)
     return Novelty(
         texts=len(texts),
@@ -144,7 +150,7 @@ def _divide(part: float, whole: float) -> float | None:
     return float(part) / float(whole) if whole else None
 
 
-def _half_width(novelty: Novelty) -> float:
+def _half_width(novelty: Novelty) -> float | None:
     if novelty.low is None or novelty.high is None:
-        return 0.0
+        return None
     return (novelty.high - novelty.low) / 2

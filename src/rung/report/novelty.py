@@ -51,15 +51,16 @@ def build_novelty(group: ComparableRuns) -> str:
         return ""
     heads = "".join(f'<th scope="col" class="figure">{n}</th>' for n in SHOWN_LENGTHS)
     rows = "".join(_rows(run) for run in told)
+    units = escape(" and ".join(sorted({run.record["novelty"]["unit"] for run in told})))
     notes = "".join(
         f"<li>{escape(run.label)}: {escape(' '.join(describe_nearest(run.record['novelty'])))}</li>"
         for run in told
     )
     return (
-        '<section><h2>Is it its own?</h2><p class="caption">The share of n-grams of words that the '
-        "training text does not hold, by n, in what each run wrote and in what people wrote after "
-        "the same words: the setting of sampling that comes nearest, and that of "
-        "<code>rung generate</code>. Less than people is copying, more is babbling.</p>"
+        '<section><h2>Is it its own?</h2><p class="caption">The share of n-grams of '
+        f"{units} that the training text does not hold, by n, in what each run wrote and in what "
+        "people wrote after the same words: the setting of sampling that comes nearest, and that "
+        "of <code>rung generate</code>. Less than people is copying, more is babbling.</p>"
         '<div class="scroll" role="region" aria-label="New n-grams" tabindex="0"><table><thead>'
         f'<tr><th scope="col">text</th><th scope="col">sampling</th>{heads}<th scope="col" '
         f'class="figure">longest copy</th></tr></thead><tbody>{rows}</tbody></table></div>'
