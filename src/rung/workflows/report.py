@@ -6,7 +6,7 @@ from typing import Any
 
 from rung import hub, model_files, runs
 from rung.errors import RunError
-from rung.progress import OnProgress, Progress, ignore_progress
+from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.report.page import write_report
 from rung.report.summaries import ReportedRun, report_record
 
@@ -75,7 +75,7 @@ def _score(
     on_progress(Progress(stage="read", note=f"{name} is scored on the test text of {beside}"))
     model, tokenizer = load(ModelName(name, LoadOptions(**options)))
     texts = text.split("test")["text"]
-    score = score_documents(model.to(choose_device()), tokenizer, texts, on_progress)
+    score = score_documents(model.to(choose_device()), tokenizer, texts, for_run(name, on_progress))
     record: dict[str, Any] = {
         "rung": model.config.model_type,
         "parameters": count_parameters(model),
