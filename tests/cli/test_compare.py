@@ -180,7 +180,7 @@ def test_the_table_of_documents_replaces_no_text(ground):
     for path in ("one.txt", "texts/two.txt"):
         (ground / path).write_text("the cat sat\n")
     cases = (
-        ("one.txt", "./one.txt", "the text itself"),
+        ("one.txt", "./one.txt", "the file that is read"),
         ("texts", "texts/two.txt", "a file of texts"),
     )
     for text, path, reason in cases:
