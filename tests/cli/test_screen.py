@@ -546,6 +546,17 @@ def test_help_is_readable_at_80_columns(monkeypatch):
         assert shown.exit_code == 0
         assert max(map(cell_len, shown.stdout.splitlines())) <= 80
         assert "…" not in shown.stdout
+    paragraph = " ".join(rung("compare", "--help").stdout.split())
+    assert "document by document, with a 95% interval and how often its sign holds" in paragraph
+    shown = rung("compare", "--help").stdout.splitlines()
+    assert sum("interval and how often its sign holds, by" in line for line in shown) == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--quiet"])
+def test_an_option_before_the_check_is_not_lost(option):
+    made = rung("corpora", option, "check", "my.txt")
+    assert (made.exit_code, made.stdout) == (2, "")
+    assert f"{option} goes after check" in made.stderr
 
 
 def test_ctrl_c_gives_the_line_that_goes_on(tmp_path, capsys, monkeypatch):

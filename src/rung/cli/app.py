@@ -59,7 +59,7 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
 ]
 PairsOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         metavar="FILE|FOLDER",
         help="Minimal pairs to score, as BLiMP has them or a table with columns good and bad.",
@@ -143,6 +143,7 @@ def verb(
                 raise
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
+        guarded.__doc__ = _join_lines(inspect.getdoc(function) or "")
         epilog = f"Example: {example}"
         if not name:
             return group.callback(invoke_without_command=True, epilog=epilog)(guarded)
@@ -150,6 +151,11 @@ def verb(
         return group.command(name, cls=command, epilog=epilog)(guarded)
 
     return register
+
+
+def _join_lines(text: str) -> str:
+    """Make one line of each paragraph, which the terminal breaks where it ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _refuse_former(former: dict[str, str]) -> type[TyperCommand]:

@@ -16,6 +16,7 @@ from rung.cli.app import (
     verb,
 )
 from rung.cli.output import silence_libraries
+from rung.errors import RecipeError
 from rung.files import cache_folder
 
 corpora = typer.Typer(rich_markup_mode="rich")
@@ -25,7 +26,10 @@ app.add_typer(corpora, name="corpora")
 @verb("", "rung corpora", group=corpora)
 def corpora_command(context: typer.Context, as_json: JsonOption = False) -> None:
     """The corpora that can be named; `rung corpora check` compares the splits of one."""
-    if context.invoked_subcommand:
+    if name := context.invoked_subcommand:
+        names = {"as_json": "--json", "quiet": "--quiet"}
+        if given := [option for key, option in names.items() if context.params[key]]:
+            raise RecipeError(f"{given[0]} goes after {name}: rung corpora {name} {given[0]}")
         return
     from rung.cli.tables import names_table, show
     from rung.data.corpus import CORPORA
