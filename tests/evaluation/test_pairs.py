@@ -238,13 +238,28 @@ def test_the_command_prints_the_accuracies(run, blimp):
 
 @pytest.mark.parametrize(
     "words",
-    [("other.txt",), ("--limit", 3), ("--cache",), ("--tasks", "blimp"), ("--column", "text")],
+    [
+        ("other.txt",),
+        ("--split", "train"),
+        ("--limit", 3),
+        ("--cache",),
+        ("--tasks", "blimp"),
+        ("--column", "text"),
+    ],
 )
 def test_pairs_go_with_no_other_text(run, blimp, words):
     made = run_rung("eval", run, "--pairs", blimp, *words)
     assert made.returncode == 2
     assert made.stderr.count("\n") == 1
     assert "--pairs bring their own text" in made.stderr
+
+
+@pytest.mark.parametrize("words", [("eval", "r"), ("climb", "my.txt")])
+def test_pairs_that_are_an_empty_text_are_refused(run, words):
+    words = [run if word == "r" else word for word in words]
+    made = run_rung(*words, "--pairs", "", "--quiet")
+    assert (made.returncode, made.stdout) == (2, "")
+    assert "--pairs is an empty text" in made.stderr and made.stderr.count("\n") == 1
 
 
 def test_a_mistake_in_the_file_is_one_line(run, tmp_path):

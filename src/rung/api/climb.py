@@ -13,6 +13,7 @@ from rung.api.options import (
     check_options,
     name_corpus,
     name_folder,
+    name_pairs,
     name_tokenizer,
 )
 from rung.api.run import Run
@@ -56,6 +57,7 @@ def climb(
     """
     began = now() if began is None else began
     source = name_corpus(corpus) or "python-docs"
+    settings["pairs"] = name_pairs(settings.get("pairs"))
     given = {key: value for key, value in settings.items() if value not in (None, "", ())}
     between = given.pop("between", None)
     idle = ("minutes", "rungs", "pairs") if between else ("steps", "seeds")
@@ -82,8 +84,6 @@ def _plan_climb(fixed: dict[str, Any], given: dict[str, Any]) -> Climb:
     check_options("climb", given, [*known, "between", "tokenizer"])
     if "rungs" in given:
         given["rungs"] = _split(given["rungs"])
-    if "pairs" in given:
-        given["pairs"] = str(given["pairs"])
     return Climb(**fixed, **given)
 
 

@@ -33,6 +33,15 @@ def name_folder(corpus: str | Sequence[str], *parts: str) -> Path:
     return RUNS / "-".join((_slug(corpus), *parts))
 
 
+def name_pairs(pairs: str | Path | None) -> str | None:
+    """Return the path of minimal pairs as text. Raises `RecipeError` for an empty one."""
+    if pairs == "":
+        raise RecipeError(
+            "--pairs is an empty text, as of a variable that is not set: name a file or a folder"
+        )
+    return None if pairs is None else str(pairs)
+
+
 def check_options(function: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raise `RecipeError` for an option that a function of the library does not have."""
     for name in given:

@@ -15,6 +15,7 @@ from rung.api.options import (
     CorpusName,
     check_options,
     name_corpus,
+    name_pairs,
 )
 from rung.device import avoid_busy_cores
 from rung.errors import RecipeError
@@ -149,7 +150,7 @@ class Run:
         check_options("evaluate", options, [*READING, *known])
         limit = options.pop("limit", None)
         named = name_corpus(corpus)
-        if pairs := options.pop("pairs", None):
+        if pairs := name_pairs(options.pop("pairs", None)):
             encoding = options.pop("encoding", "")
             if named or split != "test" or tasks or limit or any(options.values()):
                 raise RecipeError(

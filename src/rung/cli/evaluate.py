@@ -83,7 +83,7 @@ def eval_command(
     limit: Annotated[
         int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
     ] = 0,
-    pairs: PairsOption = "",
+    pairs: PairsOption = None,
     window: WindowOption = None,
     dtype: DtypeOption = "",
     trust_remote_code: TrustOption = False,

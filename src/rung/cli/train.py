@@ -51,7 +51,7 @@ def climb_command(
         Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")
     ] = None,
     seed: SeedOption = 0,
-    pairs: PairsOption = "",
+    pairs: PairsOption = None,
     between: Annotated[
         tuple[str, str] | None,
         typer.Option(help="gpt2 llama3: what each of the six swaps between them buys."),
