@@ -225,6 +225,8 @@ def test_names_of_the_corpus():
     assert parse_name("toy-language#3") == (3_000_000, 3)
     for other in ("toy-language.txt", "texts/toy-language", "toy-languages", "python-docs"):
         assert parse_name(other) is None
+    with pytest.raises(CorpusError, match="1KB is too little text.*larger size, as in toy-lang"):
+        load_corpus("toy-language@1KB")
 
 
 @pytest.mark.parametrize(

@@ -295,7 +295,14 @@ def _read_and_cut(
     if size_and_seed := toy_language.parse_name(source):
         read = functools.partial(_read_toy_language, *size_and_seed)
         key = f"{toy_language.NAME} {toy_language.VERSION} {size_and_seed}"
-        return cut_splits(_split_request(source, (read, key), held_out), _folder())
+        request = _split_request(source, (read, key), held_out)
+        try:
+            return cut_splits(request, _folder())
+        except CorpusError as error:
+            raise CorpusError(
+                f"{source} is too little text to split into train, validation and test: name a "
+                f"larger size, as in {toy_language.NAME}@100KB"
+            ) from error
     found = _find_files(sources, options, notes)
     reader = _file_reader(found, options, notes)
     finer = _file_reader(found, options, notes, files.FINE_CHUNKING)
