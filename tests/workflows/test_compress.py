@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import rung
 from rung.data.tokenizer_training import build_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.evaluation.compressed_file import HEADER_SIZES, MAGIC
+from rung.evaluation.compressed_file import HEADER_SIZES, MAGIC, pack_file, unpack_file
 from rung.evaluation.score import score_documents
 from rung.ladder import LADDER
 from rung.models import load
@@ -206,11 +206,22 @@ class TestDamage:
         size, _ = HEADER_SIZES.unpack_from(packed, len(MAGIC))
         at = len(MAGIC) + HEADER_SIZES.size
         header = json.loads(packed[at : at + size])
-        strange = [header | change for change in ({"streams": 0}, {"rest": -1}, {"models": []})]
+        changes = [{"streams": 0}, {"rest": -1}, {"build": {"threads": 0}}]
+        changes += [{"models": models} for models in ([], [1], [{"run": "runs/ngram"}])]
+        changes += [{"variant": variant} for variant in ({"sharpness": 1}, {"weights": ["a"]})]
+        strange = [header | change for change in changes]
         for value in (*strange, {}, [], 1, {"bytes": True}):
             written = json.dumps(value).encode()
             sizes = HEADER_SIZES.pack(len(written), zlib.crc32(written))
             self.refuse(MAGIC + sizes + written + packed[at + size :], folder, "another version")
+
+    def test_a_code_of_something_else_is_refused(self, packed, folder):
+        header, _, code = unpack_file(Path("packed"), packed)
+        header = {key: header[key] for key in header if key not in ("rest", "code", "check")}
+        for other in (b"", code[:-4], code[:-1], b"\xff" * len(code), b"\0" * len(code)):
+            self.refuse(pack_file(header, b"", other), folder, "does not decode here")
+        self.refuse(pack_file(header, b"no zlib", code), folder, "does not decode here")
+        self.refuse(pack_file(header | {"texts": 10**12}, b"", code), folder, "does not decode")
 
     def test_another_model_is_refused(self, packed, folder):
         other = ("--run", folder / "bigram")

@@ -129,7 +129,7 @@ class DocumentCoder:
         total: int,
         given: Sequence[CodedDocument] | None,
     ) -> list[CodedDocument]:
-        found = [CodedDocument([self.tokens.bos]) for _ in range(count)]
+        found: list[CodedDocument] = []
         meter = ProgressMeter(self.on_progress, "encoding" if given else "decoding", count)
         free, begun, coded = list(range(min(self.streams, count)))[::-1], 0, 0
         active: dict[int, _ActiveText] = {}
@@ -138,6 +138,7 @@ class DocumentCoder:
                 wanted = None if given is None else given[begun]
                 slot = free.pop()
                 self.predictor.reset(slot)
+                found.append(CodedDocument([self.tokens.bos]))
                 length = self._open(coder, wanted)
                 active[slot] = _ActiveText(found[begun], wanted, length, length == 1)
                 begun += 1

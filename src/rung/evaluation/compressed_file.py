@@ -71,7 +71,7 @@ def _read_header(path: Path, written: bytes) -> dict[str, Any]:
         header = json.loads(written)
         wrong = [key for key, kind in KEYS.items() if type(header[key]) is not kind]
         wrong += [key for key, least in LEAST.items() if key not in wrong and header[key] < least]
-        wrong += [] if header["models"] else ["models"]
+        wrong += [] if wrong else _find_strange_parts(header)
     except (ValueError, TypeError, KeyError) as error:  # no JSON, no object, a key is not there
         why = f"its header has no {error}" if isinstance(error, KeyError) else "it has no header"
         raise RunError(f"{path} was written by another version of rung: {why}") from error
@@ -79,6 +79,26 @@ def _read_header(path: Path, written: bytes) -> dict[str, Any]:
         found = f"{wrong[0]} of {header[wrong[0]]!r}"
         raise RunError(f"{path} was written by another version of rung: its header has {found}")
     return header
+
+
+def _find_strange_parts(header: dict[str, Any]) -> list[str]:
+    """Return the keys of what names no models, or says nothing of how they were used."""
+    models, variant, threads = (
+        header["models"],
+        header["variant"],
+        header["build"].get("threads", 1),
+    )
+    facts = [each[key] for each in models for key in ("run", "type", "weights")]
+    if "weights" in variant:
+        numbers = variant["weights"] if len(variant["weights"]) == len(models) else [None]
+    else:
+        numbers = [variant[key] for key in ("weight", "sharpness")] if variant else []
+    sound = {
+        "models": bool(models) and all(isinstance(fact, str) for fact in facts),
+        "variant": all(isinstance(number, int | float) for number in numbers),
+        "build": isinstance(threads, int) and threads > 0,
+    }
+    return [key for key, is_sound in sound.items() if not is_sound]
 
 
 def digest_bytes(data: bytes) -> str:

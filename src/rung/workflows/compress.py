@@ -176,7 +176,7 @@ def _decode(
         data = decode_text(
             documents, remainder, header["documents"], header["texts"], coding.tokenizer
         )
-    except (RunError, ValueError) as error:  # what is decoded is no text
+    except Exception as error:  # of any kind: what is decoded is no text
         raise RunError(
             f"{path} does not decode here ({first_line(error)}): the model computes other numbers "
             "than where it was written"
