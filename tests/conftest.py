@@ -99,6 +99,11 @@ VARIANTS = {  # switches of a rung that keep all its promises
 NEURAL = [name for name in TINY if name not in ("bigram", "ngram", "infini-gram")]
 
 
+def slow_but(names, *quick):
+    """The names as parameters, all but the quick ones marked as slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def examples(count):
     """How many examples a property is tried with: all of them in CI, a fifth where it is to be
     quick.

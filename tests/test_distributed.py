@@ -23,6 +23,7 @@ from rung.models import load
 from rung.models.llama3 import LlamaForCausalLM
 from rung.models.sizes import SIZES
 from rung.workflows.evaluate import evaluate_run
+from tests.conftest import slow_but
 from tests.ranks_together import ALONE, QUICK, RESUMED, ROWS, STEPS, STOP, WAYS, Ground
 
 TOGETHER = Path(__file__).with_name("ranks_together.py")
@@ -100,12 +101,7 @@ def run_quickly(folder, start_fork):
         assert process.wait() == 0, (folder / f"said-{rank}").read_text()
 
 
-def slow_unless_quick(ways):
-    """The ways to train, those that take long marked so."""
-    return [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in ways]
-
-
-@pytest.mark.parametrize("way", slow_unless_quick(WAYS))
+@pytest.mark.parametrize("way", slow_but(WAYS, *QUICK))
 def test_two_processes_compute_what_one_does(way, two, alone):
     expected = alone[ALONE[way]]
     assert len(expected["losses"]) == STEPS
@@ -114,13 +110,13 @@ def test_two_processes_compute_what_one_does(way, two, alone):
         assert two[0]["whole"][way][key] == pytest.approx(expected[key], rel=1e-5)
 
 
-@pytest.mark.parametrize("way", slow_unless_quick(RESUMED))
+@pytest.mark.parametrize("way", slow_but(RESUMED, *QUICK))
 def test_two_processes_go_on_where_one_stopped(way, two, alone):
     for key in ("losses", "final"):
         assert two[0]["went on"][way][key] == pytest.approx(alone[ALONE[way]][key], rel=1e-5)
 
 
-@pytest.mark.parametrize("way", slow_unless_quick(RESUMED))
+@pytest.mark.parametrize("way", slow_but(RESUMED, *QUICK))
 def test_one_process_goes_on_where_two_stopped(way, two, alone, ground):
     found = ground.train(way, f"{way}-to-one")
     for key in ("losses", "final"):
@@ -179,7 +175,7 @@ def test_what_is_refused_leaves_nothing(two, ground):
         assert preference.startswith("--preference learns in one process, not in 2")
 
 
-@pytest.mark.parametrize("way", slow_unless_quick(["plain", "sharded"]))
+@pytest.mark.parametrize("way", slow_but(["plain", "sharded"], *QUICK))
 def test_the_best_weights_are_kept(way, two):
     """The losses fall and are judged the wrong way round: what is kept is of the first
     evaluation.

@@ -184,6 +184,7 @@ def test_json_is_all_that_a_process_prints(ground):
     assert isinstance(json.loads(shown.stdout), dict)
 
 
+@pytest.mark.slow
 def test_the_switches_stand_beside_the_plain_score(ground):
     from rich.console import Console
 

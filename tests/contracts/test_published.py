@@ -441,6 +441,7 @@ MEASURE = """
 @pytest.mark.skipif(
     sys.platform != "linux", reason="reads the memory of a process as Linux tells it"
 )
+@pytest.mark.slow
 def test_a_checkpoint_needs_the_memory_of_a_tensor(make_folder, tmp_path, run_fork):
     """A checkpoint of 120 MB, of which the largest tensor has 8: copied, to Meta's format and
     back.

@@ -90,6 +90,7 @@ print(len(packed.starts), peak - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="measured in /proc")
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path, run_fork):
     """So many documents more that thirty bytes for each would show."""
     paths = [tmp_path / "few.txt", tmp_path / "many.txt"]

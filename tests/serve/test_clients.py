@@ -36,6 +36,7 @@ def server(make_tiny, tokenizer):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:litellm")
+@pytest.mark.slow
 def test_litellm(server, monkeypatch):
     monkeypatch.setenv(
         "LITELLM_LOCAL_MODEL_COST_MAP", "True"

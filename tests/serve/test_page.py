@@ -160,6 +160,7 @@ def test_every_rung_writes_beside_the_others(open_page):
 
 
 @pytest.mark.parametrize("by", ["button", "key"])
+@pytest.mark.slow
 def test_writing_can_be_stopped(by, open_page):
     page = open_page(prepare=hang)
     page.get_by_label("Prompt").press("Control+Enter")
@@ -172,6 +173,7 @@ def test_writing_can_be_stopped(by, open_page):
     expect(page.get_by_role("button", name="Stop")).to_be_disabled()
 
 
+@pytest.mark.slow
 def test_events_are_read_however_they_arrive_and_mistakes_are_shown(open_page):
     events = (
         'data: {"choices": [{"text": "caf"}]}\r\n\r\n: waiting\n\ndata: {"choices": '
@@ -198,6 +200,7 @@ def test_events_are_read_however_they_arrive_and_mistakes_are_shown(open_page):
     expect(page.get_by_role("article", name="ngram")).to_contain_text("it took too long")
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_by_the_tokens_that_are_picked(open_page):
     page = open_page("next", a="ngram", b="gpt2")
     bars = page.get_by_role("listbox").first
@@ -216,6 +219,7 @@ def test_a_text_goes_on_by_the_tokens_that_are_picked(open_page):
     expect(page.get_by_role("button", name="Step back")).to_be_disabled()
 
 
+@pytest.mark.slow
 def test_the_sliders_are_shown_on_the_bars(open_page):
     page = open_page("next", a="gpt2", b="none")
     rows = page.locator(".bars").first.get_by_role("option")
@@ -254,6 +258,7 @@ def test_a_text_is_coloured_by_what_it_costs(open_page):
     expect(page.locator(".total")).to_have_count(1)
 
 
+@pytest.mark.slow
 def test_runs_with_other_tokens_stand_beside_each_other(open_page):
     page = open_page("surprise", a="letters", b="ngram", text="the cat sat on a mat")
     pieces = page.locator(".reading .t")
@@ -280,6 +285,7 @@ def test_runs_with_other_tokens_stand_beside_each_other(open_page):
     assert 2 < sums[4] == min(sums[5:])
 
 
+@pytest.mark.slow
 def test_a_token_picked_by_one_is_read_as_text_by_the_other(open_page):
     page = open_page("next", a="ngram", b="letters", prompt="the ca")
     letters = page.get_by_role("listbox").nth(1).get_by_role("option")
@@ -374,6 +380,7 @@ def test_a_conversation_streams(open_page):
 
 
 @pytest.mark.parametrize("tab", ["surprise", "attention", "chat"])
+@pytest.mark.slow
 def test_a_run_is_named_in_full_where_it_is_chosen(tab, open_page):
     choice = open_page(tab).locator(f"#{tab} select").first
     room, wanted = choice.evaluate(
@@ -382,6 +389,7 @@ def test_a_run_is_named_in_full_where_it_is_chosen(tab, open_page):
     assert wanted <= room
 
 
+@pytest.mark.slow
 def test_an_answer_that_is_stopped_gives_the_question_back(open_page):
     page = open_page("chat", prepare=hang)
     page.get_by_label("Message").fill("the cat")
@@ -392,6 +400,7 @@ def test_an_answer_that_is_stopped_gives_the_question_back(open_page):
     expect(page.get_by_label("Message")).to_have_value("the cat")
 
 
+@pytest.mark.slow
 def test_a_stopped_question_is_forgotten_when_the_next_is_being_written(open_page):
     page = open_page("chat", prepare=hang)
     box = page.get_by_label("Message")
@@ -406,6 +415,7 @@ def test_a_stopped_question_is_forgotten_when_the_next_is_being_written(open_pag
     assert sent.value.post_data_json["messages"] == [{"role": "user", "content": "the dog"}]
 
 
+@pytest.mark.slow
 def test_an_answer_without_a_word_is_told(open_page):
     def end(route):
         route.fulfill(body="data: [DONE]\n\n", content_type="text/event-stream")
@@ -416,6 +426,7 @@ def test_an_answer_without_a_word_is_told(open_page):
     expect(page.get_by_text("tuned ended its answer before the first word.")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_without_a_chat_model_the_page_says_how_to_make_one(open_page):
     def forget(route):
         answer = route.fetch().json()
@@ -426,6 +437,7 @@ def test_without_a_chat_model_the_page_says_how_to_make_one(open_page):
     expect(page.locator("#chat textarea")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_what_could_not_train_is_marked_and_never_advised(open_page):
     def doubt(names):
         def change(route):
@@ -451,6 +463,7 @@ def test_what_could_not_train_is_marked_and_never_advised(open_page):
     expect(page.locator("#chat pre")).to_contain_text("rung train llama3 --minutes 10")
 
 
+@pytest.mark.slow
 def test_light_and_dark_as_the_system_has_it_or_the_button(open_page):
     def paper(page):
         return page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -470,6 +483,7 @@ def test_light_and_dark_as_the_system_has_it_or_the_button(open_page):
     assert paper(page) == colours["dark"]
 
 
+@pytest.mark.slow
 def test_the_page_fits_a_phone(open_page):
     page = open_page(context=PHONE)
     for tab, part in TABS.items():
@@ -486,6 +500,7 @@ def test_the_page_fits_a_phone(open_page):
 
 
 @pytest.mark.parametrize("words", ["the cat sat on the mat", "the cat sat on the mat " * 20])
+@pytest.mark.slow
 def test_the_map_of_attention_fits_a_phone(words, open_page):
     page = open_page("attention", context=PHONE, who="llama3", look=words)
     expect(page.locator("#attention .map svg text.chosen")).to_be_visible()
@@ -497,11 +512,13 @@ def test_the_map_of_attention_fits_a_phone(words, open_page):
     assert outside == 0
 
 
+@pytest.mark.slow
 def test_what_is_looked_at_first_is_of_the_runs_own_text(open_page):
     page = open_page("attention")
     expect(page.locator("#attention textarea")).to_have_value("the cat the cat")
 
 
+@pytest.mark.slow
 def test_every_control_is_reached_and_seen_by_keys(open_page):
     page = open_page()
     for tab, part in TABS.items():
@@ -533,6 +550,7 @@ def press_tab(page):
     )
 
 
+@pytest.mark.slow
 def test_the_whole_page_by_keys_alone(open_page):
     page = open_page(max_tokens=20)
     page.get_by_role("tab", name="Side by side").focus()
@@ -564,6 +582,7 @@ def test_the_whole_page_by_keys_alone(open_page):
     expect(page.locator("#chat")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_view_is_shared_by_its_address(open_page):
     page = open_page("next", prompt="a dog & a cat", a="ngram", b="none", top_k=5)
     expect(page.get_by_label("Text so far")).to_have_value("a dog & a cat")
@@ -577,6 +596,7 @@ def test_a_view_is_shared_by_its_address(open_page):
     expect(page.get_by_role("combobox", name="First run")).to_have_value("gpt2")
 
 
+@pytest.mark.slow
 def test_an_address_that_names_what_is_not_there_opens_all_the_same(open_page):
     page = open_page("surprise", a="gone", b="../gone", who="gone", temperature="hot")
     expect(page.locator(".total")).to_have_count(2)
@@ -599,6 +619,7 @@ def test_a_key_is_asked_for_and_kept_for_the_tab(open_page):
     expect(page.locator(".card").first).to_be_visible()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_gone_is_told(open_page):
     page = open_page("surprise", prepare=cut_off, told="ERR_FAILED")
     expect(page.locator("#surprise .status")).to_contain_text("does not answer")

@@ -22,7 +22,7 @@ from rung.workflows.base import load_base, read_base_config
 from rung.workflows.prepare import VALIDATION_BYTES
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
-from tests.conftest import NEURAL, TINY
+from tests.conftest import NEURAL, TINY, slow_but
 
 TRAIN = {"per_device_train_batch_size": 2, "bf16": False}
 needs_peft = pytest.mark.skipif(
@@ -167,7 +167,7 @@ def test_a_run_is_not_resumed_from_another_base(make_base, texts, tmp_path):
 
 
 @needs_peft
-@pytest.mark.parametrize("name", NEURAL)
+@pytest.mark.parametrize("name", slow_but(NEURAL, "gpt2", "llama3"))
 def test_every_rung_learns_by_a_change_of_low_rank(name, make_base, texts, tmp_path):
     """The run opens as any; base + adapter has its logits; only the change was trained."""
     from peft import PeftModel
@@ -216,7 +216,7 @@ def test_a_merged_run_opens_in_stock_transformers(name, make_base, texts, tmp_pa
 @pytest.mark.parametrize(
     "changes", [{}, {"train": TRAIN | {"optim": "muon"}}], ids=["adamw", "muon"]
 )
-@pytest.mark.parametrize("name", ["rnn-attention", "gpt2"])
+@pytest.mark.parametrize("name", slow_but(["rnn-attention", "gpt2"], "gpt2"))
 def test_a_change_is_resumed_to_the_bit(name, changes, make_base, texts, tmp_path):
     recipe = make_recipe(page_of(name, texts, make_base(name), lora=4, **changes))
     assert execute(recipe, tmp_path / "whole")

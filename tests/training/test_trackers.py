@@ -102,6 +102,7 @@ def test_tensorboard_is_told_what_the_metrics_hold(make_tiny, tokenizer, tmp_pat
 
 
 @needs("wandb")
+@pytest.mark.slow
 def test_wandb_is_told_what_the_metrics_hold(run_in):
     folder = run_in("wandb", WANDB_MODE="offline")
     (file,) = (folder / "wandb").glob("**/offline-run-*/run-*.wandb")

@@ -129,6 +129,7 @@ def check_proof(score, proof):
     assert abs(proof["coded_bytes"] - proof["score_bytes"]) <= 0.001 * proof["score_bytes"] + 64
 
 
+@pytest.mark.slow
 def test_the_coded_size_of_variants_is_their_score(folder):
     mix = [f"ngram={folder / 'ngram'}"]
     found = rung.evaluate(folder / "llama3", split="test", mix=mix, cache=True, prove=True)

@@ -29,6 +29,7 @@ from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
 from rung.workflows.tune import Tuning, tune
 from tests.conftest import run_rung as rung
+from tests.conftest import slow_but
 
 COLOURS = ("red", "blue", "green", "black", "white", "grey")
 THINGS = ("cat", "dog", "mat", "log", "sun", "sea", "tree", "hat", "box", "cup")
@@ -84,7 +85,7 @@ def tuned_run(ground):
     return make
 
 
-@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("name", slow_but(RUNGS, "gpt2", "llama3"))
 def test_every_neural_rung_learns_to_answer(name, tuned_run):
     out = tuned_run(name)
     record = runs.read_record(out)
@@ -162,7 +163,7 @@ def stock_server(ground, start_fork):
     process.wait()
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+@pytest.mark.parametrize("name", slow_but(["gpt2", "llama3"], "llama3"))
 def test_stock_transformers_serves_and_chats(name, ground, tuned_run, stock_server, run_fork):
     """`transformers serve` and `transformers chat` answer with rung's own tokens."""
     httpx = pytest.importorskip("httpx", reason="asks the server: pip install httpx")

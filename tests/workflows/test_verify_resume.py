@@ -79,6 +79,7 @@ def test_five_kills_lose_nothing(recipe, tmp_path):
     assert not list(tmp_path.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_an_end_that_is_over_too_soon_is_not_waited_for(recipe, tmp_path, monkeypatch):
     """The machine was slow when the run was left alone, and is fast now."""
     find_times = verify._Watch.find_times
