@@ -188,6 +188,16 @@ def test_the_memory_is_that_of_the_process(monkeypatch):
     )  # as the model is built
 
 
+def test_a_large_process_may_count_where_no_memory_is_named(monkeypatch):
+    pytest.importorskip("duckdb", reason="duckdb is not installed: pip install 'rung[scale]'")
+    monkeypatch.setattr(counting_settings, "process_memory", lambda: 9000 * counting_settings.MB)
+    settings = CountingSettings(engine="duckdb")
+    settings.check_memory()
+    assert settings.engine_bytes == counting_settings.MIN_ENGINE_BYTES["duckdb"]
+    with pytest.raises(RecipeError, match="memory is 2GB: .* take 9000 MB"):
+        CountingSettings(memory="2GB").check_memory()
+
+
 @pytest.mark.parametrize(("engine", "size"), [("numpy", 200_000), ("duckdb", 50_000)])
 def test_a_fit_has_no_more_memory_than_was_said(engine, size, tmp_path, watch_memory):
     """Counting, building, and the files that are mapped; a process that has freed memory before

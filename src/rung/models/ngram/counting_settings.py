@@ -90,8 +90,11 @@ class CountingSettings:
         )
 
     def check_memory(self) -> None:
-        """Raise `RecipeError` where the memory is less than the engine needs."""
-        if self.engine == "numpy" or self.memory_bytes >= (least := self.min_memory_bytes()):
+        """Raise `RecipeError` where the memory that is named is less than the engine needs.
+
+        Where none is named, the engine gets its least beside a process of any size.
+        """
+        if self.memory is None or self.memory_bytes >= (least := self.min_memory_bytes()):
             return
         needed = OVERHEAD[self.engine] + MIN_ENGINE_BYTES[self.engine]
         raise RecipeError(
