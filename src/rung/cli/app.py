@@ -89,6 +89,10 @@ DtypeOption = Annotated[
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
 ]
+SplitOption = Annotated[str, typer.Option(help="train, validation or test.")]
+ReadAsOption = Annotated[
+    str, typer.Option("--documents", help="What a document is: lines, paragraphs or file.")
+]
 SeedOption = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[
     str, typer.Option("--tokenizer", help="A kind (see `rung tokenizers`) or a folder.")
@@ -118,29 +122,7 @@ def verb(
             set_quiet(quiet)
             if not (on_all_ranks or distributed.is_main()):
                 return
-            try:
-                function(*args, **kwargs)
-                distributed.destroy_process_group()
-            except RungError as error:
-                exit_with_error(_with_notes(str(error), error), 2)
-            except OSError as error:
-                where = f": {error.filename}" if error.filename else ""
-                exit_with_error(_with_notes(f"{error.strerror or error}{where}", error), 1)
-            except KeyboardInterrupt as error:
-                exit_with_error(_with_notes("stopped", error), 130)
-            except typer.Exit:
-                raise
-            except Exception as error:
-                if _follows_interrupt(error):
-                    exit_with_error("stopped", 130)
-                if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
-                    exit_with_error(
-                        "an argument or a name is not UTF-8, and cannot be used here: write it in "
-                        "UTF-8",
-                        2,
-                    )
-                distributed.defer_to_main()
-                raise
+            _run_or_exit(functools.partial(function, *args, **kwargs))
 
         guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
         guarded.__doc__ = _join_lines(inspect.getdoc(function) or "")
@@ -151,6 +133,31 @@ def verb(
         return group.command(name, cls=command, epilog=epilog)(guarded)
 
     return register
+
+
+def _run_or_exit(command: Callable[[], None]) -> None:
+    """Run a command; what goes wrong becomes one line and an exit code, as `verb` says."""
+    try:
+        command()
+        distributed.destroy_process_group()
+    except RungError as error:
+        exit_with_error(_with_notes(str(error), error), 2)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        exit_with_error(_with_notes(f"{error.strerror or error}{where}", error), 1)
+    except KeyboardInterrupt as error:
+        exit_with_error(_with_notes("stopped", error), 130)
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if _follows_interrupt(error):
+            exit_with_error("stopped", 130)
+        if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+            exit_with_error(
+                "an argument or a name is not UTF-8, and cannot be used here: write it in UTF-8", 2
+            )
+        distributed.defer_to_main()
+        raise
 
 
 def _join_lines(text: str) -> str:

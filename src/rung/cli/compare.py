@@ -12,6 +12,8 @@ from rung.cli.app import (
     DtypeOption,
     EncodingOption,
     JsonOption,
+    ReadAsOption,
+    SplitOption,
     TrustOption,
     WindowOption,
     print_json,
@@ -42,10 +44,8 @@ def compare_command(
             show_default=False,
         ),
     ],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    documents: Annotated[
-        str, typer.Option(help="What a document is: lines, paragraphs or file.")
-    ] = "",
+    split: SplitOption = "test",
+    documents: ReadAsOption = "",
     column: ColumnOption = "",
     encoding: EncodingOption = "",
     form: Annotated[

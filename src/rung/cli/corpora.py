@@ -9,6 +9,7 @@ from rung.cli.app import (
     CorpusArgument,
     EncodingOption,
     JsonOption,
+    ReadAsOption,
     app,
     print_json,
     read_typed,
@@ -50,9 +51,7 @@ def check_command(
             min=1, help="The words of a span that counts; 13 by default.", show_default=False
         ),
     ] = None,
-    documents: Annotated[
-        str, typer.Option(help="What a document is: lines, paragraphs or file.")
-    ] = "",
+    documents: ReadAsOption = "",
     column: ColumnOption = "",
     encoding: EncodingOption = "",
     as_json: JsonOption = False,

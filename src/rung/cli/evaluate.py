@@ -12,7 +12,9 @@ from rung.cli.app import (
     EncodingOption,
     JsonOption,
     PairsOption,
+    ReadAsOption,
     RunArgument,
+    SplitOption,
     TrustOption,
     WindowOption,
     print_json,
@@ -55,10 +57,8 @@ def eval_command(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    documents: Annotated[
-        str, typer.Option(help="What a document is: lines, paragraphs or file.")
-    ] = "",
+    split: SplitOption = "test",
+    documents: ReadAsOption = "",
     column: ColumnOption = "",
     encoding: EncodingOption = "",
     mix: Annotated[
