@@ -50,10 +50,13 @@ def test_what_is_not_known_is_refused():
     for settings, message in (
         ({"hidden_sise": 3}, "did you mean 'hidden_size'"),
         ({"set": {"corpus.name": 3}}, "'corpus' has no keys"),
+        ({"set": ["hidden_size=3"]}, "a mapping is wanted"),
         ({"steps": -1}, "steps is -1"),
     ):
         with pytest.raises(RecipeError, match=message):
             rung.train("gpt2", "my.txt", out="none", **settings)
+    with pytest.raises(RecipeError, match="a mapping is wanted"):
+        rung.tune("small", out="none", set=["hidden_size=3"])
     with pytest.raises(RunError, match="small is not empty"):
         rung.train("gpt2", "my.txt", out="small")
     assert not Path("none").exists()

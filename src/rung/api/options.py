@@ -42,6 +42,19 @@ def name_pairs(pairs: str | Path | None) -> str | None:
     return None if pairs is None else str(pairs)
 
 
+def read_set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `set` of a function's settings; empty where it is not there.
+
+    Raises `RecipeError` for what is no mapping, such as the command's list of key=value.
+    """
+    given = settings.get("set") or {}
+    if not isinstance(given, Mapping):
+        raise RecipeError(
+            f"set is {given!r}: a mapping is wanted, such as {{'train.learning_rate': 1e-3}}"
+        )
+    return dict(given)
+
+
 def check_options(function: str, given: Iterable[str], known: Sequence[str]) -> None:
     """Raise `RecipeError` for an option that a function of the library does not have."""
     for name in given:

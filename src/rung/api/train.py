@@ -12,6 +12,7 @@ from rung.api.options import (
     name_corpus,
     name_folder,
     name_tokenizer,
+    read_set,
 )
 from rung.api.run import Run
 from rung.models.sizes import SIZES
@@ -97,7 +98,7 @@ def _plan(
     given = {key: value for key, value in given.items() if value not in (None, "")}
     if "tokenizer" in given:
         given["tokenizer"] = name_tokenizer(given["tokenizer"])
-    overrides = dict(settings.get("set") or {})
+    overrides = read_set(settings)
     if resume:
         folder = out or name_folder(given.get("corpus", "python-docs"), given.get("rung", ""))
         beyond = given | {"recipe": settings.get("recipe"), "set": overrides}

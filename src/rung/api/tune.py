@@ -6,7 +6,7 @@ from typing import Any
 
 from rung import distributed
 from rung.api.interrupts import name_saved_work
-from rung.api.options import check_not_given
+from rung.api.options import check_not_given, read_set
 from rung.api.run import Run
 from rung.errors import RecipeError
 from rung.progress import OnProgress, for_run, ignore_progress
@@ -81,7 +81,8 @@ def _plan(
         options = {"DATA" if key == "data" else f"--{key}": value for key, value in given.items()}
         check_not_given("--resume goes on as the run was begun:", options)
         return distributed.on_main(read_begun_tuning)(folder), folder
-    train = dict(given.pop("set", {}))
+    train = read_set(given)
+    given.pop("set", None)
     own = [field.name for field in fields(Tuning)]
     train = {key: given.pop(key) for key in list(given) if key not in own} | train
     if "preference" in given:
