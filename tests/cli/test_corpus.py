@@ -136,7 +136,7 @@ def test_text_is_utf_8_whatever_the_locale(ground):
     surrogate.
     """
     code = (
-        "import sys; from rung.cli.app import read_typed; print(ascii(read_typed('PROMPT', "
+        "import sys; from rung.cli.options import read_typed; print(ascii(read_typed('PROMPT', "
         "sys.argv[1])))"
     )
     environment = {**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C"}

@@ -23,7 +23,7 @@ from rung import runs
 from rung.api.interrupts import name_saved_work
 from rung.api.ladder import Ladder
 from rung.cli import output, progress
-from rung.cli.app import resumable, verb
+from rung.cli.app import run_or_exit, verb
 from rung.cli.main import app
 from rung.cli.output import escape_controls, print_next_command, set_quiet, suggest_prompt
 from rung.cli.progress import Display
@@ -570,8 +570,13 @@ def test_ctrl_c_gives_the_line_that_goes_on(tmp_path, capsys, monkeypatch):
             "before anything was saved. Begin again with: rung train gpt2 'my text.txt'\n",
         ),
     ):
-        with pytest.raises(typer.Exit) as left, resumable("train"), name_saved_work(folder, ""):
-            raise KeyboardInterrupt
+
+        def stop(folder=folder):
+            with name_saved_work(folder, ""):
+                raise KeyboardInterrupt
+
+        with pytest.raises(typer.Exit) as left:
+            run_or_exit(stop, "train")
         assert left.value.exit_code == 130
         assert capsys.readouterr().err.endswith(said)
 
@@ -644,16 +649,20 @@ def test_an_engine_that_swallows_ctrl_c_is_stopped_all_the_same(tmp_path, capsys
     )
     before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        none = tmp_path / "x"
-        with pytest.raises(typer.Exit) as left, resumable("train"), name_saved_work(none, ""):
-            os.kill(os.getpid(), signal.SIGINT)
-            raise RuntimeError("the gateway is gone")
-        with (
-            pytest.raises(RuntimeError, match="gone"),
-            resumable("train"),
-            name_saved_work(none, ""),
-        ):
-            raise RuntimeError("gone by itself")
+
+        def stop():
+            with name_saved_work(tmp_path / "x", ""):
+                os.kill(os.getpid(), signal.SIGINT)
+                raise RuntimeError("the gateway is gone")
+
+        def fail():
+            with name_saved_work(tmp_path / "x", ""):
+                raise RuntimeError("gone by itself")
+
+        with pytest.raises(typer.Exit) as left:
+            run_or_exit(stop, "train")
+        with pytest.raises(RuntimeError, match="gone"):
+            run_or_exit(fail, "train")
     finally:
         signal.signal(signal.SIGINT, before)
     assert left.value.exit_code == 130

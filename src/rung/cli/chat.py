@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from rung.cli.app import RunArgument, SeedOption, read_typed, verb
+from rung.cli.app import verb
+from rung.cli.options import RunArgument, SeedOption, read_typed
 from rung.cli.output import escape_controls, print_text, silence_libraries
 
 COMMANDS = """/reset          forget what was said

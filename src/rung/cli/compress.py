@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import JsonOption, RunArgument, print_json, verb
+from rung.cli.app import print_json, verb
+from rung.cli.options import JsonOption, RunArgument
 from rung.cli.output import print_note, silence_libraries
 
 

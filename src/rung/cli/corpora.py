@@ -4,17 +4,15 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import (
+from rung.cli.app import app, print_json, verb
+from rung.cli.options import (
     ColumnOption,
     CorpusArgument,
     EncodingOption,
     JsonOption,
     ReadAsOption,
-    app,
-    print_json,
     read_typed,
     resolve_corpus,
-    verb,
 )
 from rung.cli.output import silence_libraries
 from rung.errors import RecipeError

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rung.cli.app import (
+from rung.cli.app import print_json, verb
+from rung.cli.options import (
     ColumnOption,
     DtypeOption,
     EncodingOption,
@@ -17,10 +18,8 @@ from rung.cli.app import (
     SplitOption,
     TrustOption,
     WindowOption,
-    print_json,
     read_typed,
     resolve_corpus,
-    verb,
 )
 from rung.cli.output import silence_libraries
 from rung.errors import RecipeError

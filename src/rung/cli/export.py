@@ -5,14 +5,8 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import (
-    DtypeOption,
-    JsonOption,
-    TrustOption,
-    WindowOption,
-    print_json,
-    verb,
-)
+from rung.cli.app import print_json, verb
+from rung.cli.options import DtypeOption, JsonOption, TrustOption, WindowOption
 from rung.cli.output import format_command, print_note, silence_libraries
 
 

@@ -4,16 +4,15 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import (
+from rung.cli.app import print_json, verb
+from rung.cli.options import (
     DtypeOption,
     JsonOption,
     RunArgument,
     SeedOption,
     TrustOption,
     WindowOption,
-    print_json,
     read_typed,
-    verb,
 )
 from rung.cli.output import print_note, print_text, silence_libraries
 

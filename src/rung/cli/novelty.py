@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from rung.cli.app import JsonOption, RunArgument, SeedOption, print_json, verb
+from rung.cli.app import print_json, verb
+from rung.cli.options import JsonOption, RunArgument, SeedOption
 from rung.cli.output import escape_controls, silence_libraries
 from rung.errors import RecipeError
 

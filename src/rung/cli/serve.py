@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import DtypeOption, TrustOption, WindowOption, verb
+from rung.cli.app import verb
+from rung.cli.options import DtypeOption, TrustOption, WindowOption
 from rung.cli.output import silence_libraries
 
 KEY = "RUNG_API_KEY"

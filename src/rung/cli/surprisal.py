@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rung.cli.app import (
+from rung.cli.app import print_json, verb
+from rung.cli.options import (
     DtypeOption,
     EncodingOption,
     JsonOption,
     RunArgument,
     TrustOption,
     WindowOption,
-    print_json,
     read_typed,
-    verb,
 )
 from rung.cli.output import silence_libraries
 from rung.files import cache_folder, check_writable_file, to_csv, write_atomically

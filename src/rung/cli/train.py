@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rung import distributed
-from rung.cli.app import (
+from rung.cli.app import verb
+from rung.cli.options import (
     ColumnOption,
     CorpusArgument,
     DocumentsOption,
@@ -18,8 +19,6 @@ from rung.cli.app import (
     parse_settings,
     read_typed,
     resolve_corpus,
-    resumable,
-    verb,
 )
 from rung.cli.output import (
     format_resume_command,
@@ -74,7 +73,7 @@ def climb_command(
     models: dict[str, Any] = {"minutes": minutes, "rungs": rungs, "tokenizer": tokenizer}
     models |= {"seed": seed, "pairs": pairs}
     swaps = {"between": between, "steps": steps, "seeds": seeds}
-    with resumable(), Display() as display:
+    with Display() as display:
         ladder = climb(
             source, out=out, on_progress=display.show, began=began, **text, **models, **swaps
         )
@@ -131,6 +130,7 @@ def _print_swaps(ladder: "Ladder", _rungs: str) -> None:
     "train",
     "rung train llama3 my.txt --minutes 10 --set hidden_size=256",
     on_all_ranks=True,
+    resumes=True,
     former={
         "--carry-state": "carry_state=true",
         "--engine": "counting.engine",
@@ -187,7 +187,7 @@ def train_command(
     length = {"steps": steps, "minutes": minutes, "seed": seed}
     settings: dict[str, Any] = {"recipe": recipe, "tokenizer": tokenizer, "base": from_}
     settings |= {"set": parse_settings(set_), "out": out, "resume": resume, **text, **length}
-    with resumable("train"), Display() as display:
+    with Display() as display:
         if dry_run:
             found = estimate(rung, source, on_progress=display.show, **settings)
         else:

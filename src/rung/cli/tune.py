@@ -7,14 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rung import distributed
-from rung.cli.app import parse_settings, resumable, verb
+from rung.cli.app import verb
+from rung.cli.options import parse_settings
 from rung.cli.output import print_next_command, print_note, silence_libraries
 
 if TYPE_CHECKING:
     from rung.api.run import Run
 
 
-@verb("tune", "rung tune runs/python-docs/llama3 chats.jsonl --minutes 10", on_all_ranks=True)
+@verb(
+    "tune",
+    "rung tune runs/python-docs/llama3 chats.jsonl --minutes 10",
+    on_all_ranks=True,
+    resumes=True,
+)
 def tune_command(
     run: Annotated[
         str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
@@ -61,7 +67,7 @@ def tune_command(
 
     length = {"steps": steps, "minutes": minutes, "seed": seed}
     settings: dict[str, Any] = {"preference": preference, "set": parse_settings(set_), **length}
-    with resumable("tune"), Display() as display:
+    with Display() as display:
         tuned = tune(
             run,
             data,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from rung.cli.app import JsonOption, SeedOption, print_json, verb
+from rung.cli.app import print_json, verb
+from rung.cli.options import JsonOption, SeedOption
 from rung.cli.output import silence_libraries
 
 
