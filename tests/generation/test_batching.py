@@ -164,6 +164,69 @@ def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
             assert sample_each(logits[1:], [Sampling()], [draws]) == wanted[1][:1]
 
 
+@pytest.mark.parametrize("name", ["rnn", "gpt2", "llama3"])
+def test_a_prompt_may_be_read_in_shorter_chunks_while_others_write(
+    name, make_tiny, tokenizer, monkeypatch
+):
+    """Begun alone in long chunks, gone on with beside others in short ones, and ended alone."""
+    monkeypatch.setattr(batching, "PREFILL_CHUNK", 33)
+    monkeypatch.setattr(batching, "limit_chunk", lambda model: 5)
+    model = shake(make_tiny(name))
+    long, short = (make_prompts(tokenizer, 4)[3] * 3)[:60], make_prompts(tokenizer, 1)[0]
+    read = []
+    step = ContinuousBatch._read_chunk
+
+    def note(batch, text, slot, chunk):
+        before = len(text.unread)
+        found = step(batch, text, slot, chunk)
+        read.append((slot, before - len(text.unread)))
+        return found
+
+    monkeypatch.setattr(ContinuousBatch, "_read_chunk", note)
+    wanted = continue_texts(model, [(long, Sampling(max_new_tokens=3))], 1)[0]
+    assert read == [(0, 33), (0, 27)]
+    with torch.inference_mode():
+        pool = ContinuousBatch(model, 2)
+        first = pool.add(long, 3)
+        pool.step([first])  # 33 tokens
+        second = pool.add(short, 20)
+        while second not in pool.step([first, second])[0]:
+            pass
+        del read[:]
+        for _ in range(3):
+            pool.append(second, 5)
+            pool.step([first, second])
+        assert read == [(first, 5)] * 3
+        pool.remove(second)
+        while not (found := pool.step([first]))[0]:
+            pass
+    assert sample_each(found[1], [Sampling()], [RandomStream(0)]) == wanted[:1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_texts_share_a_batch_in_shorter_chunks(name, make_tiny, tokenizer, monkeypatch):
+    model = shake(make_tiny(name))
+    orders = make_orders(tokenizer, 6)
+    alone = [continue_texts(model, [order], 1)[0] for order in orders]
+    monkeypatch.setattr(batching, "limit_chunk", lambda model: 3)
+    assert continue_texts(model, orders, 6) == alone
+    assert continue_texts(model, orders, 3, late=3) == alone
+
+
+def test_the_larger_a_model_the_shorter_are_the_chunks_that_others_wait_for(make_tiny, monkeypatch):
+    assert {batching.limit_chunk(make_tiny(name)) for name in TINY} == {batching.PREFILL_CHUNK}
+    model = make_tiny("llama3")
+    config = model.config
+    weights = sum(
+        part.numel() for name, part in model.named_parameters() if "embed_tokens" not in name
+    )
+    attended = 2 * model.context_length * config.num_hidden_layers * config.hidden_size
+    for tokens in (100, 64, 63, 8, 2):
+        monkeypatch.setattr(batching, "CHUNK_OPERATIONS", tokens * 2 * (weights + attended) + 1)
+        wanted = {100: 64, 64: 64, 63: 32, 8: 8, 2: 8}[tokens]
+        assert batching.limit_chunk(model) == wanted
+
+
 def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):
     model = shake(make_tiny("llama3")).to(torch.bfloat16)
     orders = [

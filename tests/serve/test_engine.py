@@ -19,7 +19,7 @@ from rung.generation import batching  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
 from rung.serve import logprobs  # noqa: E402
 from rung.serve.api_errors import ApiError  # noqa: E402
-from rung.serve.engine import Engine  # noqa: E402
+from rung.serve.engine import MIN_SCORING_CHUNK, Engine  # noqa: E402
 from rung.serve.limits import Limits  # noqa: E402
 from rung.serve.logprobs import score_prompt  # noqa: E402
 from rung.serve.metrics import Metrics  # noqa: E402
@@ -275,6 +275,20 @@ def test_prompts_are_weighed_in_turns_and_given_up_when_nobody_wants_them(make_e
     found = finish(engine, long)
     assert [scored.token for scored in found.tokens] == [5] * 199
     assert found.finish_reason == "length" and len(found.tokens[0].top_logprobs) == 2
+
+
+def test_a_prompt_is_weighed_in_shorter_parts_while_others_write(make_engine):
+    engine = make_engine("llama3")
+    engine.batch.shared_chunk = 8
+    assert engine._limit_scoring() == logprobs.SCORING_CHUNK
+    text, long = submit(
+        engine, request(tokens=30), request([5] * 64, scores_prompt=True, top_logprobs=0)
+    )
+    take_turns(engine)
+    assert engine._limit_scoring() == MIN_SCORING_CHUNK
+    assert (text.token_count, len(long.scored)) == (1, MIN_SCORING_CHUNK)
+    assert [scored.token for scored in finish(engine, long).tokens] == [5] * 63
+    assert finish(engine, text, most=40).finish_reason == "length"
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -130,14 +130,14 @@ class BatchedKVCache:
         return KVCache(length)
 
     def store(self, slot: int, state: KVCache) -> None:
-        """Copy the keys and values of a prompt that was read."""
+        """Copy the keys and values of a prompt, or of its beginning; there is room for all."""
         if not self.rows:
             self._make_layers(state.keys_values)
         self._make_room(slot, state.capacity)
         for layer, pair in enumerate(state.keys_values):
             for mine, its in zip(self._view(layer, self.spans[slot]), pair, strict=True):
                 mine[:, : state.capacity].copy_(its[0])
-        self.spans[slot].length = state.capacity
+        self.spans[slot].length = state.get_seq_length()
 
     def remove(self, slot: int) -> None:
         """Remove a text, and give back memory that is mostly free."""
@@ -148,8 +148,11 @@ class BatchedKVCache:
             with suppress(RuntimeError, MemoryError):
                 self._move(MIN_SLOT_ROOM)
 
-    def prefill(self, slot: int, ids: list[int]) -> Float[Tensor, "1 V"]:
-        """Read a short prompt in C, its tokens as rows of one step; return the next logits."""
+    def prefill(self, slot: int, ids: list[int], start: int = 0) -> Float[Tensor, "1 V"]:
+        """Read a few tokens behind the first `start` in C, as rows of one step.
+
+        Returns the next logits, which the next step may overwrite.
+        """
         assert self.native is not None
         if not self.rows:
             config = self.model.config
@@ -157,11 +160,12 @@ class BatchedKVCache:
             size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
             like = torch.empty(1, heads, 0, size)
             self._make_layers([(like, like)] * config.num_hidden_layers)
-        self._make_room(slot, len(ids))
+        end = start + len(ids)
+        self._make_room(slot, end)
         span = self.spans[slot]
         spans = torch.tensor([[span.start, span.room]]).expand(len(ids), 2)
-        logits = self.native.step(torch.tensor(ids), spans, torch.arange(len(ids)))
-        span.length = len(ids)
+        logits = self.native.step(torch.tensor(ids), spans, torch.arange(start, end))
+        span.length = end
         return logits[-1:]
 
     def decode(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:

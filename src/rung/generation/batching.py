@@ -4,7 +4,8 @@ What a text gets depends on nothing but itself. Its keys and values stand in mem
 without padding, and a full window is read again for it alone, as `Decoder` does. On a CPU
 transformers step all texts in C, and what each gets is the same to the last bit in any batch.
 Elsewhere the model's forward pass steps those whose states have one shape together, and what each
-gets is the same but for rounding.
+gets is the same but for rounding; so it is where a large model reads a prompt while others write,
+which it does in shorter chunks (`limit_chunk`).
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,10 @@ from rung.generation.batch_cache import BatchedKVCache, make_batch_cache
 from rung.models.base import CausalModel
 
 PREFILL_CHUNK = 256  # tokens of a prompt that are read between two steps of the other texts
+# A core does so many floating-point operations in less than a tenth of a second. A chunk that
+# others wait for has no more of them, or as few tokens as take no longer than one.
+CHUNK_OPERATIONS = 3e9
+MIN_SHARED_CHUNK = 8
 # The step in C reads prompts up to this many tokens sooner than the model's forward pass.
 NATIVE_PREFILL = 32
 
@@ -37,6 +42,7 @@ class ContinuousBatch:
         self.failed: dict[int, Exception] = {}
         self.reads_oldest = False  # in the next step
         self.cache = make_batch_cache(model)
+        self.shared_chunk = limit_chunk(model)
 
     def add(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """Add a text that is to be continued by up to `max_new_tokens`, and return its slot."""
@@ -91,7 +97,8 @@ class ContinuousBatch:
         if reading is not None:
             # Reading may overwrite what was decoded.
             logits = [part.clone() for part in logits]
-            if (last := self._read_or_fail(reading)) is not None:
+            chunk = min(PREFILL_CHUNK, self.shared_chunk) if ready else PREFILL_CHUNK
+            if (last := self._read_or_fail(reading, chunk)) is not None:
                 ready.append(reading)
                 logits.append(last)
         if not logits:
@@ -121,22 +128,22 @@ class ContinuousBatch:
             return next(slot for slot in self.texts if slot in slots)
         return min(slots, key=lambda slot: len(self.texts[slot].unread))
 
-    def _read_or_fail(self, slot: int) -> Float[Tensor, "1 V"] | None:
+    def _read_or_fail(self, slot: int, chunk: int) -> Float[Tensor, "1 V"] | None:
         try:
-            return self._read_chunk(self.texts[slot], slot)
+            return self._read_chunk(self.texts[slot], slot, chunk)
         # Whatever it is, it is the fault of this text.
         except Exception as error:
             self.failed[slot] = error
             return None
 
-    def _read_chunk(self, text: "_Text", slot: int) -> Float[Tensor, "1 V"] | None:
-        """Read the next chunk of a prompt; after the last one return the next token's logits."""
+    def _read_chunk(self, text: "_Text", slot: int, chunk: int) -> Float[Tensor, "1 V"] | None:
+        """Read up to `chunk` tokens of a prompt; after the last one return the next logits."""
         cache = self.cache
-        if len(text.ids) <= NATIVE_PREFILL and isinstance(cache, BatchedKVCache) and cache.native:
-            logits = cache.prefill(slot, text.ids)
-            text.state, text.unread = None, []
-            return logits
-        chunk = PREFILL_CHUNK if self.model.carries_state else len(text.unread)
+        if isinstance(cache, BatchedKVCache) and cache.native:
+            is_short = min(chunk, len(text.ids)) <= NATIVE_PREFILL
+            if is_short or text.state is None:
+                return self._read_in_slot(cache, text, slot, chunk)
+        chunk = chunk if self.model.carries_state else len(text.unread)
         ids = torch.tensor([text.unread[:chunk]], device=self.model.device)
         output = self.model(ids, past_key_values=text.state, use_cache=True, logits_to_keep=1)
         text.state, text.unread = output.past_key_values, text.unread[chunk:]
@@ -145,6 +152,19 @@ class ContinuousBatch:
         cache.store(slot, text.state)
         text.state = None
         return output.logits[:, -1]
+
+    def _read_in_slot(
+        self, cache: BatchedKVCache, text: "_Text", slot: int, chunk: int
+    ) -> Float[Tensor, "1 V"] | None:
+        """Read a short chunk, or a short prompt whole, in C; the rest of the prompt too."""
+        if text.state is not None and text.state.get_seq_length():
+            cache.store(slot, text.state)
+        text.state = None
+        size = NATIVE_PREFILL if len(text.ids) <= NATIVE_PREFILL else min(chunk, NATIVE_PREFILL)
+        start = len(text.ids) - len(text.unread)
+        part, text.unread = text.unread[:size], text.unread[size:]
+        logits = cache.prefill(slot, part, start)
+        return None if text.unread else logits
 
     def _decode_or_fail(self, slots: list[int]) -> tuple[list[int], list[Float[Tensor, "B V"]]]:
         """Decode all together; where that fails, each alone, so that one error ends one text."""
@@ -171,6 +191,24 @@ class ContinuousBatch:
         return logits
 
 
+def limit_chunk(model: CausalModel) -> int:
+    """Limit the tokens of a chunk that is read while others write, to a power of two.
+
+    Without a limit, one chunk of 256 tokens holds the others of a GPT-2 small up for a second on a
+    core with AVX2. Each token is multiplied by all weights, and attends to a full window.
+    """
+    if model.device.type != "cpu":
+        return PREFILL_CHUNK
+    config = model.config
+    layers, width = (getattr(config, key, 0) for key in ("num_hidden_layers", "hidden_size"))
+    attended = 0
+    if model._supports_default_dynamic_cache():
+        attended = 2 * (model.context_length or 0) * layers * width
+    weights = model.num_parameters(exclude_embeddings=True)
+    tokens = int(CHUNK_OPERATIONS / max(1, 2 * (weights + attended)))
+    return max(MIN_SHARED_CHUNK, min(PREFILL_CHUNK, 2 ** max(0, tokens.bit_length() - 1)))
+
+
 @dataclass(kw_only=True)
 class _Text:
     """A text in its slot; `unread` ids are to be read first, `next` is the token to decode."""
@@ -179,5 +217,5 @@ class _Text:
     left: int  # tokens that are wanted
     room: int  # tokens that fit the window
     unread: list[int]
-    state: Any
+    state: Any  # of what is read; None where that stands in the slot
     next: int | None = None

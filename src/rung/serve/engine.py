@@ -23,7 +23,7 @@ from rung.generation.detokenize import Detokenizer, token_to_bytes, token_to_tex
 from rung.generation.sampling import sample_each
 from rung.serve.api_errors import ApiError, check_token_ids, log_failure
 from rung.serve.limits import Limits
-from rung.serve.logprobs import score_prompt, score_token
+from rung.serve.logprobs import SCORING_CHUNK, score_prompt, score_token
 from rung.serve.metrics import Metrics
 from rung.serve.registry import ServedModel, fingerprint_model
 from rung.serve.sequences import MAX_UNREAD_DELTAS, Delta, GenerationRequest, SequenceState
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds of news that readers are told at once: each time costs a core that the model needs.
 NOTIFY_SECONDS = 0.016
+# PyTorch multiplies fewer rows than these in about the same time.
+MIN_SCORING_CHUNK = 32
 
 T = TypeVar("T")
 
@@ -238,6 +240,11 @@ class Engine:
             self._fail(text, error)
         return True
 
+    def _limit_scoring(self) -> int:
+        """Limit the tokens that are scored between two steps, where others write."""
+        writes = any(text.slot is not None for text in self.running)
+        return max(MIN_SCORING_CHUNK, self.batch.shared_chunk) if writes else SCORING_CHUNK
+
     def _fail(self, text: SequenceState, error: Exception) -> None:
         """End a text in whose turn an error came up."""
         self._end(text, Delta(error=log_failure(self.served.name, error)))
@@ -297,7 +304,9 @@ class Engine:
             return
         self.read.inc(len(request.ids))
         if request.scores_prompt:
-            text.scoring = score_prompt(self.served.model, request.ids, request.top_logprobs or 0)
+            text.scoring = score_prompt(
+                self.served.model, request.ids, request.top_logprobs or 0, self._limit_scoring
+            )
         else:
             text.slot = self.batch.add(request.ids, request.sampling.max_new_tokens)
 

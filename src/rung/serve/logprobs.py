@@ -1,6 +1,6 @@
 """Log-probabilities of tokens: of generated ones, and of a prompt's, chunk by chunk."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +35,12 @@ def score_token(logits: Tensor, token: int, top_logprobs: int) -> ScoredToken:
 
 
 def score_prompt(
-    model: CausalModel, ids: list[int], top_logprobs: int
+    model: CausalModel,
+    ids: list[int],
+    top_logprobs: int,
+    limit: Callable[[], int] = lambda: SCORING_CHUNK,
 ) -> Iterator[list[ScoredToken]]:
-    """Score each id but the first, a chunk at a time.
+    """Score each id but the first, a chunk at a time, none of more tokens than `limit` returns.
 
     A prompt longer than the context window is read in sliding windows, as by `rung score`.
     """
@@ -46,8 +49,9 @@ def score_prompt(
     windows = sliding_windows(predictions, window) if window else [(0, predictions, 0)]
     for first, end, done in windows:
         state: Any = KVCache(end - first) if model._supports_default_dynamic_cache() else None
-        chunk = SCORING_CHUNK if model.carries_state else end - first
-        for start in range(first, end, chunk):
+        start = first
+        while start < end:
+            chunk = min(SCORING_CHUNK, limit()) if model.carries_state else end - first
             stop = min(start + chunk, end)
             new = max(1, stop - max(start, done))
             rows = torch.tensor([ids[start:stop]], device=model.device)
@@ -58,6 +62,7 @@ def score_prompt(
                 yield _score_rows(output.logits[0], ids[stop + 1 - new : stop + 1], top_logprobs)
             else:
                 yield []
+            start = stop
 
 
 def _score_rows(logits: Tensor, tokens: list[int], top_logprobs: int) -> list[ScoredToken]:
