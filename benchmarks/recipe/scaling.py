@@ -1,9 +1,10 @@
 """Fit laws to small runs of many sizes, and show beside each run what its law expects of it.
 
-`workflows/budget.py` chooses a size by these laws. Every run is one of `rung train llama3`. Its
-figure is the one that training watches: bits per byte of the first 32 kB of the validation text, of
-the weights that are kept. Runs made before are read from scaling.jsonl, beside this file, and not
-made again. Two processes of one thread each share two cores best.
+`workflows/budget.py` chooses a size by these laws, which stand in `workflows/scaling.py`. Every run
+is one of `rung train llama3`. Its figure is the one that training watches: bits per byte of the
+first 32 kB of the validation text, of the weights that are kept. Runs made before are read from
+scaling.jsonl, beside this file, and not made again. Two processes of one thread each share two
+cores best.
 
     python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
     python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise
@@ -126,7 +127,7 @@ def fit(runs, fixed=None):
     import torch
     from torch.nn.functional import softplus
 
-    from rung.workflows.budget import ScalingLaw
+    from rung.workflows.scaling import ScalingLaw
 
     starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0, "copying": 0.2}
     known = vars(fixed) if fixed else EXPONENTS
@@ -169,7 +170,7 @@ def expect(law, run):
     from rung.workflows.difficulty import Difficulty
 
     counted = Difficulty(run["ngram"], run["copying"])
-    return law(run["parameters"], run["tokens"], run["text"]) * law.begin(counted)
+    return law(run["parameters"], run["tokens"], run["text"]) * law.reference(counted)
 
 
 def laws_of(runs):
@@ -181,7 +182,7 @@ def laws_of(runs):
 
 def write(runs):
     """The runs, the laws, and how far apart they are."""
-    from rung.workflows.budget import SCALING_LAWS
+    from rung.workflows.scaling import SCALING_LAWS
 
     print("# What a small model learns from how many tokens\n")
     print(
@@ -204,7 +205,9 @@ def write(runs):
     if machines:
         print(f"Runs were made on {' and on '.join(machines)}.")
     for name, laws in SCALING_LAWS.items():
-        for with_dropout, law in laws.items():
+        for with_dropout, law in enumerate((laws.without_dropout, laws.with_dropout)):
+            if law is None:
+                continue
             mine = [
                 run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout
             ]

@@ -1,12 +1,9 @@
 """The dial: what minutes buy, and what it says it expects."""
 
-import math
 from types import SimpleNamespace
 
 import numpy
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from rung import runs
 from rung.data.packing import PackedTokens
@@ -15,38 +12,13 @@ from rung.recipe import make_recipe
 from rung.training.clock import now
 from rung.workflows.budget import (
     NEAR,
-    SCALING_LAWS,
-    WIDTHS,
-    ScalingLaw,
     plan_model,
     suggest_parameters,
 )
 from rung.workflows.prepare import PreparedText
+from rung.workflows.scaling import SCALING_LAWS
 from rung.workflows.train import execute
 from tests.conftest import SENTENCES
-
-LAW = ScalingLaw(
-    floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0, copying=0.5
-)
-MILLIONS = st.floats(0.1, 1e4)
-
-
-@given(MILLIONS, MILLIONS, MILLIONS, st.floats(1.01, 10))
-def test_more_of_anything_never_hurts(parameters, tokens, text, times):
-    base = LAW(parameters * 1e6, tokens * 1e6, text * 1e6)
-    assert math.isfinite(base)
-    assert base >= LAW.floor
-    for grown in ((times, 1, 1), (1, times, 1), (1, 1, times)):
-        p, t, x = (
-            value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True)
-        )
-        assert LAW(p, t, x) <= base * (1 + 1e-9)
-
-
-def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
-    assert LAW(1e6, 5e6, 5e6) == LAW(1e6, 5e6, 50e6)
-    assert LAW(1e6, 10e6, 5e6) > LAW(1e6, 10e6, 50e6)
-    assert LAW(1e6, 1e12, 5e6) == pytest.approx(LAW(1e6, 25e6, 25e6))  # patience and the first one
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +94,7 @@ def test_a_much_faster_machine_is_measured_again_further_out(
     Bench(monkeypatch, 1e-14)
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.parameters > NEAR * suggest_parameters(5)
-    assert recipe.model["hidden_size"] == plan.hidden_size < WIDTHS[-1]
+    assert recipe.model["hidden_size"] == plan.hidden_size < SCALING_LAWS["llama3"].widths[-1]
 
 
 def test_measuring_gives_up_where_a_step_takes_its_share(tokenizer, packed, tmp_path, monkeypatch):
@@ -169,15 +141,6 @@ def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
     assert recipe.model["hidden_size"] == 64
     assert turn(tokenizer, packed, tmp_path, steps=5)[1] is None
     assert turn(tokenizer, packed, tmp_path, minutes=5, base="runs/x")[1] is None
-
-
-def test_the_laws_know_what_they_were_fitted_on():
-    """A million weights after a few million tokens of a large text are ahead of the n-gram
-    model.
-    """
-    for laws in SCALING_LAWS.values():
-        for law in laws.values():
-            assert 0.7 < law(1e6, 3e6, 1e9) < 1.0
 
 
 def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):

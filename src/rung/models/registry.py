@@ -199,6 +199,14 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def count_hidden_parameters(model: PreTrainedModel) -> int:
+    """Count the weights outside the token embeddings and the head."""
+    tables = {id(p): p.numel() for p in model.get_input_embeddings().parameters()}
+    if (head := model.get_output_embeddings()) is not None:
+        tables |= {id(p): p.numel() for p in head.parameters()}
+    return count_parameters(model) - sum(tables.values())
+
+
 def find_hidden_size(
     name: str, tokenizer: PreTrainedTokenizerBase, target: int, settings: dict[str, Any]
 ) -> int:

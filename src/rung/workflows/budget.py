@@ -1,8 +1,7 @@
 """Fit a model to the minutes: choose the size that a scaling law expects most of.
 
 Real steps of two models say how fast this machine is, counting says how hard the text is, and a
-scaling law says what a model of so many weights learns from so many tokens. The laws were fitted on
-small runs: benchmarks/recipe/scaling.txt, made by benchmarks/recipe/scaling.py.
+scaling law says what a model of so many weights learns from so many tokens (scaling.py).
 """
 
 import logging
@@ -19,6 +18,7 @@ from rung.evaluation.score import score_documents
 from rung.ladder import TRANSFORMER_RUNGS
 from rung.models import (
     build_model,
+    count_hidden_parameters,
     count_parameters,
     find_hidden_size,
     make_config,
@@ -31,11 +31,11 @@ from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
 from rung.workflows.difficulty import Difficulty, measure_difficulty
 from rung.workflows.prepare import DEFAULT_MINUTES, PreparedText, sample_validation
+from rung.workflows.scaling import SCALING_LAWS, Shape
 
 logger = logging.getLogger(__name__)
 
-WIDTHS = range(64, 2049, 32)
-# A model has a layer for so much of its width, and no fewer than `LAYERS`.
+# A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
 WIDTH_OF_A_LAYER = 64
 LAYERS = 4
 # Sizes up to so many times larger or smaller than those measured may be chosen: further out the
@@ -56,55 +56,6 @@ STEPPED_SECONDS, STEPPED = 1.5, 0.03
 # From so many epochs on, dropout is worth its noise.
 OVERFITTING = 4.0
 DROPOUT = 0.1
-
-
-@dataclass(frozen=True)
-class ScalingLaw:
-    """Bits per byte as a multiple of what counting finds.
-
-    The multiple is floor + size / (N / 1e6)^size_power + data / (D / 1e6)^data_power for N weights
-    and D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less:
-    `patience` epochs of them are worth as many new ones, however many follow (Muennighoff et al.
-    2023, section 5). `copying` is the share that counts of what copying gains over an n-gram model.
-    """
-
-    floor: float
-    size: float
-    size_power: float
-    data: float
-    data_power: float
-    patience: float
-    copying: float
-
-    def reference(self, difficulty: Difficulty) -> float:
-        """Return the bits per byte that the law gives multiples of."""
-        return difficulty.ngram ** (1 - self.copying) * difficulty.copying**self.copying
-
-    def __call__(self, parameters: float, tokens: float, text: float) -> float:
-        """Return the multiple for `tokens` read of a text of `text` tokens."""
-        again = max(0.0, tokens / text - 1)
-        worth = min(tokens, text) + text * self.patience * (1 - math.e ** (-again / self.patience))
-        return (
-            self.floor
-            + self.size * (parameters / 1e6) ** -self.size_power
-            + self.data * (worth / 1e6) ** -self.data_power
-        )
-
-
-_WITHOUT_DROPOUT = ScalingLaw(
-    floor=0.703,
-    size=0.0531,
-    size_power=0.34,
-    data=0.2077,
-    data_power=0.28,
-    patience=4.6644,
-    copying=0.6296,
-)
-_WITH_DROPOUT = replace(_WITHOUT_DROPOUT, data=0.2129, patience=5.0909)
-# By rung, and by whether there is dropout.
-SCALING_LAWS: dict[str, dict[bool, ScalingLaw]] = {
-    "llama3": {False: _WITHOUT_DROPOUT, True: _WITH_DROPOUT}
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +130,8 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
         shapes = list(_find_shapes(recipe, prepared.tokenizer, guess))
         speed = _measure_speed(prepared, shapes, guess)
         planned, plan, spent = _choose(prepared, shapes, speed, difficulty, started)
-        is_largest = plan.parameters >= shapes[-1][1] and plan.hidden_size != WIDTHS[-1]
+        widest = SCALING_LAWS[recipe.rung].widths[-1]
+        is_largest = plan.parameters >= shapes[-1].parameters and plan.hidden_size != widest
         if not is_largest or spent > MEASURED * budget:
             return planned, replace(plan, seconds=spent)
         # On so fast a machine the largest near the guess was chosen: look further.
@@ -201,7 +153,7 @@ class Speed:
 @distributed.on_main
 def _choose(
     prepared: PreparedText,
-    shapes: list[tuple[int, int]],
+    shapes: list[Shape],
     speed: Speed,
     difficulty: Difficulty,
     started: float,
@@ -215,28 +167,30 @@ def _choose(
     left = prepared.began + budget - now() - speed.overhead
     seconds = max(left * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
 
-    def find_dropout(parameters: int) -> float:
-        tokens = seconds / speed.seconds_per_token(parameters)
-        return recipe.dropout or (DROPOUT if tokens > OVERFITTING * text else 0.0)
+    laws = SCALING_LAWS[recipe.rung]
 
-    def expect(shape: tuple[int, int]) -> float:
-        parameters = shape[1]
-        law = SCALING_LAWS[recipe.rung][find_dropout(parameters) > 0]
-        tokens = seconds / speed.seconds_per_token(parameters)
-        return law(parameters, tokens, text) * law.reference(difficulty)
+    def find_dropout(shape: Shape) -> float:
+        tokens = seconds / speed.seconds_per_token(shape.parameters)
+        repeats = tokens > OVERFITTING * text and laws.with_dropout is not None
+        return recipe.dropout or (DROPOUT if repeats else 0.0)
 
-    width, parameters = min(shapes, key=expect)
-    tokens = seconds / speed.seconds_per_token(parameters)
-    planned = replace(_with_width(recipe, width), dropout=find_dropout(parameters))
+    def expect(shape: Shape) -> float:
+        law = laws.choose(find_dropout(shape))
+        tokens = seconds / speed.seconds_per_token(shape.parameters)
+        return law(law.count(shape), tokens, text) * law.reference(difficulty)
+
+    shape = min(shapes, key=expect)
+    tokens = seconds / speed.seconds_per_token(shape.parameters)
+    planned = replace(_with_width(recipe, shape.width), dropout=find_dropout(shape))
     plan = TrainingPlan(
-        parameters=parameters,
-        hidden_size=width,
+        parameters=shape.parameters,
+        hidden_size=shape.width,
         layers=planned.model.get("num_hidden_layers"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
         epochs=tokens / text,
         dropout=planned.dropout,
-        bits_per_byte=expect((width, parameters)),
+        bits_per_byte=expect(shape),
         ngram_bits_per_byte=difficulty.ngram,
         copying_bits_per_byte=difficulty.copying,
     )
@@ -271,20 +225,20 @@ def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> Ca
     )
 
 
-def _find_shapes(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int
-) -> Iterator[tuple[int, int]]:
-    """Yield widths and their numbers of weights, not too far from the `guess` at these."""
-    for width in WIDTHS:
+def _find_shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int) -> Iterator[Shape]:
+    """Yield shapes of which the numbers of weights are not too far from the `guess` at these."""
+    widths = SCALING_LAWS[recipe.rung].widths
+    for width in widths:
         with torch.device("meta"):
-            parameters = count_parameters(_build(recipe, tokenizer, width))
-        if parameters >= guess * NEAR and width > WIDTHS.start:
+            model = _build(recipe, tokenizer, width)
+        shape = Shape(width, count_parameters(model), count_hidden_parameters(model))
+        if shape.parameters >= guess * NEAR and width > widths.start:
             return
-        if parameters > guess / NEAR:
-            yield width, parameters
+        if shape.parameters > guess / NEAR:
+            yield shape
 
 
-def _measure_speed(prepared: PreparedText, shapes: list[tuple[int, int]], guess: int) -> Speed:
+def _measure_speed(prepared: PreparedText, shapes: list[Shape], guess: int) -> Speed:
     """Measure steps of two models, on all processes together.
 
     The seconds a token are a line through the two. Where the small one takes too long to measure,
@@ -296,11 +250,11 @@ def _measure_speed(prepared: PreparedText, shapes: list[tuple[int, int]], guess:
     measured: list[tuple[int, float]] = []
     overhead = 0.0
     for target in (guess / 2, guess * 2):
-        width, parameters = min(shapes, key=lambda shape: abs(shape[1] - target))
-        model = _build(recipe, prepared.tokenizer, width).to(choose_device())
+        shape = _find_nearest(shapes, target)
+        model = _build(recipe, prepared.tokenizer, shape.width).to(choose_device())
         step, start = _measure_steps(prepared, model)
         overhead = start + _measure_evaluation(prepared, model)
-        measured.append((parameters, step / tokens))
+        measured.append((shape.parameters, step / tokens))
         if distributed.broadcast(now() - began > most):
             break
     (small, fast), (large, slow) = measured[0], measured[-1]
@@ -308,6 +262,10 @@ def _measure_speed(prepared: PreparedText, shapes: list[tuple[int, int]], guess:
         return Speed(lambda parameters: fast * parameters / small, overhead)
     slope = max((slow - fast) / max(1, large - small), LEAST_SLOPE * fast / small)
     return Speed(lambda parameters: max(fast + slope * (parameters - small), fast / 4), overhead)
+
+
+def _find_nearest(shapes: list[Shape], parameters: float) -> Shape:
+    return min(shapes, key=lambda shape: abs(shape.parameters - parameters))
 
 
 def _measure_steps(prepared: PreparedText, model: CausalModel) -> tuple[float, float]:

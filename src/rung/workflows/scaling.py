@@ -1,0 +1,93 @@
+"""Scaling laws: what a rung of so many weights learns from so many tokens, fitted on small runs.
+
+Each trained rung has laws of its own, fitted on tokens and not on seconds, so they hold on every
+machine. benchmarks/recipe/scaling.py made the runs and fits the laws, and scaling.txt beside it
+shows each run next to what its law expects.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from rung.workflows.difficulty import Difficulty
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A width that a model may have, and the weights that come of it.
+
+    `hidden_parameters` are those outside the token embeddings and the head.
+    """
+
+    width: int
+    parameters: int
+    hidden_parameters: int
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """Bits per byte as a multiple of what counting finds.
+
+    The multiple is floor + size / (N / 1e6)^size_power + data / (D / 1e6)^data_power for N weights
+    and D tokens (Hoffmann et al. 2022, section 3.3). Tokens read again count for less and less:
+    `patience` epochs of them are worth as many new ones, however many follow (Muennighoff et al.
+    2023, section 5). `copying` is the share that counts of what copying gains over an n-gram model.
+    N is all weights, or with `counts_tables` false those outside embeddings and head (Kaplan et al.
+    2020, section 2.1).
+    """
+
+    floor: float
+    size: float
+    size_power: float
+    data: float
+    data_power: float
+    patience: float
+    copying: float
+    counts_tables: bool = True
+
+    def reference(self, difficulty: Difficulty) -> float:
+        """Return the bits per byte that the law gives multiples of."""
+        return difficulty.ngram ** (1 - self.copying) * difficulty.copying**self.copying
+
+    def count(self, shape: Shape) -> int:
+        """Count the weights of a shape as the law does."""
+        return shape.parameters if self.counts_tables else shape.hidden_parameters
+
+    def __call__(self, parameters: float, tokens: float, text: float) -> float:
+        """Return the multiple for `tokens` read of a text of `text` tokens."""
+        again = max(0.0, tokens / text - 1)
+        worth = min(tokens, text) + text * self.patience * (1 - math.e ** (-again / self.patience))
+        return (
+            self.floor
+            + self.size * (parameters / 1e6) ** -self.size_power
+            + self.data * (worth / 1e6) ** -self.data_power
+        )
+
+
+@dataclass(frozen=True)
+class RungLaws:
+    """The laws of one rung, and the widths to choose among.
+
+    `with_dropout` is None where dropout was not found to help: there the dial chooses none.
+    """
+
+    without_dropout: ScalingLaw
+    with_dropout: ScalingLaw | None = None
+    widths: range = range(64, 2049, 32)
+
+    def choose(self, dropout: float) -> ScalingLaw:
+        """Return the law for so much dropout."""
+        return (dropout > 0 and self.with_dropout) or self.without_dropout
+
+
+_LLAMA3 = ScalingLaw(
+    floor=0.703,
+    size=0.0531,
+    size_power=0.34,
+    data=0.2077,
+    data_power=0.28,
+    patience=4.6644,
+    copying=0.6296,
+)
+SCALING_LAWS: dict[str, RungLaws] = {
+    "llama3": RungLaws(_LLAMA3, replace(_LLAMA3, data=0.2129, patience=5.0909)),
+}

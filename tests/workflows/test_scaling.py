@@ -1,0 +1,59 @@
+"""Scaling laws: more of anything never hurts, and each rung knows what it was fitted on."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rung.models import build_model, count_hidden_parameters, count_parameters, make_config
+from rung.workflows.scaling import SCALING_LAWS, RungLaws, ScalingLaw, Shape
+
+LAW = ScalingLaw(
+    floor=0.7, size=0.1, size_power=0.3, data=0.2, data_power=0.5, patience=4.0, copying=0.5
+)
+MILLIONS = st.floats(0.1, 1e4)
+
+
+@given(MILLIONS, MILLIONS, MILLIONS, st.floats(1.01, 10))
+def test_more_of_anything_never_hurts(parameters, tokens, text, times):
+    base = LAW(parameters * 1e6, tokens * 1e6, text * 1e6)
+    assert math.isfinite(base)
+    assert base >= LAW.floor
+    for grown in ((times, 1, 1), (1, times, 1), (1, 1, times)):
+        p, t, x = (
+            value * by * 1e6 for value, by in zip((parameters, tokens, text), grown, strict=True)
+        )
+        assert LAW(p, t, x) <= base * (1 + 1e-9)
+
+
+def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
+    assert LAW(1e6, 5e6, 5e6) == LAW(1e6, 5e6, 50e6)
+    assert LAW(1e6, 10e6, 5e6) > LAW(1e6, 10e6, 50e6)
+    assert LAW(1e6, 1e12, 5e6) == pytest.approx(LAW(1e6, 25e6, 25e6))  # patience and the first one
+
+
+def test_the_laws_know_what_they_were_fitted_on():
+    """A million weights after a few million tokens of a large text are near the n-gram model."""
+    for rung, laws in SCALING_LAWS.items():
+        for law in filter(None, (laws.without_dropout, laws.with_dropout)):
+            assert 0.7 < law(1e6, 3e6, 1e9) < 1.2, rung
+
+
+def test_without_a_law_for_dropout_the_plain_one_serves():
+    laws = RungLaws(LAW)
+    assert laws.choose(0.0) is laws.choose(0.1) is LAW
+    both = RungLaws(LAW, ScalingLaw(**{**vars(LAW), "data": 0.3}))
+    assert both.choose(0.1) is both.with_dropout
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_hidden_weights_are_those_outside_embeddings_and_head(tied):
+    settings = {"hidden_size": 16, "vocab_size": 50, "tie_word_embeddings": tied}
+    model = build_model("rnn", make_config("rnn", None, settings))
+    hidden, tables = count_hidden_parameters(model), (1 if tied else 2) * 50 * 16
+    assert hidden == 2 * 4 * 16 * (16 + 1)  # gates, of input and state, with biases
+    assert count_parameters(model) == hidden + tables
+    shape = Shape(16, hidden + tables, hidden)
+    assert LAW.count(shape) == hidden + tables
+    assert ScalingLaw(**{**vars(LAW), "counts_tables": False}).count(shape) == hidden
