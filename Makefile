@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing evaluation/compress)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing device/gpu evaluation/compress)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -44,7 +44,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# All measurements, one after another. One alone: make benchmarks/models/attention.txt
+# All measurements, one after another. One alone: make benchmarks/models/attention.txt. Where there
+# is no GPU, `make -k bench` goes on behind the one that needs it.
 bench: $(OUTPUTS)
 
 # What each says stands in the .txt beside it; one that fails leaves that as it was.
@@ -59,6 +60,7 @@ benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/trai
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
 benchmarks/data/tokenizing.txt benchmarks/evaluation/compress.txt: GIVEN = $(TEXT)
 benchmarks/training/adapters.txt: GIVEN = $(SHAKESPEARE)
+benchmarks/device/gpu.txt: GIVEN = $(TEXT)/train
 benchmarks/training/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)
 $(READ_TEXT): | $(TEXT)
 

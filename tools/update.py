@@ -3,7 +3,8 @@ with 1.
 
 README.md: the table of a climb from docs/results, the table of the ladder from the rungs' own
 files. docs/architecture.md: the map, from the first line of every module. docs/cli.md: from --help.
-docs/distributed.md: the tables that tools/scaling.py computes.
+docs/distributed.md: the tables that tools/scaling.py computes. docs/performance.md: the table that
+tools/performance.py reads from benchmarks.
 """
 
 import ast
@@ -11,6 +12,7 @@ import re
 import sys
 from pathlib import Path
 
+import performance
 import scaling
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -109,6 +111,7 @@ def main() -> int:
         "README.md": {"climb": show_climb, "ladder": draw_ladder},
         "docs/architecture.md": {"map": draw_map},
         "docs/distributed.md": scaling.TABLES,
+        "docs/performance.md": performance.TABLES,
     }
     pages = {ROOT / "docs" / "cli.md": write_cli()}
     for page, shows in parts.items():

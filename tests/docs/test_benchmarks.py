@@ -16,7 +16,10 @@ NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 # In words, as `device.describe` says it.
 MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
-    "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them."
+    "benchmarks/device/busy.py": "It needs a machine that does nothing else.",
+    "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
+    "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
+    "benchmarks/serve/streams.py": "It needs a machine that does nothing else.",
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",

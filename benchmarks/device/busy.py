@@ -1,0 +1,304 @@
+"""Measure rung beside 0, 1, 2 and 4 busy processes: decoding, training and serving.
+
+The kernel shares cores among threads that want to run. A job of t threads beside k busy processes
+of one thread each has a fair share of n / (t + k) of t cores, n being the cores of the machine, or
+all of t where t + k is not more than n. `share` is what the job did of that: its tokens a second
+beside the processes, over those of as many threads without them, over the fair share. `1 thread` is
+how many times as fast the job is as the same job held to one thread. t is what rung chose by itself
+(`avoid_busy_cores`, and the server's spare core), when it began. Every side is a process of its
+own; they take turns, and the medians of some rounds count.
+
+    python benchmarks/device/busy.py > benchmarks/device/busy.txt
+    python benchmarks/device/busy.py --tiny      # all parts in a minute; the figures mean nothing
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+LOADS = (0, 1, 2, 4)
+SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS")
+VOCABULARY = 1024
+SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
+SHAPE |= {"intermediate_size": 352, "num_hidden_layers": 4, "max_position_embeddings": 256}
+BATCH, LENGTH = 8, 256  # of a training step
+NEW = 200  # tokens of a text
+JOBS = {
+    "decoding, 1 text": ("decode", 1),
+    "training, 8 x 256 tokens": ("train", BATCH),
+    "serving, 1 text": ("serve", 1),
+    "serving, 16 texts": ("serve", 16),
+}
+
+
+class Job:
+    """The child's side: computes some tokens, and says with how many threads."""
+
+    def __init__(self, kind, count):
+        import torch
+
+        from rung.data.corpus import load_corpus
+        from rung.data.tokenizer_training import build_tokenizer
+        from rung.models import build_model, make_config
+
+        torch.manual_seed(0)
+        self.kind, self.count = kind, count
+        self.tokenizer = build_tokenizer(
+            "bpe", load_corpus("python-docs").sample_train(1), VOCABULARY
+        )
+        self.model = build_model("llama3", make_config("llama3", self.tokenizer, SHAPE)).eval()
+        self.threads = 1
+        self.all_threads = torch.get_num_threads()
+
+    def measure(self, seconds):
+        """Tokens a second over so many seconds at least, and the threads."""
+        import torch
+
+        from rung.device import avoid_busy_cores, restore_thread_count
+        from rung.serve.worker import reserve_core
+
+        restore_thread_count(self.all_threads)
+        # Each as its verb begins.
+        if self.kind == "serve":
+            if not self.is_held:
+                reserve_core()
+        else:
+            avoid_busy_cores()
+        self.threads = torch.get_num_threads()
+        return getattr(self, self.kind)(seconds)
+
+    @property
+    def is_held(self):
+        """Whether the job is held to one thread."""
+        return os.environ.get("OMP_NUM_THREADS") == "1"
+
+    def decode(self, seconds):
+        import torch
+
+        from rung.generation.decoder import Decoder, generate_tokens
+        from rung.generation.sampling import Sampling
+
+        decoder, sampling = Decoder(self.model), Sampling(temperature=0, max_new_tokens=NEW)
+        with torch.inference_mode():
+            return repeat(
+                lambda: len(list(generate_tokens(decoder, [[3, 4, 5]], sampling, ()))), seconds
+            )
+
+    def train(self, seconds):
+        """`rung.training.train.train`; the first steps are not counted."""
+        import numpy
+
+        from rung.data.packing import PackedTokens
+        from rung.training.callbacks import TrainingCallbacks
+        from rung.training.settings import TrainSettings
+        from rung.training.train import train
+
+        generator = numpy.random.default_rng(0)
+        tokens = generator.integers(3, VOCABULARY, 400_000, dtype=numpy.uint16)
+        packed = PackedTokens(tokens=tokens, starts=numpy.zeros(1))
+        times = []
+        callbacks = TrainingCallbacks(
+            evaluate=lambda model: 0.0,
+            sample=lambda model: "",
+            on_progress=lambda _: times.append(time.perf_counter()),
+        )
+        arguments = {"per_device_train_batch_size": BATCH, "logging_steps": 1}
+        arguments |= {"eval_strategy": "no", "save_strategy": "no"}
+        settings = TrainSettings(steps=4 + round(4 * seconds), arguments=arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            train(self.model.train(), self.tokenizer, packed, Path(folder), settings, callbacks)
+        steps = [late - early for early, late in itertools.pairwise(times)]
+        # All of them, and not the median one: what a step waits for counts.
+        return BATCH * LENGTH * len(steps) / sum(steps)
+
+    def serve(self, seconds):
+        """The engine with its queue, each text streamed to a reader."""
+        import asyncio
+
+        return asyncio.run(self.serve_texts(seconds))
+
+    async def serve_texts(self, seconds):
+        import asyncio
+
+        from rung.serve.engine import Engine
+        from rung.serve.limits import Limits
+        from rung.serve.metrics import Metrics
+        from rung.serve.registry import ServedModel
+        from rung.serve.worker import Worker
+
+        engine = Engine(
+            ServedModel("llama3", self.model.eval(), self.tokenizer, {}), Limits(), Metrics()
+        )
+        native = getattr(engine.batch.cache, "native", None)
+        if native and self.is_held:
+            native.spare_cores = 0
+        worker = Worker([engine])
+        worker.start(asyncio.get_running_loop())
+        started, tokens = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            await asyncio.gather(*(self.read(engine, seed) for seed in range(self.count)))
+            tokens += self.count * NEW
+        took = time.perf_counter() - started
+        await asyncio.to_thread(worker.stop)
+        if native and self.count >= 8:
+            self.threads += native.spare_cores
+        return tokens / took
+
+    async def read(self, engine, seed):
+        import asyncio
+
+        from rung.generation.sampling import Sampling
+        from rung.serve.sequences import GenerationRequest
+
+        sampling = Sampling(max_new_tokens=NEW, temperature=0.8, top_p=0.95, seed=seed)
+        request = GenerationRequest(
+            ids=list(range(3, 19)), sampling=sampling, stop_ids=frozenset(), streams=True
+        )
+        text = engine.submit([request], asyncio.Event(), time.monotonic())[0]
+        while True:
+            await text.news.wait()
+            text.news.clear()
+            delta = text.take()
+            if delta is not None and delta.is_last:
+                return
+
+
+def repeat(compute, seconds):
+    """Tokens a second of calls that return how many they made."""
+    started, tokens = time.perf_counter(), 0
+    while (took := time.perf_counter() - started) < seconds:
+        tokens += compute()
+    return tokens / took
+
+
+def run_child(job):
+    """For each line of input, which is a number of seconds, tokens a second and threads."""
+    import transformers
+
+    from rung.device import configure_threads
+
+    configure_threads()
+    transformers.logging.set_verbosity_error()
+    answers, sys.stdout = sys.stdout, sys.stderr  # the Trainer's callbacks print
+    child = Job(*JOBS[job])
+    print("ready", file=answers, flush=True)
+    for line in sys.stdin:
+        rate = child.measure(float(line))
+        print(json.dumps([rate, child.threads]), file=answers, flush=True)
+
+
+def start(job, *, is_held):
+    """A child that does the job, as rung does it or held to one thread."""
+    environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    if is_held:
+        environment["OMP_NUM_THREADS"] = "1"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, __file__, "--child", job]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes)
+
+
+def ask(child, seconds):
+    child.stdin.write(f"{seconds}\n")
+    child.stdin.flush()
+    answer = child.stdout.readline()
+    if not answer:
+        sys.exit(f"a child has ended with {child.wait()}: {' '.join(map(str, child.args))}")
+    return json.loads(answer)
+
+
+def fair_share(threads, busy, cores):
+    """The part of `threads` cores that a job may have beside so many busy processes."""
+    return min(1.0, cores / (threads + busy))
+
+
+def measure_job(job, loads, rounds, seconds):
+    """[rate, threads] of rung and of one thread, by number of busy processes, once a round."""
+    children = {held: start(job, is_held=held) for held in (False, True)}
+    found = {(load, held): [] for load in loads for held in children}
+    try:
+        for child in children.values():
+            if child.stdout.readline().strip() != "ready":
+                sys.exit(f"the child that does {job!r} has ended")
+            ask(child, seconds / 2)
+        for _ in range(rounds):
+            for load in loads:
+                spin = [sys.executable, "-c", "while True: pass"]
+                beside = [subprocess.Popen(spin) for _ in range(load)]
+                try:
+                    for held, child in children.items():
+                        found[load, held].append(ask(child, seconds))
+                finally:
+                    for process in beside:
+                        process.kill()
+                        process.wait()
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
+    return found
+
+
+def show(job, found, cores):
+    """A row for each number of processes; whether every figure is as it should be."""
+    rate = {key: statistics.median(rate for rate, _ in several) for key, several in found.items()}
+    threads = {key: round(statistics.median(t for _, t in found[key])) for key in found}
+    # What so many threads do without other processes.
+    quiet = {threads[0, True]: rate[0, True], threads[0, False]: rate[0, False]}
+    good = True
+    for load, held in found:
+        if held:
+            continue
+        mine, used = rate[load, False], threads[load, False]
+        fair = fair_share(used, load, cores)
+        # Some of more cores than two: in proportion.
+        base = quiet.get(used, rate[0, False] * used / threads[0, False])
+        share = mine / (base * fair)
+        gain = mine / rate[load, True]
+        good &= share >= 0.8 and gain >= 0.95
+        print(
+            f"{job:26}{load:>6}{used:>9}{mine:>11,.0f}{fair:>8.0%}{share:>9.0%}{gain:>9.2f}x",
+            flush=True,
+        )
+    return good
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny", action="store_true", help="one short round beside 0 and 2")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
+    parser.add_argument("--jobs", default=",".join({kind for kind, _ in JOBS.values()}))
+    parser.add_argument("--child", choices=JOBS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        run_child(chosen.child)
+        return
+    import torch
+
+    from rung.device import count_cores, describe_device
+
+    loads, rounds, seconds = LOADS, chosen.rounds, chosen.seconds
+    if chosen.tiny:
+        loads, rounds, seconds = (0, 2), 1, 0.2
+    machine = f"{describe_device(torch.device('cpu'))}, torch {torch.__version__}"
+    print(f"{machine}; the median of {rounds} rounds\n")
+    heads = f"{'beside':>6}{'threads':>9}{'tokens/s':>11}{'fair':>8}{'share':>9}{'1 thread':>10}"
+    print(f"{'Llama of 0.9 M':26}{heads}", flush=True)
+    good = True
+    for job, (kind, _) in JOBS.items():
+        if kind in chosen.jobs.split(","):
+            good &= show(job, measure_job(job, loads, rounds, seconds), count_cores())
+    print(f"\nat least 80% of the fair share, and never slower than one thread: {good}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The table of docs/performance.md, read from what benchmarks printed; tools/update.py fills it
+in.
+"""
+
+import ast
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+# As `device.describe_device` says it.
+MACHINE = re.compile(
+    r"\d+ cores? of [^,;:\n]+?(?: with bfloat16|, bfloat16)?(?=[,;:\n])|\d+ x NVIDIA [^,;\n]+"
+)
+NOT_RECORDED = "not recorded yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A measurement: its topic, what its figure is, its output, and how the figure is read.
+
+    `script` is what printed the output where its name is another. A row whose script is not there
+    is left out.
+    """
+
+    topic: str
+    what: str
+    output: str
+    read: Callable[[str], str | None]
+    script: str = ""
+
+
+def find_all(pattern: str, shown: str, join: str = "; ") -> Callable[[str], str | None]:
+    """Make a reader that shows every match of a pattern, as `shown` says."""
+
+    def read(text: str) -> str | None:
+        found = re.finditer(pattern, text, re.MULTILINE)
+        return join.join(shown.format(*match.groups()) for match in found) or None
+
+    return read
+
+
+def read_ngrams(text: str) -> str | None:
+    """The ratios of the largest text, which is the last row of the first table."""
+    rows = re.findall(r"^ *[\d,]+ +[\d,]+((?: +[\d.]+){9})$", text, re.MULTILINE)
+    if not rows:
+        return None
+    fit, whole = rows[-1].split()[5:7]
+    return f"{fit}x counting, {whole}x from text to a model"
+
+
+def read_climb(text: str) -> str | None:
+    """The bits per byte of what matters in a climb."""
+    names = ("ngram", "rnn", "rnn-attention", "gpt2", "llama3", "lzma after train")
+    found = [
+        (name, re.search(rf"^  {name} .*? (\d\.\d+)(?: \(|$)", text, re.MULTILINE))
+        for name in names
+    ]
+    return ", ".join(f"{name} {match[1]}" for name, match in found if match) or None
+
+
+def read_busy(text: str) -> str | None:
+    """The lowest share and the lowest gain beside busy processes."""
+    rows = re.findall(r" ([1-9]) +\d+ +[\d,]+ +\d+% +(\d+)% +([\d.]+)x$", text, re.MULTILINE)
+    if not rows:
+        return None
+    share, gain = min(int(share) for _, share, _ in rows), min(float(gain) for *_, gain in rows)
+    return f"{share}% of the fair share at least, {gain:.2f}x one thread at least"
+
+
+def read_llama_cpp(text: str) -> str | None:
+    """rung's tokens a second over llama.cpp's: as many as all rows of decoding have, by width."""
+    ratios: dict[str, list[float]] = {}
+    for width, ratio in re.findall(r" (F32|F16|Q8_0|Q4_0) .*decode.*? ([\d.]+)x", text):
+        ratios.setdefault(width, []).append(float(ratio))
+    return "; ".join(
+        f"{width} {min(them):.2f}x to {max(them):.2f}x" for width, them in ratios.items()
+    )
+
+
+SHAKESPEARE = find_all(r"^rung +\d+ +([\d.]+) +[\d.]+ +([\d.]+)$", "{1}x ({0} s)")
+ROWS = (
+    Row(
+        topic="Time to a model",
+        what="Shakespeare to 1.886 nats a character, beside nanoGPT's recipe",
+        output="benchmarks/training/train.txt",
+        read=SHAKESPEARE,
+    ),
+    Row(
+        topic="Time to a model",
+        what="The rungs of `rung climb` after five minutes, bits per byte",
+        output="docs/results/climb-python-docs.txt",
+        read=read_climb,
+    ),
+    Row(
+        topic="Text to n-grams",
+        what="Order 5, beside KenLM",
+        output="benchmarks/models/ngram.txt",
+        read=read_ngrams,
+    ),
+    Row(
+        topic="Writing",
+        what="Llama of 6.8 M, one text, prompt of 16, beside Hugging Face: float32, bfloat16",
+        output="benchmarks/generation/decode.txt",
+        read=lambda text: find_all(r"^ +1 +16 .*? ([\d.]+)x +([\d.]+)x", "{0}x, {1}x")(
+            text.partition("GPT-2 small")[0]
+        ),
+    ),
+    Row(
+        topic="Writing",
+        what="Decoding beside llama.cpp, by its width",
+        output="benchmarks/generation/llama_cpp.txt",
+        read=read_llama_cpp,
+    ),
+    Row(
+        topic="Serving",
+        what="16 texts at a time, tokens a second over those of one",
+        output="benchmarks/serve/serve.txt",
+        read=find_all(r"^(\w+, HTTP).* ([\d.]+)x$", "{0} {1}x"),
+    ),
+    Row(
+        topic="Serving",
+        what="Tokens a second beside llama.cpp's server",
+        output="benchmarks/serve/streams.txt",
+        read=find_all(r"^ +(\d+) .*? ([\d.]+)x +([\d.]+)x$", "{0} streams {1}x, first token {2}x"),
+    ),
+    Row(
+        topic="Serving",
+        what="The longest wait of others while a prompt fills the window",
+        output="benchmarks/serve/streams.txt",
+        read=find_all(r"^(.*), rung +[\d.,]+ +([\d.,]+) +[\d.,]+$", "{0}: {1} ms"),
+    ),
+    Row(
+        topic="A busy machine",
+        what="Decoding, training and serving beside 1, 2 and 4 busy processes",
+        output="benchmarks/device/busy.txt",
+        read=read_busy,
+    ),
+    Row(
+        topic="float32",
+        what="Shakespeare to 1.886 nats a character, beside nanoGPT's recipe",
+        output="benchmarks/training/train-float32.txt",
+        script="benchmarks/training/train.py",
+        read=SHAKESPEARE,
+    ),
+    Row(
+        topic="float32",
+        what="Training a Llama of 7 M and a GPT-2 of 67 M, beside the Hugging Face Trainer",
+        output="benchmarks/training/train-float32.txt",
+        script="benchmarks/training/train.py",
+        read=find_all(r"^rung, (the same AdamW|its own Muon) +[\d,]+ +([\d.]+)", "{0} {1}x"),
+    ),
+    Row(
+        topic="A GPU",
+        what="GPT-2 124M at 1,024 tokens: share of the peak (MFU), beside a plain loop in PyTorch",
+        output="benchmarks/device/gpu.txt",
+        read=find_all(r"^\S+ +(rung, \w+): .*?, ([\d.]+% MFU), ([\d.]+)x", "{0} {1}, {2}x"),
+    ),
+)
+
+
+def read_command(script: Path) -> str:
+    """The command that a benchmark's docstring says it is run by, without where its output goes."""
+    docstring = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or ""
+    command = re.search(r"^ *(python benchmarks/.*?)(?: +[>#].*)?$", docstring, re.MULTILINE)
+    assert command, f"{script} does not say how it is run"
+    return command[1]
+
+
+def draw_row(row: Row) -> str | None:
+    """A row of the table; None where neither its output nor its script is there."""
+    output = ROOT / row.output
+    script = ROOT / (row.script or row.output.replace(".txt", ".py"))
+    if not output.exists() and not script.exists():
+        return None
+    text = output.read_text(encoding="utf-8") if output.exists() else ""
+    if script.exists():
+        command = read_command(script)
+    else:
+        command = text.splitlines()[0].partition("#")[0].removeprefix("$ ").strip()
+    machine = MACHINE.search(text)
+    figure, link = NOT_RECORDED, ""
+    if text:
+        # A figure that is printed in another way by now is looked up by the reader.
+        figure = row.read(text) or "see the output"
+        link = f" ([output](../{row.output}))".replace("../docs/", "")
+    place = machine[0] if machine else ""
+    return f"| {row.topic} | {row.what} | {figure}{link} | {place} | `{command}` |"
+
+
+def draw_performance() -> str:
+    """All rows, in the order of the topics."""
+    head = ["| topic | what | figure | processor | command |", "| --- | --- | --- | --- | --- |"]
+    return "\n".join([*head, *filter(None, map(draw_row, ROWS))])
+
+
+TABLES = {"performance": draw_performance}
