@@ -19,10 +19,9 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from rung import files
-def make(beside):
+with files.make_once(Path(sys.argv[1])) as beside:
     (beside / "part.txt").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-files.make_once(Path(sys.argv[1]), make)
 """
 
 
@@ -39,6 +38,18 @@ def names(folder):
 
 def write_text(text):
     return lambda beside: (beside / "text.txt").write_text(text)
+
+
+def make_once(folder, make):
+    with files.make_once(folder) as beside:
+        if beside:
+            make(beside)
+    return folder
+
+
+def compute_once(folder, compute):
+    make_once(folder, lambda beside: files.write_value(beside, compute()))
+    return files.read_cached_value(folder)
 
 
 def fail(beside):
@@ -74,7 +85,7 @@ def test_what_is_renamed_is_on_the_disk_before(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Path, "replace", lambda self, to: replaced.append([*synced]) or replace(self, to)
     )
-    files.make_once(tmp_path / "kept", write_text("whole"))
+    make_once(tmp_path / "kept", write_text("whole"))
     if Path("/proc/self/fd").exists():
         assert {"text.txt", files.MANIFEST} <= set(replaced[0]) and tmp_path.name in synced
 
@@ -86,19 +97,19 @@ def test_a_full_disk_is_named(tmp_path):
         raise OSError(28, "Error writing bytes to file")
 
     with pytest.raises(OSError) as caught:
-        files.make_once(tmp_path / "kept", fill)
+        make_once(tmp_path / "kept", fill)
     assert caught.value.filename == str(tmp_path / "kept")
     assert not (tmp_path / "kept").exists()
 
 
 def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="No space"):
-        files.make_once(tmp_path / "kept", fail)
+        make_once(tmp_path / "kept", fail)
     assert not (tmp_path / "kept").exists() and len(names(tmp_path)) == 1  # the lock
     for _ in range(2):
-        kept = files.make_once(tmp_path / "kept", write_text("whole"))
+        kept = make_once(tmp_path / "kept", write_text("whole"))
         assert (kept / "text.txt").read_text() == "whole"
-    files.make_once(tmp_path / "kept", fail)  # not asked
+    make_once(tmp_path / "kept", fail)  # not asked
 
 
 @pytest.mark.parametrize(
@@ -114,10 +125,10 @@ def test_what_is_kept_is_made_once_and_a_failure_leaves_nothing(tmp_path):
     ],
 )
 def test_what_is_damaged_is_made_again(damage, tmp_path):
-    kept = files.make_once(tmp_path / "kept", write_text("whole"))
+    kept = make_once(tmp_path / "kept", write_text("whole"))
     damage(kept)
     assert files.find_damage(kept)
-    assert (files.make_once(kept, write_text("whole")) / "text.txt").read_text() == "whole"
+    assert (make_once(kept, write_text("whole")) / "text.txt").read_text() == "whole"
     assert files.find_damage(kept) is None
 
 
@@ -125,7 +136,7 @@ def test_a_large_file_is_held_to_its_size(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_digest", lambda path: pytest.fail("it was read"))
     monkeypatch.setattr(files, "HASHED_BYTES", 3)
     with pytest.raises(pytest.fail.Exception):
-        files.make_once(tmp_path / "small", lambda beside: (beside / "a").write_text("abc"))
+        make_once(tmp_path / "small", lambda beside: (beside / "a").write_text("abc"))
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "a").write_text("abcdef")
     files.write_manifest(tmp_path / "large", hashed_bytes=3)
@@ -138,7 +149,7 @@ def test_a_kill_leaves_no_lock_and_its_traces_are_swept(tmp_path):
     kept = tmp_path / "kept"
     run_killed(KILLED, kept)
     assert not kept.exists() and len(names(tmp_path)) == 2  # the lock, and what was half made
-    files.make_once(kept, write_text("whole"))
+    make_once(kept, write_text("whole"))
     assert names(tmp_path) == [".kept.lock", "kept"]
 
 
@@ -177,7 +188,7 @@ def test_many_at_once_make_it_once(tmp_path):
 
     def work():
         together.wait()
-        files.make_once(
+        make_once(
             tmp_path / "kept",
             lambda beside: made.append(beside) or (beside / "a").write_text("a" * 10_000),
         )
@@ -211,7 +222,7 @@ def test_who_waits_says_so(tmp_path, monkeypatch, caplog):
 def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     found = []
     for _ in range(2):
-        assert files.compute_once(
+        assert compute_once(
             tmp_path / "value", lambda: found.append(1) or {"b": 1, "a": [2.5]}
         ) == {
             "b": 1,
@@ -220,9 +231,9 @@ def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
     assert len(found) == 1 and list(files.read_cached_value(tmp_path / "value")) == ["b", "a"]
     (tmp_path / "value" / files.VALUE).write_text(json.dumps(None))
     assert files.read_cached_value(tmp_path / "value") is None
-    assert files.compute_once(tmp_path / "value", lambda: 5) == 5
+    assert compute_once(tmp_path / "value", lambda: 5) == 5
     files.write_cached_value(tmp_path / "value", [6])
-    assert files.read_cached_value(tmp_path / "value") == [6] and files.compute_once(
+    assert files.read_cached_value(tmp_path / "value") == [6] and compute_once(
         tmp_path / "value", lambda: 7
     ) == [6]
 

@@ -8,7 +8,7 @@ import platform
 import stat
 import subprocess
 import tempfile
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,10 +32,11 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     """
     kept = cache_folder() / "native" / f"{source.stem}-{_fingerprint(source)}"
     name = f"{source.stem}.so"
-    make = partial(_compile, source, name)
     try:
         _check_trusted(kept.parents[1], kept.parent)
-        make_once(kept, make)
+        with make_once(kept) as beside:
+            if beside:
+                _compile(source, beside / name)
         _check_trusted(kept, kept / name)
         return ctypes.CDLL(str(kept / name))
     except _NoCompilerError:
@@ -46,8 +47,9 @@ def compile_source(source: Path) -> ctypes.CDLL | None:
     try:
         # No other user can write into this folder. A loaded library outlives its file.
         with tempfile.TemporaryDirectory(prefix="rung-") as folder:
-            make(Path(folder))
-            return ctypes.CDLL(str(Path(folder) / name))
+            library = Path(folder) / name
+            _compile(source, library)
+            return ctypes.CDLL(str(library))
     except (OSError, _NoCompilerError) as error:
         logger.debug("%s: %s", source, error)
         return None
@@ -91,8 +93,8 @@ def _check_trusted(*paths: Path) -> None:
             raise PermissionError(f"{path} may be written to by everyone")
 
 
-def _compile(source: Path, name: str, folder: Path) -> None:
-    if not any(_run(compiler, source, folder / name) for compiler in COMPILERS):
+def _compile(source: Path, library: Path) -> None:
+    if not any(_run(compiler, source, library) for compiler in COMPILERS):
         raise _NoCompilerError
 
 

@@ -21,7 +21,7 @@ import socket
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -282,46 +282,44 @@ def find_damage(folder: Path, *needed: str) -> str | None:
     return f"{MANIFEST} names no {missing[0]}" if missing else None
 
 
-def make_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """Return a folder of the cache; `make` fills it first where it is missing or damaged.
+@contextmanager
+def make_once(folder: Path) -> Iterator[Path | None]:
+    """Yield a temporary folder to fill, which becomes `folder` of the cache at the end.
 
-    `make` gets a temporary folder. One process makes the folder while others wait.
+    Where `folder` is there and whole, yield None. One process fills it while others wait.
     """
     if find_damage(folder) is None:
-        return folder
+        yield None
+        return
     with locked(folder):
         damage = find_damage(folder)
         # Another process may have made the folder during the wait.
         if damage is None:
-            return folder
+            yield None
+            return
         if folder.exists():
             logger.info("%s is damaged (%s) and is made again", folder, damage)
         with atomic_replace(folder) as temporary:
             temporary.mkdir()
             try:
-                make(temporary)
+                yield temporary
                 write_manifest(temporary)
             except OSError as error:
                 # Libraries do not name the path when a disk is full.
                 error.filename = error.filename or str(folder)
                 raise
-    return folder
 
 
-def compute_once(folder: Path, compute: Callable[[], Any]) -> Any:
-    """Return the value in a folder of the cache; compute it where it is missing or damaged.
-
-    The value is returned as JSON stores it: a tuple becomes a list.
-    """
-    make_once(
-        folder,
-        lambda made: (made / VALUE).write_text(json.dumps(compute()), encoding="utf-8"),
-    )
-    return json.loads((folder / VALUE).read_text(encoding="utf-8"))
+def write_value(folder: Path, value: Any) -> None:
+    """Write a value into a folder that `make_once` yielded."""
+    (folder / VALUE).write_text(json.dumps(value), encoding="utf-8")
 
 
 def read_cached_value(folder: Path) -> Any:
-    """Read the value in a folder of the cache; return None where it is missing or damaged."""
+    """Read the value in a folder of the cache; return None where it is missing or damaged.
+
+    The value is returned as JSON stores it: a tuple becomes a list.
+    """
     if find_damage(folder, VALUE):
         return None
     return json.loads((folder / VALUE).read_text(encoding="utf-8"))
@@ -330,7 +328,7 @@ def read_cached_value(folder: Path) -> Any:
 def write_cached_value(folder: Path, value: Any) -> None:
     with locked(folder), atomic_replace(folder) as temporary:
         temporary.mkdir()
-        (temporary / VALUE).write_text(json.dumps(value), encoding="utf-8")
+        write_value(temporary, value)
         write_manifest(temporary)
 
 

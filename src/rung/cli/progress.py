@@ -63,6 +63,7 @@ class Display:
         self, clock: Callable[[], float] = time.monotonic, console: Console | None = None
     ) -> None:
         self.clock = clock
+        self.is_quiet = is_quiet()
         self.console = console or Console(stderr=True)
         self.tasks: dict[str, _Task] = {}
         self.current = ""
@@ -71,14 +72,14 @@ class Display:
         self.over = threading.Event()
         self.live: Live | None = None
         moves = self.console.file.isatty() and os.environ.get("TERM", "") not in ("dumb", "unknown")
-        if not is_quiet() and (moves or (console is not None and console.is_terminal)):
+        if not self.is_quiet and (moves or (console is not None and console.is_terminal)):
             self.live = Live(console=self.console, get_renderable=self.draw, refresh_per_second=8)
 
     def __enter__(self) -> "Display":
         if self.live:
             # A line that is printed before the first refresh would spoil the bars.
             self.live.start(refresh=True)
-        elif not is_quiet():
+        elif not self.is_quiet:
             threading.Thread(target=self._print_regularly, daemon=True).start()
         return self
 
@@ -97,7 +98,7 @@ class Display:
 
     def show(self, progress: Progress) -> None:
         """Show how far a run is, that it has ended (`OUTCOMES`), or a fact about it (`FACTS`)."""
-        if is_quiet():
+        if self.is_quiet:
             return
         with self.lock:
             if progress.stage in FACTS:

@@ -57,21 +57,23 @@ def pack(
     vocab_size: int,
     folder: Path,
     on_progress: OnProgress = ignore_progress,
+    total: int | None = None,
 ) -> PackedTokens:
     """Write the documents' ids as one row into `folder`, or reuse that of the same `key`.
 
     `read(state)` gives what comes after `state`, everything for None. The key must change whenever
-    the ids do: fingerprints of corpus and tokenizer, and a split. Progress counts documents.
-    Raises `RunError` when the disk is full.
+    the ids do: fingerprints of corpus and tokenizer, and a split. Progress counts documents, of
+    `total` if that is known. Raises `RunError` when the disk is full.
     """
-    path = folder / hashlib.sha256(f"{PACKED_LAYOUT} {key}".encode()).hexdigest()[:16]
+    path = _path_of(key, folder)
     packed = _read(path)
     if packed is None:
         with locked(path):  # a second process waits, and finds the row written
             packed = _read(path)
             if packed is None:
                 try:
-                    _write(read, _choose_dtype(vocab_size), path, on_progress)
+                    meter = ProgressMeter(on_progress, "tokenizing", total)
+                    _write(read, _choose_dtype(vocab_size), path, meter)
                 except OSError as error:
                     raise RunError(
                         f"{folder} could not be written to ({error.strerror or error}): make room "
@@ -80,6 +82,11 @@ def pack(
                 packed = _read(path)
     assert packed is not None
     return packed
+
+
+def find_packed(key: str, folder: Path) -> PackedTokens | None:
+    """Find the row of this key that `pack` wrote into `folder`; None where there is none."""
+    return _read(_path_of(key, folder))
 
 
 class TokenDataset(Protocol):
@@ -206,6 +213,10 @@ class _PackState:
         }
 
 
+def _path_of(key: str, folder: Path) -> Path:
+    return folder / hashlib.sha256(f"{PACKED_LAYOUT} {key}".encode()).hexdigest()[:16]
+
+
 def _choose_dtype(vocab_size: int) -> numpy.dtype:
     return numpy.dtype(numpy.uint16 if vocab_size <= 2**16 else numpy.uint32)
 
@@ -232,7 +243,7 @@ def _map(path: Path, dtype: numpy.dtype, size: int) -> numpy.ndarray:
     )
 
 
-def _write(read: TokenReader, dtype: numpy.dtype, path: Path, on_progress: OnProgress) -> None:
+def _write(read: TokenReader, dtype: numpy.dtype, path: Path, meter: ProgressMeter) -> None:
     """Write `path`.bin and .starts, continuing an interrupted try where `read` gives states.
 
     They are complete once .json is there; until then .part says how far they go.
@@ -245,7 +256,6 @@ def _write(read: TokenReader, dtype: numpy.dtype, path: Path, on_progress: OnPro
             for s, size in progress.sizes(dtype).items()
         ]
         kept = time.monotonic()
-        meter = ProgressMeter(on_progress, "tokenizing")
         meter.step(0, items=progress.documents)
         try:
             for ids, lengths, state in read(progress.state):

@@ -90,13 +90,13 @@ def cut_splits(request: SplitRequest, folder: Path) -> tuple[dict[str, "Dataset"
     if request.held_out == 0:
         everything = store_documents(request.read, folder, request.key)
         return make_train_only(everything), f"all of {request.key}"
-    read, key = _leave_out_empty(request.read), f"full {request.key}"
-    splits = store_splits(read, folder, key, request.fractions)
+    key = f"full {request.key}"
+    splits = store_splits(request.read, folder, key, request.fractions)
     if all(len(rows) for rows in splits.values()) and (
         request.held_out is not None or is_large_enough(splits["test"])
     ):
         return splits, f"{AUTO_SPLIT}{request.fractions.key} {key}"
-    everything = store_documents(read, folder, key)
+    everything = store_documents(request.read, folder, key, leave_out_empty=True)
     fractions = _choose_fractions(everything, request)
     too_few = count_distinct(everything) < len(SPLITS)
     if request.refine and not too_few and request.held_out is None:
@@ -104,7 +104,7 @@ def cut_splits(request: SplitRequest, folder: Path) -> tuple[dict[str, "Dataset"
         too_few = not is_large_enough(splits["test"])
     if request.finer and too_few:
         key = f"full {request.finer[1]}"
-        everything = store_documents(_leave_out_empty(request.finer[0]), folder, key)
+        everything = store_documents(request.finer[0], folder, key, leave_out_empty=True)
         fractions = _choose_fractions(everything, request)
     splits = split_few_documents(everything, request.source, fractions)
     return splits, f"{AUTO_SPLIT}{fractions.key} {key}"
@@ -113,14 +113,14 @@ def cut_splits(request: SplitRequest, folder: Path) -> tuple[dict[str, "Dataset"
 def store_splits(
     read: DocumentReader, folder: Path, key: str, fractions: HeldOutFractions
 ) -> dict[str, "Dataset"]:
-    """Store the documents as train, validation and test by place; a split may be empty."""
+    """Store the documents that are not empty as splits by place; a split may be empty."""
     border = fractions.test + fractions.validation
     bounds = {
         "train": (border, 1.0),
         "validation": (fractions.test, border),
         "test": (0.0, fractions.test),
     }
-    return store_by_place(read, folder, f"{key} {fractions.key}", bounds)
+    return store_by_place(read, folder, f"{key} {fractions.key}", bounds, leave_out_empty=True)
 
 
 def split_few_documents(
@@ -195,10 +195,6 @@ def _choose_fractions(everything: "Dataset", request: SplitRequest) -> HeldOutFr
             break
         fractions = larger
     return fractions
-
-
-def _leave_out_empty(read: DocumentReader) -> DocumentReader:
-    return lambda: ((text, group) for text, group in read() if text.strip())
 
 
 def _describe_shortage(everything: "Dataset") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.data import files
-from rung.files import compute_once, make_once, read_cached_value
+from rung.files import make_once, read_cached_value, write_value
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,29 +27,49 @@ INDEXED_BATCH_SIZE = 16
 DocumentReader = Callable[[], Iterator[tuple[str, str]]]
 
 
-def store_documents(read: DocumentReader, folder: Path, key: str) -> "Dataset":
+def store_documents(
+    read: DocumentReader, folder: Path, key: str, *, leave_out_empty: bool = False
+) -> "Dataset":
     """Write the documents once, and return them as a data set with columns `text` and `place`."""
-    return store_by_place(read, folder, key, {"all": (0.0, 1.0)})["all"]
+    bounds = {"all": (0.0, 1.0)}
+    return store_by_place(read, folder, key, bounds, leave_out_empty=leave_out_empty)["all"]
 
 
 def store_by_place(
-    read: DocumentReader, folder: Path, key: str, bounds: dict[str, tuple[float, float]]
+    read: DocumentReader,
+    folder: Path,
+    key: str,
+    bounds: dict[str, tuple[float, float]],
+    *,
+    leave_out_empty: bool = False,
 ) -> dict[str, "Dataset"]:
-    """Write each document to the file of the interval in `bounds` that holds its place."""
+    """Write each document to the file of the interval in `bounds` that holds its place.
+
+    With `leave_out_empty` a document of white space alone is not written.
+    """
     import datasets
 
-    def write(beside: Path) -> None:
-        with ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(ArrowWriter(beside / f"{name}.arrow")) for name in bounds
-            }
-            for text, group in read():
-                place = files.hash_to_unit_interval(group or text)
-                name = next(name for name, (low, high) in bounds.items() if low <= place < high)
-                writers[name].write(text, place)
-
-    kept = make_once(folder / _digest(key), write)
+    kept = folder / _digest(key)
+    with make_once(kept) as beside:
+        if beside:
+            documents = read()
+            if leave_out_empty:
+                documents = (each for each in documents if each[0].strip())
+            _write(documents, beside, bounds)
     return {name: datasets.Dataset.from_file(str(kept / f"{name}.arrow")) for name in bounds}
+
+
+def _write(
+    documents: Iterator[tuple[str, str]], folder: Path, bounds: dict[str, tuple[float, float]]
+) -> None:
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(ArrowWriter(folder / f"{name}.arrow")) for name in bounds
+        }
+        for text, group in documents:
+            place = files.hash_to_unit_interval(group or text)
+            name = next(name for name, (low, high) in bounds.items() if low <= place < high)
+            writers[name].write(text, place)
 
 
 class ArrowWriter:
@@ -119,19 +139,23 @@ def compute_statistics(
 
     `beyond` names text that belongs to the corpus and is not in the splits: the rest of a stream.
     """
-    return compute_once(
-        folder / f"{_digest(key)}-facts",
-        lambda: {
-            "fingerprint": fingerprint_splits(splits, beyond),
-            "bytes": {name: count_utf8_bytes(rows) for name, rows in splits.items()},
-        },
-    )
+    kept = folder / f"{_digest(key)}-facts"
+    with make_once(kept) as beside:
+        if beside:
+            sizes = {name: count_utf8_bytes(rows) for name, rows in splits.items()}
+            facts = {"fingerprint": fingerprint_splits(splits, beyond), "bytes": sizes}
+            write_value(beside, facts)
+    return read_cached_value(kept)
 
 
 def keep_notes(lines: list[str], folder: Path, key: str) -> list[str]:
     """Keep the notes of reading; return those kept before where the text was not read again."""
     kept = folder / f"{_digest(key)}-notes"
-    return compute_once(kept, lambda: lines) if lines else read_cached_value(kept) or []
+    if lines:
+        with make_once(kept) as beside:
+            if beside:
+                write_value(beside, lines)
+    return read_cached_value(kept) or []
 
 
 def fingerprint_splits(splits: dict[str, "Dataset"], beyond: str = "") -> str:

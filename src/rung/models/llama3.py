@@ -151,12 +151,6 @@ class LlamaForCausalLM(CausalModel):
             return trained
         return max(trained, int(rope["factor"] * rope["original_max_position_embeddings"]))
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.model.embed_tokens = value
-
     def _init_weights(self, module: nn.Module) -> None:
         """Start with normal weights, and embeddings that share one vector."""
         super()._init_weights(module)

@@ -25,7 +25,7 @@ from rung.evaluation.overlap import (
     split_units,
 )
 from rung.evaluation.score import measure_documents, sum_up
-from rung.files import cache_folder, compute_once
+from rung.files import cache_folder, make_once, read_cached_value, write_value
 from rung.models import load
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.evaluate import read_current_text, read_scored_text
@@ -46,10 +46,11 @@ def warn_of_copies(corpus: Corpus, sources: str | Sequence[str]) -> str | None:
     """
     if not corpus.bytes["test"] or corpus.is_unsplit:
         return None
-    (copied,) = compute_once(
-        cache_folder() / "copied" / corpus.fingerprint,
-        lambda: measure_seen([corpus.test["text"]], corpus, LEAST_LINE_WORDS),
-    )
+    kept = cache_folder() / "copied" / corpus.fingerprint
+    with make_once(kept) as beside:
+        if beside:
+            write_value(beside, measure_seen([corpus.test["text"]], corpus, LEAST_LINE_WORDS))
+    (copied,) = read_cached_value(kept)
     if copied < MAX_COPIED_SHARE:
         return None
     named = shlex.join([sources] if isinstance(sources, str) else sources)

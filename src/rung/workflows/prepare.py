@@ -1,18 +1,17 @@
 """Prepare the text of a recipe: its corpus, its tokenizer, and its packed tokens."""
 
-import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
 from rung import __version__, distributed
 from rung.data.corpus import Corpus, load_corpus
-from rung.data.packing import PackedTokens, pack
+from rung.data.packing import PackedTokens, find_packed, pack
 from rung.data.tokenizer import encode_batches, fingerprint_tokenizer, required_vocab_size
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer, suggest_vocab_size
@@ -113,19 +112,13 @@ def _open_packed(prepared: PreparedText) -> PackedTokens:
     if prepared.packed is not None:
         return prepared.packed
     folder = cache_folder() / "packed"
-    return pack(
-        functools.partial(_refuse_to_pack, folder),
-        key=prepared.packed_key,
-        vocab_size=required_vocab_size(prepared.tokenizer),
-        folder=folder,
-    )
-
-
-def _refuse_to_pack(folder: Path, state: Any) -> NoReturn:
-    raise RunError(
-        f"process {distributed.rank()} finds no text in {folder}: RUNG_CACHE must be one folder "
-        f"for all machines"
-    )
+    packed = find_packed(prepared.packed_key, folder)
+    if packed is None:
+        raise RunError(
+            f"process {distributed.rank()} finds no text in {folder}: RUNG_CACHE must be one "
+            f"folder for all machines"
+        )
+    return packed
 
 
 def check_recipe(recipe: Recipe, folder: Path) -> None:
@@ -197,11 +190,11 @@ def prepare_tokenizer(recipe: Recipe, corpus: Corpus) -> PreTrainedTokenizerBase
     stride = find_sample_stride(recipe, corpus)
     facts = f"{__version__} {TOKENIZER_VERSION} {corpus.fingerprint} {kind} {vocab_size} {stride}"
     name = hashlib.sha256(facts.encode()).hexdigest()[:16]
-
-    def make(beside: Path) -> None:
-        build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
-
-    return load_tokenizer(str(make_once(cache_folder() / "tokenizers" / name, make)))
+    kept = cache_folder() / "tokenizers" / name
+    with make_once(kept) as beside:
+        if beside:
+            build_tokenizer(kind, corpus.sample_train(stride), vocab_size).save_pretrained(beside)
+    return load_tokenizer(str(kept))
 
 
 def find_sample_stride(recipe: Recipe, corpus: Corpus) -> int:
@@ -248,5 +241,6 @@ def pack_train(
         key=find_packed_key(corpus, tokenizer, skip_empty=skip_empty),
         vocab_size=required_vocab_size(tokenizer),
         folder=cache_folder() / "packed",
-        on_progress=lambda progress: on_progress(replace(progress, total=total)),
+        on_progress=on_progress,
+        total=total,
     )

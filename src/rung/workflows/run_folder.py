@@ -58,17 +58,13 @@ def check_unused(folder: Path) -> None:
         raise RunError(f"{folder} is a file, and a run is a folder: choose another with --out")
 
 
-@distributed.on_main
-def open_run(
-    folder: Path, describe: Callable[[], Record], fingerprinted: Mapping[str, str]
-) -> Record:
-    """Begin the run in `folder`, or go on with the one there, and return its record.
+def open_run(folder: Path, record: Record, fingerprinted: Mapping[str, str]) -> Record:
+    """Begin the run of `record` in `folder`, or go on with the one there; return its record.
 
-    `describe` makes the record. `fingerprinted` maps those of its keys whose `fingerprint` must be
-    the same when a run goes on to what an error calls them. A run that goes on keeps its plan; of
-    an earlier try without a checkpoint nothing is kept. Raises `RunError`.
+    The main process calls this. `fingerprinted` maps those keys of the record whose `fingerprint`
+    must be the same when a run goes on to what an error calls them. A run that goes on keeps its
+    plan; of an earlier try without a checkpoint nothing is kept. Raises `RunError`.
     """
-    record = describe()
     runs.make_folder(folder)
     remove_leftovers(folder, alone=True)
     if find_checkpoints(folder):

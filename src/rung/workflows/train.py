@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rung import runs
+from rung import distributed, runs
 from rung.data.store import SPLITS
 from rung.models.base import CausalModel
 from rung.progress import OnProgress, ignore_progress
@@ -48,9 +48,14 @@ def execute(
     with runs.lock_folder(folder, together=True), runs.remove_failed_start(folder):
         prepared = prepare(recipe, folder, on_progress, now() if began is None else began)
         planned = fit_budget(prepared, on_progress)
-        record = open_run(folder, partial(_describe, planned), FINGERPRINTED)
+        record = _open(planned)
         fitted = fit(planned, on_progress)
         return close_run(folder, record, fitted, partial(_score, planned, on_progress))
+
+
+@distributed.on_main
+def _open(prepared: PreparedText) -> dict[str, Any]:
+    return open_run(prepared.folder, _describe(prepared), FINGERPRINTED)
 
 
 def _describe(prepared: PreparedText) -> dict[str, Any]:

@@ -142,7 +142,8 @@ def tune(
             return _tune_preferences(plan, base, (model, tokenizer), folder, on_progress)
         began = now() if began is None else began
         prepared = _prepare(plan, base, (model, tokenizer), folder, on_progress, began)
-        record = open_run(folder, lambda: prepared.record, {"base": plan.base, "tune": plan.data})
+        same = {"base": plan.base, "tune": plan.data}
+        record = distributed.on_main(open_run)(folder, prepared.record, same)
         fitted = _fit(plan, prepared, (model, tokenizer), folder, on_progress)
         return close_run(folder, record, fitted, partial(_score, prepared, record, on_progress))
 
