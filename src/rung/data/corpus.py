@@ -11,16 +11,22 @@ import json
 import logging
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rung.data import files, search, toy_language
 from rung.data.files import DocumentKind
-from rung.data.notes import CorpusNotes, merge_notes, printable_path
+from rung.data.notes import LoadingNotes, merge_notes, printable_path
+from rung.data.readers import (
+    KeyedReader,
+    make_article_reader,
+    make_file_reader,
+    make_row_reader,
+    make_toy_reader,
+)
 from rung.data.sources import (
     WIKITEXT,
-    join_articles,
     load_hub_splits,
     parse_hub_name,
     read_python_docs,
@@ -35,7 +41,6 @@ from rung.data.splits import (
 )
 from rung.data.store import (
     SPLITS,
-    DocumentReader,
     compute_statistics,
     keep_notes,
     read_batches,
@@ -71,7 +76,6 @@ HUB_PREFIXES = ("hf:", "stream:")
 WIKITEXT_CONFIGS = {"wikitext-2": "wikitext-2-raw-v1", "wikitext-103": "wikitext-103-raw-v1"}
 
 Splits = dict[str, "Dataset"]
-KeyedReader = tuple[DocumentReader, str]  # the key changes when the documents do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +120,18 @@ class Corpus:
             )
         return f"{self.name}: {sizes}" + ("" if "test" in kept else "; nothing is held out")
 
-    def read_train(self, state: Any = None) -> Iterator[tuple[list[str], Any]]:
+    def read_train(
+        self, state: Any = None, *, skip_empty: bool = False
+    ) -> Iterator[tuple[list[str], Any]]:
         """Yield batches of the training documents after `state`, each with the state after it.
 
-        None is the state before the first document.
+        None is the state before the first document. With `skip_empty` documents without text are
+        left out.
         """
-        if self.stream:
-            yield from self.stream.read(state)
-            return
-        done = state or 0
+        for batch, after in self.stream.read(state) if self.stream else self._read(state or 0):
+            yield [text for text in batch if text.strip() or not skip_empty], after
+
+    def _read(self, done: int) -> Iterator[tuple[list[str], int]]:
         for batch in read_batches(self.train, done):
             done += len(batch)
             yield batch, done
@@ -157,7 +164,7 @@ def load_corpus(
     options = files.ReadOptions(documents=documents, column=column, encoding=encoding)
     sources = [source] if isinstance(source, str) else list(source)
     check_sources(sources, options)
-    title, notes = corpus_title(sources), _LoadingNotes()
+    title, notes = corpus_title(sources), LoadingNotes()
     stream = None
     if sources[0].startswith("stream:"):
         splits, key, stream = _read_stream(open_stream(sources[0], column), held_out)
@@ -185,14 +192,6 @@ def load_corpus(
         **{split: splits[split].select_columns(["text"]) for split in SPLITS},
         **statistics,
     )
-
-
-@dataclass(frozen=True)
-class _LoadingNotes:
-    """Notes of finding the files, and of reading each list of files the last time."""
-
-    finding: CorpusNotes = field(default_factory=CorpusNotes)
-    reading: dict[str, CorpusNotes] = field(default_factory=dict)
 
 
 @functools.cache
@@ -275,9 +274,9 @@ def _store_named_splits(
 
 
 def _read_unsplit(
-    sources: Sequence[str], options: files.ReadOptions, notes: _LoadingNotes
+    sources: Sequence[str], options: files.ReadOptions, notes: LoadingNotes
 ) -> tuple[Splits, str]:
-    read, key = _file_reader(_find_files(sources, options, notes), options, notes)
+    read, key = make_file_reader(_find_files(sources, options, notes), options, notes)
     return dict.fromkeys(SPLITS, store_documents(read, _folder(), key)), f"whole {key}"
 
 
@@ -285,7 +284,7 @@ def _read_and_cut(
     sources: Sequence[str],
     options: files.ReadOptions,
     held_out: float | None,
-    notes: _LoadingNotes,
+    notes: LoadingNotes,
 ) -> tuple[Splits, str]:
     source = sources[0]
     if source in PYTHON_READERS:
@@ -293,9 +292,7 @@ def _read_and_cut(
         request = _split_request(source, reader, held_out)
         return cut_splits(replace(request, default=PACKAGE_FRACTIONS), _folder())
     if size_and_seed := toy_language.parse_name(source):
-        read = functools.partial(_read_toy_language, *size_and_seed)
-        key = f"{toy_language.NAME} {toy_language.VERSION} {size_and_seed}"
-        request = _split_request(source, (read, key), held_out)
+        request = _split_request(source, make_toy_reader(*size_and_seed), held_out)
         try:
             return cut_splits(request, _folder())
         except CorpusError as error:
@@ -304,16 +301,12 @@ def _read_and_cut(
                 f"larger size, as in {toy_language.NAME}@100KB"
             ) from error
     found = _find_files(sources, options, notes)
-    reader = _file_reader(found, options, notes)
-    finer = _file_reader(found, options, notes, files.FINE_CHUNKING)
+    reader = make_file_reader(found, options, notes)
+    finer = make_file_reader(found, options, notes, files.FINE_CHUNKING)
     shown = printable_path(source) if len(sources) == 1 else corpus_title(sources)
     is_prose = options.documents == "paragraphs" and not any(map(files.is_table, found))
     request = _split_request(shown, reader, held_out)
     return cut_splits(replace(request, finer=finer, refine=is_prose), _folder())
-
-
-def _read_toy_language(size: int, seed: int) -> Iterator[tuple[str, str]]:
-    return ((text, "") for text in toy_language.draw_documents(size, seed))
 
 
 def _split_request(source: str, reader: KeyedReader, held_out: float | None) -> SplitRequest:
@@ -324,7 +317,7 @@ def _split_request(source: str, reader: KeyedReader, held_out: float | None) -> 
 
 
 def _find_files(
-    sources: Sequence[str], options: files.ReadOptions, notes: _LoadingNotes
+    sources: Sequence[str], options: files.ReadOptions, notes: LoadingNotes
 ) -> list[Path]:
     """Find the files to read, with a note for each that is skipped."""
     found, skipped = search.find_files(sources)
@@ -335,19 +328,20 @@ def _find_files(
 
 
 def _find_named_splits(
-    sources: Sequence[str], options: files.ReadOptions, notes: _LoadingNotes
+    sources: Sequence[str], options: files.ReadOptions, notes: LoadingNotes
 ) -> dict[str, KeyedReader]:
     """Return the splits that the source itself names; none when it names none."""
     source = sources[0]
     if source in WIKITEXT_CONFIGS:
         articles = load_hub_splits(WIKITEXT, WIKITEXT_CONFIGS[source])
-        return {name: _article_reader(rows) for name, rows in articles.items()}
+        return {name: make_article_reader(rows) for name, rows in articles.items()}
     if source.startswith("hf:"):
         splits = load_hub_splits(*parse_hub_name(source))
         for name in {"train"} ^ set(splits) if len(splits) < len(SPLITS) else ():
             notes.finding.add(_name_roles(name, splits), name)
         return {
-            name: _row_reader(rows, source, options.column, notes) for name, rows in splits.items()
+            name: make_row_reader(rows, source, options.column, notes)
+            for name, rows in splits.items()
         }
     if not is_path(source):
         return {}
@@ -357,42 +351,9 @@ def _find_named_splits(
             notes.finding.add(_name_roles(name, split_files), printable_path(entry))
     everything = [path for found in split_files.values() for path in found]
     files.check_read_options(everything, options, notes.finding)
-    return {name: _file_reader(found, options, notes) for name, found in split_files.items()}
+    return {name: make_file_reader(found, options, notes) for name, found in split_files.items()}
 
 
 def _name_roles(split: str, named_splits: Collection[str]) -> str:
     """Return the split's name, or both held-out names where it stands for the other too."""
     return split if split == "train" or len(named_splits) == len(SPLITS) else "validation and test"
-
-
-def _file_reader(
-    found: list[Path],
-    options: files.ReadOptions,
-    notes: _LoadingNotes,
-    chunking: files.Chunking = files.COARSE_CHUNKING,
-) -> KeyedReader:
-    def read() -> Iterator[tuple[str, str]]:
-        # Notes of a second reading, with finer chunking, replace those of the first.
-        reading = notes.reading[str(found)] = CorpusNotes()
-        return ((text, "") for text in files.read_documents(found, options, reading, chunking))
-
-    given = [value for value in (options.documents, options.column, options.encoding) if value]
-    key = f"{json.dumps(given)} {files.fingerprint_files(found)}"
-    return read, key if chunking is files.COARSE_CHUNKING else f"fine {key}"
-
-
-def _article_reader(rows: "Dataset") -> KeyedReader:
-    def read() -> Iterator[tuple[str, str]]:
-        return ((text, "") for text in join_articles(row["text"] for row in rows))
-
-    return read, f"articles {rows._fingerprint}"
-
-
-def _row_reader(
-    rows: "Dataset", where: str, column: str | None, notes: _LoadingNotes
-) -> KeyedReader:
-    def read() -> Iterator[tuple[str, str]]:
-        reading = notes.reading[rows._fingerprint] = CorpusNotes()
-        return ((text, "") for text in files.read_text_column(rows, where, column, reading))
-
-    return read, f"rows {f'{column} ' if column else ''}{rows._fingerprint}"

@@ -39,6 +39,14 @@ class CorpusNotes:
         ]
 
 
+@dataclass(frozen=True)
+class LoadingNotes:
+    """Notes of finding the files, and of reading each list of files the last time."""
+
+    finding: CorpusNotes = field(default_factory=CorpusNotes)
+    reading: dict[str, CorpusNotes] = field(default_factory=dict)
+
+
 def merge_notes(several: Iterable[CorpusNotes]) -> list[str]:
     """Return the lines of all notes, those with the same message added up."""
     merged = CorpusNotes()

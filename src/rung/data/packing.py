@@ -19,7 +19,9 @@ import numpy
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerBase
 
+from rung.data.tokenizer import encode_batches, required_vocab_size
 from rung.errors import RunError
 from rung.files import locked, sync_open_file, write_atomically
 from rung.progress import OnProgress, ProgressMeter, ignore_progress
@@ -33,6 +35,7 @@ STARTS_DTYPE = numpy.dtype(numpy.int64)
 # any JSON value, or None where reading cannot be continued.
 TokenBatch = tuple[NDArray[numpy.integer], NDArray[numpy.integer], Any]
 TokenReader = Callable[[Any], Iterable[TokenBatch]]
+TextReader = Callable[[Any], Iterable[tuple[list[str], Any]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,26 @@ def pack(
                 packed = _read(path)
     assert packed is not None
     return packed
+
+
+def pack_texts(
+    read: TextReader,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: str,
+    folder: Path,
+    on_progress: OnProgress = ignore_progress,
+    total: int | None = None,
+) -> PackedTokens:
+    """Tokenize documents and `pack` them; `read(state)` gives the texts after `state`."""
+    return pack(
+        lambda state: encode_batches(read(state), tokenizer),
+        key=key,
+        vocab_size=required_vocab_size(tokenizer),
+        folder=folder,
+        on_progress=on_progress,
+        total=total,
+    )
 
 
 def find_packed(key: str, folder: Path) -> PackedTokens | None:

@@ -36,6 +36,7 @@ from rung.workflows.budget import choose_width
 from rung.workflows.prepare import (
     VALIDATION_BYTES,
     check_recipe,
+    fill_batch,
     fill_recipe,
     prepare_tokenizer,
     read_corpus,
@@ -66,7 +67,7 @@ def estimate_costs(
     on_progress(Progress(stage="reading"))
     corpus = read_corpus(asdict(recipe))
     on_progress(Progress(stage="read", note=corpus.describe()))
-    recipe = fill_recipe(recipe, corpus)
+    recipe = fill_recipe(fill_batch(recipe), corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
     texts = take_texts(corpus.train["text"], SAMPLED)
     sizes = (

@@ -2,8 +2,9 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rung import __version__, distributed
 from rung.data.corpus import Corpus, load_corpus
-from rung.data.packing import PackedTokens, find_packed, pack
-from rung.data.tokenizer import encode_batches, fingerprint_tokenizer, required_vocab_size
+from rung.data.packing import PackedTokens, find_packed, pack_texts
+from rung.data.tokenizer import fingerprint_tokenizer
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
 from rung.data.tokenizer_training import TOKENIZERS, build_tokenizer, suggest_vocab_size
 from rung.errors import RecipeError, RunError, did_you_mean
@@ -72,7 +73,8 @@ def prepare(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float)
 
     Raises `RungError` for what the recipe may not ask, and for text that cannot be read.
     """
-    prepared = _prepare_on_main(recipe, folder, on_progress, began)
+    check_recipe(recipe, folder)
+    prepared = _prepare_on_main(fill_batch(recipe), folder, on_progress, began)
     return replace(prepared, packed=_open_packed(prepared))
 
 
@@ -80,7 +82,6 @@ def prepare(recipe: Recipe, folder: Path, on_progress: OnProgress, began: float)
 def _prepare_on_main(
     recipe: Recipe, folder: Path, on_progress: OnProgress, began: float
 ) -> PreparedText:
-    check_recipe(recipe, folder)
     base = load_base(recipe) if recipe.base else None
     on_progress(Progress(stage="reading"))
     corpus = read_corpus(asdict(recipe))
@@ -139,6 +140,13 @@ def check_recipe(recipe: Recipe, folder: Path) -> None:
     make_training_arguments(settings, folder, 1)
 
 
+def fill_batch(recipe: Recipe) -> Recipe:
+    """Choose the rows of a step for the processes that train, where the recipe leaves them open."""
+    if recipe.entry.counts or recipe.global_batch_size:
+        return recipe
+    return replace(recipe, global_batch_size=find_global_batch_size(recipe.train))
+
+
 def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
     """Choose for this corpus what the recipe leaves open, but for the model's width."""
     spec = dict(recipe.tokenizer)
@@ -153,9 +161,7 @@ def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
         recipe = replace(
             recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)}
         )
-    return replace(
-        recipe, global_batch_size=recipe.global_batch_size or find_global_batch_size(recipe.train)
-    )
+    return recipe
 
 
 def _choose_context(recipe: Recipe) -> int:
@@ -229,18 +235,12 @@ def pack_train(
     skip_empty: bool = False,
 ) -> PackedTokens:
     """Encode the training text once, and keep it; after a stop it goes on from where it was."""
-
-    def read(state: Any) -> Iterator[tuple[list[str], Any]]:
-        for texts, after in corpus.read_train(state):
-            yield [text for text in texts if text.strip() or not skip_empty], after
-
     on_progress(Progress(stage="tokenizing"))
-    total = None if corpus.stream else len(corpus.train)
-    return pack(
-        lambda state: encode_batches(read(state), tokenizer),
+    return pack_texts(
+        partial(corpus.read_train, skip_empty=skip_empty),
+        tokenizer,
         key=find_packed_key(corpus, tokenizer, skip_empty=skip_empty),
-        vocab_size=required_vocab_size(tokenizer),
         folder=cache_folder() / "packed",
         on_progress=on_progress,
-        total=total,
+        total=None if corpus.stream else len(corpus.train),
     )
