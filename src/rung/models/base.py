@@ -76,17 +76,15 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """Whether reading a text in chunks gives what reading it whole does."""
         return True
 
+    def get_output_embeddings(self) -> Any:
+        """Return the head; None for a rung that has none."""
+        return getattr(self, "lm_head", None)
+
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Save as Hugging Face does, with a generation length that ends with the window."""
         if self.context_length and self.generation_config:
             self.generation_config.max_length = self.context_length
         super().save_pretrained(save_directory, **options)
-
-    def embed(
-        self, input_ids: Tensor | None, inputs_embeds: Tensor | None
-    ) -> Float[Tensor, "B T D"]:
-        """Embed the tokens, unless the caller gives their vectors."""
-        return self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
 
     def predict(
         self,
@@ -233,6 +231,13 @@ def find_padding_idx(config: PreTrainedConfig) -> int | None:
     pad, ends = config.pad_token_id, config.eos_token_id
     others = [config.bos_token_id, *(ends if isinstance(ends, list) else [ends])]
     return pad if pad is not None and 0 <= pad < config.vocab_size and pad not in others else None
+
+
+def embed(
+    table: nn.Module, input_ids: Tensor | None, inputs_embeds: Tensor | None
+) -> Float[Tensor, "B T D"]:
+    """Look the tokens up in the table of embeddings, unless the caller gives their vectors."""
+    return table(input_ids) if inputs_embeds is None else inputs_embeds
 
 
 def select_positions(

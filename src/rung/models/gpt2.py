@@ -25,7 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.pytorch_utils import Conv1D
 
 from rung.models.attention import attend_and_record, causal_mask, join_heads, split_heads
-from rung.models.base import AttentionMask, CausalModel
+from rung.models.base import AttentionMask, CausalModel, embed
 from rung.models.forward_options import Intermediates, accept_forward_options
 from rung.models.initialization import (
     init_positions,
@@ -179,7 +179,7 @@ class GPT2LMHeadModel(CausalModel):
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V) of the token after each one given, by id or by vector."""
-        x = self.embed(input_ids, inputs_embeds)
+        x = embed(self.transformer.wte, input_ids, inputs_embeds)
         context = make_forward_context(
             self, x, attention_mask, position_ids, past_key_values, options
         )

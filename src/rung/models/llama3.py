@@ -22,7 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.models.attention import join_heads, split_heads
-from rung.models.base import AttentionMask, CausalModel, find_padding_idx
+from rung.models.base import AttentionMask, CausalModel, embed, find_padding_idx
 from rung.models.forward_options import accept_forward_options
 from rung.models.fused import rms_norm
 from rung.models.gpt2 import ForwardContext, make_forward_context
@@ -189,7 +189,7 @@ class LlamaForCausalLM(CausalModel):
 
         Raises `ValueError` for a text longer than `max_context_length`.
         """
-        x = self.embed(input_ids, inputs_embeds)
+        x = embed(self.model.embed_tokens, input_ids, inputs_embeds)
         context = make_forward_context(
             self, x, attention_mask, position_ids, past_key_values, options
         )

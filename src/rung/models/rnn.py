@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.device import has_bfloat16_lstm
 from rung.errors import RecipeError, did_you_mean
-from rung.models.base import RecurrentState, StatefulModel, non_padding_mask
+from rung.models.base import RecurrentState, StatefulModel, embed, non_padding_mask
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import Intermediates, accept_forward_options
 from rung.models.initialization import init_recurrence
@@ -91,7 +91,7 @@ class RNNForCausalLM(StatefulModel):
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V) of the token after each one given, by id or by vector."""
-        embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
+        embedded = self.dropout(embed(self.embedding, input_ids, inputs_embeds))  # B T D
         real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else None
         hidden, memory = self.recurrence(embedded, real, past, options["intermediates"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.models.attention import attend_and_record, causal_mask, join_heads, split_heads
-from rung.models.base import RecurrentState, StatefulModel, non_padding_mask
+from rung.models.base import RecurrentState, StatefulModel, embed, non_padding_mask
 from rung.models.forward_options import accept_forward_options
 from rung.models.initialization import init_recurrence
 from rung.models.rnn import Recurrence, RNNConfig
@@ -87,7 +87,7 @@ class RNNAttentionForCausalLM(StatefulModel):
         **options: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits (B, T, V) of the token after each one given, by id or by vector."""
-        embedded = self.dropout(self.embed(input_ids, inputs_embeds))  # B T D
+        embedded = self.dropout(embed(self.embedding, input_ids, inputs_embeds))  # B T D
         real = non_padding_mask(embedded, attention_mask) if attention_mask is not None else None
         past = past_key_values.tensors if past_key_values else ()
         hidden, memory = self.recurrence(embedded, real, past[2:] or None, options["intermediates"])
