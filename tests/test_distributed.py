@@ -195,7 +195,7 @@ def test_one_that_fails_takes_the_others_with_it(two):
 def test_what_trains_nothing_is_done_and_said_once(two, ground):
     """docs/distributed.md: by the first process alone, as without torchrun."""
     asked, other = (found["asked"] for found in two[:2])
-    score = evaluate_run(str(ground.folder / "base"), "", "test", {})
+    score = evaluate_run(str(ground.folder / "base"))
     assert json.loads(asked["eval"][1])["bits_per_byte"] == pytest.approx(
         score["bits_per_byte"], rel=1e-6
     )

@@ -17,7 +17,7 @@ from rung.recipe import Recipe, make_recipe, read_recipe
 from rung.training.sampler import ResumableSampler
 from rung.workflows.budget import suggest_parameters
 from rung.workflows.estimate import estimate_costs
-from rung.workflows.evaluate import evaluate_run
+from rung.workflows.evaluate import ScoredText, evaluate_run
 from rung.workflows.prepare import prepare_tokenizer
 from rung.workflows.record import find_marks
 from rung.workflows.run_folder import check_unused, read_begun
@@ -222,7 +222,7 @@ def test_a_run_holds_all_that_the_design_says(rung, text, tmp_path):
     assert stages[0] == "reading"
     assert stages[-1] == "comparing"
     assert Recipe(**record["recipe"]).rung == rung
-    found = evaluate_run(str(folder), "", "test", {})
+    found = evaluate_run(str(folder))
     assert found["bits_per_byte"] == pytest.approx(
         record["scores"]["test"]["bits_per_byte"], rel=1e-6
     )
@@ -254,7 +254,9 @@ def test_other_text_is_scored_whole(text, tmp_path):
     folder = tmp_path / "run"
     execute(make_recipe({"rung": "bigram", "corpus": text}), folder)
     (tmp_path / "other.txt").write_text("one line\nand another\n\n")
-    found = evaluate_run(str(folder), str(tmp_path / "other.txt"), "test", {"documents": "lines"})
+    found = evaluate_run(
+        str(folder), ScoredText(str(tmp_path / "other.txt"), reading={"documents": "lines"})
+    )
     assert (found["documents"], found["bytes"]) == (2, len("one lineand another"))
 
 
@@ -277,10 +279,7 @@ def test_a_run_on_a_stream_says_what_it_read(text, tmp_path, monkeypatch):
         < len(Path(text).read_bytes())
     )
     assert corpus["documents"]["train"] < len(rows)
-    assert (
-        evaluate_run(str(tmp_path / "run"), "", "test", {})["documents"]
-        == corpus["documents"]["test"]
-    )
+    assert evaluate_run(str(tmp_path / "run"))["documents"] == corpus["documents"]["test"]
 
 
 def test_a_tokenizer_of_byte_pairs_is_trained_on_a_sample(text, tmp_path, monkeypatch):

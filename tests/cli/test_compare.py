@@ -8,6 +8,7 @@ import math
 import pytest
 
 import rung as library
+from rung.errors import RunError
 from rung.evaluation.compare import paired_bootstrap
 from tests.conftest import make_text
 from tests.conftest import run_rung as rung
@@ -233,6 +234,27 @@ def test_scores_with_and_without_ends_are_not_compared(ground, tokenizer):
     made = rung("compare", "bigram", "neox", "other.txt", "--quiet", cwd=ground)
     assert (made.returncode, made.stdout) == (2, "")
     assert "neox has no end-of-text token" in made.stderr and made.stderr.count("\n") == 1
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_is_scored(ground):
+    """The text is a large one; of the two models the second does not load."""
+    stages = []
+
+    def note(progress):
+        stages.append(progress.stage)
+
+    (ground / "cut").mkdir(exist_ok=True)
+    (ground / "cut" / "config.json").write_bytes((ground / "g3" / "config.json").read_bytes())
+    for name, options, why in (
+        ("cut", {}, "cut "),
+        ("g3", {"window": 100_000}, "--window is 100,000"),
+    ):
+        second = library.load(ground / name, **options)
+        with pytest.raises(RunError, match=why):
+            library.compare(
+                ground / "bigram", second, corpus=ground / "other.txt", on_progress=note
+            )
+    assert stages == []
 
 
 def test_cells_are_escaped_for_their_page():

@@ -552,6 +552,24 @@ def test_help_is_readable_at_80_columns(monkeypatch):
     assert sum("interval and how often its sign holds, by" in line for line in shown) == 1
 
 
+def test_the_help_of_eval_fits_on_a_screen_of_40_lines(monkeypatch):
+    """With the prompt below it; the empty lines at its ends may scroll away."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert len(rung("eval", "--help").stdout.strip("\n ").splitlines()) <= 39
+
+
+MODEL_VERBS = (
+    *("eval", "score", "generate", "report", "serve", "compress", "compare", "surprisal"),
+    *("novelty", "chat"),
+)
+
+
+@pytest.mark.parametrize("words", [*([verb] for verb in MODEL_VERBS), ["corpora", "check"]])
+def test_every_verb_that_reads_a_model_says_how_it_is_loaded(words):
+    shown = rung(*words, "--help").stdout
+    assert all(f"{option} " in shown for option in ("--window", "--dtype", "--trust-remote-code"))
+
+
 @pytest.mark.parametrize("option", ["--json", "--quiet"])
 def test_an_option_before_the_check_is_not_lost(option):
     made = rung("corpora", option, "check", "my.txt")

@@ -1,6 +1,5 @@
 """Folders of other models: how they are loaded, what their scores say, and what is refused."""
 
-import copy
 import json
 import math
 import pickle
@@ -23,7 +22,7 @@ from rung.evaluation.likelihood import compute_nll
 from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
 from rung.models.foreign import ForeignForCausalLM
-from rung.models.load_options import LoadOptions, ModelName
+from rung.models.load_options import LoadOptions
 from rung.models.loading import load, load_rung
 from tests.conftest import SENTENCES, make_text, overflow, run_rung, shake, write
 from tests.models.foreign import WINDOW, build
@@ -85,7 +84,7 @@ def test_a_folder_is_loaded_as_it_is(folders, tokenizer):
 def test_weights_are_read_as_they_are_stored_or_as_the_option_says(folders):
     folder = folders(dtype=torch.bfloat16)
     assert load(folder)[0].dtype == torch.bfloat16
-    exact = load(ModelName(str(folder), LoadOptions(dtype="float32")))
+    exact = load(str(folder), LoadOptions(dtype="float32"))
     costs = [score_documents(*loaded, TEXTS) for loaded in (load(folder), exact)]
     assert [score.dtype for score in costs] == ["bfloat16", "float32"]
     assert costs[0].nats == pytest.approx(costs[1].nats, rel=0.02)
@@ -171,7 +170,7 @@ def test_special_tokens_that_a_tokenizer_adds_are_not_counted_twice(folders, tok
 
 def test_a_window_is_the_models_own_or_the_one_that_is_named(folders):
     def read(kind, window):
-        return load(ModelName(str(folders(kind)), LoadOptions(window=window)))[0].context_length
+        return load(str(folders(kind)), LoadOptions(window=window))[0].context_length
 
     assert read("gpt_neox", 16) == 16
     assert read("gpt_neox", 4 * WINDOW) == 4 * WINDOW  # its positions are computed
@@ -181,16 +180,9 @@ def test_a_window_is_the_models_own_or_the_one_that_is_named(folders):
     assert "the positions that it has" in refused(folders("opt"), "--window", WINDOW + 1)
     assert "--window is 1" in refused(folders(), "--window", 1)
     score = score_documents(
-        *load(ModelName(str(folders()), LoadOptions(window=16))), [" ".join(SENTENCES * 3)]
+        *load(str(folders()), LoadOptions(window=16)), [" ".join(SENTENCES * 3)]
     )
     assert (score.window, score.stride) == (16, 8)
-
-
-def test_a_name_keeps_its_options_when_it_is_copied():
-    name = ModelName("runs/llama3", LoadOptions(window=16))
-    for made in (copy.deepcopy(name), pickle.loads(pickle.dumps(name))):
-        assert (made, made.options) == ("runs/llama3", LoadOptions(window=16))
-    assert ModelName("runs/llama3").options == LoadOptions()
 
 
 def test_rungs_take_the_options_too(make_tiny, tokenizer, tmp_path):
@@ -198,15 +190,13 @@ def test_rungs_take_the_options_too(make_tiny, tokenizer, tmp_path):
         make_tiny(name).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     score = score_documents(
-        *load(ModelName(str(tmp_path / "gpt2"), LoadOptions(window=16))), [" ".join(SENTENCES * 3)]
+        *load(str(tmp_path / "gpt2"), LoadOptions(window=16)), [" ".join(SENTENCES * 3)]
     )
     assert (score.window, score.stride) == (16, 8)
     assert "the positions that it has" in refused(tmp_path / "gpt2", "--window", 65)
     assert "has no window" in refused(tmp_path / "rnn", "--window", 16)
     assert "counts, so it has no weights" in refused(tmp_path / "bigram", "--dtype", "bfloat16")
-    assert load(ModelName(str(tmp_path / "rnn"), LoadOptions(dtype="bfloat16")))[0].dtype == (
-        torch.bfloat16
-    )
+    assert load(str(tmp_path / "rnn"), LoadOptions(dtype="bfloat16"))[0].dtype == (torch.bfloat16)
 
 
 def test_a_vocabulary_may_be_padded_but_not_too_small(folders, tokenizer, tmp_path):

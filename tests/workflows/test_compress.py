@@ -66,6 +66,19 @@ def loaded(folder, words):
     return [load(run) for run in (folder / "ngram", folder / "llama3", words)]
 
 
+def test_a_file_says_how_its_run_was_loaded(folder, tmp_path):
+    """A window and a type of the weights that are not the run's own are in the file."""
+    text = " ".join(SENTENCES * 8).encode()
+    options = {"window": 16, "dtype": "bfloat16"}
+    round_trip(rung.load(folder / "gpt2", **options), text, tmp_path)
+    header, _, _ = unpack_file(tmp_path / "packed", (tmp_path / "packed").read_bytes())
+    assert {key: header["models"][0][key] for key in options} == options
+    plain = round_trip(folder / "gpt2", text, tmp_path)
+    header, _, _ = unpack_file(tmp_path / "packed", (tmp_path / "packed").read_bytes())
+    assert not options.keys() & header["models"][0].keys()
+    assert plain["bytes"] == len(text)
+
+
 def round_trip(run, data, folder, **options):
     source, packed, back = (folder / name for name in ("source", "packed", "back"))
     source.write_bytes(data)

@@ -7,7 +7,7 @@ import pytest
 from rung import runs
 from rung.errors import CorpusError, RunError
 from rung.recipe import make_recipe
-from rung.workflows.evaluate import evaluate_run
+from rung.workflows.evaluate import ScoredText, evaluate_run
 from rung.workflows.run_folder import read_begun
 from rung.workflows.train import execute
 from rung.workflows.training_text import describe_paths, locate_corpus, relocate_paths
@@ -24,7 +24,7 @@ def place(tmp_path, prose, monkeypatch):
 
 
 def score(run, corpus="", split="test", **switches):
-    return evaluate_run(str(run), corpus, split, {}, variants=VariantOptions(**switches))
+    return evaluate_run(str(run), ScoredText(corpus, split), variants=VariantOptions(**switches))
 
 
 def test_the_training_text_is_never_scored_as_held_out(place, prose):
@@ -164,7 +164,9 @@ def test_another_column_of_the_training_text_is_other_text(tmp_path):
     )
     own, title = score(tmp_path / "run"), {"column": "title"}
     assert score(tmp_path / "run", str(tmp_path / "rows.jsonl"))["nats"] == own["nats"]
-    found = evaluate_run(str(tmp_path / "run"), str(tmp_path / "rows.jsonl"), "test", title)
+    found = evaluate_run(
+        str(tmp_path / "run"), ScoredText(str(tmp_path / "rows.jsonl"), reading=title)
+    )
     assert (found["split"], found["bytes"]) == (
         "whole text",
         sum(len(row["title"]) for row in rows),

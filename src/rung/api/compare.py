@@ -11,6 +11,7 @@ from rung.api.run import READING, Run, load
 from rung.evaluation.metrics import MIN_SEEN, NO_FIGURE, RENORMALIZED
 from rung.progress import OnProgress, ignore_progress
 from rung.workflows.compare import compare_runs
+from rung.workflows.evaluate import ScoredText
 
 COMPARISON_HEADS = ("model", "bits per byte", "difference", "95% interval", "sign holds")
 FEW_DOCUMENTS = 30  # of which a bootstrap's interval is narrower than Student's t by 6% and more
@@ -161,5 +162,12 @@ def compare(
     read. Raises a child of `RungError` for a mistake of the user.
     """
     check_options("compare", reading, READING)
-    names = [load(run).name for run in runs]
-    return Comparison(compare_runs(names, name_corpus(corpus), split, reading, on_progress))
+    opened = [load(run) for run in runs]
+    return Comparison(
+        compare_runs(
+            [run.name for run in opened],
+            [run.options for run in opened],
+            ScoredText(name_corpus(corpus), split, reading),
+            on_progress,
+        )
+    )

@@ -31,9 +31,9 @@ def compress(
     `RungError` for a mistake of the user.
     """
     opened = load(run)
-    options = VariantOptions(mix=tuple(mix), cache=cache)
+    variants = VariantOptions(mix=tuple(mix), cache=cache)
     progress = for_run("compress", on_progress)
-    return compress_file(opened.name, Path(file), Path(out), options, progress)
+    return compress_file(opened.name, Path(file), Path(out), variants, progress, opened.options)
 
 
 def decompress(
@@ -41,6 +41,7 @@ def decompress(
     out: str | Path,
     *,
     run: Sequence[str | Path | Run] | str | Path | Run = (),
+    trust_remote_code: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Any]:
     """Write the text of a compressed `file` to `out`, the same to the byte.
@@ -51,8 +52,11 @@ def decompress(
     True
 
     The file names the run that it was written with; `run` says where that lies now, or with `mix`
-    all of them. Raises `RunError` for a damaged file and for another model, and writes nothing.
+    all of them. Code that comes with a model runs only with `trust_remote_code`; the window and the
+    type of the weights are in the file. Raises `RunError` for a damaged file and for another model,
+    and writes nothing.
     """
     named = [run] if isinstance(run, str | Path | Run) else list(run)
     names = [each.name if isinstance(each, Run) else str(each) for each in named]
-    return decompress_file(Path(file), Path(out), names, for_run("decompress", on_progress))
+    told = for_run("decompress", on_progress)
+    return decompress_file(Path(file), Path(out), names, told, trust_remote_code)

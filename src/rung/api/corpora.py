@@ -29,5 +29,8 @@ def check_corpus(
     mistake of the user.
     """
     check_options("check_corpus", options, READING)
-    name = load(run).name if run else ""
-    return find_overlap(name_corpus(corpus), name, span, options, for_run("check", on_progress))
+    named, told = name_corpus(corpus), for_run("check", on_progress)
+    if not run:
+        return find_overlap(named, least=span, reading=options, on_progress=told)
+    opened = load(run)
+    return find_overlap(named, opened.name, span, options, told, opened.options)

@@ -33,6 +33,5 @@ def novelty(
     if settings:
         options["settings"] = tuple((float(heat), float(top)) for heat, top in settings)
     avoid_busy_cores()
-    return measure_run_novelty(
-        load(run).name, NoveltyOptions(**options), for_run("novelty", on_progress)
-    )
+    opened, told = load(run), for_run("novelty", on_progress)
+    return measure_run_novelty(opened.name, NoveltyOptions(**options), told, opened.options)

@@ -28,10 +28,10 @@ from rung.generation.sampling import Sampling
 from rung.generation.speculative import make_draft
 from rung.models import load as load_model
 from rung.models.base import CausalModel
-from rung.models.load_options import AS_STORED, LoadOptions, ModelName
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.models.loading import locate_model
 from rung.progress import OnProgress, for_run, ignore_progress
-from rung.workflows.evaluate import evaluate_run, evaluate_tasks
+from rung.workflows.evaluate import ScoredText, evaluate_run, evaluate_tasks
 from rung.workflows.pairs import evaluate_pairs
 from rung.workflows.variants import VariantOptions
 
@@ -45,7 +45,8 @@ class Run:
     """
 
     def __init__(self, folder: str | Path, options: LoadOptions = AS_STORED) -> None:
-        self.name = ModelName(str(folder), options)
+        self.name = str(folder)
+        self.options = options
         self.folder = Path(folder).expanduser()
 
     @property
@@ -73,7 +74,7 @@ class Run:
 
     @cached_property
     def _loaded(self) -> tuple[CausalModel, PreTrainedTokenizerBase]:
-        return load_model(self.name)
+        return load_model(self.name, self.options)
 
     def metrics(self) -> Any:
         """The logged steps of training as a pandas DataFrame, or without pandas a dict of lists."""
@@ -134,7 +135,7 @@ class Run:
     ) -> dict[str, Any]:
         """Score the run on the minimal pairs of a file or folder; `evaluate` says what is found."""
         told = for_run("eval", on_progress)
-        return evaluate_pairs(self.name, str(source), encoding or None, told)
+        return evaluate_pairs(self.name, str(source), encoding or None, told, self.options)
 
     def evaluate(
         self,
@@ -164,16 +165,16 @@ class Run:
                 "--cache, --dynamic, --prove, --per-document"
             )
         if tasks:
-            return evaluate_tasks(self.name, list(tasks), limit or None)
+            return evaluate_tasks(self.name, list(tasks), limit or None, self.options)
         if limit:
             raise RecipeError(
                 f"--limit is {limit}, but it is of --tasks: name a task, or leave it out"
             )
         reading = {key: options.pop(key) or "" for key in READING if key in options}
         switches = VariantOptions(**options | {"mix": tuple(options.get("mix") or ())})
-        return evaluate_run(
-            self.name, named, split, reading, for_run("eval", on_progress), switches
-        )
+        text = ScoredText(named, split, reading)
+        told = for_run("eval", on_progress)
+        return evaluate_run(self.name, text, told, switches, self.options)
 
     def __fspath__(self) -> str:
         return self.name
@@ -215,12 +216,12 @@ def load(
     that comes with a model runs only with `trust_remote_code`. Raises `RunError` where there is no
     model.
     """
+    options = LoadOptions(window=window, dtype=dtype, trust_remote_code=trust_remote_code)
     if isinstance(run, Run):
-        return run
+        return run if options in (run.options, AS_STORED) else Run(run.name, options)
     name = str(run)
     if not hub.is_hub_id(name):
         locate_model(name)
-    options = LoadOptions(window=window, dtype=dtype, trust_remote_code=trust_remote_code)
     return Run(name, options)
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from rung import distributed
-from rung.cli.options import QuietOption
+from rung.cli.options import LOAD_OPTIONS, LOADS, QuietOption
 from rung.cli.output import can_print, escape_controls, format_resume_command, set_quiet
 from rung.errors import RungError
 
@@ -39,22 +39,25 @@ def verb(
     """Register a command, whose errors become one line and an exit code.
 
     The code is 2 for a user's mistake, 1 for a failing system, 130 after Ctrl-C. Every command
-    takes `--quiet`. Under `torchrun` only the main process runs it, or all with `on_all_ranks`.
-    `former` has options that are settings now, and the setting's key: to give one is a mistake,
-    and the line says the new way. After Ctrl-C work goes on by the same command, and with
-    `resumes` by the verb with the run's folder. A command of a verb that has several stands in its
-    `group`; that without a name is the verb itself.
+    takes `--quiet`, and one with an argument `load_options` takes `--window`, `--dtype` and
+    `--trust-remote-code`. Under `torchrun` only the main process runs it, or all with
+    `on_all_ranks`. `former` has options that are settings now, and the setting's key: to give one
+    is a mistake, and the line says the new way. After Ctrl-C work goes on by the same command, and
+    with `resumes` by the verb with the run's folder. A command of a verb that has several stands in
+    its `group`; that without a name is the verb itself.
     """
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
         def guarded(*args: Any, quiet: bool = False, **kwargs: Any) -> None:
             set_quiet(quiet)
+            if LOADS in inspect.signature(function).parameters:
+                kwargs[LOADS] = {name: kwargs.pop(name) for name in LOAD_OPTIONS}
             if not (on_all_ranks or distributed.is_main()):
                 return
             run_or_exit(functools.partial(function, *args, **kwargs), name if resumes else "")
 
-        guarded.__signature__ = _with_quiet(function)  # type: ignore[attr-defined]
+        guarded.__signature__ = _with_shared_options(function)  # type: ignore[attr-defined]
         guarded.__doc__ = _join_lines(inspect.getdoc(function) or "")
         epilog = f"Example: {example}"
         if not name:
@@ -135,13 +138,18 @@ def _describe_stop(error: KeyboardInterrupt, resumed_by: str) -> str:
     return f"stopped; the work so far is saved. Go on with: {format_resume_command(*words)}"
 
 
-def _with_quiet(function: Callable[..., None]) -> inspect.Signature:
-    """The signature of a command with `--quiet`."""
+def _with_shared_options(function: Callable[..., None]) -> inspect.Signature:
+    """The signature of a command with `--quiet`, and with each of the options of loading."""
     plain = inspect.signature(function)
-    quiet = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=QuietOption
-    )
-    return plain.replace(parameters=[*plain.parameters.values(), quiet])
+    shared = (LOAD_OPTIONS if LOADS in plain.parameters else {}) | {"quiet": (QuietOption, False)}
+    own = [parameter for name, parameter in plain.parameters.items() if name != LOADS]
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        for name, (annotation, default) in shared.items()
+    ]
+    return plain.replace(parameters=[*own, *added])
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:

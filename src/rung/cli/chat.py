@@ -8,7 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from rung.cli.app import verb
-from rung.cli.options import RunArgument, SeedOption, read_typed
+from rung.cli.options import (
+    LoadArgument,
+    RunArgument,
+    SeedOption,
+    read_typed,
+)
 from rung.cli.output import escape_controls, print_text, silence_libraries
 
 COMMANDS = """/reset          forget what was said
@@ -29,6 +34,8 @@ def chat_command(
         float, typer.Option(help="Only the likeliest tokens that make up this probability.")
     ] = 0.95,
     seed: SeedOption = 0,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """Talk to a tuned run; what is piped in is asked line by line."""
     silence_libraries()
@@ -37,12 +44,13 @@ def chat_command(
     from rung.generation.decoder import Decoder
     from rung.generation.sampling import Sampling
     from rung.models import load
+    from rung.models.load_options import LoadOptions
 
     system = read_typed("--system", system)
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, LoadOptions(**load_options))
     if not tokenizer.chat_template:
         raise RunError(
             f"{run} has no chat template: make a chat model of it with `rung tune "

@@ -3,20 +3,18 @@
 import glob
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rung.cli.app import print_json, verb
 from rung.cli.options import (
     ColumnOption,
-    DtypeOption,
     EncodingOption,
     JsonOption,
+    LoadArgument,
     ReadAsOption,
     SplitOption,
-    TrustOption,
-    WindowOption,
     read_typed,
     resolve_corpus,
 )
@@ -50,10 +48,9 @@ def compare_command(
     form: Annotated[
         str, typer.Option("--format", metavar="NAME", help=f"{', '.join(TABLE_FORMATS)}.")
     ] = "text",
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """Score models on the same documents, and compare each with the first.
 
@@ -71,10 +68,9 @@ def compare_command(
     models, text = _split_names(names)
     reading = {"documents": documents, "column": read_typed("--column", column)}
     source = resolve_corpus(text, cache_folder() / "stdin", on_all_ranks=False)
-    options: Any = {"window": window, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with Display() as display:
         found = compare(
-            *(load(model, **options) for model in models),
+            *(load(model, **load_options) for model in models),
             corpus=source,
             split=split,
             on_progress=display.show,

@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from rung.cli.app import print_json, verb
-from rung.cli.options import JsonOption, RunArgument
+from rung.cli.options import (
+    JsonOption,
+    LoadArgument,
+    RunArgument,
+    TrustOption,
+)
 from rung.cli.output import print_note, silence_libraries
 
 
@@ -27,14 +32,18 @@ def compress_command(
         bool, typer.Option("--cache", help="With a cache of each document's own words.")
     ] = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """Write a file in as many bits as its score under a run; the run is needed to read it."""
     silence_libraries()
     from rung.api.compress import compress
+    from rung.api.run import load
     from rung.cli.progress import Display
 
     with Display() as display:
-        found = compress(run, file, out, mix=mix or (), cache=cache, on_progress=display.show)
+        opened = load(run, **load_options)
+        found = compress(opened, file, out, mix=mix or (), cache=cache, on_progress=display.show)
     if as_json:
         print_json(found)
         return
@@ -56,15 +65,25 @@ def decompress_command(
             show_default=False,
         ),
     ] = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Get a compressed file back, to the byte, with the run that it was written with."""
+    """Get a compressed file back, to the byte, with the run that it was written with.
+
+    The file says how that was loaded: its window, and the type of its weights.
+    """
     silence_libraries()
     from rung.api.compress import decompress
     from rung.cli.progress import Display
 
     with Display() as display:
-        found = decompress(file, out, run=run or (), on_progress=display.show)
+        found = decompress(
+            file,
+            out,
+            run=run or (),
+            trust_remote_code=trust_remote_code,
+            on_progress=display.show,
+        )
     if as_json:
         print_json(found)
     else:

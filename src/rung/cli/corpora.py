@@ -10,6 +10,7 @@ from rung.cli.options import (
     CorpusArgument,
     EncodingOption,
     JsonOption,
+    LoadArgument,
     ReadAsOption,
     read_typed,
     resolve_corpus,
@@ -53,6 +54,8 @@ def check_command(
     column: ColumnOption = "",
     encoding: EncodingOption = "",
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """How much of a corpus's test split stands in its training split, and what that is worth.
 
@@ -61,11 +64,18 @@ def check_command(
     """
     silence_libraries()
     from rung.api.corpora import check_corpus
+    from rung.api.run import load
     from rung.cli.overlap_tables import show_overlap
     from rung.cli.progress import Display
 
     text = {"documents": documents, "column": read_typed("--column", column), "encoding": encoding}
+    if any(load_options.values()) and not run:
+        raise RecipeError(
+            "--window, --dtype and --trust-remote-code say how --run is loaded, and none is named: "
+            "leave them out"
+        )
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
     with Display() as display:
-        found = check_corpus(source, run=run, span=span, on_progress=display.show, **text)
+        opened = load(run, **load_options) if run else ""
+        found = check_corpus(source, run=opened, span=span, on_progress=display.show, **text)
     print_json(found) if as_json else show_overlap(found)

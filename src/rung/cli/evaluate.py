@@ -8,16 +8,15 @@ import typer
 
 from rung.cli.app import print_json, verb
 from rung.cli.options import (
+    PAIRS_HELP,
+    PAIRS_METAVAR,
     ColumnOption,
-    DtypeOption,
     EncodingOption,
     JsonOption,
-    PairsOption,
+    LoadArgument,
     ReadAsOption,
     RunArgument,
     SplitOption,
-    TrustOption,
-    WindowOption,
     read_typed,
     resolve_corpus,
 )
@@ -28,20 +27,32 @@ from rung.files import cache_folder, check_writable_file, to_csv, write_atomical
 if TYPE_CHECKING:
     from rung.evaluation.surprisal import TokenScore
 
+# Groups of `rung eval --help`, which has each option on one line of 80 columns.
+BESIDE = "Also: beside the plain score; parameters are fitted on validation text"
+INSTEAD = "Instead: what brings its own text"
+
 PerDocumentOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Also: write a CSV table with each document's cost.",
+        help="Write a CSV table with each document's cost.",
         show_default=False,
+        rich_help_panel=BESIDE,
+    ),
+]
+PairsInsteadOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar=PAIRS_METAVAR, help=PAIRS_HELP, show_default=False, rich_help_panel=INSTEAD
     ),
 ]
 TasksOption = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NAMES|FILE|FOLDER",
-        help="Instead: tasks of lm-evaluation-harness. May be given again.",
+        metavar="NAME|FILE",
+        help="Tasks of lm-evaluation-harness. Repeatable.",
         show_default=False,
+        rich_help_panel=INSTEAD,
     ),
 ]
 
@@ -51,10 +62,7 @@ def eval_command(
     run: RunArgument,
     corpus: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Other text to score, - for standard input; the run's own by default.",
-            show_default=False,
-        ),
+        typer.Argument(help="Other text, - for a pipe; else its own.", show_default=False),
     ] = None,
     split: SplitOption = "test",
     documents: ReadAsOption = "",
@@ -64,36 +72,53 @@ def eval_command(
         list[str] | None,
         typer.Option(
             metavar="RUNG=RUN",
-            help="Also: mixed with another run. May be given again.",
+            help="Mixed with another run. Repeatable.",
             show_default=False,
+            rich_help_panel=BESIDE,
         ),
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache", help="Also: with a cache of the document's own words.")
+        bool,
+        typer.Option(
+            "--cache",
+            help="With a cache of the document's own words.",
+            rich_help_panel=BESIDE,
+        ),
     ] = False,
     dynamic: Annotated[
-        bool, typer.Option("--dynamic", help="Also: learning from each text once it is scored.")
+        bool,
+        typer.Option(
+            "--dynamic",
+            help="Learning from each text once it is scored.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = False,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove",
+            help="Code and decode it, and print the size.",
+            rich_help_panel=BESIDE,
+        ),
     ] = False,
     per_document: PerDocumentOption = None,
-    prove: Annotated[
-        bool, typer.Option("--prove", help="Code and decode the text, and print the size.")
-    ] = False,
+    pairs: PairsInsteadOption = None,
     tasks: TasksOption = None,
     limit: Annotated[
-        int, typer.Option(min=0, help="With --tasks: so many documents of each; 0 for all.")
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="So many documents of each task; 0 for all.",
+            show_default=False,
+            rich_help_panel=INSTEAD,
+        ),
     ] = 0,
-    pairs: PairsOption = None,
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
-    """Score a run on held-out text: bits per byte, word and token perplexity.
-
-    What --mix, --cache and --dynamic give stands beside the plain score, fitted on the validation
-    split. With --tasks the harness asks its own text of the run instead: tasks by name, a YAML file
-    of one, or a folder of them. With --pairs the run chooses between a good and a bad sentence.
-    """
+    """Score a run on held-out text: bits per byte, word and token perplexity."""
     silence_libraries()
     from rung.api.run import evaluate, load
     from rung.cli.pair_tables import pairs_table
@@ -108,7 +133,7 @@ def eval_command(
         switches["per_document"] = True
     switches["prove"] = prove
     source = resolve_corpus(corpus, cache_folder() / "stdin", on_all_ranks=False)
-    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = load(run, **load_options)
     with Display() as display:
         found = evaluate(
             opened,
@@ -143,10 +168,9 @@ def score_command(
         Path | None, typer.Option(help="Instead: all of this file, to its last line end.")
     ] = None,
     encoding: EncodingOption = "",
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """The probability of a sentence, and the surprisal of each of its tokens."""
     silence_libraries()
@@ -156,7 +180,7 @@ def score_command(
     from rung.evaluation.score import describe_reading
 
     text = _read_text(text, file, encoding)
-    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = load(run, **load_options)
     tokens = opened.surprisal(text)
     notes = describe_reading(opened.model, opened.tokenizer)
     if as_json:

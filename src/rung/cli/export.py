@@ -6,7 +6,10 @@ from typing import Annotated
 import typer
 
 from rung.cli.app import print_json, verb
-from rung.cli.options import DtypeOption, JsonOption, TrustOption, WindowOption
+from rung.cli.options import (
+    JsonOption,
+    LoadArgument,
+)
 from rung.cli.output import format_command, print_note, silence_libraries
 
 
@@ -39,18 +42,16 @@ def report_command(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """One page that compares runs; it opens offline. Other models are scored on their test text."""
     silence_libraries()
     from rung.cli.progress import Display
     from rung.workflows.report import report_runs
 
-    options = {"window": window, "dtype": dtype, "trust_remote_code": trust_remote_code}
     with Display() as display:
-        report_runs(run, out, options, display.show)
+        report_runs(run, out, load_options, display.show)
     print_note(f"Report: {out}")
 
 

@@ -6,12 +6,10 @@ import typer
 
 from rung.cli.app import print_json, verb
 from rung.cli.options import (
-    DtypeOption,
     JsonOption,
+    LoadArgument,
     RunArgument,
     SeedOption,
-    TrustOption,
-    WindowOption,
     read_typed,
 )
 from rung.cli.output import print_note, print_text, silence_libraries
@@ -36,17 +34,16 @@ def generate_command(
         str, typer.Option(help="Round the weights to bfloat16 or int8, and say what it costs.")
     ] = "",
     seed: SeedOption = 0,
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """Continue a prompt."""
     silence_libraries()
     from rung.api.run import load
 
     prompt = read_typed("PROMPT", prompt)
-    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = load(run, **load_options)
     pieces = list[str]()
 
     def write(text: str) -> None:

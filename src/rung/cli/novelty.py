@@ -7,7 +7,12 @@ import typer
 from rich.text import Text
 
 from rung.cli.app import print_json, verb
-from rung.cli.options import JsonOption, RunArgument, SeedOption
+from rung.cli.options import (
+    JsonOption,
+    LoadArgument,
+    RunArgument,
+    SeedOption,
+)
 from rung.cli.output import escape_controls, silence_libraries
 from rung.errors import RecipeError
 
@@ -31,6 +36,8 @@ def novelty_command(
     tokens: Annotated[int, typer.Option(min=1, help="So many tokens of each.")] = 200,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """How much of what a run writes is new, beside text that people wrote.
 
@@ -39,12 +46,13 @@ def novelty_command(
     """
     silence_libraries()
     from rung.api.novelty import novelty
+    from rung.api.run import load
     from rung.cli.progress import Display
 
     settings = [_parse_setting(each) for each in sampling or []]
     with Display() as display:
         found = novelty(
-            run,
+            load(run, **load_options),
             settings=settings,
             on_progress=display.show,
             texts=texts,

@@ -22,52 +22,79 @@ CorpusArgument = Annotated[
         show_default=False,
     ),
 ]
+READING = "How the text is read"  # a group of options in the help of a verb
 ColumnOption = Annotated[
-    str, typer.Option(help="The text column of tables; text, content, document or page by default.")
-]
-DocumentsOption = Annotated[
-    str, typer.Option(help="What a document is in plain text: lines, paragraphs or file.")
-]
-EncodingOption = Annotated[
-    str, typer.Option(help="The encoding of files that are not UTF-8 and have no byte-order mark.")
-]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object on standard output, and nothing else.")
-]
-PairsOption = Annotated[
-    str | None,
+    str,
     typer.Option(
-        metavar="FILE|FOLDER",
-        help="Minimal pairs to score, as BLiMP has them or a table with columns good and bad.",
-        show_default=False,
+        help="The text column of tables; text, content, document or page by default.",
+        rich_help_panel=READING,
     ),
 ]
+DocumentsOption = Annotated[
+    str,
+    typer.Option(
+        help="What a document is in plain text: lines, paragraphs or file.",
+        rich_help_panel=READING,
+    ),
+]
+EncodingOption = Annotated[
+    str,
+    typer.Option(help="The encoding of files that are not UTF-8.", rich_help_panel=READING),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, and nothing else.")
+]
+PAIRS_METAVAR = "FILE|FOLDER"
+PAIRS_HELP = "Minimal pairs: BLiMP's, or a table of good, bad."
 QuietOption = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Print errors and the result, no progress and no hints."),
+    typer.Option("--quiet", "-q", help="No progress and no hints."),
 ]
-RunArgument = Annotated[
-    str, typer.Argument(help="A run folder, a Hugging Face model folder, or a Hub id.")
-]
+RunArgument = Annotated[str, typer.Argument(help="A run or model folder or Hub id.")]
+LOADING = "How the model is loaded"
 WindowOption = Annotated[
     int | None,
     typer.Option(
-        help="Tokens to read at once, in the place of the model's own window.", show_default=False
+        help="Tokens read at once; its own by default.",
+        show_default=False,
+        rich_help_panel=LOADING,
     ),
 ]
 DtypeOption = Annotated[
     str,
     typer.Option(
-        help="The weights' type: float32, bfloat16 or float16; as stored by default.",
+        help="float32, bfloat16, float16; or as stored.",
         show_default=False,
+        rich_help_panel=LOADING,
     ),
 ]
 TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run the code that comes with the model.",
+        rich_help_panel=LOADING,
+    ),
 ]
-SplitOption = Annotated[str, typer.Option(help="train, validation or test.")]
+# The argument of a verb that names a model: what `rung.load` takes of `--window`, `--dtype` and
+# `--trust-remote-code`, which every such verb has.
+LoadArgument = dict[str, Any]
+LOADS = "load_options"  # the name of that argument
+LOAD_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "window": (WindowOption, None),
+    "dtype": (DtypeOption, ""),
+    "trust_remote_code": (TrustOption, False),
+}
+SplitOption = Annotated[
+    str, typer.Option(help="train, validation or test.", rich_help_panel=READING)
+]
 ReadAsOption = Annotated[
-    str, typer.Option("--documents", help="What a document is: lines, paragraphs or file.")
+    str,
+    typer.Option(
+        "--documents",
+        help="lines, paragraphs or file: what a document is.",
+        rich_help_panel=READING,
+    ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Where randomness starts.")]
 TokenizerOption = Annotated[

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from rung.cli.app import verb
-from rung.cli.options import DtypeOption, TrustOption, WindowOption
+from rung.cli.options import (
+    LoadArgument,
+)
 from rung.cli.output import silence_libraries
 
 KEY = "RUNG_API_KEY"
@@ -51,9 +53,8 @@ def serve_command(
             "none need be named. Repeatable."
         ),
     ] = None,
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """Serve runs to OpenAI's clients, and to a browser: /v1/completions, /v1/chat/completions,
     /v1/models.
@@ -80,7 +81,7 @@ def serve_command(
     )
     listener = open_port(host, port)
     reserve_core()
-    options = LoadOptions(window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    options = LoadOptions(**load_options)
     served = load_served_models(run, options)
     prompt = read_prompt(next(iter(served.values())).record)
     name = f"[{host}]" if ":" in host else host

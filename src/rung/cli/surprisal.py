@@ -8,12 +8,10 @@ import typer
 
 from rung.cli.app import print_json, verb
 from rung.cli.options import (
-    DtypeOption,
     EncodingOption,
     JsonOption,
+    LoadArgument,
     RunArgument,
-    TrustOption,
-    WindowOption,
     read_typed,
 )
 from rung.cli.output import silence_libraries
@@ -40,10 +38,9 @@ def surprisal_command(
         bool, typer.Option("--uncorrected", help="Also: a column of the bits without correction.")
     ] = False,
     encoding: EncodingOption = "",
-    window: WindowOption = None,
-    dtype: DtypeOption = "",
-    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
+    *,
+    load_options: LoadArgument,
 ) -> None:
     """The surprisal of each word of a text, as a table with tabs between its columns.
 
@@ -61,7 +58,7 @@ def surprisal_command(
     if file == "-":
         file = str(save_stdin(sys.stdin.buffer, cache_folder() / "stdin"))
     reading = {"column": read_typed("--column", column), "documents": documents}
-    opened = load(run, window=window, dtype=dtype, trust_remote_code=trust_remote_code)
+    opened = load(run, **load_options)
     with Display() as display:
         found = surprisal(opened, file, on_progress=display.show, encoding=encoding, **reading)
     rows = [_describe_word(score, uncorrected=uncorrected) for score in found]

@@ -9,11 +9,12 @@ import typer
 from rung import distributed
 from rung.cli.app import verb
 from rung.cli.options import (
+    PAIRS_HELP,
+    PAIRS_METAVAR,
     ColumnOption,
     CorpusArgument,
     DocumentsOption,
     EncodingOption,
-    PairsOption,
     SeedOption,
     TokenizerOption,
     parse_settings,
@@ -50,7 +51,9 @@ def climb_command(
         Path | None, typer.Option(help="Where the runs go; runs/CORPUS by default.")
     ] = None,
     seed: SeedOption = 0,
-    pairs: PairsOption = None,
+    pairs: Annotated[
+        str | None, typer.Option(metavar=PAIRS_METAVAR, help=PAIRS_HELP, show_default=False)
+    ] = None,
     between: Annotated[
         tuple[str, str] | None,
         typer.Option(help="gpt2 llama3: what each of the six swaps between them buys."),

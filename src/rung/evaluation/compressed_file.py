@@ -89,12 +89,16 @@ def _find_strange_parts(header: dict[str, Any]) -> list[str]:
         header["build"].get("threads", 1),
     )
     facts = [each[key] for each in models for key in ("run", "type", "weights")]
+    facts += [each.get("dtype", "") for each in models]
+    windows = [each.get("window", 1) for each in models]
     if "weights" in variant:
         numbers = variant["weights"] if len(variant["weights"]) == len(models) else [None]
     else:
         numbers = [variant[key] for key in ("weight", "sharpness")] if variant else []
     sound = {
-        "models": bool(models) and all(isinstance(fact, str) for fact in facts),
+        "models": bool(models)
+        and all(isinstance(fact, str) for fact in facts)
+        and all(isinstance(window, int) for window in windows),
         "variant": all(isinstance(number, int | float) for number in numbers),
         "build": isinstance(threads, int) and threads > 0,
     }

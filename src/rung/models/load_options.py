@@ -19,30 +19,19 @@ class LoadOptions:
 
     `window` is the number of tokens to read at once in the place of the model's own, `dtype` the
     type of its weights in the place of the stored one. Code that comes with a model runs only with
-    `trust_remote_code`.
+    `trust_remote_code`. Raises `RecipeError` for a type that no weights are read in.
     """
 
     window: int | None = None
     dtype: str = ""
     trust_remote_code: bool = False
 
+    def __post_init__(self) -> None:
+        if self.dtype and self.dtype not in DTYPES:
+            raise RecipeError(f"--dtype is {self.dtype!r}: {did_you_mean(self.dtype, DTYPES)}")
+
 
 AS_STORED = LoadOptions()
-
-
-class ModelName(str):
-    """The folder or Hub id of a model, with the options that it is loaded with.
-
-    It goes through a verb as the name that it is, and `load` reads the options.
-    """
-
-    options: LoadOptions
-
-    # A copy is made of the name alone, and given its options afterwards.
-    def __new__(cls, name: str, options: LoadOptions = AS_STORED) -> "ModelName":
-        named = super().__new__(cls, name)
-        named.options = options
-        return named
 
 
 def set_window(model: CausalModel, where: str, window: int) -> None:
@@ -63,8 +52,6 @@ def parse_dtype(where: str, rung: Rung | None, options: LoadOptions) -> dict[str
     """Return the keyword for the type of the weights; nothing where they stay as stored."""
     if not options.dtype:
         return {}
-    if options.dtype not in DTYPES:
-        raise RecipeError(f"--dtype is {options.dtype!r}: {did_you_mean(options.dtype, DTYPES)}")
     if rung and rung.counts:
         raise RunError(f"{where} counts, so it has no weights to convert: leave --dtype out")
     return {"dtype": getattr(torch, options.dtype)}

@@ -27,7 +27,7 @@ from rung.models.foreign import (
     find_foreign_class,
     wrap_foreign,
 )
-from rung.models.load_options import AS_STORED, ModelName, parse_dtype, set_window
+from rung.models.load_options import AS_STORED, LoadOptions, parse_dtype, set_window
 from rung.models.registry import RUNGS_BY_MODEL_TYPE
 from rung.models.tensor_checks import check_tensors
 from rung.models.weight_checks import (
@@ -42,15 +42,14 @@ ROPE_TYPES = ("default", "llama3")  # those that llama3.py computes
 
 
 def load(
-    path: str | Path, settings: dict[str, Any] | None = None
+    path: str | Path, options: LoadOptions = AS_STORED, settings: dict[str, Any] | None = None
 ) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     """Load a model and its tokenizer: a rung in rung's own code, any other in transformers'.
 
-    `path` is a run folder, a Hugging Face model folder or a Hub id, with options if it is a
-    `ModelName`. `settings` replace fields of the saved configuration. Raises `RunError` where there
-    is no such model, it is damaged, or it cannot be read as the options say.
+    `path` is a run folder, a Hugging Face model folder or a Hub id. `settings` replace fields of
+    the saved configuration. Raises `RunError` where there is no such model, it is damaged, or it
+    cannot be read as the options say.
     """
-    options = path.options if isinstance(path, ModelName) else AS_STORED
     where, is_local = locate_model(path)
     is_folder = Path(where).is_dir()
     config = read_any_config(where, is_local, options.trust_remote_code)
@@ -118,14 +117,12 @@ def read_pretrained(where: str, reader: Any, given: dict[str, Any]) -> Any:
     return model
 
 
-def load_rung(
-    path: str | Path, what: str, settings: dict[str, Any] | None = None
-) -> tuple[CausalModel, PreTrainedTokenizerBase]:
+def load_rung(path: str | Path, what: str) -> tuple[CausalModel, PreTrainedTokenizerBase]:
     """Load a model that rung has code of its own for, as `what` needs it.
 
     Raises `RunError` as `load` does, and for any other model.
     """
-    model, tokenizer = load(path, settings)
+    model, tokenizer = load(path)
     if isinstance(model, ForeignForCausalLM):
         kinds = ", ".join(RUNGS_BY_MODEL_TYPE)
         raise RunError(

@@ -16,7 +16,7 @@ from rung.errors import RunError
 from rung.ladder import LADDER, OFF_LADDER
 from rung.models import load
 from rung.models.base import CausalModel
-from rung.models.load_options import AS_STORED, LoadOptions, ModelName
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.runs import find_record, find_runs, is_finished, read_record
 
 FINGERPRINT_VALUES = 64  # of each weight
@@ -50,7 +50,7 @@ def load_served_models(
     ]
     served = {}
     for folder, name in zip(folders, shorten_paths(paths), strict=True):
-        model, tokenizer = load(ModelName(folder, options))
+        model, tokenizer = load(folder, options)
         record = find_record(Path(folder))
         served[name] = ServedModel(name, model, tokenizer, record)
     return served

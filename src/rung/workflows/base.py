@@ -39,7 +39,7 @@ def load_base(recipe: Recipe) -> CausalModel:
     _check_rung(recipe, model.config)
     if changes := _find_changes(recipe, model.config, tokenizer):
         with _explain_length(where, changes):
-            model = load(where, changes)[0]
+            model = load(where, settings=changes)[0]
     return model.float()
 
 

@@ -19,10 +19,17 @@ from rung.device import choose_device
 from rung.errors import RecipeError, RunError
 from rung.evaluation.compare import paired_bootstrap, paired_difference
 from rung.evaluation.metrics import confidence_interval
-from rung.evaluation.score import MeasuredDocuments, Score, measure_documents, sum_up
+from rung.evaluation.score import (
+    MeasuredDocuments,
+    Score,
+    describe_reading,
+    measure_documents,
+    sum_up,
+)
 from rung.models import load
+from rung.models.load_options import LoadOptions
 from rung.progress import OnProgress, for_run
-from rung.workflows.evaluate import check_held_out, read_scored_text
+from rung.workflows.evaluate import ScoredText, check_held_out, read_scored_text
 from rung.workflows.training_text import check_not_trained_on
 
 
@@ -31,27 +38,26 @@ class _MeasuredRun:
     """A run, its record (empty for a model that is no run), and its costs."""
 
     run: str
-    rung: str
     record: Mapping[str, Any]
+    seen: float | None  # the share of the text that the run was trained on
+    model_type: str
     measured: MeasuredDocuments
     score: Score
-    seen: float | None  # the share of the text that the run was trained on
 
 
 def compare_runs(
     names: Sequence[str],
-    corpus: str | Sequence[str],
-    split: str,
-    reading: Mapping[str, str],
+    options: Sequence[LoadOptions],
+    scored_text: ScoredText,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Score each run on the same documents, and compare each with the first.
+    """Score each run, loaded with its options, on the same documents; compare each with the first.
 
     Without a corpus the text is the runs' own. Runs whose recipes differ in the seed alone are one
-    model: its cost of a document is the mean over them. `reading` is that of `evaluate_run`. Raises
-    `RecipeError` for fewer than two names or one that comes twice, and `RunError` where the runs'
-    own texts differ, where no run has one, where a run was trained on the text, or where not all
-    score the ends of documents.
+    model: its cost of a document is the mean over them. Before anything is scored, raises
+    `RecipeError` for fewer than two names or one that comes twice, and `RunError` where a model
+    cannot be loaded, where the runs' own texts differ, where no run has one, where a run was
+    trained on the text, or where not all score the ends of documents.
     """
     if len(names) < 2:
         raise RecipeError(
@@ -60,13 +66,17 @@ def compare_runs(
         )
     _check_different(names)
     records = {name: runs.find_record(Path(name)) for name in names}
-    text = _choose_text(records, corpus, split, reading, on_progress)
+    if not scored_text.corpus:
+        _check_same_text(records)
+    sources = dict(zip(names, options, strict=True))
+    _check_models(sources)
+    text, split = _choose_text(records, scored_text, on_progress), scored_text.split
     seen = _check_not_trained_on(records, text, split)
-    measured: list[_MeasuredRun] = []
-    for name, record in records.items():
-        texts = text.split(split)["text"]
-        measured.append(_measure(name, record, texts, seen.get(name), on_progress))
-        _check_same_ends(measured)
+    texts = text.split(split)["text"]
+    measured = [
+        _MeasuredRun(name, records[name], seen.get(name), *_score(name, how, texts, on_progress))
+        for name, how in sources.items()
+    ]
     groups = _group_seeds(measured)
     first = measured[0].measured
     return {
@@ -91,23 +101,15 @@ def _check_different(names: Sequence[str]) -> None:
 
 
 def _choose_text(
-    records: Mapping[str, dict[str, Any]],
-    corpus: str | Sequence[str],
-    split: str,
-    reading: Mapping[str, str],
-    on_progress: OnProgress,
+    records: Mapping[str, dict[str, Any]], scored_text: ScoredText, on_progress: OnProgress
 ) -> Corpus:
     """Read the text that is named, or else the runs' own."""
-    owners = {name: record for name, record in records.items() if "recipe" in record}
-    if not corpus:
-        _check_same_text(records, owners)
-    readers = owners or dict([next(iter(records.items()))])
+    readers = _find_owners(records) or dict([next(iter(records.items()))])
     for name, record in readers.items():
-        shown = for_run(name, on_progress)
-        text, is_own = read_scored_text(name, record, corpus, split, reading, shown)
+        text, is_own = read_scored_text(name, record, scored_text, for_run(name, on_progress))
         if is_own:
             break
-    check_held_out(next(iter(records)), text, split)
+    check_held_out(next(iter(records)), text, scored_text.split)
     return text
 
 
@@ -127,8 +129,14 @@ def _check_not_trained_on(
     }
 
 
-def _check_same_text(records: Mapping[str, Any], owners: Mapping[str, dict[str, Any]]) -> None:
+def _find_owners(records: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the runs that have a text of their own."""
+    return {name: record for name, record in records.items() if "recipe" in record}
+
+
+def _check_same_text(records: Mapping[str, dict[str, Any]]) -> None:
     """Raise `RunError` where no run has a text of its own, or where these texts differ."""
+    owners = _find_owners(records)
     command = f"`rung compare {shlex.join(records)} other.txt`"
     if not owners:
         raise RunError(
@@ -146,30 +154,31 @@ def _check_same_text(records: Mapping[str, Any], owners: Mapping[str, dict[str, 
             )
 
 
-def _measure(
-    name: str,
-    record: Mapping[str, Any],
-    texts: Sequence[str],
-    seen: float | None,
-    on_progress: OnProgress,
-) -> _MeasuredRun:
-    model, tokenizer = load(name)
+def _check_models(sources: Mapping[str, LoadOptions]) -> None:
+    """Raise `RunError` where a model cannot be loaded, or not all score the ends of documents.
+
+    Each is loaded for this and let go again, so that memory holds one of them at a time.
+    """
+    end_scored: dict[bool, str] = {}
+    for name, options in sources.items():
+        model, tokenizer = load(name, options)
+        end_scored.setdefault(describe_reading(model, tokenizer)["end_scored"], name)
+    if len(end_scored) > 1:
+        raise RunError(
+            f"{end_scored[False]} has no end-of-text token, so its score leaves out the ends of "
+            f"documents, which {end_scored[True]} is charged for: these scores do not compare; "
+            "give its tokenizer an eos_token, or compare it with others that have none"
+        )
+
+
+def _score(
+    name: str, options: LoadOptions, texts: Sequence[str], on_progress: OnProgress
+) -> tuple[str, MeasuredDocuments, Score]:
+    """Return the type of a model, the costs of the texts, and their sum."""
+    model, tokenizer = load(name, options)
     model.to(choose_device())
     measured = measure_documents(model, tokenizer, texts, for_run(name, on_progress))
-    rung = record.get("rung", model.config.model_type)
-    return _MeasuredRun(name, rung, record, measured, sum_up(model, tokenizer, measured), seen)
-
-
-def _check_same_ends(measured: Sequence[_MeasuredRun]) -> None:
-    """Raise `RunError` where the last run scores the ends of documents and the first does not."""
-    first, last = measured[0], measured[-1]
-    if first.score.end_scored != last.score.end_scored:
-        without, having = (first, last) if last.score.end_scored else (last, first)
-        raise RunError(
-            f"{without.run} has no end-of-text token, so its score leaves out the ends of "
-            f"documents, which {having.run} is charged for: these scores do not compare; give its "
-            "tokenizer an eos_token, or compare it with others that have none"
-        )
+    return model.config.model_type, measured, sum_up(model, tokenizer, measured)
 
 
 def _group_seeds(measured: Sequence[_MeasuredRun]) -> list[list[_MeasuredRun]]:
@@ -205,7 +214,7 @@ def _compare(
     seeds = [run.score.bits_per_byte for run in group]
     facts = {
         "runs": [run.run for run in group],
-        "rung": group[0].rung,
+        "rung": group[0].record.get("rung", group[0].model_type),
         "bits_per_byte": nats.sum().item() / math.log(2) / int(sizes.sum()),
         "low": interval.low,
         "high": interval.high,

@@ -20,11 +20,16 @@ from rung.evaluation.text_remainder import Remainder, decode_text, encode_text
 from rung.files import atomic_replace, check_writable_file
 from rung.models import load
 from rung.models.base import CausalModel
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.progress import OnProgress, ignore_progress
 from rung.workflows.base import fingerprint_weights
 from rung.workflows.coding_model import CodingModel
 from rung.workflows.evaluate import read_current_text
 from rung.workflows.variants import ScoredRun, VariantOptions, check_has_states, load_partner
+
+# The options of loading that a file keeps of its run, where they were given. Whether the code that
+# comes with a model may run is for the reader of a file to say.
+LOADED_AS = ("window", "dtype")
 
 
 def compress_file(
@@ -33,6 +38,7 @@ def compress_file(
     out: Path,
     variants: VariantOptions,
     on_progress: OnProgress = ignore_progress,
+    options: LoadOptions = AS_STORED,
 ) -> dict[str, Any]:
     """Compress the file at `path` to `out` under a run, and return the figures.
 
@@ -41,18 +47,20 @@ def compress_file(
     """
     _check_places(path, out)
     data = path.read_bytes()
-    coding = _prepare(run, variants, on_progress)
+    coding = _prepare(run, variants, on_progress, options)
     began = time.perf_counter()
     record = runs.find_record(Path(run))
     kind = record.get("recipe", {}).get("documents") or "paragraphs"
     documents, remainder, count = encode_text(data, kind, coding.tokenizer)
     streams = coding.choose_streams()
     code = coding.make_coder(streams, on_progress).encode(documents)
+    models = [
+        {"run": name, "type": model.config.model_type, "weights": fingerprint_weights(model)}
+        for name, model in coding.models.items()
+    ]
+    models[0] |= {key: value for key in LOADED_AS if (value := getattr(options, key))}
     header = {
-        "models": [
-            {"run": name, "type": model.config.model_type, "weights": fingerprint_weights(model)}
-            for name, model in coding.models.items()
-        ],
+        "models": models,
         "tokenizer": fingerprint_tokenizer(coding.tokenizer),
         "documents": kind,
         "bytes": len(data),
@@ -83,6 +91,7 @@ def decompress_file(
     out: Path,
     named: Sequence[str] = (),
     on_progress: OnProgress = ignore_progress,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Decompress the file at `path` to `out`, and return the figures.
 
@@ -91,7 +100,7 @@ def decompress_file(
     """
     _check_places(path, out)
     header, rest, code = unpack_file(path, path.read_bytes())
-    coding = _load_named(path, header, named)
+    coding = _load_named(path, header, named, trust_remote_code)
     began = time.perf_counter()
     with _same_build(path, header["build"], coding.describe_build()):
         data = _decode(path, header, rest, code, coding, on_progress)
@@ -106,11 +115,13 @@ def decompress_file(
     }
 
 
-def _prepare(run: str, variants: VariantOptions, on_progress: OnProgress) -> CodingModel:
+def _prepare(
+    run: str, variants: VariantOptions, on_progress: OnProgress, options: LoadOptions
+) -> CodingModel:
     """Load the models, and fit what is mixed with the run on its own validation text."""
     if variants.mix and variants.cache:
         raise RecipeError("--mix and --cache are two ways to code a text: choose one")
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, options)
     models = {run: model}
     if not variants:
         return CodingModel(models, tokenizer)
@@ -130,7 +141,9 @@ def _prepare(run: str, variants: VariantOptions, on_progress: OnProgress) -> Cod
     return CodingModel(models, tokenizer, {"weights": weights.tolist()})
 
 
-def _load_named(path: Path, header: dict[str, Any], named: Sequence[str]) -> CodingModel:
+def _load_named(
+    path: Path, header: dict[str, Any], named: Sequence[str], trust_remote_code: bool
+) -> CodingModel:
     """Load the models that a file names, and check that they are the ones it was written with."""
     wanted = header["models"]
     if named and len(named) != len(wanted):
@@ -141,8 +154,10 @@ def _load_named(path: Path, header: dict[str, Any], named: Sequence[str]) -> Cod
     models: dict[str, CausalModel] = {}
     tokenizer = None
     for facts, where in zip(wanted, named or [facts["run"] for facts in wanted], strict=True):
+        loaded_as = {key: facts[key] for key in LOADED_AS if key in facts}
         try:
-            model, known = load(where)
+            options = LoadOptions(trust_remote_code=trust_remote_code, **loaded_as)
+            model, known = load(where, options)
         except RunError as error:
             raise RunError(
                 f"{path} was written with {facts['run']}, a {facts['type']!r} model of weights "

@@ -27,8 +27,9 @@ from rung.evaluation.overlap import (
 from rung.evaluation.score import measure_documents, sum_up
 from rung.files import cache_folder, make_once, read_cached_value, write_value
 from rung.models import load
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.progress import OnProgress, Progress, ignore_progress
-from rung.workflows.evaluate import read_current_text, read_scored_text
+from rung.workflows.evaluate import ScoredText, read_current_text, read_scored_text
 from rung.workflows.training_text import measure_seen
 
 # Shorter lines, such as `return None`, stand in any two texts of a kind.
@@ -66,12 +67,13 @@ def find_overlap(
     least: int | None = None,
     reading: Mapping[str, str] | None = None,
     on_progress: OnProgress = ignore_progress,
+    options: LoadOptions = AS_STORED,
 ) -> dict[str, Any]:
     """Measure how much of the test split of `corpus` stands in its training split.
 
     With a run, the training text is the run's own, and the run is scored with and without the
     documents that overlap; its own test split is checked where no corpus is named. Spans count from
-    `least` words on. `reading` is that of `evaluate_run`. Raises `CorpusError` where there is
+    `least` words on. `reading` is that of `ScoredText`. Raises `CorpusError` where there is
     nothing to compare, `RecipeError` where `pydivsufsort` is missing.
     """
     if least is not None and least < 1:
@@ -95,7 +97,7 @@ def find_overlap(
         **overlap.as_dict(),
     }
     if run:
-        facts |= {"run": run, "scores": _score(run, texts, overlap, on_progress)}
+        facts |= {"run": run, "scores": _score(run, options, texts, overlap, on_progress)}
     return facts
 
 
@@ -108,7 +110,9 @@ def _read_texts(
 ) -> tuple[Corpus, Corpus]:
     """Read the corpus with the test text, and that with the training text."""
     if run and (record.get("recipe") or not corpus):
-        test, is_own = read_scored_text(run, record, corpus, "test", reading, on_progress)
+        test, is_own = read_scored_text(
+            run, record, ScoredText(corpus, reading=reading), on_progress
+        )
         return test, test if is_own else read_current_text(run, record)
     on_progress(Progress(stage="reading"))
     given: Any = {key: value for key, value in reading.items() if value}
@@ -144,13 +148,13 @@ def _describe_split(corpus: Corpus, split: str) -> dict[str, Any]:
 
 
 def _score(
-    run: str, texts: list[str], overlap: Overlap, on_progress: OnProgress
+    run: str, options: LoadOptions, texts: list[str], overlap: Overlap, on_progress: OnProgress
 ) -> dict[str, dict[str, Any] | None]:
     """Score the run on all documents, and on those that do not overlap.
 
     The second is None where all overlap.
     """
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, options)
     model = model.to(choose_device())
     measured = measure_documents(model, tokenizer, texts, on_progress)
     removed = {number - 1 for number in overlap.overlapping}

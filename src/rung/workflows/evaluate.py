@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.score import measure_documents, sum_up
 from rung.models import load
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.coding_model import CodingModel, prove_score
 from rung.workflows.training_text import (
@@ -36,26 +38,40 @@ from rung.workflows.variants import (
 logger = logging.getLogger(__name__)
 
 
-def evaluate_run(
-    run: str,
-    corpus: str | Sequence[str],
-    split: str,
-    reading: Mapping[str, str],
-    on_progress: OnProgress = ignore_progress,
-    variants: VariantOptions = NO_VARIANTS,
-) -> dict[str, Any]:
-    """Score a run on one split of `corpus`, by default its own.
+@dataclass(frozen=True)
+class ScoredText:
+    """The text that models are scored on: one split of a corpus, or of the runs' own.
 
-    Other text without splits is scored whole. A corpus that is the run's own text, by its place or
+    Other text without splits is scored whole. A corpus that is a run's own text, by its place or
     its content, is taken as such: its `split` is scored. `reading` has what is given of
     `documents`, `column` and `encoding`: how the text is to be read; another column makes it other
-    text. The scores of the variants stand beside the plain one, under the variant's name. Raises
+    text.
+    """
+
+    corpus: str | Sequence[str] = ""
+    split: str = "test"
+    reading: Mapping[str, str] = field(default_factory=dict)
+
+
+OWN_TEXT = ScoredText()
+
+
+def evaluate_run(
+    run: str,
+    scored_text: ScoredText = OWN_TEXT,
+    on_progress: OnProgress = ignore_progress,
+    variants: VariantOptions = NO_VARIANTS,
+    options: LoadOptions = AS_STORED,
+) -> dict[str, Any]:
+    """Score a run on held-out text, by default its own.
+
+    The scores of the variants stand beside the plain one, under the variant's name. Raises
     `RunError` when the corpus is left open and the run does not know one, when nothing of it was
     held out, and for text that was trained on.
     """
-    model, tokenizer = load(run)
-    record = runs.find_record(Path(run))
-    text, is_own = read_scored_text(run, record, corpus, split, reading, on_progress)
+    model, tokenizer = load(run, options)
+    record, split = runs.find_record(Path(run)), scored_text.split
+    text, is_own = read_scored_text(run, record, scored_text, on_progress)
     check_held_out(run, text, split)
     seen = _check_seen(run, variants, text, split) if variants.mix or not is_own else {}
     name = record.get("rung", model.config.model_type)
@@ -107,19 +123,17 @@ def _prove(
 def read_scored_text(
     run: str,
     record: dict[str, Any],
-    corpus: str | Sequence[str],
-    split: str,
-    reading: Mapping[str, str],
+    scored_text: ScoredText,
     on_progress: OnProgress,
 ) -> tuple[Corpus, bool]:
     """Read the corpus, by default the run's own, and return it with whether it is the run's own."""
-    recipe = record.get("recipe", {})
+    recipe, corpus = record.get("recipe", {}), scored_text.corpus
     if not (corpus or recipe):
         raise RunError(
             f"{run} was not trained by rung and has no corpus of its own: name one, as in "
             f"`rung eval {shlex.quote(run)} my.txt`"
         )
-    reading = {key: value for key, value in reading.items() if value}
+    reading = {key: value for key, value in scored_text.reading.items() if value}
     if not corpus and {"column", "encoding"} & set(reading):
         raise RecipeError(
             "a column and an encoding say how to read other text, and none is named: leave them out"
@@ -128,7 +142,7 @@ def read_scored_text(
     given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}
     if corpus and recipe and is_training_text(corpus, run, record, reading):
         note = f"{corpus_title(corpus)} is the text that {run} was trained on"
-        on_progress(Progress(stage="read", note=f"{note}: its {split} split is scored"))
+        on_progress(Progress(stage="read", note=f"{note}: its {scored_text.split} split is scored"))
         corpus = ""
     if corpus:
         return load_corpus(corpus, whole=True, **given), False
@@ -158,7 +172,12 @@ def _check_seen(run: str, variants: VariantOptions, text: Corpus, split: str) ->
     return {"seen_in_training": found[run]} if found.get(run) is not None else {}
 
 
-def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> dict[str, Any]:
+def evaluate_tasks(
+    run: str,
+    tasks: Sequence[str],
+    limit: int | None = None,
+    options: LoadOptions = AS_STORED,
+) -> dict[str, Any]:
     """Run lm-evaluation-harness on `tasks`, on at most `limit` documents of each.
 
     Each task is given the share of its text that the run was trained on, where the training text
@@ -170,7 +189,7 @@ def evaluate_tasks(run: str, tasks: Sequence[str], limit: int | None = None) -> 
         )
     from rung.evaluation.harness import run_tasks
 
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, options)
     record = runs.find_record(Path(run))
     figures, texts = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
     for task, seen in _find_seen_of_tasks(run, record, texts).items():

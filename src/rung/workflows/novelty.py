@@ -24,6 +24,7 @@ from rung.generation.decoder import Decoder
 from rung.generation.generate import generate_batch
 from rung.generation.sampling import Sampling
 from rung.models import load
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.evaluate import read_current_text
 from rung.workflows.record import take_first_words
@@ -73,7 +74,10 @@ class Continued:
 
 
 def measure_run_novelty(
-    run: str, options: NoveltyOptions, on_progress: OnProgress = ignore_progress
+    run: str,
+    options: NoveltyOptions,
+    on_progress: OnProgress = ignore_progress,
+    load_options: LoadOptions = AS_STORED,
 ) -> dict[str, Any]:
     """Measure the novelty of what a run writes, and write it into the run's record.
 
@@ -88,7 +92,7 @@ def measure_run_novelty(
         )
     runs.check_unlocked(Path(run))
     check_writable(Path(run) / runs.RECORD)
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, load_options)
     on_progress(Progress(stage="reading"))
     corpus = read_current_text(run, record)
     pairs = _choose_documents(run, corpus, tokenizer, options)

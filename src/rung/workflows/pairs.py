@@ -12,6 +12,7 @@ from rung.errors import RungError
 from rung.evaluation.likelihood import needs_renormalization
 from rung.evaluation.pairs import measure_accuracy, measure_groups, score_pairs
 from rung.models import load
+from rung.models.load_options import AS_STORED, LoadOptions
 from rung.progress import OnProgress, Progress, ignore_progress
 
 
@@ -20,6 +21,7 @@ def evaluate_pairs(
     source: str,
     encoding: str | None = None,
     on_progress: OnProgress = ignore_progress,
+    options: LoadOptions = AS_STORED,
 ) -> dict[str, Any]:
     """Score a run on the minimal pairs of a file or folder.
 
@@ -28,7 +30,7 @@ def evaluate_pairs(
     """
     pairs = open_pairs(source, encoding, on_progress)
     record = runs.find_record(Path(run))
-    found, rung = _score(run, pairs, on_progress)
+    found, rung = _score(run, pairs, on_progress, options)
     return {"run": run, "rung": record.get("rung", rung), **found}
 
 
@@ -74,9 +76,11 @@ def _count_over_runs(on_progress: OnProgress, place: int, names: Sequence[str]) 
     return show
 
 
-def _score(run: str, pairs: PairSet, on_progress: OnProgress) -> tuple[dict[str, Any], str]:
+def _score(
+    run: str, pairs: PairSet, on_progress: OnProgress, options: LoadOptions = AS_STORED
+) -> tuple[dict[str, Any], str]:
     """Return the accuracies on the pairs as a record keeps them, and the type of the model."""
-    model, tokenizer = load(run)
+    model, tokenizer = load(run, options)
     scores = score_pairs(model.to(choose_device()), tokenizer, pairs.pairs, on_progress)
     phenomena = measure_groups(scores, lambda pair: pair.phenomenon)
     paradigms = measure_groups(scores, lambda pair: (pair.phenomenon, pair.paradigm))

@@ -66,14 +66,14 @@ def _score(
     from rung.device import choose_device
     from rung.evaluation.score import score_documents
     from rung.models import count_parameters, load
-    from rung.models.load_options import LoadOptions, ModelName
+    from rung.models.load_options import LoadOptions
     from rung.workflows.evaluate import read_current_text
     from rung.workflows.record import describe_tokenizer
 
     theirs = runs.read_record(beside)
     text = read_current_text(str(beside), theirs)
     on_progress(Progress(stage="read", note=f"{name} is scored on the test text of {beside}"))
-    model, tokenizer = load(ModelName(name, LoadOptions(**options)))
+    model, tokenizer = load(name, LoadOptions(**options))
     texts = text.split("test")["text"]
     score = score_documents(model.to(choose_device()), tokenizer, texts, for_run(name, on_progress))
     record: dict[str, Any] = {
