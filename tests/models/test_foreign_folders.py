@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+import transformers
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -25,7 +26,7 @@ from rung.models.foreign import ForeignForCausalLM
 from rung.models.load_options import LoadOptions
 from rung.models.loading import load, load_rung
 from tests.conftest import SENTENCES, make_text, overflow, run_rung, shake, write
-from tests.models.foreign import WINDOW, build
+from tests.models.foreign import TINY, WINDOW, build
 
 TEXTS = ("the cat sat on the mat", "a dog is not a cat")
 
@@ -255,6 +256,40 @@ def test_what_is_no_causal_language_model_is_refused_in_a_line(folders, tokenize
     assert "reads by an encoder and writes by a decoder" in refused(tmp_path / "t5")
     assert "'clip' model, which is no causal language model" in refused(tmp_path / "clip")
     assert "'bert' model is not causal" in refused(tmp_path / "bert")
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("LlamaForSequenceClassification", "a classifier or a reward model"),
+        ("LlamaModel", "the body of a model without the head"),
+        ("GPTNeoXModel", "the body of a model without the head"),
+        ("BertForMaskedLM", "fills gaps from both sides"),
+    ],
+)
+def test_a_model_without_the_head_of_a_language_model_is_named(name, what, tokenizer, tmp_path):
+    model_class = getattr(transformers, name)
+    model_class(model_class.config_class(vocab_size=len(tokenizer), **TINY)).save_pretrained(
+        tmp_path
+    )
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(RunError, match=f"is a {name}, .*{what}.* of a class named ...ForCausalLM"):
+        load(tmp_path)
+
+
+def test_a_llama_without_bos_says_so_as_any_other_model_does(make_tiny, tokenizer, tmp_path):
+    """A run keeps its own: its documents began with the end-of-text token in training."""
+    make_tiny("llama3").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    change(tmp_path, "tokenizer_config.json", bos_token=None)
+    model, read = load(tmp_path)
+    score = score_documents(model, read, TEXTS[:1])
+    assert (score.has_bos, score.end_scored) == (False, True)
+    (document,) = tokenize_documents(TEXTS[:1], read)
+    (nats,) = compute_nll(model, [document.ids])
+    assert nats[0].item() == pytest.approx(math.log(model.config.vocab_size))
+    (tmp_path / model_files.RECORD).write_text("{}")
+    assert load(tmp_path)[1].bos_token == read.eos_token
 
 
 def test_damage_and_what_is_missing_are_named_in_a_line(folders, tokenizer, tmp_path):

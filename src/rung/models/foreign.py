@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AutoModelForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from rung.errors import RunError, first_line
@@ -203,23 +198,6 @@ class ForeignForCausalLM(CausalModel):
     def save_pretrained(self, save_directory: Any, **options: Any) -> None:
         """Save the model in transformers' own form."""
         self.inner.save_pretrained(save_directory, **options)
-
-
-def find_foreign_class(where: str, config: PreTrainedConfig) -> type[AutoModelForCausalLM]:
-    """Return the class that reads a model of this configuration.
-
-    Raises `RunError` where transformers has no causal language model of this type.
-    """
-    kind = config.model_type
-    if getattr(config, "is_encoder_decoder", False):
-        raise RunError(
-            f"{where} is a {kind!r} model, which reads by an encoder and writes by a decoder: only "
-            "a causal language model says how likely a text is"
-        )
-    own = getattr(config, "auto_map", None) or {}
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and "AutoModelForCausalLM" not in own:
-        raise RunError(f"{where} is a {kind!r} model, which is no causal language model")
-    return AutoModelForCausalLM
 
 
 def wrap_foreign(where: str, inner: PreTrainedModel) -> "ForeignForCausalLM":

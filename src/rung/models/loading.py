@@ -19,14 +19,10 @@ from rung import hub, model_files, runs
 from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
 from rung.data.tokenizer_loading import fill_bos, load_foreign_tokenizer
 from rung.errors import RecipeError, RunError, first_line
+from rung.models.architectures import check_architecture, find_foreign_class
 from rung.models.base import CausalModel
 from rung.models.config_checks import check_config, check_types, check_values
-from rung.models.foreign import (
-    ForeignForCausalLM,
-    count_embeddings,
-    find_foreign_class,
-    wrap_foreign,
-)
+from rung.models.foreign import ForeignForCausalLM, count_embeddings, wrap_foreign
 from rung.models.load_options import AS_STORED, LoadOptions, parse_dtype, set_window
 from rung.models.registry import RUNGS_BY_MODEL_TYPE
 from rung.models.tensor_checks import check_tensors
@@ -54,11 +50,12 @@ def load(
     is_folder = Path(where).is_dir()
     config = read_any_config(where, is_local, options.trust_remote_code)
     rung = None if has_other_rope(config) else RUNGS_BY_MODEL_TYPE.get(config.model_type)
+    reader = rung.model_class if rung else find_foreign_class(where, config)
+    check_architecture(where, config)
     if is_folder:
         if rung and not settings:
             check_weights(rung.model_class, config, Path(where))
         check_has_weights(Path(where))
-    reader = rung.model_class if rung else find_foreign_class(where, config)
     if is_folder and not (rung or options.trust_remote_code):
         check_parameter_count(config, Path(where))
     given = {**(settings or {}), "local_files_only": is_local, **parse_dtype(where, rung, options)}
@@ -67,7 +64,9 @@ def load(
     model = read_pretrained(where, reader, given)
     if rung:
         check_tensors(model, where)
-        tokenizer = fill_bos(load_foreign_tokenizer(where))
+        tokenizer = load_foreign_tokenizer(where)
+        if (Path(where) / runs.RECORD).exists():  # what a run's documents began with in training
+            fill_bos(tokenizer)
         known = required_vocab_size(tokenizer), model.config.vocab_size
     else:
         model = wrap_foreign(where, model)

@@ -244,13 +244,19 @@ def find_attention(run: ServedModel, body: TextRequest) -> dict[str, Any]:
         raise ApiError(
             400, f"{run.name} has no attention: choose an rnn-attention, gpt2 or llama3 run"
         )
-    found = [run.tokenizer.bos_token_id, *_encode(run, body.text)]
+    found = _add_bos(run, _encode(run, body.text))
     ids = found[: min(MAX_ATTENTION_TOKENS, run.model.context_length or MAX_ATTENTION_TOKENS)]
     if len(ids) < 2:
         raise ApiError(400, "text: nothing in it is a token; write a word")
     weights = read_attention(run.model, ids).double().numpy().round(3)
     tokens = [token_to_text(run.tokenizer, id) for id in ids]
     return {"tokens": tokens, "left_out": len(found) - len(ids), "weights": weights.tolist()}
+
+
+def _add_bos(run: ServedModel, ids: list[int]) -> list[int]:
+    """Put the begin-of-text token before the ids, where there is one."""
+    bos = run.tokenizer.bos_token_id
+    return ids if bos is None else [bos, *ids]
 
 
 def _encode(run: ServedModel, text: str) -> list[int]:
@@ -261,8 +267,7 @@ def _encode(run: ServedModel, text: str) -> list[int]:
 
 def _read_logits(run: ServedModel, ids: list[int]) -> Tensor:
     """Compute logits (1, V) of the next token; of a long text the model sees the end."""
-    bos = run.tokenizer.bos_token_id
-    ids = [*([] if bos is None else [bos]), *ids]
+    ids = _add_bos(run, ids)
     if not ids:
         raise ApiError(
             400, "text has no token, and this model has none to begin with: write a word"
