@@ -51,6 +51,7 @@ LADDER = (
     "swaps",
     "registry",
     "tensor_checks",
+    "architectures",
     "foreign",
     "load_options",
     "weight_checks",

@@ -22,24 +22,24 @@ CorpusArgument = Annotated[
         show_default=False,
     ),
 ]
-READING = "How the text is read"  # a group of options in the help of a verb
+READING_PANEL = "How the text is read"  # a group of options in the help of a verb
 ColumnOption = Annotated[
     str,
     typer.Option(
         help="The text column of tables; text, content, document or page by default.",
-        rich_help_panel=READING,
+        rich_help_panel=READING_PANEL,
     ),
 ]
 DocumentsOption = Annotated[
     str,
     typer.Option(
         help="What a document is in plain text: lines, paragraphs or file.",
-        rich_help_panel=READING,
+        rich_help_panel=READING_PANEL,
     ),
 ]
 EncodingOption = Annotated[
     str,
-    typer.Option(help="The encoding of files that are not UTF-8.", rich_help_panel=READING),
+    typer.Option(help="The encoding of files that are not UTF-8.", rich_help_panel=READING_PANEL),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else.")
@@ -51,13 +51,13 @@ QuietOption = Annotated[
     typer.Option("--quiet", "-q", help="No progress and no hints."),
 ]
 RunArgument = Annotated[str, typer.Argument(help="A run or model folder or Hub id.")]
-LOADING = "How the model is loaded"
+LOADING_PANEL = "How the model is loaded"
 WindowOption = Annotated[
     int | None,
     typer.Option(
         help="Tokens read at once; its own by default.",
         show_default=False,
-        rich_help_panel=LOADING,
+        rich_help_panel=LOADING_PANEL,
     ),
 ]
 DtypeOption = Annotated[
@@ -65,7 +65,7 @@ DtypeOption = Annotated[
     typer.Option(
         help="float32, bfloat16, float16; or as stored.",
         show_default=False,
-        rich_help_panel=LOADING,
+        rich_help_panel=LOADING_PANEL,
     ),
 ]
 TrustOption = Annotated[
@@ -73,7 +73,7 @@ TrustOption = Annotated[
     typer.Option(
         "--trust-remote-code",
         help="Run the code that comes with the model.",
-        rich_help_panel=LOADING,
+        rich_help_panel=LOADING_PANEL,
     ),
 ]
 # The argument of a verb that names a model: what `rung.load` takes of `--window`, `--dtype` and
@@ -86,14 +86,14 @@ LOAD_OPTIONS: dict[str, tuple[Any, Any]] = {
     "trust_remote_code": (TrustOption, False),
 }
 SplitOption = Annotated[
-    str, typer.Option(help="train, validation or test.", rich_help_panel=READING)
+    str, typer.Option(help="train, validation or test.", rich_help_panel=READING_PANEL)
 ]
 ReadAsOption = Annotated[
     str,
     typer.Option(
         "--documents",
         help="lines, paragraphs or file: what a document is.",
-        rich_help_panel=READING,
+        rich_help_panel=READING_PANEL,
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Where randomness starts.")]
