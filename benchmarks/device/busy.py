@@ -38,10 +38,10 @@ JOBS = {
 }
 
 
-class Job:
-    """The child's side: computes some tokens, and says with how many threads."""
+class Worker:
+    """The child's side: does a job for some seconds, and says with how many threads."""
 
-    def __init__(self, kind, count):
+    def __init__(self):
         import torch
 
         from rung.data.corpus import load_corpus
@@ -49,7 +49,6 @@ class Job:
         from rung.models import build_model, make_config
 
         torch.manual_seed(0)
-        self.kind, self.count = kind, count
         self.tokenizer = build_tokenizer(
             "bpe", load_corpus("python-docs").sample_train(1), VOCABULARY
         )
@@ -57,22 +56,23 @@ class Job:
         self.threads = 1
         self.all_threads = torch.get_num_threads()
 
-    def measure(self, seconds):
+    def measure(self, job, seconds):
         """Tokens a second over so many seconds at least, and the threads."""
         import torch
 
         from rung.device import avoid_busy_cores, restore_thread_count
         from rung.serve.worker import reserve_core
 
+        kind, self.count = JOBS[job]
         restore_thread_count(self.all_threads)
         # Each as its verb begins.
-        if self.kind == "serve":
+        if kind == "serve":
             if not self.is_held:
                 reserve_core()
         else:
             avoid_busy_cores()
         self.threads = torch.get_num_threads()
-        return getattr(self, self.kind)(seconds)
+        return getattr(self, kind)(seconds)
 
     @property
     def is_held(self):
@@ -131,7 +131,7 @@ class Job:
         from rung.serve.limits import Limits
         from rung.serve.metrics import Metrics
         from rung.serve.registry import ServedModel
-        from rung.serve.worker import Worker
+        from rung.serve.worker import Worker as EngineWorker
 
         engine = Engine(
             ServedModel("llama3", self.model.eval(), self.tokenizer, {}), Limits(), Metrics()
@@ -139,7 +139,7 @@ class Job:
         native = getattr(engine.batch.cache, "native", None)
         if native and self.is_held:
             native.spare_cores = 0
-        worker = Worker([engine])
+        worker = EngineWorker([engine])
         worker.start(asyncio.get_running_loop())
         started, tokens = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:
@@ -178,8 +178,8 @@ def repeat(compute, seconds):
     return tokens / took
 
 
-def run_child(job):
-    """For each line of input, which is a number of seconds, tokens a second and threads."""
+def run_child():
+    """For each line of input, which is a job and seconds, tell tokens a second and threads."""
     import transformers
 
     from rung.device import configure_threads
@@ -187,25 +187,26 @@ def run_child(job):
     configure_threads()
     transformers.logging.set_verbosity_error()
     answers, sys.stdout = sys.stdout, sys.stderr  # the Trainer's callbacks print
-    child = Job(*JOBS[job])
+    child = Worker()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        rate = child.measure(float(line))
+        job, seconds = json.loads(line)
+        rate = child.measure(job, seconds)
         print(json.dumps([rate, child.threads]), file=answers, flush=True)
 
 
-def start(job, *, is_held):
-    """A child that does the job, as rung does it or held to one thread."""
+def start(*, is_held):
+    """A child that works as rung does, or held to one thread."""
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     if is_held:
         environment["OMP_NUM_THREADS"] = "1"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, __file__, "--child", job]
+    command = [sys.executable, __file__, "--child"]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes)
 
 
-def ask(child, seconds):
-    child.stdin.write(f"{seconds}\n")
+def ask(child, job, seconds):
+    child.stdin.write(json.dumps([job, seconds]) + "\n")
     child.stdin.flush()
     answer = child.stdout.readline()
     if not answer:
@@ -218,30 +219,22 @@ def fair_share(threads, busy, cores):
     return min(1.0, cores / (threads + busy))
 
 
-def measure_job(job, loads, rounds, seconds):
+def measure_job(children, job, loads, rounds, seconds):
     """[rate, threads] of rung and of one thread, by number of busy processes, once a round."""
-    children = {held: start(job, is_held=held) for held in (False, True)}
     found = {(load, held): [] for load in loads for held in children}
-    try:
-        for child in children.values():
-            if child.stdout.readline().strip() != "ready":
-                sys.exit(f"the child that does {job!r} has ended")
-            ask(child, seconds / 2)
-        for _ in range(rounds):
-            for load in loads:
-                spin = [sys.executable, "-c", "while True: pass"]
-                beside = [subprocess.Popen(spin) for _ in range(load)]
-                try:
-                    for held, child in children.items():
-                        found[load, held].append(ask(child, seconds))
-                finally:
-                    for process in beside:
-                        process.kill()
-                        process.wait()
-    finally:
-        for child in children.values():
-            child.kill()
-            child.wait()
+    for child in children.values():
+        ask(child, job, seconds / 2)
+    for _ in range(rounds):
+        for load in loads:
+            spin = [sys.executable, "-c", "while True: pass"]
+            beside = [subprocess.Popen(spin) for _ in range(load)]
+            try:
+                for held, child in children.items():
+                    found[load, held].append(ask(child, job, seconds))
+            finally:
+                for process in beside:
+                    process.kill()
+                    process.wait()
     return found
 
 
@@ -277,10 +270,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
     parser.add_argument("--jobs", default=",".join({kind for kind, _ in JOBS.values()}))
-    parser.add_argument("--child", choices=JOBS)
+    parser.add_argument("--child", action="store_true")
     chosen = parser.parse_args()
     if chosen.child:
-        run_child(chosen.child)
+        run_child()
         return
     import torch
 
@@ -294,9 +287,19 @@ def main():
     heads = f"{'beside':>6}{'threads':>9}{'tokens/s':>11}{'fair':>8}{'share':>9}{'1 thread':>10}"
     print(f"{'Llama of 0.9 M':26}{heads}", flush=True)
     good = True
-    for job, (kind, _) in JOBS.items():
-        if kind in chosen.jobs.split(","):
-            good &= show(job, measure_job(job, loads, rounds, seconds), count_cores())
+    children = {held: start(is_held=held) for held in (False, True)}
+    try:
+        for child in children.values():
+            if child.stdout.readline().strip() != "ready":
+                sys.exit(f"a child has ended with {child.wait()}")
+        for job, (kind, _) in JOBS.items():
+            if kind in chosen.jobs.split(","):
+                found = measure_job(children, job, loads, rounds, seconds)
+                good &= show(job, found, count_cores())
+    finally:
+        for child in children.values():
+            child.kill()
+            child.wait()
     print(f"\nat least 80% of the fair share, and never slower than one thread: {good}")
 
 

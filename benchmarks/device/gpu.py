@@ -418,7 +418,7 @@ def measure_speed(options):
 
 def climb(options):
     """`rung climb`, as it is typed; its table."""
-    length = ["--steps", "3"] if options.tiny else ["--minutes", str(options.minutes)]
+    length = ["--minutes", "0.1"] if options.tiny else ["--minutes", str(options.minutes)]
     with tempfile.TemporaryDirectory() as folder:
         out = ["--out", str(Path(folder) / "climb"), "--quiet"]
         code, printed = in_a_process(run_rung, "climb", options.text, *length, *out)
