@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rung import runs
-from rung.errors import CorpusError, RunError
+from rung.errors import CorpusError, RecipeError, RunError
 from rung.recipe import make_recipe
 from rung.workflows.evaluate import ScoredText, evaluate_run
 from rung.workflows.run_folder import read_begun
@@ -171,3 +171,15 @@ def test_another_column_of_the_training_text_is_other_text(tmp_path):
         "whole text",
         sum(len(row["title"]) for row in rows),
     )
+
+
+def test_documents_are_cut_in_plain_text_only(place):
+    text = ScoredText("python-docs", reading={"documents": "lines"})
+    with pytest.raises(RecipeError, match="python-docs has documents of its own"):
+        evaluate_run(str(place / "run"), text)
+
+
+def test_text_that_is_cut_otherwise_is_not_said_to_have_changed(place, caplog):
+    found = evaluate_run(str(place / "run"), ScoredText(reading={"documents": "lines"}))
+    assert found["documents"] > 1
+    assert "has changed" not in caplog.text
