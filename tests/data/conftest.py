@@ -22,6 +22,7 @@ from rung.data.tokenizer_training import (
     TOKENIZERS,
     UNKNOWN,
     build_tokenizer,
+    make_untrained,
 )
 from tests.conftest import SENTENCES
 
@@ -126,6 +127,27 @@ def without_hub(tmp_path_factory):
     assert output.stderr == ""
     corpus, tokenizer = output.stdout.splitlines()
     return corpus, tokenizer
+
+
+def train_by_library(kind, texts, vocab_size=None):
+    """Train a tokenizer of a kind by the library's own trainer, which counts the text itself."""
+    tokenizer = make_untrained(kind)
+    if kind == "bpe":
+        letters = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size or 1024,
+            special_tokens=[BOS, EOS, PAD],
+            initial_alphabet=letters,
+            show_progress=False,
+        )
+    else:
+        trainer = trainers.WordLevelTrainer(
+            vocab_size=vocab_size or 2**31,
+            special_tokens=[BOS, EOS, PAD, UNKNOWN],
+            show_progress=False,
+        )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
 
 
 def train_bytes(normalizer=None, pre_tokenizer=None, special=(GPT2_END,), alphabet=True):

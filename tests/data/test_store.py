@@ -61,13 +61,14 @@ def test_a_stored_text_that_was_cut_short_is_read_again(tmp_path, monkeypatch):
 FLAT = """
 import re, sys, threading
 from pathlib import Path
-from rung.data import store
+from rung.data import store, words
 from rung.data.corpus import load_corpus
 from rung.workflows.prepare import pack_train
 from rung.data.tokenizer_training import build_tokenizer
 
 # Buffers so small that what grows with the documents shows beside them.
 store.READ_BATCH_BYTES, store.WRITE_BUFFER_CHARACTERS = 1 << 12, 1 << 18
+words.KEPT_BYTES = 1 << 20
 
 def own():  # of the resident pages those that no file backs: mapped ones can be dropped
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024

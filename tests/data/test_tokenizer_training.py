@@ -18,13 +18,12 @@ from rung.data.tokenizer_training import (
     MAX_WORD_LENGTH,
     PAD,
     UNKNOWN,
-    _byte_pairs,
     build_tokenizer,
     suggest_vocab_size,
 )
 from rung.errors import TokenizerError
 from tests.conftest import SENTENCES
-from tests.data.conftest import GPT2_END, KINDS, ids_of
+from tests.data.conftest import GPT2_END, KINDS, ids_of, train_by_library
 
 
 def test_the_book_s_words():
@@ -118,9 +117,8 @@ def test_ordinary_text_is_learned_from_as_it_is(prose, caplog):
         "a1" * 2000,
         "\n \t" * 300,
     ):
-        plain, trainer = _byte_pairs(320)
-        plain.train_from_iterator([text], trainer)
-        assert json.loads(learn([text]))["model"] == json.loads(plain.to_str())["model"]
+        library = train_by_library("bpe", [text], 320)
+        assert json.loads(learn([text]))["model"] == json.loads(library.to_str())["model"]
     assert not caplog.text
 
 

@@ -20,7 +20,7 @@ SPLITS = ("train", "validation", "test")
 # To be raised whenever the same source is read differently; what was stored before is then unused.
 STORE_LAYOUT = 7
 WRITE_BUFFER_CHARACTERS = 1 << 21
-READ_BATCH_BYTES = 1 << 16  # about
+READ_BATCH_BYTES = 1 << 20  # about
 INDEXED_BATCH_SIZE = 16
 
 # Gives (text, group) pairs; documents of one group go to the same split.

@@ -5,6 +5,7 @@ Text is encoded as ordinary text: the name of a special token in it is never rea
 `lossy_features` names what decoding cannot restore, and is empty for a lossless tokenizer.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -20,13 +21,15 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.tokenizer_training import ASCII_WHITE_SPACE
+from rung.data.tokenizer_training import ASCII_WHITE_SPACE, BUILDERS, make_untrained
+from rung.data.words import WordIds, batch_texts, splits_at_white_space
 from rung.device import count_cores
 from rung.errors import TokenizerError
 
 _State = TypeVar("_State")
 
 ENCODE_BATCH_SIZE = 32  # documents
+ENCODE_BATCH_CHARACTERS = 1 << 20
 # SentencePiece spells what it does not know in tokens of bytes.
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -174,9 +177,8 @@ def encode_documents(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[list[int]]:
     """Yield BOS, the text's tokens and EOS for every text."""
-    source = iter(texts)
-    batches = iter(lambda: list(itertools.islice(source, ENCODE_BATCH_SIZE)), [])
-    for ids, lengths, _ in encode_batches(((batch, None) for batch in batches), tokenizer):
+    batches = ((batch, None) for batch in batch_texts(texts, ENCODE_BATCH_CHARACTERS))
+    for ids, lengths, _ in encode_batches(batches, tokenizer):
         yield from (document.tolist() for document in numpy.split(ids, numpy.cumsum(lengths)[:-1]))
 
 
@@ -185,17 +187,20 @@ def encode_batches(
 ) -> Iterator[tuple[NDArray[numpy.integer], NDArray[numpy.integer], _State]]:
     """Encode batches of (texts, state) to (ids in one row, length of each text, state).
 
-    Each text is BOS, its tokens and EOS. Batches are encoded in parallel threads, since the library
-    releases Python's lock; at most two for each core are in memory. When `batches` raises, what was
-    read before is yielded first.
+    Each text is BOS, its tokens and EOS. Each distinct word is encoded once (`words`), or each
+    distinct text where the tokenizer looks beyond words. Batches are encoded in parallel threads,
+    since the library, numpy and Arrow release Python's lock; at most two for each core are in
+    memory. When `batches` raises, what was read before is yielded first.
     """
     # A copy of its own, whose settings no one else changes.
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     _switch_to_ordinary(backend)
-    bos_eos, control = (
-        (tokenizer.bos_token_id, tokenizer.eos_token_id),
-        find_control_tokens(tokenizer),
+    bos_eos = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    control = find_control_tokens(tokenizer)
+    words = WordIds(
+        lambda texts: [e.ids for e in _encode_checked(backend.encode_batch_fast, texts, control)]
     )
+    at_white_space = splits_at_white_space(_specify(tokenizer), _specify_proven())
     cores = count_cores()
     pending: deque[tuple[Future, _State]] = deque()
     broken: Exception | None = None
@@ -210,7 +215,9 @@ def encode_batches(
                 except Exception as error:  # raised below, after what was read before
                     broken = error
                     break
-                pending.append((threads.submit(_encode, backend, bos_eos, control, texts), state))
+                pending.append(
+                    (threads.submit(_encode, words, at_white_space, bos_eos, texts), state)
+                )
             if not pending:
                 break
             future, state = pending.popleft()
@@ -220,17 +227,17 @@ def encode_batches(
 
 
 def _encode(
-    backend: Tokenizer, bos_eos: tuple[int, int], control: Mapping[int, str], texts: list[str]
+    words: WordIds, at_white_space: bool, bos_eos: tuple[int, int], texts: list[str]
 ) -> tuple[NDArray[numpy.integer], NDArray[numpy.integer]]:
-    bos, eos = bos_eos
-    found = [
-        [bos, *encoding.ids, eos]
-        for encoding in _encode_checked(backend.encode_batch_fast, texts, control)
-    ]
-    lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
-    return numpy.fromiter(
-        itertools.chain.from_iterable(found), dtype=numpy.uint32, count=lengths.sum()
-    ), lengths
+    row, lengths = words.encode_texts(texts, at_white_space=at_white_space)
+    lengths += 2
+    ends = numpy.cumsum(lengths)
+    ids = numpy.empty(len(row) + 2 * len(texts), dtype=numpy.uint32)
+    inside = numpy.ones(len(ids), dtype=bool)
+    for places, token in zip((ends - lengths, ends - 1), bos_eos, strict=True):
+        ids[places], inside[places] = token, False
+    ids[inside] = row
+    return ids, lengths
 
 
 def _switch_to_ordinary(backend: Tokenizer) -> dict[str, float]:
@@ -272,6 +279,12 @@ def _encode_checked(
                 "--tokenizer bpe"
             )
     return encodings
+
+
+@functools.cache
+def _specify_proven() -> tuple[dict, ...]:
+    """Return the specifications of tokenizers whose ids of a text are those of its words."""
+    return tuple(json.loads(make_untrained(kind).to_str()) for kind in BUILDERS)
 
 
 def _specify(tokenizer: PreTrainedTokenizerBase) -> dict:

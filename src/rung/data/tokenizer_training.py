@@ -1,10 +1,13 @@
 """Train a tokenizer on a text: byte pairs, words, or characters."""
 
+import itertools
 import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy
+from numpy.typing import NDArray
 from tokenizers import (
     Regex,
     Tokenizer,
@@ -17,6 +20,8 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
+from rung.data.byte_pairs import learn_merges
+from rung.data.words import count_words
 from rung.errors import TokenizerError, did_you_mean
 
 logger = logging.getLogger(__name__)
@@ -38,6 +43,9 @@ TOKENIZERS = {
 }
 # Every byte and three special tokens; other kinds need four special tokens and a word.
 MIN_VOCAB_SIZE = {"bpe": 256 + 3}
+# Of byte pairs for a text of 2 MB; of other kinds it is all words, or all characters.
+DEFAULT_VOCAB_SIZE = {"bpe": 1024, "word": 30_000}
+WORDS_AT_ONCE = 2**14
 # KenLM's `query` splits words only here: a no-break space is part of a word.
 ASCII_WHITE_SPACE = r"[\t\n\x0b\f\r ]+"
 
@@ -60,10 +68,14 @@ def build_tokenizer(
         raise TokenizerError(
             f"tokenizer.vocab_size is {vocab_size}: {kind} needs at least {smallest}"
         )
-    tokenizer, trainer = BUILDERS[kind](vocab_size)
-    tokenizer.train_from_iterator(
-        _cut_long_words(texts, tokenizer.pre_tokenizer) if kind == "bpe" else texts, trainer
-    )
+    tokenizer = make_untrained(kind)
+    if kind == "bpe":
+        texts = _cut_long_words(texts, tokenizer.pre_tokenizer)
+    pre_tokens, counts = _count_pre_tokens(tokenizer, texts)
+    choose = _learn_byte_pairs if kind == "bpe" else _choose_words
+    tokenizer.model = choose(pre_tokens, counts, vocab_size or DEFAULT_VOCAB_SIZE.get(kind))
+    special_tokens = [BOS, EOS, PAD, *([] if kind == "bpe" else [UNKNOWN])]
+    tokenizer.add_special_tokens(special_tokens)
     bos = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
@@ -91,20 +103,52 @@ def suggest_vocab_size(train_bytes: int) -> int:
     return max(320, min(2**power, 16_384))
 
 
-TokenizerBuilder = Callable[[int | None], tuple[Tokenizer, trainers.Trainer]]
+def make_untrained(kind: str) -> Tokenizer:
+    """Make the tokenizer of a kind, with no token yet."""
+    model = models.BPE() if kind == "bpe" else models.WordLevel(unk_token=UNKNOWN)
+    tokenizer = Tokenizer(model)
+    BUILDERS[kind](tokenizer)
+    return tokenizer
 
 
-def _byte_pairs(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size or suggest_vocab_size(2_000_000),
-        special_tokens=[BOS, EOS, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    return tokenizer, trainer
+def _count_pre_tokens(
+    tokenizer: Tokenizer, texts: Iterable[str]
+) -> tuple[list[str], NDArray[numpy.int64]]:
+    """Return the distinct pre-tokens of the texts, and how often each occurs.
+
+    Each distinct word of the texts is cut into pre-tokens once.
+    """
+    words, times = count_words(texts)
+    trainer = trainers.WordLevelTrainer(vocab_size=2**31, show_progress=False, special_tokens=[])
+    counter = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    counter.normalizer, counter.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+    counter.train_from_iterator(words, trainer)
+    counts = numpy.zeros(counter.get_vocab_size(), dtype=numpy.int64)
+    for start in range(0, len(words), WORDS_AT_ONCE):
+        batch = slice(start, start + WORDS_AT_ONCE)
+        found = [e.ids for e in counter.encode_batch_fast(words[batch], add_special_tokens=False)]
+        ids = numpy.fromiter(itertools.chain.from_iterable(found), dtype=numpy.int64)
+        numpy.add.at(counts, ids, numpy.repeat(times[batch], [len(row) for row in found]))
+    vocab = counter.get_vocab()
+    return sorted(vocab, key=vocab.__getitem__), counts
+
+
+def _learn_byte_pairs(
+    pre_tokens: list[str], counts: NDArray[numpy.int64], vocab_size: int | None
+) -> models.BPE:
+    assert vocab_size is not None
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens, merges = learn_merges(pre_tokens, counts, [BOS, EOS, PAD, *characters], vocab_size)
+    return models.BPE({token: id for id, token in enumerate(tokens)}, merges)
+
+
+def _choose_words(
+    pre_tokens: list[str], counts: NDArray[numpy.int64], vocab_size: int | None
+) -> models.WordLevel:
+    """Take the most frequent words, of equally frequent ones the first by the alphabet."""
+    ranked = sorted(zip((-counts).tolist(), pre_tokens, strict=True))
+    tokens = [BOS, EOS, PAD, UNKNOWN, *(word for _, word in ranked)][:vocab_size]
+    return models.WordLevel({token: id for id, token in enumerate(tokens)}, UNKNOWN)
 
 
 def _cut_long_words(texts: Iterable[str], splitter: pre_tokenizers.PreTokenizer) -> Iterator[str]:
@@ -137,35 +181,34 @@ def _has_long_word(text: str) -> bool:
     return any(part.split(maxsplit=1) in ([], [part]) for part in parts)
 
 
-def _characters(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 2**20)
+def _split_bytes(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+
+
+def _split_characters(tokenizer: Tokenizer) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    return tokenizer, trainer
 
 
-def _words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 30_000)
+def _split_words(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(), pre_tokenizers.Whitespace()]
     )
-    return tokenizer, trainer
 
 
-def _lower_case_words(vocab_size: int | None) -> tuple[Tokenizer, trainers.Trainer]:
+def _split_lower_case(tokenizer: Tokenizer) -> None:
     # Splits as Python's str.split does.
-    tokenizer, trainer = _white_space_words(vocab_size, pre_tokenizers.WhitespaceSplit())
+    _split_white_space(tokenizer, pre_tokenizers.WhitespaceSplit())
     tokenizer.normalizer = normalizers.Lowercase()
-    return tokenizer, trainer
 
 
-def _white_space_words(
-    vocab_size: int | None, split: pre_tokenizers.PreTokenizer | None = None
-) -> tuple[Tokenizer, trainers.Trainer]:
-    tokenizer, trainer = _word_level(vocab_size or 2**31)
+def _split_white_space(
+    tokenizer: Tokenizer, split: pre_tokenizers.PreTokenizer | None = None
+) -> None:
     literal = "|".join(re.escape(special.removeprefix("<")) for special in (BOS, EOS, PAD, UNKNOWN))
     # The name of a special token in the text becomes two words, neither of them special.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -174,20 +217,14 @@ def _white_space_words(
             pre_tokenizers.Split(Regex(f"^<(?=(?:{literal})$)"), "isolated"),
         ]
     )
-    return tokenizer, trainer
 
 
-def _word_level(vocab_size: int) -> tuple[Tokenizer, trainers.Trainer]:
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=vocab_size, special_tokens=[BOS, EOS, PAD, UNKNOWN], show_progress=False
-    )
-    return Tokenizer(models.WordLevel(unk_token=UNKNOWN)), trainer
-
-
-BUILDERS: dict[str, TokenizerBuilder] = {
-    "bpe": _byte_pairs,
-    "word": _words,
-    "word-split": _lower_case_words,
-    "whitespace": _white_space_words,
-    "char": _characters,
+# Each gives a tokenizer what comes before its model. None of it looks beyond a word, by
+# `words.split_words`, and the white space before it.
+BUILDERS: dict[str, Callable[[Tokenizer], None]] = {
+    "bpe": _split_bytes,
+    "word": _split_words,
+    "word-split": _split_lower_case,
+    "whitespace": _split_white_space,
+    "char": _split_characters,
 }

@@ -163,7 +163,8 @@ def _group_by_history(
         next_history = int(parents[ahead]) if ahead < len(parents) else histories
         if next_history == history:  # one history with more children than that
             next_history += 1
-        next_row = int(numpy.searchsorted(parents, next_history))
+        # A number of another type would have all parents converted.
+        next_row = int(numpy.searchsorted(parents, parents.dtype.type(next_history)))
         yield slice(row, next_row), slice(history, next_history)
         row, history = next_row, next_history
 
