@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/orders data/tokenizing device/gpu evaluation/compress)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/text_to_ngrams models/orders data/tokenizing device/gpu evaluation/compress)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -56,7 +56,7 @@ $(OUTPUTS): .SHELLFLAGS := -o pipefail -c
 
 benchmarks/evaluation/chapter.txt: GIVEN = $(WIKITEXT)
 benchmarks/models/induction.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
-benchmarks/models/engines.txt benchmarks/models/orders.txt: GIVEN = $(TEXT)/train
+benchmarks/models/engines.txt benchmarks/models/orders.txt benchmarks/models/text_to_ngrams.txt: GIVEN = $(TEXT)/train
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
 benchmarks/data/tokenizing.txt benchmarks/evaluation/compress.txt: GIVEN = $(TEXT)
 benchmarks/training/adapters.txt: GIVEN = $(SHAKESPEARE)
