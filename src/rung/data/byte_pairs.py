@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 PAIR_SHIFT = 32  # a pair of ids is one number, which sorts as the pair does
 
-IntArray = NDArray[numpy.int64]
+_IntArray = NDArray[numpy.int64]
 Merge = tuple[str, str]
 
 
 def learn_merges(
-    words: list[str], counts: IntArray, tokens: list[str], vocab_size: int
+    words: list[str], counts: _IntArray, tokens: list[str], vocab_size: int
 ) -> tuple[list[str], list[Merge]]:
     """Return the tokens with those that are learned, `vocab_size` in all, and the merges in order.
 
@@ -59,7 +59,7 @@ class _SegmentedWords:
     Word w is the ids from `starts[w]` on, `lengths[w]` of them.
     """
 
-    def __init__(self, words: list[str], counts: IntArray, ids: dict[str, int]) -> None:
+    def __init__(self, words: list[str], counts: _IntArray, ids: dict[str, int]) -> None:
         text = numpy.frombuffer("".join(words).encode("utf-32-le"), dtype=numpy.uint32)
         by_character = numpy.zeros(int(text.max(initial=0)) + 1, dtype=numpy.int64)
         for character in numpy.unique(text).tolist():
@@ -70,7 +70,7 @@ class _SegmentedWords:
         self.counts = counts
         self.totals: dict[int, int] = {}
 
-    def count_pairs(self) -> list[tuple[int, int, IntArray]]:
+    def count_pairs(self) -> list[tuple[int, int, _IntArray]]:
         """Count all pairs: each with its total, and the words that it is in."""
         word = numpy.repeat(numpy.arange(len(self.lengths)), self.lengths)
         inside = numpy.flatnonzero(word[1:] == word[:-1])
@@ -78,8 +78,8 @@ class _SegmentedWords:
         return [(pair, self.totals[pair], at) for pair, at in self._add(pairs, word[inside], 1)]
 
     def merge(
-        self, left: int, right: int, new: int, words: IntArray
-    ) -> Iterable[tuple[int, IntArray]]:
+        self, left: int, right: int, new: int, words: _IntArray
+    ) -> Iterable[tuple[int, _IntArray]]:
         """Merge a pair in some words; yield the pairs that arise, and the words they arise in."""
         words = numpy.unique(words)
         lengths = self.lengths[words]
@@ -102,19 +102,19 @@ class _SegmentedWords:
         self.lengths[words] = lengths
         return arisen
 
-    def _find_places(self, words: IntArray, lengths: IntArray) -> IntArray:
+    def _find_places(self, words: _IntArray, lengths: _IntArray) -> _IntArray:
         """Find the places of the first ids of each word, as many as `lengths` says."""
         ends = numpy.cumsum(lengths)
         return numpy.repeat(self.starts[words] - ends + lengths, lengths) + numpy.arange(ends[-1])
 
     def _change_totals(
         self,
-        row: IntArray,
+        row: _IntArray,
         is_last: NDArray[numpy.bool_],
-        hits: IntArray,
-        words: IntArray,
+        hits: _IntArray,
+        words: _IntArray,
         merged: tuple[int, int, int],
-    ) -> list[tuple[int, IntArray]]:
+    ) -> list[tuple[int, _IntArray]]:
         """Change the totals of the pairs beside those merged at `hits`, each in one of `words`.
 
         Returns the pairs that arise, and the words they arise in. A merged pair's own total stays,
@@ -133,7 +133,7 @@ class _SegmentedWords:
         self._add(lost, where, -1)
         return self._add(arisen, where, 1)
 
-    def _add(self, pairs: IntArray, words: IntArray, sign: int) -> list[tuple[int, IntArray]]:
+    def _add(self, pairs: _IntArray, words: _IntArray, sign: int) -> list[tuple[int, _IntArray]]:
         """Add the counts of words to the totals of pairs in them; return each pair's words."""
         if not len(pairs):
             return []
@@ -151,7 +151,7 @@ class _SegmentedWords:
         ]
 
 
-def _leave_out_overlaps(hits: IntArray) -> IntArray:
+def _leave_out_overlaps(hits: _IntArray) -> _IntArray:
     """Leave out every second hit of a run: in `aaa` the first two are merged."""
     begins = numpy.append(True, numpy.diff(hits) > 1)[: len(hits)]
     run = numpy.maximum.accumulate(numpy.where(begins, hits, 0))
