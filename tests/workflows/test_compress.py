@@ -7,6 +7,7 @@ import shutil
 import zlib
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -20,13 +21,14 @@ from rung.evaluation.score import score_documents
 from rung.ladder import LADDER
 from rung.models import load
 from rung.models.foreign import wrap_foreign
-from rung.workflows import coding_model
+from rung.workflows import coding_model, compress
 from rung.workflows.coding_model import CodingModel, prove_score
 from tests.conftest import SENTENCES, examples, run_rung
 from tests.evaluation.conftest import count
 from tests.models.foreign import build
 
 pytest.importorskip("constriction")
+is_smaller = compress.is_smaller
 BEFORE = Path(__file__).parents[1] / "contracts" / "runs_of_0_1"
 RUNS = sorted(path.name for path in BEFORE.iterdir() if path.is_dir() and path.name != "begun")
 # Bytes that texts are made of somewhere, and that a decoder could lose.
@@ -42,6 +44,22 @@ ODD_TEXTS = {
     "blank ends": b"\n\n\ntext\n\n \n\nmore\n\n\n",
     "letters of many scripts": "Ａｆﬁ é é 漢字 🙂👩‍👩‍👧 ﷽ \u2028 \x85".encode(),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def with_models():
+    """Files that are coded under a model, and never stored as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rung.workflows.compress.is_smaller", lambda coded_bytes, data: True)
+        yield
+
+
+@pytest.fixture
+def smallest():
+    """Files as users get them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rung.workflows.compress.is_smaller", is_smaller)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +81,7 @@ def words(tmp_path_factory):
 @pytest.fixture(scope="module")
 def loaded(folder, words):
     """Models and tokenizers, of bytes and of words."""
-    return [load(run) for run in (folder / "ngram", folder / "llama3", words)]
+    return [load(run) for run in (*(folder / name for name in LADDER), words)]
 
 
 def test_a_file_says_how_its_run_was_loaded(folder, tmp_path):
@@ -117,6 +135,15 @@ def test_a_long_line_comes_back(size, folder, tmp_path):
     round_trip(folder / "ngram", b"ab " * (size // 3), tmp_path)
 
 
+@pytest.mark.parametrize("size", [0, 1, 100, 20_000])
+def test_what_no_model_makes_smaller_is_stored(size, folder, words, tmp_path, smallest):
+    data = numpy.random.default_rng(size).bytes(size)
+    found = round_trip(folder / "ngram", data, tmp_path)
+    assert found["is_stored"] and found["compressed_bytes"] <= size + 30
+    text = round_trip(folder / "ngram", (folder / "text.txt").read_bytes(), tmp_path)
+    assert not text["is_stored"] and text["compressed_bytes"] < text["bytes"]
+
+
 def test_words_are_cheaper_than_their_spelling(words, tmp_path):
     known = round_trip(words, " ".join(SENTENCES * 20).encode(), tmp_path)
     assert known["compressed_bytes"] < 0.3 * known["bytes"]
@@ -159,9 +186,10 @@ def test_a_model_that_changes_proves_nothing(folder):
         rung.compress(folder / "rnn", folder / "text.txt", folder / "out", mix=["a=b"], cache=True)
 
 
-@settings(max_examples=20, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=examples(20), suppress_health_check=list(HealthCheck), deadline=None)
 @given(st.lists(st.text(min_size=1, max_size=40).filter(str.strip), min_size=1, max_size=3))
 def test_texts_that_hypothesis_makes_are_proven(loaded, texts):
+    """Under the six rungs, and a bigram of words."""
     for model, tokenizer in loaded:
         score = score_documents(model, tokenizer, texts)
         proof = prove_score(CodingModel({"model": model}, tokenizer), texts, score.nats)
@@ -216,6 +244,23 @@ class TestDamage:
             self.refuse(packed[:size], folder, "damaged")
         self.refuse(packed + b"\0", folder, "damaged")
 
+    def test_a_damaged_file_that_is_stored_is_found(self, folder, tmp_path, smallest):
+        (tmp_path / "source").write_bytes(bytes(range(256)))
+        rung.compress(folder / "bigram", tmp_path / "source", tmp_path / "packed")
+        packed = (tmp_path / "packed").read_bytes()
+        for place in (3, 20, 25, len(packed) // 2, len(packed) - 1):
+            flipped = bytearray(packed)
+            flipped[place] ^= 8
+            self.refuse(bytes(flipped), folder, "damaged")
+        for size in (10, 25, len(packed) - 1):
+            self.refuse(packed[:size], folder, "damaged")
+
+    def test_a_file_of_another_version_is_refused(self, packed, folder):
+        for version in (1, 3, 10):
+            opening = f"rung compressed text {version}\n".encode()
+            said = f"another version of rung ('rung compressed text {version}')"
+            self.refuse(opening + packed[len(MAGIC) :], folder, said)
+
     def test_a_header_that_rung_did_not_write_is_refused(self, packed, folder):
         size, _ = HEADER_SIZES.unpack_from(packed, len(MAGIC))
         at = len(MAGIC) + HEADER_SIZES.size
@@ -267,7 +312,7 @@ class TestDamage:
         source, packed = tmp_path / "source", tmp_path / "packed"
         source.write_text("a few words of a text")
         rung.compress(folder / "rnn", source, packed)
-        softmax = torch.Tensor.softmax
+        softmax = torch.Tensor.softmax  # whose numbers are cut to whole ones
         monkeypatch.setattr(torch.Tensor, "softmax", lambda t, dim: softmax(3 * t, dim=dim))
         with pytest.raises(RunError, match="does not decode here"):
             rung.decompress(packed, tmp_path / "out")

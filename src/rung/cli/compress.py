@@ -50,7 +50,8 @@ def compress_command(
     bits = found["bits_per_byte"]
     rate = f", {bits:.3f} bits per byte" if bits is not None else ""
     sizes = f"{found['bytes']:,} bytes in {found['compressed_bytes']:,}"
-    print_note(f"Wrote {out}: {sizes}{rate}")
+    stored = "; stored as it is or by zlib, the model makes it no smaller"
+    print_note(f"Wrote {out}: {sizes}{rate}{stored if found['is_stored'] else ''}")
 
 
 @verb("decompress", "rung decompress my.rung copy.txt")

@@ -8,8 +8,10 @@ coded, and a vocabulary of any size is coded exactly. The entropy coder is the r
 stream of bits: what begins next is known from the ends of those before.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import numpy
@@ -129,89 +131,133 @@ class DocumentCoder:
         total: int,
         given: Sequence[CodedDocument] | None,
     ) -> list[CodedDocument]:
-        found: list[CodedDocument] = []
+        coding = _Pass(self, coder, given)
         meter = ProgressMeter(self.on_progress, "encoding" if given else "decoding", count)
-        free, begun, coded = list(range(min(self.streams, count)))[::-1], 0, 0
-        active: dict[int, _ActiveText] = {}
-        while begun < count or active:
+        free, begun = list(range(min(self.streams, count)))[::-1], 0
+        while begun < count or coding.active.shape[1]:
             while free and begun < count:
-                wanted = None if given is None else given[begun]
-                slot = free.pop()
-                self.predictor.reset(slot)
-                found.append(CodedDocument([self.tokens.bos]))
-                length = self._open(coder, wanted)
-                active[slot] = _ActiveText(found[begun], wanted, length, length == 1)
+                coding.begin(begun, free.pop())
                 begun += 1
-            going = {slot: text for slot, text in active.items() if not text.is_ended}
-            if (coded := coded + len(going)) > total:
+            going = coding.active.shape[1] - len(coding.find_ended())
+            if (coding.coded + going) > total:
                 raise RunError("the code goes on beyond its end")
-            self._step(coder, going)
-            for slot in [slot for slot, text in active.items() if text.is_ended]:
-                text = active.pop(slot)
+            coding.step()
+            for slot, length in coding.end():
                 free.append(slot)
-                self._spell(coder, text)
-                meter.step(len(text.found.ids) - 1, items=1)
-        return found
+                meter.step(length, items=1)
+        return coding.collect()
 
-    def _open(self, coder: SymbolCoder, given: CodedDocument | None) -> int | None:
-        """Code how many ids a document has, where no token ends it."""
-        if self.tokens.eos is not None:
-            return None
-        length = None if given is None else len(given.ids)
-        bits = coder.code_uniform(COUNT_BITS, None if length is None else length.bit_length())
-        return _code_count(coder, length, bits)
 
-    def _step(self, coder: SymbolCoder, going: dict[int, "_ActiveText"]) -> None:
-        """Code the next token of each text; one that follows nothing is any token."""
-        asked = {slot: text for slot, text in going.items() if text.found.ids[-1] != NO_BOS}
-        for text in going.values():
-            if text.found.ids[-1] == NO_BOS:
-                size = max(2, self.predictor.vocab_size)
-                text.append(coder.code_uniform(size, text.next_id()), self.tokens.eos)
-        if not asked:
+_DOCUMENT, _SLOT, _LAST, _LENGTH, _END, _UNKNOWN, _NEXT = range(7)  # the rows of `_Pass.active`
+
+
+class _Pass:
+    """One pass over documents, which encodes or decodes them.
+
+    `active` has a column for each document that is coded now: its number, its slot, its last token,
+    how many tokens it has after BOS, at how many it ends (-1 where a token ends it), how many of
+    them are unknown, and where its next token stands in `ids`.
+    """
+
+    def __init__(
+        self, how: DocumentCoder, coder: SymbolCoder, given: Sequence[CodedDocument] | None
+    ) -> None:
+        self.how, self.tokens, self.coder, self.given = how, how.tokens, coder, given
+        self.active: Integers = numpy.empty((_NEXT + 1, 0), dtype=numpy.int64)
+        self.coded = 0
+        self.found: list[tuple[Integers, Integers]] = []  # documents, and a token of each
+        self.pieces: list[list[bytes]] = []  # of each document
+        self.ids: Integers | None = None  # of all documents, if they are given
+        if given is not None:
+            sizes = [len(document.ids) for document in given]
+            every = itertools.chain.from_iterable(document.ids for document in given)
+            self.ids = numpy.fromiter(every, numpy.int64, sum(sizes))
+            self.first = numpy.cumsum([0, *sizes])
+
+    def begin(self, document: int, slot: int) -> None:
+        """Begin a document: code its length if no token ends it, and what no token is before."""
+        self.how.predictor.reset(slot)
+        self.pieces.append([])
+        given = None if self.given is None else self.given[document]
+        end = -1
+        if self.tokens.eos is None:
+            length = None if given is None else len(given.ids)
+            bits = self.coder.code_uniform(
+                COUNT_BITS, None if length is None else length.bit_length()
+            )
+            end = _code_count(self.coder, length, bits) - 1
+        next_id = 0 if self.ids is None else int(self.first[document]) + 1
+        column = [document, slot, self.tokens.bos, 0, end, 0, next_id]
+        opened = numpy.array(column, dtype=numpy.int64)[:, None]
+        if self.tokens.bos == NO_BOS and end != 0:  # a token that follows nothing is any token
+            size = max(2, self.how.predictor.vocab_size)
+            wanted = None if given is None else given.ids[1]
+            self._append(opened, numpy.array([self.coder.code_uniform(size, wanted)]))
+        self.active = numpy.concatenate([self.active, opened], axis=1)
+
+    def step(self) -> None:
+        """Code the next token of each document that has not ended."""
+        ended = self.find_ended()
+        going = numpy.delete(self.active, ended, axis=1) if len(ended) else self.active
+        if not going.shape[1]:
             return
-        slots = numpy.fromiter(asked, dtype=numpy.int64)
-        texts = list(asked.values())
-        self.predictor.append(slots, numpy.array([text.found.ids[-1] for text in texts]))
-        wanted = None
-        if texts[0].given is not None:
-            wanted = numpy.array([text.next_id() for text in texts])
-        tokens = code_tokens(self.predictor, slots, coder, wanted).tolist()
-        for text, token in zip(texts, tokens, strict=True):
-            text.append(token, self.tokens.eos)
+        self.how.predictor.append(going[_SLOT], going[_LAST])
+        wanted = None if self.ids is None else self.ids[going[_NEXT]]
+        self._append(going, code_tokens(self.how.predictor, going[_SLOT], self.coder, wanted))
+        if len(ended):
+            going = numpy.concatenate([self.active[:, ended], going], axis=1)
+        self.active = going
 
-    def _spell(self, coder: SymbolCoder, text: "_ActiveText") -> None:
+    def find_ended(self) -> Integers:
+        """Return the columns of the documents that have ended."""
+        at_end = self.active[_LENGTH] == self.active[_END]
+        if self.tokens.eos is not None:
+            at_end = (self.active[_LAST] == self.tokens.eos) & (self.active[_LENGTH] > 0)
+        return numpy.flatnonzero(at_end)
+
+    def end(self) -> list[tuple[int, int]]:
+        """Code what is spelled of the documents that have ended; return their slots and lengths."""
+        ended = self.find_ended()
+        columns = self.active[:, ended].T.tolist()
+        for column in columns:
+            self._spell(column[_DOCUMENT], column[_UNKNOWN])
+        if len(ended):
+            self.active = numpy.ascontiguousarray(numpy.delete(self.active, ended, axis=1))
+        return [(column[_SLOT], column[_LENGTH]) for column in columns]
+
+    def collect(self) -> list[CodedDocument]:
+        """Return all documents."""
+        lists: list[list[int]] = [[self.tokens.bos] for _ in self.pieces]
+        if self.found:
+            documents, tokens = (numpy.concatenate(part) for part in zip(*self.found, strict=True))
+            tokens = tokens[numpy.argsort(documents, kind="stable")]
+            ends = numpy.cumsum(numpy.bincount(documents, minlength=len(lists)))
+            for ids, part in zip(lists, numpy.split(tokens, ends[:-1]), strict=True):
+                ids += part.tolist()
+        return [CodedDocument(*both) for both in zip(lists, self.pieces, strict=True)]
+
+    def _append(self, columns: Integers, tokens: Integers) -> None:
+        """Append a token to each of these documents."""
+        self.found.append((columns[_DOCUMENT].copy(), tokens))
+        self.coded += len(tokens)
+        columns[_LAST] = tokens
+        columns[_LENGTH] += 1
+        columns[_NEXT] += 1
+        if self.tokens.unknown is not None:
+            columns[_UNKNOWN] += tokens == self.tokens.unknown
+
+    def _spell(self, document: int, count: int) -> None:
         """Code the pieces that are spelled beside a document's tokens, as the ruler charges them.
 
         There is one for each unknown token, else their number is coded too.
         """
-        found, given = text.found, text.given
-        count = found.ids.count(self.tokens.unknown) if self.tokens.unknown is not None else 0
-        wanted = None if given is None else numpy.array([int(len(given.pieces) != count)])
+        coder, given = self.coder, None if self.given is None else self.given[document].pieces
+        wanted = None if given is None else numpy.array([int(len(given) != count)])
         if coder.code(numpy.array([[1 - SURPRISE, SURPRISE]]), wanted)[0]:
-            count = _code_count(coder, None if given is None else len(given.pieces), COUNT_BITS)
+            count = _code_count(coder, None if given is None else len(given), COUNT_BITS)
         for place in range(count):
-            piece = None if given is None else given.pieces[place]
-            found.pieces.append(_spell_piece(coder, piece))
-
-
-@dataclass
-class _ActiveText:
-    """A document that is coded; `length` of ids where no token ends it."""
-
-    found: CodedDocument
-    given: CodedDocument | None
-    length: int | None
-    is_ended: bool
-
-    def append(self, token: int, eos: int | None) -> None:
-        """Append a token, which may be the last one."""
-        self.found.ids.append(token)
-        self.is_ended = token == eos if self.length is None else len(self.found.ids) == self.length
-
-    def next_id(self) -> int | None:
-        """Return the id that is to be coded next; None where it is to be decoded."""
-        return None if self.given is None else self.given.ids[len(self.found.ids)]
+            piece = None if given is None else given[place]
+            self.pieces[document].append(_spell_piece(coder, piece))
 
 
 def _code_count(coder: SymbolCoder, count: int | None, bits: int) -> int:
@@ -244,14 +290,8 @@ def code_tokens(
     Raises `RunError` where what is decoded is no token.
     """
     low = numpy.zeros(len(slots), dtype=numpy.int64)
-    rows = numpy.arange(len(slots))
-    left = max(1, (predictor.vocab_size - 1).bit_length())
-    while left:
-        digits = -(-left // DIGIT_BITS)  # the bits are shared out evenly
-        bits = -(-left // digits)
-        left -= bits
-        places = low[:, None] + (numpy.arange(2**bits + 1) << left)
-        sums = predictor.cumulate(slots, places)
+    for left, parts in _plan_digits(predictor.vocab_size):
+        sums = predictor.cumulate(slots, low[:, None] + parts)
         ranges = sums[:, -1:] - sums[:, :1]
         if not ranges.all():
             raise RunError("the code is of tokens that the model does not have")
@@ -259,8 +299,24 @@ def code_tokens(
             (sums[:, 1:] - sums[:, :-1]) / ranges,
             None if wanted is None else (wanted - low) >> left,
         )
-        low = places[rows, found]
+        low += found << left
     return low
+
+
+@cache
+def _plan_digits(vocab_size: int) -> list[tuple[int, Integers]]:
+    """Return of each digit how many bits are below it, and where its parts begin and the last ends.
+
+    The bits are shared out evenly.
+    """
+    plan = []
+    left = max(1, (vocab_size - 1).bit_length())
+    while left:
+        digits = -(-left // DIGIT_BITS)
+        bits = -(-left // digits)
+        left -= bits
+        plan.append((left, numpy.arange(2**bits + 1) << left))
+    return plan
 
 
 @dataclass(frozen=True)

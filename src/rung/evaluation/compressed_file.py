@@ -2,11 +2,13 @@
 
 A file is `MAGIC`, the length and the CRC-32 of the header (4 bytes each, little endian), the header
 in JSON, what the tokens do not say of the text, and the code. Every byte is under a checksum, so
-that damage is found before anything is decoded.
+that damage is found before anything is decoded. What no model makes smaller is stored instead:
+`STORED_MAGIC`, how (1 byte), a digest (8 bytes) of what follows and of how, and the bytes.
 """
 
 import hashlib
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -14,7 +16,11 @@ from typing import Any
 
 from rung.errors import RunError
 
-MAGIC = b"rung compressed text 1\n"
+MAGIC = b"rung compressed text 2\n"
+STORED_MAGIC = b"rung stored text 2\n"
+OTHER_VERSION = re.compile(rb"rung (compressed|stored) text \d+")
+AS_IT_IS, DEFLATED = b"\0", b"\1"  # how bytes are stored
+DIGEST_BYTES = 8
 HEADER_SIZES = struct.Struct("<II")  # length and CRC-32 of the header
 # The keys of a header that every file has, and their types.
 KEYS = {
@@ -49,6 +55,12 @@ def unpack_file(path: Path, data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
     Raises `RunError` for a file of another kind, cut short, or damaged.
     """
     if not data.startswith(MAGIC):
+        line = data[:40].partition(b"\n")[0]
+        if OTHER_VERSION.fullmatch(line) and line not in (MAGIC[:-1], STORED_MAGIC[:-1]):
+            raise RunError(
+                f"{path} was written by another version of rung ({line.decode()!r}), or its first "
+                "bytes are damaged: decompress it with that version, or write it anew"
+            )
         raise RunError(f"{path} was not written by `rung compress`, or its first bytes are damaged")
     at = len(MAGIC) + HEADER_SIZES.size
     size, check = HEADER_SIZES.unpack(data[len(MAGIC) : at].ljust(HEADER_SIZES.size, b"\0"))
@@ -63,6 +75,28 @@ def unpack_file(path: Path, data: bytes) -> tuple[dict[str, Any], bytes, bytes]:
     if digest_bytes(data[at:]) != header["check"]:
         raise RunError(f"{path} is damaged: its code has another checksum; write it anew")
     return header, data[at : at + header["rest"]], data[at + header["rest"] :]
+
+
+def pack_stored(data: bytes) -> bytes:
+    """Return a file that holds the data without a model, as it is or by zlib."""
+    deflated = zlib.compress(data, 9)
+    how, body = (DEFLATED, deflated) if len(deflated) < len(data) else (AS_IT_IS, data)
+    return STORED_MAGIC + how + bytes.fromhex(digest_bytes(how + body)) + body
+
+
+def unpack_stored(path: Path, packed: bytes) -> bytes | None:
+    """Return what `pack_stored` was given; None for a file of another kind.
+
+    Raises `RunError` for a file that is cut short or damaged.
+    """
+    if not packed.startswith(STORED_MAGIC):
+        return None
+    at = len(STORED_MAGIC)
+    how, digest = packed[at : at + 1], packed[at + 1 : at + 1 + DIGEST_BYTES]
+    body = packed[at + 1 + DIGEST_BYTES :]
+    if how not in (AS_IT_IS, DEFLATED) or bytes.fromhex(digest_bytes(how + body)) != digest:
+        raise RunError(f"{path} is damaged: it has another checksum; write it anew")
+    return zlib.decompress(body) if how == DEFLATED else body
 
 
 def _read_header(path: Path, written: bytes) -> dict[str, Any]:
@@ -107,4 +141,4 @@ def _find_strange_parts(header: dict[str, Any]) -> list[str]:
 
 def digest_bytes(data: bytes) -> str:
     """Return a digest of 16 hexadecimal digits."""
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).hexdigest()

@@ -3,20 +3,26 @@
 A predictor has texts in slots. Of each it gives the cumulative numbers of the next token, F(m) over
 the tokens below m, which rise by at least 1 with every token. Rungs that count make such numbers
 themselves, the same on every machine (`rung.models.exact_probabilities`). Those of a neural model
-are the floats that its step computes, times 2^50 and cut.
+are the floats that its step computes, times 2^50 and cut, and 1 more.
 """
 
+import ctypes
 from collections.abc import Sequence
+from ctypes import c_float, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy
 import torch
 from torch import Tensor
 
+from rung.compiler import Address, compile_source
 from rung.evaluation.cache import CACHE_STATES
 from rung.models.base import check_finite
 from rung.models.exact_probabilities import Integers
 
+QUANTIZE_SOURCE = Path(__file__).with_suffix(".c")
 UNIT = 2.0**50  # a probability of 1 as a whole number
 
 
@@ -76,8 +82,8 @@ class SteppedProbabilities:
 
     def cumulate(self, slots: Integers, places: Integers) -> Integers:
         """Sum the numbers of all tokens below each of the places (N, width)."""
-        inside = numpy.minimum(places, self.vocab_size)
-        return numpy.take_along_axis(self.sums, inside, axis=1) + inside
+        rows = numpy.arange(len(places))[:, None] * (self.vocab_size + 1)
+        return self.sums.reshape(-1).take(numpy.minimum(places, self.vocab_size) + rows)
 
 
 class CachedProbabilities(SteppedProbabilities):
@@ -145,10 +151,25 @@ class MixedProbabilities:
 
 
 def quantize(probabilities: Tensor) -> Integers:
-    """Return the sums (N, V + 1) of the probabilities before each token, as whole numbers."""
-    sums = torch.zeros(len(probabilities), probabilities.shape[1] + 1, dtype=torch.int64)
-    torch.cumsum((probabilities * UNIT).long(), dim=1, out=sums[:, 1:])
-    return sums.numpy()
+    """Return the sums (N, V + 1) of the whole numbers of the tokens before each one."""
+    rows, size = probabilities.shape
+    if not (compiled := _compile()):
+        sums = torch.zeros(rows, size + 1, dtype=torch.int64)
+        torch.cumsum((probabilities.float() * UNIT).long() + 1, dim=1, out=sums[:, 1:])
+        return sums.numpy()
+    numbers = numpy.empty((rows, size + 1), dtype=numpy.int64)
+    given = Address(probabilities.float().contiguous(), (rows, size), torch.float32)
+    compiled.quantize(given, rows, size, UNIT, numbers.ctypes.data)
+    return numbers
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    library = compile_source(QUANTIZE_SOURCE)
+    if library:
+        library.quantize.argtypes = [c_void_p, c_int64, c_int64, c_float, c_void_p]
+        library.quantize.restype = None
+    return library
 
 
 def _ends(predictor: Predictor, slots: Integers) -> Integers:

@@ -1,5 +1,6 @@
 """The states, or keys and values, of the texts in a batch, kept apart by slot."""
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,20 +19,26 @@ MIN_SLOT_ROOM = 64  # tokens that a slot has room for at first
 
 
 class BatchedStates:
-    """The states of recurrent and counting rungs, one for each text."""
+    """The states of recurrent and counting rungs, one for each text.
+
+    Those of texts that were decoded together and are alike stay together until others are wanted.
+    """
 
     def __init__(self, model: CausalModel) -> None:
         self.model = model
         self.states: dict[int, RecurrentState] = {}
+        self.together: tuple[list[int], RecurrentState] | None = None  # slots, and their states
 
     def make_state(self, length: int) -> RecurrentState | None:
         """Return the state that a prompt of `length` tokens is read with: none yet."""
         return None
 
     def store(self, slot: int, state: RecurrentState) -> None:
+        self._part()
         self.states[slot] = state
 
     def remove(self, slot: int) -> None:
+        self._part()
         self.states.pop(slot, None)
 
     def decode(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
@@ -40,33 +47,54 @@ class BatchedStates:
         States that differ in shape, as those over texts of different lengths, go one shape after
         another.
         """
+        if self.together and self.together[0] == slots:
+            logits, state = self._decode_alike(self.together[1], tokens)
+            self.together = slots, state
+            return logits
+        self._part()
         shapes: dict[tuple[torch.Size, ...], list[int]] = {}
         for row, slot in enumerate(slots):
             shape = tuple(part.shape for part in self.states[slot].tensors)
             shapes.setdefault(shape, []).append(row)
-        found: list[Tensor] = [tokens] * len(slots)
-        after: dict[int, RecurrentState] = {}
+        found: list[tuple[list[int], Tensor, RecurrentState]] = []
         for rows in shapes.values():
-            logits, states = self._decode_alike(
-                [self.states[slots[row]] for row in rows], tokens[rows]
-            )
-            for place, row in enumerate(rows):
-                found[row], after[slots[row]] = logits[place], states[place]
-        self.states |= after  # all, or none where something failed
-        return torch.stack(found)
+            joined = _join_states([self.states[slots[row]] for row in rows])
+            found.append((rows, *self._decode_alike(joined, tokens[rows])))
+        if len(found) == 1:  # the rows are in their order
+            self.together = list(slots), found[0][2]
+            return found[0][1]
+        logits = found[0][1].new_empty(len(slots), found[0][1].shape[1])
+        for rows, its_logits, state in found:  # all, or none where something failed
+            logits[rows] = its_logits
+            self.states |= zip([slots[row] for row in rows], _part_states(state), strict=True)
+        return logits
+
+    def _part(self) -> None:
+        """Give each text that was decoded together with others a state of its own."""
+        if self.together:
+            self.states |= zip(self.together[0], _part_states(self.together[1]), strict=True)
+            self.together = None
 
     def _decode_alike(
-        self, states: list[RecurrentState], tokens: Int[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B V"], list[RecurrentState]]:
-        parts = tuple(map(torch.cat, zip(*(state.tensors for state in states), strict=True)))
-        state = RecurrentState(parts, states[0].length)
+        self, state: RecurrentState, tokens: Int[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B V"], RecurrentState]:
         output = self.model(tokens[:, None], past_key_values=state, use_cache=True)
-        after = output.past_key_values.tensors
-        split = [
-            RecurrentState(tuple(part[row : row + 1] for part in after), state.length + 1)
-            for row, state in enumerate(states)
-        ]
-        return output.logits[:, -1], split
+        after = RecurrentState(output.past_key_values.tensors, state.length + 1)
+        return output.logits[:, -1], after
+
+
+def _join_states(states: list[RecurrentState]) -> RecurrentState:
+    parts = tuple(map(torch.cat, zip(*(state.tensors for state in states), strict=True)))
+    return RecurrentState(parts, states[0].length)
+
+
+def _part_states(joined: RecurrentState) -> list[RecurrentState]:
+    """Return the states of one text each; views, which keep all of them in memory."""
+    count = len(joined.tensors[0])
+    return [
+        RecurrentState(tuple(part[row : row + 1] for part in joined.tensors), joined.length)
+        for row in range(count)
+    ]
 
 
 class ForeignStates:
@@ -153,6 +181,19 @@ class BatchedKVCache:
 
         Returns the next logits, which the next step may overwrite.
         """
+        return self.extend([slot], [ids], {slot: start})
+
+    def extend(
+        self,
+        slots: Sequence[int],
+        pieces: Sequence[Sequence[int]],
+        starts: Mapping[int, int],
+    ) -> Float[Tensor, "B V"]:
+        """Append a piece to each text in one step in C, and return the logits of the next tokens.
+
+        The pieces of the slots in `starts` stand behind so many tokens of their texts. The next
+        step may overwrite the logits.
+        """
         assert self.native is not None
         if not self.rows:
             config = self.model.config
@@ -160,13 +201,27 @@ class BatchedKVCache:
             size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
             like = torch.empty(1, heads, 0, size)
             self._make_layers([(like, like)] * config.num_hidden_layers)
-        end = start + len(ids)
-        self._make_room(slot, end)
-        span = self.spans[slot]
-        spans = torch.tensor([[span.start, span.room]]).expand(len(ids), 2)
-        logits = self.native.step(torch.tensor(ids), spans, torch.arange(start, end))
-        span.length = end
-        return logits[-1:]
+        lengths = [starts[slot] if slot in starts else self.spans[slot].length for slot in slots]
+        for slot, piece, length in zip(slots, pieces, lengths, strict=True):
+            if slot not in self.spans or length + len(piece) > self.spans[slot].room:
+                self._make_room(slot, length + len(piece))
+        spans = [self.spans[slot] for slot in slots]
+        # The last token of each piece stands in the last rows, of which logits are wanted.
+        rows = [
+            (token, span.start, span.room, at)
+            for span, piece, length in zip(spans, pieces, lengths, strict=True)
+            for at, token in enumerate(piece[:-1], start=length)
+        ] + [
+            (piece[-1], span.start, span.room, length + len(piece) - 1)
+            for span, piece, length in zip(spans, pieces, lengths, strict=True)
+        ]
+        table = torch.tensor(rows)
+        logits = self.native.step(
+            table[:, 0], table[:, 1:3], table[:, 3].contiguous(), wanted=len(slots)
+        )
+        for span, piece, length in zip(spans, pieces, lengths, strict=True):
+            span.length = length + len(piece)
+        return logits
 
     def decode(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Append a token to each text and return the logits of the next ones."""

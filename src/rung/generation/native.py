@@ -58,7 +58,7 @@ class _Model(Structure):
             (name, c_int64)
             for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")
         ),
-        ("threads", c_int64),
+        *((name, c_int64) for name in ("threads", "wanted")),
         *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
         *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores")),
     ]
@@ -157,31 +157,33 @@ class NativeStep:
         if buffers.shape != (texts, steps):
             buffers.lay_out(steps, self.padding, self.max_length)
         torch.add(buffers.steps, at, out=buffers.places[:, AT])
-        logits = self._run(
-            buffers, tokens.flatten(), buffers.places[:, AT] - buffers.places[:, FIRST]
-        )
+        positions = buffers.places[:, AT] - buffers.places[:, FIRST]
+        logits = self._run(buffers, tokens.flatten(), positions, texts * steps)
         self.state.length, self.state.written = at, steps
         return logits.view(texts, steps, -1)
 
     def step(
-        self, tokens: Int[Tensor, " R"], spans: Int[Tensor, "R 2"], at: Int[Tensor, " R"]
-    ) -> Float[Tensor, "R V"]:
-        """Append one token to each text and return the logits; the next call overwrites them.
+        self,
+        tokens: Int[Tensor, " R"],
+        spans: Int[Tensor, "R 2"],
+        at: Int[Tensor, " R"],
+        wanted: int | None = None,
+    ) -> Float[Tensor, "W V"]:
+        """Read tokens of texts; return the logits after the last `wanted`, or all, of them.
 
-        A token stands `at` its place in its text. Of each text, `spans` holds the tokens that stand
-        before it in memory, and those that it has room for.
+        The next call overwrites them. A token stands `at` its place in its text. Of its text,
+        `spans` holds the tokens that stand before it in memory, and those that it has room for.
         """
-        for (start, its_room), place in zip(spans.tolist(), at.tolist(), strict=True):
-            if not (
-                0 <= place < min(its_room, self.max_length) and 0 <= start <= self.tokens - its_room
-            ):
-                most = f"{its_room} from {start} on, of {self.tokens}"
-                raise ValueError(f"a token stands at {place}, but there is room for {most}")
+        start, room = spans.unbind(1)
+        fits = (at >= 0) & (at < room.clamp(max=self.max_length))
+        if not bool((fits & (start >= 0) & (start <= self.tokens - room)).all()):
+            most = f"{spans.tolist()} (from, length), of {self.tokens}"
+            raise ValueError(f"tokens stand at {at.tolist()}, but there is room for {most}")
         buffers = self._find_buffers(len(tokens))
         if buffers.shape is not None:
             buffers.use(len(tokens))
         buffers.places[:, START : ROOM + 1], buffers.places[:, AT] = spans, at
-        return self._run(buffers, tokens, at)
+        return self._run(buffers, tokens, at, len(tokens) if wanted is None else wanted)
 
     def _find_buffers(self, rows: int) -> "_Buffers":
         """Return the one set of buffers; a larger step makes it anew."""
@@ -193,17 +195,16 @@ class NativeStep:
         return self.buffers
 
     def _run(
-        self, buffers: "_Buffers", tokens: Int[Tensor, " R"], positions: Int[Tensor, " R"]
-    ) -> Float[Tensor, "R V"]:
+        self, buffers: "_Buffers", tokens: Int[Tensor, " R"], at: Int[Tensor, " R"], wanted: int
+    ) -> Float[Tensor, "W V"]:
         if isinstance(self.model, GPT2LMHeadModel):
             parts = self.model.transformer
             buffers.x.copy_(
-                torch.embedding(parts.wte.weight, tokens)
-                + torch.embedding(parts.wpe.weight, positions)
+                torch.embedding(parts.wte.weight, tokens) + torch.embedding(parts.wpe.weight, at)
             )
         else:
             buffers.x.copy_(torch.embedding(self.model.model.embed_tokens.weight, tokens))
-        turns = self.turns[positions] if self.turns is not None else None
+        turns = self.turns[at] if self.turns is not None else None
         pointer = (
             Address(turns, (len(tokens), 2, self.size), torch.float32)
             if turns is not None
@@ -211,12 +212,11 @@ class NativeStep:
         )
         threads = torch.get_num_threads() + (self.spare_cores if len(tokens) >= MANY_ROWS else 0)
         buffers.described.threads = min(threads, len(buffers.scores))
+        logits, buffers.described.wanted = buffers.logits[:wanted], wanted
         self.compiled.step(
-            byref(buffers.described),
-            pointer,
-            Address(buffers.logits, buffers.logits.shape, torch.float32),
+            byref(buffers.described), pointer, Address(logits, logits.shape, torch.float32)
         )
-        return buffers.logits
+        return logits
 
     def _llama(self) -> Iterator[_Layer]:
         for block in self.model.model.layers:
@@ -313,7 +313,8 @@ class _Buffers:
         self.all_places = torch.zeros(max_rows, 4, dtype=torch.int64)
         self.described = _Model(
             *(layers, max_rows, width, heads, step.groups, size, inner, capacity, len(self.scores)),
-            *(self.all_places.data_ptr(), (_Layer * layers)(*step.layers), step.last, step.head),
+            *(max_rows, self.all_places.data_ptr(), (_Layer * layers)(*step.layers)),
+            *(step.last, step.head),
             *(buffer.data_ptr() for buffer in (*self.buffers, self.scores)),
         )
         self.use(max_rows)

@@ -83,9 +83,10 @@ typedef struct {
 
 /* `x` and `y` are batch x width, `q` and `attended` batch x heads * size. `inside` has room for the
  * outputs of `up` and, behind them, for those of `gate` or of `k` and `v`. `scores` has room for
- * capacity + LANES numbers of each thread. */
+ * capacity + LANES numbers of each thread. Logits are wanted of the last `wanted` rows. */
 typedef struct {
     int64_t layers, batch, width, heads, groups, size, inner, capacity, threads;
+    int64_t wanted;
     const place *places;
     const layer *layer;
     norm last;
@@ -368,13 +369,14 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
 #pragma omp barrier
 }
 
-/* Write the logits, batch x vocabulary, of the embedded tokens in m->x. `turns` holds the cosines
- * and sines of each row, or is null where the model does not rotate. */
+/* Write the logits, wanted x vocabulary, of the last of the embedded tokens in m->x. `turns` holds
+ * the cosines and sines of each row, or is null where the model does not rotate. */
 void step(const model *m, const float *turns, float *logits) {
 #pragma omp parallel num_threads(m->threads)
     {
         for (int64_t i = 0; i < m->layers; i++) pass_layer(m, m->layer + i, turns);
-        normalize(&m->last, m->batch, m->width, m->x, m->y);
-        multiply(m, &m->head, m->batch, m->y, logits, 0);
+        const int64_t before = (m->batch - m->wanted) * m->width;
+        normalize(&m->last, m->wanted, m->width, m->x + before, m->y + before);
+        multiply(m, &m->head, m->wanted, m->y + before, logits, 0);
     }
 }

@@ -27,7 +27,7 @@ from rung.models.exact_probabilities import ExactProbabilities
 from rung.progress import OnProgress, ignore_progress
 from rung.workflows.stepping import ModelStepper
 
-STREAMS = 64  # documents side by side, at most
+STREAMS = 256  # documents side by side, at most
 NUMBERS_AT_ONCE = 2**27  # keys and values, and logits, of all streams: 512 MiB each in float32
 
 

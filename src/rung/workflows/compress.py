@@ -13,7 +13,13 @@ from rung.data.tokenizer import fingerprint_tokenizer
 from rung.errors import RecipeError, RunError, first_line
 from rung.evaluation.cache import FIT_CHARACTERS as CACHE_FIT_CHARACTERS
 from rung.evaluation.cache import fit_cache
-from rung.evaluation.compressed_file import digest_bytes, pack_file, unpack_file
+from rung.evaluation.compressed_file import (
+    digest_bytes,
+    pack_file,
+    pack_stored,
+    unpack_file,
+    unpack_stored,
+)
 from rung.evaluation.documents import take_texts
 from rung.evaluation.mixture import FIT_CHARACTERS, fit_mixture
 from rung.evaluation.text_remainder import Remainder, decode_text, encode_text
@@ -42,6 +48,7 @@ def compress_file(
 ) -> dict[str, Any]:
     """Compress the file at `path` to `out` under a run, and return the figures.
 
+    What the model would make no smaller than it is, is stored without a model (`is_stored`).
     `seconds` is the time of coding, without that of loading the models. Raises `RunError` where
     something cannot be read or written.
     """
@@ -54,24 +61,18 @@ def compress_file(
     documents, remainder, count = encode_text(data, kind, coding.tokenizer)
     streams = coding.choose_streams()
     code = coding.make_coder(streams, on_progress).encode(documents)
-    models = [
-        {"run": name, "type": model.config.model_type, "weights": fingerprint_weights(model)}
-        for name, model in coding.models.items()
-    ]
-    models[0] |= {key: value for key in LOADED_AS if (value := getattr(options, key))}
-    header = {
-        "models": models,
-        "tokenizer": fingerprint_tokenizer(coding.tokenizer),
+    facts = {
         "documents": kind,
-        "bytes": len(data),
-        "digest": digest_bytes(data),
         "texts": count,
         "tokens": sum(len(document.ids) - 1 for document in documents),
         "streams": streams,
-        "variant": coding.variant,
-        "build": coding.describe_build(),
     }
-    packed = pack_file(header, remainder.pack(), code)
+    loaded_as = {key: value for key in LOADED_AS if (value := getattr(options, key))}
+    rest = remainder.pack()
+    if is_stored := not is_smaller(len(rest) + len(code), data):
+        packed, code = pack_stored(data), b""
+    else:
+        packed = pack_file(facts | _describe(coding, data, loaded_as), rest, code)
     with atomic_replace(out) as temporary:
         temporary.write_bytes(packed)
     return {
@@ -82,7 +83,30 @@ def compress_file(
         "compressed_bytes": len(packed),
         "code_bytes": len(code),
         "bits_per_byte": 8 * len(packed) / len(data) if data else None,
+        "is_stored": is_stored,
         "seconds": time.perf_counter() - began,
+    }
+
+
+def is_smaller(coded_bytes: int, data: bytes) -> bool:
+    """Whether code of this size says the data in fewer bytes than they are."""
+    return coded_bytes < len(data)
+
+
+def _describe(coding: CodingModel, data: bytes, loaded_as: dict[str, Any]) -> dict[str, Any]:
+    """Describe the models, the first of which was loaded so, and the text, for the header."""
+    models = [
+        {"run": name, "type": model.config.model_type, "weights": fingerprint_weights(model)}
+        for name, model in coding.models.items()
+    ]
+    models[0] |= loaded_as
+    return {
+        "models": models,
+        "tokenizer": fingerprint_tokenizer(coding.tokenizer),
+        "bytes": len(data),
+        "digest": digest_bytes(data),
+        "variant": coding.variant,
+        "build": coding.describe_build(),
     }
 
 
@@ -96,18 +120,24 @@ def decompress_file(
     """Decompress the file at `path` to `out`, and return the figures.
 
     `named` are the runs it was written with, where they lie elsewhere now. Raises `RunError` for a
-    damaged file, another model, and a build that computes other numbers.
+    damaged file, another model, and a build that computes other numbers. A file that is stored
+    without a model needs none: `run` is None.
     """
     _check_places(path, out)
-    header, rest, code = unpack_file(path, path.read_bytes())
-    coding = _load_named(path, header, named, trust_remote_code)
+    packed = path.read_bytes()
     began = time.perf_counter()
-    with _same_build(path, header["build"], coding.describe_build()):
-        data = _decode(path, header, rest, code, coding, on_progress)
+    run = None
+    if (data := unpack_stored(path, packed)) is None:
+        header, rest, code = unpack_file(path, packed)
+        coding = _load_named(path, header, named, trust_remote_code)
+        run = next(iter(coding.models))
+        began = time.perf_counter()
+        with _same_build(path, header["build"], coding.describe_build()):
+            data = _decode(path, header, rest, code, coding, on_progress)
     with atomic_replace(out) as temporary:
         temporary.write_bytes(data)
     return {
-        "run": next(iter(coding.models)),
+        "run": run,
         "file": str(path),
         "out": str(out),
         "bytes": len(data),

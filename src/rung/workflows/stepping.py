@@ -1,11 +1,12 @@
 """Step neural models through texts in slots, a token of each at a time, as generation does.
 
 Transformers take the C step of `generation/native.py` where there is one, in which what a text gets
-depends on nothing beside it. The windows of a long text are those of the ruler: a full one is read
-again from where the ruler's next window begins.
+depends on nothing beside it, and which reads new windows in the step of the other texts. The
+windows of a long text are those of the ruler: a full one is read again from where the ruler's next
+window begins.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 
 from rung.evaluation.likelihood import choose_stride
 from rung.generation.batch_cache import BatchedKVCache, make_batch_cache
-from rung.generation.batching import NATIVE_PREFILL
 from rung.models.base import CausalModel
+
+STEP_ROWS = 512  # tokens that the step in C reads together, but for a longer window
 
 
 class ModelStepper:
@@ -35,24 +37,54 @@ class ModelStepper:
     @torch.no_grad()
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         """Append a token to each text: return logits (N, V), and hidden states (N, D) if kept."""
+        pieces: list[list[int]] = []
+        anew: dict[int, int] = {}  # slots whose pieces begin a window at token 0 of it
+        for slot, token in zip(slots, tokens, strict=True):
+            text = self.texts[slot]
+            text.append(token)
+            if (start := self._find_window(len(text) - 1)) is None:
+                pieces.append([token])
+            else:
+                pieces.append(text[start:])
+                anew[slot] = 0
+        read = self._read_natively if self.native else self._read
+        return read(slots, pieces, anew)
+
+    def _read_natively(
+        self, slots: Sequence[int], pieces: Sequence[list[int]], anew: Mapping[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read a piece of each text in C, up to `STEP_ROWS` tokens together."""
+        assert isinstance(self.cache, BatchedKVCache) and self.native is not None
+        logits, states = torch.empty(len(slots), self.vocab_size), []
+        begin = count = 0
+        for end, piece in enumerate([*pieces, []]):
+            if end == len(pieces) or (count and count + len(piece) > STEP_ROWS):
+                logits[begin:end] = self.cache.extend(slots[begin:end], pieces[begin:end], anew)
+                if self.keeps_states:
+                    assert self.native.buffers is not None
+                    states.append(self.native.buffers.y[begin - end :].clone())
+                begin, count = end, 0
+            count += len(piece)
+        return logits, torch.cat(states) if states else None
+
+    def _read(
+        self, slots: Sequence[int], pieces: Sequence[list[int]], anew: Mapping[int, int]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Read a piece of each text by the model's forward pass."""
         logits = torch.empty(len(slots), self.vocab_size)
         states: dict[int, Tensor] = {}
-        going = []
-        for row, (slot, token) in enumerate(zip(slots, tokens, strict=True)):
-            self.texts[slot].append(token)
-            if (start := self._find_window(len(self.texts[slot]) - 1)) is None:
-                going.append(row)
-            else:
-                with self._watch_head():
-                    logits[row] = self._prefill(slot, self.texts[slot][start:])[-1]
-                states[row] = self._take_states(1)[-1] if self.keeps_states else logits[row]
+        going = [row for row, slot in enumerate(slots) if slot not in anew]
+        for row in (row for row, slot in enumerate(slots) if slot in anew):
+            with self._watch_head():
+                logits[row] = self._prefill(slots[row], pieces[row])[-1]
+            states[row] = self._take_states(1)[-1] if self.keeps_states else logits[row]
         # States of different shapes, or of another tool, are decoded in several passes: to know
         # whose hidden state is whose, one text after another.
         alone = self.keeps_states and not isinstance(self.cache, BatchedKVCache)
         for rows in [[row] for row in going] if alone else [going] if going else []:
             with self._watch_head():
                 found = self.cache.decode(
-                    [slots[row] for row in rows], torch.tensor([tokens[row] for row in rows])
+                    [slots[row] for row in rows], torch.tensor([pieces[row][0] for row in rows])
                 )
             logits[rows] = found.float()
             if self.keeps_states:
@@ -76,9 +108,6 @@ class ModelStepper:
         return None if (place - window) % stride else place + stride - window
 
     def _prefill(self, slot: int, ids: list[int]) -> Tensor:
-        if self.native and len(ids) <= NATIVE_PREFILL:
-            assert isinstance(self.cache, BatchedKVCache)
-            return self.cache.prefill(slot, ids)
         output = self.model(
             torch.tensor([ids]),
             past_key_values=self.cache.make_state(len(ids)),
@@ -107,9 +136,6 @@ class ModelStepper:
 
     def _take_states(self, count: int) -> Tensor:
         """Return the hidden states (count, D) that the last logits were computed from."""
-        if self.states:
-            taken = self.states[-1]
-            self.states.clear()
-            return taken[-count:].clone()
-        assert self.native is not None and self.native.buffers is not None
-        return self.native.buffers.y[-count:].clone()
+        taken = self.states[-1]
+        self.states.clear()
+        return taken[-count:].clone()
