@@ -13,6 +13,7 @@
     global_batch_size: 32        # blocks a step, over all processes and all that a step accumulates
     dropout: 0.1                 # in training, in the model's own places or in GPT-2's
     carry_state: true            # for rnn: begin each stretch with the state of the last one
+    start: bigram                # for rnn and rnn-attention: what it knows before its first step
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     base: runs/python-docs/llama3 # to go on from: a run, a model folder, a Hub id
     lora: 8                      # of that base, train only a change of this rank
@@ -38,6 +39,7 @@ from rung.ladder import is_counting
 from rung.models import Rung, config_fields, find_rung
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
+from rung.models.starts import check_start
 from rung.training.argument_checks import check_arguments, check_gradient_checkpointing
 from rung.training.lora import check_lora
 from rung.training.settings import check_duration
@@ -71,6 +73,7 @@ class Recipe:
     global_batch_size: int | None = None
     dropout: float = 0.0
     carry_state: bool = False
+    start: str | None = None
     counting: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
     lora: int | None = None
@@ -173,6 +176,7 @@ def _check_training(recipe: Recipe) -> None:
     """Raise `RecipeError` for a setting of training that is none, or that contradicts another."""
     if not isinstance(recipe.carry_state, bool):
         raise RecipeError(f"carry_state is {recipe.carry_state!r}: it must be true or false")
+    check_start(recipe.rung, recipe.start)
     if recipe.carry_state:
         check_carry_state(recipe.entry.model_class, recipe.train)
     if not is_counting(recipe.rung):

@@ -61,7 +61,7 @@ class BigramForCausalLM(StatefulModel):
         No pair spans two documents.
         """
         size = config.vocab_size
-        pairs, counts = _count_pairs(tokens, starts, size)
+        pairs, counts = count_pairs(tokens, starts, size)
         config.num_bigrams = len(pairs)
         model = cls(config)
         model.first[1:] = torch.bincount(pairs // size, minlength=size).cumsum(0)
@@ -109,7 +109,7 @@ class BigramForCausalLM(StatefulModel):
         return ExactProbabilities(ones, [level], slack=0)
 
 
-def _count_pairs(
+def count_pairs(
     tokens: numpy.ndarray, starts: numpy.ndarray, size: int
 ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
     """Count the pairs, each as the number h V + w; return them in order, and their counts.

@@ -8,7 +8,7 @@ import math
 from typing import cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -42,6 +42,24 @@ def init_recurrence(module: nn.Module) -> None:
             nn.init.zeros_(parameter)
             if isinstance(module, nn.LSTM) and "bias_ih" in name:
                 nn.init.ones_(parameter.data[module.hidden_size : 2 * module.hidden_size])
+
+
+def init_embedding(table: nn.Embedding, std: float) -> None:
+    """Start token embeddings with this standard deviation; padding stays zero."""
+    if not is_loaded(table.weight):
+        nn.init.normal_(table.weight, std=std)
+        if table.padding_idx is not None:
+            nn.init.zeros_(table.weight[table.padding_idx])
+
+
+@torch.no_grad()
+def init_head_bias(head: nn.Module, counts: Int[Tensor, " V"]) -> None:
+    """Start a head's bias as the log of each token's share of a text, with one half added to all.
+
+    Learning how often each token comes is then not left to the first steps.
+    """
+    shares = (counts + 0.5) / (counts + 0.5).sum()
+    cast(Tensor, head.bias).copy_(shares.log())
 
 
 def init_positions(table: nn.Embedding) -> None:

@@ -42,12 +42,20 @@ from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class Rung:
-    """A rung: its Hugging Face classes, and its defaults for fields of the config."""
+    """A rung: its Hugging Face classes, and its defaults for fields of the config.
+
+    `train` are its defaults for fields of `TrainingArguments`, and `context` the tokens of a
+    training row for runs of five minutes or less (benchmarks/recipe/scaling.txt). `starts` are
+    those that `starts.py` can make for it beside random weights, the default first.
+    """
 
     name: str
     config_class: type[PreTrainedConfig]
     model_class: type[CausalModel]
     defaults: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    context: int = 256
+    starts: tuple[str, ...] = ()
 
     @property
     def idea(self) -> str:
@@ -60,6 +68,14 @@ class Rung:
         return is_counting(self.name)
 
 
+# A head of its own with a bias, and embeddings that open the gates: at equal tokens a tied one
+# costs an RNN of 96 channels 0.18 bits a byte (benchmarks/recipe/recurrent.jsonl).
+RECURRENT_DEFAULTS = {
+    "num_hidden_layers": 1,
+    "tie_word_embeddings": False,
+    "head_bias": True,
+    "embedding_range": 0.3,
+}
 _RUNGS = (
     Rung(name="bigram", config_class=BigramConfig, model_class=BigramForCausalLM),
     Rung(
@@ -72,13 +88,18 @@ _RUNGS = (
         name="rnn",
         config_class=RNNConfig,
         model_class=RNNForCausalLM,
-        defaults={"num_hidden_layers": 1},
+        defaults=RECURRENT_DEFAULTS,
+        train={"learning_rate": 0.04, "per_device_train_batch_size": 32},
+        context=64,
+        starts=("unigram", "bigram"),
     ),
     Rung(
         name="rnn-attention",
         config_class=RNNAttentionConfig,
         model_class=RNNAttentionForCausalLM,
-        defaults={"num_hidden_layers": 1},
+        defaults=RECURRENT_DEFAULTS,
+        train={"learning_rate": 0.024},
+        starts=("induction", "unigram", "bigram"),
     ),
     Rung(
         name="gpt2",

@@ -18,13 +18,17 @@ from rung.errors import RecipeError, did_you_mean
 from rung.models.base import RecurrentState, StatefulModel, embed, non_padding_mask
 from rung.models.config_checks import RungConfig
 from rung.models.forward_options import Intermediates, accept_forward_options
-from rung.models.initialization import init_recurrence
+from rung.models.initialization import init_embedding, init_recurrence
 
 CELLS = {"elman": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
 
 class RNNConfig(RungConfig):
-    """`cell` is elman, gru or lstm; embeddings are as wide as the state, for a tied head."""
+    """`cell` is elman, gru or lstm; embeddings are as wide as the state, so a head can be tied.
+
+    Embeddings of their own start with the standard deviation `embedding_range`: gates hardly open
+    for smaller ones.
+    """
 
     model_type = "rung-rnn"
 
@@ -35,6 +39,7 @@ class RNNConfig(RungConfig):
     dropout: float = 0.0  # of embeddings, between layers, and before the head
     head_bias: bool = False  # a number for each token, added to its logit
     initializer_range: float = 0.02
+    embedding_range: float = 0.02
     max_position_embeddings: int = 256  # tokens of a training row; more can be read
     use_cache: bool = True
     tie_word_embeddings: bool = True
@@ -78,6 +83,8 @@ class RNNForCausalLM(StatefulModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_recurrence(module)
+        if module is self.embedding and not self.config.tie_word_embeddings:
+            init_embedding(self.embedding, self.config.embedding_range)
 
     @accept_forward_options
     def forward(

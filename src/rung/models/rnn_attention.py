@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.models.attention import attend_and_record, causal_mask, join_heads, split_heads
 from rung.models.base import RecurrentState, StatefulModel, embed, non_padding_mask
 from rung.models.forward_options import accept_forward_options
-from rung.models.initialization import init_recurrence
+from rung.models.initialization import init_embedding, init_recurrence
 from rung.models.rnn import Recurrence, RNNConfig
 
 
@@ -74,6 +74,8 @@ class RNNAttentionForCausalLM(StatefulModel):
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         init_recurrence(module)
+        if module is self.embedding and not self.config.tie_word_embeddings:
+            init_embedding(self.embedding, self.config.embedding_range)
 
     @accept_forward_options
     def forward(

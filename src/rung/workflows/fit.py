@@ -21,6 +21,7 @@ from rung.models.ngram.checkpoints import OrderCheckpoints
 from rung.models.ngram.counting import CountFunction, IntArray, TrieLevels
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.ngram.engines import choose_count_function
+from rung.models.starts import start_model
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
@@ -51,7 +52,11 @@ def _train(prepared: PreparedText, on_progress: OnProgress) -> FittedModel:
     recipe, tokenizer = prepared.recipe, prepared.tokenizer
     set_seed(recipe.seed)
     own = dict.fromkeys(OWN_DROPOUT.get(recipe.rung, ()), recipe.dropout) if recipe.dropout else {}
-    model = _build(replace(recipe, model={**own, **recipe.model}), tokenizer).to(choose_device())
+    model = _build(replace(recipe, model={**own, **recipe.model}), tokenizer)
+    if not recipe.base:
+        packed = prepared.packed
+        start_model(model, recipe.rung, recipe.start, packed.tokens, packed.starts)
+    model = model.to(choose_device())
     settings = TrainSettings(
         steps=recipe.steps,
         minutes=recipe.minutes,

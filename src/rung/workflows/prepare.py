@@ -141,8 +141,14 @@ def check_recipe(recipe: Recipe, folder: Path) -> None:
 
 
 def fill_batch(recipe: Recipe) -> Recipe:
-    """Choose the rows of a step for the processes that train, where the recipe leaves them open."""
-    if recipe.entry.counts or recipe.global_batch_size:
+    """Choose how the processes train where the recipe leaves it open: the rung's own arguments,
+    and the rows of a step.
+    """
+    if recipe.entry.counts:
+        return recipe
+    if not recipe.base:
+        recipe = replace(recipe, train={**recipe.entry.train, **recipe.train})
+    if recipe.global_batch_size:
         return recipe
     return replace(recipe, global_batch_size=find_global_batch_size(recipe.train))
 
@@ -158,15 +164,14 @@ def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
     if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
-        recipe = replace(
-            recipe, model={**recipe.model, "max_position_embeddings": _choose_context(recipe)}
-        )
+        model = {**recipe.model, "max_position_embeddings": _choose_context(recipe)}
+        recipe = replace(recipe, model=model)
     return recipe
 
 
 def _choose_context(recipe: Recipe) -> int:
     times = max(1.0, (recipe.minutes or DEFAULT_MINUTES) / DEFAULT_MINUTES)
-    return min(LONGEST_CONTEXT, CONTEXT * 2 ** int(math.log(times, 4)))
+    return min(LONGEST_CONTEXT, recipe.entry.context * 2 ** int(math.log(times, 4)))
 
 
 def read_corpus(recipe: Mapping[str, Any]) -> Corpus:
