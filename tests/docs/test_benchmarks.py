@@ -19,6 +19,7 @@ NOT_RECORDED = {
     "benchmarks/device/busy.py": "It needs a machine that does nothing else.",
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
     "benchmarks/models/text_to_ngrams.py": "It needs a machine that does nothing else.",
+    "benchmarks/recipe/crossing.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
     "benchmarks/serve/streams.py": "It needs a machine that does nothing else.",
 }
@@ -26,9 +27,6 @@ NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
     "benchmarks/models/induction.txt": (
         "It was recorded before the script said so, and has no speeds."
-    ),
-    "benchmarks/recipe/scaling.txt": (
-        "Its runs were made before they said so, and it has no speeds."
     ),
 }
 MENTION = re.compile(r"\b(?:benchmarks|docs/results)/[\w./-]+\.(?:py|txt|svg|jsonl|md|yaml)\b")

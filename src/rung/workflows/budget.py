@@ -30,7 +30,7 @@ from rung.training.clock import MIN_TRAINING_SHARE, now
 from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
 from rung.workflows.difficulty import Difficulty, measure_difficulty
-from rung.workflows.prepare import DEFAULT_MINUTES, PreparedText, sample_validation
+from rung.workflows.prepare import CONTEXT, DEFAULT_MINUTES, PreparedText, sample_validation
 from rung.workflows.scaling import SCALING_LAWS, Shape
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ STEPPED_SECONDS, STEPPED = 1.5, 0.03
 # From so many epochs on, dropout is worth its noise.
 OVERFITTING = 4.0
 DROPOUT = 0.1
+# The time that a rung needs is found to within this factor, up to so many seconds.
+PRECISION, LONGEST = 1.05, 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class TrainingPlan:
     ngram_bits_per_byte: float
     copying_bits_per_byte: float
     seconds: float = 0.0  # that planning took
+    minutes: float = 0.0  # of the recipe
+    # From so many minutes on the law expects less of the rung than of counting n-grams; None where
+    # that takes more than a day.
+    pays_from: float | None = 0.0
 
     def describe(self) -> str:
         """Write the plan in one line."""
@@ -87,6 +93,17 @@ class TrainingPlan:
             f"{self.bits_per_byte:.3f} bits per byte"
         )
 
+    def describe_shortage(self) -> str:
+        """Say how much more time the rung needs to pass counting; empty where it has enough."""
+        if self.pays_from is not None and self.pays_from <= self.minutes:
+            return ""
+        needed = "more than a day" if self.pays_from is None else f"{self.pays_from:.2g} minutes"
+        return (
+            f"too little time: by its law this rung passes the n-gram model "
+            f"({self.ngram_bits_per_byte:.3f} bits per byte) after {needed} here, "
+            f"and has {self.minutes:.2g}"
+        )
+
 
 def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
     """Choose the model's size where the recipe leaves it open. All processes call this."""
@@ -97,6 +114,8 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
     recipe, plan = plan_model(prepared)
     if plan:
         on_progress(Progress(stage="planned", note=plan.describe()))
+        if shortage := plan.describe_shortage():
+            on_progress(Progress(stage="noted", note=shortage))
     return replace(prepared, recipe=choose_width(recipe, prepared.tokenizer), plan=plan)
 
 
@@ -127,11 +146,11 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
     while True:
-        shapes = list(_find_shapes(recipe, prepared.tokenizer, guess))
-        speed = _measure_speed(prepared, shapes, guess)
-        planned, plan, spent = _choose(prepared, shapes, speed, difficulty, started)
+        forecast = measure_forecast(prepared, difficulty, guess)
+        planned, plan, spent = _choose(prepared, forecast, started)
         widest = SCALING_LAWS[recipe.rung].widths[-1]
-        is_largest = plan.parameters >= shapes[-1].parameters and plan.hidden_size != widest
+        largest = forecast.shapes[-1].parameters
+        is_largest = plan.parameters >= largest and plan.hidden_size != widest
         if not is_largest or spent > MEASURED * budget:
             return planned, replace(plan, seconds=spent)
         # On so fast a machine the largest near the guess was chosen: look further.
@@ -150,49 +169,85 @@ class Speed:
     overhead: float
 
 
+@dataclass(frozen=True)
+class Forecast:
+    """What a rung's laws expect of its shapes on one machine and a text of `text` tokens."""
+
+    recipe: Recipe
+    shapes: list[Shape]
+    speed: Speed
+    difficulty: Difficulty
+    text: int
+
+    def count_tokens(self, shape: Shape, seconds: float) -> float:
+        """Count the tokens that are read in so many seconds of training."""
+        return seconds / self.speed.seconds_per_token(shape.parameters)
+
+    def find_dropout(self, shape: Shape, seconds: float) -> float:
+        """Return the recipe's dropout, or one where text is read again and again and it helps."""
+        repeats = self.count_tokens(shape, seconds) > OVERFITTING * self.text
+        helps = SCALING_LAWS[self.recipe.rung].with_dropout is not None
+        return self.recipe.dropout or (DROPOUT if repeats and helps else 0.0)
+
+    def expect(self, shape: Shape, seconds: float) -> float:
+        """Return the bits per byte to expect after so many seconds of training."""
+        law = SCALING_LAWS[self.recipe.rung].choose(self.find_dropout(shape, seconds))
+        multiple = law(law.count(shape), self.count_tokens(shape, seconds), self.text)
+        return multiple * law.reference(self.difficulty)
+
+    def choose(self, seconds: float) -> Shape:
+        """Choose the shape of which most is expected."""
+        return min(self.shapes, key=lambda shape: self.expect(shape, seconds))
+
+    def find_minutes(self, bits_per_byte: float, overhead: float) -> float | None:
+        """Find the minutes, `overhead` seconds among them, from which on less is expected.
+
+        Returns None where that takes more than a day.
+        """
+        seconds = 1.0
+        while self.expect(self.choose(seconds), seconds) > bits_per_byte:
+            seconds *= PRECISION
+            if seconds > LONGEST:
+                return None
+        return (seconds + overhead) / 60
+
+
+def measure_forecast(prepared: PreparedText, difficulty: Difficulty, guess: int) -> Forecast:
+    """Measure this machine on shapes near `guess` weights. All processes measure together."""
+    shapes = list(_find_shapes(prepared.recipe, prepared.tokenizer, guess))
+    speed = _measure_speed(prepared, shapes, guess)
+    return Forecast(prepared.recipe, shapes, speed, difficulty, len(prepared.packed))
+
+
 @distributed.on_main
 def _choose(
-    prepared: PreparedText,
-    shapes: list[Shape],
-    speed: Speed,
-    difficulty: Difficulty,
-    started: float,
+    prepared: PreparedText, forecast: Forecast, started: float
 ) -> tuple[Recipe, TrainingPlan, float]:
     """Choose the shape of which the law expects most in the seconds that are left.
 
     Returns the recipe, the plan, and the seconds that planning has taken since `started`.
     """
-    recipe, text = prepared.recipe, len(prepared.packed)
+    recipe = prepared.recipe
     budget = 60 * (recipe.minutes or 0.0)
-    left = prepared.began + budget - now() - speed.overhead
+    left = prepared.began + budget - now() - forecast.speed.overhead
     seconds = max(left * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
-
-    laws = SCALING_LAWS[recipe.rung]
-
-    def find_dropout(shape: Shape) -> float:
-        tokens = seconds / speed.seconds_per_token(shape.parameters)
-        repeats = tokens > OVERFITTING * text and laws.with_dropout is not None
-        return recipe.dropout or (DROPOUT if repeats else 0.0)
-
-    def expect(shape: Shape) -> float:
-        law = laws.choose(find_dropout(shape))
-        tokens = seconds / speed.seconds_per_token(shape.parameters)
-        return law(law.count(shape), tokens, text) * law.reference(difficulty)
-
-    shape = min(shapes, key=expect)
-    tokens = seconds / speed.seconds_per_token(shape.parameters)
-    planned = replace(_with_width(recipe, shape.width), dropout=find_dropout(shape))
+    shape = forecast.choose(seconds)
+    tokens = forecast.count_tokens(shape, seconds)
+    dropout = forecast.find_dropout(shape, seconds)
+    planned = replace(_with_width(recipe, shape.width), dropout=dropout)
     plan = TrainingPlan(
         parameters=shape.parameters,
         hidden_size=shape.width,
         layers=planned.model.get("num_hidden_layers"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
-        epochs=tokens / text,
+        epochs=tokens / forecast.text,
         dropout=planned.dropout,
-        bits_per_byte=expect(shape),
-        ngram_bits_per_byte=difficulty.ngram,
-        copying_bits_per_byte=difficulty.copying,
+        bits_per_byte=forecast.expect(shape, seconds),
+        ngram_bits_per_byte=forecast.difficulty.ngram,
+        copying_bits_per_byte=forecast.difficulty.copying,
+        minutes=budget / 60,
+        pays_from=forecast.find_minutes(forecast.difficulty.ngram, budget - seconds),
     )
     return planned, plan, now() - started
 
@@ -202,7 +257,8 @@ def _try_to_measure_difficulty(prepared: PreparedText, seconds: float) -> Diffic
     """Count the text; None where that fails, which must not cost the run."""
     assert prepared.corpus is not None
     texts = sample_validation(prepared.corpus)
-    reach = prepared.recipe.model["max_position_embeddings"]
+    # The laws were fitted on what copying gains over a row of the default length, or a longer one.
+    reach = max(CONTEXT, prepared.recipe.model["max_position_embeddings"])
     try:
         return measure_difficulty(prepared.tokenizer, prepared.packed, texts, reach, seconds)
     except Exception as error:

@@ -88,6 +88,22 @@ _LLAMA3 = ScalingLaw(
     patience=4.6644,
     copying=0.6296,
 )
+# The recurrent rungs' tables outweigh their layers. Their runs read a text twice at most, so what
+# reading again is worth is llama3's.
+_RNN = ScalingLaw(
+    floor=0.7387,
+    size=0.0299,
+    size_power=0.34,
+    data=0.1822,
+    data_power=0.28,
+    patience=4.6644,
+    copying=0.0294,
+    counts_tables=False,
+)
+_RNN_ATTENTION = replace(_RNN, floor=0.3201, size=0.0958, data=0.3932, copying=0.2982)
+_RECURRENT_WIDTHS = range(32, 2049, 16)
 SCALING_LAWS: dict[str, RungLaws] = {
+    "rnn": RungLaws(_RNN, widths=_RECURRENT_WIDTHS),
+    "rnn-attention": RungLaws(_RNN_ATTENTION, widths=_RECURRENT_WIDTHS),
     "llama3": RungLaws(_LLAMA3, replace(_LLAMA3, data=0.2129, patience=5.0909)),
 }
