@@ -197,6 +197,7 @@ def step_calls(recorder):
         recorder.known = lambda step=step: [
             *(*step.kept, *(part for pair in step.memory for part in pair)),
             *(*step.buffers.buffers, step.buffers.scores, step.buffers.all_places),
+            *(step.buffers.step_sizes, step.buffers.rounded),
         ]
         texts, longest = draw.randint(1, 9), draw.randint(6, 30)
         state = KVCache(longest)

@@ -5,6 +5,7 @@ drafts, rounding.
 import copy
 import json
 import math
+import platform
 
 import numpy
 import pytest
@@ -25,7 +26,7 @@ from rung import compiler, runs
 from rung.data.tokenizer import encode_documents, encode_ordinary, find_control_tokens
 from rung.data.tokenizer_training import EOS, build_tokenizer
 from rung.errors import RecipeError, RunError
-from rung.generation import native
+from rung.generation import native, quantize
 from rung.generation.decoder import Decoder, find_stop_ids, generate_tokens
 from rung.generation.detokenize import Detokenizer
 from rung.generation.generate import generate, generate_batch, generate_from_ids
@@ -33,6 +34,7 @@ from rung.generation.quantize import measure_quantization_cost, parse_weight_dty
 from rung.generation.sampling import Sampling, find_probabilities, sample_tokens
 from rung.generation.speculative import NgramDraft, PromptLookupDraft, make_draft
 from rung.models import RUNGS, make_config
+from rung.models.kv_cache import KVCache
 from tests.conftest import NEURAL, SENTENCES, TINY, examples, overflow, shake
 
 GREEDY = Sampling(temperature=0, max_new_tokens=12)
@@ -248,18 +250,56 @@ def compile_anew(monkeypatch):
     forget_compiled()
 
 
-@pytest.mark.parametrize("lanes", [8, 16])
-@pytest.mark.parametrize("weights", [None, torch.bfloat16, torch.int8])
-def test_the_same_is_written_with_blocks_of_any_processor(
-    lanes, weights, make_tiny, tokenizer, compile_anew
-):
-    model = shake(make_tiny("llama3", hidden_size=40))
-    rows = [[1, 5, 6], [1, 7, 8, 9], [1, 4], [1, 3, 3, 3], [1, 9]]
-    wanted = written(Decoder(model, weights), rows)
-    compile_anew(*compiler.FLAGS, f"-DLANES={lanes}")
-    decoder = Decoder(model, weights)
-    assert decoder.native.lanes == lanes
-    assert written(decoder, rows) == wanted
+# The processor at hand, the most common ones, and any other, with what AVX2 makes of it and SSE2.
+BUILDS = {
+    "native": [],
+    "AVX2": ["-march=x86-64-v3"],
+    "general": ["-march=x86-64-v3", "-U__AVX2__"],
+    "SSE2": ["-march=x86-64"],
+}
+
+
+def round_weights(model, weights):
+    """Round as the step in C does, and leave the model's type."""
+    rounded = copy.deepcopy(model)
+    for module in rounded.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(quantize._round_trip(module.weight, weights))
+    return rounded
+
+
+def step_through(step, ids, batch):
+    """Read the rows together, `batch` tokens of each at a time, from nothing; return all logits."""
+    texts, length = ids.shape
+    shape = (texts, step.groups, length, step.size)
+    state = KVCache(length)
+    state.keys_values = [(torch.zeros(shape), torch.zeros(shape)) for _ in step.layers]
+    step.begin(state, torch.zeros(texts, dtype=torch.int64))
+    return torch.cat([step.decode(part).clone() for part in ids.split(batch, 1)], 1)
+
+
+@pytest.mark.parametrize(
+    "build", [pytest.param(name, marks=[pytest.mark.slow] * (name == "SSE2")) for name in BUILDS]
+)
+def test_any_processors_blocks_compute_what_the_rounded_model_does(build, make_tiny, compile_anew):
+    """As near to float64 as the model in float32; int8's inputs are rounded to 1/32767 besides."""
+    if BUILDS[build] and platform.machine() != "x86_64":
+        pytest.skip("another kind of processor")
+    odd = {"hidden_size": 44, "intermediate_size": 1100, "head_dim": 18}
+    model = shake(make_tiny("llama3", tie_word_embeddings=False, **odd))
+    ids = torch.randint(3, 12, (3, 19), generator=torch.Generator().manual_seed(5))
+    compile_anew(*compiler.FLAGS, *BUILDS[build])
+    for weights in (torch.float32, torch.bfloat16, torch.int8):
+        rounded = round_weights(model, weights)
+        step = native.make_native_step(model, weights)
+        with torch.inference_mode():
+            exact, plain = rounded.double()(ids).logits, rounded.float()(ids).logits
+            found = step_through(step, ids, 1)
+            assert torch.equal(step_through(step, ids, 19), found)  # as a prompt, to the last bit
+        noise = (plain - exact).abs().max().item()
+        limit = 2e-3 * exact.std().item() if weights == torch.int8 else 2 * noise + 1e-6
+        assert (found - exact).abs().max().item() <= limit, weights
+        assert torch.equal(found.argmax(-1), exact.argmax(-1))
 
 
 @pytest.mark.parametrize("lacking", ["a compiler", "a place to keep it"])

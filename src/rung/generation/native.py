@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from rung.compiler import Address, compile_source
+from rung.generation.panels import fill_rows, make_panels
 from rung.generation.quantize import quantize_int8
 from rung.models.base import CausalModel
 from rung.models.config_checks import PROBABILITY_FIELDS
@@ -61,6 +62,7 @@ class _Model(Structure):
         *((name, c_int64) for name in ("threads", "wanted")),
         *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
         *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores")),
+        *((name, c_void_p) for name in ("steps", "rounded")),
     ]
 
 
@@ -70,7 +72,10 @@ class NativeStep:
     def __init__(self, model: CausalModel, compiled: ctypes.CDLL, weights: torch.dtype) -> None:
         self.model = model
         self.compiled = compiled
-        self.lanes = compiled.lanes()  # rows of a block, as in step.c
+        # Rows of a block, blocks of a panel, and rows that are attended together, as in step.c.
+        self.lanes, self.panel, self.queries = (
+            c() for c in (compiled.lanes, compiled.panel, compiled.queries)
+        )
         self.weights = weights
         self.spare_cores = 0  # beside torch's threads, for many rows
         self.kept: list[Tensor] = []  # what the structures point to
@@ -221,12 +226,8 @@ class NativeStep:
     def _llama(self) -> Iterator[_Layer]:
         for block in self.model.model.layers:
             attention, mlp = block.self_attn, block.mlp
-            names = {
-                "q": attention.q_proj,
-                "k": attention.k_proj,
-                "v": attention.v_proj,
-                "o": attention.o_proj,
-            }
+            names = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
+            names |= {"o": attention.o_proj}
             names |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
             yield _Layer(
                 before_attention=self._norm(block.input_layernorm),
@@ -263,21 +264,16 @@ class NativeStep:
         scale, rows = None, weight.shape[0]
         if self.weights == torch.int8:
             weight, scale = quantize_int8(weight)
-        blocks = self._fill(weight).unflatten(0, (-1, self.lanes)).mT  # N/lanes D lanes
-        filled = len(blocks) * self.lanes
+        panels = make_panels(weight.detach().to(self.weights), self.lanes, self.panel)
+        filled = rows + -rows % self.lanes
         each = [
-            None if t is None else self._keep(self._fill(t), (filled,), torch.float32)
+            None if t is None else self._keep(fill_rows(t, self.lanes), (filled,), torch.float32)
             for t in (scale, bias)
         ]
         return _Product(
-            *(self._keep(blocks, blocks.shape, self.weights), *each),
+            *(self._keep(panels, panels.shape, self.weights), *each),
             *(rows, weight.shape[1], TYPE_CODES[self.weights]),
         )
-
-    def _fill(self, rows: Tensor) -> Tensor:
-        """Fill up with zeros to a multiple of `lanes` rows."""
-        missing = -len(rows) % self.lanes
-        return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
 
     def _norm(self, module: nn.Module) -> _Norm:
         parameters = dict(module.named_parameters())
@@ -307,15 +303,20 @@ class _Buffers:
         self.max_rows = max_rows
         self.buffers = [torch.zeros(max_rows, count, dtype=torch.float32) for count in sizes]
         self.scores = torch.zeros(
-            torch.get_num_threads() + step.spare_cores, capacity + step.lanes, dtype=torch.float32
+            torch.get_num_threads() + step.spare_cores,
+            step.queries * (capacity + step.lanes),
+            dtype=torch.float32,
         )
+        self.step_sizes = torch.zeros(max_rows, dtype=torch.float32)
+        widest = max(width, heads * size, inner)
+        self.rounded = torch.zeros(max_rows, widest + widest % 2, dtype=torch.int16)
         self.all_logits = torch.empty(max_rows, step.head.rows, dtype=torch.float32)
         self.all_places = torch.zeros(max_rows, 4, dtype=torch.int64)
         self.described = _Model(
             *(layers, max_rows, width, heads, step.groups, size, inner, capacity, len(self.scores)),
             *(max_rows, self.all_places.data_ptr(), (_Layer * layers)(*step.layers)),
-            *(step.last, step.head),
-            *(buffer.data_ptr() for buffer in (*self.buffers, self.scores)),
+            *(step.last, step.head, *map(Tensor.data_ptr, (*self.buffers, self.scores))),
+            *(self.step_sizes.data_ptr(), self.rounded.data_ptr()),
         )
         self.use(max_rows)
 
@@ -392,5 +393,6 @@ def _compile() -> ctypes.CDLL | None:
     if library:
         library.step.argtypes = [c_void_p, c_void_p, c_void_p]
         library.step.restype = None
-        library.lanes.argtypes, library.lanes.restype = [], c_int64
+        for constant in (library.lanes, library.panel, library.queries):
+            constant.argtypes, constant.restype = [], c_int64
     return library

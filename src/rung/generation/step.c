@@ -2,9 +2,11 @@
  *
  * A row of the batch is one token: the next token of each text, or one of several consecutive
  * tokens of a text. A `layer` describes the parts of a layer; GPT-2 and Llama are two such
- * descriptions. Activations and sums are float. Weights are float, bfloat16, or int8 with a scale
- * for each row. All threads run the whole pass, share the rows of each product, and wait for one
- * another between products. The result of a row is the same to the last bit in any batch.
+ * descriptions. Weights are float, bfloat16, or int8 with a scale for each row. Activations and
+ * sums are float, but for products of int8 weights: there a row of activations is rounded to int16,
+ * as 32767ths of its largest, and CHUNK columns are summed as whole numbers, without any rounding.
+ * All threads run the whole pass, share the rows of each product, and wait for one another between
+ * products. The result of a row is the same to the last bit in any batch.
  */
 #include <math.h>
 #include <stdint.h>
@@ -14,43 +16,72 @@
 #else
 #define omp_get_thread_num() 0
 #endif
-#ifdef __AVX2__
-#include <immintrin.h>
-#endif
 
-/* A block is LANES rows of a matrix, as many as a register of AVX-512 or AVX2 holds, or two of NEON's.
- * BLOCKS blocks are multiplied together, with up to FEW rows of the batch at a time. Their sums,
- * BLOCKS * FEW, and a weight and FEW inputs must fit into the registers: AVX-512 has 32, AVX2 16. */
-#ifndef LANES
-#ifdef __AVX512F__
+/* What differs between processors. A block is LANES rows of a matrix, as many as a register of
+ * AVX-512 or AVX2 holds, or two of NEON's. Many rows of the batch are multiplied MANY at a time by
+ * two blocks: 2 * MANY sums, two weights and an input fit into the registers, of which AVX-512 has
+ * 32 and AVX2 16.
+ *
+ * WIDEN reads LANES pairs of int8 as int16. ADD_PRODUCTS adds to each lane the product of two
+ * such pairs, a0 * b0 + a1 * b1. Compilers do not turn the general form into these instructions. */
+#ifdef __AVX512BW__
+#include <immintrin.h>
 #define LANES 16
+#define MANY 8
+#define WIDEN(at) (pairs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(at)))
+#ifdef __AVX512VNNI__
+#define ADD_PRODUCTS(sum, a, b) \
+    (integers)_mm512_dpwssd_epi32((__m512i)(sum), (__m512i)(a), (__m512i)(b))
+#else
+#define ADD_PRODUCTS(sum, a, b) ((sum) + (integers)_mm512_madd_epi16((__m512i)(a), (__m512i)(b)))
+#endif
+#elif defined __AVX2__
+#include <immintrin.h>
+#define LANES 8
+#define MANY 6
+#define WIDEN(at) (pairs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(at)))
+#define ADD_PRODUCTS(sum, a, b) ((sum) + (integers)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #else
 #define LANES 8
+#define MANY 4
+#define WIDEN(at) __builtin_convertvector(*(const bytes *)(at), pairs)
+#define ADD_PRODUCTS(sum, a, b) \
+    ((sum) + ((integers)(a) << 16 >> 16) * ((integers)(b) << 16 >> 16) + \
+     ((integers)(a) >> 16) * ((integers)(b) >> 16))
 #endif
-#endif
-#define BLOCKS 4
-#define FEW (LANES == 16 ? 4 : 3)
-/* Weights are prefetched this many bytes ahead, because processors do not foresee the reads of
- * several blocks at once. */
+
+/* One row of the batch is multiplied by the blocks of a panel together. They stand side by side, so
+ * that memory is read from one end to the other. */
+#define PANEL 4
+/* Rows of a text whose attention reads keys and values together. */
+#define QUERIES 4
+/* 512 * 127 * 32767 < 2^31 */
+#define CHUNK 512
+/* Weights are prefetched this many bytes ahead, line by line. */
 #define AHEAD 2048
-/* The bytes that a prefetch reads. */
 #define LINE 64
-/* The width of a weight in bytes. */
-#define WIDTH(type) ((type) == FLOAT ? 4 : (type) == BFLOAT16 ? 2 : 1)
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float quarter_vec __attribute__((vector_size(16)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef int32_t integers __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef int16_t shorts __attribute__((vector_size(2 * LANES)));
-typedef int8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
+typedef int32_t quarter_integers __attribute__((vector_size(16)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int16_t pairs __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef int8_t bytes __attribute__((vector_size(2 * LANES), aligned(1), may_alias));
+
+#ifdef __clang__
+#define PICK __builtin_shufflevector
+#else
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (quarter_integers){__VA_ARGS__})
+#endif
 
 enum { FLOAT, BFLOAT16, INT8 };
 
-/* A matrix and its bias. `weight` is blocks x columns x LANES: the rows of a block stand side by
- * side, and zeros fill the last block. `scale` has a value for each row of an int8 matrix. `scale`
- * and `bias` may be null, and are filled up like the blocks. */
+/* A matrix and its bias. `weight` has panels of up to PANEL blocks, one behind the other. Of each
+ * column, or pair of columns where weights have 16 or 8 bits, a panel holds the weights of its
+ * first block, of the next, and so on; those of a pair stand beside each other. Zeros fill the last
+ * block, and the last pair. `scale` has a value for each row of an int8 matrix. `scale` and `bias`
+ * may be null, and are filled up like the blocks. */
 typedef struct {
     const void *weight;
     const float *scale;
@@ -83,7 +114,9 @@ typedef struct {
 
 /* `x` and `y` are batch x width, `q` and `attended` batch x heads * size. `inside` has room for the
  * outputs of `up` and, behind them, for those of `gate` or of `k` and `v`. `scores` has room for
- * capacity + LANES numbers of each thread. Logits are wanted of the last `wanted` rows. */
+ * QUERIES * (capacity + LANES) numbers of each thread. `rounded` has room for the inputs of any
+ * product as int16, filled up to pairs, and `steps` for the size of a step of each row of them.
+ * Logits are wanted of the last `wanted` rows. */
 typedef struct {
     int64_t layers, batch, width, heads, groups, size, inner, capacity, threads;
     int64_t wanted;
@@ -91,37 +124,34 @@ typedef struct {
     const layer *layer;
     norm last;
     product head;
-    float *x, *y, *q, *attended, *inside, *scores;
+    float *x, *y, *q, *attended, *inside, *scores, *steps;
+    int16_t *rounded;
 } model;
 
 int64_t lanes(void) { return LANES; }
+int64_t panel(void) { return PANEL; }
+int64_t queries(void) { return QUERIES; }
 
-static inline vec load(const void *weight, int64_t type, int64_t at) {
-    if (type == FLOAT) return *(const vec *)((const float *)weight + at);
-    if (type == BFLOAT16)
-        return (vec)(__builtin_convertvector(
-                         *(const halves *)((const uint16_t *)weight + at), words)
-                     << 16);
-/* Compilers do not turn the general form into these instructions. */
-#if LANES == 16 && defined __AVX512F__
-    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(
-        _mm_loadu_si128((const __m128i *)((const int8_t *)weight + at))));
-#elif LANES == 8 && defined __AVX2__
-    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
-        _mm_loadl_epi64((const __m128i *)((const int8_t *)weight + at))));
-#else
-    const shorts twice =
-        __builtin_convertvector(*(const bytes *)((const int8_t *)weight + at), shorts);
-    return __builtin_convertvector(__builtin_convertvector(twice, integers), vec);
-#endif
-}
-
-static inline float sum(vec v) {
+/* Add the quarters of a vector of LANES numbers. */
+static inline quarter_vec fold(vec v) {
     quarter_vec part[LANES / 4];
     memcpy(part, &v, sizeof part);
     for (int parts = LANES / 8; parts; parts /= 2)
         for (int i = 0; i < parts; i++) part[i] += part[i + parts];
-    return (part[0][0] + part[0][2]) + (part[0][1] + part[0][3]);
+    return part[0];
+}
+
+static inline float sum(vec v) {
+    const quarter_vec four = fold(v);
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+
+/* Compute `sum` of four vectors. */
+static inline quarter_vec sums(const vec *v) {
+    const quarter_vec a = fold(v[0]), b = fold(v[1]), c = fold(v[2]), d = fold(v[3]);
+    const quarter_vec ab = PICK(a, b, 0, 4, 1, 5) + PICK(a, b, 2, 6, 3, 7),
+                      cd = PICK(c, d, 0, 4, 1, 5) + PICK(c, d, 2, 6, 3, 7);
+    return PICK(ab, cd, 0, 1, 4, 5) + PICK(ab, cd, 2, 3, 6, 7);
 }
 
 static inline vec choose(integers mask, vec a, vec b) {
@@ -147,39 +177,90 @@ static inline vec exponential(vec x) {
     return (vec)((integers)p + (__builtin_convertvector(whole, integers) << 23));
 }
 
-/* Write x W' + b to y, or add it to y, for up to BLOCKS blocks of W and up to FEW rows of x.
+/* Find the largest absolute value, or one that is no number. Its bits, as those of a positive whole
+ * number, rise with it. */
+static float find_largest(const float *x, int64_t count) {
+    integers all = {0};
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        const integers part = *(const integers *)(x + i) & 0x7fffffff;
+        all = ((part > all) & part) | ((part <= all) & all);
+    }
+    int32_t largest = 0;
+    for (int k = 0; k < LANES; k++) largest = all[k] > largest ? all[k] : largest;
+    for (; i < count; i++) {
+        int32_t part;
+        memcpy(&part, x + i, sizeof part);
+        part &= 0x7fffffff;
+        largest = part > largest ? part : largest;
+    }
+    float found;
+    memcpy(&found, &largest, sizeof found);
+    return found;
+}
+
+/* Multiply `blocks` blocks of W by `count` rows of x, and write x W' + b to y, or add it to y.
  *
  * The function is inlined for each type and number of blocks and rows, so that these are constants.
  * A sum always runs from the first column to the last: a row of the batch does not depend on the
  * others. */
 static inline __attribute__((always_inline)) void
-tile(const product *p, const int64_t type, const int blocks, const int count, int64_t block,
-     const float *x, float *y, int add) {
-    const int64_t size = p->columns * LANES, start = block * size;
-    vec total[BLOCKS][FEW] = {{{0}}};
-    const int64_t lined = LINE / (LANES * WIDTH(type)); /* columns in a line of the cache */
-    int64_t j = 0;
-    for (; j + lined <= p->columns; j += lined) {
-        for (int k = 0; k < blocks; k++)
-            __builtin_prefetch((const char *)p->weight +
-                               (start + k * size + j * LANES) * WIDTH(type) + AHEAD);
-        for (int64_t i = j; i < j + lined; i++)
-            for (int k = 0; k < blocks; k++) {
-                const vec weight = load(p->weight, type, start + k * size + i * LANES);
-                for (int r = 0; r < count; r++) total[k][r] += weight * x[r * p->columns + i];
-            }
-    }
-    for (; j < p->columns; j++)
-        for (int k = 0; k < blocks; k++) {
-            const vec weight = load(p->weight, type, start + k * size + j * LANES);
-            for (int r = 0; r < count; r++) total[k][r] += weight * x[r * p->columns + j];
+tile(const model *m, const product *p, const int64_t type, const int blocks, const int count,
+     int64_t block, int64_t b, const float *x, float *y, int add) {
+    const int64_t columns = p->columns, within = block % PANEL, panel = block - within;
+    const int64_t behind = (p->rows + LANES - 1) / LANES - panel;
+    const int64_t wide = behind < PANEL ? behind : PANEL;
+    const int64_t width = type == INT8 ? 2 * LANES : 4 * LANES;
+    const int64_t places = type == FLOAT ? columns : (columns + 1) / 2;
+    const char *weight = (const char *)p->weight + (panel * places + within) * width;
+    vec total[PANEL][MANY] = {{{0}}};
+#define READ_AHEAD \
+    for (int line = 0; line < blocks * width; line += LINE) \
+    __builtin_prefetch(weight + line + AHEAD)
+    x += b * columns;
+    if (type == FLOAT)
+        for (int64_t j = 0; j < columns; j++, weight += wide * width) {
+            READ_AHEAD;
+            for (int r = 0; r < count; r++)
+                for (int k = 0; k < blocks; k++)
+                    total[k][r] += *(const vec *)(weight + k * width) * x[r * columns + j];
         }
+    else if (type == BFLOAT16)
+        for (int64_t j = 0; j < columns; j += 2, weight += wide * width) {
+            READ_AHEAD;
+            for (int r = 0; r < count; r++)
+                for (int k = 0; k < blocks; k++)
+                    total[k][r] += (vec)(*(const words *)(weight + k * width) << 16) *
+                                   x[r * columns + j];
+            if (j + 1 < columns)
+                for (int r = 0; r < count; r++)
+                    for (int k = 0; k < blocks; k++)
+                        total[k][r] += (vec)(*(const words *)(weight + k * width) & 0xffff0000) *
+                                       x[r * columns + j + 1];
+        }
+    else {
+        const int32_t *from = (const int32_t *)m->rounded + b * places;
+        for (int64_t begin = 0; begin < places; begin += CHUNK / 2) {
+            const int64_t end = places - begin < CHUNK / 2 ? places : begin + CHUNK / 2;
+            integers part[PANEL][MANY] = {{{0}}};
+            for (int64_t j = begin; j < end; j++, weight += wide * width) {
+                READ_AHEAD;
+                for (int r = 0; r < count; r++)
+                    for (int k = 0; k < blocks; k++)
+                        part[k][r] = ADD_PRODUCTS(part[k][r], WIDEN(weight + k * width),
+                                                  (integers){0} + from[r * places + j]);
+            }
+            for (int r = 0; r < count; r++)
+                for (int k = 0; k < blocks; k++)
+                    total[k][r] += __builtin_convertvector(part[k][r], vec);
+        }
+    }
     for (int k = 0; k < blocks; k++) {
         const int64_t row = (block + k) * LANES, left = p->rows - row;
         for (int r = 0; r < count; r++) {
-            float *to = y + r * p->rows + row;
+            float *to = y + (b + r) * p->rows + row;
             vec value = total[k][r], before = {0};
-            if (p->scale) value *= *(const vec *)(p->scale + row);
+            if (type == INT8) value *= *(const vec *)(p->scale + row) * m->steps[b + r];
             if (p->bias) value += *(const vec *)(p->bias + row);
             memcpy(&before, to, (left < LANES ? left : LANES) * sizeof(float));
             if (add) value += before;
@@ -188,44 +269,64 @@ tile(const product *p, const int64_t type, const int blocks, const int count, in
     }
 }
 
+/* Multiply one or two blocks by all rows, MANY at a time while there are as many. */
 static inline __attribute__((always_inline)) void
-tile_of(const product *p, const int64_t type, const int blocks, int count, int64_t block,
-        const float *x, float *y, int add) {
-    switch (count) {
-        case 1: tile(p, type, blocks, 1, block, x, y, add); break;
-        case 2: tile(p, type, blocks, 2, block, x, y, add); break;
-#if LANES == 16
-        case 3: tile(p, type, blocks, 3, block, x, y, add); break;
-#endif
-        default: tile(p, type, blocks, FEW, block, x, y, add);
+all_rows(const model *m, const product *p, const int64_t type, const int blocks, int64_t block,
+         int64_t batch, const float *x, float *y, int add) {
+    int64_t b = 0;
+    for (; b + MANY <= batch; b += MANY) tile(m, p, type, blocks, MANY, block, b, x, y, add);
+    for (; b + 4 <= batch; b += 4) tile(m, p, type, blocks, 4, block, b, x, y, add);
+    for (; b + 2 <= batch; b += 2) tile(m, p, type, blocks, 2, block, b, x, y, add);
+    for (; b < batch; b++) tile(m, p, type, blocks, 1, block, b, x, y, add);
+}
+
+/* Multiply `some` blocks of a panel by all rows. */
+static inline __attribute__((always_inline)) void
+tiles(const model *m, const product *p, const int64_t type, int64_t block, int64_t some,
+      int64_t batch, const float *x, float *y, int add) {
+    int64_t k = 0;
+    if (batch == 1 && some == PANEL) {
+        tile(m, p, type, PANEL, 1, block, 0, x, y, add);
+        return;
     }
+    for (; k + 2 <= some; k += 2) all_rows(m, p, type, 2, block + k, batch, x, y, add);
+    if (k < some) all_rows(m, p, type, 1, block + k, batch, x, y, add);
 }
 
-static inline __attribute__((always_inline)) void
-tiles(const product *p, const int64_t type, int64_t block, int64_t blocks, int count,
-      const float *x, float *y, int add) {
-    if (blocks == BLOCKS) tile_of(p, type, BLOCKS, count, block, x, y, add);
-    else
-        for (int64_t k = 0; k < blocks; k++) tile_of(p, type, 1, count, block + k, x, y, add);
-}
-
-/* Write x W' + b to y, or add it to y. The threads share the blocks, BLOCKS at a time where there
+/* Write x W' + b to y, or add it to y. The threads share the blocks, a panel at a time where there
  * are enough for all threads. */
 static void multiply(const model *m, const product *p, int64_t batch, const float *x, float *y,
                      int add) {
     const int64_t blocks = (p->rows + LANES - 1) / LANES,
-                  together = blocks < m->threads * BLOCKS ? 1 : BLOCKS;
+                  together = blocks < m->threads * PANEL ? 1 : PANEL;
 #pragma omp for schedule(static) nowait
-    for (int64_t block = 0; block < blocks; block += together)
-        for (int64_t b = 0; b < batch; b += FEW) {
-            const int64_t some = blocks - block < together ? blocks - block : together;
-            const int count = batch - b < FEW ? batch - b : FEW;
-            const float *from = x + b * p->columns;
-            float *to = y + b * p->rows;
-            if (p->type == FLOAT) tiles(p, FLOAT, block, some, count, from, to, add);
-            else if (p->type == BFLOAT16) tiles(p, BFLOAT16, block, some, count, from, to, add);
-            else tiles(p, INT8, block, some, count, from, to, add);
+    for (int64_t block = 0; block < blocks; block += together) {
+        const int64_t some = blocks - block < together ? blocks - block : together;
+        if (p->type == FLOAT) tiles(m, p, FLOAT, block, some, batch, x, y, add);
+        else if (p->type == BFLOAT16) tiles(m, p, BFLOAT16, block, some, batch, x, y, add);
+        else tiles(m, p, INT8, block, some, batch, x, y, add);
+    }
+}
+
+/* Round the inputs of an int8 product to whole numbers of steps, 32767 of them to the largest. A
+ * row with a number that is none, or infinite, makes outputs that are none. */
+static void round_inputs(const model *m, const product *p, int64_t batch, const float *x) {
+    if (p->type != INT8) return;
+    const int64_t columns = p->columns, stride = (columns + 1) / 2 * 2;
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < batch; b++) {
+        const float *from = x + b * columns;
+        int16_t *to = m->rounded + b * stride;
+        const float largest = find_largest(from, columns);
+        const int tiny = !(largest > 1e-30f), endless = !(largest < INFINITY);
+        const float by = tiny || endless ? 0 : 32767 / largest;
+        m->steps[b] = endless ? NAN : tiny ? 0 : largest / 32767;
+        for (int64_t i = 0; i < columns; i++) {
+            const float value = by ? from[i] * by : 0;
+            to[i] = (int16_t)(value + (value < 0 ? -0.5f : 0.5f));
         }
+        if (columns < stride) to[columns] = 0;
+    }
 }
 
 /* Return the sum of x - mean, or of its squares. */
@@ -264,58 +365,104 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t s
     }
 }
 
-static inline float dot(const float *a, const float *b, int64_t size) {
-    vec even = {0}, odd = {0};
-    int64_t i = 0;
-    for (; i + 2 * LANES <= size; i += 2 * LANES) {
-        even += *(const vec *)(a + i) * *(const vec *)(b + i);
-        odd += *(const vec *)(a + i + LANES) * *(const vec *)(b + i + LANES);
-    }
-    float total = sum(even + odd);
-    for (; i < size; i++) total += a[i] * b[i];
-    return total;
+/* Load up to LANES numbers. Sums that some builds of a loop would round otherwise, such as those of
+ * scalars, must not depend on how many rows or keys are computed together. */
+static inline vec load(const float *from, int64_t count) {
+    vec v = {0};
+    if (count >= LANES) return *(const vec *)from;
+    memcpy(&v, from, count * sizeof(float));
+    return v;
 }
 
-/* Compute softmax(q k') v for head `h` of row `b`, over the keys that the row may see. */
-static void attend(const model *m, const layer *l, int64_t b, int64_t h) {
-    const int64_t size = m->size, group = h / (m->heads / m->groups);
-    const place *p = m->places + b;
-    const int64_t first = p->first, last = p->at,
-                  stored = p->start * m->groups + group * p->room;
-    const float *q = m->q + (b * m->heads + h) * size;
-    const float *keys = l->keys + stored * size, *values = l->values + stored * size;
-    float *scores = m->scores + omp_get_thread_num() * (m->capacity + LANES),
-          *out = m->attended + (b * m->heads + h) * size;
+/* Compute the products of q with four keys, or with one. */
+static inline __attribute__((always_inline)) quarter_vec
+dots(const float *q, const float *keys, int64_t size, const int count) {
+    vec all[4] = {{0}};
+    int64_t i = 0;
+    for (; i + LANES <= size; i += LANES)
+        for (int k = 0; k < count; k++)
+            all[k] += *(const vec *)(q + i) * *(const vec *)(keys + k * size + i);
+    if (i < size)
+        for (int k = 0; k < count; k++)
+            all[k] += load(q + i, size - i) * load(keys + k * size + i, size - i);
+    return count == 4 ? sums(all) : (quarter_vec){sum(all[0])};
+}
+
+/* Turn the scores of tokens `first` to `at` into powers of e, and those after them, up to `last`,
+ * into zeros; return their sum. A vector may reach past the last score: there is room for it. */
+static float weigh(float *scores, int64_t first, int64_t at, int64_t last) {
+    for (int64_t s = at + 1; s < last + LANES; s++) scores[s] = -INFINITY;
+    vec most = {0}, all = {0};
+    most -= INFINITY;
+    for (int64_t s = first; s <= at; s += LANES) most = at_least(*(vec *)(scores + s), most);
     float largest = -INFINITY;
-    vec all = {0};
-    for (int64_t s = first; s <= last; s++) {
-        scores[s] = dot(keys + s * size, q, size) * l->scale;
-        if (scores[s] > largest) largest = scores[s];
-    }
-    /* A vector may reach past the last score: there is room for it, and it must add nothing. */
-    for (int64_t s = last + 1; s < last + LANES; s++) scores[s] = -INFINITY;
-    for (int64_t s = first; s <= last; s += LANES) {
-        const vec e = exponential(*(vec *)(scores + s) - largest);
+    for (int k = 0; k < LANES; k++) largest = most[k] > largest ? most[k] : largest;
+    for (int64_t s = first; s <= at; s += LANES) {
+        const vec x = *(vec *)(scores + s) - largest;
+        const vec e = (vec)((integers)exponential(x) & ~(x < -87.0f));
         *(vec *)(scores + s) = e;
         all += e;
     }
-    const float total = sum(all);
-    int64_t i = 0;
-    for (; i + LANES <= size; i += LANES) {
-        vec even = {0}, odd = {0};
-        int64_t s = first;
-        for (; s < last; s += 2) {
-            even += scores[s] * *(const vec *)(values + s * size + i);
-            odd += scores[s + 1] * *(const vec *)(values + (s + 1) * size + i);
+    for (int64_t s = at + 1; s <= last; s++) scores[s] = 0;
+    return sum(all);
+}
+
+/* Compute softmax(q k') v for head `h` of `count` consecutive tokens of a text, of which row `b` is
+ * the first, over the keys that each may see. */
+static inline __attribute__((always_inline)) void
+attend(const model *m, const layer *l, int64_t b, int64_t h, const int count) {
+    const int64_t size = m->size, group = h / (m->heads / m->groups), row = m->heads * size;
+    const place *p = m->places + b;
+    const int64_t first = p->first, last = p->at + count - 1, room = m->capacity + LANES,
+                  stored = (p->start * m->groups + group * p->room) * size;
+    const float *q = m->q + b * row + h * size;
+    const float *keys = l->keys + stored, *values = l->values + stored;
+    float *scores = m->scores + omp_get_thread_num() * QUERIES * room,
+          *out = m->attended + b * row + h * size, totals[QUERIES];
+    int64_t s = first, i = 0;
+    for (; s + 3 <= last; s += 4)
+        for (int r = 0; r < count; r++) {
+            const quarter_vec four = dots(q + r * row, keys + s * size, size, 4) * l->scale;
+            memcpy(scores + r * room + s, &four, sizeof four);
         }
-        if (s == last) even += scores[s] * *(const vec *)(values + s * size + i);
-        *(vec *)(out + i) = (even + odd) / total;
+    for (; s <= last; s++)
+        for (int r = 0; r < count; r++)
+            scores[r * room + s] = dots(q + r * row, keys + s * size, size, 1)[0] * l->scale;
+    for (int r = 0; r < count; r++) totals[r] = weigh(scores + r * room, first, p->at + r, last);
+    for (; i + 2 * LANES <= size; i += 2 * LANES) {
+        vec all[QUERIES][2] = {{{0}}};
+        for (s = first; s <= last; s++)
+            for (int r = 0; r < count; r++)
+                for (int k = 0; k < 2; k++)
+                    all[r][k] += scores[r * room + s] *
+                                 *(const vec *)(values + s * size + i + k * LANES);
+        for (int r = 0; r < count; r++)
+            for (int k = 0; k < 2; k++)
+                *(vec *)(out + r * row + i + k * LANES) = all[r][k] / totals[r];
     }
-    for (; i < size; i++) {
-        float value = 0;
-        for (int64_t s = first; s <= last; s++) value += scores[s] * values[s * size + i];
-        out[i] = value / total;
+    for (; i < size; i += LANES) {
+        const int64_t left = size - i < LANES ? size - i : LANES;
+        vec all[QUERIES] = {{0}};
+        for (s = first; s <= last; s++)
+            for (int r = 0; r < count; r++)
+                all[r] += scores[r * room + s] * load(values + s * size + i, left);
+        for (int r = 0; r < count; r++) {
+            all[r] /= totals[r];
+            memcpy(out + r * row + i, &all[r], left * sizeof(float));
+        }
     }
+}
+
+/* Attend for head `h` of the rows from `b` on, QUERIES of them where they follow one another. */
+static void attend_rows(const model *m, const layer *l, int64_t b, int64_t h) {
+    const int64_t rows = m->batch - b < QUERIES ? m->batch - b : QUERIES;
+    const place *p = m->places + b;
+    int follow = rows == QUERIES;
+    for (int64_t r = 1; r < rows; r++)
+        follow &= p[r].start == p->start && p[r].first == p->first && p[r].at == p->at + r;
+    if (follow) attend(m, l, b, h, QUERIES);
+    else
+        for (int64_t r = 0; r < rows; r++) attend(m, l, b + r, h, 1);
 }
 
 static inline vec activated(vec up, const float *gate) {
@@ -338,6 +485,7 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
           *v = gate + batch * kv;
     normalize(&l->before_attention, batch, m->width, m->x, m->y);
     const float *x = m->y;
+    round_inputs(m, &l->q, batch, x);
     multiply(m, &l->q, batch, x, m->q, 0);
     multiply(m, &l->k, batch, x, k, 0);
     multiply(m, &l->v, batch, x, v, 0);
@@ -351,20 +499,27 @@ static void pass_layer(const model *m, const layer *l, const float *turns) {
         memcpy(l->keys + to, k + i * size, size * sizeof(float));
         memcpy(l->values + to, v + i * size, size * sizeof(float));
     }
+    if (turns)
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < batch * m->heads; i++) {
-        const int64_t b = i / m->heads;
-        if (turns) rotate(m->q + i * size, turns + 2 * b * size, turns + (2 * b + 1) * size, size);
-        attend(m, l, b, i % m->heads);
-    }
+        for (int64_t i = 0; i < batch * m->heads; i++) {
+            const float *turn = turns + i / m->heads * 2 * size;
+            rotate(m->q + i * size, turn, turn + size, size);
+        }
+    /* Threads share the heads first: the later tokens of a prompt see more. */
+    const int64_t parts = (batch + QUERIES - 1) / QUERIES;
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < m->heads * parts; i++)
+        attend_rows(m, l, i % parts * QUERIES, i / parts);
+    round_inputs(m, &l->o, batch, m->attended);
     multiply(m, &l->o, batch, m->attended, m->x, 1);
 #pragma omp barrier
     normalize(&l->before_mlp, batch, m->width, m->x, m->y);
-    x = m->y;
+    round_inputs(m, &l->up, batch, x);
     if (l->gate.weight) multiply(m, &l->gate, batch, x, gate, 0);
     multiply(m, &l->up, batch, x, m->inside, 0);
 #pragma omp barrier
     activate(batch * m->inner, m->inside, l->gate.weight ? gate : 0);
+    round_inputs(m, &l->down, batch, m->inside);
     multiply(m, &l->down, batch, m->inside, m->x, 1);
 #pragma omp barrier
 }
@@ -377,6 +532,7 @@ void step(const model *m, const float *turns, float *logits) {
         for (int64_t i = 0; i < m->layers; i++) pass_layer(m, m->layer + i, turns);
         const int64_t before = (m->batch - m->wanted) * m->width;
         normalize(&m->last, m->wanted, m->width, m->x + before, m->y + before);
+        round_inputs(m, &m->head, m->wanted, m->y + before);
         multiply(m, &m->head, m->wanted, m->y + before, logits, 0);
     }
 }

@@ -1,0 +1,205 @@
+"""Time the step in C beside llama.cpp: decoding and reading prompts, in three widths of weights.
+
+The sides take turns in one process with the same number of threads, and the best of some rounds of
+each counts, by the wall clock and by the processor time of the whole process (the one to look at
+on a machine that does other things). rung's float32, bfloat16 and int8 stand against llama.cpp's
+F32, F16 and Q8_0, and int8 against Q4_0 too. A text is decoded greedily behind a prompt that was
+read before; choosing the token is in the time of both. llama.cpp is `xllamacpp`, whose wheel is
+built for AVX2 on every processor. `--short` leaves the large model and the batches of long prompts
+out.
+
+    python benchmarks/generation/llama_cpp.py [--short] > benchmarks/generation/llama_cpp.txt
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import torch
+import transformers
+import xllamacpp
+from transformers import GPT2Config, LlamaConfig
+
+from rung import runs
+from rung.data.corpus import load_corpus
+from rung.data.tokenizer_training import build_tokenizer
+from rung.device import describe_device
+from rung.export.gguf import WEIGHT_TYPES, convert_weights, write_gguf
+from rung.export.hf import read_weights
+from rung.generation.decoder import Decoder
+from rung.generation.sampling import Sampling, sample_tokens
+from rung.models.gpt2 import GPT2LMHeadModel
+from rung.models.llama3 import LlamaForCausalLM
+
+ROUNDS = 3
+WINDOW = 1024
+LLAMA = LlamaConfig(
+    vocab_size=8192,
+    hidden_size=256,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    intermediate_size=688,
+    max_position_embeddings=WINDOW,
+    tie_word_embeddings=True,
+)
+Q4_0 = replace(WEIGHT_TYPES["q8_0"], matrix="Q4_0", file="MOSTLY_Q4_0")
+# Ours, the type of the peer's matrices, and how the file is written.
+WIDTHS = [
+    ("float32", None, "F32", WEIGHT_TYPES["f32"]),
+    ("bfloat16", torch.bfloat16, "F16", WEIGHT_TYPES["f16"]),
+    ("int8", torch.int8, "Q8_0", WEIGHT_TYPES["q8_0"]),
+    ("int8", torch.int8, "Q4_0", Q4_0),
+]
+GREEDY = Sampling(temperature=0)
+
+
+class Rung:
+    """Our side: `read` the prompts, then `decode` so many tokens behind them, again and again."""
+
+    def __init__(self, model, weights):
+        self.model, self.decoder = model, Decoder(model, weights)
+
+    def read(self, prompts, room=0):
+        with torch.inference_mode():
+            self.logits = self.decoder.prefill(prompts, room + 1)
+
+    def decode(self, prompts, count):
+        with torch.inference_mode():
+            tokens = sample_tokens(self.logits, GREEDY, None)
+            for _ in range(count):
+                tokens = sample_tokens(self.decoder.decode(tokens[:, None])[:, -1], GREEDY, None)
+                tokens.tolist()
+            self.decoder.rollback(count)
+
+
+class LlamaCpp:
+    """The peer. It keeps a text's keys and values in its slot, so a prompt is read once."""
+
+    def __init__(self, path, batch, threads):
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_ctx, params.n_parallel, params.warmup = WINDOW * batch, batch, True
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        self.server, self.pool = xllamacpp.Server(params), ThreadPoolExecutor(batch)
+
+    def read(self, prompts, room=0):
+        self._ask(prompts, 1, fresh=True)
+
+    def decode(self, prompts, count):
+        # The last token of a prompt is always read again.
+        self._ask(prompts, count, fresh=False)
+
+    def _ask(self, prompts, count, fresh):
+        asked = {"n_predict": count, "temperature": 0, "ignore_eos": True, "samplers": ["top_k"]}
+        asked |= {"top_k": 1, "cache_prompt": not fresh}
+        each = [asked | {"prompt": ids, "id_slot": slot} for slot, ids in enumerate(prompts)]
+        for answer in self.pool.map(self.server.handle_completions, each):
+            if answer.get("timings", {}).get("predicted_n") != count:
+                raise RuntimeError(f"{count} tokens were asked for: {str(answer)[:2000]}")
+
+
+def measure(sides, do, tokens, rounds=ROUNDS):
+    """Tokens a second of each side, by the wall clock and by processor time, in turns."""
+    best = [[float("inf")] * 2 for _ in sides]
+    for _ in range(rounds):
+        for its, side in zip(best, sides, strict=True):
+            wall, busy = time.perf_counter(), time.process_time()
+            do(side)
+            its[0] = min(its[0], time.perf_counter() - wall)
+            its[1] = min(its[1], time.process_time() - busy)
+    return [[tokens / seconds for seconds in its] for its in best]
+
+
+def show(what, ours, theirs):
+    rates = "".join(f"{rate:>10,.0f}" for rate in (ours[0], theirs[0], ours[1], theirs[1]))
+    ratios = "".join(f"{mine / its:>8.2f}x" for mine, its in zip(ours, theirs, strict=True))
+    print(f"{what:<44}{rates}{ratios}", flush=True)
+
+
+def write_files(model, folder):
+    """Write the model once for each of the peer's types."""
+    runs.save_model(runs.make_folder(folder / "run"), model, make_tokenizer(model))
+    weights = convert_weights(gguf, model.config, read_weights(folder / "run"))
+    for _, _, name, kind in WIDTHS:
+        write_gguf(gguf, folder / f"{name}.gguf", folder / "run", model.config, weights, kind)
+
+
+def make_tokenizer(model):
+    """Any tokenizer will do: the prompts are tokens."""
+    texts = load_corpus("python-docs").train["text"]
+    return build_tokenizer("bpe", texts, min(model.config.vocab_size, 8192))
+
+
+def draw_prompts(model, batch, length):
+    generator = torch.Generator().manual_seed(0)
+    high = min(model.config.vocab_size, 8192)
+    return torch.randint(3, high, (batch, length), generator=generator).tolist()
+
+
+def compare(title, model, batches, prompts, new, threads):
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(model, Path(folder))
+        for ours, weights, theirs, _ in WIDTHS:
+            rung = Rung(model, weights)
+            for batch in batches:
+                peer = LlamaCpp(Path(folder) / f"{theirs}.gguf", batch, threads)
+                for length in prompts if batch == 1 else prompts[:2]:
+                    ids = draw_prompts(model, batch, length)
+                    name = f"{title} {ours:<8} {theirs:<5} batch {batch:<2} prompt {length:<4}"
+                    sides = (rung, peer)
+                    tokens, rounds = batch * length, ROUNDS if batch == 1 else 1
+                    read = measure(sides, lambda it, ids=ids: it.read(ids, new), tokens, rounds)
+                    rate = measure(sides, lambda it, ids=ids: it.decode(ids, new), batch * new)
+                    show(f"{name} read", *read)
+                    show(f"{name} decode", *rate)
+                del peer
+
+
+@contextlib.contextmanager
+def quiet():
+    """llama.cpp writes to the standard error of the process."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    print(
+        f"{describe_device(torch.device('cpu'))}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{given.threads} threads, torch {torch.__version__}, llama.cpp {xllamacpp.__version__}: "
+        "tokens a second"
+    )
+    heads = ("rung", "peer", "rung CPU", "peer CPU")
+    print(" " * 44 + "".join(f"{head:>10}" for head in heads) + f"{'ratio':>9}{'CPU':>9}")
+    lengths = (16, 512)
+    with quiet():
+        model = LlamaForCausalLM(LLAMA).eval()
+        compare("6.8 M", model, (1, 16), lengths[: 1 + (not given.short)], 64, given.threads)
+        if not given.short:
+            model = GPT2LMHeadModel(GPT2Config()).eval()
+            compare("124 M", model, (1, 16), lengths, 16, given.threads)
+
+
+if __name__ == "__main__":
+    main()
