@@ -5,9 +5,11 @@ document. Every step is a process of its own: seconds, CPU seconds, and peak mem
 system counts of it. Ours reads the file, trains a tokenizer, encodes, counts, saves, loads what it
 saved and scores the first lines; `work` leaves out Python's start and its imports. KenLM's `lmplz`
 writes an ARPA file, of which `build_binary` makes what `query` answers from, or its own binary
-files. For byte pairs KenLM is given the pieces as words; `tokenizers` makes them, as a user would.
+files. For byte pairs KenLM is given the ids as words; `tokenizers` makes them, as a user would.
 
-    python benchmarks/models/text_to_ngrams.py TEXT --lmplz PATH
+`lmplz` is found on the PATH, or where --lmplz says; `build_binary` and `query` lie beside it.
+
+    python benchmarks/models/text_to_ngrams.py TEXT > benchmarks/models/text_to_ngrams.txt
 """
 
 import argparse
@@ -113,7 +115,7 @@ def make_model(kind: str, text: Path, folder: Path) -> None:
 
 
 def write_pieces(text: Path, target: Path) -> None:
-    """Train byte pairs by the library itself, and write the text's pieces with spaces between."""
+    """Train byte pairs by the library itself, and write the text's ids with spaces between."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     lines = text.read_text(encoding="utf-8").split("\n")[:-1]
@@ -127,7 +129,7 @@ def write_pieces(text: Path, target: Path) -> None:
     tokenizer.train_from_iterator(lines, trainer)
     with target.open("w", encoding="utf-8") as file:
         for encoding in tokenizer.encode_batch_fast(lines):
-            file.write(" ".join(encoding.tokens) + "\n")
+            file.write(" ".join(map(str, encoding.ids)) + "\n")
 
 
 def run_kenlm(lmplz: Path, text: Path, folder: Path) -> tuple[Cost, Cost, float]:
