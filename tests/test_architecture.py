@@ -49,6 +49,7 @@ LADDER = (
     "gpt2",
     "induction",
     "llama3",
+    "transformer_start",
     "swaps",
     "registry",
     "starts",

@@ -1,4 +1,4 @@
-"""Train the recurrent rungs from each start on as many tokens, to see what each is worth.
+"""Train the rungs from each start on as many tokens, to see what each is worth.
 
 Bits per byte of the validation text that training watches: before the first step, and at the end.
 
@@ -37,7 +37,7 @@ def main():
     width = int(sys.argv[2]) if len(sys.argv) > 2 else 64
     machine = describe_device(choose_device())
     print(f"{width} wide, on {Path(corpus).name}, {MILLIONS} M tokens, seeds {SEEDS}; {machine}")
-    for rung in ("rnn", "rnn-attention"):
+    for rung in ("rnn", "rnn-attention", "gpt2", "llama3"):
         for start in (RANDOM, *find_rung(rung).starts):
             page = {"rung": rung, "corpus": corpus, "start": start}
             page |= {"model": {"hidden_size": width}}

@@ -7,7 +7,7 @@ import torch
 from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.errors import RecipeError
-from rung.models import build_model, make_config
+from rung.models import build_model, find_rung, make_config
 from rung.models.relays import PRIOR_PAIRS
 from rung.models.starts import start_model
 from rung.recipe import make_recipe
@@ -25,7 +25,8 @@ def packed(tokenizer):
 
 def build(rung, tokenizer, **fields):
     torch.manual_seed(0)
-    return build_model(rung, make_config(rung, tokenizer, {"hidden_size": 96, **fields})).eval()
+    fields = {"hidden_size": 96, **find_rung(rung).model, **fields}
+    return build_model(rung, make_config(rung, tokenizer, fields)).eval()
 
 
 def begin(model, rung, start, packed):
@@ -81,6 +82,41 @@ def test_attention_copies_what_followed_before(tokenizer, packed):
         gains[start] = (nats[:, : LENGTH - 1].mean() - nats[:, LENGTH:].mean()).item()
     assert abs(gains["unigram"]) < 0.1
     assert gains["induction"] > 1.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rung", ["gpt2", "llama3"])
+@pytest.mark.parametrize("fields", [{}, {"hidden_size": 256}, {"num_attention_heads": 4}])
+def test_a_transformer_copies_and_knows_how_common_tokens_are(rung, fields, tokenizer, packed):
+    ids = torch.randint(3, len(tokenizer), (4, LENGTH), generator=torch.Generator().manual_seed(1))
+    ids = torch.cat([ids, ids], dim=1)
+    context = {"max_position_embeddings": 2 * LENGTH, **fields}
+    gains, costs = {}, {}
+    text = torch.from_numpy(packed.tokens[: 2 * LENGTH].astype(numpy.int64))[None]
+    for start in ("random", "induction"):
+        model = begin(build(rung, tokenizer, **context), rung, start, packed)
+        nats = -model(ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
+        gains[start] = (nats[:, : LENGTH - 1].mean() - nats[:, LENGTH:].mean()).item()
+        costs[start] = model(text, labels=text).loss.item()
+    assert abs(gains["random"]) < 0.1
+    assert gains["induction"] > 0.5
+    assert costs["induction"] < costs["random"] - 0.3
+
+
+def test_a_transformer_without_room_keeps_its_weights(tokenizer, packed):
+    for rung, fields, remedy in (
+        ("gpt2", {"tie_word_embeddings": True}, "tie_word_embeddings=false"),
+        ("llama3", {"num_hidden_layers": 1}, "two layers"),
+        ("gpt2", {"hidden_size": 16, "num_attention_heads": 1}, "larger hidden_size"),
+    ):
+        before = build(rung, tokenizer, **fields)
+        after = begin(build(rung, tokenizer, **fields), rung, None, packed)
+        assert all(map(torch.equal, before.parameters(), after.parameters()))
+        with pytest.raises(RecipeError, match=remedy):
+            begin(build(rung, tokenizer, **fields), rung, "induction", packed)
+    long = build("llama3", tokenizer, max_position_embeddings=1 << 20)
+    begin(long, "llama3", None, packed)
+    assert all(p.isfinite().all() for p in long.parameters())
 
 
 def test_what_a_model_has_no_room_for_is_left_out_or_refused(tokenizer, packed):

@@ -133,12 +133,12 @@ def test_a_rung_with_too_little_time_says_how_much_it_needs(
     monkeypatch.setattr("rung.data.packing.PackedTokens.__len__", lambda self: 10**12)
     hard = Difficulty(ngram=2.0, copying=2.0)
     monkeypatch.setattr("rung.workflows.budget.measure_difficulty", lambda *_: hard)
-    Bench(monkeypatch, 1e-9)
-    plan = turn(tokenizer, packed, tmp_path, minutes=0.2)[1]
+    Bench(monkeypatch, 2e-9)
+    plan = turn(tokenizer, packed, tmp_path, minutes=0.1)[1]
     assert plan.bits_per_byte > hard.ngram
-    assert plan.pays_from > plan.minutes == 0.2
-    assert f"after {plan.pays_from:.2g} minutes here, and has 0.2" in plan.describe_shortage()
-    enough = turn(tokenizer, packed, tmp_path, minutes=1.1 * plan.pays_from)[1]
+    assert plan.pays_from > plan.minutes == 0.1
+    assert f"after {plan.pays_from:.2g} minutes here, and has 0.1" in plan.describe_shortage()
+    enough = turn(tokenizer, packed, tmp_path, minutes=4 * plan.pays_from)[1]
     assert enough.bits_per_byte < hard.ngram
     assert not enough.describe_shortage()
     Bench(monkeypatch, 1.0)
@@ -169,6 +169,8 @@ def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, model={"hidden_size": 64})
     assert plan is None
     assert recipe.model["hidden_size"] == 64
+    own_names = {"n_embd": 64, "n_positions": 128}
+    assert turn(tokenizer, packed, tmp_path, rung="gpt2", minutes=5, model=own_names)[1] is None
     assert turn(tokenizer, packed, tmp_path, steps=5)[1] is None
     assert turn(tokenizer, packed, tmp_path, minutes=5, base="runs/x")[1] is None
 
@@ -188,3 +190,11 @@ def test_a_run_keeps_its_plan_and_what_came_of_it(prose, tmp_path):
     ]
     assert plan["reached"] == min(lines)
     assert next(each.note for each in told if each.stage == "planned").count("expecting") == 1
+
+
+def test_gpt2_is_planned_under_its_own_names_too(tokenizer, packed, tmp_path, monkeypatch):
+    Bench(monkeypatch, 1e-9)
+    model = {"n_positions": 64, "n_layer": 3}
+    recipe, plan = turn(tokenizer, packed, tmp_path, rung="gpt2", minutes=1, model=model)
+    assert plan.layers == 3
+    assert recipe.model["hidden_size"] == plan.hidden_size

@@ -60,7 +60,7 @@ def add_induction_circuit(
     """
     fast = (frequencies > FAST_FREQUENCY).nonzero().flatten()
     slow = (frequencies.repeat(2) * length < 1).nonzero().flatten()
-    _add_previous_token_head(first, common / common.norm(), frequencies, fast)
+    add_previous_token_head(first, common / common.norm(), frequencies, fast)
     # The size of a channel of the residual stream at the start; normalised it is 1.
     start = common.square().mean().sqrt()
     basis = torch.randn(len(common), 2 * min(len(slow), (len(common) - 1) // 2)).to(common)
@@ -77,7 +77,7 @@ def add_induction_circuit(
     second.output[:, slow] += start * now.T
 
 
-def _add_previous_token_head(
+def add_previous_token_head(
     head: HeadWeights, common: Tensor, frequencies: Tensor, fast: Tensor
 ) -> None:
     """Turn each key forward by one token, so that a query matches the key of the token before."""

@@ -44,7 +44,8 @@ from rung.models.swaps import SwapsConfig, SwapsForCausalLM
 class Rung:
     """A rung: its Hugging Face classes, and its defaults for fields of the config.
 
-    `train` are its defaults for fields of `TrainingArguments`, and `context` the tokens of a
+    `train` are a recipe's defaults for fields of `TrainingArguments`, `model` those for fields of
+    the config which its starts need, and `context` the tokens of a
     training row for runs of five minutes or less (benchmarks/recipe/scaling.txt). `starts` are
     those that `starts.py` can make for it beside random weights, the default first.
     """
@@ -54,6 +55,7 @@ class Rung:
     model_class: type[CausalModel]
     defaults: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     context: int = 256
     starts: tuple[str, ...] = ()
 
@@ -106,12 +108,16 @@ _RUNGS = (
         config_class=GPT2Config,
         model_class=GPT2LMHeadModel,
         defaults={"num_hidden_layers": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+        model={"tie_word_embeddings": False},
+        starts=("induction",),
     ),
     Rung(
         name="llama3",
         config_class=LlamaConfig,
         model_class=LlamaForCausalLM,
         defaults={"num_hidden_layers": 4, "tie_word_embeddings": True},
+        model={"tie_word_embeddings": False},
+        starts=("induction",),
     ),
     Rung(name="infini-gram", config_class=InfinigramConfig, model_class=InfinigramForCausalLM),
     Rung(name="swaps", config_class=SwapsConfig, model_class=SwapsForCausalLM),

@@ -52,7 +52,13 @@ def _gpt2(
     context: int = 1024,
     vocab_size: int = PUBLISHED_VOCAB_SIZE["gpt2"],
 ) -> Size:
-    model = {"n_embd": width, "n_layer": layers, "n_head": width // 64, "n_positions": context}
+    model: dict[str, Any] = {
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": width // 64,
+        "n_positions": context,
+        "tie_word_embeddings": True,
+    }
     return Size(
         rung="gpt2", parameters=parameters, vocab_size=vocab_size, model=model, context=context
     )

@@ -7,6 +7,11 @@ import numpy
 from rung.errors import RecipeError, did_you_mean
 from rung.models.registry import find_rung
 from rung.models.relays import add_bigram, add_induction, add_unigram
+from rung.models.transformer_start import (
+    TRANSFORMER_TYPES,
+    find_missing,
+    start_transformer,
+)
 
 RANDOM = "random"
 
@@ -33,7 +38,9 @@ def start_model(
         if start is not None:
             raise RecipeError(f"start is {start!r}, which needs {missing}")
         chosen = RANDOM if _find_missing(model, "unigram") else "unigram"
-    if chosen == "bigram":
+    if chosen != RANDOM and model.config.model_type in TRANSFORMER_TYPES:
+        start_transformer(model, tokens)
+    elif chosen == "bigram":
         add_bigram(model, tokens, starts)
     elif chosen != RANDOM:
         add_unigram(model, tokens)
@@ -45,6 +52,8 @@ def _find_missing(model: Any, start: str) -> str:
     """Say what the model would have to have for this start; empty where it has all."""
     if start == RANDOM:
         return ""
+    if model.config.model_type in TRANSFORMER_TYPES:
+        return find_missing(model)
     if model.get_output_embeddings().bias is None:
         return "a bias of the head: set head_bias=true"
     if start == "unigram":

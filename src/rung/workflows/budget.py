@@ -35,9 +35,10 @@ from rung.workflows.scaling import SCALING_LAWS, Shape
 
 logger = logging.getLogger(__name__)
 
+WIDTH_FIELDS = {"hidden_size", "n_embd"}
 # A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
 WIDTH_OF_A_LAYER = 64
-LAYERS = 4
+LAYERS = 2
 # Sizes up to so many times larger or smaller than those measured may be chosen: further out the
 # speed is not known.
 NEAR = 8
@@ -121,7 +122,7 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
 
 def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
     """Choose the width where it is still open: the one for the minutes, or for the default ones."""
-    given = recipe.base or {"hidden_size", "n_embd"} & set(recipe.model)
+    given = recipe.base or WIDTH_FIELDS & set(recipe.model)
     if recipe.entry.counts or given:
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
@@ -137,7 +138,7 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
     one, which alone has the text, counts and chooses.
     """
     recipe = prepared.recipe
-    given = recipe.base or "hidden_size" in recipe.model
+    given = recipe.base or WIDTH_FIELDS & set(recipe.model)
     if recipe.minutes is None or recipe.rung not in SCALING_LAWS or given:
         return recipe, None
     started, budget = now(), 60 * recipe.minutes
@@ -238,7 +239,7 @@ def _choose(
     plan = TrainingPlan(
         parameters=shape.parameters,
         hidden_size=shape.width,
-        layers=planned.model.get("num_hidden_layers"),
+        layers=planned.model.get("num_hidden_layers") or planned.model.get("n_layer"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
         epochs=tokens / forecast.text,
@@ -258,7 +259,7 @@ def _try_to_measure_difficulty(prepared: PreparedText, seconds: float) -> Diffic
     assert prepared.corpus is not None
     texts = sample_validation(prepared.corpus)
     # The laws were fitted on what copying gains over a row of the default length, or a longer one.
-    reach = max(CONTEXT, prepared.recipe.model["max_position_embeddings"])
+    reach = max(CONTEXT, _find_context(prepared.recipe))
     try:
         return measure_difficulty(prepared.tokenizer, prepared.packed, texts, reach, seconds)
     except Exception as error:
@@ -266,6 +267,11 @@ def _try_to_measure_difficulty(prepared: PreparedText, seconds: float) -> Diffic
             "the text could not be counted (%s): the size follows from the minutes alone", error
         )
         return None
+
+
+def _find_context(recipe: Recipe) -> int:
+    """Return the tokens of a training row, under either of the names that GPT-2 has for it."""
+    return int(recipe.model.get("n_positions") or recipe.model["max_position_embeddings"])
 
 
 def _with_width(recipe: Recipe, width: int) -> Recipe:
@@ -302,7 +308,7 @@ def _measure_speed(prepared: PreparedText, shapes: list[Shape], guess: int) -> S
     """
     recipe, began = prepared.recipe, now()
     most = MEASURED / 2 * 60 * (recipe.minutes or math.inf)
-    tokens = (recipe.global_batch_size or 1) * recipe.model["max_position_embeddings"]  # a step
+    tokens = (recipe.global_batch_size or 1) * _find_context(recipe)  # a step
     measured: list[tuple[int, float]] = []
     overhead = 0.0
     for target in (guess / 2, guess * 2):

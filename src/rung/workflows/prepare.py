@@ -163,6 +163,8 @@ def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
         return recipe
     if recipe.minutes is None and recipe.steps is None and "num_train_epochs" not in recipe.train:
         recipe = replace(recipe, minutes=DEFAULT_MINUTES)
+    if not recipe.base:
+        recipe = replace(recipe, model={**recipe.entry.model, **recipe.model})
     if not recipe.base and not {"max_position_embeddings", "n_positions"} & set(recipe.model):
         model = {**recipe.model, "max_position_embeddings": _choose_context(recipe)}
         recipe = replace(recipe, model=model)

@@ -102,8 +102,13 @@ _RNN = ScalingLaw(
 )
 _RNN_ATTENTION = replace(_RNN, floor=0.3201, size=0.0958, data=0.3932, copying=0.2982)
 _RECURRENT_WIDTHS = range(32, 2049, 16)
+# What data are worth to `gpt2` from its start; the rest is Llama's until it has runs of its own.
+GPT2_DATA = 0.27
 SCALING_LAWS: dict[str, RungLaws] = {
     "rnn": RungLaws(_RNN, widths=_RECURRENT_WIDTHS),
     "rnn-attention": RungLaws(_RNN_ATTENTION, widths=_RECURRENT_WIDTHS),
+    "gpt2": RungLaws(
+        replace(_LLAMA3, data=GPT2_DATA), replace(_LLAMA3, data=GPT2_DATA, patience=5.0909)
+    ),
     "llama3": RungLaws(_LLAMA3, replace(_LLAMA3, data=0.2129, patience=5.0909)),
 }
