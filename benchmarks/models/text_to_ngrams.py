@@ -132,10 +132,11 @@ def write_pieces(text: Path, target: Path) -> None:
             file.write(" ".join(map(str, encoding.ids)) + "\n")
 
 
-def run_kenlm(lmplz: Path, text: Path, folder: Path) -> tuple[Cost, Cost, float]:
+def run_kenlm(lmplz: Path, text: Path, folder: Path, padded: int) -> tuple[Cost, Cost, float]:
     """KenLM's costs from text to a `probing` file, and to its own binary; log10 of first lines."""
     common = [lmplz, "-o", ORDER, "-S", "4G", "-T", folder / "sort", "--discount_fallback"]
-    common += ["--text", text]
+    # Tokens that the text has not are part of our vocabulary, and share the unseen mass.
+    common += ["--text", text, "--vocab_pad", padded]
     arpa, binary = folder / "kenlm.arpa", folder / "kenlm.bin"
     made = run(*common, "--arpa", arpa)
     made += run(lmplz.with_name("build_binary"), "probing", arpa, binary)
@@ -166,11 +167,11 @@ def compare(kind: str, text: Path, lmplz: Path | None, folder: Path) -> None:
     if lmplz is None:
         print("lmplz is not on the PATH: no figures of its")
         return
-    given, pieces = text, Cost(wall=0, cpu=0, peak=0)
+    given, pieces, padded = text, Cost(wall=0, cpu=0, peak=0), 0
     if kind == "bpe":
-        given = folder / "pieces"
+        given, padded = folder / "pieces", BPE_SIZE - 1
         pieces = run(sys.executable, __file__, text, "--pieces", given)
-    made, own, theirs = run_kenlm(lmplz, given, folder)
+    made, own, theirs = run_kenlm(lmplz, given, folder, padded)
     rows = {"lmplz + build_binary": made, "lmplz to its own binary": own}
     if kind == "bpe":
         rows |= {f"tokenizers + {name}": pieces + cost for name, cost in rows.items()}
