@@ -66,13 +66,17 @@ class BatchedStates:
         logits = found[0][1].new_empty(len(slots), found[0][1].shape[1])
         for rows, its_logits, state in found:  # all, or none where something failed
             logits[rows] = its_logits
-            self.states |= zip([slots[row] for row in rows], _part_states(state), strict=True)
+            self.states |= zip(
+                [slots[row] for row in rows], _part_states(state, len(rows)), strict=True
+            )
         return logits
 
     def _part(self) -> None:
         """Give each text that was decoded together with others a state of its own."""
         if self.together:
-            self.states |= zip(self.together[0], _part_states(self.together[1]), strict=True)
+            self.states |= zip(
+                self.together[0], _part_states(self.together[1], len(self.together[0])), strict=True
+            )
             self.together = None
 
     def _decode_alike(
@@ -88,9 +92,8 @@ def _join_states(states: list[RecurrentState]) -> RecurrentState:
     return RecurrentState(parts, states[0].length)
 
 
-def _part_states(joined: RecurrentState) -> list[RecurrentState]:
-    """Return the states of one text each; views, which keep all of them in memory."""
-    count = len(joined.tensors[0])
+def _part_states(joined: RecurrentState, count: int) -> list[RecurrentState]:
+    """Return the states of `count` texts; views, which keep all of them in memory."""
     return [
         RecurrentState(tuple(part[row : row + 1] for part in joined.tensors), joined.length)
         for row in range(count)
