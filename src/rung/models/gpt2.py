@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, GPT2Config
+from transformers import Cache, DynamicCache, GPT2Config, PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -49,6 +49,16 @@ class ForwardContext:
     seen: int
     intermediates: Intermediates
     rotation: Any = None
+
+    def check_length(self, limit: int | None) -> None:
+        """Raise `ValueError` for a position that is not below `limit`."""
+        # `seen` counts padding too. It is asked first: a position must be fetched from the device.
+        if limit is not None and self.seen > limit and int(self.positions.max()) >= limit:
+            raise ValueError(
+                f"{self.seen} tokens, but this model reads {limit}: shorten the text, train with a "
+                "larger max_position_embeddings, or in Llama set rope_parameters of rope_type "
+                "'llama3'"
+            )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer: int, dropout: float) -> Tensor:
         """Append keys and values to the cache, and attend to all that it holds."""
@@ -181,31 +191,28 @@ class GPT2LMHeadModel(CausalModel):
         """Return logits (B, T, V) of the token after each one given, by id or by vector."""
         x = embed(self.transformer.wte, input_ids, inputs_embeds)
         context = make_forward_context(
-            self, x, attention_mask, position_ids, past_key_values, options
+            self.config, x, attention_mask, position_ids, past_key_values, options
         )
+        context.check_length(self.max_context_length)
         return self.predict(
             self.transformer(x, context), labels, logits_to_keep, context.cache, options
         )
 
 
 def make_forward_context(
-    model: CausalModel,
+    config: PreTrainedConfig,
     x: Float[Tensor, "B T D"],
     attention_mask: AttentionMask | None,
     position_ids: Int[Tensor, "#B T"] | None,
     cache: Cache | None,
     options: dict[str, Any],
 ) -> ForwardContext:
-    """Make the context of a pass over the tokens `x`, which follow those in the cache.
-
-    Raises `ValueError` for a text that is longer than the model can read.
-    """
+    """Make the context of a pass over the tokens `x`, which follow those in the cache."""
     if cache is None and options["use_cache"]:
-        cache = DynamicCache(config=model.config)
+        cache = DynamicCache(config=config)
     past = int(cache.get_seq_length()) if cache is not None else 0
     seen = past + x.shape[1]
     positions = make_position_ids(x, attention_mask, past) if position_ids is None else position_ids
-    check_context_length(model.max_context_length, seen, positions)
     return ForwardContext(
         positions,
         causal_mask(attention_mask, x.shape[1], seen),
@@ -213,16 +220,6 @@ def make_forward_context(
         seen,
         options["intermediates"],
     )
-
-
-def check_context_length(limit: int | None, seen: int, positions: Int[Tensor, "#B T"]) -> None:
-    """Raise `ValueError` for a position that is not below `limit`."""
-    # `seen` counts padding too. It is asked first, for a position must be fetched from the device.
-    if limit is not None and seen > limit and int(positions.max()) >= limit:
-        raise ValueError(
-            f"{seen} tokens, but this model reads {limit}: shorten the text, train with a larger "
-            "max_position_embeddings, or in Llama set rope_parameters of rope_type 'llama3'"
-        )
 
 
 def make_position_ids(

@@ -191,8 +191,9 @@ class LlamaForCausalLM(CausalModel):
         """
         x = embed(self.model.embed_tokens, input_ids, inputs_embeds)
         context = make_forward_context(
-            self, x, attention_mask, position_ids, past_key_values, options
+            self.config, x, attention_mask, position_ids, past_key_values, options
         )
+        context.check_length(self.max_context_length)
         return self.predict(self.model(x, context), labels, logits_to_keep, context.cache, options)
 
 
