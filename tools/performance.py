@@ -54,7 +54,7 @@ def read_climb(text: str) -> str | None:
     """The bits per byte of what matters in a climb."""
     names = ("ngram", "rnn", "rnn-attention", "gpt2", "llama3", "lzma after train")
     found = [
-        (name, re.search(rf"^  {name} .*? (\d\.\d+)(?: \(|$)", text, re.MULTILINE))
+        (name, re.search(rf"^ +{name} .*? (\d\.\d+)(?: \(|$)", text, re.MULTILINE))
         for name in names
     ]
     return ", ".join(f"{name} {match[1]}" for name, match in found if match) or None

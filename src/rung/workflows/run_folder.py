@@ -3,7 +3,8 @@
 import math
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from rung import distributed, runs
 from rung.errors import RunError
 from rung.files import remove_leftovers
+from rung.model_files import CONFIG, read_json
 from rung.models import count_parameters
 from rung.models.base import CausalModel
 from rung.models.ngram.checkpoints import remove_order_checkpoints
 from rung.recipe import Recipe, make_recipe
+from rung.training.arguments import DEFAULT_ARGUMENTS
 from rung.training.checkpoints import find_checkpoints
 from rung.training.train import TrainingResult
 from rung.workflows.record import describe_training, note_batches
@@ -157,7 +160,25 @@ def read_begun(folder: Path, global_batch_size: Any = None) -> Recipe:
         page if global_batch_size is None else page | {"global_batch_size": global_batch_size}
     )
     _check_batch(begun, recipe.get("global_batch_size"), folder)
-    return begun
+    return _keep_defaults(begun, folder)
+
+
+def _keep_defaults(recipe: Recipe, folder: Path) -> Recipe:
+    """Keep the rung's defaults that a run was begun with, where an earlier version chose others.
+
+    Its recipe does not hold them: they stand in the configuration of its checkpoints.
+    """
+    entry, checkpoints = recipe.entry, find_checkpoints(folder)
+    if entry.counts or recipe.base or not checkpoints:
+        return recipe
+    config: dict[str, Any] = {}
+    for checkpoint in checkpoints:
+        with suppress(RunError):  # a damaged one; `last_checkpoint` says so
+            config = read_json(checkpoint / CONFIG)
+            break
+    model = {key: config[key] for key in {**entry.defaults, **entry.model} if key in config}
+    train = {key: DEFAULT_ARGUMENTS[key] for key in entry.train}
+    return replace(recipe, model={**model, **recipe.model}, train={**train, **recipe.train})
 
 
 def check_unfinished(folder: Path) -> None:
