@@ -34,13 +34,13 @@ from rung.chat.template import (
 from rung.device import avoid_busy_cores, choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.ladder import TRANSFORMER_RUNGS, is_counting
-from rung.models import find_rung_name
+from rung.models import find_rung, find_rung_name
 from rung.models.base import CausalModel
 from rung.models.loading import load_rung
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import check_positive, check_seed
 from rung.training.argument_checks import check_arguments
-from rung.training.arguments import make_training_arguments
+from rung.training.arguments import DEFAULT_ARGUMENTS, make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
@@ -60,8 +60,8 @@ from rung.workflows.record import (
 from rung.workflows.run_folder import FittedModel, check_unfinished, close_run, open_run
 from rung.workflows.training_text import describe_paths, relocate_paths
 
-# The weights have learned already: they are trained more gently than new ones.
-ARGUMENTS: dict[str, Any] = {"learning_rate": 3e-3, "weight_decay": 0.0}
+# The weights have learned already: they are trained at half the learning rate of new ones.
+GENTLER = 0.5
 # Tokens of the base's own text that are replayed, as a share of the conversations' tokens.
 REPLAY_SHARE = 0.25
 # Conversations that are scored at every evaluation in training.
@@ -202,7 +202,7 @@ def _prepare(
 ) -> PreparedTuning:
     """Read the conversations, score the base, and encode what the model is trained on."""
     make_training_arguments(
-        _make_settings(plan, began), folder, 1
+        _make_settings(plan, loaded[0], began), folder, 1
     )  # refuses what the Trainer would
     data = ModelWithData(
         model=loaded[0],
@@ -237,7 +237,7 @@ def _fit(
         _add_chat_format(model, tokenizer, plan, prepared.record)
     avoid_busy_cores()
     callbacks = _make_callbacks(prepared.data, on_progress) if prepared.data else NO_CALLBACKS
-    settings = _make_settings(plan, prepared.began)
+    settings = _make_settings(plan, model, prepared.began)
     with warn_if_unchanged(model):
         trained = train(model, tokenizer, prepared.rows, folder, settings, callbacks)
     return FittedModel(model=model, tokenizer=tokenizer, trained=trained)
@@ -315,13 +315,15 @@ def _add_chat_format(
     )
 
 
-def _make_settings(plan: Tuning, began: float) -> TrainSettings:
+def _make_settings(plan: Tuning, model: CausalModel, began: float) -> TrainSettings:
+    arguments = DEFAULT_ARGUMENTS | find_rung(find_rung_name(type(model))).train
+    gentle = {"learning_rate": GENTLER * arguments["learning_rate"], "weight_decay": 0.0}
     return TrainSettings(
         steps=plan.steps,
         minutes=None
         if plan.steps or "num_train_epochs" in plan.train
         else plan.minutes or DEFAULT_MINUTES,
-        arguments={**ARGUMENTS, **plan.train},
+        arguments={**gentle, **plan.train},
         seed=plan.seed,
         began=began,
     )
