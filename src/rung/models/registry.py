@@ -45,9 +45,9 @@ class Rung:
     """A rung: its Hugging Face classes, and its defaults for fields of the config.
 
     `train` are a recipe's defaults for fields of `TrainingArguments`, `model` those for fields of
-    the config which its starts need, and `context` the tokens of a
-    training row for runs of five minutes or less (benchmarks/recipe/scaling.txt). `starts` are
-    those that `starts.py` can make for it beside random weights, the default first.
+    the config which its starts need, and `context` the tokens of a training row for runs of less
+    than twenty minutes. `starts` are those that `starts.py` can make for it beside random weights,
+    the default first.
     """
 
     name: str
