@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rung import distributed
+from rung.compiler import compile_source
 from rung.device import avoid_busy_cores, choose_device
 from rung.evaluation.score import score_documents
+from rung.generation.native import STEP_SOURCE
 from rung.ladder import TRANSFORMER_RUNGS
 from rung.models import (
     build_model,
@@ -24,6 +26,7 @@ from rung.models import (
     make_config,
 )
 from rung.models.base import CausalModel
+from rung.models.fused import SOURCE as FUSED_SOURCE
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.clock import MIN_TRAINING_SHARE, now
@@ -112,12 +115,25 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
         return prepared
     avoid_busy_cores()
     on_progress(Progress(stage="measuring"))
+    _compile_kernels(prepared.recipe.rung)
     recipe, plan = plan_model(prepared)
     if plan:
         on_progress(Progress(stage="planned", note=plan.describe()))
         if shortage := plan.describe_shortage():
             on_progress(Progress(stage="noted", note=shortage))
     return replace(prepared, recipe=choose_width(recipe, prepared.tokenizer), plan=plan)
+
+
+def _compile_kernels(rung: str) -> None:
+    """Compile the C that training and sampling call, once on a machine.
+
+    It takes seconds. At its first use they would count as those of a step, and of each evaluation.
+    """
+    if choose_device().type != "cpu":
+        return
+    compile_source(FUSED_SOURCE)
+    if rung in TRANSFORMER_RUNGS:
+        compile_source(STEP_SOURCE)
 
 
 def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
