@@ -35,6 +35,8 @@ LADDER = (
     "lookup",
     "exact_probabilities",
     "fused",
+    "fused_attention",
+    "fused_layers",
     "config_checks",
     "forward_options",
     "base",

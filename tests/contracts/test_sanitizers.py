@@ -20,7 +20,7 @@ from transformers import GPT2Config, LlamaConfig
 from rung import compiler
 from rung.compiler import Address
 from rung.generation import native
-from rung.models import fused
+from rung.models import fused, fused_attention, fused_layers
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM
@@ -182,7 +182,24 @@ def fused_calls(recorder):
             normalised = fused.rms_norm(x, torch.ones(2 * width)[::2], 1e-5)
             loss = fused.linear_cross_entropy(normalised, weight, labels)
         torch.autograd.grad(loss + normalised.sum(), (x, weight))
+    for _ in range(4):
+        record_layer(draw, generator)
     return recorder.calls
+
+
+def record_layer(draw, generator):
+    """Attention in blocks, rotation and SwiGLU, forward and back, with numbers that are none."""
+    batch, groups, steps, size = (
+        *(draw.randint(1, 3), draw.randint(1, 2)),
+        *(draw.randint(64, 150), 2 * draw.randint(1, 9)),
+    )
+    shape = (batch, groups * draw.randint(1, 3), steps, size)
+    q = torch.randn(shape, generator=generator).requires_grad_()
+    k = torch.randn(batch, groups, steps, size, generator=generator)
+    k[0, 0, 0, 0] = draw.choice([0.0, float("nan"), float("inf"), 1e30])
+    angles = torch.randn(draw.choice([1, batch]), 1, steps, size, generator=generator)
+    mixed = fused_attention.attend_in_blocks(fused_layers.rotate(q, angles, angles), k, k)
+    torch.autograd.grad(fused_layers.multiply_silu(mixed, mixed).sum(), q)
 
 
 def step_calls(recorder):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from rung.models.base import AttentionMask
 from rung.models.forward_options import Intermediates
+from rung.models.fused_attention import attend_in_blocks
 
 
 def split_heads(x: Float[Tensor, "B T HK"], heads: int) -> Float[Tensor, "B H T K"]:
@@ -99,6 +100,8 @@ def attend(
     """
     if dropout == 0 and _prefers_unfused(q, k):
         return _attend_unfused(q, k, v, mask)
+    if dropout == 0 and mask is None and (blocks := attend_in_blocks(q, k, v)) is not None:
+        return blocks
     mask = mask.to(q.device) if mask is not None else None
     grouped = k.shape[1] != q.shape[1]
     if grouped and (q.shape[2] == 1 or dropout or (mask is not None and q.device.type != "cpu")):

@@ -21,6 +21,10 @@ from rung.data.packing import IGNORE_INDEX
 
 SOURCE = Path(__file__).with_name("fused.c")
 MAX_LOGITS = 2**26  # rows times vocabulary: 128 MiB in bfloat16
+KERNELS = (
+    *("rms_norm", "rms_norm_back", "cross_entropy", "causal_softmax", "softmax_back"),
+    *("swiglu", "swiglu_back", "rotate"),
+)
 DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
 WEIGHT_GRAD_PARTS = 16  # partial sums of the gradient of a norm's weight
 
@@ -35,7 +39,7 @@ def rms_norm(
     """
     dtype = _autocast_dtype(x)
     known = x.dtype == weight.dtype == torch.float32 and dtype in DTYPES and x.numel() > 0
-    library = _library(x, weight) if known else None
+    library = find_library(x, weight) if known else None
     if library is not None:
         return _RMSNorm.apply(x, weight, eps, dtype, library)
     wide = x.float()
@@ -149,7 +153,7 @@ def _costs(
 
     The gradient may overwrite the logits.
     """
-    library = _library(logits, nats) if logits.dtype in DTYPES else None
+    library = find_library(logits, nats) if logits.dtype in DTYPES else None
     if library is not None:
         rows = logits.shape[:1]
         labels = Address(targets.contiguous(), rows, torch.int64)
@@ -172,8 +176,8 @@ def _autocast_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-def _library(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The compiled `fused.c` for plain tensors on a CPU, unless torch compiles the whole model."""
+def find_library(*tensors: Tensor) -> ctypes.CDLL | None:
+    """Find the compiled `fused.c` for plain tensors on a CPU, unless torch compiles the model."""
     plain = all(type(t) in (Tensor, torch.nn.Parameter) and t.device.type == "cpu" for t in tensors)
     return _compile() if plain and not torch.compiler.is_compiling() else None
 
@@ -207,6 +211,11 @@ def _compile() -> ctypes.CDLL | None:
         library.rms_norm.argtypes = [*sizes, place, place, c_float, place, place, c_int]
         library.rms_norm_back.argtypes = [*sizes, *[place] * 6, c_int64, c_int]
         library.cross_entropy.argtypes = [*sizes, place, place, place, c_int]
-        for function in (library.rms_norm, library.rms_norm_back, library.cross_entropy):
-            function.restype = None
+        library.causal_softmax.argtypes = [*sizes, *[c_int64] * 3, c_float, place]
+        library.softmax_back.argtypes = [*sizes, c_float, place, place]
+        library.swiglu.argtypes = [c_int64, *[place] * 3]
+        library.swiglu_back.argtypes = [c_int64, *[place] * 5]
+        library.rotate.argtypes = [*[c_int64] * 4, *[place] * 4, c_int]
+        for name in KERNELS:
+            getattr(library, name).restype = None
     return library

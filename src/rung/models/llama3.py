@@ -24,7 +24,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from rung.models.attention import join_heads, split_heads
 from rung.models.base import AttentionMask, CausalModel, embed, find_padding_idx
 from rung.models.forward_options import accept_forward_options
-from rung.models.fused import rms_norm
+from rung.models.fused import is_unmodified, rms_norm
+from rung.models.fused_layers import multiply_silu, rotate
 from rung.models.gpt2 import ForwardContext, make_forward_context
 from rung.models.induction import add_induction_circuit, list_head_weights
 from rung.models.initialization import add_shared_offset, is_loaded, mark_residual_projection
@@ -85,7 +86,9 @@ class LlamaMLP(nn.Module):
         self.act = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        inner = multiply_silu(gate, up) if is_unmodified(self.act, type(ACT2FN["silu"])) else None
+        return self.down_proj(self.act(gate) * up if inner is None else inner)
 
 
 class LlamaDecoderLayer(GradientCheckpointingLayer):
@@ -225,4 +228,6 @@ def rotary_frequencies(config: LlamaConfig, device: torch.device) -> Float[Tenso
 def apply_rotary(x: Float[Tensor, "B H T K"], rotation: RotaryCosSin) -> Float[Tensor, "B H T K"]:
     """Turn each pair of channels (i, i + K/2) by its angle."""
     cos, sin = rotation
+    if (rotated := rotate(x, cos, sin)) is not None:
+        return rotated
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
