@@ -14,6 +14,7 @@
     dropout: 0.1                 # in training, in the model's own places or in GPT-2's
     carry_state: true            # for rnn: begin each stretch with the state of the last one
     start: bigram                # for rnn and rnn-attention: what it knows before its first step
+    teacher: ngram               # for gpt2 and llama3: whose distributions are learned first
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     base: runs/python-docs/llama3 # to go on from: a run, a model folder, a Hub id
     lora: 8                      # of that base, train only a change of this rank
@@ -41,6 +42,7 @@ from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.sizes import resolve_size
 from rung.models.starts import check_start
 from rung.training.argument_checks import check_arguments, check_gradient_checkpointing
+from rung.training.distillation import check_teacher
 from rung.training.lora import check_lora
 from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state
@@ -74,6 +76,7 @@ class Recipe:
     dropout: float = 0.0
     carry_state: bool = False
     start: str | None = None
+    teacher: str | None = None
     counting: dict[str, Any] = field(default_factory=dict)
     base: str | None = None
     lora: int | None = None
@@ -177,6 +180,7 @@ def _check_training(recipe: Recipe) -> None:
     if not isinstance(recipe.carry_state, bool):
         raise RecipeError(f"carry_state is {recipe.carry_state!r}: it must be true or false")
     check_start(recipe.rung, recipe.start)
+    check_teacher(recipe.rung, recipe.teacher)
     if recipe.carry_state:
         check_carry_state(recipe.entry.model_class, recipe.train)
     if not is_counting(recipe.rung):

@@ -21,6 +21,7 @@ NOT_RECORDED = {
     "benchmarks/generation/llama_cpp.py": "It needs a machine that does nothing else.",
     "benchmarks/models/text_to_ngrams.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/crossing.py": "It needs a machine that does nothing else.",
+    "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
     "benchmarks/serve/streams.py": "It needs a machine that does nothing else.",
     "benchmarks/training/short_runs.py": "It needs a machine that does nothing else.",

@@ -137,6 +137,7 @@ class BlockDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __init__(self, packed: PackedTokens, length: int, pad: int) -> None:
         self.tokens = packed.tokens
+        self.starts = packed.starts
         self.length = length
         self.pad = pad
 

@@ -97,8 +97,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
         """Apply the head to the last hidden states.
 
         With `skip_logits` among the options only the loss is computed, and the logits never stand
-        in memory. In float16 they do: the Trainer must scale the loss before small gradients are
-        made.
+        in memory; `blend_targets` may soften its targets then. In float16 they do: the Trainer
+        must scale the loss before small gradients are made.
         """
         head = self.get_output_embeddings()
         kind = hidden.device.type
@@ -122,7 +122,8 @@ class CausalModel(PreTrainedModel, GenerationMixin):
                 F.pad(states, (0, 1), value=1.0),
                 torch.cat([weight, head.bias[:, None]], dim=1),
             )
-        loss = linear_cross_entropy(states, weight, targets.flatten(), items)
+        blend = options.get("blend_targets")
+        loss = linear_cross_entropy(states, weight, targets.flatten(), items, blend)
         return CausalLMOutputWithPast(
             loss=loss, past_key_values=self._returned_state(state, options)
         )

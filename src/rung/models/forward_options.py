@@ -18,7 +18,7 @@ RECORDED_OPTIONS = ("output_hidden_states", "output_attentions")
 # Keywords that every rung takes, whether its `forward` names them or not.
 FORWARD_OPTIONS = (
     *("position_ids", "use_cache", "return_dict", *RECORDED_OPTIONS),
-    *("shift_labels", "num_items_in_batch", "skip_logits"),
+    *("shift_labels", "num_items_in_batch", "skip_logits", "blend_targets"),
 )
 logger = logging.get_logger(__name__)
 

@@ -5,6 +5,7 @@ where there is no compiler, in torch.
 """
 
 import ctypes
+from collections.abc import Callable
 from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,9 @@ KERNELS = (
 )
 DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
 WEIGHT_GRAD_PARTS = 16  # partial sums of the gradient of a norm's weight
+
+# Blends soft targets into the gradient for the logits, in place, of the rows in a slice.
+BlendTargets = Callable[[Tensor, slice], None]
 
 
 def rms_norm(
@@ -52,18 +56,19 @@ def linear_cross_entropy(
     weight: Float[Tensor, "V D"],
     targets: Int[Tensor, " N"],
     items: int | Tensor | None = None,
+    blend: BlendTargets | None = None,
 ) -> Float[Tensor, ""]:
     """Nats of the targets under softmax(hidden weightᵀ), summed and divided by `items`.
 
     `items` is by default the number of targets; targets of -100 are ignored. Logits and their
     gradient are computed for some rows at a time (Wijmans et al. 2024), so N x V numbers never
     stand in memory. On a CPU, raises `IndexError` for any other target that is not below V; a GPU
-    says so itself, later.
+    says so itself, later. With `blend` the gradient is that of soft targets, the value as without.
     """
     if targets.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_targets(targets, len(hidden), len(weight))
     counted = (targets != IGNORE_INDEX).sum() if items is None else items
-    return _LinearCrossEntropy.apply(hidden, weight, targets, counted)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, counted, blend)
 
 
 def is_unmodified(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
@@ -120,7 +125,12 @@ class _RMSNorm(torch.autograd.Function):
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, items: int | Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        items: int | Tensor,
+        blend: BlendTargets | None,
     ) -> Tensor:
         dtype = _autocast_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -130,6 +140,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             step = max(1, MAX_LOGITS // len(table))
             for rows in (slice(start, start + step) for start in range(0, len(states), step)):
                 grad = _costs(states[rows] @ table.T, targets[rows], nats[rows])
+                if blend is not None:
+                    blend(grad, rows)
                 to_hidden[rows] = grad @ table
                 if ctx.needs_input_grad[1]:
                     part = (grad.T @ (states[rows] / items)).to(weight.dtype)
@@ -143,7 +155,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         to_hidden, to_weight = ctx.saved_tensors
         if grad.device.type != "cpu" or grad.item() != 1:
             to_hidden, to_weight = to_hidden * grad, None if to_weight is None else to_weight * grad
-        return to_hidden, to_weight, None, None
+        return to_hidden, to_weight, None, None, None
 
 
 def _costs(

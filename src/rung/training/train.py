@@ -29,6 +29,7 @@ from rung.training.checkpoints import (
 from rung.training.clock import Clock
 from rung.training.cpu_usage import is_busy
 from rung.training.dataset import make_dataset
+from rung.training.distillation import make_distillation
 from rung.training.dropout import apply_dropout
 from rung.training.lora import LoraAdapter
 from rung.training.measure import measure_evaluation
@@ -160,6 +161,7 @@ def _open_run(task: _Task, description: dict[str, Any]) -> tuple[TrainingRun, Tr
         description=description,
         resume=resume,
         stream_states=make_stream_states(task.dataset),
+        distillation=make_distillation(task.learner, task.dataset, settings.seed, settings.teacher),
     )
     return run, arguments
 

@@ -38,6 +38,7 @@ from rung.training.arguments import ENDLESS, count_rows
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import Checkpoints, ResumeState, write_resume_state
 from rung.training.clock import Clock
+from rung.training.distillation import Distillation
 from rung.training.optimizer import Muon, group_parameters
 from rung.training.recorder import divergence_error, preserve_random_state
 from rung.training.sampler import ResumableSampler
@@ -66,6 +67,7 @@ class TrainingRun:
     description: dict[str, Any]  # from `describe_run`
     resume: ResumeState | None = None  # None for a run that begins
     stream_states: StreamStates | None = None  # of truncated back-propagation through time
+    distillation: Distillation | None = None
 
     @property
     def checkpoint(self) -> Path | None:
@@ -179,8 +181,12 @@ class RungTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **options: Any
     ) -> Any:
-        """Compute the loss without logits, and carry the states of streams on."""
+        """Compute the loss without logits, soften its targets, and carry streams' states on."""
         inputs = {**inputs, "skip_logits": True}
+        if self.run.distillation:
+            step = self.state.global_step
+            done, rows = self.run.schedule.share_done(step), self._count_rows(step)
+            inputs |= self.run.distillation.soften(inputs, done, rows)
         states = self.run.stream_states
         if states is None:
             return super().compute_loss(model, inputs, return_outputs, **options)

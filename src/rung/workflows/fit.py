@@ -64,6 +64,7 @@ def _train(prepared: PreparedText, on_progress: OnProgress) -> FittedModel:
         global_batch_size=recipe.global_batch_size,
         dropout=0.0 if own else recipe.dropout,
         carry_state=recipe.carry_state,
+        teacher=recipe.teacher,
         lora=recipe.lora,
         seed=recipe.seed,
         began=prepared.began,

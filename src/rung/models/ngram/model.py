@@ -156,7 +156,7 @@ class NgramForCausalLM(CountingModel):
         length = input_ids.shape[1] + (past_key_values.length if past_key_values else 0)
         state = RecurrentState((rows[:, -1],), length)
         histories = select_positions(rows, logits_to_keep)
-        logits = self._distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
+        logits = self.distributions(histories.flatten(0, 1)).view(*histories.shape[:2], -1)
         return self.make_output(logits, labels, state, options)
 
     def find_ngrams(
@@ -231,8 +231,8 @@ class NgramForCausalLM(CountingModel):
         result[at[hit]] = row[hit].long()
         return result
 
-    def _distributions(self, histories: Int[Tensor, "N histories"]) -> Float[Tensor, "N V"]:
-        """log P of the next token for each row of histories."""
+    def distributions(self, histories: Int[Tensor, "N histories"]) -> Float[Tensor, "N V"]:
+        """Return log P of the next token (N, V) for rows of histories that `find_ngrams` found."""
         result = self.log10_probability_1.expand(len(histories), -1).clone()  # N V
         for order in range(2, self.config.order + 1):
             contexts = histories[:, order - 2]
