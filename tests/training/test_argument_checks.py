@@ -132,7 +132,10 @@ def test_what_is_refused_says_why(key):
             "_context is 'spwan': did you mean 'spawn'?",
         ),
         ({"optim": "sgd", "optim_target_modules": "all-linear"}, "'all-linear': sgd takes none"),
-        ({"optim_args": "a=1"}, "Muon takes none"),
+        ({"optim_args": "a=1"}, "Muon takes embedding_lr_scale=NUMBER alone"),
+        ({"optim_args": "embedding_lr_scale=0"}, "is 'embedding_lr_scale=0': Muon takes"),
+        ({"optim_args": "embedding_lr_scale"}, "is 'embedding_lr_scale': Muon takes"),
+        ({"optim_args": "embedding_lr_scale=nan"}, "is 'embedding_lr_scale=nan': Muon takes"),
         ({"optim": "muon", "optim_target_modules": "all"}, "Muon takes none"),
     ],
 )

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from rung.training.optimizer import Muon, group_parameters, orthogonalize, split_matrix
+from rung.training.optimizer import (
+    Muon,
+    group_parameters,
+    orthogonalize,
+    read_muon_options,
+    split_matrix,
+)
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
@@ -97,6 +103,25 @@ def test_muon_takes_the_matrices_and_adamw_the_rest(make_tiny):
     assert vectors["weight_decay"] == 0
     counted = sum(len(group["params"]) for group in (matrices, tables, vectors))
     assert counted == len(list(model.parameters()))
+
+
+def test_embeddings_and_head_learn_at_their_own_rate(make_tiny):
+    start = make_tiny("llama3").state_dict()
+    ends = []
+    for options in (None, "embedding_lr_scale=4"):
+        model = make_tiny("llama3")
+        model.load_state_dict(start)
+        scale = read_muon_options(options)
+        groups = group_parameters(model, weight_decay=0.0, embedding_lr_scale=scale)
+        optimizer = Muon(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, dtype=torch.float32)
+        ids = torch.arange(12).view(2, 6)
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        ends.append({name: value - start[name] for name, value in model.state_dict().items()})
+    plain, scaled = ends
+    for name, change in plain.items():
+        factor = 4 if name in ("model.embed_tokens.weight", "lm_head.weight") else 1
+        torch.testing.assert_close(scaled[name], factor * change, rtol=1e-3, atol=1e-6)
 
 
 def test_adamw_inside_muon_is_torchs():

@@ -116,7 +116,9 @@ _RUNGS = (
         config_class=LlamaConfig,
         model_class=LlamaForCausalLM,
         defaults={"num_hidden_layers": 4, "tie_word_embeddings": True},
-        train={"per_device_train_batch_size": 4},
+        # In a short run rare tokens get few gradients: of 4,096 tokens, at 0.4 M tokens of novels,
+        # four times the rate scores 0.05 bits a byte better; of 1,024, on python-docs, the same.
+        train={"per_device_train_batch_size": 4, "optim_args": "embedding_lr_scale=4"},
         model={"tie_word_embeddings": False},
         context=512,
         starts=("induction",),

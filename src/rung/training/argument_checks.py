@@ -20,6 +20,7 @@ from rung.errors import RecipeError, did_you_mean, first_line
 from rung.ladder import LADDER
 from rung.models import RUNGS
 from rung.models.base import CausalModel
+from rung.training.optimizer import read_muon_options
 from rung.training.schedule import CURVE_STEPS
 from rung.training.settings import MUON, SCHEDULE
 from rung.training.trackers import list_trackers
@@ -175,6 +176,9 @@ def check_made(arguments: TrainingArguments) -> None:
 def _check_optimizer_options(arguments: dict[str, Any]) -> None:
     optimizer = name_of(arguments.get("optim", MUON))
     for key, readers in (("optim_args", ""), ("optim_target_modules", TARGETED_OPTIMIZERS)):
+        if optimizer == MUON and key == "optim_args":
+            _check_muon_options(arguments.get(key))
+            continue
         is_read = optimizer != MUON and optimizer.startswith(readers)
         if arguments.get(key) is not None and not is_read:
             name = "Muon" if optimizer == MUON else optimizer
@@ -182,6 +186,16 @@ def _check_optimizer_options(arguments: dict[str, Any]) -> None:
                 f"train.{key} is {arguments[key]!r}: {name} takes none; name its optimizer in "
                 f"train.optim"
             )
+
+
+def _check_muon_options(options: Any) -> None:
+    try:
+        read_muon_options(options)
+    except ValueError as error:
+        raise RecipeError(
+            f"train.optim_args is {options!r}: Muon takes embedding_lr_scale=NUMBER alone; for "
+            f"others name their optimizer in train.optim"
+        ) from error
 
 
 def _check_choice(key: str, value: Any) -> None:

@@ -52,8 +52,10 @@ def make_training_arguments(settings: TrainSettings, folder: Path, steps: int) -
     chosen = _choose_arguments(settings, folder, steps)
     uses_muon = chosen["optim"] == MUON
     # `TrainingArguments` refuses a name that it does not know, so Muon's is set afterwards.
+    # Its options too are not those of what stands in its place.
     if uses_muon:
         chosen["optim"] = "adamw_torch_fused"
+        options = chosen.pop("optim_args", None)
     try:
         arguments = TrainingArguments(
             output_dir=str(folder / runs.CHECKPOINTS),
@@ -72,7 +74,7 @@ def make_training_arguments(settings: TrainSettings, folder: Path, steps: int) -
     arguments._n_gpu = min(arguments.n_gpu, 1)
     check_made(arguments)
     if uses_muon:
-        arguments.optim = MUON
+        arguments.optim, arguments.optim_args = MUON, options
     return arguments
 
 

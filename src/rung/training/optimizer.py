@@ -30,8 +30,9 @@ RMS_OF_ADAMW = 0.2
 class Muon(torch.optim.Optimizer):
     """Muon for the groups with `muon: True`, which hold matrices, and AdamW for the others.
 
-    One learning rate serves both. A matrix that is several in one, such as GPT-2's query-key-value
-    or the gates of an LSTM, is stepped as several. Matrices are orthogonalized in `dtype`.
+    One learning rate serves both; AdamW's groups may take a multiple of it, `lr_scale`. A matrix
+    that is several in one, such as GPT-2's query-key-value or the gates of an LSTM, is stepped as
+    several. Matrices are orthogonalized in `dtype`.
     """
 
     def __init__(
@@ -132,7 +133,8 @@ class Muon(torch.optim.Optimizer):
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
-                lr=group["lr"],
+                # Checkpoints of older versions have no scale.
+                lr=group["lr"] * group.get("lr_scale", 1.0),
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
                 maximize=False,
@@ -164,10 +166,26 @@ def split_matrix(matrix: Tensor) -> list[Tensor]:
     return [matrix]
 
 
-def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]:
+def read_muon_options(options: str | None) -> float:
+    """Read `optim_args` of Muon: the `lr_scale` of embeddings and head, in "embedding_lr_scale=4".
+
+    Raises `ValueError` for anything else.
+    """
+    if options is None:
+        return 1.0
+    key, _, value = str(options).replace(" ", "").partition("=")
+    scale = float(value)
+    if key != "embedding_lr_scale" or not 0 < scale < math.inf:
+        raise ValueError(f"{options} is no embedding_lr_scale=NUMBER above 0")
+    return scale
+
+
+def group_parameters(
+    model: Any, *, weight_decay: float, embedding_lr_scale: float = 1.0
+) -> list[dict[str, Any]]:
     """Make `Muon`'s parameter groups: hidden matrices, embeddings and head, and vectors.
 
-    Vectors never decay.
+    Vectors never decay. Embeddings and head may learn at a multiple of the learning rate.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()
@@ -181,6 +199,11 @@ def group_parameters(model: Any, *, weight_decay: float) -> list[dict[str, Any]]
             (vectors if parameter.ndim < 2 else wide if is_table else matrices).append(parameter)
     return [
         {"params": matrices, "weight_decay": weight_decay, "muon": True},
-        {"params": wide, "weight_decay": weight_decay, "muon": False},
+        {
+            "params": wide,
+            "weight_decay": weight_decay,
+            "muon": False,
+            "lr_scale": embedding_lr_scale,
+        },
         {"params": vectors, "weight_decay": 0.0, "muon": False},
     ]

@@ -147,7 +147,11 @@ def fill_batch(recipe: Recipe) -> Recipe:
     if recipe.entry.counts:
         return recipe
     if not recipe.base:
-        recipe = replace(recipe, train={**recipe.entry.train, **recipe.train})
+        own = dict(recipe.entry.train)
+        # They were chosen for Muon, and for a head that is not tied.
+        if "optim" in recipe.train or recipe.model.get("tie_word_embeddings"):
+            own.pop("optim_args", None)
+        recipe = replace(recipe, train={**own, **recipe.train})
     if recipe.global_batch_size:
         return recipe
     return replace(recipe, global_batch_size=find_global_batch_size(recipe.train))
