@@ -85,6 +85,15 @@ def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
     assert values.max() < 1.4
 
 
+@pytest.mark.parametrize("shape", [(2, 24, 70), (2, 70, 24), (1, 1, 9)])
+def test_a_long_matrix_is_orthogonalized_as_by_its_iterations(shape):
+    """Singular values over five orders of magnitude; double precision goes the plain way."""
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    matrices = matrices * torch.logspace(0, -5, shape[-1])
+    expected = orthogonalize(matrices.double()).float()
+    torch.testing.assert_close(orthogonalize(matrices), expected, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("shape", "parts"), [((8, 8), 1), ((8, 24), 3), ((32, 8), 4), ((8, 20), 1), ((20, 8), 1)]
 )

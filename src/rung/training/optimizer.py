@@ -22,6 +22,9 @@ from rung.training.sharding import shard_like, to_full, to_local
 # Newton-Schulz coefficients of Jordan et al.: steepest at zero, not convergent, which is enough.
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
+# Matrices so many times as long as wide are orthogonalized by products of their Gram matrices,
+# which take 0.7 of the time.
+LONG = 2
 # An orthogonal step scaled so has the root mean square of AdamW's: one learning rate serves both
 # (Liu et al. 2025, section 2.2).
 RMS_OF_ADAMW = 0.2
@@ -150,10 +153,31 @@ def orthogonalize(matrices: Float[Tensor, "N rows columns"]) -> Float[Tensor, "N
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT.contiguous() if tall else matrices
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    if x.dtype == torch.float32 and x.shape[-1] >= LONG * x.shape[-2]:
+        x = _multiply_polynomials(x @ x.mT) @ x
+    else:
+        for _ in range(ITERATIONS):
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
+
+
+def _multiply_polynomials(gram: Float[Tensor, "N rows rows"]) -> Float[Tensor, "N rows rows"]:
+    """Return the square matrix that makes all iterations at once, from x xᵀ.
+
+    An iteration multiplies x by p, a polynomial of its Gram matrix, and that by p on both sides.
+    Rounding errors in the smallest singular values grow in float32 to 1e-4, and in bfloat16 to
+    more than the matrix.
+    """
+    a, b, c = COEFFICIENTS
+    product = None
+    for left in reversed(range(ITERATIONS)):
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = p if product is None else p @ product
+        gram = p @ gram @ p if left else gram
+    assert product is not None
+    return product
 
 
 def split_matrix(matrix: Tensor) -> list[Tensor]:
