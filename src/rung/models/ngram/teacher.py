@@ -6,7 +6,10 @@ way). The gradient of cross-entropy for soft targets T is softmax - T, so T is s
 gradient of the hard targets stands already.
 """
 
+import ctypes
 import math
+from functools import cache, partial
+from pathlib import Path
 
 import numpy
 import torch
@@ -14,9 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from rung.compiler import Address, compile_source
 from rung.models.lookup import expand_ranges
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 
+SOURCE = Path(__file__).with_name("teacher.c")
 # The most tokens of a vocabulary: the bigram's probabilities stand in memory, 4 bytes a pair.
 MAX_VOCABULARY = 8192
 ORDER = 3
@@ -40,19 +45,19 @@ class TrigramTeacher:
         every = torch.arange(size)
         histories = torch.stack([every, torch.full_like(every, -1)], dim=-1)
         self.bigram = self.model.distributions(histories).exp_()  # V V
-        self.weights = torch.ones(1)
-        self.shares = torch.zeros(0)
+        self.weights, self.shares = torch.ones(1), torch.zeros(0)
+        self.first, self.tokens = torch.zeros(2, dtype=torch.int32), torch.zeros(0).int()
         if self.model.config.order == ORDER:
             self._divide_trigrams()
 
     def _divide_trigrams(self) -> None:
         """Find of every trigram the share that it has beyond the bigram."""
         model = self.model
-        first, last = model.get_buffer("first_2"), model.get_buffer("tokens_2").long()
+        self.first, self.tokens = model.get_buffer("first_2"), model.get_buffer("tokens_3")
+        last = model.get_buffer("tokens_2").long()
         self.weights = _from_log10(model.get_parameter("log10_backoff_2"))
-        contexts = torch.repeat_interleave(torch.arange(len(last)), first.diff().long())
-        tokens = model.get_buffer("tokens_3").long()
-        lower = self.bigram[last[contexts], tokens]
+        contexts = torch.repeat_interleave(torch.arange(len(last)), self.first.diff().long())
+        lower = self.bigram[last[contexts], self.tokens.long()]
         whole = _from_log10(model.get_parameter("log10_probability_3"))
         self.shares = whole - self.weights[contexts] * lower
 
@@ -69,29 +74,60 @@ class TrigramTeacher:
         `gradient` is of the tokens in `rows` of all N = B T; those with a target below 0 are left
         out.
         """
-        trained = (targets[rows] >= 0).to(gradient.dtype) * share
-        ids = input_ids.flatten()[rows]
+        trained = (targets[rows] >= 0).float() * share
+        ids = input_ids.flatten()[rows].contiguous()
+        found = torch.full_like(ids, -1)
         if len(self.shares):
-            found = self.model.find_ngrams(input_ids, 2)[1].flatten()[rows]
-            weights = torch.where(found < 0, 1.0, self.weights[found.clamp(min=0)])
-            self._subtract_trigrams(gradient, found, trained)
-        else:
-            weights = torch.ones(len(ids))
-        gradient.addcmul_(
-            self.bigram[ids].to(gradient.dtype), (trained * weights)[:, None].to(gradient), value=-1
-        )
+            found = self.model.find_ngrams(input_ids, 2)[1].flatten()[rows].contiguous()
+        library = _compile() if gradient.dtype == torch.float32 else None
+        subtract = self._subtract if library is None else partial(self._subtract_in_c, library)
+        subtract(gradient, ids, found, trained)
         places = torch.arange(len(ids)), targets[rows].clamp(min=0)
-        gradient.index_put_(places, trained, accumulate=True)
+        gradient.index_put_(places, trained.to(gradient.dtype), accumulate=True)
 
-    def _subtract_trigrams(
-        self, gradient: Float[Tensor, "N V"], found: Int[Tensor, " N"], trained: Float[Tensor, " N"]
+    def _subtract(
+        self,
+        gradient: Float[Tensor, "N V"],
+        ids: Int[Tensor, " N"],
+        found: Int[Tensor, " N"],
+        trained: Float[Tensor, " N"],
     ) -> None:
-        first, known = self.model.get_buffer("first_2"), found.clamp(min=0)
-        end = torch.where(found < 0, first[known], first[known + 1])
-        rows, trigrams = expand_ranges(first[known], end)
-        tokens = self.model.get_buffer("tokens_3")[trigrams].long()
+        """Subtract the probabilities after `ids` and the bigrams `found`, `trained` times."""
+        known = found.clamp(min=0)
+        weights = torch.where(found < 0, 1.0, self.weights[known]) * trained
+        gradient.sub_(self.bigram[ids] * weights[:, None])
+        begin, end = self.first[known], self.first[known + 1]
+        rows, trigrams = expand_ranges(begin, torch.where(found < 0, begin, end))
         shares = (-self.shares[trigrams] * trained[rows]).to(gradient.dtype)
-        gradient.view(-1).index_add_(0, rows * gradient.shape[1] + tokens, shares)
+        places = rows * gradient.shape[1] + self.tokens[trigrams].long()
+        gradient.view(-1).index_add_(0, places, shares)
+
+    def _subtract_in_c(
+        self,
+        library: ctypes.CDLL,
+        gradient: Float[Tensor, "N V"],
+        ids: Int[Tensor, " N"],
+        found: Int[Tensor, " N"],
+        trained: Float[Tensor, " N"],
+    ) -> None:
+        """Do as `_subtract` does, in one pass."""
+        numbers = [Address(part, ids.shape, torch.int64) for part in (ids, found)]
+        numbers.append(Address(trained, ids.shape, torch.float32))
+        numbers += [
+            Address(table, table.shape, table.dtype)
+            for table in (self.bigram, self.weights, self.first, self.tokens, self.shares)
+        ]
+        written = Address(gradient, (len(ids), len(self.bigram)), torch.float32)
+        library.subtract_trigrams(*gradient.shape, *numbers, written)
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    library = compile_source(SOURCE)
+    if library is not None:
+        library.subtract_trigrams.argtypes = [ctypes.c_int64] * 2 + [ctypes.c_void_p] * 9
+        library.subtract_trigrams.restype = None
+    return library
 
 
 def _from_log10(values: Tensor) -> Tensor:
