@@ -66,6 +66,33 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
+def test_a_file_takes_the_place_of_no_folder_device_or_pipe(tmp_path):
+    """A report that is written to the folder of the runs must not remove them."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a.txt").write_text("kept")
+    (tmp_path / "link").symlink_to("runs")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "stream").symlink_to("/proc/self/fd/1")
+    before = names(tmp_path)
+    for name, kind in [
+        ("runs", "folder"),
+        ("link", "folder"),
+        ("pipe", "device"),
+        ("stream", "device"),
+    ]:
+        with pytest.raises(RunError, match=f"{name} .*{kind}.*: name a file"):
+            files.write_atomically(tmp_path / name, "new")
+    assert names(tmp_path) == before and names(tmp_path / "runs") == ["a.txt"]
+
+
+def test_a_failed_write_names_the_file_and_not_the_temporary_one(tmp_path):
+    for error, filename in [(28, None), (13, "temporary"), (13, "another")]:
+        with pytest.raises(OSError) as caught, files.atomic_replace(tmp_path / "a.txt") as beside:
+            raise OSError(error, "no", str(beside) if filename == "temporary" else filename)
+        expected = "another" if filename == "another" else str(tmp_path / "a.txt")
+        assert caught.value.filename == expected
+
+
 def test_a_folder_takes_the_place_of_another(tmp_path):
     for text in ("old", "new"):
         with files.atomic_replace(tmp_path / "made") as beside:
@@ -251,6 +278,8 @@ def test_a_value_is_found_once_and_found_again_where_it_is_damaged(tmp_path):
 def test_a_full_disk_is_one_clear_line(error, tmp_path):
     with pytest.raises(RunError, match="make room there"), explain_failed_writes(tmp_path):
         raise error
+    with pytest.raises(RunError, match="^inside: "), explain_failed_writes(tmp_path):
+        raise RunError(f"inside: {error}") from error
     with pytest.raises(RuntimeError, match="shape"), explain_failed_writes(tmp_path):
         raise RuntimeError("shape mismatch")
 

@@ -64,8 +64,7 @@ def cache_folder() -> Path:
     )
     try:
         return Path(base).expanduser() / "rung"
-    except RuntimeError:
-        # The user has no home folder.
+    except RuntimeError:  # The user has no home folder.
         place = Path(tempfile.gettempdir()) / f"rung-{os.getuid()}"
         if place.exists() and place.stat().st_uid != os.getuid():
             raise RunError(
@@ -137,10 +136,7 @@ def check_writable(path: Path) -> None:
 
 def check_writable_file(path: Path, *sources: str | Path) -> None:
     """Raise `RunError` where `path` cannot be replaced by a file, or is one of the files read."""
-    if path.is_dir():
-        raise RunError(f"{path} is a folder: name a file")
-    if str(path) == "-" or (path.exists() and not path.is_file()):
-        raise RunError(f"{path} stands for a device or a pipe: name a file")
+    _check_no_file_lost(path)
     for source in (Path(each).expanduser() for each in sources if each and path.exists()):
         if source.exists() and path.samefile(source):
             raise RunError(f"{path} is the file that is read: choose another place")
@@ -175,12 +171,22 @@ def temporary_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(name)
     try:
         yield temporary
+    except OSError as error:
+        # A full disk comes without a path, and the temporary one tells a user nothing.
+        if error.filename == str(temporary) or (not error.filename and error.errno in DISK_FULL):
+            error.filename = str(path)
+        raise
     finally:
         _remove(temporary)
 
 
 def move_into_place(temporary: Path, path: Path) -> None:
-    """Sync a file or a folder that was written under a temporary path, and rename it to `path`."""
+    """Sync a file or a folder that was written under a temporary path, and rename it to `path`.
+
+    Raises `RunError` where a file would replace a folder, a device or a pipe.
+    """
+    if not temporary.is_dir():
+        _check_no_file_lost(path)
     sync_tree(temporary) if temporary.is_dir() else sync(temporary)
     if path.is_dir() and not path.is_symlink():
         with temporary_path(path) as old:
@@ -207,8 +213,7 @@ def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> No
     """
     try:
         entries = list(os.scandir(folder))
-    except PermissionError:
-        # A folder that may be written to need not be readable.
+    except PermissionError:  # A folder that may be written to need not be readable.
         return
     for entry in entries:
         found = TEMPORARY_NAME.fullmatch(entry.name)
@@ -222,8 +227,7 @@ def remove_leftovers(folder: Path, name: str = "", *, alone: bool = False) -> No
 
 def sync(path: Path) -> None:
     """Write a file's bytes, or a folder's entries, from the system's buffers to the disk."""
-    if path.is_dir() and os.name == "nt":
-        # Windows cannot open a folder.
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder.
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
@@ -240,8 +244,7 @@ def sync_open_file(file: IO[bytes]) -> None:
 def sync_tree(folder: Path) -> None:
     """Sync a new folder with everything in it, and give its files the folder's permissions.
 
-    The folder's permissions follow the umask. safetensors and tempfile ignore it and write with
-    mode 0600.
+    They follow the umask, which safetensors and tempfile ignore: these write with mode 0600.
     """
     mode = stat.S_IMODE(folder.stat().st_mode)
     for path in sorted(folder.rglob("*")):
@@ -292,8 +295,7 @@ def make_once(folder: Path) -> Iterator[Path | None]:
         yield None
         return
     with locked(folder):
-        damage = find_damage(folder)
-        # Another process may have made the folder during the wait.
+        damage = find_damage(folder)  # Another process may have made it during the wait.
         if damage is None:
             yield None
             return
@@ -301,13 +303,8 @@ def make_once(folder: Path) -> Iterator[Path | None]:
             logger.info("%s is damaged (%s) and is made again", folder, damage)
         with atomic_replace(folder) as temporary:
             temporary.mkdir()
-            try:
-                yield temporary
-                write_manifest(temporary)
-            except OSError as error:
-                # Libraries do not name the path when a disk is full.
-                error.filename = error.filename or str(folder)
-                raise
+            yield temporary
+            write_manifest(temporary)
 
 
 def write_value(folder: Path, value: Any) -> None:
@@ -336,8 +333,7 @@ def write_cached_value(folder: Path, value: Any) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Let only one thread of all processes make `path`; the others wait, and log it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The system releases this lock when its process is killed.
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"))  # The system releases it after a kill.
     try:
         lock.acquire(timeout=QUIET_WAIT_SECONDS)
     except Timeout:
@@ -349,21 +345,28 @@ def locked(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def _check_no_file_lost(path: Path) -> None:
+    """Raise `RunError` where a file at `path` would replace a folder, a device or a pipe."""
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: name a file")
+    is_stream = path.is_symlink() and path.readlink().is_relative_to("/proc")  # as /dev/stdout
+    if str(path) == "-" or is_stream or (path.exists() and not path.is_file()):
+        raise RunError(f"{path} stands for a device or a pipe: name a file")
+
+
 def _is_failed_write(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in DISK_FULL
-    # This import is seldom needed.
-    from safetensors import SafetensorError
+    from safetensors import SafetensorError  # This import is seldom needed.
 
-    return isinstance(error, SafetensorError) or any(s in str(error) for s in DISK_FULL_SIGNS)
+    # A `RunError` explains itself.
+    found = any(sign in str(error) for sign in DISK_FULL_SIGNS) and not isinstance(error, RunError)
+    return found or isinstance(error, SafetensorError)
 
 
 @functools.cache
 def _hash_machine() -> str:
-    """Return a short hash of the host name.
-
-    Processes of two machines that share a folder may have the same id.
-    """
+    """Return a short hash of the host name: two machines may have the same process id."""
     return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
 
@@ -371,8 +374,7 @@ def _is_abandoned(entry: "os.DirEntry[str]", process: int, machine: str) -> bool
     """Return whether a temporary file was written by a process of this machine that has ended."""
     if machine != _hash_machine():
         return False
-    # This import takes 20 ms and is seldom needed.
-    import psutil
+    import psutil  # This import takes 20 ms and is seldom needed.
 
     try:
         writer = psutil.Process(process)

@@ -6,6 +6,7 @@ from typing import Any
 
 from rung import hub, model_files, runs
 from rung.errors import RunError
+from rung.files import check_writable_file
 from rung.progress import OnProgress, Progress, for_run, ignore_progress
 from rung.report.page import write_report
 from rung.report.summaries import ReportedRun, report_record
@@ -25,6 +26,8 @@ def report_runs(
     are loaded with these `LoadOptions` and scored on the test text of the first run. Raises
     `RunError` where there is nothing to report on, or no such run for a model to stand beside.
     """
+    if out.exists():
+        check_writable_file(out)
     models = [name for name in names if _is_model(name)]
     roots = [Path(name) for name in names if name not in models]
     folders = [folder for root in roots for folder in runs.find_runs(root)]
