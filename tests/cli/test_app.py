@@ -499,6 +499,7 @@ MISTAKES = {
     "temperature": (["generate", "b", "x", "--temperature", "-1"], "temperature is -1.0"),
     "damaged report": (["report", "damaged"], "rung.json is damaged"),
     "report": (["report", "folder"], "folder is not a run"),
+    "report over a folder": (["report", "b", "--out", "folder"], "folder is a folder: name a file"),
     "recipe": (["train", "--recipe", "nowhere.yaml"], "no recipe at nowhere.yaml"),
     "out": (["train", "bigram", "my.txt", "--out", "my.txt/run"], "cannot be made"),
 }  # fmt: skip
@@ -530,6 +531,23 @@ def test_a_mistake_in_a_real_process(ground, run_fork):
     assert shown.returncode == 2
     assert shown.stdout == ""
     assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="pipes of Windows break otherwise")
+def test_an_output_that_ends_or_is_full_is_no_traceback(ground, start_fork):
+    """As with `| head -1`, and with `> FILE` on a full disk."""
+    process = start_fork(
+        "rung", "runs", "--json", ".", cwd=ground, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 1)
+    if Path("/dev/full").is_char_device():
+        with Path("/dev/full").open("w") as full:
+            shown = start_fork("rung", "runs", ".", cwd=ground, stdout=full, stderr=subprocess.PIPE)
+            said = shown.stderr.read()
+        assert shown.wait() == 2
+        assert "standard output could not be written to (No space left on device)" in said
+        assert said.count("\n") == 1
 
 
 def test_an_option_that_is_no_number_is_a_mistake(ground):

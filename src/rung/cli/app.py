@@ -1,10 +1,13 @@
 """The app, and how its verbs end: exit codes, errors in one line, and the line that goes on."""
 
+import errno
 import functools
 import inspect
 import json
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -14,6 +17,7 @@ from rung import distributed
 from rung.cli.options import LOAD_OPTIONS, LOADS, QuietOption
 from rung.cli.output import can_print, escape_controls, format_resume_command, set_quiet
 from rung.errors import RungError
+from rung.files import DISK_FULL
 
 app = typer.Typer(
     name="rung",
@@ -75,10 +79,18 @@ def run_or_exit(command: Callable[[], None], resumed_by: str = "") -> None:
     """
     try:
         command()
+        sys.stdout.flush()  # while what fails there can still be said
         distributed.destroy_process_group()
     except RungError as error:
         exit_with_error(_with_notes(str(error), error), 2)
     except OSError as error:
+        if not error.filename and error.errno in (errno.EPIPE, *DISK_FULL):
+            _discard_output()
+        if error.errno == errno.EPIPE:
+            # `head` and `less` have read as much as they want.
+            raise typer.Exit(1) from None
+        if error.errno in DISK_FULL:
+            exit_with_error(_with_notes(_describe_full_disk(error), error), 2)
         where = f": {error.filename}" if error.filename else ""
         exit_with_error(_with_notes(f"{error.strerror or error}{where}", error), 1)
     except KeyboardInterrupt as error:
@@ -122,6 +134,20 @@ def _refuse_former(former: dict[str, str]) -> type[TyperCommand]:
 def _with_notes(message: str, error: BaseException) -> str:
     """The message with the notes of the error: what is kept, and how to go on."""
     return "; ".join([message, *getattr(error, "__notes__", [])])
+
+
+def _discard_output() -> None:
+    """Write what standard output still holds nowhere: Python would fail with it at its end."""
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _describe_full_disk(error: OSError) -> str:
+    place = error.filename or "standard output"
+    return (
+        f"{place} could not be written to ({error.strerror}): make room there; what was saved is "
+        "kept"
+    )
 
 
 def _describe_stop(error: KeyboardInterrupt, resumed_by: str) -> str:
