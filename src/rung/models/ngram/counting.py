@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from rung.errors import RecipeError
 from rung.models.ngram.checkpoints import OrderCheckpoints
 
+ROWS_AT_ONCE = 2**15  # what is computed of them stays in the processor's cache
+
 IntArray = NDArray[numpy.integer]
 
 
@@ -61,57 +63,82 @@ def count_ngrams(
             "--set counting.memory=8GB, and they go to disk"
         )
     ids = tokens.astype(numpy.int32)
-    ends = numpy.append(starts[1:], len(ids)).astype(numpy.int32)
     level = unigram_level(
         numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts)
     )
     yield level
-    # Positions at which an n-gram of this order begins, and the end of each one's document.
-    at = numpy.arange(len(ids), dtype=numpy.int32)
-    end = numpy.repeat(ends, numpy.diff(starts, append=len(ids)))
     rows = ids  # the row of the n-gram that begins at each position
     known = checkpoints.load() if checkpoints else []
     for arrays in known:
         rows = arrays.pop("rows")
         level = TrieLevel(**arrays)
         yield level
-    rows = numpy.array(rows)
-    for size in range(len(known) + 2, order + 1):
-        fits = at + size <= end
-        at, end = at[fits], end[fits]
+    fits = numpy.ones(len(ids), dtype=bool)  # where an n-gram of this order begins: with 2 tokens,
+    fits[numpy.append(starts[1:], len(ids)) - 1] = False  # at all but the last of each document
+    for size in range(2, order + 1):
+        if size > 2:
+            fits[:-1] &= fits[1:]
+        if size < len(known) + 2:
+            continue
+        at = numpy.flatnonzero(fits).astype(numpy.int32)
         if len(at) == 0:
             return
-        keys, placed = sort_with_positions(
-            pack_keys(rows[at], ids[at + (size - 1)], vocab_size), at
-        )
-        level = _make_level(keys, placed, rows, level, vocab_size)
+        keys, placed = sort_with_positions(_pack_windows(rows, ids, fits, size, vocab_size), at)
+        level, rows = _make_level(keys, placed, rows, level, vocab_size)
         if checkpoints:
             checkpoints.save(size, {**vars(level), "rows": rows})
         yield level
 
 
+def _pack_windows(
+    rows: IntArray, ids: IntArray, fits: NDArray[numpy.bool_], size: int, vocab_size: int
+) -> NDArray[numpy.int64]:
+    """Make the keys of the n-grams that begin where `fits` says, in the order of the text."""
+    keys = numpy.empty(numpy.count_nonzero(fits), dtype=numpy.int64)
+    done = 0
+    for start in range(0, len(ids) - size + 1, ROWS_AT_ONCE):
+        piece = slice(start, min(start + ROWS_AT_ONCE, len(ids) - size + 1))
+        last = ids[start + size - 1 : piece.stop + size - 1]
+        found = pack_keys(rows[piece], last, vocab_size)[fits[piece]]
+        keys[done : done + len(found)] = found
+        done += len(found)
+    return keys
+
+
 def _make_level(
     keys: NDArray[numpy.int64], placed: IntArray, rows: IntArray, below: TrieLevel, vocab_size: int
-) -> TrieLevel:
+) -> tuple[TrieLevel, IntArray]:
     """Make a level of its sorted keys and their places in the text.
 
-    `rows` holds each place's row in the level below, and is overwritten with its row in this one.
+    `rows` holds each place's row in the level below; returned with the level are those in it.
     """
     is_new = numpy.empty(len(keys), dtype=bool)
     is_new[0] = True
     numpy.not_equal(keys[1:], keys[:-1], out=is_new[1:])
     first = numpy.flatnonzero(is_new).astype(numpy.int32)
-    parents, last_tokens = unpack_keys(keys[first], vocab_size)
     level = TrieLevel(
-        tokens=last_tokens,
-        parents=parents,
+        tokens=numpy.empty_like(first),
+        parents=numpy.empty_like(first),
         counts=numpy.diff(first, append=numpy.int32(len(keys))),
-        suffixes=rows[placed[first] + 1],
-        opens=below.opens[parents],
+        suffixes=numpy.empty_like(first),
+        opens=numpy.empty(len(first), dtype=bool),
     )
-    number = numpy.cumsum(is_new, dtype=numpy.int32)
-    rows[placed] = numpy.subtract(number, 1, out=number)
-    return level
+    number = numpy.zeros_like(rows)
+    done = 0
+    for start in range(0, len(keys), ROWS_AT_ONCE):
+        piece = slice(start, start + ROWS_AT_ONCE)
+        # numpy's own type of index, which it would otherwise make of the whole at once.
+        places, new = placed[piece].astype(numpy.intp), is_new[piece]
+        row = numpy.cumsum(new, dtype=numpy.int32)
+        row += done - 1
+        number[places] = row
+        made = slice(done, int(row[-1]) + 1)
+        parents, level.tokens[made] = unpack_keys(keys[piece][new], vocab_size)
+        level.parents[made] = parents
+        level.suffixes[made] = rows[places[new] + 1]
+        level.opens[made] = below.opens[parents]
+        done = made.stop
+    return level, number
 
 
 def unigram_level(counts: IntArray, opening: int, documents: int) -> TrieLevel:
