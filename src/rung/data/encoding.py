@@ -80,9 +80,11 @@ def read_lines(path: Path, encoding: str | None, notes: CorpusNotes) -> Iterator
         pairs += text.count("\r\n") + (last == "\r" and text[0] == "\n")
         last = text[-1]
         *lines, rest = newlines.decode(text).split("\n")
-        for line in lines:
-            yield "".join((*unfinished, line, "\n"))
+        if lines:
+            lines[0] = "".join((*unfinished, lines[0]))
             unfinished.clear()
+        for line in lines:
+            yield line + "\n"
         unfinished.append(rest)
     if end := "".join((*unfinished, newlines.decode("", final=True))):
         yield end

@@ -21,7 +21,12 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase
 
-from rung.data.tokenizer_training import ASCII_WHITE_SPACE, BUILDERS, make_untrained
+from rung.data.tokenizer_training import (
+    ASCII_WHITE_SPACE,
+    BUILDERS,
+    make_untrained,
+    strip_plain_word,
+)
 from rung.data.words import WordIds, batch_texts, splits_at_white_space
 from rung.device import count_cores
 from rung.errors import TokenizerError
@@ -197,10 +202,17 @@ def encode_batches(
     _switch_to_ordinary(backend)
     bos_eos = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     control = find_control_tokens(tokenizer)
-    words = WordIds(
-        lambda texts: [e.ids for e in _encode_checked(backend.encode_batch_fast, texts, control)]
-    )
-    at_white_space = splits_at_white_space(_specify(tokenizer), _specify_proven())
+    spec = _specify(tokenizer)
+    plain = _list_plain_words(spec, control)
+
+    def encode_words(words: list[str]) -> list[list[int]]:
+        known = [plain.get(strip_plain_word(word)) for word in words]
+        rest = [word for word, ids in zip(words, known, strict=True) if ids is None]
+        found = iter(_encode_checked(backend.encode_batch_fast, rest, control))
+        return [next(found).ids if ids is None else ids for ids in known]
+
+    words = WordIds(encode_words)
+    at_white_space = splits_at_white_space(spec, _specify_proven().values())
     cores = count_cores()
     pending: deque[tuple[Future, _State]] = deque()
     broken: Exception | None = None
@@ -224,6 +236,19 @@ def encode_batches(
             yield *future.result(), state
     if broken:
         raise broken
+
+
+def _list_plain_words(spec: dict, control: Mapping[int, str]) -> dict[str, list[int]]:
+    """Return the words that a tokenizer of the kind `whitespace` knows, with their ids.
+
+    There is none where they are looked for in other ways, as by another kind.
+    """
+    if not splits_at_white_space(spec, [_specify_proven()["whitespace"]]):
+        return {}
+    if spec["model"]["type"] != "WordLevel":
+        return {}
+    vocab = spec["model"]["vocab"]
+    return {word: [id] for word, id in vocab.items() if id not in control and word}
 
 
 def _encode(
@@ -282,9 +307,9 @@ def _encode_checked(
 
 
 @functools.cache
-def _specify_proven() -> tuple[dict, ...]:
+def _specify_proven() -> dict[str, dict]:
     """Return the specifications of tokenizers whose ids of a text are those of its words."""
-    return tuple(json.loads(make_untrained(kind).to_str()) for kind in BUILDERS)
+    return {kind: json.loads(make_untrained(kind).to_str()) for kind in BUILDERS}
 
 
 def _specify(tokenizer: PreTrainedTokenizerBase) -> dict:

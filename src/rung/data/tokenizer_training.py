@@ -48,6 +48,7 @@ DEFAULT_VOCAB_SIZE = {"bpe": 1024, "word": 30_000}
 WORDS_AT_ONCE = 2**14
 # KenLM's `query` splits words only here: a no-break space is part of a word.
 ASCII_WHITE_SPACE = r"[\t\n\x0b\f\r ]+"
+_find_white_space = re.compile(ASCII_WHITE_SPACE).search
 
 
 def build_tokenizer(
@@ -71,7 +72,7 @@ def build_tokenizer(
     tokenizer = make_untrained(kind)
     if kind == "bpe":
         texts = _cut_long_words(texts, tokenizer.pre_tokenizer)
-    pre_tokens, counts = _count_pre_tokens(tokenizer, texts)
+    pre_tokens, counts = _count_pre_tokens(kind, tokenizer, texts)
     choose = _learn_byte_pairs if kind == "bpe" else _choose_words
     tokenizer.model = choose(pre_tokens, counts, vocab_size or DEFAULT_VOCAB_SIZE.get(kind))
     special_tokens = [BOS, EOS, PAD, *([] if kind == "bpe" else [UNKNOWN])]
@@ -111,14 +112,42 @@ def make_untrained(kind: str) -> Tokenizer:
     return tokenizer
 
 
+def strip_plain_word(word: str) -> str:
+    """Return the one pre-token that the kind `whitespace` makes of a word.
+
+    It is empty where the word is none, several, or the name of a special token.
+    """
+    token = word.strip("\t\n\x0b\f\r ")
+    return "" if _find_white_space(token) or token in (BOS, EOS, PAD, UNKNOWN) else token
+
+
 def _count_pre_tokens(
-    tokenizer: Tokenizer, texts: Iterable[str]
+    kind: str, tokenizer: Tokenizer, texts: Iterable[str]
 ) -> tuple[list[str], NDArray[numpy.int64]]:
     """Return the distinct pre-tokens of the texts, and how often each occurs.
 
-    Each distinct word of the texts is cut into pre-tokens once.
+    Each distinct word of the texts is cut into pre-tokens once, by the library where
+    `strip_plain_word` cannot.
     """
     words, times = count_words(texts)
+    counts: dict[str, int] = {}
+    if kind == "whitespace":
+        tokens = list(map(strip_plain_word, words))
+        for token, number in zip(tokens, times.tolist(), strict=True):
+            counts[token] = counts.get(token, 0) + number
+        counts.pop("", None)
+        words = [word for word, token in zip(words, tokens, strict=True) if not token]
+        times = times[[not token for token in tokens]]
+    found, numbers = _count_by_library(tokenizer, words, times)
+    for token, number in zip(found, numbers.tolist(), strict=True):
+        counts[token] = counts.get(token, 0) + number
+    return list(counts), numpy.fromiter(counts.values(), dtype=numpy.int64, count=len(counts))
+
+
+def _count_by_library(
+    tokenizer: Tokenizer, words: list[str], times: NDArray[numpy.int64]
+) -> tuple[list[str], NDArray[numpy.int64]]:
+    """Return the distinct pre-tokens of words, of which each occurs so many times, with counts."""
     trainer = trainers.WordLevelTrainer(vocab_size=2**31, show_progress=False, special_tokens=[])
     counter = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     counter.normalizer, counter.pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
