@@ -114,7 +114,7 @@ def estimate_tables(
         weight = numpy.empty(len(lower))
         for rows, histories in _group_by_history(level.parents, len(lower)):
             group = _HistoryGroup(
-                parents=level.parents[rows] - histories.start,
+                parents=numpy.subtract(level.parents[rows], histories.start, dtype=numpy.intp),
                 counts=counts[rows],
                 discounts=_find_discounts(counts[rows], discounts[-1]),
                 kept=None if kept is None else kept[rows],
@@ -261,11 +261,10 @@ def _normalize(group: _HistoryGroup, extra: Reals) -> tuple[Reals, Reals]:
     given = discounts if group.kept is None else numpy.where(group.kept, discounts, counts)
     lowered = extra + numpy.bincount(parents, weights=given, minlength=group.histories)
     seen = total > 0
-    weight = numpy.ones(group.histories)
-    numpy.divide(lowered, total + extra, out=weight, where=seen)
-    share = numpy.zeros(len(counts))
-    numpy.divide(counts - discounts, (total + extra)[parents], out=share, where=seen[parents])
-    return share, weight
+    divisor = numpy.where(seen, total + extra, 1.0)
+    weight = numpy.where(seen, lowered / divisor, 1.0)
+    # Where nothing was seen, there is nothing to share: counts and discounts are 0.
+    return (counts - discounts) / divisor[parents], weight
 
 
 def _log10(values: Reals) -> NDArray[numpy.float32]:
