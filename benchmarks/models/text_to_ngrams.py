@@ -111,7 +111,7 @@ def make_model(kind: str, text: Path, folder: Path) -> None:
     mark("load and answer")
     for (_, wall, cpu), (stage, wall_after, cpu_after) in itertools.pairwise(marks):
         print(f"{stage}\t{wall_after - wall:.2f}\t{cpu_after - cpu:.2f}")
-    print(f"answer\t{answer}\t{len(tokens)}")
+    print(f"answer\t{answer}\t{len(tokens) - 2 * len(sizes)}\t{len(tokenizer)}")
 
 
 def write_pieces(text: Path, target: Path) -> None:
@@ -135,7 +135,8 @@ def write_pieces(text: Path, target: Path) -> None:
 def run_kenlm(lmplz: Path, text: Path, folder: Path, padded: int) -> tuple[Cost, Cost, float]:
     """KenLM's costs from text to a `probing` file, and to its own binary; log10 of first lines."""
     common = [lmplz, "-o", ORDER, "-S", "4G", "-T", folder / "sort", "--discount_fallback"]
-    # Tokens that the text has not are part of our vocabulary, and share the unseen mass.
+    # Tokens that the text has not are part of our vocabulary, and share the unseen mass; but
+    # the padding token, which has no share in it.
     common += ["--text", text, "--vocab_pad", padded]
     arpa, binary = folder / "kenlm.arpa", folder / "kenlm.bin"
     made = run(*common, "--arpa", arpa)
@@ -169,8 +170,12 @@ def compare(kind: str, text: Path, lmplz: Path | None, folder: Path) -> None:
         return
     given, pieces, padded = text, Cost(wall=0, cpu=0, peak=0), 0
     if kind == "bpe":
-        given, padded = folder / "pieces", BPE_SIZE - 1
+        # A small text has fewer byte pairs than we ask for.
+        given, padded = folder / "pieces", int(answer[3]) - 1
         pieces = run(sys.executable, __file__, text, "--pieces", given)
+    counted = sum(len(line.split()) for line in given.open(encoding="utf-8"))
+    if counted != int(answer[2]):
+        sys.exit(f"{kind}: KenLM is given {counted:,} tokens, and we counted {int(answer[2]):,}")
     made, own, theirs = run_kenlm(lmplz, given, folder, padded)
     rows = {"lmplz + build_binary": made, "lmplz to its own binary": own}
     if kind == "bpe":

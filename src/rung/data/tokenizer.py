@@ -198,21 +198,21 @@ def encode_batches(
     memory. When `batches` raises, what was read before is yielded first.
     """
     # A copy of its own, whose settings no one else changes.
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    spec = tokenizer.backend_tokenizer.to_str()
+    backend = Tokenizer.from_str(spec)
     _switch_to_ordinary(backend)
     bos_eos = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     control = find_control_tokens(tokenizer)
-    spec = _specify(tokenizer)
-    plain = _list_plain_words(spec, control)
+    plain = _list_plain_words(parts := json.loads(spec), control)
 
     def encode_words(words: list[str]) -> list[list[int]]:
         known = [plain.get(strip_plain_word(word)) for word in words]
-        rest = [word for word, ids in zip(words, known, strict=True) if ids is None]
+        rest = [word for word, id in zip(words, known, strict=True) if id is None]
         found = iter(_encode_checked(backend.encode_batch_fast, rest, control))
-        return [next(found).ids if ids is None else ids for ids in known]
+        return [next(found).ids if id is None else [id] for id in known]
 
     words = WordIds(encode_words)
-    at_white_space = splits_at_white_space(spec, _specify_proven().values())
+    at_white_space = splits_at_white_space(parts, _specify_proven().values())
     cores = count_cores()
     pending: deque[tuple[Future, _State]] = deque()
     broken: Exception | None = None
@@ -238,7 +238,7 @@ def encode_batches(
         raise broken
 
 
-def _list_plain_words(spec: dict, control: Mapping[int, str]) -> dict[str, list[int]]:
+def _list_plain_words(spec: dict, control: Mapping[int, str]) -> dict[str, int]:
     """Return the words that a tokenizer of the kind `whitespace` knows, with their ids.
 
     There is none where they are looked for in other ways, as by another kind.
@@ -248,7 +248,7 @@ def _list_plain_words(spec: dict, control: Mapping[int, str]) -> dict[str, list[
     if spec["model"]["type"] != "WordLevel":
         return {}
     vocab = spec["model"]["vocab"]
-    return {word: [id] for word, id in vocab.items() if id not in control and word}
+    return {word: id for word, id in vocab.items() if id not in control and word}
 
 
 def _encode(

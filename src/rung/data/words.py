@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rung.errors import TokenizerError
 
-COUNTED_AT_ONCE = 1 << 23  # characters
+COUNTED_AT_ONCE = 1 << 22  # characters
 KEPT_BYTES = 1 << 24  # of distinct words with their ids, about
 WORD_BYTES = 100  # beside the characters of a word
 # Every character that some standard calls white space, and those without width beside them. Text is
@@ -41,31 +41,22 @@ def split_words(
     of all words at the end. Raises `TokenizerError` for a text that is not Unicode.
     """
     try:
-        joined = "".join(texts).encode()
+        encoded = [text.encode() for text in texts]
     except UnicodeEncodeError as error:
         raise TokenizerError(f"the text is not Unicode, and cannot be encoded: {error}") from error
+    joined = b"".join(encoded)
     data = numpy.frombuffer(joined, dtype=numpy.uint8)
-    ends = _find_ends(texts, data)
+    ends = numpy.cumsum([0, *map(len, encoded)])
     cut = numpy.zeros(len(data) + 1, dtype=bool)
     if at_white_space and len(data):
         cut[_find_cuts(data)] = True
     cut[ends] = True
     starts = numpy.flatnonzero(cut)
-    # `pyarrow.array` would import pandas, which takes longer than a small text.
+    # `pyarrow.array` would import pandas, which takes half a second; so would `to_numpy` below.
     words = pyarrow.LargeStringArray.from_buffers(
         len(starts) - 1, pyarrow.py_buffer(starts), pyarrow.py_buffer(joined)
     )
     return words, numpy.searchsorted(starts, ends)
-
-
-def _find_ends(texts: list[str], data: NDArray[numpy.uint8]) -> NDArray[numpy.int64]:
-    """Find where each text ends in their UTF-8, after a zero."""
-    lengths = numpy.fromiter(map(len, texts), dtype=numpy.int64, count=len(texts))
-    ends = numpy.append(0, numpy.cumsum(lengths))
-    if ends[-1] == len(data):  # every character is a byte
-        return ends
-    begins = numpy.flatnonzero((data & 0xC0) != 0x80)  # of each character
-    return numpy.append(begins, len(data))[ends]
 
 
 def _find_cuts(data: NDArray[numpy.uint8]) -> NDArray[numpy.int64]:
@@ -155,7 +146,8 @@ class WordIds:
         words, first = split_words(texts, at_white_space=at_white_space)
         coded = words.dictionary_encode()
         numbers, ids, ends = self._look_up(coded.dictionary.to_pylist())
-        numbers = numbers[coded.indices.to_numpy()]
+        indices = numpy.frombuffer(coded.indices.buffers()[1], dtype=numpy.int32)
+        numbers = numbers[indices[: len(words)]]
         begin, count = ends[numbers], ends[numbers + 1] - ends[numbers]
         before = numpy.append(0, numpy.cumsum(count))  # ids before each word
         places = numpy.repeat(begin - before[:-1], count)
