@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, pre_tokenizers
 
 from rung.data.tokenizer import encode_batches, encode_ordinary
-from rung.data.tokenizer_training import BOS, EOS, UNKNOWN, build_tokenizer, make_untrained
+from rung.data.tokenizer_training import (
+    BOS,
+    EOS,
+    UNKNOWN,
+    build_tokenizer,
+    make_untrained,
+    strip_plain_word,
+)
 from rung.data.words import WIDE_SPACES, WordIds, count_words, split_words, splits_at_white_space
 from rung.errors import TokenizerError
 from tests.conftest import SENTENCES, examples
@@ -52,6 +59,11 @@ def test_all_white_space_between_all_kinds_of_characters(kind):
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     expected = [[bos, *encoding.ids, eos] for encoding in encode_ordinary(tokenizer, texts)]
     assert ids.tolist() == [*itertools.chain(*expected)]
+
+
+def test_names_of_special_tokens_are_not_plain_words():
+    assert [*map(strip_plain_word, (f" {BOS}", f"{UNKNOWN}\n", " \n", "a b"))] == [""] * 4
+    assert [*map(strip_plain_word, ("\n\ta", "\xa0b ", f"{EOS}x"))] == ["a", "\xa0b", f"{EOS}x"]
 
 
 @settings(max_examples=examples(60), deadline=None)

@@ -42,9 +42,10 @@ def fit(documents, vocab_size=8, **settings):
     return NgramForCausalLM.fit(config, numpy.concatenate(rows).astype(numpy.uint16), starts)
 
 
-def fit_texts(texts, **settings):
-    """A model of white-space words, and its tokenizer."""
-    tokenizer = build_tokenizer("whitespace", texts)
+def fit_texts(texts, tokens=("whitespace", None), **settings):
+    """A model of white-space words, or of other tokens, and its tokenizer."""
+    kind, size = tokens
+    tokenizer = build_tokenizer(kind, texts, size)
     ids = list(encode_documents(texts, tokenizer))
     starts = numpy.cumsum([0] + [len(row) for row in ids[:-1]])
     special = {
@@ -244,6 +245,20 @@ def test_golden_sentences(shared, fit_golden, order):
     assert len(expected) == 300
     scores = [model.score(sentence, tokenizer) for sentence in sentences[:300]]
     assert scores == pytest.approx(expected, rel=5e-6)
+
+
+def test_byte_pairs_have_kenlm_s_probabilities(shared):
+    """What `lmplz -o 3 --vocab_pad 8191` and `query` print for the ids as words.
+
+    Some tokens of the four sentences are not in the text, and share what is left for them.
+    """
+    folder = shared / "golden/kenlm"
+    lines = (folder / "train.txt").read_text().splitlines()[:400]
+    model, tokenizer = fit_texts(lines, tokens=("bpe", 8192), order=3)
+    sentences = (folder / "valid.txt").read_text().splitlines()[:4]
+    expected = [-17.577555, -34.342537, -33.11493, -72.34465]
+    scores = [model.score(sentence, tokenizer) for sentence in sentences]
+    assert scores == pytest.approx(expected, rel=1e-5)
 
 
 @settings(max_examples=examples(60), deadline=None)

@@ -67,7 +67,7 @@ def count_ngrams(
         numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts)
     )
     yield level
-    rows = ids  # the row of the n-gram that begins at each position
+    rows: IntArray = ids  # the row of the n-gram that begins at each position
     known = checkpoints.load() if checkpoints else []
     for arrays in known:
         rows = arrays.pop("rows")
