@@ -281,7 +281,9 @@ def step_through(step, ids, batch):
 @pytest.mark.parametrize(
     "build", [pytest.param(name, marks=[pytest.mark.slow] * (name == "SSE2")) for name in BUILDS]
 )
-def test_any_processors_blocks_compute_what_the_rounded_model_does(build, make_tiny, compile_anew):
+def test_any_processors_blocks_compute_what_the_rounded_model_does(
+    build, make_tiny, compile_anew, monkeypatch
+):
     """As near to float64 as the model in float32; int8's inputs are rounded to 1/32767 besides."""
     if BUILDS[build] and platform.machine() != "x86_64":
         pytest.skip("another kind of processor")
@@ -295,7 +297,15 @@ def test_any_processors_blocks_compute_what_the_rounded_model_does(build, make_t
         with torch.inference_mode():
             exact, plain = rounded.double()(ids).logits, rounded.float()(ids).logits
             found = step_through(step, ids, 1)
-            assert torch.equal(step_through(step, ids, 19), found)  # as a prompt, to the last bit
+            # A prompt is what its tokens are one by one, to the last bit.
+            assert torch.equal(step_through(step, ids, 19), found)
+            lengths = (19, 4, 11)
+            prompts = [row[:end].tolist() for row, end in zip(ids, lengths, strict=True)]
+            for rows in (2, 7, 192):
+                monkeypatch.setattr(native, "PREFILL_ROWS", rows)
+                for some in (prompts, prompts[:1], prompts[1:2]):
+                    wanted = [found[prompts.index(row), len(row) - 1] for row in some]
+                    assert torch.equal(step.prefill(some, 19)[1], torch.stack(wanted))
         noise = (plain - exact).abs().max().item()
         limit = 2e-3 * exact.std().item() if weights == torch.int8 else 2 * noise + 1e-6
         assert (found - exact).abs().max().item() <= limit, weights

@@ -179,6 +179,15 @@ class BatchedKVCache:
             with suppress(RuntimeError, MemoryError):
                 self._move(MIN_SLOT_ROOM)
 
+    def reserve(self, slot: int, length: int) -> None:
+        """Give a text that is read in C room for `length` tokens."""
+        assert self.native is not None
+        if not self.rows:
+            like = torch.empty(1, self.native.groups, 0, self.native.size)
+            self._make_layers([(like, like)] * len(self.native.layers))
+        if slot not in self.spans or length > self.spans[slot].room:
+            self._make_room(slot, length)
+
     def prefill(self, slot: int, ids: list[int], start: int = 0) -> Float[Tensor, "1 V"]:
         """Read a few tokens behind the first `start` in C, as rows of one step.
 
@@ -198,16 +207,9 @@ class BatchedKVCache:
         step may overwrite the logits.
         """
         assert self.native is not None
-        if not self.rows:
-            config = self.model.config
-            heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
-            size = getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
-            like = torch.empty(1, heads, 0, size)
-            self._make_layers([(like, like)] * config.num_hidden_layers)
         lengths = [starts[slot] if slot in starts else self.spans[slot].length for slot in slots]
         for slot, piece, length in zip(slots, pieces, lengths, strict=True):
-            if slot not in self.spans or length + len(piece) > self.spans[slot].room:
-                self._make_room(slot, length + len(piece))
+            self.reserve(slot, length + len(piece))
         spans = [self.spans[slot] for slot in slots]
         # The last token of each piece stands in the last rows, of which logits are wanted.
         rows = [

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rung.generation.batch_cache import BatchedKVCache, make_batch_cache
+from rung.generation.native import SHORT_PROMPT
 from rung.models.base import CausalModel
 
 PREFILL_CHUNK = 256  # tokens of a prompt that are read between two steps of the other texts
@@ -24,8 +25,6 @@ PREFILL_CHUNK = 256  # tokens of a prompt that are read between two steps of the
 # others wait for has no more of them, or as few tokens as take no longer than one.
 CHUNK_OPERATIONS = 3e9
 MIN_SHARED_CHUNK = 8
-# The step in C reads prompts up to this many tokens sooner than the model's forward pass.
-NATIVE_PREFILL = 32
 
 
 class ContinuousBatch:
@@ -140,7 +139,7 @@ class ContinuousBatch:
         """Read up to `chunk` tokens of a prompt; after the last one return the next logits."""
         cache = self.cache
         if isinstance(cache, BatchedKVCache) and cache.native:
-            is_short = min(chunk, len(text.ids)) <= NATIVE_PREFILL
+            is_short = min(chunk, len(text.ids)) <= cache.native.longest_prompt
             if is_short or text.state is None:
                 return self._read_in_slot(cache, text, slot, chunk)
         chunk = chunk if self.model.carries_state else len(text.unread)
@@ -156,13 +155,16 @@ class ContinuousBatch:
     def _read_in_slot(
         self, cache: BatchedKVCache, text: "_Text", slot: int, chunk: int
     ) -> Float[Tensor, "1 V"] | None:
-        """Read a short chunk, or a short prompt whole, in C; the rest of the prompt too."""
+        """Read a chunk, or a short prompt whole, in C; the rest of the prompt too."""
+        assert cache.native is not None
         if text.state is not None and text.state.get_seq_length():
             cache.store(slot, text.state)
         text.state = None
-        size = NATIVE_PREFILL if len(text.ids) <= NATIVE_PREFILL else min(chunk, NATIVE_PREFILL)
+        is_short = len(text.ids) <= SHORT_PROMPT
+        size = SHORT_PROMPT if is_short else min(chunk, cache.native.longest_prompt)
         start = len(text.ids) - len(text.unread)
         part, text.unread = text.unread[:size], text.unread[size:]
+        cache.reserve(slot, len(text.ids))
         logits = cache.prefill(slot, part, start)
         return None if text.unread else logits
 

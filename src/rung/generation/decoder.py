@@ -1,8 +1,8 @@
-"""Prefill prompts by a model's forward pass, then decode token by token.
+"""Prefill prompts, then decode token by token.
 
 Prompts of unequal length are padded on the left. Keys and values lie in memory that is allocated
-once. On a CPU, transformers decode in C at the speed at which the weights can be read (native.py).
-When a model's context window is full, its last half is prefilled again and decoding goes on.
+once. On a CPU, transformers do both in C (native.py), other models by their forward pass. When a
+model's context window is full, its last half is prefilled again and decoding goes on.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -23,7 +23,7 @@ from rung.models.kv_cache import KVCache
 class Decoder:
     """Prefills prompts and decodes tokens. Made once for a model; every `prefill` starts anew.
 
-    `weights` is the type that weights are quantized to for decoding: torch.bfloat16 or torch.int8.
+    `weights` is the type that weights are quantized to: torch.bfloat16 or torch.int8.
     Raises `RunError` where no step in C can do it.
     """
 
@@ -53,6 +53,9 @@ class Decoder:
                 prompts = [prompt[-kept:] for prompt in prompts]
             max_new_tokens = min(max_new_tokens, window - max(map(len, prompts)))
         width, self.remaining = max(map(len, prompts)), max_new_tokens
+        if self.native and width <= self.native.longest_prompt:
+            self.state, logits = self.native.prefill(prompts, width + max_new_tokens)
+            return logits
         ids = torch.tensor(
             [[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device
         )

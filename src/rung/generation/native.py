@@ -1,27 +1,27 @@
-"""Decode transformers by `step.c`, as fast as their weights can be read from memory.
+"""Prefill and decode transformers by `step.c`, as fast as weights are read from memory.
 
 Without a C compiler, or for a model with parts that `step.c` does not know, the model's own forward
-pass decodes; a test holds the two together.
+pass does both; a test holds the two together.
 """
 
-import copy
 import ctypes
-from collections.abc import Iterator
-from ctypes import POINTER, Structure, byref, c_float, c_int64, c_void_p
+import sys
+from collections.abc import Iterator, Sequence
+from ctypes import byref, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers.initialization import no_init_weights
 
 from rung.compiler import Address, compile_source
+from rung.device import has_fast_bfloat16
 from rung.generation.panels import fill_rows, make_panels
 from rung.generation.quantize import quantize_int8
+from rung.generation.structures import Layer, Norm, Product, StepModel
+from rung.generation.supported import is_supported
 from rung.models.base import CausalModel
-from rung.models.config_checks import PROBABILITY_FIELDS
-from rung.models.fused import is_unmodified
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.kv_cache import KVCache
 from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
@@ -31,39 +31,10 @@ TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
 # From 8 rows on, another core makes more than the server's readers lose without it.
 MANY_ROWS = 8
-GELUS = ("gelu_new", "gelu_pytorch_tanh")
-
-
-class _Product(Structure):
-    _fields_ = [
-        *((name, c_void_p) for name in ("weight", "scale", "bias")),
-        *((name, c_int64) for name in ("rows", "columns", "type")),
-    ]
-
-
-class _Norm(Structure):
-    _fields_ = [("weight", c_void_p), ("bias", c_void_p), ("eps", c_float)]
-
-
-class _Layer(Structure):
-    _fields_ = [
-        *((name, _Norm) for name in ("before_attention", "before_mlp")),
-        *((name, _Product) for name in ("q", "k", "v", "o", "gate", "up", "down")),
-        *(("keys", c_void_p), ("values", c_void_p), ("scale", c_float)),
-    ]
-
-
-class _Model(Structure):
-    _fields_ = [
-        *(
-            (name, c_int64)
-            for name in ("layers", "batch", "width", "heads", "groups", "size", "inner", "capacity")
-        ),
-        *((name, c_int64) for name in ("threads", "wanted")),
-        *(("places", c_void_p), ("layer", POINTER(_Layer)), ("last", _Norm), ("head", _Product)),
-        *((name, c_void_p) for name in ("x", "y", "q", "attended", "inside", "scores")),
-        *((name, c_void_p) for name in ("steps", "rounded")),
-    ]
+# Tokens of prompts that are read together. Their activations stay in the processor's cache, and
+# reading the weights takes a small part of the time.
+PREFILL_ROWS = 192
+SHORT_PROMPT = 32  # tokens that are read sooner here than by any forward pass
 
 
 class NativeStep:
@@ -77,6 +48,10 @@ class NativeStep:
             c() for c in (compiled.lanes, compiled.panel, compiled.queries)
         )
         self.weights = weights
+        # Where bfloat16 products are fast in hardware, the forward pass of a bfloat16 model reads
+        # longer prompts sooner. Otherwise this step reads any prompt as soon, and most much sooner.
+        is_slower = model.dtype == weights == torch.bfloat16 and has_fast_bfloat16(model.device)
+        self.longest_prompt = SHORT_PROMPT if is_slower else sys.maxsize
         self.spare_cores = 0  # beside torch's threads, for many rows
         self.kept: list[Tensor] = []  # what the structures point to
         self.max_length = 0  # of a text, in tokens
@@ -151,6 +126,37 @@ class NativeStep:
         for layer, (keys, values) in zip(self.layers, places, strict=True):
             layer.keys, layer.values = keys, values
 
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], capacity: int
+    ) -> tuple[KVCache, Float[Tensor, "B V"]]:
+        """Read prompts into new memory for `capacity` tokens of each, aligned to the right.
+
+        Returns what holds their keys and values, and the logits after each prompt, which the next
+        call overwrites.
+        """
+        width, shape = max(map(len, prompts)), (len(prompts), self.groups, capacity, self.size)
+        state = KVCache(capacity)
+        state.keys_values = [(torch.zeros(shape), torch.zeros(shape)) for _ in self.layers]
+        state.written = width
+        self.begin(state, torch.tensor([width - len(prompt) for prompt in prompts]))
+        # The last token of each prompt stands in the last rows, of which logits are wanted.
+        rows = [
+            (token, text, width - len(prompt) + at)
+            for text, prompt in enumerate(prompts)
+            for at, token in enumerate(prompt[:-1])
+        ] + [(prompt[-1], text, width - 1) for text, prompt in enumerate(prompts)]
+        table, end = torch.tensor(rows), max(len(prompts), (len(rows) - 1) % PREFILL_ROWS + 1)
+        parts = [*table[:-end].split(PREFILL_ROWS), table[-end:]]
+        for part in filter(len, parts):
+            tokens, texts, at = part.unbind(1)
+            buffers = self._find_buffers(len(part))
+            buffers.use(len(part))
+            buffers.place(texts, self.padding, capacity)
+            buffers.places[:, AT] = at
+            wanted = len(prompts) if part is parts[-1] else 0
+            logits = self._run(buffers, tokens, at - self.padding[texts], wanted)
+        return state, logits
+
     def decode(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T V"]:
         """Append `tokens` and return the logits after each; the next call overwrites them."""
         texts, steps = tokens.shape
@@ -223,13 +229,13 @@ class NativeStep:
         )
         return logits
 
-    def _llama(self) -> Iterator[_Layer]:
+    def _llama(self) -> Iterator[Layer]:
         for block in self.model.model.layers:
             attention, mlp = block.self_attn, block.mlp
             names = {"q": attention.q_proj, "k": attention.k_proj, "v": attention.v_proj}
             names |= {"o": attention.o_proj}
             names |= {"gate": mlp.gate_proj, "up": mlp.up_proj, "down": mlp.down_proj}
-            yield _Layer(
+            yield Layer(
                 before_attention=self._norm(block.input_layernorm),
                 before_mlp=self._norm(block.post_attention_layernorm),
                 scale=self.model.config.head_dim**-0.5,
@@ -239,7 +245,7 @@ class NativeStep:
                 },
             )
 
-    def _gpt2(self) -> Iterator[_Layer]:
+    def _gpt2(self) -> Iterator[Layer]:
         """Describe GPT-2's layers: weights are stored (in, out), with q, k and v side by side."""
         size = self.model.config.n_embd // self.model.config.n_head
         for block in self.model.transformer.h:
@@ -253,14 +259,14 @@ class NativeStep:
             products = {name: self._product(weight, bias) for name, weight, bias in joint}
             for name, layer in (("o", attention.c_proj), ("up", mlp.c_fc), ("down", mlp.c_proj)):
                 products[name] = self._product(layer.weight.T, layer.bias)
-            yield _Layer(
+            yield Layer(
                 before_attention=self._norm(block.ln_1),
                 before_mlp=self._norm(block.ln_2),
                 scale=attention.scale * size**-0.5,
                 **products,
             )
 
-    def _product(self, weight: Float[Tensor, "N D"], bias: Tensor | None = None) -> _Product:
+    def _product(self, weight: Float[Tensor, "N D"], bias: Tensor | None = None) -> Product:
         scale, rows = None, weight.shape[0]
         if self.weights == torch.int8:
             weight, scale = quantize_int8(weight)
@@ -270,18 +276,18 @@ class NativeStep:
             None if t is None else self._keep(fill_rows(t, self.lanes), (filled,), torch.float32)
             for t in (scale, bias)
         ]
-        return _Product(
+        return Product(
             *(self._keep(panels, panels.shape, self.weights), *each),
             *(rows, weight.shape[1], TYPE_CODES[self.weights]),
         )
 
-    def _norm(self, module: nn.Module) -> _Norm:
+    def _norm(self, module: nn.Module) -> Norm:
         parameters = dict(module.named_parameters())
         each = (parameters.get(name) for name in ("weight", "bias"))
         weight, bias = (
             None if t is None else self._keep(t, (self.width,), torch.float32) for t in each
         )
-        return _Norm(weight, bias, module.eps)
+        return Norm(weight, bias, module.eps)
 
     def _keep(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> int:
         """Return the address of the values, contiguous and as `dtype`; copy only where needed."""
@@ -312,9 +318,9 @@ class _Buffers:
         self.rounded = torch.zeros(max_rows, widest + widest % 2, dtype=torch.int16)
         self.all_logits = torch.empty(max_rows, step.head.rows, dtype=torch.float32)
         self.all_places = torch.zeros(max_rows, 4, dtype=torch.int64)
-        self.described = _Model(
+        self.described = StepModel(
             *(layers, max_rows, width, heads, step.groups, size, inner, capacity, len(self.scores)),
-            *(max_rows, self.all_places.data_ptr(), (_Layer * layers)(*step.layers)),
+            *(max_rows, self.all_places.data_ptr(), (Layer * layers)(*step.layers)),
             *(step.last, step.head, *map(Tensor.data_ptr, (*self.buffers, self.scores))),
             *(self.step_sizes.data_ptr(), self.rounded.data_ptr()),
         )
@@ -332,47 +338,15 @@ class _Buffers:
         self.described.batch = rows
         self.shape: tuple[int, int] | None = None  # texts and steps of `lay_out`
 
+    def place(self, texts: Int[Tensor, " R"], padding: Int[Tensor, " B"], max_length: int) -> None:
+        """Say which text each row is of; all texts have room for `max_length` tokens."""
+        self.places[:, START], self.places[:, ROOM] = texts * max_length, max_length
+        self.places[:, FIRST] = padding[texts]
+
     def lay_out(self, steps: int, padding: Int[Tensor, " B"], max_length: int) -> None:
         """Lay the rows out as `steps` tokens in turn of each text, behind its padding."""
-        texts = torch.arange(len(padding)).repeat_interleave(steps)
-        self.places[:, START], self.places[:, ROOM], self.places[:, FIRST] = (
-            texts * max_length,
-            max_length,
-            padding[texts],
-        )
+        self.place(torch.arange(len(padding)).repeat_interleave(steps), padding, max_length)
         self.steps, self.shape = torch.arange(steps).repeat(len(padding)), (len(padding), steps)
-
-
-def is_supported(model: CausalModel) -> bool:
-    """Whether `step.c` computes what `model` does.
-
-    The model must have exactly the modules and shapes that its configuration makes: no adapter, no
-    parametrization, no quantised layer and no hook, and no dropout at work.
-    """
-    config = copy.deepcopy(model.config)
-    if type(model) is GPT2LMHeadModel:
-        knows_activation = config.activation_function in GELUS
-    elif type(model) is LlamaForCausalLM:
-        knows_activation = config.hidden_act == "silu"
-    else:
-        return False
-    drops = model.training and any(getattr(config, key, None) for key in PROBABILITY_FIELDS)
-    with torch.device("meta"), no_init_weights():
-        wanted = type(model)(config)
-    parts, kinds = (
-        dict(model.named_modules()),
-        {name: type(part) for name, part in wanted.named_modules()},
-    )
-    is_whole = parts.keys() == kinds.keys() and all(
-        is_unmodified(parts[name], kind) for name, kind in kinds.items()
-    )
-    return knows_activation and not drops and is_whole and _shapes(model) == _shapes(wanted)
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {
-        name: parameter.shape for name, parameter in model.named_parameters(remove_duplicate=False)
-    }
 
 
 def make_native_step(model: CausalModel, weights: torch.dtype | None = None) -> NativeStep | None:

@@ -19,15 +19,16 @@
 
 /* What differs between processors. A block is LANES rows of a matrix, as many as a register of
  * AVX-512 or AVX2 holds, or two of NEON's. Many rows of the batch are multiplied MANY at a time by
- * two blocks: 2 * MANY sums, two weights and an input fit into the registers, of which AVX-512 has
- * 32 and AVX2 16.
+ * BLOCKS blocks: BLOCKS * MANY sums, BLOCKS weights and an input fit into the registers, of which
+ * AVX-512 has 32 and AVX2 16.
  *
  * WIDEN reads LANES pairs of int8 as int16. ADD_PRODUCTS adds to each lane the product of two
  * such pairs, a0 * b0 + a1 * b1. Compilers do not turn the general form into these instructions. */
 #ifdef __AVX512BW__
 #include <immintrin.h>
 #define LANES 16
-#define MANY 8
+#define BLOCKS 4
+#define MANY 6
 #define WIDEN(at) (pairs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(at)))
 #ifdef __AVX512VNNI__
 #define ADD_PRODUCTS(sum, a, b) \
@@ -38,11 +39,13 @@
 #elif defined __AVX2__
 #include <immintrin.h>
 #define LANES 8
+#define BLOCKS 2
 #define MANY 6
 #define WIDEN(at) (pairs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(at)))
 #define ADD_PRODUCTS(sum, a, b) ((sum) + (integers)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #else
 #define LANES 8
+#define BLOCKS 2
 #define MANY 4
 #define WIDEN(at) __builtin_convertvector(*(const bytes *)(at), pairs)
 #define ADD_PRODUCTS(sum, a, b) \
@@ -57,8 +60,9 @@
 #define QUERIES 4
 /* 512 * 127 * 32767 < 2^31 */
 #define CHUNK 512
-/* Weights are prefetched this many bytes ahead, line by line. */
-#define AHEAD 2048
+/* Weights are prefetched this many bytes ahead, line by line. The first of many rows get through
+ * them in more time than the memory takes, but not in that much. */
+#define AHEAD(count) ((count) == 1 ? 2048 : 8192)
 #define LINE 64
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -202,11 +206,11 @@ static float find_largest(const float *x, int64_t count) {
 /* Multiply `blocks` blocks of W by `count` rows of x, and write x W' + b to y, or add it to y.
  *
  * The function is inlined for each type and number of blocks and rows, so that these are constants.
- * A sum always runs from the first column to the last: a row of the batch does not depend on the
- * others. */
+ * Of each column it prefetches `ahead` bytes. A sum always runs from the first column to
+ * the last: a row of the batch does not depend on the others. */
 static inline __attribute__((always_inline)) void
 tile(const model *m, const product *p, const int64_t type, const int blocks, const int count,
-     int64_t block, int64_t b, const float *x, float *y, int add) {
+     int64_t block, int64_t b, int64_t ahead, const float *x, float *y, int add) {
     const int64_t columns = p->columns, within = block % PANEL, panel = block - within;
     const int64_t behind = (p->rows + LANES - 1) / LANES - panel;
     const int64_t wide = behind < PANEL ? behind : PANEL;
@@ -215,8 +219,8 @@ tile(const model *m, const product *p, const int64_t type, const int blocks, con
     const char *weight = (const char *)p->weight + (panel * places + within) * width;
     vec total[PANEL][MANY] = {{{0}}};
 #define READ_AHEAD \
-    for (int line = 0; line < blocks * width; line += LINE) \
-    __builtin_prefetch(weight + line + AHEAD)
+    for (int64_t line = 0; line < ahead; line += LINE) \
+    __builtin_prefetch(weight + line + AHEAD(count))
     x += b * columns;
     if (type == FLOAT)
         for (int64_t j = 0; j < columns; j++, weight += wide * width) {
@@ -269,28 +273,36 @@ tile(const model *m, const product *p, const int64_t type, const int blocks, con
     }
 }
 
-/* Multiply one or two blocks by all rows, MANY at a time while there are as many. */
+/* Multiply some blocks by all rows, MANY at a time while there are as many. The first rows prefetch
+ * the weights. */
 static inline __attribute__((always_inline)) void
 all_rows(const model *m, const product *p, const int64_t type, const int blocks, int64_t block,
-         int64_t batch, const float *x, float *y, int add) {
+         int64_t batch, int64_t ahead, const float *x, float *y, int add) {
+#define TILE(count) tile(m, p, type, blocks, count, block, b, b ? 0 : ahead, x, y, add)
     int64_t b = 0;
-    for (; b + MANY <= batch; b += MANY) tile(m, p, type, blocks, MANY, block, b, x, y, add);
-    for (; b + 4 <= batch; b += 4) tile(m, p, type, blocks, 4, block, b, x, y, add);
-    for (; b + 2 <= batch; b += 2) tile(m, p, type, blocks, 2, block, b, x, y, add);
-    for (; b < batch; b++) tile(m, p, type, blocks, 1, block, b, x, y, add);
+    /* Four rows twice are faster than MANY and two. */
+    for (; b + MANY <= batch && batch - b != 8; b += MANY) TILE(MANY);
+    for (; b + 4 <= batch; b += 4) TILE(4);
+    for (; b + 2 <= batch; b += 2) TILE(2);
+    for (; b < batch; b++) TILE(1);
 }
 
-/* Multiply `some` blocks of a panel by all rows. */
+/* Multiply `some` blocks of a panel by all rows. The first of them prefetch the others too, which
+ * stand beside them. */
 static inline __attribute__((always_inline)) void
 tiles(const model *m, const product *p, const int64_t type, int64_t block, int64_t some,
       int64_t batch, const float *x, float *y, int add) {
+    const int64_t width = type == INT8 ? 2 * LANES : 4 * LANES;
     int64_t k = 0;
-    if (batch == 1 && some == PANEL) {
-        tile(m, p, type, PANEL, 1, block, 0, x, y, add);
+    if (batch <= 2 && some == PANEL) {
+        if (batch == 1) tile(m, p, type, PANEL, 1, block, 0, PANEL * width, x, y, add);
+        if (batch == 2) tile(m, p, type, PANEL, 2, block, 0, PANEL * width, x, y, add);
         return;
     }
-    for (; k + 2 <= some; k += 2) all_rows(m, p, type, 2, block + k, batch, x, y, add);
-    if (k < some) all_rows(m, p, type, 1, block + k, batch, x, y, add);
+    for (; k + BLOCKS <= some; k += BLOCKS)
+        all_rows(m, p, type, BLOCKS, block + k, batch, k ? 0 : some * width, x, y, add);
+    for (; k < some; k++)
+        all_rows(m, p, type, 1, block + k, batch, k ? 0 : some * width, x, y, add);
 }
 
 /* Write x W' + b to y, or add it to y. The threads share the blocks, a panel at a time where there
