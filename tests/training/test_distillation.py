@@ -98,6 +98,6 @@ def test_what_cannot_have_a_teacher_says_why(make_tiny, tokenizer, packed):
         ({"rung": "rnn", "teacher": "ngram"}, "which only gpt2, llama3"),
     ],
 )
-def test_a_teacher_that_is_none_is_refused(page, message):
+def test_a_teacher_that_is_unknown_is_refused(page, message):
     with pytest.raises(RecipeError, match=message):
         make_recipe(page)

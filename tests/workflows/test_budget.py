@@ -13,6 +13,7 @@ from rung.recipe import make_recipe
 from rung.training.clock import now
 from rung.workflows.budget import (
     NEAR,
+    choose_teacher,
     fit_budget,
     plan_model,
     suggest_parameters,
@@ -221,3 +222,21 @@ def test_c_is_compiled_before_anything_is_measured(
     )
     fit_budget(prepared, ignore_progress)
     assert order == [*compiled, "plan"]
+
+
+@pytest.mark.parametrize(
+    ("page", "share", "teacher"),
+    [
+        ({}, 0.2, "ngram"),
+        ({}, 0.3, None),
+        ({"teacher": "none"}, 0.2, "none"),
+        ({"rung": "gpt2"}, 0.2, None),
+        ({"model": {"max_position_embeddings": 1 << 20}}, 0.2, None),
+    ],
+)
+def test_a_run_that_reads_a_small_part_of_its_text_is_taught(
+    page, share, teacher, tokenizer, packed, tmp_path
+):
+    prepared = prepare_text(tokenizer, packed, tmp_path, **page)
+    tokens = round(share * len(packed))
+    assert choose_teacher(prepared.recipe, prepared, tokens).teacher == teacher

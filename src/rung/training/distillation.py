@@ -19,7 +19,7 @@ from rung.models.fused import BlendTargets, is_unmodified
 from rung.models.ngram.teacher import MAX_VOCABULARY, TrigramTeacher
 from rung.training.sampler import permute
 
-NGRAM = "ngram"
+NGRAM, NONE = "ngram", "none"
 # Training reads this share of the blocks with a teacher that has counted the others.
 READ_SHARE = 0.25
 
@@ -50,10 +50,10 @@ class Distillation:
 
 def check_teacher(rung: str, teacher: str | None) -> None:
     """Raise `RecipeError` for a teacher that the rung does not have."""
-    if teacher is None:
+    if teacher in (None, NONE):
         return
     if teacher != NGRAM:
-        raise RecipeError(f"teacher is {teacher!r}: {did_you_mean(str(teacher), [NGRAM])}")
+        raise RecipeError(f"teacher is {teacher!r}: {did_you_mean(str(teacher), [NGRAM, NONE])}")
     if rung not in TRANSFORMER_RUNGS:
         raise RecipeError(f"teacher is {teacher!r}, which only {', '.join(TRANSFORMER_RUNGS)} have")
 
@@ -65,7 +65,7 @@ def make_distillation(
 
     Raises `RecipeError` where the model, its text or its device cannot have one.
     """
-    if teacher is None:
+    if teacher in (None, NONE):
         return None
     if missing := _find_missing(model, dataset):
         raise RecipeError(f"teacher is {teacher!r}, which needs {missing}")

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung import distributed
 from rung.compiler import compile_source
+from rung.data.tokenizer import required_vocab_size
 from rung.device import avoid_busy_cores, choose_device
 from rung.evaluation.score import score_documents
 from rung.generation.native import STEP_SOURCE
@@ -27,9 +28,11 @@ from rung.models import (
 )
 from rung.models.base import CausalModel
 from rung.models.fused import SOURCE as FUSED_SOURCE
+from rung.models.ngram.teacher import MAX_VOCABULARY
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.clock import MIN_TRAINING_SHARE, now
+from rung.training.distillation import NGRAM, READ_SHARE
 from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
 from rung.workflows.difficulty import Difficulty, measure_difficulty
@@ -38,6 +41,8 @@ from rung.workflows.scaling import SCALING_LAWS, Shape
 
 logger = logging.getLogger(__name__)
 
+# Rungs that learn more with a teacher in the same time (benchmarks/recipe/teacher.py).
+TAUGHT = ("llama3",)
 WIDTH_FIELDS = {"hidden_size", "n_embd"}
 # A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
 WIDTH_OF_A_LAYER = 64
@@ -119,6 +124,9 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
     recipe, plan = plan_model(prepared)
     if plan:
         on_progress(Progress(stage="planned", note=plan.describe()))
+        recipe = choose_teacher(recipe, prepared, plan.tokens)
+        if recipe.teacher == NGRAM:
+            on_progress(Progress(stage="noted", note="an n-gram model of the unread text teaches"))
         if shortage := plan.describe_shortage():
             on_progress(Progress(stage="noted", note=shortage))
     return replace(prepared, recipe=choose_width(recipe, prepared.tokenizer), plan=plan)
@@ -134,6 +142,19 @@ def _compile_kernels(rung: str) -> None:
     compile_source(FUSED_SOURCE)
     if rung in TRANSFORMER_RUNGS:
         compile_source(STEP_SOURCE)
+
+
+def choose_teacher(recipe: Recipe, prepared: PreparedText, tokens: int) -> Recipe:
+    """Give a run that is to read a small part of its text an n-gram model as teacher.
+
+    That is where the recipe leaves it open, and on one CPU process alone.
+    """
+    is_part = max(tokens, _find_context(recipe)) < READ_SHARE * len(prepared.packed)
+    is_small = required_vocab_size(prepared.tokenizer) <= MAX_VOCABULARY
+    is_alone = distributed.world_size() == 1 and choose_device().type == "cpu"
+    if recipe.teacher or recipe.rung not in TAUGHT or not (is_part and is_small and is_alone):
+        return recipe
+    return replace(recipe, teacher=NGRAM)
 
 
 def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
