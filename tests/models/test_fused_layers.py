@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rung.models import fused, fused_attention
+from rung.models import fused
 from rung.models.fused_attention import attend_in_blocks
 from rung.models.fused_layers import multiply_silu, rotate
 
@@ -18,7 +18,7 @@ def _need_a_compiler():
 
 
 def assert_same(ours, theirs, inputs, scale=1.0):
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6 * scale)
     up = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     found, expected = (torch.autograd.grad(side, inputs, up) for side in (ours, theirs))
     for mine, other in zip(found, expected, strict=True):
@@ -50,7 +50,7 @@ def test_attention_in_blocks_serves_training_in_float32_alone(monkeypatch):
         assert attend_in_blocks(q, k, k) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert attend_in_blocks(q, k, k) is None
-    monkeypatch.setattr(fused_attention, "MAX_WEIGHTS", 100)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert attend_in_blocks(q, k, k) is None
 
 

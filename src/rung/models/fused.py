@@ -23,7 +23,7 @@ from rung.data.packing import IGNORE_INDEX
 SOURCE = Path(__file__).with_name("fused.c")
 MAX_LOGITS = 2**26  # rows times vocabulary: 128 MiB in bfloat16
 KERNELS = (
-    *("rms_norm", "rms_norm_back", "cross_entropy", "causal_softmax", "softmax_back"),
+    *("rms_norm", "rms_norm_back", "cross_entropy", "attend", "attend_back"),
     *("swiglu", "swiglu_back", "rotate"),
 )
 DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
@@ -223,11 +223,13 @@ def _compile() -> ctypes.CDLL | None:
         library.rms_norm.argtypes = [*sizes, place, place, c_float, place, place, c_int]
         library.rms_norm_back.argtypes = [*sizes, *[place] * 6, c_int64, c_int]
         library.cross_entropy.argtypes = [*sizes, place, place, place, c_int]
-        library.causal_softmax.argtypes = [*sizes, *[c_int64] * 3, c_float, place]
-        library.softmax_back.argtypes = [*sizes, c_float, place, place]
+        library.attend.argtypes = [*[c_int64] * 6, *[place] * 5, c_int64, place]
+        library.attend_back.argtypes = [*[c_int64] * 6, *[place] * 8, c_int64, place]
         library.swiglu.argtypes = [c_int64, *[place] * 3]
         library.swiglu_back.argtypes = [c_int64, *[place] * 5]
         library.rotate.argtypes = [*[c_int64] * 4, *[place] * 4, c_int]
         for name in KERNELS:
             getattr(library, name).restype = None
+        library.attention_memory.argtypes = [c_int64] * 4
+        library.attention_memory.restype = c_int64
     return library
