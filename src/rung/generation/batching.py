@@ -2,10 +2,10 @@
 
 What a text gets depends on nothing but itself. Its keys and values stand in memory of their own,
 without padding, and a full window is read again for it alone, as `Decoder` does. On a CPU
-transformers step all texts in C, and what each gets is the same to the last bit in any batch.
-Elsewhere the model's forward pass steps those whose states have one shape together, and what each
-gets is the same but for rounding; so it is where a large model reads a prompt while others write,
-which it does in shorter chunks (`limit_chunk`).
+transformers read and step all texts in C, and what each gets is the same to the last bit in any
+batch. Elsewhere the model's forward pass steps those whose states have one shape together, and what
+each gets is the same but for rounding; so it is where the forward pass of a bfloat16 model reads a
+long prompt. While others write, a large model reads in shorter chunks (`limit_chunk`).
 """
 
 from collections.abc import Sequence
