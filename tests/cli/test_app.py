@@ -533,6 +533,16 @@ def test_a_mistake_in_a_real_process(ground, run_fork):
     assert "Traceback" not in shown.stderr
 
 
+def test_a_cache_that_cannot_be_made_says_where_another_is_named(ground, monkeypatch):
+    """As without a home folder, or on a file system that can only be read."""
+    cache = ground / "my.txt" / "cache"
+    monkeypatch.setenv("RUNG_CACHE", str(cache))
+    shown = rung("train", "bigram", "my.txt", "--out", "uncached", "--quiet", cwd=ground)
+    assert shown.returncode == 2
+    assert f"the cache {cache} cannot be written to (Not a directory)" in shown.stderr
+    assert "RUNG_CACHE" in shown.stderr and shown.stderr.count("\n") == 1
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes of Windows break otherwise")
 def test_an_output_that_ends_or_is_full_is_no_traceback(ground, start_fork):
     """As with `| head -1`, and with `> FILE` on a full disk."""

@@ -17,7 +17,7 @@ from rung import distributed
 from rung.cli.options import LOAD_OPTIONS, LOADS, QuietOption
 from rung.cli.output import can_print, escape_controls, format_resume_command, set_quiet
 from rung.errors import RungError
-from rung.files import DISK_FULL
+from rung.files import DISK_FULL, cache_folder
 
 app = typer.Typer(
     name="rung",
@@ -91,6 +91,12 @@ def run_or_exit(command: Callable[[], None], resumed_by: str = "") -> None:
             raise typer.Exit(1) from None
         if error.errno in DISK_FULL:
             exit_with_error(_with_notes(_describe_full_disk(error), error), 2)
+        if _is_of_cache(error):
+            exit_with_error(
+                f"the cache {cache_folder()} cannot be written to ({error.strerror}): name another "
+                f"folder in RUNG_CACHE",
+                2,
+            )
         where = f": {error.filename}" if error.filename else ""
         exit_with_error(_with_notes(f"{error.strerror or error}{where}", error), 1)
     except KeyboardInterrupt as error:
@@ -140,6 +146,17 @@ def _discard_output() -> None:
     """Write what standard output still holds nowhere: Python would fail with it at its end."""
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _is_of_cache(error: OSError) -> bool:
+    """Whether the cache, or a folder that it would be made in, is refused to this user."""
+    refusals = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+    if error.errno not in refusals or not isinstance(error.filename, str):
+        return False
+    place, cache = Path(error.filename), cache_folder()
+    return place.is_relative_to(cache) or (
+        cache.is_relative_to(place) and not os.access(cache, os.W_OK)
+    )
 
 
 def _describe_full_disk(error: OSError) -> str:
