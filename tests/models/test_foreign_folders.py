@@ -264,6 +264,7 @@ def test_what_is_no_causal_language_model_is_refused_in_a_line(folders, tokenize
         ("LlamaForSequenceClassification", "a classifier or a reward model"),
         ("LlamaModel", "the body of a model without the head"),
         ("GPTNeoXModel", "the body of a model without the head"),
+        ("BertModel", "the body of a model without the head"),  # tied, but not its bias
         ("BertForMaskedLM", "fills gaps from both sides"),
     ],
 )

@@ -20,7 +20,7 @@ def check_architecture(where: str, config: PreTrainedConfig) -> None:
     """Raise `RunError` where the weights are those of a model that has no head of a language model.
 
     Its class is what the configuration names; one that names none is left to the weights. The body
-    alone does where the head is tied to the embedding.
+    alone does where the whole head is tied to the embedding.
     """
     for name in getattr(config, "architectures", None) or []:
         for part, kind in OTHER_HEADS.items():
@@ -28,8 +28,14 @@ def check_architecture(where: str, config: PreTrainedConfig) -> None:
                 raise RunError(
                     f"{where} is a {name}, {kind}, and says no token's probability: {WANTED}"
                 )
-        is_body = name.endswith("Model") and not name.endswith(("LMHeadModel", "DoubleHeadsModel"))
-        if is_body and not config.get_text_config().tie_word_embeddings:
+    if not config.get_text_config().tie_word_embeddings:
+        refuse_body(where, config)
+
+
+def refuse_body(where: str, config: PreTrainedConfig) -> None:
+    """Raise `RunError` where the class that a configuration names is a body without any head."""
+    for name in getattr(config, "architectures", None) or []:
+        if name.endswith("Model") and not name.endswith(("LMHeadModel", "DoubleHeadsModel")):
             raise RunError(
                 f"{where} is a {name}, the body of a model without the head that says each token's "
                 f"probability: {WANTED}"

@@ -19,7 +19,7 @@ from rung import hub, model_files, runs
 from rung.data.tokenizer import encodable_vocab_size, required_vocab_size
 from rung.data.tokenizer_loading import fill_bos, load_foreign_tokenizer
 from rung.errors import RecipeError, RunError, first_line
-from rung.models.architectures import check_architecture, find_foreign_class
+from rung.models.architectures import check_architecture, find_foreign_class, refuse_body
 from rung.models.base import CausalModel
 from rung.models.config_checks import check_config, check_types, check_values
 from rung.models.foreign import ForeignForCausalLM, count_embeddings, wrap_foreign
@@ -109,6 +109,8 @@ def read_pretrained(where: str, reader: Any, given: dict[str, Any]) -> Any:
     for key, found, wanted in sorted(report["mismatched_keys"]):
         refuse_shape_mismatch(where, key, found, wanted)
     if lost := sorted(report["missing_keys"]):
+        if not any(key.startswith(f"{model.base_model_prefix}.") for key in lost):
+            refuse_body(where, model.config)  # a head that is tied may have a bias of its own
         raise RunError(
             f"{where}: its weights lack {', '.join(lost[:3])}; the file is damaged or of another "
             "model"
