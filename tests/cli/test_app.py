@@ -400,6 +400,8 @@ MISTAKES = {
     "glob": (["train", "bigram", "*.xyz"], "no file matches *.xyz"),
     "documents": (["train", "bigram", "my.txt", "--documents", "pages"], "choose from lines, "
                                                                          "paragraphs, file"),
+    "documents of its own": (["train", "bigram", "toy-language", "--documents", "lines"],
+                             "toy-language has documents of its own"),
     "no network": (["train", "bigram", "hf:some/where"], "python-docs"),
     "rungs": (["climb", "my.txt", "--rungs", "nonsense"], "unknown rung 'nonsense'"),
     "rung": (["train", "lama3", "my.txt"], "did you mean 'llama3'"),

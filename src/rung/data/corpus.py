@@ -47,7 +47,7 @@ from rung.data.store import (
     store_documents,
 )
 from rung.data.stream import Stream, open_stream
-from rung.errors import CorpusError
+from rung.errors import CorpusError, RecipeError
 from rung.files import cache_folder
 
 if TYPE_CHECKING:
@@ -218,6 +218,19 @@ def check_sources(sources: Sequence[str], options: files.ReadOptions) -> None:
             raise CorpusError(
                 f"--{name} is {value!r}, but {named_ones[0]} needs none: leave it out"
             )
+
+
+def check_documents(source: str | Sequence[str], documents: str) -> None:
+    """Raise `RecipeError` for a kind of documents that is asked of a corpus with its own.
+
+    Only the text of files is cut into documents as `documents` says.
+    """
+    first = source if isinstance(source, str) else source[0]
+    if not is_path(first):
+        raise RecipeError(
+            f"--documents is {documents!r}, and {first} has documents of its own: it is for plain "
+            "text in files, so leave it out"
+        )
 
 
 def _folder() -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.data.corpus import Corpus, load_corpus
+from rung.data.corpus import Corpus, check_documents, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError
 from rung.evaluation.near_duplicates import can_find_near_duplicates, find_near_duplicates
@@ -116,7 +116,10 @@ def _read_texts(
         return test, test if is_own else read_current_text(run, record)
     on_progress(Progress(stage="reading"))
     given: Any = {key: value for key, value in reading.items() if value}
-    text = load_corpus(corpus or "python-docs", **given)
+    corpus = corpus or "python-docs"
+    if "documents" in given:
+        check_documents(corpus, given["documents"])
+    text = load_corpus(corpus, **given)
     return text, text
 
 

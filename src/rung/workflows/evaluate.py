@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rung import runs
-from rung.data.corpus import Corpus, corpus_title, is_path, load_corpus
+from rung.data.corpus import Corpus, check_documents, corpus_title, load_corpus
 from rung.device import choose_device
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.evaluation.likelihood import needs_renormalization
@@ -138,12 +138,8 @@ def read_scored_text(
         raise RecipeError(
             "a column and an encoding say how to read other text, and none is named: leave them out"
         )
-    named = [corpus] if isinstance(corpus, str) else list(corpus)
-    if corpus and "documents" in reading and not is_path(named[0]):
-        raise RecipeError(
-            f"--documents is {reading['documents']!r}, and {named[0]} has documents of its own: it "
-            "is for plain text in files, so leave it out"
-        )
+    if corpus and "documents" in reading:
+        check_documents(corpus, reading["documents"])
     on_progress(Progress(stage="reading"))
     given: Any = {"documents": recipe.get("documents", "paragraphs"), **reading}
     if corpus and recipe and is_training_text(corpus, run, record, reading):

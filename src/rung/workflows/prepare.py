@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedTokenizerBase
 
-from rung import __version__, distributed
-from rung.data.corpus import Corpus, load_corpus
+from rung import __version__, distributed, runs
+from rung.data.corpus import Corpus, check_documents, load_corpus
 from rung.data.packing import PackedTokens, find_packed, pack_texts
 from rung.data.tokenizer import fingerprint_tokenizer
 from rung.data.tokenizer_loading import PUBLISHED_TOKENIZERS, load_tokenizer
@@ -125,9 +125,11 @@ def _open_packed(prepared: PreparedText) -> PackedTokens:
 def check_recipe(recipe: Recipe, folder: Path) -> None:
     """Raise `RungError` for what can be refused before a text is read.
 
-    It is the model, trackers, memory, the Trainer's arguments, and a batch that the processes
-    cannot share.
+    It is the documents of a corpus that has its own, the model, trackers, memory, the Trainer's
+    arguments, and a batch that the processes cannot share.
     """
+    if recipe.documents != "paragraphs" and not (folder / runs.RECORD).exists():
+        check_documents(recipe.corpus, recipe.documents)
     if not recipe.base:
         make_config(recipe.rung, None, recipe.model)
     check_trackers(recipe.train)
