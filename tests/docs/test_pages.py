@@ -7,7 +7,8 @@ The rules for a page:
   of ```text are not run.
 - `--minutes N` becomes `--minutes 0.1`, which a `rung climb` without minutes is given too, and
   `minutes=N` in Python becomes `minutes=0.1`; `--steps N` of `rung train`, and `steps: N` in a
-  recipe, become 3. `rung climb --between` makes 2 steps with one seed.
+  recipe, become 3. `rung climb --between` makes 2 steps with one seed, and `rung climb
+  toy-language` reads 200 kB of it.
 - A block below a mark, such as the line *Needs the Hub.*, is not run, and is reported as skipped
   with the mark as the reason. A block below *Needs a package: pip install NAME.* runs where that
   package is installed.
@@ -35,6 +36,7 @@ SHORTER = {
     r"--minutes [\d.]+": "--minutes 0.1",
     r"\brung climb (?!.*--(?:minutes|between))": "rung climb --minutes 0.1 ",
     r"(\brung train .*)--steps \d+": r"\1--steps 3",
+    r"(\brung climb .*)\btoy-language$": r"\1toy-language@200KB --out runs/toy-language",
     r"--between gpt2 llama3$": "--between gpt2 llama3 --steps 2 --seeds 1",
     r"^steps: \d+": "steps: 3",
     r"\bminutes=\d+": "minutes=0.1",
