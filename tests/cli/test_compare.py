@@ -95,6 +95,8 @@ def test_the_table_fits_a_terminal(ground, monkeypatch):
     assert max(map(len, lines)) <= 80
     assert "sign holds" in made.stdout and lines[0].startswith("my.txt, test split: ")
     assert "by Student's t" in " ".join(made.stdout.split())
+    assert "below 0 is better than it" in " ".join(made.stdout.split())
+    assert " rung generate " in made.stderr
 
 
 def test_the_same_table_in_other_forms(ground):

@@ -79,6 +79,8 @@ def test_the_table_goes_to_a_file_or_to_json_or_comes_from_a_pipe(ground):
     rows = read(ground, "words", "text.txt")
     made = rung("surprisal", "words", "text.txt", "--out", "out.tsv", cwd=ground)
     assert (made.returncode, made.stdout) == (0, "")
+    assert "Wrote out.tsv: " in made.stderr and "bits each on average" in made.stderr
+    assert made.stderr.endswith(" rung eval words text.txt\n")
     assert list(csv.DictReader((ground / "out.tsv").open(), delimiter="\t")) == rows
     found = json.loads(rung("surprisal", "words", "text.txt", "--json", cwd=ground).stdout)
     assert [word["word"] for word in found["words"]] == [row["word"] for row in rows]

@@ -230,6 +230,7 @@ class TestDamage:
         made = run_rung("decompress", damaged, out, *options)
         assert made.returncode == 2
         assert says in made.stderr.replace("\n", " ")
+        assert made.stderr.count("rung: ") == 1  # one line
         assert "Traceback" not in made.stderr
         assert not out.exists()
 
@@ -343,6 +344,8 @@ def test_the_command_prints_sizes(folder, tmp_path):
     args = ("compress", folder / "ngram", tmp_path / "source", tmp_path / "packed")
     found = json.loads(run_rung(*args, "--json").stdout)
     assert found["compressed_bytes"] == (tmp_path / "packed").stat().st_size
-    assert f"in {found['compressed_bytes']:,}" in run_rung(*args).stderr
+    said = run_rung(*args).stderr
+    assert f"in {found['compressed_bytes']:,}" in said
+    assert f" rung decompress {tmp_path}/packed {tmp_path}/copy-of-source\n" in said
     made = run_rung("decompress", tmp_path / "packed", tmp_path / "back", "--json")
     assert json.loads(made.stdout)["bytes"] == found["bytes"] == 10

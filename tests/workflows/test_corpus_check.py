@@ -69,6 +69,8 @@ def test_the_command_fits_80_columns_and_prints_json(place, monkeypatch):
     assert max(map(len, made.stdout.splitlines())) <= 80
     assert "spans of 20 words or more" in made.stdout
     assert "without overlapping ones" in made.stdout
+    assert "A model may remember " in made.stdout and " bits per byte lower." in made.stdout
+    assert made.stderr.endswith(" rung novelty run\n")
     facts = json.loads(run_rung("corpora", "check", "my", "--json", cwd=place).stdout)
     assert facts["least"] == 13
     listed = json.loads(run_rung("corpora", "--json").stdout)
@@ -86,6 +88,8 @@ def test_what_cannot_be_checked_is_one_line(place, tmp_path):
         (tmp_path / f"{name}.txt").write_text(text)
         with pytest.raises(CorpusError):
             rung.check_corpus(tmp_path / f"{name}.txt")
+    with pytest.raises(RecipeError, match="toy-language has documents of its own"):
+        rung.check_corpus("toy-language", documents="lines")
     with pytest.raises(RecipeError, match="--span is 0"):
         rung.check_corpus(place / "my", span=0)
     with pytest.raises(RunError, match="no run at"):

@@ -1,6 +1,7 @@
 """What a run writes beside what people wrote, end to end."""
 
 import json
+import re
 
 import pytest
 
@@ -69,6 +70,8 @@ def test_the_command_fits_80_columns_and_the_report_reads_the_record(place, monk
     assert made.returncode == 0, made.stderr
     assert max(map(len, made.stdout.splitlines())) <= 80
     assert "Nearest to human text: temperature" in made.stdout
+    assert "Of 100 spans of 5 words that it writes so, " in " ".join(made.stdout.split())
+    assert re.search(r" rung generate --temperature 0\.\d --top-p \S+ run\b", made.stderr, re.M)
     facts = json.loads(run_rung("novelty", "run", *words, "--json", cwd=place).stdout)
     write_report([place / "run"], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()

@@ -102,11 +102,11 @@ def _note_method(names: list[str], models: list[dict[str, Any]]) -> list[str]:
     if len(models) == 1:
         return []
     if not drawn:
-        return [f"differences from {names[0]}"]
+        return [f"differences from {names[0]}; below 0 is better than it"]
     count = drawn[0]["different_documents"]
     notes = [
-        f"differences from {names[0]}; 95% intervals, and how often the sign holds, from "
-        f"{drawn[0]['resamples']:,} paired resamples of {count:,} documents"
+        f"differences from {names[0]}, below 0 is better than it; 95% intervals, and how often the "
+        f"sign holds, from {drawn[0]['resamples']:,} paired resamples of {count:,} documents"
     ]
     if count < FEW_DOCUMENTS:
         wider = (

@@ -18,7 +18,12 @@ from rung.cli.options import (
     read_typed,
     resolve_corpus,
 )
-from rung.cli.output import escape_controls, silence_libraries
+from rung.cli.output import (
+    escape_controls,
+    print_next_command,
+    print_note,
+    silence_libraries,
+)
 from rung.errors import RecipeError, did_you_mean
 from rung.files import cache_folder, to_csv
 from rung.model_files import CONFIG, RECORD
@@ -83,6 +88,9 @@ def compare_command(
         print(to_csv(_list_columns(found)), end="")
     elif form == "text":
         show(_comparison_table(found))
+        best = min(found.models, key=lambda model: model["bits_per_byte"])
+        print_note("")
+        print_next_command("generate", best["runs"][0])
     else:
         print(escape_controls(format_table(_comparison_table(found), form)))  # type: ignore[arg-type]
 

@@ -12,7 +12,7 @@ from rung.cli.options import (
     RunArgument,
     TrustOption,
 )
-from rung.cli.output import print_note, silence_libraries
+from rung.cli.output import print_next_command, print_note, silence_libraries
 
 
 @verb("compress", "rung compress runs/python-docs/ngram my.txt my.rung")
@@ -50,8 +50,13 @@ def compress_command(
     bits = found["bits_per_byte"]
     rate = f", {bits:.3f} bits per byte" if bits is not None else ""
     sizes = f"{found['bytes']:,} bytes in {found['compressed_bytes']:,}"
-    stored = "; stored as it is or by zlib, the model makes it no smaller"
-    print_note(f"Wrote {out}: {sizes}{rate}{stored if found['is_stored'] else ''}")
+    print_note(f"Wrote {out}: {sizes}{rate}")
+    if found["is_stored"]:
+        print_note("Stored as it is or by zlib, the model makes it no smaller: needs no run")
+    else:
+        print_note("A byte as it is takes 8 bits. To read the file, this run is needed again.")
+    print_note("")
+    print_next_command("decompress", out, out.with_name(f"copy-of-{file.name}"))
 
 
 @verb("decompress", "rung decompress my.rung copy.txt")
@@ -88,4 +93,4 @@ def decompress_command(
     if as_json:
         print_json(found)
     else:
-        print_note(f"Wrote {out}: {found['bytes']:,} bytes")
+        print_note(f"Wrote {out}: {found['bytes']:,} bytes, those that were compressed")

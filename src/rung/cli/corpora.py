@@ -15,7 +15,7 @@ from rung.cli.options import (
     read_typed,
     resolve_corpus,
 )
-from rung.cli.output import silence_libraries
+from rung.cli.output import print_next_command, print_note, silence_libraries
 from rung.errors import RecipeError
 from rung.files import cache_folder
 
@@ -78,4 +78,12 @@ def check_command(
     with Display() as display:
         opened = load(run, **load_options) if run else ""
         found = check_corpus(source, run=opened, span=span, on_progress=display.show, **text)
-    print_json(found) if as_json else show_overlap(found)
+    if as_json:
+        print_json(found)
+        return
+    show_overlap(found)
+    print_note("")
+    if opened and opened.record.get("recipe"):
+        print_next_command("novelty", run)
+    elif not opened:
+        print_next_command("climb", *(corpus or ["python-docs"]))

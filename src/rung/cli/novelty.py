@@ -13,7 +13,13 @@ from rung.cli.options import (
     RunArgument,
     SeedOption,
 )
-from rung.cli.output import escape_controls, silence_libraries
+from rung.cli.output import (
+    escape_controls,
+    print_next_command,
+    print_note,
+    silence_libraries,
+    suggest_prompt,
+)
 from rung.errors import RecipeError
 
 SPAN_TEXT_WIDTH = 100  # characters of a span's text, on a terminal that is wide enough
@@ -50,16 +56,24 @@ def novelty_command(
     from rung.cli.progress import Display
 
     settings = [_parse_setting(each) for each in sampling or []]
+    opened = load(run, **load_options)
     with Display() as display:
         found = novelty(
-            load(run, **load_options),
+            opened,
             settings=settings,
             on_progress=display.show,
             texts=texts,
             tokens=tokens,
             seed=seed,
         )
-    print_json(found) if as_json else _show(found)
+    if as_json:
+        print_json(found)
+        return
+    _show(found)
+    nearest = found["settings"][found["nearest"]]
+    setting = ("--temperature", f"{nearest['temperature']:g}", "--top-p", f"{nearest['top_p']:g}")
+    print_note("")
+    print_next_command("generate", run, *suggest_prompt(opened.record), options=setting)
 
 
 def _parse_setting(typed: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
@@ -73,19 +73,19 @@ def print_note(message: str) -> None:
         print(escape_controls(message), file=sys.stderr, flush=True)
 
 
-def print_next_command(verb: str, *arguments: object) -> None:
+def print_next_command(verb: str, *arguments: object, options: Sequence[str] = ()) -> None:
     """Print the command that comes next, as it can be pasted into a shell in this folder."""
-    print_note(f"Next:   {format_command(verb, *arguments)}")
+    print_note(f"Next:   {format_command(verb, *arguments, options=options)}")
 
 
-def format_command(verb: str, *arguments: object) -> str:
+def format_command(verb: str, *arguments: object, options: Sequence[str] = ()) -> str:
     """Write a command of rung, quoted for the shell.
 
     Arguments that begin with a dash are kept from being read as options.
     """
     words = [str(argument) for argument in arguments]
     dash = ["--"] if any(word.startswith("-") for word in words) else []
-    return f"{program_name()} {shlex.join([verb, *dash, *words])}"
+    return f"{program_name()} {shlex.join([verb, *options, *dash, *words])}"
 
 
 def replace_argument(word: str, by: str) -> None:

@@ -1,7 +1,10 @@
 """Tables of how much of a test text stands in a training text: counts, longest spans, scores."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from rich.text import Text
 
 from rung.cli.score_tables import count_documents, format_bits
 from rung.cli.tables import FittedTable, show
@@ -20,6 +23,22 @@ def show_overlap(found: Mapping[str, Any]) -> None:
         show(longest_spans_table(found))
     if "scores" in found:
         show(scores_table(found))
+    show(Text(f"\n{describe_overlap(found)}"))
+
+
+def describe_overlap(found: Mapping[str, Any]) -> str:
+    """Say in a sentence what the counts and the scores mean."""
+    count, of = len(found["overlapping"]), count_documents(found)
+    if not count:
+        return "No test document overlaps the training text: a score on it is of unseen text."
+    told = f"A model may remember {count:,} of {of} instead of predicting them"
+    scores = found.get("scores") or {}
+    bits = [(scores.get(key) or {}).get("bits_per_byte") for key in ("all", "without")]
+    if not all(isinstance(each, float) and math.isfinite(each) for each in bits):
+        return f"{told}, so that a score on all of them looks too good."
+    more = bits[1] - bits[0]
+    how = "higher" if more > 0 else "lower"
+    return f"{told}; without them the score is {abs(more):.4f} bits per byte {how}."
 
 
 def overlap_table(found: Mapping[str, Any]) -> FittedTable:

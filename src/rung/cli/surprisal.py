@@ -14,7 +14,7 @@ from rung.cli.options import (
     RunArgument,
     read_typed,
 )
-from rung.cli.output import silence_libraries
+from rung.cli.output import print_next_command, print_note, silence_libraries
 from rung.files import cache_folder, check_writable_file, to_csv, write_atomically
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def surprisal_command(
 
     if out != "-":
         check_writable_file(Path(out), file)
-    if file == "-":
+    if typed_stdin := file == "-":
         file = str(save_stdin(sys.stdin.buffer, cache_folder() / "stdin"))
     reading = {"column": read_typed("--column", column), "documents": documents}
     opened = load(run, **load_options)
@@ -68,6 +68,12 @@ def surprisal_command(
         print_json({"run": run, "words": rows})
     elif out == "-":
         print(to_csv(rows, delimiter="\t"), end="")
+    else:
+        mean = sum(score.bits for score in found) / max(1, len(found))
+        print_note(f"Wrote {out}: {len(found):,} words, {mean:.2f} bits each on average")
+        print_note("To the model a word of n bits had a chance of 1 in 2^n: each bit halves it.\n")
+        if not typed_stdin and not column:
+            print_next_command("eval", run, file)
 
 
 def _describe_word(score: "WordScore", *, uncorrected: bool) -> dict[str, Any]:

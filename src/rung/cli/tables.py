@@ -101,10 +101,10 @@ def _least_width(column: Column) -> int:
     return widest if column.no_wrap and not column.max_width else min(widest, MIN_COLUMN_WIDTH)
 
 
-def show(table: Table) -> None:
-    """Print a table on standard output.
+def show(table: Table | Text) -> None:
+    """Print a table, or a paragraph, on standard output.
 
-    Where that is no terminal and COLUMNS is not set, the table is as wide as it needs to be.
+    Where that is no terminal and COLUMNS is not set, it is as wide as it needs to be.
     """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:

@@ -28,6 +28,12 @@ def describe_nearest(found: Mapping[str, Any]) -> Iterator[str]:
         f"Nearest to human text: {_name_setting(nearest)}, {100 * nearest['distance']:.1f} points "
         "apart on average over 1 to 10."
     )
+    said, wanted = (row["new"].get("5") for row in (nearest, found["human"]))
+    if said is not None and wanted is not None:
+        yield (
+            f"Of 100 spans of 5 {found['unit']} that it writes so, {100 * said:.0f} are not in its "
+            f"training text; of those that people write, {100 * wanted:.0f}."
+        )
     others = {"temperature": "top_p", "top_p": "temperature"}
     for name, other in others.items():
         label, still = name.replace("_", "-"), other.replace("_", "-")
