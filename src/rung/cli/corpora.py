@@ -83,7 +83,7 @@ def check_command(
         return
     show_overlap(found)
     print_note("")
-    if opened and opened.record.get("recipe"):
+    if not isinstance(opened, str) and opened.record.get("recipe"):
         print_next_command("novelty", run)
-    elif not opened:
+    elif not run:
         print_next_command("climb", *(corpus or ["python-docs"]))

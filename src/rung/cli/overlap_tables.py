@@ -33,10 +33,10 @@ def describe_overlap(found: Mapping[str, Any]) -> str:
         return "No test document overlaps the training text: a score on it is of unseen text."
     told = f"A model may remember {count:,} of {of} instead of predicting them"
     scores = found.get("scores") or {}
-    bits = [(scores.get(key) or {}).get("bits_per_byte") for key in ("all", "without")]
-    if not all(isinstance(each, float) and math.isfinite(each) for each in bits):
+    whole, clean = ((scores.get(key) or {}).get("bits_per_byte") for key in ("all", "without"))
+    if whole is None or clean is None or not math.isfinite(clean - whole):
         return f"{told}, so that a score on all of them looks too good."
-    more = bits[1] - bits[0]
+    more = clean - whole
     how = "higher" if more > 0 else "lower"
     return f"{told}; without them the score is {abs(more):.4f} bits per byte {how}."
 
