@@ -15,7 +15,7 @@ OUTPUTS := $(patsubst %.py,%.txt,$(sort $(wildcard benchmarks/*/*.py)))
 TEXT ?= $(VENV)/text
 SHAKESPEARE ?=
 WIKITEXT ?=
-READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/text_to_ngrams models/orders data/tokenizing device/gpu evaluation/compress)
+READ_TEXT := $(patsubst %,benchmarks/%.txt,models/induction models/engines models/ngram models/text_to_ngrams models/orders data/tokenizing device/gpu evaluation/compress recipe/small_data)
 
 .PHONY: climb test test-all check format bench docs clean $(OUTPUTS)
 .NOTPARALLEL:
@@ -59,6 +59,7 @@ benchmarks/models/induction.txt: GIVEN = python-docs $(SHAKESPEARE) $(TEXT)
 benchmarks/models/engines.txt benchmarks/models/orders.txt benchmarks/models/text_to_ngrams.txt: GIVEN = $(TEXT)/train
 benchmarks/models/ngram.txt: GIVEN = $(TEXT)/train $(TEXT)/validation
 benchmarks/data/tokenizing.txt benchmarks/evaluation/compress.txt: GIVEN = $(TEXT)
+benchmarks/recipe/small_data.txt: GIVEN = $(SHAKESPEARE:%=%@8,10) $(TEXT:%=%/train@32,40)
 benchmarks/training/adapters.txt: GIVEN = $(SHAKESPEARE)
 benchmarks/device/gpu.txt: GIVEN = $(TEXT)/train
 benchmarks/training/train.txt: GIVEN = $(SHAKESPEARE:%=--shakespeare %)

@@ -116,8 +116,8 @@ def test_the_benchmark_of_a_gpu_runs_all_its_parts_on_a_cpu(run_fork, prose, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["device/busy.py", "serve/streams.py"])
-def test_a_benchmark_for_a_quiet_machine_runs_in_small(name, run_fork):
+@pytest.mark.parametrize("name", ["device/busy.py", "recipe/small_data.py", "serve/streams.py"])
+def test_a_long_benchmark_runs_in_small(name, run_fork):
     if name.startswith("serve"):
         pytest.importorskip("uvicorn")
     ran = run_fork(ROOT / "benchmarks" / name, "--tiny")

@@ -1,5 +1,6 @@
 """The dial: what minutes buy, and what it says it expects."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy
@@ -13,6 +14,8 @@ from rung.recipe import make_recipe
 from rung.training.clock import now
 from rung.workflows.budget import (
     NEAR,
+    Forecast,
+    Speed,
     choose_teacher,
     fit_budget,
     plan_model,
@@ -20,7 +23,7 @@ from rung.workflows.budget import (
 )
 from rung.workflows.difficulty import Difficulty
 from rung.workflows.prepare import PreparedText
-from rung.workflows.scaling import SCALING_LAWS
+from rung.workflows.scaling import SCALING_LAWS, Shape
 from rung.workflows.train import execute
 from tests.conftest import SENTENCES
 
@@ -166,9 +169,27 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.epochs > 5
     assert recipe.dropout == plan.dropout > 0
+    assert recipe.train["weight_decay"] == 1.0
     assert "the text is small" in plan.describe()
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
     assert recipe.dropout == 0.25
+
+
+def test_dropout_and_weight_decay_wait_until_the_text_was_read_often():
+    """At 10 epochs it cost more than it gave, at 40 it gave more (`small_data.txt`)."""
+    recipe, shape = make_recipe({"rung": "llama3"}), Shape(64, 135_488, 94_528)
+    forecast = Forecast(recipe, [shape], Speed(lambda _: 1e-5, 0.0), Difficulty(2.0, 1.9), 100_000)
+    assert [forecast.find_dropout(shape, epochs) for epochs in (10, 40)] == [0.0, 0.1]
+    assert [forecast.find_arguments(shape, epochs) for epochs in (10, 40)] == [
+        {},
+        {"weight_decay": 1.0},
+    ]
+    decaying = make_recipe({"rung": "llama3", "train": {"weight_decay": 0.3}})
+    assert replace(forecast, recipe=decaying).find_arguments(shape, 40) == {"weight_decay": 0.3}
+    given = replace(forecast, recipe=make_recipe({"rung": "llama3", "dropout": 0.2}))
+    assert [given.find_dropout(shape, epochs) for epochs in (10, 40)] == [0.2, 0.2]
+    recurrent = replace(forecast, recipe=make_recipe({"rung": "rnn"}))
+    assert recurrent.find_dropout(shape, 40) == 0.0
 
 
 def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):

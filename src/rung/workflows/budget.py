@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
 from rung.workflows.difficulty import Difficulty, measure_difficulty
 from rung.workflows.prepare import CONTEXT, DEFAULT_MINUTES, PreparedText, sample_validation
-from rung.workflows.scaling import SCALING_LAWS, Shape
+from rung.workflows.scaling import DROPOUT, SCALING_LAWS, WEIGHT_DECAY, Shape
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +63,6 @@ HELD_BACK = 0.03
 EVALUATIONS = 2
 # The seconds that measuring takes steps for, as `measure_step` does, and the share of the time.
 STEPPED_SECONDS, STEPPED = 1.5, 0.03
-# From so many epochs on, dropout is worth its noise.
-OVERFITTING = 4.0
-DROPOUT = 0.1
 # The time that a rung needs is found to within this factor, up to so many seconds.
 PRECISION, LONGEST = 1.05, 86_400
 
@@ -186,10 +184,9 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
     while True:
         forecast = measure_forecast(prepared, difficulty, guess)
         planned, plan, spent = _choose(prepared, forecast, started)
-        widest = SCALING_LAWS[recipe.rung].widths[-1]
-        largest = forecast.shapes[-1].parameters
-        is_largest = plan.parameters >= largest and plan.hidden_size != widest
-        if not is_largest or spent > MEASURED * budget:
+        largest, widest = forecast.shapes[-1].parameters, SCALING_LAWS[recipe.rung].widths[-1]
+        is_inside = plan.parameters < largest or plan.hidden_size == widest
+        if is_inside or spent > MEASURED * budget:
             return planned, replace(plan, seconds=spent)
         # On so fast a machine the largest near the guess was chosen: look further.
         guess = plan.parameters
@@ -221,11 +218,19 @@ class Forecast:
         """Count the tokens that are read in so many seconds of training."""
         return seconds / self.speed.seconds_per_token(shape.parameters)
 
+    def overfits(self, shape: Shape, seconds: float) -> bool:
+        """Whether text is read so often that the rung needs regularization."""
+        laws = SCALING_LAWS[self.recipe.rung]
+        return laws.overfits(self.count_tokens(shape, seconds) / self.text)
+
     def find_dropout(self, shape: Shape, seconds: float) -> float:
         """Return the recipe's dropout, or one where text is read again and again and it helps."""
-        repeats = self.count_tokens(shape, seconds) > OVERFITTING * self.text
-        helps = SCALING_LAWS[self.recipe.rung].with_dropout is not None
-        return self.recipe.dropout or (DROPOUT if repeats and helps else 0.0)
+        return self.recipe.dropout or (DROPOUT if self.overfits(shape, seconds) else 0.0)
+
+    def find_arguments(self, shape: Shape, seconds: float) -> dict[str, Any]:
+        """Return the recipe's `train`, with more weight decay than its own default if needed."""
+        more = self.overfits(shape, seconds)
+        return ({"weight_decay": WEIGHT_DECAY} if more else {}) | self.recipe.train
 
     def expect(self, shape: Shape, seconds: float) -> float:
         """Return the bits per byte to expect after so many seconds of training."""
@@ -265,14 +270,13 @@ def _choose(
 
     Returns the recipe, the plan, and the seconds that planning has taken since `started`.
     """
-    recipe = prepared.recipe
-    budget = 60 * (recipe.minutes or 0.0)
+    recipe, budget = prepared.recipe, 60 * (prepared.recipe.minutes or 0.0)
     left = prepared.began + budget - now() - forecast.speed.overhead
     seconds = max(left * (1 - HELD_BACK), MIN_TRAINING_SHARE * budget)
     shape = forecast.choose(seconds)
-    tokens = forecast.count_tokens(shape, seconds)
-    dropout = forecast.find_dropout(shape, seconds)
-    planned = replace(_with_width(recipe, shape.width), dropout=dropout)
+    tokens, dropout = forecast.count_tokens(shape, seconds), forecast.find_dropout(shape, seconds)
+    train = forecast.find_arguments(shape, seconds)
+    planned = replace(_with_width(recipe, shape.width), dropout=dropout, train=train)
     plan = TrainingPlan(
         parameters=shape.parameters,
         hidden_size=shape.width,

@@ -10,6 +10,13 @@ from dataclasses import dataclass, replace
 
 from rung.workflows.difficulty import Difficulty
 
+# From so many epochs on, dropout is worth its noise, and ten times the weight decay pays (Kim et
+# al. 2025, arXiv 2509.14786, have thirty times): at 10 epochs dropout lost and decay gained
+# nothing, at 40 each won. Between them nothing was measured (benchmarks/recipe/small_data.py).
+OVERFITTING = 16.0
+DROPOUT = 0.1
+WEIGHT_DECAY = 1.0
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -73,6 +80,10 @@ class RungLaws:
     without_dropout: ScalingLaw
     with_dropout: ScalingLaw | None = None
     widths: range = range(64, 2049, 32)
+
+    def overfits(self, epochs: float) -> bool:
+        """Whether a text is read so often that this rung, which dropout helps, needs it."""
+        return self.with_dropout is not None and epochs > OVERFITTING
 
     def choose(self, dropout: float) -> ScalingLaw:
         """Return the law for so much dropout."""
