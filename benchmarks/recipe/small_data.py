@@ -34,6 +34,7 @@ from torch.nn import functional as F
 SLICE = 1_000_000  # bytes of a folder
 LENGTH, ROWS = 512, 4  # of a training row, and rows a step: the rung's own
 REGIMES = ("8,10", "32,40")  # one training document in so many, and epochs
+TINY = ("the recipe", "documents", "constant", "2 models of half", "distilled: half")
 EMAS = (0.02, 0.05)  # time constants, as shares of the run
 TAILS = (0.1, 0.2, 0.4)  # last shares of the run
 EVALUATIONS = 5  # of which the best one's weights are kept, as `rung train` does
@@ -111,7 +112,7 @@ class Laboratory:
         source, _, regime = source.partition("@")
         self.part, self.epochs = (int(number) for number in (regime or REGIMES[0]).split(","))
         if options.tiny:
-            self.part, self.epochs = 64, 1
+            self.part, self.epochs = 256, 1
         cut = cut_text(source, keep, self.part)
         page = {"rung": "llama3", "corpus": str(cut), "steps": 1, "dropout": RECIPE.dropout}
         page["model"] = {"hidden_size": options.width, "num_hidden_layers": 2}
@@ -126,6 +127,7 @@ class Laboratory:
             tokenize_documents(take_texts(texts, options.held_out), self.tokenizer)
         )
         self.steps = max(1, round(self.epochs * len(self.packed) / (LENGTH * ROWS)))
+        self.is_tiny = options.tiny
         self.keep, self.only_show = keep, options.show
         self.averages = [f"EMA of {share:.0%}" for share in EMAS]
         self.averages += [f"mean of the last {share:.0%}" for share in TAILS]
@@ -371,6 +373,8 @@ def progress(line):
 def show(laboratory, seeds):
     """Print a row for each way, beside the recipe."""
     ways = list_ways(seeds)
+    if laboratory.is_tiny:
+        ways = {name: ways[name] for name in ways if name.startswith(TINY)}
     if laboratory.only_show:
         ways = {
             name: [group if laboratory.has(group) else None for group in groups]
@@ -448,7 +452,7 @@ def main():
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     if options.tiny:
-        options.width, options.seeds, options.held_out = 32, 2, 8000
+        options.width, options.seeds, options.held_out = 32, 1, 8000
         options.texts = options.texts[:1]
     torch.set_num_threads(1)
     print(f"{describe_device(choose_device())}, one used")
