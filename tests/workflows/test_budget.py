@@ -251,7 +251,8 @@ def test_c_is_compiled_before_anything_is_measured(
         ({}, 0.2, "ngram"),
         ({}, 0.3, None),
         ({"teacher": "none"}, 0.2, "none"),
-        ({"rung": "gpt2"}, 0.2, None),
+        ({"rung": "gpt2"}, 0.2, "ngram"),
+        ({"rung": "rnn"}, 0.2, None),
         ({"model": {"max_position_embeddings": 1 << 20}}, 0.2, None),
     ],
 )

@@ -14,7 +14,8 @@ from rung.workflows.prepare import fill_batch
         ({"train": {"optim_args": "embedding_lr_scale=1"}}, "embedding_lr_scale=1"),
         ({"train": {"optim": "adamw_torch_fused"}}, None),
         ({"model": {"tie_word_embeddings": True}}, None),
-        ({"rung": "gpt2"}, None),
+        ({"rung": "gpt2"}, "embedding_lr_scale=4"),
+        ({"rung": "rnn"}, None),
     ],
 )
 def test_the_scale_of_embeddings_is_for_muon_and_a_head_that_is_not_tied(page, options):

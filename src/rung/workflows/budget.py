@@ -42,8 +42,6 @@ from rung.workflows.scaling import DROPOUT, SCALING_LAWS, WEIGHT_DECAY, Shape
 
 logger = logging.getLogger(__name__)
 
-# Rungs that learn more with a teacher in the same time (benchmarks/recipe/teacher.py).
-TAUGHT = ("llama3",)
 WIDTH_FIELDS = {"hidden_size", "n_embd"}
 # A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
 WIDTH_OF_A_LAYER = 64
@@ -150,9 +148,8 @@ def choose_teacher(recipe: Recipe, prepared: PreparedText, tokens: int) -> Recip
     is_part = max(tokens, _find_context(recipe)) < READ_SHARE * len(prepared.packed)
     is_small = required_vocab_size(prepared.tokenizer) <= MAX_VOCABULARY
     is_alone = distributed.world_size() == 1 and choose_device().type == "cpu"
-    if recipe.teacher or recipe.rung not in TAUGHT or not (is_part and is_small and is_alone):
-        return recipe
-    return replace(recipe, teacher=NGRAM)
+    can_have_one = recipe.rung in TRANSFORMER_RUNGS and is_part and is_small and is_alone
+    return replace(recipe, teacher=NGRAM) if can_have_one and not recipe.teacher else recipe
 
 
 def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
