@@ -250,6 +250,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_scored(ground):
     for name, options, why in (
         ("cut", {}, "cut "),
         ("g3", {"window": 100_000}, "--window is 100,000"),
+        ("g3", {"window": 0}, "--window is 0"),
     ):
         second = library.load(ground / name, **options)
         with pytest.raises(RunError, match=why):

@@ -106,3 +106,16 @@ def test_a_malformed_record_is_one_line_and_stops_no_other(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def test_the_training_record_of_a_checkpoint_is_its_run_s(tmp_path, monkeypatch):
+    """Without it the ruler would score a checkpoint on the text that it was trained on."""
+    record = {"rung": "gpt2", "n": 1}
+    checkpoint = tmp_path / "run" / runs.CHECKPOINTS / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    runs.write_record(tmp_path / "run", record)
+    assert runs.find_record(checkpoint) == {}
+    monkeypatch.chdir(checkpoint.parent)
+    for folder in (checkpoint, tmp_path / "run", checkpoint.relative_to(checkpoint.parent)):
+        assert runs.find_training_record(folder)["n"] == 1
+    assert runs.find_training_record(tmp_path) == {}

@@ -77,7 +77,7 @@ def load(
             f"{where}: its tokenizer has {known[0]:,} tokens and its model knows {known[1]:,}: "
             "they do not belong together"
         )
-    if options.window:
+    if options.window is not None:
         set_window(model, where, options.window)
     return model.eval(), tokenizer
 

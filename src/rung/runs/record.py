@@ -66,6 +66,16 @@ def find_record(folder: Path) -> dict[str, Any]:
     return read_record(folder) if (folder / RECORD).exists() else {}
 
 
+def find_training_record(folder: Path) -> dict[str, Any]:
+    """Read the record of the run that trained the folder's weights: of a checkpoint, its run's.
+
+    Empty and errors as of `find_record`.
+    """
+    place = folder.absolute()
+    is_checkpoint = place.parent.name == CHECKPOINTS and not (place / RECORD).exists()
+    return find_record(place.parents[1] if is_checkpoint else folder)
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether the folder holds a run that was trained and scored to its end."""
     return (folder / RECORD).exists() and "scores" in read_record_or_failure(folder)

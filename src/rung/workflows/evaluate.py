@@ -70,7 +70,7 @@ def evaluate_run(
     held out, and for text that was trained on.
     """
     model, tokenizer = load(run, options)
-    record, split = runs.find_record(Path(run)), scored_text.split
+    record, split = runs.find_training_record(Path(run)), scored_text.split
     text, is_own = read_scored_text(run, record, scored_text, on_progress)
     check_held_out(run, text, split)
     seen = _check_seen(run, variants, text, split) if variants.mix or not is_own else {}
@@ -168,7 +168,7 @@ def _check_seen(run: str, variants: VariantOptions, text: Corpus, split: str) ->
     """
     found = {}
     for each in dict.fromkeys([run, *(entry.partition("=")[2] for entry in variants.mix)]):
-        record = runs.find_record(Path(each)) if Path(each).is_dir() else {}
+        record = runs.find_training_record(Path(each)) if Path(each).is_dir() else {}
         if split != "train" and "recipe" in record and "corpus" in record:
             found[each] = check_not_trained_on(each, record, text, split)
     return {"seen_in_training": found[run]} if found.get(run) is not None else {}
@@ -192,7 +192,7 @@ def evaluate_tasks(
     from rung.evaluation.harness import run_tasks
 
     model, tokenizer = load(run, options)
-    record = runs.find_record(Path(run))
+    record = runs.find_training_record(Path(run))
     figures, texts = run_tasks(model.to(choose_device()), tokenizer, tasks, limit)
     for task, seen in _find_seen_of_tasks(run, record, texts).items():
         figures[task]["seen_in_training"] = seen
