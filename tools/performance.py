@@ -100,6 +100,12 @@ ROWS = (
         read=read_ngrams,
     ),
     Row(
+        topic="Text to n-grams",
+        what="From a text file to an answer, words and then byte pairs, over our work's seconds",
+        output="benchmarks/models/text_to_ngrams.txt",
+        read=find_all(r"^lmplz (\+ build_binary|to its own binary) .* ([\d.]+)$", "lmplz {0} {1}x"),
+    ),
+    Row(
         topic="Writing",
         what="Llama of 6.8 M, one text, prompt of 16, beside Hugging Face: float32, bfloat16",
         output="benchmarks/generation/decode.txt",

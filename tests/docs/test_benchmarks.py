@@ -18,8 +18,6 @@ MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
     "benchmarks/device/busy.py": "It needs a machine that does nothing else.",
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
-    "benchmarks/generation/llama_cpp.py": "It needs a machine that does nothing else.",
-    "benchmarks/models/text_to_ngrams.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/crossing.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
