@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 
 import pytest
 
@@ -152,6 +153,18 @@ def test_a_mistake_is_one_line(ground, words, reason):
     made = rung("compare", *words, "--quiet", cwd=ground)
     assert (made.returncode, made.stdout) == (2, "")
     assert reason in made.stderr and made.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("verb", "others"), [("eval", ()), ("compare", ("ngram",))])
+def test_a_checkpoint_is_held_to_the_text_of_its_run(ground, verb, others):
+    checkpoint = ground / "bigram" / "checkpoints" / "checkpoint-1"
+    shutil.copytree(ground / "bigram", checkpoint, ignore=lambda *_: ["rung.json", "checkpoints"])
+    (ground / "seen.txt").write_text((ground / "my.txt").read_text() + "and more")
+    try:
+        made = rung(verb, "bigram/checkpoints/checkpoint-1", *others, "seen.txt", cwd=ground)
+    finally:
+        shutil.rmtree(checkpoint.parent)
+    assert made.returncode == 2 and "checkpoint-1 was trained on" in made.stderr
 
 
 def test_the_options_that_a_model_is_loaded_with_are_those_of_eval(ground):

@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def compare_runs(
     sources = dict(zip(names, options, strict=True))
     _check_models(sources)
     text, split = _choose_text(records, scored_text, on_progress), scored_text.split
-    seen = _check_not_trained_on(records, text, split)
+    seen = _check_not_trained_on(names, text, split)
     texts = text.split(split)["text"]
     measured = [
         _MeasuredRun(name, records[name], seen.get(name), *_score(name, how, texts, on_progress))
@@ -114,7 +114,7 @@ def _choose_text(
 
 
 def _check_not_trained_on(
-    records: Mapping[str, dict[str, Any]], text: Corpus, split: str
+    names: Iterable[str], text: Corpus, split: str
 ) -> dict[str, float | None]:
     """Return the share of the split that each run was trained on, where its text can be read.
 
@@ -122,6 +122,7 @@ def _check_not_trained_on(
     """
     if split == "train":
         return {}
+    records = {name: runs.find_training_record(Path(name)) for name in names}
     return {
         name: check_not_trained_on(name, record, text, split)
         for name, record in records.items()
