@@ -14,7 +14,6 @@ import asyncio
 import json
 import os
 import random
-import socket
 import sys
 import threading
 import time
@@ -25,19 +24,19 @@ from pathlib import Path
 import httpx
 import torch
 import transformers
-import uvicorn
 
 from rung.data.corpus import load_corpus
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import describe_device
 from rung.generation.sampling import Sampling
 from rung.models import build_model, count_parameters, make_config
-from rung.serve.app import build_app
+from rung.serve.app import build_app, open_port
 from rung.serve.engine import Engine
 from rung.serve.limits import Limits
 from rung.serve.metrics import Metrics
 from rung.serve.registry import ServedModel, load_served_models
 from rung.serve.sequences import GenerationRequest
+from rung.serve.server import Server
 from rung.serve.worker import Worker, reserve_core
 
 SHAPES = {  # as README's climb made them
@@ -110,12 +109,11 @@ class Listening:
     """A server in a thread of this process."""
 
     def __init__(self, served, **limits):
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = open_port("127.0.0.1", 0)
         self.address = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            build_app(served, Limits(**limits)), log_level="warning", access_log=False
-        )
-        self.server = uvicorn.Server(config)
+        limits = Limits(**limits)
+        app = build_app(served, limits)
+        self.server = Server(app, app.state.worker, limits.seconds)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
 
     def __enter__(self):

@@ -122,7 +122,8 @@ async def ask(client, prompt, new, news=None):
 
 
 def connect(address, is_llama_cpp):
-    limits = httpx.Limits(max_connections=SLOTS + WRITERS)
+    # Each request has its own connection: on a busy machine llama.cpp's server closes kept ones.
+    limits = httpx.Limits(max_connections=SLOTS + WRITERS, max_keepalive_connections=0)
     client = httpx.AsyncClient(base_url=address, timeout=300, limits=limits)
     client.is_llama_cpp = is_llama_cpp
     return client

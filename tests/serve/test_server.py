@@ -15,7 +15,7 @@ httpx = pytest.importorskip("httpx", reason=reason)
 pytest.importorskip("uvicorn", reason=reason)
 
 from rung.serve import server  # noqa: E402
-from rung.serve.app import build_app  # noqa: E402
+from rung.serve.app import build_app, open_port  # noqa: E402
 from rung.serve.limits import Limits  # noqa: E402
 from rung.serve.registry import ServedModel  # noqa: E402
 
@@ -27,7 +27,7 @@ class Serving:
         app = build_app(
             {"m": ServedModel("m", make_tiny("bigram"), tokenizer, {})}, Limits(max_tokens=10**6)
         )
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = open_port("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
         self.server = server.Server(app, app.state.worker, 300.0)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
@@ -122,6 +122,14 @@ def test_a_reader_that_takes_nothing_is_closed_in_the_end():
     for now in (1000.0, 1200.0, 1299.0, 1301.0):
         connection.close_if_idle(now, 300.0)
     assert closed == [1301.0]
+
+
+def test_a_piece_of_an_answer_does_not_wait_for_the_one_before(serving):
+    with serving.ask(max_tokens=10**6, stream=True) as stream:
+        assert stream.recv(1000)
+        (connection,) = serving.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_stop_tells_streams_and_requests(serving, caplog):
