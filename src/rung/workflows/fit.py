@@ -18,9 +18,10 @@ from rung.generation.sampling import Sampling
 from rung.models import build_model, make_config
 from rung.models.base import CausalModel
 from rung.models.ngram.checkpoints import OrderCheckpoints
-from rung.models.ngram.counting import CountFunction, IntArray, TrieLevels
+from rung.models.ngram.counting import CountFunction, TrieLevels
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.models.ngram.engines import choose_count_function
+from rung.models.ngram.windows import IntArray
 from rung.models.starts import start_model
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe

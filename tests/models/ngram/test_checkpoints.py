@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from rung import runs
-from rung.models.ngram import counting, counting_settings, engines
+from rung.models.ngram import counting_settings, engines, windows
 from rung.models.ngram.checkpoints import FACTS_FILE, OrderCheckpoints
 from rung.models.ngram.counting import count_ngrams
 from rung.models.ngram.counting_settings import CountingSettings
@@ -59,10 +59,11 @@ def row():
 def counted(monkeypatch):
     """An entry for every order that is really counted."""
     orders = []
-    for module, name in ((counting, "sort_with_positions"), (engines, "_run")):
-        real = getattr(module, name)
+    places = (windows.SortedWindows, "extend"), (windows.KeyedWindows, "extend"), (engines, "_run")
+    for place, name in places:
+        real = getattr(place, name)
         monkeypatch.setattr(
-            module, name, lambda *args, real=real: (orders.append(args), real(*args))[1]
+            place, name, lambda *args, real=real: (orders.append(args), real(*args))[1]
         )
     return orders
 

@@ -22,7 +22,8 @@ from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
 from rung.export.arpa import read_arpa, write_arpa
 from rung.models.ngram import smoothing as smoothing_module
-from rung.models.ngram.counting import count_ngrams, sort_with_positions
+from rung.models.ngram import windows as windows_module
+from rung.models.ngram.counting import count_ngrams, unigram_level
 from rung.models.ngram.discounts import estimate_discounts
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
 from rung.models.ngram.smoothing import SMOOTHINGS
@@ -158,14 +159,29 @@ def test_a_token_that_opens_and_ends_is_counted_as_an_end(documents, order, smoo
 
 
 @settings(max_examples=examples(100), deadline=None)
-@given(keys=st.lists(st.integers(0, 2**62 - 1) | st.integers(0, 5), min_size=1, max_size=20))
-def test_keys_are_sorted_with_their_places(keys):
-    """As one number where both fit into 63 bits, one after the other where not."""
-    expected = sorted(zip(keys, range(len(keys)), strict=True))
-    found, places = sort_with_positions(
-        numpy.array(keys), numpy.arange(len(keys), dtype=numpy.int32)
-    )
-    assert list(zip(found.tolist(), places.tolist(), strict=True)) == expected
+@given(documents=TEXTS, order=st.integers(2, 7), resumed=st.integers(1, 6))
+def test_numpy_counts_as_c_does(documents, order, resumed):
+    """Also where one goes on from an order of the other."""
+    if (library := windows_module._compile()) is None:
+        pytest.skip("there is no compiler")
+    rows = [[0, *words, 1] for words in documents]
+    starts = numpy.cumsum([0] + [len(row) for row in rows[:-1]])
+    ids = numpy.concatenate(rows).astype(numpy.int32)
+    tokens = unigram_level(numpy.bincount(ids, minlength=8), 0, len(rows))
+    keyed = windows_module.KeyedWindows(ids, starts, tokens)
+    compiled = windows_module.SortedWindows(library, ids, starts, tokens)
+    for size in range(2, order + 1):
+        level, found = keyed.extend(), compiled.extend()
+        if level is None:
+            assert found is None
+            break
+        for name, array in vars(level).items():
+            assert array.dtype == getattr(found, name).dtype
+            numpy.testing.assert_array_equal(getattr(found, name), array)
+        numpy.testing.assert_array_equal(compiled.list_rows(), keyed.list_rows())
+        if size == resumed:
+            compiled = windows_module.SortedWindows(library, ids, starts, tokens)
+            compiled.resume(level, keyed.list_rows(), size)
 
 
 def test_kneser_ney_by_hand():

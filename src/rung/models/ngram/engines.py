@@ -23,16 +23,9 @@ from pyarrow import parquet
 from rung.device import count_cores
 from rung.errors import RunError, first_line
 from rung.models.ngram.checkpoints import OrderCheckpoints
-from rung.models.ngram.counting import (
-    CountFunction,
-    IntArray,
-    TrieLevel,
-    TrieLevels,
-    count_ngrams,
-    pack_keys,
-    unigram_level,
-)
+from rung.models.ngram.counting import CountFunction, TrieLevels, count_ngrams, unigram_level
 from rung.models.ngram.counting_settings import CountingSettings
+from rung.models.ngram.windows import IntArray, TrieLevel, pack_keys
 
 ROWS_AT_ONCE = 2**20
 Keys = NDArray[numpy.int64]  # of a level's n-grams, as `pack_keys` makes them

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
 from rung.errors import RecipeError
-from rung.models.ngram.counting import TrieLevel
 from rung.models.ngram.discounts import BINCOUNT_ROWS, choose_discounts
+from rung.models.ngram.windows import TrieLevel
 
 SMOOTHINGS = {
     "kneser-ney": "interpolated, modified: the one to beat",

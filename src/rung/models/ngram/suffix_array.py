@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from rung.errors import RecipeError
 from rung.models.lookup import lower_bound
-from rung.models.ngram.counting import IntArray
 from rung.models.ngram.discounts import absolute_discount
+from rung.models.ngram.windows import IntArray
 
 DISCOUNTED_LENGTHS = (
     32  # tokens of context that discounts are estimated for; the last serves longer ones
