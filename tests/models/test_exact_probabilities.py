@@ -9,7 +9,7 @@ import torch
 from rung.models import exact_probabilities
 from rung.models.exact_probabilities import exponentiate_base_10
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
-from rung.models.ngram.smoothing import NgramTable
+from rung.models.ngram.tables import NgramTable
 from tests.conftest import SENTENCES
 from tests.evaluation.conftest import count
 

@@ -26,7 +26,7 @@ from rung.export.arpa_parser import IMPOSSIBLE, ArpaSection, ArpaText
 from rung.export.hf import write_file, write_folder
 from rung.models import count_parameters, load
 from rung.models.ngram.model import NgramConfig, NgramForCausalLM
-from rung.models.ngram.smoothing import NgramTable
+from rung.models.ngram.tables import NgramTable
 
 BEGIN, END = "<s>", "</s>"
 ARPA_UNKNOWN = ("<unk>", "<UNK>")  # the first is written, both are read

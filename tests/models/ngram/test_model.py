@@ -5,6 +5,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 import tracemalloc
 
 import numpy
@@ -21,6 +22,7 @@ from rung.evaluation.mixture import score_mixture
 from rung.evaluation.score import score_documents
 from rung.evaluation.surprisal import score_text
 from rung.export.arpa import read_arpa, write_arpa
+from rung.models.ngram import discounts as discounts_module
 from rung.models.ngram import smoothing as smoothing_module
 from rung.models.ngram import windows as windows_module
 from rung.models.ngram.counting import count_ngrams, unigram_level
@@ -120,15 +122,25 @@ def test_every_smoothing_is_a_distribution_on_any_text(documents, order, smoothi
 
 
 @settings(max_examples=examples(50), deadline=None)
-@given(documents=TEXTS, order=st.integers(1, 5), smoothing=st.sampled_from(list(SMOOTHINGS)))
-def test_smoothing_a_few_at_a_time_changes_nothing(documents, order, smoothing):
-    expected = fit(documents, order=order, smoothing=smoothing).state_dict()
-    before, smoothing_module.ROWS_AT_ONCE = smoothing_module.ROWS_AT_ONCE, 3
-    try:
-        found = fit(documents, order=order, smoothing=smoothing).state_dict()
-    finally:
-        smoothing_module.ROWS_AT_ONCE = before
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+@given(
+    documents=TEXTS,
+    order=st.integers(1, 5),
+    smoothing=st.sampled_from(list(SMOOTHINGS)),
+    prune=st.sampled_from([None, [0, 1], [0, 0, 2]]),
+)
+def test_c_smooths_as_numpy_does_also_a_few_at_a_time(documents, order, smoothing, prune):
+    """To the last bit."""
+    settings = {"order": order, "smoothing": smoothing, "prune": prune}
+    with pytest.MonkeyPatch.context() as changed:
+        for module in (smoothing_module, discounts_module):
+            changed.setattr(module, "compile_smoothing", lambda: None)
+        expected = fit(documents, **settings).state_dict()
+    assert discounts_module.compile_smoothing() or not shutil.which("cc")
+    for at_once in (smoothing_module.ROWS_AT_ONCE, 3):
+        with pytest.MonkeyPatch.context() as changed:
+            changed.setattr(smoothing_module, "ROWS_AT_ONCE", at_once)
+            found = fit(documents, **settings).state_dict()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @settings(max_examples=examples(100), deadline=None)

@@ -1,9 +1,17 @@
 """Discounts: the share of each count that is given to n-grams which were not seen."""
 
+import ctypes
 import logging
+from ctypes import c_double, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
 
 import numpy
 from numpy.typing import NDArray
+
+from rung.compiler import compile_source
+
+SOURCE = Path(__file__).with_name("smoothing.c")
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +66,37 @@ def absolute_discount(once: int, twice: int) -> float:
 def counts_of_counts(counts: NDArray[numpy.integer]) -> list[int]:
     """Count the n-grams that occur once, twice, three and four times."""
     total = numpy.zeros(6, dtype=numpy.int64)
+    if counts.dtype == numpy.int32 and (library := compile_smoothing()):
+        library.count_counts(len(counts), counts.ctypes.data, total.ctypes.data)
+        return total[1:5].tolist()
     for start in range(0, len(counts), BINCOUNT_ROWS):
         total += numpy.bincount(
             numpy.clip(counts[start : start + BINCOUNT_ROWS], 0, 5), minlength=6
         )
     return total[1:5].tolist()
+
+
+def count_occurrences(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.integer]:
+    """Count how often each of `size` rows occurs, as numbers of the type of `rows`."""
+    total = numpy.zeros(size, dtype=rows.dtype)
+    if rows.dtype == numpy.int32 and (library := compile_smoothing()):
+        library.count_rows(len(rows), rows.ctypes.data, total.ctypes.data)
+        return total
+    for start in range(0, len(rows), BINCOUNT_ROWS):
+        part = rows[start : start + BINCOUNT_ROWS]
+        total += numpy.bincount(part, minlength=size).astype(rows.dtype)
+    return total
+
+
+@cache
+def compile_smoothing() -> ctypes.CDLL | None:
+    """Compile `smoothing.c`; return None where there is no compiler."""
+    library = compile_source(SOURCE)
+    if library is not None:
+        library.count_counts.argtypes = [c_int64, c_void_p, c_void_p]
+        library.count_rows.argtypes = [c_int64, c_void_p, c_void_p]
+        library.smooth.argtypes = [c_int64, c_int64, c_int32, *[c_void_p] * 4]
+        library.smooth.argtypes += [c_double, c_int, c_double, c_void_p, c_void_p]
+        for function in (library.count_counts, library.count_rows, library.smooth):
+            function.restype = None
+    return library

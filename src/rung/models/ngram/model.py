@@ -26,12 +26,8 @@ from rung.models.forward_options import accept_forward_options
 from rung.models.lookup import expand_ranges, lower_bound
 from rung.models.ngram.counting import CountFunction, count_ngrams
 from rung.models.ngram.exact import make_exact_ngrams
-from rung.models.ngram.smoothing import (
-    NgramTable,
-    SmoothingSettings,
-    estimate_tables,
-    list_excluded_tokens,
-)
+from rung.models.ngram.smoothing import SmoothingSettings, estimate_tables, list_excluded_tokens
+from rung.models.ngram.tables import NgramTable, make_arrays
 
 LN10 = math.log(10)
 
@@ -109,27 +105,17 @@ class NgramForCausalLM(CountingModel):
         """Make the model of these tables, without highest orders of no n-gram and no weight."""
         while len(tables) > 1 and not (len(tables[-1].tokens) or tables[-2].log10_backoff.any()):
             tables = tables[:-1]
-        config.order = len(tables)
-        config.num_ngrams = [len(table.tokens) for table in tables]
-        if max(config.num_ngrams) >= 2**31:
+        sizes = [len(table.tokens) for table in tables]
+        if max(sizes) >= 2**31:
             raise RecipeError(
-                f"{max(config.num_ngrams):,} n-grams of one order: a model holds less than "
-                "2,147,483,648; drop rare ones, as in --set prune=[0,0,1]"
+                f"{max(sizes):,} n-grams of one order: a model holds less than 2,147,483,648; drop "
+                "rare ones, as in --set prune=[0,0,1]"
             )
-        model = cls(config)
-        for order, table in enumerate(tables, start=1):
-            probability = torch.from_numpy(table.log10_probability)
-            model.get_parameter(f"log10_probability_{order}").data = probability
-            if table.counts is not None:
-                model.get_buffer(f"counts_{order}").copy_(torch.from_numpy(table.counts))
-            if order > 1:
-                model.get_buffer(f"tokens_{order}").copy_(torch.from_numpy(table.tokens))
-                children = numpy.bincount(table.parents, minlength=config.num_ngrams[order - 2])
-                first = model.get_buffer(f"first_{order - 1}")
-                first[1:] = torch.from_numpy(numpy.cumsum(children))
-            if order < len(tables):
-                backoff = model.get_parameter(f"log10_backoff_{order}")
-                backoff.data = torch.from_numpy(table.log10_backoff)
+        config.order, config.num_ngrams = len(tables), None
+        model = cls(config)  # with arrays of no n-gram
+        config.num_ngrams = sizes
+        for name, values in make_arrays(tables):
+            getattr(model, name).data = torch.from_numpy(values)
         return model
 
     @property

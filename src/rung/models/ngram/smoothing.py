@@ -17,7 +17,9 @@ c(h) sums the counts after h and n(h) says how many different tokens came. Sourc
 1991; Brants et al. 2007.
 """
 
+import ctypes
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,8 +27,10 @@ import numpy
 from numpy.typing import NDArray
 from transformers import PreTrainedConfig
 
+from rung.device import count_cores
 from rung.errors import RecipeError
-from rung.models.ngram.discounts import BINCOUNT_ROWS, choose_discounts
+from rung.models.ngram.discounts import choose_discounts, compile_smoothing, count_occurrences
+from rung.models.ngram.tables import MAX_STORED_COUNT, NgramTable
 from rung.models.ngram.windows import TrieLevel
 
 SMOOTHINGS = {
@@ -39,7 +43,6 @@ SMOOTHINGS = {
 }
 STUPID_BACKOFF_WEIGHT = 0.4
 ROWS_AT_ONCE = 2**17
-MAX_STORED_COUNT = 255
 
 Reals = NDArray[numpy.float64]
 Counts = NDArray[numpy.integer]
@@ -83,70 +86,129 @@ class SmoothingSettings:
         return self.prune[min(order, len(self.prune)) - 1] if self.prune else 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class NgramTable:
-    """One order of the model: its n-grams that were kept, with log10 of their probabilities."""
-
-    tokens: NDArray[numpy.integer]
-    parents: NDArray[numpy.integer]
-    log10_probability: NDArray[numpy.float32]
-    log10_backoff: NDArray[numpy.float32]  # of each row as a history
-    counts: NDArray[numpy.uint8] | None = None  # at most `MAX_STORED_COUNT`; None: not known
-
-
 def estimate_tables(
     levels: list[TrieLevel], settings: SmoothingSettings
 ) -> tuple[list[NgramTable], list[list[float]]]:
-    """Smooth the counts: return the tables of all orders, and the discounts of each."""
+    """Smooth the counts: return the tables of all orders, and the discounts of each.
+
+    Levels are taken from the list, so that the memory of those that are done is free.
+    """
     vocabulary = len(levels[0]) - len(settings.excluded)
     lower = numpy.full(1, 1.0 / vocabulary)
     tables: list[NgramTable] = []
     discounts: list[list[float]] = []
     kept_before: NDArray[numpy.bool_] | None = None
-    for order, level in enumerate(levels, start=1):
-        counts = _effective_counts(levels, order, settings)
-        discounts.append(choose_discounts(counts, order, settings.smoothing))
-        threshold = settings.threshold(order) if order > 1 else 0
-        kept = level.counts > threshold if threshold else None
-        is_highest = order == len(levels)
-        exact = numpy.empty(0 if is_highest else len(level))  # for the next order, in float64
-        log10_probability = numpy.empty(len(level), dtype=numpy.float32)
-        weight = numpy.empty(len(lower))
-        for rows, histories in _group_by_history(level.parents, len(lower)):
-            group = _HistoryGroup(
-                parents=numpy.subtract(level.parents[rows], histories.start, dtype=numpy.intp),
-                counts=counts[rows],
-                discounts=_find_discounts(counts[rows], discounts[-1]),
-                kept=None if kept is None else kept[rows],
-                lower=lower[level.suffixes[rows]],
-                histories=histories.stop - histories.start,
-            )
-            is_uniform = settings.smoothing == "add-k" and not is_highest
-            probability, weight[histories] = _smooth(
-                group, settings, vocabulary, is_uniform=is_uniform
-            )
-            if order == 1:
-                probability[list(settings.excluded)] = 0
-            log10_probability[rows] = _log10(probability)
-            if not is_highest:
-                exact[rows] = probability
-        if order > 1:
-            tables[-1] = replace(tables[-1], log10_backoff=_log10(_select(weight, kept_before)))
-        tables.append(_make_table(level, counts, log10_probability, kept, kept_before))
-        lower, kept_before = exact, kept
+    while levels:
+        level, is_lowest, is_highest = levels.pop(0), not tables, not levels
+        counts = _effective_counts(level, levels, settings, is_lowest=is_lowest)
+        found = choose_discounts(counts, len(tables) + 1, settings.smoothing)
+        threshold = 0 if is_lowest else settings.threshold(len(tables) + 1)
+        order = _Order(
+            level=level,
+            counts=counts,
+            discounts=numpy.array([0.0, *found, *(found[-1:] or [0.0]) * 3])[:4],
+            kept=level.counts > threshold if threshold else None,
+            lower=lower,
+            unigrams=vocabulary,
+            settings=settings,
+            is_lowest=is_lowest,
+            is_uniform=settings.smoothing == "add-k" and not is_highest,
+            log10_probability=numpy.empty(len(level), dtype=numpy.float32),
+            probability=numpy.empty(0 if is_highest else len(level)),
+            weight=numpy.empty(len(lower)),
+        )
+        order.smooth()
+        if not is_lowest:
+            backoff = _log10(_select(order.weight, kept_before))
+            tables[-1] = replace(tables[-1], log10_backoff=backoff)
+        tables.append(_make_table(order, kept_before))
+        discounts.append(found)
+        lower, kept_before = order.probability, order.kept
     return tables, discounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class _HistoryGroup:
-    """The n-grams of one order that follow some histories, which are numbered from 0."""
+class _Order:
+    """The n-grams of one order, and the arrays that `smooth` fills."""
 
-    parents: NDArray[numpy.integer]
-    counts: NDArray[numpy.integer]
-    discounts: Reals  # of each count
+    level: TrieLevel
+    counts: Counts  # that it is estimated from
+    discounts: Reals  # of a count of 0, 1, 2, and 3 or more
     kept: NDArray[numpy.bool_] | None  # None: all of them
-    lower: Reals  # the next lower order's probability
-    histories: int
+    lower: Reals  # the next lower order's probabilities
+    unigrams: int
+    settings: SmoothingSettings
+    is_lowest: bool
+    is_uniform: bool  # takes the lower order's probabilities, as if nothing had been seen
+    log10_probability: NDArray[numpy.float32]
+    probability: Reals  # for the next order; empty where there is none
+    weight: Reals  # of each history
+
+    def smooth(self) -> None:
+        """Fill the arrays, some histories at a time, on all cores."""
+        groups = list(_group_by_history(self.level.parents, len(self.weight)))
+        with ThreadPoolExecutor(min(count_cores(), len(groups))) as threads:
+            list(threads.map(self._smooth_group, *zip(*groups, strict=True)))
+
+    def _smooth_group(self, rows: slice, histories: slice) -> None:
+        probability = self.lower[self.level.suffixes[rows]]
+        weight = self.weight[histories]
+        is_native = self.counts.dtype == self.level.parents.dtype == numpy.int32
+        if self.is_uniform:
+            weight[:] = 1
+        elif is_native and (library := compile_smoothing()):
+            self._smooth_in_c(library, rows, histories, probability)
+        else:
+            probability, weight[:] = self._smooth_in_numpy(rows, histories, probability)
+        if self.is_lowest:
+            probability[list(self.settings.excluded)] = 0
+        self.log10_probability[rows] = _log10(probability)
+        if len(self.probability):
+            self.probability[rows] = probability
+
+    def _smooth_in_c(
+        self, library: ctypes.CDLL, rows: slice, histories: slice, lower: Reals
+    ) -> None:
+        """Do as `_smooth_in_numpy` does, and write the probabilities over the lower order's."""
+        kind, kept = self.settings.smoothing, None if self.kept is None else self.kept[rows]
+        parents, counts, weight = (
+            self.level.parents[rows],
+            self.counts[rows],
+            self.weight[histories],
+        )
+        library.smooth(
+            *(len(lower), len(weight), histories.start, parents.ctypes.data, counts.ctypes.data),
+            *(None if kept is None else kept.ctypes.data, self.discounts.ctypes.data),
+            self.settings.k * self.unigrams if kind == "add-k" else 0,
+            kind == "witten-bell",
+            STUPID_BACKOFF_WEIGHT if kind == "stupid-backoff" else 0,
+            *(lower.ctypes.data, weight.ctypes.data),
+        )
+
+    def _smooth_in_numpy(self, rows: slice, histories: slice, lower: Reals) -> tuple[Reals, Reals]:
+        """Return the probability of each n-gram and the weight of each history.
+
+        A weight is 1 where nothing follows the history. The counts of pruned n-grams go to the
+        lower order with the discounts.
+        """
+        kind, size = self.settings.smoothing, histories.stop - histories.start
+        counts, parents = self.counts[rows], self.level.parents[rows] - histories.start
+        discounts = given = self.discounts[numpy.minimum(counts, 3)]
+        if self.kept is not None:
+            given = numpy.where(self.kept[rows], discounts, counts)
+        extra = numpy.full(size, self.settings.k * self.unigrams if kind == "add-k" else 0.0)
+        if kind == "witten-bell":
+            extra += numpy.bincount(parents, weights=counts > 0, minlength=size)
+        total = numpy.bincount(parents, weights=counts, minlength=size)
+        lowered = extra + numpy.bincount(parents, weights=given, minlength=size)
+        divisor = numpy.where(total > 0, total + extra, 1.0)
+        weight = numpy.where(total > 0, lowered / divisor, 1.0)
+        # Where nothing was seen, there is nothing to share: counts and discounts are 0.
+        share = (counts - discounts) / divisor[parents]
+        if kind == "stupid-backoff":
+            scores = numpy.where(counts > 0, share, STUPID_BACKOFF_WEIGHT * lower)
+            return scores, numpy.full(size, STUPID_BACKOFF_WEIGHT)
+        return share + weight[parents] * lower, weight
 
 
 def _group_by_history(
@@ -169,39 +231,18 @@ def _group_by_history(
         row, history = next_row, next_history
 
 
-def _smooth(
-    group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int, *, is_uniform: bool
-) -> tuple[Reals, Reals]:
-    """Return the probability of each n-gram and the weight of each history.
-
-    `is_uniform` takes the lower order's probabilities, as if nothing had been seen.
-    """
-    if is_uniform:
-        return group.lower, numpy.ones(group.histories)
-    extra = _added_mass(group, settings, vocabulary)
-    share, weight = _normalize(group, extra)
-    if settings.smoothing == "stupid-backoff":
-        scores = numpy.where(group.counts > 0, share, STUPID_BACKOFF_WEIGHT * group.lower)
-        return scores, numpy.full(group.histories, STUPID_BACKOFF_WEIGHT)
-    share += weight[group.parents] * group.lower
-    return share, weight
-
-
-def _make_table(
-    level: TrieLevel,
-    counts: Counts,
-    log10_probability: NDArray[numpy.float32],
-    kept: NDArray[numpy.bool_] | None,
-    kept_before: NDArray[numpy.bool_] | None,
-) -> NgramTable:
-    parents = _select(level.parents, kept)
-    tokens = _select(level.tokens, kept)
+def _make_table(order: _Order, kept_before: NDArray[numpy.bool_] | None) -> NgramTable:
+    """Make the table of the n-grams that are kept; `kept_before` are those of the order below."""
+    parents = _select(order.level.parents, order.kept)
+    tokens = _select(order.level.tokens, order.kept)
+    counts = numpy.empty(len(tokens), dtype=numpy.uint8)
+    known = _select(order.counts, order.kept)
     return NgramTable(
         tokens=tokens,
         parents=parents if kept_before is None else (numpy.cumsum(kept_before) - 1)[parents],
-        log10_probability=_select(log10_probability, kept),
+        log10_probability=_select(order.log10_probability, order.kept),
         log10_backoff=numpy.zeros(len(tokens), dtype=numpy.float32),
-        counts=numpy.minimum(_select(counts, kept), MAX_STORED_COUNT).astype(numpy.uint8),
+        counts=numpy.minimum(known, MAX_STORED_COUNT, out=counts, casting="unsafe"),
     )
 
 
@@ -209,62 +250,23 @@ def _select(values: NDArray[Any], kept: NDArray[numpy.bool_] | None) -> NDArray[
     return values if kept is None else values[kept]
 
 
-def _effective_counts(levels: list[TrieLevel], order: int, settings: SmoothingSettings) -> Counts:
+def _effective_counts(
+    level: TrieLevel, above: list[TrieLevel], settings: SmoothingSettings, *, is_lowest: bool
+) -> Counts:
     """The counts that this order is estimated from.
 
     Below the highest order Kneser-Ney counts the different tokens before an n-gram. N-grams that
     open a document have none before them and keep their own count (Heafield et al. 2013, section
     3.3). A single token that is predicted always has one before it.
     """
-    level = levels[order - 1]
     counts = level.counts
-    if settings.smoothing == "kneser-ney" and order < len(levels):
-        extensions = _count_rows(levels[order].suffixes, len(level))
-        counts = extensions if order == 1 else numpy.where(level.opens, level.counts, extensions)
-    if order == 1:
+    if settings.smoothing == "kneser-ney" and above:
+        counts = count_occurrences(above[0].suffixes, len(level)).astype(counts.dtype, copy=False)
+        if not is_lowest:
+            numpy.copyto(counts, level.counts, where=level.opens)
+    if is_lowest:
         counts = numpy.where(numpy.isin(level.tokens, settings.excluded), 0, counts)
     return counts
-
-
-def _count_rows(rows: NDArray[numpy.integer], size: int) -> NDArray[numpy.int64]:
-    """Count how often each row occurs, part by part, for numpy makes 64-bit copies of them."""
-    total = numpy.zeros(size, dtype=numpy.int64)
-    for start in range(0, len(rows), BINCOUNT_ROWS):
-        total += numpy.bincount(rows[start : start + BINCOUNT_ROWS], minlength=size)
-    return total
-
-
-def _find_discounts(counts: Counts, discounts: list[float]) -> Reals:
-    """The discount of each count; the last one serves all higher counts."""
-    by_count = numpy.array([0.0, *discounts, *(discounts[-1:] or [0.0]) * 3])
-    return by_count[numpy.minimum(counts, 3)]
-
-
-def _added_mass(group: _HistoryGroup, settings: SmoothingSettings, vocabulary: int) -> Reals:
-    """The mass that is added to the counts of each history, for unseen n-grams."""
-    if settings.smoothing == "witten-bell":
-        return numpy.bincount(
-            group.parents, weights=group.counts > 0, minlength=group.histories
-        ).astype(float)
-    return numpy.full(
-        group.histories, settings.k * vocabulary if settings.smoothing == "add-k" else 0.0
-    )
-
-
-def _normalize(group: _HistoryGroup, extra: Reals) -> tuple[Reals, Reals]:
-    """Return each n-gram's own share, and each history's weight: 1 where nothing follows it.
-
-    The counts of pruned n-grams go to the lower order with the discounts.
-    """
-    parents, counts, discounts = group.parents, group.counts, group.discounts
-    total = numpy.bincount(parents, weights=counts, minlength=group.histories)
-    given = discounts if group.kept is None else numpy.where(group.kept, discounts, counts)
-    lowered = extra + numpy.bincount(parents, weights=given, minlength=group.histories)
-    seen = total > 0
-    divisor = numpy.where(seen, total + extra, 1.0)
-    weight = numpy.where(seen, lowered / divisor, 1.0)
-    # Where nothing was seen, there is nothing to share: counts and discounts are 0.
-    return (counts - discounts) / divisor[parents], weight
 
 
 def _log10(values: Reals) -> NDArray[numpy.float32]:
