@@ -169,3 +169,17 @@ def test_a_window_of_a_large_vocabulary_is_scored_in_little_memory():
         read_memory("VmHWM") - before < 160 * 2**20
     )  # 95 are taken: logits, their softmax, attention
     assert costs.mean() == pytest.approx(math.log(128_256), rel=0.05)
+
+
+@pytest.mark.parametrize("name", ["rnn", "gpt2"])
+def test_the_head_reads_each_prediction_once(name, make_tiny, tokenizer):
+    """Neither padding, nor what a window reads again: in a small model the head is most of it."""
+    model = make_tiny(name).eval()
+    documents = [[0, *range(3, 3 + size)] for size in (1, 40, 200)]
+    read = []
+    hook = model.get_output_embeddings().register_forward_hook(
+        lambda _, __, logits: read.append(logits.shape[:-1].numel())
+    )
+    compute_nll(model, documents)
+    hook.remove()
+    assert sum(read) == sum(len(ids) - 1 for ids in documents)

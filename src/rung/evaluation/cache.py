@@ -139,7 +139,11 @@ def _read_states(
 
 
 def _forward_with_states(
-    model: CausalModel, rows: list[list[int]], state: Any
+    model: CausalModel,
+    rows: list[list[int]],
+    state: Any,
+    *,
+    firsts: Sequence[int] | None = None,
 ) -> tuple[Tensor, Any]:
     """Return each token's cost and the hidden state it was predicted from (B, T, 1 + D)."""
     seen: list[Tensor] = []
@@ -147,7 +151,7 @@ def _forward_with_states(
         lambda _, inputs: seen.append(inputs[0])
     )
     try:
-        nats, state = forward_nll(model, rows, state)
+        nats, state = forward_nll(model, rows, state, firsts=firsts)
     finally:
         hook.remove()
     return torch.cat([nats[..., None], seen[0].float().cpu()], dim=-1), state

@@ -7,9 +7,9 @@ through the document.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -20,9 +20,22 @@ from rung.models.base import CausalModel, CountingModel, check_finite
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
 STATEFUL_TOKENS = 1024  # read at a time by a model that carries a state
 
-# From a model, rows of token ids and a state to values (B, T, ...) of each prediction, and the next
-# state.
-ForwardFunction = Callable[[CausalModel, list[list[int]], Any], tuple[torch.Tensor, Any]]
+
+class ForwardFunction(Protocol):
+    """From a model, rows of token ids and a state to values (B, T, ...) of each prediction, and the
+    next state.
+
+    With `firsts` only the predictions of a row from that number on are wanted.
+    """
+
+    def __call__(
+        self,
+        model: CausalModel,
+        rows: list[list[int]],
+        state: Any,
+        *,
+        firsts: Sequence[int] | None = None,
+    ) -> tuple[torch.Tensor, Any]: ...
 
 
 @torch.no_grad()
@@ -125,7 +138,8 @@ def _fill_by_windows(
     for at in range(0, len(jobs), rows):
         batch = jobs[at : at + rows]
         inputs = [documents[d][first : end + 1] for d, first, end, _ in batch]
-        found, _ = forward(model, inputs, None)
+        firsts = [done - first for _, first, _, done in batch]
+        found, _ = forward(model, inputs, None, firsts=firsts)
         for (document, first, end, done), row in zip(batch, found, strict=True):
             values[document][done:end] = row[done - first : end - first]
 
@@ -147,9 +161,15 @@ def choose_stride(window: int) -> int:
     return max(1, window // 2)
 
 
-def forward_nll(model: CausalModel, rows: list[list[int]], state: Any) -> tuple[torch.Tensor, Any]:
+def forward_nll(
+    model: CausalModel,
+    rows: list[list[int]],
+    state: Any,
+    *,
+    firsts: Sequence[int] | None = None,
+) -> tuple[torch.Tensor, Any]:
     """Return the nats (B, T) of each row's tokens but its first, and the model's next state."""
-    return reduce_logits(model, rows, state, _cross_entropy)
+    return reduce_logits(model, rows, state, _cross_entropy, firsts=firsts)
 
 
 def _cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -162,15 +182,19 @@ def reduce_logits(
     state: Any,
     reduce: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     features: int | None = None,
+    *,
+    firsts: Sequence[int] | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Return what `reduce` makes of each prediction of a row (B, T), and the model's next state.
 
     `reduce` takes logits (N, V) in float32 and the tokens that follow (N), and returns (N), or
     (N, `features`). Rows are padded on the right, which no earlier token sees. The head reads some
-    positions at a time, so that the logits of all of them never stand in memory.
+    positions at a time, so that the logits of all of them never stand in memory. It reads none of
+    padding, nor those before `firsts`, whose values are 0: in a small model it is most of the work.
     """
     width = max(2, max(map(len, rows)))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    wanted = _number_wanted(rows, firsts or [0] * len(rows), width - 1).to(model.device)
     head, states = model.get_output_embeddings(), []
 
     def keep(_: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
@@ -182,9 +206,21 @@ def reduce_logits(
     targets = ids[:, 1:].flatten()
     # All at once: small tensors allocated between large ones would keep the memory of these.
     sizes = (len(targets),) if features is None else (len(targets), features)
-    values = torch.empty(sizes, dtype=torch.float32)
+    values = torch.zeros(sizes, dtype=torch.float32)
     at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # the softmax needs as many
-    for part in (slice(at, at + at_once) for at in range(0, len(targets), at_once)):
+    for part in wanted.split(at_once):
         logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
-        values[part] = reduce(logits.float(), targets[part])
+        values[part.cpu()] = reduce(logits.float(), targets[part]).cpu()
     return values.unflatten(0, (len(rows), width - 1)), output.past_key_values
+
+
+def _number_wanted(rows: list[list[int]], firsts: Sequence[int], width: int) -> torch.Tensor:
+    """Return the numbers of the predictions that are wanted, among `width` of each row."""
+    return torch.cat(
+        [
+            torch.arange(first, len(row) - 1) + number * width
+            for number, (row, first) in enumerate(zip(rows, firsts, strict=True))
+            if first < len(row) - 1
+        ]
+        or [torch.arange(0)]
+    )
