@@ -213,7 +213,8 @@ def test_evaluating_or_measuring_changes_nothing(run, make_tiny, tokenizer, pack
     blocks = rung.training.dataset.make_dataset(model, tokenizer, packed, tmp_path, settings)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(rung.training.measure, "MEASURED_SECONDS", 0.1)
-        assert rung.training.measure.measure_step(model, tokenizer, blocks, tmp_path, settings) > 0
+        step = rung.training.measure.measure_step(model, tokenizer, blocks, tmp_path, settings)
+        assert 0 < step.seconds < step.measuring
     assert run("measured", model=model, eval_strategy="no") == alone
 
 

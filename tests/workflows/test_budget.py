@@ -12,6 +12,7 @@ from rung.data.tokenizer import encode_documents
 from rung.progress import ignore_progress
 from rung.recipe import make_recipe
 from rung.training.clock import now
+from rung.training.measure import StepTime
 from rung.workflows.budget import (
     NEAR,
     Forecast,
@@ -41,8 +42,8 @@ class Bench:
     def __init__(self, monkeypatch, seconds_a_token):
         monkeypatch.setattr(
             "rung.workflows.budget.measure_step",
-            lambda model, *_: (
-                seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128
+            lambda model, *_: StepTime(
+                seconds_a_token * sum(p.numel() for p in model.parameters()) * 16 * 128, 0.0
             ),
         )
 
@@ -74,7 +75,7 @@ def prepare_text(tokenizer, packed, tmp_path, began=None, **page):
         recipe=recipe,
         folder=tmp_path,
         tokenizer=tokenizer,
-        packed_key="",
+        packed_key=str(tmp_path),
         base={},
         began=now() if began is None else began,
         corpus=corpus,
@@ -114,7 +115,7 @@ def test_measuring_gives_up_where_a_step_takes_its_share(tokenizer, packed, tmp_
     def measure(model, *_):
         measured.append(model)
         time.seconds += 10.0
-        return 10.0
+        return StepTime(10.0, 10.0)
 
     monkeypatch.setattr("rung.training.clock.time", time)
     monkeypatch.setattr("rung.workflows.budget.measure_step", measure)
@@ -141,7 +142,7 @@ def test_a_rung_with_too_little_time_says_how_much_it_needs(
     monkeypatch.setattr("rung.training.clock.time", Clock())
     monkeypatch.setattr("rung.data.packing.PackedTokens.__len__", lambda self: 10**12)
     hard = Difficulty(ngram=2.0, copying=2.0)
-    monkeypatch.setattr("rung.workflows.budget.measure_difficulty", lambda *_: hard)
+    monkeypatch.setattr("rung.workflows.difficulty.measure_difficulty", lambda *_: hard)
     Bench(monkeypatch, 2e-9)
     plan = turn(tokenizer, packed, tmp_path, minutes=0.1)[1]
     assert plan.bits_per_byte > hard.ngram

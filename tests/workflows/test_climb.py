@@ -11,6 +11,7 @@ from rung import runs
 from rung.errors import CorpusError, RecipeError, RunError
 from rung.ladder import LADDER
 from rung.training.checkpoints import find_checkpoints
+from rung.training.measure import StepTime
 from rung.workflows.climb import REPORT, Climb, climb
 
 FEW = ("bigram", "ngram", "llama3")
@@ -132,7 +133,8 @@ def test_a_run_that_was_stopped_goes_on_with_the_size_it_had_chosen(plan, monkey
 
     def measure(seconds):
         monkeypatch.setattr(
-            "rung.workflows.budget.measure_step", lambda model, *_: seconds * model.num_parameters()
+            "rung.workflows.budget.measure_step",
+            lambda model, *_: StepTime(seconds * model.num_parameters(), 0.0),
         )
 
     def stop(progress):

@@ -1,6 +1,7 @@
 """How hard a text is: n-grams, and copies of what stood before."""
 
 import math
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -12,7 +13,7 @@ from rung.data.packing import PackedTokens
 from rung.data.tokenizer import encode_documents
 from rung.evaluation.score import score_documents
 from rung.models import find_rung, make_config
-from rung.workflows.difficulty import measure_difficulty, nats_with_copying
+from rung.workflows.difficulty import find_difficulty, measure_difficulty, nats_with_copying
 from tests.conftest import SENTENCES
 
 DOCUMENT = st.lists(st.integers(0, 3), min_size=2, max_size=30)
@@ -65,3 +66,23 @@ def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
         )  # of a few tokens
     repeated = measure_difficulty(tokenizer, packed, ["qzx jvw kpy " * 20], reach=64)
     assert repeated.copying < 0.7 * repeated.ngram
+
+
+def test_a_text_is_counted_once_where_there_was_time(tokenizer, tmp_path, monkeypatch):
+    """The rungs of a climb have one text; what time cut short is counted again by the next."""
+    documents = list(encode_documents(SENTENCES * 10, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    packed = PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    corpus = SimpleNamespace(validation={"text": SENTENCES})
+    prepared = SimpleNamespace(
+        packed_key=str(tmp_path), packed=packed, tokenizer=tokenizer, corpus=corpus
+    )
+    monkeypatch.setattr("rung.workflows.difficulty.FIRST_TOKENS", 100)
+    hurried = find_difficulty(prepared, 64, 0.0)
+    found = find_difficulty(prepared, 64, math.inf)
+    assert not hurried.is_final and found.is_final
+    assert found.ngram < hurried.ngram
+    with monkeypatch.context() as patched:
+        patched.setattr("rung.workflows.difficulty.measure_difficulty", lambda *_: 1 / 0)
+        assert find_difficulty(prepared, 64, 0.0) == found
+        assert find_difficulty(prepared, 32, 0.0) is None  # another reach, and counting fails

@@ -5,7 +5,7 @@ import itertools
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import (
     PreTrainedTokenizerBase,
@@ -29,11 +29,24 @@ from rung.training.tbptt import make_stream_states
 from rung.training.trainer import RungTrainer, TrainingRun
 
 # Steps are measured for so many seconds, and no longer than a share of the minutes, unless a single
-# one takes longer. Evaluations are measured twice, unless the first took that share.
+# one takes longer.
 MEASURED_SECONDS = 1.5
 MEASURED_SHARE = 0.03
+# So many warm steps are enough where their mean is known to within this standard error: on a quiet
+# machine they are alike, and beside other processes they are not.
+EVEN_STEPS, EVEN = 5, 0.03
+# The first evaluation is slower by what is loaded for it. Where it took more than this share of the
+# minutes, and no more than what steps are measured for, a second one says how long others take.
+SHORT_EVALUATION = 0.01
 # The schedule of the measured training has so many steps, of which few are taken.
 MEASURED_STEPS = 10_000
+
+
+class StepTime(NamedTuple):
+    """The seconds of a step, and those that it took to measure them, cold steps among them."""
+
+    seconds: float
+    measuring: float
 
 
 def measure_step(
@@ -42,7 +55,7 @@ def measure_step(
     text: PackedTokens | TokenDataset,
     folder: Path,
     settings: TrainSettings,
-) -> float:
+) -> StepTime:
     """Measure the seconds of a training step, on a copy of the model. All processes call this.
 
     At least one step is taken, however long it takes.
@@ -64,26 +77,28 @@ def measure_step(
         stream_states=make_stream_states(dataset),
     )
     RungTrainer(copy.deepcopy(model), arguments, dataset, tokenizer, run, [timer]).train()
-    return timer.seconds_per_step()
+    return StepTime(timer.seconds_per_step(), timer.times[-1] - timer.times[0])
 
 
 @distributed.on_main
 def measure_evaluation(model: CausalModel, callbacks: TrainingCallbacks, clock: Clock) -> None:
     """Let the clock know the seconds of an evaluation and a sample.
 
-    Those of the second time count, unless the first took too long.
+    One is enough where it is short, for the clock learns of every later one. Of two the second
+    counts, unless the first took too long.
     """
     for _ in range(2):
         before = now()
         callbacks.evaluate(model.eval())
         callbacks.sample(model)
         clock.evaluation_seconds = now() - before
-        if clock.evaluation_seconds > MEASURED_SHARE * clock.budget:
+        share = clock.evaluation_seconds / clock.budget
+        if share <= SHORT_EVALUATION or share > MEASURED_SHARE:
             return
 
 
 class StepTimer(TrainerCallback):
-    """Times steps until `enough` seconds have passed, and stops training then.
+    """Times steps until they prove even or `enough` seconds have passed, and stops training then.
 
     The first step is slower by half or more, so a second one is taken unless the first took twice
     `most` seconds. The time before the first step, in which the Trainer is built and the processes
@@ -108,11 +123,23 @@ class StepTimer(TrainerCallback):
         self.times.append(now())
         took, steps = self.times[-1] - self.times[0], len(self.times) - 1
         too_long = took > self.most and (steps > 1 or took > 2 * self.most)
-        enough = too_long or (took > self.enough and steps > COLD_STEPS + 1)
+        enough = too_long or self._are_even() or (took > self.enough and steps > COLD_STEPS + 1)
         control.should_training_stop = any(distributed.all_reduce_max(enough))
 
     def seconds_per_step(self) -> float:
         """Return the mean of median and mean: a stray pause counts, but not in full."""
-        warm = self.times[min(COLD_STEPS, len(self.times) - 2) :]
-        durations = [after - before for before, after in itertools.pairwise(warm)]
+        durations = self._warm_steps()
         return (statistics.median(durations) + statistics.fmean(durations)) / 2
+
+    def _are_even(self) -> bool:
+        """Whether enough warm steps were taken for the mean to be known."""
+        durations = self._warm_steps()
+        if len(durations) < EVEN_STEPS:
+            return False
+        error = statistics.stdev(durations) / math.sqrt(len(durations))
+        return error <= EVEN * statistics.fmean(durations)
+
+    def _warm_steps(self) -> list[float]:
+        """Return the seconds of each step but the cold ones; of the last where all are cold."""
+        warm = self.times[min(COLD_STEPS, len(self.times) - 2) :]
+        return [after - before for before, after in itertools.pairwise(warm)]

@@ -4,7 +4,6 @@ Real steps of two models say how fast this machine is, counting says how hard th
 scaling law says what a model of so many weights learns from so many tokens (scaling.py).
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from rung import distributed
 from rung.compiler import compile_source
 from rung.data.tokenizer import required_vocab_size
 from rung.device import avoid_busy_cores, choose_device
+from rung.evaluation.documents import take_texts
 from rung.evaluation.score import score_documents
 from rung.generation.native import STEP_SOURCE
 from rung.ladder import TRANSFORMER_RUNGS
@@ -36,11 +36,15 @@ from rung.training.clock import MIN_TRAINING_SHARE, now
 from rung.training.distillation import NGRAM, READ_SHARE
 from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
-from rung.workflows.difficulty import Difficulty, measure_difficulty
-from rung.workflows.prepare import CONTEXT, DEFAULT_MINUTES, PreparedText, sample_validation
+from rung.workflows.difficulty import Difficulty, find_difficulty
+from rung.workflows.prepare import (
+    CONTEXT,
+    DEFAULT_MINUTES,
+    VALIDATION_BYTES,
+    PreparedText,
+    sample_validation,
+)
 from rung.workflows.scaling import DROPOUT, SCALING_LAWS, WEIGHT_DECAY, Shape
-
-logger = logging.getLogger(__name__)
 
 WIDTH_FIELDS = {"hidden_size", "n_embd"}
 # A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
@@ -59,8 +63,8 @@ COUNTED = 0.05
 HELD_BACK = 0.03
 # Evaluations that a run of any length makes: before its first step, and after its last.
 EVALUATIONS = 2
-# The seconds that measuring takes steps for, as `measure_step` does, and the share of the time.
-STEPPED_SECONDS, STEPPED = 1.5, 0.03
+# An evaluation is timed on so many bytes of the text that is scored in one.
+TIMED_BYTES = VALIDATION_BYTES // 4
 # The time that a rung needs is found to within this factor, up to so many seconds.
 PRECISION, LONGEST = 1.05, 86_400
 
@@ -174,7 +178,7 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
     if recipe.minutes is None or recipe.rung not in SCALING_LAWS or given:
         return recipe, None
     started, budget = now(), 60 * recipe.minutes
-    difficulty = _try_to_measure_difficulty(prepared, COUNTED * budget)
+    difficulty = _find_difficulty(prepared, COUNTED * budget)
     if difficulty is None:
         return recipe, None
     guess = suggest_parameters(recipe.minutes)
@@ -292,19 +296,10 @@ def _choose(
 
 
 @distributed.on_main
-def _try_to_measure_difficulty(prepared: PreparedText, seconds: float) -> Difficulty | None:
-    """Count the text; None where that fails, which must not cost the run."""
-    assert prepared.corpus is not None
-    texts = sample_validation(prepared.corpus)
+def _find_difficulty(prepared: PreparedText, seconds: float) -> Difficulty | None:
     # The laws were fitted on what copying gains over a row of the default length, or a longer one.
     reach = max(CONTEXT, _find_context(prepared.recipe))
-    try:
-        return measure_difficulty(prepared.tokenizer, prepared.packed, texts, reach, seconds)
-    except Exception as error:
-        logger.warning(
-            "the text could not be counted (%s): the size follows from the minutes alone", error
-        )
-        return None
+    return find_difficulty(prepared, reach, seconds)
 
 
 def _find_context(recipe: Recipe) -> int:
@@ -348,15 +343,17 @@ def _measure_speed(prepared: PreparedText, shapes: list[Shape], guess: int) -> S
     most = MEASURED / 2 * 60 * (recipe.minutes or math.inf)
     tokens = (recipe.global_batch_size or 1) * _find_context(recipe)  # a step
     measured: list[tuple[int, float]] = []
-    overhead = 0.0
+    start = evaluating = 0.0
     for target in (guess / 2, guess * 2):
         shape = _find_nearest(shapes, target)
         model = _build(recipe, prepared.tokenizer, shape.width).to(choose_device())
         step, start = _measure_steps(prepared, model)
-        overhead = start + _measure_evaluation(prepared, model)
+        # Once, on the smaller model: on the larger it takes four times as long.
+        evaluating = evaluating or _measure_evaluation(prepared, model)
         measured.append((shape.parameters, step / tokens))
         if distributed.broadcast(now() - began > most):
             break
+    overhead = start + evaluating
     (small, fast), (large, slow) = measured[0], measured[-1]
     if len(measured) == 1:
         return Speed(lambda parameters: fast * parameters / small, overhead)
@@ -378,18 +375,19 @@ def _measure_steps(prepared: PreparedText, model: CausalModel) -> tuple[float, f
         seed=recipe.seed,
     )
     step = measure_step(model, prepared.tokenizer, prepared.packed, prepared.folder, settings)
-    stepping = max(step, min(STEPPED_SECONDS, STEPPED * 60 * (recipe.minutes or math.inf)))
-    return step, max(0.0, now() - began - stepping)
+    return step.seconds, max(0.0, now() - began - step.measuring)
 
 
 @distributed.on_main
 def _measure_evaluation(prepared: PreparedText, model: CausalModel) -> float:
     """Return the seconds of all evaluations that a run makes whatever its length, scoring too."""
     assert prepared.corpus is not None
-    texts, began = sample_validation(prepared.corpus), now()
-    score_documents(model.eval(), prepared.tokenizer, texts)
-    size = sum(len(text.encode()) for text in texts)
-    return (EVALUATIONS + prepared.corpus.bytes["test"] / max(1, size)) * (now() - began)
+    texts = sample_validation(prepared.corpus)
+    scored, began = take_texts(texts, TIMED_BYTES), now()
+    score_documents(model.eval(), prepared.tokenizer, scored)
+    seconds = now() - began
+    size, evaluated = (sum(len(text.encode()) for text in each) for each in (scored, texts))
+    return (EVALUATIONS * evaluated + prepared.corpus.bytes["test"]) / max(1, size) * seconds
 
 
 def suggest_parameters(minutes: float) -> int:

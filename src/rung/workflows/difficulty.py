@@ -4,9 +4,11 @@ A small model reaches a value between the two: the nearer to the second, the bet
 to copy.
 """
 
+import hashlib
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy
 import torch
@@ -14,12 +16,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from rung import __version__
 from rung.data.packing import PackedTokens
 from rung.evaluation.documents import tokenize_documents
 from rung.evaluation.likelihood import compute_nll
+from rung.files import cache_folder, read_cached_value, write_cached_value
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
 from rung.training.clock import now
+from rung.workflows.prepare import PreparedText, sample_validation
+
+logger = logging.getLogger(__name__)
 
 # Tokens of the text that the n-gram model is fitted to, and those that it is timed on first.
 FITTED_TOKENS = 2_000_000
@@ -30,10 +37,39 @@ MATCH_LENGTHS = (4, 3, 2, 1)
 
 @dataclass(frozen=True)
 class Difficulty:
-    """Bits per byte of a text for the n-gram rung, without and with a match model."""
+    """Bits per byte of a text for the n-gram rung, without and with a match model.
+
+    `is_final` is whether there was time to fit the rung to as many tokens as it ever is.
+    """
 
     ngram: float
     copying: float
+    is_final: bool = False
+
+
+def find_difficulty(prepared: PreparedText, reach: int, seconds: float) -> Difficulty | None:
+    """Measure the difficulty of a run's validation text, once; later it is read from the cache.
+
+    One that time cut short is measured again. None where counting fails, which must not cost the
+    run.
+    """
+    facts = f"{__version__} {prepared.packed_key} {len(prepared.packed)} {reach}"
+    name = hashlib.sha256(facts.encode()).hexdigest()[:16]
+    kept = cache_folder() / "difficulties" / name
+    if found := read_cached_value(kept):
+        return Difficulty(**found)
+    assert prepared.corpus is not None
+    texts = sample_validation(prepared.corpus)
+    try:
+        found = measure_difficulty(prepared.tokenizer, prepared.packed, texts, reach, seconds)
+    except Exception as error:
+        logger.warning(
+            "the text could not be counted (%s): the size follows from the minutes alone", error
+        )
+        return None
+    if found.is_final:
+        write_cached_value(kept, asdict(found))
+    return found
 
 
 def measure_difficulty(
@@ -54,6 +90,7 @@ def measure_difficulty(
     affordable = FIRST_TOKENS * (seconds - took) / max(took, 1e-9)
     if len(packed) > FIRST_TOKENS and affordable > 2 * FIRST_TOKENS:
         model = _fit(tokenizer, packed, min(FITTED_TOKENS, affordable))
+    wanted = min(FITTED_TOKENS, len(packed))
     documents = list(tokenize_documents(texts, tokenizer))
     costs = compute_nll(model, [d.ids for d in documents])
     copied = nats_with_copying(zip((d.ids for d in documents), costs, strict=True), reach)
@@ -64,7 +101,9 @@ def measure_difficulty(
     ngram, copying = (
         sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied)
     )
-    return Difficulty(ngram / bits, copying / bits)
+    return Difficulty(
+        ngram / bits, copying / bits, is_final=wanted <= max(FIRST_TOKENS, affordable)
+    )
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) -> CausalModel:
