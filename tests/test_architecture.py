@@ -12,6 +12,7 @@ FLOORS = (
         "errors",
         "ladder",
         "progress",
+        "full_disk",
         "files",
         "hub",
         "distributed",

@@ -16,6 +16,7 @@ from rung.errors import RunError, RungError, TokenizerError
 from rung.export.export import export
 from rung.export.hf import read_weights
 from rung.models import load
+from rung.workflows.report import report_runs
 
 DAMAGES = {
     "empty": "it is empty",
@@ -375,3 +376,22 @@ def test_discounts_that_are_none_are_named_in_a_line(discounts, make_tiny, token
     change(tmp_path / "run/config.json", discounts=discounts)
     with pytest.raises(RunError, match="discounts"):
         load(tmp_path / "run")
+
+
+def test_an_adapter_s_folder_is_called_one_by_every_verb(tmp_path):
+    """Beside its run the run is named, whose weights have it."""
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    runs.write_record(tmp_path / "run", {"rung": "gpt2"})
+    (tmp_path / "alone").mkdir()
+    for folder, said in {
+        tmp_path / "run" / "adapter": "is the adapter alone of the run .*run, .*: name the run",
+        tmp_path / "alone": "holds an adapter and no model: merge it into ../base with",
+    }.items():
+        (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "../base"}')
+        for call in (
+            lambda: export(str(folder), "hf", tmp_path / "out"),  # noqa: B023
+            lambda: report_runs([str(folder)], tmp_path / "report.html"),  # noqa: B023
+            lambda: load(str(folder)),  # noqa: B023
+        ):
+            with pytest.raises(RunError, match=said):
+                call()

@@ -1,4 +1,4 @@
-"""Write files atomically, report a full disk, and keep results in folders of a cache.
+"""Write files atomically, and keep results in folders of a cache.
 
 An entry of the cache is a folder with a manifest, which holds the sizes and digests of its files.
 One process makes an entry while others wait. An entry is checked each time that it is opened, and
@@ -6,7 +6,6 @@ is made again where it is damaged.
 """
 
 import csv
-import errno
 import functools
 import hashlib
 import io
@@ -28,7 +27,8 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from rung.errors import RunError, first_line
+from rung.errors import RunError
+from rung.full_disk import DISK_FULL
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +36,6 @@ MANIFEST = "manifest.json"
 VALUE = "value.json"
 # A larger file of the cache is checked by its size alone: reading all of it takes seconds.
 HASHED_BYTES = 1 << 24
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Errors of torch.save, numpy's tofile and the Rust library tokenizers contain one of these texts
-# when a disk is full.
-DISK_FULL_SIGNS = (
-    *("PytorchStreamWriter", "inline_container", "requested and"),
-    *(f"(os error {number})" for number in DISK_FULL),
-)
 # The log reports a wait for another process after this many seconds.
 QUIET_WAIT_SECONDS = 1.0
 # The clocks of the system and of a file system may differ by this many seconds.
@@ -112,26 +105,21 @@ def to_csv(rows: Iterable[Mapping[str, Any]], delimiter: str = ",") -> str:
     return lines.getvalue()
 
 
-@contextmanager
-def explain_failed_writes(folder: Path) -> Iterator[None]:
-    """Raise `RunError` where the block fails because there is no room in `folder`."""
-    try:
-        yield
-    except Exception as error:
-        if not _is_failed_write(error):
-            raise
-        raise RunError(
-            f"{folder} could not be written to ({first_line(error)}): make room there; what "
-            f"was saved is kept"
-        ) from error
-
-
 def check_writable(path: Path) -> None:
-    """Raise `RunError` where the folder of `path` is missing or cannot be written to."""
+    """Raise `RunError` where the folder of `path` is missing, or no file can be made in it.
+
+    A file without a name is made in it and is gone at once: permissions alone do not tell, as of a
+    file system that can only be read.
+    """
     if not path.parent.is_dir():
         raise RunError(f"{path.parent} is no folder: make it first, or choose another place")
-    if not os.access(path.parent, os.W_OK):
-        raise RunError(f"{path.parent} cannot be written to: choose another place")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"{path.parent} cannot be written to ({error.strerror}): choose another place"
+        ) from error
 
 
 def check_writable_file(path: Path, *sources: str | Path) -> None:
@@ -175,6 +163,10 @@ def temporary_path(path: Path) -> Iterator[Path]:
         # A full disk comes without a path, and the temporary one tells a user nothing.
         if error.filename == str(temporary) or (not error.filename and error.errno in DISK_FULL):
             error.filename = str(path)
+            if error.errno not in DISK_FULL and not path.is_relative_to(cache_folder()):
+                raise RunError(
+                    f"{path} cannot be written to ({error.strerror}): choose another place"
+                ) from error
         raise
     finally:
         _remove(temporary)
@@ -352,16 +344,6 @@ def _check_no_file_lost(path: Path) -> None:
     is_stream = path.is_symlink() and path.readlink().is_relative_to("/proc")  # as /dev/stdout
     if str(path) == "-" or is_stream or (path.exists() and not path.is_file()):
         raise RunError(f"{path} stands for a device or a pipe: name a file")
-
-
-def _is_failed_write(error: Exception) -> bool:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in DISK_FULL
-    from safetensors import SafetensorError  # This import is seldom needed.
-
-    # A `RunError` explains itself.
-    found = any(sign in str(error) for sign in DISK_FULL_SIGNS) and not isinstance(error, RunError)
-    return found or isinstance(error, SafetensorError)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ RECORD, METRICS, CHECKPOINTS = "rung.json", "metrics.jsonl", "checkpoints"
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 BINARY, BINARY_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+ADAPTER = "adapter_config.json"  # of PEFT
 TEMPLATES = "additional_chat_templates/*.jinja"
 TOKENIZER_FILES = (
     "tokenizer*",
@@ -88,6 +89,31 @@ def check_folder(folder: Path) -> None:
         raise RunError(
             f"{folder} cannot be read: {os.strerror(errno.EACCES)}; `chmod u+rx` lets its owner in"
         )
+
+
+def check_no_adapter(folder: Path) -> None:
+    """Raise `RunError` where an adapter lies beside the model, or in its place.
+
+    Whether it is loaded would depend on whether PEFT is installed. The adapter of a run is in the
+    run's weights already.
+    """
+    if not (folder / ADAPTER).exists():
+        return
+    if (folder / CONFIG).exists():
+        raise RunError(
+            f"{folder} holds a model and an adapter, {ADAPTER}, that is not merged into it: merge "
+            "them with PEFT's `merge_and_unload` and save the model, or take the adapter away"
+        )
+    if is_run(run := folder.absolute().parent):
+        raise RunError(
+            f"{folder} is the adapter alone of the run {os.path.relpath(run)}, whose weights have "
+            "it: name the run"
+        )
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    raise RunError(
+        f"{folder} holds an adapter and no model: merge it into {base or 'its base'} with "
+        "PEFT's `merge_and_unload` and save the model"
+    )
 
 
 def check_files(folder: Path) -> None:

@@ -554,12 +554,16 @@ def test_an_output_that_ends_or_is_full_is_no_traceback(ground, start_fork):
     process.stdout.close()
     assert (process.stderr.read(), process.wait()) == ("", 1)
     if Path("/dev/full").is_char_device():
+        for words in (["runs", "."], [], ["--help"], ["--version"], ["eval", "--help"]):
+            with Path("/dev/full").open("w") as full:
+                shown = start_fork("rung", *words, cwd=ground, stdout=full, stderr=subprocess.PIPE)
+                said = shown.stderr.read()
+            assert shown.wait() == 2, words
+            assert "standard output could not be written to (No space left on device)" in said
+            assert said.count("\n") == 1
         with Path("/dev/full").open("w") as full:
-            shown = start_fork("rung", "runs", ".", cwd=ground, stdout=full, stderr=subprocess.PIPE)
-            said = shown.stderr.read()
-        assert shown.wait() == 2
-        assert "standard output could not be written to (No space left on device)" in said
-        assert said.count("\n") == 1
+            shown = start_fork("rung", "eval", "none", cwd=ground, stderr=full)
+            assert shown.wait() == 2
 
 
 def test_an_option_that_is_no_number_is_a_mistake(ground):

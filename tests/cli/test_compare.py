@@ -155,16 +155,39 @@ def test_a_mistake_is_one_line(ground, words, reason):
     assert reason in made.stderr and made.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def checkpoint(ground):
+    """The name of a checkpoint of the bigram, which has no record of its own."""
+    name = "bigram/checkpoints/checkpoint-1"
+    ignored = ["rung.json", "checkpoints"]
+    shutil.copytree(ground / "bigram", ground / name, ignore=lambda *_: ignored)
+    yield name
+    shutil.rmtree(ground / "bigram" / "checkpoints")
+
+
 @pytest.mark.parametrize(("verb", "others"), [("eval", ()), ("compare", ("ngram",))])
-def test_a_checkpoint_is_held_to_the_text_of_its_run(ground, verb, others):
-    checkpoint = ground / "bigram" / "checkpoints" / "checkpoint-1"
-    shutil.copytree(ground / "bigram", checkpoint, ignore=lambda *_: ["rung.json", "checkpoints"])
+def test_a_checkpoint_is_held_to_the_text_of_its_run(ground, checkpoint, verb, others):
     (ground / "seen.txt").write_text((ground / "my.txt").read_text() + "and more")
-    try:
-        made = rung(verb, "bigram/checkpoints/checkpoint-1", *others, "seen.txt", cwd=ground)
-    finally:
-        shutil.rmtree(checkpoint.parent)
+    made = rung(verb, checkpoint, *others, "seen.txt", cwd=ground)
     assert made.returncode == 2 and "checkpoint-1 was trained on" in made.stderr
+
+
+def test_a_checkpoint_has_the_text_of_its_run(ground, checkpoint):
+    """For every verb that reads the text of a run, and without a trace in the run's record."""
+    pytest.importorskip("pydivsufsort")
+    record = (ground / "bigram" / "rung.json").read_bytes()
+    second = ground / "bigram" / "checkpoints" / "checkpoint-2"
+    shutil.copytree(ground / checkpoint, second)
+    found = compare(ground, checkpoint, "bigram/checkpoints/checkpoint-2")
+    assert found["corpus"] == "my.txt" and len(found["models"]) == 2
+    for words in (
+        ("corpora", "check", "--run", checkpoint),
+        ("novelty", checkpoint, "--texts", 2, "--tokens", 20, "--sampling", "1,1"),
+    ):
+        made = rung(*words, "--json", "--quiet", cwd=ground)
+        assert made.returncode == 0, made.stderr
+        assert json.loads(made.stdout)["corpus"] == "my.txt"
+    assert (ground / "bigram" / "rung.json").read_bytes() == record
 
 
 def test_the_options_that_a_model_is_loaded_with_are_those_of_eval(ground):

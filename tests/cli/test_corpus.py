@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from rung import runs
+from rung.chat.conversations import load_conversations
+from rung.errors import CorpusError
 from tests.conftest import make_text, run_rung, write
 
 
@@ -97,6 +99,28 @@ def test_standard_input_is_kept_beside_the_run(ground):
         2,
         "rung: standard input is empty: pipe a text into it, or name a file\n",
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a system with named pipes")
+def test_a_pipe_is_refused_at_once_wherever_a_text_is_read(ground):
+    """A pipe without a writer would be waited for without a word."""
+    os.mkfifo(ground / "pipe")
+    os.mkfifo(ground / "pipe.csv")
+    run = "runs/a-and-1-more-bigram"
+    for words in (
+        ("train", "bigram", "pipe", "--out", "none"),
+        ("eval", run, "pipe"),
+        ("eval", run, "--pairs", "pipe.csv"),
+        ("score", run, "--file", "pipe"),
+        ("surprisal", run, "pipe"),
+        ("surprisal", run, "pipe.csv", "--column", "word"),
+        ("corpora", "check", "pipe"),
+    ):
+        code, _, said = rung(*words, cwd=ground)
+        assert code == 2
+        assert "cannot be read twice, as a pipe or a device: write its text" in said
+    with pytest.raises(CorpusError, match="cannot be read twice"):
+        load_conversations(str(ground / "pipe"))
 
 
 def test_score_reads_a_file_and_standard_input(ground):

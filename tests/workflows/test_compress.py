@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import threading
 import zlib
 from pathlib import Path
 
@@ -337,6 +338,29 @@ class TestDamage:
             with pytest.raises(RunError, match=says):
                 rung.compress(folder / "bigram", file, out)
         assert source.read_text() == "text"
+
+
+def test_a_pipe_is_read_once_and_said_to_be_waited_for(folder, tmp_path):
+    pipe, back = tmp_path / "pipe", tmp_path / "back"
+    os.mkfifo(pipe)
+    text, said = b"what another command prints", []
+
+    def write_when_waited_for(data):
+        def show(progress):
+            if "pipe" in progress.note:
+                said.append(progress.note)
+                threading.Thread(target=pipe.write_bytes, args=(data,)).start()
+
+        return show
+
+    rung.compress(
+        folder / "bigram", pipe, tmp_path / "packed", on_progress=write_when_waited_for(text)
+    )
+    packed = (tmp_path / "packed").read_bytes()
+    rung.decompress(pipe, back, on_progress=write_when_waited_for(packed))
+    assert back.read_bytes() == text and len(said) == 2
+    with pytest.raises(RunError, match="/dev/zero is a device, which may have no end: name a file"):
+        rung.compress(folder / "bigram", "/dev/zero", tmp_path / "packed")
 
 
 def test_the_command_prints_sizes(folder, tmp_path):

@@ -220,6 +220,8 @@ def test_what_cannot_be_tuned_is_refused(ground, tmp_path):
         tune(Tuning(base=str(ground / "llama3"), data="nowhere.jsonl"), tmp_path / "b")
     with pytest.raises(RecipeError, match="choose one"):
         Tuning(base="x", steps=3, minutes=1.0)
+    with pytest.raises(RecipeError, match="lora is 4, which is a setting of `rung train` alone: l"):
+        Tuning(base="x", train={"lora": 4})
     with pytest.raises(RecipeError, match="learning_rate"):
         Tuning(base="x", train={"learning_rat": 1})
     with pytest.raises(RunError, match="answers nothing yet"):

@@ -13,7 +13,7 @@ from typing import Any
 
 from rung.chat.python_qa import make_python_qa
 from rung.chat.template import ChatMessage, Conversation
-from rung.data.files import hash_to_unit_interval
+from rung.data.files import check_file, hash_to_unit_interval
 from rung.data.sources import load_hub_splits, parse_hub_name
 from rung.errors import CorpusError
 
@@ -98,6 +98,8 @@ def read_json_lines(path: Path, what: str = "conversations") -> Iterator[Any]:
 
     Raises `CorpusError`, which calls the values `what`, where the file cannot be read.
     """
+    if path.exists() and not path.is_dir():
+        check_file(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

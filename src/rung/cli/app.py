@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from typer.core import TyperCommand
@@ -17,7 +17,8 @@ from rung import distributed
 from rung.cli.options import LOAD_OPTIONS, LOADS, QuietOption
 from rung.cli.output import can_print, escape_controls, format_resume_command, set_quiet
 from rung.errors import RungError
-from rung.files import DISK_FULL, cache_folder
+from rung.files import cache_folder
+from rung.full_disk import DISK_FULL, describe_failed_write
 
 app = typer.Typer(
     name="rung",
@@ -79,18 +80,19 @@ def run_or_exit(command: Callable[[], None], resumed_by: str = "") -> None:
     """
     try:
         command()
-        sys.stdout.flush()  # while what fails there can still be said
+        _flush_output()
         distributed.destroy_process_group()
     except RungError as error:
         exit_with_error(_with_notes(str(error), error), 2)
     except OSError as error:
         if not error.filename and error.errno in (errno.EPIPE, *DISK_FULL):
-            _discard_output()
+            _discard_output(sys.stdout)
         if error.errno == errno.EPIPE:
             # `head` and `less` have read as much as they want.
             raise typer.Exit(1) from None
         if error.errno in DISK_FULL:
-            exit_with_error(_with_notes(_describe_full_disk(error), error), 2)
+            message = describe_failed_write(error.filename or "standard output", error)
+            exit_with_error(_with_notes(message, error), 2)
         if _is_of_cache(error):
             exit_with_error(
                 f"the cache {cache_folder()} cannot be written to ({error.strerror}): name another "
@@ -112,6 +114,28 @@ def run_or_exit(command: Callable[[], None], resumed_by: str = "") -> None:
             )
         distributed.defer_to_main()
         raise
+
+
+def run_app() -> None:
+    """Run the app; help that cannot be written, as on a full disk, is one line as well."""
+    try:
+        run_or_exit(_run_and_flush)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+
+
+def _run_and_flush() -> None:
+    """Run the app, and flush what it printed while what fails there can still be said."""
+    try:
+        app()
+    except SystemExit:
+        _flush_output()
+        raise
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # as it is where standard output was closed
+        sys.stdout.flush()
 
 
 def _join_lines(text: str) -> str:
@@ -142,10 +166,10 @@ def _with_notes(message: str, error: BaseException) -> str:
     return "; ".join([message, *getattr(error, "__notes__", [])])
 
 
-def _discard_output() -> None:
-    """Write what standard output still holds nowhere: Python would fail with it at its end."""
+def _discard_output(stream: TextIO) -> None:
+    """Write what a stream still holds nowhere: Python would fail with it at its end."""
     with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def _is_of_cache(error: OSError) -> bool:
@@ -156,14 +180,6 @@ def _is_of_cache(error: OSError) -> bool:
     place, cache = Path(error.filename), cache_folder()
     return place.is_relative_to(cache) or (
         cache.is_relative_to(place) and not os.access(cache, os.W_OK)
-    )
-
-
-def _describe_full_disk(error: OSError) -> str:
-    place = error.filename or "standard output"
-    return (
-        f"{place} could not be written to ({error.strerror}): make room there; what was saved is "
-        "kept"
     )
 
 
@@ -212,7 +228,10 @@ def exit_with_error(message: str, code: int) -> None:
     if code != 130:
         distributed.defer_to_main()
     if distributed.is_main() or code != 130:
-        print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
+        try:
+            print(f"rung: {escape_controls(message)}", file=sys.stderr, flush=True)
+        except OSError:  # as where it is full: the exit code says still how the command ended
+            _discard_output(sys.stderr)
     raise typer.Exit(code)
 
 

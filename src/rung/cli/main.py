@@ -24,7 +24,7 @@ from rung.cli import (  # noqa: F401  # each registers verbs
     tune,
     verify,
 )
-from rung.cli.app import app
+from rung.cli.app import app, run_app
 from rung.cli.output import escape_unencodable
 from rung.device import configure_threads
 
@@ -50,7 +50,7 @@ def main() -> None:
     """The entry point."""
     configure_threads()  # before torch is imported
     escape_unencodable()
-    app()
+    run_app()
 
 
 @app.callback(cls=VerbGroup, invoke_without_command=True)

@@ -162,18 +162,26 @@ def uncompressed_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def check_file(path: Path) -> None:
+    """Raise `CorpusError` where `path` is no file, or a pipe: that is read once, and may wait."""
+    if path.is_file():
+        return
+    shown = printable_path(path)
+    if path.is_dir():
+        raise CorpusError(f"{shown} is a folder: name a file")
+    if path.exists():
+        raise CorpusError(
+            f"{shown} cannot be read twice, as a pipe or a device: write its text to a file"
+        )
+    raise CorpusError(f"no such file: {shown}")
+
+
 def read_text_file(path: Path, encoding: str | None = None) -> str:
     r"""Read all text of a file, its line ends as `\n`.
 
     Raises `CorpusError` for a file that is empty or cannot be read.
     """
-    if not path.is_file():
-        what = (
-            f"{printable_path(path)} is a folder: name a file"
-            if path.is_dir()
-            else f"no such file: {printable_path(path)}"
-        )
-        raise CorpusError(what)
+    check_file(path)
     text = "".join(read_lines(path, ReadOptions(encoding=encoding).encoding, CorpusNotes()))
     if not text:
         raise CorpusError(f"{printable_path(path)} is empty")

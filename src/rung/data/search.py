@@ -13,7 +13,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rung.data.files import PROSE_SUFFIXES, TABLE_SUFFIXES, has_readable_suffix, uncompressed_suffix
+from rung.data.files import (
+    PROSE_SUFFIXES,
+    TABLE_SUFFIXES,
+    check_file,
+    has_readable_suffix,
+    uncompressed_suffix,
+)
 from rung.data.notes import CorpusNotes, abbreviate_list, printable_path
 from rung.data.sources import SPLIT_NAMES
 from rung.errors import CorpusError
@@ -148,12 +154,9 @@ def _find_source_files(source: str) -> FileListing:
     path = Path(source).expanduser()
     if path.is_dir():
         return _find_in_folder(path, printable_path(source))
-    if path.is_file():
-        return FileListing([path], {})
     if path.exists():
-        raise CorpusError(
-            f"{printable_path(source)} cannot be read twice, as a pipe: write its text to a file"
-        )
+        check_file(path)
+        return FileListing([path], {})
     if not glob.has_magic(source):
         raise CorpusError(f"no such file or folder: {printable_path(source)}")
     skipped: dict[Path, str] = {}

@@ -21,7 +21,8 @@ from rung import model_files, runs
 from rung.data.tokenizer_loading import check_tokenizer
 from rung.errors import RunError
 from rung.export.card import CARD, make_card
-from rung.files import atomic_replace, explain_failed_writes, write_atomically
+from rung.files import atomic_replace, write_atomically
+from rung.full_disk import explain_failed_writes
 from rung.model_files import CONFIG, GENERATION, INDEX, TOKENIZER_FILES, WEIGHTS
 from rung.models import read_checked_config
 
@@ -66,6 +67,7 @@ def find_folder(run: str) -> Path:
     if not folder.is_dir():
         raise RunError(f"no run at {run}: `rung runs` lists what there is")
     model_files.check_folder(folder)
+    model_files.check_no_adapter(folder)
     if not (folder / CONFIG).exists():
         raise RunError(f"{run} {runs.explain_missing_model(folder)}")
     model_files.check_files(folder)
@@ -92,7 +94,7 @@ def write_folder(out: Path) -> Iterator[Path]:
             else "a link that leads nowhere"
         )
         raise RunError(f"{out} is {what}: choose another place")
-    with explain_failed_writes(out.parent), atomic_replace(out) as beside:
+    with explain_failed_writes(out), atomic_replace(out) as beside:
         beside.mkdir()
         yield beside
 
@@ -108,7 +110,7 @@ def write_file(out: Path) -> Iterator[Path]:
             "a folder: name a file in it" if out.is_dir() else "there already: choose another name"
         )
         raise RunError(f"{out} is {what}")
-    with explain_failed_writes(out.parent), atomic_replace(out) as beside:
+    with explain_failed_writes(out), atomic_replace(out) as beside:
         yield beside
 
 

@@ -33,7 +33,6 @@ from rung.models.weight_checks import (
     silence_transformers,
 )
 
-ADAPTER = "adapter_config.json"
 ROPE_TYPES = ("default", "llama3")  # those that llama3.py computes
 
 
@@ -146,7 +145,7 @@ def locate_model(path: str | Path) -> tuple[str, bool]:
         return where, not hub.is_reachable(where)
     model_files.check_folder(folder)
     if not (folder / model_files.CONFIG).exists():
-        check_no_adapter(folder)
+        model_files.check_no_adapter(folder)
         raise RunError(f"{where} {runs.explain_missing_model(folder)}")
     return where, True
 
@@ -179,7 +178,7 @@ def read_any_config(
     folder = Path(where) if Path(where).is_dir() else None
     if folder:
         model_files.check_files(folder)
-        check_no_adapter(folder)
+        model_files.check_no_adapter(folder)
     try:
         if folder:
             _check_config_values(model_files.read_json(folder / model_files.CONFIG))
@@ -223,21 +222,3 @@ def check_has_weights(folder: Path) -> None:
     """Raise `RunError` for a configuration without weights, as a run that was stopped has."""
     if not model_files.has_weights(folder):
         raise RunError(f"{folder} {runs.explain_missing_weights(folder)}")
-
-
-def check_no_adapter(folder: Path) -> None:
-    """Raise `RunError` where an adapter lies beside the model, or in its place.
-
-    Whether it is loaded would depend on whether PEFT is installed.
-    """
-    if (folder / model_files.CONFIG).exists() and (folder / ADAPTER).exists():
-        raise RunError(
-            f"{folder} holds a model and an adapter, {ADAPTER}, that is not merged into it: merge "
-            "them with PEFT's `merge_and_unload` and save the model, or take the adapter away"
-        )
-    if (folder / ADAPTER).exists():
-        base = model_files.read_json(folder / ADAPTER).get("base_model_name_or_path")
-        raise RunError(
-            f"{folder} holds an adapter and no model: merge it into {base or 'its base'} with "
-            "PEFT's `merge_and_unload` and save the model"
-        )

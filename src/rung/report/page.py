@@ -15,7 +15,8 @@ from typing import Any
 from rung import runs
 from rung.errors import RunError
 from rung.evaluation.metrics import LZMA_AFTER_TRAIN, SOURCE_MARK
-from rung.files import explain_failed_writes, write_atomically
+from rung.files import write_atomically
+from rung.full_disk import explain_failed_writes
 from rung.ladder import is_counting
 from rung.report import axes, charts
 from rung.report.novelty import build_novelty
@@ -56,7 +57,7 @@ def write_report(folders: Iterable[Path], out: Path, others: Iterable[ReportedRu
             "no runs to report on: name at least one run folder (`rung runs` lists them)"
         )
     runs.make_folder(out.parent)
-    with explain_failed_writes(out.parent):
+    with explain_failed_writes(out):
         write_atomically(out, _page(group_runs(found)))
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from rung import runs
 from rung.errors import RunError
 from rung.evaluation.metrics import confidence_interval
-from rung.files import explain_failed_writes, write_atomically
+from rung.files import write_atomically
+from rung.full_disk import explain_failed_writes
 from rung.models.swaps import SWAPS
 from rung.report import axes, charts
 from rung.report.page import build_figure, build_header, fill_page
@@ -109,7 +110,7 @@ def write_swaps(folders: Iterable[Path], out: Path) -> None:
         + build_swaps_table(rows, group.runs[0].record["training"])
         + _method(found)
     )
-    with explain_failed_writes(out.parent):
+    with explain_failed_writes(out):
         write_atomically(
             out,
             fill_page(f"rung: {corpus}, {BASE_RUNG} to {END_RUNG}", f"<article>{body}</article>"),

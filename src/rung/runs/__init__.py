@@ -33,6 +33,7 @@ from rung.runs.metrics import (
 from rung.runs.record import (
     MAX_PROMPT_CHARACTERS,
     find_record,
+    find_run_folder,
     find_runs,
     find_training_record,
     is_finished,
@@ -62,6 +63,7 @@ __all__ = [
     "explain_missing_weights",
     "explain_unfinished",
     "find_record",
+    "find_run_folder",
     "find_runs",
     "find_training_record",
     "holds_only_failure",

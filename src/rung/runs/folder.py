@@ -17,7 +17,8 @@ from typing import Any
 
 from rung import distributed, model_files
 from rung.errors import RunError
-from rung.files import explain_failed_writes, move_files_into_place, temporary_path
+from rung.files import move_files_into_place, temporary_path
+from rung.full_disk import explain_failed_writes
 from rung.model_files import CHECKPOINTS, RECORD
 from rung.runs.record import find_record, read_record_or_failure
 

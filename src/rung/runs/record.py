@@ -29,6 +29,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RunError(f"no run at {folder}: `rung runs` lists what there is")
     model_files.check_folder(folder)
     if not path.exists():
+        model_files.check_no_adapter(folder)
         raise RunError(f"{folder} is not a run: it has no {RECORD}")
     model_files.check_inside(folder, path)
     try:
@@ -71,9 +72,14 @@ def find_training_record(folder: Path) -> dict[str, Any]:
 
     Empty and errors as of `find_record`.
     """
+    return find_record(find_run_folder(folder))
+
+
+def find_run_folder(folder: Path) -> Path:
+    """Return the folder of the run that a checkpoint is of; any other folder as it is."""
     place = folder.absolute()
     is_checkpoint = place.parent.name == CHECKPOINTS and not (place / RECORD).exists()
-    return find_record(place.parents[1] if is_checkpoint else folder)
+    return place.parents[1] if is_checkpoint else folder
 
 
 def is_finished(folder: Path) -> bool:

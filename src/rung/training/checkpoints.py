@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from rung import distributed, files, runs
 from rung.errors import RunError
+from rung.full_disk import explain_failed_writes
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Checkpoints:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         wait()
         try:
-            with files.explain_failed_writes(self.folder):
+            with explain_failed_writes(self.folder):
                 beside.mkdir(parents=True, exist_ok=True)
                 yield beside
                 wait()

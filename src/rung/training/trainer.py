@@ -31,7 +31,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from rung import distributed, runs
 from rung.data.packing import TokenDataset, identity_collator
 from rung.errors import RecipeError, first_line
-from rung.files import explain_failed_writes
+from rung.full_disk import explain_failed_writes
 from rung.models.base import CausalModel
 from rung.training.argument_checks import name_of
 from rung.training.arguments import ENDLESS, count_rows

@@ -5,7 +5,7 @@ import math
 import os
 import shlex
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +65,21 @@ def compare_runs(
             "`rung compare runs/my-ngram runs/my-llama3`"
         )
     _check_different(names)
-    records = {name: runs.find_record(Path(name)) for name in names}
+    trained = {name: runs.find_training_record(Path(name)) for name in names}
     if not scored_text.corpus:
-        _check_same_text(records)
+        _check_same_text(trained)
     sources = dict(zip(names, options, strict=True))
     _check_models(sources)
-    text, split = _choose_text(records, scored_text, on_progress), scored_text.split
-    seen = _check_not_trained_on(names, text, split)
+    text, split = _choose_text(trained, scored_text, on_progress), scored_text.split
+    seen = _check_not_trained_on(trained, text, split)
     texts = text.split(split)["text"]
     measured = [
-        _MeasuredRun(name, records[name], seen.get(name), *_score(name, how, texts, on_progress))
+        _MeasuredRun(
+            name,
+            runs.find_record(Path(name)),
+            seen.get(name),
+            *_score(name, how, texts, on_progress),
+        )
         for name, how in sources.items()
     ]
     groups = _group_seeds(measured)
@@ -114,7 +119,7 @@ def _choose_text(
 
 
 def _check_not_trained_on(
-    names: Iterable[str], text: Corpus, split: str
+    trained: Mapping[str, dict[str, Any]], text: Corpus, split: str
 ) -> dict[str, float | None]:
     """Return the share of the split that each run was trained on, where its text can be read.
 
@@ -122,10 +127,9 @@ def _check_not_trained_on(
     """
     if split == "train":
         return {}
-    records = {name: runs.find_training_record(Path(name)) for name in names}
     return {
         name: check_not_trained_on(name, record, text, split)
-        for name, record in records.items()
+        for name, record in trained.items()
         if "recipe" in record and "corpus" in record
     }
 

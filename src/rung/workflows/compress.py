@@ -27,7 +27,7 @@ from rung.files import atomic_replace, check_writable_file
 from rung.models import load
 from rung.models.base import CausalModel
 from rung.models.load_options import AS_STORED, LoadOptions
-from rung.progress import OnProgress, ignore_progress
+from rung.progress import OnProgress, Progress, ignore_progress
 from rung.workflows.base import fingerprint_weights
 from rung.workflows.coding_model import CodingModel
 from rung.workflows.evaluate import read_current_text
@@ -53,10 +53,10 @@ def compress_file(
     something cannot be read or written.
     """
     _check_places(path, out)
-    data = path.read_bytes()
+    data = _read_bytes(path, on_progress)
     coding = _prepare(run, variants, on_progress, options)
     began = time.perf_counter()
-    record = runs.find_record(Path(run))
+    record = runs.find_training_record(Path(run))
     kind = record.get("recipe", {}).get("documents") or "paragraphs"
     documents, remainder, count = encode_text(data, kind, coding.tokenizer)
     streams = coding.choose_streams()
@@ -124,7 +124,7 @@ def decompress_file(
     without a model needs none: `run` is None.
     """
     _check_places(path, out)
-    packed = path.read_bytes()
+    packed = _read_bytes(path, on_progress)
     began = time.perf_counter()
     run = None
     if (data := unpack_stored(path, packed)) is None:
@@ -155,7 +155,7 @@ def _prepare(
     models = {run: model}
     if not variants:
         return CodingModel(models, tokenizer)
-    record = runs.find_record(Path(run))
+    record = runs.find_training_record(Path(run))
     if "recipe" not in record:
         raise RunError(f"{run} has no validation text of its own, on which --mix and --cache fit")
     validation = read_current_text(run, record).validation["text"]
@@ -257,4 +257,13 @@ def _same_build(path: Path, wanted: dict[str, Any], found: dict[str, Any]) -> It
 def _check_places(path: Path, out: Path) -> None:
     if path.is_dir() or not path.exists():
         raise RunError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: name a file")
+    if not (path.is_file() or path.is_fifo()):
+        raise RunError(f"{path} is a device, which may have no end: name a file or a pipe")
     check_writable_file(out, path)
+
+
+def _read_bytes(path: Path, on_progress: OnProgress) -> bytes:
+    """Read a file, or a pipe: each is read once. That of a pipe's writer is waited for is said."""
+    note = "waiting for the end of a pipe" if path.is_fifo() else ""
+    on_progress(Progress("reading", note=note))
+    return path.read_bytes()

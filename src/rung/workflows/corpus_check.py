@@ -78,7 +78,7 @@ def find_overlap(
     """
     if least is not None and least < 1:
         raise RecipeError(f"--span is {least}: it must be 1 or more")
-    record = runs.find_record(Path(run)) if run else {}
+    record = runs.find_training_record(Path(run)) if run else {}
     test, train = _read_texts(corpus, run, record, reading or {}, on_progress)
     texts = list(test.test["text"])
     for corpus_of, split in ((test, "test"), (train, "train")):

@@ -81,17 +81,20 @@ def measure_run_novelty(
 ) -> dict[str, Any]:
     """Measure the novelty of what a run writes, and write it into the run's record.
 
+    That of a checkpoint is not kept: the record is that of the run's last weights.
     Raises `RunError` for a model whose training text is not known, or of which nothing was held
     out, `CorpusError` where that text is not where it was.
     """
-    record = runs.find_record(Path(run))
+    record = runs.find_training_record(Path(run))
     if not record.get("recipe"):
         raise RunError(
             f"{run} was not trained by rung, so the text that it may copy is not known: name a run "
             "(`rung runs`)"
         )
-    runs.check_unlocked(Path(run))
-    check_writable(Path(run) / runs.RECORD)
+    is_kept = (Path(run) / runs.RECORD).exists()  # of a checkpoint the record has no scores
+    if is_kept:
+        runs.check_unlocked(Path(run))
+        check_writable(Path(run) / runs.RECORD)
     model, tokenizer = load(run, load_options)
     on_progress(Progress(stage="reading"))
     corpus = read_current_text(run, record)
@@ -115,7 +118,8 @@ def measure_run_novelty(
         "human": human.as_dict(),
         **_compare(human, measured),
     }
-    _keep(Path(run), facts)
+    if is_kept:
+        _keep(Path(run), facts)
     return {"run": run, "rung": record["rung"], **facts}
 
 

@@ -29,7 +29,7 @@ def evaluate_pairs(
     there are no pairs, `RunError` where there is no model.
     """
     pairs = open_pairs(source, encoding, on_progress)
-    record = runs.find_record(Path(run))
+    record = runs.find_training_record(Path(run))
     found, rung = _score(run, pairs, on_progress, options)
     return {"run": run, "rung": record.get("rung", rung), **found}
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from rung.data.files import (
     ReadOptions,
+    check_file,
     check_read_options,
     is_table,
     read_text_file,
@@ -88,8 +89,7 @@ def _read_word_table(path: Path, documents: str, options: ReadOptions) -> tuple[
         raise RecipeError(
             f"--documents is {documents!r}, but a table of words is one document: leave it out"
         )
-    if not path.is_file():
-        raise CorpusError(f"no such file: {printable_path(path)}")
+    check_file(path)
     table = TableFile(
         path=path,
         kind=uncompressed_suffix(path),

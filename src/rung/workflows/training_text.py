@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rung import runs
 from rung.data.corpus import Corpus, is_path
 from rung.data.store import SPLITS
 from rung.errors import CorpusError, RunError
@@ -216,7 +217,7 @@ def _read_sources(record: Mapping[str, Any]) -> list[str]:
 
 def _list_places(run: str, record: Mapping[str, Any]) -> list[list[str]]:
     """List where the text may be, the likeliest first."""
-    facts, folder = record.get("corpus", {}), Path(run).resolve()
+    facts, folder = record.get("corpus", {}), runs.find_run_folder(Path(run)).resolve()
     from_run = [os.path.normpath(folder / path) for path in facts.get("paths_from_run", [])]
     places = [facts.get("paths", []), from_run, _read_sources(record)]
     return [place for place in places if place]

@@ -1,7 +1,7 @@
 """Tune a run into a chat model: train on what the assistant says, and score what that changed."""
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from rung.models import find_rung, find_rung_name
 from rung.models.base import CausalModel
 from rung.models.loading import load_rung
 from rung.progress import OnProgress, Progress, ignore_progress
-from rung.recipe import check_positive, check_seed
+from rung.recipe import Recipe, check_positive, check_seed
 from rung.training.argument_checks import check_arguments
 from rung.training.arguments import DEFAULT_ARGUMENTS, make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
@@ -95,8 +95,19 @@ class Tuning:
         check_positive("minutes", self.minutes, float)
         check_positive("steps", self.steps, int)
         check_seed(self.seed)
+        _check_settings(self.train)
         check_arguments(self.train)
         check_duration(self.steps, self.minutes, self.train)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Raise `RecipeError` for a setting of a recipe, such as `lora`, that tuning does not have."""
+    others = {each.name for each in fields(Recipe)} - {each.name for each in fields(Tuning)}
+    for key in others.intersection(settings):
+        raise RecipeError(
+            f"{key} is {settings[key]!r}, which is a setting of `rung train` alone: leave it out; "
+            "tuning trains all weights of the run as it is"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy
 from numpy.typing import NDArray
 
+from rung.errors import RunError
 from rung.files import atomic_replace, find_damage, remove_leftovers, write_manifest
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class OrderCheckpoints:
                     numpy.save(beside / f"{name}.npy", array)
                 (beside / FACTS_FILE).write_text(json.dumps(self.facts), encoding="utf-8")
                 write_manifest(beside, hashed_bytes=math.inf)
-        except OSError as error:
+        except (OSError, RunError) as error:
             logger.warning(
                 "order %d cannot be saved (%s): counting goes on, but if it is stopped it begins "
                 "again with this order",
