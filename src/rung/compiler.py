@@ -10,11 +10,13 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from rung.files import cache_folder, make_once
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class Address:
 
     __slots__ = ("_as_parameter_", "tensor", "value")
 
-    def __init__(self, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    def __init__(self, tensor: "Tensor", shape: tuple[int, ...], dtype: "torch.dtype") -> None:
         if not (
             tensor.is_contiguous()
             and tensor.is_cpu

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, pre_tokenizers
 
+from rung.data import words as words_module
 from rung.data.tokenizer import encode_batches, encode_ordinary
 from rung.data.tokenizer_training import (
     BOS,
@@ -100,6 +101,28 @@ def test_words_are_the_text(texts):
     assert dict(zip(found, counts.tolist(), strict=True)) == {w: words.count(w) for w in words}
     whole, first = split_words(texts, at_white_space=False)
     assert whole.to_pylist() == [text for text in texts if text]
+
+
+@settings(max_examples=examples(150), deadline=None)
+@given(batches=st.lists(st.lists(ODD, max_size=4), max_size=3), at_white_space=st.booleans())
+def test_c_numbers_words_as_arrow_does(batches, at_white_space):
+    if (library := words_module._compile()) is None:
+        pytest.skip("there is no compiler")
+    tables = words_module.ArrowWords(), words_module.CompiledWords(library)
+    for texts in [*batches, *batches]:
+        expected, found = (t.number(texts, at_white_space=at_white_space) for t in tables)
+        assert [part.tolist() for part in found[:2]] == [part.tolist() for part in expected[:2]]
+        assert found[2] == expected[2]
+
+
+def test_many_words_are_numbered():
+    """More than a table has room for at first, of words and of bytes."""
+    words = [f"{number}-" * (1 + number % 40) for number in range(20_000)]
+    table = words_module._make_table()
+    numbers, first, new = table.number(words)
+    assert (new, numbers.tolist(), first[-1]) == (words, [*range(20_000)], 20_000)
+    numbers, _, new = table.number(words[::-1])
+    assert (new, numbers.tolist()) == ([], [*range(20_000)][::-1])
 
 
 def test_where_a_text_is_cut():

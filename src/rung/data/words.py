@@ -5,17 +5,25 @@ text are repeated many times. Where the parts of a tokenizer that come before it
 nothing beyond such a word (`splits_at_white_space`), the ids of a text are those of its words.
 """
 
+import ctypes
+import itertools
 import json
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from ctypes import POINTER, Structure, c_int, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pyarrow
 from numpy.typing import NDArray
 
+from rung.compiler import compile_source
 from rung.errors import TokenizerError
 
+WORDS_SOURCE = Path(__file__).with_name("words.c")
 COUNTED_AT_ONCE = 1 << 22  # characters
 KEPT_BYTES = 1 << 24  # of distinct words with their ids, about
 WORD_BYTES = 100  # beside the characters of a word
@@ -40,13 +48,8 @@ def split_words(
     Returns the words of all texts, and the number of the first word of each text, with the number
     of all words at the end. Raises `TokenizerError` for a text that is not Unicode.
     """
-    try:
-        encoded = [text.encode() for text in texts]
-    except UnicodeEncodeError as error:
-        raise TokenizerError(f"the text is not Unicode, and cannot be encoded: {error}") from error
-    joined = b"".join(encoded)
+    joined, ends = _join(texts)
     data = numpy.frombuffer(joined, dtype=numpy.uint8)
-    ends = numpy.cumsum([0, *map(len, encoded)])
     cut = numpy.zeros(len(data) + 1, dtype=bool)
     if at_white_space and len(data):
         cut[_find_cuts(data)] = True
@@ -57,6 +60,15 @@ def split_words(
         len(starts) - 1, pyarrow.py_buffer(starts), pyarrow.py_buffer(joined)
     )
     return words, numpy.searchsorted(starts, ends)
+
+
+def _join(texts: list[str]) -> tuple[bytes, NDArray[numpy.int64]]:
+    """Join the texts in UTF-8; returns where each begins, and the end."""
+    try:
+        encoded = [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise TokenizerError(f"the text is not Unicode, and cannot be encoded: {error}") from error
+    return b"".join(encoded), numpy.cumsum([0, *map(len, encoded)])
 
 
 def _find_cuts(data: NDArray[numpy.uint8]) -> NDArray[numpy.int64]:
@@ -76,15 +88,97 @@ def _find_cuts(data: NDArray[numpy.uint8]) -> NDArray[numpy.int64]:
     return before[is_cut] + 1
 
 
+class ArrowWords:
+    """Distinct words, numbered in the order in which they are first met, by Arrow and a dict."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def number(
+        self, texts: list[str], *, at_white_space: bool = True
+    ) -> tuple[NDArray[numpy.int32], NDArray[numpy.int64], list[str]]:
+        """Number the words of the texts.
+
+        Returns the number of each word, which word each text begins with and how many there are,
+        and the distinct words that are new.
+        """
+        words, first = split_words(texts, at_white_space=at_white_space)
+        coded = words.dictionary_encode()
+        distinct = coded.dictionary.to_pylist()
+        new = [word for word in distinct if word not in self.numbers]
+        self.numbers.update((word, n) for n, word in enumerate(new, start=len(self.numbers)))
+        number = numpy.fromiter(map(self.numbers.__getitem__, distinct), dtype=numpy.int32)
+        indices = numpy.frombuffer(coded.indices.buffers()[1], dtype=numpy.int32)
+        return number[indices[: len(words)]], first, new
+
+
+class _Table(Structure):
+    """The fields of a table in `words.c` that are read here."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("count", "room", "bytes_room", "slots")),
+        *(("bytes", c_void_p), ("ends", POINTER(c_int64))),
+    ]
+
+
+class CompiledWords:
+    """Distinct words, numbered as `ArrowWords` does, by `words.c`."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
+        self.table = library.make_table()
+        if not self.table:
+            raise MemoryError("no memory for a table of words")
+        weakref.finalize(self, library.free_table, self.table)
+
+    def number(
+        self, texts: list[str], *, at_white_space: bool = True
+    ) -> tuple[NDArray[numpy.int32], NDArray[numpy.int64], list[str]]:
+        """Do as `ArrowWords.number` does."""
+        joined, ends = _join(texts)
+        table = _Table.from_address(self.table)
+        known, first = table.count, numpy.empty_like(ends)
+        # A word has two bytes at least, but for the first of a text.
+        numbers = numpy.empty(len(joined) // 2 + len(texts), dtype=numpy.int32)
+        done = self.library.number_words(
+            *(self.table, joined, len(texts), ends[1:].ctypes.data, at_white_space),
+            *(len(_WIDE_SPACE_CODES), _WIDE_SPACE_CODES.ctypes.data),
+            *(numbers.ctypes.data, first.ctypes.data),
+        )
+        if not done:
+            raise MemoryError("no memory for a table of words")
+        bounds = table.ends[known : table.count + 1]
+        begin = bounds[0]
+        new = ctypes.string_at(table.bytes + begin, bounds[-1] - begin)
+        pairs = itertools.pairwise(bounds)
+        return numbers[: first[-1]], first, [new[a - begin : b - begin].decode() for a, b in pairs]
+
+
+@cache
+def _compile() -> ctypes.CDLL | None:
+    library = compile_source(WORDS_SOURCE)
+    if library is not None:
+        library.make_table.restype, library.free_table.argtypes = c_void_p, [c_void_p]
+        library.number_words.argtypes = [c_void_p, ctypes.c_char_p, c_int64, c_void_p, c_int]
+        library.number_words.argtypes += [c_int, *[c_void_p] * 3]
+    return library
+
+
+def _make_table() -> ArrowWords | CompiledWords:
+    library = _compile()
+    return ArrowWords() if library is None else CompiledWords(library)
+
+
 def count_words(texts: Iterable[str]) -> tuple[list[str], NDArray[numpy.int64]]:
     """Return the distinct words of the texts, and how often each occurs."""
-    counts: dict[str, int] = {}
+    table, words, counts = _make_table(), list[str](), numpy.zeros(0, dtype=numpy.int64)
     for batch in batch_texts(texts, COUNTED_AT_ONCE):
-        words, _ = split_words(batch)
-        found, times = words.value_counts().flatten()
-        for word, number in zip(found.to_pylist(), times.to_pylist(), strict=True):
-            counts[word] = counts.get(word, 0) + number
-    return list(counts), numpy.fromiter(counts.values(), dtype=numpy.int64, count=len(counts))
+        numbers, _, new = table.number(batch)
+        words += new
+        found = numpy.bincount(numbers, minlength=len(words))
+        found[: len(counts)] += counts
+        counts = found
+    return words, counts
 
 
 def batch_texts(texts: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -134,7 +228,7 @@ class WordIds:
         self._clear()
 
     def _clear(self) -> None:
-        self.numbers: dict[str, int] = {}
+        self.table = _make_table()
         self.size = 0
         self.ids = numpy.empty(0, dtype=numpy.uint32)
         self.ends = numpy.zeros(1, dtype=numpy.int64)  # of each word's ids, after a zero
@@ -143,36 +237,29 @@ class WordIds:
         self, texts: list[str], *, at_white_space: bool
     ) -> tuple[NDArray[numpy.uint32], NDArray[numpy.int64]]:
         """Encode to the ids of all texts in one row, and the number of ids of each text."""
-        words, first = split_words(texts, at_white_space=at_white_space)
-        coded = words.dictionary_encode()
-        numbers, ids, ends = self._look_up(coded.dictionary.to_pylist())
-        indices = numpy.frombuffer(coded.indices.buffers()[1], dtype=numpy.int32)
-        numbers = numbers[indices[: len(words)]]
+        with self.lock:
+            if self.size > KEPT_BYTES:
+                self._clear()
+            numbers, first, new = self.table.number(texts, at_white_space=at_white_space)
+            if new:
+                self._add(new)
+            ids, ends = self.ids, self.ends
         begin, count = ends[numbers], ends[numbers + 1] - ends[numbers]
         before = numpy.append(0, numpy.cumsum(count))  # ids before each word
         places = numpy.repeat(begin - before[:-1], count)
         places += numpy.arange(len(places))
         return ids[places], numpy.diff(before[first])
 
-    def _look_up(
-        self, words: list[str]
-    ) -> tuple[NDArray[numpy.int64], NDArray[numpy.uint32], NDArray[numpy.int64]]:
-        """Return the number of each distinct word, the ids of all words, and their ends there."""
-        with self.lock:
-            if self.size > KEPT_BYTES:
-                self._clear()
-            unknown = [word for word in words if word not in self.numbers]
-            if unknown:
-                found = self.encode(unknown)
-                lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
-                row = (id for ids in found for id in ids)
-                new = numpy.fromiter(row, dtype=numpy.uint32, count=lengths.sum())
-                self.ends = numpy.append(self.ends, self.ends[-1] + numpy.cumsum(lengths))
-                self.ids = numpy.append(self.ids, new)
-                numbered = enumerate(unknown, start=len(self.numbers))
-                self.numbers.update((word, number) for number, word in numbered)
-                self.size += sum(map(len, unknown)) + WORD_BYTES * len(unknown)
-            numbers = numpy.fromiter(
-                map(self.numbers.__getitem__, words), dtype=numpy.int64, count=len(words)
-            )
-            return numbers, self.ids, self.ends
+    def _add(self, words: list[str]) -> None:
+        """Add the ids of words that are new in the table."""
+        try:
+            found = self.encode(words)
+        except BaseException:
+            self._clear()  # the table has words without ids
+            raise
+        lengths = numpy.fromiter(map(len, found), dtype=numpy.int64, count=len(found))
+        row = (id for ids in found for id in ids)
+        new = numpy.fromiter(row, dtype=numpy.uint32, count=lengths.sum())
+        self.ends = numpy.append(self.ends, self.ends[-1] + numpy.cumsum(lengths))
+        self.ids = numpy.append(self.ids, new)
+        self.size += sum(map(len, words)) + WORD_BYTES * len(words)
