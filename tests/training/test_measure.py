@@ -29,7 +29,7 @@ def test_the_step_that_is_measured_is_a_warm_one(
 
 @pytest.mark.parametrize(
     ("spread", "steps"),
-    [(0.0, 2 + 5), (0.02, 2 + 5), (0.2, 2 + 12), (0.9, 15)],
+    [(0.0, 2 + 4), (0.02, 2 + 4), (0.2, 2 + 12), (0.9, 15)],
 )
 def test_even_steps_are_measured_for_a_shorter_time(
     spread, steps, make_tiny, tokenizer, packed, tmp_path, monkeypatch

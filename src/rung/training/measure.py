@@ -1,9 +1,12 @@
 """How long training takes here: the seconds of a step and of an evaluation, measured on some."""
 
 import copy
+import gc
 import itertools
 import math
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +37,7 @@ MEASURED_SECONDS = 1.5
 MEASURED_SHARE = 0.03
 # So many warm steps are enough where their mean is known to within this standard error: on a quiet
 # machine they are alike, and beside other processes they are not.
-EVEN_STEPS, EVEN = 5, 0.03
+EVEN_STEPS, EVEN = 4, 0.03
 # The first evaluation is slower by what is loaded for it. Where it took more than this share of the
 # minutes, and no more than what steps are measured for, a second one says how long others take.
 SHORT_EVALUATION = 0.01
@@ -76,8 +79,23 @@ def measure_step(
         description={},
         stream_states=make_stream_states(dataset),
     )
-    RungTrainer(copy.deepcopy(model), arguments, dataset, tokenizer, run, [timer]).train()
+    with _frozen_objects():
+        RungTrainer(copy.deepcopy(model), arguments, dataset, tokenizer, run, [timer]).train()
     return StepTime(timer.seconds_per_step(), timer.times[-1] - timer.times[0])
+
+
+@contextmanager
+def _frozen_objects() -> Iterator[None]:
+    """Keep the objects that are there out of garbage collection.
+
+    The Trainer collects as it starts, and to look at all objects of the libraries takes as long as
+    some steps. The one that trains does so too, after the measuring.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @distributed.on_main

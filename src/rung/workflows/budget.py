@@ -16,7 +16,6 @@ from rung import distributed
 from rung.compiler import compile_source
 from rung.data.tokenizer import required_vocab_size
 from rung.device import avoid_busy_cores, choose_device
-from rung.evaluation.documents import take_texts
 from rung.evaluation.score import score_documents
 from rung.generation.native import STEP_SOURCE
 from rung.ladder import TRANSFORMER_RUNGS
@@ -40,7 +39,6 @@ from rung.workflows.difficulty import Difficulty, find_difficulty
 from rung.workflows.prepare import (
     CONTEXT,
     DEFAULT_MINUTES,
-    VALIDATION_BYTES,
     PreparedText,
     sample_validation,
 )
@@ -63,8 +61,8 @@ COUNTED = 0.05
 HELD_BACK = 0.03
 # Evaluations that a run of any length makes: before its first step, and after its last.
 EVALUATIONS = 2
-# An evaluation is timed on so many bytes of the text that is scored in one.
-TIMED_BYTES = VALIDATION_BYTES // 4
+# An evaluation is timed on one part in so many of each document that is scored in one.
+TIMED_PART = 4
 # The time that a rung needs is found to within this factor, up to so many seconds.
 PRECISION, LONGEST = 1.05, 86_400
 
@@ -383,7 +381,8 @@ def _measure_evaluation(prepared: PreparedText, model: CausalModel) -> float:
     """Return the seconds of all evaluations that a run makes whatever its length, scoring too."""
     assert prepared.corpus is not None
     texts = sample_validation(prepared.corpus)
-    scored, began = take_texts(texts, TIMED_BYTES), now()
+    scored = [text[: math.ceil(len(text) / TIMED_PART)] for text in map(str.strip, texts)]
+    began = now()
     score_documents(model.eval(), prepared.tokenizer, scored)
     seconds = now() - began
     size, evaluated = (sum(len(text.encode()) for text in each) for each in (scored, texts))
