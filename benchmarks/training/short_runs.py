@@ -2,17 +2,23 @@
 
 Each rung is trained on python-docs for the minutes that `rung climb` gives it, by a process of its
 own. Its text and tokenizer are in the cache, as they are for all rungs of a climb but the first;
-the start of Python, which a climb has once, is shown and does not count.
+the start of Python, which a climb has once, is shown and does not count. Steps are what training
+takes from one to the next; `between` is what no other column has: models are built and saved, the
+Trainer starts. Seconds of the clock come first, then those of the CPU, which a busy machine does
+not change much.
 
     python benchmarks/training/short_runs.py [--minutes 1.25] > benchmarks/training/short_runs.txt
 """
 
 import argparse
+import contextlib
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -21,7 +27,44 @@ import torch
 from rung.device import describe_device
 from rung.ladder import LADDER, is_counting
 
-STAGES = ("start", "reading", "measuring", "training", "evaluating", "scoring")
+STAGES = ("start", "reading", "measuring", "steps", "evaluating", "scoring", "between")
+
+
+class Account:
+    """The seconds of each stage by the clock and of the CPU; a stage within another is its own."""
+
+    def __init__(self):
+        self.wall, self.cpu = Counter(), Counter()
+        self.open = ["between"]
+        self.last = time.perf_counter(), time.process_time()
+
+    def charge(self):
+        """Charge what has passed to the stage that is open."""
+        now = time.perf_counter(), time.process_time()
+        self.wall[self.open[-1]] += now[0] - self.last[0]
+        self.cpu[self.open[-1]] += now[1] - self.last[1]
+        self.last = now
+
+    @contextlib.contextmanager
+    def stage(self, name):
+        self.charge()
+        self.open.append(name)
+        try:
+            yield
+        finally:
+            self.charge()
+            self.open.pop()
+
+    def wrap(self, room, function, name):
+        """Let the calls of a room's function count as a stage."""
+        called = getattr(room, function)
+
+        @functools.wraps(called)
+        def charged(*arguments, **options):
+            with self.stage(name):
+                return called(*arguments, **options)
+
+        setattr(room, function, charged)
 
 
 def run_child(rung, minutes, folder):
@@ -29,50 +72,55 @@ def run_child(rung, minutes, folder):
     import rung as library
     from rung.training import train
     from rung.training.clock import Clock
-    from rung.training.measure import measure_evaluation
+    from rung.workflows import record
+    from rung.workflows import train as workflow
 
-    clocks = []
+    began = time.time() - psutil.Process().create_time()
+    account = Account()
 
-    class KeptClock(Clock):
-        def __init__(self, *arguments, **more):
-            super().__init__(*arguments, **more)
-            clocks.append(self)
+    class ChargingClock(Clock):
+        """A run's clock, which knows when steps begin and end."""
 
-    measured = [0.0]
+        def start_training(self):
+            account.charge()
+            super().start_training()
 
-    def measure(*arguments):
-        before = time.time()
-        measure_evaluation(*arguments)
-        measured[0] += time.time() - before
+        def count_step(self):
+            account.open[-1] = "steps"
+            account.charge()
+            account.open[-1] = "between"
+            super().count_step()
 
-    train.Clock, train.measure_evaluation = KeptClock, measure
-    entered = {}
+        @contextlib.contextmanager
+        def evaluating(self, **options):
+            with account.stage("evaluating"), super().evaluating(**options):
+                yield
 
-    def note(progress):
-        entered.setdefault(progress.stage, time.time())
-
-    began = psutil.Process().create_time()
-    offset = time.time() - time.perf_counter()
+    train.Clock = ChargingClock
+    account.wrap(workflow, "prepare", "reading")
+    account.wrap(workflow, "fit_budget", "measuring")
+    account.wrap(train, "measure_evaluation", "measuring")
+    for function in ("generate", "score_documents", "find_marks", "score_text"):
+        account.wrap(record, function, "scoring")
     library.train(
-        rung, "python-docs", minutes=minutes, out=folder, on_progress=note, began=began - offset
+        rung, "python-docs", minutes=minutes, out=folder, began=time.perf_counter() - began
     )
-    ended = time.time()
-    evaluating = clocks[-1].evaluated_seconds
-    planned = clocks[-1].began + offset
-    seconds = {
-        "start": entered["reading"] - began,
-        "reading": entered["measuring"] - entered["reading"],
-        "measuring": planned - entered["measuring"] + measured[0],
-        "training": entered["scoring"] - planned - measured[0] - evaluating,
-        "evaluating": evaluating,
-        "scoring": ended - entered["scoring"],
-    }
-    print(json.dumps(seconds))
+    account.charge()
+    account.wall["start"] = began
+    print(json.dumps([account.wall, account.cpu]))
+
+
+def show(name, seconds):
+    """Print a line of the table; the share is without the start."""
+    share = 1 - seconds["steps"] / (sum(seconds.values()) - seconds.get("start", 0.0))
+    figures = "".join(f"{seconds.get(stage, 0.0):>11.1f}" for stage in STAGES)
+    print(f"{name:<20}{figures}{share:>11.1%}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1.25)
+    parser.add_argument("--rungs", nargs="+", default=LADDER)
     parser.add_argument("--child", nargs=2)
     chosen = parser.parse_args()
     if chosen.child:
@@ -81,16 +129,15 @@ def main():
     machine = f"{describe_device(torch.device('cpu'))}, {torch.get_num_threads()} used"
     print(f"$ python benchmarks/training/short_runs.py --minutes {chosen.minutes:g}  # {machine}")
     print("seconds of each stage; the share, without the start, that is not steps of training")
-    print(f"{'rung':<14}" + "".join(f"{stage:>12}" for stage in STAGES) + f"{'not steps':>12}")
-    for rung in filter(lambda name: not is_counting(name), LADDER):
+    print(f"{'rung':<20}" + "".join(f"{stage:>11}" for stage in STAGES) + f"{'not steps':>11}")
+    for rung in filter(lambda name: not is_counting(name), chosen.rungs):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--minutes", str(chosen.minutes)]
             command += ["--child", rung, str(Path(folder) / "run")]
             made = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds = json.loads(made.stdout.splitlines()[-1])
-        share = 1 - seconds["training"] / (sum(seconds.values()) - seconds["start"])
-        figures = "".join(f"{seconds[stage]:>12.1f}" for stage in STAGES)
-        print(f"{rung:<14}{figures}{share:>12.1%}", flush=True)
+        wall, cpu = json.loads(made.stdout.splitlines()[-1])
+        show(rung, wall)
+        show(f"{rung}, CPU", cpu)
 
 
 if __name__ == "__main__":
