@@ -64,6 +64,7 @@ WAYS = {
     "sharded": ("llama3", MUON | {"fsdp": True}),
     "adamw": ("gpt2", {"fsdp": True, "optim": "adamw_torch_fused", "learning_rate": 1e-3}),
     "carried": ("rnn", {}),
+    "taught": ("llama3", MUON),
 }
 RESUMED = ("plain", "sharded", "carried")
 QUICK = ("plain", "carried")
@@ -73,6 +74,7 @@ ALONE = {
     "sharded": "plain",
     "adamw": "adamw",
     "carried": "carried",
+    "taught": "taught",
 }
 
 
@@ -87,6 +89,12 @@ class Ground:
         self.packed = PackedTokens(
             tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts
         )
+
+        if not (folder / "teacher").exists():  # made before there are two processes
+            config = make_config("ngram", self.tokenizer, {"order": 2})
+            model = NgramForCausalLM.fit(config, self.packed.tokens, self.packed.starts)
+            for part in (model, self.tokenizer):
+                part.save_pretrained(folder / "teacher")
 
     def train(self, way, name, stop=None, sign=1):
         """The losses of a way to train in the folder `name`; after step `stop` the main process is
@@ -103,6 +111,7 @@ class Ground:
             arguments={"bf16": False, "eval_steps": STOP, "save_steps": STOP, **arguments},
             global_batch_size=ROWS,
             carry_state=way == "carried",
+            teacher=str(self.folder / "teacher") if way == "taught" else None,
         )
         folder = self.folder / name
         folder.mkdir(exist_ok=True)

@@ -29,7 +29,6 @@ from pathlib import Path
 
 import numpy
 import torch
-from torch.nn import functional as F
 
 SLICE = 1_000_000  # bytes of a folder
 LENGTH, ROWS = 512, 4  # of a training row, and rows a step: the rung's own
@@ -38,7 +37,10 @@ TINY = ("the recipe", "documents", "constant", "2 models of half", "distilled: h
 EMAS = (0.02, 0.05)  # time constants, as shares of the run
 TAILS = (0.1, 0.2, 0.4)  # last shares of the run
 EVALUATIONS = 5  # of which the best one's weights are kept, as `rung train` does
-SOFT = 0.5  # the share of a distillation's loss that its teachers are
+# Of two teachers and their student, which reads as many tokens and asks both about each: together
+# they take the time of one model of all tokens.
+SHORT = 0.27
+SHARES = {0.5: "half", 1.0: "whole", None: "fading"}
 
 
 @dataclass(frozen=True)
@@ -52,25 +54,23 @@ class Trial:
     schedule: str = "wsd"  # or "constant", after the warm-up
     rows: str = "blocks"  # or "offsets" or "documents": cut anew for each epoch
     teachers: tuple["Trial", ...] = ()
+    share: float | None = 0.5  # of the targets, that is the teachers'; None: from 1 down to 0
 
     @property
     def cost(self):
         return self.length + sum(teacher.cost for teacher in self.teachers)
 
 
-RECIPE = Trial()
-
-
-def change(seeds=1, **fields):
-    return [dataclasses.replace(RECIPE, seed=seed, **fields) for seed in range(seeds)]
-
-
 # A way is a list of groups of trials: a group's probabilities are averaged, and there is a group
 # for each of the recipe's seeds that it is compared with.
-def list_ways(seeds):
+def list_ways(recipe, seeds):
+    def change(seeds=1, **fields):
+        return [dataclasses.replace(recipe, seed=seed, **fields) for seed in range(seeds)]
+
     alone = [[trial] for trial in change(seeds)]
     all_teachers = tuple(change(seeds))
-    ways = {"the recipe: weight decay 0.1, dropout 0.1": alone}
+    values = f"weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}"
+    ways = {f"the recipe: {values}": alone}
     for name, field, values in (
         ("weight decay", "weight_decay", (0.3, 1.0, 3.0)),
         ("dropout", "dropout", (0.0, 0.2)),
@@ -89,12 +89,28 @@ def list_ways(seeds):
     ways["2 models of all tokens"] = [list(all_teachers[:2])]
     ways["3 models of all tokens"] = [list(all_teachers[:3])]
     ways["1 model of twice the tokens"] = [[trial] for trial in change(1, length=2.0)]
-    student = Trial(seed=7, teachers=all_teachers[:2])
+    student = dataclasses.replace(recipe, seed=7, teachers=all_teachers[:2])
     ways["distilled: from 2 models of all tokens"] = [[student]]
-    half = Trial(seed=1, length=0.5)
+    half, other = change(2, length=0.5)
     ways["distilled: half the tokens, from one of half"] = [
-        [Trial(seed=0, length=0.5, teachers=(half,))]
+        [dataclasses.replace(half, teachers=(other,))]
     ]
+    return ways | list_ensembles(recipe, seeds)
+
+
+def list_ensembles(recipe, seeds):
+    """List the ways whose teachers and student together take as much time as the recipe alone."""
+    pairs = [
+        tuple(dataclasses.replace(recipe, seed=seed + more, length=SHORT) for more in (10, 20))
+        for seed in range(seeds)
+    ]
+    ways = {f"1 model of {SHORT:g}": [[first] for first, _ in pairs]}
+    ways[f"averaged: 2 models of {SHORT:g}"] = [list(pair) for pair in pairs]
+    for share, name in SHARES.items():
+        ways[f"distilled: {SHORT:g} from 2 of {SHORT:g} {name}"] = [
+            [dataclasses.replace(first, seed=seed, teachers=(first, second), share=share)]
+            for seed, (first, second) in enumerate(pairs)
+        ]
     return ways
 
 
@@ -114,7 +130,8 @@ class Laboratory:
         if options.tiny:
             self.part, self.epochs = 256, 1
         cut = cut_text(source, keep, self.part)
-        page = {"rung": "llama3", "corpus": str(cut), "steps": 1, "dropout": RECIPE.dropout}
+        self.recipe = Trial(weight_decay=options.weight_decay, dropout=options.dropout)
+        page = {"rung": "llama3", "corpus": str(cut), "steps": 1, "dropout": options.dropout}
         page["model"] = {"hidden_size": options.width, "num_hidden_layers": 2}
         page["model"]["max_position_embeddings"] = LENGTH
         with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +144,7 @@ class Laboratory:
             tokenize_documents(take_texts(texts, options.held_out), self.tokenizer)
         )
         self.steps = max(1, round(self.epochs * len(self.packed) / (LENGTH * ROWS)))
-        self.is_tiny = options.tiny
+        self.rows = TINY if options.tiny else tuple(options.rows.split(","))
         self.keep, self.only_show = keep, options.show
         self.averages = [f"EMA of {share:.0%}" for share in EMAS]
         self.averages += [f"mean of the last {share:.0%}" for share in TAILS]
@@ -135,7 +152,7 @@ class Laboratory:
 
     def describe(self):
         sizes = [document.bytes for document in self.documents]
-        weights = sum(weight.numel() for weight in self.build(RECIPE).parameters())
+        weights = sum(weight.numel() for weight in self.build(self.recipe).parameters())
         return (
             f"one training document in {self.part}, {self.epochs} epochs: {weights:,} weights,"
             f"  {len(self.tokenizer)} tokens of vocabulary; "
@@ -160,7 +177,7 @@ class Laboratory:
             seconds = time.process_time() - began
             found = {"seconds": seconds, "nats": {}, "weights": averages["kept"]}
             averaged = trial == dataclasses.replace(
-                RECIPE, seed=trial.seed, schedule=trial.schedule
+                self.recipe, seed=trial.seed, schedule=trial.schedule
             )
             for average, weights in averages.items():
                 if average not in ("kept", "last") and not averaged:
@@ -171,6 +188,10 @@ class Laboratory:
             bits = self.bits(found["nats"]["kept"])
             progress(f"{trial}: {bits:.4f} bits per byte, {seconds:.0f} s of CPU")
         return torch.load(path, weights_only=True)
+
+    def seconds(self, trial):
+        """Return the CPU time of a trial and of its teachers, scoring left out."""
+        return self.find(trial)["seconds"] + sum(map(self.seconds, trial.teachers))
 
     def load(self, trial):
         weights = self.find(trial)["weights"]
@@ -215,7 +236,8 @@ class Laboratory:
             for step in range(steps):
                 for group in optimizer.param_groups:
                     group["lr"] = rate * schedule(step)
-                compute_loss(model, next(batches), teachers).backward()
+                share = 1 - step / steps if trial.share is None else trial.share
+                compute_loss(model, next(batches), teachers, share).backward()
                 torch.nn.utils.clip_grad_norm_(
                     model.parameters(), DEFAULT_ARGUMENTS["max_grad_norm"]
                 )
@@ -309,17 +331,16 @@ def write_weights(model, weights):
     torch.nn.utils.vector_to_parameters(weights, model.parameters())
 
 
-def compute_loss(model, batch, teachers):
-    """Cross-entropy, half of it against the teachers' mean probabilities where there are some."""
-    if not teachers:
-        return model(**batch, skip_logits=True).loss
-    targets = batch["shift_labels"].flatten()
-    logits = model(input_ids=batch["input_ids"]).logits.flatten(0, 1)[targets >= 0]
-    with torch.no_grad():
-        each = [teacher(input_ids=batch["input_ids"]).logits.softmax(-1) for teacher in teachers]
-        soft = torch.stack(each).mean(0).flatten(0, 1)[targets >= 0]
-    hard = F.cross_entropy(logits, targets[targets >= 0])
-    return (1 - SOFT) * hard + SOFT * F.cross_entropy(logits, soft)
+def compute_loss(model, batch, teachers, share):
+    """Cross-entropy, whose gradient is softened by the teachers' share as in `rung train`."""
+    from rung.training.distillation import RunsTeacher
+
+    options = {}
+    if teachers:
+        ids, targets = batch["input_ids"], batch["shift_labels"].flatten()
+        blend = RunsTeacher(teachers).blend
+        options["blend_targets"] = lambda gradient, rows: blend(gradient, ids, targets, share, rows)
+    return model(**batch, skip_logits=True, **options).loss
 
 
 def recut(packed, trial, epoch):
@@ -372,20 +393,19 @@ def progress(line):
 
 def show(laboratory, seeds):
     """Print a row for each way, beside the recipe."""
-    ways = list_ways(seeds)
-    if laboratory.is_tiny:
-        ways = {name: ways[name] for name in ways if name.startswith(TINY)}
+    ways = list_ways(laboratory.recipe, seeds)
+    ways = {name: ways[name] for name in ways if name.startswith(("the recipe", *laboratory.rows))}
     if laboratory.only_show:
         ways = {
             name: [group if laboratory.has(group) else None for group in groups]
             for name, groups in ways.items()
         }
     recipe = next(iter(ways.values()))
-    print(f"{'':46}  cost    bits  difference (95% interval)      of each seed")
+    print(f"{'':46}  cost  time    bits  difference (95% interval)      of each seed")
     for name, groups in ways.items():
         show_way(laboratory, name, groups, recipe)
     for name in ("the recipe", "constant learning rate"):
-        groups = next(groups for way, groups in ways.items() if way.startswith(name))
+        groups = next((groups for way, groups in ways.items() if way.startswith(name)), [])
         for average in laboratory.averages if any(groups) else ():
             show_way(laboratory, f"{name}, {average}", groups, recipe, average)
 
@@ -408,8 +428,11 @@ def show_way(laboratory, name, groups, recipe, average="kept"):
     means = [numpy.mean([laboratory.by_document(nats) for nats in side], axis=0) for side in sides]
     difference = paired_difference(*means, sizes)
     cost = sum(trial.cost for trial in trials)
+    plain = recipe[groups.index(trials)]
+    seconds = sum(map(laboratory.seconds, trials)) / sum(map(laboratory.seconds, plain))
+    mean = numpy.mean([ours for ours, _ in bits])
     print(
-        f"{name + ' †' * last:46} {cost:5.2f}  {numpy.mean([ours for ours, _ in bits]):.4f}  "
+        f"{name + ' †' * last:46} {cost:5.2f} {seconds:5.2f}  {mean:.4f}  "
         f"{difference.mean:+.4f} ({difference.low:+.4f} to {difference.high:+.4f})  "
         + " ".join(f"{ours - plain:+.4f}" for ours, plain in bits),
         flush=True,
@@ -432,7 +455,8 @@ def check(laboratory):
         print("watched:", [round(bits, 4) for bits in lines if bits])
         model, _ = load(str(Path(folder) / "run"))
         theirs = laboratory.bits(laboratory.score(model.eval()))
-    print(f"rung train {theirs:.4f}, this loop {laboratory.bits(laboratory.mix([RECIPE])):.4f}")
+    ours = laboratory.bits(laboratory.mix([laboratory.recipe]))
+    print(f"rung train {theirs:.4f}, this loop {ours:.4f}")
 
 
 def main():
@@ -446,6 +470,11 @@ def main():
     parser.add_argument("--keep", type=Path, metavar="FOLDER")
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="of the recipe")
+    parser.add_argument("--dropout", type=float, default=0.1, help="of the recipe")
+    parser.add_argument(
+        "--rows", default="", metavar="START,START", help="only the ways that begin so"
+    )
     parser.add_argument("--held-out", type=int, default=10**9, metavar="CHARACTERS")
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--check", action="store_true")

@@ -14,7 +14,7 @@
     dropout: 0.1                 # in training, in the model's own places or in GPT-2's
     carry_state: true            # for rnn: begin each stretch with the state of the last one
     start: bigram                # for rnn and rnn-attention: what it knows before its first step
-    teacher: ngram               # for gpt2 and llama3: whose distributions are learned first
+    teacher: runs/a,runs/b       # whose distributions are learned too; ngram for gpt2 and llama3
     counting: {memory: 2GB}      # for ngram: the engine, and the memory it may use
     base: runs/python-docs/llama3 # to go on from: a run, a model folder, a Hub id
     lora: 8                      # of that base, train only a change of this rank

@@ -118,12 +118,15 @@ def test_the_text_is_found_from_another_folder_and_where_both_moved(place, monke
 def test_what_is_named_is_found_again_from_another_folder(place, monkeypatch):
     """A base, a tokenizer's folder, conversations: as they were typed where that is the same."""
     (place / "elsewhere").mkdir()
-    places = describe_paths(base="run", path="run", data="python-qa", preference="", other=None)
-    assert places == {"base": str(place / "run"), "path": str(place / "run")}
-    typed = {"base": "run", "data": "python-qa", "steps": 5}
+    places = describe_paths(
+        base="run", path="run", teacher="run,./run", data="python-qa", preference="", other=None
+    )
+    run = str(place / "run")
+    assert places == {"base": run, "path": run, "teacher": f"{run},{run}"}
+    typed = {"base": "run", "teacher": "run,./run", "data": "python-qa", "steps": 5}
     assert relocate_paths(typed, places) == typed
     monkeypatch.chdir(place / "elsewhere")
-    assert relocate_paths(typed, places) == typed | {"base": str(place / "run")}
+    assert relocate_paths(typed, places) == typed | {"base": run, "teacher": f"{run},{run}"}
     (place / "run").rename(place / "moved")
     assert relocate_paths(typed, places) == typed
     assert relocate_paths({"kind": "bpe"}, places) == {"kind": "bpe"}

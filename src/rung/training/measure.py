@@ -26,6 +26,7 @@ from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import Checkpoints
 from rung.training.clock import COLD_STEPS, Clock, now
 from rung.training.dataset import make_dataset
+from rung.training.distillation import make_distillation
 from rung.training.schedule import WSDSchedule
 from rung.training.settings import TrainSettings
 from rung.training.tbptt import make_stream_states
@@ -78,6 +79,7 @@ def measure_step(
         planned_steps=MEASURED_STEPS,
         description={},
         stream_states=make_stream_states(dataset),
+        distillation=make_distillation(model, tokenizer, dataset, settings),
     )
     with _frozen_objects():
         RungTrainer(copy.deepcopy(model), arguments, dataset, tokenizer, run, [timer]).train()

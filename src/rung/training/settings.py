@@ -26,7 +26,7 @@ class TrainSettings:
     global_batch_size: int | None = None
     dropout: float = 0.0  # for a model that has none of its own
     carry_state: bool = False  # truncated back-propagation through time, on streams in order
-    teacher: str | None = None  # of `distillation.py`: "ngram"
+    teacher: str | None = None  # of `distillation.py`: "ngram", or folders with commas between
     lora: int | None = None  # the rank of the adapter that is trained in the model's place
     seed: int = 0
     # When the minutes began to count, by `clock.now`; where it is None, when training begins.

@@ -29,7 +29,7 @@ from rung.training.checkpoints import (
 from rung.training.clock import Clock
 from rung.training.cpu_usage import is_busy
 from rung.training.dataset import make_dataset
-from rung.training.distillation import make_distillation
+from rung.training.distillation import list_runs, make_distillation
 from rung.training.dropout import apply_dropout
 from rung.training.lora import LoraAdapter
 from rung.training.measure import measure_evaluation
@@ -111,8 +111,10 @@ def train(
         callbacks=adapter.merge_for(callbacks) if adapter else callbacks,
         clock=clock,
     )
-    description = describe_run(model.config.to_dict(), asdict(settings))
-    run, arguments = _open_run(task, description)
+    # The folders of teachers may move; their weights are fingerprinted in the run's record.
+    moves = {"teacher": "runs"} if list_runs(settings.teacher) else {}
+    description = describe_run(model.config.to_dict(), asdict(settings) | moves)
+    run, arguments = _open_run(task, tokenizer, description)
     trainer, recorder = _run_trainer(task, run, arguments, tokenizer)
     trainer.gather_model()
     interrupted, steps = recorder.interrupted, trainer.state.global_step
@@ -135,7 +137,9 @@ def train(
     )
 
 
-def _open_run(task: _Task, description: dict[str, Any]) -> tuple[TrainingRun, TrainingArguments]:
+def _open_run(
+    task: _Task, tokenizer: PreTrainedTokenizerBase, description: dict[str, Any]
+) -> tuple[TrainingRun, TrainingArguments]:
     """Find where the run continues, choose what its settings leave open, and make its parts."""
     folder, clock = task.folder, task.clock
     checkpoint = distributed.on_main(last_checkpoint)(folder)
@@ -161,7 +165,7 @@ def _open_run(task: _Task, description: dict[str, Any]) -> tuple[TrainingRun, Tr
         description=description,
         resume=resume,
         stream_states=make_stream_states(task.dataset),
-        distillation=make_distillation(task.learner, task.dataset, settings.seed, settings.teacher),
+        distillation=make_distillation(task.learner, tokenizer, task.dataset, settings),
     )
     return run, arguments
 

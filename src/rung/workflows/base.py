@@ -1,4 +1,4 @@
-"""The model that a recipe goes on from: read it, check it, and fingerprint its weights."""
+"""The models that a recipe names, to go on from or to learn from: read, check, fingerprint them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -21,6 +21,8 @@ from rung.models.loading import (
 )
 from rung.models.weight_checks import check_weights
 from rung.recipe import Recipe
+from rung.training.dataset import DEFAULT_BLOCK_LENGTH
+from rung.training.distillation import list_runs, load_teachers
 
 # What may be set anew: it says how the weights are trained, not what they are. The length is also
 # the reach of learned positions, and there it may not.
@@ -114,6 +116,20 @@ def _explain_length(where: str, changes: dict[str, Any]) -> Iterator[None]:
 def describe_base(path: str | None, model: CausalModel) -> dict[str, Any]:
     """Describe the base for the record: its path, and a fingerprint of its weights."""
     return {"base": {"path": path, "fingerprint": fingerprint_weights(model)}}
+
+
+def describe_teachers(
+    recipe: Recipe, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Any]:
+    """Check the runs that teach a model of `config`, and describe them for the record.
+
+    Raises as `load_teachers` does.
+    """
+    names = list_runs(recipe.teacher)
+    length = getattr(config, "max_position_embeddings", None) or DEFAULT_BLOCK_LENGTH
+    models = load_teachers(names, tokenizer, config.vocab_size, length)
+    digests = [fingerprint_weights(model) for model in models]
+    return {"teachers": {"path": recipe.teacher, "fingerprint": " ".join(digests)}} if names else {}
 
 
 def fingerprint_weights(model: CausalModel) -> str:

@@ -32,7 +32,7 @@ from rung.models.ngram.teacher import MAX_VOCABULARY
 from rung.progress import OnProgress, Progress
 from rung.recipe import Recipe
 from rung.training.clock import MIN_TRAINING_SHARE, now
-from rung.training.distillation import NGRAM, READ_SHARE
+from rung.training.distillation import NGRAM, READ_SHARE, list_runs
 from rung.training.measure import measure_step
 from rung.training.settings import TrainSettings
 from rung.workflows.difficulty import Difficulty, find_difficulty
@@ -371,6 +371,8 @@ def _measure_steps(prepared: PreparedText, model: CausalModel) -> tuple[float, f
         arguments=recipe.train,
         global_batch_size=recipe.global_batch_size,
         seed=recipe.seed,
+        # Runs that teach are asked at every step. An n-gram model fades, and takes little time.
+        teacher=recipe.teacher if list_runs(recipe.teacher) else None,
     )
     step = measure_step(model, prepared.tokenizer, prepared.packed, prepared.folder, settings)
     return step.seconds, max(0.0, now() - began - step.measuring)

@@ -28,10 +28,11 @@ from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 from rung.training.arguments import make_training_arguments
 from rung.training.dataset import find_block_length
+from rung.training.distillation import count_weight_bytes, list_runs
 from rung.training.lora import LoraAdapter
 from rung.training.optimizer import group_parameters, split_matrix
 from rung.training.settings import MUON, TrainSettings
-from rung.workflows.base import read_base_config
+from rung.workflows.base import describe_teachers, read_base_config
 from rung.workflows.budget import choose_width
 from rung.workflows.prepare import (
     VALIDATION_BYTES,
@@ -83,7 +84,12 @@ def estimate_costs(
         * sizes[1]
         / sizes[0]
     )
-    return found | _estimate_training(recipe, tokenizer, base, scored)
+    config = base or make_config(recipe.rung, tokenizer, recipe.model)
+    found |= _estimate_training(recipe, tokenizer, base, scored)
+    if describe_teachers(recipe, config, tokenizer):
+        size = sum(map(count_weight_bytes, list_runs(recipe.teacher)))
+        found["teachers"] = f"{_gigabytes(size)} of weights, in memory beside all that"
+    return found
 
 
 def _estimate_counting(

@@ -20,13 +20,15 @@ from rung.errors import RecipeError, RunError, did_you_mean
 from rung.evaluation.documents import take_texts
 from rung.files import cache_folder, make_once
 from rung.models import make_config
+from rung.models.loading import locate_model
 from rung.models.ngram.counting_settings import CountingSettings
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe
 from rung.training.arguments import find_global_batch_size, make_training_arguments
+from rung.training.distillation import list_runs
 from rung.training.settings import TrainSettings
 from rung.training.trackers import check_trackers
-from rung.workflows.base import describe_base, load_base
+from rung.workflows.base import describe_base, describe_teachers, load_base
 from rung.workflows.record import find_marks
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class PreparedText:
     folder: Path
     tokenizer: PreTrainedTokenizerBase
     packed_key: str  # of the packed tokens in the cache
-    base: dict[str, Any]  # what the record says of the model that the run goes on from
+    models: dict[str, Any]  # what the record says of those that the run goes on or learns from
     began: float  # when the recipe's minutes began, by the main process's clock
     corpus: Corpus | None = field(repr=False)
     packed: PackedTokens = field(repr=False)
@@ -88,8 +90,10 @@ def _prepare_on_main(
     on_progress(Progress(stage="read", note=corpus.describe()))
     recipe = fill_recipe(recipe, corpus)
     tokenizer = prepare_tokenizer(recipe, corpus)
-    if base is None:
-        make_config(recipe.rung, tokenizer, recipe.model)  # refuses what is not its tokenizer's
+    # Making it refuses what is not its tokenizer's.
+    config = base.config if base else make_config(recipe.rung, tokenizer, recipe.model)
+    models = describe_base(recipe.base, base) if base else {}
+    models |= describe_teachers(recipe, config, tokenizer)
     skip_empty = skips_empty_lines(recipe)
     packed = pack_train(corpus, tokenizer, on_progress, skip_empty=skip_empty)
     # The marks are found before training, which then knows what they took of the minutes.
@@ -100,7 +104,7 @@ def _prepare_on_main(
         folder=folder,
         tokenizer=tokenizer,
         packed_key=find_packed_key(corpus, tokenizer, skip_empty=skip_empty),
-        base=describe_base(recipe.base, base) if base else {},
+        models=models,
         began=began,
         corpus=corpus,
         packed=packed,
@@ -125,13 +129,15 @@ def _open_packed(prepared: PreparedText) -> PackedTokens:
 def check_recipe(recipe: Recipe, folder: Path) -> None:
     """Raise `RungError` for what can be refused before a text is read.
 
-    It is the documents of a corpus that has its own, the model, trackers, memory, the Trainer's
-    arguments, and a batch that the processes cannot share.
+    It is the documents of a corpus that has its own, the model, teachers, trackers, memory, the
+    Trainer's arguments, and a batch that the processes cannot share.
     """
     if recipe.documents != "paragraphs" and not (folder / runs.RECORD).exists():
         check_documents(recipe.corpus, recipe.documents)
     if not recipe.base:
         make_config(recipe.rung, None, recipe.model)
+    for name in list_runs(recipe.teacher):
+        locate_model(name)
     check_trackers(recipe.train)
     if recipe.entry.counts:
         CountingSettings(**recipe.counting).check_memory()

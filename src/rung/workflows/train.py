@@ -29,6 +29,7 @@ FINGERPRINTED = {
     "corpus": "the text",
     "tokenizer": "the text",
     "base": "the model that it goes on from",
+    "teachers": "a teacher",
 }
 
 
@@ -84,8 +85,8 @@ def _describe(prepared: PreparedText) -> dict[str, Any]:
             "one_document_in": find_sample_stride(recipe, corpus),
         },
         **describe_environment(recipe.seed),
-        **prepared.base,
-        "places": describe_paths(base=recipe.base, path=spec.get("path")),
+        **prepared.models,
+        "places": describe_paths(base=recipe.base, path=spec.get("path"), teacher=recipe.teacher),
         **({"plan": asdict(prepared.plan)} if prepared.plan else {}),
     }
 

@@ -37,16 +37,11 @@ def describe_corpus_paths(corpus: str | Sequence[str], folder: Path) -> dict[str
 
 
 def describe_paths(**named: str | None) -> dict[str, str]:
-    """Return the full paths of what was named by a path.
+    """Return the full paths of what was named by a path, or by several with commas between.
 
     What is no path here, such as a name on the Hub, is left out.
     """
-    return {
-        # Links stay as they are.
-        key: os.path.abspath(name)  # noqa: PTH100
-        for key, name in named.items()
-        if name and Path(name).exists()
-    }
+    return {key: _expand(name) for key, name in named.items() if name and _exist(name)}
 
 
 def relocate_paths(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,11 +49,22 @@ def relocate_paths(named: Mapping[str, Any], places: Mapping[str, Any]) -> dict[
     lost = {
         key: place
         for key, place in places.items()
-        if isinstance(named.get(key), str)
-        and os.path.abspath(named[key]) != place  # noqa: PTH100
-        and Path(place).exists()
+        if isinstance(named.get(key), str) and _expand(named[key]) != place and _exist(place)
     }
     return {**named, **lost}
+
+
+def _expand(name: str) -> str:
+    """Return the full path of each part of a name; links stay as they are."""
+    return ",".join(os.path.abspath(part) for part in _split(name))  # noqa: PTH100
+
+
+def _exist(name: str) -> bool:
+    return all(Path(part).exists() for part in _split(name))
+
+
+def _split(name: str) -> list[str]:
+    return [name] if Path(name).exists() else name.split(",")
 
 
 def read_training_text(run: str, record: Mapping[str, Any], documents: str = "") -> Corpus:
