@@ -225,13 +225,16 @@ def step_calls(recorder):
         while (steps := draw.randint(1, 3)) + state.get_seq_length() <= longest and number % 2:
             step.decode(torch.randint(model.config.vocab_size, (texts, steps)))
         for rows in (texts, 1, draw.randint(1, texts)):
-            spans = torch.tensor(
-                [[text * longest, longest] for text in draw.sample(range(texts), rows)]
-            )
-            at = torch.tensor(
-                [draw.choice([0, longest - 1, draw.randrange(longest)]) for _ in range(rows)]
-            )
-            step.step(torch.randint(model.config.vocab_size, (rows,)), spans, at)
+            read = [
+                (
+                    draw.randrange(model.config.vocab_size),
+                    text * longest,
+                    longest,
+                    draw.choice([0, longest - 1, draw.randrange(longest)]),
+                )
+                for text in draw.sample(range(texts), rows)
+            ]
+            step.step(read, wanted=rows)
     return recorder.calls
 
 

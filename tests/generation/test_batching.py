@@ -120,18 +120,15 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
         )
         for layer in step.layers
     ]
-    tokens, at = torch.arange(12) * 7, torch.arange(12) % 9
     with torch.inference_mode():
         step.begin(pool, torch.zeros(12, dtype=torch.long))
-        for rows in pool.keys_values:
-            for part in rows:
+        for pair in pool.keys_values:
+            for part in pair:
                 part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(1)))
-        spans = torch.tensor([[9 * i, 9] for i in range(12)])
-        wanted = [
-            step.step(tokens[i, None], spans[i, None], at[i, None])[0].clone() for i in range(12)
-        ]
+        rows = [(7 * i, 9 * i, 9, i % 9) for i in range(12)]
+        wanted = [step.step([row], wanted=1)[0].clone() for row in rows]
         for size in (2, 3, 4, 5, 8, 12):
-            found = step.step(tokens[:size], spans[:size], at[:size])
+            found = step.step(rows[:size], wanted=size)
             assert torch.equal(found, torch.stack(wanted[:size]))
 
 
@@ -469,28 +466,23 @@ def held(make_tiny):
     return step
 
 
-SPANS = [[0, 8], [8, 4]]
-
-
 @pytest.mark.parametrize(
-    ("ids", "spans", "at", "wrong"),
+    ("first", "second", "wrong"),
     [
-        ([5, 6], SPANS, [8, 0], ValueError),  # behind its own room
-        ([5, 6], SPANS, [-1, 0], ValueError),
-        ([5, 6], [[0, 8], [8, 5]], [0, 4], ValueError),  # behind all memory
-        ([5, 6], [[-1, 8], [8, 4]], [0, 0], ValueError),
-        ([5, 6], [[0, 8], [2**40, 4]], [0, 0], ValueError),
-        ([5, 6], [[0, 12], [8, 4]], [8, 0], ValueError),  # longer than what there are rotations for
-        ([5, 10**6], SPANS, [0, 0], IndexError),
-        ([5, -1], SPANS, [0, 0], IndexError),
+        ((5, 0, 8, 8), (6, 8, 4, 0), ValueError),  # behind its own room
+        ((5, 0, 8, -1), (6, 8, 4, 0), ValueError),
+        ((5, 0, 8, 0), (6, 8, 5, 4), ValueError),  # behind all memory
+        ((5, -1, 8, 0), (6, 8, 4, 0), ValueError),
+        ((5, 0, 8, 0), (6, 2**40, 4, 0), ValueError),
+        ((5, 0, 12, 8), (6, 8, 4, 0), ValueError),  # longer than what there are rotations for
+        ((5, 0, 8, 0), (10**6, 8, 4, 0), IndexError),
+        ((5, 0, 8, 0), (-1, 8, 4, 0), IndexError),
     ],
 )
-def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held):
+def test_what_c_would_read_out_of_bounds_is_refused(first, second, wrong, held):
     with pytest.raises(wrong):
-        held.step(torch.tensor(ids), torch.tensor(spans), torch.tensor(at))
-    assert (
-        held.step(torch.tensor([5, 6]), torch.tensor(SPANS), torch.tensor([7, 3])).isfinite().all()
-    )
+        held.step([first, second], wanted=2)
+    assert held.step([(5, 0, 8, 7), (6, 8, 4, 3)], wanted=2).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -503,12 +495,11 @@ def test_what_c_would_read_out_of_bounds_is_refused(ids, spans, at, wrong, held)
     ],
 )
 def test_memory_that_is_not_as_c_takes_it_changes_nothing(layer, held):
-    before = held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])).clone()
+    row = (5, 0, 8, 0)
+    before = held.step([row], wanted=1).clone()
     with pytest.raises(ValueError):
         held.use_memory([layer] * len(held.layers), 8)
-    assert torch.equal(
-        held.step(torch.tensor([5]), torch.tensor(SPANS[:1]), torch.tensor([0])), before
-    )
+    assert torch.equal(held.step([row], wanted=1), before)
 
 
 def test_no_more_texts_are_appended_to_than_were_read(make_tiny):
@@ -544,12 +535,11 @@ def count_numbers():
 def test_steps_of_every_size_share_one_set_of_buffers(make_tiny):
     step = native.make_native_step(make_tiny("llama3", vocab_size=5000))
     step.use_memory([(torch.zeros(1280, 8), torch.zeros(1280, 8)) for _ in step.layers], 16)
-    tokens, at = torch.arange(40), torch.zeros(40, dtype=torch.long)
-    spans = torch.tensor([[16 * text, 16] for text in range(40)])
+    rows = [(text, 16 * text, 16, 0) for text in range(40)]
     before = count_numbers()
-    step.step(tokens, spans, at)
+    step.step(rows, wanted=40)
     one = count_numbers() - before
     assert one > 40 * 5000
-    for rows in [*range(1, 41), *range(40, 0, -1)]:
-        step.step(tokens[:rows], spans[:rows], at[:rows])
+    for count in [*range(1, 41), *range(40, 0, -1)]:
+        step.step(rows[:count], wanted=count)
     assert count_numbers() - before < 1.1 * one

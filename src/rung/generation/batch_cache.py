@@ -220,23 +220,21 @@ class BatchedKVCache:
             (piece[-1], span.start, span.room, length + len(piece) - 1)
             for span, piece, length in zip(spans, pieces, lengths, strict=True)
         ]
-        table = torch.tensor(rows)
-        logits = self.native.step(
-            table[:, 0], table[:, 1:3], table[:, 3].contiguous(), wanted=len(slots)
-        )
+        logits = self.native.step(rows, wanted=len(slots))
         for span, piece, length in zip(spans, pieces, lengths, strict=True):
             span.length = length + len(piece)
         return logits
 
     def decode(self, slots: list[int], tokens: Int[Tensor, " B"]) -> Float[Tensor, "B V"]:
         """Append a token to each text and return the logits of the next ones."""
+        if self.native:
+            return self.extend(slots, [[token] for token in tokens.tolist()], {})
         for slot in slots:
             self._make_room(slot, self.spans[slot].length + 1)
         mine = [self.spans[slot] for slot in slots]
         spans = torch.tensor([[span.start, span.room] for span in mine], device=tokens.device)
         at = torch.tensor([span.length for span in mine], device=tokens.device)
-        step = self.native.step if self.native else self._forward
-        logits = step(tokens, spans, at)
+        logits = self._forward(tokens, spans, at)
         for span in mine:
             span.length += 1
         return logits

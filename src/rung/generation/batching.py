@@ -35,7 +35,7 @@ class ContinuousBatch:
     """
 
     def __init__(self, model: CausalModel, count: int) -> None:
-        self.model = model
+        self.model, self.device = model, model.device
         self.texts: dict[int, _Text] = {}  # those with a prompt to read are in the order of joining
         self.free_slots = list(range(count))[::-1]
         self.failed: dict[int, Exception] = {}
@@ -143,7 +143,7 @@ class ContinuousBatch:
             if is_short or text.state is None:
                 return self._read_in_slot(cache, text, slot, chunk)
         chunk = chunk if self.model.carries_state else len(text.unread)
-        ids = torch.tensor([text.unread[:chunk]], device=self.model.device)
+        ids = torch.tensor([text.unread[:chunk]], device=self.device)
         output = self.model(ids, past_key_values=text.state, use_cache=True, logits_to_keep=1)
         text.state, text.unread = output.past_key_values, text.unread[chunk:]
         if text.unread:
@@ -186,7 +186,7 @@ class ContinuousBatch:
         return ready, logits
 
     def _decode(self, slots: list[int]) -> Float[Tensor, "B V"]:
-        tokens = torch.tensor([self.texts[slot].next for slot in slots], device=self.model.device)
+        tokens = torch.tensor([self.texts[slot].next for slot in slots], device=self.device)
         logits = self.cache.decode(slots, tokens)
         for slot in slots:
             self.texts[slot].next = None

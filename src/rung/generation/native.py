@@ -173,28 +173,25 @@ class NativeStep:
         self.state.length, self.state.written = at, steps
         return logits.view(texts, steps, -1)
 
-    def step(
-        self,
-        tokens: Int[Tensor, " R"],
-        spans: Int[Tensor, "R 2"],
-        at: Int[Tensor, " R"],
-        wanted: int | None = None,
-    ) -> Float[Tensor, "W V"]:
-        """Read tokens of texts; return the logits after the last `wanted`, or all, of them.
+    def step(self, rows: Sequence[tuple[int, int, int, int]], wanted: int) -> Float[Tensor, "W V"]:
+        """Read tokens of texts, and return the logits after the last `wanted` of them.
 
-        The next call overwrites them. A token stands `at` its place in its text. Of its text,
-        `spans` holds the tokens that stand before it in memory, and those that it has room for.
+        The next call overwrites them. A row is a token, the tokens that stand before its text in
+        memory, those that its text has room for, and the token's place in its text.
         """
-        start, room = spans.unbind(1)
-        fits = (at >= 0) & (at < room.clamp(max=self.max_length))
-        if not bool((fits & (start >= 0) & (start <= self.tokens - room)).all()):
-            most = f"{spans.tolist()} (from, length), of {self.tokens}"
-            raise ValueError(f"tokens stand at {at.tolist()}, but there is room for {most}")
-        buffers = self._find_buffers(len(tokens))
+        for _, start, room, at in rows:
+            if not (0 <= at < min(room, self.max_length) and 0 <= start <= self.tokens - room):
+                raise ValueError(
+                    f"a token stands at {at} of a text that has room for {room} from {start} on, "
+                    f"but there is room for {self.max_length} of each text and {self.tokens} of all"
+                )
+        buffers = self._find_buffers(len(rows))
         if buffers.shape is not None:
-            buffers.use(len(tokens))
-        buffers.places[:, START : ROOM + 1], buffers.places[:, AT] = spans, at
-        return self._run(buffers, tokens, at, len(tokens) if wanted is None else wanted)
+            buffers.use(len(rows))
+        # The fields of a place, without padding, and the token.
+        table = torch.tensor([(start, room, 0, at, token) for token, start, room, at in rows])
+        buffers.places.copy_(table[:, :-1])
+        return self._run(buffers, table[:, -1], table[:, AT], wanted)
 
     def _find_buffers(self, rows: int) -> "_Buffers":
         """Return the one set of buffers; a larger step makes it anew."""
