@@ -114,3 +114,18 @@ int number_words(table *t, const uint8_t *data, int64_t texts, const int64_t *en
     first[texts] = words;
     return 1;
 }
+
+/* Write the ids of the words of each text in turn, and how many there are of each text. The ids of a
+ * word end at `ends` of its number, and begin at the one before. With `row` NULL, count alone. */
+void list_ids(int64_t texts, const int64_t *first, const int32_t *numbers, const int64_t *ends,
+              const uint32_t *ids, uint32_t *row, int64_t *lengths) {
+    for (int64_t text = 0; text < texts; text++) {
+        int64_t length = 0;
+        for (int64_t i = first[text]; i < first[text + 1]; i++) {
+            const int64_t begin = ends[numbers[i]], end = ends[numbers[i] + 1];
+            length += end - begin;
+            for (int64_t k = begin; row && k < end; k++) *row++ = ids[k];
+        }
+        lengths[text] = length;
+    }
+}

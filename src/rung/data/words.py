@@ -112,6 +112,30 @@ class ArrowWords:
         return number[indices[: len(words)]], first, new
 
 
+def _list_ids(
+    numbers: NDArray[numpy.int32],
+    first: NDArray[numpy.int64],
+    ids: NDArray[numpy.uint32],
+    ends: NDArray[numpy.int64],
+) -> tuple[NDArray[numpy.uint32], NDArray[numpy.int64]]:
+    """Return the ids of all words in one row, and the number of ids of each text.
+
+    `ids` are those of the distinct words, each word's up to its end in `ends`, after a zero.
+    """
+    if library := _compile():
+        lengths = numpy.empty(len(first) - 1, dtype=numpy.int64)
+        known = [part.ctypes.data for part in (first, numbers, ends, ids)]
+        library.list_ids(len(lengths), *known, None, lengths.ctypes.data)
+        row = numpy.empty(lengths.sum(), dtype=numpy.uint32)
+        library.list_ids(len(lengths), *known, row.ctypes.data, lengths.ctypes.data)
+        return row, lengths
+    begin, count = ends[numbers], ends[numbers + 1] - ends[numbers]
+    before = numpy.append(0, numpy.cumsum(count))  # ids before each word
+    places = numpy.repeat(begin - before[:-1], count)
+    places += numpy.arange(len(places))
+    return ids[places], numpy.diff(before[first])
+
+
 class _Table(Structure):
     """The fields of a table in `words.c` that are read here."""
 
@@ -161,6 +185,8 @@ def _compile() -> ctypes.CDLL | None:
         library.make_table.restype, library.free_table.argtypes = c_void_p, [c_void_p]
         library.number_words.argtypes = [c_void_p, ctypes.c_char_p, c_int64, c_void_p, c_int]
         library.number_words.argtypes += [c_int, *[c_void_p] * 3]
+        library.list_ids.argtypes = [c_int64, *[c_void_p] * 6]
+        library.list_ids.restype = None
     return library
 
 
@@ -244,11 +270,7 @@ class WordIds:
             if new:
                 self._add(new)
             ids, ends = self.ids, self.ends
-        begin, count = ends[numbers], ends[numbers + 1] - ends[numbers]
-        before = numpy.append(0, numpy.cumsum(count))  # ids before each word
-        places = numpy.repeat(begin - before[:-1], count)
-        places += numpy.arange(len(places))
-        return ids[places], numpy.diff(before[first])
+        return _list_ids(numbers, first, ids, ends)
 
     def _add(self, words: list[str]) -> None:
         """Add the ids of words that are new in the table."""
