@@ -38,12 +38,10 @@ def count_ngrams(
             f"{len(tokens):,} tokens are too many to count in memory: add "
             "--set counting.memory=8GB, and they go to disk"
         )
-    ids = tokens.astype(numpy.int32)
-    level = unigram_level(
-        numpy.bincount(ids, minlength=vocab_size), int(ids[starts[0]]), len(starts)
-    )
+    counts = numpy.bincount(tokens, minlength=vocab_size)
+    level = unigram_level(counts, int(tokens[starts[0]]), len(starts))
     yield level
-    windows = make_windows(ids, starts, level)
+    windows = make_windows(tokens, starts, level)
     known = checkpoints.load() if checkpoints else []
     for arrays in known:
         rows = arrays.pop("rows")

@@ -46,10 +46,10 @@ class TrieLevel:
 class KeyedWindows:
     """The row of the n-gram at every place of the text, and a key for each that numpy sorts."""
 
-    def __init__(self, ids: Numbers, starts: NDArray[numpy.int64], level: TrieLevel) -> None:
-        """Begin with the tokens `ids` (N,), which are the rows of `level`."""
-        self.ids, self.starts, self.vocab_size = ids, starts, len(level)
-        self.resume(level, ids, 1)
+    def __init__(self, tokens: IntArray, starts: NDArray[numpy.int64], level: TrieLevel) -> None:
+        """Begin with single tokens (N,), which are the rows of `level`."""
+        self.ids, self.starts, self.vocab_size = tokens.astype(numpy.int32), starts, len(level)
+        self.resume(level, self.ids, 1)
 
     def resume(self, level: TrieLevel, rows: Numbers, size: int) -> None:
         """Go on from a level of `size` tokens; `rows` (N,) are its rows in the text."""
@@ -90,25 +90,26 @@ class SortedWindows:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, ids: Numbers, starts: NDArray[numpy.int64], level: TrieLevel
+        self, library: ctypes.CDLL, tokens: IntArray, starts: NDArray[numpy.int64], level: TrieLevel
     ) -> None:
-        """Begin with the tokens `ids` (N,), which are the rows of `level`."""
-        self.library, self.ids, self.starts, self.level = library, ids, starts, level
-        self.opening = int(ids[starts[0]])
-        self.before = numpy.append(OPENS, ids).astype(numpy.uint32)
+        """Begin with single tokens (N,), which are the rows of `level`."""
+        self.library, self.starts, self.level = library, starts, level
+        self.opening = int(tokens[starts[0]])
+        self.before = numpy.empty(len(tokens) + 1, dtype=numpy.uint32)
+        self.before[1:] = tokens
+        self.before[[0, -1]] |= OPENS
         self.before[starts] |= OPENS
-        self.before[-1] |= OPENS
-        self.windows, self.sorted = numpy.empty((2, len(ids), 2), dtype=numpy.uint32)
-        self.chosen = numpy.empty(len(ids), dtype=numpy.uint32)  # scratch of `sort_windows`
-        self.count, self.size, self.first = len(ids), 1, numpy.arange(len(level) + 1)
+        self.windows, self.sorted = numpy.empty((2, len(tokens), 2), dtype=numpy.uint32)
+        self.chosen = numpy.empty(len(tokens), dtype=numpy.uint32)  # scratch of `sort_windows`
+        self.count, self.size, self.first = len(tokens), 1, numpy.arange(len(level) + 1)
         self._sort(None)
 
     def resume(self, level: TrieLevel, rows: Numbers, size: int) -> None:
         """Go on from a level of `size` tokens; `rows` (N,) are its rows in the text."""
-        at = _find_places(self.starts, len(self.ids), size)
+        at = _find_places(self.starts, len(rows), size)
         at = at[numpy.argsort(rows[at], kind="stable")]
         self.windows[: len(at), 0], self.windows[: len(at), 1] = rows[at], at
-        bounds = numpy.searchsorted(self.ids[at], numpy.arange(len(self.first)))
+        bounds = numpy.searchsorted(self.before[at + 1] & ~OPENS, numpy.arange(len(self.first)))
         self.first = numpy.append(rows[at], len(level))[bounds].astype(numpy.int64)
         self.count, self.level, self.size = len(at), level, size
 
@@ -136,7 +137,7 @@ class SortedWindows:
 
     def list_rows(self) -> Numbers:
         """Return the row of the n-gram at every place (N,), 0 where none fits."""
-        rows = numpy.zeros_like(self.ids)
+        rows = numpy.zeros(len(self.chosen), dtype=numpy.int32)
         rows[self.windows[: self.count, 1]] = self.windows[: self.count, 0]
         return rows
 
@@ -156,13 +157,13 @@ class SortedWindows:
 
 
 def make_windows(
-    ids: Numbers, starts: NDArray[numpy.int64], level: TrieLevel
+    tokens: IntArray, starts: NDArray[numpy.int64], level: TrieLevel
 ) -> KeyedWindows | SortedWindows:
     """Make the windows of single tokens, in C where there is a compiler."""
     library = _compile()
     if library is None:
-        return KeyedWindows(ids, starts, level)
-    return SortedWindows(library, ids, starts, level)
+        return KeyedWindows(tokens, starts, level)
+    return SortedWindows(library, tokens, starts, level)
 
 
 def pack_keys(parents: IntArray, tokens: IntArray, vocab_size: int) -> NDArray[numpy.int64]:
