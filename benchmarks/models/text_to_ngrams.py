@@ -214,6 +214,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # What is in C is compiled once on a machine.
+        first = Path(folder) / "first.txt"
+        first.write_text("\n".join(lines[:100]) + "\n", encoding="utf-8")
+        run(sys.executable, __file__, first, "--ours", "whitespace", "--folder", folder + "/first")
         for kind in ("whitespace", "bpe"):
             compare(kind, text, chosen.lmplz and chosen.lmplz.resolve(), Path(folder))
 
