@@ -1,15 +1,23 @@
 """Train one small llama3 in many ways on a text that is read again and again, at equal tokens.
 
 Each way differs from the recipe in one thing. `cost` is the tokens that it trains on, those of all
-its models, as a multiple of the recipe's. A difference is of bits per byte, the recipe's seeds
-against the same seeds: its 95% interval is paired over held-out documents, and each seed's own
-difference stands behind it. The weights are those of the best of five evaluations, with † those of
-the last step; averages of weights are taken in the same runs. The loop is that of `rung.training`
-without its files (`--check` trains both, and compares). What was trained lies in `--keep FOLDER`,
-and is not trained again; with `--show` nothing is trained.
+its models, as a multiple of the recipe's, and `time` the same of CPU time in training, in which
+teachers answer too (as in `rung train --set teacher=RUN,RUN`). A difference is of bits per byte,
+the recipe's seeds against as many others: its 95% interval is paired over held-out documents, and
+each seed's own difference stands behind it. The weights are those of the best of five evaluations,
+with † those of the last step; averages of weights are taken in the same runs. The loop is that of
+`rung.training` without its files (`--check` trains both, and compares). What was trained lies in
+`--keep FOLDER`, and is not trained again; with `--show` nothing is trained.
 
     python benchmarks/recipe/small_data.py [TEXT@PART,EPOCHS ...] > benchmarks/recipe/small_data.txt
     python benchmarks/recipe/small_data.py --tiny    # all parts in a minute; no figure counts
+
+All rows take an hour or more a text. Those of teachers at equal time, beside what `--minutes`
+chooses from 16 readings on, were recorded by themselves:
+
+    python benchmarks/recipe/small_data.py --weight-decay 1 --rows \\
+        "1 model of 0,averaged,distilled: 0.27" shakespeare.txt@8,40 shakespeare.txt@32,40 \\
+        shakespeare.txt@32,100 --held-out 60000 --keep FOLDER
 
 A TEXT is a corpus, or a folder of which 1 MB is read, as much of each file. One training document
 in PART is read, EPOCHS times; held-out text is read whole.
@@ -148,6 +156,8 @@ class Laboratory:
         self.keep, self.only_show = keep, options.show
         self.averages = [f"EMA of {share:.0%}" for share in EMAS]
         self.averages += [f"mean of the last {share:.0%}" for share in TAILS]
+        if options.rows:
+            self.averages = []
         self.key = f"{corpus.fingerprint} {self.epochs} {options.width} {len(self.tokenizer)}"
 
     def describe(self):
