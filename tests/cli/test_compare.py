@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+import os
 import shutil
+import signal
 
 import pytest
 
@@ -311,3 +313,38 @@ def test_cells_are_escaped_for_their_page():
     )
     assert latex[6].endswith(r"& \textless{}0.1 \\")
     assert r"| a\|b\*c\_d | \<0.1 |" in format_table(table, "markdown")
+
+
+KILLED_BEFORE_ITS_RENAME = """
+import os, signal, sys
+from rung import files
+from rung.cli.main import main
+files.sync = lambda path: "killed" in path.parts and os.kill(os.getpid(), signal.SIGKILL)
+sys.argv = ["rung", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system with fork")
+def test_a_kill_leaves_nothing_half_written_under_the_name_and_a_rerun_sweeps(ground, run_fork):
+    """Killed when the new file is whole beside the old one, the last moment before the rename."""
+    pytest.importorskip("constriction")
+    place = ground / "killed"
+    place.mkdir()
+    rung("compress", "bigram", "other.txt", "packed", cwd=ground)
+    for target, *words in (
+        ("killed/c", "compress", "bigram", "other.txt", "killed/c"),
+        ("killed/d", "decompress", "packed", "killed/d"),
+        ("killed/s", "surprisal", "bigram", "other.txt", "--out", "killed/s"),
+        ("killed/p", "eval", "bigram", "other.txt", "--per-document", "killed/p"),
+    ):
+        (ground / target).write_text("old")
+        ended = run_fork("-c", KILLED_BEFORE_ITS_RENAME, *words, cwd=ground)
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert (ground / target).read_text() == "old"
+        assert len(list(place.glob(".*"))) == 1
+        made = rung(*words, cwd=ground)
+        assert made.returncode == 0, made.stderr
+        assert (ground / target).read_text(errors="replace") != "old"
+        assert not list(place.glob(".*"))
+    assert (place / "d").read_text() == (ground / "other.txt").read_text()
