@@ -63,6 +63,13 @@ def test_a_folder_is_read_whole_in_natural_order(tmp_path):
     assert read_pairs(str(moved)).fingerprint == found.fingerprint
 
 
+def test_a_number_in_the_place_of_a_sentence_is_noted(tmp_path):
+    path = write(tmp_path / "pairs.jsonl", '{"sentence_good": 17, "sentence_bad": "18"}\n' * 2)
+    found = read_pairs(str(path))
+    assert (found.pairs[0].good, found.pairs[0].bad) == ("17", "18")
+    assert "2 numbers in column 'sentence_good' read as digits: pairs.jsonl" in found.notes
+
+
 def test_numbers_in_names_sort_as_numbers():
     order = ["a", "a 2 b 9", "a 2 b 10", "a 12", "b", "2", "12"]
     assert sorted(sorted(order), key=natural_key) == order

@@ -222,6 +222,8 @@ def test_names_of_the_corpus():
     assert parse_name("toy-language") == (3_000_000, 0)
     assert parse_name("toy-language@5MB") == (5_000_000, 0)
     assert parse_name("toy-language@0.5mb#12") == (500_000, 12)
+    with pytest.raises(CorpusError, match="'toy-language@5TB' names .*; a size is in KB, MB, GB"):
+        parse_name("toy-language@5TB")
     assert parse_name("toy-language#3") == (3_000_000, 3)
     for other in ("toy-language.txt", "texts/toy-language", "toy-languages", "python-docs"):
         assert parse_name(other) is None

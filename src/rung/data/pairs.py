@@ -22,6 +22,7 @@ from rung.data.tables import (
     DELIMITER_OF_SUFFIX,
     LONE_SURROGATE,
     TableFile,
+    WrittenNumber,
     read_csv_rows,
     read_json_rows,
 )
@@ -225,6 +226,9 @@ def _find_names(columns: Sequence[str]) -> tuple[str | None, str | None]:
 
 def _make_pair(row: dict[str, Any], columns: Columns, where: str, table: TableFile) -> MinimalPair:
     good, bad = (_check_sentence(row[name], name, where) for name in columns[:2])
+    for name in columns[:2]:
+        if isinstance(row[name], WrittenNumber):
+            table.notes.add(f"{{count}} number{{s}} in column {name!r} read as digits", table.where)
     paradigm, phenomenon = (
         str(row.get(name) or "").strip() if name else "" for name in columns[2:]
     )

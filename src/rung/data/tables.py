@@ -226,7 +226,7 @@ def _explain_width(where: str, line: int, width: int, columns: list[str]) -> str
     )
 
 
-class _WrittenNumber(str):
+class WrittenNumber(str):
     """A number as it stands in the file."""
 
     __slots__ = ()
@@ -234,7 +234,7 @@ class _WrittenNumber(str):
 
 # Numbers keep their digits. NaN, which is not JSON but is often found in it, counts as no value.
 _JSON = json.JSONDecoder(
-    parse_int=_WrittenNumber, parse_float=_WrittenNumber, parse_constant=lambda name: None
+    parse_int=WrittenNumber, parse_float=WrittenNumber, parse_constant=lambda name: None
 )
 
 
@@ -261,7 +261,7 @@ def _read_json(table: TableFile) -> Iterator[tuple[str, str]]:
         text = row if isinstance(row, str) else row.get(column)
         if not (isinstance(text, str) and text.isascii()):
             text = check_text(text, column or "text", f"{table.where}, {unit} {number}")
-        numbers += isinstance(text, _WrittenNumber)
+        numbers += isinstance(text, WrittenNumber)
         yield ("" if isinstance(row, str) else column or ""), str(text)
     if column is None and missed:
         find_text_column(list(missed), table.where, table.column)

@@ -102,6 +102,7 @@ def parse_name(source: str) -> tuple[int, int] | None:
     if not (found := SYNTAX.fullmatch(source)):
         raise CorpusError(
             f"{source!r} names no size or seed of {NAME}: write {NAME}, {NAME}@5MB or {NAME}@5MB#1"
+            f"; a size is in {', '.join(UNITS)}"
         )
     size = int(float(found[1]) * UNITS[found[2].upper()]) if found[1] else DEFAULT_BYTES
     seed = int(found[3] or 0)
