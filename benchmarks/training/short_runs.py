@@ -2,7 +2,8 @@
 
 Each rung is trained on python-docs for the minutes that `rung climb` gives it, by a process of its
 own. Its text and tokenizer are in the cache, as they are for all rungs of a climb but the first;
-the start of Python, which a climb has once, is shown and does not count. Steps are what training
+the start of Python, which a climb has once, is shown and does not count: minutes begin after it.
+Steps are what training
 takes from one to the next; `between` is what no other column has: models are built and saved, the
 Trainer starts. Seconds of the clock come first, then those of the CPU, which a busy machine does
 not change much.
@@ -102,9 +103,7 @@ def run_child(rung, minutes, folder):
     account.wrap(train, "measure_evaluation", "measuring")
     for function in ("generate", "score_documents", "find_marks", "score_text"):
         account.wrap(record, function, "scoring")
-    library.train(
-        rung, "python-docs", minutes=minutes, out=folder, began=time.perf_counter() - began
-    )
+    library.train(rung, "python-docs", minutes=minutes, out=folder)
     account.charge()
     account.wall["start"] = began
     print(json.dumps([account.wall, account.cpu]))
