@@ -4,9 +4,9 @@
 is one of `rung train`. Its figure is the one that training watches: bits per byte of the
 first 32 kB of the validation text, of the weights that are kept. Runs made before are read from
 scaling.jsonl, beside this file, and not made again. Two processes of one thread each share two
-cores best. Those of `gpt2` and `llama3` are of a minute on a quiet machine, for their context and
-their layers too are the dial's: `rung train RUNG CORPUS --minutes 1.17 --set hidden_size=WIDTH
---set num_hidden_layers=2`, and `--read`.
+cores best. Those of `gpt2` and `llama3` are made by themselves, for their layers too are the
+dial's, and the teacher of novels: `rung train RUNG CORPUS --steps STEPS --set hidden_size=WIDTH
+--set num_hidden_layers=2 --set teacher=ngram`, and `--read`.
 
     python benchmarks/recipe/scaling.py --run CORPUS=PATH ...            # make what is missing
     python benchmarks/recipe/scaling.py --read RUN ...                   # add runs made otherwise
@@ -92,6 +92,7 @@ def read_run(folder, corpus=None):
         "minutes": recipe["minutes"],
         "planned": bool(record.get("plan")),
         "dropout": recipe["dropout"],
+        "teacher": recipe.get("teacher"),
         "width": recipe["model"]["hidden_size"],
         "steps": training["steps"],
         "tokens": training["tokens"],
