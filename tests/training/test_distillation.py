@@ -100,7 +100,7 @@ def test_runs_teach_their_averaged_probabilities(
     batch = dict(dataset.__getitems__([0, 2, len(dataset) - 1]))
     taught = make_distillation(student, tokenizer, dataset, settings)
     share = taught.find_share(0.25, 1000)
-    assert share == 0.75, "of runs the rows do not matter"
+    assert share == 0.5, "it does not fade"
     options = taught.soften(batch, 0.25, 1000)
     loss = student(**batch, skip_logits=True, **options).loss
     wanted = student(**batch).loss
