@@ -263,7 +263,8 @@ def _check_places(path: Path, out: Path) -> None:
 
 
 def _read_bytes(path: Path, on_progress: OnProgress) -> bytes:
-    """Read a file, or a pipe: each is read once. That of a pipe's writer is waited for is said."""
-    note = "waiting for the end of a pipe" if path.is_fifo() else ""
-    on_progress(Progress("reading", note=note))
+    """Read a file, or a pipe, which is said to be waited for."""
+    on_progress(Progress("reading"))
+    if path.is_fifo():
+        on_progress(Progress("noted", note=f"{path} is a pipe: waiting for all that is written"))
     return path.read_bytes()
