@@ -316,7 +316,8 @@ def test_a_full_disk_is_said_and_the_one_before_is_kept(room, run, whole, tmp_pa
                 full.enter_context(limit_files(room))
 
         with pytest.raises(
-            RunError, match="could not be written to .*: make room there; what was saved is kept"
+            RunError,
+            match="could not be written to .*: make room there, .*; what was saved is kept",
         ):
             run("stopped", act=fill)
     assert [path.name for path in find_checkpoints(tmp_path / "stopped")] == ["checkpoint-4"]
