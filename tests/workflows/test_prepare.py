@@ -9,8 +9,8 @@ from rung.workflows.prepare import fill_batch
 @pytest.mark.parametrize(
     ("page", "options"),
     [
-        ({}, "embedding_lr_scale=4"),
-        ({"train": {"learning_rate": 1e-3}}, "embedding_lr_scale=4"),
+        ({}, "embedding_lr_scale=2"),
+        ({"train": {"learning_rate": 1e-3}}, "embedding_lr_scale=2"),
         ({"train": {"optim_args": "embedding_lr_scale=1"}}, "embedding_lr_scale=1"),
         ({"train": {"optim": "adamw_torch_fused"}}, None),
         ({"model": {"tie_word_embeddings": True}}, None),
