@@ -29,8 +29,10 @@ from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
-# From 8 rows on, another core makes more than the server's readers lose without it.
-MANY_ROWS = 8
+LAYER_PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
+# From so many multiply-adds in a step on, another core makes more than the server's
+# readers lose without it: 8 rows of a model of 0.9 M weights, or one row of 6.8 M.
+MANY_MULTIPLY_ADDS = 5_000_000
 # Tokens of prompts that are read together. Their activations stay in the processor's cache, and
 # reading the weights takes a small part of the time.
 PREFILL_ROWS = 192
@@ -52,7 +54,7 @@ class NativeStep:
         # longer prompts sooner. Otherwise this step reads any prompt as soon, and most much sooner.
         is_slower = model.dtype == weights == torch.bfloat16 and has_fast_bfloat16(model.device)
         self.longest_prompt = SHORT_PROMPT if is_slower else sys.maxsize
-        self.spare_cores = 0  # beside torch's threads, for many rows
+        self.spare_cores = 0  # beside torch's threads, for large steps
         self.kept: list[Tensor] = []  # what the structures point to
         self.max_length = 0  # of a text, in tokens
         config = model.config
@@ -64,6 +66,11 @@ class NativeStep:
             model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm
         )
         self.head = self._product(model.lm_head.weight)
+        self.multiply_adds = sum(  # of a row
+            part.rows * part.columns
+            for layer in self.layers
+            for part in (getattr(layer, name) for name in LAYER_PRODUCTS)
+        )
 
     def fits(self) -> bool:
         """Whether all layers have products of the same sizes, as `step.c` takes them to have."""
@@ -218,7 +225,8 @@ class NativeStep:
             if turns is not None
             else None
         )
-        threads = torch.get_num_threads() + (self.spare_cores if len(tokens) >= MANY_ROWS else 0)
+        is_large = len(tokens) * self.multiply_adds >= MANY_MULTIPLY_ADDS
+        threads = torch.get_num_threads() + (self.spare_cores if is_large else 0)
         buffers.described.threads = min(threads, len(buffers.scores))
         logits, buffers.described.wanted = buffers.logits[:wanted], wanted
         self.compiled.step(
