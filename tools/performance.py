@@ -94,6 +94,12 @@ ROWS = (
         read=read_climb,
     ),
     Row(
+        topic="Time to a model",
+        what="What of a rung's 75 seconds in `rung climb` is not steps of training",
+        output="benchmarks/training/short_runs.txt",
+        read=find_all(r"^([\w-]+) {2,}.* ([\d.]+%)$", "{0} {1}"),
+    ),
+    Row(
         topic="Text to n-grams",
         what="Order 5, beside KenLM",
         output="benchmarks/models/ngram.txt",
