@@ -41,13 +41,17 @@ JOBS = {
 class Worker:
     """The child's side: does a job for some seconds, and says with how many threads."""
 
-    def __init__(self):
+    def __init__(self, job):
         import torch
 
         from rung.data.corpus import load_corpus
         from rung.data.tokenizer_training import build_tokenizer
         from rung.models import build_model, make_config
+        from rung.serve.worker import reserve_core
 
+        self.kind, self.count = JOBS[job]
+        if self.kind == "serve":  # as `rung serve` does, before anything is computed
+            reserve_core()
         torch.manual_seed(0)
         self.tokenizer = build_tokenizer(
             "bpe", load_corpus("python-docs").sample_train(1), VOCABULARY
@@ -56,23 +60,17 @@ class Worker:
         self.threads = 1
         self.all_threads = torch.get_num_threads()
 
-    def measure(self, job, seconds):
+    def measure(self, seconds):
         """Tokens a second over so many seconds at least, and the threads."""
         import torch
 
         from rung.device import avoid_busy_cores, restore_thread_count
-        from rung.serve.worker import reserve_core
 
-        kind, self.count = JOBS[job]
-        restore_thread_count(self.all_threads)
-        # Each as its verb begins.
-        if kind == "serve":
-            if not self.is_held:
-                reserve_core()
-        else:
+        if self.kind != "serve":  # as each of these verbs begins
+            restore_thread_count(self.all_threads)
             avoid_busy_cores()
         self.threads = torch.get_num_threads()
-        return getattr(self, kind)(seconds)
+        return getattr(self, self.kind)(seconds)
 
     @property
     def is_held(self):
@@ -178,8 +176,8 @@ def repeat(compute, seconds):
     return tokens / took
 
 
-def run_child():
-    """For each line of input, which is a job and seconds, tell tokens a second and threads."""
+def run_child(job):
+    """For each line of input, which is seconds of the job, tell tokens a second and threads."""
     import transformers
 
     from rung.device import configure_threads
@@ -187,26 +185,25 @@ def run_child():
     configure_threads()
     transformers.logging.set_verbosity_error()
     answers, sys.stdout = sys.stdout, sys.stderr  # the Trainer's callbacks print
-    child = Worker()
+    child = Worker(job)
     print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        job, seconds = json.loads(line)
-        rate = child.measure(job, seconds)
+    for seconds in map(float, sys.stdin):
+        rate = child.measure(seconds)
         print(json.dumps([rate, child.threads]), file=answers, flush=True)
 
 
-def start(*, is_held):
-    """A child that works as rung does, or held to one thread."""
+def start(job, *, is_held):
+    """A child that does the job as rung does, or held to one thread."""
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS}
     if is_held:
         environment["OMP_NUM_THREADS"] = "1"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    command = [sys.executable, __file__, "--child"]
+    command = [sys.executable, __file__, "--child", job]
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes)
 
 
-def ask(child, job, seconds):
-    child.stdin.write(json.dumps([job, seconds]) + "\n")
+def ask(child, seconds):
+    child.stdin.write(f"{seconds}\n")
     child.stdin.flush()
     answer = child.stdout.readline()
     if not answer:
@@ -226,19 +223,19 @@ def measure_job(job, loads, rounds, seconds):
     next.
     """
     found = {(load, held): [] for load in loads for held in (False, True)}
-    children = {held: start(is_held=held) for held in (False, True)}
+    children = {held: start(job, is_held=held) for held in (False, True)}
     try:
         for child in children.values():
             if child.stdout.readline().strip() != "ready":
                 sys.exit(f"a child has ended with {child.wait()}")
-            ask(child, job, seconds / 2)
+            ask(child, seconds / 2)
         for _ in range(rounds):
             for load in loads:
                 spin = [sys.executable, "-c", "while True: pass"]
                 beside = [subprocess.Popen(spin) for _ in range(load)]
                 try:
                     for held, child in children.items():
-                        found[load, held].append(ask(child, job, seconds))
+                        found[load, held].append(ask(child, seconds))
                 finally:
                     for process in beside:
                         process.kill()
@@ -282,10 +279,10 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of one measurement")
     parser.add_argument("--jobs", default=",".join({kind for kind, _ in JOBS.values()}))
-    parser.add_argument("--child", action="store_true")
+    parser.add_argument("--child", choices=JOBS, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.child:
-        run_child()
+        run_child(chosen.child)
         return
     import torch
 
