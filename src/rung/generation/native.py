@@ -30,9 +30,10 @@ STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
 LAYER_PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
-# From so many multiply-adds in a step on, another core makes more than the server's
-# readers lose without it: 8 rows of a model of 0.9 M weights, or one row of 6.8 M.
-MANY_MULTIPLY_ADDS = 5_000_000
+# From so many multiply-adds in a step on, another core makes more than the server's readers lose
+# without it: 4 rows of a model of 6.8 M weights. In smaller steps threads mostly wait for one
+# another, and beside a busy process they wait for a core each time.
+MANY_MULTIPLY_ADDS = 20_000_000
 # Tokens of prompts that are read together. Their activations stay in the processor's cache, and
 # reading the weights takes a small part of the time.
 PREFILL_ROWS = 192
