@@ -148,12 +148,12 @@ class _Table(Structure):
 class CompiledWords:
     """Distinct words, numbered as `ArrowWords` does, by `words.c`."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self.library = library
-        self.table = library.make_table()
+    def __init__(self, compiled: ctypes.CDLL) -> None:
+        self.compiled = compiled
+        self.table = compiled.make_table()
         if not self.table:
             raise MemoryError("no memory for a table of words")
-        weakref.finalize(self, library.free_table, self.table)
+        weakref.finalize(self, compiled.free_table, self.table)
 
     def number(
         self, texts: list[str], *, at_white_space: bool = True
@@ -164,7 +164,7 @@ class CompiledWords:
         known, first = table.count, numpy.empty_like(ends)
         # A word has two bytes at least, but for the first of a text.
         numbers = numpy.empty(len(joined) // 2 + len(texts), dtype=numpy.int32)
-        done = self.library.number_words(
+        done = self.compiled.number_words(
             *(self.table, joined, len(texts), ends[1:].ctypes.data, at_white_space),
             *(len(_WIDE_SPACE_CODES), _WIDE_SPACE_CODES.ctypes.data),
             *(numbers.ctypes.data, first.ctypes.data),

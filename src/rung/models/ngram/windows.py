@@ -90,10 +90,14 @@ class SortedWindows:
     """
 
     def __init__(
-        self, library: ctypes.CDLL, tokens: IntArray, starts: NDArray[numpy.int64], level: TrieLevel
+        self,
+        compiled: ctypes.CDLL,
+        tokens: IntArray,
+        starts: NDArray[numpy.int64],
+        level: TrieLevel,
     ) -> None:
         """Begin with single tokens (N,), which are the rows of `level`."""
-        self.library, self.starts, self.level = library, starts, level
+        self.compiled, self.starts, self.level = compiled, starts, level
         self.opening = int(tokens[starts[0]])
         self.before = numpy.empty(len(tokens) + 1, dtype=numpy.uint32)
         self.before[1:] = tokens
@@ -121,10 +125,10 @@ class SortedWindows:
         vocab_size, below = len(bounds) - 1, self.level
         sorted_windows = self.windows.ctypes.data, bounds.ctypes.data
         first = numpy.empty_like(bounds)
-        self.library.count_rows(vocab_size, *sorted_windows, first.ctypes.data)
+        self.compiled.count_rows(vocab_size, *sorted_windows, first.ctypes.data)
         known = [below.tokens, below.parents, below.suffixes]
         made = [numpy.empty(first[-1], dtype=numpy.int32) for _ in range(4)]
-        self.library.make_level(
+        self.compiled.make_level(
             *(vocab_size, self.size == 1, *sorted_windows, first.ctypes.data),
             *(self.first.ctypes.data, *(part.ctypes.data for part in known + made)),
         )
@@ -145,7 +149,7 @@ class SortedWindows:
         """Make the windows of one more token; return the first window of each token (V + 1)."""
         bounds = numpy.empty_like(self.first)
         parts = min(count_cores(), 1 + self.count // MIN_PART)
-        failed = self.library.sort_windows(
+        failed = self.compiled.sort_windows(
             *(parts, self.count, shorter, self.before.ctypes.data, len(bounds) - 1),
             *(part.ctypes.data for part in (self.sorted, bounds, self.chosen)),
         )
