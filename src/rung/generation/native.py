@@ -19,7 +19,7 @@ from rung.compiler import Address, compile_source
 from rung.device import has_fast_bfloat16
 from rung.generation.panels import fill_rows, make_panels
 from rung.generation.quantize import quantize_int8
-from rung.generation.structures import Layer, Norm, Product, StepModel
+from rung.generation.structures import LAYER_PRODUCTS, Layer, Norm, Product, StepModel
 from rung.generation.supported import is_supported
 from rung.models.base import CausalModel
 from rung.models.gpt2 import GPT2LMHeadModel
@@ -29,7 +29,6 @@ from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
-LAYER_PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
 # From so many multiply-adds in a step on, another core makes more than the server's readers lose
 # without it: 4 rows of a model of 6.8 M weights. In smaller steps threads mostly wait for one
 # another, and beside a busy process they wait for a core each time.

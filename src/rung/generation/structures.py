@@ -2,6 +2,8 @@
 
 from ctypes import POINTER, Structure, c_float, c_int64, c_void_p
 
+LAYER_PRODUCTS = ("q", "k", "v", "o", "gate", "up", "down")
+
 
 class Product(Structure):
     """A matrix and its bias."""
@@ -23,7 +25,7 @@ class Layer(Structure):
 
     _fields_ = [
         *((name, Norm) for name in ("before_attention", "before_mlp")),
-        *((name, Product) for name in ("q", "k", "v", "o", "gate", "up", "down")),
+        *((name, Product) for name in LAYER_PRODUCTS),
         *(("keys", c_void_p), ("values", c_void_p), ("scale", c_float)),
     ]
 
