@@ -13,12 +13,17 @@ from torch import nn
 from rung import runs
 from rung.data.packing import PackedTokens
 from rung.errors import RecipeError, RunError
+from rung.evaluation.score import score_documents
+from rung.generation.generate import generate
+from rung.generation.sampling import Sampling
+from rung.models.rnn import CELLS
 from rung.training.argument_checks import check_arguments
+from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import last_checkpoint
 from rung.training.optimizer import Muon, orthogonalize
 from rung.training.settings import TrainSettings
 from rung.training.train import train
-from tests.conftest import NEURAL
+from tests.conftest import NEURAL, SENTENCES
 from tests.training.conftest import Listener, Machine, settings_of
 
 
@@ -339,6 +344,34 @@ def test_muon_computes_in_the_precision_of_the_run(
     settings = settings_of(steps=1, arguments={"bf16": bf16})
     train(make_tiny("gpt2"), tokenizer, packed, tmp_path, settings, Listener().callbacks())
     assert seen == {torch.bfloat16 if bf16 else torch.float32}
+
+
+@pytest.mark.conditions
+@pytest.mark.parametrize(
+    ("rung", "fields"),
+    [(rung, {"cell": cell}) for rung in ("rnn", "rnn-attention") for cell in CELLS]
+    + [(rung, {}) for rung in ("gpt2", "llama3", "swaps")],
+)
+def test_a_rung_is_scored_and_sampled_while_it_trains_in_bfloat16(
+    rung, fields, make_tiny, tokenizer, packed, tmp_path
+):
+    """Where bfloat16 is slow, no rung takes it by itself, and only this test would see it fail."""
+    model, found = make_tiny(rung, **fields), []
+
+    def evaluate(model):
+        found.append(score_documents(model, tokenizer, SENTENCES).bits_per_byte)
+        return found[-1]
+
+    callbacks = TrainingCallbacks(
+        evaluate=evaluate,
+        sample=lambda model: generate(model, tokenizer, "the cat", Sampling(max_new_tokens=5)).text,
+        on_progress=lambda _: None,
+    )
+    settings = settings_of(steps=2, arguments={"bf16": True, "eval_steps": 1})
+    train(model, tokenizer, packed, tmp_path, settings, callbacks)
+    assert len(found) == 2
+    plain = score_documents(model.eval(), tokenizer, SENTENCES).bits_per_byte
+    assert min(found) == pytest.approx(plain, rel=0.01)
 
 
 def test_float16_gives_way_where_there_is_no_gpu(

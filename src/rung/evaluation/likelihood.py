@@ -196,9 +196,12 @@ def reduce_logits(
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     wanted = _number_wanted(rows, firsts or [0] * len(rows), width - 1).to(model.device)
     head, states = model.get_output_embeddings(), []
+    kind = model.device.type
 
     def keep(_: Any, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-        states.append(inputs[0].flatten(0, 1))
+        # A model in training reads under an autocast of its own, and so must its head.
+        is_cast, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+        states.append((inputs[0].flatten(0, 1), torch.autocast(kind, dtype, enabled=is_cast)))
         return inputs[0][:, :0]
 
     with head.register_forward_pre_hook(keep) if head is not None else nullcontext():
@@ -209,7 +212,12 @@ def reduce_logits(
     values = torch.zeros(sizes, dtype=torch.float32)
     at_once = max(1, LOGITS_AT_ONCE // 2 // model.config.vocab_size)  # the softmax needs as many
     for part in wanted.split(at_once):
-        logits = head(states[0][part]) if states else output.logits.flatten(0, 1)[part]
+        if states:
+            hidden, autocast = states[0]
+            with autocast:
+                logits = head(hidden[part])
+        else:
+            logits = output.logits.flatten(0, 1)[part]
         values[part.cpu()] = reduce(logits.float(), targets[part]).cpu()
     return values.unflatten(0, (len(rows), width - 1)), output.past_key_values
 
