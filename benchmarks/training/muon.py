@@ -1,151 +1,178 @@
-"""Time what Muon adds to a step beside AdamW, and compare losses with matrices in blocks and whole.
+"""Train with AdamW and with Muon for the same seconds, at 1, 7, 30 and 67 million weights.
 
-Milliseconds of CPU time on one thread: forward and backward together, and the step of each
-optimizer alone, at 1, 7, 30 and 67 million weights. "Blocks" is Muon with each matrix of 512 rows
-and columns or more cut into blocks of 256, which rung does not do. The losses are those of a small
-Llama after equal steps over the standard library's own source as bytes, its matrices whole, in two
-and in four blocks.
+All sides begin with the same weights and read the same rows of the standard library's own source,
+in byte pairs, in the precision that rung chooses, with the schedule of a run. Each stops after as
+many seconds of CPU time, so that other work on the machine takes steps from none. AdamW is tried at
+three rates, and the best one counts. "Muon" is what rung trains with: matrices are cut into blocks
+where their products would take too much of a step, of which "rows" says how many a block has.
+"Whole" leaves them whole. Bits per byte are those of text that no side reads.
 
     python benchmarks/training/muon.py > benchmarks/training/muon.txt
 """
 
 import argparse
 import itertools
+import math
+import random
 import time
+from typing import NamedTuple
 
 import numpy
 import torch
 
 from rung.data.packing import BlockDataset, PackedTokens
 from rung.data.sources import read_python_source
-from rung.device import choose_device, describe_device, retain_freed_memory
+from rung.data.tokenizer import encode_documents
+from rung.data.tokenizer_training import build_tokenizer
+from rung.device import choose_device, describe_device, has_fast_bfloat16, retain_freed_memory
 from rung.models import build_model, make_config
-from rung.training import optimizer
-from rung.training.optimizer import Muon, group_parameters
+from rung.training.optimizer import Muon, choose_most_rows, group_parameters
 
-WHOLE = optimizer.orthogonalize
-ROWS = {  # rung, width, layers, tokens of a row, rows, vocabulary, times
-    "llama3, 1 M": ("llama3", 160, 3, 512, 4, 1024, 8),
-    "llama3, 6 M": ("llama3", 256, 6, 128, 16, 8192, 4),
-    "llama3, 30 M": ("llama3", 512, 8, 256, 4, 4096, 2),
-    "gpt2, 67 M": ("gpt2", 768, 4, 128, 8, 50257, 2),
-}
-WIDTH, LAYERS, LENGTH, BATCH, STEPS = 128, 2, 128, 4, 200  # of the losses
-WIDE, BLOCK = 512, 256
+VOCABULARY, FILES, HELD_OUT = 4096, 600, 32_000
 
 
-def build(rung, width, layers, length, vocabulary):
-    torch.manual_seed(0)
-    fields = {"hidden_size": width, "num_hidden_layers": layers, "vocab_size": vocabulary}
-    fields |= {"max_position_embeddings": length, "tie_word_embeddings": vocabulary > 1024}
-    return build_model(rung, make_config(rung, None, fields)).train()
+class Row(NamedTuple):
+    rung: str
+    width: int
+    layers: int
+    vocabulary: int
+    rows: int
+    length: int
+    share: float  # of the seconds
+    scale: float  # of the rate of embeddings and head beside Muon: a tied head has none
 
 
-def make_optimizer(kind, model):
-    groups = group_parameters(model, weight_decay=0.1)
-    if kind == "AdamW":
-        for group in groups:
-            group["muon"] = False
-    return Muon(groups, lr=6e-3, betas=(0.9, 0.95), eps=1e-8, dtype=torch.float32)
+# A Llama's steps are those of a run of a few minutes, the GPT-2's those of train.py.
+ROWS = [
+    Row("llama3", 128, 2, VOCABULARY, 4, 512, share=0.2, scale=2.0),
+    Row("llama3", 256, 6, VOCABULARY, 4, 512, share=0.3, scale=2.0),
+    Row("llama3", 512, 8, VOCABULARY, 4, 512, share=0.6, scale=2.0),
+    Row("gpt2", 768, 4, 50_257, 8, 128, share=1.0, scale=1.0),
+]
+SIDES = {"AdamW": (5e-4, 1e-3, 2e-3), "Muon": (6e-3,), "whole": (6e-3,)}  # and their rates
 
 
-def orthogonalize_in_blocks(wide, block):
-    """A function that orthogonalizes blocks of rows, or of columns where these are fewer, alone."""
-
-    def orthogonalize(matrices):
-        tall = matrices.shape[-2] > matrices.shape[-1]
-        x = matrices.mT.contiguous() if tall else matrices
-        count = x.shape[-2] // block if x.shape[-2] >= wide and x.shape[-2] % block == 0 else 1
-        parts = WHOLE(x.unflatten(-2, (count, -1)).flatten(0, 1))
-        x = parts.reshape(x.shape)
-        return x.mT if tall else x
-
-    return orthogonalize
+def read_tokens():
+    """The tokens to read, those held out, and the bytes of a token."""
+    texts = [text for text, _ in itertools.islice(read_python_source(), FILES)]
+    random.Random(0).shuffle(texts)
+    tokenizer = build_tokenizer("bpe", texts, VOCABULARY)
+    rows = [numpy.array(ids, dtype=numpy.uint16) for ids in encode_documents(texts, tokenizer)]
+    tokens = numpy.concatenate(rows)
+    size = sum(len(text.encode()) for text in texts) / len(tokens)
+    return tokens[:-HELD_OUT], tokens[-HELD_OUT:], size
 
 
-def time_best(work, times):
-    work()
-    found = []
-    for _ in range(times):
-        began = time.process_time()
-        work()
-        found.append(time.process_time() - began)
-    return 1000 * min(found)
+def build(row, seed):
+    torch.manual_seed(seed)
+    fields = {
+        "hidden_size": row.width,
+        "num_hidden_layers": row.layers,
+        "vocab_size": row.vocabulary,
+        "max_position_embeddings": row.length,
+        "tie_word_embeddings": row.rung == "gpt2",
+    }
+    return build_model(row.rung, make_config(row.rung, None, fields)).train()
 
 
-def print_costs():
-    print(
-        f"{'':16}{'weights':>10}{'model':>9}{'AdamW':>8}{'Muon':>9}{'blocks':>9}{'Muon/AdamW':>12}"
+def make_optimizer(side, model, row, rate):
+    """Muon as a run makes it; AdamW is what it does where no group holds matrices to it."""
+    groups = group_parameters(
+        model, weight_decay=0.1, embedding_lr_scale=1.0 if side == "AdamW" else row.scale
     )
-    for name, (rung, width, layers, length, batch, vocabulary, times) in ROWS.items():
-        model = build(rung, width, layers, length, vocabulary)
-        ids = torch.randint(3, vocabulary, (batch, length))
+    for group in groups:
+        group["muon"] = group["muon"] and side != "AdamW"
+    return Muon(
+        groups,
+        lr=rate,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        dtype=torch.bfloat16 if is_half() else torch.float32,
+        most_rows=choose_most_rows(model, row.rows * row.length) if side == "Muon" else None,
+    )
 
-        def pass_through(model=model, ids=ids):
-            model.zero_grad()
-            model(input_ids=ids, labels=ids, skip_logits=True).loss.backward()
 
-        took = {"model": time_best(pass_through, times)}
-        blocks = orthogonalize_in_blocks(WIDE, BLOCK)
-        for kind, way in (("AdamW", WHOLE), ("Muon", WHOLE), ("blocks", blocks)):
-            optimizer.orthogonalize = way
-            took[kind] = time_best(make_optimizer(kind, model).step, times)
-        optimizer.orthogonalize = WHOLE
-        steps = [took["model"] + took[kind] for kind in ("Muon", "AdamW")]
+def is_half():
+    return has_fast_bfloat16(choose_device())
+
+
+def find_loss(model, batch):
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_half()):
+        return model(**batch, skip_logits=True).loss
+
+
+def train(model, optimizer, row, blocks, seconds):
+    """Train for so many seconds of CPU time; return the steps."""
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0)).tolist()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    began, steps, share = time.process_time(), 0, 0.0
+    while share < 1:
+        factor = min(1, (share + 0.002) / 0.05, (1 - share) / 0.5)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * factor
+        places = range(row.rows * steps, row.rows * (steps + 1))
+        batch = blocks.__getitems__([order[place % len(order)] for place in places])
+        find_loss(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        steps += 1
+        share = (time.process_time() - began) / seconds
+    return steps
+
+
+@torch.no_grad()
+def score(model, blocks):
+    """Nats a token."""
+    model.eval()
+    places = [list(range(len(blocks) - 1))[i : i + 8] for i in range(0, len(blocks) - 1, 8)]
+    losses = [len(each) * find_loss(model, blocks.__getitems__(each)).item() for each in places]
+    return sum(losses) / (len(blocks) - 1)
+
+
+def print_row(row, tokens, seconds, seed):
+    reading, held_out, size = tokens
+    read, kept = (
+        BlockDataset(PackedTokens(tokens=part, starts=[0]), row.length, 0)
+        for part in (reading, held_out)
+    )
+    for side, rates in SIDES.items():
+        found = []
+        for rate in rates:
+            model = build(row, seed)
+            optimizer = make_optimizer(side, model, row, rate)
+            if side == "whole" and choose_most_rows(model, row.rows * row.length) is None:
+                continue  # as Muon is
+            steps = train(model, optimizer, row, read, seconds)
+            found.append((score(model, kept) / math.log(2) / size, rate, steps))
+        if not found:
+            continue
+        bits, rate, steps = min(found)
         weights = sum(parameter.numel() for parameter in model.parameters())
         print(
-            f"{name:16}{weights:10,}{took['model']:9.1f}{took['AdamW']:8.1f}{took['Muon']:9.1f}"
-            f"{took['blocks']:9.1f}{steps[0] / steps[1]:12.2f}",
+            f"{row.rung:8}{weights / 1e6:7.1f}{row.rows * row.length:8,}{seed:6}{seconds:7.0f}  "
+            f"{side:6}{optimizer.most_rows or '':>5}{rate:8.0e}{1000 * seconds / steps:9.0f}"
+            f"{steps:7}{bits:9.3f}",
             flush=True,
         )
 
 
-def train_bytes(data, block, seed):
-    """Bits per byte on text not read, after so many steps; matrices in blocks of so many rows."""
-    optimizer.orthogonalize = orthogonalize_in_blocks(block, block) if block else WHOLE
-    model = build("llama3", WIDTH, LAYERS, LENGTH, 256)
-    torch.manual_seed(seed)
-    muon = make_optimizer("Muon", model)
-    parts = data[:-100_000], data[-100_000:]
-    blocks, held_out = (BlockDataset(PackedTokens(tokens=p, starts=[0]), LENGTH, 0) for p in parts)
-    order = torch.randperm(len(blocks)).tolist()
-    for step in range(STEPS):
-        factor = min(1, (step + 1) / (0.05 * STEPS), (STEPS - step) / (0.5 * STEPS))
-        for group in muon.param_groups:
-            group["lr"] = 6e-3 * factor
-        rows = blocks.__getitems__(order[BATCH * step : BATCH * (step + 1)])
-        model(**rows, skip_logits=True).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        muon.step()
-        muon.zero_grad()
-    optimizer.orthogonalize = WHOLE
-    with torch.no_grad():
-        loss = model.eval()(**held_out.__getitems__(list(range(400))), skip_logits=True).loss
-    return loss.item() / numpy.log(2)
-
-
-def print_losses(seeds):
-    texts = (text for text, _ in itertools.islice(read_python_source(), 300))
-    data = numpy.frombuffer("".join(texts).encode()[:3_000_000], dtype=numpy.uint8)
-    data = data.astype(numpy.uint16)
-    print(f"\nbits per byte after {STEPS} steps, llama3 of {WIDTH} channels and {LAYERS} layers")
-    for name, block in {"whole": None, "two blocks": 64, "four blocks": 32}.items():
-        found = [train_bytes(data, block, seed) for seed in range(seeds)]
-        print(f"{name:12}" + " ".join(f"{value:.4f}" for value in found), flush=True)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--no-costs", action="store_true")
+    parser.add_argument("--seconds", type=float, default=130, help="of CPU time, of the largest")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--rows", default="0,1,2,3", help="of the table, by number")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     retain_freed_memory()
-    print(f"{describe_device(choose_device())}; one thread; milliseconds of CPU time")
-    if not chosen.no_costs:
-        print_costs()
-    if chosen.seeds:
-        print_losses(chosen.seeds)
+    print(f"{describe_device(choose_device())}; {torch.get_num_threads()} threads")
+    print(
+        f"{'':8}{'M':>7}{'tokens':>8}{'seed':>6}{'CPU s':>7}  {'':6}{'rows':>5}{'rate':>8}"
+        f"{'CPU ms':>9}{'steps':>7}{'bits':>9}"
+    )
+    tokens = read_tokens()
+    for number, seed in itertools.product(map(int, chosen.rows.split(",")), range(chosen.seeds)):
+        row = ROWS[number]
+        print_row(row, tokens, chosen.seconds * row.share, seed)
 
 
 if __name__ == "__main__":

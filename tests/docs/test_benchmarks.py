@@ -22,7 +22,6 @@ NOT_RECORDED = {
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
     "benchmarks/training/muon.py": "It needs a machine that does nothing else.",
-    "benchmarks/training/products.py": "It needs a machine that does nothing else.",
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch import nn
 
+from rung.models import build_model, make_config
 from rung.training.optimizer import (
+    POLYNOMIALS,
     Muon,
+    choose_most_rows,
+    cut_matrix,
     group_parameters,
     orthogonalize,
     read_muon_options,
@@ -13,11 +17,24 @@ from rung.training.optimizer import (
 )
 
 
+def orthogonalize_as_torch(matrices):
+    """The five iterations of `torch.optim.Muon`, with its coefficients."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, gram, x, beta=3.4445)
+    return x.mT if tall else x
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (24, 20), (20, 24)])
-def test_muon_steps_as_torchs_own(shape):
+def test_muon_steps_as_torchs_own_but_for_the_iterations(shape, monkeypatch):
     """`torch.optim.Muon`, which orthogonalizes in bfloat16, with the learning rate that matches
     AdamW's.
     """
+    monkeypatch.setattr("rung.training.optimizer.orthogonalize", orthogonalize_as_torch)
     generator = torch.Generator().manual_seed(0)
     ours = nn.Parameter(torch.randn(shape, generator=generator))
     theirs = nn.Parameter(ours.detach().clone())
@@ -77,12 +94,67 @@ def test_each_matrix_of_a_batch_is_orthogonalized_alone():
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24)])
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 8), (2, 8, 24), (1, 200, 200)])
 def test_orthogonalize_brings_singular_values_near_one(shape, dtype):
+    """Those of a random square matrix reach down to nothing, and few lie there."""
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    values = torch.linalg.svdvals(orthogonalize(matrices).float())
-    assert values.min() > 0.4
-    assert values.max() < 1.4
+    values = torch.linalg.svdvals(orthogonalize(matrices).float()).flatten()
+    assert values.quantile(0.03) > 0.4
+    assert values.median() > 0.7
+    assert values.max() < 1.35
+
+
+def test_orthogonalize_keeps_the_singular_vectors():
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.double)).Q
+        for _ in range(2)
+    )
+    values = torch.logspace(0, -1.5, 12, dtype=torch.double)
+    found = orthogonalize((left * values @ right.mT)[None])[0]
+    diagonal = left.mT @ found @ right
+    torch.testing.assert_close(diagonal, torch.diag(diagonal.diagonal()))
+    assert diagonal.diagonal().min() > 0.7 and diagonal.diagonal().max() < 1.3
+
+
+def test_the_polynomials_bring_their_interval_near_one():
+    x = torch.logspace(-2, 0, 10_000, dtype=torch.double)
+    for a, b, c in POLYNOMIALS:
+        x = a * x + b * x**3 + c * x**5
+    assert x.min() > 0.7 and x.max() < 1.3
+
+
+def test_a_wide_matrix_is_cut_along_its_shorter_side():
+    assert [tuple(block.shape) for block in cut_matrix(torch.zeros(9, 20), 4)] == [(3, 20)] * 3
+    assert [tuple(block.shape) for block in cut_matrix(torch.zeros(20, 10), 4)] == [
+        (20, 4),
+        (20, 4),
+        (20, 2),
+    ]
+    matrix = torch.zeros(8, 8)
+    assert cut_matrix(matrix, 8) == cut_matrix(matrix, None) == [matrix]
+
+
+def test_muon_steps_blocks_alone():
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = torch.randn(2, 12, 12, generator=generator)
+    matrix = nn.Parameter(start.clone())
+    matrix.grad = gradient
+    options = {"lr": 0.02, "betas": (0.9, 0.95), "eps": 1e-8, "dtype": torch.float32}
+    Muon([{"params": [matrix], "muon": True}], **options, most_rows=4).step()
+    steps = torch.cat([orthogonalize(part[None])[0] for part in gradient.split(4)])
+    torch.testing.assert_close(matrix.detach(), start - 0.02 * 0.2 * 12**0.5 * steps)
+
+
+@pytest.mark.parametrize(
+    ("width", "tokens", "rows"),
+    [(128, 256, None), (512, 1024, 128), (512, 2048, 256), (512, 2**20, None)],
+)
+def test_matrices_are_cut_where_their_products_outweigh_the_models(width, tokens, rows):
+    with torch.device("meta"):
+        fields = {"hidden_size": width, "num_hidden_layers": 8, "vocab_size": 4096}
+        model = build_model("llama3", make_config("llama3", None, fields))
+    assert choose_most_rows(model, tokens) == rows
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 70), (2, 70, 24), (1, 1, 9)])

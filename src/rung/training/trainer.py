@@ -39,7 +39,7 @@ from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import Checkpoints, ResumeState, write_resume_state
 from rung.training.clock import Clock
 from rung.training.distillation import Distillation
-from rung.training.optimizer import Muon, group_parameters, read_muon_options
+from rung.training.optimizer import make_muon
 from rung.training.recorder import divergence_error, preserve_random_state
 from rung.training.sampler import ResumableSampler
 from rung.training.schedule import CURVE_STEPS, WSDSchedule
@@ -154,14 +154,8 @@ class RungTrainer(Trainer):
                 message = f"train.optim is {name_of(self.args.optim)}: {first_line(error)}"
                 raise RecipeError(message) from error
         if self.optimizer is None:
-            decay, scale = self.args.weight_decay, read_muon_options(self.args.optim_args)
-            self.optimizer = Muon(
-                group_parameters(self.model, weight_decay=decay, embedding_lr_scale=scale),
-                lr=self.args.learning_rate,
-                betas=(self.args.adam_beta1, self.args.adam_beta2),
-                eps=self.args.adam_epsilon,
-                dtype=torch.bfloat16 if self.args.bf16 else torch.float32,
-            )
+            tokens = count_rows(self.args) * cast(Any, self.train_dataset).length
+            self.optimizer = make_muon(self.model, self.args, tokens)
         return self.optimizer
 
     # The clock may move the end of a run, and the Trainer's schedules cannot move theirs.
