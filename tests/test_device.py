@@ -1,5 +1,6 @@
 """The machine: never guessed."""
 
+import math
 import os
 import subprocess
 import sys
@@ -221,6 +222,29 @@ def test_threads_leave_the_cores_that_others_use(ours, idle, wanted, tmp_path, m
     monkeypatch.setattr(torch, "set_num_threads", counted.append)
     device.avoid_busy_cores()
     assert (counted or [4]) == [wanted]
+
+
+def test_a_process_looks_at_the_cores_while_it_works(tmp_path, monkeypatch):
+    """A look that is too young says what the last one did, one that is too old says none."""
+    clock, ticks = [0.0], [0, 0]
+
+    def work(seconds, idle):
+        clock[0] += seconds
+        ticks[0] += round(100 * seconds * (1 - idle))
+        ticks[1] += round(100 * seconds * idle)
+        lines = [f"cpu{core} {ticks[0]} 0 0 {ticks[1]} 0 0 0 0 0 0" for core in range(2)]
+        (tmp_path / "stat").write_text("\n".join(lines))
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(device.time, "monotonic", lambda: clock[0])
+    work(1, 0.5)
+    watch = device.CoreWatch(tmp_path / "stat")
+    seen = []
+    for seconds, idle in ((0.1, 1), (0.3, 1), (0.1, 0), (0.1, 0), (1, 0.25), (5, 1), (1, 1)):
+        work(seconds, idle)
+        seen.append(watch.count_free())
+    assert seen == pytest.approx([0, 2, 2, 0, 0.5, 0, 2])
+    assert device.CoreWatch(tmp_path / "none").count_free() == math.inf
 
 
 def test_a_module_asked_of_the_library_sets_the_threads_up_first():

@@ -4,9 +4,10 @@ The kernel shares cores among threads that want to run. A job of t threads besid
 of one thread each has a fair share of n / (t + k) of t cores, n being the cores of the machine, or
 all of t where t + k is not more than n. `share` is what the job did of that: its tokens a second
 beside the processes, over those of as many threads without them, over the fair share. `1 thread` is
-how many times as fast the job is as the same job held to one thread. t is what rung chose by itself
-(`avoid_busy_cores`, and the server's spare core), when it began. Every side is a process of its
-own; they take turns, and the medians of some rounds count.
+how many times as fast the job is as the same job held to one thread. t is what rung chose by
+itself: by `avoid_busy_cores` when it began, and for the last step in C by trials of its steps
+(`ThreadTrials`). Every side is a process of its own; they take turns, and the medians of some
+rounds count.
 
     python benchmarks/device/busy.py > benchmarks/device/busy.txt
     python benchmarks/device/busy.py --tiny      # all parts in a minute; the figures mean nothing
@@ -85,9 +86,16 @@ class Worker:
 
         decoder, sampling = Decoder(self.model), Sampling(temperature=0, max_new_tokens=NEW)
         with torch.inference_mode():
-            return repeat(
+            rate = repeat(
                 lambda: len(list(generate_tokens(decoder, [[3, 4, 5]], sampling, ()))), seconds
             )
+        self.note_threads(decoder.native)
+        return rate
+
+    def note_threads(self, native):
+        """Note how many threads the last step in C had, if there was any."""
+        if native:
+            self.threads = native.buffers.described.threads
 
     def train(self, seconds):
         """`rung.training.train.train`; the first steps are not counted."""
@@ -145,8 +153,7 @@ class Worker:
             tokens += self.count * NEW
         took = time.perf_counter() - started
         await asyncio.to_thread(worker.stop)
-        if native and self.count >= 8:
-            self.threads += native.spare_cores
+        self.note_threads(native)
         return tokens / took
 
     async def read(self, engine, seed):

@@ -6,6 +6,7 @@ pass does both; a test holds the two together.
 
 import ctypes
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from ctypes import byref, c_int64, c_void_p
 from functools import cache
@@ -16,11 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rung.compiler import Address, compile_source
-from rung.device import has_fast_bfloat16
+from rung.device import CoreWatch, has_fast_bfloat16
 from rung.generation.panels import fill_rows, make_panels
 from rung.generation.quantize import quantize_int8
-from rung.generation.structures import LAYER_PRODUCTS, Layer, Norm, Product, StepModel
+from rung.generation.structures import Layer, Norm, Product, StepModel
 from rung.generation.supported import is_supported
+from rung.generation.thread_trials import ThreadTrials
 from rung.models.base import CausalModel
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.kv_cache import KVCache
@@ -29,10 +31,6 @@ from rung.models.llama3 import LlamaForCausalLM, rotary_cos_sin
 STEP_SOURCE = Path(__file__).with_name("step.c")
 TYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 START, ROOM, FIRST, AT = range(4)  # the fields of a `place` in step.c
-# From so many multiply-adds in a step on, another core makes more than the server's readers lose
-# without it: 4 rows of a model of 6.8 M weights. In smaller steps threads mostly wait for one
-# another, and beside a busy process they wait for a core each time.
-MANY_MULTIPLY_ADDS = 20_000_000
 # Tokens of prompts that are read together. Their activations stay in the processor's cache, and
 # reading the weights takes a small part of the time.
 PREFILL_ROWS = 192
@@ -54,7 +52,8 @@ class NativeStep:
         # longer prompts sooner. Otherwise this step reads any prompt as soon, and most much sooner.
         is_slower = model.dtype == weights == torch.bfloat16 and has_fast_bfloat16(model.device)
         self.longest_prompt = SHORT_PROMPT if is_slower else sys.maxsize
-        self.spare_cores = 0  # beside torch's threads, for large steps
+        self.spare_cores = 0  # beside torch's threads
+        self.trials = ThreadTrials(CoreWatch().count_free)
         self.kept: list[Tensor] = []  # what the structures point to
         self.max_length = 0  # of a text, in tokens
         config = model.config
@@ -66,11 +65,6 @@ class NativeStep:
             model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm
         )
         self.head = self._product(model.lm_head.weight)
-        self.multiply_adds = sum(  # of a row
-            part.rows * part.columns
-            for layer in self.layers
-            for part in (getattr(layer, name) for name in LAYER_PRODUCTS)
-        )
 
     def fits(self) -> bool:
         """Whether all layers have products of the same sizes, as `step.c` takes them to have."""
@@ -225,13 +219,15 @@ class NativeStep:
             if turns is not None
             else None
         )
-        is_large = len(tokens) * self.multiply_adds >= MANY_MULTIPLY_ADDS
-        threads = torch.get_num_threads() + (self.spare_cores if is_large else 0)
-        buffers.described.threads = min(threads, len(buffers.scores))
+        threads, most = torch.get_num_threads(), len(buffers.scores)
+        most = min(threads + self.spare_cores, most)
+        buffers.described.threads = self.trials.choose(len(tokens), threads, most)
         logits, buffers.described.wanted = buffers.logits[:wanted], wanted
+        started = time.perf_counter()
         self.compiled.step(
             byref(buffers.described), pointer, Address(logits, logits.shape, torch.float32)
         )
+        self.trials.record(len(tokens), time.perf_counter() - started)
         return logits
 
     def _llama(self) -> Iterator[Layer]:

@@ -104,7 +104,7 @@ def reserve_core() -> None:
     """Let models compute on all cores but one, which the readers need.
 
     Threads that share a step wait for one another many times in it, and would wait for a core each
-    time. Large batches use that core all the same. Call this before anything is computed: helper
-    threads that exist are kept.
+    time. Steps in C take that core too where it is free and pays (`ThreadTrials`). Call this before
+    anything is computed: helper threads that exist are kept.
     """
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))

@@ -1,0 +1,102 @@
+"""Choose how many threads share a step, by timing steps with fewer and with more of them.
+
+The threads of a step wait for one another many times in it. Where one of them waits for a core, as
+it does beside a busy process, the step may take a hundred times as long. Whether a core is free
+changes while a process runs, and what it is worth depends on the model and the processor. So no
+bound is set: now and then some steps have another number of threads, and the faster number is kept.
+More threads are tried only where cores are free, for a single step that waits for one may take a
+second. What a step computes is the same with any number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+# A trial lasts several time slices of the system's scheduler, so that waits for a core count.
+TRIAL_SECONDS, TRIAL_STEPS = 0.02, 2
+# After a trial that was no faster, steps take so many times as long until the next one.
+TRIAL_WAIT = 32
+MIN_GAIN = 1.1  # of more threads, which take cores that others could use
+
+
+class ThreadTrials:
+    """Chooses the number of threads of steps, apart for steps of different sizes.
+
+    `count_free` tells how many cores are free.
+    """
+
+    def __init__(self, count_free: Callable[[], float]) -> None:
+        self.count_free = count_free
+        self.sizes: dict[int, _Size] = {}
+
+    def choose(self, rows: int, first: int, most: int) -> int:
+        """Choose the number of threads for a step over `rows` rows: `first` to begin with."""
+        size = self.sizes.setdefault(rows.bit_length(), _Size(first))
+        size.most = most
+        return min(size.tried or size.threads, most)
+
+    def record(self, rows: int, seconds: float) -> None:
+        """Record how long the step took for which a number was chosen last."""
+        size = self.sizes[rows.bit_length()]
+        if size.tried is None:
+            size.usual.add(rows, seconds)
+            if size.usual.seconds >= size.until_trial:
+                size.begin_trial(self.count_free())
+        else:
+            size.trial.add(rows, seconds)
+            if size.trial.seconds >= TRIAL_SECONDS and (
+                size.trial.steps >= TRIAL_STEPS or size.gain < 1 / 2
+            ):
+                size.end_trial()
+
+
+@dataclass
+class _Sample:
+    """Steps of one number of threads."""
+
+    steps: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        self.steps += 1
+        self.rows += rows
+        self.seconds += seconds
+
+
+@dataclass
+class _Size:
+    """Steps over about as many rows: their number of threads, and the trial of another one."""
+
+    threads: int
+    most: int = 1
+    tried: int | None = None
+    trials: int = 0
+    until_trial: float = TRIAL_SECONDS
+    usual: _Sample = field(default_factory=_Sample)
+    trial: _Sample = field(default_factory=_Sample)
+
+    @property
+    def gain(self) -> float:
+        """How many times as fast the steps of the trial were."""
+        usual, trial = self.usual, self.trial
+        return usual.seconds * trial.rows / (usual.rows * max(trial.seconds, 1e-9))
+
+    def begin_trial(self, free: float) -> None:
+        """Try the next of the neighbours, the half and the double for which there are cores."""
+        now = min(self.threads, self.most)
+        most = min(self.most, now + round(min(free, self.most)))
+        numbers = (now - 1, min(2 * now, most), now // 2, now + 1)
+        others = [n for n in numbers if 1 <= n <= most and n != now]
+        if others:
+            self.trials += 1
+            self.tried, self.trial = others[self.trials % len(others)], _Sample()
+        else:
+            self.usual = _Sample()
+
+    def end_trial(self) -> None:
+        """Keep the faster number. One that is new is soon compared with its neighbours."""
+        assert self.tried is not None
+        is_faster = self.gain > (MIN_GAIN if self.tried > self.threads else 1)
+        self.until_trial = TRIAL_SECONDS if is_faster else TRIAL_WAIT * self.trial.seconds
+        self.threads = self.tried if is_faster else self.threads
+        self.tried, self.usual = None, _Sample()
