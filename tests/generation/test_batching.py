@@ -167,7 +167,7 @@ def test_a_prompt_may_be_read_in_shorter_chunks_while_others_write(
 ):
     """Begun alone in long chunks, gone on with beside others in short ones, and ended alone."""
     monkeypatch.setattr(batching, "PREFILL_CHUNK", 33)
-    monkeypatch.setattr(batching, "limit_chunk", lambda model: 5)
+    monkeypatch.setattr(ContinuousBatch, "shared_chunk", 5)
     model = shake(make_tiny(name))
     long, short = (make_prompts(tokenizer, 4)[3] * 3)[:60], make_prompts(tokenizer, 1)[0]
     read = []
@@ -205,23 +205,72 @@ def test_texts_share_a_batch_in_shorter_chunks(name, make_tiny, tokenizer, monke
     model = shake(make_tiny(name))
     orders = make_orders(tokenizer, 6)
     alone = [continue_texts(model, [order], 1)[0] for order in orders]
-    monkeypatch.setattr(batching, "limit_chunk", lambda model: 3)
+    monkeypatch.setattr(ContinuousBatch, "shared_chunk", 3)
     assert continue_texts(model, orders, 6) == alone
     assert continue_texts(model, orders, 3, late=3) == alone
 
 
-def test_the_larger_a_model_the_shorter_are_the_chunks_that_others_wait_for(make_tiny, monkeypatch):
-    assert {batching.limit_chunk(make_tiny(name)) for name in TINY} == {batching.PREFILL_CHUNK}
-    model = make_tiny("llama3")
-    config = model.config
-    weights = sum(
-        part.numel() for name, part in model.named_parameters() if "embed_tokens" not in name
-    )
-    attended = 2 * model.context_length * config.num_hidden_layers * config.hidden_size
-    for tokens in (100, 64, 63, 8, 2):
-        monkeypatch.setattr(batching, "CHUNK_OPERATIONS", tokens * 2 * (weights + attended) + 1)
-        wanted = {100: 64, 64: 64, 63: 32, 8: 8, 2: 8}[tokens]
-        assert batching.limit_chunk(model) == wanted
+class Clock:
+    """Decoding takes so many seconds, and reading so many for each token and for each chunk."""
+
+    def __init__(self, monkeypatch, decoding, token, chunk=0.0):
+        self.now, self.decoding, self.token, self.chunk = 0.0, decoding, token, chunk
+        self.read = []
+        monkeypatch.setattr(batching.time, "perf_counter", lambda: self.now)
+        decode, read = ContinuousBatch._decode, ContinuousBatch._read_chunk
+
+        def decode_late(batch, slots):
+            self.now += self.decoding
+            return decode(batch, slots)
+
+        def read_late(batch, text, slot, chunk):
+            before = len(text.unread)
+            found = read(batch, text, slot, chunk)
+            self.read.append(before - len(text.unread))
+            self.now += self.chunk + self.token * self.read[-1]
+            return found
+
+        monkeypatch.setattr(ContinuousBatch, "_decode", decode_late)
+        monkeypatch.setattr(ContinuousBatch, "_read_chunk", read_late)
+
+
+def read_beside_another(model, length):
+    """Read a prompt of that length while another text is written."""
+    batch = ContinuousBatch(model, 2)
+    with torch.inference_mode():
+        writes = batch.add([5], length)
+        batch.step([writes])
+        batch.append(writes, 5)
+        reads = batch.add([5] * length, 1)
+        while reads not in batch.step([writes, reads])[0]:
+            batch.append(writes, 5)
+
+
+@pytest.mark.parametrize("name", ["rnn", "llama3"])
+def test_chunks_take_the_rest_of_a_step(name, long_model, make_tiny, monkeypatch):
+    """They grow to what takes 50 ms beside 30 ms of decoding, whatever a chunk costs by itself."""
+    model = long_model if name == "llama3" else make_tiny(name)
+    clock = Clock(monkeypatch, decoding=0.03, token=0.001, chunk=0.01)
+    read_beside_another(model, 400)
+    _, *read, _ = clock.read
+    assert read[0] == 2 * batching.MIN_SHARED_CHUNK
+    assert all(38 <= tokens <= 40 for tokens in read[4:]), read
+    assert sum(clock.read) == 401
+
+
+def test_chunks_follow_the_machine(long_model):
+    """Where decoding alone takes all of a step, something is read yet."""
+    batch = ContinuousBatch(long_model, 1)
+    batch.last_chunk = 50, 0.05
+    assert batch.shared_chunk == 80
+    batch.decoding_seconds = 0.03
+    assert batch.shared_chunk == 50
+    batch.decoding_seconds = 0.2
+    assert batch.shared_chunk == 20
+    batch.last_chunk = 50, 0.5
+    assert batch.shared_chunk == batching.MIN_SHARED_CHUNK
+    batch.last_chunk = 200, 0.01
+    assert batch.shared_chunk == batching.PREFILL_CHUNK
 
 
 def test_a_bfloat16_model_writes_too(make_tiny, tokenizer):

@@ -279,7 +279,7 @@ def test_prompts_are_weighed_in_turns_and_given_up_when_nobody_wants_them(make_e
 
 def test_a_prompt_is_weighed_in_shorter_parts_while_others_write(make_engine):
     engine = make_engine("llama3")
-    engine.batch.shared_chunk = 8
+    engine.batch.last_chunk = 8, 1.0
     assert engine._limit_scoring() == logprobs.SCORING_CHUNK
     text, long = submit(
         engine, request(tokens=30), request([5] * 64, scores_prompt=True, top_logprobs=0)

@@ -5,9 +5,11 @@ without padding, and a full window is read again for it alone, as `Decoder` does
 transformers read and step all texts in C, and what each gets is the same to the last bit in any
 batch. Elsewhere the model's forward pass steps those whose states have one shape together, and what
 each gets is the same but for rounding; so it is where the forward pass of a bfloat16 model reads a
-long prompt. While others write, a large model reads in shorter chunks (`limit_chunk`).
+long prompt. While others write, a chunk is what can be read in the rest of a step's time
+(`shared_chunk`).
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,10 +23,10 @@ from rung.generation.native import SHORT_PROMPT
 from rung.models.base import CausalModel
 
 PREFILL_CHUNK = 256  # tokens of a prompt that are read between two steps of the other texts
-# A core does so many floating-point operations in less than a tenth of a second. A chunk that
-# others wait for has no more of them, or as few tokens as take no longer than one.
-CHUNK_OPERATIONS = 3e9
-MIN_SHARED_CHUNK = 8
+# While others write, a step takes about so many seconds: decoding, and reading for the rest of it,
+# but for so many at least.
+STEP_SECONDS, MIN_READING_SECONDS = 0.08, 0.02
+MIN_SHARED_CHUNK = 8  # tokens
 
 
 class ContinuousBatch:
@@ -41,7 +43,9 @@ class ContinuousBatch:
         self.failed: dict[int, Exception] = {}
         self.reads_oldest = False  # in the next step
         self.cache = make_batch_cache(model)
-        self.shared_chunk = limit_chunk(model)
+        # The tokens of the last chunk and the seconds that it took: none yet.
+        self.last_chunk: tuple[int, float] = (MIN_SHARED_CHUNK, 1e-9)
+        self.decoding_seconds = 0.0  # of the last step
 
     def add(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """Add a text that is to be continued by up to `max_new_tokens`, and return its slot."""
@@ -89,14 +93,16 @@ class ContinuousBatch:
         error; they can only be removed.
         """
         self.failed = {}
+        started = time.perf_counter()
         ready, logits = self._decode_or_fail(
             [slot for slot in slots if self.texts[slot].next is not None]
         )
+        self.decoding_seconds = time.perf_counter() - started
         reading = self._choose_prompt([slot for slot in slots if self.texts[slot].unread])
         if reading is not None:
             # Reading may overwrite what was decoded.
             logits = [part.clone() for part in logits]
-            chunk = min(PREFILL_CHUNK, self.shared_chunk) if ready else PREFILL_CHUNK
+            chunk = self.shared_chunk if ready else PREFILL_CHUNK
             if (last := self._read_or_fail(reading, chunk)) is not None:
                 ready.append(reading)
                 logits.append(last)
@@ -127,9 +133,29 @@ class ContinuousBatch:
             return next(slot for slot in self.texts if slot in slots)
         return min(slots, key=lambda slot: len(self.texts[slot].unread))
 
+    @property
+    def shared_chunk(self) -> int:
+        """The tokens to read in a step in which others write.
+
+        They take the rest of `STEP_SECONDS`, at the pace of the last chunk; and they are at most
+        twice as many, for the pace may change with their number.
+        """
+        if self.device.type != "cpu":
+            return PREFILL_CHUNK
+        tokens, seconds = self.last_chunk
+        rest = max(STEP_SECONDS - self.decoding_seconds, MIN_READING_SECONDS)
+        wanted = min(int(tokens * rest / seconds), 2 * tokens, PREFILL_CHUNK)
+        return max(MIN_SHARED_CHUNK, wanted)
+
     def _read_or_fail(self, slot: int, chunk: int) -> Float[Tensor, "1 V"] | None:
+        text, started = self.texts[slot], time.perf_counter()
+        unread = len(text.unread)
         try:
-            return self._read_chunk(self.texts[slot], slot, chunk)
+            logits = self._read_chunk(text, slot, chunk)
+            # The rest of a prompt says little: few tokens take longer each.
+            if (read := unread - len(text.unread)) >= chunk:
+                self.last_chunk = read, max(1e-9, time.perf_counter() - started)
+            return logits
         # Whatever it is, it is the fault of this text.
         except Exception as error:
             self.failed[slot] = error
@@ -191,24 +217,6 @@ class ContinuousBatch:
         for slot in slots:
             self.texts[slot].next = None
         return logits
-
-
-def limit_chunk(model: CausalModel) -> int:
-    """Limit the tokens of a chunk that is read while others write, to a power of two.
-
-    Without a limit, one chunk of 256 tokens holds the others of a GPT-2 small up for a second on a
-    core with AVX2. Each token is multiplied by all weights, and attends to a full window.
-    """
-    if model.device.type != "cpu":
-        return PREFILL_CHUNK
-    config = model.config
-    layers, width = (getattr(config, key, 0) for key in ("num_hidden_layers", "hidden_size"))
-    attended = 0
-    if model._supports_default_dynamic_cache():
-        attended = 2 * (model.context_length or 0) * layers * width
-    weights = model.num_parameters(exclude_embeddings=True)
-    tokens = int(CHUNK_OPERATIONS / max(1, 2 * (weights + attended)))
-    return max(MIN_SHARED_CHUNK, min(PREFILL_CHUNK, 2 ** max(0, tokens.bit_length() - 1)))
 
 
 @dataclass(kw_only=True)
