@@ -177,6 +177,8 @@ def sample_each(
         mine = logits if len(rows) == len(settings) else logits[rows]
         if kind is None:
             chosen = mine.argmax(-1).tolist()
+        elif len(rows) == 1 and not 0 < kind[0] < logits.shape[-1]:
+            chosen = [_draw_alone(mine, settings[rows[0]], streams[rows[0]])]
         else:
             columns = [(settings[row].temperature, settings[row].top_p) for row in rows]
             temperature, top_p = torch.tensor(columns, device=mine.device).split(1, dim=1)
@@ -185,6 +187,23 @@ def sample_each(
         for row, token in zip(rows, chosen, strict=True):
             tokens[row] = token
     return tokens
+
+
+def _draw_alone(logits: Float[Tensor, "1 V"], sampling: Sampling, stream: RandomStream) -> int:
+    """Draw as `_draw_each` does, by half as many operations: for one row they take the time."""
+    probabilities = (logits.float() / sampling.temperature).softmax(-1)
+    sums = probabilities[0].double().cumsum(-1)
+    total, last, top_p = sums[-1].item(), len(sums) - 1, torch.tensor([[sampling.top_p]])
+    most = top_p.item()  # rounded as the probabilities are
+    for _ in range(MAX_REDRAWS + 1):
+        token = min(int(torch.searchsorted(sums, stream.draw() * total, right=True)), last)
+        drawn = probabilities[0, token].item()
+        if sampling.top_p == 1 or drawn > 1 - most:
+            return token
+        above = torch.where(probabilities > drawn, probabilities, 0.0).sum(-1)
+        if above.item() < most:
+            return token
+    return _draw_top(probabilities, last + 1, top_p, [stream])[0]
 
 
 def _draw_each(
