@@ -18,6 +18,7 @@ from rung.generation.sampling import (
     sample_each,
     sample_tokens,
 )
+from rung.generation.thread_trials import ThreadTrials
 from rung.models.kv_cache import KVCache
 from tests.conftest import SENTENCES, TINY, examples, shake
 
@@ -134,6 +135,22 @@ def test_in_c_a_row_is_the_same_to_the_bit_in_any_batch(name, weights, make_tiny
 
 def heads_of(model):
     return model.config.num_attention_heads
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama3"])
+def test_in_c_a_step_is_the_same_to_the_bit_with_any_threads(name, make_tiny, monkeypatch):
+    model, found = shake(make_tiny(name)), []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(ThreadTrials, "choose", lambda *_, threads=threads: threads)
+        monkeypatch.setattr(ThreadTrials, "record", lambda *_: None)
+        cache = batch_cache.BatchedKVCache(model)
+        cache.native.spare_cores = 2
+        with torch.inference_mode():
+            read = cache.extend([0, 1], [[5, 6, 7], [8]], {0: 0, 1: 0}).clone()
+            written = cache.decode([0, 1], torch.tensor([3, 4]))
+        assert cache.native.buffers.described.threads == threads
+        found.append(torch.cat([read, written]))
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 def test_a_long_prompt_lets_the_others_go_on(make_tiny, tokenizer, monkeypatch):
