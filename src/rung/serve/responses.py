@@ -139,7 +139,9 @@ class ResponseBuilder:
         while left:
             try:
                 latest = max(text.deadline for text in left.values()) + DEADLINE_MARGIN
-                await asyncio.wait_for(self.news.wait(), latest - time.monotonic())
+                # Without a task for each wait, as `wait_for` makes one under Python 3.11.
+                async with asyncio.timeout(latest - time.monotonic()):
+                    await self.news.wait()
             except TimeoutError:
                 yield [(index, Delta(error=self.engine.timeout_error())) for index in left]
                 return
