@@ -182,20 +182,21 @@ def fused_calls(recorder):
             normalised = fused.rms_norm(x, torch.ones(2 * width)[::2], 1e-5)
             loss = fused.linear_cross_entropy(normalised, weight, labels)
         torch.autograd.grad(loss + normalised.sum(), (x, weight))
-    for _ in range(4):
-        record_layer(draw, generator)
+    dtypes = [torch.float32] + [torch.bfloat16] * bool(recorder.has_pairs())
+    for dtype in dtypes * 3:
+        record_layer(draw, generator, dtype)
     return recorder.calls
 
 
-def record_layer(draw, generator):
+def record_layer(draw, generator, dtype):
     """Attention in blocks, rotation and SwiGLU, forward and back, with numbers that are none."""
     batch, groups, steps, size = (
         *(draw.randint(1, 3), draw.randint(1, 2)),
         *(draw.randint(64, 150), 2 * draw.randint(1, 9)),
     )
     shape = (batch, groups * draw.randint(1, 3), steps, size)
-    q = torch.randn(shape, generator=generator).requires_grad_()
-    k = torch.randn(batch, groups, steps, size, generator=generator)
+    q = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    k = torch.randn(batch, groups, steps, size, generator=generator).to(dtype)
     k[0, 0, 0, 0] = draw.choice([0.0, float("nan"), float("inf"), 1e30])
     angles = torch.randn(draw.choice([1, batch]), 1, steps, size, generator=generator)
     mixed = fused_attention.attend_in_blocks(fused_layers.rotate(q, angles, angles), k, k)

@@ -39,7 +39,55 @@ def test_attention_in_blocks_is_torchs(shape, scale):
     assert_same(attend_in_blocks(q, k, v), theirs, (q, k, v), scale)
 
 
-def test_attention_in_blocks_serves_training_in_float32_alone(monkeypatch):
+def assert_near(ours, theirs, inputs, wide):
+    """Whether both are near in bfloat16, and the gradients of `inputs` near those of `wide`."""
+    assert ours.dtype == torch.bfloat16
+    up = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = [ours, *torch.autograd.grad(ours, inputs, up)]
+    expected = [theirs, *torch.autograd.grad(theirs, wide, up.float())]
+    for mine, other in zip(found, expected, strict=True):
+        assert (mine.float() - other).norm() < 0.005 * other.norm()
+
+
+def in_bfloat16(*tensors):
+    """Leaves rounded to bfloat16, and the same numbers as leaves of float32."""
+    rounded = [tensor.bfloat16().requires_grad_() for tensor in tensors]
+    return rounded, [tensor.detach().float().requires_grad_() for tensor in rounded]
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 2, 1, 130, 8), (3, 4, 2, 64, 6), (1, 3, 3, 65, 16), (2, 3, 1, 67, 64)]
+)
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_attention_in_blocks_is_torchs_in_bfloat16(shape, scale):
+    """Also where a block has an odd number of queries, of which the last one has no pair."""
+    if not fused._compile().has_pairs():
+        pytest.skip("this processor does not multiply bfloat16")
+    batch, heads, groups, steps, size = shape
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(batch, steps, n, size).transpose(1, 2) for n in (heads, groups, groups))
+    inputs, wide = in_bfloat16(scale * q, k, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = attend_in_blocks(*inputs)
+    theirs = F.scaled_dot_product_attention(*wide, is_causal=True, enable_gqa=heads != groups)
+    assert_near(ours, theirs, inputs, wide)
+
+
+def test_attention_in_blocks_does_not_look_ahead():
+    """What comes later leaves no trace, be it no number."""
+    dtypes = [torch.float32] + [torch.bfloat16] * bool(fused._compile().has_pairs())
+    for dtype in dtypes:
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, 2, 70, 8).to(dtype).requires_grad_() for _ in "qkv")
+        later = k.detach().clone()
+        later[:, :, 41:] = float("nan")
+        before, after = (attend_in_blocks(q, keys, v)[:, :, :41] for keys in (k, later))
+        assert torch.equal(before, after)
+        slopes = torch.autograd.grad(before.float().square().sum(), (k, v))
+        assert not any(slope[:, :, 41:].any() for slope in slopes)
+
+
+def test_attention_in_blocks_serves_training_alone(monkeypatch):
     q = torch.randn(1, 2, 64, 8, requires_grad=True)
     k = torch.randn(1, 2, 64, 8)
     assert attend_in_blocks(q, k, k) is not None
@@ -48,7 +96,14 @@ def test_attention_in_blocks_serves_training_in_float32_alone(monkeypatch):
     assert attend_in_blocks(q.double(), k.double(), k.double()) is None
     with torch.no_grad():
         assert attend_in_blocks(q, k, k) is None
+    with torch.autocast("cpu", torch.float16):
+        assert attend_in_blocks(q, k, k) is None
+    has_pairs = bool(fused._compile().has_pairs())
+    tiles = {"amx_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: tiles)
     with torch.autocast("cpu", torch.bfloat16):
+        assert (attend_in_blocks(q, k, k) is not None) == has_pairs
+        tiles["amx_bf16"] = True
         assert attend_in_blocks(q, k, k) is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     assert attend_in_blocks(q, k, k) is None
@@ -60,6 +115,16 @@ def test_silu_times_is_torchs(width):
     gate = (20 * torch.randn(5, width)).requires_grad_()
     up = torch.randn(width, 5).T.requires_grad_()
     assert_same(multiply_silu(gate, up), F.silu(gate) * up, (gate, up))
+
+
+@pytest.mark.parametrize("width", [1, 37, 9000])
+def test_silu_times_is_torchs_in_bfloat16(width):
+    torch.manual_seed(0)
+    inputs, wide = in_bfloat16(20 * torch.randn(5, width), torch.randn(width, 5).T)
+    assert_near(multiply_silu(*inputs), F.silu(wide[0]) * wide[1], inputs, wide)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert multiply_silu(*inputs) is not None
+        assert multiply_silu(*wide) is None
 
 
 def test_silu_times_holds_at_both_ends_of_the_range():
@@ -84,3 +149,7 @@ def test_rotation_is_torchs(shape, shared):
     theirs = torch.addcmul(x * cos, x.roll(size // 2, dims=-1), sin)
     assert_same(rotate(x, cos, sin), theirs, (x,))
     assert rotate(x.detach(), cos, sin) is None
+    (rounded,), (wide,) = in_bfloat16(x.detach())
+    theirs = torch.addcmul(wide * cos, wide.roll(size // 2, dims=-1), sin)
+    assert_near(rotate(rounded, cos, sin), theirs, (rounded,), (wide,))
+    assert rotate(rounded, cos.bfloat16(), sin.bfloat16()) is None

@@ -98,10 +98,10 @@ def attend(
     No key is ever repeated in memory: where the fused kernel would repeat it, the queries of a
     group become rows of one key head.
     """
-    if dropout == 0 and _prefers_unfused(q, k):
-        return _attend_unfused(q, k, v, mask)
     if dropout == 0 and mask is None and (blocks := attend_in_blocks(q, k, v)) is not None:
         return blocks
+    if dropout == 0 and _prefers_unfused(q, k):
+        return _attend_unfused(q, k, v, mask)
     mask = mask.to(q.device) if mask is not None else None
     grouped = k.shape[1] != q.shape[1]
     if grouped and (q.shape[2] == 1 or dropout or (mask is not None and q.device.type != "cpu")):

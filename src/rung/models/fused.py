@@ -26,6 +26,7 @@ KERNELS = (
     *("rms_norm", "rms_norm_back", "cross_entropy", "attend", "attend_back"),
     *("swiglu", "swiglu_back", "rotate"),
 )
+PAIR_KERNELS = ("attend_half", "attend_half_back")  # where the processor multiplies bfloat16
 DTYPES = (torch.float32, torch.bfloat16)  # those that `fused.c` knows
 WEIGHT_GRAD_PARTS = 16  # partial sums of the gradient of a norm's weight
 
@@ -41,7 +42,7 @@ def rms_norm(
     The C kernel returns autocast's precision, or each product that reads the result would convert
     it again.
     """
-    dtype = _autocast_dtype(x)
+    dtype = autocast_dtype(x)
     known = x.dtype == weight.dtype == torch.float32 and dtype in DTYPES and x.numel() > 0
     library = find_library(x, weight) if known else None
     if library is not None:
@@ -132,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         items: int | Tensor,
         blend: BlendTargets | None,
     ) -> Tensor:
-        dtype = _autocast_dtype(hidden)
+        dtype = autocast_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
             states, table = hidden.to(dtype), weight.to(dtype)
             to_hidden, to_weight = torch.empty_like(states), None
@@ -182,7 +183,7 @@ def _costs(
     return grad.mul_(counted[:, None]).to(logits.dtype)
 
 
-def _autocast_dtype(x: Tensor) -> torch.dtype:
+def autocast_dtype(x: Tensor) -> torch.dtype:
     """The precision in which a matrix product of `x` is computed."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
@@ -220,15 +221,19 @@ def _compile() -> ctypes.CDLL | None:
     library = compile_source(SOURCE)
     if library is not None:
         sizes, place = [c_int64, c_int64], c_void_p
+        library.has_pairs.argtypes = []
         library.rms_norm.argtypes = [*sizes, place, place, c_float, place, place, c_int]
         library.rms_norm_back.argtypes = [*sizes, *[place] * 6, c_int64, c_int]
         library.cross_entropy.argtypes = [*sizes, place, place, place, c_int]
-        library.attend.argtypes = [*[c_int64] * 6, *[place] * 5, c_int64, place]
-        library.attend_back.argtypes = [*[c_int64] * 6, *[place] * 8, c_int64, place]
-        library.swiglu.argtypes = [c_int64, *[place] * 3]
-        library.swiglu_back.argtypes = [c_int64, *[place] * 5]
-        library.rotate.argtypes = [*[c_int64] * 4, *[place] * 4, c_int]
-        for name in KERNELS:
+        kinds = ("attend", "attend_half") if library.has_pairs() else ("attend",)
+        for kind in kinds:
+            forward, back = getattr(library, kind), getattr(library, f"{kind}_back")
+            forward.argtypes = [*[c_int64] * 6, *[place] * 5, c_int64, place]
+            back.argtypes = [*[c_int64] * 6, *[place] * 8, c_int64, place]
+        library.swiglu.argtypes = [c_int64, *[place] * 3, c_int]
+        library.swiglu_back.argtypes = [c_int64, *[place] * 5, c_int]
+        library.rotate.argtypes = [*[c_int64] * 4, *[place] * 4, c_int, c_int]
+        for name in (*KERNELS, *(PAIR_KERNELS if library.has_pairs() else ())):
             getattr(library, name).restype = None
         library.attention_memory.argtypes = [c_int64] * 4
         library.attention_memory.restype = c_int64

@@ -85,7 +85,8 @@ class GPT2Attention(nn.Module):
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         q, k, v = (split_heads(t, self.heads) for t in self.c_attn(x).chunk(3, dim=-1))  # B H T K
-        x = context.attend(q * self.scale, k, v, self.layer, self.dropout if self.training else 0.0)
+        q = q if self.scale == 1.0 else q * self.scale
+        x = context.attend(q, k, v, self.layer, self.dropout if self.training else 0.0)
         return self.resid_dropout(self.c_proj(join_heads(x)))
 
 
