@@ -294,7 +294,7 @@ def test_a_checkpoint_of_another_model_or_recipe_is_refused_and_kept(made, start
         ({"rung": "llama3"}, "is of another model: .* there and .* here; choose another folder"),
         (
             {"learning_rate": 1e-3},
-            "is of another recipe: train.learning_rate is None there and 0.001 here",
+            "is of another recipe: train.learning_rate is 0.006 there and 0.001 here",
         ),
         ({"settings": {"steps": 20}}, "is of another recipe: steps is 14 there and 20 here"),
         ({"settings": {"seed": 3}}, "is of another recipe: seed is 0 there and 3 here"),

@@ -20,6 +20,7 @@ from typing import Any, Self
 from rung import distributed, files, runs
 from rung.errors import RunError
 from rung.full_disk import explain_failed_writes
+from rung.training.arguments import DEFAULT_ARGUMENTS
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,9 @@ def read_resume_state(checkpoint: Path, description: dict[str, Any]) -> ResumeSt
     """
     state = ResumeState.from_json(json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8")))
     for kind, here in description.items():
-        there = state.description[kind]
+        # A setting that the checkpoint does not name had its default, which is chosen by now.
+        defaults = {f"train.{key}": value for key, value in DEFAULT_ARGUMENTS.items()}
+        there = {key: defaults[key] for key in here if key in defaults} | state.description[kind]
         for key in sorted((here.keys() | there.keys()) - {*CHANGEABLE_SETTINGS}):
             if here.get(key) != there.get(key):
                 raise RunError(
