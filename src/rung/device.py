@@ -30,8 +30,6 @@ SPINS = "40000"
 WAIT_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "KMP_LIBRARY")
 # The load of other processes is observed for this long.
 WATCHED_SECONDS = 0.2
-# A look at the cores that is so old does not tell what they do now.
-MAX_WATCHED_SECONDS = 2.0
 # bfloat16 is timed by products of square matrices of this size, this many times.
 MEASURED_SIZE, MEASURED_TIMES = 512, 10
 # glibc's malloc.h numbers the options of mallopt in this way.
@@ -218,14 +216,12 @@ class CoreWatch:
     def count_free(self) -> float:
         """Return how many cores were free between the last two looks at them.
 
-        A look is `WATCHED_SECONDS` after the one before. The result is 0 where the last one is too
-        old to tell, and infinite on a system that does not report the use of its cores.
+        There are at least `WATCHED_SECONDS` between them; before the second one none is free. The
+        result is infinite on a system that does not report the use of its cores.
         """
-        seconds = time.monotonic() - self.looked
-        if self.before and seconds >= WATCHED_SECONDS:
+        if self.before and time.monotonic() - self.looked >= WATCHED_SECONDS:
             after = _read_core_times(self.statistics)
-            is_recent = seconds < MAX_WATCHED_SECONDS
-            self.free = _count_free(self.before, after) if is_recent else 0.0
+            self.free = _count_free(self.before, after)
             self.before, self.looked = after, time.monotonic()
         return self.free if self.before else math.inf
 

@@ -8,6 +8,7 @@ More threads are tried only where cores are free, for a single step that waits f
 second. What a step computes is the same with any number.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 TRIAL_SECONDS, TRIAL_STEPS = 0.02, 2
 # After a trial that was no faster, steps take so many times as long until the next one.
 TRIAL_WAIT = 32
+MIN_FREE = 0.2  # of a core, for a trial of another thread; a busy process leaves none
 MIN_GAIN = 1.1  # of more threads, which take cores that others could use
 
 
@@ -84,7 +86,7 @@ class _Size:
     def begin_trial(self, free: float) -> None:
         """Try the next of the neighbours, the half and the double for which there are cores."""
         now = min(self.threads, self.most)
-        most = min(self.most, now + round(min(free, self.most)))
+        most = min(self.most, now + math.ceil(min(free, self.most) - MIN_FREE))
         numbers = (now - 1, min(2 * now, most), now // 2, now + 1)
         others = [n for n in numbers if 1 <= n <= most and n != now]
         if others:
