@@ -22,6 +22,13 @@
  * BLOCKS blocks: BLOCKS * MANY sums, BLOCKS weights and an input fit into the registers, of which
  * AVX-512 has 32 and AVX2 16.
  *
+ * A sum waits for its last addition. The sums of one panel of AVX2's narrow blocks would wait for
+ * longer than memory takes: one row of the batch is multiplied by PANELS panels together.
+ *
+ * Sums of whole numbers are added to the totals in a loop that is unrolled UNROLL times. Where it
+ * stays a loop, the totals are in memory, and the registers are left to the sums. (A macro is
+ * nothing to a pragma.)
+ *
  * WIDEN reads LANES pairs of int8 as int16. ADD_PRODUCTS adds to each lane the product of two
  * such pairs, a0 * b0 + a1 * b1. Compilers do not turn the general form into these instructions. */
 #ifdef __AVX512BW__
@@ -29,6 +36,8 @@
 #define LANES 16
 #define BLOCKS 4
 #define MANY 6
+#define PANELS 1
+enum { UNROLL = 4 };
 #define WIDEN(at) (pairs)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i *)(at)))
 #ifdef __AVX512VNNI__
 #define ADD_PRODUCTS(sum, a, b) \
@@ -41,28 +50,32 @@
 #define LANES 8
 #define BLOCKS 2
 #define MANY 6
+#define PANELS 2
+enum { UNROLL = 1 };
 #define WIDEN(at) (pairs)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(at)))
 #define ADD_PRODUCTS(sum, a, b) ((sum) + (integers)_mm256_madd_epi16((__m256i)(a), (__m256i)(b)))
 #else
 #define LANES 8
 #define BLOCKS 2
 #define MANY 4
+#define PANELS 1
+enum { UNROLL = 4 };
 #define WIDEN(at) __builtin_convertvector(*(const bytes *)(at), pairs)
 #define ADD_PRODUCTS(sum, a, b) \
     ((sum) + ((integers)(a) << 16 >> 16) * ((integers)(b) << 16 >> 16) + \
      ((integers)(a) >> 16) * ((integers)(b) >> 16))
 #endif
 
-/* One row of the batch is multiplied by the blocks of a panel together. They stand side by side, so
- * that memory is read from one end to the other. */
+/* One row of the batch is multiplied by the blocks of PANELS panels together, and two rows by those
+ * of one. The blocks of a panel stand side by side, so that memory is read from one end to the
+ * other. */
 #define PANEL 4
 /* Rows of a text whose attention reads keys and values together. */
 #define QUERIES 4
 /* 512 * 127 * 32767 < 2^31 */
 #define CHUNK 512
-/* Weights are prefetched this many bytes ahead, line by line. The first of many rows get through
- * them in more time than the memory takes, but not in that much. */
-#define AHEAD(count) ((count) == 1 ? 2048 : 8192)
+/* Weights are prefetched this many bytes ahead, line by line. */
+#define AHEAD 8192
 #define LINE 64
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -206,8 +219,9 @@ static float find_largest(const float *x, int64_t count) {
 /* Multiply `blocks` blocks of W by `count` rows of x, and write x W' + b to y, or add it to y.
  *
  * The function is inlined for each type and number of blocks and rows, so that these are constants.
- * Of each column it prefetches `ahead` bytes. A sum always runs from the first column to
- * the last: a row of the batch does not depend on the others. */
+ * More blocks than PANEL are those of whole panels. Of each column it prefetches `ahead` bytes of a
+ * panel. A sum always runs from the first column to the last: a row of the batch does not depend on
+ * the others. */
 static inline __attribute__((always_inline)) void
 tile(const model *m, const product *p, const int64_t type, const int blocks, const int count,
      int64_t block, int64_t b, int64_t ahead, const float *x, float *y, int add) {
@@ -217,45 +231,64 @@ tile(const model *m, const product *p, const int64_t type, const int blocks, con
     const int64_t width = type == INT8 ? 2 * LANES : 4 * LANES;
     const int64_t places = type == FLOAT ? columns : (columns + 1) / 2;
     const char *weight = (const char *)p->weight + (panel * places + within) * width;
-    vec total[PANEL][MANY] = {{{0}}};
+    vec total[PANELS * PANEL][MANY];
+    /* Only those of whole numbers may be in memory, where fewer zeros are sooner written. */
+    if (type == INT8)
+        for (int k = 0; k < blocks; k++)
+            for (int r = 0; r < count; r++) total[k][r] = (vec){0};
+    else memset(total, 0, sizeof total);
+#define BLOCK(k) (weight + (k) / PANEL * PANEL * places * width + (k) % PANEL * width)
 #define READ_AHEAD \
-    for (int64_t line = 0; line < ahead; line += LINE) \
-    __builtin_prefetch(weight + line + AHEAD(count))
+    for (int64_t line = 0; line < ahead; line += LINE) { \
+        __builtin_prefetch(weight + line + AHEAD); \
+        if (blocks > PANEL) __builtin_prefetch(BLOCK(PANEL) + line + AHEAD); \
+    }
     x += b * columns;
     if (type == FLOAT)
         for (int64_t j = 0; j < columns; j++, weight += wide * width) {
             READ_AHEAD;
             for (int r = 0; r < count; r++)
                 for (int k = 0; k < blocks; k++)
-                    total[k][r] += *(const vec *)(weight + k * width) * x[r * columns + j];
+                    total[k][r] += *(const vec *)BLOCK(k) * x[r * columns + j];
         }
     else if (type == BFLOAT16)
         for (int64_t j = 0; j < columns; j += 2, weight += wide * width) {
             READ_AHEAD;
+            /* A block after another: weights of many would not leave the registers to the sums. */
+            if (count == 1 && j + 1 < columns) {
+                for (int k = 0; k < blocks; k++) {
+                    const words both = *(const words *)BLOCK(k);
+                    total[k][0] += (vec)(both << 16) * x[j];
+                    total[k][0] += (vec)(both & 0xffff0000) * x[j + 1];
+                }
+                continue;
+            }
             for (int r = 0; r < count; r++)
                 for (int k = 0; k < blocks; k++)
-                    total[k][r] += (vec)(*(const words *)(weight + k * width) << 16) *
-                                   x[r * columns + j];
+                    total[k][r] += (vec)(*(const words *)BLOCK(k) << 16) * x[r * columns + j];
             if (j + 1 < columns)
                 for (int r = 0; r < count; r++)
                     for (int k = 0; k < blocks; k++)
-                        total[k][r] += (vec)(*(const words *)(weight + k * width) & 0xffff0000) *
+                        total[k][r] += (vec)(*(const words *)BLOCK(k) & 0xffff0000) *
                                        x[r * columns + j + 1];
         }
     else {
         const int32_t *from = (const int32_t *)m->rounded + b * places;
         for (int64_t begin = 0; begin < places; begin += CHUNK / 2) {
             const int64_t end = places - begin < CHUNK / 2 ? places : begin + CHUNK / 2;
-            integers part[PANEL][MANY] = {{{0}}};
+            integers part[PANELS * PANEL][MANY];
+            for (int k = 0; k < blocks; k++)
+                for (int r = 0; r < count; r++) part[k][r] = (integers){0};
             for (int64_t j = begin; j < end; j++, weight += wide * width) {
                 READ_AHEAD;
                 for (int r = 0; r < count; r++)
                     for (int k = 0; k < blocks; k++)
-                        part[k][r] = ADD_PRODUCTS(part[k][r], WIDEN(weight + k * width),
+                        part[k][r] = ADD_PRODUCTS(part[k][r], WIDEN(BLOCK(k)),
                                                   (integers){0} + from[r * places + j]);
             }
-            for (int r = 0; r < count; r++)
-                for (int k = 0; k < blocks; k++)
+#pragma GCC unroll UNROLL
+            for (int k = 0; k < blocks; k++)
+                for (int r = 0; r < count; r++)
                     total[k][r] += __builtin_convertvector(part[k][r], vec);
         }
     }
@@ -273,8 +306,8 @@ tile(const model *m, const product *p, const int64_t type, const int blocks, con
     }
 }
 
-/* Multiply some blocks by all rows, MANY at a time while there are as many. The first rows prefetch
- * the weights. */
+/* Multiply some blocks of a panel by all rows, MANY at a time while there are as many. The first
+ * rows prefetch the weights. */
 static inline __attribute__((always_inline)) void
 all_rows(const model *m, const product *p, const int64_t type, const int blocks, int64_t block,
          int64_t batch, int64_t ahead, const float *x, float *y, int add) {
@@ -287,16 +320,21 @@ all_rows(const model *m, const product *p, const int64_t type, const int blocks,
     for (; b < batch; b++) TILE(1);
 }
 
-/* Multiply `some` blocks of a panel by all rows. The first of them prefetch the others too, which
- * stand beside them. */
+/* Multiply `some` blocks of a panel, or those of PANELS panels, by all rows. The first of them
+ * prefetch the others too, which stand beside them. */
 static inline __attribute__((always_inline)) void
 tiles(const model *m, const product *p, const int64_t type, int64_t block, int64_t some,
       int64_t batch, const float *x, float *y, int add) {
     const int64_t width = type == INT8 ? 2 * LANES : 4 * LANES;
     int64_t k = 0;
+#define WHOLE(blocks, rows) tile(m, p, type, blocks, rows, block, 0, PANEL * width, x, y, add)
+    if (some > PANEL) {
+        WHOLE(PANELS * PANEL, 1);
+        return;
+    }
     if (batch <= 2 && some == PANEL) {
-        if (batch == 1) tile(m, p, type, PANEL, 1, block, 0, PANEL * width, x, y, add);
-        if (batch == 2) tile(m, p, type, PANEL, 2, block, 0, PANEL * width, x, y, add);
+        if (batch == 1) WHOLE(PANEL, 1);
+        if (batch == 2) WHOLE(PANEL, 2);
         return;
     }
     for (; k + BLOCKS <= some; k += BLOCKS)
@@ -306,17 +344,24 @@ tiles(const model *m, const product *p, const int64_t type, int64_t block, int64
 }
 
 /* Write x W' + b to y, or add it to y. The threads share the blocks, a panel at a time where there
- * are enough for all threads. */
+ * are enough for all threads, and PANELS where the batch has one row. */
 static void multiply(const model *m, const product *p, int64_t batch, const float *x, float *y,
                      int add) {
     const int64_t blocks = (p->rows + LANES - 1) / LANES,
-                  together = blocks < m->threads * PANEL ? 1 : PANEL;
+                  most = batch == 1 ? PANELS * PANEL : PANEL,
+                  together = blocks >= m->threads * most    ? most
+                             : blocks >= m->threads * PANEL ? PANEL
+                                                            : 1;
 #pragma omp for schedule(static) nowait
-    for (int64_t block = 0; block < blocks; block += together) {
-        const int64_t some = blocks - block < together ? blocks - block : together;
-        if (p->type == FLOAT) tiles(m, p, FLOAT, block, some, batch, x, y, add);
-        else if (p->type == BFLOAT16) tiles(m, p, BFLOAT16, block, some, batch, x, y, add);
-        else tiles(m, p, INT8, block, some, batch, x, y, add);
+    for (int64_t begin = 0; begin < blocks; begin += together) {
+        const int64_t end = blocks - begin < together ? blocks : begin + together;
+        const int64_t stride = end - begin == together ? together : PANEL;
+        for (int64_t block = begin; block < end; block += stride) {
+            const int64_t some = end - block < stride ? end - block : stride;
+            if (p->type == FLOAT) tiles(m, p, FLOAT, block, some, batch, x, y, add);
+            else if (p->type == BFLOAT16) tiles(m, p, BFLOAT16, block, some, batch, x, y, add);
+            else tiles(m, p, INT8, block, some, batch, x, y, add);
+        }
     }
 }
 
