@@ -69,14 +69,26 @@ def read_busy(text: str) -> str | None:
     return f"{share}% of the fair share at least, {gain:.2f}x one thread at least"
 
 
-def read_llama_cpp(text: str) -> str | None:
-    """rung's tokens a second over llama.cpp's: as many as all rows of decoding have, by width."""
+def read_llama_cpp(text: str, rows: str) -> str:
+    """The range of rung's tokens a second over llama.cpp's in some rows, by llama.cpp's width."""
     ratios: dict[str, list[float]] = {}
-    for width, ratio in re.findall(r" (F32|F16|Q8_0|Q4_0) .*decode.*? ([\d.]+)x", text):
+    for width, ratio in re.findall(rf" (F32|F16|Q8_0|Q4_0) .*{rows}.*? ([\d.]+)x", text):
         ratios.setdefault(width, []).append(float(ratio))
     return "; ".join(
         f"{width} {min(them):.2f}x to {max(them):.2f}x" for width, them in ratios.items()
     )
+
+
+def read_decoding(text: str) -> str | None:
+    """The ratios of decoding, and the shares of what memory allows where they were measured."""
+    found = read_llama_cpp(text, "decode")
+    shares = find_all(r"^(\w+), \d+ MB .* (\d+%) +\d+%$", "{0} {1}", join=", ")(text)
+    return f"{found}; of a plain read of the weights of 124 M: {shares}" if shares else found
+
+
+def read_prompts(text: str) -> str | None:
+    """The ratios of reading prompts of 512 and 2,048 tokens."""
+    return read_llama_cpp(text, r"prompt (?:512|2048) +read")
 
 
 SHAKESPEARE = find_all(r"^rung +\d+ +([\d.]+) +[\d.]+ +([\d.]+)$", "{1}x ({0} s)")
@@ -123,7 +135,27 @@ ROWS = (
         topic="Writing",
         what="Decoding beside llama.cpp, by its width",
         output="benchmarks/generation/llama_cpp.txt",
-        read=read_llama_cpp,
+        read=read_decoding,
+    ),
+    Row(
+        topic="Writing",
+        what="Reading prompts of 512 and 2,048 tokens beside llama.cpp, by its width",
+        output="benchmarks/generation/llama_cpp.txt",
+        read=read_prompts,
+    ),
+    Row(
+        topic="Writing",
+        what="Decoding beside llama.cpp, held to AVX2",
+        output="benchmarks/generation/llama_cpp-avx2.txt",
+        script="benchmarks/generation/llama_cpp.py",
+        read=read_decoding,
+    ),
+    Row(
+        topic="Writing",
+        what="Reading prompts of 512 and 2,048 tokens beside llama.cpp, held to AVX2",
+        output="benchmarks/generation/llama_cpp-avx2.txt",
+        script="benchmarks/generation/llama_cpp.py",
+        read=read_prompts,
     ),
     Row(
         topic="Serving",

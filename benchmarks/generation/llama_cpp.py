@@ -5,14 +5,20 @@ each counts, by the wall clock and by the processor time of the whole process (t
 on a machine that does other things). rung's float32, bfloat16 and int8 stand against llama.cpp's
 F32, F16 and Q8_0, and int8 against Q4_0 too. A text is decoded greedily behind a prompt that was
 read before; choosing the token is in the time of both. llama.cpp is `xllamacpp`, whose wheel is
-built for AVX2 on every processor. `--short` leaves the large model and the batches of long prompts
-out.
+built for AVX2 on every processor.
 
-    python benchmarks/generation/llama_cpp.py [--short] > benchmarks/generation/llama_cpp.txt
+Last, one text is decoded by the large model in turns with a plain read, in C and by as many
+threads, of as many bytes as its weights have: the rate of memory that decoding reaches.
+
+`--avx2` holds torch, oneDNN and the C compiler to AVX2; its output stands in llama_cpp-avx2.txt.
+`--short` leaves the large model and the long prompts out.
+
+    python benchmarks/generation/llama_cpp.py [--avx2] > benchmarks/generation/llama_cpp.txt
 """
 
 import argparse
 import contextlib
+import ctypes
 import os
 import sys
 import tempfile
@@ -27,19 +33,29 @@ import transformers
 import xllamacpp
 from transformers import GPT2Config, LlamaConfig
 
-from rung import runs
+from rung import compiler, runs
+from rung.compiler import Address, compile_source
 from rung.data.corpus import load_corpus
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import describe_device
 from rung.export.gguf import WEIGHT_TYPES, convert_weights, write_gguf
 from rung.export.hf import read_weights
 from rung.generation.decoder import Decoder
+from rung.generation.native import STEP_SOURCE
 from rung.generation.sampling import Sampling, sample_tokens
 from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 
 ROUNDS = 3
-WINDOW = 1024
+LENGTHS = (16, 512, 2048)  # of prompts; batches have no more than 512
+WINDOW = 2304
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+}
+READ_SOURCE = Path(__file__).with_name("read.c")
+READ_BYTES = 256  # of a step of read.c
 LLAMA = LlamaConfig(
     vocab_size=8192,
     hidden_size=256,
@@ -132,6 +148,13 @@ def write_files(model, folder):
         write_gguf(gguf, folder / f"{name}.gguf", folder / "run", model.config, weights, kind)
 
 
+def hold_to_avx2():
+    """Start this script anew where torch may use more, and let C be compiled for AVX2."""
+    if AVX2.items() - os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
+    compiler.FLAGS = tuple(flag.replace("native", "x86-64-v3") for flag in compiler.FLAGS)
+
+
 def make_tokenizer(model):
     """Any tokenizer will do: the prompts are tokens."""
     texts = load_corpus("python-docs").train["text"]
@@ -151,7 +174,7 @@ def compare(title, model, batches, prompts, new, threads):
             rung = Rung(model, weights)
             for batch in batches:
                 peer = LlamaCpp(Path(folder) / f"{theirs}.gguf", batch, threads)
-                for length in prompts if batch == 1 else prompts[:2]:
+                for length in prompts if batch == 1 else [n for n in prompts if n <= 512]:
                     ids = draw_prompts(model, batch, length)
                     name = f"{title} {ours:<8} {theirs:<5} batch {batch:<2} prompt {length:<4}"
                     sides = (rung, peer)
@@ -161,6 +184,36 @@ def compare(title, model, batches, prompts, new, threads):
                     show(f"{name} read", *read)
                     show(f"{name} decode", *rate)
                 del peer
+
+
+def compare_with_memory(model, threads):
+    """Print the rate at which decoding one text reads its weights, beside that of a plain read."""
+    library = compile_source(READ_SOURCE)
+    library.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    heads = ("tokens/s", "GB/s", "read GB/s", "share", "CPU share")
+    print(f"\n124 M, batch 1, prompt 16{'':<19}{''.join(f'{head:>10}' for head in heads)}")
+    ids = draw_prompts(model, 1, 16)
+    for name, weights, _, _ in WIDTHS[:3]:
+        rung = Rung(model, weights)
+        rung.read(ids, 16)
+        steps = sum(part.nbytes for part in rung.decoder.native.kept) // READ_BYTES
+        memory = torch.ones(steps * READ_BYTES // 4)
+        address = Address(memory, memory.shape, memory.dtype)
+
+        def read(steps=steps, address=address):
+            for _ in range(16):
+                library.read_all(address, steps, threads)
+
+        sides = (lambda rung=rung: rung.decode(ids, 16), read)
+        ours, plain = measure(sides, lambda side: side(), 16, 3 * ROUNDS)
+        show_share(name, steps * READ_BYTES / 1e9, ours, plain)
+
+
+def show_share(name, gigabytes, ours, plain):
+    """Print how often a second the weights are read, by the wall clock and by processor time."""
+    shares = "".join(f"{mine / most:>10.0%}" for mine, most in zip(ours, plain, strict=True))
+    rates = f"{ours[0]:>10,.0f}{ours[0] * gigabytes:>10.1f}{plain[0] * gigabytes:>10.1f}"
+    print(f"{name + f', {1000 * gigabytes:.0f} MB':<44}{rates}{shares}", flush=True)
 
 
 @contextlib.contextmanager
@@ -177,28 +230,39 @@ def quiet():
             os.close(kept)
 
 
+def describe_sets():
+    """Say which instructions torch, our C and the peer's use."""
+    lanes = compile_source(STEP_SOURCE).lanes()
+    peer = [part.split(" = ")[0].strip() for part in xllamacpp.get_system_info().split("|")]
+    widest = next((name for name in ("AVX512", "AVX2", "NEON") if name in peer), "no vectors")
+    return f"torch {torch.backends.cpu.get_cpu_capability()}, C of {lanes} lanes, peer {widest}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--avx2", action="store_true")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = parser.parse_args()
+    if given.avx2:
+        hold_to_avx2()
     torch.set_num_threads(given.threads)
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     print(
-        f"{describe_device(torch.device('cpu'))}, {torch.backends.cpu.get_cpu_capability()}, "
-        f"{given.threads} threads, torch {torch.__version__}, llama.cpp {xllamacpp.__version__}: "
-        "tokens a second"
+        f"{describe_device(torch.device('cpu'))}, {given.threads} threads, torch "
+        f"{torch.__version__}, llama.cpp {xllamacpp.__version__}: tokens a second\n"
+        f"instructions: {describe_sets()}"
     )
     heads = ("rung", "peer", "rung CPU", "peer CPU")
     print(" " * 44 + "".join(f"{head:>10}" for head in heads) + f"{'ratio':>9}{'CPU':>9}")
-    lengths = (16, 512)
     with quiet():
         model = LlamaForCausalLM(LLAMA).eval()
-        compare("6.8 M", model, (1, 16), lengths[: 1 + (not given.short)], 64, given.threads)
+        compare("6.8 M", model, (1, 16), LENGTHS[:1] if given.short else LENGTHS, 64, given.threads)
         if not given.short:
-            model = GPT2LMHeadModel(GPT2Config()).eval()
-            compare("124 M", model, (1, 16), lengths, 16, given.threads)
+            model = GPT2LMHeadModel(GPT2Config(n_positions=WINDOW)).eval()
+            compare("124 M", model, (1, 16), LENGTHS, 16, given.threads)
+            compare_with_memory(model, given.threads)
 
 
 if __name__ == "__main__":
