@@ -242,8 +242,10 @@ def test_c_is_compiled_before_anything_is_measured(
     monkeypatch.setattr(
         f"{budget}.plan_model", lambda p: (order.append("plan"), (p.recipe, None))[1]
     )
-    fit_budget(prepared, ignore_progress)
+    fitted = fit_budget(prepared, ignore_progress)
     assert order == [*compiled, "plan"]
+    # The learning rate follows from the width, which is known by now.
+    assert fitted.recipe.train["learning_rate"] == fitted.recipe.entry.find_learning_rate(16)
 
 
 @pytest.mark.parametrize(

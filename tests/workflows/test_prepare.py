@@ -1,9 +1,9 @@
-"""What preparing fills in of a recipe: the rung's own arguments of training."""
+"""What is filled in of a recipe: the rung's own arguments of training."""
 
 import pytest
 
 from rung.recipe import make_recipe
-from rung.workflows.prepare import fill_batch
+from rung.workflows.prepare import choose_learning_rate, fill_batch
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,21 @@ from rung.workflows.prepare import fill_batch
 def test_the_scale_of_embeddings_is_for_muon_and_a_head_that_is_not_tied(page, options):
     filled = fill_batch(make_recipe({"rung": "llama3", "steps": 1, **page}))
     assert filled.train.get("optim_args") == options
+
+
+@pytest.mark.parametrize(
+    ("page", "rate"),
+    [
+        ({"model": {"hidden_size": 128}}, 0.018),
+        # At the rate of 96 channels, 240 lost 0.11 bits per byte after 3.3 M tokens.
+        ({"model": {"hidden_size": 256}}, 0.009),
+        ({"model": {"hidden_size": 32}}, 0.036),
+        ({"rung": "gpt2", "model": {"n_embd": 384}}, 0.002),
+        ({"model": {"hidden_size": 256}, "train": {"learning_rate": 0.5}}, 0.5),
+        ({"base": "runs/x"}, None),
+        ({"rung": "ngram", "steps": None}, None),
+    ],
+)
+def test_the_learning_rate_falls_with_the_width(page, rate):
+    chosen = choose_learning_rate(make_recipe({"rung": "rnn-attention", "steps": 1, **page}))
+    assert chosen.train.get("learning_rate") == rate

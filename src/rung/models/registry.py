@@ -47,7 +47,7 @@ class Rung:
     `train` are a recipe's defaults for fields of `TrainingArguments`, `model` those for fields of
     the config which its starts need, and `context` the tokens of a training row for runs of less
     than twenty minutes. `starts` are those that `starts.py` can make for it beside random weights,
-    the default first.
+    the default first. `learning_rate` is the one of a model of `REFERENCE_WIDTH` channels.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Rung:
     model: dict[str, Any] = field(default_factory=dict)
     context: int = 256
     starts: tuple[str, ...] = ()
+    learning_rate: float = 6e-3
 
     @property
     def idea(self) -> str:
@@ -69,6 +70,10 @@ class Rung:
         """Whether the rung is fitted by counting, instead of being trained by gradients."""
         return is_counting(self.name)
 
+    def find_learning_rate(self, width: int) -> float:
+        """Return the learning rate of a model so wide: with twice the channels it is half."""
+        return self.learning_rate * REFERENCE_WIDTH / max(width, NARROWEST)
+
 
 # In a short run rare tokens get few gradients. After 0.92 M tokens, with 64 channels and 2 layers,
 # llama3 at 1, 2 and 4 times the rate scores 1.938, 1.923 and 1.920 bits a byte on novels (4,096
@@ -76,6 +81,12 @@ class Rung:
 # scores 1.912 there at 1, and 1.901 at 4 (`rung train RUNG CORPUS --steps 450 --set hidden_size=64
 # --set num_hidden_layers=2 --set optim_args=embedding_lr_scale=4`).
 FASTER_EMBEDDINGS = {"gpt2": "embedding_lr_scale=4", "llama3": "embedding_lr_scale=2"}
+# The best learning rate falls as the width grows: one step of all weights moves each channel by
+# their number. Found on python-docs, by test bits a byte (`rung train RUNG CORPUS --steps N --set
+# hidden_size=WIDTH --set learning_rate=RATE`): rnn-attention of 240 channels scores 2.117, 1.969
+# and 2.057 at 0.024, 0.012 and 0.006 after 0.6 M tokens, and 1.824, 1.716 and 1.714 after 3.3 M; of
+# 96 channels 2.102, 2.187 and 2.385 after 0.6 M.
+REFERENCE_WIDTH, NARROWEST = 128, 64
 # A head of its own with a bias, and embeddings that open the gates: at equal tokens a tied one
 # costs an RNN of 96 channels 0.18 bits a byte (benchmarks/recipe/recurrent.jsonl).
 RECURRENT_DEFAULTS = {
@@ -97,17 +108,18 @@ _RUNGS = (
         config_class=RNNConfig,
         model_class=RNNForCausalLM,
         defaults=RECURRENT_DEFAULTS,
-        train={"learning_rate": 0.04, "per_device_train_batch_size": 32},
+        train={"per_device_train_batch_size": 32},
         context=64,
         starts=("unigram", "bigram"),
+        learning_rate=0.04,
     ),
     Rung(
         name="rnn-attention",
         config_class=RNNAttentionConfig,
         model_class=RNNAttentionForCausalLM,
         defaults=RECURRENT_DEFAULTS,
-        train={"learning_rate": 0.024},
         starts=("induction", "unigram", "bigram"),
+        learning_rate=0.018,
     ),
     Rung(
         name="gpt2",

@@ -40,6 +40,7 @@ from rung.workflows.prepare import (
     CONTEXT,
     DEFAULT_MINUTES,
     PreparedText,
+    choose_learning_rate,
     sample_validation,
 )
 from rung.workflows.scaling import DROPOUT, SCALING_LAWS, WEIGHT_DECAY, Shape
@@ -113,7 +114,7 @@ class TrainingPlan:
 
 
 def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
-    """Choose the model's size where the recipe leaves it open. All processes call this."""
+    """Choose the model's size and its learning rate, where open. All processes call this."""
     if prepared.recipe.entry.counts:
         return prepared
     avoid_busy_cores()
@@ -127,7 +128,8 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
             on_progress(Progress(stage="noted", note="an n-gram model of the unread text teaches"))
         if shortage := plan.describe_shortage():
             on_progress(Progress(stage="noted", note=shortage))
-    return replace(prepared, recipe=choose_width(recipe, prepared.tokenizer), plan=plan)
+    recipe = choose_learning_rate(choose_width(recipe, prepared.tokenizer))
+    return replace(prepared, recipe=recipe, plan=plan)
 
 
 def _compile_kernels(rung: str) -> None:

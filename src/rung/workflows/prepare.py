@@ -165,6 +165,18 @@ def fill_batch(recipe: Recipe) -> Recipe:
     return replace(recipe, global_batch_size=find_global_batch_size(recipe.train))
 
 
+def choose_learning_rate(recipe: Recipe) -> Recipe:
+    """Choose the rung's learning rate for the recipe's width, where the recipe leaves it open.
+
+    A model that goes on from another's weights keeps to the Trainer's.
+    """
+    if recipe.entry.counts or recipe.base or "learning_rate" in recipe.train:
+        return recipe
+    width = make_config(recipe.rung, None, recipe.model).hidden_size
+    rate = recipe.entry.find_learning_rate(width)
+    return replace(recipe, train={**recipe.train, "learning_rate": rate})
+
+
 def fill_recipe(recipe: Recipe, corpus: Corpus) -> Recipe:
     """Choose for this corpus what the recipe leaves open, but for the model's width."""
     spec = dict(recipe.tokenizer)

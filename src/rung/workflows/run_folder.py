@@ -177,7 +177,7 @@ def _keep_defaults(recipe: Recipe, folder: Path) -> Recipe:
             config = read_json(checkpoint / CONFIG)
             break
     model = {key: config[key] for key in {**entry.defaults, **entry.model} if key in config}
-    train = {key: DEFAULT_ARGUMENTS.get(key) for key in entry.train}
+    train = {key: DEFAULT_ARGUMENTS.get(key) for key in (*entry.train, "learning_rate")}
     return replace(recipe, model={**model, **recipe.model}, train={**train, **recipe.train})
 
 

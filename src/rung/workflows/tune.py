@@ -40,7 +40,7 @@ from rung.models.loading import load_rung
 from rung.progress import OnProgress, Progress, ignore_progress
 from rung.recipe import Recipe, check_positive, check_seed
 from rung.training.argument_checks import check_arguments
-from rung.training.arguments import DEFAULT_ARGUMENTS, make_training_arguments
+from rung.training.arguments import make_training_arguments
 from rung.training.callbacks import NO_CALLBACKS, TrainingCallbacks
 from rung.training.checkpoints import find_checkpoints
 from rung.training.clock import now
@@ -327,8 +327,8 @@ def _add_chat_format(
 
 
 def _make_settings(plan: Tuning, model: CausalModel, began: float) -> TrainSettings:
-    arguments = DEFAULT_ARGUMENTS | find_rung(find_rung_name(type(model))).train
-    gentle = {"learning_rate": GENTLER * arguments["learning_rate"], "weight_decay": 0.0}
+    rate = find_rung(find_rung_name(type(model))).find_learning_rate(model.config.hidden_size)
+    gentle = {"learning_rate": GENTLER * rate, "weight_decay": 0.0}
     return TrainSettings(
         steps=plan.steps,
         minutes=None
