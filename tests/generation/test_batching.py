@@ -415,8 +415,9 @@ def long_model(request, make_tiny, monkeypatch):
     return shake(make_tiny("llama3", max_position_embeddings=4096))
 
 
-def test_memory_is_that_of_the_texts_and_is_given_back(long_model):
+def test_memory_is_that_of_the_texts_and_is_given_back(long_model, monkeypatch):
     """A long text does not give each of the others as much, and what it had goes with it."""
+    monkeypatch.setattr(ContinuousBatch, "shared_chunk", batching.PREFILL_CHUNK)
     with torch.inference_mode():
         texts = ContinuousBatch(long_model, 32)
         short = [texts.add([1, 5, number], 500) for number in range(31)]
