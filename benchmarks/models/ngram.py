@@ -1,11 +1,11 @@
 """Measure counting and scoring by the n-gram rung beside KenLM, numpy's sorts and nltk.
 
 The text grows from 1 MB to 30 MB. TEXT and VALID are files or folders of .txt; words and
-punctuation are apart, and a line is a document. Beside the fit stands KenLM's `lmplz` on the same
-text, where it is built (it reads text and writes an ARPA file, or with --intermediate its own
-binary files), and numpy's sorts of the same keys. Beside scoring stands the package `kenlm` with
-the same model. nltk counts the smallest text only, because it takes long. ngram.svg, beside this
-file, is drawn too.
+punctuation are apart, and a line is a document. Beside the fit stand numpy's sorts of the same keys
+and, where it is built, KenLM's `lmplz`, which reads the text and writes an ARPA file; the whole way
+from a text is measured by text_to_ngrams.py. Beside scoring stands the package `kenlm` with the
+same model. nltk counts the smallest text only, because it takes long. ngram.svg, beside this file,
+is drawn too.
 
     python benchmarks/models/ngram.py TEXT VALID [--lmplz PATH] > benchmarks/models/ngram.txt
 """
@@ -73,35 +73,24 @@ class Line:
     tokens: int
     ngrams: int
     fit: float
-    whole: float  # from text to a model folder
     sorts: float
     lmplz: float | None  # from text to an ARPA file
-    lmplz_binary: float | None
     bytes_each: float
     peak: float
 
     def show(self) -> str:
-        ratios = (
-            ""
-            if self.lmplz is None
-            else f"{self.lmplz / self.fit:>8.1f}{(self.lmplz_binary or 0) / self.whole:>8.1f}"
-        )
-        theirs = (
-            "" if self.lmplz is None else f"{self.lmplz:>10.2f}{self.lmplz_binary:>10.2f}{ratios}"
-        )
+        theirs = "" if self.lmplz is None else f"{self.lmplz:>10.2f}"
         return (
-            f"{self.tokens:>10,}{self.ngrams:>12,}{self.fit:>9.2f}{self.whole:>10.2f}{self.sorts:>9.2f}{theirs}"
-            f"{self.bytes_each:>9.1f}{self.peak:>9.1f}"
+            f"{self.tokens:>10,}{self.ngrams:>12,}{self.fit:>9.2f}{self.sorts:>9.2f}{theirs}"
+            f"{self.bytes_each:>10.1f}{self.peak:>9.1f}"
         )
 
 
 def measure(lines: list[str], lmplz: str | None) -> tuple[Line, NgramForCausalLM, object]:
     """One line of the table, the model and its tokenizer."""
-    before = time.perf_counter()
     tokenizer = build_tokenizer("whitespace", lines)
     rows = [numpy.array(row, dtype=numpy.uint32) for row in encode_documents(lines, tokenizer)]
     tokens, starts = numpy.concatenate(rows), numpy.cumsum([0] + [len(row) for row in rows[:-1]])
-    reading = time.perf_counter() - before
     special = {
         key: getattr(tokenizer, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")
     }
@@ -114,30 +103,25 @@ def measure(lines: list[str], lmplz: str | None) -> tuple[Line, NgramForCausalLM
     fitting, model = best_of(2, fit)
     assert isinstance(model, NgramForCausalLM)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    with tempfile.TemporaryDirectory() as folder:
-        saving, _ = best_of(1, model.save_pretrained, folder)
-    arpa, binary = run_lmplz(lmplz, lines) if lmplz else (None, None)
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     line = Line(
         tokens=len(tokens),
         ngrams=sum(model.config.num_ngrams),
         fit=fitting,
-        whole=reading + fitting + saving,
         sorts=sort_keys(tokens, len(tokenizer)),
-        lmplz=arpa,
-        lmplz_binary=binary,
+        lmplz=run_lmplz(lmplz, lines) if lmplz else None,
         bytes_each=size / sum(model.config.num_ngrams),
         peak=peak,
     )
     return line, model, tokenizer
 
 
-def run_lmplz(lmplz: str, lines: list[str]) -> tuple[float, float]:
-    """Seconds from text to an ARPA file, and to binary files: the shorter of two tries each."""
+def run_lmplz(lmplz: str, lines: list[str]) -> float:
+    """Seconds from text to an ARPA file: the shorter of two tries."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text"
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        common = [
+        command = [
             lmplz,
             "-o",
             str(ORDER),
@@ -148,15 +132,11 @@ def run_lmplz(lmplz: str, lines: list[str]) -> tuple[float, float]:
             "--discount_fallback",
             "--text",
             str(text),
+            "--arpa",
+            f"{folder}/model.arpa",
         ]
-        outputs = (["--arpa", f"{folder}/model.arpa"], ["--intermediate", f"{folder}/model"])
-        seconds = [
-            best_of(
-                2, lambda out=out: subprocess.run([*common, *out], check=True, capture_output=True)
-            )[0]
-            for out in outputs
-        ]
-    return seconds[0], seconds[1]
+        seconds, _ = best_of(2, lambda: subprocess.run(command, check=True, capture_output=True))
+    return seconds
 
 
 def measure_probing(lmplz: str, arpa: Path, ngrams: int) -> str:
@@ -203,12 +183,8 @@ def draw(lines: list[Line], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(6, 4))
     tokens = [line.tokens for line in lines]
     axes.loglog(tokens, [line.fit for line in lines], "o-", label="rung: fit")
-    axes.loglog(tokens, [line.whole for line in lines], "o--", label="rung: text to model folder")
     if lines[0].lmplz is not None:
         axes.loglog(tokens, [line.lmplz for line in lines], "s-", label="lmplz: text to ARPA")
-        axes.loglog(
-            tokens, [line.lmplz_binary for line in lines], "s--", label="lmplz: text to binary"
-        )
     axes.set(
         xlabel="tokens of text",
         ylabel="seconds",
@@ -260,23 +236,16 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     retain_freed_memory()
-    print(
-        f"Kneser-Ney of order {ORDER}: {describe_device(choose_device())}; "
-        f"seconds, ratios of lmplz's to ours\n"
-    )
-    theirs = "     lmplz    binary   ratio   ratio" if chosen.lmplz else ""
-    print(f"    tokens     n-grams      fit     whole    sorts{theirs}  bytes ea  peak GB")
+    print(f"Kneser-Ney of order {ORDER}: {describe_device(choose_device())}; seconds\n")
+    theirs = "     lmplz" if chosen.lmplz else ""
+    print(f"    tokens     n-grams      fit    sorts{theirs}  bytes ea  peak GB")
     lines = []
     for megabytes in MEGABYTES:
         line, model, tokenizer = measure(read_lines(chosen.text, megabytes * 10**6), chosen.lmplz)
         lines.append(line)
         print(line.show(), flush=True)
     print(
-        "\nfit: from tokens in memory. whole: from text to a model folder. lmplz: from text to an "
-        "ARPA file; binary: to"
-    )
-    print(
-        "its own files. The ratios: lmplz / fit, binary / whole. sorts: numpy's, of the same keys."
+        "\nfit: from tokens in memory. sorts: numpy's, of the same keys. lmplz: from text to ARPA."
     )
     if not chosen.lmplz:
         print("lmplz is not on the PATH: no figures of its")
