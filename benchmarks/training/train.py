@@ -52,7 +52,17 @@ WARM_UP = 3  # steps not timed
 ROUNDS = 3
 CURVE = 30  # steps whose losses are compared
 GOAL = 1.886  # nats a character
-SHAKESPEARE_STEPS = 160
+# In bfloat16 three seeds reach 1.868 to 1.883 in 130 steps, in float32 one reaches 1.887. Muon's
+# momentum, the second beta, is below its default, which remembers too much for so short a run: with
+# that, a rate of 0.015 and a tied head, 160 steps reach 1.883 to 1.921.
+SHAKESPEARE_STEPS = 136
+SHAKESPEARE_ARGUMENTS = {
+    "per_device_train_batch_size": 24,
+    "learning_rate": 9e-3,
+    "adam_beta2": 0.85,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+}
 
 
 def prepare(folder):
@@ -339,16 +349,15 @@ def shakespeare_rung(path):
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
     }
     model = build_model("llama3", make_config("llama3", tokenizer, fields))
     packed = PackedTokens(tokens=tokens.numpy().astype("uint16"), starts=torch.zeros(1).numpy())
-    arguments = {"per_device_train_batch_size": 24, "learning_rate": 1.5e-2}  # for so short a run
-    arguments |= {"eval_strategy": "no", "save_strategy": "no"}
     with tempfile.TemporaryDirectory() as out:
         callbacks = TrainingCallbacks(
             evaluate=lambda model: 0.0, sample=lambda model: "", on_progress=lambda progress: None
         )
-        settings = TrainSettings(steps=SHAKESPEARE_STEPS, arguments=arguments)
+        settings = TrainSettings(steps=SHAKESPEARE_STEPS, arguments=SHAKESPEARE_ARGUMENTS)
         trained = train(model, tokenizer, packed, Path(out), settings, callbacks)
     model.eval()
     loss = validation_loss(lambda ids: model(ids).logits, inputs, targets)
