@@ -144,8 +144,8 @@ class ContinuousBatch:
             return PREFILL_CHUNK
         tokens, seconds = self.last_chunk
         rest = max(STEP_SECONDS - self.decoding_seconds, MIN_READING_SECONDS)
-        wanted = min(int(tokens * rest / seconds), 2 * tokens, PREFILL_CHUNK)
-        return max(MIN_SHARED_CHUNK, wanted)
+        wanted = min(int(tokens * rest / seconds), 2 * tokens)
+        return min(max(wanted, MIN_SHARED_CHUNK), PREFILL_CHUNK)
 
     def _read_or_fail(self, slot: int, chunk: int) -> Float[Tensor, "1 V"] | None:
         text, started = self.texts[slot], time.perf_counter()
