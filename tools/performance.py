@@ -187,6 +187,12 @@ ROWS = (
         read=find_all(r"^rung, (the same AdamW|its own Muon) +[\d,]+ +([\d.]+)", "{0} {1}x"),
     ),
     Row(
+        topic="float32",
+        what="The machine's products that a small model's training step reaches",
+        output="benchmarks/training/products.txt",
+        read=find_all(r"^(\w+) of ([\d.]+ M), .* float32 .* (\d+%)$", "{0} {1} {2}"),
+    ),
+    Row(
         topic="A GPU",
         what="GPT-2 124M at 1,024 tokens: share of the peak (MFU), beside a plain loop in PyTorch",
         output="benchmarks/device/gpu.txt",

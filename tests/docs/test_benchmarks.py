@@ -22,6 +22,7 @@ NOT_RECORDED = {
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
     "benchmarks/training/muon.py": "It needs a machine that does nothing else.",
+    "benchmarks/training/products.py": "It needs a machine that does nothing else.",
 }
 # What a script says held to fewer instructions, or on another machine.
 OTHER_OUTPUTS_NOT_RECORDED = {
