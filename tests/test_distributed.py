@@ -305,6 +305,8 @@ def test_the_memory_of_a_layer_is_what_autograd_keeps(monkeypatch):
     """docs/distributed.md's formula, against what a small Llama keeps for the backward pass."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "tools")
     scaling = importlib.import_module("scaling")
+    # Where the processor has bfloat16 products, the layers in C keep less.
+    monkeypatch.setattr("rung.models.fused._compile", lambda: None)
 
     def keep(layers):
         shape = {

@@ -3,9 +3,9 @@
 All sides begin with the same weights and read the same rows of the standard library's own source,
 in byte pairs, in the precision that rung chooses, with the schedule of a run. Each stops after as
 many seconds of CPU time, so that other work on the machine takes steps from none. AdamW is tried at
-three rates, and the best one counts. "Muon" is what rung trains with: matrices are cut into blocks
-where their products would take too much of a step, of which "rows" says how many a block has.
-"Whole" leaves them whole. Bits per byte are those of text that no side reads.
+three rates, and the best one counts. "Muon" is what rung trains with, at the rung's rate: matrices
+are cut into blocks where their products would take too much of a step, of which "rows" says how
+many a block has. "Whole" leaves them whole. Bits per byte are those of text that no side reads.
 
     python benchmarks/training/muon.py > benchmarks/training/muon.txt
 """
@@ -25,7 +25,7 @@ from rung.data.sources import read_python_source
 from rung.data.tokenizer import encode_documents
 from rung.data.tokenizer_training import build_tokenizer
 from rung.device import choose_device, describe_device, has_fast_bfloat16, retain_freed_memory
-from rung.models import build_model, make_config
+from rung.models import build_model, find_rung, make_config
 from rung.training.optimizer import Muon, choose_most_rows, group_parameters
 
 VOCABULARY, FILES, HELD_OUT = 4096, 600, 32_000
@@ -49,7 +49,7 @@ ROWS = [
     Row("llama3", 512, 8, VOCABULARY, 4, 512, share=0.6, scale=2.0),
     Row("gpt2", 768, 4, 50_257, 8, 128, share=1.0, scale=1.0),
 ]
-SIDES = {"AdamW": (5e-4, 1e-3, 2e-3), "Muon": (6e-3,), "whole": (6e-3,)}  # and their rates
+SIDES = {"AdamW": (5e-4, 1e-3, 2e-3), "Muon": (), "whole": ()}  # and rates other than the rung's
 
 
 def read_tokens():
@@ -138,7 +138,7 @@ def print_row(row, tokens, seconds, seed):
     )
     for side, rates in SIDES.items():
         found = []
-        for rate in rates:
+        for rate in rates or [find_rung(row.rung).find_learning_rate(row.width)]:
             model = build(row, seed)
             optimizer = make_optimizer(side, model, row, rate)
             if side == "whole" and choose_most_rows(model, row.rows * row.length) is None:

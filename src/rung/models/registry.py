@@ -5,6 +5,7 @@ Importing this module registers the rungs that transformers does not ship with `
 code for them and gets the same logits.
 """
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -71,8 +72,8 @@ class Rung:
         return is_counting(self.name)
 
     def find_learning_rate(self, width: int) -> float:
-        """Return the learning rate of a model so wide: with twice the channels it is half."""
-        return self.learning_rate * REFERENCE_WIDTH / max(width, NARROWEST)
+        """Return the learning rate of a model so wide: with four times the channels it is half."""
+        return self.learning_rate * math.sqrt(REFERENCE_WIDTH / max(width, NARROWEST))
 
 
 # In a short run rare tokens get few gradients. After 0.92 M tokens, with 64 channels and 2 layers,
@@ -81,11 +82,12 @@ class Rung:
 # scores 1.912 there at 1, and 1.901 at 4 (`rung train RUNG CORPUS --steps 450 --set hidden_size=64
 # --set num_hidden_layers=2 --set optim_args=embedding_lr_scale=4`).
 FASTER_EMBEDDINGS = {"gpt2": "embedding_lr_scale=4", "llama3": "embedding_lr_scale=2"}
-# The best learning rate falls as the width grows: one step of all weights moves each channel by
-# their number. Found on python-docs, by test bits a byte (`rung train RUNG CORPUS --steps N --set
-# hidden_size=WIDTH --set learning_rate=RATE`): rnn-attention of 240 channels scores 2.117, 1.969
-# and 2.057 at 0.024, 0.012 and 0.006 after 0.6 M tokens, and 1.824, 1.716 and 1.714 after 3.3 M; of
-# 96 channels 2.102, 2.187 and 2.385 after 0.6 M.
+# The best learning rate falls as the width grows. By test bits a byte on python-docs (`rung train
+# RUNG CORPUS --steps N --set hidden_size=WIDTH --set learning_rate=RATE`), rnn-attention of 240
+# channels scores 2.117, 1.969 and 2.057 at 0.024, 0.012 and 0.006 after 0.6 M tokens, and 1.824,
+# 1.716 and 1.714 after 3.3 M; of 96 channels 2.102, 2.187 and 2.385 after 0.6 M. After equal time
+# (benchmarks/training/muon.py, `--seconds 60`) a Llama of 512 channels has 2.158, 1.994 and 2.079
+# at 0.006, 0.003 and 0.0015, a GPT-2 of 768 channels 2.676, 2.406 and 2.446 at 0.006, 0.003, 0.001.
 REFERENCE_WIDTH, NARROWEST = 128, 64
 # A head of its own with a bias, and embeddings that open the gates: at equal tokens a tied one
 # costs an RNN of 96 channels 0.18 bits a byte (benchmarks/recipe/recurrent.jsonl).
