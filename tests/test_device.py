@@ -62,8 +62,16 @@ def test_what_else_the_machine_does_changes_no_gain(monkeypatch):
     assert device._bfloat16_gain.__wrapped__() == 3.0
 
 
-def test_describe_is_in_words():
-    assert "cores of" in describe_device(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("is_fast", "capability", "end"),
+    [(True, "AVX512", ", bfloat16"), (False, "AVX2", ", AVX2"), (False, "AVX512", "")],
+)
+def test_describe_is_in_words(is_fast, capability, end, monkeypatch):
+    monkeypatch.setattr(device, "has_fast_bfloat16", lambda _: is_fast)
+    monkeypatch.setattr(device, "_processor_name", lambda: "a processor")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    described = describe_device(torch.device("cpu"))
+    assert described == f"{count_cores()} cores of a processor{end}"
 
 
 def make_groups(folder, cgroup, mounts, files):

@@ -11,7 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # As `device.describe_device` says it.
 MACHINE = re.compile(
-    r"\d+ cores? of [^,;:\n]+?(?: with bfloat16|, bfloat16)?(?=[,;:\n])|\d+ x NVIDIA [^,;\n]+"
+    r"\d+ cores? of [^,;:\n]+?(?: with bfloat16|, bfloat16|, AVX2)?(?=[,;:\n])"
+    r"|\d+ x NVIDIA [^,;\n]+"
 )
 NOT_RECORDED = "not recorded yet"
 
@@ -94,6 +95,24 @@ ROWS = (
         topic="Time to a model",
         what="The rungs of `rung climb` after five minutes, bits per byte",
         output="docs/results/climb-python-docs.txt",
+        read=read_climb,
+    ),
+    Row(
+        topic="Time to a model",
+        what="The same, held to AVX2",
+        output="docs/results/climb-python-docs-avx2.txt",
+        read=read_climb,
+    ),
+    Row(
+        topic="Time to a model",
+        what="The same on 30 MB of novels",
+        output="docs/results/climb-novels.txt",
+        read=read_climb,
+    ),
+    Row(
+        topic="Time to a model",
+        what="The same on the novels, held to AVX2",
+        output="docs/results/climb-novels-avx2.txt",
         read=read_climb,
     ),
     Row(

@@ -5,10 +5,12 @@
 
 What stands behind the file's name is given to `rung climb` as it is. Without --out, the runs go to
 the folder that `rung climb` chooses; a climb that is finished there is recorded as it is. Beside
-FILE, whose name ends in .txt, the charts of the pairs are drawn as .svg.
+FILE, whose name ends in .txt, the charts of the pairs are drawn as .svg. Variables that hold torch
+to fewer instructions than the processor has are recorded with the command.
 """
 
 import itertools
+import os
 import shlex
 import subprocess
 import sys
@@ -29,6 +31,7 @@ from rung.report.pairs import draw_pair_charts
 from rung.report.summaries import group_runs, read_runs, read_summaries
 
 WIDTH = 200  # characters, more than any table has
+HOLDS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
 
 
 def record_climb(out: Path, arguments: Sequence[str]) -> None:
@@ -46,7 +49,8 @@ def record_climb(out: Path, arguments: Sequence[str]) -> None:
     machine = f"{first['hardware']}, Python {first['versions']['python']}"
     with out.open("w", encoding="utf-8") as file:
         console = Console(file=file, width=WIDTH)
-        command = shlex.join(["rung", "climb", *map(_name, arguments)])
+        held = [f"{name}={os.environ[name]}" for name in HOLDS if name in os.environ]
+        command = shlex.join([*held, "rung", "climb", *map(_name, arguments)])
         console.print(f"$ {command}          # {machine}", highlight=False, markup=False)
         console.print(ladder)
         scored = [records[path] for path in folders if "pairs" in records[path]]

@@ -325,9 +325,12 @@ def describe_device(device: "torch.device") -> str:
 
     if device.type == "cuda":
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    cores = count_cores()
-    bfloat16 = ", bfloat16" if has_fast_bfloat16(device) else ""
-    return f"{cores} cores of {_processor_name()}{bfloat16}"
+    kind = ""
+    if has_fast_bfloat16(device):
+        kind = ", bfloat16"
+    elif torch.backends.cpu.get_cpu_capability() == "AVX2":
+        kind = ", AVX2"
+    return f"{count_cores()} cores of {_processor_name()}{kind}"
 
 
 def _processor_name() -> str:
