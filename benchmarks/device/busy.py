@@ -5,8 +5,7 @@ of one thread each has a fair share of n / (t + k) of t cores, n being the cores
 all of t where t + k is not more than n. `share` is what the job did of that: its tokens a second
 beside the processes, over those of as many threads without them, over the fair share. `1 thread` is
 how many times as fast the job is as the same job held to one thread. t is what rung chose by
-itself: by `avoid_busy_cores` when it began, and for the last step in C by trials of its steps
-(`ThreadTrials`). Every side is a process of its own; they take turns, and the medians of some
+itself: by `avoid_busy_cores` when it began, and for steps in C by trials of them (`ThreadTrials`). Every side is a process of its own; they take turns, and the medians of some
 rounds count.
 
     python benchmarks/device/busy.py > benchmarks/device/busy.txt
@@ -89,13 +88,13 @@ class Worker:
             rate = repeat(
                 lambda: len(list(generate_tokens(decoder, [[3, 4, 5]], sampling, ()))), seconds
             )
-        self.note_threads(decoder.native)
+        self.note_threads(decoder.native, 1)
         return rate
 
-    def note_threads(self, native):
-        """Note how many threads the last step in C had, if there was any."""
+    def note_threads(self, native, rows):
+        """Note how many threads steps over so many rows have by now, if they are made in C."""
         if native:
-            self.threads = native.buffers.described.threads
+            self.threads = native.trials.sizes[rows.bit_length()].threads
 
     def train(self, seconds):
         """`rung.training.train.train`; the first steps are not counted."""
@@ -153,7 +152,7 @@ class Worker:
             tokens += self.count * NEW
         took = time.perf_counter() - started
         await asyncio.to_thread(worker.stop)
-        self.note_threads(native)
+        self.note_threads(native, self.count)
         return tokens / took
 
     async def read(self, engine, seed):

@@ -5,7 +5,8 @@ which is a process of its own on the same cores. Each of so many streams asks ag
 has ended. The rounds of both sides take turns; the best tokens a second of a round count, and the
 time to the first token of all answers. llama.cpp is tried with one thread and with all, and the
 better one counts. Then some texts are written while another prompt fills the window: shown is the
-longest wait for news of those texts, before that prompt and with it. llama.cpp is measured where
+longest wait for news of those texts, before that prompt and with it, and the time to the token of
+the prompt, each as the median of some tries. llama.cpp is measured where
 `xllamacpp` and `gguf` are installed. With --tiny all parts run in seconds, and no figure counts.
 
     python benchmarks/serve/streams.py > benchmarks/serve/streams.txt
@@ -256,15 +257,20 @@ def measure_hold_up(client, title, model, tokenizer, new):
     with tempfile.TemporaryDirectory() as folder:
         path = write_gguf(model, tokenizer, Path(folder))
         with Listening(make_served(model, tokenizer), max_batch=WRITERS + 1) as ours:
-            show_hold_up(f"{title}, rung", client.run(hold_up, ours.address, False, length, new))
+            waits = [client.run(hold_up, ours.address, False, length, new) for _ in range(ROUNDS)]
+            show_hold_up(f"{title}, rung", waits)
         if path:
             with LlamaCpp(path, WRITERS + 1, model.context_length, count_cores()) as peer:
-                waits = client.run(hold_up, peer.address, True, length, new)
+                waits = [
+                    client.run(hold_up, peer.address, True, length, new) for _ in range(ROUNDS)
+                ]
             show_hold_up(f"{title}, llama.cpp", waits)
 
 
 def show_hold_up(title, waits):
-    print(f"{title:32}" + "".join(f"{1000 * seconds:>12,.1f}" for seconds in waits), flush=True)
+    """Print the medians of several tries."""
+    medians = (statistics.median(several) for several in zip(*waits, strict=True))
+    print(f"{title:32}" + "".join(f"{1000 * each:>12,.1f}" for each in medians), flush=True)
 
 
 def make_models(tiny):

@@ -93,7 +93,7 @@ def test_the_table_reads_what_the_benchmark_of_streams_prints(performance, load_
     streams = load_benchmark("serve/streams.py")
     found = {"rung": (2000.0, [0.010] * 99 + [0.1]), "llama.cpp 1": (500.0, [0.02])}
     streams.show_streams(found | {"llama.cpp 2": (1000.0, [0.03] * 100)}, 16)
-    streams.show_hold_up("GPT-2 small, 92 M, rung", (0.02, 0.0804, 1.5))
+    streams.show_hold_up("GPT-2 small, 92 M, rung", [(0.02, 0.0804, 1.5)])
     printed = capsys.readouterr().out
     rates, waits = [row.read for row in performance.ROWS if row.output.endswith("streams.txt")]
     assert rates(printed) == "16 streams 2.00x, first token 3.00x"
