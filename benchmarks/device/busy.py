@@ -5,8 +5,8 @@ of one thread each has a fair share of n / (t + k) of t cores, n being the cores
 all of t where t + k is not more than n. `share` is what the job did of that: its tokens a second
 beside the processes, over those of as many threads without them, over the fair share. `1 thread` is
 how many times as fast the job is as the same job held to one thread. t is what rung chose by
-itself: by `avoid_busy_cores` when it began, and for steps in C by trials of them (`ThreadTrials`). Every side is a process of its own; they take turns, and the medians of some
-rounds count.
+itself: by `avoid_busy_cores` when it began, and for steps in C by trials of them (`ThreadTrials`).
+Every side is a process of its own; they take turns, and the medians of some rounds count.
 
     python benchmarks/device/busy.py > benchmarks/device/busy.txt
     python benchmarks/device/busy.py --tiny      # all parts in a minute; the figures mean nothing

@@ -266,6 +266,7 @@ def read_beside_another(model, length):
 @pytest.mark.parametrize("name", ["rnn", "llama3"])
 def test_chunks_take_the_rest_of_a_step(name, long_model, make_tiny, monkeypatch):
     """They grow to what takes 50 ms beside 30 ms of decoding, whatever a chunk costs by itself."""
+    monkeypatch.setattr(batching, "STEP_SECONDS", 0.08)
     model = long_model if name == "llama3" else make_tiny(name)
     clock = Clock(monkeypatch, decoding=0.03, token=0.001, chunk=0.01)
     read_beside_another(model, 400)
@@ -275,8 +276,9 @@ def test_chunks_take_the_rest_of_a_step(name, long_model, make_tiny, monkeypatch
     assert sum(clock.read) == 401
 
 
-def test_chunks_follow_the_machine(long_model):
+def test_chunks_follow_the_machine(long_model, monkeypatch):
     """Where decoding alone takes all of a step, something is read yet."""
+    monkeypatch.setattr(batching, "STEP_SECONDS", 0.08)
     batch = ContinuousBatch(long_model, 1)
     batch.last_chunk = 50, 0.05
     assert batch.shared_chunk == 80
