@@ -83,13 +83,38 @@ def read_prompts(text: str) -> str | None:
     return read_llama_cpp(text, r"prompt (?:512|2048) +read")
 
 
+def read_muon(text: str) -> str | None:
+    """The bits per byte of both optimizers, by millions of weights."""
+    rows = re.findall(
+        r"^\w+ +([\d.]+) +[\d,]+ +\d+ +\d+ +(AdamW|Muon) .* ([\d.]+)$", text, re.MULTILINE
+    )
+    found: dict[str, dict[str, str]] = {}
+    for weights, side, bits in rows:
+        found.setdefault(weights, {})[side] = bits
+    return (
+        "; ".join(
+            f"{weights} M: {sides['AdamW']} and {sides['Muon']}"
+            for weights, sides in found.items()
+            if len(sides) == 2
+        )
+        or None
+    )
+
+
 SHAKESPEARE = find_all(r"^rung +\d+ +([\d.]+) +[\d.]+ +([\d.]+)$", "{1}x ({0} s)")
 ROWS = (
     Row(
         topic="Time to a model",
         what="Shakespeare to 1.886 nats a character, beside nanoGPT's recipe",
-        output="benchmarks/training/train.txt",
+        output="benchmarks/training/train-shakespeare.txt",
         read=SHAKESPEARE,
+        script="benchmarks/training/train.py",
+    ),
+    Row(
+        topic="Time to a model",
+        what="Bits per byte of AdamW and of Muon after the same CPU time, by weights",
+        output="benchmarks/training/muon.txt",
+        read=read_muon,
     ),
     Row(
         topic="Time to a model",

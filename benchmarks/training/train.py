@@ -4,7 +4,8 @@ Every side runs in a process of its own; the sides take turns for some rounds. B
 begin with the same weights and read the same batches in the same order, with AdamW at the same
 settings, so that their losses can be compared step by step. rung's own optimizer stands beside. The
 Trainer is told its precision and measured in both; rung chooses the faster one for itself. On
-Shakespeare, the time to a validation loss is measured.
+Shakespeare, the time to a validation loss is measured; with `--rows ""` that alone, as in
+train-shakespeare.txt.
 
     python benchmarks/training/train.py [--shakespeare FILE] > benchmarks/training/train.txt
 """

@@ -16,7 +16,6 @@ NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 # In words, as `device.describe` says it.
 MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
-    "benchmarks/device/busy.py": "It needs a machine that does nothing else.",
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
     "benchmarks/recipe/crossing.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
