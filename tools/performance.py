@@ -234,7 +234,7 @@ ROWS = (
         topic="float32",
         what="The machine's products that a small model's training step reaches",
         output="benchmarks/training/products.txt",
-        read=find_all(r"^(\w+) of ([\d.]+ M), .* float32 .* (\d+%)$", "{0} {1} {2}"),
+        read=find_all(r"^(\w+) of ([\d.]+ M), .* float32(?: +[\d.]+){3} +(\d+%)$", "{0} {1} {2}"),
     ),
     Row(
         topic="A GPU",

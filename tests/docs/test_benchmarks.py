@@ -17,11 +17,9 @@ NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
-    "benchmarks/recipe/crossing.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
     "benchmarks/training/muon.py": "It needs a machine that does nothing else.",
-    "benchmarks/training/products.py": "It needs a machine that does nothing else.",
 }
 # What a script says held to fewer instructions, or on another machine.
 OTHER_OUTPUTS_NOT_RECORDED = {
