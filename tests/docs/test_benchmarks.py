@@ -19,7 +19,6 @@ NOT_RECORDED = {
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
-    "benchmarks/training/muon.py": "It needs a machine that does nothing else.",
 }
 # What a script says held to fewer instructions, or on another machine.
 OTHER_OUTPUTS_NOT_RECORDED = {
