@@ -205,7 +205,7 @@ def compute_error(law, runs):
 def expect(law, run):
     from rung.workflows.difficulty import Difficulty
 
-    counted = Difficulty(run["ngram"], run["copying"])
+    counted = Difficulty(run["ngram"], run["copying"], whole=run["ngram"])
     weights = run["parameters"] if law.counts_tables else run["hidden_parameters"]
     return law(weights, run["tokens"], run["text"]) * law.reference(counted)
 

@@ -141,15 +141,15 @@ def test_a_rung_with_too_little_time_says_how_much_it_needs(
 ):
     monkeypatch.setattr("rung.training.clock.time", Clock())
     monkeypatch.setattr("rung.data.packing.PackedTokens.__len__", lambda self: 10**12)
-    hard = Difficulty(ngram=2.0, copying=2.0)
+    hard = Difficulty(ngram=2.1, copying=2.1, whole=2.0)
     monkeypatch.setattr("rung.workflows.difficulty.measure_difficulty", lambda *_: hard)
     Bench(monkeypatch, 2e-9)
     plan = turn(tokenizer, packed, tmp_path, minutes=0.1)[1]
-    assert plan.bits_per_byte > hard.ngram
+    assert plan.bits_per_byte > hard.whole
     assert plan.pays_from > plan.minutes == 0.1
     assert f"after {plan.pays_from:.2g} minutes here, and has 0.1" in plan.describe_shortage()
     enough = turn(tokenizer, packed, tmp_path, minutes=4 * plan.pays_from)[1]
-    assert enough.bits_per_byte < hard.ngram
+    assert enough.bits_per_byte < hard.whole
     assert not enough.describe_shortage()
     Bench(monkeypatch, 1.0)
     assert "more than a day" in turn(tokenizer, packed, tmp_path, minutes=1)[1].describe_shortage()
@@ -179,7 +179,9 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
 def test_dropout_and_weight_decay_wait_until_the_text_was_read_often():
     """At 10 epochs it cost more than it gave, at 40 it gave more (`small_data.txt`)."""
     recipe, shape = make_recipe({"rung": "llama3"}), Shape(64, 135_488, 94_528)
-    forecast = Forecast(recipe, [shape], Speed(lambda _: 1e-5, 0.0), Difficulty(2.0, 1.9), 100_000)
+    forecast = Forecast(
+        recipe, [shape], Speed(lambda _: 1e-5, 0.0), Difficulty(2.0, 1.9, 2.0), 100_000
+    )
     assert [forecast.find_dropout(shape, epochs) for epochs in (10, 40)] == [0.0, 0.1]
     assert [forecast.find_arguments(shape, epochs) for epochs in (10, 40)] == [
         {},

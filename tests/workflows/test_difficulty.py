@@ -68,6 +68,27 @@ def test_the_plain_figure_is_the_rulers(tokenizer, monkeypatch):
     assert repeated.copying < 0.7 * repeated.ngram
 
 
+def test_all_of_a_long_text_is_counted_too_where_time_and_memory_allow(tokenizer, monkeypatch):
+    documents = list(encode_documents(SENTENCES * 10, tokenizer))
+    starts = numpy.cumsum([0] + [len(d) for d in documents[:-1]])
+    packed = PackedTokens(tokens=numpy.concatenate(documents).astype(numpy.uint16), starts=starts)
+    counted = measure_difficulty(tokenizer, packed, SENTENCES, reach=64)
+    assert counted.whole == counted.ngram
+    monkeypatch.setattr("rung.workflows.difficulty.FITTED_TOKENS", 200)
+    monkeypatch.setattr("rung.workflows.difficulty.FIRST_TOKENS", 100)
+    found = measure_difficulty(tokenizer, packed, SENTENCES, reach=64)
+    assert found.whole == counted.whole < found.ngram
+    assert found.is_final
+    hurried = measure_difficulty(tokenizer, packed, SENTENCES, reach=64, seconds=0.0)
+    assert hurried.whole == hurried.ngram
+    assert not hurried.is_final
+    small = SimpleNamespace(available=1000)
+    monkeypatch.setattr("rung.workflows.difficulty.psutil.virtual_memory", lambda: small)
+    cramped = measure_difficulty(tokenizer, packed, SENTENCES, reach=64)
+    assert cramped.whole == cramped.ngram == found.ngram
+    assert cramped.is_final
+
+
 def test_a_text_is_counted_once_where_there_was_time(tokenizer, tmp_path, monkeypatch):
     """The rungs of a climb have one text; what time cut short is counted again by the next."""
     documents = list(encode_documents(SENTENCES * 10, tokenizer))

@@ -54,7 +54,7 @@ def test_a_law_agrees_with_the_runs_of_small_and_of_fast_machines(rung):
     for run in mine:
         shape = Shape(run["width"], run["parameters"], run["hidden_parameters"])
         expected = law(law.count(shape), run["tokens"], run["text"])
-        expected *= law.reference(Difficulty(run["ngram"], run["copying"]))
+        expected *= law.reference(Difficulty(run["ngram"], run["copying"], run["ngram"]))
         assert expected == pytest.approx(run["bits_per_byte"], rel=0.06), run
 
 

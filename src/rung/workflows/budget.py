@@ -82,6 +82,7 @@ class TrainingPlan:
     bits_per_byte: float
     ngram_bits_per_byte: float
     copying_bits_per_byte: float
+    whole_ngram_bits_per_byte: float  # of n-grams of all text, where there was time for them
     seconds: float = 0.0  # that planning took
     minutes: float = 0.0  # of the recipe
     # From so many minutes on the law expects less of the rung than of counting n-grams; None where
@@ -108,7 +109,7 @@ class TrainingPlan:
         needed = "more than a day" if self.pays_from is None else f"{self.pays_from:.2g} minutes"
         return (
             f"too little time: by its law this rung passes the n-gram model "
-            f"({self.ngram_bits_per_byte:.3f} bits per byte) after {needed} here, "
+            f"({self.whole_ngram_bits_per_byte:.3f} bits per byte) after {needed} here, "
             f"and has {self.minutes:.2g}"
         )
 
@@ -289,8 +290,9 @@ def _choose(
         bits_per_byte=forecast.expect(shape, seconds),
         ngram_bits_per_byte=forecast.difficulty.ngram,
         copying_bits_per_byte=forecast.difficulty.copying,
+        whole_ngram_bits_per_byte=forecast.difficulty.whole,
         minutes=budget / 60,
-        pays_from=forecast.find_minutes(forecast.difficulty.ngram, budget - seconds),
+        pays_from=forecast.find_minutes(forecast.difficulty.whole, budget - seconds),
     )
     return planned, plan, now() - started
 

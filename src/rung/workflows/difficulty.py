@@ -8,9 +8,10 @@ import hashlib
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy
+import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,14 +24,17 @@ from rung.evaluation.likelihood import compute_nll
 from rung.files import cache_folder, read_cached_value, write_cached_value
 from rung.models import find_rung, make_config
 from rung.models.base import CausalModel
+from rung.models.ngram.counting_settings import BUILD_BYTES_PER_NGRAM
 from rung.training.clock import now
 from rung.workflows.prepare import PreparedText, sample_validation
 
 logger = logging.getLogger(__name__)
 
-# Tokens of the text that the n-gram model is fitted to, and those that it is timed on first.
+# Tokens of the text that the laws' n-gram model is fitted to, and those that it is timed on first.
 FITTED_TOKENS = 2_000_000
 FIRST_TOKENS = FITTED_TOKENS // 16
+# All of the text is counted where that takes no more than this share of the memory that is free.
+COUNTED_MEMORY = 0.5
 # How many tokens before the present one are looked for, the most first.
 MATCH_LENGTHS = (4, 3, 2, 1)
 
@@ -39,11 +43,13 @@ MATCH_LENGTHS = (4, 3, 2, 1)
 class Difficulty:
     """Bits per byte of a text for the n-gram rung, without and with a match model.
 
-    `is_final` is whether there was time to fit the rung to as many tokens as it ever is.
+    Both are of the first `FITTED_TOKENS` tokens, as the scaling laws want it. `whole` is of an
+    n-gram rung of all tokens, where time and memory allow. `is_final` is whether there was time.
     """
 
     ngram: float
     copying: float
+    whole: float
     is_final: bool = False
 
 
@@ -53,7 +59,8 @@ def find_difficulty(prepared: PreparedText, reach: int, seconds: float) -> Diffi
     One that time cut short is measured again. None where counting fails, which must not cost the
     run.
     """
-    facts = f"{__version__} {prepared.packed_key} {len(prepared.packed)} {reach}"
+    parts = [part.name for part in fields(Difficulty)]
+    facts = f"{__version__} {parts} {prepared.packed_key} {len(prepared.packed)} {reach}"
     name = hashlib.sha256(facts.encode()).hexdigest()[:16]
     kept = cache_folder() / "difficulties" / name
     if found := read_cached_value(kept):
@@ -79,7 +86,7 @@ def measure_difficulty(
     reach: int,
     seconds: float = math.inf,
 ) -> Difficulty:
-    """Measure the difficulty of `texts` by an n-gram rung of the first tokens of `packed`.
+    """Measure the difficulty of `texts` by n-gram rungs of the first tokens, and of all.
 
     Matches are looked for `reach` tokens back. The rung is fitted to as many tokens as it can be in
     so many seconds, and to a few at the least.
@@ -90,20 +97,23 @@ def measure_difficulty(
     affordable = FIRST_TOKENS * (seconds - took) / max(took, 1e-9)
     if len(packed) > FIRST_TOKENS and affordable > 2 * FIRST_TOKENS:
         model = _fit(tokenizer, packed, min(FITTED_TOKENS, affordable))
-    wanted = min(FITTED_TOKENS, len(packed))
     documents = list(tokenize_documents(texts, tokenizer))
-    costs = compute_nll(model, [d.ids for d in documents])
-    copied = nats_with_copying(zip((d.ids for d in documents), costs, strict=True), reach)
-    spelling, bits = (
-        sum(d.spelling for d in documents),
-        math.log(2) * sum(d.bytes for d in documents),
-    )
-    ngram, copying = (
-        sum(nats.double().sum().item() for nats in each) + spelling for each in (costs, copied)
-    )
-    return Difficulty(
-        ngram / bits, copying / bits, is_final=wanted <= max(FIRST_TOKENS, affordable)
-    )
+    ids = [d.ids for d in documents]
+    costs = compute_nll(model, ids)
+    copied = nats_with_copying(zip(ids, costs, strict=True), reach)
+
+    def count_bits(nats: Iterable[Float[Tensor, " N"]]) -> float:
+        spent = sum(each.double().sum().item() for each in nats)
+        spelled = spent + sum(d.spelling for d in documents)
+        return spelled / (math.log(2) * sum(d.bytes for d in documents))
+
+    ngram = whole = count_bits(costs)
+    is_final = min(FITTED_TOKENS, len(packed)) <= max(FIRST_TOKENS, affordable)
+    if len(packed) > FITTED_TOKENS and _fits_memory(model, len(packed)):
+        is_final = FITTED_TOKENS + len(packed) <= affordable
+        if is_final:
+            whole = count_bits(compute_nll(_fit(tokenizer, packed, len(packed)), ids))
+    return Difficulty(ngram, count_bits(copied), whole, is_final=is_final)
 
 
 def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) -> CausalModel:
@@ -112,6 +122,12 @@ def _fit(tokenizer: PreTrainedTokenizerBase, packed: PackedTokens, most: float) 
     tokens = packed.tokens[: packed.starts[end]] if end < len(packed.starts) else packed.tokens
     config = make_config("ngram", tokenizer, {})
     return find_rung("ngram").model_class.fit(config, tokens, packed.starts[:end]).eval()
+
+
+def _fits_memory(model: CausalModel, tokens: int) -> bool:
+    """Whether an n-gram rung like this one of so many tokens takes a part of the free memory."""
+    most = BUILD_BYTES_PER_NGRAM * (model.config.order - 1) * tokens
+    return most <= COUNTED_MEMORY * psutil.virtual_memory().available
 
 
 def nats_with_copying(
