@@ -1,11 +1,12 @@
 """Time the step in C beside llama.cpp: decoding and reading prompts, in three widths of weights.
 
-The sides take turns in one process with the same number of threads, and the best of some rounds of
-each counts, by the wall clock and by the processor time of the whole process (the one to look at
-on a machine that does other things). rung's float32, bfloat16 and int8 stand against llama.cpp's
-F32, F16 and Q8_0, and int8 against Q4_0 too. A text is decoded greedily behind a prompt that was
-read before; choosing the token is in the time of both. llama.cpp is `xllamacpp`, whose wheel is
-built for AVX2 on every processor.
+The sides take turns, each in a process of its own and after a rest, and the best of some rounds
+counts, by the wall clock and by the side's processor time (the one to look at on a machine that
+does other things). rung may use `--threads`, and llama.cpp is tried with one thread and with as
+many: with one it decodes a small model faster where a waiting thread is slow to wake. rung's
+float32, bfloat16 and int8 stand against llama.cpp's F32, F16 and Q8_0, and int8 against Q4_0 too. A
+text is decoded greedily behind a prompt that was read before; choosing the token is in the time of
+both. llama.cpp is `xllamacpp`, whose wheel is built for AVX2 on every processor.
 
 Last, one text is decoded by the large model in turns with a plain read, in C and by as many
 threads, of as many bytes as its weights have: the rate of memory that decoding reaches.
@@ -19,6 +20,8 @@ threads, of as many bytes as its weights have: the rate of memory that decoding 
 import argparse
 import contextlib
 import ctypes
+import functools
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -47,6 +50,8 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 
 ROUNDS = 3
+NEW = 64  # tokens that are decoded in a turn, so many that a side settles in it
+REST = 0.05  # seconds before a turn, in which threads of another side stop to wait for work
 LENGTHS = (16, 512, 2048)  # of prompts; batches have no more than 512
 WINDOW = 2304
 AVX2 = {
@@ -77,16 +82,30 @@ WIDTHS = [
 GREEDY = Sampling(temperature=0)
 
 
+def timed(do):
+    """Make a method return its seconds, by the wall clock and of processor time."""
+
+    @functools.wraps(do)
+    def measured(*given):
+        wall, busy = time.perf_counter(), time.process_time()
+        do(*given)
+        return time.perf_counter() - wall, time.process_time() - busy
+
+    return measured
+
+
 class Rung:
     """Our side: `read` the prompts, then `decode` so many tokens behind them, again and again."""
 
     def __init__(self, model, weights):
         self.model, self.decoder = model, Decoder(model, weights)
 
-    def read(self, prompts, room=0):
+    @timed
+    def read(self, prompts, room):
         with torch.inference_mode():
             self.logits = self.decoder.prefill(prompts, room + 1)
 
+    @timed
     def decode(self, prompts, count):
         with torch.inference_mode():
             tokens = sample_tokens(self.logits, GREEDY, None)
@@ -106,9 +125,11 @@ class LlamaCpp:
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         self.server, self.pool = xllamacpp.Server(params), ThreadPoolExecutor(batch)
 
-    def read(self, prompts, room=0):
+    @timed
+    def read(self, prompts, room):
         self._ask(prompts, 1, fresh=True)
 
+    @timed
     def decode(self, prompts, count):
         # The last token of a prompt is always read again.
         self._ask(prompts, count, fresh=False)
@@ -122,15 +143,49 @@ class LlamaCpp:
                 raise RuntimeError(f"{count} tokens were asked for: {str(answer)[:2000]}")
 
 
+def serve(connection, *given):
+    """Do what is asked of the peer, until its process ends."""
+    peer = LlamaCpp(*given)
+    while True:
+        name, *asked = connection.recv()
+        connection.send(getattr(peer, name)(*asked))
+
+
+class Peer:
+    """llama.cpp in a process of its own.
+
+    In one process both sides' threads would be of one OpenMP, which has a thread that waits for
+    others sleep at once where there are more of them than cores.
+    """
+
+    def __init__(self, *given):
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, *given), daemon=True)
+        self.process.start()
+
+    def _ask(self, *asked):
+        self.connection.send(asked)
+        return self.connection.recv()
+
+    def read(self, prompts, room):
+        return self._ask("read", prompts, room)
+
+    def decode(self, prompts, count):
+        return self._ask("decode", prompts, count)
+
+    def stop(self):
+        self.process.terminate()
+        self.process.join()
+
+
 def measure(sides, do, tokens, rounds=ROUNDS):
     """Tokens a second of each side, by the wall clock and by processor time, in turns."""
-    best = [[float("inf")] * 2 for _ in sides]
+    best = [(float("inf"),) * 2 for _ in sides]
     for _ in range(rounds):
-        for its, side in zip(best, sides, strict=True):
-            wall, busy = time.perf_counter(), time.process_time()
-            do(side)
-            its[0] = min(its[0], time.perf_counter() - wall)
-            its[1] = min(its[1], time.process_time() - busy)
+        for place, side in enumerate(sides):
+            time.sleep(REST)
+            best[place] = tuple(map(min, best[place], do(side)))
     return [[tokens / seconds for seconds in its] for its in best]
 
 
@@ -167,23 +222,30 @@ def draw_prompts(model, batch, length):
     return torch.randint(3, high, (batch, length), generator=generator).tolist()
 
 
-def compare(title, model, batches, prompts, new, threads):
+def take_best(rates):
+    """Return the best of some sides' rates, by the wall clock and by processor time."""
+    return [max(each) for each in zip(*rates, strict=True)]
+
+
+def compare(title, model, batches, prompts, threads):
     with tempfile.TemporaryDirectory() as folder:
         write_files(model, Path(folder))
         for ours, weights, theirs, _ in WIDTHS:
             rung = Rung(model, weights)
             for batch in batches:
-                peer = LlamaCpp(Path(folder) / f"{theirs}.gguf", batch, threads)
+                path = Path(folder) / f"{theirs}.gguf"
+                peers = [Peer(path, batch, count) for count in sorted({1, threads})]
                 for length in prompts if batch == 1 else [n for n in prompts if n <= 512]:
                     ids = draw_prompts(model, batch, length)
                     name = f"{title} {ours:<8} {theirs:<5} batch {batch:<2} prompt {length:<4}"
-                    sides = (rung, peer)
+                    sides = (rung, *peers)
                     tokens, rounds = batch * length, ROUNDS if batch == 1 else 1
-                    read = measure(sides, lambda it, ids=ids: it.read(ids, new), tokens, rounds)
-                    rate = measure(sides, lambda it, ids=ids: it.decode(ids, new), batch * new)
-                    show(f"{name} read", *read)
-                    show(f"{name} decode", *rate)
-                del peer
+                    read = measure(sides, lambda it, ids=ids: it.read(ids, NEW), tokens, rounds)
+                    rate = measure(sides, lambda it, ids=ids: it.decode(ids, NEW), batch * NEW)
+                    show(f"{name} read", read[0], take_best(read[1:]))
+                    show(f"{name} decode", rate[0], take_best(rate[1:]))
+                for peer in peers:
+                    peer.stop()
 
 
 def compare_with_memory(model, threads):
@@ -200,6 +262,7 @@ def compare_with_memory(model, threads):
         memory = torch.ones(steps * READ_BYTES // 4)
         address = Address(memory, memory.shape, memory.dtype)
 
+        @timed
         def read(steps=steps, address=address):
             for _ in range(16):
                 library.read_all(address, steps, threads)
@@ -250,7 +313,7 @@ def main():
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     print(
-        f"{describe_device(torch.device('cpu'))}, {given.threads} threads, torch "
+        f"{describe_device(torch.device('cpu'))}, up to {given.threads} threads, torch "
         f"{torch.__version__}, llama.cpp {xllamacpp.__version__}: tokens a second\n"
         f"instructions: {describe_sets()}"
     )
@@ -258,10 +321,10 @@ def main():
     print(" " * 44 + "".join(f"{head:>10}" for head in heads) + f"{'ratio':>9}{'CPU':>9}")
     with quiet():
         model = LlamaForCausalLM(LLAMA).eval()
-        compare("6.8 M", model, (1, 16), LENGTHS[:1] if given.short else LENGTHS, 64, given.threads)
+        compare("6.8 M", model, (1, 16), LENGTHS[:1] if given.short else LENGTHS, given.threads)
         if not given.short:
             model = GPT2LMHeadModel(GPT2Config(n_positions=WINDOW)).eval()
-            compare("124 M", model, (1, 16), LENGTHS, 16, given.threads)
+            compare("124 M", model, (1, 16), LENGTHS, given.threads)
             compare_with_memory(model, given.threads)
 
 
