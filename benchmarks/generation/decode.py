@@ -1,30 +1,19 @@
-"""Time decoding beside Hugging Face's `generate`, llama.cpp, and the rate of reading memory.
+"""Time decoding beside Hugging Face's `generate`, and the rate of reading memory.
 
 The sides take turns in one process, and the best of some runs of each counts. Reading the prompt
-is in the time of rung and of Hugging Face. It is not in that of llama.cpp, which times its own
-decoding. llama.cpp is measured where `xllamacpp` and `gguf` are installed.
+is in the time of both. llama.cpp is measured by llama_cpp.py.
 
     python benchmarks/generation/decode.py > benchmarks/generation/decode.txt
 """
 
-import contextlib
 import copy
-import os
-import sys
-import tempfile
 import time
-from pathlib import Path
 
 import torch
 import transformers
 from transformers import GPT2Config, LlamaConfig
 
-from rung import runs
-from rung.data.corpus import load_corpus
-from rung.data.tokenizer_training import build_tokenizer
 from rung.device import describe_device
-from rung.errors import RungError
-from rung.export.export import export
 from rung.generation.decoder import Decoder, generate_tokens
 from rung.generation.sampling import Sampling
 from rung.models.gpt2 import GPT2LMHeadModel
@@ -122,56 +111,6 @@ def show(title, model, peer, cases):
         compare(model, peer, batch, prompt, new)
 
 
-def with_llama_cpp(model, folder):
-    """llama.cpp's own timing of decoding, float32 and float16, with one thread or all, whichever is
-    faster.
-    """
-    import xllamacpp
-
-    tokenizer = build_tokenizer(
-        "bpe", load_corpus("python-docs").train["text"], model.config.vocab_size
-    )
-    runs.save_model(runs.make_folder(folder / "run"), model, tokenizer)
-    rates = {}
-    for name, type in (("float32", "f32"), ("float16", "f16")):
-        path = folder / f"{name}.gguf"
-        export(str(folder / "run"), "gguf", path, type)
-        rates[name] = max(
-            time_llama_cpp(xllamacpp, path, threads)
-            for threads in sorted({1, torch.get_num_threads()})
-        )
-    print(f"llama.cpp ({xllamacpp.__version__}), decoding alone: ", end="")
-    print(", ".join(f"{rate:,.0f} tokens/s in {name}" for name, rate in rates.items()))
-
-
-def time_llama_cpp(xllamacpp, path, threads):
-    """Tokens a second, as it says itself."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_ctx, params.n_parallel, params.warmup = 1024, 1, True
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    server = xllamacpp.Server(params)
-    asked = {"prompt": list(range(3, 19)), "n_predict": NEW, "temperature": 0, "ignore_eos": True}
-    return max(
-        server.handle_completions(asked)["timings"]["predicted_per_second"]
-        for _ in range(REPEATS + 1)
-    )
-
-
-@contextlib.contextmanager
-def quiet():
-    """llama.cpp writes to the standard error of the process."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with Path(os.devnull).open("w") as nothing:
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
 def main():
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -184,11 +123,6 @@ def main():
     model, peer = LlamaForCausalLM(LLAMA).eval(), transformers.LlamaForCausalLM(LLAMA).eval()
     peer.load_state_dict(model.state_dict())
     show("Llama", model, peer, [(b, p, NEW) for b in (1, 16) for p in (16, 512)])
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        try:
-            with_llama_cpp(model, Path(folder))
-        except (ImportError, RungError) as error:
-            print(f"llama.cpp was not measured: {error}")
     small = GPT2Config()
     model, peer = GPT2LMHeadModel(small).eval(), transformers.GPT2LMHeadModel(small).eval()
     peer.load_state_dict(model.state_dict())
