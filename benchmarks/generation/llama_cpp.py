@@ -146,6 +146,7 @@ class LlamaCpp:
 def serve(connection, *given):
     """Do what is asked of the peer, until its process ends."""
     peer = LlamaCpp(*given)
+    connection.send("ready")
     while True:
         name, *asked = connection.recv()
         connection.send(getattr(peer, name)(*asked))
@@ -163,6 +164,7 @@ class Peer:
         self.connection, other = context.Pipe()
         self.process = context.Process(target=serve, args=(other, *given), daemon=True)
         self.process.start()
+        self.connection.recv()
 
     def _ask(self, *asked):
         self.connection.send(asked)
