@@ -52,6 +52,15 @@ def read_climb(text: str) -> str | None:
     return ", ".join(f"{name} {match[1]}" for name, match in found if match) or None
 
 
+def read_seeds(text: str) -> str | None:
+    """The mean over the seeds of every rung that is trained, by corpus and machine."""
+    found = []
+    for place, rows in re.findall(r"^(\S.*, .*)\n((?:.+\n)+)", text, re.MULTILINE):
+        means = re.findall(r"^(rnn\S*|gpt2|llama3) .* ([\d.]+) +[\d.]+$", rows, re.MULTILINE)
+        found += [f"{place}: " + ", ".join(f"{rung} {mean}" for rung, mean in means)]
+    return "; ".join(found) or None
+
+
 def read_busy(text: str) -> str | None:
     """The lowest share and the lowest gain beside busy processes."""
     rows = re.findall(r" ([1-9]) +\d+ +[\d,]+ +\d+% +(\d+)% +([\d.]+)x$", text, re.MULTILINE)
@@ -139,6 +148,12 @@ ROWS = (
         what="The same on the novels, held to AVX2",
         output="docs/results/climb-novels-avx2.txt",
         read=read_climb,
+    ),
+    Row(
+        topic="Time to a model",
+        what="The same, the mean of three seeds",
+        output="benchmarks/recipe/seeds.txt",
+        read=read_seeds,
     ),
     Row(
         topic="Time to a model",

@@ -24,7 +24,7 @@ def climb(corpus, folder):
     """Climb once with each seed, and return the folders."""
     folders = [Path(folder) / str(seed) for seed in SEEDS]
     for seed, out in zip(SEEDS, folders, strict=True):
-        command = ["climb", corpus, "--set", f"seed={seed}", "--out", str(out)]
+        command = ["climb", corpus, "--seed", str(seed), "--out", str(out)]
         subprocess.run([sys.executable, "-m", "rung", *command], check=True, stdout=sys.stderr)
     return folders
 

@@ -20,10 +20,6 @@ NOT_RECORDED = {
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
     "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
 }
-# What a script says held to fewer instructions, or on another machine.
-OTHER_OUTPUTS_NOT_RECORDED = {
-    "benchmarks/generation/llama_cpp-avx2.txt": "It needs a machine that does nothing else.",
-}
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
     "benchmarks/models/induction.txt": (
@@ -70,7 +66,6 @@ def test_every_script_has_its_output_beside_it():
     outputs = read_outputs()
     missing = {name for name in NAMES if name.removesuffix(".py") + ".txt" not in outputs}
     assert missing == set(NOT_RECORDED)
-    assert not set(OTHER_OUTPUTS_NOT_RECORDED) & set(outputs)
 
 
 def test_every_output_is_a_scripts():
@@ -130,7 +125,6 @@ def test_every_path_that_is_mentioned_is_there():
         for mention in MENTION.findall(text)
         if "/ROOM/NAME." not in mention  # a pattern, and no path
         and mention.removesuffix(".txt") + ".py" not in NOT_RECORDED
-        and mention not in OTHER_OUTPUTS_NOT_RECORDED
         and not (ROOT / mention).exists()
     ]
     assert not lost, "\n".join(lost)

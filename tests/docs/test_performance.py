@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.docs.test_benchmarks import NOT_RECORDED, OTHER_OUTPUTS_NOT_RECORDED
+from tests.docs.test_benchmarks import NOT_RECORDED
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ def test_every_figure_is_found_or_waits_for_its_record(performance):
             assert f"| {performance.MACHINE.search(printed)[0]} |" in drawn
         elif (ROOT / script).exists():
             assert performance.NOT_RECORDED in drawn
-            assert script in NOT_RECORDED or row.output in OTHER_OUTPUTS_NOT_RECORDED
+            assert script in NOT_RECORDED
             assert f"`python {script}" in drawn
         else:
             assert drawn is None
@@ -68,6 +68,20 @@ def test_the_table_reads_what_the_busy_benchmark_prints(performance, load_benchm
     )
     found[2, False] = [[300, 1]]
     assert not busy.show("decoding, 1 text", found, 2)
+
+
+def test_the_table_reads_what_the_benchmark_of_seeds_prints(performance, load_benchmark, capsys):
+    seeds = load_benchmark("recipe/seeds.py")
+    scores = {"bigram": {0: 2.7, 1: 2.7}, "rnn-attention": {0: 1.9, 1: 2.0}}
+    scores["llama3"] = {0: 1.7, 1: 1.8}
+    for machine in ("AVX2", "bfloat16"):
+        seeds.show(("python-docs", f"2 cores of AMD EPYC, {machine}"), scores)
+    printed = capsys.readouterr().out
+    assert performance.MACHINE.search(printed)[0] == "2 cores of AMD EPYC, AVX2"
+    assert performance.read_seeds(printed) == (
+        "python-docs, 2 cores of AMD EPYC, AVX2: rnn-attention 1.950, llama3 1.750; "
+        "python-docs, 2 cores of AMD EPYC, bfloat16: rnn-attention 1.950, llama3 1.750"
+    )
 
 
 def test_the_table_reads_what_the_benchmark_beside_llama_cpp_prints(
