@@ -10,13 +10,13 @@ class Machine:
         self.seconds, self.busy, self.most, self.chosen = seconds, busy, most, [1]
         self.trials = ThreadTrials(lambda: max(0, self.most - self.busy - self.chosen[-1]))
 
-    def work(self, seconds, rows=1, first=1):
+    def work(self, seconds, size=1, first=1):
         """Take steps for so many seconds; return which part of them had more than `first`."""
         self.chosen, passed = [first], 0.0
         while passed < seconds:
-            threads = self.trials.choose(rows, first, self.most)
-            took = rows * self.seconds[threads]
-            self.trials.record(rows, took)
+            threads = self.trials.choose(size, first, self.most)
+            took = size * self.seconds[threads]
+            self.trials.record(size, took)
             self.chosen.append(threads)
             passed += took
         return sum(threads > first for threads in self.chosen) / len(self.chosen)
@@ -66,12 +66,19 @@ def test_trials_become_rare():
 
 def test_steps_of_different_sizes_are_tried_apart():
     machine = Machine({1: 0.001, 2: 0.0006})
-    machine.work(3, rows=16)
+    machine.work(3, size=16)
     machine.seconds = {1: 0.001, 2: 0.002}
-    machine.work(3, rows=1)
-    assert machine.work(1, rows=1) < 0.05
+    machine.work(3, size=1)
+    assert machine.work(1, size=1) < 0.05
     assert machine.trials.choose(16, 1, 2) == machine.trials.choose(31, 1, 2) == 2
-    assert machine.trials.choose(15, 1, 2) == 1
+
+
+def test_a_step_that_grows_goes_on_with_as_many_threads():
+    """A text that becomes long is no reason to wait for a core that is busy."""
+    machine = Machine({1: 0.001, 2: 0.0006})
+    machine.work(3, size=7)
+    assert machine.trials.choose(8, 1, 2) == machine.trials.choose(3, 1, 2) == 2
+    assert machine.trials.choose(64, 1, 2) == 1
 
 
 def test_many_cores_are_left_one_by_one_and_by_half():

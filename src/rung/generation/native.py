@@ -20,7 +20,7 @@ from rung.compiler import Address, compile_source
 from rung.device import CoreWatch, has_fast_bfloat16
 from rung.generation.panels import fill_rows, make_panels
 from rung.generation.quantize import quantize_int8
-from rung.generation.structures import Layer, Norm, Product, StepModel
+from rung.generation.structures import LAYER_PRODUCTS, Layer, Norm, Product, StepModel
 from rung.generation.supported import is_supported
 from rung.generation.thread_trials import ThreadTrials
 from rung.models.base import CausalModel
@@ -65,6 +65,10 @@ class NativeStep:
             model.transformer.ln_f if isinstance(model, GPT2LMHeadModel) else model.model.norm
         )
         self.head = self._product(model.lm_head.weight)
+        # Products with weights for a row, and with keys and values for a token that it attends to.
+        products = [getattr(layer, name) for layer in self.layers for name in LAYER_PRODUCTS]
+        self.row_work = sum(part.rows * part.columns for part in products)
+        self.key_work = 2 * len(self.layers) * self.heads * self.size
 
     def fits(self) -> bool:
         """Whether all layers have products of the same sizes, as `step.c` takes them to have."""
@@ -221,13 +225,15 @@ class NativeStep:
         )
         threads, most = torch.get_num_threads(), len(buffers.scores)
         most = min(threads + self.spare_cores, most)
-        buffers.described.threads = self.trials.choose(len(tokens), threads, most)
+        work = len(tokens) * self.row_work + wanted * self.head.rows * self.head.columns
+        work += int(at.sum()) * self.key_work
+        buffers.described.threads = self.trials.choose(work, threads, most)
         logits, buffers.described.wanted = buffers.logits[:wanted], wanted
         started = time.perf_counter()
         self.compiled.step(
             byref(buffers.described), pointer, Address(logits, logits.shape, torch.float32)
         )
-        self.trials.record(len(tokens), time.perf_counter() - started)
+        self.trials.record(work, time.perf_counter() - started)
         return logits
 
     def _llama(self) -> Iterator[Layer]:

@@ -23,28 +23,36 @@ MIN_GAIN = 1.1  # of more threads, which take cores that others could use
 class ThreadTrials:
     """Chooses the number of threads of steps, apart for steps of different sizes.
 
-    `count_free` tells how many cores are free.
+    The size of a step is its `work`, a number of products. `count_free` tells how many cores are
+    free.
     """
 
     def __init__(self, count_free: Callable[[], float]) -> None:
         self.count_free = count_free
         self.sizes: dict[int, _Size] = {}
 
-    def choose(self, rows: int, first: int, most: int) -> int:
-        """Choose the number of threads for a step over `rows` rows: `first` to begin with."""
-        size = self.sizes.setdefault(rows.bit_length(), _Size(first))
+    def choose(self, work: int, first: int, most: int) -> int:
+        """Choose the number of threads for a step of so much work.
+
+        It is `first` to begin with, or that of steps of half or double the size.
+        """
+        order = work.bit_length()
+        if order not in self.sizes:
+            near = self.sizes.get(order - 1) or self.sizes.get(order + 1)
+            self.sizes[order] = _Size(near.threads if near else first)
+        size = self.sizes[order]
         size.most = most
         return min(size.tried or size.threads, most)
 
-    def record(self, rows: int, seconds: float) -> None:
+    def record(self, work: int, seconds: float) -> None:
         """Record how long the step took for which a number was chosen last."""
-        size = self.sizes[rows.bit_length()]
+        size = self.sizes[work.bit_length()]
         if size.tried is None:
-            size.usual.add(rows, seconds)
+            size.usual.add(work, seconds)
             if size.usual.seconds >= size.until_trial:
                 size.begin_trial(self.count_free())
         else:
-            size.trial.add(rows, seconds)
+            size.trial.add(work, seconds)
             if size.trial.seconds >= TRIAL_SECONDS and (
                 size.trial.steps >= TRIAL_STEPS or size.gain < 1 / 2
             ):
@@ -56,18 +64,18 @@ class _Sample:
     """Steps of one number of threads."""
 
     steps: int = 0
-    rows: int = 0
+    work: int = 0
     seconds: float = 0.0
 
-    def add(self, rows: int, seconds: float) -> None:
+    def add(self, work: int, seconds: float) -> None:
         self.steps += 1
-        self.rows += rows
+        self.work += work
         self.seconds += seconds
 
 
 @dataclass
 class _Size:
-    """Steps over about as many rows: their number of threads, and the trial of another one."""
+    """Steps of about as much work: their number of threads, and the trial of another one."""
 
     threads: int
     most: int = 1
@@ -81,7 +89,7 @@ class _Size:
     def gain(self) -> float:
         """How many times as fast the steps of the trial were."""
         usual, trial = self.usual, self.trial
-        return usual.seconds * trial.rows / (usual.rows * max(trial.seconds, 1e-9))
+        return usual.seconds * trial.work / (usual.work * max(trial.seconds, 1e-9))
 
     def begin_trial(self, free: float) -> None:
         """Try the next of the neighbours, the half and the double for which there are cores."""
