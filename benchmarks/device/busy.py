@@ -88,13 +88,14 @@ class Worker:
             rate = repeat(
                 lambda: len(list(generate_tokens(decoder, [[3, 4, 5]], sampling, ()))), seconds
             )
-        self.note_threads(decoder.native, 1)
+        self.note_threads(decoder.native)
         return rate
 
-    def note_threads(self, native, rows):
-        """Note how many threads steps over so many rows have by now, if they are made in C."""
+    def note_threads(self, native):
+        """Note how many threads the steps that took most time of late have, if made in C."""
         if native:
-            self.threads = native.trials.sizes[rows.bit_length()].threads
+            sizes = native.trials.sizes.values()
+            self.threads = max(sizes, key=lambda size: size.usual.seconds).threads
 
     def train(self, seconds):
         """`rung.training.train.train`; the first steps are not counted."""
@@ -152,7 +153,7 @@ class Worker:
             tokens += self.count * NEW
         took = time.perf_counter() - started
         await asyncio.to_thread(worker.stop)
-        self.note_threads(native, self.count)
+        self.note_threads(native)
         return tokens / took
 
     async def read(self, engine, seed):
