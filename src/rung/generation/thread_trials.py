@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 TRIAL_SECONDS, TRIAL_STEPS = 0.02, 2
 # After a trial that was no faster, steps take so many times as long until the next one.
 TRIAL_WAIT = 32
+# Steps of so many times the work are tried apart.
+ALIKE = math.sqrt(2)
 MIN_FREE = 0.2  # of a core, for a trial of another thread; a busy process leaves none
 MIN_GAIN = 1.1  # of more threads, which take cores that others could use
 
@@ -34,9 +36,9 @@ class ThreadTrials:
     def choose(self, work: int, first: int, most: int) -> int:
         """Choose the number of threads for a step of so much work.
 
-        It is `first` to begin with, or that of steps of half or double the size.
+        It is `first` to begin with, or that of steps of the next size.
         """
-        order = work.bit_length()
+        order = _find_order(work)
         if order not in self.sizes:
             near = self.sizes.get(order - 1) or self.sizes.get(order + 1)
             self.sizes[order] = _Size(near.threads if near else first)
@@ -46,7 +48,7 @@ class ThreadTrials:
 
     def record(self, work: int, seconds: float) -> None:
         """Record how long the step took for which a number was chosen last."""
-        size = self.sizes[work.bit_length()]
+        size = self.sizes[_find_order(work)]
         if size.tried is None:
             size.usual.add(work, seconds)
             if size.usual.seconds >= size.until_trial:
@@ -57,6 +59,11 @@ class ThreadTrials:
                 size.trial.steps >= TRIAL_STEPS or size.gain < 1 / 2
             ):
                 size.end_trial()
+
+
+def _find_order(work: int) -> int:
+    """Number the sizes of steps: those of one number take about as much work."""
+    return round(math.log(work, ALIKE))
 
 
 @dataclass
