@@ -226,7 +226,7 @@ class NativeStep:
         threads, most = torch.get_num_threads(), len(buffers.scores)
         most = min(threads + self.spare_cores, most)
         work = len(tokens) * self.row_work + wanted * self.head.rows * self.head.columns
-        work += int(at.sum()) * self.key_work
+        work += sum(at.tolist()) * self.key_work
         buffers.described.threads = self.trials.choose(work, threads, most)
         logits, buffers.described.wanted = buffers.logits[:wanted], wanted
         started = time.perf_counter()
