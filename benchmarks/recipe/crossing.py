@@ -75,7 +75,7 @@ def find_levels(prepared):
 def find_most_fitted(rung):
     """Return the most weights and the most tokens of a run that the rung's law was fitted to."""
     runs = [json.loads(line) for line in FITTED.read_text().splitlines()]
-    mine = [run for run in runs if run["rung"] == rung and not run["planned"]]
+    mine = [run for run in runs if run["rung"] == rung]
     return tuple(max(run[key] for run in mine) for key in ("parameters", "tokens"))
 
 

@@ -25,9 +25,6 @@ COLUMNS = (
 )
 RUNGS = ("llama3", "gpt2", "rnn", "rnn-attention")
 EXPONENTS = {"size_power": 0.34, "data_power": 0.28}
-# These runs read a text three times at most, and say little of what more is worth: this was found
-# on 13 epochs of Shakespeare, by a Llama of 4 layers.
-PATIENCE = {"patience": 4.6644}
 SHARED = 0.5  # of what a law is off by for all runs of a text: so much does not count
 TEACHERS = {"gutenberg": "ngram"}
 GRID = {  # rung, corpus, dropout: widths and millions of tokens
@@ -136,13 +133,11 @@ def key_of(run):
     return run["rung"], run["corpus"], run["dropout"], run["width"], millions
 
 
-def fit(runs, fixed=None, counts_tables=True):
+def fit(runs, counts_tables=True):
     """The law of the runs by least squares of the ratio to what was expected, from several
     beginnings.
 
     Small runs say little about exponents: those of Hoffmann et al. 2022 (section D.3) are taken.
-    With dropout there are few runs: of the law without (`fixed`) only what data are worth is fitted
-    anew.
     """
     import torch
     from torch.nn.functional import softplus
@@ -151,8 +146,7 @@ def fit(runs, fixed=None, counts_tables=True):
 
     starts = {"floor": 0.0, "size": -2.0, "data": -1.0, "patience": 2.0, "copying": 0.2}
     known = EXPONENTS | {"counts_tables": counts_tables}
-    known |= vars(fixed) if fixed else PATIENCE
-    free = ("data", "patience") if fixed else tuple(name for name in starts if name not in known)
+    free = tuple(starts)
     start = torch.tensor([starts[name] for name in free])
     best = None
     for seed in range(8):
@@ -210,17 +204,13 @@ def expect(law, run):
     return law(weights, run["tokens"], run["text"]) * law.reference(counted)
 
 
-def laws_of(runs, rung):
-    """Without dropout, and with it where there are runs; runs whose width the dial chose are what
-    the laws are tried by.
+def law_of(runs, rung):
+    """The rung's law.
 
     A recurrent rung is small beside its tables, which its law does not count.
     """
-    runs = [run for run in runs if run["rung"] == rung and not run["planned"]]
-    counts_tables = not rung.startswith("rnn")
-    plain = fit([run for run in runs if not run["dropout"]], counts_tables=counts_tables)
-    dropped = [run for run in runs if run["dropout"]]
-    return {False: plain} | ({True: fit(dropped, plain)} if dropped else {})
+    mine = [run for run in runs if run["rung"] == rung]
+    return fit(mine, counts_tables=not rung.startswith("rnn"))
 
 
 def write(runs):
@@ -233,10 +223,10 @@ def write(runs):
         "`benchmarks/recipe/scaling.py`. The"
     )
     print(
-        "laws are fitted to those whose width was given; those whose width the dial chose by these "
-        "laws"
+        "laws are fitted to them; those of so many minutes have the width that the dial chose by "
+        "earlier laws."
     )
-    print("try them. Bits per byte on the 32 kB of validation text that")
+    print("Bits per byte on the 32 kB of validation text that")
     print(
         "training watches, of the weights that are kept. `n-gram` is the n-gram rung on the same "
         "text, `copying` the"
@@ -248,25 +238,19 @@ def write(runs):
     if machines:
         print(f"Runs were made on {' and on '.join(machines)}.")
     for name, laws in SCALING_LAWS.items():
-        for with_dropout, law in enumerate((laws.without_dropout, laws.with_dropout)):
-            if law is None:
-                continue
-            mine = [
-                run for run in runs if run["rung"] == name and (run["dropout"] > 0) == with_dropout
-            ]
-            print(f"\n## {name}, {'with' if with_dropout else 'without'} dropout\n\n`{law}`\n")
-            print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-            for run in sorted(mine, key=key_of):
-                expected = expect(law, run)
-                off = expected / run["bits_per_byte"] - 1
-                print(
-                    f"| {run['corpus']} | {run['parameters']:,} | {run['tokens'] / 1e6:.1f} "
-                    f"| {run['tokens'] / run['text']:.1f} | {run['dropout']} | "
-                    f"{run['minutes'] or ''} "
-                    f"| {run['ngram']:.3f} | {run['copying']:.3f} | {run['bits_per_byte']:.3f} | "
-                    f"{expected:.3f} "
-                    f"| {off:+.1%} |"
-                )
+        print(f"\n## {name}\n\n`{laws.law}`\n")
+        print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+        for run in sorted((run for run in runs if run["rung"] == name), key=key_of):
+            expected = expect(laws.law, run)
+            off = expected / run["bits_per_byte"] - 1
+            print(
+                f"| {run['corpus']} | {run['parameters']:,} | {run['tokens'] / 1e6:.1f} "
+                f"| {run['tokens'] / run['text']:.1f} | {run['dropout']} | "
+                f"{run['minutes'] or ''} "
+                f"| {run['ngram']:.3f} | {run['copying']:.3f} | {run['bits_per_byte']:.3f} | "
+                f"{expected:.3f} "
+                f"| {off:+.1%} |"
+            )
 
 
 def add(run):
@@ -300,8 +284,7 @@ def main():
             add(read_run(folder))
     elif chosen.fit:
         for rung in RUNGS:
-            for with_dropout, law in laws_of(read_runs(), rung).items():
-                print(rung, "with dropout:" if with_dropout else "without dropout:", law)
+            print(rung, law_of(read_runs(), rung))
     else:
         write(read_runs())
 

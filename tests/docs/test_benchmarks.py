@@ -18,7 +18,6 @@ MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
     "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
-    "benchmarks/recipe/sizes.py": "It was used to look at sizes by eye, before laws chose them.",
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",

@@ -170,29 +170,30 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.epochs > 5
     assert recipe.dropout == plan.dropout > 0
-    assert recipe.train["weight_decay"] == 1.0
-    assert "the text is small" in plan.describe()
+    assert recipe.train["weight_decay"] == plan.weight_decay == 1.0
+    assert "epochs, dropout 0.1, weight decay 1;" in plan.describe()
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
     assert recipe.dropout == 0.25
 
 
-def test_dropout_and_weight_decay_wait_until_the_text_was_read_often():
-    """At 10 epochs it cost more than it gave, at 40 it gave more (`small_data.txt`)."""
+def test_dropout_and_weight_decay_come_with_the_readings():
     recipe, shape = make_recipe({"rung": "llama3"}), Shape(64, 135_488, 94_528)
     forecast = Forecast(
         recipe, [shape], Speed(lambda _: 1e-5, 0.0), Difficulty(2.0, 1.9, 2.0), 100_000
     )
     assert [forecast.find_dropout(shape, epochs) for epochs in (10, 40)] == [0.0, 0.1]
-    assert [forecast.find_arguments(shape, epochs) for epochs in (10, 40)] == [
+    assert [forecast.find_arguments(shape, epochs) for epochs in (1, 2, 10)] == [
         {},
+        {"weight_decay": 0.2},
         {"weight_decay": 1.0},
     ]
     decaying = make_recipe({"rung": "llama3", "train": {"weight_decay": 0.3}})
-    assert replace(forecast, recipe=decaying).find_arguments(shape, 40) == {"weight_decay": 0.3}
-    given = replace(forecast, recipe=make_recipe({"rung": "llama3", "dropout": 0.2}))
-    assert [given.find_dropout(shape, epochs) for epochs in (10, 40)] == [0.2, 0.2]
+    assert replace(forecast, recipe=decaying).find_arguments(shape, 10) == {"weight_decay": 0.3}
+    given = replace(forecast, recipe=make_recipe({"rung": "llama3", "dropout": 0.15}))
+    assert [given.find_dropout(shape, epochs) for epochs in (1, 10)] == [0.15, 0.15]
     recurrent = replace(forecast, recipe=make_recipe({"rung": "rnn"}))
-    assert recurrent.find_dropout(shape, 40) == 0.0
+    assert recurrent.find_dropout(shape, 10) == 0.2
+    assert recurrent.find_arguments(shape, 10) == {}
 
 
 def test_what_is_given_is_left_alone(tokenizer, packed, tmp_path):

@@ -41,14 +41,13 @@ def test_the_first_epoch_counts_in_full_and_later_ones_for_less():
 def test_the_laws_know_what_they_were_fitted_on():
     """A million weights after a few million tokens of a large text are near the n-gram model."""
     for rung, laws in SCALING_LAWS.items():
-        for law in filter(None, (laws.without_dropout, laws.with_dropout)):
-            assert 0.6 < law(1e6, 3e6, 1e9) < 1.2, rung
+        assert 0.6 < laws.law(1e6, 3e6, 1e9) < 1.2, rung
 
 
 @pytest.mark.parametrize("rung", SCALING_LAWS)
 def test_a_law_agrees_with_the_runs_of_small_and_of_fast_machines(rung):
     """Fitted to a million tokens alone, that of gpt2 expected 12% too much of two million."""
-    law = SCALING_LAWS[rung].without_dropout
+    law = SCALING_LAWS[rung].law
     mine = [run for run in map(json.loads, RUNS.read_text().splitlines()) if run["rung"] == rung]
     assert max(run["tokens"] for run in mine) > 4 * min(run["tokens"] for run in mine)
     for run in mine:
@@ -58,11 +57,12 @@ def test_a_law_agrees_with_the_runs_of_small_and_of_fast_machines(rung):
         assert expected == pytest.approx(run["bits_per_byte"], rel=0.06), run
 
 
-def test_without_a_law_for_dropout_the_plain_one_serves():
+def test_what_helps_grows_with_the_readings():
+    """At three minutes of python-docs, llama3 without it was 0.04 above, and rnn 0.09."""
     laws = RungLaws(LAW)
-    assert laws.choose(0.0) is laws.choose(0.1) is LAW
-    both = RungLaws(LAW, ScalingLaw(**{**vars(LAW), "data": 0.3}))
-    assert both.choose(0.1) is both.with_dropout
+    assert [laws.find_weight_decay(epochs) for epochs in (0.5, 1, 3.3, 40)] == [None, None, 0.33, 1]
+    assert [laws.find_dropout(epochs) for epochs in (10, 40)] == [0.0, 0.1]
+    assert RungLaws(LAW, decays=False).find_weight_decay(40) is None
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -43,7 +43,8 @@ from rung.workflows.prepare import (
     choose_learning_rate,
     sample_validation,
 )
-from rung.workflows.scaling import DROPOUT, SCALING_LAWS, WEIGHT_DECAY, Shape
+from rung.workflows.scaling import SCALING_LAWS, Shape
+from rung.workflows.training_plan import TrainingPlan
 
 WIDTH_FIELDS = {"hidden_size", "n_embd"}
 # A transformer has a layer for so much of its width, and no fewer than `LAYERS`.
@@ -66,52 +67,6 @@ EVALUATIONS = 2
 TIMED_PART = 4
 # The time that a rung needs is found to within this factor, up to so many seconds.
 PRECISION, LONGEST = 1.05, 86_400
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingPlan:
-    """A model to train, and the bits per byte to expect of it on the validation text."""
-
-    parameters: int
-    hidden_size: int
-    layers: int | None
-    tokens: int  # to be read
-    tokens_per_second: float
-    epochs: float
-    dropout: float
-    bits_per_byte: float
-    ngram_bits_per_byte: float
-    copying_bits_per_byte: float
-    whole_ngram_bits_per_byte: float  # of n-grams of all text, where there was time for them
-    seconds: float = 0.0  # that planning took
-    minutes: float = 0.0  # of the recipe
-    # From so many minutes on the law expects less of the rung than of counting n-grams; None where
-    # that takes more than a day.
-    pays_from: float | None = 0.0
-
-    def describe(self) -> str:
-        """Write the plan in one line."""
-        shape = f"{self.hidden_size} wide" + (f", {self.layers} layers" if self.layers else "")
-        again = f", {self.epochs:.1f} epochs" if self.epochs > 1 else ""
-        dropout = (
-            f"; the text is small for this time: dropout {self.dropout:g}" if self.dropout else ""
-        )
-        return (
-            f"{self.parameters / 1e6:.2f} M weights ({shape}), {self.tokens / 1e6:,.2f} M tokens "
-            f"of training at {self.tokens_per_second:,.0f}/s{again}{dropout}; expecting "
-            f"{self.bits_per_byte:.3f} bits per byte"
-        )
-
-    def describe_shortage(self) -> str:
-        """Say how much more time the rung needs to pass counting; empty where it has enough."""
-        if self.pays_from is not None and self.pays_from <= self.minutes:
-            return ""
-        needed = "more than a day" if self.pays_from is None else f"{self.pays_from:.2g} minutes"
-        return (
-            f"too little time: by its law this rung passes the n-gram model "
-            f"({self.whole_ngram_bits_per_byte:.3f} bits per byte) after {needed} here, "
-            f"and has {self.minutes:.2g}"
-        )
 
 
 def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
@@ -220,23 +175,23 @@ class Forecast:
         """Count the tokens that are read in so many seconds of training."""
         return seconds / self.speed.seconds_per_token(shape.parameters)
 
-    def overfits(self, shape: Shape, seconds: float) -> bool:
-        """Whether text is read so often that the rung needs regularization."""
-        laws = SCALING_LAWS[self.recipe.rung]
-        return laws.overfits(self.count_tokens(shape, seconds) / self.text)
+    def count_epochs(self, shape: Shape, seconds: float) -> float:
+        """Count how often the text is read in so many seconds of training."""
+        return self.count_tokens(shape, seconds) / self.text
 
     def find_dropout(self, shape: Shape, seconds: float) -> float:
-        """Return the recipe's dropout, or one where text is read again and again and it helps."""
-        return self.recipe.dropout or (DROPOUT if self.overfits(shape, seconds) else 0.0)
+        """Return the recipe's dropout, or one where text is read again and again."""
+        laws = SCALING_LAWS[self.recipe.rung]
+        return self.recipe.dropout or laws.find_dropout(self.count_epochs(shape, seconds))
 
     def find_arguments(self, shape: Shape, seconds: float) -> dict[str, Any]:
         """Return the recipe's `train`, with more weight decay than its own default if needed."""
-        more = self.overfits(shape, seconds)
-        return ({"weight_decay": WEIGHT_DECAY} if more else {}) | self.recipe.train
+        more = SCALING_LAWS[self.recipe.rung].find_weight_decay(self.count_epochs(shape, seconds))
+        return ({"weight_decay": more} if more else {}) | self.recipe.train
 
     def expect(self, shape: Shape, seconds: float) -> float:
         """Return the bits per byte to expect after so many seconds of training."""
-        law = SCALING_LAWS[self.recipe.rung].choose(self.find_dropout(shape, seconds))
+        law = SCALING_LAWS[self.recipe.rung].law
         multiple = law(law.count(shape), self.count_tokens(shape, seconds), self.text)
         return multiple * law.reference(self.difficulty)
 
@@ -285,8 +240,9 @@ def _choose(
         layers=planned.model.get("num_hidden_layers") or planned.model.get("n_layer"),
         tokens=round(tokens),
         tokens_per_second=tokens / seconds,
-        epochs=tokens / forecast.text,
+        epochs=forecast.count_epochs(shape, seconds),
         dropout=planned.dropout,
+        weight_decay=planned.train.get("weight_decay"),
         bits_per_byte=forecast.expect(shape, seconds),
         ngram_bits_per_byte=forecast.difficulty.ngram,
         copying_bits_per_byte=forecast.difficulty.copying,

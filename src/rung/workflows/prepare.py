@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -30,9 +30,7 @@ from rung.training.settings import TrainSettings
 from rung.training.trackers import check_trackers
 from rung.workflows.base import describe_base, describe_teachers, load_base
 from rung.workflows.record import find_marks
-
-if TYPE_CHECKING:
-    from rung.workflows.budget import TrainingPlan
+from rung.workflows.training_plan import TrainingPlan
 
 DEFAULT_MINUTES = 5.0
 # Tokens of a training row for runs of five minutes or less; twice as many in four times as long.
@@ -64,7 +62,7 @@ class PreparedText:
     began: float  # when the recipe's minutes began, by the main process's clock
     corpus: Corpus | None = field(repr=False)
     packed: PackedTokens = field(repr=False)
-    plan: "TrainingPlan | None" = None  # made by `fit_budget`
+    plan: TrainingPlan | None = None  # made by `fit_budget`
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "corpus": None, "packed": None}

@@ -10,12 +10,9 @@ from dataclasses import dataclass, replace
 
 from rung.workflows.difficulty import Difficulty
 
-# From so many epochs on, dropout is worth its noise, and ten times the weight decay pays (Kim et
-# al. 2025, arXiv 2509.14786, have thirty times): at 10 epochs dropout lost and decay gained
-# nothing, at 40 each won. Between them nothing was measured (benchmarks/recipe/small_data.py).
-OVERFITTING = 16.0
-DROPOUT = 0.1
-WEIGHT_DECAY = 1.0
+# A text that is read again and again is learnt by heart. Each reading adds so much weight decay, up
+# to the most (Kim et al. 2025, arXiv 2509.14786; benchmarks/recipe/readings.txt).
+DECAY_OF_A_READING, MOST_DECAY = 0.1, 1.0
 
 
 @dataclass(frozen=True)
@@ -72,22 +69,27 @@ class ScalingLaw:
 
 @dataclass(frozen=True)
 class RungLaws:
-    """The laws of one rung, and the widths to choose among.
+    """The law of one rung, the widths to choose among, and what helps where text is read often.
 
-    `with_dropout` is None where dropout was not found to help: there the dial chooses none.
+    There is `dropout` from `dropout_from` readings on. `decays` says whether more weight decay
+    helps: where it does, dropout pays later.
     """
 
-    without_dropout: ScalingLaw
-    with_dropout: ScalingLaw | None = None
+    law: ScalingLaw
+    dropout: float = 0.1
+    dropout_from: float = 16.0
+    decays: bool = True
     widths: range = range(64, 2049, 32)
 
-    def overfits(self, epochs: float) -> bool:
-        """Whether a text is read so often that this rung, which dropout helps, needs it."""
-        return self.with_dropout is not None and epochs > OVERFITTING
+    def find_dropout(self, epochs: float) -> float:
+        """Return the dropout for a text that is read so often."""
+        return self.dropout if epochs > self.dropout_from else 0.0
 
-    def choose(self, dropout: float) -> ScalingLaw:
-        """Return the law for so much dropout."""
-        return (dropout > 0 and self.with_dropout) or self.without_dropout
+    def find_weight_decay(self, epochs: float) -> float | None:
+        """Return the weight decay for a text that is read so often; None is the default."""
+        if not self.decays or epochs <= 1:
+            return None
+        return round(min(MOST_DECAY, DECAY_OF_A_READING * epochs), 2)
 
 
 # A few minutes of two cores: at a hundred times that these expect too much.
@@ -113,12 +115,10 @@ _RNN = ScalingLaw(
     counts_tables=False,
 )
 _RNN_ATTENTION = replace(_RNN, floor=0.515, size=0.0883, data=0.3245, copying=0.7046)
-_RECURRENT_WIDTHS = range(32, 2049, 16)
-# With dropout a text can be read more often (Llama of 4 layers, 13 epochs of Shakespeare).
-_PATIENCE_WITH_DROPOUT = 5.0909
+_RECURRENT = RungLaws(_RNN, dropout_from=4.0, decays=False, widths=range(32, 2049, 16))
 SCALING_LAWS: dict[str, RungLaws] = {
-    "rnn": RungLaws(_RNN, widths=_RECURRENT_WIDTHS),
-    "rnn-attention": RungLaws(_RNN_ATTENTION, widths=_RECURRENT_WIDTHS),
-    "gpt2": RungLaws(_GPT2, replace(_GPT2, patience=_PATIENCE_WITH_DROPOUT)),
-    "llama3": RungLaws(_LLAMA3, replace(_LLAMA3, patience=_PATIENCE_WITH_DROPOUT)),
+    "rnn": replace(_RECURRENT, dropout=0.2),
+    "rnn-attention": replace(_RECURRENT, law=_RNN_ATTENTION),
+    "gpt2": RungLaws(_GPT2),
+    "llama3": RungLaws(_LLAMA3),
 }
