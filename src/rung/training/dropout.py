@@ -27,7 +27,7 @@ def drop(x: Tensor, probability: float) -> Tensor:
     `F.dropout` draws a random number for each number of x, which on a CPU takes longer than all
     else that a layer does between its products. Here one draw is cut up for four of them.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or probability == 1:
         return F.dropout(x, probability)
     draws = torch.empty(-(-x.numel() * BITS // DRAW), dtype=torch.int64).random_(-(2**63), None)
     numbers = draws.view(torch.int16)[: x.numel()].view(x.shape)
@@ -40,7 +40,7 @@ def drop(x: Tensor, probability: float) -> Tensor:
 def apply_dropout(model: CausalModel, probability: float) -> Iterator[None]:
     """Let the model drop channels with this probability while it trains inside the context.
 
-    Its own `nn.Dropout` are made faster there.
+    On a CPU its own `nn.Dropout` are made faster there.
     """
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -49,7 +49,8 @@ def apply_dropout(model: CausalModel, probability: float) -> Iterator[None]:
     def forward(module: nn.Dropout, x: Tensor) -> Tensor:
         return drop(x, module.p) if module.training and module.p else x
 
-    own = [part for part in model.modules() if isinstance(part, nn.Dropout)]
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+    own = [part for part in model.modules() if is_on_cpu and isinstance(part, nn.Dropout)]
     dropped = [
         part
         for name, part in model.named_modules()
