@@ -85,6 +85,18 @@ def test_attention_copies_what_followed_before(tokenizer, packed):
 
 
 @torch.no_grad()
+def test_attention_copies_no_more_surely_the_wider_it_is(tokenizer, packed):
+    """That of 592 channels was sure of what it copied, and training lost all copying."""
+    text = torch.from_numpy(packed.tokens[: 4 * LENGTH].astype(numpy.int64))[None]
+    costs = []
+    for width in (128, 640):
+        model = build("rnn-attention", tokenizer, hidden_size=width)
+        begin(model, "rnn-attention", "induction", packed)
+        costs.append(model(text, labels=text).loss.item())
+    assert costs[1] == pytest.approx(costs[0], abs=0.25)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("rung", ["gpt2", "llama3"])
 @pytest.mark.parametrize("fields", [{}, {"hidden_size": 256}, {"num_attention_heads": 4}])
 def test_a_transformer_copies_and_knows_how_common_tokens_are(rung, fields, tokenizer, packed):

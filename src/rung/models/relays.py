@@ -26,7 +26,7 @@ PRIOR_PAIRS = 32.0
 OVERSAMPLED = 16  # more singular values than are kept are looked for
 COPY_RELAY_BIAS = 2.0  # of gates of relays that attention copies from
 MATCH_SCORE = 20.0  # of a token that follows one like the present, before the softmax
-COPY_GAIN = 2.0  # of a copied token
+COPY_LOGIT = 4.3  # of a copied token, at any width
 
 
 def add_unigram(model: Any, tokens: numpy.ndarray) -> None:
@@ -83,7 +83,7 @@ def add_induction(model: Any) -> None:
     query[:size, now] += gain * identity
     key[:size, before] += gain * identity
     value[:size, now] += identity
-    model.mix.weight[copied, :size] += COPY_GAIN * identity
+    model.mix.weight[copied, :size] += COPY_LOGIT / held * identity
     head[:, copied] += embedding[:, now]
 
 
