@@ -196,8 +196,10 @@ class Forecast:
         return multiple * law.reference(self.difficulty)
 
     def choose(self, seconds: float) -> Shape:
-        """Choose the shape of which most is expected."""
-        return min(self.shapes, key=lambda shape: self.expect(shape, seconds))
+        """Choose the shape of which most is expected, among those that may read so often."""
+        laws = SCALING_LAWS[self.recipe.rung]
+        fit = [s for s in self.shapes if laws.has_room(s.width, self.count_epochs(s, seconds))]
+        return min(fit or self.shapes[:1], key=lambda shape: self.expect(shape, seconds))
 
     def find_minutes(self, bits_per_byte: float, overhead: float) -> float | None:
         """Find the minutes, `overhead` seconds among them, from which on less is expected.
