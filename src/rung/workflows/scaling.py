@@ -123,7 +123,7 @@ _RNN_ATTENTION = replace(
     _RNN, floor=0.506, size=0.0888, data=0.3334, patience=1.8119, copying=0.7137
 )
 _RECURRENT = RungLaws(
-    _RNN, dropout=0.2, dropout_from=4.0, widest=416, decays=False, widths=range(32, 2049, 16)
+    _RNN, dropout=0.2, dropout_from=6.0, widest=416, decays=False, widths=range(32, 2049, 16)
 )
 SCALING_LAWS: dict[str, RungLaws] = {
     "rnn": _RECURRENT,
