@@ -169,9 +169,8 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
     Bench(monkeypatch, 1e-9)
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5)
     assert plan.epochs > 5
-    assert recipe.dropout == plan.dropout > 0
-    assert recipe.train["weight_decay"] == plan.weight_decay == 1.0
-    assert "epochs, dropout 0.1, weight decay 1;" in plan.describe()
+    assert recipe.train["weight_decay"] == plan.weight_decay > 0.5
+    assert f"epochs, weight decay {plan.weight_decay:g};" in plan.describe()
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
     assert recipe.dropout == 0.25
 
