@@ -71,8 +71,9 @@ class ScalingLaw:
 class RungLaws:
     """The law of one rung, the widths to choose among, and what helps where text is read often.
 
-    There is `dropout` from `dropout_from` readings on, and no more than `widest` channels. `decays`
-    says whether more weight decay helps: where it does, dropout pays later.
+    There is `dropout` from `dropout_from` readings on, and no more than `widest` channels where the
+    text is read again at all. `decays` says whether more weight decay helps: where it does, dropout
+    pays later.
     """
 
     law: ScalingLaw
@@ -88,7 +89,7 @@ class RungLaws:
 
     def has_room(self, width: int, epochs: float) -> bool:
         """Whether a model so wide may read a text so often."""
-        return width <= self.widest or epochs <= self.dropout_from
+        return width <= self.widest or epochs <= 1
 
     def find_weight_decay(self, epochs: float) -> float | None:
         """Return the weight decay for a text that is read so often; None is the default."""
