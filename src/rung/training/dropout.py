@@ -58,7 +58,7 @@ def apply_dropout(model: CausalModel, probability: float) -> Iterator[None]:
     ]
     handles = [part.register_forward_hook(hook) for part in dropped] if probability else []
     for part in own:
-        part.forward = partial(forward, part)
+        part.forward = partial(forward, part)  # type: ignore[method-assign]
     try:
         yield
     finally:
