@@ -12,30 +12,25 @@ import sys
 from pathlib import Path
 
 HEADS = ("minutes", "weights", "tokens", "epochs", "dropout", "decay", "val", "test")
-DEFAULT_DECAY = 0.1
 
 
-def read_run(folder):
-    """Return the rung of a run, and what stands in its line."""
-    from rung import runs
+def show(record):
+    """Return what stands in the line of a run."""
+    from rung.training.arguments import DEFAULT_ARGUMENTS
 
-    record = runs.read_record(folder)
-    recipe, training = record["recipe"], record["training"]
-    plan = record["plan"]
-    reached = [
-        line["bits_per_byte"] for line in runs.read_metrics(folder) if "bits_per_byte" in line
-    ]
-    text = plan["tokens"] / plan["epochs"]
-    return record["rung"], (
+    recipe, training, plan = record["recipe"], record["training"], record["plan"]
+    decay = (DEFAULT_ARGUMENTS | recipe["train"])["weight_decay"]
+    cells = (
         f"{recipe['minutes']:g}",
         f"{record['parameters'] / 1e6:.2f} M",
         f"{training['tokens'] / 1e6:.1f} M",
-        f"{training['tokens'] / text:.1f}",
+        f"{training['tokens'] / plan['tokens'] * plan['epochs']:.1f}",
         f"{recipe['dropout']:g}",
-        f"{recipe['train'].get('weight_decay', DEFAULT_DECAY):g}",
-        f"{min(reached):.3f}",
+        f"{decay:g}",
+        f"{plan['reached']:.3f}",
         f"{record['scores']['test']['bits_per_byte']:.3f}",
     )
+    return f"{record['rung']:14}" + "".join(f"{cell:>9}" for cell in cells)
 
 
 def main():
@@ -43,15 +38,13 @@ def main():
         sys.exit(__doc__)
     from rung import runs
 
-    folders = [Path(name) for name in sys.argv[1:]]
-    records = [runs.read_record(folder) for folder in folders]
+    records = [runs.read_record(Path(name)) for name in sys.argv[1:]]
     corpora = sorted({Path(record["recipe"]["corpus"]).name for record in records})
     machines = sorted({record["hardware"] for record in records})
     print(f"{', '.join(corpora)}; {', '.join(machines)}")
     print(f"{'':14}" + "".join(f"{head:>9}" for head in HEADS))
-    for folder in folders:
-        rung, cells = read_run(folder)
-        print(f"{rung:14}" + "".join(f"{cell:>9}" for cell in cells))
+    for record in records:
+        print(show(record))
 
 
 if __name__ == "__main__":

@@ -96,7 +96,6 @@ def read_run(folder, corpus=None):
         "rung": record["rung"],
         "corpus": corpus or Path(recipe["corpus"]).stem,
         "minutes": recipe["minutes"],
-        "planned": bool(record.get("plan")),
         "dropout": recipe["dropout"],
         "teacher": recipe.get("teacher"),
         "width": recipe["model"]["hidden_size"],

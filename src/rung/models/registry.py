@@ -89,9 +89,9 @@ FASTER_EMBEDDINGS = {"gpt2": "embedding_lr_scale=4", "llama3": "embedding_lr_sca
 # channels scores 2.117, 1.969 and 2.057 at 0.024, 0.012 and 0.006 after 0.6 M tokens, and 1.824,
 # 1.716 and 1.714 after 3.3 M; of 96 channels 2.102, 2.187 and 2.385 after 0.6 M. Of 592 channels it
 # scores 1.849 at 0.003 and 1.829 at 0.005 after 0.92 M, and at 0.0084 unlearnt all copying in ten
-# minutes. rnn of 768 channels scores 2.122 at 0.016 and 2.075 at 0.0067 after 1.4 M. After equal
-# time (benchmarks/training/muon.py) a Llama of 512 channels has 2.158, 1.994 and 2.079 at 0.006,
-# 0.003 and 0.0015, a GPT-2 of 768 channels 2.676, 2.406 and 2.446 at 0.006, 0.003 and 0.001.
+# minutes. rnn of 768 scores 2.122 at 0.016 and 2.075 at 0.0067 after 1.4 M. After equal time
+# (benchmarks/training/muon.py, `--seconds 60`) a Llama of 512 channels has 2.158, 1.994 and 2.079
+# at 0.006, 0.003 and 0.0015, a GPT-2 of 768 channels 2.676, 2.406 and 2.446 at 0.006, 0.003, 0.001.
 REFERENCE_WIDTH, NARROWEST = 128, 64
 # A head of its own with a bias, and embeddings that open the gates: at equal tokens a tied one
 # costs an RNN of 96 channels 0.18 bits a byte (benchmarks/recipe/recurrent.jsonl).
