@@ -47,7 +47,7 @@ from rung.training.lora import check_lora
 from rung.training.settings import check_duration
 from rung.training.tbptt import check_carry_state
 
-LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains: one of them
+LENGTHS = {"steps", "minutes", "num_train_epochs"}  # how long a run trains
 MOST_TOKENS = 2**31 - 1
 SECTIONS = ("tokenizer", "model", "train", "counting")  # the keys that hold keys
 

@@ -25,7 +25,7 @@ from rung.workflows.tune import Tuning
             {"minutes": 1, "train": {"warmup_steps": 0.1, "lr_scheduler_type": "inverse_sqrt"}},
             "warmup_steps is 0.1",
         ),
-        ({"minutes": 1, "train": {"num_train_epochs": 2}}, "both given: choose one"),
+        ({"minutes": 1, "steps": 9, "train": {"num_train_epochs": 2}}, "both given: choose one"),
         ({"steps": 9, "train": {"num_train_epochs": 2}}, "both given: choose one"),
     ],
 )
@@ -36,6 +36,14 @@ from rung.workflows.tune import Tuning
 def test_what_counts_steps_is_refused_where_there_are_none_to_count(make, page, message):
     with pytest.raises(RecipeError, match=message):
         make(page)
+
+
+def test_minutes_and_epochs_end_a_run_together():
+    make_recipe({"rung": "rnn", "minutes": 1, "train": {"num_train_epochs": 2}})
+    with pytest.raises(RecipeError, match="train.eval_steps is 0.2"):
+        make_recipe(
+            {"rung": "rnn", "minutes": 1, "train": {"num_train_epochs": 2, "eval_steps": 0.2}}
+        )
 
 
 def test_a_share_of_steps_that_are_given_is_done(tmp_path):

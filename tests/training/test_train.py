@@ -151,6 +151,23 @@ def test_the_clock_ends_training_and_the_rate_has_fallen_by_then(
     assert 3 <= len(machine.evaluated) - 1 <= 8
 
 
+@pytest.mark.parametrize("kind", ["warmup_stable_decay", "cosine"])
+@pytest.mark.parametrize("epochs", [20, 1000])
+def test_minutes_and_epochs_end_training_whichever_end_first(
+    epochs, kind, timed, tmp_path, monkeypatch
+):
+    machine = Machine(monkeypatch, 0.5, look=0.2)
+    arguments = {"num_train_epochs": epochs, "logging_steps": 1, "lr_scheduler_type": kind}
+    trained = timed(machine, arguments=arguments)
+    rates = find_rates(tmp_path)
+    assert rates[-1] < max(rates) / 5
+    if epochs == 20:
+        assert trained.steps == len(rates) == 40
+        assert machine.time < 30
+    else:
+        assert 56 < machine.time < 61
+
+
 def test_what_follows_training_is_left_time_for(timed, monkeypatch):
     """Scoring that is twenty evaluations' work, from a beginning ten seconds ago."""
     machine = Machine(monkeypatch, 0.5, look=1.0)

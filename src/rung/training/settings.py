@@ -15,8 +15,8 @@ ENDLESS_SCHEDULES = ("inverse_sqrt", "reduce_lr_on_plateau", "greedy")
 class TrainSettings:
     """How long to train, and how.
 
-    `steps` says how long, else `minutes`, else the epochs that `arguments` name. The names of the
-    fields are keys in checkpoints.
+    `steps` says how long, or `minutes`, or the epochs that `arguments` name; of minutes and epochs,
+    whichever end first. The names of the fields are keys in checkpoints.
     """
 
     steps: int | None = None
@@ -44,20 +44,17 @@ class TrainSettings:
 
 
 def check_duration(steps: int | None, minutes: float | None, arguments: dict[str, Any]) -> None:
-    """Check that one setting says how long to train, and that the others can be counted by it.
+    """Check that what says how long to train agrees, and that the others can be counted by it.
 
-    Raises `RecipeError` where two say it, or where a share of the steps is asked for and nobody
-    knows how many steps there are.
+    Raises `RecipeError` where steps are given beside minutes or epochs, or where a share of the
+    steps is asked for and nobody knows how many steps there are.
     """
-    given = {
-        "minutes": minutes,
-        "steps": steps,
-        "train.num_train_epochs": arguments.get("num_train_epochs"),
-    }
-    said = [f"{name} ({value})" for name, value in given.items() if value is not None]
-    if len(said) > 1:
-        raise RecipeError(f"{' and '.join(said)} are both given: choose one")
-    if steps is not None or "num_train_epochs" in arguments:
+    epochs = arguments.get("num_train_epochs")
+    others = {"minutes": minutes, "train.num_train_epochs": epochs}
+    said = [f"{name} ({value})" for name, value in others.items() if value is not None]
+    if steps is not None and said:
+        raise RecipeError(f"steps ({steps}) and {' and '.join(said)} are both given: choose one")
+    if steps is not None or (minutes is None and epochs is not None):
         return
     for key in ("eval_steps", "save_steps", "logging_steps"):
         if 0 < (arguments.get(key) or 0) < 1:

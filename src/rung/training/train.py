@@ -153,7 +153,7 @@ def _open_run(
     steps = distributed.broadcast(resume.planned_steps if resume else _choose_steps(task))
     arguments = make_training_arguments(settings, folder, steps)
     if settings.is_timed:
-        arguments.max_steps = ENDLESS
+        arguments.max_steps = _count_most_steps(task)
     run = TrainingRun(
         callbacks=task.callbacks,
         checkpoints=Checkpoints(
@@ -183,16 +183,23 @@ def _choose_steps(task: _Task) -> int:
 
     A run of minutes begins with `FIRST_STEPS`: the clock moves its end as steps are taken.
     """
-    settings = task.settings
-    if settings.steps is not None:
-        return settings.steps
-    if settings.minutes is None:
-        arguments = make_training_arguments(settings, task.folder, 1)
-        per_epoch = math.ceil(len(task.dataset) / count_rows(arguments))
-        return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
+    if task.settings.steps is not None:
+        return task.settings.steps
+    if task.settings.minutes is None:
+        return _count_most_steps(task)
     measure_evaluation(task.learner, task.callbacks, task.clock)
     task.clock.guarantee_training()
-    return FIRST_STEPS
+    return min(FIRST_STEPS, _count_most_steps(task))
+
+
+def _count_most_steps(task: _Task) -> int:
+    """Return the steps of the epochs; those of minutes have no end where no epochs are given."""
+    settings = task.settings
+    if settings.minutes is not None and "num_train_epochs" not in settings.arguments:
+        return ENDLESS
+    arguments = make_training_arguments(settings, task.folder, 1)
+    per_epoch = math.ceil(len(task.dataset) / count_rows(arguments))
+    return max(1, math.ceil(per_epoch * arguments.num_train_epochs))
 
 
 def _run_trainer(

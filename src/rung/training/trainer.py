@@ -8,6 +8,7 @@ Every method of the Trainer that is overridden is overridden here, once, with it
 """
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from rung.errors import RecipeError, first_line
 from rung.full_disk import explain_failed_writes
 from rung.models.base import CausalModel
 from rung.training.argument_checks import name_of
-from rung.training.arguments import ENDLESS, count_rows
+from rung.training.arguments import count_rows
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.checkpoints import Checkpoints, ResumeState, write_resume_state
 from rung.training.clock import Clock
@@ -165,7 +166,7 @@ class RungTrainer(Trainer):
         kind, options = self.args.lr_scheduler_type, self.args.lr_scheduler_kwargs
         factors: Any = self.run.schedule
         if kind != SCHEDULE or options:
-            if self.args.max_steps != ENDLESS or kind in ENDLESS_SCHEDULES:
+            if self.run.clock.budget == math.inf or kind in ENDLESS_SCHEDULES:
                 return super().create_scheduler(num_training_steps, optimizer)
             curves = get_scheduler(kind, optimizer, 0, CURVE_STEPS, options).lr_lambdas
             factors = [self.run.schedule.stretch(curve) for curve in curves]

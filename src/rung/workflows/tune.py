@@ -329,11 +329,10 @@ def _add_chat_format(
 def _make_settings(plan: Tuning, model: CausalModel, began: float) -> TrainSettings:
     rate = find_rung(find_rung_name(type(model))).find_learning_rate(model.config.hidden_size)
     gentle = {"learning_rate": GENTLER * rate, "weight_decay": 0.0}
+    has_end = plan.steps or "num_train_epochs" in plan.train
     return TrainSettings(
         steps=plan.steps,
-        minutes=None
-        if plan.steps or "num_train_epochs" in plan.train
-        else plan.minutes or DEFAULT_MINUTES,
+        minutes=plan.minutes or (None if has_end else DEFAULT_MINUTES),
         arguments={**gentle, **plan.train},
         seed=plan.seed,
         began=began,

@@ -28,7 +28,7 @@ from rung import runs
 from rung.data.corpus import corpus_title
 from rung.errors import RecipeError, RunError, RungError
 from rung.progress import OnProgress, Progress, for_run, ignore_progress
-from rung.recipe import Recipe, make_recipe, read_recipe
+from rung.recipe import Recipe, leave_length_open, make_recipe, read_recipe
 from rung.training.checkpoints import SAVING
 from rung.workflows.train import execute
 
@@ -135,7 +135,7 @@ def read_source(source: Path, steps: int | None = None) -> Recipe:
             f"{recipe.rung} is fitted by counting, and takes no steps to be killed at: choose a "
             f"rung that is trained"
         )
-    return replace(recipe, minutes=None, steps=steps or recipe.steps or STEPS)
+    return make_recipe({**leave_length_open(page), "steps": steps or recipe.steps or STEPS})
 
 
 def verify_resume(
