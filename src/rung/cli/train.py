@@ -216,7 +216,7 @@ def _print_run(run: "Run") -> None:
         show(score_table(record["rung"], corpus, "test", run.scores))
     else:
         print_note(f"No score: nothing of {corpus} was held out, all of it was counted")
-    if "reached" in (plan := record.get("plan", {})):
+    if "error" in (plan := record.get("plan", {})):
         print_note(_compare_with_law(plan["bits_per_byte"], plan["reached"]))
     if busyness := runs.describe_busy_machine(record):
         print_note(busyness)

@@ -5,7 +5,7 @@ scaling law says what a model of so many weights learns from so many tokens (sca
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,7 +43,7 @@ from rung.workflows.prepare import (
     choose_learning_rate,
     sample_validation,
 )
-from rung.workflows.scaling import SCALING_LAWS, Shape
+from rung.workflows.scaling import SCALING_LAWS, SMALLEST_TEXT, RungLaws, Shape
 from rung.workflows.training_plan import TrainingPlan
 
 WIDTH_FIELDS = {"hidden_size", "n_embd"}
@@ -141,8 +141,7 @@ def plan_model(prepared: PreparedText) -> tuple[Recipe, TrainingPlan | None]:
     while True:
         forecast = measure_forecast(prepared, difficulty, guess)
         planned, plan, spent = _choose(prepared, forecast, started)
-        largest, widest = forecast.shapes[-1].parameters, SCALING_LAWS[recipe.rung].widths[-1]
-        is_inside = plan.parameters < largest or plan.hidden_size == widest
+        is_inside = plan.parameters < forecast.shapes[-1].parameters or forecast.has_largest
         if is_inside or spent > MEASURED * budget:
             return planned, replace(plan, seconds=spent)
         # On so fast a machine the largest near the guess was chosen: look further.
@@ -163,17 +162,36 @@ class Speed:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a rung's laws expect of its shapes on one machine and a text of `text` tokens."""
+    """What a rung's laws expect of its shapes on one machine and a text of `text` tokens.
+
+    `has_largest` is whether the last of the shapes is the largest that the rung may have.
+    """
 
     recipe: Recipe
     shapes: list[Shape]
+    has_largest: bool
     speed: Speed
     difficulty: Difficulty
     text: int
 
+    @property
+    def laws(self) -> RungLaws:
+        """The laws of the rung."""
+        return SCALING_LAWS[self.recipe.rung]
+
+    @property
+    def has_law(self) -> bool:
+        """Whether the text is as large as those that the laws are about."""
+        return self.text >= SMALLEST_TEXT
+
+    @property
+    def most_tokens(self) -> float:
+        """The tokens of all the epochs that a run may have, which end it before its minutes do."""
+        return self.recipe.train.get("num_train_epochs", self.laws.most_epochs) * self.text
+
     def count_tokens(self, shape: Shape, seconds: float) -> float:
-        """Count the tokens that are read in so many seconds of training."""
-        return seconds / self.speed.seconds_per_token(shape.parameters)
+        """Count the tokens that are read in so many seconds of training, or in all epochs."""
+        return min(self.most_tokens, seconds / self.speed.seconds_per_token(shape.parameters))
 
     def count_epochs(self, shape: Shape, seconds: float) -> float:
         """Count how often the text is read in so many seconds of training."""
@@ -181,30 +199,30 @@ class Forecast:
 
     def find_dropout(self, shape: Shape, seconds: float) -> float:
         """Return the recipe's dropout, or one where text is read again and again."""
-        laws = SCALING_LAWS[self.recipe.rung]
-        return self.recipe.dropout or laws.find_dropout(self.count_epochs(shape, seconds))
+        return self.recipe.dropout or self.laws.find_dropout(self.count_epochs(shape, seconds))
 
     def find_arguments(self, shape: Shape, seconds: float) -> dict[str, Any]:
-        """Return the recipe's `train`, with more weight decay than its own default if needed."""
-        more = SCALING_LAWS[self.recipe.rung].find_weight_decay(self.count_epochs(shape, seconds))
-        return ({"weight_decay": more} if more else {}) | self.recipe.train
+        """Return the recipe's `train`, with what a text wants that is read again and again."""
+        epochs, most = self.count_epochs(shape, seconds), self.laws.most_epochs
+        decay = self.laws.find_weight_decay(epochs)
+        # The machine may turn out to be faster than it was when it was measured.
+        end = {"num_train_epochs": most} if epochs > most / NEAR else {}
+        return ({"weight_decay": decay} if decay else {}) | end | self.recipe.train
 
     def expect(self, shape: Shape, seconds: float) -> float:
         """Return the bits per byte to expect after so many seconds of training."""
-        law = SCALING_LAWS[self.recipe.rung].law
+        law = self.laws.law
         multiple = law(law.count(shape), self.count_tokens(shape, seconds), self.text)
         return multiple * law.reference(self.difficulty)
 
     def choose(self, seconds: float) -> Shape:
-        """Choose the shape of which most is expected, among those that may read so often."""
-        laws = SCALING_LAWS[self.recipe.rung]
-        fit = [s for s in self.shapes if laws.has_room(s.width, self.count_epochs(s, seconds))]
-        return min(fit or self.shapes[:1], key=lambda shape: self.expect(shape, seconds))
+        """Choose the shape of which most is expected."""
+        return min(self.shapes, key=lambda shape: self.expect(shape, seconds))
 
     def find_minutes(self, bits_per_byte: float, overhead: float) -> float | None:
         """Find the minutes, `overhead` seconds among them, from which on less is expected.
 
-        Returns None where that takes more than a day.
+        Returns None where that takes more than a day, or more text.
         """
         seconds = 1.0
         while self.expect(self.choose(seconds), seconds) > bits_per_byte:
@@ -216,9 +234,10 @@ class Forecast:
 
 def measure_forecast(prepared: PreparedText, difficulty: Difficulty, guess: int) -> Forecast:
     """Measure this machine on shapes near `guess` weights. All processes measure together."""
-    shapes = list(_find_shapes(prepared.recipe, prepared.tokenizer, guess))
+    text = len(prepared.packed)
+    shapes, has_largest = _find_shapes(prepared, guess)
     speed = _measure_speed(prepared, shapes, guess)
-    return Forecast(prepared.recipe, shapes, speed, difficulty, len(prepared.packed))
+    return Forecast(prepared.recipe, shapes, has_largest, speed, difficulty, text)
 
 
 @distributed.on_main
@@ -241,15 +260,16 @@ def _choose(
         hidden_size=shape.width,
         layers=planned.model.get("num_hidden_layers") or planned.model.get("n_layer"),
         tokens=round(tokens),
-        tokens_per_second=tokens / seconds,
+        tokens_per_second=1 / forecast.speed.seconds_per_token(shape.parameters),
         epochs=forecast.count_epochs(shape, seconds),
         dropout=planned.dropout,
         weight_decay=planned.train.get("weight_decay"),
-        bits_per_byte=forecast.expect(shape, seconds),
+        bits_per_byte=forecast.expect(shape, seconds) if forecast.has_law else None,
         ngram_bits_per_byte=forecast.difficulty.ngram,
         copying_bits_per_byte=forecast.difficulty.copying,
         whole_ngram_bits_per_byte=forecast.difficulty.whole,
         minutes=budget / 60,
+        ends_early=tokens >= forecast.most_tokens,
         pays_from=forecast.find_minutes(forecast.difficulty.whole, budget - seconds),
     )
     return planned, plan, now() - started
@@ -280,17 +300,23 @@ def _build(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, width: int) -> Ca
     )
 
 
-def _find_shapes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, guess: int) -> Iterator[Shape]:
-    """Yield shapes of which the numbers of weights are not too far from the `guess` at these."""
-    widths = SCALING_LAWS[recipe.rung].widths
-    for width in widths:
+def _find_shapes(prepared: PreparedText, guess: int) -> tuple[list[Shape], bool]:
+    """Find shapes of not too many more or fewer weights than the `guess`.
+
+    Returns them, and whether the last one is the largest that the text can feed. There is always
+    one.
+    """
+    laws, shapes = SCALING_LAWS[prepared.recipe.rung], list[Shape]()
+    most = laws.most_weights * len(prepared.packed)
+    for width in laws.widths:
         with torch.device("meta"):
-            model = _build(recipe, tokenizer, width)
+            model = _build(prepared.recipe, prepared.tokenizer, width)
         shape = Shape(width, count_parameters(model), count_hidden_parameters(model))
-        if shape.parameters >= guess * NEAR and width > widths.start:
-            return
-        if shape.parameters > guess / NEAR:
-            yield shape
+        if shapes and shape.parameters > min(most, guess * NEAR):
+            return shapes, shape.parameters > most
+        if shape.parameters > min(most, guess) / NEAR or width == laws.widths[-1]:
+            shapes.append(shape)
+    return shapes, True
 
 
 def _measure_speed(prepared: PreparedText, shapes: list[Shape], guess: int) -> Speed:

@@ -120,7 +120,7 @@ def close_run(
 
 
 def _compare_with_plan(folder: Path, record: Record, trained: TrainingResult) -> Record:
-    """Note in the plan what the run reached on the validation text, and the prediction's error."""
+    """Note in the plan what the run reached on the validation text, and any prediction's error."""
     reached = {
         line["step"]: line["bits_per_byte"]
         for line in runs.read_metrics(folder)
@@ -128,8 +128,9 @@ def _compare_with_plan(folder: Path, record: Record, trained: TrainingResult) ->
     }.get(trained.kept_step)
     if not reached or "plan" not in record:
         return {}
-    error = record["plan"]["bits_per_byte"] / reached - 1
-    return {"plan": record["plan"] | {"reached": reached, "error": error}}
+    expected = record["plan"]["bits_per_byte"]
+    error = {"error": expected / reached - 1} if expected else {}
+    return {"plan": record["plan"] | {"reached": reached} | error}
 
 
 def read_begun(folder: Path, global_batch_size: Any = None) -> Recipe:
