@@ -59,36 +59,36 @@ def test_threads_of_ones_own_that_wait_for_each_other_are_no_busy_machine(monkey
 
 
 @pytest.mark.parametrize(
-    ("minutes", "waited", "running", "asked"),
+    ("minutes", "waited", "running", "idle", "asked"),
     [
-        (1.0, 10, 2, 0),  # a quiet machine: nothing is looked for
-        (1.0, 900, 2, 1),
-        (1.0, 10, 1, 1),  # cores may be free again
-        (None, 900, 1, 0),  # a run of steps keeps its threads
+        (1.0, 10, 2, 0.0, 0),  # a quiet machine: nothing is looked for
+        (1.0, 300, 2, 0.0, 1),  # as beside one busy process
+        (1.0, 300, 1, 0.0, 0),  # one thread does not delay itself
+        (1.0, 10, 1, 1.0, 1),  # a core is free again
+        (None, 900, 1, 1.0, 0),  # a run of steps keeps its threads
     ],
 )
-def test_cores_are_looked_for_again_at_evaluations(
-    minutes, waited, running, asked, threads, tmp_path, monkeypatch
+def test_cores_are_looked_for_again_between_steps(
+    minutes, waited, running, idle, asked, threads, tmp_path, monkeypatch
 ):
-    looked = []
+    """Looked for at evaluations alone, a busy process cost a run eight ninths of its speed."""
+    looked, clock = [], types.SimpleNamespace(monotonic=lambda: 100.0)
     monkeypatch.setattr(recorder, "avoid_busy_cores", lambda: looked.append(1))
     monkeypatch.setattr(recorder, "count_cores", lambda: 2)
-    monkeypatch.setattr(cpu_usage, "count_cores", lambda: 2)
     monkeypatch.setattr(cpu_usage.torch, "get_num_threads", lambda: running)
-    schedule = types.SimpleNamespace(end=10)
+    monkeypatch.setattr(recorder, "time", clock)
+    schedule = types.SimpleNamespace(end=10, move_end=lambda *_: None)
     callback = Recorder(tmp_path, NO_CALLBACKS, Clock(minutes), schedule, 1.0)
-
-    state, control = types.SimpleNamespace(global_step=0), types.SimpleNamespace()
-    monkeypatch.setattr(
-        "rung.training.recorder.distributed.is_main", lambda: False
-    )  # no sample is written
+    callback.cores = types.SimpleNamespace(count_free=lambda: idle)
+    state = types.SimpleNamespace(global_step=0, max_steps=10)
+    control = types.SimpleNamespace(should_training_stop=False)
     threads(main=(1000, 5000))
     callback.on_train_begin(None, state, control)
-    threads(main=(1900, 5000 + waited))
-    callback.on_evaluate(None, state, control)
-    assert len(looked) == asked
-    callback.on_evaluate(None, state, control)  # nothing ran since: nobody knows
-    assert len(looked) == asked * (1 + (running < 2))
+    for second in range(8):
+        clock.monotonic = lambda second=second: 101.0 + second
+        threads(main=(1900 + 1000 * second, 5000 + waited * (1 + second)))
+        callback.on_step_end(types.SimpleNamespace(max_steps=10), state, control)
+    assert len(looked) == asked * 3  # nothing changes: at once, and two and four seconds later
 
 
 @pytest.mark.skipif(

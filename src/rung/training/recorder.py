@@ -7,6 +7,7 @@ import math
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,16 +18,24 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rung import distributed, runs
-from rung.device import avoid_busy_cores, count_cores
+from rung.device import CoreWatch, avoid_busy_cores, count_cores
 from rung.errors import RunError
 from rung.progress import Progress
 from rung.training.callbacks import TrainingCallbacks
 from rung.training.clock import MAX_EVALUATIONS, Clock
-from rung.training.cpu_usage import CpuMeter, is_busy
+from rung.training.cpu_usage import CpuMeter
 from rung.training.schedule import WSDSchedule
 
 # The end of a run is moved where it is off by more than so much of the steps to come.
 END_TOLERANCE = 0.1
+# Seconds between two looks at whether other processes came or left; twice as many after each one
+# that changed nothing, up to the most.
+LOOK_SECONDS, MOST_LOOK_SECONDS = 1.0, 30.0
+# With less of the time in which they could have run, threads delay each other: beside one busy
+# process two of them, which then have 0.67 to 0.75 of it, learned a ninth as much as one does.
+CROWDED_SHARE = 0.9
+# As much of a core that nobody used is taken.
+IDLE_CORE = 0.5
 # What a pause between two steps is for.
 SAVE, SAVE_AND_EVALUATE = 1, 2
 
@@ -55,7 +64,8 @@ class Recorder(TrainerCallback):
         self.extra_tokens = extra_tokens
         self.evaluated_step = 0
         self.cpu = CpuMeter()
-        self.recent_cpu = CpuMeter()  # since the last evaluation
+        self.recent_cpu = CpuMeter()  # since the last look at the cores
+        self.cores, self.looked, self.look_seconds = CoreWatch(), -math.inf, LOOK_SECONDS
         self.loss: float | None = None
         self.bits_per_byte: float | None = None
         self.interrupted = False
@@ -79,6 +89,8 @@ class Recorder(TrainerCallback):
         All processes stop, or move the end, at the same step.
         """
         self.clock.count_step()
+        if self.clock.budget < math.inf and time.monotonic() - self.looked >= self.look_seconds:
+            self._adjust_threads()
         done = state.global_step
         wanted = (0, 0)
         if distributed.is_main():
@@ -188,8 +200,6 @@ class Recorder(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Add a sample of the model's text to the run's samples."""
-        if self.clock.budget < math.inf:
-            self._adjust_threads()
         if not distributed.is_main():
             return
         text = self.callbacks.sample(kwargs["model"]).strip()
@@ -208,9 +218,16 @@ class Recorder(TrainerCallback):
         rounds sums otherwise.
         """
         self.recent_cpu.stop()
-        if is_busy(self.recent_cpu.share) or torch.get_num_threads() < count_cores():
+        share, threads = self.recent_cpu.share, torch.get_num_threads()
+        is_crowded = threads > 1 and share is not None and share < CROWDED_SHARE
+        has_left_some = threads < count_cores() and self.cores.count_free() >= IDLE_CORE
+        if is_crowded or has_left_some:
             avoid_busy_cores()
+            is_same = torch.get_num_threads() == threads
+            more = min(MOST_LOOK_SECONDS, 2 * self.look_seconds)
+            self.look_seconds = more if is_same else LOOK_SECONDS
         self.recent_cpu.start()
+        self.looked = time.monotonic()
 
 
 def divergence_error(what: str, step: int, rate: float, arguments: TrainingArguments) -> RunError:
