@@ -18,6 +18,7 @@ from rung.workflows.budget import (
     Forecast,
     Speed,
     choose_teacher,
+    choose_width,
     fit_budget,
     plan_model,
     suggest_parameters,
@@ -185,6 +186,16 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
     assert mine.epochs == 40
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
     assert recipe.dropout == 0.25
+
+
+def test_a_small_text_has_a_small_model_without_minutes_too(tokenizer):
+    """Steps and epochs alone chose 1.8 million weights for 20,000 tokens."""
+    recipe = make_recipe({"rung": "rnn", "steps": 100})
+    widths = [
+        choose_width(recipe, tokenizer, tokens).model["hidden_size"]
+        for tokens in (1, 20_000, 10**6, 10**9)
+    ]
+    assert widths[0] < widths[1] < widths[2] == widths[3]
 
 
 def test_dropout_and_weight_decay_come_with_the_readings():

@@ -84,7 +84,8 @@ def fit_budget(prepared: PreparedText, on_progress: OnProgress) -> PreparedText:
             on_progress(Progress(stage="noted", note="an n-gram model of the unread text teaches"))
         if shortage := plan.describe_shortage():
             on_progress(Progress(stage="noted", note=shortage))
-    recipe = choose_learning_rate(choose_width(recipe, prepared.tokenizer))
+    recipe = choose_width(recipe, prepared.tokenizer, len(prepared.packed))
+    recipe = choose_learning_rate(recipe)
     return replace(prepared, recipe=recipe, plan=plan)
 
 
@@ -112,12 +113,17 @@ def choose_teacher(recipe: Recipe, prepared: PreparedText, tokens: int) -> Recip
     return replace(recipe, teacher=NGRAM) if can_have_one and not recipe.teacher else recipe
 
 
-def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Recipe:
-    """Choose the width where it is still open: the one for the minutes, or for the default ones."""
+def choose_width(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, tokens: int) -> Recipe:
+    """Choose the width where it is still open: the one for the minutes, or for the default ones.
+
+    A text of so few `tokens` that it cannot feed as many weights has a narrower one.
+    """
     given = recipe.base or WIDTH_FIELDS & set(recipe.model)
     if recipe.entry.counts or given:
         return recipe
     target = suggest_parameters(recipe.minutes or DEFAULT_MINUTES)
+    if recipe.rung in SCALING_LAWS:
+        target = min(target, SCALING_LAWS[recipe.rung].count_most_parameters(tokens))
     width = find_hidden_size(recipe.rung, tokenizer, target, recipe.model)
     return replace(recipe, model={**recipe.model, "hidden_size": width})
 
@@ -307,7 +313,7 @@ def _find_shapes(prepared: PreparedText, guess: int) -> tuple[list[Shape], bool]
     one.
     """
     laws, shapes = SCALING_LAWS[prepared.recipe.rung], list[Shape]()
-    most = laws.most_weights * len(prepared.packed)
+    most = laws.count_most_parameters(len(prepared.packed))
     for width in laws.widths:
         with torch.device("meta"):
             model = _build(prepared.recipe, prepared.tokenizer, width)

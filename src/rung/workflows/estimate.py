@@ -85,7 +85,7 @@ def estimate_costs(
         / sizes[0]
     )
     config = base or make_config(recipe.rung, tokenizer, recipe.model)
-    found |= _estimate_training(recipe, tokenizer, base, scored)
+    found |= _estimate_training(recipe, tokenizer, base, tokens, scored)
     if describe_teachers(recipe, config, tokenizer):
         size = sum(map(count_weight_bytes, list_runs(recipe.teacher)))
         found["teachers"] = f"{_gigabytes(size)} of weights, in memory beside all that"
@@ -149,10 +149,14 @@ class _Memory:
 
 
 def _estimate_training(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, base: PreTrainedConfig | None, scored: int
+    recipe: Recipe,
+    tokenizer: PreTrainedTokenizerBase,
+    base: PreTrainedConfig | None,
+    tokens: int,
+    scored: int,
 ) -> dict[str, str]:
-    """Estimate a run that trains `base`, or random weights, and scores `scored` tokens."""
-    chosen = choose_width(recipe, tokenizer)
+    """Estimate a run that trains `base`, or random weights, on `tokens` and scores `scored`."""
+    chosen = choose_width(recipe, tokenizer, tokens)
     with torch.device("meta"):  # tensors have shapes, but no memory
         model = build_model(chosen.rung, base or make_config(chosen.rung, tokenizer, chosen.model))
         learner = LoraAdapter(model, recipe.lora).peft_model if recipe.lora else model

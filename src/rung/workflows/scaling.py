@@ -87,6 +87,10 @@ class RungLaws:
     decays: bool = True
     widths: range = range(32, 2049, 32)
 
+    def count_most_parameters(self, tokens: int) -> int:
+        """Count the weights that a text of so many tokens can feed."""
+        return round(self.most_weights * tokens)
+
     def find_dropout(self, epochs: float) -> float:
         """Return the dropout for a text that is read so often."""
         return max((dropout for begin, dropout in self.dropouts if epochs > begin), default=0.0)
@@ -134,6 +138,6 @@ _RECURRENT = RungLaws(
 SCALING_LAWS: dict[str, RungLaws] = {
     "rnn": _RECURRENT,
     "rnn-attention": replace(_RECURRENT, law=_RNN_ATTENTION),
-    "gpt2": RungLaws(_GPT2),
+    "gpt2": RungLaws(_GPT2, most_epochs=32.0),
     "llama3": RungLaws(_LLAMA3),
 }
