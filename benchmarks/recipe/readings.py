@@ -4,7 +4,8 @@ Each line is a run of `rung train RUNG CORPUS --minutes N`, with `--set dropout=
 `--set train.weight_decay=...` where they are not those that the minutes choose, or with `--steps N`
 and `--set hidden_size=...`. `val` is bits per byte of the validation text that training watches, of
 the weights that are kept; `test` is those of the test text. Texts by the name of t60.txt are the
-beginning of Shakespeare: `head -c 60000 shakespeare.txt > t60.txt`.
+beginning of Shakespeare: `head -c 60000 shakespeare.txt > t60.txt`. The runs on python-docs were
+made when every epoch cut the text into the same blocks.
 
     python benchmarks/recipe/readings.py RUN ... > benchmarks/recipe/readings.txt
 """

@@ -1,4 +1,4 @@
-"""Train one small llama3 in many ways on a text that is read again and again, at equal tokens.
+"""Train one small model in many ways on a text that is read again and again, at equal tokens.
 
 Each way differs from the recipe in one thing. `cost` is the tokens that it trains on, those of all
 its models, as a multiple of the recipe's, and `time` the same of CPU time in training, in which
@@ -18,6 +18,9 @@ chooses from 16 readings on, were recorded by themselves:
     python benchmarks/recipe/small_data.py --weight-decay 1 --rows \\
         "1 model of 0,averaged,distilled: 0.27" shakespeare.txt@8,40 shakespeare.txt@32,40 \\
         shakespeare.txt@32,100 --held-out 60000 --keep FOLDER
+
+So were those of how the text is cut, with `--rows "the same blocks,documents"` and 16 epochs. The
+others were made when every epoch cut the text into the same blocks.
 
 A TEXT is a corpus, or a folder of which 1 MB is read, as much of each file. One training document
 in PART is read, EPOCHS times; held-out text is read whole.
@@ -41,7 +44,14 @@ import torch
 SLICE = 1_000_000  # bytes of a folder
 LENGTH, ROWS = 512, 4  # of a training row, and rows a step: the rung's own
 REGIMES = ("8,10", "32,40")  # one training document in so many, and epochs
-TINY = ("the recipe", "documents", "constant", "2 models of half", "distilled: half")
+TINY = (
+    "the recipe",
+    "documents",
+    "the same blocks",
+    "constant",
+    "2 models of half",
+    "distilled: half",
+)
 EMAS = (0.02, 0.05)  # time constants, as shares of the run
 TAILS = (0.1, 0.2, 0.4)  # last shares of the run
 EVALUATIONS = 5  # of which the best one's weights are kept, as `rung train` does
@@ -60,7 +70,9 @@ class Trial:
     dropout: float = 0.1
     length: float = 1.0
     schedule: str = "wsd"  # or "constant", after the warm-up
-    rows: str = "blocks"  # or "offsets" or "documents": cut anew for each epoch
+    # Blocks cut at another offset in each epoch, or always at the same, or documents put in another
+    # order.
+    rows: str = "offsets"  # or "blocks", "documents"
     teachers: tuple["Trial", ...] = ()
     share: float | None = 0.5  # of the targets, that is the teachers'; None: from 1 down to 0
 
@@ -86,7 +98,7 @@ def list_ways(recipe, seeds):
         for value in values:
             ways[f"{name} {value:g}"] = [[trial] for trial in change(seeds, **{field: value})]
     for rows, name in (
-        ("offsets", "blocks cut at another offset each epoch"),
+        ("blocks", "the same blocks each epoch"),
         ("documents", "documents in another order each epoch"),
     ):
         ways[name] = [[trial] for trial in change(seeds, rows=rows)]
@@ -139,7 +151,7 @@ class Laboratory:
             self.part, self.epochs = 256, 1
         cut = cut_text(source, keep, self.part)
         self.recipe = Trial(weight_decay=options.weight_decay, dropout=options.dropout)
-        page = {"rung": "llama3", "corpus": str(cut), "steps": 1, "dropout": options.dropout}
+        page = {"rung": options.rung, "corpus": str(cut), "steps": 1, "dropout": options.dropout}
         page["model"] = {"hidden_size": options.width, "num_hidden_layers": 2}
         page["model"]["max_position_embeddings"] = LENGTH
         with tempfile.TemporaryDirectory() as folder:
@@ -152,13 +164,15 @@ class Laboratory:
             tokenize_documents(take_texts(texts, options.held_out), self.tokenizer)
         )
         self.steps = max(1, round(self.epochs * len(self.packed) / (LENGTH * ROWS)))
+        self.rung = options.rung
         self.rows = TINY if options.tiny else tuple(options.rows.split(","))
         self.keep, self.only_show = keep, options.show
         self.averages = [f"EMA of {share:.0%}" for share in EMAS]
         self.averages += [f"mean of the last {share:.0%}" for share in TAILS]
         if options.rows:
             self.averages = []
-        self.key = f"{corpus.fingerprint} {self.epochs} {options.width} {len(self.tokenizer)}"
+        facts = (corpus.fingerprint, self.epochs, self.rung, options.width, len(self.tokenizer))
+        self.key = " ".join(map(str, facts))
 
     def describe(self):
         sizes = [document.bytes for document in self.documents]
@@ -217,8 +231,8 @@ class Laboratory:
 
         set_seed(trial.seed)
         fields = dict(self.prepared.recipe.model)
-        model = build_model("llama3", make_config("llama3", self.tokenizer, fields))
-        start_model(model, "llama3", None, self.packed.tokens, self.packed.starts)
+        model = build_model(self.rung, make_config(self.rung, self.tokenizer, fields))
+        start_model(model, self.rung, None, self.packed.tokens, self.packed.starts)
         return model
 
     def train(self, trial, teachers):
@@ -266,10 +280,14 @@ class Laboratory:
 
         rows = []
         for epoch in itertools.count():
-            packed = recut(self.packed, trial, epoch)
-            data = BlockDataset(packed, LENGTH, self.tokenizer.pad_token_id)
+            packed = self.packed
+            if trial.rows == "documents":
+                packed = shuffle_documents(packed, trial.seed, epoch)
+            seed = trial.seed if trial.rows == "offsets" else None
+            data = BlockDataset(packed, LENGTH, self.tokenizer.pad_token_id, seed)
+            first = epoch * len(data) if trial.rows == "offsets" else 0
             for index in permute(numpy.arange(len(data)), len(data), (trial.seed, epoch)).tolist():
-                rows.append(data[index])
+                rows.append(data[first + index])
                 if len(rows) == ROWS:
                     yield {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
                     rows = []
@@ -353,23 +371,15 @@ def compute_loss(model, batch, teachers, share):
     return model(**batch, skip_logits=True, **options).loss
 
 
-def recut(packed, trial, epoch):
-    """Return the row of tokens to cut into blocks in this epoch."""
+def shuffle_documents(packed, seed, epoch):
+    """Return the row of tokens with its documents in another order."""
     from rung.data.packing import PackedTokens
 
-    generator = numpy.random.default_rng((trial.seed, epoch))
-    if trial.rows == "offsets":
-        return PackedTokens(
-            tokens=numpy.roll(packed.tokens, -int(generator.integers(len(packed)))),
-            starts=packed.starts,
-        )
-    if trial.rows == "documents":
-        documents = numpy.split(packed.tokens, packed.starts[1:])
-        order = generator.permutation(len(documents))
-        return PackedTokens(
-            tokens=numpy.concatenate([documents[place] for place in order]), starts=packed.starts
-        )
-    return packed
+    documents = numpy.split(packed.tokens, packed.starts[1:])
+    order = numpy.random.default_rng((seed, epoch)).permutation(len(documents))
+    return PackedTokens(
+        tokens=numpy.concatenate([documents[place] for place in order]), starts=packed.starts
+    )
 
 
 def cut_text(source, keep, part):
@@ -478,6 +488,7 @@ def main():
     default = [f"python-docs@{regime}" for regime in REGIMES]
     parser.add_argument("texts", nargs="*", metavar="TEXT", default=default)
     parser.add_argument("--keep", type=Path, metavar="FOLDER")
+    parser.add_argument("--rung", default="llama3", choices=("gpt2", "llama3"))
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--weight-decay", type=float, default=0.1, help="of the recipe")

@@ -188,9 +188,8 @@ def read_blocks(folder, length):
 
     from rung.data.packing import BlockDataset, PackedTokens
 
-    return BlockDataset(
-        PackedTokens(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1)), length, 0
-    )
+    packed = PackedTokens(tokens=numpy.load(folder / "tokens.npy"), starts=numpy.zeros(1))
+    return BlockDataset(packed, length, 0, seed=0)  # of TrainSettings
 
 
 def measure(side, row, folder):

@@ -107,6 +107,37 @@ def test_a_batch_is_its_blocks(indices):
     assert torch.equal(batch["labels"], batch["shift_labels"])
 
 
+@settings(max_examples=examples(100), deadline=None)
+@given(
+    tokens=st.lists(IDS, min_size=2, max_size=70, unique=True),
+    length=st.integers(1, 20),
+    epoch=st.integers(0, 5),
+)
+def test_an_epoch_cuts_the_row_elsewhere_and_still_reads_it_once(tokens, length, epoch):
+    """The row is a ring: one token is not predicted, the one at which it is cut."""
+    ring = BlockDataset(row(tokens), length, PAD, seed=3)
+    read = [ring[epoch * len(ring) + block] for block in range(len(ring))]
+    targets = [block["shift_labels"][block["shift_labels"] != IGNORE_INDEX] for block in read]
+    start, *rest = torch.cat([read[0]["input_ids"][:1], *targets]).tolist()
+    place = tokens.index(start)
+    assert [start, *rest] == tokens[place:] + tokens[:place]
+    assert epoch or place == 0
+    fixed = BlockDataset(row(tokens), length, PAD)
+    assert epoch or all(
+        torch.equal(block[name], fixed[index][name])
+        for index, block in enumerate(read)
+        for name in block
+    )
+
+
+def test_epochs_are_cut_at_places_of_their_own():
+    ring = BlockDataset(row(range(1000)), 100, PAD, seed=0)
+    cuts = [ring[epoch * len(ring)]["input_ids"][0].item() for epoch in range(30)]
+    assert len(set(cuts)) > 25
+    other = BlockDataset(row(range(1000)), 100, PAD, seed=1)
+    assert cuts[1:] != [other[epoch * len(other)]["input_ids"][0].item() for epoch in range(1, 30)]
+
+
 def test_blocks_end():
     blocks = BlockDataset(row(range(7)), 3, PAD)
     assert len(list(itertools.islice(blocks, 9))) == len(blocks) == 2

@@ -51,6 +51,15 @@ def test_epochs_and_seeds_are_different_and_the_text_can_be_read_as_it_stands():
     assert read(ResumableSampler(3, seed=None, first=2, last=8)) == [2, 0, 1, 2, 0, 1]
 
 
+def test_epochs_whose_items_differ_are_numbered():
+    order = {"items": 7, "seed": 0, "first": 5, "last": 25}
+    plain, numbered = (
+        read(ResumableSampler(**order, numbers_epochs=numbers)) for numbers in (False, True)
+    )
+    assert [item % 7 for item in numbered] == plain
+    assert [item // 7 for item in numbered] == [place // 7 for place in range(5, 25)]
+
+
 @pytest.mark.parametrize("items", [2, 3, 5, 8, 17])
 def test_every_item_is_as_likely_at_every_place(items):
     """Over many epochs; the deviation of each count from its mean stays within what chance

@@ -6,8 +6,10 @@ Every token but the first is predicted exactly once an epoch: blocks, or the seg
 follow one another with nothing dropped and nothing repeated.
 """
 
+import functools
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -133,13 +135,20 @@ class BlockDataset(Dataset[dict[str, torch.Tensor]]):
 
     The targets (`shift_labels`) are the inputs moved by one token. The last block is padded, and
     its padding ignored by the loss.
+
+    With a `seed` there are blocks of epochs without end: item `epoch * len(self) + block`. After
+    the first epoch the row is a ring that each of them cuts elsewhere, so that a token is not met
+    at the same place of a block, behind the same tokens, again and again.
     """
 
-    def __init__(self, packed: PackedTokens, length: int, pad: int) -> None:
+    def __init__(
+        self, packed: PackedTokens, length: int, pad: int, seed: int | None = None
+    ) -> None:
         self.tokens = packed.tokens
         self.starts = packed.starts
         self.length = length
         self.pad = pad
+        self.seed = seed
 
     def __len__(self) -> int:
         return max(1, -(-(len(self.tokens) - 1) // self.length))
@@ -152,10 +161,31 @@ class BlockDataset(Dataset[dict[str, torch.Tensor]]):
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         """Return a batch: `input_ids` and `shift_labels`, each (B, T)."""
-        if beyond := [index for index in indices if not 0 <= index < len(self)]:
+        end = len(self) if self.seed is None else math.inf
+        if beyond := [index for index in indices if not 0 <= index < end]:
             raise IndexError(f"no block {beyond[0]}: there are {len(self)}")
-        spans = [(index * self.length, (index + 1) * self.length) for index in indices]
-        return _read_spans(self.tokens, spans, self.length, self.pad)
+        return _make_batch(map(self._read_window, indices), self.length, self.pad)
+
+    def _read_window(self, index: int) -> NDArray[numpy.integer]:
+        """Read a block's tokens, and the one after it."""
+        (epoch, block), end = divmod(index, len(self)), len(self.tokens)
+        cut = 0 if self.seed is None else _choose_cut(self.seed, epoch, end)
+        start = cut + block * self.length
+        stop = min(start + self.length + 1, cut + end)
+        if stop <= end:
+            return self.tokens[start:stop]
+        if start >= end:
+            return self.tokens[start - end : stop - end]
+        return numpy.concatenate([self.tokens[start:], self.tokens[: stop - end]])
+
+
+@functools.lru_cache(maxsize=4)
+def _choose_cut(seed: int, epoch: int, tokens: int) -> int:
+    """Choose where an epoch cuts the ring of so many tokens: the first one where it ends."""
+    if epoch == 0 or tokens == 0:
+        return 0
+    drawn = numpy.random.SeedSequence((seed, epoch), spawn_key=(0,)).generate_state(1, numpy.uint64)
+    return int(drawn[0]) % tokens
 
 
 class TBPTTDataset(Dataset[dict[str, Any]]):
@@ -190,14 +220,14 @@ class TBPTTDataset(Dataset[dict[str, Any]]):
         """Return a batch as `BlockDataset` does, with its `segment` and its first `stream`."""
         if beyond := [index for index in indices if not 0 <= index < len(self)]:
             raise IndexError(f"no segment {beyond[0]}: there are {len(self)}")
-        spans = []
+        windows = []
         for segment, stream in (divmod(index, self.count) for index in indices):
             end = (stream + 1) * self.stream_length
             start = stream * self.stream_length + segment * self.length
-            spans.append((start, min(start + self.length, end)))
+            windows.append(self.tokens[start : min(start + self.length, end) + 1])
         segment, stream = divmod(indices[0], self.count)
         return {
-            **_read_spans(self.tokens, spans, self.length, self.pad),
+            **_make_batch(windows, self.length, self.pad),
             "segment": segment,
             "stream": stream,
         }
@@ -208,13 +238,13 @@ def identity_collator(batch: Any) -> Any:
     return batch
 
 
-def _read_spans(
-    tokens: numpy.ndarray, spans: list[tuple[int, int]], length: int, pad: int
+def _make_batch(
+    windows: Iterable[NDArray[numpy.integer]], length: int, pad: int
 ) -> dict[str, torch.Tensor]:
-    """Return inputs (B, T) from the tokens of each span, and the token after each as targets."""
-    rows = numpy.full((len(spans), length + 1), IGNORE_INDEX, dtype=numpy.int64)
-    for row, (start, end) in zip(rows, spans, strict=True):
-        window = tokens[start : end + 1]
+    """Return inputs (B, T) from all tokens of each window but the last, and the next as targets."""
+    read = list(windows)
+    rows = numpy.full((len(read), length + 1), IGNORE_INDEX, dtype=numpy.int64)
+    for row, window in zip(rows, read, strict=True):
         row[: len(window)] = window
     inputs = torch.from_numpy(numpy.where(rows[:, :-1] == IGNORE_INDEX, pad, rows[:, :-1]))
     targets = torch.from_numpy(rows[:, 1:].copy())

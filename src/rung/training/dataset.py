@@ -22,14 +22,17 @@ def make_dataset(
 ) -> TokenDataset:
     """Cut packed text into blocks, or into as many streams as a step has rows.
 
-    A data set is returned as it is. accelerate deals whole batches in turn to the processes, and
-    then to the batches that a step accumulates, so each of these has streams of its own.
+    Blocks that are read in order are the same in each epoch. A data set is returned as it is.
+    accelerate deals whole batches in turn to the processes, and then to the batches that a step
+    accumulates, so each of these has streams of its own.
     """
     if not isinstance(text, PackedTokens):
         return text
     length = find_block_length(model)
     if not settings.carry_state:
-        return BlockDataset(text, length, tokenizer.pad_token_id)
+        in_order = settings.arguments.get("train_sampling_strategy") == "sequential"
+        seed = None if in_order else settings.seed
+        return BlockDataset(text, length, tokenizer.pad_token_id, seed)
     check_carry_state(type(model), settings.arguments)
     rows = count_rows(make_training_arguments(settings, folder, 1))
     return TBPTTDataset(text, length, tokenizer.pad_token_id, rows)

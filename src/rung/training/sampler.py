@@ -19,14 +19,18 @@ class ResumableSampler(Sampler[int]):
     """Samples places `first` to `last` of an endless sequence of epochs over `items`.
 
     Where `seed` is None an epoch reads the items in order. The length is `last`, wherever it
-    begins.
+    begins. Where the items of all epochs differ, `numbers_epochs`: those of the second begin with
+    `items`, and so on.
     """
 
-    def __init__(self, items: int, *, seed: int | None, first: int, last: int) -> None:
+    def __init__(
+        self, items: int, *, seed: int | None, first: int, last: int, numbers_epochs: bool = False
+    ) -> None:
         self.items = items
         self.seed = seed
         self.first = first
         self.last = last
+        self.numbers_epochs = numbers_epochs
 
     def __len__(self) -> int:
         return self.last
@@ -37,9 +41,11 @@ class ResumableSampler(Sampler[int]):
             epoch, begin = divmod(place, self.items)
             count = min(CHUNK, self.items - begin, self.last - place)
             places = numpy.arange(begin, begin + count)
-            yield from (
-                places if self.seed is None else permute(places, self.items, (self.seed, epoch))
-            ).tolist()
+            if self.seed is not None:
+                places = permute(places, self.items, (self.seed, epoch))
+            if self.numbers_epochs:
+                places = places + epoch * self.items
+            yield from places.tolist()
             place += count
 
 

@@ -30,7 +30,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from rung import distributed, runs
-from rung.data.packing import TokenDataset, identity_collator
+from rung.data.packing import BlockDataset, TokenDataset, identity_collator
 from rung.errors import RecipeError, first_line
 from rung.full_disk import explain_failed_writes
 from rung.models.base import CausalModel
@@ -201,7 +201,14 @@ class RungTrainer(Trainer):
             first = last if run.resume.step >= run.schedule.end else run.resume.rows
         is_sequential = self.args.train_sampling_strategy == "sequential"
         seed = None if is_sequential or run.stream_states else self.args.data_seed
-        return ResumableSampler(self._count_items(), seed=seed, first=first, last=last)
+        blocks = self.train_dataset
+        return ResumableSampler(
+            self._count_items(),
+            seed=seed,
+            first=first,
+            last=last,
+            numbers_epochs=isinstance(blocks, BlockDataset) and blocks.seed is not None,
+        )
 
     # The Trainer takes the sampler's length for one epoch.
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
