@@ -238,9 +238,14 @@ tile(const model *m, const product *p, const int64_t type, const int blocks, con
             for (int r = 0; r < count; r++) total[k][r] = (vec){0};
     else memset(total, 0, sizeof total);
 #define BLOCK(k) (weight + (k) / PANEL * PANEL * places * width + (k) % PANEL * width)
+    /* Behind the first of two panels stands the second, which is read by then. The next two follow:
+     * the second goes on with the third, which stands behind it, and the first with the fourth. */
+    const int64_t size = PANEL * places * width;
+    const char *const near = weight + size - AHEAD;
 #define READ_AHEAD \
+    const int64_t jump = blocks > PANEL && weight >= near ? 2 * size : 0; \
     for (int64_t line = 0; line < ahead; line += LINE) { \
-        __builtin_prefetch(weight + line + AHEAD); \
+        __builtin_prefetch(weight + jump + line + AHEAD); \
         if (blocks > PANEL) __builtin_prefetch(BLOCK(PANEL) + line + AHEAD); \
     }
     x += b * columns;
