@@ -39,6 +39,20 @@ def test_what_a_tokenizer_loses_is_said(make_run, make_page):
 BUSY = {"cpu_share": 0.309, "cores": 2, "was_busy": True}
 
 
+def test_a_text_that_is_too_small_wants_no_more_time(make_run):
+    ended = {"plan": {"ends_early": True}}
+    folders = [
+        make_run("bigram", rung="bigram", scores__test__bits_per_byte=2.785),
+        make_run("gpt2", rung="gpt2", training={**RECORD["training"], "steps": 16}, **ended),
+        make_run("llama3", scores__test__bits_per_byte=3.1, **ended),
+    ]
+    rows = {row.name: row for row in read_summaries(folders)}
+    assert rows["gpt2"].doubt == (
+        "16 training steps only: the text is too small to learn anything from"
+    )
+    assert rows["llama3"].doubt == "worse than counting pairs: the text is too small"
+
+
 def test_runs_that_could_not_train_are_marked_and_ground_nothing(make_run, make_page):
     """Two steps each on a busy machine: no best of the trained rungs, and none of those that
     train.

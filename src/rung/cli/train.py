@@ -85,6 +85,7 @@ def climb_command(
 
 
 def _print_ladder(ladder: "Ladder", rungs: str) -> None:
+    from rung import runs
     from rung.cli.run_tables import climb_table
     from rung.cli.tables import show
     from rung.report.summaries import read_summaries
@@ -93,7 +94,8 @@ def _print_ladder(ladder: "Ladder", rungs: str) -> None:
     show(climb_table(rows, ladder.folders))
     print_note(f"\nReport: {ladder.report}")
     # A rung in doubt had too little time: the best of the others is no advice then.
-    if any(row.doubt for row in rows if row.bits_per_byte):
+    doubted = {row.name for row in rows if row.doubt and row.bits_per_byte}
+    if any(run.folder.name in doubted and not runs.lacks_text(run.record) for run in ladder):
         print_note(f"Next:   {_format_longer_climb(ladder.plan_longer(), rungs)}")
     elif best := ladder.best:
         print_next_command("generate", best.folder, *suggest_prompt(best.record))
@@ -226,7 +228,8 @@ def _print_run(run: "Run") -> None:
         print_note(f"\n{trained:,} trained beside {beside}")
     print_note("")
     if doubt := runs.explain_doubtful_score(record):
-        print_note(f"{run.folder}: {doubt}; give it more --minutes, or more --steps")
+        more = "text" if runs.lacks_text(record) else "--minutes, or more --steps"
+        print_note(f"{run.folder}: {doubt}; give it more {more}")
     else:
         print_next_command("generate", run.folder, *suggest_prompt(record))
 

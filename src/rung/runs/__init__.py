@@ -6,6 +6,7 @@ from rung.runs.doubts import (
     describe_busy_machine,
     explain_doubtful_score,
     explain_doubtful_scores,
+    lacks_text,
 )
 from rung.runs.folder import (
     HOLDER,
@@ -68,6 +69,7 @@ __all__ = [
     "find_training_record",
     "holds_only_failure",
     "is_finished",
+    "lacks_text",
     "list_contents",
     "lock_folder",
     "make_folder",

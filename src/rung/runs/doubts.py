@@ -13,13 +13,21 @@ MIN_TRAINING_STEPS = 20
 def explain_doubtful_score(record: dict[str, Any]) -> str | None:
     """Return why a run's scores say nothing about its rung, or None where they do.
 
-    The reason is too few training steps. A run that goes on from another one is not doubted,
+    The reason is too few training steps, for want of time or of text. A run that goes on from another one is not doubted,
     because its base was trained before.
     """
     steps = (record.get("training") or {}).get("steps") or 0
     if record.get("base") or not 0 < steps < MIN_TRAINING_STEPS:
         return None
-    return f"{steps} training step{'s' if steps > 1 else ''} only: too few to have learned anything"
+    only = f"{steps} training step{'s' if steps > 1 else ''} only"
+    if lacks_text(record):
+        return f"{only}: the text is too small to learn anything from"
+    return f"{only}: too few to have learned anything"
+
+
+def lacks_text(record: dict[str, Any]) -> bool:
+    """Whether a run ended before its minutes, because its text was too small for more of them."""
+    return bool((record.get("plan") or {}).get("ends_early"))
 
 
 def explain_doubtful_scores(records: Sequence[dict[str, Any]]) -> list[str | None]:
@@ -34,7 +42,8 @@ def explain_doubtful_scores(records: Sequence[dict[str, Any]]) -> list[str | Non
         is_worse = not is_counting(record.get("rung", "")) and any(
             text == other and bits > few for other, few in pairs
         )
-        return "worse than counting pairs: trained for too short a time" if is_worse else None
+        cause = "the text is too small" if lacks_text(record) else "trained for too short a time"
+        return f"worse than counting pairs: {cause}" if is_worse else None
 
     return [explain_doubtful_score(record) or compare(record) for record in records]
 
