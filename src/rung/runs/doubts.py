@@ -13,8 +13,8 @@ MIN_TRAINING_STEPS = 20
 def explain_doubtful_score(record: dict[str, Any]) -> str | None:
     """Return why a run's scores say nothing about its rung, or None where they do.
 
-    The reason is too few training steps, for want of time or of text. A run that goes on from another one is not doubted,
-    because its base was trained before.
+    The reason is too few training steps, for want of time or of text. A run that goes on from
+    another one is not doubted, because its base was trained before.
     """
     steps = (record.get("training") or {}).get("steps") or 0
     if record.get("base") or not 0 < steps < MIN_TRAINING_STEPS:
