@@ -155,7 +155,7 @@ def draw(curves, levels, out):
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = pyplot.subplots(figsize=(8.5, 4.5), layout="constrained")
     for rung, points in curves.items():
         minutes = sorted(points)
         (line,) = axes.plot(minutes, [points[m].law for m in minutes], label=rung)
@@ -166,7 +166,7 @@ def draw(curves, levels, out):
         axes.annotate(name, (MINUTES[-1], level), ha="right", va="bottom", fontsize=8)
     axes.set(xscale="log", xlabel="minutes", ylabel="bits per byte (lower is better)")
     axes.set_xticks(MINUTES, [str(m) for m in MINUTES])
-    axes.legend(title="line: law; dot: run")
+    figure.legend(title="line: law; dot: run", loc="outside right upper")
     figure.savefig(out, metadata={"Date": None})
 
 
