@@ -81,7 +81,7 @@ class RungLaws:
     """
 
     law: ScalingLaw
-    most_weights: float = 8.0
+    most_weights: float = 8.5
     most_epochs: float = 16.0
     dropouts: tuple[tuple[float, float], ...] = ((8.0, 0.1),)
     decays: bool = True
