@@ -184,6 +184,7 @@ def test_a_small_text_is_seen_coming(tokenizer, packed, tmp_path, monkeypatch):
     assert "ends after 16 epochs and not after 5 minutes" in plan.describe_shortage()
     mine = turn(tokenizer, packed, tmp_path, minutes=5, train={"num_train_epochs": 40})[1]
     assert mine.epochs == 40
+    assert "ends after" not in mine.describe_shortage()  # as it was asked to
     recipe, plan = turn(tokenizer, packed, tmp_path, minutes=5, dropout=0.25)
     assert recipe.dropout == 0.25
 

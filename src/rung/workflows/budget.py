@@ -275,7 +275,7 @@ def _choose(
         copying_bits_per_byte=forecast.difficulty.copying,
         whole_ngram_bits_per_byte=forecast.difficulty.whole,
         minutes=budget / 60,
-        ends_early=tokens >= forecast.most_tokens,
+        ends_early="num_train_epochs" not in recipe.train and tokens >= forecast.most_tokens,
         pays_from=forecast.find_minutes(forecast.difficulty.whole, budget - seconds),
     )
     return planned, plan, now() - started
