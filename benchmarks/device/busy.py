@@ -6,13 +6,16 @@ all of t where t + k is not more than n. `share` is what the job did of that: it
 beside the processes, over those of as many threads without them, over the fair share. `1 thread` is
 how many times as fast the job is as the same job held to one thread. t is what rung chose by
 itself: by `avoid_busy_cores` when it began, and for steps in C by trials of them (`ThreadTrials`).
-Every side is a process of its own; they take turns, and the medians of some rounds count.
+Every side is a process of its own; they take turns, and the medians of some rounds count. In the
+rows `met midway` the processes come when the run has trained for some seconds; what counts is from
+there on, the time in which it does not know of them yet too.
 
     python benchmarks/device/busy.py > benchmarks/device/busy.txt
     python benchmarks/device/busy.py --tiny      # all parts in a minute; the figures mean nothing
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -29,10 +32,12 @@ VOCABULARY = 1024
 SHAPE = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 SHAPE |= {"intermediate_size": 352, "num_hidden_layers": 4, "max_position_embeddings": 256}
 BATCH, LENGTH = 8, 256  # of a training step
+ALONE = 2.0  # seconds until processes come midway
 NEW = 200  # tokens of a text
 JOBS = {
     "decoding, 1 text": ("decode", 1),
     "training, 8 x 256 tokens": ("train", BATCH),
+    "training, met midway": ("train_midway", BATCH),
     "serving, 1 text": ("serve", 1),
     "serving, 16 texts": ("serve", 16),
 }
@@ -57,11 +62,14 @@ class Worker:
             "bpe", load_corpus("python-docs").sample_train(1), VOCABULARY
         )
         self.model = build_model("llama3", make_config("llama3", self.tokenizer, SHAPE)).eval()
-        self.threads = 1
+        self.threads, self.load = 1, 0
         self.all_threads = torch.get_num_threads()
 
-    def measure(self, seconds):
-        """Tokens a second over so many seconds at least, and the threads."""
+    def measure(self, seconds, load):
+        """Tokens a second over so many seconds at least, and the threads.
+
+        Where processes come midway, `load` is how many.
+        """
         import torch
 
         from rung.device import avoid_busy_cores, restore_thread_count
@@ -70,6 +78,7 @@ class Worker:
             restore_thread_count(self.all_threads)
             avoid_busy_cores()
         self.threads = torch.get_num_threads()
+        self.load = load
         return getattr(self, self.kind)(seconds)
 
     @property
@@ -98,7 +107,36 @@ class Worker:
             self.threads = max(sizes, key=lambda size: size.usual.seconds).threads
 
     def train(self, seconds):
-        """`rung.training.train.train`; the first steps are not counted."""
+        """The first steps are not counted."""
+        times = []
+        self.take_steps(lambda: times.append(time.perf_counter()), steps=4 + round(4 * seconds))
+        steps = [late - early for early, late in itertools.pairwise(times)]
+        # All of them, and not the median one: what a step waits for counts.
+        return BATCH * LENGTH * len(steps) / sum(steps)
+
+    def train_midway(self, seconds):
+        """A run of minutes, and the load that comes after some seconds."""
+        import torch
+
+        times = []
+        with contextlib.ExitStack() as stack:
+
+            def note_step():
+                times.append(time.perf_counter())
+                if len(times) > 1 and times[-1] - times[0] > ALONE and not arrived:
+                    arrived.append(len(times) - 1)
+                    stack.enter_context(keep_busy(self.load))
+
+            arrived = []
+            # Twice as long as the others, for it looks around every second; and what the clock
+            # holds back for the last evaluation.
+            self.take_steps(note_step, minutes=(ALONE + 2 * seconds + 1) / 60)
+        self.threads = torch.get_num_threads()
+        first = arrived[0]
+        return BATCH * LENGTH * (len(times) - 1 - first) / (times[-1] - times[first])
+
+    def take_steps(self, note_step, **duration):
+        """`rung.training.train.train`, which calls `note_step` after each step."""
         import numpy
 
         from rung.data.packing import PackedTokens
@@ -109,20 +147,16 @@ class Worker:
         generator = numpy.random.default_rng(0)
         tokens = generator.integers(3, VOCABULARY, 400_000, dtype=numpy.uint16)
         packed = PackedTokens(tokens=tokens, starts=numpy.zeros(1))
-        times = []
         callbacks = TrainingCallbacks(
             evaluate=lambda model: 0.0,
             sample=lambda model: "",
-            on_progress=lambda _: times.append(time.perf_counter()),
+            on_progress=lambda _: note_step(),
         )
         arguments = {"per_device_train_batch_size": BATCH, "logging_steps": 1}
         arguments |= {"eval_strategy": "no", "save_strategy": "no"}
-        settings = TrainSettings(steps=4 + round(4 * seconds), arguments=arguments)
+        settings = TrainSettings(arguments=arguments, **duration)
         with tempfile.TemporaryDirectory() as folder:
             train(self.model.train(), self.tokenizer, packed, Path(folder), settings, callbacks)
-        steps = [late - early for early, late in itertools.pairwise(times)]
-        # All of them, and not the median one: what a step waits for counts.
-        return BATCH * LENGTH * len(steps) / sum(steps)
 
     def serve(self, seconds):
         """The engine with its queue, each text streamed to a reader."""
@@ -183,8 +217,21 @@ def repeat(compute, seconds):
     return tokens / took
 
 
+@contextlib.contextmanager
+def keep_busy(count):
+    """Run so many processes that each keep a core busy."""
+    spin = [sys.executable, "-c", "while True: pass"]
+    processes = [subprocess.Popen(spin) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 def run_child(job):
-    """For each line of input, which is seconds of the job, tell tokens a second and threads."""
+    """For each line of input, seconds and a load, tell tokens a second and threads of the job."""
     import transformers
 
     from rung.device import configure_threads
@@ -194,8 +241,8 @@ def run_child(job):
     answers, sys.stdout = sys.stdout, sys.stderr  # the Trainer's callbacks print
     child = Worker(job)
     print("ready", file=answers, flush=True)
-    for seconds in map(float, sys.stdin):
-        rate = child.measure(seconds)
+    for seconds, load in map(json.loads, sys.stdin):
+        rate = child.measure(seconds, load)
         print(json.dumps([rate, child.threads]), file=answers, flush=True)
 
 
@@ -209,8 +256,8 @@ def start(job, *, is_held):
     return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, **pipes)
 
 
-def ask(child, seconds):
-    child.stdin.write(f"{seconds}\n")
+def ask(child, seconds, load):
+    child.stdin.write(f"{json.dumps([seconds, load])}\n")
     child.stdin.flush()
     answer = child.stdout.readline()
     if not answer:
@@ -235,18 +282,13 @@ def measure_job(job, loads, rounds, seconds):
         for child in children.values():
             if child.stdout.readline().strip() != "ready":
                 sys.exit(f"a child has ended with {child.wait()}")
-            ask(child, seconds / 2)
+            ask(child, seconds / 2, 0)
+        is_midway = JOBS[job][0] == "train_midway"  # the child starts them itself
         for _ in range(rounds):
             for load in loads:
-                spin = [sys.executable, "-c", "while True: pass"]
-                beside = [subprocess.Popen(spin) for _ in range(load)]
-                try:
+                with keep_busy(0 if is_midway else load):
                     for held, child in children.items():
-                        found[load, held].append(ask(child, seconds))
-                finally:
-                    for process in beside:
-                        process.kill()
-                        process.wait()
+                        found[load, held].append(ask(child, seconds, load))
     finally:
         for child in children.values():
             child.kill()
