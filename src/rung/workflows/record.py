@@ -45,8 +45,11 @@ PASSAGE_DOCUMENTS = 100
 SAMPLE_TOKENS = 100
 # The most of a run's minutes that a sample may take.
 SAMPLE_SHARE = 0.02
-# The key, beside the marks that are kept, of the seconds that the mark left out would take.
-SECONDS = "seconds"
+# The keys, beside the marks that are kept, of the seconds that the mark left out would take, and of
+# when that was estimated, in seconds since 1970.
+SECONDS, ESTIMATED_AT = "seconds", "estimated_at"
+# So many seconds later the machine may be less busy: what was too long is tried again.
+ESTIMATE_LASTS = 600.0
 # The seconds that lzma's second mark may take, however short the run is.
 LEAST_MARK_SECONDS = 10.0
 
@@ -176,14 +179,15 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
 
     The mark of lzma after the train text can take minutes. It is left out where it would take
     longer than `seconds` and than `LEAST_MARK_SECONDS`; then `marks_left_out` says so, and the
-    seconds that it would take are kept.
+    seconds that it would take are kept for a while.
     """
     seconds = max(LEAST_MARK_SECONDS, seconds)
     on_progress(Progress(stage="comparing"))
     folder = cache_folder() / "marks" / corpus.fingerprint
     found: dict[str, float] = read_cached_value(folder) or compressor_marks(corpus.test["text"])
-    takes = found.pop(SECONDS, 0.0)
-    if LZMA_AFTER_TRAIN not in found and takes <= seconds:
+    takes, age = found.pop(SECONDS, 0.0), time.time() - found.pop(ESTIMATED_AT, 0.0)
+    is_recent = 0 <= age <= ESTIMATE_LASTS
+    if LZMA_AFTER_TRAIN not in found and not (is_recent and takes > seconds):
         mark, takes = lzma_after_train(
             corpus.test["text"],
             corpus.train["text"],
@@ -191,7 +195,8 @@ def find_marks(corpus: Corpus, on_progress: OnProgress, seconds: float) -> dict[
             lambda progress: on_progress(replace(progress, note=LZMA_AFTER_TRAIN)),
         )
         found |= {} if mark is None else {LZMA_AFTER_TRAIN: mark}
-        write_cached_value(folder, found if mark is not None else found | {SECONDS: takes})
+        estimate = {SECONDS: takes, ESTIMATED_AT: time.time()} if mark is None else {}
+        write_cached_value(folder, found | estimate)
     if (mark := source_mark(corpus.test["text"])) is not None:
         found |= {SOURCE_MARK: mark}
     if LZMA_AFTER_TRAIN in found:
