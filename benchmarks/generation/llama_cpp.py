@@ -1,6 +1,6 @@
 """Time the step in C beside llama.cpp: decoding and reading prompts, in three widths of weights.
 
-The sides take turns, each in a process of its own and after a rest, and the best of some rounds
+The sides take turns, each in a process of its own and after a rest, and the best of all turns
 counts, by the wall clock and by the side's processor time (the one to look at on a machine that
 does other things). rung may use `--threads`, and llama.cpp is tried with one thread and with as
 many: with one it decodes a small model faster where a waiting thread is slow to wake. rung's
@@ -50,8 +50,8 @@ from rung.models.gpt2 import GPT2LMHeadModel
 from rung.models.llama3 import LlamaForCausalLM
 
 ROUNDS = 3
-SECONDS = 2.0  # of more rounds, where they are short
-NEW = 64  # tokens that are decoded in a turn, so many that a side settles in it
+NEW = 64  # tokens that are decoded at a time
+TURN = 0.4  # seconds of a turn at least, so long that a side settles in it
 REST = 0.05  # seconds before a turn, in which threads of another side stop to wait for work
 LENGTHS = (16, 512, 2048)  # of prompts; batches have no more than 512
 WINDOW = 2304
@@ -184,12 +184,15 @@ class Peer:
 
 def measure(sides, do, tokens, rounds=ROUNDS):
     """Tokens a second of each side, by the wall clock and by processor time, in turns."""
-    best, began = [(float("inf"),) * 2 for _ in sides], time.perf_counter()
-    while rounds > 0 or time.perf_counter() - began < SECONDS:
-        rounds -= 1
+    best = [(float("inf"),) * 2 for _ in sides]
+    for _ in range(rounds):
         for place, side in enumerate(sides):
             time.sleep(REST)
-            best[place] = tuple(map(min, best[place], do(side)))
+            end = time.perf_counter() + TURN
+            while True:
+                best[place] = tuple(map(min, best[place], do(side)))
+                if time.perf_counter() > end:
+                    break
     return [[tokens / seconds for seconds in its] for its in best]
 
 
