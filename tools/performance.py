@@ -62,12 +62,16 @@ def read_seeds(text: str) -> str | None:
 
 
 def read_busy(text: str) -> str | None:
-    """The lowest share and the lowest gain beside busy processes."""
-    rows = re.findall(r" ([1-9]) +\d+ +[\d,]+ +\d+% +(\d+)% +([\d.]+)x$", text, re.MULTILINE)
-    if not rows:
+    """The lowest share and the lowest gain beside busy processes, and beside those that came."""
+    pattern = r"^(.*?) +[1-9] +\d+ +[\d,]+ +\d+% +(\d+)% +([\d.]+)x$"
+    rows = re.findall(pattern, text, re.MULTILINE)
+    came = [int(share) for job, share, _ in rows if job.endswith("midway")]
+    there = [(int(share), float(gain)) for job, share, gain in rows if not job.endswith("midway")]
+    if not there:
         return None
-    share, gain = min(int(share) for _, share, _ in rows), min(float(gain) for *_, gain in rows)
-    return f"{share}% of the fair share at least, {gain:.2f}x one thread at least"
+    shares, gains = zip(*there, strict=True)
+    found = f"{min(shares)}% of the fair share at least, {min(gains):.2f}x one thread at least"
+    return f"{found}; {min(came)}% after they came midway" if came else found
 
 
 def read_llama_cpp(text: str, rows: str) -> str:

@@ -66,6 +66,11 @@ def test_the_table_reads_what_the_busy_benchmark_prints(performance, load_benchm
     assert performance.read_busy(printed) == (
         "90% of the fair share at least, 1.20x one thread at least"
     )
+    assert busy.show(busy.MIDWAY, found | {(2, False): [[340, 1]]}, 2)
+    printed += capsys.readouterr().out
+    assert performance.read_busy(printed) == (
+        "90% of the fair share at least, 1.20x one thread at least; 85% after they came midway"
+    )
     found[2, False] = [[300, 1]]
     assert not busy.show("decoding, 1 text", found, 2)
 
