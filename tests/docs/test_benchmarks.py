@@ -17,7 +17,6 @@ NAMES = [str(path.relative_to(ROOT)) for path in SCRIPTS]
 MACHINE = re.compile(r"\d+ cores? of \w+|\d+ x NVIDIA \w+")
 NOT_RECORDED = {
     "benchmarks/device/gpu.py": "It needs an H100 or H200, and none was at hand yet.",
-    "benchmarks/recipe/teacher.py": "It needs a machine that does nothing else.",
 }
 NO_MACHINE = {
     "benchmarks/evaluation/chapter.txt": "The two formulas give the same figures on every machine.",
