@@ -288,8 +288,9 @@ class BatchedKVCache:
         wider = _Span(self.end, room, span.length)
         for layer in range(len(self.rows)):
             for part, before in zip(self._view(layer, wider), self._view(layer, span), strict=True):
-                part.zero_()  # what is behind its end counts nothing, but must be numbers
                 part[:, : span.length].copy_(before[:, : span.length])
+                # What is behind its end counts nothing, but must be numbers.
+                part[:, span.length :].zero_()
         if self.native and room > self.native.max_length:
             self.native.use_memory(self.rows, room)
         self.spans[slot], self.end = wider, self.end + room
@@ -308,9 +309,12 @@ class BatchedKVCache:
             parts = []
             for part in pair:
                 moved = part.new_empty(room * groups, part.shape[1])
-                for slot, span in spans.items():
-                    start, size = self.spans[slot].start * groups, span.room * groups
-                    moved[span.start * groups :][:size] = part[start : start + size]
+                texts = [
+                    part[span.start * groups : (span.start + span.room) * groups]
+                    for span in self.spans.values()
+                ]
+                if texts:
+                    torch.cat(texts, out=moved[: end * groups])
                 parts.append(moved)
             rows.append((parts[0], parts[1]))
         if self.native:
