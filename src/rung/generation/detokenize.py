@@ -114,9 +114,7 @@ class Detokenizer:
         """Whether the last token is a byte that keeps its run from decoding to characters."""
         is_new = len(self._tokens) - len(tokens) < MAX_PARTIAL_BYTES and len(tokens) > self._known
         return (
-            is_new
-            and text.endswith(REPLACEMENT_CHARACTER)
-            and _is_byte(self.backend, tokens[-1])
+            is_new and text.endswith(REPLACEMENT_CHARACTER) and _is_byte(self.backend, tokens[-1])
         )
 
     def _cut_context(self, context: Sequence[int]) -> list[int]:
