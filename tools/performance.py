@@ -115,6 +115,7 @@ def read_muon(text: str) -> str | None:
 
 
 SHAKESPEARE = find_all(r"^rung +\d+ +([\d.]+) +[\d.]+ +([\d.]+)$", "{1}x ({0} s)")
+PRODUCTS = find_all(r"^(\w+) of ([\d.]+ M), .* float32(?: +[\d.]+){3} +(\d+%)$", "{0} {1} {2}")
 ROWS = (
     Row(
         topic="Time to a model",
@@ -244,6 +245,13 @@ ROWS = (
     ),
     Row(
         topic="float32",
+        what="The same, held to AVX2",
+        output="benchmarks/training/train-shakespeare-avx2.txt",
+        script="benchmarks/training/train.py",
+        read=SHAKESPEARE,
+    ),
+    Row(
+        topic="float32",
         what="Training a Llama of 7 M and a GPT-2 of 67 M, beside the Hugging Face Trainer",
         output="benchmarks/training/train-float32.txt",
         script="benchmarks/training/train.py",
@@ -253,7 +261,14 @@ ROWS = (
         topic="float32",
         what="The machine's products that a small model's training step reaches",
         output="benchmarks/training/products.txt",
-        read=find_all(r"^(\w+) of ([\d.]+ M), .* float32(?: +[\d.]+){3} +(\d+%)$", "{0} {1} {2}"),
+        read=PRODUCTS,
+    ),
+    Row(
+        topic="float32",
+        what="The same, held to AVX2",
+        output="benchmarks/training/products-avx2.txt",
+        script="benchmarks/training/products.py",
+        read=PRODUCTS,
     ),
     Row(
         topic="A GPU",

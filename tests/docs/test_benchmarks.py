@@ -69,8 +69,8 @@ def test_every_script_has_its_output_beside_it():
 def test_every_output_is_a_scripts():
     for name in read_outputs():
         stem = name.removesuffix(".txt")
-        # train-float32.txt is what train.py says on another machine, and llama_cpp-avx2.txt what
-        # llama_cpp.py says held to AVX2.
+        # train-float32.txt is what train.py says on another machine, and those of -avx2 what their
+        # scripts say held to AVX2.
         assert {stem + ".py", stem.split("-")[0] + ".py"} & set(NAMES), name
 
 
