@@ -21,8 +21,8 @@ NOT_RECORDED = "not recorded yet"
 class Row:
     """A measurement: its topic, what its figure is, its output, and how the figure is read.
 
-    `script` is what printed the output where its name is another. A row whose script is not there
-    is left out.
+    `script` is what printed the output where its name is another, and `held` what stands before its
+    command. A row whose script is not there is left out.
     """
 
     topic: str
@@ -30,6 +30,7 @@ class Row:
     output: str
     read: Callable[[str], str | None]
     script: str = ""
+    held: str = ""
 
 
 def find_all(pattern: str, shown: str, join: str = "; ") -> Callable[[str], str | None]:
@@ -114,6 +115,7 @@ def read_muon(text: str) -> str | None:
     )
 
 
+AVX2 = "ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 "
 SHAKESPEARE = find_all(r"^rung +\d+ +([\d.]+) +[\d.]+ +([\d.]+)$", "{1}x ({0} s)")
 PRODUCTS = find_all(r"^(\w+) of ([\d.]+ M), .* float32(?: +[\d.]+){3} +(\d+%)$", "{0} {1} {2}")
 ROWS = (
@@ -248,6 +250,7 @@ ROWS = (
         what="The same, held to AVX2",
         output="benchmarks/training/train-shakespeare-avx2.txt",
         script="benchmarks/training/train.py",
+        held=AVX2,
         read=SHAKESPEARE,
     ),
     Row(
@@ -268,6 +271,7 @@ ROWS = (
         what="The same, held to AVX2",
         output="benchmarks/training/products-avx2.txt",
         script="benchmarks/training/products.py",
+        held=AVX2,
         read=PRODUCTS,
     ),
     Row(
@@ -295,7 +299,7 @@ def draw_row(row: Row) -> str | None:
         return None
     text = output.read_text(encoding="utf-8") if output.exists() else ""
     if script.exists():
-        command = read_command(script)
+        command = row.held + read_command(script)
     else:
         command = text.splitlines()[0].partition("#")[0].removeprefix("$ ").strip()
     machine = MACHINE.search(text)

@@ -5,9 +5,8 @@ those that it follows, for a tokenizer may write it differently where it stands 
 """
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -49,7 +48,7 @@ class Detokenizer:
         """Append a token and return the text that has become certain."""
         self.ids.append(token)
         self._tokens.append(token)
-        if not _is_open(self.backend, token):
+        if not self._is_open(token):
             text = self._decode(self._tokens)
             if len(text) > len(self._before) and not text.endswith(REPLACEMENT_CHARACTER):
                 self._keep(text)
@@ -106,43 +105,30 @@ class Detokenizer:
         return text
 
     def _decode(self, tokens: Sequence[int]) -> str:
-        if len(tokens) == 1:
-            return _decode_alone(self.backend, tokens[0])
         return self.backend.decode(tokens, skip_special_tokens=True)
+
+    def _is_byte(self, token: int) -> bool:
+        return BYTE_TOKEN.fullmatch(self.backend.id_to_token(token) or "") is not None
+
+    def _is_open(self, token: int) -> bool:
+        """Whether later tokens decide what this one is.
+
+        A run of bytes is decoded as a whole, also across special tokens, which decode to nothing.
+        """
+        return self._is_byte(token) or not self._decode([token])
 
     def _ends_in_part(self, tokens: Sequence[int], text: str) -> bool:
         """Whether the last token is a byte that keeps its run from decoding to characters."""
         is_new = len(self._tokens) - len(tokens) < MAX_PARTIAL_BYTES and len(tokens) > self._known
-        return (
-            is_new and text.endswith(REPLACEMENT_CHARACTER) and _is_byte(self.backend, tokens[-1])
-        )
+        return is_new and text.endswith(REPLACEMENT_CHARACTER) and self._is_byte(tokens[-1])
 
     def _cut_context(self, context: Sequence[int]) -> list[int]:
         """Cut the context to its end: whole runs of bytes, and some text where there is any."""
         start = max(0, len(context) - CONTEXT_TOKENS)
-        while start and _is_byte(self.backend, context[start]):
+        while start and self._is_byte(context[start]):
             start -= 1
         tokens = list(context[start:])
         return tokens if self._decode(tokens) else list(context)
-
-
-# A server asks for the same tokens again and again, each of many texts.
-@lru_cache(maxsize=1 << 16)
-def _decode_alone(backend: Tokenizer, token: int) -> str:
-    return str(backend.decode([token], skip_special_tokens=True))
-
-
-@lru_cache(maxsize=1 << 16)
-def _is_byte(backend: Tokenizer, token: int) -> bool:
-    return BYTE_TOKEN.fullmatch(backend.id_to_token(token) or "") is not None
-
-
-def _is_open(backend: Tokenizer, token: int) -> bool:
-    """Whether later tokens decide what this one is.
-
-    A run of bytes is decoded as a whole, also across special tokens, which decode to nothing.
-    """
-    return _is_byte(backend, token) or not _decode_alone(backend, token)
 
 
 def token_to_bytes(tokenizer: PreTrainedTokenizerBase, token: int) -> bytes | None:
