@@ -32,6 +32,7 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import shlex
 import sys
 import tempfile
 import time
@@ -88,7 +89,6 @@ def list_ways(recipe, seeds):
         return [dataclasses.replace(recipe, seed=seed, **fields) for seed in range(seeds)]
 
     alone = [[trial] for trial in change(seeds)]
-    all_teachers = tuple(change(seeds))
     values = f"weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}"
     ways = {f"the recipe: {values}": alone}
     for name, field, values in (
@@ -102,18 +102,25 @@ def list_ways(recipe, seeds):
         ("documents", "documents in another order each epoch"),
     ):
         ways[name] = [[trial] for trial in change(seeds, rows=rows)]
-    ways["half the tokens"] = [[trial] for trial in change(2, length=0.5)]
-    ways["constant learning rate"] = [[trial] for trial in change(1, schedule="constant")]
-    ways["2 models of half the tokens"] = [change(2, length=0.5)]
-    ways["4 models of a quarter of the tokens"] = [change(4, length=0.25)]
-    ways["2 models of all tokens"] = [list(all_teachers[:2])]
-    ways["3 models of all tokens"] = [list(all_teachers[:3])]
-    ways["1 model of twice the tokens"] = [[trial] for trial in change(1, length=2.0)]
-    student = dataclasses.replace(recipe, seed=7, teachers=all_teachers[:2])
-    ways["distilled: from 2 models of all tokens"] = [[student]]
-    half, other = change(2, length=0.5)
+    # A pair of models for each seed: that seed's and the next one's.
+    pairs = [*itertools.pairwise(change(seeds + 1))]
+    halves = [*itertools.pairwise(change(seeds + 1, length=0.5))]
+    quarters = change(4 * seeds, length=0.25)
+    ways["half the tokens"] = [[first] for first, _ in halves]
+    ways["constant learning rate"] = [[trial] for trial in change(seeds, schedule="constant")]
+    ways["2 models of half the tokens"] = [list(pair) for pair in halves]
+    ways["4 models of a quarter of the tokens"] = [
+        quarters[n : n + 4] for n in range(0, 4 * seeds, 4)
+    ]
+    ways["2 models of all tokens"] = [list(pair) for pair in pairs]
+    ways["3 models of all tokens"] = [change(3)]
+    ways["1 model of twice the tokens"] = [[trial] for trial in change(seeds, length=2.0)]
+    ways["distilled: from 2 models of all tokens"] = [
+        [dataclasses.replace(recipe, seed=20 + seed, teachers=pair)]
+        for seed, pair in enumerate(pairs)
+    ]
     ways["distilled: half the tokens, from one of half"] = [
-        [dataclasses.replace(half, teachers=(other,))]
+        [dataclasses.replace(first, teachers=(second,))] for first, second in halves
     ]
     return ways | list_ensembles(recipe, seeds)
 
@@ -505,6 +512,7 @@ def main():
         options.width, options.seeds, options.held_out = 32, 1, 8000
         options.texts = options.texts[:1]
     torch.set_num_threads(1)
+    print(f"$ python benchmarks/recipe/small_data.py {shlex.join(sys.argv[1:])}")
     print(f"{describe_device(choose_device())}, one used")
     with contextlib.ExitStack() as stack:
         keep = options.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))

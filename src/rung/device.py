@@ -91,6 +91,20 @@ def _bfloat16_gain() -> float:
 
 
 @cache
+def is_onednn_faster() -> bool:
+    """Return whether oneDNN multiplies float32 matrices faster than MKL, which torch takes.
+
+    MKL uses AVX-512 on Intel's processors alone, and oneDNN on AMD's too: twice as many products a
+    second (benchmarks/device/precision.txt).
+    """
+    import torch
+
+    backends = torch.backends
+    is_wide = backends.cpu.get_cpu_capability() == "AVX512" and "AMD" in _processor_name()
+    return is_wide and backends.mkl.is_available() and backends.mkldnn.is_available()
+
+
+@cache
 def has_bfloat16_lstm() -> bool:
     """Return whether this CPU can run an LSTM under autocast to bfloat16; warn once if not.
 

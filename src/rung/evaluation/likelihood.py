@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from rung.evaluation.documents import NO_BOS
+from rung.evaluation.products import fast_products
 from rung.models.base import CausalModel, CountingModel, check_finite
 
 LOGITS_AT_ONCE = 2**24  # positions times vocabulary: 64 MiB in float32
@@ -71,7 +72,8 @@ def forward_documents(
     documents, values = _charge_first_tokens(model, documents, values)
     fill = _fill_carrying_state if model.context_length is None else _fill_by_windows
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
-    fill(model, [documents[d] for d in order], [values[d] for d in order], forward)
+    with fast_products(model.device):
+        fill(model, [documents[d] for d in order], [values[d] for d in order], forward)
     if not hasattr(model, "fit"):  # it learned by gradients
         for value in values:
             check_finite(value)

@@ -41,7 +41,7 @@ MEASURED_SHARE = 0.03
 EVEN_STEPS, EVEN = 4, 0.03
 # The first evaluation is slower by what is loaded for it. Where it took more than this share of the
 # minutes, and no more than what steps are measured for, a second one says how long others take.
-SHORT_EVALUATION = 0.01
+SHORT_EVALUATION = 0.02
 # The schedule of the measured training has so many steps, of which few are taken.
 MEASURED_STEPS = 10_000
 
