@@ -17,6 +17,7 @@ pytest.importorskip("prometheus_client", reason=reason)
 from rung.evaluation.likelihood import compute_nll  # noqa: E402
 from rung.generation import batching  # noqa: E402
 from rung.generation.sampling import Sampling  # noqa: E402
+from rung.serve import engine as engine_room  # noqa: E402
 from rung.serve import logprobs  # noqa: E402
 from rung.serve.api_errors import ApiError  # noqa: E402
 from rung.serve.engine import MIN_SCORING_CHUNK, Engine  # noqa: E402
@@ -156,6 +157,23 @@ def test_a_worker_that_fails_begins_again(where, make_engine, monkeypatch):
         assert refused.value.status_code == 503
 
     asyncio.run(run())
+
+
+def test_readers_hear_of_a_beginning_and_an_end_before_the_next_turn(make_engine, monkeypatch):
+    """A turn that begins at once would keep the event loop's thread from a core."""
+    monkeypatch.setattr(engine_room, "TURN_SECONDS", 60.0)
+    engine = make_engine()
+
+    def announce_later():
+        threading.Timer(0.01, engine.notify_readers).start()
+
+    engine.announce = announce_later
+    (text,) = submit(engine, request(tokens=2, streams=True))
+    for _ in range(2):
+        take_turns(engine)
+        assert text.news.is_set()
+        text.news.clear()
+    assert text.take().is_last
 
 
 def test_a_turn_that_does_not_end_is_no_work(make_engine):

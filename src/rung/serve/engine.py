@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds of news that readers are told at once: each time costs a core that the model needs.
 NOTIFY_SECONDS = 0.016
+# The longest that a step waits for readers to be told of a text's first or last piece.
+TURN_SECONDS = 0.002
 # PyTorch multiplies fewer rows than these in about the same time.
 MIN_SCORING_CHUNK = 32
 
@@ -63,6 +65,7 @@ class Engine:
         self.last_notified = 0.0
         self.is_urgent = False  # a text has begun or ended
         self.announce: Callable[[], object] = self.notify_readers
+        self.told = threading.Event()  # whether readers know of all news
         self.attach(threading.Condition(), lambda: True)
         self.generated = metrics.tokens.labels(served.name, "written")
         self.read = metrics.tokens.labels(served.name, "read")
@@ -168,6 +171,7 @@ class Engine:
         texts, self.with_news = self.with_news, []
         for text in texts:
             text.news.set()
+        self.told.set()
 
     def step(self) -> bool:
         """Give every running text a token, or read its prompt further.
@@ -252,8 +256,12 @@ class Engine:
     def _notify(self, now: bool) -> None:
         """Have readers told of their news, `now` or when it is time again."""
         if self.with_news and (now or time.monotonic() - self.last_notified > NOTIFY_SECONDS):
-            self.last_notified, self.is_urgent = time.monotonic(), False
+            is_urgent, self.last_notified, self.is_urgent = self.is_urgent, time.monotonic(), False
+            self.told.clear()
             self.announce()
+            if is_urgent:
+                # The readers' thread has its turn before the next step takes all cores.
+                self.told.wait(TURN_SECONDS)
 
     def _schedule(self) -> None:
         """End texts that are unwanted or too old, and start those that wait while there is room."""
