@@ -95,7 +95,7 @@ def is_onednn_faster() -> bool:
     """Return whether oneDNN multiplies float32 matrices faster than MKL, which torch takes.
 
     MKL uses AVX-512 on Intel's processors alone, and oneDNN on AMD's too: twice as many products a
-    second (benchmarks/device/precision.txt).
+    second (benchmarks/device/precision-amd.txt).
     """
     import torch
 
