@@ -9,6 +9,8 @@
 
 /* One thread is faster for up to this many numbers. */
 #define FEW 16384
+/* A thread multiplies so many numbers of a row at a time. */
+#define PART 4096
 
 typedef uint16_t bfloat16;
 
@@ -63,47 +65,42 @@ static inline float exponential(float x) {
     return p * power;
 }
 
+/* In the functions below that are inlined, `half` is a constant: each is called with 0 and with 1
+ * from within a parallel region, which would hand it on as a variable. A loop that asks for it has
+ * no vectors on processors without masks. */
+
+static inline void norm(int64_t width, const float *restrict x, const float *restrict weight,
+                        float eps, void *restrict out, float *restrict inverse, int half) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < width; j++) sum += x[j] * x[j];
+    const float by = *inverse = 1 / sqrtf(sum / width + eps);
+    for (int64_t j = 0; j < width; j++) put(out, j, x[j] * by * weight[j], half);
+}
+
 /* Write x / rms(x) * weight to `out`, and 1 / rms(x) of each row to `inverse`. */
-static inline void norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
-                        void *out, float *inverse, int half) {
+void rms_norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
+              void *out, float *inverse, int half) {
 #pragma omp parallel for schedule(static) if (rows * width > FEW)
     for (int64_t i = 0; i < rows; i++) {
         const float *from = x + i * width;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < width; j++) sum += from[j] * from[j];
-        const float by = inverse[i] = 1 / sqrtf(sum / width + eps);
-        for (int64_t j = 0; j < width; j++) put(out, i * width + j, from[j] * by * weight[j], half);
+        void *to = (void *)row(out, i * width, half);
+        if (half) norm(width, from, weight, eps, to, inverse + i, 1);
+        else norm(width, from, weight, eps, to, inverse + i, 0);
     }
 }
 
-void rms_norm(int64_t rows, int64_t width, const float *x, const float *weight, float eps,
-              void *out, float *inverse, int half) {
-    if (half) norm(rows, width, x, weight, eps, out, inverse, 1);
-    else norm(rows, width, x, weight, eps, out, inverse, 0);
-}
-
-static inline void norm_back(int64_t rows, int64_t width, const float *restrict x,
-                             const float *restrict weight, const float *restrict inverse,
-                             const void *restrict grad, float *restrict to_x,
-                             float *restrict to_weight, int64_t parts, int half) {
-#pragma omp parallel for schedule(static) if (rows * width > FEW)
-    for (int64_t part = 0; part < parts; part++) {
-        float *sums = to_weight + part * width;
-        memset(sums, 0, width * sizeof(float));
-        for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; i++) {
-            const float *from = x + i * width, by = inverse[i];
-            const void *g = row(grad, i * width, half);
-            float dot = 0;
+static inline void norm_back(int64_t width, const float *restrict x, const float *restrict weight,
+                             float inverse, const void *restrict grad, float *restrict to_x,
+                             float *restrict to_weight, int half) {
+    float dot = 0;
 #pragma omp simd reduction(+ : dot)
-            for (int64_t j = 0; j < width; j++) dot += get(g, j, half) * weight[j] * from[j];
-            dot *= by * by / width;
-            for (int64_t j = 0; j < width; j++) {
-                const float d = get(g, j, half);
-                sums[j] += d * from[j] * by;
-                to_x[i * width + j] = by * (d * weight[j] - from[j] * dot);
-            }
-        }
+    for (int64_t j = 0; j < width; j++) dot += get(grad, j, half) * weight[j] * x[j];
+    dot *= inverse * inverse / width;
+    for (int64_t j = 0; j < width; j++) {
+        const float d = get(grad, j, half);
+        to_weight[j] += d * x[j] * inverse;
+        to_x[j] = inverse * (d * weight[j] - x[j] * dot);
     }
 }
 
@@ -112,8 +109,18 @@ static inline void norm_back(int64_t rows, int64_t width, const float *restrict 
 void rms_norm_back(int64_t rows, int64_t width, const float *x, const float *weight,
                    const float *inverse, const void *grad, float *to_x, float *to_weight,
                    int64_t parts, int half) {
-    if (half) norm_back(rows, width, x, weight, inverse, grad, to_x, to_weight, parts, 1);
-    else norm_back(rows, width, x, weight, inverse, grad, to_x, to_weight, parts, 0);
+#pragma omp parallel for schedule(static) if (rows * width > FEW)
+    for (int64_t part = 0; part < parts; part++) {
+        float *sums = to_weight + part * width;
+        memset(sums, 0, width * sizeof(float));
+        for (int64_t i = rows * part / parts; i < rows * (part + 1) / parts; i++) {
+            const float *from = x + i * width;
+            const void *g = row(grad, i * width, half);
+            float *to = to_x + i * width;
+            if (half) norm_back(width, from, weight, inverse[i], g, to, sums, 1);
+            else norm_back(width, from, weight, inverse[i], g, to, sums, 0);
+        }
+    }
 }
 
 static inline float cost(int64_t width, void *logits, int64_t target, int half) {
@@ -569,7 +576,6 @@ void attend_half_back(int64_t batch, int64_t steps, int64_t shared, int64_t head
 
 static inline void silu_product(int64_t count, const void *restrict gate, const void *restrict up,
                                 void *restrict out, int half) {
-#pragma omp parallel for simd schedule(static) if (count > FEW)
     for (int64_t i = 0; i < count; i++) {
         const float g = get(gate, i, half), e = exponential(-fabsf(g));
         put(out, i, g * (g < 0 ? e : 1.0f) / (1.0f + e) * get(up, i, half), half);
@@ -578,14 +584,19 @@ static inline void silu_product(int64_t count, const void *restrict gate, const 
 
 /* Write silu(gate) * up. */
 void swiglu(int64_t count, const void *gate, const void *up, void *out, int half) {
-    if (half) silu_product(count, gate, up, out, 1);
-    else silu_product(count, gate, up, out, 0);
+#pragma omp parallel for schedule(static) if (count > FEW)
+    for (int64_t i = 0; i < count; i += PART) {
+        const int64_t size = count - i < PART ? count - i : PART;
+        const void *g = row(gate, i, half), *u = row(up, i, half);
+        void *to = (void *)row(out, i, half);
+        if (half) silu_product(size, g, u, to, 1);
+        else silu_product(size, g, u, to, 0);
+    }
 }
 
 static inline void silu_product_back(int64_t count, const void *restrict gate,
                                      const void *restrict up, const void *restrict grad,
                                      void *restrict to_gate, void *restrict to_up, int half) {
-#pragma omp parallel for simd schedule(static) if (count > FEW)
     for (int64_t i = 0; i < count; i++) {
         const float g = get(gate, i, half), d = get(grad, i, half);
         const float e = exponential(-fabsf(g)), by = 1.0f / (1.0f + e);
@@ -598,27 +609,27 @@ static inline void silu_product_back(int64_t count, const void *restrict gate,
 /* Write the gradients of gate and up. */
 void swiglu_back(int64_t count, const void *gate, const void *up, const void *grad, void *to_gate,
                  void *to_up, int half) {
-    if (half) silu_product_back(count, gate, up, grad, to_gate, to_up, 1);
-    else silu_product_back(count, gate, up, grad, to_gate, to_up, 0);
+#pragma omp parallel for schedule(static) if (count > FEW)
+    for (int64_t i = 0; i < count; i += PART) {
+        const int64_t size = count - i < PART ? count - i : PART;
+        const void *g = row(gate, i, half), *u = row(up, i, half), *d = row(grad, i, half);
+        void *to_g = (void *)row(to_gate, i, half), *to_u = (void *)row(to_up, i, half);
+        if (half) silu_product_back(size, g, u, d, to_g, to_u, 1);
+        else silu_product_back(size, g, u, d, to_g, to_u, 0);
+    }
 }
 
-static inline void turn(int64_t rows, int64_t heads, int64_t size, int64_t period,
-                        const void *restrict x, const float *restrict cos,
-                        const float *restrict sin, void *restrict out, int back, int half) {
-    const int64_t pairs = size / 2;
-#pragma omp parallel for schedule(static) if (rows * heads * size > FEW)
-    for (int64_t i = 0; i < rows; i++) {
-        const float *c = cos + i % period * size, *s = sin + i % period * size;
-        for (int64_t h = 0; h < heads; h++) {
-            const void *low = row(x, (i * heads + h) * size, half), *high = row(low, pairs, half);
-            void *to = (void *)row(out, (i * heads + h) * size, half);
-            for (int64_t j = 0; j < pairs; j++) {
-                const float s_low = back ? s[pairs + j] : s[j], s_high = back ? s[j] : s[pairs + j];
-                const float a = get(low, j, half), b = get(high, j, half);
-                put(to, j, a * c[j] + b * s_low, half);
-                put(to, pairs + j, b * c[pairs + j] + a * s_high, half);
-            }
-        }
+/* Turn the halves of a vector, each by angles of its own. */
+static inline void turn(int64_t pairs, const void *restrict x, const float *restrict cos,
+                        const float *restrict sin_low, const float *restrict sin_high,
+                        void *restrict out, int half) {
+    const void *low = x, *high = row(x, pairs, half);
+    void *to_low = out, *to_high = (void *)row(out, pairs, half);
+#pragma omp simd simdlen(16)
+    for (int64_t j = 0; j < pairs; j++) {
+        const float a = get(low, j, half), b = get(high, j, half);
+        put(to_low, j, a * cos[j] + b * sin_low[j], half);
+        put(to_high, j, b * cos[pairs + j] + a * sin_high[j], half);
     }
 }
 
@@ -626,6 +637,16 @@ static inline void turn(int64_t rows, int64_t heads, int64_t size, int64_t perio
  * sines is negative; turned back with `back`. Each of the rows has `heads` parts of `size`. */
 void rotate(int64_t rows, int64_t heads, int64_t size, int64_t period, const void *x,
             const float *cos, const float *sin, void *out, int back, int half) {
-    if (half) turn(rows, heads, size, period, x, cos, sin, out, back, 1);
-    else turn(rows, heads, size, period, x, cos, sin, out, back, 0);
+    const int64_t pairs = size / 2;
+#pragma omp parallel for schedule(static) if (rows * heads * size > FEW)
+    for (int64_t i = 0; i < rows; i++) {
+        const float *c = cos + i % period * size, *s = sin + i % period * size;
+        const float *s_low = back ? s + pairs : s, *s_high = back ? s : s + pairs;
+        for (int64_t h = 0; h < heads; h++) {
+            const void *from = row(x, (i * heads + h) * size, half);
+            void *to = (void *)row(out, (i * heads + h) * size, half);
+            if (half) turn(pairs, from, c, s_low, s_high, to, 1);
+            else turn(pairs, from, c, s_low, s_high, to, 0);
+        }
+    }
 }
