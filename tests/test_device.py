@@ -62,6 +62,21 @@ def test_what_else_the_machine_does_changes_no_gain(monkeypatch):
     assert device._bfloat16_gain.__wrapped__() == 3.0
 
 
+@pytest.mark.parametrize(("cost", "times"), [(1e-4, device.MEASURED_TIMES), (1.0, 2)])
+def test_slow_products_are_timed_twice(cost, times, monkeypatch):
+    """Where bfloat16 is emulated, ten products took a second."""
+    clock, multiplied = [0.0], []
+
+    def multiply(matrix, _):
+        clock[0] += cost
+        multiplied.append(matrix.dtype)
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    monkeypatch.setattr(time, "thread_time", lambda: clock[0])
+    assert device._bfloat16_gain.__wrapped__() == pytest.approx(1)
+    assert multiplied == [torch.float32, torch.bfloat16] * times
+
+
 @pytest.mark.parametrize(
     ("is_fast", "capability", "end"),
     [(True, "AVX512", ", bfloat16"), (False, "AVX2", ", AVX2"), (False, "AVX512", "")],
