@@ -9,7 +9,7 @@
 
 /* One thread is faster for up to this many numbers. */
 #define FEW 16384
-/* A thread multiplies so many numbers of a row at a time. */
+/* A thread takes so many numbers at a time. */
 #define PART 4096
 
 typedef uint16_t bfloat16;
