@@ -66,6 +66,9 @@ def test_other_products_stay(multiplied):
             assert F.linear(x[:0], weight).shape == (0, 11)
             assert F.linear(x.double(), weight.double()).dtype == torch.float64
             assert F.linear(x, weight=weight).shape == (4, 11)
+            assert F.linear(x, weight[0]).shape == (4,)
+            assert torch.addmm(torch.ones(4, 11), x, weight.T).shape == (4, 11)
+            assert torch.addmm(torch.ones(1), x, weight.T).shape == (4, 11)
             with torch.autocast("cpu", torch.bfloat16):
                 assert F.linear(x, weight).dtype == torch.bfloat16
     assert weight.grad is not None and not multiplied

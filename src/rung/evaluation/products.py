@@ -31,27 +31,29 @@ class _OneDNNProducts(TorchFunctionMode):
         arguments: Sequence[Any] = (),
         options: dict[str, Any] | None = None,
     ) -> Any:
-        if not options and function is F.linear and _are_plain(*arguments):
-            x, weight, *bias = arguments
-            return _multiply(x, weight, bias[0] if bias else None)
-        if not options and function is torch.addmm and _are_plain(*arguments):
+        if not options and function is F.linear:
+            x, weight, bias = (*arguments, None)[:3]
+            if _is_plain(x, weight, bias):
+                return _multiply(x, weight, bias)
+        elif not options and function is torch.addmm:
             bias, x, weight = arguments
-            return _multiply(x, weight.T, bias)
+            if _is_plain(x, weight.T, bias):
+                return _multiply(x, weight.T, bias)
         return function(*arguments, **(options or {}))
 
 
-def _are_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are float32 numbers in memory, whose product is float32 without a gradient."""
-    if torch.is_autocast_enabled("cpu") or torch.is_grad_enabled():
+def _is_plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether this is a layer's product of float32 numbers in memory, without a gradient."""
+    if torch.is_autocast_enabled("cpu") or torch.is_grad_enabled() or weight.ndim != 2:
+        return False
+    if bias is not None and bias.shape != weight.shape[:1]:
         return False
     return all(
-        tensor is None
-        or (
-            type(tensor) in (Tensor, torch.nn.Parameter)
-            and tensor.dtype == torch.float32
-            and tensor.numel() > 0
-        )
-        for tensor in tensors
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.numel() > 0
+        for tensor in (x, weight, bias)
+        if tensor is not None
     )
 
 
